@@ -1,0 +1,243 @@
+"""The two data files, ``mor.prompts/1`` and ``mor.prefs/1``: JSONL or Parquet in the columns of the TRL ecosystem.
+
+=========  ==========================================================================  ==========  =========
+column     what it holds                                                                prompts/1   prefs/1
+=========  ==========================================================================  ==========  =========
+prompt     messages (OpenAI or TRL chat shape) or a string, which is one user message   required    required
+images     list of files relative to the data file, data URIs, or Parquet image cells   optional    optional
+chosen     the better response: a string, or one assistant message                      -           required
+rejected   the worse response: likewise                                                 -           required
+id         name of the row, unique in the file; its line number otherwise               optional    optional
+domain     label for reports; never an input of the router                              optional    optional
+=========  ==========================================================================  ==========  =========
+
+A message's image parts (``{"type": "image"}``) take the row's images in order. With a string prompt, or when no message
+has an image part, the images are shown before the first user text. Any other column is an error: a misspelt one would
+otherwise be ignored in silence.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from mor_core import images as guarded
+from mor_core.errors import DataFileError, Invalid, MorError
+from mor_core.problems import describe
+from mor_core.wire import ImagePart, Message, TextPart
+
+_COLUMNS = {"prompt", "images", "id", "domain"}
+_PREFERENCE_COLUMNS = _COLUMNS | {"chosen", "rejected"}
+_SHOWN_PROBLEMS = 10
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row of ``mor.prompts/1``. ``messages`` name images by hash, ``images`` holds their encoded bytes."""
+
+    id: str
+    messages: tuple[Message, ...]
+    images: dict[str, bytes] = field(repr=False)
+    domain: str | None
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A row of ``mor.prefs/1``: for ``prompt``, ``chosen`` was preferred to ``rejected``."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """All rows of a ``mor.prompts/1`` file.
+
+    Raises:
+        DataFileError: the first bad line and what to do; the message tells of further bad lines too.
+    """
+    return _read(path, _COLUMNS, _prompt)
+
+
+def read_preferences(path: Path) -> list[Preference]:
+    """All rows of a ``mor.prefs/1`` file.
+
+    Raises:
+        DataFileError: the first bad line and what to do; the message tells of further bad lines too.
+    """
+    return _read(path, _PREFERENCE_COLUMNS, _preference)
+
+
+def _read(path: Path, columns: set[str], parse: Callable[[dict[str, Any], Path, int], Row]) -> list[Row]:
+    parsed: list[Row] = []
+    problems: list[tuple[int, str]] = []
+    ids: dict[str, int] = {}
+    for line, row in _rows(path):
+        try:
+            if isinstance(row, Invalid):
+                raise row
+            _check_columns(row, columns)
+            name = str(row.get("id") or line)
+            if name in ids:
+                raise Invalid(f"id {name!r} stands in line {ids[name]} too; give each row its own")
+            ids[name] = line
+            parsed.append(parse(row, path, line))
+        except MorError as error:
+            problems.append((line, str(error)))
+    if problems:
+        line, first = problems[0]
+        others = ", ".join(str(number) for number, _ in problems[1:_SHOWN_PROBLEMS])
+        more = f" ({len(problems) - 1} more bad lines: {others}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
+        raise DataFileError(path, line, first + (more if others else ""))
+    if not parsed:
+        raise DataFileError(path, 1, "the file has no rows; write one JSON object a line")
+    return parsed
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
+    """Line number and columns of each row; a line that is no JSON object comes as the error it is."""
+    if not path.is_file():
+        raise Invalid(f"{path}: no such file; give the path of a .jsonl or .parquet file")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for number, text in enumerate(lines, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                yield number, Invalid(f"not JSON ({error.msg}, column {error.colno}); write one JSON object a line")
+                continue
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                yield number, Invalid(f"a JSON {type(row).__name__}; write one JSON object a line")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise Invalid(f"{path}: reading Parquet needs pyarrow; install mor-core[parquet]") from error
+    number = 0
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, {name: value for name, value in row.items() if value is not None}
+
+
+def _check_columns(row: dict[str, Any], columns: set[str]) -> None:
+    unknown = sorted(set(row) - columns)
+    if unknown:
+        raise Invalid(f"unknown column {unknown[0]!r}; the columns are {', '.join(sorted(columns))}")
+    for required in sorted(columns & {"prompt", "chosen", "rejected"}):
+        if required not in row:
+            raise Invalid(f"column {required!r} is missing; the columns are {', '.join(sorted(columns))}")
+
+
+def _prompt(row: dict[str, Any], path: Path, line: int) -> Prompt:
+    cells = row.get("images") or []
+    if not isinstance(cells, list):
+        raise Invalid(f"images: a list of files is wanted, got {type(cells).__name__}")
+    contents = [_image(cell, path.parent) for cell in cells]
+    hashes = [guarded.sha256(content) for content in contents]
+    return Prompt(
+        id=str(row.get("id") or line),
+        messages=_messages(row["prompt"], hashes),
+        images=dict(zip(hashes, contents, strict=True)),
+        domain=row.get("domain"),
+    )
+
+
+def _preference(row: dict[str, Any], path: Path, line: int) -> Preference:
+    chosen, rejected = _response(row["chosen"], "chosen"), _response(row["rejected"], "rejected")
+    if chosen == rejected:
+        raise Invalid("chosen and rejected are the same text; drop the row")
+    return Preference(_prompt(row, path, line), chosen, rejected)
+
+
+def _response(cell: Any, column: str) -> str:
+    if isinstance(cell, list) and len(cell) == 1:
+        cell = cell[0].get("content") if isinstance(cell[0], dict) else cell[0]
+    if isinstance(cell, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in cell):
+        cell = "\n".join(str(part.get("text", "")) for part in cell)
+    if not isinstance(cell, str) or not cell.strip():
+        raise Invalid(f"{column}: a non-empty string or one assistant message is wanted")
+    return cell
+
+
+def _messages(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise Invalid("prompt: a string or a non-empty list of messages is wanted")
+    waiting = list(hashes)
+    placed = any(_is_image(part) for turn in turns for part in _parts(turn))
+    messages: list[Message] = []
+    for turn in turns:
+        parts: list[TextPart | ImagePart] = []
+        if not placed and turn.get("role") == "user" and waiting:
+            parts = [ImagePart.of(digest) for digest in waiting]
+            waiting = []
+        for part in _parts(turn):
+            if _is_image(part):
+                if not waiting:
+                    raise Invalid("prompt: more image parts than 'images'; list one file for each")
+                parts.append(ImagePart.of(waiting.pop(0)))
+            elif part.get("type") == "text" and isinstance(part.get("text"), str):
+                parts.append(TextPart(text=part["text"]))
+            else:
+                raise Invalid(f"prompt: unknown message part {str(part)[:60]}; use {{type: text}} or {{type: image}}")
+        try:
+            messages.append(Message(role=turn.get("role", ""), content=tuple(parts)))
+        except ValidationError as error:
+            raise Invalid(f"prompt: {describe(error)}") from error
+    if waiting:
+        raise Invalid(f"images: {len(waiting)} more than the prompt's image parts; add a part for each or drop them")
+    return tuple(messages)
+
+
+def _parts(turn: dict[str, Any]) -> list[Any]:
+    content = turn.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return content if isinstance(content, list) else []
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("image", "image_url")
+
+
+def _image(cell: Any, folder: Path) -> bytes:
+    """Encoded bytes of an image cell: a file name, a data URI, or Parquet's ``{"bytes", "path"}``."""
+    if isinstance(cell, dict) and cell.get("bytes"):
+        content, name = bytes(cell["bytes"]), "embedded image"
+    elif isinstance(cell, dict) and isinstance(cell.get("path"), str):
+        return _image(cell["path"], folder)
+    elif isinstance(cell, str) and cell.startswith("data:"):
+        try:
+            content, name = base64.b64decode(cell.partition(",")[2], validate=True), "data URI"
+        except binascii.Error as error:
+            raise Invalid(f"images: a data URI that is not base64 ({error})") from error
+    elif isinstance(cell, str):
+        name, file = cell, folder / cell
+        if not file.is_file():
+            raise Invalid(f"images: no file {file}; paths are relative to the data file")
+        content = file.read_bytes()
+    else:
+        raise Invalid(f"images: a file name or data URI is wanted, got {type(cell).__name__}")
+    try:
+        guarded.decode(content)
+    except MorError as error:
+        raise Invalid(f"images: {name}: {error}") from error
+    return content

@@ -1,0 +1,69 @@
+"""Errors as ``application/problem+json`` (RFC 9457), the one error format of every service."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from mor_core.errors import MorError, Unauthorized, Unavailable
+
+MEDIA_TYPE = "application/problem+json"
+_SHOWN_ERRORS = 8
+
+log = structlog.get_logger(__name__)
+
+
+def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> JSONResponse:
+    """A problem response; ``extra`` members stand beside the standard ones."""
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **extra}
+    return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
+
+
+def describe(error: ValidationError | RequestValidationError) -> str:
+    """Validation errors in one line each: where, what is wrong. Never the input itself, which may be private."""
+    lines = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
+    more = [f"and {len(lines) - _SHOWN_ERRORS} more"] if len(lines) > _SHOWN_ERRORS else []
+    return "; ".join(lines[:_SHOWN_ERRORS] + more)
+
+
+async def _mor_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MorError)
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(error.status, error.title, str(error), headers)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return problem(422, "Invalid input", describe(error))
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return problem(
+        error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail), dict(error.headers or {})
+    )
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("unhandled error", path=request.url.path, exc_info=error)
+    return problem(500, "Internal error", f"{type(error).__name__}; the service's log has the traceback")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ``app`` as problem+json."""
+    app.add_exception_handler(MorError, _mor_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)

@@ -1,0 +1,229 @@
+"""What a run is created with, and what run control tells about it. Shared by the trainer and its callers."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from mor_core.algorithms import Algorithm
+from mor_core.wire import Wire
+
+RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+
+
+class _Documented(Wire):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class SamplingSpec(_Documented):
+    """How responses are sampled for training."""
+
+    temperature: float = Field(1.0, gt=0, le=5)
+    """Divisor of the logits. The policy that is trained is the one at this temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus mass. Under 1 the engine samples from a truncated distribution, which the importance ratios show."""
+    max_tokens: int = Field(64, ge=1)
+    """Most tokens of a response; a longer one is cut and counted as truncated."""
+
+
+class Optimiser(_Documented):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(5, ge=0)
+    """Steps over which the learning rate rises linearly to its peak."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up; the last two end at zero with the last step."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    """Decay rates of AdamW's moments."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; not applied to biases and norms."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest gradient norm; a longer gradient is scaled down to it."""
+    updates_per_step: int = Field(1, ge=1)
+    """Optimiser updates over which a step's groups are divided; weights are published once a step."""
+
+
+class FullTuning(_Documented):
+    """Every parameter that is not frozen is trained; the reference is a frozen copy of those parameters."""
+
+    kind: Literal["full"] = "full"
+
+
+class LoraTuning(_Documented):
+    """Low-rank adapters are trained (PEFT); the reference is the same model with the adapters off."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale of the adapters: their output is multiplied by alpha/rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers of the language model that get an adapter."""
+
+
+Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]
+
+
+class RunSpec(_Documented):
+    """Everything that determines a run. Paths are those of the trainer's machines."""
+
+    name: RunName
+    """Lower-case name; the run's id is the name with a random suffix."""
+    model: Annotated[str, Field(min_length=1)]
+    """Image-text-to-text checkpoint to align: local folder or hub name."""
+    prompts: str
+    """Prompts to train on, a ``mor.prompts/1`` file."""
+    objective: str | None = None
+    """Objective that the router aligns to; its default when null."""
+    evaluation_prompts: str | None = None
+    """Prompts that are answered greedily and scored at intervals, never trained on."""
+    steps: int = Field(100, ge=1)
+    """Training steps."""
+    groups_per_step: int = Field(16, ge=1)
+    """Prompts in a step."""
+    group_size: int = Field(8, ge=2)
+    """Responses to a prompt."""
+    sampling: SamplingSpec = SamplingSpec()
+    """How responses are sampled."""
+    algorithm: Algorithm = Algorithm()
+    """How scored groups become an update."""
+    optimiser: Optimiser = Optimiser()
+    """How the update is made."""
+    tuning: Tuning = FullTuning()
+    """What is trained."""
+    freeze_vision: bool = True
+    """Keep vision tower and connector as they are; image features are then computed once for each image."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    max_staleness: int = Field(0, ge=0)
+    """Updates that may lie between the version that sampled a group and the one it updates. 0: strictly on-policy.
+    More: prompts are issued ahead, so that sampling and training overlap."""
+    seed: int = 0
+    """Seed of prompt order and sampling."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Tokens, padding included, that go through the model at once."""
+    checkpoint_every: int = Field(20, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    evaluation_every: int = Field(20, ge=1)
+    """Steps between evaluations, where there are evaluation prompts."""
+    keep_weights: int = Field(4, ge=2)
+    """Newest published weights versions that are kept."""
+    control_rewards: Literal["fused", "shuffled"] = "fused"
+    """``shuffled`` permutes the rewards over all responses of a step: a control run that must not gain."""
+
+    @model_validator(mode="after")
+    def _updates_divide_the_step(self) -> RunSpec:
+        if self.groups_per_step % self.optimiser.updates_per_step:
+            raise ValueError(
+                f"optimiser.updates_per_step={self.optimiser.updates_per_step} does not divide "
+                f"groups_per_step={self.groups_per_step}; choose a divisor"
+            )
+        if self.keep_weights < self.max_staleness + 2:
+            raise ValueError(
+                f"keep_weights={self.keep_weights} is too few for max_staleness={self.max_staleness}; "
+                f"set it to {self.max_staleness + 2} or more"
+            )
+        return self
+
+
+class RunState(enum.StrEnum):
+    queued = "queued"
+    running = "running"
+    paused = "paused"
+    finished = "finished"
+    failed = "failed"
+    stopped = "stopped"
+
+    @property
+    def over(self) -> bool:
+        return self in (RunState.finished, RunState.failed, RunState.stopped)
+
+
+Desired = Literal["run", "pause", "stop"]
+"""What run control wants of the worker that has the run."""
+
+
+class RunSnapshot(_Documented):
+    """A run as it stands. What is not known yet is null, never 0."""
+
+    id: str
+    """The run's id."""
+    name: str
+    """The name it was created with."""
+    state: RunState
+    """queued, running, paused, finished, failed or stopped."""
+    desired: Desired
+    """What was asked for last; the state follows at the end of a step."""
+    step: int | None
+    """Last finished training step; null before the first."""
+    total: int
+    """Steps in all."""
+    progress: float | None
+    """Share of the steps that are finished, 0 to 1."""
+    eta_s: float | None
+    """Estimated seconds to the end, from the pace of the latest steps; null unless running."""
+    created_at: float
+    """Unix time, seconds."""
+    started_at: float | None
+    """Unix time at which a worker first took the run."""
+    updated_at: float
+    """Unix time of the last change."""
+    finished_at: float | None
+    """Unix time of the end."""
+    model: str
+    """Checkpoint that is aligned."""
+    weights_version: int | None
+    """Newest published version of the policy."""
+    gate_version: int | None
+    """Version of the router's gate that scored the last step."""
+    control_rewards: Literal["fused", "shuffled"]
+    """``shuffled`` marks a control run."""
+    metrics: dict[str, Any] | None
+    """Metrics of the last step."""
+    evaluation: dict[str, Any] | None
+    """The last finished evaluation."""
+    final: str | None
+    """Folder of the exported checkpoint, once the run is finished."""
+    error: str | None
+    """Why the run failed, or why it waits."""
+
+
+class Claim(_Documented):
+    """A worker's hold on a run."""
+
+    run: str
+    """The run's id."""
+    spec: RunSpec
+    """What to do."""
+    attempt: int
+    """How many workers held the run, this one included."""
+    lease_s: float
+    """Seconds after which the run goes to another worker unless a heartbeat came."""
+
+
+class Heartbeat(_Documented):
+    """What a worker tells of its run, every few seconds and at every change of state."""
+
+    attempt: int
+    """Of the claim."""
+    state: RunState
+    """``queued`` hands the run back."""
+    error: str | None = None
+    """With ``failed``: why."""
+    final: str | None = None
+    """With ``finished``: folder of the exported checkpoint."""
+
+
+class HeartbeatReply(_Documented):
+    """What run control answers."""
+
+    desired: Desired
+    """What the worker shall do."""
+    events_seen: int
+    """Events of this attempt that the history holds without a gap; later ones may be sent again."""

@@ -1,0 +1,96 @@
+"""What every HTTP service is made of: one factory, one way to serve.
+
+A service's ``app.py`` calls ``create_service`` and adds its routes; its command line calls ``serve``.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mor_core import health, logs, problems
+from mor_core.auth import TokenFile
+from mor_core.errors import TooLarge
+from mor_core.settings import ServiceSettings
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+log = structlog.get_logger(__name__)
+
+
+class LimitRequestSize:
+    """ASGI middleware: a request body over ``max_bytes`` is answered 413, whether or not it declares its length."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        cure = f"request bodies are limited to {self._max_bytes} bytes; send fewer items or images in one request"
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            await problems.problem(413, TooLarge.title, f"the body has {int(declared)} bytes; {cure}")(
+                scope, receive, send
+            )
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max_bytes:
+                raise HTTPException(TooLarge.status, cure)  # FastAPI lets no other type out of its body parser
+            return message
+
+        await self._app(scope, bounded, send)
+
+
+def create_service(
+    title: str,
+    settings: ServiceSettings,
+    lifespan: Lifespan,
+    ready_checks: Mapping[str, health.ReadyCheck],
+    *,
+    version: str,
+    description: str = "",
+) -> FastAPI:
+    """A FastAPI app with what all services share: problem+json, tokens, request limits, health and metrics.
+
+    ``ready_checks`` is kept by reference: a lifespan may add to it.
+    """
+    app = FastAPI(title=title, version=version, description=description, lifespan=lifespan)
+    app.state.tokens = TokenFile(settings.tokens_file)
+    app.state.ready_checks = ready_checks
+    problems.install(app)
+    app.add_middleware(LimitRequestSize, max_bytes=settings.max_request_bytes)
+    app.include_router(health.router)
+    return app
+
+
+def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path | None = None) -> None:
+    """Serve ``app`` until SIGTERM or Ctrl-C. With ``port_file``, its address is written there once it listens."""
+    logs.configure(settings.log_level, settings.log_format, service=name)
+    with socket.create_server((settings.host, settings.port), reuse_port=False) as listener:
+        host, port = listener.getsockname()[:2]
+        address = f"http://{host}:{port}"
+        log.info("listening", address=address)
+        if port_file is not None:
+            partial = port_file.with_suffix(".part")
+            partial.write_text(address)
+            partial.rename(port_file)
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)))
+        )
+        server.run(sockets=[listener])

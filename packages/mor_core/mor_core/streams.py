@@ -1,0 +1,317 @@
+"""The streams of a run: at-least-once hand-over between stages, bounded, with nothing dropped.
+
+An entry is settled only together with the next stage's record: ``Consumer.forward`` writes the record, acknowledges the
+entry and deletes it in one Lua script, so a group is handed on exactly once even when two consumers worked on it. A
+full stream slows its producer; nothing is trimmed. An entry of a consumer that went silent for ``lease_s`` is taken
+over by another; ``Consumer.leased`` keeps an entry while work on it goes on.
+
+Keys carry the run as a hash tag (``mor:{RUN}:prompts``), so that one run lives in one cluster slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import structlog
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from mor_core.errors import LeaseLost, StreamFull
+from mor_core.problems import describe
+from mor_core.settings import StreamSettings
+from mor_core.wire import DeadLetter, EventRecord, PromptRecord, Record, RewardRecord, RolloutRecord, Wire
+
+R = TypeVar("R", bound=Record)
+
+StreamName = Literal["prompts", "rollouts", "rewards", "events", "dead"]
+Stage = Literal["rollout", "router", "trainer"]
+
+RECORD_TYPES: dict[StreamName, type[Record]] = {
+    "prompts": PromptRecord,
+    "rollouts": RolloutRecord,
+    "rewards": RewardRecord,
+    "events": EventRecord,
+    "dead": DeadLetter,
+}
+
+_FIELD = "record"
+_RUNS_KEY = "mor:runs"
+_RUN_TTL_S = 60.0
+_SOCKET_TIMEOUT_S = 15.0
+_LONGEST_BLOCK_S = 5.0
+
+_ADMIT = """
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
+redis.call('XADD', KEYS[1], '*', 'record', ARGV[2])
+return 1
+"""
+
+# KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record.
+_FORWARD = """
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 0 end
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return -1 end
+redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[2], '*', 'record', ARGV[4])
+return 1
+"""
+
+log = structlog.get_logger(__name__)
+
+
+def connect(settings: StreamSettings) -> Redis:
+    """A Redis client with time limits, and a bounded number of retries with jitter, on every operation."""
+    return Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=5.0,
+        health_check_interval=30,
+        retry=Retry(ExponentialWithJitterBackoff(cap=2.0, base=0.05), retries=6),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+        protocol=2,  # the shape of XREADGROUP replies depends on it
+        client_name=f"mor-{os.getpid()}",
+    )
+
+
+def key(run: str, name: str) -> str:
+    return f"mor:{{{run}}}:{name}"
+
+
+class RunAnnouncement(Wire):
+    """What the stages must know of a run that is going on."""
+
+    run: str
+    model: str
+    """Base checkpoint: local path or hub name."""
+    renewed_at: float
+    """Unix time, seconds. An announcement that is not renewed for a minute no longer counts."""
+
+
+async def announce(redis: Redis, run: str, model: str) -> None:
+    """Tell the stages that ``run`` is going on; the trainer repeats it every few seconds."""
+    announcement = RunAnnouncement(run=run, model=model, renewed_at=time.time())
+    await redis.hset(_RUNS_KEY, run, announcement.model_dump_json())
+
+
+async def withdraw(redis: Redis, run: str) -> None:
+    """The run is over: stages stop reading its streams."""
+    await redis.hdel(_RUNS_KEY, run)
+
+
+async def active_runs(redis: Redis) -> list[RunAnnouncement]:
+    """Runs announced within the last minute, oldest name first."""
+    found = [RunAnnouncement.model_validate_json(value) for value in (await redis.hgetall(_RUNS_KEY)).values()]
+    horizon = time.time() - _RUN_TTL_S
+    return sorted((run for run in found if run.renewed_at > horizon), key=lambda run: run.run)
+
+
+class Streams:
+    """Writing side of the streams of one run."""
+
+    def __init__(self, redis: Redis, run: str, bound: int) -> None:
+        self.redis = redis
+        self.run = run
+        self.bound = bound
+        self._admit = redis.register_script(_ADMIT)
+        self.forward_script = redis.register_script(_FORWARD)
+
+    def key(self, name: StreamName) -> str:
+        return key(self.run, name)
+
+    async def publish(self, stream: StreamName, record: Record, *, timeout_s: float) -> None:
+        """Append ``record``, waiting while the stream holds ``bound`` unsettled entries.
+
+        Raises:
+            StreamFull: no room within ``timeout_s``.
+        """
+        payload = record.model_dump_json()
+
+        async def attempt() -> int:
+            return int(await self._admit(keys=[self.key(stream)], args=[self.bound, payload]))
+
+        await _until_admitted(attempt, self.key(stream), timeout_s)
+
+    async def depth(self, stream: StreamName) -> int:
+        """Unsettled entries."""
+        return int(await self.redis.xlen(self.key(stream)))
+
+    async def delete(self) -> None:
+        """Remove the streams of a run that is over."""
+        await self.redis.delete(*(self.key(name) for name in RECORD_TYPES))
+
+
+@dataclass(frozen=True)
+class Entry(Generic[R]):
+    """A record that this consumer holds."""
+
+    id: str
+    record: R
+    deliveries: int
+    """How often it was delivered, this time included; more than one after a consumer died."""
+
+
+class Consumer(Generic[R]):
+    """One worker's side of one stream: reads, keeps, hands on, settles, gives up."""
+
+    def __init__(self, streams: Streams, stream: StreamName, stage: Stage, lease_s: float) -> None:
+        self._streams = streams
+        self._redis = streams.redis
+        self._stream: StreamName = stream
+        self._key = streams.key(stream)
+        self._stage: Stage = stage
+        self._lease_ms = max(1, round(lease_s * 1000))
+        self._type = RECORD_TYPES[stream]
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+    async def read(self, count: int, block_s: float) -> list[Entry[R]]:
+        """Up to ``count`` entries: first those of silent consumers, then new ones, waiting up to ``block_s``.
+
+        An entry that is no valid record goes to the dead letters at once.
+        """
+        try:
+            claimed = await self._claim(count)
+            if claimed:
+                return claimed
+            reply: Any = await self._redis.xreadgroup(
+                self._stage,
+                self.name,
+                {self._key: ">"},
+                count=count,
+                block=max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000)),
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self._create_group()
+            return []
+        flat: list[Any] = [pair for _, entries in reply or [] for pair in entries]
+        return await self._parse([(entry_id, fields, 1) for entry_id, fields in flat])
+
+    async def _create_group(self) -> None:
+        with contextlib.suppress(ResponseError):  # BUSYGROUP: another consumer was first
+            await self._redis.xgroup_create(self._key, self._stage, id="0", mkstream=True)
+
+    async def _claim(self, count: int) -> list[Entry[R]]:
+        reply = await self._redis.xautoclaim(
+            self._key, self._stage, self.name, min_idle_time=self._lease_ms, start_id="0-0", count=count
+        )
+        claimed = [(entry_id, fields) for entry_id, fields in reply[1] if fields]
+        if not claimed:
+            return []
+        pending = await self._redis.xpending_range(
+            self._key, self._stage, min=claimed[0][0], max=claimed[-1][0], count=len(claimed), consumername=self.name
+        )
+        deliveries = {item["message_id"]: int(item["times_delivered"]) for item in pending}
+        log.info("took over entries of a silent consumer", stream=self._key, entries=len(claimed))
+        return await self._parse([(entry_id, fields, deliveries.get(entry_id, 2)) for entry_id, fields in claimed])
+
+    async def _parse(self, raw: Sequence[tuple[bytes, dict[bytes, bytes], int]]) -> list[Entry[R]]:
+        entries: list[Entry[R]] = []
+        for entry_id, fields, deliveries in raw:
+            payload = fields.get(_FIELD.encode(), b"")
+            try:
+                record: Any = self._type.model_validate_json(payload)
+            except ValidationError as error:
+                await self._bury(entry_id.decode(), payload.decode(errors="replace"), describe(error), deliveries, {})
+                continue
+            entries.append(Entry(entry_id.decode(), record, deliveries))
+        return entries
+
+    @contextlib.asynccontextmanager
+    async def leased(self, entries: Sequence[Entry[R]]) -> AsyncIterator[None]:
+        """Keep ``entries`` this consumer's while the body runs, by renewing them every third of the lease."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(self._lease_ms / 3000)
+                await self._redis.xclaim(
+                    self._key, self._stage, self.name, 0, [entry.id for entry in entries], idle=0, justid=True
+                )
+
+        task = asyncio.create_task(renew(), name=f"lease {self._key}")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, RedisConnectionError, RedisTimeoutError):
+                await task
+
+    async def forward(self, entry: Entry[R], to: StreamName, record: Record, *, timeout_s: float) -> None:
+        """Write ``record`` to the next stream and settle ``entry``, both or neither.
+
+        Raises:
+            StreamFull: the next stream had no room within ``timeout_s``; the entry is still held.
+            LeaseLost: another consumer has settled the entry meanwhile; ``record`` was not written.
+        """
+        payload = record.model_dump_json()
+        destination = self._streams.key(to)
+
+        async def attempt() -> int:
+            args: list[str | int] = [self._stage, entry.id, self._streams.bound, payload]
+            return int(await self._streams.forward_script(keys=[self._key, destination], args=args))
+
+        if await _until_admitted(attempt, destination, timeout_s) < 0:
+            raise LeaseLost(f"{self._key} entry {entry.id} was settled by another consumer")
+
+    async def settle(self, entry: Entry[R]) -> None:
+        """The entry is done and has no successor."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xack(self._key, self._stage, entry.id)
+            pipe.xdel(self._key, entry.id)
+            await pipe.execute()
+
+    async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
+        """Move the entry to the dead letters with the reason."""
+        await self._bury(
+            entry.id,
+            entry.record.model_dump_json(),
+            reason,
+            attempts or entry.deliveries,
+            {"group_id": entry.record.group_id, "trace": entry.record.trace, "stamps": entry.record.stamps},
+        )
+
+    async def _bury(self, entry_id: str, payload: str, reason: str, attempts: int, identity: dict[str, Any]) -> None:
+        letter = DeadLetter(
+            run=self._streams.run,
+            stage=self._stage,
+            stream=self._stream,
+            reason=reason[:2000],
+            attempts=attempts,
+            record=payload,
+            **{"group_id": "unreadable", **identity},
+        )
+        log.warning("dead letter", stream=self._key, group=letter.group_id, reason=letter.reason)
+        script = self._streams.forward_script
+
+        async def attempt() -> int:
+            args: list[str | int] = [self._stage, entry_id, self._streams.bound, letter.model_dump_json()]
+            return int(await script(keys=[self._key, self._streams.key("dead")], args=args))
+
+        await _until_admitted(attempt, self._streams.key("dead"), timeout_s=30.0)
+
+
+async def _until_admitted(attempt: Any, stream_key: str, timeout_s: float) -> int:
+    """Repeat ``attempt`` with jittered back-off until it returns non-zero: there was room."""
+    deadline = time.monotonic() + timeout_s
+    pause = 0.01
+    while (result := int(await attempt())) == 0:
+        if time.monotonic() >= deadline:
+            raise StreamFull(
+                f"{stream_key} stayed full for {timeout_s:g} s; is its consumer running? (bound: MOR_STREAM_BOUND)"
+            )
+        await asyncio.sleep(random.uniform(pause / 2, pause))
+        pause = min(pause * 2, 0.5)
+    return result

@@ -1,0 +1,90 @@
+"""Fixtures that every test folder uses: a real Valkey server on loopback, and a fresh run name."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from mor_core import embedded
+from mor_core.settings import StreamSettings
+from mor_core.streams import connect
+from pydantic import SecretStr
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Valkey:
+    """A server that a test may kill and start again on the same data."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        command = [str(embedded.server_binary()), *embedded.arguments(self.port, self._directory)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        with SyncRedis(port=self.port) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except RedisConnectionError:
+                    assert time.monotonic() < deadline, "valkey-server did not come up"
+                    time.sleep(0.02)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(timeout=10)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server for the whole session."""
+    server = Valkey(tmp_path_factory.mktemp("valkey"))
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A server of this test's own, to be killed and restarted."""
+    server = Valkey(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the session's server, emptied first."""
+    client = connect(StreamSettings(redis_url=SecretStr(redis_url)))
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def run_name() -> str:
+    return f"run-{uuid.uuid4().hex[:8]}"

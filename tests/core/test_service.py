@@ -1,0 +1,153 @@
+"""Every service answers errors as problem+json, checks tokens and limits, and tells its health."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+from mor_core import auth
+from mor_core.auth import Principal, Scope, require
+from mor_core.errors import Invalid, NotFound, Unavailable
+from mor_core.images import decode
+from mor_core.service import create_service
+from mor_core.settings import ServiceSettings, StreamSettings, unknown_variables
+from mor_core.wire import ScoreRequest
+
+pytestmark = pytest.mark.anyio
+
+ADMIN, VIEWER = auth.new_token(), auth.new_token()
+
+
+def write_tokens(path: Path, **tokens: tuple[str, Scope]) -> None:
+    rows = [{"name": n, "scope": s, "sha256": auth.hash_token(t)} for n, (t, s) in tokens.items()]
+    path.write_text(json.dumps(rows))
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+async def broken() -> str | None:
+    return "the engine has no weights yet"
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    tokens = tmp_path / "tokens.json"
+    write_tokens(tokens, ops=(ADMIN, Scope.admin), wall=(VIEWER, Scope.viewer))
+    settings = ServiceSettings(tokens_file=tokens, max_request_bytes=2000)
+    app = create_service("test", settings, lifespan, {"engine": broken}, version="1")
+
+    @app.get("/missing")
+    async def missing() -> None:
+        raise NotFound("no run 'x'; GET /v1/runs lists them")
+
+    @app.get("/busy")
+    async def busy() -> None:
+        raise Unavailable("loading", retry_after_s=2.2)
+
+    @app.get("/broken")
+    async def crash() -> None:
+        raise RuntimeError("secret detail")
+
+    @app.post("/score")
+    async def score(request: ScoreRequest) -> int:
+        return len(request.items)
+
+    @app.get("/admin")
+    async def admin(caller: Annotated[Principal, Depends(require())]) -> str:
+        return caller.name
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http
+
+
+async def test_errors_are_problems_with_a_cure(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/missing")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json() == {
+        "type": "about:blank",
+        "title": "Not found",
+        "status": 404,
+        "detail": "no run 'x'; GET /v1/runs lists them",
+    }
+    assert (await client.get("/nowhere")).json()["title"] == "Not Found"
+    busy = await client.get("/busy")
+    assert (busy.status_code, busy.headers["retry-after"]) == (503, "3")
+
+
+async def test_an_unexpected_error_tells_its_kind_and_nothing_more(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/broken")
+    assert answer.status_code == 500
+    assert "RuntimeError" in answer.text
+    assert "secret detail" not in answer.text
+
+
+async def test_an_unknown_field_is_named(client: httpx.AsyncClient) -> None:
+    item = {"item_id": "1", "messages": [{"role": "user", "content": "q"}], "responses": ["a"]}
+    assert (await client.post("/score", json={"items": [item]})).json() == 1
+    answer = await client.post("/score", json={"items": [item | {"respones": []}]})
+    assert answer.status_code == 422
+    assert "items.0.respones: Extra inputs are not permitted" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_large_body_is_refused(client: httpx.AsyncClient, declared: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b"x" * 100
+
+    answer = await client.post("/score", content=b"x" * 3000 if declared else chunks())
+    assert answer.status_code == 413
+    assert "limited to 2000 bytes" in answer.json()["detail"]
+
+
+async def test_tokens_have_scopes_and_can_be_rotated(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    async def get(token: str | None) -> httpx.Response:
+        return await client.get("/admin", headers={"Authorization": f"Bearer {token}"} if token else {})
+
+    assert (await get(None)).status_code == 401
+    assert (await get("wrong")).json()["detail"].startswith("unknown bearer token")
+    refused = await get(VIEWER)
+    assert (refused.status_code, "scope viewer" in refused.text) == (403, True)
+    assert (await get(ADMIN)).json() == "ops"
+    fresh = auth.new_token()
+    path = tmp_path / "tokens.json"
+    write_tokens(path, ops=(fresh, Scope.admin))
+    assert (await get(ADMIN)).status_code == 401
+    assert (await get(fresh)).status_code == 200
+
+
+async def test_health_says_what_is_missing(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/healthz")).status_code == 200
+    ready = await client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["missing"] == {"engine": "the engine has no weights yet"}
+    assert "python_info" in (await client.get("/metrics")).text
+
+
+def test_a_bad_tokens_file_is_refused_at_start(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    path.write_text('[{"name": "a", "scope": "root", "sha256": "1"}]')
+    with pytest.raises(Invalid, match=r"JSON list of \{name, scope, sha256\}"):
+        auth.TokenFile(path)
+
+
+def test_misspelt_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOR_STREAM_BOUNDS", "3")
+    monkeypatch.setenv("MOR_STREAM_BOUND", "3")
+    assert "MOR_STREAM_BOUNDS" in unknown_variables([StreamSettings])
+    assert "MOR_STREAM_BOUND" not in unknown_variables([StreamSettings])
+
+
+def test_images_are_bounded_before_they_are_decoded() -> None:
+    with pytest.raises(Invalid, match="not a readable image"):
+        decode(b"<html>")

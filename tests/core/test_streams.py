@@ -1,0 +1,170 @@
+"""Streams hand each record on once, wait when full, and lose nothing when a consumer dies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from mor_core import streams
+from mor_core.errors import LeaseLost, StreamFull
+from mor_core.settings import StreamSettings
+from mor_core.streams import Consumer, Streams
+from mor_core.wire import PromptRecord, RolloutRecord
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from tests.conftest import Valkey
+from tests.core.records import prompt, rollout
+
+pytestmark = pytest.mark.anyio
+
+
+def consumer(side: Streams, lease_s: float = 30.0) -> Consumer[PromptRecord]:
+    return Consumer(side, "prompts", "rollout", lease_s)
+
+
+async def test_a_record_arrives_as_it_was_sent(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    assert await reader.read(8, 0.01) == []  # the first read makes the consumer group
+    [entry] = await reader.read(8, 1)
+    assert entry.record == prompt(run_name)
+    assert entry.deliveries == 1
+
+
+async def test_forward_settles_the_entry_and_writes_its_successor(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await reader.read(1, 0.01)
+    [entry] = await reader.read(1, 1)
+    await reader.forward(entry, "rollouts", rollout(entry.record), timeout_s=1)
+    assert await side.depth("prompts") == 0
+    assert await side.depth("rollouts") == 1
+
+
+async def test_two_workers_on_one_entry_hand_it_on_once(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    slow, heir = consumer(side, lease_s=0.05), consumer(side, lease_s=0.05)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await slow.read(1, 0.01)
+    [held] = await slow.read(1, 1)
+    await asyncio.sleep(0.1)
+    [claimed] = await heir.read(1, 1)
+    assert claimed.deliveries == 2
+    await heir.forward(claimed, "rollouts", rollout(claimed.record), timeout_s=1)
+    with pytest.raises(LeaseLost, match="another consumer"):
+        await slow.forward(held, "rollouts", rollout(held.record), timeout_s=1)
+    assert await side.depth("rollouts") == 1
+
+
+async def test_a_lease_that_is_kept_is_not_taken_over(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    worker, other = consumer(side, lease_s=0.3), consumer(side, lease_s=0.3)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await worker.read(1, 0.01)
+    [entry] = await worker.read(1, 1)
+    async with worker.leased([entry]):
+        await asyncio.sleep(0.7)
+        assert await other.read(1, 0.01) == []
+    await worker.settle(entry)
+    assert await side.depth("prompts") == 0
+
+
+async def test_a_full_stream_makes_its_producer_wait(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=1)
+    reader = consumer(side)
+    await side.publish("prompts", prompt(run_name, "g1"), timeout_s=1)
+    with pytest.raises(StreamFull, match="is its consumer running"):
+        await side.publish("prompts", prompt(run_name, "g2"), timeout_s=0.05)
+    await reader.read(1, 0.01)
+    [entry] = await reader.read(1, 1)
+    waiting = asyncio.create_task(side.publish("prompts", prompt(run_name, "g2"), timeout_s=5))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await reader.settle(entry)
+    await waiting
+    assert await side.depth("prompts") == 1
+
+
+async def test_forward_to_a_full_stream_keeps_the_entry(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=1)
+    reader = consumer(side)
+    await side.publish("prompts", prompt(run_name, "g1"), timeout_s=1)
+    await side.publish("rollouts", rollout(prompt(run_name, "g0")), timeout_s=1)
+    await reader.read(1, 0.01)
+    [entry] = await reader.read(1, 1)
+    with pytest.raises(StreamFull):
+        await reader.forward(entry, "rollouts", rollout(entry.record), timeout_s=0.05)
+    assert await side.depth("prompts") == 1
+
+
+async def test_an_unreadable_record_becomes_a_dead_letter_with_its_text(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side)
+    await redis.xadd(side.key("prompts"), {"record": '{"schema": "mor.prompt/1", "colour": 3}'})
+    await reader.read(1, 0.01)
+    assert await reader.read(1, 0.5) == []
+    letters: Consumer[streams.DeadLetter] = Consumer(side, "dead", "trainer", 30)
+    await letters.read(1, 0.01)
+    [letter] = await letters.read(1, 1)
+    assert "colour" in letter.record.reason
+    assert letter.record.record == '{"schema": "mor.prompt/1", "colour": 3}'
+    assert await side.depth("prompts") == 0
+
+
+async def test_giving_up_keeps_record_reason_and_identity(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side)
+    await side.publish("prompts", prompt(run_name, "g7"), timeout_s=1)
+    await reader.read(1, 0.01)
+    [entry] = await reader.read(1, 1)
+    await reader.give_up(entry, "the engine refused it", attempts=3)
+    letters: Consumer[streams.DeadLetter] = Consumer(side, "dead", "trainer", 30)
+    await letters.read(1, 0.01)
+    [letter] = await letters.read(1, 1)
+    assert (letter.record.group_id, letter.record.attempts) == ("g7", 3)
+    assert PromptRecord.model_validate_json(letter.record.record) == entry.record
+
+
+async def test_entries_survive_a_server_that_is_killed(valkey: Valkey, run_name: str) -> None:
+    client = streams.connect(StreamSettings(redis_url=SecretStr(valkey.url)))
+    side = Streams(client, run_name, bound=4)
+    reader = consumer(side, lease_s=0.1)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await reader.read(1, 0.01)
+    [held] = await reader.read(1, 1)
+    await asyncio.sleep(1.2)  # the append-only file is synced every second
+    valkey.kill()
+    valkey.start()
+    [entry] = await reader.read(1, 1)
+    assert entry.record == held.record
+    await client.aclose()
+
+
+async def test_a_flushed_server_is_a_fresh_start_not_an_error(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side)
+    await reader.read(1, 0.01)
+    await redis.flushall()
+    assert await reader.read(1, 0.01) == []
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    [entry] = await reader.read(1, 1)
+    assert entry.record.group_id == "g1"
+
+
+async def test_runs_are_active_while_they_are_announced(redis: Redis) -> None:
+    await streams.announce(redis, "b", "model-b")
+    await streams.announce(redis, "a", "model-a")
+    assert [run.run for run in await streams.active_runs(redis)] == ["a", "b"]
+    stale = streams.RunAnnouncement(run="old", model="m", renewed_at=time.time() - 120)
+    await redis.hset("mor:runs", "old", stale.model_dump_json())
+    await streams.withdraw(redis, "b")
+    assert [run.run for run in await streams.active_runs(redis)] == ["a"]
+
+
+def test_a_sampled_group_is_a_valid_rollout() -> None:
+    record = rollout(prompt("r"))
+    assert RolloutRecord.model_validate_json(record.model_dump_json()) == record
