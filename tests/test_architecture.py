@@ -1,0 +1,65 @@
+"""The house keeps its order: who may import whom, and which files are pure mathematics."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVICES = ("mor_reward", "mor_router", "mor_rollout", "mor_trainer")
+PACKAGES = {
+    path.name: path for path in [*ROOT.glob("services/*/mor_*"), *ROOT.glob("packages/*/mor_*")] if path.is_dir()
+}
+ALLOWED = {
+    "mor_core": set(),
+    "mor_client": {"mor_core"},
+    **{service: {"mor_core"} for service in SERVICES},
+}
+PURE = {"fusion", "gate", "calibration", "standardise", "advantage", "loss", "kl", "importance", "packing"}
+IMPURE_IMPORTS = {
+    "asyncio", "httpx", "redis", "fastapi", "logging", "structlog", "prometheus_client", "pathlib", "os", "time",
+    "torch.distributed",
+}  # fmt: skip
+MODULES = sorted(path for package in PACKAGES.values() for path in package.rglob("*.py"))
+
+
+def imports(path: Path, *, when_loaded: bool = False) -> set[str]:
+    """Names that a module imports anywhere, or only those that it imports as soon as it is loaded."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text())
+    for node in tree.body if when_loaded else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_service_imports_the_core_and_itself_only(package: str) -> None:
+    ours = set(ALLOWED) - {package} - ALLOWED[package]
+    for path in PACKAGES[package].rglob("*.py"):
+        foreign = {name.split(".")[0] for name in imports(path)} & ours
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}; only {ALLOWED[package]} is allowed"
+
+
+def test_the_core_needs_neither_torch_nor_redis() -> None:
+    for path in PACKAGES["mor_core"].rglob("*.py"):
+        heavy = {name.split(".")[0] for name in imports(path, when_loaded=True)} & {
+            "torch",
+            "transformers",
+            "redis",
+            "vllm",
+        }
+        allowed = {"redis"} if path.stem in ("streams", "blobs") else set()
+        assert heavy <= allowed, f"{path.relative_to(ROOT)} imports {heavy - allowed}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.stem in PURE or p.parent.name in PURE], ids=lambda p: f"{p.parent.name}/{p.name}"
+)
+def test_mathematics_does_nothing_else(path: Path) -> None:
+    impure = {name for name in imports(path) if name in IMPURE_IMPORTS or name.split(".")[0] in IMPURE_IMPORTS}
+    assert not impure, f"{path.relative_to(ROOT)} is pure mathematics and imports {impure}"
