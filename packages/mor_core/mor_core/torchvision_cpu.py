@@ -30,10 +30,10 @@ def _declare_operators() -> None:
 
     if torch.version.cuda is not None or _libraries:
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")  # noqa: TOR901
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, schema.split("(", maxsplit=1)[0]):
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
     _libraries.append(library)  # its operators live as long as it does
 
 

@@ -1,0 +1,103 @@
+"""The demonstration as a figure: wall time, peak memory of all its processes, step and swap times, accuracy.
+
+``python bench/demo.py [--seeds 3]`` writes ``bench/results/demo-PRESET.json``. For each seed it runs, on the
+same data and models, the aligned run and its two controls: the same run with shuffled rewards, and supervised tuning on
+all clients' chosen answers as if they could be pooled. What was downloaded before is not counted: run `make demo` once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from machine import record
+
+
+class PeakMemory:
+    """Largest sum of proportional set sizes of a process and all its descendants, bytes, looked at every second."""
+
+    def __init__(self, pid: int) -> None:
+        self.bytes = 0
+        self._root = psutil.Process(pid)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            self.bytes = max(self.bytes, self._now())
+
+    def _now(self) -> int:
+        total = 0
+        for process in [self._root, *self._descendants()]:
+            try:
+                total += process.memory_full_info().pss
+            except psutil.Error:  # it ended while we looked
+                continue
+        return total
+
+    def _descendants(self) -> list[psutil.Process]:
+        try:
+            return list(self._root.children(recursive=True))
+        except psutil.NoSuchProcess:
+            return []
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def demonstration(state: Path, *options: str) -> dict[str, Any]:
+    """One demonstration below ``state``; its report, with wall time and peak memory."""
+    begun = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "three_domains.demo", "--state", str(state), *options])
+    memory = PeakMemory(process.pid)
+    status = process.wait()
+    memory.stop()
+    if status:
+        raise SystemExit(f"the demonstration ended with status {status}")
+    report: dict[str, Any] = json.loads((state / "report.json").read_text())
+    return report | {"wall_seconds": time.monotonic() - begun, "peak_memory_gb": memory.bytes / 1e9}
+
+
+def gains(reports: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Gain in gold accuracy, points: mean over seeds, smallest and largest, by domain and over all."""
+    by_domain: dict[str, list[float]] = {}
+    for report in reports:
+        before, after = report["accuracy"]["base"], report["accuracy"]["aligned"]
+        found = {domain: 100 * (after[domain]["accuracy"] - before[domain]["accuracy"]) for domain in before}
+        for domain, gain in {**found, "mean": statistics.fmean(found.values())}.items():
+            by_domain.setdefault(domain, []).append(gain)
+    return {
+        domain: {"mean": statistics.fmean(values), "low": min(values), "high": max(values)}
+        for domain, values in by_domain.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--state", type=Path, default=Path(".mor/bench"))
+    parser.add_argument("--arms", nargs="+", default=["aligned", "shuffled", "supervised"])
+    options = parser.parse_args()
+    reports: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+    for seed in range(options.seeds):
+        state = options.state / f"{options.preset}-{seed}"
+        for arm in options.arms:
+            chosen = ["--preset", options.preset, "--seed", str(seed), "--arm", arm]
+            reports[arm].append(demonstration(state, *chosen))
+            figures = {name: {"gain_points": gains(done), "runs": done} for name, done in reports.items() if done}
+            print(record(f"demo-{options.preset}", {"arms": figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The sampling distribution, one definition for the engine that samples and the trainer that recomputes it.
+
+The log-probability of a sampled token is taken from the distribution it was drawn from::
+
+    z = logits in float32                       [vocab]
+    z[forbidden_token_ids(...)] = -inf          never sampled, no probability mass
+    z = z / temperature                         left out when temperature is 0: the most likely token is taken
+    logprob = log_softmax(z)
+
+With ``top_p < 1`` the engine further sets to -inf what lies outside the nucleus and renormalises, which a trainer
+cannot repeat from the sampled token alone: train on ``top_p = 1`` and leave the nucleus to evaluation and chat.
+Stop tokens are sampled like any other token and belong to the response.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+_VISION_TOKEN = re.compile(r"image|img|video|vision|<row_\d+_col_\d+>", re.IGNORECASE)
+_VISION_ATTRIBUTES = ("image_token_id", "video_token_id", "fake_image_token_id", "global_image_token_id")
+
+
+def response_seed(seed: int, run: str, group_id: str, index: int) -> int:
+    """Seed of one response: 63 bits of SHA-256 over the run's seed, the run, the group and the response's index."""
+    identity = "\x1f".join((str(seed), run, group_id, str(index)))
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") >> 1
+
+
+def forbidden_token_ids(processor: Any, vocabulary_size: int) -> tuple[int, ...]:
+    """Ids that a policy must not sample, ascending: mask them before every log-softmax, at both ends.
+
+    They are the added tokens which stand for images and videos (placeholder, row and column, start and end marks: a
+    sampled one would be taken for an image), and every id in ``[len(tokenizer), vocabulary_size)``, which no tokenizer
+    can decode. ``vocabulary_size`` is the width of the logits, ``config.get_text_config().vocab_size``. Tokens that end
+    a response are never forbidden.
+    """
+    tokenizer = processor.tokenizer
+    forbidden = {
+        token_id for token, token_id in tokenizer.get_added_vocab().items() if _VISION_TOKEN.search(token) is not None
+    }
+    for name in _VISION_ATTRIBUTES:
+        token_id = getattr(processor, name, None)
+        if isinstance(token_id, int):
+            forbidden.add(token_id)
+    forbidden.discard(tokenizer.eos_token_id)
+    return tuple(sorted(forbidden | set(range(len(tokenizer), vocabulary_size))))

@@ -1,0 +1,106 @@
+"""HTTP face of a reward model: the reward contract ``mor.reward/1``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.responses import JSONResponse
+from mor_core import auth
+from mor_core.service import create_service
+from mor_core.wire import Card, ScoreRequest, ScoreResponse
+from pydantic import Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mor_reward import __version__
+from mor_reward.config import RewardSettings
+from mor_reward.metrics import REQUESTS
+from mor_reward.service import MissingImages, ScoringService, open_model
+
+_DESCRIPTION = (
+    "Scores responses to prompts with pictures. A score is in calibrated logits: the difference of two scores of one "
+    "item is the log-odds that the first response is preferred."
+)
+_RESPONSES: dict[int | str, dict[str, object]] = {
+    401: {"description": "No token, or an unknown one."},
+    403: {"description": "The token's scope does not allow it."},
+    409: {
+        "description": "Pictures of which the service has no bytes; send the request again with them in 'images'.",
+        "content": {"application/json": {"example": {"missing_images": ["9f86d081884c7d65…"]}}},
+    },
+    413: {"description": "Over a limit of the card."},
+    422: {"description": "Not a request of the contract."},
+    429: {"description": "The queue is full or the deadline too near; see Retry-After."},
+    503: {"description": "The deadline passed, or the service is stopping; see Retry-After."},
+}
+
+
+class CountScoreRequests:
+    """ASGI middleware: counts the answers of ``/v1/score`` by status."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/v1/score":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                REQUESTS.labels(status=message["status"]).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)
+
+
+async def _missing(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MissingImages)
+    return JSONResponse({"missing_images": error.missing}, 409)
+
+
+def create_app(settings: RewardSettings) -> FastAPI:
+    """The service of the model that ``settings`` name. The model is loaded here, so that a bad one stops the start.
+
+    Raises:
+        Invalid: no such model.
+    """
+    model = open_model(settings)
+
+    async def ready() -> str | None:
+        return None if model.running else "the scoring loop is not running"
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with model.open():
+            yield
+
+    app = create_service(
+        "MoR reward service", settings, lifespan, {"model": ready}, version=__version__, description=_DESCRIPTION
+    )
+    app.state.model = model
+    app.add_middleware(CountScoreRequests)
+    app.add_exception_handler(MissingImages, _missing)
+    allowed = Depends(auth.require(auth.Scope.service))
+
+    @app.post("/v1/score", dependencies=[allowed], responses=_RESPONSES, summary="Score groups of responses")
+    async def score(
+        body: ScoreRequest,
+        request: Request,
+        x_mor_deadline_ms: Annotated[
+            float | None,
+            Header(description="Milliseconds that the caller waits for the answer, from when it asks."),
+            Field(gt=0),
+        ] = None,
+    ) -> ScoreResponse:
+        service: ScoringService = request.app.state.model
+        return await service.score(body, x_mor_deadline_ms)
+
+    @app.get("/v1/card", dependencies=[allowed], summary="What the model claims about itself")
+    async def card(request: Request) -> Card:
+        service: ScoringService = request.app.state.model
+        return service.card
+
+    return app

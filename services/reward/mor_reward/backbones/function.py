@@ -1,0 +1,83 @@
+"""A client's own Python function as reward model: served, not trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from mor_core.errors import Invalid, MorError
+from torch import Tensor
+
+from mor_reward.backbones.base import Example
+
+Function = Callable[[list[dict[str, Any]], list[str], list[Any]], Sequence[float]]
+
+
+class FunctionScorer:
+    """Calls ``function(messages, responses, images)`` once for each context of a batch.
+
+    ``messages`` are dictionaries in the OpenAI chat shape, ``images`` are RGB ``PIL.Image`` objects in the order in
+    which the messages show them; one float for each response is wanted. An answer that is no such list becomes NaN,
+    which the service reports as an error of the item.
+    """
+
+    sees_pictures = True
+
+    def __init__(self, place: str) -> None:
+        """``place`` is ``file.py:name``.
+
+        Raises:
+            Invalid: no such file or function, or the file cannot be imported.
+        """
+        self._function = _load(place)
+
+    def refuse(self, example: Example) -> str | None:
+        for picture in example.pictures:
+            try:
+                picture.decode()
+            except MorError as error:
+                return f"picture {picture.sha256[:12]}: {error}"
+        return None
+
+    def score(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:
+        scores = torch.full((len(batch),), torch.nan, dtype=torch.float64)
+        contexts: dict[Any, list[int]] = {}
+        for row, example in enumerate(batch):
+            contexts.setdefault(example.context, []).append(row)
+        for rows in contexts.values():
+            first = batch[rows[0]]
+            messages = [message.model_dump(mode="json") for message in first.messages]
+            images = [picture.decode() for picture in first.pictures]
+            answer = self._function(messages, [batch[row].response for row in rows], images)
+            values = torch.as_tensor([float(value) for value in answer], dtype=torch.float64)
+            if len(values) != len(rows):
+                raise Invalid(
+                    f"the scoring function gave {len(values)} scores for {len(rows)} responses; one each is wanted"
+                )
+            scores[rows] = values
+        return scores
+
+
+def _load(place: str) -> Function:
+    file, _, name = place.rpartition(":")
+    path = Path(file)
+    if not file or not path.is_file():
+        raise Invalid(f"--function {place!r}: no file {file or place!r}; write it as path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(f"mor_reward_function_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the client's file raises while it is imported
+        raise Invalid(f"--function {place!r}: importing {path} failed: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise Invalid(f"--function {place!r}: {path} has no function {name!r}")
+    loaded: Function = function
+    return loaded

@@ -1,0 +1,82 @@
+"""Text-only reward model: any sequence-classification checkpoint, or an encoder that gets a new head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Precision, resolve_precision
+from mor_reward.backbones.towers import load_model, load_tokenizer
+
+
+class TextConfig(BackboneConfig):
+    """A classifier that reads prompt and response, and no picture."""
+
+    kind: Literal["text"] = "text"
+    model: str
+    """Folder or hub name of a sequence-classification checkpoint with one label, or of a plain encoder."""
+    max_length: int = Field(512, ge=8)
+    """Most tokens of prompt and response together; longer ones are not scored."""
+    precision: Precision = "auto"
+    """Type in which the model computes; its weights stay float32. ``auto`` is bfloat16 where the hardware has it."""
+
+
+class TextClassifier(Backbone):
+    """The one logit of a sequence classifier. A checkpoint without such a head gets a new one, to be trained.
+
+    Prompt and response go in as the tokenizer's chat template writes them, or as a pair of texts where it has none.
+    """
+
+    sees_pictures = False
+
+    def __init__(self, config: TextConfig, root: Path, pretrained: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = load_tokenizer(config.model, root)
+        self.model: Any = load_model(
+            AutoModelForSequenceClassification,
+            config.model,
+            root,
+            pretrained,
+            "model",
+            num_labels=1,
+            dtype=torch.float32,
+        )
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.precision = resolve_precision(config.precision)
+
+    def refuse(self, example: Example) -> str | None:
+        length = len(self._encode(example)["input_ids"])
+        if length > self.config.max_length:
+            return f"prompt and response have {length} tokens; this model reads at most {self.config.max_length}"
+        return None
+
+    def forward(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:
+        device = next(self.model.parameters()).device
+        encoded = self.tokenizer.pad([self._encode(example) for example in batch], return_tensors="pt").to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            logits: Tensor = self.model(**encoded).logits
+        return logits.squeeze(-1).float()
+
+    def export(self, folder: Path) -> TextConfig:
+        self.model.config.save_pretrained(folder / "model")
+        self.tokenizer.save_pretrained(folder / "model")
+        return self.config.model_copy(update={"model": "model"})
+
+    def _encode(self, example: Example) -> Any:
+        if self.tokenizer.chat_template:
+            turns = [{"role": message.role, "content": message.text} for message in example.messages]
+            turns.append({"role": "assistant", "content": example.response})
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            return self.tokenizer(text, add_special_tokens=False, verbose=False)
+        prompt = "\n".join(message.text for message in example.messages)
+        return self.tokenizer(prompt, example.response, verbose=False)

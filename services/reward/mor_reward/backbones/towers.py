@@ -1,0 +1,136 @@
+"""Pretrained encoders of one modality, loaded by path or hub name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from mor_core.errors import Invalid
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def load_model(auto: Any, name: str, root: Path, pretrained: bool, what: str, **options: Any) -> Any:
+    """A Hugging Face model by path (relative to ``root``) or hub name; without ``pretrained`` only its architecture.
+
+    Raises:
+        Invalid: no such checkpoint, or not one of the wanted kind.
+    """
+    local = root / name
+    place = str(local) if local.exists() else name
+    try:
+        if pretrained:
+            return auto.from_pretrained(place, **options)
+        return auto.from_config(AutoConfig.from_pretrained(place), **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise Invalid(
+            f"{what} {name!r} cannot be loaded: {reason}; give the folder of a Hugging Face checkpoint "
+            "(with config.json and model.safetensors) or a hub name"
+        ) from error
+
+
+def load_tokenizer(name: str, root: Path) -> Any:
+    local = root / name
+    try:
+        return AutoTokenizer.from_pretrained(str(local) if local.exists() else name)
+    except (OSError, ValueError, KeyError) as error:
+        raise Invalid(f"{name!r} has no tokenizer that can be loaded ({error}); tokenizer.json is wanted") from error
+
+
+class VisionTower(nn.Module):
+    """Patch features of pictures from an image encoder: DINOv2, SigLIP, CLIP, or any timm network by TimmWrapper.
+
+    Pictures are stretched to a square, so that nothing is cropped away. Features of ``layers`` (indices of hidden
+    states) are concatenated; maps of convolutional layers are pooled to the grid of the first of them.
+    """
+
+    def __init__(self, name: str, root: Path, pretrained: bool, size: int, layers: Sequence[int]) -> None:
+        super().__init__()
+        model = load_model(AutoModel, name, root, pretrained, "vision tower")
+        self.model = getattr(model, "vision_model", model)
+        self.size = size
+        self.layers = tuple(layers)
+        self.normalisation = _normalisation(name, root)
+        mean, std = self.normalisation.values()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        with torch.no_grad():
+            self.places, self.dim = self.eval()(torch.zeros(1, 3, size, size)).shape[1:]
+
+    def pixels(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        resized = (
+            image
+            if image.size == (self.size, self.size)
+            else image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        )
+        array = torch.from_numpy(np.array(resized, dtype=np.float32)).permute(2, 0, 1) / 255
+        return (array - self.mean) / self.std
+
+    def forward(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch places dim"]:
+        parameter = next(self.model.parameters())
+        out = self.model(pixels.to(parameter.dtype), output_hidden_states=True)
+        chosen = [out.last_hidden_state if layer == -1 else out.hidden_states[layer] for layer in self.layers]
+        if chosen[0].dim() == 4:
+            grid = chosen[0].shape[-2:]
+            chosen = [functional.adaptive_avg_pool2d(layer, grid).flatten(2).transpose(1, 2) for layer in chosen]
+        return torch.cat(chosen, dim=-1)
+
+    def export(self, folder: Path) -> None:
+        import json
+
+        self.model.config.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(self.normalisation))
+
+
+def _normalisation(name: str, root: Path) -> dict[str, list[float]]:
+    """Mean and standard deviation of the pixels that the tower was trained with."""
+    import json
+
+    from transformers.utils import cached_file
+
+    local = root / name
+    place = str(local) if local.exists() else name
+    file = cached_file(place, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    saved = json.loads(Path(file).read_text()) if file else {}
+    return {key: [float(number) for number in saved.get(key, default)] for key, default in _IMAGENET.items()}
+
+
+class TextTower(nn.Module):
+    """Token features of texts from a text encoder such as MiniLM or BERT."""
+
+    def __init__(self, name: str, root: Path, pretrained: bool) -> None:
+        super().__init__()
+        self.model = load_model(AutoModel, name, root, pretrained, "text encoder")
+        self.tokenizer = load_tokenizer(name, root)
+        self.dim: int = self.model.config.hidden_size
+
+    def tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        return ids
+
+    def forward(
+        self, texts: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Bool[Tensor, "batch tokens"]]:
+        device = next(self.model.parameters()).device
+        lengths = torch.tensor([len(text) for text in texts])
+        ids = torch.full((len(texts), int(lengths.max())), self.tokenizer.pad_token_id or 0)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+        hidden = self.model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).last_hidden_state
+        return hidden, mask.to(device)
+
+    def export(self, folder: Path) -> None:
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)

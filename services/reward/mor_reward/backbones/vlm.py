@@ -1,0 +1,249 @@
+"""Any Hugging Face image-text-to-text model with a scalar head on the last token's hidden state."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from mor_core.errors import Invalid, MorError
+from mor_core.wire import chat_template_messages
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
+
+from mor_reward.backbones import adapters
+from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.towers import load_model
+from mor_reward.backbones.vision_features import Features, VisionFeatures
+
+_PROMPTS_KEPT = 4096
+
+
+class VlmConfig(BackboneConfig):
+    """A vision-language model whose decoder, or an adapter of it, is trained with the head."""
+
+    kind: Literal["vlm"] = "vlm"
+    model: str
+    """Checkpoint of an image-text-to-text model with its processor: folder or hub name."""
+    lora_rank: int = Field(0, ge=0)
+    """Rank of low-rank adapters on the decoder's linear layers; 0 trains the decoder in full."""
+    freeze_vision: bool = True
+    """Keep the vision tower and its projection as they are, so that each picture is encoded once."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the last hidden state dropped before the head in training."""
+    max_length: int = Field(1024, ge=8)
+    """Most tokens of prompt and response together, picture placeholders included; longer ones are not scored."""
+    max_images: int = Field(8, ge=1)
+    """Most pictures of one prompt; a prompt with more is not scored."""
+    precision: Precision = "auto"
+    """Type in which the model computes; its weights stay float32. ``auto`` is bfloat16 where the hardware has it."""
+
+
+class Vlm(Backbone):
+    """r = w·h + b, with h the last hidden state after prompt, response and end-of-sequence token.
+
+    Responses to one prompt share its prefix: picture and prompt are computed once for all of them.
+    """
+
+    def __init__(self, config: VlmConfig, root: Path, pretrained: bool) -> None:
+        super().__init__()
+        self.config = config
+        full = load_model(AutoModelForImageTextToText, config.model, root, pretrained, "model", dtype=torch.float32)
+        self.model: Any = full.base_model
+        if full is self.model or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
+            raise Invalid(
+                f"model {config.model!r}: {type(full).__name__} cannot take picture features that were computed apart; "
+                "use another image-text-to-text architecture (LLaVA, Idefics3, SmolVLM, Qwen-VL, Gemma 3, ...)"
+            )
+        self.processor = _load_processor(config.model, root)
+        self.tokenizer = self.processor.tokenizer
+        text_config = self.model.config.get_text_config()
+        self.head = nn.Linear(text_config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.precision = resolve_precision(config.precision)
+        # Multi-axis rotary positions are worked out by the model from the whole sequence.
+        rope = getattr(text_config, "rope_parameters", None) or {}
+        self.shares_prefix = "mrope_section" not in str(rope)
+        decoder = self.model.get_decoder()
+        if config.freeze_vision:
+            self.model.requires_grad_(False)
+            decoder.requires_grad_(True)
+        if pretrained and config.lora_rank:
+            adapters.add(decoder, config.lora_rank)
+        self._vision = VisionFeatures(self.model)
+        self._prompts: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
+
+    def train(self, mode: bool = True) -> Vlm:
+        super().train(mode)
+        if self.config.freeze_vision:
+            self.model.eval()
+            self.model.get_decoder().train(mode)
+        return self
+
+    def fold(self) -> None:
+        adapters.fold(self.model.get_decoder())
+
+    def refuse(self, example: Example) -> str | None:
+        if len(example.pictures) > self.config.max_images:
+            return f"{len(example.pictures)} pictures; this model reads at most {self.config.max_images} in a prompt"
+        try:
+            prompt = self._prompt(example)
+        except MorError as error:
+            return str(error)
+        length = prompt["input_ids"].shape[1] + len(self._response(example.response))
+        if length > self.config.max_length:
+            return f"prompt and response have {length} tokens; this model reads at most {self.config.max_length}"
+        return None
+
+    def forward(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:
+        contexts = list({example.context: example for example in batch}.values())
+        number = {example.context: index for index, example in enumerate(contexts)}
+        rows = [number[example.context] for example in batch]
+        responses = [self._response(example.response) for example in batch]
+        with self._autocast():
+            run = self._shared_prefix if self.shares_prefix else self._whole_sequences
+            last = run(contexts, rows, responses)
+        scores: Tensor = self.head(self.dropout(last.float())).squeeze(-1)
+        return scores
+
+    def _autocast(self) -> torch.autocast:
+        device = self.head.weight.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    def _shared_prefix(
+        self, contexts: Sequence[Example], rows: Sequence[int], responses: Sequence[Tensor]
+    ) -> Float[Tensor, "rows hidden"]:
+        """Last hidden states, computing each context once and its responses on top of its keys and values."""
+        prompts = [self._prompt(example) for example in contexts]
+        prefixes = [prompt["input_ids"][0] for prompt in prompts]
+        device = self.head.weight.device
+        ids = pad_sequence(prefixes, batch_first=True, padding_side="left").to(device)
+        seen = pad_sequence([torch.ones_like(prefix) for prefix in prefixes], batch_first=True, padding_side="left")
+        seen = seen.to(device)
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        self.model(
+            input_ids=ids,
+            attention_mask=seen,
+            position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+            mm_encoder_outputs=self._vision.merge([self._image_features(example) for example in contexts]),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        index = torch.tensor(rows, device=device)
+        cache.batch_select_indices(index)
+        said = pad_sequence(list(responses), batch_first=True).to(device)
+        lengths = torch.tensor([len(response) for response in responses], device=device)
+        steps = torch.arange(said.shape[1], device=device)
+        hidden = self.model(
+            input_ids=said,
+            attention_mask=torch.cat([seen[index], (steps < lengths[:, None]).long()], dim=1),
+            position_ids=seen[index].sum(1, keepdim=True) + steps,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        last: Tensor = hidden[torch.arange(len(rows), device=device), lengths - 1]
+        return last
+
+    def _whole_sequences(
+        self, contexts: Sequence[Example], rows: Sequence[int], responses: Sequence[Tensor]
+    ) -> Float[Tensor, "rows hidden"]:
+        """Last hidden states of whole sequences, for models that work out positions themselves."""
+        prompts = [self._prompt(contexts[row]) for row in rows]
+        device = self.head.weight.device
+        inputs: dict[str, Tensor] = {}
+        for name in prompts[0].keys() - VisionFeatures.INPUTS:
+            values = [prompt[name] for prompt in prompts]
+            if values[0].shape[:2] == prompts[0]["input_ids"].shape:
+                tails = [response if name == "input_ids" else torch.zeros_like(response) for response in responses]
+                whole = [torch.cat([value[0], tail.to(value)]) for value, tail in zip(values, tails, strict=True)]
+                inputs[name] = pad_sequence(whole, batch_first=True).to(device)
+            else:
+                inputs[name] = torch.cat(values).to(device)
+        lengths = torch.tensor(
+            [prompt["input_ids"].shape[1] + len(said) for prompt, said in zip(prompts, responses, strict=True)]
+        ).to(device)
+        width = int(lengths.max())
+        inputs["attention_mask"] = (torch.arange(width, device=device) < lengths[:, None]).long()
+        features = [self._image_features(example) for example in contexts]
+        hidden = self.model(
+            **inputs, mm_encoder_outputs=self._vision.merge([features[row] for row in rows]), use_cache=False
+        ).last_hidden_state
+        last: Tensor = hidden[torch.arange(len(rows), device=device), lengths - 1]
+        return last
+
+    def feature_jobs(self, examples: Sequence[Example]) -> Iterator[int]:
+        if not self.config.freeze_vision:
+            return
+        self.eval()
+        for example in {example.context: example for example in examples if example.pictures}.values():
+            before = self.features.bytes
+            with torch.no_grad(), self._autocast():
+                self._image_features(example)
+            yield self.features.bytes - before
+
+    def export(self, folder: Path) -> VlmConfig:
+        self.model.config.save_pretrained(folder / "model")
+        self.processor.save_pretrained(folder / "model")
+        return self.config.model_copy(update={"model": "model", "lora_rank": 0})
+
+    def _image_features(self, example: Example) -> Features | None:
+        if not example.pictures:
+            return None
+        device = self.head.weight.device
+        if not self.config.freeze_vision:
+            return self._vision.encode(self._prompt(example), device)
+        key = ("pictures", *(picture.sha256 for picture in example.pictures))
+        features = self.features.get(key)
+        if features is None:
+            features = self._vision.encode(self._prompt(example, pixels=True), device)
+            self.features.put(key, features)
+        return features
+
+    def _prompt(self, example: Example, pixels: bool = False) -> dict[str, Tensor]:
+        """Processed messages: ids with the placeholders of the pictures, and with ``pixels`` the pixel values.
+
+        Without ``pixels`` the ids come from a bounded memory of recent prompts where that holds them.
+        """
+        needs_pixels = pixels or not self.config.freeze_vision
+        known = self._prompts.get(example.context)
+        if known is not None and not needs_pixels:
+            self._prompts.move_to_end(example.context)
+            return known
+        text = self.processor.apply_chat_template(chat_template_messages(example.messages), add_generation_prompt=True)
+        images = [_decode(picture) for picture in example.pictures]
+        processed = dict(self.processor(text=[text], images=[images] if images else None, return_tensors="pt"))
+        kept = {name: value for name, value in processed.items() if name not in VisionFeatures.INPUTS}
+        self._prompts[example.context] = kept
+        if len(self._prompts) > _PROMPTS_KEPT:
+            self._prompts.popitem(last=False)
+        return processed if needs_pixels else kept
+
+    def _response(self, text: str) -> Tensor:
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor([*ids, self.tokenizer.eos_token_id])
+
+
+def _decode(picture: Picture) -> Any:
+    try:
+        return picture.decode()
+    except MorError as error:
+        raise Invalid(f"picture {picture.sha256[:12]}: {error}") from error
+
+
+def _load_processor(name: str, root: Path) -> Any:
+    local = root / name
+    try:
+        return AutoProcessor.from_pretrained(str(local) if local.exists() else name)
+    except (OSError, ValueError, KeyError) as error:
+        raise Invalid(
+            f"model {name!r} has no processor that can be loaded ({error}); processor_config.json and tokenizer.json "
+            "are wanted"
+        ) from error

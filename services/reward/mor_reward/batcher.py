@@ -1,0 +1,133 @@
+"""Dynamic batching: items of all requests wait in one bounded queue, one thread scores them in passes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from mor_core.errors import Overloaded, Unavailable
+
+from mor_reward.backbones import Example
+from mor_reward.engine import Engine, Verdict
+from mor_reward.metrics import ERRORS, QUEUED_RESPONSES
+
+
+@dataclass(eq=False)
+class _Ticket:
+    examples: Sequence[Example]
+    deadline: float
+    """Monotonic time after which nobody waits for the answer; infinity without one."""
+    answer: asyncio.Future[Verdict] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Batcher:
+    """Admits items, or refuses them at once when they would wait too long."""
+
+    def __init__(self, engine: Engine, *, batch_responses: int, queue_responses: int, wait_s: float) -> None:
+        self._engine = engine
+        self._batch = batch_responses
+        self._bound = queue_responses
+        self._wait_s = wait_s
+        self._queue: deque[_Ticket] = deque()
+        self._waiting = 0
+        self._running = 0
+        self._seconds_a_response = 0.0
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        self._closing = False
+
+    async def score(self, items: Sequence[Sequence[Example]], deadline: float) -> list[Verdict]:
+        """Verdicts of all items, or none of them is queued.
+
+        Raises:
+            Overloaded: the queue is full, or its work would not be done by ``deadline``.
+            Unavailable: ``deadline`` passed while the items waited, or the service is stopping.
+        """
+        wanted = sum(len(examples) for examples in items)
+        self._admit(wanted, deadline)
+        tickets = [_Ticket(examples, deadline) for examples in items]
+        self._queue.extend(tickets)
+        self._count(wanted)
+        self._arrived.set()
+        try:
+            return list(await asyncio.gather(*(ticket.answer for ticket in tickets)))
+        finally:
+            for ticket in tickets:
+                ticket.answer.cancel()
+
+    async def run(self) -> None:
+        """Score what is queued, until ``close`` was called and the queue is empty."""
+        loop = asyncio.get_running_loop()
+        while not (self._closing and not self._queue):
+            await self._arrived.wait()
+            if self._waiting < self._batch and not self._closing:
+                await asyncio.sleep(self._wait_s)
+            tickets = self._take()
+            if tickets:
+                self._running = sum(len(ticket.examples) for ticket in tickets)
+                started = time.monotonic()
+                verdicts = await loop.run_in_executor(
+                    self._thread, self._engine.run, [ticket.examples for ticket in tickets]
+                )
+                self._learn((time.monotonic() - started) / self._running)
+                self._running = 0
+                for ticket, verdict in zip(tickets, verdicts, strict=True):
+                    if not ticket.answer.done():
+                        ticket.answer.set_result(verdict)
+            if not self._queue and not self._closing:
+                self._arrived.clear()
+        self._thread.shutdown()
+
+    def close(self) -> None:
+        """Take nothing new; ``run`` ends when what is queued is scored."""
+        self._closing = True
+        self._arrived.set()
+
+    def _admit(self, wanted: int, deadline: float) -> None:
+        if self._closing:
+            raise Unavailable("the service is stopping; ask another replica or try again", retry_after_s=5)
+        ahead_s = (self._waiting + self._running) * self._seconds_a_response
+        if self._waiting + wanted > self._bound:
+            ERRORS.labels(reason="queue_full").inc()
+            raise Overloaded(
+                f"{self._waiting} responses wait and {self._bound} may; send fewer at a time or later",
+                retry_after_s=ahead_s,
+            )
+        needed_s = ahead_s + wanted * self._seconds_a_response
+        left_s = deadline - time.monotonic()
+        if needed_s > left_s or left_s <= 0:
+            ERRORS.labels(reason="deadline").inc()
+            raise Overloaded(
+                f"scoring would take about {needed_s:.2f} s and the deadline leaves {max(0.0, left_s):.2f} s; "
+                "send fewer responses, later, or with a longer deadline",
+                retry_after_s=ahead_s,
+            )
+
+    def _take(self) -> list[_Ticket]:
+        """Items for one pass: at least one, and as many as fit."""
+        taken: list[_Ticket] = []
+        responses = 0
+        while self._queue and (not taken or responses + len(self._queue[0].examples) <= self._batch):
+            ticket = self._queue.popleft()
+            self._count(-len(ticket.examples))
+            if ticket.answer.done():
+                continue
+            if time.monotonic() > ticket.deadline:
+                ERRORS.labels(reason="deadline").inc()
+                ticket.answer.set_exception(Unavailable("the deadline passed before the item's turn; send it again"))
+                continue
+            taken.append(ticket)
+            responses += len(ticket.examples)
+        return taken
+
+    def _count(self, responses: int) -> None:
+        self._waiting += responses
+        QUEUED_RESPONSES.set(self._waiting)
+
+    def _learn(self, seconds_a_response: float) -> None:
+        known = self._seconds_a_response
+        self._seconds_a_response = seconds_a_response if known == 0 else 0.8 * known + 0.2 * seconds_a_response

@@ -1,0 +1,27 @@
+"""Prometheus metrics of the reward service."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter("mor_reward_requests", "Score requests, by HTTP status.", ["status"])
+REQUEST_SECONDS = Histogram(
+    "mor_reward_request_seconds",
+    "Time to answer a score request that was scored.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+ITEMS = Counter("mor_reward_items", "Items answered, by their status.", ["status"])
+RESPONSES = Counter("mor_reward_responses", "Responses that got a score.")
+BATCH_RESPONSES = Histogram(
+    "mor_reward_batch_responses",
+    "Responses scored in one pass of the model.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+)
+BATCH_SECONDS = Histogram(
+    "mor_reward_batch_seconds",
+    "Time of one pass of the model, decoding of pictures included.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+QUEUED_RESPONSES = Gauge("mor_reward_queued_responses", "Responses that wait for the model.")
+CACHE_LOOKUPS = Counter("mor_reward_cache_lookups", "Look-ups in the caches.", ["cache", "result"])
+ERRORS = Counter("mor_reward_errors", "Requests and items that were not scored, by reason.", ["reason"])

@@ -1,0 +1,179 @@
+"""The work behind ``POST /v1/score``: limits, pictures by hash, batching."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import torch
+from mor_core.errors import Conflict, Invalid, MorError, Overloaded, TooLarge
+from mor_core.images import sha256
+from mor_core.wire import Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
+
+from mor_reward import modeldir
+from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
+from mor_reward.batcher import Batcher
+from mor_reward.caches import ByteBoundCache
+from mor_reward.config import RewardSettings
+from mor_reward.engine import Engine
+from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS
+
+
+class MissingImages(Conflict):
+    """Pictures that the service does not hold; the caller sends the request again with their bytes."""
+
+    def __init__(self, missing: list[str]) -> None:
+        super().__init__(f"{len(missing)} pictures are not here; send their bytes in 'images'")
+        self.missing = missing
+
+
+class ScoringService:
+    """A reward model with its card, caches and queue."""
+
+    def __init__(self, scorer: Scorer, card: Card, temperature: float, settings: RewardSettings) -> None:
+        self.card = card
+        self._settings = settings
+        self._sees_pictures = scorer.sees_pictures
+        self._images = ByteBoundCache[bytes]("images", settings.image_cache_bytes, len)
+        self._batcher = Batcher(
+            Engine(scorer, temperature, settings.batch_responses),
+            batch_responses=settings.batch_responses,
+            queue_responses=settings.queue_responses,
+            wait_s=settings.batch_wait_ms / 1000,
+        )
+        self._in_flight = 0
+        self.running = False
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Score requests within; at the end what is queued is finished."""
+        loop = asyncio.create_task(self._batcher.run())
+        self.running = True
+        try:
+            yield
+        finally:
+            self.running = False
+            self._batcher.close()
+            await loop
+
+    async def score(self, request: ScoreRequest, deadline_ms: float | None) -> ScoreResponse:
+        """Scores of all items; see the reward contract.
+
+        ``deadline_ms`` are the milliseconds that the caller waits, from now.
+
+        Raises:
+            MissingImages: pictures are named of which the service has no bytes.
+            TooLarge: over a limit of the card.
+            Invalid: bytes that do not have the hash under which they came.
+            Overloaded: too many requests, or no time for this one.
+            Unavailable: the deadline passed, or the service is stopping.
+        """
+        started = time.monotonic()
+        deadline = started + (math.inf if deadline_ms is None else deadline_ms / 1000)
+        with self._admitted():
+            self._check_limits(request)
+            await asyncio.to_thread(self._check_images, request.images)
+            for digest, content in request.images.items():
+                self._images.put(digest, content)
+            pictures = self._pictures(request)
+            items = [
+                [Example(item.messages, shown, response) for response in item.responses]
+                for item, shown in zip(request.items, pictures, strict=True)
+            ]
+            verdicts = await self._batcher.score(items, deadline)
+        for verdict in verdicts:
+            ITEMS.labels(status=verdict.status).inc()
+        REQUEST_SECONDS.observe(time.monotonic() - started)
+        return ScoreResponse(
+            model=self.card.model,
+            items=tuple(
+                ItemScores(item_id=item.item_id, status=verdict.status, scores=verdict.scores, detail=verdict.detail)
+                for item, verdict in zip(request.items, verdicts, strict=True)
+            ),
+        )
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self._in_flight >= self._settings.concurrency:
+            ERRORS.labels(reason="concurrency").inc()
+            raise Overloaded(f"{self._in_flight} requests are being scored, which is the most; try again")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def _check_limits(self, request: ScoreRequest) -> None:
+        if len(request.items) > self._settings.max_items:
+            raise TooLarge(f"{len(request.items)} items; at most {self._settings.max_items} are scored in one request")
+        for item in request.items:
+            if len(item.responses) > self._settings.max_responses:
+                raise TooLarge(
+                    f"item {item.item_id!r} has {len(item.responses)} responses; at most "
+                    f"{self._settings.max_responses} are scored in one item"
+                )
+
+    def _check_images(self, images: Mapping[str, bytes]) -> None:
+        for digest, content in images.items():
+            if len(content) > self._settings.max_image_bytes:
+                raise TooLarge(
+                    f"image {digest[:12]} has {len(content)} bytes, at most {self._settings.max_image_bytes} are read; "
+                    "scale it down"
+                )
+            found = sha256(content)
+            if found != digest:
+                raise Invalid(f"image {digest[:12]}: its bytes have the hash {found[:12]}; name it by that hash")
+
+    def _pictures(self, request: ScoreRequest) -> list[tuple[Picture, ...]]:
+        """The pictures that each item shows."""
+        if not self._sees_pictures:
+            return [() for _ in request.items]
+        wanted = dict.fromkeys(digest for item in request.items for digest in image_hashes(item.messages))
+        found = {digest: request.images.get(digest) or self._images.get(digest) for digest in wanted}
+        missing = [digest for digest, content in found.items() if content is None]
+        if missing:
+            raise MissingImages(missing)
+        held = {digest: Picture(digest, content) for digest, content in found.items() if content is not None}
+        return [tuple(held[digest] for digest in image_hashes(item.messages)) for item in request.items]
+
+
+def open_model(settings: RewardSettings) -> ScoringService:
+    """The service that ``settings`` describe, with its model loaded.
+
+    Raises:
+        Invalid: no such model folder or function.
+    """
+    torch.set_num_threads(settings.threads)
+    if settings.function is not None:
+        source = Path(settings.function.partition(":")[0])
+        name = settings.name or settings.function.rpartition(":")[2]
+        scorer: Scorer = FunctionScorer(settings.function)
+        version = sha256(source.read_bytes())[:16]
+        card = Card(
+            model=ModelRef(name=name, version=version),
+            domains=settings.domains or "",
+            calibration=None,
+            privacy=None,
+            limits=settings.limits,
+        )
+        return ScoringService(scorer, card, 1.0, settings)
+    assert settings.model_dir is not None
+    try:
+        manifest, backbone = modeldir.load(settings.model_dir, settings.device)
+    except MorError:
+        raise
+    except RuntimeError as error:
+        raise Invalid(f"device {settings.device!r}: {error}; name one that torch has here, such as cpu") from error
+    backbone.use_cache(settings.feature_cache_bytes)
+    card = Card(
+        model=ModelRef(name=settings.name or manifest.name, version=manifest.version),
+        domains=settings.domains or manifest.domains,
+        calibration=manifest.calibration,
+        privacy=None,
+        limits=settings.limits,
+    )
+    return ScoringService(backbone, card, manifest.calibration.temperature, settings)

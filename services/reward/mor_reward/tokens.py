@@ -1,0 +1,37 @@
+"""Tokens by which callers of the reward service are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mor_core.auth import Scope, hash_token, new_token
+from mor_core.errors import Conflict, Invalid
+
+from mor_reward.files import write_whole
+
+
+def issue(tokens_file: Path, name: str, scope: Scope) -> str:
+    """Make a token, add its hash to ``tokens_file`` (made if need be) and return it. It is stored nowhere else.
+
+    Raises:
+        Conflict: a token of that name is there.
+        Invalid: the file is not a list of tokens.
+    """
+    known: list[dict[str, str]] = []
+    if tokens_file.exists():
+        try:
+            known = json.loads(tokens_file.read_text())
+            names = {entry["name"] for entry in known}
+        except (ValueError, KeyError, TypeError) as error:
+            raise Invalid(
+                f"{tokens_file} is not a list of {{name, scope, sha256}} ({error}); mend or move it"
+            ) from error
+        if name in names:
+            raise Conflict(
+                f"{tokens_file} holds a token named {name!r}; choose another --name, or delete that entry first"
+            )
+    token = new_token()
+    entry = {"name": name, "scope": scope.value, "sha256": hash_token(token)}
+    write_whole(tokens_file, json.dumps([*known, entry], indent=2).encode() + b"\n", mode=0o600)
+    return token

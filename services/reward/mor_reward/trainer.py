@@ -1,0 +1,267 @@
+"""Bradley–Terry training of a reward model on preference pairs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from mor_core.datafiles import Preference
+from mor_core.errors import Invalid, MorError
+from mor_core.wire import image_hashes
+from torch import Tensor
+
+from mor_reward import calibration, checkpoint
+from mor_reward.backbones import Backbone, Example, Picture
+from mor_reward.loss import bradley_terry_loss
+from mor_reward.progress import Reporter
+from mor_reward.recipe import Recipe, learning_rate
+from mor_reward.splits import Splits
+
+_SCORE_BATCH = 64
+_FEATURE_BYTES = 4 << 30
+
+Margins = Float[np.ndarray, " pairs"]
+
+
+class Interrupted(MorError):
+    """Training was told to stop; its checkpoint is written."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A preference as the two examples to score, with the text that names its question."""
+
+    chosen: Example
+    rejected: Example
+    question: str
+
+    @classmethod
+    def of(cls, row: Preference) -> Pair:
+        messages = row.prompt.messages
+        pictures = tuple(Picture(digest, row.prompt.images[digest]) for digest in image_hashes(messages))
+        question = "\n".join(message.text for message in messages)
+        return cls(Example(messages, pictures, row.chosen), Example(messages, pictures, row.rejected), question)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished training: ``backbone`` holds the best epoch's weights."""
+
+    steps: int
+    best_epoch: int
+    feature_seconds: float
+    train_seconds: float
+
+
+def check(pairs: Sequence[Pair], rows: Sequence[Preference], backbone: Backbone) -> None:
+    """Refuse rows that ``backbone`` cannot score.
+
+    Raises:
+        Invalid: the first such row by its id, and why.
+    """
+    for pair, row in zip(pairs, rows, strict=True):
+        for example in (pair.chosen, pair.rejected):
+            reason = backbone.refuse(example)
+            if reason is not None:
+                raise Invalid(
+                    f"row {row.prompt.id!r}: {reason}; raise that limit of the backbone with --set, or drop the row"
+                )
+
+
+def margins(backbone: Backbone, pairs: Sequence[Pair]) -> Margins:
+    """Raw score differences r⁺ − r⁻.
+
+    Raises:
+        Invalid: the model gives scores that are not finite.
+    """
+    backbone.eval()
+    parts: list[Tensor] = []
+    for start in range(0, len(pairs), _SCORE_BATCH):
+        scores = backbone.score(_examples(pairs[start : start + _SCORE_BATCH])).double().cpu()
+        parts.append(scores[0::2] - scores[1::2])
+    result: Margins = torch.cat(parts).numpy()
+    if not np.isfinite(result).all():
+        raise Invalid("the model's scores are not finite; train with a smaller --lr")
+    return result
+
+
+class Trainer:
+    """One training run on the pairs of a training split, with early stopping on the calibration split."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pairs: Sequence[Pair],
+        splits: Splits,
+        recipe: Recipe,
+        *,
+        fingerprint: str,
+        folder: Path,
+        reporter: Reporter,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``folder`` holds the checkpoint; ``stopped`` is asked after every step and ends the run when it says so."""
+        self._backbone = backbone
+        self._pairs = pairs
+        self._splits = splits
+        self._recipe = recipe
+        self._folder = folder
+        self._reporter = reporter
+        self._stopped = stopped
+        self._parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        self._optimiser = torch.optim.AdamW(self._parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self._per_epoch = math.ceil(len(splits.train) / recipe.batch_size)
+        self._state = checkpoint.Checkpoint(
+            fingerprint=fingerprint,
+            step=0,
+            weights={},
+            optimiser={},
+            rng=torch.get_rng_state(),
+            best_weights=None,
+            best_nll=math.inf,
+            best_epoch=0,
+            loss_sum=0.0,
+        )
+        self._others: dict[str, list[str]] = {}
+        for row in splits.train:
+            self._others.setdefault(pairs[row].question, []).append(pairs[row].chosen.response)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint in the folder.
+
+        Raises:
+            Invalid, Conflict: see ``checkpoint.read``.
+        """
+        self._state = checkpoint.read(self._folder, self._state.fingerprint)
+        self._load(self._state.weights)
+        self._optimiser.load_state_dict(self._state.optimiser)
+
+    def run(self) -> Outcome:
+        """Train to the end.
+
+        Raises:
+            Interrupted: ``stopped`` said so; the state is in the checkpoint.
+            Invalid: the loss is not finite.
+        """
+        feature_seconds = self._encode()
+        started = time.perf_counter()
+        state, steps = self._state, self._per_epoch * self._recipe.epochs
+        torch.set_rng_state(state.rng)
+        self._reporter.phase("training", steps)
+        self._reporter.advance(state.step)
+        while state.step < steps and not self._exhausted():
+            epoch, within = divmod(state.step, self._per_epoch)
+            batch = self._order(epoch)[within * self._recipe.batch_size :][: self._recipe.batch_size]
+            state.loss_sum += self._step(batch, state.step, steps)
+            state.step += 1
+            note = f"epoch {epoch + 1}  loss {state.loss_sum / (within + 1):.3f}"
+            if state.step % self._per_epoch == 0:
+                note += f"  {self._end_epoch(epoch)}"
+            self._reporter.advance(state.step, note)
+            if self._stopped():
+                self._save()
+                raise Interrupted(f"stopped after step {state.step} of {steps}; continue with --resume")
+            if state.step % self._recipe.checkpoint_every == 0:
+                self._save()
+        if state.best_weights is not None:
+            self._load(state.best_weights)
+        self._backbone.eval()
+        self._backbone.fold()
+        return Outcome(state.step, state.best_epoch, feature_seconds, time.perf_counter() - started)
+
+    def _encode(self) -> float:
+        """Fill the feature cache; without a place for all features none is kept, so that runs stay repeatable."""
+        started = time.perf_counter()
+        self._backbone.eval()
+        self._backbone.use_cache(_FEATURE_BYTES)
+        examples = _examples(self._pairs)
+        self._reporter.phase("encoding", None)
+        for done, added in enumerate(self._backbone.feature_jobs(examples), 1):
+            self._reporter.advance(done)
+            if self._backbone.features.bytes + added > _FEATURE_BYTES:
+                self._backbone.use_cache(0)
+                break
+        return time.perf_counter() - started
+
+    def _order(self, epoch: int) -> list[int]:
+        rows = list(self._splits.train)
+        Random(f"{self._recipe.seed}/{epoch}").shuffle(rows)
+        return rows
+
+    def _step(self, rows: Iterable[int], step: int, steps: int) -> float:
+        self._backbone.train()
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, self._recipe)
+        pairs = [self._pairs[row] for row in rows]
+        made_up = self._mismatched(pairs, step) if self._recipe.mismatch else []
+        scores = self._backbone([*_examples(pairs), *made_up])
+        chosen, rejected = scores[0 : 2 * len(pairs) : 2], scores[1 : 2 * len(pairs) : 2]
+        loss = bradley_terry_loss(chosen, rejected, self._recipe.centring)
+        if made_up:
+            loss = loss + bradley_terry_loss(chosen.repeat_interleave(self._recipe.mismatch), scores[2 * len(pairs) :])
+        if not torch.isfinite(loss):
+            raise Invalid(
+                f"the loss became {loss.item()} at step {step}; train with a smaller --lr than {self._recipe.lr:g}"
+            )
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.max_grad_norm)
+        self._optimiser.step()
+        return float(loss.item())
+
+    def _mismatched(self, pairs: Sequence[Pair], step: int) -> list[Example]:
+        """For each pair ``recipe.mismatch`` responses that were chosen for its question elsewhere.
+
+        Where the draw agrees with its own chosen response, its rejected one takes the place.
+        """
+        rng = Random(f"{self._recipe.seed}/mismatch/{step}")
+        made_up = []
+        for pair in pairs:
+            for other in rng.choices(self._others[pair.question], k=self._recipe.mismatch):
+                response = other if other != pair.chosen.response else pair.rejected.response
+                made_up.append(Example(pair.chosen.messages, pair.chosen.pictures, response))
+        return made_up
+
+    def _end_epoch(self, epoch: int) -> str:
+        state = self._state
+        found = margins(self._backbone, [self._pairs[row] for row in self._splits.calibration])
+        report = calibration.report(found, calibration.fit_temperature(found))
+        if report.nll < state.best_nll:
+            state.best_nll, state.best_epoch, state.best_weights = report.nll, epoch + 1, self._weights()
+        state.loss_sum = 0.0
+        return f"calibration accuracy {report.accuracy:.3f}"
+
+    def _exhausted(self) -> bool:
+        at_start_of_epoch = self._state.step % self._per_epoch == 0
+        epochs_without = self._state.step // self._per_epoch - self._state.best_epoch
+        return at_start_of_epoch and epochs_without >= self._recipe.patience
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {
+            name: parameter.detach().clone()
+            for name, parameter in self._backbone.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._backbone.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(weights[name])
+
+    def _save(self) -> None:
+        self._state.weights = self._weights()
+        self._state.optimiser = self._optimiser.state_dict()
+        self._state.rng = torch.get_rng_state()
+        checkpoint.write(self._folder, self._state)
+
+
+def _examples(pairs: Sequence[Pair]) -> list[Example]:
+    return [example for pair in pairs for example in (pair.chosen, pair.rejected)]

@@ -1,0 +1,70 @@
+"""The HTTP face of the rollout service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI
+from mor_core.auth import Principal, Scope, require
+from mor_core.health import ReadyCheck
+from mor_core.service import create_service
+from sse_starlette import EventSourceResponse
+from starlette.responses import Response
+
+from mor_rollout import __version__
+from mor_rollout.chat import POLICY, ChatRequest, ChatResponse
+from mor_rollout.completions import Completions
+from mor_rollout.config import RolloutSettings
+from mor_rollout.service import RolloutService
+from mor_rollout.status import ModelList, Status
+
+_DESCRIPTION = """Samples groups of responses from the current policy for the runs announced in Redis, swaps the weights
+in place, and answers chat completions on them."""
+
+
+def create_app(settings: RolloutSettings) -> FastAPI:
+    """The service for ``settings``; its lifespan owns the engine and the stream worker."""
+    service = RolloutService(settings)
+    completions = Completions(settings, service)
+    checks: dict[str, ReadyCheck] = {"engine": service.ready, "streams": service.stream_server}
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = create_service("MoR rollout", settings, lifespan, checks, version=__version__, description=_DESCRIPTION)
+    app.state.service = service
+
+    @app.get("/v1/status", summary="The policy in use and what the engine does", tags=["status"])
+    async def status(_: Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]) -> Status:
+        return Status(**service.status())
+
+    @app.get("/v1/models", summary="Models for chat completions: the current policy", tags=["chat"])
+    async def models(_: Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]) -> ModelList:
+        return ModelList.model_validate(
+            {"object": "list", "data": [{"id": POLICY, "object": "model", "owned_by": "mor", "root": settings.model}]}
+        )
+
+    @app.post(
+        "/v1/chat/completions",
+        summary="Chat completion on the current policy, OpenAI-compatible",
+        description="With `stream` the answer is a stream of server-sent events that ends with `[DONE]`. "
+        "Fields of the OpenAI API that are not listed are answered 422.",
+        response_model=ChatResponse,
+        responses={404: {"description": "Another model."}, 503: {"description": "Not ready, or too many at once."}},
+        tags=["chat"],
+    )
+    async def chat(request: ChatRequest, _: Annotated[Principal, Depends(require(Scope.service))]) -> Any:
+        await completions.check(request)
+        if request.stream:
+            events: Response = EventSourceResponse(completions.events(request), sep="\n")
+            return events
+        return await completions.complete(request)
+
+    return app

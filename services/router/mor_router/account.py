@@ -1,0 +1,89 @@
+"""The account of a group: what every client said, what it counted for, why one was left out; and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mor_core.wire import ClientScore, ModelRef
+
+from mor_router import metrics
+from mor_router.answers import Answer
+from mor_router.fuse import Fused, NoQuorum
+from mor_router.registry import ClientRecord
+
+
+def voters(
+    gate_weights: Mapping[str, float],
+    answers: Mapping[str, Answer],
+    outcome: Fused | NoQuorum,
+    fitted_on: Mapping[str, ModelRef],
+) -> tuple[ClientScore, ...]:
+    """The clients with a say, in the gate's order."""
+    scores = []
+    for name, share in gate_weights.items():
+        answer = answers[name]
+        stale = answer.model is not None and name in fitted_on and answer.model != fitted_on[name]
+        metrics.STALE_CALIBRATION.labels(name).set(stale)
+        detail = answer.detail
+        if stale:
+            model = fitted_on[name]
+            detail = f"its calibration was fitted on {model.name} {model.version}; fit the objective again"
+        score = ClientScore(
+            client=name,
+            model=answer.model,
+            status=answer.status,
+            detail=detail,
+            raw=answer.scores,
+            gate_weight=share,
+            seconds=answer.seconds,
+        )
+        if isinstance(outcome, Fused) and name in outcome.clients:
+            k = outcome.clients.index(name)
+            used = {
+                "standardised": tuple(outcome.standardised[k].tolist()),
+                "calibrated": tuple(outcome.calibrated[k].tolist()),
+                "weight": float(outcome.weights[k]),
+            }
+            score = score.model_copy(update=used)
+        scores.append(score)
+    return tuple(scores)
+
+
+def others(
+    records: Mapping[str, ClientRecord], shadows: Sequence[str], answers: Mapping[str, Answer]
+) -> tuple[ClientScore, ...]:
+    """The clients without a say, and why."""
+    scores = []
+    for name, record in records.items():
+        answer = answers.get(name)
+        if name in shadows:
+            why = "on probation" if record.state == "probation" else "not in the gate; fit the objective again"
+            if answer is None:
+                why += "; slower than the clients with a say"
+            elif answer.status != "ok":
+                why += f"; {answer.status}: {answer.detail}"
+            heard = answer or Answer("ok")
+            scores.append(
+                ClientScore(
+                    client=name, status="shadow", detail=why, model=heard.model, raw=heard.scores, seconds=heard.seconds
+                )
+            )
+        elif record.state in ("paused", "quarantined"):
+            why = f"{record.state}: {record.reason or 'no reason given'}"
+            scores.append(ClientScore(client=name, status="not_asked", detail=why))
+    return tuple(scores)
+
+
+def observe(fused: Fused, slopes: Mapping[str, float]) -> None:
+    """Count a scored group in the metrics."""
+    for k, client in enumerate(fused.clients):
+        metrics.CLIENT_REWARD.labels(client).observe(fused.calibrated[k].mean())
+        metrics.CLIENT_REWARD_STD.labels(client).observe(fused.calibrated[k].std())
+        metrics.WEIGHT.labels(client).observe(fused.weights[k])
+        metrics.SLOPE.labels(client).observe(slopes[client])
+    metrics.REWARD.observe(fused.rewards.mean())
+    metrics.REWARD_STD.observe(fused.rewards.std())
+    metrics.ENTROPY.observe(fused.entropy)
+    metrics.DISAGREEMENT.observe(fused.disagreement)
+    if len(set(fused.rewards.tolist())) == 1:
+        metrics.ZERO_VARIANCE.inc()

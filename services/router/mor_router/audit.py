@@ -1,0 +1,36 @@
+"""The audit log: who did what to which client or gate, one JSON object a line, appended."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+Action = Literal[
+    "enrol", "change", "rotate", "revoke", "import", "objective", "anchors", "fit", "activate", "rollback", "rekey"
+]
+
+log = structlog.get_logger("audit")
+
+
+class Audit:
+    """Appends to ``path``, or to the log where there is none. Values must hold no secrets."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def record(self, action: Action, subject: str, by: str, **details: str | int | float | None) -> None:
+        if self._path is None:
+            log.info(action, subject=subject, by=by, **details)
+            return
+        line = json.dumps({"at": time.time(), "action": action, "subject": subject, "by": by, **details})
+        # One write of one line in append mode: lines of several processes do not mix.
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,141 @@
+"""The command ``mor-router``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import structlog
+import typer
+from cryptography.fernet import Fernet
+from mor_core.errors import Invalid, MorError
+from mor_core.problems import describe
+from mor_core.service import serve as serve_app
+from mor_core.settings import unknown_variables
+from mor_core.streams import connect
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mor_router.audit import Audit
+from mor_router.config import RouterSettings
+from mor_router.enrolment import reseal
+from mor_router.registry import Registry
+from mor_router.store import Snapshot, export, restore
+from mor_router.vault import Vault
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="MoR's router: fuses the clients' scores.")
+log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
+
+
+def _settings() -> RouterSettings:
+    try:
+        return RouterSettings()
+    except ValidationError as error:
+        _fail(f"settings (MOR_*): {describe(error)}")
+        raise
+
+
+def _fail(message: str) -> None:
+    typer.secho(message, err=True, fg="red")
+    raise typer.Exit(2)
+
+
+def _with_store(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> Result:
+    settings = _settings()
+
+    async def run() -> Result:
+        redis = connect(settings)
+        try:
+            return await work(redis, settings)
+        finally:
+            await redis.aclose()
+
+    try:
+        return asyncio.run(run())
+    except (MorError, RedisError) as error:
+        _fail(str(error))
+        raise
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one.")] = None,
+    port_file: Annotated[Path | None, typer.Option(help="File to write the address to once it listens.")] = None,
+) -> None:
+    """Serve the API and score the groups of active runs. Settings come from MOR_* variables."""
+    from mor_router.app import create_app
+
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = _settings().model_copy(update=given)
+    try:
+        Vault(settings.secret_key)
+    except Invalid as error:
+        _fail(str(error))
+    for name in unknown_variables([RouterSettings]):
+        log.debug("a variable that the router does not read", name=name)
+    serve_app(create_app(settings), settings, name="router", port_file=port_file)
+
+
+@app.command("export")
+def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write.")]) -> None:
+    """Write clients, objectives, anchors and gate versions to a file. Secrets in it stay encrypted."""
+
+    async def work(redis: Redis, _: RouterSettings) -> Snapshot:
+        return await export(redis)
+
+    snapshot = _with_store(work)
+    partial = file.with_name(f"{file.name}.part")
+    partial.touch(mode=0o600)
+    partial.write_text(snapshot.model_dump_json(indent=1))
+    partial.rename(file)
+    typer.echo(f"{len(snapshot.hashes['clients'])} clients, {len(snapshot.hashes['objectives'])} objectives -> {file}")
+
+
+@app.command("import")
+def import_state(
+    file: Annotated[Path, typer.Argument(help="JSON file of 'mor-router export'.")],
+    replace: Annotated[bool, typer.Option(help="Discard what the router has now.")] = False,
+) -> None:
+    """Put exported state back. The secrets need the MOR_SECRET_KEY that they were encrypted with."""
+    try:
+        snapshot = Snapshot.model_validate_json(file.read_bytes())
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}")
+        raise
+    except ValidationError as error:
+        _fail(f"{file}: no file of 'mor-router export': {describe(error)}")
+        raise
+
+    async def work(redis: Redis, settings: RouterSettings) -> None:
+        await restore(redis, snapshot, replace=replace)
+        Audit(settings.audit_log).record("import", file.name, "command line")
+
+    _with_store(work)
+    typer.echo(f"{file}: {len(snapshot.hashes.get('clients', {}))} clients imported")
+
+
+@app.command()
+def rekey() -> None:
+    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the others can be removed afterwards."""
+
+    async def work(redis: Redis, settings: RouterSettings) -> int:
+        vault, registry = Vault(settings.secret_key), Registry(redis)
+        records = await registry.all()
+        for record in records:
+            await registry.update(record.name, lambda known: reseal(known, vault))
+        Audit(settings.audit_log).record("rekey", "clients", "command line", clients=len(records))
+        return len(records)
+
+    typer.echo(f"{_with_store(work)} secrets are under the first key now")
+
+
+@app.command()
+def key() -> None:
+    """Print a fresh key for MOR_SECRET_KEY."""
+    typer.echo(Fernet.generate_key().decode())

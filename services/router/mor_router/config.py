@@ -1,0 +1,83 @@
+"""Settings of the router."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from mor_core.settings import ServiceSettings, StreamSettings
+from pydantic import Field, SecretStr
+
+from mor_router.fusion import FusionChoice, Weighted
+
+Network = IPv4Network | IPv6Network
+
+
+class RouterSettings(ServiceSettings, StreamSettings):
+    """Everything that can be set about a router."""
+
+    secret_key: SecretStr = SecretStr("")
+    """Fernet keys that encrypt the clients' secrets at rest, separated by commas; the first encrypts, all decrypt, so
+    a new key is put in front and the old one removed after ``mor-router rekey``. ``mor-router key`` makes one."""
+    audit_log: Path | None = None
+    """File to which enrolments, rotations, revocations and gate changes are appended as JSON lines. Without, they go to
+    the log under the name ``audit``."""
+
+    allow_loopback: bool = False
+    """Whether an endpoint on this machine's loopback may be enrolled; for demonstrations and tests."""
+    allowed_networks: tuple[Network, ...] = ()
+    """Networks (CIDR) besides public ones that endpoints enrolled by API may be in, as a JSON list. Plain ``http`` is
+    accepted there and on loopback only."""
+    kubernetes_networks: tuple[Network, ...] = ()
+    """Networks (CIDR) that endpoints found in Kubernetes may be in, as a JSON list: the cluster's pods and services."""
+    ca_file: Path | None = None
+    """PEM file of certificate authorities for clients' endpoints; the system's where it is not set."""
+    client_cert_file: Path | None = None
+    """PEM certificate that the router shows to clients (mutual TLS)."""
+    client_key_file: Path | None = None
+    """PEM private key of ``client_cert_file``."""
+
+    deadline_s: float = Field(30.0, gt=0)
+    """Seconds that clients have to score a group, retries included."""
+    client_attempts: int = Field(3, ge=1, le=10)
+    """Most attempts of one call to a client; only 429, 503 and lost connections are tried again."""
+    client_concurrency: int = Field(4, ge=1)
+    """Most requests in flight to one client; a lower limit on the client's card counts."""
+    items_per_request: int = Field(16, ge=1)
+    """Most groups in one request to a client; a lower limit on the client's card counts."""
+    circuit_failures: int = Field(5, ge=1)
+    """Failed calls in a row that open a client's circuit: it is not asked for a while."""
+    circuit_open_s: float = Field(15.0, gt=0)
+    """Seconds that an open circuit stays open before one call tries the client again."""
+    probe_interval_s: float = Field(15.0, gt=0)
+    """Mean seconds between probes of a client, jittered."""
+
+    quorum: float = Field(0.5, ge=0, le=1)
+    """Least share of a group's gate weight that must answer; with less, the group is retried and then given up."""
+    group_attempts: int = Field(3, ge=1)
+    """Attempts of a group without a quorum before it goes to the dead letters."""
+    group_retry_s: float = Field(2.0, gt=0)
+    """Mean seconds between attempts of a group, doubled at each and jittered."""
+    batch_groups: int = Field(8, ge=1)
+    """Most waiting groups that are scored together, in one request to each client."""
+    batches_in_flight: int = Field(4, ge=1)
+    """Most batches of one run that are scored at a time."""
+    worker: bool = True
+    """Whether this process scores the groups of active runs; off where it serves the API only."""
+
+    fusion: FusionChoice = Weighted()
+    """How calibrated scores become one reward, as JSON: ``{"kind": "weighted"}``, ``uniform``, ``median``, ``worst``,
+    ``{"kind": "mean_minus_variance", "penalty": 0.5}``, ``{"kind": "gdpo", "floor": 0.1}``."""
+    gate_temperature: float = Field(1.0, gt=0)
+    """Divisor of the gate's logits, τ, in fits from now on."""
+    entropy_floor: float = Field(0.1, ge=0, le=1)
+    """Least entropy of a mixture as a share of the largest possible one, in fits from now on."""
+
+    embed_text_model: str | None = None
+    """Sentence encoder for questions and objectives, folder or hub name; hashed words without."""
+    embed_image_model: str | None = None
+    """Vision encoder for pictures, folder or hub name; colours and edges without."""
+    embed_cache: int = Field(8192, ge=1)
+    """Embeddings that are kept, of texts and of pictures each."""
+    torch_threads: int = Field(1, ge=1)
+    """Threads for embedding models and fits."""

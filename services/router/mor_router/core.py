@@ -1,0 +1,114 @@
+"""Everything that a router process holds, put together once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import torch
+from mor_core.streams import connect
+from redis.asyncio import Redis
+
+from mor_router.anchor_scores import AnchorScorer
+from mor_router.audit import Audit
+from mor_router.config import RouterSettings
+from mor_router.egress import EgressPolicy
+from mor_router.embedding import Embedder, build_embedder
+from mor_router.enrolment import Enroller
+from mor_router.fitting import Fitting
+from mor_router.gates import Gates
+from mor_router.objectives import Objectives
+from mor_router.pool import Pool
+from mor_router.registry import Registry
+from mor_router.rewarding import Rewarder
+from mor_router.scoring import Scoring
+from mor_router.serving import RecentScores, ServedGates
+from mor_router.vault import Vault
+from mor_router.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Router:
+    settings: RouterSettings
+    redis: Redis
+    audit: Audit
+    registry: Registry
+    pool: Pool
+    enroller: Enroller
+    objectives: Objectives
+    gates: Gates
+    served: ServedGates
+    embedder: Embedder
+    fitting: Fitting
+    rewarder: Rewarder
+    worker: Worker
+
+    async def ready(self) -> str | None:
+        """What is missing for this router to do its work. Clients are not: they enrol at a router that is ready."""
+        await self.redis.ping()
+        return None
+
+
+@asynccontextmanager
+async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterator[Router]:
+    """A router at work until the body ends.
+
+    Raises:
+        Invalid: no usable ``MOR_SECRET_KEY``, or an embedding model that cannot be loaded.
+    """
+    vault = Vault(settings.secret_key)
+    torch.set_num_threads(settings.torch_threads)
+    embedder = await asyncio.to_thread(
+        build_embedder, settings.embed_text_model, settings.embed_image_model, settings.embed_cache
+    )
+    redis = connect(settings)
+    audit = Audit(settings.audit_log)
+    registry, objectives, gates = Registry(redis), Objectives(redis), Gates(redis)
+    pool = Pool(registry, vault, settings, policy)
+    scoring = Scoring(pool)
+    served = ServedGates(redis, objectives, gates, embedder)
+    rewarder = Rewarder(
+        settings=settings, pool=pool, scoring=scoring, served=served, recent=RecentScores(redis), embedder=embedder
+    )
+    router = Router(
+        settings=settings,
+        redis=redis,
+        audit=audit,
+        registry=registry,
+        pool=pool,
+        enroller=Enroller(registry, pool, vault, policy, audit),
+        objectives=objectives,
+        gates=gates,
+        served=served,
+        embedder=embedder,
+        fitting=Fitting(
+            redis=redis,
+            settings=settings,
+            registry=registry,
+            pool=pool,
+            objectives=objectives,
+            gates=gates,
+            embedder=embedder,
+            scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
+            audit=audit,
+        ),
+        rewarder=rewarder,
+        worker=Worker(redis, settings, pool, rewarder),
+    )
+    await pool.refresh()
+    work = [pool.follow(), pool.probe(), *([router.worker.watch()] if settings.worker else [])]
+    tasks = [asyncio.create_task(part) for part in work]
+    try:
+        yield router
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await scoring.close()
+        await pool.close()
+        await redis.aclose()

@@ -1,0 +1,179 @@
+"""Which addresses the router may connect to, by how an endpoint came in, enforced at every connect.
+
+==============  =========================================================================
+``api``         public addresses, and those of ``MOR_ALLOWED_NETWORKS``
+``kubernetes``  addresses of ``MOR_KUBERNETES_NETWORKS``
+``loopback``    this machine's loopback, only with ``MOR_ALLOW_LOOPBACK``
+==============  =========================================================================
+
+Link-local, multicast, unspecified and cloud metadata addresses are refused whatever is allowed. An IPv4 address inside
+an IPv6 one (mapped, 6to4, NAT64) is judged as the IPv4 address that it reaches. A name is resolved once per request,
+every address that it has is judged, and the connection goes to a judged address: a second answer of the name server
+cannot redirect it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+from mor_core.errors import Invalid
+
+from mor_router.config import Network, RouterSettings
+from mor_router.registry import Source
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+_METADATA = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "192.0.0.192")))
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class EgressRefused(Invalid):
+    """An endpoint's address is outside of the egress policy."""
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Addresses of ``host`` by the system's resolver.
+
+    Raises:
+        OSError: it has none.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def effective(address: str) -> Address:
+    """The address that a connection really reaches."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return parsed
+    if parsed in _NAT64:
+        return ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+    return parsed.ipv4_mapped or parsed.sixtofour or parsed
+
+
+@dataclass(frozen=True)
+class EgressPolicy:
+    allow_loopback: bool
+    networks: tuple[Network, ...]
+    kubernetes: tuple[Network, ...]
+    resolver: Resolver = resolve
+
+    @classmethod
+    def of(cls, settings: RouterSettings) -> EgressPolicy:
+        return cls(settings.allow_loopback, settings.allowed_networks, settings.kubernetes_networks)
+
+    def judge(self, host: str, address: str, source: Source) -> None:
+        """
+        Raises:
+            EgressRefused: ``address`` of ``host`` may not be connected to; with the setting that would allow it.
+        """
+        reached = effective(address)
+        where = f"{host} is at {address}" if host != address else address
+        if reached in _METADATA or reached.is_link_local or reached.is_multicast or reached.is_unspecified:
+            raise EgressRefused(f"{where}: link-local, metadata and multicast addresses are never connected to")
+        if source == "loopback":
+            if not (reached.is_loopback and self.allow_loopback):
+                raise EgressRefused(
+                    f"{where}: enrolled as loopback, which needs a loopback address and MOR_ALLOW_LOOPBACK"
+                )
+        elif source == "kubernetes":
+            if not _inside(reached, self.kubernetes):
+                raise EgressRefused(
+                    f"{where}: outside of MOR_KUBERNETES_NETWORKS, where endpoints of the cluster may be"
+                )
+        elif reached.is_loopback:
+            raise EgressRefused(f"{where}: a loopback address; set MOR_ALLOW_LOOPBACK=true if this is a demonstration")
+        elif not (reached.is_global or _inside(reached, self.networks)):
+            raise EgressRefused(f"{where}: not a public address; add its network to MOR_ALLOWED_NETWORKS to permit it")
+
+    async def addresses(self, host: str, port: int, source: Source) -> list[str]:
+        """The judged addresses of ``host``, in the resolver's order.
+
+        Raises:
+            EgressRefused: one of them may not be connected to.
+            OSError: the name has no address.
+        """
+        try:
+            ipaddress.ip_address(host)
+            found = [host]
+        except ValueError:
+            found = await self.resolver(host, port)
+        for address in found:
+            self.judge(host, address, source)
+        return found
+
+    async def admit(self, url: str) -> Source:
+        """Judge the address of an endpoint that is being enrolled by API, and tell as what it comes in.
+
+        Raises:
+            Invalid: not an address of a reward service, or outside of the policy.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError as error:
+            raise Invalid(f"url {url!r}: {error}; give https://host[:port][/path]") from error
+        host = parts.hostname
+        if parts.scheme not in ("http", "https") or not host or parts.username or parts.query or parts.fragment:
+            raise Invalid(f"url {url!r}: https://host[:port][/path] is wanted, without user, query or fragment")
+        try:
+            found = [host] if _is_address(host) else await self.resolver(host, port)
+        except OSError as error:
+            raise Invalid(f"url {url!r}: {host} has no address ({error}); is the name right?") from error
+        reached = [effective(address) for address in found]
+        source: Source = "loopback" if self.allow_loopback and all(a.is_loopback for a in reached) else "api"
+        for address in found:
+            self.judge(host, address, source)
+        private = source == "loopback" or all(_inside(address, self.networks) for address in reached)
+        if parts.scheme == "http" and not private:
+            raise Invalid(f"url {url!r}: the client's secret would cross the internet in clear; serve https")
+        return source
+
+
+class PinnedTransport(httpx.AsyncBaseTransport):
+    """Resolves, judges, and connects to the judged address, with the name kept for ``Host`` and TLS."""
+
+    def __init__(self, policy: EgressPolicy, source: Source, inner: httpx.AsyncBaseTransport) -> None:
+        self._policy = policy
+        self._source = source
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        host = request.url.host
+        port = request.url.port or (443 if request.url.scheme == "https" else 80)
+        try:
+            found = await self._policy.addresses(host, port, self._source)
+        except OSError as error:
+            raise httpx.ConnectError(f"{host} has no address ({error})", request=request) from error
+        if not _is_address(host):
+            request.extensions = {**request.extensions, "sni_hostname": host}
+        for address in found[:-1]:
+            request.url = request.url.copy_with(host=address)
+            try:
+                return await self._inner.handle_async_request(request)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                continue
+        request.url = request.url.copy_with(host=found[-1])
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _inside(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

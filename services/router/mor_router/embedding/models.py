@@ -1,0 +1,72 @@
+"""Frozen encoders by Hugging Face path or hub name: a sentence encoder for text, a vision tower for images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from mor_core import images
+from mor_core.errors import Invalid
+from numpy import ndarray
+
+from mor_router.embedding.features import unit
+
+_MAX_TOKENS = 512
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise Invalid(
+            "an embedding model is set but transformers is not installed; install mor-router[transformers] "
+            "or unset MOR_EMBED_TEXT_MODEL and MOR_EMBED_IMAGE_MODEL"
+        ) from error
+    return transformers
+
+
+def _load(loader: Any, path: str, setting: str) -> Any:
+    try:
+        return loader.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise Invalid(f"{setting}: {path!r} cannot be loaded ({error}); give a model folder or hub name") from error
+
+
+class TextModel:
+    """Mean of the last hidden states over the text's tokens, length 1 (Reimers & Gurevych 2019, as MiniLM is used)."""
+
+    def __init__(self, path: str) -> None:
+        transformers = _transformers()
+        self.name = f"text-model-{path}"
+        self._tokenizer = _load(transformers.AutoTokenizer, path, "MOR_EMBED_TEXT_MODEL")
+        self._model = _load(transformers.AutoModel, path, "MOR_EMBED_TEXT_MODEL").eval()
+        self._max_tokens = min(_MAX_TOKENS, getattr(self._model.config, "max_position_embeddings", _MAX_TOKENS))
+        self.size: int = self._model.config.hidden_size
+
+    def __call__(self, text: str) -> Float[ndarray, " features"]:
+        tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._max_tokens)
+        with torch.inference_mode():
+            hidden = self._model(**tokens).last_hidden_state
+        shown = tokens["attention_mask"].unsqueeze(-1)
+        mean = (hidden * shown).sum(dim=1) / shown.sum(dim=1)
+        return unit(np.asarray(mean[0].double().numpy()))
+
+
+class ImageModel:
+    """Mean of the last hidden states of a vision tower (DINOv2, SigLIP, ViT ...), length 1."""
+
+    def __init__(self, path: str) -> None:
+        transformers = _transformers()
+        self.name = f"image-model-{path}"
+        self._processor = _load(transformers.AutoImageProcessor, path, "MOR_EMBED_IMAGE_MODEL")
+        model = _load(transformers.AutoModel, path, "MOR_EMBED_IMAGE_MODEL").eval()
+        self._model = getattr(model, "vision_model", model)
+        self.size: int = self._model.config.hidden_size
+
+    def __call__(self, content: bytes) -> Float[ndarray, " features"]:
+        pixels = self._processor(images=images.decode(content), return_tensors="pt")
+        with torch.inference_mode():
+            hidden = self._model(pixel_values=pixels["pixel_values"]).last_hidden_state
+        return unit(np.asarray(hidden[0].mean(dim=0).double().numpy()))

@@ -1,0 +1,176 @@
+"""A fit from anchors to a gate version in force."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import structlog
+from mor_core.errors import Conflict, Invalid, Unavailable
+from redis.asyncio import Redis
+from redis.exceptions import LockError
+
+from mor_router import metrics
+from mor_router.anchor_scores import AnchorScorer, AnchorScores, score_all
+from mor_router.audit import Audit
+from mor_router.config import RouterSettings
+from mor_router.embedding import Embedder, Input
+from mor_router.gates import Gates, GateVersion, dump
+from mor_router.mixture import fit_mixture
+from mor_router.objectives import Anchor, Objective, Objectives
+from mor_router.pool import Pool
+from mor_router.registry import Registry
+from mor_router.report import FitReport, report
+from mor_router.store import key
+
+_LEAST_PAIRS = 8
+_LEAST_SHARE = 0.5
+_LOCK_S = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+class Fitting:
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        settings: RouterSettings,
+        registry: Registry,
+        pool: Pool,
+        objectives: Objectives,
+        gates: Gates,
+        embedder: Embedder,
+        scorer: AnchorScorer,
+        audit: Audit,
+    ) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._registry = registry
+        self._pool = pool
+        self._objectives = objectives
+        self._gates = gates
+        self._embedder = embedder
+        self._scorer = scorer
+        self._audit = audit
+
+    async def fit(self, name: str, by: str, *, activate: bool) -> GateVersion:
+        """Score the anchors by every client that is active or on probation, fit, keep the version.
+
+        Raises:
+            NotFound: no such objective.
+            Conflict: no anchors, or another fit of the objective is going on.
+            Invalid: too few anchors.
+            Unavailable: no client scored enough of them.
+        """
+        objective = await self._objectives.get(name)
+        anchors = await self._objectives.anchors(name)
+        if len(anchors) < _LEAST_PAIRS:
+            raise Invalid(f"objective {name!r} has {len(anchors)} anchors; at least {_LEAST_PAIRS} are needed to fit")
+        async with self._alone(name):
+            images = await self._objectives.images(name, anchors)
+            await self._pool.refresh()
+            asked = self._pool.named("active", "probation")
+            scored = await score_all(self._scorer, asked, objective, anchors, images)
+            gate = await self._fit(objective, anchors, images, scored)
+            await self._gates.put(gate)
+        self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs)
+        if activate:
+            await self.activate(name, gate.version, by)
+        return gate
+
+    async def activate(self, name: str, version: int, by: str) -> Objective:
+        """Put a version in force. Its clients that were on probation have earned their weight and become active.
+
+        Raises:
+            NotFound: no such objective or version.
+        """
+        gate = await self._gates.get(name, version)
+        objective = await self._objectives.activate(name, version)
+        self._audit.record("activate", name, by, version=version)
+        for client in set(gate.models) & set(self._pool.named("probation")):
+            await self._registry.update(client, lambda record: record.model_copy(update={"state": "active"}))
+            self._audit.record("change", client, by, state="active", version=version)
+        await self._pool.refresh()
+        return objective
+
+    async def _fit(
+        self,
+        objective: Objective,
+        anchors: Sequence[Anchor],
+        images: dict[str, bytes],
+        scored: Sequence[AnchorScores],
+    ) -> GateVersion:
+        enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * len(anchors))]
+        left_out = {
+            found.client: f"scored {len(found.scores)} of {len(anchors)} anchors: {found.problem}"
+            for found in scored
+            if found not in enough
+        }
+        if not enough:
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in left_out.items())
+            raise Unavailable(f"no client scored enough anchors of {objective.name!r}: {reasons or 'none is enrolled'}")
+        inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
+        scores = np.stack([found.array(anchors) for found in enough], axis=1)
+        useful = ~np.isnan(scores).all(axis=(1, 2))
+        clients = [found.client for found in enough]
+        domains = [anchor.domain for anchor, used in zip(anchors, useful, strict=True) if used]
+
+        def work() -> tuple[dict[str, object], FitReport]:
+            started = time.perf_counter()
+            mixture, fitted = fit_mixture(
+                clients,
+                inputs[useful],
+                scores[useful],
+                temperature=self._settings.gate_temperature,
+                entropy_floor=self._settings.entropy_floor,
+            )
+            seconds = time.perf_counter() - started
+            account = report(
+                mixture,
+                fitted,
+                inputs=inputs[useful],
+                scores=scores[useful],
+                domains=domains,
+                left_out=left_out,
+                seconds=seconds,
+            )
+            return dump(mixture), account
+
+        parameters, fit_report = await asyncio.to_thread(work)
+        metrics.FIT_SECONDS.observe(fit_report.seconds)
+        return GateVersion(
+            version=await self._gates.next_version(),
+            objective=objective.name,
+            created_at=time.time(),
+            embedder=self._embedder.name,
+            models={found.client: found.model for found in enough if found.model is not None},
+            report=fit_report,
+            parameters=parameters,
+        )
+
+    @asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """One fit of an objective at a time, over all replicas; the lock outlives its holder by a minute at most."""
+        lock = self._redis.lock(key("fitting", name), timeout=_LOCK_S, blocking=False)
+        if not await lock.acquire():
+            raise Conflict(f"a fit of objective {name!r} is going on; wait for it")
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(_LOCK_S / 3)
+                await lock.reacquire()
+
+        task = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            try:
+                await lock.release()
+            except LockError:
+                log.warning("the lock of a fit was lost before its end", objective=name)

@@ -1,0 +1,99 @@
+"""The fitted whole of one objective: standardisers, regions, slopes and gate. Fitting and serving share it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from mor_router import calibration, gate
+from mor_router.fit import PRECISIONS, Anchors, Fitted, fit
+from mor_router.regions import Regions, fit_regions
+from mor_router.standardise import Standardiser, fit_standardiser
+
+_REGION_COUNTS = (1, 2, 3, 5, 8)
+_PAIRS_PER_REGION = 8
+_FIRST_PRECISION = 1.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    clients: tuple[str, ...]
+    standardisers: tuple[Standardiser, ...]
+    """One for each client."""
+    regions: Regions
+    embeddings: Float[ndarray, "regions clients"]
+    prior: Float[ndarray, " clients"]
+    common: Float[ndarray, " clients"]
+    regional: Float[ndarray, "regions clients"]
+    temperature: float
+    entropy_floor: float
+
+    def weights(
+        self, inputs: Float[ndarray, "inputs features"], available: Collection[str]
+    ) -> Float[ndarray, "inputs clients"]:
+        """w(x, o) over ``available``; 0 for the other clients.
+
+        Raises:
+            ValueError: none of the mixture's clients is available.
+        """
+        return gate.weights(
+            self.regions.responsibilities(inputs),
+            self.embeddings,
+            self.prior,
+            np.array([client in available for client in self.clients]),
+            temperature=self.temperature,
+            entropy_floor=self.entropy_floor,
+        )
+
+    def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:
+        """a(x) in logits per standardised unit."""
+        return calibration.slopes(self.regions.responsibilities(inputs), self.common, self.regional)
+
+
+def fit_mixture(
+    clients: Sequence[str],
+    inputs: Float[ndarray, "pairs features"],
+    scores: Float[ndarray, "pairs clients 2"],
+    *,
+    temperature: float,
+    entropy_floor: float,
+) -> tuple[Mixture, Fitted]:
+    """Fit everything on anchors. ``scores[..., 0]`` is the raw score of the chosen response; NaN where none was given.
+
+    The number of regions and the strength of their priors are chosen by cross-validated loss; the regions themselves
+    never see a label.
+
+    Raises:
+        ValueError: too few pairs, or a client without a single one.
+    """
+    answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
+    standardisers = tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(len(clients)))
+    differences = np.zeros(answered.shape)
+    for k, standardiser in enumerate(standardisers):
+        served = standardiser(scores[answered[:, k], k])
+        differences[answered[:, k], k] = served[:, 0] - served[:, 1]
+    counts = [count for count in _REGION_COUNTS if count == 1 or count * _PAIRS_PER_REGION <= len(inputs)]
+    found = {count: fit_regions(inputs, count) for count in counts}
+    sets = {count: Anchors(found[count].responsibilities(inputs), differences, answered) for count in counts}
+
+    def attempt(count: int, precisions: Sequence[float]) -> Fitted:
+        return fit(sets[count], temperature=temperature, entropy_floor=entropy_floor, precisions=precisions)
+
+    count = min(counts, key=lambda count: attempt(count, (_FIRST_PRECISION,)).held_out_loss)
+    fitted = attempt(count, PRECISIONS)
+    mixture = Mixture(
+        clients=tuple(clients),
+        standardisers=standardisers,
+        regions=found[count],
+        embeddings=fitted.embeddings,
+        prior=fitted.prior,
+        common=fitted.common,
+        regional=fitted.regional,
+        temperature=temperature,
+        entropy_floor=entropy_floor,
+    )
+    return mixture, fitted

@@ -1,0 +1,171 @@
+"""Objectives: a name, a text, an anchor set, and which gate version is in force."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from mor_core.errors import Conflict, NotFound
+from mor_core.wire import Messages, Sha256, Wire, image_hashes
+from pydantic import ConfigDict, StringConstraints, TypeAdapter
+from redis.asyncio import Redis
+from redis.exceptions import WatchError
+
+from mor_router.store import ANCHORS, OBJECTIVES, key
+
+ObjectiveName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
+_CONTENTION = 20
+
+COLD_START = 0
+"""The gate version that stands for none: uniform over the active clients."""
+
+
+class Objective(Wire):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    name: ObjectiveName
+    text: str
+    """What a run with this objective aligns to, in words; sent to the clients."""
+    created_at: float
+    """Unix time, seconds."""
+    anchors: int = 0
+    """Pairs of its anchor set."""
+    active: int = COLD_START
+    """Gate version in force; 0: none, uniform over the active clients."""
+    history: tuple[int, ...] = ()
+    """Gate versions that were in force before, the latest last."""
+
+
+class Anchor(Wire):
+    """A preference pair of the server's own."""
+
+    id: str
+    digest: Sha256
+    """Hash of question, pictures and both responses: scores are cached under it."""
+    messages: Messages
+    chosen: str
+    rejected: str
+    domain: str | None
+    """For reports only."""
+
+
+_ANCHORS = TypeAdapter(tuple[Anchor, ...])
+
+
+class Objectives:
+    """The objectives in the store."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def all(self) -> list[Objective]:
+        values = (await self._redis.hgetall(OBJECTIVES)).values()
+        return sorted((Objective.model_validate_json(value) for value in values), key=lambda found: found.name)
+
+    async def get(self, name: str) -> Objective:
+        """
+        Raises:
+            NotFound: no such objective.
+        """
+        value = await self._redis.hget(OBJECTIVES, name)
+        if value is None:
+            raise NotFound(f"no objective {name!r}; POST /v1/objectives makes one")
+        return Objective.model_validate_json(value)
+
+    async def add(self, name: str, text: str) -> Objective:
+        """
+        Raises:
+            Conflict: the name is taken.
+        """
+        objective = Objective(name=name, text=text, created_at=time.time())
+        if not await self._redis.hsetnx(OBJECTIVES, name, objective.model_dump_json()):
+            raise Conflict(f"objective {name!r} exists already; choose another name or DELETE it first")
+        return objective
+
+    async def remove(self, name: str) -> None:
+        """The objective with its anchors, cached scores and gate versions.
+
+        Raises:
+            NotFound: no such objective.
+        """
+        await self.get(name)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(OBJECTIVES, name)
+            pipe.hdel(ANCHORS, name)
+            pipe.delete(*(key(kind, name) for kind in ("images", "scores", "gates")))
+            await pipe.execute()
+
+    async def put_anchors(self, name: str, anchors: Sequence[Anchor], images: Mapping[str, bytes]) -> Objective:
+        """Replace the anchor set, all of it or nothing.
+
+        Raises:
+            NotFound: no such objective.
+        """
+        objective = (await self.get(name)).model_copy(update={"anchors": len(anchors)})
+        async with self._redis.pipeline(transaction=True) as pipe:
+            mapping: dict[Any, Any] = dict(images)  # redis types keys of mappings invariantly
+            pipe.hset(ANCHORS, name, _ANCHORS.dump_json(tuple(anchors)))
+            pipe.delete(key("images", name))
+            if images:
+                pipe.hset(key("images", name), mapping=mapping)
+            pipe.hset(OBJECTIVES, name, objective.model_dump_json())
+            await pipe.execute()
+        return objective
+
+    async def anchors(self, name: str) -> tuple[Anchor, ...]:
+        """
+        Raises:
+            Conflict: none were uploaded.
+        """
+        value = await self._redis.hget(ANCHORS, name)
+        if value is None:
+            raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
+        return _ANCHORS.validate_json(value)
+
+    async def images(self, name: str, anchors: Sequence[Anchor]) -> dict[str, bytes]:
+        """The images that ``anchors`` name."""
+        wanted = list(dict.fromkeys(digest for anchor in anchors for digest in image_hashes(anchor.messages)))
+        if not wanted:
+            return {}
+        found: Any = await self._redis.hmget(key("images", name), wanted)
+        return dict(zip(wanted, found, strict=True))
+
+    async def activate(self, name: str, version: int) -> Objective:
+        """Put a gate version in force; the one before it goes into the history."""
+
+        def change(objective: Objective) -> Objective:
+            if objective.active == version:
+                return objective
+            history = (*objective.history, objective.active)
+            return objective.model_copy(update={"active": version, "history": history})
+
+        return await self._update(name, change)
+
+    async def roll_back(self, name: str) -> Objective:
+        """Put the version in force that was before.
+
+        Raises:
+            Conflict: there was none.
+        """
+
+        def change(objective: Objective) -> Objective:
+            if not objective.history:
+                raise Conflict(f"objective {name!r} has had no gate version before {objective.active}")
+            return objective.model_copy(update={"active": objective.history[-1], "history": objective.history[:-1]})
+
+        return await self._update(name, change)
+
+    async def _update(self, name: str, change: Callable[[Objective], Objective]) -> Objective:
+        for _ in range(_CONTENTION):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(OBJECTIVES)
+                objective = change(await self.get(name))
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.hset(OBJECTIVES, name, objective.model_dump_json())
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    continue
+                return objective
+        raise Conflict(f"objective {name!r} is being changed by others; try again")

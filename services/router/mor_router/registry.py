@@ -1,0 +1,130 @@
+"""The client registry: who may be asked, where, with which secret, and in which state. Survives restarts in Redis."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from mor_core.errors import Conflict, NotFound
+from mor_core.wire import Card, ModelRef, Sha256, Wire
+from pydantic import ConfigDict, Field, StringConstraints
+from redis.asyncio import Redis
+from redis.exceptions import WatchError
+
+from mor_router.store import CLIENTS
+
+Source = Literal["api", "kubernetes", "loopback"]
+State = Literal["probation", "active", "paused", "quarantined"]
+ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
+
+_CONTENTION = 20
+
+
+class Client(Wire):
+    """A client as the registry tells of it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    name: ClientName
+    """Lower-case letters, digits, ``.``, ``_`` and ``-``; at most 63."""
+    url: str
+    """Base address of its reward service."""
+    domains: str
+    """Free text: what the client says that its model knows about. A claim."""
+    source: Source
+    """How the endpoint came in, which decides the addresses that it may have."""
+    state: State
+    """``probation``: asked in shadow, without weight. ``active``: asked and weighed. ``paused``, ``quarantined``: not
+    asked."""
+    reason: str | None = None
+    """Why it is paused or quarantined."""
+    enrolled_at: float
+    """Unix time, seconds."""
+    probed_at: float | None = None
+    """Unix time of the last successful probe, seconds."""
+    model: ModelRef | None = None
+    """The model that it served when last probed."""
+    card: Card | None = None
+    """Its card when last probed. A claim, not evidence."""
+
+
+class ClientRecord(Client):
+    """A client as it is stored."""
+
+    secret: str = Field(repr=False)
+    """The token that the router sends to the client, encrypted."""
+    inbound_sha256: Sha256
+    """Hash of the token with which the client reads its own page."""
+    revision: str
+    """Changes whenever address, secret or source change: connections are made anew."""
+
+    def public(self) -> Client:
+        return Client(**{name: getattr(self, name) for name in Client.model_fields})
+
+
+def new_revision() -> str:
+    return uuid.uuid4().hex
+
+
+class Registry:
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def all(self) -> list[ClientRecord]:
+        """Every client, by name."""
+        values = (await self._redis.hgetall(CLIENTS)).values()
+        return sorted((ClientRecord.model_validate_json(value) for value in values), key=lambda record: record.name)
+
+    async def get(self, name: str) -> ClientRecord:
+        """
+        Raises:
+            NotFound: no such client.
+        """
+        value = await self._redis.hget(CLIENTS, name)
+        if value is None:
+            raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
+        return ClientRecord.model_validate_json(value)
+
+    async def add(self, record: ClientRecord) -> None:
+        """
+        Raises:
+            Conflict: the name is taken.
+        """
+        if not await self._redis.hsetnx(CLIENTS, record.name, record.model_dump_json()):
+            raise Conflict(f"client {record.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
+
+    async def update(self, name: str, change: Callable[[ClientRecord], ClientRecord]) -> ClientRecord:
+        """Apply ``change`` to the stored record, again if somebody else changed it meanwhile.
+
+        Raises:
+            NotFound: no such client.
+            Conflict: it keeps changing.
+        """
+        for _ in range(_CONTENTION):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(CLIENTS)
+                record = change(await self.get(name))
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.hset(CLIENTS, name, record.model_dump_json())
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    continue
+                return record
+        raise Conflict(f"client {name!r} is being changed by others; try again")
+
+    async def probed(self, name: str, card: Card) -> ClientRecord:
+        """Note what a probe found."""
+        return await self.update(
+            name, lambda record: record.model_copy(update={"card": card, "model": card.model, "probed_at": time.time()})
+        )
+
+    async def remove(self, name: str) -> None:
+        """
+        Raises:
+            NotFound: no such client.
+        """
+        if not await self._redis.hdel(CLIENTS, name):
+            raise NotFound(f"no client {name!r}; GET /v1/clients lists them")

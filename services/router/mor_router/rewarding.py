@@ -1,0 +1,225 @@
+"""Groups in, rewards out: fan-out, gate, calibration, fusion and the failure policy, with an account of all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mor_core.errors import MorError
+from mor_core.wire import ClientScore, ScoreItem
+
+from mor_router import account, metrics
+from mor_router.answers import Answer
+from mor_router.config import RouterSettings
+from mor_router.embedding import Embedder, Input
+from mor_router.fuse import NoQuorum, fuse
+from mor_router.fusion import FusionChoice
+from mor_router.mixture import Mixture
+from mor_router.pool import Pool
+from mor_router.registry import ClientRecord
+from mor_router.scoring import Answers, Batch, Scoring
+from mor_router.serving import InForce, RecentScores, ServedGates
+from mor_router.standardise import Standardiser
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one group."""
+
+    item_id: str
+    rewards: tuple[float, ...] | None
+    """Logits; ``None`` where there is no reward, and then ``problem`` says why."""
+    clients: tuple[ClientScore, ...]
+    gate_version: int
+    fusion: str
+    entropy: float
+    note: str | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """Gate weight and slope of each voter for one input."""
+
+    weights: Mapping[str, float]
+    slopes: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Who is asked, and by which gate and fusion the answers are weighed."""
+
+    force: InForce
+    records: Mapping[str, ClientRecord]
+    voters: Sequence[str]
+    shadows: Sequence[str]
+    """Asked without weight: on probation, or enrolled after the gate was fitted."""
+    fusion: FusionChoice
+
+
+class Rewarder:
+    def __init__(
+        self,
+        *,
+        settings: RouterSettings,
+        pool: Pool,
+        scoring: Scoring,
+        served: ServedGates,
+        recent: RecentScores,
+        embedder: Embedder,
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._scoring = scoring
+        self._served = served
+        self._recent = recent
+        self._embedder = embedder
+
+    async def reward(
+        self,
+        batch: Batch,
+        deadline_s: float,
+        *,
+        fusion: FusionChoice | None = None,
+        known: Mapping[str, Mapping[str, Answer]] | None = None,
+    ) -> tuple[list[Verdict], Answers]:
+        """A verdict on each group of ``batch``, in its order, and the good answers, to be given as ``known`` when a
+        group is tried again.
+
+        Raises:
+            Conflict: a gate cannot be served.
+        """
+        alike: dict[str | None, list[ScoreItem]] = {}
+        for item in batch.items:
+            alike.setdefault(item.objective, []).append(item)
+        parts = await asyncio.gather(
+            *(
+                self._reward_alike(objective, Batch(items, batch.images), deadline_s, fusion, known)
+                for objective, items in alike.items()
+            )
+        )
+        verdicts = {verdict.item_id: verdict for part, _ in parts for verdict in part}
+        answers = {item_id: by_client for _, part in parts for item_id, by_client in part.items()}
+        return [verdicts[item.item_id] for item in batch.items], answers
+
+    async def opinion(self, x: Input, force: InForce, voters: Collection[str]) -> Opinion:
+        """What the gate thinks of ``voters`` for an input.
+
+        Raises:
+            ValueError: there are none.
+            Invalid: an image cannot be decoded.
+        """
+        if not voters:
+            raise ValueError("no active client is in the gate; PATCH a client to active, or fit the objective")
+        inputs = await self._embedder.inputs([x])
+        weights, slopes = force.serving.weights(inputs, voters)[0], force.serving.slopes(inputs)[0]
+        places = {client: k for k, client in enumerate(force.serving.clients) if client in voters}
+        return Opinion(
+            {client: float(weights[k]) for client, k in places.items()},
+            {client: float(slopes[k]) for client, k in places.items()},
+        )
+
+    async def round(self, objective: str | None, fusion: FusionChoice | None = None) -> Round:
+        """Who is asked about a group with this objective, and what is in force for it now.
+
+        Raises:
+            Conflict: the gate cannot be served.
+        """
+        records = dict(self._pool.records)
+        active = [name for name, record in records.items() if record.state == "active"]
+        force = await self._served.in_force(objective, active)
+        voters = [name for name in active if name in force.serving.clients]
+        shadows = [
+            name for name, record in records.items() if record.state in ("active", "probation") and name not in voters
+        ]
+        return Round(force, records, voters, shadows, fusion or self._settings.fusion)
+
+    async def _reward_alike(
+        self,
+        objective: str | None,
+        batch: Batch,
+        deadline_s: float,
+        fusion: FusionChoice | None,
+        known: Mapping[str, Mapping[str, Answer]] | None,
+    ) -> tuple[list[Verdict], Answers]:
+        """Groups of one objective."""
+        now = await self.round(objective, fusion)
+        text = now.force.objective.text if now.force.objective else objective
+        items = [item.model_copy(update={"objective": text}) for item in batch.items]
+        started = time.perf_counter()
+        opinions = asyncio.gather(*(self._opinion(Input(item.messages, batch.images), now) for item in items))
+        asked = Batch(items, batch.images)
+        answers = await self._scoring.fan_out(asked, now.voters, now.shadows, deadline_s, known)
+        standardisers = await self._standardisers(now.force, answers, first=known is None)
+        verdicts = [
+            self._verdict(item, opinion, answers[item.item_id], now, standardisers)
+            for item, opinion in zip(items, await opinions, strict=True)
+        ]
+        slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
+        metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
+        good = {
+            item_id: {name: answer for name, answer in by_client.items() if answer.status == "ok"}
+            for item_id, by_client in answers.items()
+        }
+        return verdicts, good
+
+    async def _opinion(self, x: Input, now: Round) -> Opinion | str:
+        try:
+            return await self.opinion(x, now.force, now.voters)
+        except (MorError, ValueError) as error:
+            return str(error)
+
+    async def _standardisers(self, force: InForce, answers: Answers, *, first: bool) -> dict[str, Standardiser]:
+        if isinstance(force.serving, Mixture):
+            return dict(zip(force.serving.clients, force.serving.standardisers, strict=True))
+        found: dict[str, Standardiser] = {}
+        for client in force.serving.clients:
+            given = [a for by_client in answers.values() if (a := by_client.get(client)) and a.scores and a.model]
+            if given and given[0].model is not None:
+                groups = [answer.scores for answer in given if answer.scores]
+                fitted = await self._recent.standardiser(client, given[0].model, groups, remember=first)
+                # One response alone has no difference to be measured by; its reward is the level, 0 by definition.
+                found[client] = fitted or Standardiser(1.0, 0.0, groups[0][0], 0.0, 0.0)
+        return found
+
+    def _verdict(
+        self,
+        item: ScoreItem,
+        opinion: Opinion | str,
+        answers: Mapping[str, Answer],
+        now: Round,
+        standardisers: Mapping[str, Standardiser],
+    ) -> Verdict:
+        base = Verdict(
+            item_id=item.item_id,
+            rewards=None,
+            clients=account.others(now.records, now.shadows, answers),
+            gate_version=now.force.version,
+            fusion=now.fusion.kind,
+            entropy=0.0,
+            note=now.force.note,
+        )
+        if isinstance(opinion, str):
+            return replace(base, problem=opinion)
+        raw = {name: a.scores for name in opinion.weights if (a := answers[name]).scores is not None}
+        outcome = fuse(
+            raw,
+            gate_weights=opinion.weights,
+            slopes=opinion.slopes,
+            standardisers=standardisers,
+            fusion=now.fusion,
+            quorum=self._settings.quorum,
+        )
+        voters = account.voters(opinion.weights, answers, outcome, now.force.models)
+        base = replace(base, clients=voters + base.clients)
+        if isinstance(outcome, NoQuorum):
+            reasons = "; ".join(f"{v.client}: {v.status}, {v.detail}" for v in voters if v.status != "ok")
+            return replace(
+                base,
+                problem=f"the clients that answered held {outcome.held:.2f} of the gate's weight, "
+                f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}",
+            )
+        account.observe(outcome, opinion.slopes)
+        return replace(base, rewards=tuple(outcome.rewards.tolist()), entropy=outcome.entropy)

@@ -1,0 +1,52 @@
+"""``/v1/clients``: enrol, list, change, rotate, revoke."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from mor_router.registry import Client
+from mor_router.routes.context import Admin, Reader, ReaderOrClient, Running, check_sees
+from mor_router.views import Change, ClientStatus, Enrolled, Enrolment, Rotated, Rotation
+
+routes = APIRouter(prefix="/v1/clients", tags=["clients"])
+
+
+@routes.post("", status_code=201, summary="Enrol a client")
+async def enrol(request: Enrolment, router: Running, caller: Admin) -> Enrolled:
+    """Judges the address, reads the card, has a tiny group scored with the given token; keeps the client if all went
+    well. The answer holds the token of the client's own page, once."""
+    return await router.enroller.enrol(request, caller.name)
+
+
+@routes.get("", summary="All clients")
+async def listing(router: Running, _: Reader) -> list[Client]:
+    return [record.public() for record in await router.registry.all()]
+
+
+@routes.get("/{name}", summary="One client, with its health")
+async def one(name: str, router: Running, caller: ReaderOrClient) -> ClientStatus:
+    check_sees(caller, name)
+    await router.registry.get(name)
+    await router.pool.refresh()
+    circuit: Any = await router.pool.circuit(name)
+    return ClientStatus(
+        client=router.pool.records[name].public(), circuit=circuit, last_error=router.pool.problem(name)
+    )
+
+
+@routes.patch("/{name}", summary="Pause, resume or move a client")
+async def change(name: str, request: Change, router: Running, caller: Admin) -> Client:
+    return (await router.enroller.change(name, request, caller.name)).public()
+
+
+@routes.post("/{name}/rotate", summary="Replace a client's credentials")
+async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -> Rotated:
+    return await router.enroller.rotate(name, request, caller.name)
+
+
+@routes.delete("/{name}", status_code=204, summary="Revoke a client")
+async def revoke(name: str, router: Running, caller: Admin) -> None:
+    """It is not asked again, its secret is deleted and its own token ends."""
+    await router.enroller.revoke(name, caller.name)

@@ -1,0 +1,131 @@
+"""``/v1/objectives``: make, give anchors, fit, choose the gate version in force."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from mor_core.errors import Invalid
+from mor_core.images import MAX_BYTES
+from starlette.datastructures import UploadFile
+
+from mor_router.gates import GateSummary, GateVersion
+from mor_router.objectives import Objective
+from mor_router.routes.context import Admin, Reader, Running
+from mor_router.upload import read_upload
+from mor_router.views import FitRequest, NewObjective
+
+routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
+
+_MOST_FILES = 20_000
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-ndjson": {"schema": {"type": "string", "description": "mor.prefs/1, images as data URIs"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["anchors"],
+                    "properties": {
+                        "anchors": {"type": "string", "format": "binary", "description": "mor.prefs/1 as JSONL"},
+                        "images": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "Each under the file name that the JSONL has",
+                        },
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+@routes.post("", status_code=201, summary="Make an objective")
+async def make(request: NewObjective, router: Running, caller: Admin) -> Objective:
+    objective = await router.objectives.add(request.name, request.text)
+    router.audit.record("objective", request.name, caller.name)
+    router.served.forget()
+    return objective
+
+
+@routes.get("", summary="All objectives")
+async def listing(router: Running, _: Reader) -> list[Objective]:
+    return await router.objectives.all()
+
+
+@routes.get("/{name}", summary="One objective")
+async def one(name: str, router: Running, _: Reader) -> Objective:
+    return await router.objectives.get(name)
+
+
+@routes.delete("/{name}", status_code=204, summary="Delete an objective with its anchors and gate versions")
+async def remove(name: str, router: Running, caller: Admin) -> None:
+    await router.objectives.remove(name)
+    router.audit.record("objective", name, caller.name, deleted="true")
+    router.served.forget()
+
+
+@routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
+async def anchors(name: str, request: Request, router: Running, caller: Admin) -> Objective:
+    """Replaces the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
+    ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is kept; an error
+    names the line. Scores that clients gave to anchors which stay are kept."""
+    await router.objectives.get(name)
+    lines, files = await _read(request)
+    pairs, images = await asyncio.to_thread(read_upload, lines, files)
+    objective = await router.objectives.put_anchors(name, pairs, images)
+    router.audit.record("anchors", name, caller.name, pairs=len(pairs))
+    return objective
+
+
+async def _read(request: Request) -> tuple[bytes, dict[str, bytes]]:
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind in ("application/x-ndjson", "application/jsonl", "application/json", "text/plain"):
+        return await request.body(), {}
+    if kind != "multipart/form-data":
+        raise Invalid(f"content type {kind or 'missing'}; send application/x-ndjson, or multipart/form-data with files")
+    async with request.form(max_files=_MOST_FILES, max_part_size=MAX_BYTES) as form:
+        lines = form.get("anchors")
+        pictures = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
+        if lines is None:
+            raise Invalid("form field 'anchors' is missing; send the mor.prefs/1 JSONL in it")
+        content = await lines.read() if isinstance(lines, UploadFile) else lines.encode()
+        return content, {part.filename or "": await part.read() for part in pictures}
+
+
+@routes.post("/{name}/fit", summary="Fit a gate version on the anchors")
+async def fit(name: str, router: Running, caller: Admin, request: FitRequest | None = None) -> GateSummary:
+    """Has every client that is active or on probation score the anchors it has not scored with its present model, fits
+    calibration and gate, and answers with the report. By default the version is put in force, which makes those of its
+    clients active that were on probation."""
+    gate = await router.fitting.fit(name, caller.name, activate=(request or FitRequest()).activate)
+    router.served.forget()
+    return gate.summary()
+
+
+@routes.get("/{name}/gates", summary="Gate versions of an objective")
+async def versions(name: str, router: Running, _: Reader) -> list[GateSummary]:
+    await router.objectives.get(name)
+    return await router.gates.all(name)
+
+
+@routes.get("/{name}/gates/{version}", summary="One gate version with all parameters")
+async def version(name: str, version: int, router: Running, _: Reader) -> GateVersion:
+    return await router.gates.get(name, version)
+
+
+@routes.post("/{name}/gates/{version}/activate", summary="Put a gate version in force")
+async def activate(name: str, version: int, router: Running, caller: Admin) -> Objective:
+    objective = await router.fitting.activate(name, version, caller.name)
+    router.served.forget()
+    return objective
+
+
+@routes.post("/{name}/gates/rollback", summary="Put the gate version in force that was before")
+async def rollback(name: str, router: Running, caller: Admin) -> Objective:
+    objective = await router.objectives.roll_back(name)
+    router.audit.record("rollback", name, caller.name, version=objective.active)
+    router.served.forget()
+    return objective

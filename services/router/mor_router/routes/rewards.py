@@ -1,0 +1,102 @@
+"""``/v1/route`` and ``/v1/reward``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from fastapi import APIRouter
+from mor_core.errors import Conflict, Invalid
+from mor_core.images import sha256
+from mor_core.wire import Messages, image_hashes
+
+from mor_router import gate
+from mor_router.embedding import Input
+from mor_router.rewarding import Verdict
+from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
+from mor_router.scoring import Batch
+from mor_router.views import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
+
+routes = APIRouter(prefix="/v1", tags=["rewards"])
+
+
+@routes.post("/route", summary="Weights for an input, explained")
+async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) -> RouteResponse:
+    _check_images([request.messages], request.images)
+    now = await router.rewarder.round(request.objective)
+    try:
+        opinion = await router.rewarder.opinion(Input(request.messages, request.images), now.force, now.voters)
+    except ValueError as error:
+        if isinstance(error, Invalid):
+            raise
+        raise Conflict(str(error)) from error
+    total = sum(opinion.weights[name] * opinion.slopes[name] for name in opinion.weights)
+    lines = [
+        Routed(
+            client=name,
+            asked=True,
+            weight=weight,
+            slope=opinion.slopes[name],
+            influence=weight * opinion.slopes[name] / total if total else None,
+            reason=None,
+        )
+        for name, weight in opinion.weights.items()
+    ]
+    for name, record in now.records.items():
+        if name in now.shadows:
+            reason = "on probation: asked in shadow" if record.state == "probation" else "not in the gate: fit again"
+            lines.append(Routed(client=name, asked=True, weight=0, slope=None, influence=None, reason=reason))
+        elif name not in opinion.weights:
+            reason = f"{record.state}: {record.reason or 'no reason given'}"
+            lines.append(Routed(client=name, asked=False, weight=0, slope=None, influence=None, reason=reason))
+    return RouteResponse(
+        objective=now.force.objective,
+        gate_version=now.force.version,
+        note=now.force.note,
+        entropy=float(gate.entropy(np.array(list(opinion.weights.values())))),
+        clients=tuple(line for line in lines if sees(caller, line.client)),
+    )
+
+
+@routes.post("/reward", summary="Fused rewards of groups of responses")
+async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient) -> RewardResponse:
+    """Asks the clients and fuses what they say. An item without a quorum has status ``error`` and no rewards; nothing
+    is ever scored 0 for want of an answer."""
+    names = [item.item_id for item in request.items]
+    if len(set(names)) != len(names):
+        raise Invalid("item_id must be distinct within a request")
+    _check_images([item.messages for item in request.items], request.images)
+    verdicts, _ = await router.rewarder.reward(
+        Batch(request.items, request.images),
+        request.deadline_s or router.settings.deadline_s,
+        fusion=request.fusion,
+    )
+    return RewardResponse(items=tuple(_shown(verdict, lambda name: sees(caller, name)) for verdict in verdicts))
+
+
+def _shown(verdict: Verdict, visible: Callable[[str], bool]) -> ItemReward:
+    return ItemReward(
+        item_id=verdict.item_id,
+        status="error" if verdict.rewards is None else "ok",
+        rewards=verdict.rewards,
+        detail=verdict.problem,
+        gate_version=verdict.gate_version,
+        fusion=verdict.fusion,
+        entropy=verdict.entropy,
+        note=verdict.note,
+        clients=tuple(score for score in verdict.clients if visible(score.client)),
+    )
+
+
+def _check_images(conversations: Iterable[Messages], images: Mapping[str, bytes]) -> None:
+    """
+    Raises:
+        Invalid: an image is named and not sent, or its bytes have another hash.
+    """
+    for messages in conversations:
+        for digest in image_hashes(messages):
+            if digest not in images:
+                raise Invalid(f"image {digest[:12]} is named by a message and missing in 'images'; send it in base64")
+    for digest, content in images.items():
+        if sha256(content) != digest:
+            raise Invalid(f"image {digest[:12]}: its bytes have SHA-256 {sha256(content)[:12]}; name it by that hash")

@@ -1,0 +1,37 @@
+"""``/v1/status``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from mor_router import __version__
+from mor_router.routes.context import Reader, Running
+from mor_router.views import ClientStatus, Status
+
+routes = APIRouter(prefix="/v1", tags=["status"])
+
+_DEFAULT_EMBEDDER = (
+    "words, colours and edges: tells kinds of questions and pictures apart and knows no meaning; "
+    "set MOR_EMBED_TEXT_MODEL and MOR_EMBED_IMAGE_MODEL for finer regions"
+)
+
+
+@routes.get("/status", summary="What this router is doing")
+async def status(router: Running, _: Reader) -> Status:
+    lines = []
+    for name, record in sorted(router.pool.records.items()):
+        circuit: Any = await router.pool.circuit(name)
+        lines.append(ClientStatus(client=record.public(), circuit=circuit, last_error=router.pool.problem(name)))
+    modelless = router.settings.embed_text_model is None or router.settings.embed_image_model is None
+    return Status(
+        version=__version__,
+        embedder=router.embedder.name,
+        embedder_note=_DEFAULT_EMBEDDER if modelless else None,
+        fusion=router.settings.fusion,
+        quorum=router.settings.quorum,
+        runs=tuple(router.worker.runs),
+        clients=tuple(lines),
+        objectives=tuple(await router.objectives.all()),
+    )

@@ -1,0 +1,66 @@
+"""One client's raw scores in units that no scale, offset or outburst of the client can move.
+
+A group's scores s_1..s_G are split into the group's level m = median(s) and the deviations s_i − m, because a
+Bradley–Terry score is defined within a group only. With |Δ| the absolute within-group differences on the anchors:
+
+    spread  = median |Δ|                       the median absolute deviation of the differences (they are symmetric)
+    limit   = 98 % quantile of |Δ|             the differences' symmetric 1–99 % range
+    s̃_i    = (clip(m − centre, low, high) + clip(s_i − m, −limit, limit)) / spread
+
+``centre`` is the median of the anchor scores and ``low``..``high`` their 1–99 % range round it: the level carries no
+preference, it only makes rewards of different groups comparable on a plot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    spread: float
+    """Median absolute within-group difference, raw units; 1 for a client that never tells two responses apart."""
+    limit: float
+    """Largest deviation from the group's median that counts, raw units."""
+    centre: float
+    """Median score, raw units."""
+    low: float
+    """Lowest level that counts, relative to ``centre``, raw units."""
+    high: float
+    """Highest level that counts, relative to ``centre``, raw units."""
+
+    def __call__(self, scores: Float[ndarray, "*batch group"]) -> Float[ndarray, "*batch group"]:
+        """Raw scores of whole groups, standardised. Equal scores stay equal."""
+        level = np.median(scores, axis=-1, keepdims=True)
+        deviation = np.clip(scores - level, -self.limit, self.limit)
+        return np.asarray((np.clip(level - self.centre, self.low, self.high) + deviation) / self.spread)
+
+
+def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:
+    """Fit on the raw scores of pairs of responses to one prompt. The order within a pair does not matter.
+
+    A client with more ties than differences is measured by the differences alone; one that never makes a difference
+    has limit 0, so everything it says becomes its level.
+
+    Raises:
+        ValueError: no pairs.
+    """
+    if not len(scores):
+        raise ValueError("a standardiser needs at least one pair of scores")
+    differences = np.abs(scores[:, 0] - scores[:, 1])
+    spread = float(np.median(differences))
+    if spread == 0 and differences.any():
+        spread = float(np.median(differences[differences > 0]))
+    centre = float(np.median(scores))
+    low, high = np.quantile(scores - centre, (0.01, 0.99))
+    return Standardiser(
+        spread=spread or 1.0,
+        limit=max(float(np.quantile(differences, 0.98)), spread),
+        centre=centre,
+        low=float(low),
+        high=float(high),
+    )

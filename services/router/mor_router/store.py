@@ -1,0 +1,89 @@
+"""Where the router's state lies in Redis, and that state as one file.
+
+=======================  =======================================================================
+``clients``              name -> ``ClientRecord``
+``objectives``           name -> ``Objective``
+``anchors``              objective -> list of ``Anchor``
+``images:{objective}``   SHA-256 -> encoded bytes of the anchors' images
+``scores:{objective}``   client, model and anchor -> the anchor's two raw scores
+``gates:{objective}``    version -> ``GateVersion``
+``versions``             counter of gate versions, over all objectives
+``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
+=======================  =======================================================================
+
+All keys share one hash tag, so they live in one cluster slot.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+from mor_core.errors import Conflict
+from mor_core.wire import Wire
+from redis.asyncio import Redis
+
+_PREFIX = "mor:{router}:"
+
+
+def key(*parts: str) -> str:
+    return _PREFIX + ":".join(parts)
+
+
+CLIENTS = key("clients")
+OBJECTIVES = key("objectives")
+ANCHORS = key("anchors")
+VERSIONS = key("versions")
+
+
+class Snapshot(Wire):
+    """The router's whole state. Secrets in it are encrypted with ``MOR_SECRET_KEY``, which is not in it."""
+
+    schema_: Literal["mor.router/1"] = "mor.router/1"
+    versions: int
+    hashes: dict[str, dict[str, str]]
+    """Hash, without the prefix -> field -> value; binary values in base64."""
+
+
+def _binary(name: str) -> bool:
+    return name.startswith("images:")
+
+
+async def export(redis: Redis) -> Snapshot:
+    names = ["clients", "objectives", "anchors"]
+    objectives: Any = await redis.hkeys(OBJECTIVES)
+    for objective in objectives:
+        names += [f"{kind}:{objective.decode()}" for kind in ("images", "scores", "gates")]
+    hashes: dict[str, dict[str, str]] = {}
+    for name in names:
+        fields: Any = await redis.hgetall(key(name))
+        hashes[name] = {
+            field.decode(): base64.b64encode(value).decode() if _binary(name) else value.decode()
+            for field, value in fields.items()
+        }
+    return Snapshot(versions=int(await redis.get(VERSIONS) or 0), hashes=hashes)
+
+
+async def restore(redis: Redis, snapshot: Snapshot, *, replace: bool) -> None:
+    """Put ``snapshot`` back in one transaction.
+
+    Raises:
+        Conflict: there is state already and ``replace`` is false.
+    """
+    existing = await redis.hlen(CLIENTS) + await redis.hlen(OBJECTIVES)
+    if existing and not replace:
+        raise Conflict(f"this router has {existing} clients and objectives; import with --replace to discard them")
+    stale = (await export(redis)).hashes
+    async with redis.pipeline(transaction=True) as pipe:
+        for name in stale:
+            pipe.delete(key(name))
+        for name, fields in snapshot.hashes.items():
+            if fields:
+                pipe.hset(
+                    key(name),
+                    mapping={
+                        field: base64.b64decode(value) if _binary(name) else value for field, value in fields.items()
+                    },
+                )
+        pipe.set(VERSIONS, max(snapshot.versions, int(await redis.get(VERSIONS) or 0)))
+        await pipe.execute()

@@ -1,0 +1,44 @@
+"""The clients' secrets at rest: Fernet, with any number of older keys that still decrypt."""
+
+from __future__ import annotations
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from mor_core.errors import Invalid
+from pydantic import SecretStr
+
+
+class Vault:
+    """Encrypts with the first key, decrypts with any.
+
+    Raises:
+        Invalid: no key, or one that is no Fernet key.
+    """
+
+    def __init__(self, keys: SecretStr) -> None:
+        parts = [part.strip() for part in keys.get_secret_value().split(",") if part.strip()]
+        if not parts:
+            raise Invalid("MOR_SECRET_KEY is not set; make a key with 'mor-router key' and keep it outside of Redis")
+        try:
+            self._fernet = MultiFernet([Fernet(part) for part in parts])
+        except ValueError as error:
+            raise Invalid(f"MOR_SECRET_KEY: {error}; make a key with 'mor-router key'") from error
+
+    def encrypt(self, secret: SecretStr) -> str:
+        return self._fernet.encrypt(secret.get_secret_value().encode()).decode()
+
+    def decrypt(self, sealed: str, client: str) -> SecretStr:
+        """
+        Raises:
+            Invalid: sealed with a key that is not among the vault's.
+        """
+        try:
+            return SecretStr(self._fernet.decrypt(sealed).decode())
+        except InvalidToken as error:
+            raise Invalid(
+                f"the secret of client {client!r} was encrypted with another key; "
+                "put that key behind the current one in MOR_SECRET_KEY, or rotate the client's token"
+            ) from error
+
+    def reseal(self, sealed: str, client: str) -> str:
+        """The same secret under the first key."""
+        return self.encrypt(self.decrypt(sealed, client))

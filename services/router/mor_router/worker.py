@@ -1,0 +1,206 @@
+"""The loop from ``rollouts`` to ``rewards``, for every active run."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Sequence
+
+import structlog
+from mor_core.blobs import Blobs
+from mor_core.errors import BlobMissing, LeaseLost, MorError, StreamFull
+from mor_core.streams import Consumer, Entry, Streams, active_runs
+from mor_core.wire import RewardRecord, RolloutRecord, ScoreItem, image_hashes
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mor_router import metrics
+from mor_router.config import RouterSettings
+from mor_router.pool import Pool
+from mor_router.rewarding import Rewarder, Verdict
+from mor_router.scoring import Answers, Batch
+
+_WATCH_S = 1.0
+_BLOCK_S = 1.0
+_PAUSE_S = 1.0
+_FORWARD_TIMEOUT_S = 60.0
+_MOST_DELIVERIES = 8
+
+RolloutEntry = Entry[RolloutRecord]
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Scores the groups of all active runs."""
+
+    def __init__(self, redis: Redis, settings: RouterSettings, pool: Pool, rewarder: Rewarder) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._pool = pool
+        self._rewarder = rewarder
+        self._runs: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def runs(self) -> list[str]:
+        """Runs whose groups are being scored."""
+        return sorted(self._runs)
+
+    async def watch(self) -> None:
+        """Follow the announcements: one task for each active run. Until cancelled."""
+        try:
+            while True:
+                try:
+                    announced = {run.run for run in await active_runs(self._redis)}
+                    self._follow(announced)
+                except RedisError as error:
+                    log.warning("active runs cannot be read", error=str(error))
+                await asyncio.sleep(_WATCH_S)
+        finally:
+            ending = list(self._runs.values())
+            self._follow(set())
+            await asyncio.gather(*ending, return_exceptions=True)
+
+    def _follow(self, announced: set[str]) -> None:
+        for run in sorted(announced - set(self._runs)):
+            log.info("scoring a run", run=run)
+            self._runs[run] = asyncio.create_task(
+                RunWorker(run, self._redis, self._settings, self._pool, self._rewarder).work()
+            )
+        for run, task in list(self._runs.items()):
+            if task.done():
+                log.error("scoring a run stopped; it starts again", run=run, exc_info=task.exception())
+                del self._runs[run]
+        for run in set(self._runs) - announced:
+            log.info("a run is over", run=run)
+            self._runs.pop(run).cancel()
+
+
+class RunWorker:
+    """Scores the groups of one run."""
+
+    def __init__(self, run: str, redis: Redis, settings: RouterSettings, pool: Pool, rewarder: Rewarder) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._rewarder = rewarder
+        self._blobs = Blobs(redis, run, settings.blob_dir)
+        streams = Streams(redis, run, settings.stream_bound)
+        self._consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", settings.lease_s)
+        self._slots = asyncio.Semaphore(settings.batches_in_flight)
+
+    async def work(self) -> None:
+        """Until cancelled; what is in flight then is another consumer's after its lease."""
+        async with asyncio.TaskGroup() as batches:
+            while True:
+                if not self._pool.named("active"):
+                    await asyncio.sleep(_PAUSE_S)  # without a client to ask, groups are safest in the stream
+                    continue
+                await self._slots.acquire()
+                entries: list[RolloutEntry] = []
+                try:
+                    entries = await self._consumer.read(self._settings.batch_groups, _BLOCK_S)
+                except RedisError as error:
+                    log.warning("rollouts cannot be read", error=str(error))
+                    await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
+                finally:
+                    if not entries:
+                        self._slots.release()
+                if entries:
+                    batches.create_task(self._handle(entries))
+
+    async def _handle(self, entries: Sequence[RolloutEntry]) -> None:
+        try:
+            async with self._consumer.leased(entries):
+                await self._score(entries)
+        except (MorError, RedisError) as error:
+            # The entries are still held in the stream and come back when their lease ends.
+            metrics.GROUPS.labels("deferred").inc(len(entries))
+            log.warning("a batch was deferred", groups=len(entries), error=str(error))
+        except Exception as error:  # one group that trips us must not end the run; it goes to the dead letters in time
+            metrics.GROUPS.labels("deferred").inc(len(entries))
+            log.error("a batch failed", groups=len(entries), exc_info=error)
+        finally:
+            self._slots.release()
+
+    async def _score(self, entries: Sequence[RolloutEntry]) -> None:
+        images: dict[str, bytes] = {}
+        readable = [entry for entry in entries if await self._open(entry, images)]
+        waiting = {_item_id(entry): entry for entry in readable}
+        known: Answers | None = None
+        for attempt in range(1, self._settings.group_attempts + 1):
+            if not waiting:
+                return
+            batch = Batch([_item(entry) for entry in waiting.values()], images)
+            verdicts, known = await self._rewarder.reward(batch, self._settings.deadline_s, known=known)
+            for verdict in verdicts:
+                if verdict.rewards is not None:
+                    await self._forward(waiting.pop(verdict.item_id), verdict)
+            failed = [verdict for verdict in verdicts if verdict.rewards is None]
+            if attempt == self._settings.group_attempts:
+                for verdict in failed:
+                    await self._give_up(waiting[verdict.item_id], verdict.problem or "no reward", attempt)
+            elif failed:
+                metrics.GROUPS.labels("retried").inc(len(failed))
+                log.warning("groups are retried", groups=len(failed), attempt=attempt, reason=failed[0].problem)
+                await asyncio.sleep(random.uniform(0.5, 1.5) * self._settings.group_retry_s * 2 ** (attempt - 1))
+
+    async def _open(self, entry: RolloutEntry, images: dict[str, bytes]) -> bool:
+        """Fetch the group's images; a group that cannot be scored goes to the dead letters."""
+        sampled = entry.record.stamps.get("rollout")
+        if sampled is not None:
+            metrics.QUEUE_WAIT.observe(max(0.0, time.time() - sampled))
+        if entry.deliveries > _MOST_DELIVERIES:
+            await self._give_up(entry, f"delivered {entry.deliveries} times and never settled", entry.deliveries)
+            return False
+        try:
+            for digest in image_hashes(entry.record.prompt.messages):
+                images[digest] = images.get(digest) or await self._blobs.get(digest)
+        except BlobMissing as error:
+            await self._give_up(entry, str(error), entry.deliveries)
+            return False
+        return True
+
+    async def _forward(self, entry: RolloutEntry, verdict: Verdict) -> None:
+        rollout = entry.record
+        assert verdict.rewards is not None
+        record = RewardRecord(
+            run=rollout.run,
+            group_id=rollout.group_id,
+            trace=rollout.trace,
+            stamps=rollout.stamped("router"),
+            rollout=rollout,
+            rewards=verdict.rewards,
+            clients=verdict.clients,
+            gate_version=verdict.gate_version,
+            fusion=verdict.fusion,
+            entropy=verdict.entropy,
+        )
+        try:
+            await self._consumer.forward(entry, "rewards", record, timeout_s=_FORWARD_TIMEOUT_S)
+            metrics.GROUPS.labels("scored").inc()
+        except LeaseLost:
+            log.info("another router settled a group", group=rollout.group_id)
+        except StreamFull as error:
+            metrics.GROUPS.labels("deferred").inc()
+            log.warning("a reward waits for room", group=rollout.group_id, error=str(error))
+
+    async def _give_up(self, entry: RolloutEntry, reason: str, attempts: int) -> None:
+        metrics.GROUPS.labels("dead").inc()
+        await self._consumer.give_up(entry, reason, attempts=attempts)
+
+
+def _item_id(entry: RolloutEntry) -> str:
+    """A name that tells a client nothing, shaped like that of an anchor."""
+    return hashlib.sha256(f"{entry.record.run} {entry.id}".encode()).hexdigest()[:32]
+
+
+def _item(entry: RolloutEntry) -> ScoreItem:
+    prompt = entry.record.prompt
+    return ScoreItem(
+        item_id=_item_id(entry),
+        messages=prompt.messages,
+        responses=entry.record.responses,
+        objective=prompt.objective,
+    )

@@ -1,0 +1,49 @@
+"""``mor-trainer serve``: run control and status API. ``mor-trainer work``: the training process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (MOR_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port, 0 takes a free one (MOR_PORT).")] = None,
+    port_file: Annotated[Path | None, typer.Option(help="File to write the address to once it listens.")] = None,
+) -> None:
+    """Serve run control, status API, status page and weight files."""
+    from mor_core import service
+
+    from mor_trainer.app import create_app
+    from mor_trainer.config import ControlSettings
+
+    given = {"host": host, "port": port}
+    settings = ControlSettings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    service.serve(create_app(settings), settings, name="trainer", port_file=port_file)
+
+
+@app.command()
+def work(
+    once: Annotated[bool, typer.Option(help="Return after one run instead of waiting for the next.")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of tensor operations (MOR_TORCH_THREADS).")] = None,
+) -> None:
+    """Claim queued runs and train them."""
+    from mor_core import logs
+
+    from mor_trainer.config import WorkerSettings
+    from mor_trainer.worker import Worker
+
+    settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
+    logs.configure(settings.log_level, settings.log_format, service="trainer-worker")
+    worker = Worker(settings)
+    worker.install_signals()
+    raise typer.Exit(1 if worker.work(once=once) else 0)
+
+
+def main() -> None:
+    app()

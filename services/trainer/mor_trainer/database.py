@@ -1,0 +1,121 @@
+"""The trainer's database file beside the checkpoints: runs, attempts, events, metrics, samples."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mor_core.errors import Invalid
+
+_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE runs (
+  id TEXT PRIMARY KEY,
+  spec TEXT NOT NULL,
+  state TEXT NOT NULL,
+  desired TEXT NOT NULL,
+  attempt INTEGER NOT NULL DEFAULT 0,
+  worker TEXT,
+  lease_until REAL,
+  step INTEGER,
+  weights_version INTEGER,
+  gate_version INTEGER,
+  created_at REAL NOT NULL,
+  started_at REAL,
+  updated_at REAL NOT NULL,
+  finished_at REAL,
+  error TEXT,
+  final TEXT,
+  revision INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE attempts (
+  run TEXT NOT NULL,
+  attempt INTEGER NOT NULL,
+  from_step INTEGER,          -- null until the worker said where it begins
+  seen INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (run, attempt)
+);
+CREATE TABLE events (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  run TEXT NOT NULL,
+  attempt INTEGER NOT NULL,   -- 0: run control's own
+  sequence INTEGER,
+  kind TEXT NOT NULL,
+  step INTEGER,
+  at REAL NOT NULL,
+  data TEXT NOT NULL,
+  UNIQUE (run, attempt, sequence)
+);
+CREATE INDEX events_of_run ON events (run, id);
+CREATE TABLE metrics (
+  run TEXT NOT NULL,
+  step INTEGER NOT NULL,
+  attempt INTEGER NOT NULL,
+  at REAL NOT NULL,
+  data TEXT NOT NULL,
+  PRIMARY KEY (run, step)
+) WITHOUT ROWID;
+CREATE TABLE evaluations (
+  run TEXT NOT NULL,
+  step INTEGER NOT NULL,
+  attempt INTEGER NOT NULL,
+  at REAL NOT NULL,
+  data TEXT NOT NULL,
+  PRIMARY KEY (run, step)
+) WITHOUT ROWID;
+CREATE TABLE samples (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  run TEXT NOT NULL,
+  step INTEGER NOT NULL,
+  attempt INTEGER NOT NULL,
+  data TEXT NOT NULL
+);
+CREATE INDEX samples_of_run ON samples (run, id);
+"""
+
+
+class Database:
+    """One SQLite file, one connection, one thread at a time. Write-ahead log: a killed process loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10.0)
+        self._connection.row_factory = sqlite3.Row
+        self._lock = threading.RLock()
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found == 0:
+            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+        elif found != _VERSION:
+            raise Invalid(f"{path} has schema {found}, this trainer reads {_VERSION}; run the version that wrote it")
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All statements of the body, or none."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def row(self, query: str, *values: Any) -> sqlite3.Row | None:
+        with self._lock:
+            found: sqlite3.Row | None = self._connection.execute(query, values).fetchone()
+            return found

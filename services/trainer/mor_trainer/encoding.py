@@ -1,0 +1,85 @@
+"""A prompt as the model takes it: one call of the checkpoint's own processor, checked against what was sampled from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mor_core import images as guarded
+from mor_core.errors import Invalid
+from mor_core.pixels import pixel_sha256
+from mor_core.vision import encode_prompt
+from mor_core.wire import Message, RolloutRecord, TokenBlock, image_hashes
+from torch import Tensor
+
+_SEQUENCE_INPUTS = ("input_ids", "attention_mask")
+_TYPES = "mm_token_type_ids"
+
+
+class PromptMismatch(Invalid):
+    """Engine and trainer did not see the same prompt; the group must not be trained on."""
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """What the processor makes of a prompt."""
+
+    token_ids: tuple[int, ...]
+    """Prompt tokens, image placeholders expanded."""
+    token_types: Tensor | None
+    """``mm_token_type_ids`` of the prompt, ``[prompt]``, for models that take them."""
+    vision: dict[str, Tensor]
+    """All other processor outputs: pixel values and their masks or grids. Empty without images."""
+    pixels: str | None
+    """Hash of the processed pixel values."""
+
+
+class PromptEncoder:
+    """Runs a checkpoint's processor."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def encode(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> EncodedPrompt:
+        """``images``: encoded bytes by SHA-256, at least those that ``messages`` name."""
+        shown = {digest: guarded.decode(images[digest]) for digest in dict.fromkeys(image_hashes(messages))}
+        encoded = encode_prompt(self._processor, messages, shown)
+        types = encoded.get(_TYPES)
+        vision = {name: value for name, value in encoded.items() if name not in (*_SEQUENCE_INPUTS, _TYPES)}
+        return EncodedPrompt(
+            token_ids=tuple(encoded["input_ids"][0].tolist()),
+            token_types=None if types is None else types[0].to(torch.long),
+            vision=vision,
+            pixels=pixel_sha256([vision["pixel_values"]] if "pixel_values" in vision else []),
+        )
+
+
+def check(prompt: EncodedPrompt, rollout: RolloutRecord, tokens: TokenBlock) -> None:
+    """Raise unless the engine sampled from exactly this prompt.
+
+    Raises:
+        PromptMismatch: other token ids, another pixel hash or another number of responses.
+    """
+    cure = (
+        "run the same transformers version and the same checkpoint's processor in the rollout service and the trainer"
+    )
+    if tokens.prompt_token_ids != prompt.token_ids:
+        theirs, ours = tokens.prompt_token_ids, prompt.token_ids
+        first = next((i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), None)
+        where = f"first difference at {first}" if first is not None else "one is the start of the other"
+        raise PromptMismatch(
+            f"group {rollout.group_id}: the engine's prompt has {len(theirs)} tokens, the trainer's {len(ours)} "
+            f"({where}); {cure}"
+        )
+    if rollout.pixels != prompt.pixels:
+        raise PromptMismatch(
+            f"group {rollout.group_id}: the engine's pixels hash to {rollout.pixels}, the trainer's to "
+            f"{prompt.pixels}; {cure}"
+        )
+    if len(tokens.response_token_ids) != len(rollout.responses):
+        raise PromptMismatch(
+            f"group {rollout.group_id}: {len(tokens.response_token_ids)} token sequences for "
+            f"{len(rollout.responses)} responses; the rollout service must send one for each"
+        )

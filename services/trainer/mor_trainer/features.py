@@ -1,0 +1,82 @@
+"""Image features of a frozen vision tower, computed once for each distinct image and kept up to a byte bound."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+
+class Sized(Protocol):
+    @property
+    def bytes(self) -> int: ...
+
+
+V = TypeVar("V", bound=Sized)
+
+
+class ByteBoundCache(Generic[V]):
+    """Least recently used first out, by the bytes of the values. A value over the bound is not kept."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._held = 0
+        self._values: OrderedDict[str, V] = OrderedDict()
+
+    def get(self, name: str) -> V | None:
+        if name in self._values:
+            self._values.move_to_end(name)
+        return self._values.get(name)
+
+    def put(self, name: str, value: V) -> None:
+        if name in self._values or value.bytes > self._bound:
+            return
+        self._values[name] = value
+        self._held += value.bytes
+        while self._held > self._bound:
+            self._held -= self._values.popitem(last=False)[1].bytes
+
+
+class ImageFeatures:
+    """Features of a prompt's images, as the model's ``get_image_features`` gives them in ``pooler_output``.
+
+    Either one tensor ``[images, tokens, width]`` or a sequence of tensors ``[tokens, width]``, one for each image.
+    """
+
+    def __init__(self, pooled: Tensor | Sequence[Tensor]) -> None:
+        self.pooled = pooled
+
+    @property
+    def bytes(self) -> int:
+        tensors = [self.pooled] if isinstance(self.pooled, Tensor) else self.pooled
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+_FIELDS = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
+
+
+def features_of(output: Any) -> ImageFeatures | None:
+    """The features in a ``get_image_features`` output.
+
+    ``None`` when the language model needs more of the tower than one set of features (Qwen3-VL's deep stack): such a
+    model takes pixel values each time.
+    """
+    if set(output.keys()) - _FIELDS or output.pooler_output is None:
+        return None
+    return ImageFeatures(output.pooler_output)
+
+
+def joined(features: Sequence[ImageFeatures]) -> Any:
+    """What a model's ``mm_encoder_outputs`` takes for a batch of prompts, in row order."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    first = features[0].pooled
+    pooled: Any
+    if isinstance(first, Tensor):
+        pooled = torch.cat([item.pooled for item in features if isinstance(item.pooled, Tensor)])
+    else:
+        pooled = [tensor for item in features for tensor in item.pooled]
+    return {"image": BaseModelOutputWithPooling(pooler_output=pooled)}

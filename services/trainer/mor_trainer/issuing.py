@@ -1,0 +1,46 @@
+"""The record with which a group is issued."""
+
+from __future__ import annotations
+
+import time
+
+from mor_core.datafiles import Prompt
+from mor_core.runs import RunSpec
+from mor_core.wire import PromptRecord, Sampling, WeightsRef
+
+
+def prompt_record(
+    run: str,
+    spec: RunSpec,
+    prompt: Prompt,
+    *,
+    group_id: str,
+    attempt: int,
+    weights: WeightsRef,
+    evaluation: bool,
+) -> PromptRecord:
+    """A training group is sampled as the run says; an evaluation group is one greedy response."""
+    sampling = spec.sampling
+    if evaluation:
+        how = Sampling(group_size=1, max_tokens=sampling.max_tokens, temperature=0.0, seed=spec.seed)
+    else:
+        how = Sampling(
+            group_size=spec.group_size,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=spec.seed,
+        )
+    return PromptRecord(
+        run=run,
+        group_id=group_id,
+        stamps={"issued": time.time()},
+        prompt_id=prompt.id,
+        messages=prompt.messages,
+        domain=prompt.domain,
+        objective=spec.objective,
+        sampling=how,
+        weights=weights,
+        attempt=attempt,
+        purpose="evaluation" if evaluation else "train",
+    )

@@ -1,0 +1,105 @@
+"""A checkpoint made ready for training: what is frozen, what is trained, and the reference policy."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mor_core.errors import Invalid
+from mor_core.runs import LoraTuning, Tuning
+from mor_core.vision import load_processor
+from torch import nn
+
+
+def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Model and processor of any Hugging Face image-text-to-text checkpoint, by folder or hub name.
+
+    Raises:
+        Invalid: it cannot be loaded.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        processor = load_processor(checkpoint)
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise Invalid(
+            f"model {checkpoint!r} cannot be loaded as an image-text-to-text checkpoint: {str(error)[:500]}; give a "
+            "folder written by save_pretrained (model and processor) or a hub name that this machine can reach"
+        ) from error
+    return model.eval(), processor
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The language model inside a vision-language model."""
+    decoder = model.get_decoder()
+    if not isinstance(decoder, nn.Module) or decoder is model:
+        raise Invalid(f"{type(model).__name__} does not tell which part is its language model; use another class")
+    return decoder
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model with its trained parameters chosen."""
+
+    model: Any
+    adapter: Any | None
+    """The PEFT model around ``model`` when adapters are trained."""
+    trainable: dict[str, nn.Parameter]
+    """By ``named_parameters`` names of ``model``."""
+
+
+def tune(model: Any, tuning: Tuning, freeze_vision: bool) -> Tuned:
+    """Choose what is trained: adapters in the language model, or all parameters but those that are frozen.
+
+    Raises:
+        Invalid: the adapters' targets name no layer.
+    """
+    adapter = None
+    if isinstance(tuning, LoraTuning):
+        adapter = _with_adapters(model, tuning)
+    elif freeze_vision:
+        model.requires_grad_(False)
+        decoder_of(model).requires_grad_(True)
+        model.get_output_embeddings().requires_grad_(True)
+    else:
+        model.requires_grad_(True)
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return Tuned(model, adapter, trainable)
+
+
+def _with_adapters(model: Any, tuning: LoraTuning) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    inside = {id(module) for module in decoder_of(model).modules()}
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if id(module) in inside and isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in tuning.targets
+    ]
+    if not targets:
+        raise Invalid(f"tuning.targets {list(tuning.targets)} name no linear layer of the language model")
+    config = LoraConfig(
+        r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def frozen_copy(model: Any) -> Any:
+    """A copy that shares every frozen tensor with ``model`` and has its own of those that are trained."""
+    shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, shared).requires_grad_(False)
+
+
+def recompute_activations(model: Any) -> None:
+    """Gradient checkpointing. It is active in training mode only, so every dropout is set to zero first."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()

@@ -1,0 +1,99 @@
+"""Every service as a process of its own, by its command line, over real HTTP and a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from cryptography.fernet import Fernet
+from mor_core.auth import Scope, hash_token
+
+BIN = Path(sys.executable).parent
+START_S = 180.0
+TOKENS = {"operator": ("admin-token-of-the-tests", Scope.admin), "mor": ("service-token-of-the-tests", Scope.service)}
+
+
+class Processes:
+    """The processes of a small cluster below one folder."""
+
+    def __init__(self, folder: Path, redis_url: str, model: Path) -> None:
+        self.folder = folder
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
+        tokens = folder / "tokens.json"
+        tokens.write_text(
+            "["
+            + ",".join(
+                f'{{"name": "{name}", "scope": "{scope}", "sha256": "{hash_token(token)}"}}'
+                for name, (token, scope) in TOKENS.items()
+            )
+            + "]"
+        )
+        self.environment = os.environ | {
+            "MOR_REDIS_URL": redis_url,
+            "MOR_TOKENS_FILE": str(tokens),
+            "MOR_SERVICE_TOKEN": TOKENS["mor"][0],
+            "MOR_SECRET_KEY": Fernet.generate_key().decode(),
+            "MOR_RUNS_DIR": str(folder / "runs"),
+            "MOR_WEIGHTS_DIR": str(folder / "pulled"),
+            "MOR_MODEL": str(model),
+            "MOR_ALLOW_LOOPBACK": "true",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        (folder / "runs").mkdir()
+
+    def start(self, name: str, *command: str, **environment: str) -> None:
+        self._commands[name] = (list(command), environment)
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]],
+                env=self.environment | environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+            )
+
+    def serve(self, name: str, *command: str, **environment: str) -> str:
+        """Start an HTTP service and return its address once it is ready."""
+        port_file = self.folder / f"{name}.address"
+        self.start(name, *command, "--port-file", str(port_file), **environment)
+        missing = "no answer"
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self._running[name].poll() is None, f"{name} ended:\n{self.log(name)}"
+            if port_file.is_file():
+                address = port_file.read_text()
+                try:
+                    answer = httpx.get(f"{address}/readyz", timeout=5)
+                    missing = answer.text
+                    if answer.is_success:
+                        return address
+                except httpx.TransportError:
+                    pass
+            time.sleep(0.1)
+        raise AssertionError(f"{name} was not ready in {START_S:g} s: {missing}\n{self.log(name)}")
+
+    def kill(self, name: str) -> None:
+        """End a process as a crash would."""
+        process = self._running.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+
+    def restart(self, name: str) -> None:
+        command, environment = self._commands[name]
+        self.start(name, *command, **environment)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-6000:]
+
+    def stop(self) -> dict[str, int]:
+        """End all in order; the exit status of each."""
+        for process in self._running.values():
+            process.terminate()
+        return {name: process.wait(timeout=60) for name, process in self._running.items()}

@@ -1,0 +1,166 @@
+"""The whole loop as a cluster runs it: clients, router, vLLM, run control and a training process, on real pictures.
+
+The VLM is tiny and random, the pictures are easy-vqa's: what is tested is that every part does its work with the
+others, that what the engine samples with is what the trainer published, and that a killed process loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import easy_vqa
+import httpx
+import pytest
+
+from tests.conftest import Valkey
+from tests.e2e.processes import TOKENS, Processes
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+STEPS = 4
+GROUPS = 4
+SIZE = 4
+ADMIN = {"Authorization": f"Bearer {TOKENS['operator'][0]}"}
+
+
+def write_prompts(folder: Path, count: int) -> Path:
+    texts, _, pictures = easy_vqa.get_train_questions()
+    paths = easy_vqa.get_train_image_paths()
+    rows = [
+        {"id": f"q{i}", "domain": "shapes", "prompt": texts[i], "images": [str(paths[pictures[i]])]}
+        for i in range(count)
+    ]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class Loop:
+    def __init__(
+        self, processes: Processes, control: str, rollout: str, router: str, prompts: Path, model: Path
+    ) -> None:
+        self.processes, self.control, self.rollout, self.router = processes, control, rollout, router
+        self.prompts, self.model = prompts, model
+
+    def get(self, url: str) -> Any:
+        answer = httpx.get(url, headers=ADMIN, timeout=30)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def create(self, name: str, **spec: Any) -> str:
+        body = {
+            "name": name,
+            "model": str(self.model),
+            "prompts": str(self.prompts),
+            "steps": STEPS,
+            "groups_per_step": GROUPS,
+            "group_size": SIZE,
+            "sampling": {"max_tokens": 8},
+            "optimiser": {"lr": 1e-3, "warmup_steps": 0},
+            "checkpoint_every": 1,
+            **spec,
+        }
+        answer = httpx.post(f"{self.control}/v1/runs", json=body, headers=ADMIN, timeout=60)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def wait(self, run: str, until: Any, timeout_s: float = 240) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            snapshot: dict[str, Any] = self.get(f"{self.control}/v1/runs/{run}")
+            if until(snapshot):
+                return snapshot
+            assert snapshot["state"] != "failed", snapshot["error"]
+            assert time.monotonic() < deadline, f"{snapshot}\n" + "\n".join(
+                f"--- {name}\n{self.processes.log(name)}" for name in ("worker", "router", "rollout")
+            )
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[Loop]:
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "valkey").mkdir()
+    server = Valkey(folder / "valkey")
+    processes = Processes(folder, server.url, tiny_vlm)
+    try:
+        clients = {}
+        for name in ("length", "vowels"):
+            function = f"{Path(__file__).with_name('scorers.py')}:{name}"
+            clients[name] = processes.serve(name, "mor-reward", "serve", "--function", function)
+        router = processes.serve("router", "mor-router", "serve")
+        for name, url in clients.items():
+            body = {"name": name, "url": url, "domains": "shapes", "token": TOKENS["mor"][0]}
+            answer = httpx.post(f"{router}/v1/clients", json=body, headers=ADMIN, timeout=30)
+            assert answer.is_success, answer.text
+            change = {"state": "active", "reason": "no anchors in this test"}
+            answer = httpx.patch(f"{router}/v1/clients/{name}", json=change, headers=ADMIN, timeout=30)
+            assert answer.is_success, answer.text
+        rollout = processes.serve("rollout", "mor-rollout", "serve")
+        control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5")
+        processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
+        yield Loop(processes, control, rollout, router, write_prompts(folder, 40), tiny_vlm)
+        statuses = processes.stop()
+        assert all(status in (0, -15, 143) for status in statuses.values()), statuses
+    finally:
+        processes.stop()
+        server.stop()
+
+
+def finished(snapshot: dict[str, Any]) -> bool:
+    return snapshot["state"] == "finished"
+
+
+def test_a_run_goes_from_prompts_to_an_aligned_checkpoint(loop: Loop) -> None:
+    run = loop.create("loop")
+    snapshot = loop.wait(run, finished)
+    assert (snapshot["step"], snapshot["progress"]) == (STEPS, 1.0)
+    points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
+    assert [point["step"] for point in points] == [1, 2, 3, 4]
+    for point in points:
+        assert point["sampled_by"] == [point["step"] - 1], "on-policy: a step trains on what the last version sampled"
+        assert abs(point["importance_ratio_mean"] - 1) < 1e-3
+        assert point["importance_ratio_max"] < 1.01
+        assert set(point["clients"]) == {"length", "vowels"}
+        assert sum(client["weight"] for client in point["clients"].values()) == pytest.approx(1)
+    applied = [group for point in points for group in point["applied"]]
+    assert len(applied) == len(set(applied)) == STEPS * GROUPS
+    status = loop.get(f"{loop.rollout}/v1/status")
+    assert status["weights_version"] == STEPS - 1 or status["weights_version"] == STEPS
+    sample = loop.get(f"{loop.control}/v1/runs/{run}/samples")["samples"][0]
+    assert len(sample["responses"]) == len(sample["rewards"]) == SIZE
+    from transformers import AutoModelForImageTextToText
+
+    aligned = AutoModelForImageTextToText.from_pretrained(snapshot["final"])
+    base = AutoModelForImageTextToText.from_pretrained(loop.model)
+    changed = [
+        name
+        for (name, new), old in zip(aligned.named_parameters(), base.parameters(), strict=True)
+        if not new.equal(old)
+    ]
+    assert changed
+    assert not any("vision" in name for name in changed)
+
+
+def test_killed_processes_lose_no_group(loop: Loop) -> None:
+    run = loop.create("killed", steps=6)
+    loop.wait(run, lambda snapshot: (snapshot["step"] or 0) >= 2)
+    loop.processes.kill("worker")
+    loop.processes.restart("worker")
+    snapshot = loop.wait(run, finished)
+    points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
+    assert [point["step"] for point in points] == [1, 2, 3, 4, 5, 6]
+    applied = [group for point in points for group in point["applied"]]
+    assert len(applied) == len(set(applied)) == 6 * GROUPS
+    assert snapshot["metrics"]["groups_dropped"] == 0
+
+
+def test_the_policy_answers_chat_completions(loop: Loop) -> None:
+    body = {"messages": [{"role": "user", "content": "What is in the picture?"}], "max_tokens": 4, "temperature": 0}
+    answer = httpx.post(f"{loop.rollout}/v1/chat/completions", json=body, headers=ADMIN, timeout=60)
+    assert answer.is_success, answer.text
+    assert answer.json()["usage"]["completion_tokens"] <= 4

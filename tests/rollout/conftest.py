@@ -1,0 +1,94 @@
+"""One vLLM engine for the whole folder, and what publishes weights for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from mor_rollout import environment
+from mor_rollout.base import BaseModel
+from mor_rollout.config import RolloutSettings
+from mor_rollout.engine import Engine
+from mor_rollout.policy import Policy
+from mor_rollout.prompts import PromptEncoder
+from mor_rollout.weights import WeightsStore
+
+from tests.rollout.publisher import Publisher
+from tests.rollout.reference import Reference, make_adapter
+
+
+def settings_for(model: Path, folder: Path, **changes: object) -> RolloutSettings:
+    values = {
+        "model": str(model),
+        "max_model_len": 256,
+        "kv_cache_bytes": 64 << 20,
+        "weights_dir": folder / "weights",
+        "pull_timeout_s": 20.0,
+        "service_token": "secret",
+        "log_level": "error",
+    }
+    return RolloutSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> RolloutSettings:
+    settings = settings_for(tiny_vlm, tmp_path_factory.mktemp("rollout"))
+    environment.prepare(settings)
+    return settings
+
+
+@pytest.fixture(scope="session")
+def base(settings: RolloutSettings) -> BaseModel:
+    return BaseModel(settings.model)
+
+
+@pytest.fixture(scope="session")
+def encoder(settings: RolloutSettings, base: BaseModel) -> PromptEncoder:
+    return PromptEncoder(settings, base)
+
+
+@pytest.fixture(scope="session")
+async def started(settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> AsyncIterator[Engine]:
+    from mor_rollout.vllm_engine import VllmEngine
+
+    engine = VllmEngine(settings, base, encoder)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture
+async def engine(started: Engine) -> Engine:
+    """vLLM holding the base checkpoint."""
+    await started.load(None)
+    return started
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_vlm: Path) -> Reference:
+    return Reference(tiny_vlm)
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, tiny_vlm: Path) -> Iterator[Publisher]:
+    publisher = Publisher(tmp_path / "published", tiny_vlm)
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+async def store(settings: RolloutSettings, base: BaseModel, tmp_path: Path) -> AsyncIterator[WeightsStore]:
+    store = WeightsStore(settings.model_copy(update={"weights_dir": tmp_path / "cache"}), base)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+async def policy(settings: RolloutSettings, engine: Engine, store: WeightsStore) -> Policy:
+    return Policy(settings, engine, store)
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tiny_vlm, tmp_path_factory.mktemp("adapter"), 1)

@@ -1,0 +1,129 @@
+"""A trainer's weight files over real HTTP, with the faults that a network and a bad trainer bring."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from mor_core.wire import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
+from safetensors import safe_open
+from safetensors.torch import save_file
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+from torch import Tensor
+
+from tests.conftest import free_port
+
+Fault = Callable[[Request], Response | None]
+
+
+class Publisher:
+    """Serves ``/weights/{run}/{version}[/{file}]``. ``faults`` answer first, by path; None lets the request through."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self._folder = folder
+        self._base = base
+        self.manifests: dict[str, WeightsManifest] = {}
+        self.faults: dict[str, Fault] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        routes = [Route("/weights/{run}/{version}", self._manifest), Route("/weights/{run}/{version}/{file}", self._file)]
+        config = uvicorn.Config(Starlette(routes=routes), port=self.port, log_level="error")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 10
+        while not self._server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+
+    def publish(self, run: str, version: int, tensors: dict[str, Tensor], **changes: Any) -> WeightsRef:
+        """Full weights: the given tensors replace the base's."""
+        folder = self._new(run, version)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+        return self._announce(run, version, folder, "full", **changes)
+
+    def publish_adapter(self, run: str, version: int, adapter: Path) -> WeightsRef:
+        """A PEFT adapter folder."""
+        folder = self._new(run, version)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(adapter / name, folder / name)
+        return self._announce(run, version, folder, "lora")
+
+    def _new(self, run: str, version: int) -> Path:
+        folder = self._folder / run / str(version)
+        folder.mkdir(parents=True)
+        return folder
+
+    def _announce(self, run: str, version: int, folder: Path, kind: str, **changes: Any) -> WeightsRef:
+        files = sorted(folder.iterdir())
+        tensors: dict[str, TensorInfo] = {}
+        for file in files:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118
+                        tensor = opened.get_tensor(name)
+                        digest = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+                        tensors[name] = TensorInfo(dtype="F32", shape=tuple(tensor.shape), sha256=digest)
+        listed = tuple(
+            WeightsFile(name=f.name, bytes=f.stat().st_size, sha256=hashlib.sha256(f.read_bytes()).hexdigest())
+            for f in files
+        )
+        manifest = WeightsManifest(
+            run=run, version=version, base=str(self._base), kind=kind, files=listed, tensors=tensors
+        )
+        path = f"/weights/{run}/{version}"
+        self.manifests[path] = manifest.model_copy(update=changes)
+        return WeightsRef(version=version, url=self.url + path)
+
+    def _fault(self, request: Request) -> Response | None:
+        self.requests.append((request.url.path, request.headers.get("range")))
+        fault = self.faults.get(request.url.path)
+        return fault(request) if fault is not None else None
+
+    async def _manifest(self, request: Request) -> Response:
+        answer = self._fault(request)
+        if answer is not None:
+            return answer
+        manifest = self.manifests.get(request.url.path)
+        if manifest is None:
+            return Response("no such version", 404)
+        return Response(manifest.model_dump_json(), media_type="application/json")
+
+    async def _file(self, request: Request) -> Response:
+        answer = self._fault(request)
+        if answer is not None:
+            return answer
+        path = request.path_params
+        return FileResponse(self._folder / path["run"] / path["version"] / path["file"])
+
+
+class Silence(Response):
+    """Accepts the request and never answers."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(30)
+
+
+class CutShort(Response):
+    """Promises the whole body and breaks the connection after half of it."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", str(len(self.body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body[: len(self.body) // 2], "more_body": True})
+        raise ConnectionResetError

@@ -1,0 +1,187 @@
+"""After a swap the engine samples with the new weights, all of them, and with nothing of the old."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from mor_rollout.engine import Engine, SampleParams, SwapFailed
+from mor_rollout.policy import Policy
+from mor_rollout.weights import WeightsError, WeightsStore
+
+from tests.rollout.publisher import Publisher
+from tests.rollout.reference import Reference, base_tensors, moved, picture, shown
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
+]
+AGREE = 1e-4
+PARAMS = SampleParams(max_tokens=8, temperature=1.0, top_p=1.0)
+PROMPT = shown(picture(1))
+
+
+async def distance(engine: Engine, reference: Reference) -> float:
+    """Worst difference between the engine and the reference on the same prompt, caches as they are."""
+    prompt = await engine.encode(PROMPT)
+    responses = await engine.sample(prompt, PARAMS, [1, 2, 3])
+    return max(reference.distance(PROMPT, response) for response in responses)
+
+
+@pytest.mark.parametrize(
+    "only",
+    ["", "vision_model", "connector", "text_model", "q_proj", "embed_tokens", "lm_head", "layernorm", "mlp.up_proj"],
+)
+async def test_every_part_of_the_model_follows(
+    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path, only: str
+) -> None:
+    """Warm caches before each swap: a stale prefix, a stale image or a stale head would show as nats of error."""
+    reference.use({})
+    assert await distance(engine, reference) < AGREE
+    for version in (1, 2):
+        tensors = moved(base_tensors(tiny_vlm), version, only)
+        reference.use(tensors)
+        assert await distance(engine, reference) > 1e-3, "the change must be visible"
+        async with policy.sampling("run", publisher.publish("run", version, tensors)) as loaded:
+            assert loaded == version
+            assert await distance(engine, reference) < AGREE
+    assert policy.read_back is not None
+    assert (policy.read_back.version, policy.read_back.unverified) == (2, 0)
+
+
+async def test_tensors_that_a_version_does_not_list_come_from_the_base(
+    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+) -> None:
+    tensors = base_tensors(tiny_vlm)
+    first = publisher.publish("run", 1, moved(tensors, 1, "layers.0"))
+    only_head = moved(tensors, 2, "lm_head")
+    second = publisher.publish("run", 2, only_head)
+    async with policy.sampling("run", first):
+        pass
+    async with policy.sampling("run", second):
+        reference.use(only_head)
+        assert await distance(engine, reference) < AGREE
+
+
+async def test_the_encoder_cache_outlives_swaps_that_leave_vision_alone(
+    policy: Policy,
+    engine: Engine,
+    publisher: Publisher,
+    reference: Reference,
+    tiny_vlm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resets = 0
+    reset = engine._engine.reset_encoder_cache  # type: ignore[attr-defined]
+
+    async def counted() -> None:
+        nonlocal resets
+        resets += 1
+        await reset()
+
+    monkeypatch.setattr(engine._engine, "reset_encoder_cache", counted)  # type: ignore[attr-defined]
+    tensors = base_tensors(tiny_vlm)
+    for version, only, expected in ((1, "text_model", 0), (2, "vision_model", 1), (3, "lm_head", 2), (4, "lm_head", 2)):
+        changed = moved(tensors, version, only)
+        async with policy.sampling("run", publisher.publish("run", version, changed)):
+            reference.use(changed)
+            assert await distance(engine, reference) < AGREE
+        assert resets == expected, f"version {version}"
+
+
+async def test_a_group_finishes_on_its_version_before_the_swap(
+    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+) -> None:
+    tensors = {version: moved(base_tensors(tiny_vlm), version) for version in (1, 2)}
+    refs = {version: publisher.publish("run", version, tensors[version]) for version in tensors}
+    prompt = await engine.encode(PROMPT)
+    order = []
+
+    async def group(version: int) -> None:
+        async with policy.sampling("run", refs[version]) as loaded:
+            order.append(("in", loaded))
+            (response,) = await engine.sample(prompt, SampleParams(200, 1.0, 1.0), [version])
+            reference.use(tensors[loaded])
+            assert reference.distance(PROMPT, response) < AGREE
+            order.append(("out", loaded))
+
+    first = asyncio.create_task(group(1))
+    while not order:
+        await asyncio.sleep(0.001)
+    await asyncio.gather(first, group(2))
+    await group(1)
+    assert order == [("in", 1), ("out", 1), ("in", 2), ("out", 2), ("in", 2), ("out", 2)]
+    assert policy.times is not None
+    assert policy.times.drain_s > 0
+
+
+async def test_two_runs_keep_their_own_weights(
+    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+) -> None:
+    tensors = {run: moved(base_tensors(tiny_vlm), seed) for seed, run in enumerate(("a", "b"), 1)}
+    refs = {"a": publisher.publish("a", 5, tensors["a"]), "b": publisher.publish("b", 2, tensors["b"])}
+    older = publisher.publish("a", 4, moved(base_tensors(tiny_vlm), 9))
+    for run, ref, expected in (("a", refs["a"], 5), ("b", refs["b"], 2), ("a", older, 5), ("b", refs["b"], 2)):
+        async with policy.sampling(run, ref) as version:
+            assert (policy.run, version) == (run, expected)
+            reference.use(tensors[run])
+            assert await distance(engine, reference) < AGREE
+
+
+async def test_bad_weights_leave_the_old_ones_serving(
+    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+) -> None:
+    good = moved(base_tensors(tiny_vlm), 1)
+    async with policy.sampling("run", publisher.publish("run", 1, good)):
+        pass
+    bad = publisher.publish("run", 2, moved(base_tensors(tiny_vlm), 2), base="elsewhere/model")
+    with pytest.raises(WeightsError, match=r"published for base 'elsewhere/model'.*start a rollout service"):
+        async with policy.sampling("run", bad):
+            raise AssertionError("must not be sampled")
+    assert (policy.version, policy.failure) == (1, None)
+    reference.use(good)
+    assert await distance(engine, reference) < AGREE
+
+
+async def test_a_swap_that_the_engine_did_not_take_is_undone(
+    policy: Policy,
+    engine: Engine,
+    publisher: Publisher,
+    reference: Reference,
+    tiny_vlm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker drops a layer on its way: the read-back notices, and the version before is put back."""
+    call = engine._call  # type: ignore[attr-defined]
+
+    async def lossy(method: str, *arguments: object) -> object:
+        if method == "mor_load":
+            sources = [source for source in arguments[0] if ".layers.1." not in source[0]]  # type: ignore[attr-defined]
+            return await call(method, sources, *arguments[1:])
+        return await call(method, *arguments)
+
+    first = moved(base_tensors(tiny_vlm), 1)
+    async with policy.sampling("run", publisher.publish("run", 1, first)):
+        pass
+    second = publisher.publish("run", 2, moved(base_tensors(tiny_vlm), 2, "layers.1"))
+    monkeypatch.setattr(engine, "_call", lossy)
+    with pytest.raises(SwapFailed, match="do not compute with the weights they were given"):
+        async with policy.sampling("run", second):
+            raise AssertionError("must not be sampled")
+    monkeypatch.undo()
+    reference.use(first)
+    assert policy.version == 1
+    assert await distance(engine, reference) < AGREE
+
+
+async def test_weights_already_on_disk_are_not_pulled_again(
+    store: WeightsStore, publisher: Publisher, tiny_vlm: Path
+) -> None:
+    ref = publisher.publish("run", 1, moved(base_tensors(tiny_vlm), 1))
+    first, second = await asyncio.gather(store.pull("run", ref), store.pull("run", ref))
+    again = await store.pull("run", ref)
+    assert first.folder == second.folder == again.folder
+    files = [path for path, _ in publisher.requests if path.endswith(".safetensors")]
+    assert len(files) == 1

@@ -1,0 +1,203 @@
+"""Weights that cannot be had, or are not what they claim to be, never reach the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mor_core.errors import Invalid
+from mor_core.wire import WeightsRef
+from mor_rollout import checkpoint
+from mor_rollout.base import BaseModel
+from mor_rollout.config import RolloutSettings
+from mor_rollout.weights import WeightsError, WeightsStore
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from tests.rollout.publisher import CutShort, Fault, Publisher, Silence
+from tests.rollout.reference import base_tensors, moved
+
+pytestmark = pytest.mark.anyio
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def ref(publisher: Publisher, tiny_vlm: Path) -> WeightsRef:
+    return publisher.publish("run", 1, moved(base_tensors(tiny_vlm), 1))
+
+
+def leftovers(store: WeightsStore) -> list[str]:
+    return [entry.name for entry in store._folder.iterdir() if entry.suffix != ".part"]
+
+
+def times(count: int, response: Response) -> Fault:
+    """Answers so often, then lets requests through."""
+    left = count
+
+    def fault(_: Request) -> Response | None:
+        nonlocal left
+        left -= 1
+        return response if left >= 0 else None
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "message"),
+    [
+        ("", Response(status_code=404), r"answered 404; is the version published"),
+        ("", HTMLResponse("<html>Welcome</html>"), r"not a weights manifest"),
+        ("", Response(status_code=401), r"answered 401; .*service token"),
+        ("/" + FILE, Response(status_code=404), r"model.safetensors answered 404"),
+        ("/" + FILE, HTMLResponse("<html>Welcome</html>"), r"bytes came, the manifest says"),
+    ],
+)
+async def test_answers_that_are_no_weights(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef, path: str, answer: Response, message: str
+) -> None:
+    publisher.faults[f"/weights/run/1{path}"] = lambda _: answer
+    with pytest.raises(WeightsError, match=message):
+        await store.pull("run", ref)
+    assert not leftovers(store)
+
+
+async def test_a_trainer_that_never_answers(
+    settings: RolloutSettings, base: BaseModel, publisher: Publisher, ref: WeightsRef, tmp_path: Path
+) -> None:
+    publisher.faults["/weights/run/1"] = lambda _: Silence()
+    store = WeightsStore(settings.model_copy(update={"weights_dir": tmp_path, "pull_timeout_s": 0.5}), base)
+    with pytest.raises(WeightsError, match=r"no complete answer in 0.5 s.*MOR_PULL_TIMEOUT_S"):
+        await store.pull("run", ref)
+    await store.aclose()
+
+
+async def test_nobody_listens(store: WeightsStore) -> None:
+    with pytest.raises(WeightsError, match="weights run version 1: http://127.0.0.1:9/w"):
+        await store.pull("run", WeightsRef(version=1, url="http://127.0.0.1:9/w"))
+
+
+async def test_server_errors_are_tried_again(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
+    publisher.faults["/weights/run/1"] = times(2, Response(status_code=503))
+    assert (await store.pull("run", ref)).version == 1
+
+
+async def test_a_broken_download_goes_on_where_it_stopped(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef, tmp_path: Path
+) -> None:
+    content = (tmp_path / "published" / "run" / "1" / FILE).read_bytes()
+    publisher.faults[f"/weights/run/1/{FILE}"] = times(1, CutShort(content))
+    prepared = await store.pull("run", ref)
+    assert (prepared.folder / FILE).read_bytes() == content
+    whole, rest = (header for path, header in publisher.requests if path.endswith(FILE))
+    assert whole is None
+    assert rest is not None
+    assert 0 < int(rest.removeprefix("bytes=").removesuffix("-")) <= len(content) // 2
+
+
+async def test_damage_on_the_way_is_found_and_fetched_again(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef, tmp_path: Path
+) -> None:
+    content = (tmp_path / "published" / "run" / "1" / FILE).read_bytes()
+    damaged = content[:-1] + bytes([content[-1] ^ 1])
+    publisher.faults[f"/weights/run/1/{FILE}"] = times(1, Response(damaged))
+    prepared = await store.pull("run", ref)
+    assert (prepared.folder / FILE).read_bytes() == content
+
+
+async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
+    path = "/weights/run/1"
+    manifest = publisher.manifests[path]
+    wrong = manifest.files[0].model_copy(update={"sha256": "0" * 64})
+    publisher.manifests[path] = manifest.model_copy(update={"files": (wrong,)})
+    with pytest.raises(WeightsError, match=r"SHA-256 is [0-9a-f]{64}, the manifest says 0{64}"):
+        await store.pull("run", ref)
+    assert not leftovers(store)
+
+
+async def test_tensors_must_be_the_listed_ones(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef
+) -> None:
+    path = "/weights/run/1"
+    manifest = publisher.manifests[path]
+    info = manifest.tensors["lm_head.weight"].model_copy(update={"sha256": "0" * 64})
+    publisher.manifests[path] = manifest.model_copy(update={"tensors": {**manifest.tensors, "lm_head.weight": info}})
+    with pytest.raises(WeightsError, match=r"tensor 'lm_head.weight' is not the one that the manifest lists"):
+        await store.pull("run", ref)
+    publisher.manifests[path] = manifest.model_copy(update={"tensors": {}})
+    with pytest.raises(WeightsError, match=r"is not listed"):
+        await store.pull("run", ref)
+
+
+async def test_tensors_must_fit_the_base(store: WeightsStore, publisher: Publisher, tiny_vlm: Path) -> None:
+    head = base_tensors(tiny_vlm)["lm_head.weight"]
+    with pytest.raises(WeightsError, match=r"the base has no tensor 'head'; publish tensors by the base's own names"):
+        await store.pull("run", publisher.publish("run", 2, {"head": head}))
+    with pytest.raises(WeightsError, match=r"'lm_head.weight' has shape \(320, 128\), the base's has \(640, 128\)"):
+        await store.pull("run", publisher.publish("run", 3, {"lm_head.weight": head[:320]}))
+
+
+async def test_a_manifest_must_be_of_the_run_and_version(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef
+) -> None:
+    with pytest.raises(WeightsError, match=r"the manifest is of run 'run' version 1"):
+        await store.pull("other", ref)
+
+
+async def test_file_names_do_not_leave_the_folder(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
+    path = "/weights/run/1"
+    manifest = publisher.manifests[path]
+    evil = manifest.files[0].model_copy(update={"name": "../../evil"})
+    publisher.manifests[path] = manifest.model_copy(update={"files": (evil,)})
+    with pytest.raises(WeightsError, match=r"'../../evil' is not a plain name"):
+        await store.pull("run", ref)
+
+
+async def test_the_cache_is_bounded(store: WeightsStore, publisher: Publisher, tiny_vlm: Path) -> None:
+    tensors = base_tensors(tiny_vlm)
+    for version in range(1, 7):
+        await store.pull("run", publisher.publish("run", version, moved(tensors, version, "lm_head")))
+    assert len(leftovers(store)) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("/no/such/folder", r"no such folder; give the path of a checkpoint folder or a hub name"),
+        ("nothing", r"no such folder"),
+    ],
+)
+def test_a_wrong_checkpoint_path(model: str, message: str) -> None:
+    with pytest.raises(Invalid, match=message):
+        BaseModel(model)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"has no config.json"):
+        BaseModel(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(Invalid, match=r"has no \*.safetensors; save it with save_pretrained"):
+        BaseModel(str(tmp_path))
+    (tmp_path / FILE).write_bytes(b"not tensors")
+    with pytest.raises(Invalid, match=r"not a safetensors file"):
+        BaseModel(str(tmp_path))
+
+
+def test_a_copy_of_the_base_is_the_same_base(base: BaseModel, tiny_vlm: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_vlm, copy)
+    assert base.is_same(str(copy))
+    with (copy / FILE).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    assert not base.is_same(str(tmp_path))
+    other = tmp_path / "other"
+    shutil.copytree(copy, other)
+    assert not base.is_same(str(other))
+
+
+def test_units_hold_what_engines_fuse() -> None:
+    names = ["a.layers.0.q.weight", "a.layers.0.k.weight", "a.layers.1.q.weight", "a.norm.weight", "a.norm.bias", "h.w"]
+    assert list(checkpoint.with_units(names, ["a.layers.0.k.weight"])) == names[:2]
+    assert list(checkpoint.with_units(names, ["a.norm.bias"])) == names[3:5]

@@ -1,0 +1,120 @@
+"""A router as users have it: the real app with its lifespan, a real Valkey, real reward services over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.fernet import Fernet
+from mor_core.auth import hash_token
+from mor_router.app import create_app
+from mor_router.config import RouterSettings
+from mor_router.core import Router
+from mor_router.egress import EgressPolicy
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from tests.router.endpoints import TOKEN, Endpoint, Endpoints
+
+TOKENS = {scope: f"{scope}-token-for-the-router" for scope in ("admin", "service", "viewer")}
+KEY = Fernet.generate_key().decode()
+
+
+@pytest.fixture(scope="session")
+def endpoints() -> Iterator[Endpoints]:
+    server = Endpoints()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(redis: Redis, redis_url: str, tmp_path: Path) -> RouterSettings:
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(
+        json.dumps([{"name": name, "scope": name, "sha256": hash_token(token)} for name, token in TOKENS.items()])
+    )
+    return RouterSettings(
+        redis_url=SecretStr(redis_url),
+        tokens_file=tokens,
+        secret_key=SecretStr(KEY),
+        audit_log=tmp_path / "audit.jsonl",
+        allow_loopback=True,
+        deadline_s=2,
+        circuit_open_s=0.5,
+        probe_interval_s=60,
+        group_retry_s=0.1,
+        lease_s=5,
+        worker=False,
+    )
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], within_s: float = 10) -> None:
+    """Wait until ``check`` holds."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if await check():
+                return
+            await asyncio.sleep(0.05)
+
+
+class Api:
+    """The router's API in the hands of its users."""
+
+    def __init__(self, http: httpx.AsyncClient, router: Router) -> None:
+        self.http = http
+        self.router = router
+
+    async def call(self, method: str, path: str, body: Any = None, *, token: str = TOKENS["admin"]) -> httpx.Response:
+        return await self.http.request(method, path, json=body, headers={"Authorization": f"Bearer {token}"})
+
+    async def ok(self, method: str, path: str, body: Any = None, *, token: str = TOKENS["admin"]) -> Any:
+        response = await self.call(method, path, body, token=token)
+        assert response.is_success, response.text
+        return response.json() if response.content else None
+
+    async def enrol(self, endpoint: Endpoint, state: str = "active") -> dict[str, Any]:
+        body = {"name": endpoint.name, "url": endpoint.url, "domains": "tests", "token": TOKEN, "state": state}
+        enrolled = await self.ok("POST", "/v1/clients", body)
+        endpoint.calls.clear()
+        assert isinstance(enrolled, dict)
+        return enrolled
+
+    async def reward(self, *responses: str, text: str = "What is it?", **more: Any) -> dict[str, Any]:
+        """The reward of one group."""
+        item = {"item_id": "g", "messages": [{"role": "user", "content": text}], "responses": responses, **more}
+        answer = await self.ok("POST", "/v1/reward", {"items": [item]}, token=TOKENS["service"])
+        found = answer["items"][0]
+        assert isinstance(found, dict)
+        return found
+
+
+Start = Callable[..., AbstractAsyncContextManager[Api]]
+
+
+@pytest.fixture
+def start(settings: RouterSettings) -> Start:
+    """Start a router, with other settings if need be."""
+
+    @asynccontextmanager
+    async def run(policy: EgressPolicy | None = None, **changes: Any) -> AsyncIterator[Api]:
+        app = create_app(settings.model_copy(update=changes), policy)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://r") as http,
+        ):
+            yield Api(http, app.state.router)
+
+    return run
+
+
+@pytest.fixture
+async def api(start: Start) -> AsyncIterator[Api]:
+    async with start() as running:
+        yield running

@@ -1,0 +1,110 @@
+"""The command line as the platform team types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.fernet import Fernet
+from redis.asyncio import Redis
+
+from tests.router.conftest import KEY, Start
+from tests.router.endpoints import Endpoints
+from tests.router.planted import jsonl, rows
+from tests.router.test_objectives import upload
+
+pytestmark = pytest.mark.anyio
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **{f"MOR_{name.upper()}": value for name, value in variables.items()}}
+    script = "from mor_router.cli import app; app()"
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def test_state_moves_to_another_server_as_one_file(
+    start: Start, endpoints: Endpoints, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    endpoint = endpoints.endpoint("clinic")
+    async with start() as api:
+        await api.enrol(endpoint)
+        await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer."})
+        await upload(api, jsonl(rows(12)))
+        gate = await api.ok("POST", "/v1/objectives/helpful/fit")
+        before = await api.reward("answer 1", "answer 2", objective="helpful")
+    file = tmp_path / "router.json"
+    done = run("export", str(file), redis_url=redis_url)
+    assert "1 clients, 1 objectives" in done.stdout, done.stderr
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not any(path.suffix == ".part" for path in files(tmp_path))
+    refused = run("import", str(file), redis_url=redis_url)
+    assert refused.returncode == 2
+    assert "import with --replace" in refused.stderr
+    await redis.flushall()
+    assert run("import", str(file), redis_url=redis_url).returncode == 0
+    async with start() as api:
+        after = await api.reward("answer 1", "answer 2", objective="helpful")
+        assert (after["rewards"], after["gate_version"]) == (before["rewards"], gate["version"])
+        calls = len(endpoint.calls)
+        again = await api.ok("POST", "/v1/objectives/helpful/fit")
+        assert again["version"] == gate["version"] + 1
+        assert len(endpoint.calls) == calls  # the anchors' scores came along
+
+
+async def test_a_new_key_takes_over(start: Start, endpoints: Endpoints, redis_url: str) -> None:
+    async with start() as api:
+        await api.enrol(endpoints.endpoint("clinic"))
+    newer = run("key").stdout.strip()
+    Fernet(newer)
+    assert "1 secrets" in run("rekey", redis_url=redis_url, secret_key=f"{newer},{KEY}").stdout
+    assert "encrypted with another key" in run("rekey", redis_url=redis_url, secret_key=KEY).stderr
+    assert "1 secrets" in run("rekey", redis_url=redis_url, secret_key=newer).stdout
+
+
+def test_bad_input_is_told_with_the_cure(tmp_path: Path) -> None:
+    missing = run("serve", secret_key="")
+    assert (missing.returncode, "make a key with 'mor-router key'" in missing.stderr) == (2, True)
+    wrong = run("serve", secret_key="abc")
+    assert (wrong.returncode, "MOR_SECRET_KEY" in wrong.stderr) == (2, True)
+    quorum = run("serve", secret_key=KEY, quorum="2")
+    assert (quorum.returncode, "quorum: Input should be less than or equal to 1" in quorum.stderr) == (2, True)
+    fusion = run("serve", secret_key=KEY, fusion='{"kind": "best"}')
+    assert (fusion.returncode, "fusion" in fusion.stderr) == (2, True)
+    (tmp_path / "x.json").write_text('{"clients": 1}')
+    assert "no file of 'mor-router export'" in run("import", str(tmp_path / "x.json")).stderr
+    assert "No such file" in run("import", str(tmp_path / "y.json")).stderr
+
+
+def test_serve_says_where_it_listens_and_stops_when_told(redis_url: str, tmp_path: Path) -> None:
+    port_file = tmp_path / "router.address"
+    environment = {**os.environ, "MOR_SECRET_KEY": KEY, "MOR_REDIS_URL": redis_url}
+    script = "from mor_router.cli import app; app()"
+    command = [sys.executable, "-c", script, "serve", "--port-file", str(port_file)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not port_file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        address = port_file.read_text()
+        for _ in range(100):
+            if httpx.get(f"{address}/healthz").status_code == 200:
+                break
+            time.sleep(0.05)
+        assert httpx.get(f"{address}/openapi.json").json()["info"]["title"] == "MoR router"
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+        assert "Application shutdown complete" in log
+        assert json.loads(log.splitlines()[0])["event"] == "listening"

@@ -1,0 +1,222 @@
+"""The router connects to nothing that the policy does not allow, whatever a name server or an address form says."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from mor_router.egress import EgressPolicy, EgressRefused
+from mor_router.registry import Source
+
+from tests.router.conftest import Start
+from tests.router.endpoints import TOKEN, Endpoints, redirect
+
+pytestmark = pytest.mark.anyio
+
+POD_NETWORK = ipaddress.ip_network("10.42.0.0/16")
+OFFICE = ipaddress.ip_network("192.168.7.0/24")
+
+
+def policy(**names: list[str]) -> EgressPolicy:
+    async def resolver(host: str, port: int) -> list[str]:
+        return names[host.partition(".")[0]]
+
+    return EgressPolicy(allow_loopback=True, networks=(OFFICE,), kubernetes=(POD_NETWORK,), resolver=resolver)
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("8.8.8.8", "api"),
+        ("2606:4700::1111", "api"),
+        ("192.168.7.9", "api"),
+        ("::ffff:192.168.7.9", "api"),
+        ("127.0.0.1", "loopback"),
+        ("::1", "loopback"),
+        ("10.42.3.4", "kubernetes"),
+    ],
+)
+def test_addresses_that_a_source_may_have(address: str, source: Source) -> None:
+    policy().judge(address, address, source)
+
+
+@pytest.mark.parametrize(
+    ("address", "source", "cure"),
+    [
+        ("127.0.0.1", "api", "MOR_ALLOW_LOOPBACK"),
+        ("::1", "api", "MOR_ALLOW_LOOPBACK"),
+        ("::ffff:127.0.0.1", "api", "MOR_ALLOW_LOOPBACK"),
+        ("::ffff:10.0.0.1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("10.0.0.1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("10.42.3.4", "api", "MOR_ALLOWED_NETWORKS"),
+        ("fd00::1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("2002:7f00:1::", "api", "MOR_ALLOW_LOOPBACK"),
+        ("64:ff9b::10.0.0.1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("100.64.1.1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("0.0.0.0", "api", "never connected to"),
+        ("169.254.169.254", "api", "never connected to"),
+        ("::ffff:169.254.169.254", "api", "never connected to"),
+        ("64:ff9b::169.254.169.254", "api", "never connected to"),
+        ("fd00:ec2::254", "api", "never connected to"),
+        ("fe80::1%eth0", "api", "never connected to"),
+        ("224.0.0.1", "api", "never connected to"),
+        ("8.8.8.8", "kubernetes", "MOR_KUBERNETES_NETWORKS"),
+        ("127.0.0.1", "kubernetes", "MOR_KUBERNETES_NETWORKS"),
+        ("8.8.8.8", "loopback", "MOR_ALLOW_LOOPBACK"),
+    ],
+)
+def test_addresses_that_a_source_may_not_have(address: str, source: Source, cure: str) -> None:
+    with pytest.raises(EgressRefused, match=cure):
+        policy().judge(address, address, source)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("ftp://clinic.example", "https://host"),
+        ("https://user:pass@clinic.example", "without user"),
+        ("https://clinic.example:99999", "Port out of range"),
+        ("https://", "https://host"),
+        ("http://public.example", "serve https"),
+        ("https://mixed.example", "not a public address"),
+        ("https://metadata.example", "never connected to"),
+    ],
+)
+async def test_urls_that_are_refused_at_enrolment(url: str, says: str) -> None:
+    names = {"public": ["8.8.8.8"], "mixed": ["8.8.8.8", "10.0.0.1"], "metadata": ["169.254.169.254"]}
+    with pytest.raises(ValueError, match=says):
+        await policy(**names).admit(url)
+
+
+async def test_loopback_is_refused_unless_it_is_allowed(start: Start, endpoints: Endpoints) -> None:
+    endpoint = endpoints.endpoint("clinic")
+    async with start(allow_loopback=False) as api:
+        body = {"name": "clinic", "url": endpoint.url, "token": TOKEN}
+        answer = await api.call("POST", "/v1/clients", body)
+        assert answer.status_code == 422
+        assert "MOR_ALLOW_LOOPBACK" in answer.json()["detail"]
+        assert endpoint.headers == []
+
+
+async def test_a_name_that_moves_after_enrolment_is_not_followed(start: Start, endpoints: Endpoints) -> None:
+    """DNS rebinding: at enrolment the name is at an allowed address, later at the machine's own metadata service."""
+    endpoint = endpoints.endpoint("clinic")
+    answers = ["127.0.0.1"]
+
+    async def resolver(host: str, port: int) -> list[str]:
+        assert host == "clinic.example"
+        return answers
+
+    rebinding = EgressPolicy(allow_loopback=True, networks=(), kubernetes=(), resolver=resolver)
+    async with start(rebinding) as api:
+        endpoint.url = endpoint.url.replace("127.0.0.1", "clinic.example")
+        await api.enrol(endpoint)
+        assert (await api.reward("answer 1", "answer 2"))["status"] == "ok"
+        assert endpoint.headers[-1]["host"].startswith("clinic.example:")
+        for moved in (["169.254.169.254"], ["10.0.0.1"], ["127.0.0.1", "10.0.0.1"], ["8.8.8.8"]):
+            answers[:] = moved
+            endpoint.calls.clear()
+            found = await api.reward("answer 1", "answer 2")
+            assert found["rewards"] is None
+            assert f"clinic.example is at {moved[-1]}" in found["detail"]
+            assert endpoint.calls == []
+
+
+async def test_redirects_are_not_followed(start: Start, endpoints: Endpoints) -> None:
+    endpoint = endpoints.endpoint("clinic")
+    async with start() as api:
+        await api.enrol(endpoint)
+        endpoint.broken = redirect
+        found = await api.reward("answer 1", "answer 2")
+        assert "answered 307, a redirect; enrol the address that it leads to" in found["detail"]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A certificate authority of one's own, and a server certificate for clinic.example: CA, certificate, key."""
+    now = datetime.now(UTC)
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+
+    def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public)
+        made = made.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
+        made = made.not_valid_after(now + timedelta(days=1))
+        keys = x509.SubjectKeyIdentifier.from_public_key(public)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+        return made.add_extension(keys, critical=False).add_extension(issuer, critical=False)
+
+    usage = x509.KeyUsage(*[name == "key_cert_sign" for name in _USAGES])
+    root = builder(ca_name, ca_key.public_key())
+    root = root.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    root_certificate = root.add_extension(usage, critical=True).sign(ca_key, hashes.SHA256())
+    leaf = builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "clinic")]), key.public_key())
+    leaf = leaf.add_extension(x509.SubjectAlternativeName([x509.DNSName("clinic.example")]), critical=False)
+    certificate = leaf.sign(ca_key, hashes.SHA256())
+    files = (tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem")
+    pem = serialization.Encoding.PEM
+    files[0].write_bytes(root_certificate.public_bytes(pem))
+    files[1].write_bytes(certificate.public_bytes(pem))
+    plain = serialization.NoEncryption()
+    files[2].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return files
+
+
+_USAGES = (
+    "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+    "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
+)  # fmt: skip
+
+
+@pytest.fixture
+def tls_server(endpoints: Endpoints, authority: tuple[Path, Path, Path]) -> Iterator[int]:
+    """The reward endpoints once more, behind TLS that asks for a client certificate."""
+    listener = endpoints.listen()
+    config = uvicorn.Config(
+        endpoints.app,
+        log_config=None,
+        ssl_certfile=authority[1],
+        ssl_keyfile=authority[2],
+        ssl_ca_certs=str(authority[0]),
+        ssl_cert_reqs=ssl.CERT_REQUIRED,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+async def test_tls_is_verified_against_the_name_though_the_address_is_pinned(
+    start: Start, endpoints: Endpoints, tls_server: int, authority: tuple[Path, Path, Path]
+) -> None:
+    endpoint = endpoints.endpoint("clinic")
+    path = endpoint.url.removeprefix(endpoints.address)
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    pinned = EgressPolicy(allow_loopback=True, networks=(), kubernetes=(), resolver=resolver)
+    body = {"name": "clinic", "url": f"https://clinic.example:{tls_server}{path}", "token": TOKEN}
+    ca, certificate, key = authority
+    async with start(pinned) as api:
+        answer = await api.call("POST", "/v1/clients", body)
+        assert "certificate verify failed" in answer.json()["detail"]
+    mutual = {"ca_file": ca, "client_cert_file": certificate, "client_key_file": key}
+    async with start(pinned, **mutual) as api:
+        other = {**body, "url": body["url"].replace("clinic.example", "other.example")}
+        answer = await api.call("POST", "/v1/clients", other)
+        assert "certificate verify failed" in answer.json()["detail"]
+        await api.ok("POST", "/v1/clients", body)

@@ -1,0 +1,224 @@
+"""Standardising, calibrating, gating and fusing: properties that must hold for whatever clients say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from mor_router import calibration, gate
+from mor_router.fit import Anchors, _Mixture
+from mor_router.fuse import Fused, NoQuorum, fuse
+from mor_router.fusion import FusionChoice, Gdpo, MeanMinusVariance, Median, Panel, Uniform, Weighted, WorstClient
+from mor_router.regions import fit_regions
+from mor_router.standardise import Standardiser, fit_standardiser
+from numpy import ndarray
+
+STRATEGIES = [Weighted(), Uniform(), Median(), WorstClient(), MeanMinusVariance(penalty=0.5), Gdpo(floor=0.1)]
+
+# Multiples of 1/64 keep sums exact, so that equalities are equalities.
+numbers = st.integers(-640, 640).map(lambda n: n / 64)
+
+
+@st.composite
+def panels(draw: st.DrawFn) -> Panel:
+    clients, group = draw(st.integers(1, 5)), draw(st.integers(1, 8))
+    calibrated = draw(arrays(float, (clients, group), elements=numbers))
+    weights = np.array(draw(st.lists(st.integers(1, 100), min_size=clients, max_size=clients)), dtype=float)
+    return Panel(calibrated, weights / weights.sum())
+
+
+@given(panels(), st.sampled_from(STRATEGIES), st.randoms())
+def test_fusion_does_not_depend_on_the_order_of_clients_or_responses(
+    panel: Panel, fusion: FusionChoice, random: object
+) -> None:
+    generator = np.random.default_rng(0)
+    clients = generator.permutation(len(panel.weights))
+    responses = generator.permutation(panel.calibrated.shape[1])
+    moved = Panel(panel.calibrated[clients][:, responses], panel.weights[clients])
+    np.testing.assert_allclose(fusion(moved), fusion(panel)[responses], atol=1e-9)
+
+
+@given(panels(), st.sampled_from([Weighted(), Uniform(), Median(), WorstClient(), Gdpo()]))
+def test_a_response_that_every_client_finds_at_least_as_good_is_rewarded_at_least_as_much(
+    panel: Panel, fusion: FusionChoice
+) -> None:
+    rewards = fusion(panel)
+    better = (panel.calibrated[:, :, None] >= panel.calibrated[:, None, :]).all(axis=0)
+    assert (rewards[:, None] >= rewards[None, :] - 1e-9)[better].all()
+
+
+@given(st.integers(1, 5), st.integers(1, 8), numbers, st.sampled_from(STRATEGIES))
+def test_an_indifferent_group_gets_equal_rewards(clients: int, group: int, score: float, fusion: FusionChoice) -> None:
+    panel = Panel(np.full((clients, group), score), np.full(clients, 1 / clients))
+    assert np.ptp(fusion(panel)) < 1e-12
+
+
+def test_strategies_by_hand() -> None:
+    panel = Panel(np.array([[0.0, 2.0], [1.0, -1.0], [4.0, 0.0]]), np.array([0.5, 0.25, 0.25]))
+    np.testing.assert_allclose(Weighted()(panel), [1.25, 0.75])
+    np.testing.assert_allclose(Uniform()(panel), [5 / 3, 1 / 3])
+    np.testing.assert_allclose(WorstClient()(panel), [0, -1])
+    np.testing.assert_allclose(Median()(panel), [0.5, 1.0])
+    variance = [0.5 * 1.25**2 + 0.25 * 0.25**2 + 0.25 * 2.75**2, 0.5 * 1.25**2 + 0.25 * 1.75**2 + 0.25 * 0.75**2]
+    np.testing.assert_allclose(MeanMinusVariance(penalty=2)(panel), np.array([1.25, 0.75]) - 2 * np.array(variance))
+    np.testing.assert_allclose(Gdpo()(panel), [-0.5 + 0.25 + 0.25, 0.5 - 0.25 - 0.25])
+
+
+@given(st.lists(numbers, min_size=1, max_size=7))
+def test_the_median_with_equal_weights_is_the_plain_median(scores: list[float]) -> None:
+    panel = Panel(np.array(scores)[:, None], np.full(len(scores), 1 / len(scores)))
+    np.testing.assert_allclose(Median()(panel), [np.median(scores)])
+
+
+def test_gdpo_gives_a_nearly_indifferent_client_almost_no_voice() -> None:
+    panel = Panel(np.array([[0.0, 1e-3], [1.0, -1.0]]), np.array([0.5, 0.5]))
+    assert Gdpo(floor=0.1)(panel)[0] > 0.48
+
+
+@effort(deadline=None)
+@given(
+    arrays(float, (12, 2), elements=numbers),
+    arrays(float, (3, 4), elements=numbers),
+    st.integers(-3, 6),
+    st.integers(-(10**6), 10**6),
+)
+def test_standardising_removes_scale_and_offset(anchors: ndarray, groups: ndarray, exponent: int, shift: int) -> None:
+    plain = fit_standardiser(anchors)
+    moved = fit_standardiser(anchors * 10.0**exponent + shift)
+    if not np.ptp(anchors, axis=1).any():
+        return  # a client that never tells two responses apart has no scale
+    # Adding 10^6 leaves 10^-10 of a small score's digits.
+    tolerance = 1e-6 * max(1.0, 10.0**-exponent)
+    np.testing.assert_allclose(moved(groups * 10.0**exponent + shift), plain(groups), atol=tolerance)
+
+
+@given(arrays(float, (12, 2), elements=numbers), arrays(float, 6, elements=numbers), st.integers(0, 5))
+def test_an_outburst_moves_nothing_else_and_is_bounded(anchors: ndarray, group: ndarray, place: int) -> None:
+    standardiser = fit_standardiser(anchors)
+    wild = group.copy()
+    wild[place] = 1e9
+    served = standardiser(wild)
+    assert np.abs(served - np.median(served)).max() <= standardiser.limit / standardiser.spread + 1e-9
+    order = np.argsort(group, kind="stable")
+    assert (np.diff(standardiser(group)[order]) >= -1e-12).all()
+
+
+def test_standardising_by_hand() -> None:
+    anchors = np.array([[0.0, 2.0], [5.0, 1.0], [3.0, 3.0 + 4.0]])
+    found = fit_standardiser(anchors)
+    assert (found.spread, found.centre) == (4.0, 2.5)
+    assert found.limit == pytest.approx(4.0)
+    np.testing.assert_allclose(found(np.array([2.5, 6.5, -1.5])), [0, 1, -1])
+    np.testing.assert_allclose(found(np.array([2.5, 2.5, 100.0])), [0, 0, 1])
+
+
+def test_a_constant_client_says_nothing() -> None:
+    found = fit_standardiser(np.full((5, 2), 7.0))
+    assert np.ptp(found(np.array([1.0, 2.0, 3.0]))) == 0
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.floats(0, 1), st.data())
+def test_no_logits_push_the_entropy_below_the_floor(
+    clients: int, regions: int, floor: float, data: st.DataObject
+) -> None:
+    logits = data.draw(arrays(float, (regions, clients), elements=st.floats(-1000, 1000)))
+    available = np.array(data.draw(st.lists(st.booleans(), min_size=clients, max_size=clients)))
+    available[0] = True
+    phi = np.full((1, regions), 1 / regions)
+    found = gate.weights(phi, logits, np.zeros(clients), available, temperature=1, entropy_floor=floor)[0]
+    assert found.sum() == pytest.approx(1)
+    assert (found[~available] == 0).all()
+    assert gate.entropy(found) >= floor * math.log(available.sum()) - 1e-9
+
+
+def test_without_clients_there_are_no_weights() -> None:
+    with pytest.raises(ValueError, match="no client is available"):
+        gate.weights(np.ones((1, 1)), np.zeros((1, 2)), np.zeros(2), np.zeros(2, bool), temperature=1, entropy_floor=0)
+
+
+def test_the_function_that_is_fitted_is_the_function_that_is_served() -> None:
+    random = np.random.default_rng(3)
+    phi = random.dirichlet(np.ones(4), size=20)
+    answered = random.random((20, 3)) < 0.8
+    answered[:, 0] = True
+    anchors = Anchors(phi, random.normal(size=(20, 3)) * answered, answered)
+    model = _Mixture(anchors, 1.0, 0.7, 0.2)
+    with torch.no_grad():
+        for parameter in (model.embeddings, model.prior, model.common, model.regional):
+            parameter.add_(torch.from_numpy(random.normal(size=parameter.shape)))
+    slopes = calibration.slopes(phi, model.common.detach().numpy(), model.regional.detach().numpy())
+    for n in range(20):
+        served = gate.weights(
+            phi[n : n + 1],
+            model.embeddings.detach().numpy(),
+            model.prior.detach().numpy(),
+            answered[n],
+            temperature=0.7,
+            entropy_floor=0.2,
+        )[0]
+        assert served @ (slopes[n] * anchors.differences[n]) == pytest.approx(model.margins(anchors)[n], abs=1e-12)
+
+
+def test_the_fit_ends_at_a_minimum_of_the_stated_loss() -> None:
+    random = np.random.default_rng(4)
+    phi = random.dirichlet(np.ones(3), size=40)
+    anchors = Anchors(phi, random.normal(0.3, 1, size=(40, 3)), np.ones((40, 3), bool))
+    model = _Mixture(anchors, 1.0, 1.0, 0.1).optimise()
+    parameters = [model.embeddings, model.prior, model.common, model.regional]
+    for parameter in parameters:
+        parameter.grad = None
+    data = (torch.from_numpy(phi), torch.from_numpy(anchors.differences), torch.from_numpy(anchors.answered))
+    best = model._loss(*data)
+    best.backward()
+    assert max(float(parameter.grad.abs().max()) for parameter in parameters if parameter.grad is not None) < 1e-6
+    with torch.no_grad():
+        for _ in range(20):
+            steps = [0.05 * torch.from_numpy(random.normal(size=parameter.shape)) for parameter in parameters]
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter.add_(step)
+            assert float(model._loss(*data)) > float(best.detach())
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter.sub_(step)
+
+
+def test_an_input_far_from_every_anchor_belongs_to_no_region() -> None:
+    random = np.random.default_rng(5)
+    near = np.concatenate([random.normal(centre, 0.1, size=(20, 6)) for centre in (-1.0, 0.0, 1.0)])
+    regions = fit_regions(near, 3)
+    assert regions.responsibilities(near).max(axis=1).min() > 0.8
+    far = regions.responsibilities(np.full((1, 6), 50.0) * np.array([1, -1, 1, -1, 1, -1]))
+    assert far.max() < 0.5
+
+
+def test_a_group_without_a_quorum_has_no_reward() -> None:
+    unit = Standardiser(1.0, 10.0, 0.0, -10.0, 10.0)
+    shares = {"expert": 0.7, "other": 0.3}
+    rest = {"slopes": dict.fromkeys(shares, 1.0), "standardisers": dict.fromkeys(shares, unit), "fusion": Weighted()}
+    assert fuse({"other": [0, 1]}, gate_weights=shares, quorum=0.5, **rest) == NoQuorum(0.3)
+    assert fuse({}, gate_weights=shares, quorum=0.0, **rest) == NoQuorum(0.0)
+    fused = fuse({"expert": [0, 1]}, gate_weights=shares, quorum=0.5, **rest)
+    assert isinstance(fused, Fused)
+    assert fused.weights.tolist() == [1.0]
+    np.testing.assert_allclose(fused.rewards, [0, 1])
+
+
+@given(arrays(float, (3, 4), elements=numbers))
+def test_the_reward_is_the_sum_of_what_the_account_shows(raw: ndarray) -> None:
+    unit = Standardiser(2.0, 3.0, 0.5, -4.0, 4.0)
+    names = ("a", "b", "c")
+    fused = fuse(
+        {name: row.tolist() for name, row in zip(names, raw, strict=True)},
+        gate_weights={"a": 0.2, "b": 0.5, "c": 0.3},
+        slopes={"a": 1.0, "b": 0.5, "c": 0.0},
+        standardisers=dict.fromkeys(names, unit),
+        fusion=Weighted(),
+        quorum=0.5,
+    )
+    assert isinstance(fused, Fused)
+    np.testing.assert_allclose(fused.rewards, fused.weights @ fused.calibrated, atol=1e-12)

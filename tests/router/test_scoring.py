@@ -1,0 +1,310 @@
+"""What a client answers, or fails to, and what becomes of the group: never a zero, never a long wait."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from typing import Any
+
+import pytest
+from fastapi.responses import JSONResponse, Response
+from mor_core.images import sha256
+from PIL import Image
+from prometheus_client import REGISTRY
+
+from tests.router.conftest import TOKENS, Api, Start, eventually
+from tests.router.endpoints import TOKEN, Endpoint, Endpoints, Flood, html, never, redirect, resetting, unavailable
+
+pytestmark = pytest.mark.anyio
+
+
+def line(found: dict[str, Any], client: str) -> dict[str, Any]:
+    return next(score for score in found["clients"] if score["client"] == client)
+
+
+async def two(api: Api, endpoints: Endpoints) -> tuple[Endpoint, Endpoint]:
+    good, bad = endpoints.endpoint("good"), endpoints.endpoint("bad")
+    await api.enrol(good)
+    await api.enrol(bad)
+    return good, bad
+
+
+def swap(scores: Any) -> Any:
+    return lambda items: [{**item, "scores": scores} for item in items]
+
+
+MANGLED = {
+    "nan": (swap([float("nan"), 1.0]), "1 of 2 scores are nan"),
+    "infinite": (swap([float("inf"), 1.0]), "1 of 2 scores are inf"),
+    "huge": (swap([10**400, 1.0]), "beyond 1e+100"),
+    "wrong length": (swap([1.0]), "1 scores for 2 responses"),
+    "none": (swap(None), "'scores' go with status 'ok'"),
+    "text": (swap(["1", "two"]), "malformed item"),
+    "left out": (lambda items: [], "leaves this item out"),
+    "unknown": (lambda items: [{**items[0], "item_id": "other"}], "'other', which was not asked about"),
+    "twice": (lambda items: items * 2, "twice"),
+    "unscorable": (
+        lambda items: [{"item_id": items[0]["item_id"], "status": "unscorable", "scores": None, "detail": "no image"}],
+        "no image",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MANGLED)
+async def test_a_bad_answer_is_an_error_and_the_others_carry_the_group(
+    api: Api, endpoints: Endpoints, kind: str
+) -> None:
+    _, bad = await two(api, endpoints)
+    bad.mangle, says = MANGLED[kind]
+    found = await api.reward("answer 1", "answer 3")
+    assert line(found, "bad")["status"] == ("unscorable" if kind == "unscorable" else "error")
+    assert says in line(found, "bad")["detail"]
+    assert (line(found, "bad")["weight"], line(found, "bad")["gate_weight"]) == (0, 0.5)
+    assert line(found, "good")["weight"] == 1
+    assert found["rewards"][1] > found["rewards"][0]
+
+
+BROKEN = {
+    "html": (html, "answered with text/html"),
+    "redirect": (redirect, "a redirect"),
+    "not json": (lambda _: Response(b"{", media_type="application/json"), "not JSON"),
+    "a list": (lambda _: JSONResponse([1]), "no ScoreResponse"),
+    "no model": (lambda _: JSONResponse({"items": []}), "names no model"),
+    "compressed": (
+        lambda _: Response(b"x" * 20, media_type="application/json", headers={"Content-Encoding": "gzip"}),
+        "content encoding gzip",
+    ),
+    "server error": (lambda _: JSONResponse({"detail": "out of memory"}, 500), "answered 500 (out of memory)"),
+    "too much asked": (lambda _: JSONResponse({"detail": "at most 4 items"}, 413), "answered 413 (at most 4 items)"),
+    "strange images": (lambda _: JSONResponse({"missing_images": ["0" * 64]}, 409), "does not name"),
+    "409 without list": (lambda _: JSONResponse({"detail": "conflict"}, 409), "without a list 'missing_images'"),
+    "long length": (
+        lambda _: Response(b" " * 100_000, media_type="application/json"),
+        "the answer has 100000 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_a_broken_call_is_an_error_with_a_reason(api: Api, endpoints: Endpoints, kind: str) -> None:
+    _, bad = await two(api, endpoints)
+    bad.broken, says = BROKEN[kind]
+    found = await api.reward("answer 1", "answer 3")
+    assert line(found, "bad")["status"] == "error"
+    assert says in line(found, "bad")["detail"]
+    assert line(found, "bad")["raw"] is None
+    assert len(bad.calls) == 1  # none of these gets better by asking again
+
+
+async def test_ten_gigabytes_are_cut_off_after_a_few_kilobytes(api: Api, endpoints: Endpoints) -> None:
+    _, bad = await two(api, endpoints)
+    flood = Flood()
+    bad.broken = flood
+    started = time.monotonic()
+    found = await api.reward("answer 1", "answer 3")
+    assert "more than" in line(found, "bad")["detail"]
+    assert time.monotonic() - started < 2
+    assert flood.sent < 64 << 20
+
+
+async def test_a_client_that_never_answers_costs_no_more_than_the_deadline(start: Start, endpoints: Endpoints) -> None:
+    async with start(deadline_s=0.5) as api:
+        _, bad = await two(api, endpoints)
+        bad.broken = never
+        started = time.monotonic()
+        found = await api.reward("answer 1", "answer 3")
+        assert 0.4 < time.monotonic() - started < 1.2
+        assert (line(found, "bad")["status"], line(found, "good")["status"]) == ("timeout", "ok")
+        assert found["status"] == "ok"
+        assert 0 < int(bad.headers[-1]["x-mor-deadline-ms"]) <= 500
+
+
+async def test_a_slow_shadow_costs_nothing(api: Api, endpoints: Endpoints) -> None:
+    good, slow = endpoints.endpoint("good"), endpoints.endpoint("slow")
+    await api.enrol(good)
+    await api.enrol(slow, state="probation")
+    slow.delay_s = 1.5
+    started = time.monotonic()
+    found = await api.reward("answer 1", "answer 3")
+    assert time.monotonic() - started < 1
+    assert (line(found, "slow")["status"], line(found, "slow")["weight"]) == ("shadow", 0)
+    assert "slower than the clients with a say" in line(found, "slow")["detail"]
+    slow.delay_s, good.delay_s = 0, 0.3
+    found = await api.reward("answer 1", "answer 3")
+    assert line(found, "slow")["raw"] == [1, 3]
+    assert line(found, "slow")["weight"] == 0
+
+
+async def test_a_reset_connection_is_tried_again_and_then_told(start: Start, endpoints: Endpoints) -> None:
+    async with start(client_attempts=3) as api:
+        with resetting() as address:
+            body = {"name": "bad", "url": address, "token": TOKEN}
+            answer = await api.call("POST", "/v1/clients", body)
+            assert f"cannot reach {address}" in answer.json()["detail"]
+
+
+async def test_busy_clients_are_asked_again_as_they_wish(api: Api, endpoints: Endpoints) -> None:
+    good, _ = await two(api, endpoints)
+    good.broken, good.mend_after = unavailable, 2
+    found = await api.reward("answer 1", "answer 3")
+    assert line(found, "good")["status"] == "ok"
+    assert len(good.calls) == 3
+    assert line(found, "good")["seconds"] >= 0.1
+
+
+async def test_retries_end(api: Api, endpoints: Endpoints) -> None:
+    good, _ = await two(api, endpoints)
+    good.broken = unavailable
+    found = await api.reward("answer 1", "answer 3")
+    assert "answered 503 (loading)" in line(found, "good")["detail"]
+    assert len(good.calls) == 3
+
+
+async def test_a_wish_beyond_the_deadline_is_not_waited_for(api: Api, endpoints: Endpoints) -> None:
+    good, _ = await two(api, endpoints)
+    good.broken = lambda _: JSONResponse({"detail": "later"}, 429, headers={"Retry-After": "30"})
+    started = time.monotonic()
+    found = await api.reward("answer 1", "answer 3")
+    assert time.monotonic() - started < 1
+    assert "answered 429" in line(found, "good")["detail"]
+
+
+async def test_the_circuit_opens_after_failures_in_a_row_and_closes_again(start: Start, endpoints: Endpoints) -> None:
+    async with start(circuit_failures=3, circuit_open_s=0.4) as api:
+        _, bad = await two(api, endpoints)
+        bad.broken = html
+        for _ in range(3):
+            await api.reward("answer 1", "answer 3")
+        assert len(bad.calls) == 3
+        found = await api.reward("answer 1", "answer 3")
+        assert line(found, "bad")["status"] == "circuit_open"
+        assert "text/html" in line(found, "bad")["detail"]
+        assert len(bad.calls) == 3
+        assert (await api.ok("GET", "/v1/clients/bad"))["circuit"] == "open"
+        assert REGISTRY.get_sample_value("mor_router_circuit_state", {"client": "bad"}) == 2
+        bad.broken = None
+        await asyncio.sleep(0.5)
+        assert line(await api.reward("answer 1", "answer 3"), "bad")["status"] == "ok"
+        assert (await api.ok("GET", "/v1/clients/bad"))["circuit"] == "closed"
+
+
+async def test_probes_close_a_circuit_without_risking_a_group(start: Start, endpoints: Endpoints) -> None:
+    async with start(circuit_failures=1, circuit_open_s=0.2, probe_interval_s=0.3) as api:
+        _, bad = await two(api, endpoints)
+        bad.broken = html
+        await api.reward("answer 1", "answer 3")
+        assert (await api.ok("GET", "/v1/clients/bad"))["circuit"] == "open"
+        bad.broken, bad.version = None, "2"
+
+        async def closed() -> bool:
+            return bool((await api.ok("GET", "/v1/clients/bad"))["circuit"] == "closed")
+
+        await eventually(closed)
+        assert (await api.ok("GET", "/v1/clients/bad"))["client"]["model"]["version"] == "2"
+
+
+async def test_images_travel_once_and_only_when_they_are_asked_for(api: Api, endpoints: Endpoints) -> None:
+    good, _ = await two(api, endpoints)
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(content, "PNG")
+    digest = sha256(content.getvalue())
+    parts = [
+        {"type": "image_url", "image_url": {"url": f"sha256:{digest}"}},
+        {"type": "text", "text": "Which colour?"},
+    ]
+    item = {"item_id": "g", "messages": [{"role": "user", "content": parts}], "responses": ["red 2", "blue 1"]}
+    images = {digest: base64.b64encode(content.getvalue()).decode()}
+    for _ in range(2):
+        found = await api.ok("POST", "/v1/reward", {"items": [item], "images": images})
+        assert found["items"][0]["status"] == "ok"
+    assert [list(call["images"]) for call in good.calls] == [[], [digest], []]
+    assert good.images[digest] == content.getvalue()
+    missing = await api.call("POST", "/v1/reward", {"items": [item]})
+    assert "missing in 'images'" in missing.json()["detail"]
+    wrong = await api.call("POST", "/v1/reward", {"items": [item], "images": {digest: "AAAA"}})
+    assert "its bytes have SHA-256" in wrong.json()["detail"]
+
+
+async def test_a_client_that_forgets_images_at_once_is_an_error(api: Api, endpoints: Endpoints) -> None:
+    good, _ = await two(api, endpoints)
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32), "blue").save(content, "PNG")
+    digest = sha256(content.getvalue())
+    good.broken = lambda _: JSONResponse({"missing_images": [digest]}, 409)
+    parts = [{"type": "image_url", "image_url": {"url": f"sha256:{digest}"}}]
+    item = {"item_id": "g", "messages": [{"role": "user", "content": parts}], "responses": ["a 1", "b 2"]}
+    images = {digest: base64.b64encode(content.getvalue()).decode()}
+    found = (await api.ok("POST", "/v1/reward", {"items": [item], "images": images}))["items"][0]
+    assert "keeps asking for images" in line(found, "good")["detail"]
+
+
+async def test_requests_respect_the_limits_on_the_card(api: Api, endpoints: Endpoints) -> None:
+    good = endpoints.endpoint("good")
+    good.limits = {"items": 3, "responses": 4, "request_bytes": 2048, "concurrency": 2}
+    await api.enrol(good)
+    items = [
+        {"item_id": f"g{i}", "messages": [{"role": "user", "content": "?"}], "responses": ["a 1", "b" * length]}
+        for i, length in enumerate([1, 1, 1, 1, 700, 700, 700])
+    ]
+    answer = await api.ok("POST", "/v1/reward", {"items": items})
+    assert [item["status"] for item in answer["items"]] == ["ok"] * 7
+    assert [item["item_id"] for item in answer["items"]] == [f"g{i}" for i in range(7)]
+    assert sorted(len(call["items"]) for call in good.calls) == [1, 1, 2, 3]
+
+
+async def test_concurrency_to_one_client_is_bounded(start: Start, endpoints: Endpoints) -> None:
+    async with start(client_concurrency=2) as api:
+        good = endpoints.endpoint("good")
+        await api.enrol(good)
+        good.delay_s = 0.1
+        started = time.monotonic()
+        await asyncio.gather(*(api.reward("answer 1", "answer 2") for _ in range(6)))
+        assert time.monotonic() - started > 0.29  # six calls, two at a time
+
+
+async def test_an_open_or_failing_expert_does_not_hand_the_group_to_the_rest(
+    start: Start, endpoints: Endpoints
+) -> None:
+    async with start(quorum=0.6) as api:
+        _, bad = await two(api, endpoints)
+        bad.broken = html
+        found = await api.reward("answer 1", "answer 3")
+        assert (found["status"], found["rewards"]) == ("error", None)
+        assert "held 0.50 of the gate's weight, 0.6 is wanted" in found["detail"]
+        assert "bad: error, answered with text/html" in found["detail"]
+
+
+async def test_a_client_token_sees_its_own_influence_only(api: Api, endpoints: Endpoints) -> None:
+    good = endpoints.endpoint("good")
+    own = (await api.enrol(good))["token"]
+    await api.enrol(endpoints.endpoint("other"))
+    item = {"item_id": "g", "messages": [{"role": "user", "content": "?"}], "responses": ["a 1", "b 2"]}
+    for path, body in (("/v1/reward", {"items": [item]}), ("/v1/route", {"messages": item["messages"]})):
+        mine = await api.ok("POST", path, body, token=own)
+        everyone = await api.ok("POST", path, body, token=TOKENS["service"])
+        mine, everyone = (view["items"][0] if "items" in view else view for view in (mine, everyone))
+        assert [score["client"] for score in mine["clients"]] == ["good"]
+        assert [score["client"] for score in everyone["clients"]] == ["good", "other"]
+
+
+async def test_metrics_tell_of_rewards_weights_latency_and_failures(api: Api, endpoints: Endpoints) -> None:
+    _, bad = await two(api, endpoints)
+    await api.reward("answer 1", "answer 3")
+    bad.broken = html
+    await api.reward("answer 1", "answer 3")
+    text = (await api.http.get("/metrics")).text
+    for name in (
+        'mor_router_client_reward_logits_count{client="good"}',
+        'mor_router_mixture_weight_ratio_sum{client="good"}',
+        'mor_router_client_seconds_bucket{client="good"',
+        'mor_router_client_failures_total{client="bad",reason="content_type"}',
+        'mor_router_circuit_state{client="good"} 0.0',
+        "mor_router_reward_std_logits_sum",
+        "mor_router_mixture_entropy_nats_sum",
+        "mor_router_disagreement_logits_sum",
+    ):
+        assert name in text, name
+    await api.ok("DELETE", "/v1/clients/bad")
+    assert 'client="bad"' not in (await api.http.get("/metrics")).text

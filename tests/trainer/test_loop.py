@@ -1,0 +1,212 @@
+"""The whole loop: both processes of the trainer, a real queue server, a real tiny model that samples and is trained."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_kit import TOKENS, Processes, make_spec, write_prompts
+from trainer_stages import Stages, until
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+
+def liked(ids: tuple[int, ...], text: str) -> float:
+    """The rule reward: the share of the response's tokens with an even id."""
+    del text
+    return 4.0 * sum(token % 2 == 0 for token in ids) / len(ids)
+
+
+def create(processes: Processes, **fields: Any) -> str:
+    with processes.client() as http:
+        reply = http.post("/v1/runs", json=json.loads(make_spec(**fields).model_dump_json()))
+        assert reply.status_code == 201, reply.text
+        return str(reply.json()["id"])
+
+
+def snapshot(processes: Processes, run: str) -> dict[str, Any]:
+    with processes.client("viewer") as http:
+        return dict(http.get(f"/v1/runs/{run}").raise_for_status().json())
+
+
+def finish(processes: Processes, run: str, timeout_s: float = 60) -> dict[str, Any]:
+    def over() -> bool:
+        found = snapshot(processes, run)
+        assert found["state"] not in ("failed", "stopped"), (found["error"], processes.log("work"))
+        return bool(found["state"] == "finished")
+
+    until(over, timeout_s, f"run {run} finished")
+    return snapshot(processes, run)
+
+
+def points(processes: Processes, run: str) -> list[dict[str, Any]]:
+    with processes.client("viewer") as http:
+        return list(http.get(f"/v1/runs/{run}/metrics").raise_for_status().json()["points"])
+
+
+def applied_once(history: list[dict[str, Any]]) -> None:
+    """Every step is there once, and no group was applied twice."""
+    assert [point["step"] for point in history] == list(range(1, len(history) + 1))
+    counts = Counter(group for point in history for group in point["applied"])
+    assert set(counts.values()) == {1}
+
+
+@pytest.fixture
+def stages(redis_url: str, tiny: Path):
+    with Stages(redis_url, tiny, liked, TOKENS["service"]) as played:
+        yield played
+
+
+def test_a_run_from_creation_to_the_exported_model(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    evaluation = write_prompts(tmp_path / "evaluation", 3)
+    run = create(
+        processes, model=tiny, prompts=prompts, steps=5, evaluation_prompts=str(evaluation), evaluation_every=3
+    )
+    assert snapshot(processes, run)["state"] == "queued"
+    assert snapshot(processes, run)["step"] is None
+    worker = processes.work("--once")
+    end = finish(processes, run)
+    assert worker.wait(timeout=20) == 0
+    until(lambda: snapshot(processes, run)["step"] == 5, 10, "history complete")
+
+    history = points(processes, run)
+    applied_once(history)
+    assert [point["sampled_by"] for point in history] == [[0], [1], [2], [3], [4]], "strictly on-policy"
+    first = history[0]
+    assert first["importance_ratio_max"] == pytest.approx(1, abs=1e-4), "engine and trainer agree on log-probabilities"
+    assert first["effective_sample_share"] == pytest.approx(1, abs=1e-6)
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert history[-1]["kl"] > first["kl"]
+    assert first["clients"]["alpha"]["weight"] == 1.0
+    assert first["clients"]["beta"]["reward_mean"] is None, "a client that did not answer has no reward, not 0"
+    assert history[-1]["clients"]["beta"]["failures_total"] == {"timeout": 20}
+    assert set(first["domains"]) <= {"charts", "photos"}
+    assert sum(first["seconds"].values()) == pytest.approx(first["step_seconds"])
+    assert end["progress"] == 1.0
+    assert end["gate_version"] == 3
+    assert end["weights_version"] == 5
+
+    with processes.client("viewer") as http:
+        evaluations = http.get(f"/v1/runs/{run}/metrics").json()["evaluations"]
+        assert [found["step"] for found in evaluations] == [0, 3, 5]
+        assert all(found["answered"] == 3 and found["reward"] is not None for found in evaluations)
+        assert evaluations[0]["clients"].keys() == {"alpha"}
+        samples = http.get(f"/v1/runs/{run}/samples").json()["samples"]
+        assert {"prompt", "responses", "rewards", "advantages", "clients"} <= samples[0].keys()
+        assert len(http.get(f"/v1/runs/{run}/checkpoints").json()["checkpoints"]) == 3
+    assert not any(group in stages.sampled for group in stages.evaluated)
+
+    final = Path(end["final"])
+    assert final == (processes.runs_dir / run / "final").resolve()
+    aligned = AutoModelForImageTextToText.from_pretrained(final)
+    AutoProcessor.from_pretrained(final)
+    base = AutoModelForImageTextToText.from_pretrained(tiny)
+    trained = dict(aligned.named_parameters())
+    changed = {name for name, tensor in base.named_parameters() if not tensor.equal(trained[name])}
+    assert any("text_model" in name for name in changed)
+    assert not any("vision" in name or "connector" in name for name in changed), "the tower is frozen"
+
+
+def test_killed_at_any_time_it_resumes_and_applies_each_group_once(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    run = create(processes, model=tiny, prompts=prompts, steps=8, checkpoint_every=3)
+    worker = processes.work()
+    until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 60, "step 5")
+    worker.send_signal(signal.SIGKILL)
+    worker.wait(timeout=10)
+    published = snapshot(processes, run)["weights_version"]
+    processes.work("--once")
+    until(lambda: snapshot(processes, run)["state"] == "queued", 10, "the lease ended")
+    end = finish(processes, run)
+    until(lambda: snapshot(processes, run)["step"] == 8, 10, "history complete")
+    history = points(processes, run)
+    applied_once(history)
+    assert end["weights_version"] > published, "versions only grow"
+    lineage = [version for point in history for version in point["sampled_by"]]
+    assert lineage == sorted(lineage), "no group of the lost lineage was trained on"
+    assert history[-1]["groups_applied"] == 8 * 4
+
+
+def test_the_queue_server_may_be_flushed_and_killed(
+    tmp_path: Path, tokens_file: Path, valkey: Any, tiny: Path, prompts: Path
+) -> None:
+    from redis import Redis
+
+    processes = Processes(tmp_path / "runs", tokens_file, valkey.url, tmp_path)
+    try:
+        processes.serve()
+        with Stages(valkey.url, tiny, liked, TOKENS["service"]):
+            run = create(processes, model=tiny, prompts=prompts, steps=14)
+            processes.work("--once")
+            until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 60, "step 3")
+            with Redis(port=valkey.port) as client:
+                client.flushall()
+            until(lambda: (snapshot(processes, run)["step"] or 0) >= 7, 40, "steps after the flush")
+            valkey.kill()
+            valkey.start()
+            finish(processes, run)
+            until(lambda: snapshot(processes, run)["step"] == 14, 20, "history complete")
+        applied_once(points(processes, run))
+    finally:
+        processes.end()
+
+
+def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+    processes.serve()
+    first_time: set[str] = set()
+
+    def once(kind: int, group: str) -> bool:
+        chosen = int(group[0], 16) % 4 == kind and group not in first_time
+        if chosen:
+            first_time.add(group)
+        return chosen
+
+    stages.lose = lambda record: once(0, record.group_id)
+    stages.bury = lambda record: once(1, record.group_id)
+    stages.tamper = lambda record: (
+        record.model_copy(update={"pixels": "0" * 64}) if int(record.group_id[0], 16) == 6 else record
+    )
+    run = create(processes, model=tiny, prompts=prompts, steps=6, max_staleness=1, keep_weights=4)
+    processes.work("--once")
+    finish(processes, run)
+    until(lambda: snapshot(processes, run)["step"] == 6, 10, "history complete")
+    history = points(processes, run)
+    applied_once(history)
+    assert first_time
+    assert history[-1]["groups_retried"] >= len(first_time & {g for point in history for g in point["applied"]})
+    assert max(point["staleness_max"] for point in history) <= 1
+    tampered = {group for group in stages.sampled if int(group[0], 16) == 6}
+    assert not tampered & {group for point in history for group in point["applied"]}
+    if tampered:
+        assert history[-1]["groups_dropped"] > 0
+
+
+def test_pause_resume_stop(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+    processes.serve()
+    run = create(processes, model=tiny, prompts=prompts, steps=400, checkpoint_every=100)
+    worker = processes.work()
+    until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 60, "step 1")
+    with processes.client() as http:
+        assert http.post(f"/v1/runs/{run}/pause").status_code == 202
+        until(lambda: snapshot(processes, run)["state"] == "paused", 20, "paused")
+        paused_at = snapshot(processes, run)["step"]
+        assert http.post(f"/v1/runs/{run}/resume").status_code == 202
+        until(lambda: snapshot(processes, run)["step"] > paused_at, 20, "going on")
+        http.post(f"/v1/runs/{run}/stop")
+        until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "stopped")
+        stopped_at = snapshot(processes, run)["step"]
+        assert http.post(f"/v1/runs/{run}/resume").json()["state"] == "queued"
+        until(lambda: snapshot(processes, run)["step"] > stopped_at, 30, "continued from the checkpoint")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=20) == 0
+        assert snapshot(processes, run)["state"] == "queued", "handed back, not lost"
+        http.post(f"/v1/runs/{run}/stop")
+    applied_once(points(processes, run))

@@ -1,0 +1,230 @@
+"""Advantage, loss, KL, importance correction, log-probabilities and packing, against plain independent computations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mor_core.algorithms import Algorithm, Clip, Dapo, DrGrpo, GroupStd, Grpo, Importance, Kl, MeanOnly
+from mor_core.errors import Invalid
+from mor_core.runs import Optimiser
+from mor_trainer import kl
+from mor_trainer.advantage import advantages
+from mor_trainer.importance import RatioStatistics, correction
+from mor_trainer.logprobs import chosen_logprobs
+from mor_trainer.loss import Tokens, policy_loss, token_weights
+from mor_trainer.packing import micro_batches
+from mor_trainer.schedule import learning_rate
+
+NONE = torch.tensor([], dtype=torch.long)
+
+
+def test_advantages_are_standardised_within_the_group() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 3.0, 6.0], [5.0, 5.0, 5.0, 9.0]], dtype=torch.float64)
+    for row, got in zip(rewards, advantages(rewards, GroupStd()), strict=True):
+        spread = math.sqrt(sum((r - row.mean()) ** 2 for r in row.tolist()) / 4)
+        assert got.tolist() == pytest.approx([(r - row.mean().item()) / spread for r in row.tolist()])
+    assert advantages(rewards, MeanOnly())[0].tolist() == [-2.0, -1.0, 0.0, 3.0]
+
+
+def test_a_group_all_clients_are_indifferent_to_gets_almost_no_advantage() -> None:
+    noise = torch.tensor([[1.0, 1.001, 0.999, 1.0]], dtype=torch.float64)
+    assert advantages(noise, GroupStd(floor=0.1)).abs().max() < 0.011
+    assert not advantages(torch.full((1, 8), 3.0), GroupStd()).any()
+
+
+def plain_grpo(policy, engine, reference, rewards, lengths, config: Algorithm, max_tokens: int) -> torch.Tensor:
+    """GRPO as the papers write it: loops over groups, responses and tokens."""
+    total = torch.zeros((), dtype=torch.float64)
+    n = sum(len(group) for group in rewards)
+    position = row = 0
+    clip, cap = config.loss.clip, config.importance.cap
+    all_tokens = sum(lengths)
+    for group in rewards:
+        mean = sum(group) / len(group)
+        std = math.sqrt(sum((r - mean) ** 2 for r in group) / len(group))
+        for reward in group:
+            length = lengths[row]
+            advantage = (reward - mean) / max(std, 0.1) if isinstance(config.advantage, GroupStd) else reward - mean
+            for _ in range(length):
+                ratio = torch.exp(policy[position] - engine[position])
+                held = float(ratio.detach())
+                factor = min(held, cap) / held
+                surrogate = torch.min(ratio * advantage, torch.clamp(ratio, 1 - clip.low, 1 + clip.high) * advantage)
+                log_ratio = reference[position] - policy[position]
+                penalty = ratio * factor * (torch.exp(log_ratio) - log_ratio - 1)
+                share = {
+                    "grpo": 1 / (n * length), "dr_grpo": 1 / (n * max_tokens), "dapo": 1 / all_tokens
+                }[config.loss.kind]  # fmt: skip
+                total = total - share * (factor * surrogate - config.kl.beta * penalty)
+                position += 1
+            row += 1
+    return total
+
+
+@pytest.mark.parametrize("loss", [Grpo(clip=Clip(low=0.2, high=0.3)), DrGrpo(), Dapo()], ids=lambda c: c.kind)
+@pytest.mark.parametrize("advantage", [GroupStd(), MeanOnly()], ids=lambda c: c.kind)
+def test_the_gradient_equals_a_plain_implementations(loss, advantage) -> None:
+    torch.manual_seed(1)
+    rewards = [[1.0, -0.5, 2.0, 0.3], [0.2, 0.21, 0.2, 0.19], [-3.0, 1.0, 0.0, 4.0]]
+    lengths = [3, 7, 1, 5, 2, 2, 9, 4, 6, 1, 3, 8]
+    n = sum(lengths)
+    policy = -torch.rand(n, dtype=torch.float64) * 3
+    engine = policy + torch.randn(n, dtype=torch.float64) * 0.5  # far enough that clip and cap both bite
+    reference = policy + torch.randn(n, dtype=torch.float64) * 0.3
+    config = Algorithm(loss=loss, advantage=advantage, kl=Kl(beta=0.1), importance=Importance(cap=1.6))
+
+    ours = policy.clone().requires_grad_()
+    counts = torch.tensor(lengths)
+    values = advantages(torch.tensor(rewards, dtype=torch.float64), advantage).flatten()
+    weights = token_weights(loss)(counts, 16)
+    split = [slice(0, 18), slice(18, n)]  # two micro-batches
+    per_token = (values.repeat_interleave(counts), weights.repeat_interleave(counts))
+    losses, sums = zip(
+        *(
+            policy_loss(Tokens(ours[s], engine[s], reference[s], per_token[0][s], per_token[1][s]), config)
+            for s in split
+        ),
+        strict=True,
+    )
+    sum(losses).backward()
+    plain = policy.clone().requires_grad_()
+    expected = plain_grpo(plain, engine, reference, rewards, lengths, config, 16)
+    expected.backward()
+
+    assert sum(losses).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.linalg.norm(ours.grad - plain.grad) / torch.linalg.norm(plain.grad) < 1e-12
+    total = sums[0] + sums[1]
+    assert total.clipped_low > 0
+    assert total.clipped_high > 0
+    assert total.ratio.largest == pytest.approx((policy - engine).exp().max().item())
+
+
+def test_ratio_one_means_no_clipping_and_full_effective_sample() -> None:
+    logprobs = -torch.rand(20, dtype=torch.float64)
+    ones = torch.ones(20, dtype=torch.float64)
+    _, sums = policy_loss(Tokens(logprobs, logprobs, None, ones, ones / 20), Algorithm())
+    assert (sums.clipped_low, sums.clipped_high) == (0, 0)
+    assert sums.ratio.mean == pytest.approx(1)
+    assert sums.ratio.effective_sample_share == pytest.approx(1)
+
+
+@pytest.fixture
+def categorical() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of a policy, a reference and a sampler over seven tokens."""
+    torch.manual_seed(2)
+    return tuple(torch.randn(3, 7, dtype=torch.float64))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("estimator", "unbiased"), [("k1", True), ("k2", False), ("k3", True)])
+def test_kl_estimators_in_expectation(categorical, estimator: str, unbiased: bool) -> None:
+    policy, reference, _ = (logits.log_softmax(-1) for logits in categorical)
+    exact = (policy.exp() * (policy - reference)).sum()
+    estimate = (policy.exp() * getattr(kl, estimator)(policy, reference)).sum()
+    if unbiased:
+        assert estimate.item() == pytest.approx(exact.item(), rel=1e-12)
+    else:
+        assert estimate > 0
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_corrected_gradient_is_the_gradient_of_the_kl(categorical, estimator) -> None:
+    logits, reference, sampler = categorical
+    logits, reference, sampler = logits.requires_grad_(), reference.log_softmax(-1), sampler.log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    exact = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)[0]
+    penalty = kl.penalty(policy, reference, (policy - sampler).exp(), Kl(estimator=estimator))
+    got = torch.autograd.grad((sampler.exp() * penalty).sum(), logits)[0]
+    assert torch.allclose(got, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_the_uncorrected_k3_has_another_gradient(categorical) -> None:
+    logits, reference, _ = categorical
+    logits, reference = logits.requires_grad_(), reference.log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    exact = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)[0]
+    plain = kl.penalty(policy, reference, torch.ones_like(policy), Kl(estimator="k3", corrected=False))
+    got = torch.autograd.grad((policy.detach().exp() * plain).sum(), logits)[0]
+    assert not torch.allclose(got, exact, rtol=0.05)
+
+
+def test_k1_without_correction_is_refused() -> None:
+    with pytest.raises(ValueError, match="k1 without correction has zero expected gradient; set corrected=true"):
+        Kl(estimator="k1", corrected=False)
+
+
+def test_importance_truncation_and_masking() -> None:
+    ratio = torch.tensor([0.2, 0.9, 1.5, 4.0], dtype=torch.float64)
+    capped = ratio * correction(ratio, Importance(kind="truncate", cap=2.0))
+    assert capped.tolist() == pytest.approx([0.2, 0.9, 1.5, 2.0])
+    assert correction(ratio, Importance(kind="mask", cap=2.0)).tolist() == [0, 1, 1, 0]
+    assert correction(ratio, Importance(kind="none")).tolist() == [1, 1, 1, 1]
+
+
+def test_a_token_beyond_the_cap_keeps_a_gradient_of_the_size_of_the_cap() -> None:
+    policy = torch.tensor([0.0], dtype=torch.float64, requires_grad=True)
+    engine, one = torch.tensor([-3.0], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    loss, _ = policy_loss(Tokens(policy, engine, None, -one, one), Algorithm(importance=Importance(cap=2.0)))
+    loss.backward()
+    assert policy.grad.item() == pytest.approx(2.0)  # without truncation: e^3
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30))
+def test_ratio_statistics_add_up(values: list[float]) -> None:
+    whole = RatioStatistics.of(torch.tensor(values))
+    parts = RatioStatistics.of(torch.tensor(values[:3])) + RatioStatistics.of(torch.tensor(values[3:]))
+    assert parts.mean == pytest.approx(whole.mean)
+    assert parts.largest == whole.largest
+    assert 0 < whole.effective_sample_share <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunked_log_probabilities_equal_plain_ones(temperature: float) -> None:
+    torch.manual_seed(3)
+    head = torch.nn.Linear(12, 50, bias=False).double()
+    hidden = torch.randn(37, 12, dtype=torch.float64)
+    forbidden = torch.tensor([4, 17, 49])
+    chosen = torch.tensor([token for token in range(37) if token not in (4, 17)] + [1, 2])
+    gradients = []
+    for chunk in (50 * 5, 1 << 20):
+        states = hidden.clone().requires_grad_()
+        head.zero_grad()
+        logprobs, entropy = chosen_logprobs(
+            states, head, chosen, temperature=temperature, forbidden=forbidden, vocabulary=50, chunk_elements=chunk
+        )
+        logprobs.square().sum().backward()
+        gradients.append((states.grad, head.weight.grad.clone()))
+    logits = head(hidden) / temperature
+    logits[:, forbidden] = -math.inf
+    distribution = torch.distributions.Categorical(logits=logits)
+    assert torch.allclose(logprobs, distribution.log_prob(chosen), atol=1e-12)
+    expected = -(distribution.probs * distribution.probs.clamp_min(1e-300).log()).sum(-1)
+    assert torch.allclose(entropy, expected, atol=1e-12)
+    assert not entropy.requires_grad
+    for ours, whole in zip(*gradients, strict=True):
+        assert torch.allclose(ours, whole, atol=1e-12)
+
+
+@given(st.lists(st.integers(1, 60), max_size=60), st.integers(60, 400))
+def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = micro_batches(lengths, budget)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) * max(lengths[row] for row in batch) <= budget for batch in batches)
+
+
+def test_a_row_over_the_budget_names_the_cure() -> None:
+    with pytest.raises(Invalid, match="500 tokens does not fit micro_batch_tokens=400; raise micro_batch_tokens"):
+        micro_batches([20, 500], 400)
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
+    config = Optimiser(lr=1.0, warmup_steps=3, decay="linear")
+    rates = [learning_rate(config, step, 10) for step in range(1, 11)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
+    assert rates[-1] < 0.2
+    constant = Optimiser(lr=1.0, warmup_steps=0)
+    assert {learning_rate(constant, step, 10) for step in range(1, 11)} == {1.0}

@@ -1,0 +1,123 @@
+"""What the trainer's tests share: tokens, prompts, specs, and the two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from mor_core.runs import RunSpec
+from PIL import Image
+
+TOKENS = {"admin": "token-admin", "service": "token-service", "viewer": "token-viewer", "client": "token-client"}
+
+
+def bearer(scope: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKENS[scope]}"}
+
+
+def write_prompts(folder: Path, count: int, name: str = "prompts.jsonl") -> Path:
+    """A prompts file with a picture a row, in two domains."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index in range(count):
+        picture = f"images/{name}-{index}.png"
+        Image.new("RGB", (64, 48), (index * 37 % 256, index * 91 % 256, index * 11 % 256)).save(folder / picture)
+        domain = ("charts", "photos")[index % 2]
+        row = {"id": f"p{index}", "prompt": f"How many circles? {index}", "images": [picture], "domain": domain}
+        lines.append(json.dumps(row))
+    (folder / name).write_text("\n".join(lines))
+    return folder / name
+
+
+def make_spec(model: Path, prompts: Path, **changes: Any) -> RunSpec:
+    """A small run; ``changes`` are fields of ``RunSpec``."""
+    return RunSpec.model_validate(
+        {
+            "name": "tiny",
+            "model": str(model),
+            "prompts": str(prompts),
+            "steps": 6,
+            "groups_per_step": 4,
+            "group_size": 4,
+            "sampling": {"max_tokens": 6},
+            "optimiser": {"lr": 1e-3, "warmup_steps": 0},
+            "micro_batch_tokens": 256,
+            "checkpoint_every": 2,
+            **changes,
+        }
+    )
+
+
+class Processes:
+    """The trainer's processes on one runs folder, started and killed at will."""
+
+    def __init__(self, runs_dir: Path, tokens_file: Path, redis_url: str, logs: Path) -> None:
+        self.runs_dir = runs_dir
+        self._logs = logs
+        self._environment = {
+            **os.environ,
+            "MOR_RUNS_DIR": str(runs_dir),
+            "MOR_TOKENS_FILE": str(tokens_file),
+            "MOR_REDIS_URL": redis_url,
+            "MOR_SERVICE_TOKEN": TOKENS["service"],
+            "MOR_LEASE_S": "3",
+            "MOR_RUN_LEASE_S": "3",
+            "MOR_HEARTBEAT_S": "0.2",
+            "MOR_POLL_S": "0.2",
+            "MOR_GROUP_TIMEOUT_S": "4",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._running: list[subprocess.Popen[bytes]] = []
+        self.address = ""
+
+    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self._logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [str(Path(sys.executable).parent / "mor-trainer"), *arguments],
+                env=self._environment,
+                stderr=log,
+                stdout=log,
+            )
+        self._running.append(process)
+        return process
+
+    def serve(self) -> subprocess.Popen[bytes]:
+        port_file = self._logs / "port"
+        port_file.unlink(missing_ok=True)
+        port = self.address.rpartition(":")[2] or "0"
+        process = self._start("serve", "serve", "--port", port, "--port-file", str(port_file))
+        deadline = time.monotonic() + 30
+        while not port_file.exists():
+            assert process.poll() is None, self.log("serve")
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        self.address = port_file.read_text()
+        self._environment["MOR_CONTROL_URL"] = self.address
+        return process
+
+    def work(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return self._start("work", "work", *arguments)
+
+    def log(self, name: str) -> str:
+        return (self._logs / f"{name}.log").read_text()[-8000:]
+
+    def client(self, scope: str = "admin") -> httpx.Client:
+        return httpx.Client(base_url=self.address, headers=bearer(scope), timeout=20)
+
+    def end(self) -> None:
+        for process in self._running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._running:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=5)

@@ -1,0 +1,267 @@
+"""The two other stages of the loop, played over the real streams with a real tiny model: samples, scores by a rule.
+
+Not a stand-in for their robustness, only for their part of the contract: same prompts, same sampling distribution, same
+records. It runs on a thread of its own, as the services run in processes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import torch
+from mor_core import images as guarded
+from mor_core.blobs import Blobs
+from mor_core.errors import BlobMissing, MorError
+from mor_core.pixels import pixel_sha256
+from mor_core.sampling import forbidden_token_ids, response_seed
+from mor_core.settings import StreamSettings
+from mor_core.streams import Consumer, Entry, Streams, active_runs, connect
+from mor_core.vision import encode_prompt, load_processor
+from mor_core.wire import (
+    ClientScore,
+    PromptRecord,
+    RewardRecord,
+    RolloutRecord,
+    TokenBlock,
+    WeightsManifest,
+    image_hashes,
+)
+from pydantic import SecretStr
+from redis.exceptions import RedisError
+from safetensors.torch import load
+
+Rule = Callable[[tuple[int, ...], str], float]
+"""Reward of a response, from its token ids and its text."""
+
+
+class Sampler:
+    """Samples from a checkpoint as the rollout service does, with plain transformers."""
+
+    def __init__(self, model: Path) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        self._take(AutoModelForImageTextToText.from_pretrained(model).eval(), load_processor(str(model)))
+
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> Sampler:
+        """A sampler of a model that lives here."""
+        sampler = cls.__new__(cls)
+        sampler._take(model, processor)
+        return sampler
+
+    def _take(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.forbidden = torch.tensor(forbidden_token_ids(self.processor, self.model.lm_head.weight.shape[0]))
+        self.version = -1
+
+    def load(self, manifest: WeightsManifest, files: dict[str, bytes]) -> None:
+        tensors = load(files["model.safetensors"])
+        assert tensors.keys() == manifest.tensors.keys()
+        unexpected = self.model.load_state_dict(tensors, strict=False).unexpected_keys
+        assert not unexpected
+        self.version = manifest.version
+
+    @torch.no_grad()
+    def sample(self, record: PromptRecord, images: dict[str, bytes]) -> tuple[TokenBlock, list[str], str | None]:
+        """Responses of a group, ended by the end-of-sequence token or by ``max_tokens``."""
+        how = record.sampling
+        decoded = {digest: guarded.decode(content) for digest, content in images.items()}
+        encoded = encode_prompt(self.processor, record.messages, decoded)
+        pixels = pixel_sha256([encoded["pixel_values"]] if "pixel_values" in encoded else [])
+        prompt = encoded.pop("input_ids")
+        encoded.pop("attention_mask")
+        generators = [
+            torch.Generator().manual_seed(response_seed(how.seed, record.run, record.group_id, index))
+            for index in range(how.group_size)
+        ]
+        vision = {name: value.repeat(how.group_size, *[1] * (value.dim() - 1)) for name, value in encoded.items()}
+        ids, cache = prompt.repeat(how.group_size, 1), None
+        tokens: list[list[int]] = [[] for _ in generators]
+        logprobs: list[list[float]] = [[] for _ in generators]
+        end = self.processor.tokenizer.eos_token_id
+        for _ in range(how.max_tokens):
+            output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **vision)
+            cache, vision = output.past_key_values, {}
+            logits = output.logits[:, -1].index_fill(-1, self.forbidden, float("-inf"))
+            if how.temperature == 0:
+                distribution, chosen = logits.log_softmax(-1), logits.argmax(-1)
+            else:
+                distribution = (logits / how.temperature).log_softmax(-1)
+                chosen = torch.cat(
+                    [
+                        torch.multinomial(row.exp(), 1, generator=g)
+                        for row, g in zip(distribution, generators, strict=True)
+                    ]
+                )
+            for row, token in enumerate(chosen.tolist()):
+                if not tokens[row] or tokens[row][-1] != end:
+                    tokens[row].append(token)
+                    logprobs[row].append(distribution[row, token].item())
+            if all(row[-1] == end for row in tokens):
+                break
+            ids = chosen[:, None]
+        block = TokenBlock(
+            prompt_token_ids=tuple(prompt[0].tolist()),
+            response_token_ids=tuple(map(tuple, tokens)),
+            response_logprobs=tuple(map(tuple, logprobs)),
+        )
+        return block, self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), pixels
+
+
+class Stages:
+    """Rollout and router of every announced run, on one thread."""
+
+    def __init__(self, redis_url: str, model: Path, rule: Rule, token: str) -> None:
+        self._settings = StreamSettings(redis_url=SecretStr(redis_url), lease_s=5)
+        self.sampler = Sampler(model)
+        self._rule = rule
+        self._token = token
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self.sampled: Counter[str] = Counter()
+        """How often each group was sampled."""
+        self.evaluated: Counter[str] = Counter()
+        self.rewards: list[float] = []
+        self.lose: Callable[[RolloutRecord], bool] = lambda record: False
+        """Groups for which this is true disappear after sampling."""
+        self.bury: Callable[[RolloutRecord], bool] = lambda record: False
+        """Groups for which this is true become dead letters."""
+        self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
+        self.failure: BaseException | None = None
+
+    def __enter__(self) -> Stages:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=20)
+        assert not self._thread.is_alive()
+        if error is None and self.failure is not None:
+            raise self.failure
+
+    async def _run(self) -> None:
+        torch.set_num_threads(1)
+        redis = connect(self._settings)
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {self._token}"}, timeout=20) as http:
+            while not self._stop.is_set():
+                try:
+                    for announcement in await active_runs(redis):
+                        streams = Streams(redis, announcement.run, self._settings.stream_bound)
+                        blobs = Blobs(redis, announcement.run)
+                        await self._rollout(streams, blobs, http)
+                        await self._route(streams)
+                    await asyncio.sleep(0.005)
+                except (RedisError, MorError, OSError, httpx.HTTPError):
+                    await asyncio.sleep(0.2)
+                except BaseException as error:
+                    self.failure = error
+                    raise
+        await redis.aclose()
+
+    async def _rollout(self, streams: Streams, blobs: Blobs, http: httpx.AsyncClient) -> None:
+        consumer: Consumer[PromptRecord] = Consumer(streams, "prompts", "rollout", 5)
+        for entry in await consumer.read(4, 0.01):
+            record = entry.record
+            if record.weights.version > self.sampler.version:
+                manifest = WeightsManifest.model_validate_json(
+                    (await http.get(record.weights.url)).raise_for_status().content
+                )
+                files = {
+                    file.name: (await http.get(f"{record.weights.url}/{file.name}")).raise_for_status().content
+                    for file in manifest.files
+                }
+                for file in manifest.files:
+                    assert guarded.sha256(files[file.name]) == file.sha256
+                self.sampler.load(manifest, files)
+            try:
+                images = {digest: await blobs.get(digest) for digest in image_hashes(record.messages)}
+            except BlobMissing as error:
+                await consumer.give_up(entry, str(error))
+                continue
+            block, texts, pixels = self.sampler.sample(record, images)
+            end = self.sampler.processor.tokenizer.eos_token_id
+            rollout = RolloutRecord(
+                run=record.run,
+                group_id=record.group_id,
+                stamps=record.stamped("rollout"),
+                prompt=record,
+                responses=tuple(texts),
+                finish_reasons=tuple("stop" if ids[-1] == end else "length" for ids in block.response_token_ids),
+                tokens=await blobs.put(block.model_dump_json().encode(), record.group_id),
+                weights_version=self.sampler.version,
+                image_tokens=0,
+                pixels=pixels,
+            )
+            if record.purpose == "train":
+                self.sampled[record.group_id] += 1
+            else:
+                self.evaluated[record.group_id] += 1
+            await self._hand_on(consumer, entry, self.tamper(rollout), block)
+
+    async def _hand_on(
+        self, consumer: Consumer[PromptRecord], entry: Entry[PromptRecord], rollout: RolloutRecord, block: TokenBlock
+    ) -> None:
+        if self.lose(rollout):
+            await consumer.settle(entry)
+        elif self.bury(rollout):
+            await consumer.give_up(entry, "the sampler broke down", attempts=1)
+        else:
+            self._last_block = block
+            await consumer.forward(entry, "rollouts", rollout, timeout_s=5)
+
+    async def _route(self, streams: Streams) -> None:
+        consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", 5)
+        blobs = Blobs(streams.redis, streams.run)
+        for entry in await consumer.read(8, 0.01):
+            rollout = entry.record
+            try:
+                block = TokenBlock.model_validate_json(await blobs.get(rollout.tokens))
+            except BlobMissing as error:
+                await consumer.give_up(entry, str(error))
+                continue
+            scores = tuple(
+                self._rule(ids, text) for ids, text in zip(block.response_token_ids, rollout.responses, strict=True)
+            )
+            if rollout.prompt.purpose == "train":
+                self.rewards.append(sum(scores) / len(scores))
+            await consumer.forward(entry, "rewards", reward_record(rollout, scores), timeout_s=5)
+
+
+def reward_record(rollout: RolloutRecord, scores: tuple[float, ...]) -> RewardRecord:
+    """What a router with two clients makes of a group: one that knows, and one that times out."""
+    return RewardRecord(
+        run=rollout.run,
+        group_id=rollout.group_id,
+        stamps=rollout.stamped("router"),
+        rollout=rollout,
+        rewards=scores,
+        clients=(
+            ClientScore(
+                client="alpha", status="ok", raw=scores, standardised=scores, calibrated=scores, weight=1.0,
+                gate_weight=0.75, seconds=0.01,
+            ),
+            ClientScore(client="beta", status="timeout", detail="no answer within 2 s", gate_weight=0.25),
+        ),
+        gate_version=3,
+        fusion="weighted",
+        entropy=0.0,
+    )  # fmt: skip
+
+
+def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Wait for a condition; fail with ``what`` when it does not come."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.02)
