@@ -40,7 +40,12 @@ def write_colour_preferences(folder: Path, pictures: int, seed: int = 0) -> Path
         (folder / f"{number}.png").write_bytes(content)
         for wrong in rng.sample([other for other in sorted(COLOURS) if other != colour], 2):
             lines.append(
-                {"prompt": QUESTION, "images": [f"{number}.png"], "chosen": f"It is {colour}", "rejected": f"It is {wrong}"}
+                {
+                    "prompt": QUESTION,
+                    "images": [f"{number}.png"],
+                    "chosen": f"It is {colour}",
+                    "rejected": f"It is {wrong}",
+                }
             )
     return write_lines(folder / "prefs.jsonl", lines)
 
@@ -74,7 +79,8 @@ def build_text_encoder(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = sorted({*"which colour is the shape it a circle on left right what in picture ? . ##s".split(), *COLOURS})
+    said = "which colour is the shape it a circle on left right what in picture ? . ##s"
+    words = sorted({*said.split(), *COLOURS})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *map(str, range(100))]
     ids = {word: number for number, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
@@ -119,8 +125,11 @@ def build_vision_encoder(folder: Path, kind: str = "dinov2") -> Path:
     elif kind == "siglip":
         SiglipVisionModel(SiglipVisionConfig(**sizes, intermediate_size=64)).save_pretrained(folder)
     else:
-        config = TimmWrapperConfig(architecture="test_efficientnet", do_pooling=False)
-        TimmWrapperModel(config).save_pretrained(folder)
+        model = TimmWrapperModel(TimmWrapperConfig(architecture="test_efficientnet", do_pooling=False)).train()
+        with torch.no_grad():
+            for _ in range(50):  # the running statistics of batch normalisation keep the signal from fading
+                model(torch.randn(4, 3, 64, 64))
+        model.save_pretrained(folder)
     return folder
 
 

@@ -152,7 +152,7 @@ class Run:
 
 
 @pytest.fixture
-async def run(redis: Redis, run_name: str, tied: Path) -> Run:
+async def run(app: FastAPI, redis: Redis, run_name: str, tied: Path) -> Run:
     await announce(redis, run_name, str(tied))
     return Run(redis, run_name)
 
@@ -252,7 +252,9 @@ async def test_groups_that_cannot_be_sampled_are_given_up_with_the_reason(
     assert (await run.rollouts(1))["g5"].weights_version == 1, "the service goes on"
 
 
-async def test_a_run_of_another_model_is_refused(redis: Redis, run_name: str, publisher: Publisher) -> None:
+async def test_a_run_of_another_model_is_refused(
+    app: FastAPI, redis: Redis, run_name: str, publisher: Publisher
+) -> None:
     await announce(redis, run_name, "/models/another")
     run = Run(redis, run_name)
     await run.issue("g1", publisher.publish(run_name, 1, {}))

@@ -14,7 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.fernet import Fernet
+from mor_router.cli import app
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
 from tests.router.conftest import KEY, Start
 from tests.router.endpoints import Endpoints
@@ -75,17 +77,19 @@ async def test_a_new_key_takes_over(start: Start, endpoints: Endpoints, redis_ur
 
 
 def test_bad_input_is_told_with_the_cure(tmp_path: Path) -> None:
-    missing = run("serve", secret_key="")
-    assert (missing.returncode, "make a key with 'mor-router key'" in missing.stderr) == (2, True)
-    wrong = run("serve", secret_key="abc")
-    assert (wrong.returncode, "MOR_SECRET_KEY" in wrong.stderr) == (2, True)
-    quorum = run("serve", secret_key=KEY, quorum="2")
-    assert (quorum.returncode, "quorum: Input should be less than or equal to 1" in quorum.stderr) == (2, True)
-    fusion = run("serve", secret_key=KEY, fusion='{"kind": "best"}')
-    assert (fusion.returncode, "fusion" in fusion.stderr) == (2, True)
+    def told(*arguments: str, **variables: str) -> str:
+        environment = {f"MOR_{name.upper()}": value for name, value in variables.items()}
+        result = CliRunner().invoke(app, list(arguments), env=environment)
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "make a key with 'mor-router key'" in told("serve", secret_key="")
+    assert "MOR_SECRET_KEY" in told("serve", secret_key="abc")
+    assert "quorum: Input should be less than or equal to 1" in told("serve", secret_key=KEY, quorum="2")
+    assert "fusion" in told("serve", secret_key=KEY, fusion='{"kind": "best"}')
     (tmp_path / "x.json").write_text('{"clients": 1}')
-    assert "no file of 'mor-router export'" in run("import", str(tmp_path / "x.json")).stderr
-    assert "No such file" in run("import", str(tmp_path / "y.json")).stderr
+    assert "no file of 'mor-router export'" in told("import", str(tmp_path / "x.json"))
+    assert "No such file" in told("import", str(tmp_path / "y.json"))
 
 
 def test_serve_says_where_it_listens_and_stops_when_told(redis_url: str, tmp_path: Path) -> None:

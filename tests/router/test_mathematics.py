@@ -33,10 +33,8 @@ def panels(draw: st.DrawFn) -> Panel:
     return Panel(calibrated, weights / weights.sum())
 
 
-@given(panels(), st.sampled_from(STRATEGIES), st.randoms())
-def test_fusion_does_not_depend_on_the_order_of_clients_or_responses(
-    panel: Panel, fusion: FusionChoice, random: object
-) -> None:
+@given(panels(), st.sampled_from(STRATEGIES))
+def test_fusion_does_not_depend_on_the_order_of_clients_or_responses(panel: Panel, fusion: FusionChoice) -> None:
     generator = np.random.default_rng(0)
     clients = generator.permutation(len(panel.weights))
     responses = generator.permutation(panel.calibrated.shape[1])

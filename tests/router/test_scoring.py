@@ -201,8 +201,11 @@ async def test_probes_close_a_circuit_without_risking_a_group(start: Start, endp
         async def closed() -> bool:
             return bool((await api.ok("GET", "/v1/clients/bad"))["circuit"] == "closed")
 
+        async def noted() -> bool:
+            return bool((await api.ok("GET", "/v1/clients/bad"))["client"]["model"]["version"] == "2")
+
         await eventually(closed)
-        assert (await api.ok("GET", "/v1/clients/bad"))["client"]["model"]["version"] == "2"
+        await eventually(noted)
 
 
 async def test_images_travel_once_and_only_when_they_are_asked_for(api: Api, endpoints: Endpoints) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +10,8 @@ import pytest
 import torch
 from mor_core.auth import hash_token
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
-from tiny_models import build_tiny_vlm  # noqa: E402
-from trainer_kit import TOKENS, Processes, write_prompts  # noqa: E402
+from tests.tiny_models import build_tiny_vlm
+from tests.trainer.kit import TOKENS, Processes, write_prompts
 
 torch.set_num_threads(1)
 

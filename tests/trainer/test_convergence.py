@@ -1,4 +1,4 @@
-"""Proof of value: on a tiny model the reward rises, with each loss and with adapters; shuffled rewards teach nothing."""
+"""Proof of value: on a tiny model the reward rises, with each loss and with adapters, unless rewards are shuffled."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mor_trainer import loading
 from mor_trainer.policy import Policy
 from mor_trainer.shares import TimeShares
 from mor_trainer.update import TrainingGroup, Updater
-from tiny_models import build_tiny_vlm
-from trainer_kit import make_spec
-from trainer_stages import Sampler
+
+from tests.tiny_models import build_tiny_vlm
+from tests.trainer.kit import make_spec
+from tests.trainer.stages import Sampler
 
 
 @pytest.fixture(scope="module")

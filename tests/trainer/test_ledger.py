@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mor_core.errors import Invalid
 from mor_trainer.ledger import Ledger, Verdict
 
 STEP = 3
@@ -143,3 +144,9 @@ def test_the_number_of_groups_under_way_is_bounded(staleness: int) -> None:
     ledger.issue(ledger.room(STEP), deadline=1.0)
     assert ledger.room(STEP) == 0
     assert len(ledger.outstanding) == STEP * (1 + staleness)
+
+
+def test_a_changed_prompts_file_is_noticed() -> None:
+    state = ledger_of(prompts=7).state()
+    with pytest.raises(Invalid, match="has 8 rows, the checkpoint was written with 7; restore the file"):
+        ledger_of(prompts=8).restore(state, deadline=1.0)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_kit import TOKENS, Processes, make_spec, write_prompts
-from trainer_stages import Stages, until
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tests.trainer.kit import TOKENS, Processes, make_spec, write_prompts
+from tests.trainer.stages import Stages, until
 
 
 def liked(ids: tuple[int, ...], text: str) -> float:
@@ -47,6 +50,21 @@ def points(processes: Processes, run: str) -> list[dict[str, Any]]:
         return list(http.get(f"/v1/runs/{run}/metrics").raise_for_status().json()["points"])
 
 
+def alerts(processes: Processes, run: str) -> list[dict[str, Any]]:
+    """Alerts as the event stream tells them to a reader who starts from the beginning."""
+    found: list[dict[str, Any]] = []
+    headers = {"Last-Event-ID": f"{run}/0"}
+    with processes.client("viewer") as http, http.stream("GET", f"/v1/runs/{run}/events", headers=headers) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: "):
+                event = json.loads(line.removeprefix("data: "))
+                if event["kind"] == "alert":
+                    found.append(event["data"])
+                if event["kind"] == "state" and event["data"].get("state") == "finished":
+                    return found
+    raise AssertionError("the stream ended before the run")
+
+
 def applied_once(history: list[dict[str, Any]]) -> None:
     """Every step is there once, and no group was applied twice."""
     assert [point["step"] for point in history] == list(range(1, len(history) + 1))
@@ -73,7 +91,6 @@ def test_a_run_from_creation_to_the_exported_model(
     worker = processes.work("--once")
     end = finish(processes, run)
     assert worker.wait(timeout=20) == 0
-    until(lambda: snapshot(processes, run)["step"] == 5, 10, "history complete")
 
     history = points(processes, run)
     applied_once(history)
@@ -101,6 +118,8 @@ def test_a_run_from_creation_to_the_exported_model(
         assert {"prompt", "responses", "rewards", "advantages", "clients"} <= samples[0].keys()
         assert len(http.get(f"/v1/runs/{run}/checkpoints").json()["checkpoints"]) == 3
     assert not any(group in stages.sampled for group in stages.evaluated)
+    assert set(stages.sampled.values()) == {1}, "no group is sampled twice when nothing went wrong"
+    assert history[-1]["groups_retried"] == history[-1]["groups_duplicate"] == 0
 
     final = Path(end["final"])
     assert final == (processes.runs_dir / run / "final").resolve()
@@ -118,15 +137,14 @@ def test_killed_at_any_time_it_resumes_and_applies_each_group_once(
 ) -> None:
     processes.serve()
     run = create(processes, model=tiny, prompts=prompts, steps=8, checkpoint_every=3)
-    worker = processes.work()
+    killed = processes.work()
     until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 60, "step 5")
-    worker.send_signal(signal.SIGKILL)
-    worker.wait(timeout=10)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(timeout=10)
     published = snapshot(processes, run)["weights_version"]
-    processes.work("--once")
     until(lambda: snapshot(processes, run)["state"] == "queued", 10, "the lease ended")
-    end = finish(processes, run)
-    until(lambda: snapshot(processes, run)["step"] == 8, 10, "history complete")
+    with processes.working():
+        end = finish(processes, run)
     history = points(processes, run)
     applied_once(history)
     assert end["weights_version"] > published, "versions only grow"
@@ -143,9 +161,9 @@ def test_the_queue_server_may_be_flushed_and_killed(
     processes = Processes(tmp_path / "runs", tokens_file, valkey.url, tmp_path)
     try:
         processes.serve()
-        with Stages(valkey.url, tiny, liked, TOKENS["service"]):
+        with Stages(valkey.url, tiny, liked, TOKENS["service"]), ExitStack() as working:
             run = create(processes, model=tiny, prompts=prompts, steps=14)
-            processes.work("--once")
+            working.enter_context(processes.working())
             until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 60, "step 3")
             with Redis(port=valkey.port) as client:
                 client.flushall()
@@ -153,8 +171,8 @@ def test_the_queue_server_may_be_flushed_and_killed(
             valkey.kill()
             valkey.start()
             finish(processes, run)
-            until(lambda: snapshot(processes, run)["step"] == 14, 20, "history complete")
         applied_once(points(processes, run))
+        assert [alert["name"] for alert in alerts(processes, run)].count("queue_lost") == 2
     finally:
         processes.end()
 
@@ -175,9 +193,8 @@ def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, t
         record.model_copy(update={"pixels": "0" * 64}) if int(record.group_id[0], 16) == 6 else record
     )
     run = create(processes, model=tiny, prompts=prompts, steps=6, max_staleness=1, keep_weights=4)
-    processes.work("--once")
-    finish(processes, run)
-    until(lambda: snapshot(processes, run)["step"] == 6, 10, "history complete")
+    with processes.working():
+        finish(processes, run)
     history = points(processes, run)
     applied_once(history)
     assert first_time
@@ -185,16 +202,17 @@ def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, t
     assert max(point["staleness_max"] for point in history) <= 1
     tampered = {group for group in stages.sampled if int(group[0], 16) == 6}
     assert not tampered & {group for point in history for group in point["applied"]}
-    if tampered:
-        assert history[-1]["groups_dropped"] > 0
+    told = [alert for alert in alerts(processes, run) if alert["name"] == "group_dropped"]
+    assert history[-1]["groups_dropped"] == len(told)
+    assert {alert["group_id"] for alert in told} <= tampered
+    assert all("pixels hash to 0000" in alert["reason"] for alert in told)
 
 
 def test_pause_resume_stop(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
     processes.serve()
     run = create(processes, model=tiny, prompts=prompts, steps=400, checkpoint_every=100)
-    worker = processes.work()
-    until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 60, "step 1")
-    with processes.client() as http:
+    with processes.client() as http, processes.working() as worker:
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 60, "step 1")
         assert http.post(f"/v1/runs/{run}/pause").status_code == 202
         until(lambda: snapshot(processes, run)["state"] == "paused", 20, "paused")
         paused_at = snapshot(processes, run)["step"]
@@ -203,10 +221,35 @@ def test_pause_resume_stop(processes: Processes, stages: Stages, tiny: Path, pro
         http.post(f"/v1/runs/{run}/stop")
         until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "stopped")
         stopped_at = snapshot(processes, run)["step"]
-        assert http.post(f"/v1/runs/{run}/resume").json()["state"] == "queued"
+        assert http.post(f"/v1/runs/{run}/resume").json()["state"] in ("queued", "running")
         until(lambda: snapshot(processes, run)["step"] > stopped_at, 30, "continued from the checkpoint")
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=20) == 0
-        assert snapshot(processes, run)["state"] == "queued", "handed back, not lost"
+        worker.end()
+        until(lambda: snapshot(processes, run)["state"] == "queued", 20, "handed back, not lost")
         http.post(f"/v1/runs/{run}/stop")
     applied_once(points(processes, run))
+
+
+def test_a_run_whose_model_cannot_be_loaded_fails_with_the_reason(
+    processes: Processes, tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    run = create(processes, model=broken, prompts=prompts)
+    with processes.working():
+        until(lambda: snapshot(processes, run)["state"] == "failed", 30, "failed")
+    assert "broken" in snapshot(processes, run)["error"] or "header" in snapshot(processes, run)["error"]
+
+
+def test_a_run_that_nobody_samples_fails_and_says_who_is_missing(
+    processes: Processes, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    processes.environment["MOR_STALL_TIMEOUT_S"] = "1"
+    run = create(processes, model=tiny, prompts=prompts)
+    with processes.working():
+        until(lambda: snapshot(processes, run)["state"] == "failed", 30, "failed")
+    error = snapshot(processes, run)["error"]
+    assert "'prompts': 4, 'rollouts': 0" in error
+    assert "is the rollout service running?" in error

@@ -17,7 +17,7 @@ from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning, RunSpec
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import TokenBlock
-from mor_trainer import checkpoint, loading, weights
+from mor_trainer import atomic, checkpoint, loading, weights
 from mor_trainer.encoding import PromptMismatch, check
 from mor_trainer.features import ByteBoundCache
 from mor_trainer.ledger import Ledger
@@ -27,10 +27,11 @@ from mor_trainer.shares import TimeShares
 from mor_trainer.update import TrainingGroup, Updater
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import build_tiny_vlm
-from trainer_kit import make_spec
-from trainer_stages import Sampler
 from transformers import AutoModelForImageTextToText
+
+from tests.tiny_models import build_tiny_vlm
+from tests.trainer.kit import make_spec
+from tests.trainer.stages import Sampler
 
 KINDS = ("idefics3", "smolvlm", "qwen2_5_vl", "llava")
 
@@ -127,7 +128,7 @@ def test_the_parameter_gradient_equals_a_plain_implementations(
     models: dict[str, Path], kind: str, prompts: Path, rows_of: list[Prompt]
 ) -> None:
     """Micro-batches, shared prompts, cached features, reference and clip against loops over whole forwards."""
-    from test_maths import plain_grpo
+    from tests.trainer.test_maths import plain_grpo
 
     algorithm = Algorithm(kl=Kl(beta=0.3))
     policy, spec = policy_of(
@@ -327,6 +328,10 @@ def test_a_checkpoint_restores_the_whole_loop(tiny: Path, prompts: Path, rows_of
         again.step(batches[step], step + 1, TimeShares())
     assert all(p.equal(resumed.trainable[name]) for name, p in straight.trainable.items()), "bit-identical"
     assert not list(tmp_path.rglob("*.part"))
+    (tmp_path / "checkpoints" / ".step-00000009.part").mkdir()  # a process was killed while it wrote
+    assert checkpoint.checkpoints(tmp_path) == [path]
+    atomic.sweep(tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == [path]
 
 
 def test_a_checkpoint_of_another_tuning_is_refused(tiny: Path, prompts: Path, tmp_path: Path) -> None:
@@ -384,7 +389,7 @@ def test_an_unfrozen_tower_is_trained(tiny: Path, prompts: Path, rows_of: list[P
 def test_a_prompt_that_differs_between_engine_and_trainer_is_refused(
     tiny: Path, prompts: Path, rows_of: list[Prompt]
 ) -> None:
-    from records_of_trainer import rollout_of
+    from tests.trainer.records import rollout_of
 
     policy, _ = policy_of(tiny, prompts)
     prepared: PreparedPrompt = policy.prepare(rows_of[0].messages, rows_of[0].images)

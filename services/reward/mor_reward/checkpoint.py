@@ -27,13 +27,25 @@ class Checkpoint:
     weights: dict[str, Tensor]
     """Trainable parameters and buffers."""
     optimiser: dict[str, Any]
-    rng: Tensor
-    """State of torch's generator."""
+    rng: list[Tensor]
+    """States of torch's generators."""
     best_weights: dict[str, Tensor] | None
     best_nll: float
     best_epoch: int
     loss_sum: float
     """Loss of the current epoch so far, for its note."""
+
+
+def generators() -> list[Tensor]:
+    """States of torch's generators: the processor's and each CUDA device's."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def set_generators(states: list[Tensor]) -> None:
+    """Put the generators back into ``states``."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

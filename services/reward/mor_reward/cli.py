@@ -69,6 +69,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Decides splits, order and new weights.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
+    device: Annotated[str, typer.Option(help="Device as torch names it: cpu, cuda, cuda:1.")] = "cpu",
     name: Annotated[str | None, typer.Option(help="Name on the card; the folder's otherwise.")] = None,
     domains: Annotated[str, typer.Option(help="What the model knows about, in words, for the card.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
@@ -97,7 +98,7 @@ def train(
         from mor_reward import training
         from mor_reward.progress import Bar, bar_columns
 
-        job = training.Job(data, folder, name or folder.name, domains, config, recipe, resume, overwrite)
+        job = training.Job(data, folder, name or folder.name, domains, config, recipe, resume, overwrite, device)
         with bar_columns() as progress, _stop_signals() as stopped:
             manifest = training.train(job, Bar(progress), stopped)
         _show(manifest.name, manifest.calibration.model_dump(), f"version {manifest.version} in {folder}")
@@ -110,13 +111,14 @@ def evaluate(
     data: Data,
     model: Annotated[Path, typer.Option(help="Folder that 'mor-reward train' wrote.")],
     threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
+    device: Annotated[str, typer.Option(help="Device as torch names it: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
     """Print how a trained model agrees with the preferences of a file, at its own temperature."""
     with _errors():
         _quiet(threads)
         from mor_reward import modeldir, training
 
-        manifest, report = training.evaluate(data, model)
+        manifest, report = training.evaluate(data, model, device)
         figures = modeldir.card_calibration(report, manifest.calibration.temperature).model_dump()
         _show(manifest.name, figures, f"version {manifest.version} on {data}")
 
@@ -275,3 +277,7 @@ def _show(name: str, figures: dict[str, Any], caption: str) -> None:
         f"{figures['temperature']:.3g}",
     )
     out.print(table)
+
+
+if __name__ == "__main__":
+    app()

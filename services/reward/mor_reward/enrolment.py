@@ -41,7 +41,6 @@ def register(
     domains: str,
     secret: str,
     attempts: int = _ATTEMPTS,
-    transport: httpx.BaseTransport | None = None,
 ) -> Enrolled:
     """Enrol the reward service at ``url`` as client ``name``; ``secret`` is the token it wants from the router.
 
@@ -54,7 +53,7 @@ def register(
     """
     body = {"name": name, "url": url, "domains": domains, "token": secret}
     headers = {"Authorization": f"Bearer {enrolment_token}"}
-    with httpx.Client(base_url=router, timeout=_TIMEOUT_S, transport=transport) as http:
+    with httpx.Client(base_url=router, timeout=_TIMEOUT_S) as http:
         for attempt in stamina.retry_context(
             on=RouterUnavailable, attempts=attempts, timeout=2 * _TIMEOUT_S, wait_initial=0.2, wait_max=5.0
         ):

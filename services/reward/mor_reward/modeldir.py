@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from mor_core.errors import Invalid
 from mor_core.problems import describe
 from mor_core.wire import Calibration
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-from mor_reward.backbones import AnyConfig, Backbone, build
+from mor_reward.backbones import AnyConfig, Backbone, build, on_device
 from mor_reward.recipe import Recipe
 
 MANIFEST = "reward.json"
@@ -97,11 +96,11 @@ def read_manifest(folder: Path) -> RewardManifest:
         raise Invalid(f"{file}: {describe(error)}; train the model again with this version of mor-reward") from error
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> tuple[RewardManifest, Backbone]:
+def load(folder: Path, device: str = "cpu") -> tuple[RewardManifest, Backbone]:
     """The model in ``folder``, ready to score.
 
     Raises:
-        Invalid: the folder is not a whole reward model.
+        Invalid: the folder is not a whole reward model, or there is no such device.
     """
     manifest = read_manifest(folder)
     backbone = build(manifest.backbone, folder, pretrained=False)
@@ -110,7 +109,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[RewardManife
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Invalid(f"{folder / WEIGHTS} cannot be loaded ({reason}); copy the folder again or train anew") from error
-    return manifest, backbone.eval().to(device)
+    return manifest, on_device(backbone.eval(), device)
 
 
 def card_calibration(report: Any, temperature: float) -> Calibration:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import torch
-from mor_core.errors import Conflict, Invalid, MorError, Overloaded, TooLarge
+from mor_core.errors import Conflict, Invalid, Overloaded, TooLarge
 from mor_core.images import sha256
 from mor_core.wire import Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
 
@@ -162,12 +162,7 @@ def open_model(settings: RewardSettings) -> ScoringService:
         )
         return ScoringService(scorer, card, 1.0, settings)
     assert settings.model_dir is not None
-    try:
-        manifest, backbone = modeldir.load(settings.model_dir, settings.device)
-    except MorError:
-        raise
-    except RuntimeError as error:
-        raise Invalid(f"device {settings.device!r}: {error}; name one that torch has here, such as cpu") from error
+    manifest, backbone = modeldir.load(settings.model_dir, settings.device)
     backbone.use_cache(settings.feature_cache_bytes)
     card = Card(
         model=ModelRef(name=settings.name or manifest.name, version=manifest.version),

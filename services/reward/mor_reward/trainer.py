@@ -123,7 +123,7 @@ class Trainer:
             step=0,
             weights={},
             optimiser={},
-            rng=torch.get_rng_state(),
+            rng=checkpoint.generators(),
             best_weights=None,
             best_nll=math.inf,
             best_epoch=0,
@@ -153,7 +153,7 @@ class Trainer:
         feature_seconds = self._encode()
         started = time.perf_counter()
         state, steps = self._state, self._per_epoch * self._recipe.epochs
-        torch.set_rng_state(state.rng)
+        checkpoint.set_generators(state.rng)
         self._reporter.phase("training", steps)
         self._reporter.advance(state.step)
         while state.step < steps and not self._exhausted():
@@ -259,7 +259,7 @@ class Trainer:
     def _save(self) -> None:
         self._state.weights = self._weights()
         self._state.optimiser = self._optimiser.state_dict()
-        self._state.rng = torch.get_rng_state()
+        self._state.rng = checkpoint.generators()
         checkpoint.write(self._folder, self._state)
 
 

@@ -13,7 +13,7 @@ from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import Conflict
 
 from mor_reward import calibration, checkpoint, modeldir
-from mor_reward.backbones import AnyConfig, build
+from mor_reward.backbones import AnyConfig, build, on_device
 from mor_reward.calibration import PairReport
 from mor_reward.files import folder_whole
 from mor_reward.modeldir import RewardManifest, TrainingReport
@@ -35,6 +35,7 @@ class Job:
     recipe: Recipe
     resume: bool = False
     overwrite: bool = False
+    device: str = "cpu"
 
     @property
     def work(self) -> Path:
@@ -63,7 +64,7 @@ def train(job: Job, reporter: Reporter, stopped: Callable[[], bool] = lambda: Fa
     rows = read_preferences(job.data)
     splits = split_rows([materials(row) for row in rows], job.recipe.heldout_fraction, job.recipe.seed)
     torch.manual_seed(job.recipe.seed)
-    backbone = build(job.backbone, Path.cwd(), pretrained=True)
+    backbone = on_device(build(job.backbone, Path.cwd(), pretrained=True), job.device)
     pairs = [Pair.of(row) for row in rows]
     check(pairs, rows, backbone)
     try:
@@ -107,13 +108,13 @@ def train(job: Job, reporter: Reporter, stopped: Callable[[], bool] = lambda: Fa
     return manifest
 
 
-def evaluate(data: Path, folder: Path) -> tuple[RewardManifest, PairReport]:
+def evaluate(data: Path, folder: Path, device: str = "cpu") -> tuple[RewardManifest, PairReport]:
     """How the model in ``folder`` agrees with the preferences of ``data``, at its own temperature.
 
     Raises:
         DataFileError, Invalid: the data or the folder is bad, or the model cannot score a row.
     """
-    manifest, backbone = modeldir.load(folder)
+    manifest, backbone = modeldir.load(folder, device)
     rows = read_preferences(data)
     pairs = [Pair.of(row) for row in rows]
     check(pairs, rows, backbone)
@@ -123,7 +124,9 @@ def evaluate(data: Path, folder: Path) -> tuple[RewardManifest, PairReport]:
 def _fingerprint(job: Job, rows: Sequence[Preference]) -> str:
     """Hash of all that decides the weights."""
     digest = hashlib.sha256()
-    digest.update(f"{job.recipe.model_dump_json()}{job.backbone.model_dump_json()}{torch.get_num_threads()}".encode())
+    digest.update(
+        f"{job.recipe.model_dump_json()}{job.backbone.model_dump_json()}{job.device}{torch.get_num_threads()}".encode()
+    )
     for row in rows:
         parts = [
             row.prompt.id,

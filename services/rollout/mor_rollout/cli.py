@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -46,11 +49,21 @@ def serve(
         raise typer.Exit(2) from error
     environment.prepare(settings)
     service = create_app(settings)
-    serve_app(service, settings, name="rollout", port_file=port_file)
+    signal.signal(signal.SIGTERM, _terminated)  # uvicorn raises the signal again once it has shut down
+    with contextlib.suppress(_Terminated):
+        serve_app(service, settings, name="rollout", port_file=port_file)
     failure = service.state.service.failure
     if failure is not None:
         typer.echo(f"mor-rollout: {failure}", err=True)
         raise typer.Exit(1)
+
+
+class _Terminated(SystemExit):
+    """The process was told to stop."""
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise _Terminated(128 + number)
 
 
 if __name__ == "__main__":

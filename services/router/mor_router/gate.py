@@ -43,7 +43,7 @@ def weights(
 def entropy(mixture: Float[ndarray, "*batch clients"]) -> Float[ndarray, "*batch"]:
     """Entropy of mixture weights, nats."""
     safe = np.where(mixture > 0, mixture, 1.0)
-    return np.asarray(-(safe * np.log(safe)).sum(axis=-1))
+    return np.asarray(0.0 - (safe * np.log(safe)).sum(axis=-1))
 
 
 def uniform_share(clients: int, floor: float) -> float:

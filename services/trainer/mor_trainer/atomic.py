@@ -39,19 +39,22 @@ def folder(target: Path, *, durable: bool = True) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    partial = path.with_name(f".{path.name}{_PARTIAL}")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def keep_newest(folders: list[Path], count: int) -> None:
     """Delete all but the last ``count`` of ``folders``."""
     for path in folders[:-count]:
         gone = path.with_name(f".{path.name}.gone")
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(root: Path) -> None:
+    """Remove what a process that was killed left half-written below ``root``."""
+    for suffix in (_PARTIAL, ".old", ".gone"):
+        for path in list(root.rglob(f".*{suffix}")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

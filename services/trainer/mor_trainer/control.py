@@ -16,6 +16,7 @@ from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunState
 from mor_trainer.config import WorkerSettings
 
 _TIMEOUT = httpx.Timeout(10.0)
+_SETTLE_S = 0.1
 
 log = structlog.get_logger(__name__)
 
@@ -110,6 +111,15 @@ class Hold:
         self._confirmed = time.monotonic()
         self.desired = reply.desired
         self._seen(reply.events_seen)
+
+    async def settle(self, all_seen: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until the history has every event, so that whoever sees the end of the run sees all of it."""
+        with contextlib.suppress(TimeoutError, httpx.HTTPError):
+            async with asyncio.timeout(timeout_s):
+                await self._send(Heartbeat(attempt=self._claim.attempt, state=self._state))
+                while not all_seen():
+                    await asyncio.sleep(_SETTLE_S)
+                    await self._send(Heartbeat(attempt=self._claim.attempt, state=self._state))
 
     async def report(self, state: RunState, error: str | None = None, final: str | None = None) -> None:
         """Tell a change of state at once, with retries."""

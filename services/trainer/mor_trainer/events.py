@@ -65,6 +65,11 @@ class EventLog:
         while self._unseen and parse_event_id(self._unseen[0].group_id)[1] <= sequence:
             self._unseen.popleft()
 
+    @property
+    def all_seen(self) -> bool:
+        """Whether the history holds every event."""
+        return not self._unseen
+
     def resend(self) -> None:
         """The queue server lost its content: send again what the history has not confirmed."""
         self._unsent = deque(self._unseen, maxlen=_KEPT)

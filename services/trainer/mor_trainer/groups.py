@@ -11,7 +11,6 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -28,6 +27,8 @@ from mor_trainer.evaluation import Round
 from mor_trainer.events import EventLog
 from mor_trainer.issuing import prompt_record
 from mor_trainer.ledger import Ledger, LedgerState, Verdict
+from mor_trainer.queuemark import QueueMark
+from mor_trainer.scored import ScoredGroup, Taken
 
 _READ_COUNT = 32
 _BLOCK_S = 1.0
@@ -39,23 +40,6 @@ _LETTER_CHARACTERS = 64_000
 _GROUP_STREAMS = ("prompts", "rollouts", "rewards", "dead")
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class ScoredGroup:
-    """A group with its tokens and rewards."""
-
-    record: RewardRecord
-    tokens: TokenBlock
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A group handed to the training loop."""
-
-    number: int
-    group: ScoredGroup
-    staleness: int
 
 
 class Groups:
@@ -84,9 +68,10 @@ class Groups:
         self._outbox: dict[str, None] = {}
         self._send = asyncio.Event()
         self._cleared = asyncio.Event()
+        self._published = asyncio.Event()
         self._arrived = asyncio.Event()
         self._last_arrival = time.monotonic()
-        self._server: str | None = None
+        self._mark = QueueMark(self._redis, run)
         self._tasks: asyncio.Task[None] | None = None
         self.ledger: Ledger[ScoredGroup] = Ledger(
             run=run,
@@ -105,6 +90,7 @@ class Groups:
         """Start the background work; with ``state``, whatever was under way at the checkpoint is issued again."""
         if state is not None:
             self.ledger.restore(state, self._deadline())
+            self._queue(*self.ledger.outstanding)
         self._tasks = asyncio.create_task(self._run_all(), name=f"groups {self._run}")
 
     async def close(self) -> None:
@@ -118,7 +104,7 @@ class Groups:
             async with asyncio.timeout(_SEND_TIMEOUT_S):
                 await withdraw(self._redis, self._run)
                 await self._clear()
-                await self._redis.delete(key(self._run, "mark"))
+                await self._mark.remove()
                 for group_id in [*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ())]:
                     await self._blobs.release(group_id)
         await self._redis.aclose()
@@ -154,13 +140,13 @@ class Groups:
     async def publish_version(self, version: int, url: str) -> None:
         """From now on prompts name this version."""
         self._weights = WeightsRef(version=version, url=url)
+        self._published.set()
         self.ledger.published(version)
 
     async def top_up(self) -> list[int]:
         """Issue as many groups as staleness allows; returns the prompt indices that are under way."""
         room = self.ledger.room(self._spec.groups_per_step)
-        self.ledger.issue(room, self._deadline())
-        self._queue(*self.ledger.outstanding)
+        self._queue(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
         return [self.ledger.prompt_of(issue.number)[1] for issue in self.ledger.outstanding.values()]
 
     async def evaluate(self, step: int, version: int, prompts: Sequence[Prompt]) -> None:
@@ -236,6 +222,7 @@ class Groups:
 
     async def _send_prompts(self) -> None:
         await self._cleared.wait()
+        await self._published.wait()
         while True:
             while self._outbox:
                 group_id = next(iter(self._outbox))
@@ -384,23 +371,20 @@ class Groups:
             issue.deadline = self._deadline()
 
     async def _notice_lost_queue(self) -> None:
-        """A flushed server has lost this run's mark; a restarted one has another identity and lost its last second."""
-        server = str((await self._redis.info("server"))["run_id"])
-        fresh = bool(await self._redis.set(key(self._run, "mark"), server, nx=True))
-        if self._server is None:
-            await self._clear()  # left behind by an attempt that died
-            self._cleared.set()
-        elif fresh or server != self._server:
-            await self._clear()
-            await announce(self._redis, self._run, self._spec.model)
-            self._events.resend()
-            self._alert(
-                "queue_lost",
-                "the queue server was flushed or restarted; all groups under way are issued again",
-                groups=len(self.ledger.outstanding),
-            )
-            self._queue(*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ()))
-        self._server = server
+        match await self._mark.look():
+            case "first":
+                await self._clear()  # left behind by an attempt that died
+                self._cleared.set()
+            case "lost":
+                await self._clear()
+                await announce(self._redis, self._run, self._spec.model)
+                self._events.resend()
+                self._alert(
+                    "queue_lost",
+                    "the queue server was flushed or restarted; all groups under way are issued again",
+                    groups=len(self.ledger.outstanding),
+                )
+                self._queue(*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ()))
 
     async def _clear(self) -> None:
         """Empty the streams that groups travel on; consumer groups stay."""

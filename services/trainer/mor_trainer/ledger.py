@@ -20,6 +20,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from mor_core.errors import Invalid
 from pydantic import BaseModel
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ class Issue:
 class LedgerState(BaseModel):
     """What a checkpoint keeps."""
 
+    prompts: int
     cursor: int
     under_way: dict[int, int]
     """Attempts by number of the groups that are neither applied nor dropped."""
@@ -202,6 +204,7 @@ class Ledger(Generic[T]):
         under_way = {issue.number: issue.attempt for issue in self.outstanding.values()}
         under_way |= {number: attempt for number, (_, _, attempt) in self.ready.items()}
         return LedgerState(
+            prompts=self.prompts,
             cursor=self.cursor,
             under_way=dict(sorted(under_way.items())),
             applied=self.applied,
@@ -211,7 +214,16 @@ class Ledger(Generic[T]):
         )
 
     def restore(self, state: LedgerState, deadline: float) -> None:
-        """Continue from a checkpoint: everything that was under way is outstanding, to be issued again."""
+        """Continue from a checkpoint: everything that was under way is outstanding, to be issued again.
+
+        Raises:
+            Invalid: the prompts file has another number of rows, so that numbers would mean other prompts.
+        """
+        if state.prompts != self.prompts:
+            raise Invalid(
+                f"the prompts file has {self.prompts} rows, the checkpoint was written with {state.prompts}; "
+                "restore the file, or create a new run from the checkpoint's model"
+            )
         self.cursor, self.versions = state.cursor, []
         self.applied, self.dropped, self.retried = state.applied, state.dropped, state.retried
         self.ready = {}

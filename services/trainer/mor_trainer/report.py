@@ -11,7 +11,7 @@ from typing import Any
 
 from mor_core.wire import RewardRecord
 
-from mor_trainer.groups import Taken
+from mor_trainer.scored import Taken
 from mor_trainer.update import UpdateReport
 
 _SAMPLES = 2

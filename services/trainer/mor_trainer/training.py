@@ -20,11 +20,12 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.control import Hold, HoldLost
 from mor_trainer.encoding import PromptMismatch, check
 from mor_trainer.events import EventLog
-from mor_trainer.groups import Groups, Taken
+from mor_trainer.groups import Groups
 from mor_trainer.ledger import LedgerState
 from mor_trainer.policy import Policy
 from mor_trainer.published import published
 from mor_trainer.rows import PreparedPrompt
+from mor_trainer.scored import Taken
 from mor_trainer.shares import TimeShares
 from mor_trainer.update import TrainingGroup, Updater
 
@@ -117,6 +118,7 @@ class Training:
 
     def _restore(self) -> checkpoint.LoopState | None:
         """Continue from the newest checkpoint, if there is one."""
+        atomic.sweep(self._folder)
         found = checkpoint.checkpoints(self._folder)
         if not found:
             return None

@@ -21,6 +21,8 @@ from mor_trainer.control import Hold, HoldLost, RunControl
 from mor_trainer.events import EventLog
 from mor_trainer.training import Interrupted, Training
 
+_SETTLE_S = 10.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -96,27 +98,32 @@ class Worker:
                 return False
             except Interrupted as end:
                 log.info("handed back" if end.state is RunState.queued else "stopped", run=claim.run)
-                return self._report(portal, hold, end.state)
+                return self._report(portal, hold, events, end.state)
             except MorError as error:
                 log.error("the run failed", run=claim.run, error=str(error))
-                self._report(portal, hold, RunState.failed, error=str(error))
+                self._report(portal, hold, events, RunState.failed, error=str(error))
                 return False
             except Exception as error:
                 log.exception("the run failed", run=claim.run)
-                self._report(portal, hold, RunState.failed, error=f"{type(error).__name__}: {str(error)[:1500]}")
+                self._report(
+                    portal, hold, events, RunState.failed, error=f"{type(error).__name__}: {str(error)[:1500]}"
+                )
                 return False
             log.info("finished", run=claim.run, final=str(final))
-            return self._report(portal, hold, RunState.finished, final=str(final))
+            return self._report(portal, hold, events, RunState.finished, final=str(final))
 
     def _report(
         self,
         portal: BlockingPortal,
         hold: Hold,
+        events: EventLog,
         state: RunState,
+        *,
         error: str | None = None,
         final: str | None = None,
     ) -> bool:
         try:
+            portal.call(hold.settle, lambda: events.all_seen, _SETTLE_S)
             portal.call(hold.report, state, error, final)
         except (HoldLost, httpx.HTTPError) as failure:
             log.warning("the end of the run could not be reported", state=state, error=str(failure))

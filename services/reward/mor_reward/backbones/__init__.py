@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from mor_core.errors import Invalid
 from pydantic import Field
 
 from mor_reward.backbones.base import Backbone, Example, Picture, Scorer
@@ -27,6 +28,7 @@ __all__ = [
     "TextConfig",
     "VlmConfig",
     "build",
+    "on_device",
 ]
 
 AnyConfig = Annotated[VlmConfig | DualEncoderConfig | TextConfig, Field(discriminator="kind")]
@@ -47,3 +49,16 @@ def build(config: VlmConfig | DualEncoderConfig | TextConfig, root: Path, *, pre
             return DualEncoder(config, root, pretrained)
         case TextConfig():
             return TextClassifier(config, root, pretrained)
+
+
+def on_device(backbone: Backbone, device: str) -> Backbone:
+    """``backbone`` moved to a device as torch names it.
+
+    Raises:
+        Invalid: there is no such device here.
+    """
+    try:
+        return backbone.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise Invalid(f"device {device!r}: {reason}; name one that torch has here, such as cpu or cuda") from error

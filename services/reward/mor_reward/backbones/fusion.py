@@ -59,7 +59,7 @@ class Fusion(nn.Module):
         self.slot_norm = nn.LayerNorm(width)
         self.look_up = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.compare = Attention(width, heads)
-        self.mix = _mlp(nn.Identity(), 4 * width, 2 * width, width, dropout)
+        self.mix = _mlp(nn.Identity(), 4 * width, width, width, dropout)
         self.mix_norm = nn.LayerNorm(width)
         self.head = nn.Linear(2 * width, 1)
         nn.init.zeros_(self.head.weight)

@@ -47,7 +47,6 @@ class TextClassifier(Backbone):
             pretrained,
             "model",
             num_labels=1,
-            dtype=torch.float32,
         )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

@@ -54,7 +54,7 @@ class Vlm(Backbone):
     def __init__(self, config: VlmConfig, root: Path, pretrained: bool) -> None:
         super().__init__()
         self.config = config
-        full = load_model(AutoModelForImageTextToText, config.model, root, pretrained, "model", dtype=torch.float32)
+        full = load_model(AutoModelForImageTextToText, config.model, root, pretrained, "model")
         self.model: Any = full.base_model
         if full is self.model or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
             raise Invalid(
@@ -73,9 +73,12 @@ class Vlm(Backbone):
         rope = getattr(text_config, "rope_parameters", None) or {}
         self.shares_prefix = "mrope_section" not in str(rope)
         decoder = self.model.get_decoder()
+        if self.precision == torch.bfloat16 and not torch.cuda.is_available():
+            # On processors the fused kernel's backward pass in bfloat16 takes longer than all of eager attention.
+            decoder.set_attn_implementation("eager")
         if config.freeze_vision:
-            self.model.requires_grad_(False)
-            decoder.requires_grad_(True)
+            self.model.requires_grad_(False).to(self.precision)
+            decoder.requires_grad_(True).to(torch.float32)
         if pretrained and config.lora_rank:
             adapters.add(decoder, config.lora_rank)
         self._vision = VisionFeatures(self.model)

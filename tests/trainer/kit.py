@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
+import uvicorn
+from fastapi import FastAPI
 from mor_core.runs import RunSpec
+from mor_trainer.config import WorkerSettings
+from mor_trainer.worker import Worker
 from PIL import Image
 
 TOKENS = {"admin": "token-admin", "service": "token-service", "viewer": "token-viewer", "client": "token-client"}
@@ -61,7 +70,7 @@ class Processes:
     def __init__(self, runs_dir: Path, tokens_file: Path, redis_url: str, logs: Path) -> None:
         self.runs_dir = runs_dir
         self._logs = logs
-        self._environment = {
+        self.environment = {
             **os.environ,
             "MOR_RUNS_DIR": str(runs_dir),
             "MOR_TOKENS_FILE": str(tokens_file),
@@ -81,7 +90,7 @@ class Processes:
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(Path(sys.executable).parent / "mor-trainer"), *arguments],
-                env=self._environment,
+                env=self.environment,
                 stderr=log,
                 stdout=log,
             )
@@ -99,11 +108,25 @@ class Processes:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         self.address = port_file.read_text()
-        self._environment["MOR_CONTROL_URL"] = self.address
+        self.environment["MOR_CONTROL_URL"] = self.address
         return process
 
     def work(self, *arguments: str) -> subprocess.Popen[bytes]:
         return self._start("work", "work", *arguments)
+
+    @contextmanager
+    def working(self) -> Iterator[Worker]:
+        """A worker on a thread of this process, for tests that do not kill it."""
+        settings = WorkerSettings.model_validate(
+            {name.removeprefix("MOR_").lower(): value for name, value in self.environment.items() if name[:4] == "MOR_"}
+        )
+        worker = Worker(settings)
+        thread = threading.Thread(target=worker.work, daemon=True)
+        thread.start()
+        yield worker
+        worker.end()
+        thread.join(timeout=30)
+        assert not thread.is_alive()
 
     def log(self, name: str) -> str:
         return (self._logs / f"{name}.log").read_text()[-8000:]
@@ -121,3 +144,22 @@ class Processes:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(timeout=5)
+
+
+@asynccontextmanager
+async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app whose lifespan runs."""
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        yield client
+
+
+@asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """A real server on a free port, for what a transport without sockets cannot show: streams."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            server.should_exit = True

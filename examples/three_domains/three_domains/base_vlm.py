@@ -1,0 +1,111 @@
+"""Assembles and tunes the demonstration's base VLM: ``python -m three_domains.base_vlm --data DIR --out MODEL``.
+
+Tower: DINOv2-S. Language model: a small Llama trained here (``--preset default``) or SmolLM2-135M (``--preset small``).
+The result is an Idefics3 checkpoint that ``transformers`` and vLLM load. It is meant to be mediocre but well-formed:
+its tuning targets mix complete, partial, vague, hedged and false answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from three_domains.assembly import Shape, build_model, build_processor, train_tokenizer
+from three_domains.smollm2 import load_smollm2
+from three_domains.sources import SourceError
+from three_domains.tower import standardise
+from three_domains.tuning import Recipe, pack, tower_features, tune
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Reads a JSONL file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def texts(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns every question and answer of ``sft.jsonl`` rows, and the chat frame, for training a tokenizer."""
+    asked = [part["text"] for row in rows for part in row["prompt"][0]["content"] if part["type"] == "text"]
+    return [*asked, *(row["completion"][0]["content"] for row in rows), "user\nassistant\nsystem\n"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What to assemble and how to tune it: ``pretrained`` takes SmolLM2 for the language model, ``pictures`` limits
+    the tuning set.
+    """
+
+    shape: Shape
+    recipe: Recipe
+    pretrained: bool
+    pictures: int | None
+
+
+PRESETS = {
+    "default": Preset(Shape(), Recipe(), pretrained=False, pictures=None),
+    "small": Preset(
+        Shape(), Recipe(epochs=1, batch=8, rate=1e-3, decoder_rate=1e-4, muon=False), pretrained=True, pictures=900
+    ),
+}
+
+
+def make_base(data: Path, out: Path, seed: int, preset: Preset) -> None:
+    """Writes the tuned checkpoint ``out`` (which must not exist) from ``data/server/sft.jsonl``.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        FileNotFoundError: ``data`` has no ``server/sft.jsonl``.
+        SourceError: the tower's weights cannot be had.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists: remove it or choose another --out")
+    rows = read_rows(data / "server/sft.jsonl")
+    torch.manual_seed(seed)
+    if preset.pretrained:
+        tokenizer, language = load_smollm2()
+    else:
+        tokenizer, language = train_tokenizer(texts(rows), preset.shape.vocabulary), None
+    processor = build_processor(tokenizer, preset.shape)
+    model = build_model(tokenizer, preset.shape, language)
+    names, packed = pack(rows, processor)
+    names, packed = names[: preset.pictures], packed[: preset.pictures]
+    features = tower_features(model, processor, [data / "server" / name for name in names])
+    norm = model.model.vision_model.post_layernorm
+    standardise(norm, features)
+    features = features * norm.weight.detach() + norm.bias.detach()
+    tune(model, packed, features, preset.recipe, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch) / "model"
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        folder.rename(out)
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder written by three_domains.build")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write; must not exist")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="default", help="which language model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and order")
+    arguments = parser.parse_args()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(2, os.cpu_count() or 1))
+    try:
+        make_base(arguments.data, arguments.out, arguments.seed, PRESETS[arguments.preset])
+    except (SourceError, FileExistsError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""The demonstration from nothing to the table: ``python -m three_domains.demo --state DIR``.
+
+Makes the data and the models, starts every service as a process of its own, enrols the clients, fits the gate, aligns
+the base VLM, and compares it with what it was on pictures that nothing was trained on. Ctrl-C ends every process; what
+was finished stays and is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
+
+from three_domains import prepare, report, session, stack
+from three_domains.prepare import StepFailed
+from three_domains.stack import Stack, StackError
+
+RUN: dict[str, Any] = {
+    "name": "three-domains",
+    "objective": session.OBJECTIVE,
+    "steps": 120,
+    "groups_per_step": 16,
+    "group_size": 8,
+    "sampling": {"max_tokens": 24},
+    "optimiser": {"lr": 1e-4},
+}
+_RUN_TIMEOUT_S = 3600.0
+
+console = Console()
+
+
+class Demonstration:
+    """The phases, in order, on one folder of state."""
+
+    def __init__(self, state: Path, preset: str, seed: int, arm: str, overrides: dict[str, Any]) -> None:
+        self.state = state.resolve()
+        self.preset = preset
+        self.seed = seed
+        self.arm = arm
+        self.spec = RUN | {
+            "model": str(self.state / "base"),
+            "prompts": str(self.state / "data/server/prompts.jsonl"),
+            "seed": seed,
+            "control_rewards": "shuffled" if arm == "shuffled" else "fused",
+            **overrides,
+        }
+        self.seconds: dict[str, float] = {}
+
+    def phase(self, title: str) -> _Phase:
+        return _Phase(title, self.seconds)
+
+    def make_parts(self) -> None:
+        for step in prepare.steps(self.state, self.preset, self.seed):
+            if step.makes.exists():
+                console.print(f"[dim]{step.title}: there already[/dim]")
+                continue
+            with self.phase(step.title):
+                step.run()
+
+    def compare_pooled(self) -> Path:
+        """The supervised arm: tune on the pooled chosen answers, then answer and grade like an aligned model."""
+        pooled = prepare.pooled(self.state, self.seed)
+        with self.phase(pooled.title):
+            pooled.run()
+        accuracy = {}
+        for name, model in (("base", self.state / "base"), ("aligned", pooled.makes)):
+            serving = stack.prepare(self.state, model)
+            try:
+                serving.start("redis", "rollout")
+                list(serving.wait_until_ready(["rollout"]))
+                accuracy[name] = self.grade(self.answers(serving, name))
+            finally:
+                serving.stop()
+        path = self.state / "report.json"
+        report.write(path, {"accuracy": accuracy})
+        console.print(report.accuracy_table(accuracy))
+        return path
+
+    def start(self) -> Stack:
+        running = stack.prepare(self.state, self.state / "base")
+        with self.phase("start the services"):
+            running.start()
+            for name in running.wait_until_ready():
+                console.print(f"  {name} is ready at {running.url(name)}")
+        console.print(f"[bold]status and dashboard: {running.url('control')}[/bold]")
+        return running
+
+    def align(self, running: Stack) -> Path:
+        """Enrol, fit, run, and compare; the path of the report."""
+        with self.phase("enrol the clients and fit the gate"):
+            session.enrol(running)
+            fit = session.fit_gate(running, self.state / "data/server/anchors.jsonl")
+        answers = {"base": self.answers(running, "base")}
+        with self.phase("align"):
+            run = session.create_run(running, self.spec)
+            snapshot = self.watch(running, run)
+        answers["aligned"] = self.answers(running, "aligned")
+        accuracy = {name: self.grade(file) for name, file in answers.items()}
+        points = session.metrics(running, run)
+        found = report.summarise(
+            spec=self.spec,
+            snapshot=snapshot,
+            points=points,
+            fit=fit,
+            accuracy=accuracy,
+            seconds=self.seconds,
+            state=self.state,
+        )
+        path = self.state / "report.json"
+        report.write(path, found)
+        report.show(console, found)
+        return path
+
+    def answers(self, running: Stack, name: str) -> Path:
+        """Greedy answers to the gold questions by the policy that the engine holds now."""
+        questions = self.state / "data/gold/test.jsonl"
+        file = self.state / f"answers-{name}.jsonl"
+        with self.phase(f"answers of the {name} model to the test questions"):
+            asked = session.answer(running, questions, self.spec["sampling"]["max_tokens"])
+            total = len(questions.read_text().splitlines())
+            rows = [{"id": row, "responses": [text]} for row, text in track(asked, "  asking", total, console=console)]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file
+
+    def grade(self, answers: Path) -> dict[str, Any]:
+        """Accuracy per domain, by a process that neither router nor trainer ever talks to."""
+        out = answers.with_suffix(".graded.json")
+        gold = self.state / "data/gold/test.jsonl"
+        command = [
+            sys.executable,
+            "-m",
+            "three_domains.grade",
+            "--gold",
+            str(gold),
+            "--responses",
+            str(answers),
+            "--out",
+        ]
+        if subprocess.run([*command, str(out)], check=False).returncode:
+            raise StepFailed(f"grading {answers} failed")
+        return dict(json.loads(out.read_text())["domains"])
+
+    def watch(self, running: Stack, run: str) -> dict[str, Any]:
+        """Show the run's progress until it ends; its last snapshot.
+
+        Raises:
+            StackError: the run did not finish, or a process ended.
+        """
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        deadline = time.monotonic() + _RUN_TIMEOUT_S
+        with running.http("control") as control, Progress(*columns, console=console) as progress:
+            task = progress.add_task("waiting for the first step", total=self.spec["steps"])
+            while time.monotonic() < deadline:
+                running.check()
+                now = session.snapshot(control, run)
+                progress.update(task, completed=now["step"] or 0, description=report.one_line(now))
+                if now["state"] in ("finished", "failed", "stopped"):
+                    break
+                time.sleep(0.5)
+        if now["state"] != "finished":
+            raise StackError(f"run {run} is {now['state']}: {now['error']}; log: {running.log}")
+        return now
+
+
+class _Phase:
+    """Announces a phase and notes how long it took."""
+
+    def __init__(self, title: str, seconds: dict[str, float]) -> None:
+        self._title, self._seconds = title, seconds
+
+    def __enter__(self) -> None:
+        console.print(f"[bold]{self._title}[/bold]")
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._title] = time.monotonic() - self._start
+        console.print(f"[dim]  {self._seconds[self._title]:.0f} s[/dim]")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--state", type=Path, required=True, help="folder of everything that is made")
+    parser.add_argument("--preset", choices=["default", "small"], default="default", help="language model of the VLM")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--arm",
+        choices=["aligned", "shuffled", "supervised"],
+        default="aligned",
+        help="what is compared with the base: the aligned model, or a control (shuffled rewards; supervised tuning)",
+    )
+    parser.add_argument("--steps", type=int, help="training steps, instead of the demonstration's own number")
+    parser.add_argument("--keep", action="store_true", help="start the services, enrol, fit, and leave them running")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    overrides = {"steps": options.steps} if options.steps else {}
+    options.state.mkdir(parents=True, exist_ok=True)
+    demonstration = Demonstration(options.state, options.preset, options.seed, options.arm, overrides)
+    running: Stack | None = None
+    keep = False
+    try:
+        demonstration.make_parts()
+        if options.arm == "supervised":
+            print(demonstration.compare_pooled())
+            return 0
+        running = demonstration.start()
+        if options.keep:
+            session.enrol(running)
+            session.fit_gate(running, demonstration.state / "data/server/anchors.jsonl")
+            keep = True
+            console.print("the stack is up; `make down` ends it")
+        else:
+            path = demonstration.align(running)
+            print(path)
+    except (StepFailed, StackError) as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; ending every process")
+        return 130
+    finally:
+        if running is not None and not keep:
+            running.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Everything that is made before a service starts: data, base VLM, parts, and one reward model for each client.
+
+Each step is a command of its own, run as its user would run it, and leaves a folder that is complete or absent; a step
+whose folder is there is not run again. A client's training reads that client's folder only.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from three_domains.stack import CLIENTS
+
+_RECIPE = ("--mismatch", "1", "--threads", "2")
+
+
+class StepFailed(RuntimeError):
+    """A preparing command failed; it has printed why."""
+
+
+@dataclass(frozen=True)
+class Step:
+    title: str
+    makes: Path
+    command: Sequence[str]
+
+    def run(self) -> bool:
+        """Run unless its folder is there; returns whether it ran.
+
+        Raises:
+            StepFailed: the command failed.
+        """
+        if self.makes.exists():
+            return False
+        self.makes.parent.mkdir(parents=True, exist_ok=True)
+        status = subprocess.run(self.command, check=False).returncode
+        if status:
+            raise StepFailed(
+                f"{self.title}: `{' '.join(self.command)}` ended with status {status}; run it alone to see why"
+            )
+        return True
+
+
+def steps(state: Path, preset: str, seed: int) -> list[Step]:
+    """What to make below ``state``, in order."""
+    data, base, parts = state / "data", state / "base", state / "parts"
+    python = [sys.executable, "-m"]
+    seeded = ["--seed", str(seed)]
+    made = [
+        Step("real pictures and questions", data, [*python, "three_domains.build", "--out", str(data), *seeded]),
+        Step(
+            "base VLM",
+            base,
+            [*python, "three_domains.base_vlm", "--data", str(data), "--out", str(base), "--preset", preset, *seeded],
+        ),
+        Step("pretrained parts for the clients", parts, [*python, "three_domains.parts", "--out", str(parts)]),
+    ]
+    for client in CLIENTS:
+        model = state / "clients" / client / "model"
+        prefs = data / "clients" / client / "prefs.jsonl"
+        command = [
+            *_mor_reward("train", "--data", str(prefs), "--out", str(model), *seeded),
+            *_backbone(client, parts, base),
+            *_RECIPE,
+        ]
+        made.append(Step(f"{client}: reward model", model, command))
+    return made
+
+
+def pooled(state: Path, seed: int) -> Step:
+    """The supervised reference, which no client would allow."""
+    data, base, made = state / "data", state / "base", state / "pooled"
+    command = [
+        sys.executable,
+        "-m",
+        "three_domains.pooled",
+        "--data",
+        str(data),
+        "--base",
+        str(base),
+        "--out",
+        str(made),
+    ]
+    return Step("supervised tuning on pooled answers", made, [*command, "--seed", str(seed)])
+
+
+def _backbone(client: str, parts: Path, base: Path) -> list[str]:
+    """Every client has an architecture of its own; what they share is the contract they serve."""
+    minilm, size = ["--text", str(parts / "minilm")], ["--set", "image_size=168"]
+    if client == "detail":
+        return ["--backbone", "dual-encoder", "--vision", str(parts / "efficientnet-lite2"), *minilm, *size]
+    if client == "medical":
+        return ["--backbone", "vlm", "--model", str(base)]
+    return ["--backbone", "dual-encoder", "--vision", str(parts / "dinov2-small"), *minilm, *size]
+
+
+def _mor_reward(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("mor-reward")), *arguments]

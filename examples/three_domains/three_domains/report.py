@@ -1,0 +1,130 @@
+"""The table at the end, and the same as ``report.json``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Json = dict[str, Any]
+
+_WINDOW = 10
+
+
+def one_line(snapshot: Json) -> str:
+    """How a run stands, for a progress bar."""
+    metrics = snapshot["metrics"] or {}
+    shown = {"reward": metrics.get("reward_mean"), "KL": metrics.get("kl")}
+    figures = "  ".join(f"{name} {value:+.3f}" for name, value in shown.items() if value is not None)
+    return f"{snapshot['state']}  {figures}" if figures else f"{snapshot['state']}, waiting for the first step"
+
+
+def summarise(
+    *, spec: Json, snapshot: Json, points: Sequence[Json], fit: Json, accuracy: Json, seconds: Json, state: Path
+) -> Json:
+    """The report: accuracy before and after, the clients' part in it, how long it took, where everything lies."""
+    window = max(1, min(_WINDOW, len(points) // 2))
+    first, last = points[:window], points[-window:]
+    clients = sorted(points[-1]["clients"])
+    domains = sorted(points[-1]["domains"])
+    return {
+        "accuracy": accuracy,
+        "client_rewards": {
+            name: [mean_of(part, "clients", name, "reward_mean") for part in (first, last)] for name in clients
+        },
+        "gate_weights": {
+            domain: {name: mean_of(points, "domains", domain, "weights", name) for name in clients}
+            for domain in domains
+        },
+        "gate_fit": fit,
+        "run": {
+            "id": snapshot["id"],
+            "steps": snapshot["step"],
+            "groups_per_step": spec["groups_per_step"],
+            "group_size": spec["group_size"],
+            "step_seconds": statistics.median(point["step_seconds"] for point in points),
+            "kl": mean_of(last, "kl"),
+            "reward": [mean_of(part, "reward_mean") for part in (first, last)],
+            "time_shares": _time_shares(points),
+            "checkpoint": snapshot["final"],
+        },
+        "phase_seconds": {title: round(value, 1) for title, value in seconds.items()},
+        "state": str(state),
+    }
+
+
+def _time_shares(points: Sequence[Json]) -> dict[str, float]:
+    total = sum(point["step_seconds"] for point in points)
+    return {name: sum(point["seconds"][name] for point in points) / total for name in points[-1]["seconds"]}
+
+
+def write(path: Path, report: Json) -> None:
+    """Write ``report`` whole or not at all."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(report, indent=2) + "\n")
+    partial.rename(path)
+
+
+def show(console: Console, report: Json) -> None:
+    """Print the tables of a report."""
+    console.print(accuracy_table(report["accuracy"]))
+    console.print(_clients(report))
+    run = report["run"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in run["time_shares"].items())
+    console.print(
+        f"{run['steps']} steps of {run['groups_per_step']} prompts x {run['group_size']} responses, "
+        f"{run['step_seconds']:.2f} s a step (median); KL to the reference {run['kl']:.3f} nats a token"
+    )
+    console.print(f"time of a step: {shares}")
+    console.print(f"checkpoint: {run['checkpoint']}")
+
+
+def accuracy_table(accuracy: Json) -> Table:
+    """Base against aligned by domain."""
+    table = Table(title="Gold accuracy on held-out pictures, greedy answers (95 % interval)")
+    for column in ("domain", "questions", "base", "aligned", "gain"):
+        table.add_column(column, justify="left" if column == "domain" else "right")
+    for domain, before in accuracy["base"].items():
+        after = accuracy["aligned"][domain]
+        table.add_row(
+            domain,
+            str(before["n"]),
+            _share(before),
+            _share(after),
+            f"{100 * (after['accuracy'] - before['accuracy']):+.1f}",
+        )
+    return table
+
+
+def _share(result: Json) -> str:
+    low, high = result["interval_95"]
+    return f"{100 * result['accuracy']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _clients(report: Json) -> Table:
+    domains = list(report["gate_weights"])
+    table = Table(title="Clients: mean reward on the training prompts, and their weight in each domain")
+    for column in ("client", "first steps", "last steps", *(f"weight, {domain}" for domain in domains)):
+        table.add_column(column, justify="left" if column == "client" else "right")
+    for client, (first, last) in report["client_rewards"].items():
+        weights = [f"{report['gate_weights'][domain].get(client, 0.0):.2f}" for domain in domains]
+        table.add_row(client, f"{first:+.2f}", f"{last:+.2f}", *weights)
+    return table
+
+
+def mean_of(points: Sequence[Json], *path: str) -> float | None:
+    """Mean over points of the number at ``path``; None where no point has one."""
+    found = []
+    for point in points:
+        value: Any = point
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, int | float):
+            found.append(float(value))
+    return fmean(found) if found else None

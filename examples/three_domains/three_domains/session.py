@@ -1,0 +1,120 @@
+"""What the demonstration asks of the running services, over HTTP as any operator would."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from three_domains.stack import CLIENTS, Stack, StackError
+
+OBJECTIVE = "domain-experts"
+_OBJECTIVE_TEXT = (
+    "Answer as the domain's own experts want it: complete, exact, and no claim that the picture does not support."
+)
+_DOMAINS = {
+    "detail": "everyday things in photographs: what they are, how many, where",
+    "medical": "brain slices: plane, species, marked region and its side",
+    "chart": "charts: kind, values with their unit, counts, extremes",
+}
+_CHATS_AT_ONCE = 8
+
+Answers = dict[str, list[str]]
+"""Responses by the id of their question."""
+
+
+def enrol(stack: Stack) -> None:
+    """Enrol every client at the router with the secret that its endpoint expects."""
+    with stack.http("router") as router:
+        for name in CLIENTS:
+            body = {
+                "name": name,
+                "url": stack.url(name),
+                "domains": _DOMAINS[name],
+                "token": stack.client_secrets[name],
+            }
+            _checked(router.post("/v1/clients", json=body))
+
+
+def fit_gate(stack: Stack, anchors: Path) -> dict[str, Any]:
+    """Create the objective, upload its anchors, fit calibration and gate on them; the router's fit report."""
+    with stack.http("router", timeout_s=300) as router:
+        _checked(router.post("/v1/objectives", json={"name": OBJECTIVE, "text": _OBJECTIVE_TEXT}))
+        upload = f"/v1/objectives/{OBJECTIVE}/anchors"
+        _checked(router.put(upload, content=_inlined(anchors), headers={"Content-Type": "application/x-ndjson"}))
+        return dict(_checked(router.post(f"/v1/objectives/{OBJECTIVE}/fit")).json())
+
+
+def create_run(stack: Stack, spec: dict[str, Any]) -> str:
+    """Queue a run; its id."""
+    with stack.http("control") as control:
+        return str(_checked(control.post("/v1/runs", json=spec)).json()["id"])
+
+
+def snapshot(control: httpx.Client, run: str) -> dict[str, Any]:
+    return dict(_checked(control.get(f"/v1/runs/{run}")).json())
+
+
+def metrics(stack: Stack, run: str) -> list[dict[str, Any]]:
+    """Metrics of every step, oldest first."""
+    with stack.http("control") as control:
+        return list(_checked(control.get(f"/v1/runs/{run}/metrics")).json()["points"])
+
+
+def answer(stack: Stack, questions: Path, max_tokens: int) -> Iterator[tuple[str, str]]:
+    """Greedy answers of the policy that the rollout service holds, as ``(id, response)``, in the order of the file."""
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+
+    with stack.http("rollout", timeout_s=120) as rollout, ThreadPoolExecutor(_CHATS_AT_ONCE) as pool:
+
+        def ask(row: dict[str, Any]) -> tuple[str, str]:
+            body = {"messages": _chat(row, questions.parent), "temperature": 0, "max_tokens": max_tokens}
+            reply = _checked(rollout.post("/v1/chat/completions", json=body)).json()
+            return str(row["id"]), str(reply["choices"][0]["message"]["content"])
+
+        yield from pool.map(ask, rows)
+
+
+def _chat(row: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The row's prompt with its images as data URIs."""
+    images = iter(row["images"])
+    return [
+        {
+            "role": turn["role"],
+            "content": [
+                {"type": "image_url", "image_url": {"url": _data_uri(folder / next(images))}}
+                if part["type"] == "image"
+                else part
+                for part in turn["content"]
+            ],
+        }
+        for turn in row["prompt"]
+    ]
+
+
+def _inlined(rows: Path) -> bytes:
+    """A data file with its images as data URIs, so that it travels as one body."""
+    lines = []
+    for line in rows.read_text().splitlines():
+        row = json.loads(line)
+        row["images"] = [_data_uri(rows.parent / image) for image in row["images"]]
+        lines.append(json.dumps(row))
+    return "\n".join(lines).encode()
+
+
+def _data_uri(image: Path) -> str:
+    kind = mimetypes.guess_type(image.name)[0]
+    return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    """The answer, unless it is an error: then its problem's detail as StackError."""
+    if answer.is_error:
+        raise StackError(f"{answer.request.method} {answer.request.url} -> {answer.status_code}: {answer.text[:1000]}")
+    return answer

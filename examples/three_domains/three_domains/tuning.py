@@ -1,0 +1,219 @@
+"""Supervised tuning of the assembled model with its tower frozen.
+
+Patch features are computed once per picture. All questions about one picture are packed behind its image tokens, each
+blind to the others (a block mask and restarted positions), so the picture is read once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import Progress, track
+from torch import Tensor
+from torch.nn import functional
+from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
+
+from three_domains.assembly import AROUND, END, IMAGE
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``epochs`` passes over the pictures, ``batch`` pictures a step, learning rates warmed up and decayed by a cosine.
+
+    ``rate`` is AdamW's for connector, embeddings and head; ``decoder_rate`` that of the decoder's layers, by Muon or
+    AdamW.
+    """
+
+    epochs: int = 3
+    batch: int = 16
+    rate: float = 2e-3
+    decoder_rate: float = 2e-2
+    muon: bool = True
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One picture with its questions: token ids, restarted positions, segment (0 is the shared prefix) and labels,
+    all (length,).
+    """
+
+    picture: int
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    labels: list[int]
+
+
+def pack(rows: list[dict[str, Any]], processor: Idefics3Processor) -> tuple[list[str], list[Packed]]:
+    """Groups rows of ``sft.jsonl`` by picture; returns the picture files in order and one packed sequence for each."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault(row["images"][0], []).append(row)
+    prefix = _image_prefix(rows[0], processor)
+    return list(grouped), [_pack_one(index, group, processor, prefix) for index, group in enumerate(grouped.values())]
+
+
+def _pack_one(picture: int, rows: list[dict[str, Any]], processor: Idefics3Processor, prefix: list[int]) -> Packed:
+    packed = Packed(picture, [], [], [], [])
+    _extend(packed, prefix, 0, 0, [IGNORED] * len(prefix))
+    for segment, row in enumerate(rows, start=1):
+        text = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        question = processor.tokenizer.encode(text.split(IMAGE)[1])
+        answer = processor.tokenizer.encode(row["completion"][0]["content"] + END)
+        _extend(packed, [*question, *answer], len(prefix), segment, [IGNORED] * len(question) + answer)
+    return packed
+
+
+def _image_prefix(row: dict[str, Any], processor: Idefics3Processor) -> list[int]:
+    """Token ids of the prompt up to the end of the picture, by the processor itself: the same for every square
+    picture.
+    """
+    text = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+    whole: list[int] = processor(text=[text], images=[[Image.new("RGB", (28, 28), (128, 128, 128))]])["input_ids"][0]
+    return whole[: len(whole) - whole[::-1].index(processor.tokenizer.convert_tokens_to_ids(AROUND))]
+
+
+def _extend(packed: Packed, ids: list[int], start: int, segment: int, labels: list[int]) -> None:
+    packed.ids.extend(ids)
+    packed.positions.extend(range(start, start + len(ids)))
+    packed.segments.extend([segment] * len(ids))
+    packed.labels.extend(labels)
+
+
+def tower_features(
+    model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, files: list[Path], batch: int = 32
+) -> Tensor:
+    """Returns the frozen tower's output for each picture, (pictures, patches, width), float32."""
+    tower = model.model.vision_model.eval()
+    features: list[Tensor] = []
+    starts = range(0, len(files), batch)
+    with torch.inference_mode():
+        for start in track(starts, "picture features"):
+            images = [[Image.open(file).convert("RGB")] for file in files[start : start + batch]]
+            pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].flatten(0, 1)
+            side = pixels.shape[-1] // tower.patch_size
+            mask = torch.ones(len(pixels), side, side, dtype=torch.bool)
+            with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
+                features.append(tower(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state.float())
+    return torch.cat(features).clone()
+
+
+def tune(
+    model: Idefics3ForConditionalGeneration, packed: list[Packed], features: Tensor, recipe: Recipe, seed: int
+) -> list[float]:
+    """Tunes connector and language model on packed sequences; returns the loss of every step.
+
+    ``features``: (pictures, patches, width), the tower's output.
+    """
+    model.model.vision_model.requires_grad_(False)
+    optimisers = _optimisers(model, recipe)
+    steps = recipe.epochs * math.ceil(len(packed) / recipe.batch)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimisers]
+    losses: list[float] = []
+    model.train()
+    with Progress() as progress:
+        task = progress.add_task("tuning", total=steps)
+        for batch in _batches(packed, recipe, seed):
+            with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
+                loss = packed_loss(model, batch, features)
+            model.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimiser, schedule in zip(optimisers, schedules, strict=True):
+                optimiser.step()
+                schedule.step()
+            losses.append(loss.item())
+            recent = losses[-50:]
+            progress.update(task, advance=1, description=f"tuning, loss {sum(recent) / len(recent):.3f}")
+    model.eval()
+    return losses
+
+
+def _optimisers(model: Idefics3ForConditionalGeneration, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) learns a fresh decoder in about two thirds of AdamW's steps."""
+    decoder: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decoder if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
+    decay = recipe.weight_decay
+    adam = torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=decay)
+    if recipe.muon:
+        return [adam, torch.optim.Muon(decoder, lr=recipe.decoder_rate, momentum=0.95, weight_decay=decay)]
+    return [adam, torch.optim.AdamW(decoder, lr=recipe.decoder_rate, betas=(0.9, 0.98), weight_decay=decay)]
+
+
+def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[Packed], features: Tensor) -> Tensor:
+    """Returns the mean cross-entropy of the answers' tokens in ``batch`` (scalar)."""
+    length = max(len(item.ids) for item in batch)
+    ids, positions, segments, labels = (
+        torch.tensor([[*values, *[filler] * (length - len(values))] for values in columns])
+        for columns, filler in (
+            ([item.ids for item in batch], model.config.pad_token_id or 0),
+            ([item.positions for item in batch], 0),
+            ([item.segments for item in batch], -1),
+            ([item.labels for item in batch], IGNORED),
+        )
+    )
+    image_tokens = model.model.connector(features[[item.picture for item in batch]])
+    embeddings = model.model.text_model.embed_tokens(ids)
+    is_image = (ids == model.config.image_token_id).unsqueeze(-1)
+    embeddings = embeddings.masked_scatter(is_image, image_tokens.to(embeddings.dtype))
+    hidden = model.model.text_model(
+        inputs_embeds=embeddings, attention_mask=_block_mask(segments), position_ids=positions, use_cache=False
+    ).last_hidden_state
+    # Only answer tokens are predicted, so only they go through the head.
+    targets = labels[:, 1:]
+    rows = targets != IGNORED
+    return functional.cross_entropy(model.lm_head(hidden[:, :-1][rows]).float(), targets[rows])
+
+
+def _block_mask(segments: Tensor) -> Tensor:
+    """(batch, length) segment numbers to a (batch, 1, length, length) mask: causal, own segment or prefix."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
+    # Padding attends to itself alone: a row without any allowed key would be NaN.
+    itself = torch.eye(segments.shape[1], dtype=torch.bool)
+    return ((((query == key) | (key == 0)) & (key >= 0) & causal) | itself)[:, None]
+
+
+def _batches(packed: list[Packed], recipe: Recipe, seed: int) -> Iterator[list[Packed]]:
+    rng = Random(seed)
+    for _ in range(recipe.epochs):
+        order = rng.sample(packed, len(packed))
+        for start in range(0, len(order), recipe.batch):
+            yield order[start : start + recipe.batch]
+
+
+def _rate_factor(step: int, steps: int) -> float:
+    warm = max(1, steps // 20)
+    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+_BFLOAT16: list[bool] = []
+
+
+def faster_in_bfloat16() -> bool:
+    """Says whether this CPU multiplies bfloat16 matrices clearly faster than float32 ones (measured once)."""
+    if not _BFLOAT16:
+        seconds = []
+        for dtype in (torch.float32, torch.bfloat16):
+            left, right = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+            left @ right
+            start = time.perf_counter()
+            for _ in range(10):
+                left @ right
+            seconds.append(time.perf_counter() - start)
+        _BFLOAT16.append(seconds[1] < 0.7 * seconds[0])
+    return _BFLOAT16[0]

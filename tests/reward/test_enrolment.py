@@ -1,0 +1,177 @@
+"""``register`` and ``token``, and the served process as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+from mor_core.errors import Invalid, Unauthorized
+from mor_reward.cli import app
+from mor_reward.enrolment import Enrolled, RouterUnavailable, register
+from typer.testing import CliRunner
+
+from tests.reward import reward_kit as kit
+
+
+class Router:
+    """An HTTP server that gives scripted answers to enrolments and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, str]] = []
+        self.asked: list[tuple[str, str | None, dict[str, str]]] = []
+        router = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                router.asked.append((self.path, self.headers["Authorization"], body))
+                status, content = router.answers.pop(0) if len(router.answers) > 1 else router.answers[0]
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content.encode())
+
+            def log_message(self, *_: object) -> None:
+                """Tests print nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def enrol(self) -> Enrolled:
+        given = {"name": "st-mary", "url": "http://127.0.0.1:9", "domains": "brains", "secret": "s" * 32}
+        return register(self.url, "enrol-me", attempts=3, **given)
+
+
+@pytest.fixture
+def router() -> Iterator[Router]:
+    router = Router()
+    thread = Thread(target=router.server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield router
+    router.server.shutdown()
+    router.server.server_close()
+    thread.join(timeout=10)
+
+
+def test_a_client_is_enrolled_with_its_own_secret(router: Router) -> None:
+    router.answers = [(201, json.dumps({"client": {"name": "st-mary"}, "token": "page", "trial": "scored"}))]
+    assert router.enrol() == Enrolled(token="page", trial="scored")
+    body = {"name": "st-mary", "url": "http://127.0.0.1:9", "domains": "brains", "token": "s" * 32}
+    assert router.asked == [("/v1/clients", "Bearer enrol-me", body)]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (401, Unauthorized, r"\(401\): because; the enrolment token is unknown there; ask the platform team"),
+        (403, Unauthorized, r"may not enrol clients"),
+        (404, Invalid, r"no MoR router; check --router"),
+        (409, Invalid, r"a client of that name is enrolled; choose another --name"),
+        (422, Invalid, r"\(422\): because; change what it names"),
+    ],
+)
+def test_a_refusal_tells_why_and_what_to_do(status: int, error: type[Exception], message: str, router: Router) -> None:
+    router.answers = [(status, '{"detail": "because"}')]
+    with pytest.raises(error, match=message):
+        router.enrol()
+    assert len(router.asked) == 1
+
+
+def test_a_router_that_is_busy_is_asked_again_a_bounded_number_of_times(router: Router) -> None:
+    busy = (503, '{"detail": "starting"}')
+    router.answers = [busy, busy, (201, '{"token": "page"}')]
+    assert router.enrol().token == "page"
+    router.asked.clear()
+    router.answers = [busy]
+    with pytest.raises(RouterUnavailable, match="answered 503: starting"):
+        router.enrol()
+    assert len(router.asked) == 3
+
+
+def test_an_answer_that_is_no_enrolment_is_told(router: Router) -> None:
+    router.answers = [(200, "<html>")]
+    with pytest.raises(Invalid, match="is no MoR router"):
+        router.enrol()
+
+
+def test_a_router_that_does_not_answer_is_told() -> None:
+    with pytest.raises(RouterUnavailable, match=r"no answer from the router at http://127\.0\.0\.1:9"):
+        register("http://127.0.0.1:9", "t", name="n", url="u", domains="", secret="s", attempts=2)
+
+
+def test_a_token_is_made_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+    tokens, secret = tmp_path / "tokens.json", tmp_path / "secret"
+    command = ["token", "--tokens-file", str(tokens), "--secret-file", str(secret)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert secret.read_text() not in tokens.read_text()
+    assert [oct(path.stat().st_mode & 0o777) for path in (tokens, secret)] == ["0o600", "0o600"]
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 1
+    assert "holds a token named 'router'" in again.output.replace("\n", " ")
+
+
+@pytest.fixture
+def served(trained: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+    """A real reward service: the process, its address, and the file with its caller's token."""
+    tokens, secret, place = tmp_path / "tokens.json", tmp_path / "secret", tmp_path / "address"
+    assert CliRunner().invoke(app, ["token", "--tokens-file", str(tokens), "--secret-file", str(secret)]).exit_code == 0
+    command = [sys.executable, "-m", "mor_reward.cli", "serve", "--model", str(trained), "--port-file", str(place)]
+    process = subprocess.Popen(
+        [*command, "--tokens-file", str(tokens)], env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not place.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    yield process, place.read_text(), secret
+    process.kill()
+    process.wait(timeout=10)
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+def test_a_served_model_scores_and_ends_cleanly(served: tuple[subprocess.Popen[bytes], str, Path]) -> None:
+    process, address, secret = served
+    headers = {"Authorization": f"Bearer {secret.read_text()}"}
+    body = kit.score_body(["It is red", "It is blue"], kit.draw("red", 5))
+    deadline = time.monotonic() + 30
+    while httpx.get(f"{address}/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    answer = httpx.post(f"{address}/v1/score", json=body, headers=headers, timeout=30)
+    first, second = answer.json()["items"][0]["scores"]
+    assert first > second
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert b"Traceback" not in stderr
+    assert not re.search(secret.read_text().encode(), stderr)
+
+
+def test_register_prints_what_happened_and_keeps_the_page_token(router: Router, tmp_path: Path) -> None:
+    router.answers = [(201, '{"token": "page-token", "trial": "a red square was preferred"}')]
+    secret, page = tmp_path / "secret", tmp_path / "page"
+    command = ["register", "--router", router.url, "--name", "st-mary", "--url", "http://127.0.0.1:9"]
+    options = ["--secret-file", str(secret), "--page-token-file", str(page)]
+    missing = CliRunner().invoke(app, [*command, *options], env={"MOR_ENROLMENT_TOKEN": "t"})
+    assert missing.exit_code == 1
+    assert "mor-reward token --secret-file" in missing.output.replace("\n", " ")
+
+    secret.write_text("s" * 32)
+    done = CliRunner().invoke(app, [*command, *options], env={"MOR_ENROLMENT_TOKEN": "t"})
+    assert done.exit_code == 0
+    assert "enrolled st-mary" in done.output
+    assert "a red square was preferred" in done.output
+    assert page.read_text() == "page-token"
+    assert "page-token" not in done.output

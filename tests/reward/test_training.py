@@ -1,0 +1,351 @@
+"""Training on tiny real models: what is learnt, what is saved, what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mor_core.errors import Conflict, DataFileError, Invalid
+from mor_reward import modeldir
+from mor_reward.backbones import AnyConfig, DualEncoderConfig, TextConfig, VlmConfig, build
+from mor_reward.cli import app
+from mor_reward.progress import Silent
+from mor_reward.recipe import Recipe
+from mor_reward.trainer import Interrupted, Pair, margins
+from mor_reward.training import Job, evaluate, train
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from tests.reward import reward_kit as kit
+
+CONFIGURATIONS = ["dual-encoder", "dual-encoder-trained", "text", "vlm", "vlm-lora"]
+
+
+@pytest.fixture
+def configuration(
+    request: pytest.FixtureRequest, tiny_vlm: Path, text_encoder: Path, dual_config: DualEncoderConfig
+) -> AnyConfig:
+    match request.param:
+        case "dual-encoder":
+            return dual_config
+        case "dual-encoder-trained":
+            return dual_config.model_copy(update={"freeze": False})
+        case "text":
+            return TextConfig(model=str(text_encoder), max_length=40, precision="float32")
+        case "vlm":
+            return VlmConfig(model=str(tiny_vlm), precision="float32")
+        case _:
+            return VlmConfig(model=str(tiny_vlm), lora_rank=4, precision="float32")
+
+
+@pytest.mark.parametrize(
+    ("configuration", "recipe"),
+    [
+        ("dual-encoder", Recipe(epochs=12, lr=3e-3, mismatch=2)),
+        ("text", Recipe(epochs=6, lr=2e-3)),
+        ("vlm", Recipe(epochs=6, lr=3e-3)),
+        ("vlm-lora", Recipe(epochs=6, lr=1e-2)),
+    ],
+    indirect=["configuration"],
+)
+def test_each_backbone_learns_an_easy_preference(configuration: AnyConfig, recipe: Recipe, tmp_path: Path) -> None:
+    """The dual encoder learns colours from pictures; the others a style that the text shows."""
+    if configuration.kind == "dual-encoder":
+        data = kit.write_colour_preferences(tmp_path / "data", 120)
+        unseen = kit.write_colour_preferences(tmp_path / "unseen", 60, seed=7)
+    else:
+        data = kit.write_style_preferences(tmp_path / "data", 200)
+        unseen = data
+    manifest = train(Job(data, tmp_path / "model", "easy", "", configuration, recipe), Silent())
+
+    assert manifest.calibration.pair_accuracy > 0.9
+    assert manifest.calibration.pair_accuracy_interval[0] < manifest.calibration.pair_accuracy
+    _, report = evaluate(unseen, tmp_path / "model")
+    assert report.accuracy > 0.9
+    assert not (tmp_path / "model.training").exists()
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, indirect=True)
+def test_a_saved_model_scores_as_the_trained_one_did(configuration: AnyConfig, tmp_path: Path) -> None:
+    data = kit.write_colour_preferences(tmp_path / "data", 24)
+    recipe = Recipe(epochs=1, batch_size=16, lr=1e-3, heldout_fraction=0.3)
+    manifest = train(Job(data, tmp_path / "model", "m", "", configuration, recipe), Silent())
+    moved = (tmp_path / "model").rename(tmp_path / "elsewhere")
+
+    again, backbone = modeldir.load(moved)
+    assert again == manifest
+    rows = modeldir_rows(data)
+    first = margins(backbone, rows)
+    shifted = margins(modeldir.load(moved)[1], list(reversed(rows)))[::-1]
+    assert first == pytest.approx(shifted, abs=1e-5)
+    assert abs(first).max() > 0
+    for path in moved.rglob("*.json"):
+        assert str(Path(configuration.model_dump().get("model") or "/nowhere")) not in path.read_text()
+
+
+def modeldir_rows(data: Path) -> list[Pair]:
+    from mor_core.datafiles import read_preferences
+
+    return [Pair.of(row) for row in read_preferences(data)]
+
+
+@pytest.mark.parametrize("configuration", ["dual-encoder", "vlm-lora", "text"], indirect=True)
+def test_a_resumed_training_ends_bit_equal_to_an_uninterrupted_one(configuration: AnyConfig, tmp_path: Path) -> None:
+    data = kit.write_colour_preferences(tmp_path / "data", 24)
+    recipe = Recipe(epochs=2, batch_size=8, lr=1e-3, mismatch=1, heldout_fraction=0.3, checkpoint_every=2)
+
+    def job(name: str, resume: bool = False) -> Job:
+        return Job(data, tmp_path / name, "m", "", configuration, recipe, resume)
+
+    whole = train(job("whole"), Silent())
+    with pytest.raises(Interrupted, match="continue with --resume"):
+        train(job("parts"), Silent(), stop_after(3))
+    assert not (tmp_path / "parts").exists()
+    with pytest.raises(Conflict, match="--resume"):
+        train(job("parts"), Silent())
+    parts = train(job("parts", resume=True), Silent())
+
+    assert parts.version == whole.version
+    one, other = (load_file(tmp_path / name / modeldir.WEIGHTS) for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not (tmp_path / "parts.training").exists()
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    asked = iter(range(1, 10_000))
+    return lambda: next(asked) >= steps
+
+
+def test_a_checkpoint_continues_nothing_but_its_own_training(
+    dual_config: DualEncoderConfig, colours: Path, tmp_path: Path
+) -> None:
+    def job(seed: int, resume: bool) -> Job:
+        return Job(colours, tmp_path / "m", "m", "", dual_config, Recipe(epochs=1, seed=seed), resume)
+
+    with pytest.raises(Invalid, match="start without --resume"):
+        train(job(0, resume=True), Silent())
+    with pytest.raises(Interrupted):
+        train(job(0, resume=False), Silent(), stop_after(1))
+    with pytest.raises(Conflict, match="of other data, settings"):
+        train(job(1, resume=True), Silent())
+
+
+def test_the_temperature_makes_held_out_scores_calibrated_logits(trained: Path, tmp_path: Path) -> None:
+    unseen = kit.write_colour_preferences(tmp_path, 100, seed=3)
+    manifest, report = evaluate(unseen, trained)
+    assert report.pairs == 200
+    assert report.ece < 0.1
+    assert manifest.calibration.temperature > 0
+
+
+def test_no_epochs_only_calibrate(dual_config: DualEncoderConfig, colours: Path, tmp_path: Path) -> None:
+    manifest = train(Job(colours, tmp_path / "m", "m", "", dual_config, Recipe(epochs=0)), Silent())
+    assert manifest.training.steps == 0
+    assert manifest.calibration.pair_accuracy == 0.5
+
+
+@pytest.mark.parametrize("kind", ["siglip", "timm"])
+def test_a_dual_encoder_takes_towers_of_any_family(
+    kind: str, text_encoder: Path, colours: Path, tmp_path: Path
+) -> None:
+    tower = kit.build_vision_encoder(tmp_path / "tower", kind)
+    config = DualEncoderConfig(
+        vision=str(tower),
+        text=str(text_encoder),
+        image_size=64,
+        vision_layers=(-1, -2),
+        width=32,
+        precision="float32",
+    )
+    manifest = train(Job(colours, tmp_path / "m", "m", "", config, Recipe(epochs=2, lr=3e-3, mismatch=2)), Silent())
+    again, backbone = modeldir.load(tmp_path / "m")
+    assert again == manifest
+    chosen = [pair.chosen for pair in modeldir_rows(colours)]
+    one_text = [example for example in chosen if example.response == chosen[0].response]
+    assert backbone.score(one_text).std() > 1e-4
+
+
+def test_sharing_a_prefix_changes_no_score(tiny_vlm: Path, colours: Path) -> None:
+    backbone = build(VlmConfig(model=str(tiny_vlm), precision="float32"), Path(), pretrained=True)
+    torch.nn.init.normal_(backbone.head.weight)  # type: ignore[operator, union-attr, arg-type]
+    pairs = modeldir_rows(colours)[:10]
+    shared = margins(backbone, pairs)
+    backbone.shares_prefix = False
+    assert shared == pytest.approx(margins(backbone, pairs), abs=1e-4)
+    assert abs(shared).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_a_vlm_of_any_family_trains_a_step(kind: str, freeze_vision: bool, tmp_path: Path) -> None:
+    from tests.tiny_models import build_tiny_vlm
+
+    checkpoint = build_tiny_vlm(tmp_path / "vlm", kind=kind)  # type: ignore[arg-type]
+    data = kit.write_colour_preferences(tmp_path / "data", 10)
+    config = VlmConfig(model=str(checkpoint), freeze_vision=freeze_vision, precision="float32")
+    recipe = Recipe(epochs=1, batch_size=4, heldout_fraction=0.4)
+    train(Job(data, tmp_path / "m", "m", "", config, recipe), Silent())
+    _, backbone = modeldir.load(tmp_path / "m")
+    pairs = modeldir_rows(data)
+    together = margins(backbone, pairs)
+    alone = [float(margins(backbone, [pair])[0]) for pair in pairs]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert abs(together).max() > 0
+
+
+def test_a_picture_decides_the_score_of_a_vlm(tiny_vlm: Path, colours: Path) -> None:
+    backbone = build(VlmConfig(model=str(tiny_vlm), precision="float32"), Path(), pretrained=True)
+    torch.nn.init.normal_(backbone.head.weight)  # type: ignore[operator, union-attr, arg-type]
+    chosen = [pair.chosen for pair in modeldir_rows(colours)[:20]]
+    same_text = [example for example in chosen if example.response == chosen[0].response]
+    scores = backbone.eval().score(same_text)
+    assert scores.std() > 1e-4
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_a_malformed_line_is_named_with_its_cure(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
+    data = kit.write_style_preferences(tmp_path, 5)
+    data.write_text(data.read_text() + '{"prompt": "x", "chosen": "a", "rejected": "b", "imags": []}\n')
+    with pytest.raises(DataFileError, match=r"prefs.jsonl:6: unknown column 'imags'; the columns are"):
+        train(Job(data, tmp_path / "m", "m", "", dual_config, Recipe()), Silent())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prefs.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [("0.png", None, "no file .*0.png; paths are relative"), ("0.png", b"\x89PNG cut", "0.png: not a readable image")],
+)
+def test_a_missing_or_corrupt_picture_is_named(
+    file: str, content: bytes | None, message: str, dual_config: DualEncoderConfig, tmp_path: Path
+) -> None:
+    data = kit.write_colour_preferences(tmp_path, 10)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataFileError, match=f"prefs.jsonl:1: images: {message}"):
+        train(Job(data, tmp_path / "m", "m", "", dual_config, Recipe()), Silent())
+
+
+def test_a_wrong_checkpoint_path_is_named_with_its_cure(colours: Path, tmp_path: Path) -> None:
+    config = VlmConfig(model=str(tmp_path / "nowhere"))
+    with pytest.raises(Invalid, match=r"model '.*nowhere' cannot be loaded: .* give the folder"):
+        train(Job(colours, tmp_path / "m", "m", "", config, Recipe()), Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_kind_is_refused(text_encoder: Path, colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="cannot be loaded"):
+        train(Job(colours, tmp_path / "m", "m", "", VlmConfig(model=str(text_encoder)), Recipe()), Silent())
+
+
+def test_a_row_that_is_too_long_is_named(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
+    data = kit.write_style_preferences(tmp_path, 12)
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    lines[7]["chosen"] = "red " * 40
+    kit.write_lines(data, lines)
+    with pytest.raises(Invalid, match=r"row '8': the response has 42 tokens; this model reads at most 32; .* --set"):
+        train(Job(data, tmp_path / "m", "m", "", dual_config, Recipe()), Silent())
+
+
+def test_a_folder_that_is_there_is_replaced_only_when_told(
+    trained: Path, dual_config: DualEncoderConfig, colours: Path
+) -> None:
+    with pytest.raises(Conflict, match="exists; choose another --out, or replace it with --overwrite"):
+        train(Job(colours, trained, "m", "", dual_config, Recipe()), Silent())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "reward.json").unlink(), "has no reward.json; give the folder that"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "cannot be loaded .* copy the folder again"),
+        (lambda folder: (folder / "reward.json").write_text("{}"), "reward.json: .*train the model again"),
+    ],
+)
+def test_a_damaged_model_folder_is_refused(
+    damage: Callable[[Path], object], message: str, trained: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    damage(folder)
+    with pytest.raises(Invalid, match=message):
+        modeldir.load(folder)
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+COMMAND = [sys.executable, "-m", "mor_reward.cli"]
+
+
+def arguments(config: DualEncoderConfig, data: Path, out: Path) -> list[str]:
+    towers = ["--vision", config.vision, "--text", config.text, "--set", "image_size=64", "--set", "width=32"]
+    return [*COMMAND, "train", "--data", str(data), "--backbone", "dual-encoder", "--out", str(out), *towers]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def test_the_command_trains_and_evaluates(dual_config: DualEncoderConfig, colours: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    done = run([*arguments(dual_config, colours, out), "--epochs", "1", "--name", "shapes"])
+    assert done.returncode == 0, done.stderr
+    assert "shapes" in done.stdout
+    assert "accuracy" in done.stdout
+    checked = run([*COMMAND, "evaluate", "--data", str(colours), "--model", str(out)])
+    assert checked.returncode == 0, checked.stderr
+    assert "240" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--set", "heigth=3"], "error: backbone: dual-encoder.heigth: Extra inputs are not permitted"),
+        (["--set", "width"], "error: --set 'width': write it as name=value"),
+        (["--lora-rank", "4"], "error: backbone: dual-encoder.lora_rank: Extra inputs are not permitted"),
+        (["--heldout-fraction", "0.9"], "error: heldout_fraction: Input should be less than or equal to 0.5"),
+    ],
+)
+def test_an_unknown_or_wrong_setting_is_named(
+    extra: list[str], message: str, dual_config: DualEncoderConfig, colours: Path, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(app, [*arguments(dual_config, colours, tmp_path / "m")[len(COMMAND) :], *extra])
+    assert done.exit_code == 1
+    assert message in done.output.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_a_checkpoint_and_nothing_half_written(
+    dual_config: DualEncoderConfig, colours: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    command = [*arguments(dual_config, colours, out), "--epochs", "400", "--patience", "400", "--checkpoint-every", "5"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    checkpoint = tmp_path / "model.training" / "checkpoint.pt"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert "continue with --resume" in stderr
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "model.training",
+        "model.training/checkpoint.pt",
+    ]

@@ -1,0 +1,388 @@
+"""Run control and status API through the real ASGI app, events through the real streams."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from mor_core.runs import RunSpec
+from mor_core.streams import Streams
+from mor_core.wire import EventRecord
+from mor_trainer.app import create_app
+from mor_trainer.config import ControlSettings
+from mor_trainer.events import event_id
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from tests.trainer.kit import bearer, make_spec, running, served
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tokens_file: Path, redis_url: str) -> ControlSettings:
+    return ControlSettings(
+        runs_dir=tmp_path / "runs",
+        tokens_file=tokens_file,
+        redis_url=SecretStr(redis_url),
+        run_lease_s=60.0,
+        sse_heartbeat_s=1.0,
+    )
+
+
+@pytest.fixture
+async def impatient(settings: ControlSettings, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    """Run control that gives a worker up after a second."""
+    async with running(create_app(settings.model_copy(update={"run_lease_s": 1.0}))) as client:
+        client.headers.update(bearer("admin"))
+        yield client
+
+
+@pytest.fixture
+async def http(settings: ControlSettings, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    async with running(create_app(settings)) as client:
+        client.headers.update(bearer("admin"))
+        yield client
+
+
+@pytest.fixture
+def spec(tiny: Path, prompts: Path) -> RunSpec:
+    return make_spec(tiny, prompts, steps=10)
+
+
+async def create(http: httpx.AsyncClient, spec: RunSpec) -> str:
+    reply = await http.post("/v1/runs", json=spec.model_dump(mode="json"))
+    assert reply.status_code == 201, reply.text
+    assert reply.headers["Location"] == f"/v1/runs/{reply.json()['id']}"
+    return str(reply.json()["id"])
+
+
+async def claim(http: httpx.AsyncClient) -> dict[str, Any]:
+    reply = await http.post("/v1/runs/claim", json={"worker": "w1"}, headers=bearer("service"))
+    assert reply.status_code == 200, reply.text
+    return dict(reply.json())
+
+
+class Worker:
+    """The event side of a worker."""
+
+    def __init__(self, redis: Redis, run: str, attempt: int) -> None:
+        self._streams = Streams(redis, run, 1000)
+        self._run, self._attempt, self.sequence = run, attempt, 0
+
+    async def tell(self, kind: Any, step: int, data: dict[str, Any], sequence: int | None = None) -> None:
+        if sequence is None:
+            self.sequence += 1
+        record = EventRecord(
+            run=self._run,
+            group_id=event_id(self._attempt, sequence or self.sequence),
+            stamps={"trainer": time.time()},
+            kind=kind,
+            step=step,
+            data=data,
+        )
+        await self._streams.publish("events", record, timeout_s=5)
+
+    async def step(self, step: int, reward: float) -> None:
+        clients = {"alpha": {"reward_mean": reward, "weight": 1.0, "failures": {}}}
+        data = {"reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients, "gate_version": 1}
+        await self.tell("step", step, data)
+
+
+async def eventually(http: httpx.AsyncClient, path: str, wanted: Any) -> Any:
+    """The JSON at ``path`` once ``wanted(json)`` holds."""
+    deadline = time.monotonic() + 10
+    while True:
+        found = (await http.get(path)).raise_for_status().json()
+        if wanted(found):
+            return found
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.02)
+
+
+async def test_what_is_not_known_yet_is_null(http: httpx.AsyncClient, spec: RunSpec) -> None:
+    run = await create(http, spec)
+    found = (await http.get(f"/v1/runs/{run}")).json()
+    assert (found["state"], found["total"]) == ("queued", 10)
+    for name in ("step", "progress", "eta_s", "metrics", "weights_version", "gate_version", "started_at", "final"):
+        assert found[name] is None, name
+    assert (await http.get(f"/v1/runs/{run}/clients")).json()["clients"] == {}
+    assert [item["id"] for item in (await http.get("/v1/runs")).json()] == [run]
+    assert (await http.get(f"/v1/runs/{run}/spec")).json() == spec.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group_sise": 8}, "body.group_sise: Extra inputs are not permitted"),
+        ({"name": "Not A Name"}, "body.name: String should match pattern"),
+        ({"algorithm": {"loss": {"kind": "ppo"}}}, "Input tag 'ppo' found using 'kind' does not match"),
+        ({"groups_per_step": 4, "optimiser": {"updates_per_step": 3}}, "updates_per_step=3 does not divide"),
+        ({"max_staleness": 4}, "keep_weights=4 is too few for max_staleness=4; set it to 6 or more"),
+        ({"prompts": "/nowhere/prompts.jsonl"}, "no such file; give the path of a .jsonl or .parquet file"),
+        ({"evaluation_prompts": "/nowhere/e.jsonl"}, "/nowhere/e.jsonl: no such file"),
+        ({"model": "/nowhere/model"}, "no folder '/nowhere/model'; give a checkpoint folder or a hub name"),
+    ],
+)
+async def test_a_bad_spec_is_refused_with_the_cure(
+    http: httpx.AsyncClient, spec: RunSpec, change: dict[str, Any], message: str
+) -> None:
+    reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), **change})
+    assert reply.status_code == 422
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert message in reply.json()["detail"]
+    assert (await http.get("/v1/runs")).json() == []
+
+
+async def test_bad_files_are_refused_with_place_and_cure(
+    http: httpx.AsyncClient, spec: RunSpec, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "fine"}\n{"promt": "misspelt"}\n')
+    reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), "prompts": str(bad)})
+    assert f"{bad}:2: unknown column 'promt'" in reply.json()["detail"]
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text("{}")
+    reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), "model": str(tmp_path / "half")})
+    assert "lacks weights (*.safetensors), a processor" in reply.json()["detail"]
+
+
+async def test_scopes(http: httpx.AsyncClient, spec: RunSpec) -> None:
+    run = await create(http, spec)
+    allowed = {
+        ("GET", f"/v1/runs/{run}"): {"admin", "viewer", "service"},
+        ("GET", f"/v1/runs/{run}/metrics"): {"admin", "viewer", "service"},
+        ("POST", f"/v1/runs/{run}/pause"): {"admin"},
+        ("POST", "/v1/runs/claim"): {"admin", "service"},
+        ("GET", f"/v1/runs/{run}/weights/0"): {"admin", "service"},
+    }
+    for (method, path), scopes in allowed.items():
+        for scope in ("admin", "service", "viewer", "client"):
+            reply = await http.request(method, path, headers=bearer(scope), json={"worker": "w"})
+            assert (reply.status_code == 403) == (scope not in scopes), (path, scope, reply.text)
+        assert (await http.request(method, path, headers={"Authorization": "Bearer nonsense"})).status_code == 401
+
+
+async def test_an_unknown_run_is_a_problem_with_the_cure(http: httpx.AsyncClient) -> None:
+    for path in ("", "/metrics", "/samples", "/clients", "/checkpoints", "/events", "/weights/3", "/weights/latest"):
+        reply = await http.get(f"/v1/runs/nope{path}")
+        assert reply.status_code == 404, path
+        assert reply.json()["detail"] == "no run 'nope'; GET /v1/runs lists them"
+
+
+async def test_the_snapshot_is_revalidated_by_etag(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
+    run = await create(http, spec)
+    first = await http.get(f"/v1/runs/{run}")
+    assert "no-cache" in first.headers["cache-control"]
+    tagged = {"If-None-Match": first.headers["etag"]}
+    again = await http.get(f"/v1/runs/{run}", headers=tagged)
+    assert (again.status_code, again.content) == (304, b"")
+    held = await claim(http)
+    changed = await http.get(f"/v1/runs/{run}", headers=tagged)
+    assert changed.status_code == 200
+    assert changed.json()["state"] == "running"
+    await Worker(redis, run, held["attempt"]).step(1, 0.5)
+    found = await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
+    assert found["progress"] == 0.1
+    assert found["eta_s"] == pytest.approx(18)
+    assert found["metrics"]["reward_mean"] == 0.5
+
+
+async def test_metrics_since_a_step_and_down_sampled(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
+    run = await create(http, spec)
+    worker = Worker(redis, run, (await claim(http))["attempt"])
+    for step in range(1, 31):
+        await worker.step(step, step / 10)
+    path = f"/v1/runs/{run}/metrics"
+    whole = await eventually(http, path, lambda found: len(found["points"]) == 30)
+    assert [point["step"] for point in whole["points"]] == list(range(1, 31))
+    since = (await http.get(path, params={"since_step": 27})).json()
+    assert [point["step"] for point in since["points"]] == [28, 29, 30]
+    few = [point["step"] for point in (await http.get(path, params={"max_points": 7})).json()["points"]]
+    assert len(few) <= 7
+    assert few[-1] == 30
+    assert len({b - a for a, b in itertools.pairwise(few)}) == 1, "evenly spaced"
+    assert (await http.get(path, params={"max_points": 0})).status_code == 422
+
+
+async def test_events_twice_or_out_of_order_change_nothing(
+    http: httpx.AsyncClient, spec: RunSpec, redis: Redis
+) -> None:
+    run = await create(http, spec)
+    held = await claim(http)
+    worker = Worker(redis, run, held["attempt"])
+    for sequence in (1, 3, 3, 1):
+        await worker.tell("checkpoint", sequence, {"path": f"/c/{sequence}"}, sequence)
+    await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 2)
+    beat = {"attempt": held["attempt"], "state": "running"}
+    reply = await http.post(f"/v1/runs/{run}/heartbeat", json=beat)
+    assert reply.json() == {"desired": "run", "events_seen": 1}, "2 is missing"
+    await worker.tell("checkpoint", 2, {"path": "/c/2"}, 2)
+    await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 3)
+    assert (await http.post(f"/v1/runs/{run}/heartbeat", json=beat)).json()["events_seen"] == 3
+
+
+async def test_a_resumed_run_replaces_the_steps_it_lost(
+    impatient: httpx.AsyncClient, spec: RunSpec, redis: Redis
+) -> None:
+    http = impatient
+    run = await create(http, spec)
+    first = Worker(redis, run, (await claim(http))["attempt"])
+    await first.tell("state", 0, {"name": "started", "from_step": 0})
+    for step in range(1, 6):
+        await first.step(step, 1.0)
+    await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 5)
+    await eventually(http, f"/v1/runs/{run}", lambda found: found["state"] == "queued")  # the lease ended
+    held = await claim(http)
+    assert held["attempt"] == 2
+    second = Worker(redis, run, 2)
+    await second.tell("state", 3, {"name": "resumed", "from_step": 3})
+    await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 3)
+    await first.step(6, 1.0)  # a late word of the dead worker
+    await second.step(4, 2.0)
+    await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 4)
+    points = (await http.get(f"/v1/runs/{run}/metrics")).json()["points"]
+    assert [(point["step"], point["reward_mean"]) for point in points] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+
+
+async def test_a_worker_that_lost_its_run_is_told(impatient: httpx.AsyncClient, spec: RunSpec) -> None:
+    http = impatient
+    run = await create(http, spec)
+    assert (await claim(http))["run"] == run
+    assert (await http.post("/v1/runs/claim", json={"worker": "w2"})).status_code == 204
+    await eventually(http, f"/v1/runs/{run}", lambda found: found["state"] == "queued")
+    assert "no heartbeat for 1 s" in (await http.get(f"/v1/runs/{run}")).json()["error"]
+    late = await http.post(f"/v1/runs/{run}/heartbeat", json={"attempt": 1, "state": "running"})
+    assert late.status_code == 409
+    assert (await claim(http))["attempt"] == 2
+    late = await http.post(f"/v1/runs/{run}/heartbeat", json={"attempt": 1, "state": "finished"})
+    assert late.status_code == 409
+    assert (await http.get(f"/v1/runs/{run}")).json()["error"] is None
+
+
+async def test_pause_resume_stop_without_a_worker(http: httpx.AsyncClient, spec: RunSpec) -> None:
+    run = await create(http, spec)
+    assert (await http.post(f"/v1/runs/{run}/pause")).json()["state"] == "paused"
+    assert (await http.post("/v1/runs/claim", json={"worker": "w"})).status_code == 204
+    assert (await http.post(f"/v1/runs/{run}/resume")).json()["state"] == "queued"
+    assert (await http.post(f"/v1/runs/{run}/stop")).json()["state"] == "stopped"
+    reply = await http.post(f"/v1/runs/{run}/pause")
+    assert reply.status_code == 409
+    assert reply.json()["detail"] == f"run {run} is stopped; only a run that is queued, running or paused can be paused"
+    assert (await http.post(f"/v1/runs/{run}/resume")).json()["state"] == "queued"
+    held = await claim(http)
+    await http.post(f"/v1/runs/{run}/heartbeat", json={"attempt": held["attempt"], "state": "finished", "final": "/f"})
+    reply = await http.post(f"/v1/runs/{run}/resume")
+    assert reply.status_code == 409
+    assert "is finished; create a new run to go on from /f" in reply.json()["detail"]
+
+
+async def lines(http: httpx.AsyncClient, run: str, count: int, cursor: str | None = None) -> list[dict[str, str]]:
+    """``count`` events of the stream."""
+    headers = {} if cursor is None else {"Last-Event-ID": cursor}
+    found: list[dict[str, str]] = []
+    current: dict[str, str] = {}
+    async with asyncio.timeout(10), http.stream("GET", f"/v1/runs/{run}/events", headers=headers) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        async for line in reply.aiter_lines():
+            name, _, value = line.partition(":")
+            value = value.strip()
+            if line == "" and current:
+                found.append(current)
+                current = {}
+                if len(found) == count:
+                    break
+            elif line:
+                current[name or "comment"] = value
+    return found
+
+
+async def test_an_event_stream_resumes_without_a_gap(
+    settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path
+) -> None:
+    async with served(create_app(settings)) as address, httpx.AsyncClient(base_url=address) as http:
+        http.headers.update(bearer("admin"))
+        run = await create(http, spec)
+        worker = Worker(redis, run, (await claim(http))["attempt"])
+        listening = asyncio.create_task(lines(http, run, 2))
+        await asyncio.sleep(0.3)
+        for step in (1, 2, 3, 4):
+            await worker.step(step, 0.1 * step)
+        first = await listening
+        assert [json.loads(event["data"])["step"] for event in first] == [1, 2]
+        assert first[0]["event"] == "step"
+        rest = await lines(http, run, 2, first[-1]["id"])
+        assert [json.loads(event["data"])["step"] for event in rest] == [3, 4]
+        silence = await lines(http, run, 1, rest[-1]["id"])
+        assert silence[0]["comment"].startswith("ping"), "a heartbeat keeps the stream open"
+        for cursor in ("other-run/3", "nonsense"):
+            reply = await http.get(f"/v1/runs/{run}/events", headers={"Last-Event-ID": cursor})
+            assert reply.status_code == 422
+            assert f"is not a cursor of run {run}" in reply.json()["detail"]
+
+
+async def test_weight_files(http: httpx.AsyncClient, spec: RunSpec, settings: ControlSettings, tiny: Path) -> None:
+    import torch
+    from mor_trainer import weights
+
+    run = await create(http, spec)
+    reply = await http.get(f"/v1/runs/{run}/weights/latest")
+    assert reply.status_code == 404
+    assert "has published no weights yet" in reply.json()["detail"]
+    tensors = {"a.weight": torch.arange(1000, dtype=torch.float32)}
+    for version in (0, 1):
+        weights.publish(
+            settings.runs_dir / run, run, version, str(tiny), model=torch.nn.Linear(1, 1), adapter=None,
+            trainable=tensors, keep=4,
+        )  # fmt: skip
+    manifest = (await http.get(f"/v1/runs/{run}/weights/latest")).json()
+    assert manifest["version"] == 1
+    assert (await http.get(f"/v1/runs/{run}/weights/0")).json()["version"] == 0
+    file = manifest["files"][0]
+    path = f"/v1/runs/{run}/weights/1/{file['name']}"
+    whole = await http.get(path)
+    assert len(whole.content) == file["bytes"]
+    assert whole.headers["etag"] == f'"{file["sha256"]}"'
+    part = await http.get(path, headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, whole.content[100:200])
+    assert (await http.get(path, headers={"If-None-Match": whole.headers["etag"]})).status_code == 304
+    assert (await http.get(path, headers={"Range": "bytes=999999-"})).status_code == 416
+    for missing in ("manifest.json", "..%2F0%2Fmodel.safetensors", "other.bin"):
+        reply = await http.get(f"/v1/runs/{run}/weights/1/{missing}")
+        assert reply.status_code == 404, missing
+    assert "keeps [0, 1], take /weights/latest" in (await http.get(f"/v1/runs/{run}/weights/9")).json()["detail"]
+
+
+async def test_health_metrics_and_the_status_page(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
+    run = await create(http, spec)
+    worker = Worker(redis, run, (await claim(http))["attempt"])
+    await worker.step(1, 0.25)
+    await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
+    await eventually(http, "/readyz", lambda found: found["ready"])
+    exported = (await http.get("/metrics")).text
+    assert f'mor_trainer_reward_mean_logits{{run="{run}"}} 0.25' in exported
+    assert f'mor_trainer_client_weight_ratio{{client="alpha",run="{run}"}} 1.0' in exported
+    page = await http.get("/", headers={"Authorization": ""})
+    assert page.status_code == 200
+    assert "<title>MoR" in page.text
+    assert "http://" not in page.text.replace("http://www.w3.org", "")
+    assert "https://" not in page.text, "no external assets"
+    assert len(page.content) < 40_000
+
+
+async def test_the_history_survives_a_restart(settings: ControlSettings, spec: RunSpec, redis: Redis) -> None:
+    async with running(create_app(settings)) as http:
+        http.headers.update(bearer("admin"))
+        run = await create(http, spec)
+        await Worker(redis, run, (await claim(http))["attempt"]).step(1, 0.5)
+        before = await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
+    async with running(create_app(settings)) as http:
+        http.headers.update(bearer("admin"))
+        assert (await http.get(f"/v1/runs/{run}")).json() == before
