@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -341,7 +341,7 @@ async def test_a_request_that_cannot_make_its_deadline_is_answered_early(
         assert (await http.post("/v1/score", json=body)).status_code == 200  # teaches how long a response takes
         started = asyncio.get_running_loop().time()
         late = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "100"})
-        assert asyncio.get_running_loop().time() - started < 0.1
+        assert asyncio.get_running_loop().time() - started < 0.4
         in_time = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "5000"})
         bad = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "soon"})
     assert late.status_code == 429
@@ -350,31 +350,61 @@ async def test_a_request_that_cannot_make_its_deadline_is_answered_early(
     assert bad.status_code == 422
 
 
+def held(folder: Path) -> tuple[str, Path, Path]:
+    """A scorer that notes what it is called with and waits, at most 20 s, to be let go: body, notes, release."""
+    notes, release = folder / "notes", folder / "release"
+    notes.touch()
+    note = f"Path({str(notes)!r}).write_text(Path({str(notes)!r}).read_text() + responses[0])"
+    wait = f"[time.sleep(0.01) for _ in range(2000) if not Path({str(release)!r}).exists()]"
+    return f"{note}; {wait}; return [1.0] * len(responses)", notes, release
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(2000):
+        if await condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError
+
+
 @pytest.mark.anyio
 async def test_an_item_whose_deadline_passes_in_the_queue_is_not_scored(
     settings: RewardSettings, tmp_path: Path
 ) -> None:
-    log = tmp_path / "calls"
-    body = f"Path({str(log)!r}).write_text(responses[0]); time.sleep(0.3); return [1.0] * len(responses)"
+    body, notes, release = held(tmp_path)
+
+    async def began() -> bool:
+        return notes.read_text() == "first"
+
     async with service(function_settings(settings, tmp_path, body, batch_responses=1)) as http:
         first = asyncio.create_task(http.post("/v1/score", json=kit.score_body(["first"], RED)))
-        await asyncio.sleep(0.1)
-        late = await http.post("/v1/score", json=kit.score_body(["late"], RED), headers={"X-MoR-Deadline-Ms": "100"})
+        await until(began)
+        deadline = {"X-MoR-Deadline-Ms": "100"}
+        late = asyncio.create_task(http.post("/v1/score", json=kit.score_body(["late"], RED), headers=deadline))
+        await asyncio.sleep(0.3)
+        release.touch()
         assert (await first).status_code == 200
-    assert late.status_code == 503
-    assert "deadline passed" in late.json()["detail"]
-    assert log.read_text() == "first"
+        answer = await late
+    assert answer.status_code == 503
+    assert "deadline passed" in answer.json()["detail"]
+    assert notes.read_text() == "first"
 
 
 @pytest.mark.anyio
 async def test_stopping_finishes_what_is_queued(settings: RewardSettings, tmp_path: Path) -> None:
-    app = create_app(function_settings(settings, tmp_path, SLOW, batch_responses=2))
+    body, _, release = held(tmp_path)
+    app = create_app(function_settings(settings, tmp_path, body, batch_responses=2))
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward", headers=headers) as http:
+
+        async def all_but_the_first_wait() -> bool:
+            return await metric(http, "mor_reward_queued_responses") == 8
+
         async with app.router.lifespan_context(app):
             bodies = [kit.score_body(["a", "b"], RED, item_id=str(number)) for number in range(5)]
             calls = [asyncio.create_task(http.post("/v1/score", json=body)) for body in bodies]
-            await asyncio.sleep(0.05)
+            await until(all_but_the_first_wait)
+            release.touch()
         answers = await asyncio.gather(*calls)
         assert [answer.status_code for answer in answers] == [200] * 5
         after = await http.post("/v1/score", json=bodies[0])

@@ -37,7 +37,10 @@ class Publisher:
         self.requests: list[tuple[str, str | None]] = []
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        routes = [Route("/weights/{run}/{version}", self._manifest), Route("/weights/{run}/{version}/{file}", self._file)]
+        routes = [
+            Route("/weights/{run}/{version}", self._manifest),
+            Route("/weights/{run}/{version}/{file}", self._file),
+        ]
         config = uvicorn.Config(Starlette(routes=routes), port=self.port, log_level="error")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)

@@ -58,7 +58,9 @@ def moved(tensors: dict[str, Tensor], seed: int, only: str = "", scale: float = 
     }
 
 
-def make_adapter(model_folder: Path, folder: Path, seed: int, targets: str = r".*text_model.*(q_proj|v_proj|down_proj)") -> Path:
+def make_adapter(
+    model_folder: Path, folder: Path, seed: int, targets: str = r".*text_model.*(q_proj|v_proj|down_proj)"
+) -> Path:
     """A PEFT adapter of rank 4 whose effect is well visible."""
     from peft import LoraConfig, get_peft_model
 

@@ -48,7 +48,9 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 async def app(tied: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> AsyncIterator[FastAPI]:
     folder = tmp_path_factory.mktemp("service")
-    tokens = [{"name": scope, "scope": scope, "sha256": hash_token(f"{scope}-token")} for scope in ("service", "viewer")]
+    tokens = [
+        {"name": scope, "scope": scope, "sha256": hash_token(f"{scope}-token")} for scope in ("service", "viewer")
+    ]
     (folder / "tokens.json").write_text(json.dumps(tokens))
     settings = settings_for(
         tied,
@@ -348,9 +350,7 @@ async def test_chat_refuses_what_it_cannot_do(
 
 async def test_chat_is_bounded(client: httpx.AsyncClient) -> None:
     body = question(max_tokens=150, temperature=2.0, n=4)
-    answers = await asyncio.gather(
-        *(client.post("/v1/chat/completions", json=body, headers=SERVICE) for _ in range(6))
-    )
+    answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=body, headers=SERVICE) for _ in range(6)))
     codes = sorted(answer.status_code for answer in answers)
     assert codes == [200, 200, 503, 503, 503, 503]
 

@@ -114,9 +114,7 @@ async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publi
     assert not leftovers(store)
 
 
-async def test_tensors_must_be_the_listed_ones(
-    store: WeightsStore, publisher: Publisher, ref: WeightsRef
-) -> None:
+async def test_tensors_must_be_the_listed_ones(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
     path = "/weights/run/1"
     manifest = publisher.manifests[path]
     info = manifest.tensors["lm_head.weight"].model_copy(update={"sha256": "0" * 64})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -33,13 +32,10 @@ def create_app(settings: ControlSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         nonlocal ingest
         ingest = Ingest(settings, runs, history, watchers)
-        task = asyncio.create_task(ingest.run(), name="ingest")
         try:
-            yield
+            async with ingest.running():
+                yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
             database.close()
 
     async def queue_server() -> str | None:

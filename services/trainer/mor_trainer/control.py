@@ -12,6 +12,7 @@ import stamina
 import structlog
 from mor_core.errors import MorError, Unauthorized
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunState
+from mor_core.tasks import end
 
 from mor_trainer.config import WorkerSettings
 
@@ -89,9 +90,7 @@ class Hold:
         try:
             yield self
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     async def _beat(self) -> None:
         while self.lost is None:

@@ -19,6 +19,7 @@ from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
 from mor_core.runs import RunSpec
 from mor_core.streams import Consumer, Entry, Streams, announce, connect, key, withdraw
+from mor_core.tasks import end
 from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
 
@@ -72,7 +73,7 @@ class Groups:
         self._arrived = asyncio.Event()
         self._last_arrival = time.monotonic()
         self._mark = QueueMark(self._redis, run)
-        self._tasks: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.ledger: Ledger[ScoredGroup] = Ledger(
             run=run,
             prompts=len(prompts),
@@ -82,7 +83,8 @@ class Groups:
         )
         self.evaluation: Round | None = None
         self.duplicates = 0
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
+        """What ended a background task that should not end."""
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -91,15 +93,22 @@ class Groups:
         if state is not None:
             self.ledger.restore(state, self._deadline())
             self._queue(*self.ledger.outstanding)
-        self._tasks = asyncio.create_task(self._run_all(), name=f"groups {self._run}")
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
+            "announce": self._announce,
+            "send": self._send_prompts,
+            "rewards": self._read_rewards,
+            "dead": self._read_dead,
+            "watch": self._watch,
+            "events": lambda: self._events.send(self._streams),
+        }
+        self._tasks = [
+            asyncio.create_task(self._persist(name, loop), name=f"{name} {self._run}") for name, loop in loops.items()
+        ]
 
     async def close(self) -> None:
         """Stop, tell the stages that the run does not go on here, and leave no blob behind."""
         await self._events.drain(_DRAIN_S)
-        if self._tasks is not None:
-            self._tasks.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._tasks
+        await end(*self._tasks)
         with contextlib.suppress(RedisError, TimeoutError):
             async with asyncio.timeout(_SEND_TIMEOUT_S):
                 await withdraw(self._redis, self._run)
@@ -109,23 +118,6 @@ class Groups:
                     await self._blobs.release(group_id)
         await self._redis.aclose()
 
-    async def _run_all(self) -> None:
-        loops = {
-            "announce": self._announce,
-            "send": self._send_prompts,
-            "rewards": self._read_rewards,
-            "dead": self._read_dead,
-            "watch": self._watch,
-            "events": lambda: self._events.send(self._streams),
-        }
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for name, loop in loops.items():
-                    tasks.create_task(self._persist(name, loop), name=f"{name} {self._run}")
-        except* Exception as errors:
-            self.failure = errors.exceptions[0]
-            self._arrived.set()
-
     async def _persist(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run ``loop`` again, after a pause with jitter, whenever the queue server failed it."""
         while True:
@@ -134,6 +126,10 @@ class Groups:
             except (RedisError, StreamError, OSError) as error:
                 log.warning("the queue server failed", task=name, run=self._run, error=str(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))
+            except Exception as error:
+                self.failure = error
+                self._arrived.set()
+                raise
 
     # --- what the training loop calls ---------------------------------------------------------------------------
 

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import random
 from collections import defaultdict
+from collections.abc import AsyncIterator
 
 import structlog
 from mor_core.errors import StreamError
 from mor_core.runs import RunState
 from mor_core.streams import Consumer, Streams, connect
+from mor_core.tasks import end
 from mor_core.wire import EventRecord
 from redis.exceptions import RedisError
 
@@ -60,21 +62,25 @@ class Ingest:
         self._readers: dict[str, asyncio.Task[None]] = {}
         self.reachable: str | None = "not connected yet"
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Read while the body runs."""
+        looking = asyncio.create_task(self._look(), name="ingest")
         try:
-            while True:
-                for run in self._runs.requeue_lost():
-                    log.warning("the run's worker went silent", run=run)
-                    self._watchers.wake(run)
-                self._look()
-                await self._ping()
-                await asyncio.sleep(_LOOK_S)
+            yield
         finally:
-            for task in self._readers.values():
-                task.cancel()
-            await asyncio.gather(*self._readers.values(), return_exceptions=True)
+            await end(looking)
+            await end(*self._readers.values())
             await self._redis.aclose()
+
+    async def _look(self) -> None:
+        while True:
+            for run in self._runs.requeue_lost():
+                log.warning("the run's worker went silent", run=run)
+                self._watchers.wake(run)
+            self._start_readers()
+            await self._ping()
+            await asyncio.sleep(_LOOK_S)
 
     async def _ping(self) -> None:
         try:
@@ -83,7 +89,7 @@ class Ingest:
         except (RedisError, OSError) as error:
             self.reachable = f"the queue server cannot be reached ({error}); check MOR_REDIS_URL"
 
-    def _look(self) -> None:
+    def _start_readers(self) -> None:
         for run, task in list(self._readers.items()):
             if task.done():
                 del self._readers[run]

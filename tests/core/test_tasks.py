@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from mor_core.tasks import end
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_task_that_takes_a_cancellation_for_its_own_ends_all_the_same() -> None:
+    async def stubborn() -> None:
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                continue
+        await asyncio.sleep(60)
+
+    async def failing() -> None:
+        raise ValueError("left in the task")
+
+    tasks = [asyncio.create_task(stubborn()), asyncio.create_task(failing())]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await end(*tasks)
+    assert tasks[0].cancelled()
+    assert isinstance(tasks[1].exception(), ValueError)
