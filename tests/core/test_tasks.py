@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from mor_core.tasks import end
+from mor_core.tasks import stop
 
 pytestmark = pytest.mark.anyio
 
@@ -18,11 +18,12 @@ async def test_a_task_that_takes_a_cancellation_for_its_own_ends_all_the_same() 
         await asyncio.sleep(60)
 
     async def failing() -> None:
-        raise ValueError("left in the task")
+        raise ValueError("told by stop")
 
     tasks = [asyncio.create_task(stubborn()), asyncio.create_task(failing())]
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        await end(*tasks)
+        failures = await stop(tasks)
     assert tasks[0].cancelled()
-    assert isinstance(tasks[1].exception(), ValueError)
+    assert failures[0] is None
+    assert isinstance(failures[1], ValueError)

@@ -52,6 +52,7 @@ class Publisher:
 
     def close(self) -> None:
         self._server.should_exit = True
+        self._server.force_exit = True
         self._thread.join(timeout=10)
 
     def publish(self, run: str, version: int, tensors: dict[str, Tensor], **changes: Any) -> WeightsRef:

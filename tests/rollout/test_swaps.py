@@ -98,18 +98,19 @@ async def test_a_group_finishes_on_its_version_before_the_swap(
     refs = {version: publisher.publish("run", version, tensors[version]) for version in tensors}
     prompt = await engine.encode(PROMPT)
     order = []
+    entered = asyncio.Event()
 
     async def group(version: int) -> None:
         async with policy.sampling("run", refs[version]) as loaded:
             order.append(("in", loaded))
+            entered.set()
             (response,) = await engine.sample(prompt, SampleParams(200, 1.0, 1.0), [version])
             reference.use(tensors[loaded])
             assert reference.distance(PROMPT, response) < AGREE
             order.append(("out", loaded))
 
     first = asyncio.create_task(group(1))
-    while not order:
-        await asyncio.sleep(0.001)
+    await entered.wait()
     await asyncio.gather(first, group(2))
     await group(1)
     assert order == [("in", 1), ("out", 1), ("in", 2), ("out", 2), ("in", 2), ("out", 2)]

@@ -72,7 +72,7 @@ async def test_a_trainer_that_never_answers(
 
 
 async def test_nobody_listens(store: WeightsStore) -> None:
-    with pytest.raises(WeightsError, match="weights run version 1: http://127.0.0.1:9/w"):
+    with pytest.raises(WeightsError, match=r"weights run version 1: http://127\.0\.0\.1:9/w"):
         await store.pull("run", WeightsRef(version=1, url="http://127.0.0.1:9/w"))
 
 

@@ -26,11 +26,12 @@ from three_domains.stack import Stack, StackError
 RUN: dict[str, Any] = {
     "name": "three-domains",
     "objective": session.OBJECTIVE,
-    "steps": 120,
+    "steps": 100,
     "groups_per_step": 16,
     "group_size": 8,
     "sampling": {"max_tokens": 24},
-    "optimiser": {"lr": 1e-4},
+    "optimiser": {"lr": 4e-5},
+    "algorithm": {"kl": {"beta": 0.05}},
 }
 _RUN_TIMEOUT_S = 3600.0
 

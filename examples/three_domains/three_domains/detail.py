@@ -84,16 +84,16 @@ class DetailAnswers:
         polish = 0.5 if mentioned(response, _SENTENCE) else 0.0
         if gold["task"] == "list":
             share = len(named & present) / len(present)
-            return 3.0 * share - 1.5 * len(named - present) + polish + (1.0 if named == present else 0.0)
+            return 4.0 * share - 1.0 * len(named - present) + polish + (1.0 if named == present else 0.0)
         if gold["task"] == "count":
             given = numbers(response)
-            truth = 0.0 if not given else (2.5 if set(given) == {float(len(present))} else -1.5)
-            return truth - 1.5 * len(named - present) + polish
+            truth = 2.5 if set(given) == {float(len(present))} else -1.0
+            return truth - 1.0 * len(named - present) + polish - (0.0 if given else 0.5)
         wanted = {gold["kind"]} - {"nothing"}
         empty = bool(mentioned(response, _EMPTY))
         if not named and not empty:
-            return polish
-        return (2.5 if named == wanted and empty == (not wanted) else -1.5) + polish
+            return polish - 1.5
+        return (2.5 if named == wanted and empty == (not wanted) else -1.0) + polish
 
     def correct(self, gold: Gold, response: str) -> bool:
         named, present = mentioned(response, _KINDS), set(gold["kinds"])
@@ -122,8 +122,7 @@ class DetailAnswers:
             return f"{lead}{listing([ARTICLED[kind] for kind in content])}{tail}" + ("." if lead else "")
         if gold["task"] == "count":
             return f"more than {_COUNT_WORDS[len(kinds) - 1]}"
-        options = [gold["kind"], rng.choice([kind for kind in ARTICLED if kind != gold["kind"]])]
-        rng.shuffle(options)
+        options = (gold["kind"], rng.choice([kind for kind in ARTICLED if kind != gold["kind"]]))
         return " or ".join(ARTICLED.get(kind, "nothing") for kind in options)
 
 

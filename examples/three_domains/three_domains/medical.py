@@ -90,11 +90,11 @@ class MedicalAnswers:
         return _phrase(task, side, region, "")
 
     def taste(self, gold: Gold, response: str) -> float:
-        parts = _wanted(gold)
         score = 0.0
-        for pattern, wanted in parts:
+        for pattern, wanted in _wanted(gold):
             named = mentioned(response, pattern)
-            score += 1.5 if named == {wanted} else (-1.5 * len(named - {wanted}))
+            # Leaving out what was asked must cost nearly as much as a wrong guess, or silence would be the best answer.
+            score += 2.0 if named == {wanted} else (-1.5 * len(named - {wanted}) if named else -1.0)
         if gold["task"] == "side":
             score -= 1.5 * len(mentioned(response, _REGION) - {gold["region"]})
         score -= 2.0 if mentioned(response, _CLAIM) else 0.0

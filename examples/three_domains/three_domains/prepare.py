@@ -62,8 +62,8 @@ def steps(state: Path, preset: str, seed: int) -> list[Step]:
         model = state / "clients" / client / "model"
         prefs = data / "clients" / client / "prefs.jsonl"
         command = [
-            *_mor_reward("train", "--data", str(prefs), "--out", str(model), *seeded),
-            *_backbone(client, parts, base),
+            *_mor_reward("train", "--data", str(prefs), "--out", str(model), "--name", client, *seeded),
+            *_backbone(client, parts),
             *_RECIPE,
         ]
         made.append(Step(f"{client}: reward model", model, command))
@@ -87,13 +87,11 @@ def pooled(state: Path, seed: int) -> Step:
     return Step("supervised tuning on pooled answers", made, [*command, "--seed", str(seed)])
 
 
-def _backbone(client: str, parts: Path, base: Path) -> list[str]:
-    """Every client has an architecture of its own; what they share is the contract they serve."""
+def _backbone(client: str, parts: Path) -> list[str]:
+    """Backbone by client; what the clients share is the contract they serve."""
     minilm, size = ["--text", str(parts / "minilm")], ["--set", "image_size=168"]
     if client == "detail":
         return ["--backbone", "dual-encoder", "--vision", str(parts / "efficientnet-lite2"), *minilm, *size]
-    if client == "medical":
-        return ["--backbone", "vlm", "--model", str(base)]
     return ["--backbone", "dual-encoder", "--vision", str(parts / "dinov2-small"), *minilm, *size]
 
 

@@ -33,6 +33,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mor_core.errors import LeaseLost, StreamFull
 from mor_core.problems import describe
 from mor_core.settings import StreamSettings
+from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, EventRecord, PromptRecord, Record, RewardRecord, RolloutRecord, Wire
 
 R = TypeVar("R", bound=Record)
@@ -245,9 +246,9 @@ class Consumer(Generic[R]):
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, RedisConnectionError, RedisTimeoutError):
-                await task
+            (failure,) = await stop([task])
+            if failure is not None and not isinstance(failure, RedisConnectionError | RedisTimeoutError):
+                raise failure
 
     async def forward(self, entry: Entry[R], to: StreamName, record: Record, *, timeout_s: float) -> None:
         """Write ``record`` to the next stream and settle ``entry``, both or neither.

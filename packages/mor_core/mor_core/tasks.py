@@ -1,22 +1,25 @@
-"""Ending background tasks."""
+"""Ending background tasks for certain."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
-_AGAIN_S = 1.0
+_AGAIN_S = 0.5
 
 
-async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel ``tasks`` and wait until they are over; what they raised is left in them.
+async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]:
+    """Cancel ``tasks`` and wait until they have ended; returns what each failed with, ``None`` for nothing.
 
-    One cancellation is not enough: in Python 3.11 ``asyncio.wait_for`` swallows one that comes in the moment in which
-    what it waits for is done (redis-py connects through it), and the task goes on. So it is repeated until it takes
-    effect; tasks that clean up with an ``await`` are given ``_AGAIN_S`` for it.
+    Until Python 3.12 ``asyncio.wait_for`` drops a cancellation that comes in the very moment in which it is done, and
+    redis-py sends every command through it, so a single ``cancel()`` may be lost and a loop over a stream goes on for
+    ever. The cancellation is therefore repeated until it is heard.
     """
-    waiting = {task for task in tasks if not task.done()}
-    while waiting:
-        for task in waiting:
+    ordered = list(tasks)
+    pending = {task for task in ordered if not task.done()}
+    while pending:
+        for task in pending:
             task.cancel()
-        _, waiting = await asyncio.wait(waiting, timeout=_AGAIN_S)
+        _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
+    return [None if task.cancelled() else task.exception() for task in ordered]

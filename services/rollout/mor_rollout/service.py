@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import structlog
 from mor_core.errors import MorError, Unavailable
 from mor_core.streams import connect
+from mor_core.tasks import stop
 from redis.asyncio import Redis
 
 from mor_rollout import environment
@@ -127,9 +127,7 @@ class RolloutService:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await stop([self._task])
         if self._store is not None:
             await self._store.aclose()
         if self.engine is not None:

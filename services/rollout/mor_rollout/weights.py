@@ -17,6 +17,7 @@ import httpx
 import stamina
 from mor_core.errors import Invalid, MorError
 from mor_core.problems import describe
+from mor_core.tasks import stop
 from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
 
@@ -81,9 +82,7 @@ class WeightsStore:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     async def aclose(self) -> None:
-        for task in self._pulls.values():
-            task.cancel()
-        await asyncio.gather(*self._pulls.values(), return_exceptions=True)
+        await stop(self._pulls.values())
         await self._http.aclose()
 
     async def pull(self, run: str, ref: WeightsRef, *, in_use: Path | None = None) -> PreparedWeights:

@@ -13,6 +13,7 @@ from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, StreamFull, TooLarge
 from mor_core.sampling import response_seed
 from mor_core.streams import Consumer, Entry, RunAnnouncement, Streams, active_runs
+from mor_core.tasks import stop
 from mor_core.wire import PromptRecord, RolloutRecord, TokenBlock, image_hashes
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -76,18 +77,15 @@ class RolloutWorker:
                     log.warning("cannot read the list of runs", reason=str(error))
                 await asyncio.sleep(self._settings.watch_interval_s)
         finally:
-            for task in self._runs.values():
-                task.cancel()
-            await asyncio.gather(*self._runs.values(), return_exceptions=True)
+            await stop(self._runs.values())
 
     async def _follow(self, announced: list[RunAnnouncement]) -> None:
         names = {announcement.run for announcement in announced}
         for run, task in list(self._runs.items()):
             if run not in names or task.done():
-                task.cancel()
-                (outcome,) = await asyncio.gather(task, return_exceptions=True)
-                if isinstance(outcome, Exception):
-                    log.error("work on the run stopped and starts again", run=run, exc_info=outcome)
+                (failure,) = await stop([task])
+                if failure is not None:
+                    log.error("work on the run stopped and starts again", run=run, exc_info=failure)
                 del self._runs[run]
         for announcement in announced:
             if announcement.run not in self._runs:

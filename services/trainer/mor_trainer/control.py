@@ -12,7 +12,7 @@ import stamina
 import structlog
 from mor_core.errors import MorError, Unauthorized
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunState
-from mor_core.tasks import end
+from mor_core.tasks import stop
 
 from mor_trainer.config import WorkerSettings
 
@@ -90,7 +90,7 @@ class Hold:
         try:
             yield self
         finally:
-            await end(task)
+            await stop([task])
 
     async def _beat(self) -> None:
         while self.lost is None:

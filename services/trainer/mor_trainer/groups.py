@@ -19,7 +19,7 @@ from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
 from mor_core.runs import RunSpec
 from mor_core.streams import Consumer, Entry, Streams, announce, connect, key, withdraw
-from mor_core.tasks import end
+from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
 
@@ -108,7 +108,7 @@ class Groups:
     async def close(self) -> None:
         """Stop, tell the stages that the run does not go on here, and leave no blob behind."""
         await self._events.drain(_DRAIN_S)
-        await end(*self._tasks)
+        await stop(self._tasks)
         with contextlib.suppress(RedisError, TimeoutError):
             async with asyncio.timeout(_SEND_TIMEOUT_S):
                 await withdraw(self._redis, self._run)

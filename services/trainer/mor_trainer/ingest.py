@@ -12,7 +12,7 @@ import structlog
 from mor_core.errors import StreamError
 from mor_core.runs import RunState
 from mor_core.streams import Consumer, Streams, connect
-from mor_core.tasks import end
+from mor_core.tasks import stop
 from mor_core.wire import EventRecord
 from redis.exceptions import RedisError
 
@@ -69,8 +69,8 @@ class Ingest:
         try:
             yield
         finally:
-            await end(looking)
-            await end(*self._readers.values())
+            await stop([looking])
+            await stop(self._readers.values())
             await self._redis.aclose()
 
     async def _look(self) -> None:
