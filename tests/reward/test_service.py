@@ -368,6 +368,18 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 @pytest.mark.anyio
+async def test_one_slow_pass_does_not_turn_callers_away_for_ever(settings: RewardSettings, tmp_path: Path) -> None:
+    body = "time.sleep(0.5 if responses[0] == 'slow' else 0); return [1.0] * len(responses)"
+    async with service(function_settings(settings, tmp_path, body)) as http:
+        assert (await http.post("/v1/score", json=kit.score_body(["slow"], RED))).status_code == 200
+        deadline = {"X-MoR-Deadline-Ms": "300"}
+        quick = kit.score_body(["quick"], RED)
+        statuses = [(await http.post("/v1/score", json=quick, headers=deadline)).status_code for _ in range(20)]
+    assert statuses[0] == 429
+    assert statuses[-1] == 200
+
+
+@pytest.mark.anyio
 async def test_an_item_whose_deadline_passes_in_the_queue_is_not_scored(
     settings: RewardSettings, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from tests.reward import reward_kit as kit
 
-CONFIGURATIONS = ["dual-encoder", "dual-encoder-trained", "text", "vlm", "vlm-lora"]
+CONFIGURATIONS = ["dual-encoder", "dual-encoder-trained", "text", "vlm", "vlm-lora", "vlm-likelihood"]
 
 
 @pytest.fixture
@@ -42,6 +42,8 @@ def configuration(
             return TextConfig(model=str(text_encoder), max_length=40, precision="float32")
         case "vlm":
             return VlmConfig(model=str(tiny_vlm), precision="float32")
+        case "vlm-likelihood":
+            return VlmConfig(model=str(tiny_vlm), likelihood=0.1, precision="float32")
         case _:
             return VlmConfig(model=str(tiny_vlm), lora_rank=4, precision="float32")
 
@@ -173,14 +175,38 @@ def test_a_dual_encoder_takes_towers_of_any_family(
     assert backbone.score(one_text).std() > 1e-4
 
 
-def test_sharing_a_prefix_changes_no_score(tiny_vlm: Path, colours: Path) -> None:
-    backbone = build(VlmConfig(model=str(tiny_vlm), precision="float32"), Path(), pretrained=True)
+@pytest.mark.parametrize("likelihood", [0.0, 0.5])
+def test_sharing_a_prefix_changes_no_score(likelihood: float, tiny_vlm: Path, colours: Path) -> None:
+    config = VlmConfig(model=str(tiny_vlm), likelihood=likelihood, precision="float32")
+    backbone = build(config, Path(), pretrained=True)
     torch.nn.init.normal_(backbone.head.weight)  # type: ignore[operator, union-attr, arg-type]
     pairs = modeldir_rows(colours)[:10]
     shared = margins(backbone, pairs)
     backbone.shares_prefix = False
     assert shared == pytest.approx(margins(backbone, pairs), abs=1e-4)
     assert abs(shared).max() > 1e-2
+
+
+def test_the_likelihood_is_that_of_the_plain_model(tiny_vlm: Path, colours: Path) -> None:
+    """Against the checkpoint's own logits, one response at a time."""
+    from mor_core.wire import chat_template_messages
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    backbone = build(VlmConfig(model=str(tiny_vlm), likelihood=1.0, precision="float32"), Path(), pretrained=True)
+    plain = AutoModelForImageTextToText.from_pretrained(tiny_vlm).eval()
+    processor = AutoProcessor.from_pretrained(tiny_vlm)
+    examples = [pair.chosen for pair in modeldir_rows(colours)[:4]]
+    expected = []
+    for example in examples:
+        text = processor.apply_chat_template(chat_template_messages(example.messages), add_generation_prompt=True)
+        inputs = dict(processor(text=[text], images=[[example.pictures[0].decode()]], return_tensors="pt"))
+        said = processor.tokenizer(example.response + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([said])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.no_grad():
+            logprobs = plain(**inputs).logits[0, -len(said) - 1 : -1].log_softmax(-1)
+        expected.append(sum(float(row[token]) for row, token in zip(logprobs, said, strict=True)))
+    assert backbone.eval().score(examples).tolist() == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["smolvlm", "qwen2_5_vl", "llava"])

@@ -92,7 +92,7 @@ def create_app(settings: RewardSettings) -> FastAPI:
         x_mor_deadline_ms: Annotated[
             float | None,
             Header(description="Milliseconds that the caller waits for the answer, from when it asks."),
-            Field(gt=0),
+            Field(ge=0),
         ] = None,
     ) -> ScoreResponse:
         service: ScoringService = request.app.state.model

@@ -101,6 +101,8 @@ class Batcher:
         left_s = deadline - time.monotonic()
         if needed_s > left_s or left_s <= 0:
             ERRORS.labels(reason="deadline").inc()
+            # One slow pass must not turn callers away for ever: every refusal makes the estimate bolder.
+            self._seconds_a_response *= 0.9
             raise Overloaded(
                 f"scoring would take about {needed_s:.2f} s and the deadline leaves {max(0.0, left_s):.2f} s; "
                 "send fewer responses, later, or with a longer deadline",

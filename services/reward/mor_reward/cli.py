@@ -14,6 +14,7 @@ from mor_core.errors import Invalid, MorError
 from mor_core.problems import describe
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -35,10 +36,10 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except MorError as error:
-        err.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
     except ValidationError as error:
-        err.print(f"[bold red]error:[/] {describe(error)}", soft_wrap=True, highlight=False)
+        err.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
 
 

@@ -46,19 +46,22 @@ class ScoringService:
             wait_s=settings.batch_wait_ms / 1000,
         )
         self._in_flight = 0
-        self.running = False
+        self._loop: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether requests are being scored."""
+        return self._loop is not None and not self._loop.done()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Score requests within; at the end what is queued is finished."""
-        loop = asyncio.create_task(self._batcher.run())
-        self.running = True
+        self._loop = asyncio.create_task(self._batcher.run())
         try:
             yield
         finally:
-            self.running = False
             self._batcher.close()
-            await loop
+            await self._loop
 
     async def score(self, request: ScoreRequest, deadline_ms: float | None) -> ScoreResponse:
         """Scores of all items; see the reward contract.

@@ -185,6 +185,8 @@ class Trainer:
         self._reporter.phase("encoding", None)
         for done, added in enumerate(self._backbone.feature_jobs(examples), 1):
             self._reporter.advance(done)
+            if self._stopped():
+                raise Interrupted("stopped before the first step; start again")
             if self._backbone.features.bytes + added > _FEATURE_BYTES:
                 self._backbone.use_cache(0)
                 break

@@ -14,6 +14,7 @@ from mor_core.errors import Invalid, MorError
 from mor_core.wire import chat_template_messages
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
@@ -35,6 +36,8 @@ class VlmConfig(BackboneConfig):
     """Rank of low-rank adapters on the decoder's linear layers; 0 trains the decoder in full."""
     freeze_vision: bool = True
     """Keep the vision tower and its projection as they are, so that each picture is encoded once."""
+    likelihood: float = Field(0.0, ge=0)
+    """First value of the trained weight of the response's log-likelihood (nats) in the score; 0 leaves it out."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the last hidden state dropped before the head in training."""
     max_length: int = Field(1024, ge=8)
@@ -46,8 +49,10 @@ class VlmConfig(BackboneConfig):
 
 
 class Vlm(Backbone):
-    """r = w·h + b, with h the last hidden state after prompt, response and end-of-sequence token.
+    """r = w·h + b + a·log p(response), with h the last hidden state after prompt, response and end-of-sequence token.
 
+    The likelihood keeps what the checkpoint knows about pictures on which the preferences are silent; training it is
+    direct preference optimisation (Rafailov et al. 2023) without the reference term. With a = 0 only h counts.
     Responses to one prompt share its prefix: picture and prompt are computed once for all of them.
     """
 
@@ -68,6 +73,9 @@ class Vlm(Backbone):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.dropout = nn.Dropout(config.dropout)
+        if config.likelihood:
+            self.vocabulary = full.get_output_embeddings()
+            self.likelihood = nn.Parameter(torch.tensor(config.likelihood))
         self.precision = resolve_precision(config.precision)
         # Multi-axis rotary positions are worked out by the model from the whole sequence.
         rope = getattr(text_config, "rope_parameters", None) or {}
@@ -81,6 +89,8 @@ class Vlm(Backbone):
             decoder.requires_grad_(True).to(torch.float32)
         if pretrained and config.lora_rank:
             adapters.add(decoder, config.lora_rank)
+            if config.likelihood:
+                self.vocabulary.requires_grad_(False)
         self._vision = VisionFeatures(self.model)
         self._prompts: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
 
@@ -113,9 +123,22 @@ class Vlm(Backbone):
         responses = [self._response(example.response) for example in batch]
         with self._autocast():
             run = self._shared_prefix if self.shares_prefix else self._whole_sequences
-            last = run(contexts, rows, responses)
-        scores: Tensor = self.head(self.dropout(last.float())).squeeze(-1)
+            hidden = run(contexts, rows, responses).float()
+        lengths = torch.tensor([len(response) for response in responses], device=hidden.device)
+        last = hidden[torch.arange(len(rows), device=hidden.device), lengths]
+        scores: Tensor = self.head(self.dropout(last)).squeeze(-1)
+        if self.config.likelihood:
+            scores = scores + self.likelihood * self._log_likelihood(hidden[:, :-1], responses)
         return scores
+
+    def _log_likelihood(
+        self, hidden: Float[Tensor, "rows tokens hidden"], responses: Sequence[Tensor]
+    ) -> Float[Tensor, " rows"]:
+        """Sum over a response's tokens of their log-probabilities, given the hidden state before each."""
+        said = pad_sequence(list(responses), batch_first=True, padding_value=-100).to(hidden.device)
+        logits = self.vocabulary(hidden)
+        losses = functional.cross_entropy(logits.transpose(1, 2), said, ignore_index=-100, reduction="none")
+        return -losses.sum(1)
 
     def _autocast(self) -> torch.autocast:
         device = self.head.weight.device.type
@@ -123,8 +146,8 @@ class Vlm(Backbone):
 
     def _shared_prefix(
         self, contexts: Sequence[Example], rows: Sequence[int], responses: Sequence[Tensor]
-    ) -> Float[Tensor, "rows hidden"]:
-        """Last hidden states, computing each context once and its responses on top of its keys and values."""
+    ) -> Float[Tensor, "rows tokens hidden"]:
+        """Hidden states before the response and at each of its tokens, computing each context once."""
         prompts = [self._prompt(example) for example in contexts]
         prefixes = [prompt["input_ids"][0] for prompt in prompts]
         device = self.head.weight.device
@@ -132,14 +155,14 @@ class Vlm(Backbone):
         seen = pad_sequence([torch.ones_like(prefix) for prefix in prefixes], batch_first=True, padding_side="left")
         seen = seen.to(device)
         cache = DynamicCache(config=self.model.config.get_text_config())
-        self.model(
+        before = self.model(
             input_ids=ids,
             attention_mask=seen,
             position_ids=(seen.cumsum(1) - 1).clamp(min=0),
             mm_encoder_outputs=self._vision.merge([self._image_features(example) for example in contexts]),
             past_key_values=cache,
             use_cache=True,
-        )
+        ).last_hidden_state[:, -1:]
         index = torch.tensor(rows, device=device)
         cache.batch_select_indices(index)
         said = pad_sequence(list(responses), batch_first=True).to(device)
@@ -152,13 +175,12 @@ class Vlm(Backbone):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        last: Tensor = hidden[torch.arange(len(rows), device=device), lengths - 1]
-        return last
+        return torch.cat([before[index], hidden], dim=1)
 
     def _whole_sequences(
         self, contexts: Sequence[Example], rows: Sequence[int], responses: Sequence[Tensor]
-    ) -> Float[Tensor, "rows hidden"]:
-        """Last hidden states of whole sequences, for models that work out positions themselves."""
+    ) -> Float[Tensor, "rows tokens hidden"]:
+        """The same from whole sequences, for models that work out positions themselves."""
         prompts = [self._prompt(contexts[row]) for row in rows]
         device = self.head.weight.device
         inputs: dict[str, Tensor] = {}
@@ -170,23 +192,23 @@ class Vlm(Backbone):
                 inputs[name] = pad_sequence(whole, batch_first=True).to(device)
             else:
                 inputs[name] = torch.cat(values).to(device)
-        lengths = torch.tensor(
-            [prompt["input_ids"].shape[1] + len(said) for prompt, said in zip(prompts, responses, strict=True)]
-        ).to(device)
-        width = int(lengths.max())
-        inputs["attention_mask"] = (torch.arange(width, device=device) < lengths[:, None]).long()
+        starts = torch.tensor([prompt["input_ids"].shape[1] for prompt in prompts], device=device)
+        lengths = torch.tensor([len(response) for response in responses], device=device)
+        width = int((starts + lengths).max())
+        inputs["attention_mask"] = (torch.arange(width, device=device) < (starts + lengths)[:, None]).long()
         features = [self._image_features(example) for example in contexts]
         hidden = self.model(
             **inputs, mm_encoder_outputs=self._vision.merge([features[row] for row in rows]), use_cache=False
         ).last_hidden_state
-        last: Tensor = hidden[torch.arange(len(rows), device=device), lengths - 1]
-        return last
+        steps = torch.arange(int(lengths.max()) + 1, device=device)
+        places = (starts[:, None] - 1 + steps).clamp(max=width - 1)
+        return torch.take_along_dim(hidden, places[..., None], dim=1)
 
     def feature_jobs(self, examples: Sequence[Example]) -> Iterator[int]:
         if not self.config.freeze_vision:
             return
         self.eval()
-        for example in {example.context: example for example in examples if example.pictures}.values():
+        for example in {example.pictures: example for example in examples if example.pictures}.values():
             before = self.features.bytes
             with torch.no_grad(), self._autocast():
                 self._image_features(example)
