@@ -84,7 +84,7 @@ def test_drafts_are_mixed_short_and_leave_room_to_improve(gold: dict[str, Any]) 
     answers, rng = ANSWERS[gold["domain"]], Random(2)
     drafts = [answers.draft(gold, rng) for _ in range(300)]
     share = sum(answers.correct(gold, draft) for draft in drafts) / len(drafts)
-    assert 0.15 < share < 0.7
+    assert 0.1 < share < 0.7
     assert max(len(draft.split()) for draft in drafts) <= 18
 
 

@@ -108,8 +108,7 @@ def test_a_resumed_training_ends_bit_equal_to_an_uninterrupted_one(configuration
         return Job(data, tmp_path / name, "m", "", configuration, recipe, resume)
 
     whole = train(job("whole"), Silent())
-    with pytest.raises(Interrupted, match="continue with --resume"):
-        train(job("parts"), Silent(), stop_after(3))
+    interrupted(job("parts"), StopAt("training", 3))
     assert not (tmp_path / "parts").exists()
     with pytest.raises(Conflict, match="--resume"):
         train(job("parts"), Silent())
@@ -121,9 +120,34 @@ def test_a_resumed_training_ends_bit_equal_to_an_uninterrupted_one(configuration
     assert not (tmp_path / "parts.training").exists()
 
 
-def stop_after(steps: int) -> Callable[[], bool]:
-    asked = iter(range(1, 10_000))
-    return lambda: next(asked) >= steps
+class StopAt(Silent):
+    """Asks a training to stop once ``done`` parts of a phase are finished."""
+
+    def __init__(self, phase: str, done: int) -> None:
+        self._wanted, self._done = phase, done
+        self._phase = ""
+        self._asked = False
+
+    def phase(self, name: str, total: int | None) -> None:
+        self._phase = name
+
+    def advance(self, done: int, note: str = "") -> None:
+        self._asked = self._asked or (self._phase == self._wanted and done >= self._done)
+
+    def __call__(self) -> bool:
+        return self._asked
+
+
+def interrupted(job: Job, stop: StopAt) -> None:
+    with pytest.raises(Interrupted):
+        train(job, stop, stop)
+
+
+def test_an_interrupt_before_the_first_step_leaves_nothing(
+    dual_config: DualEncoderConfig, colours: Path, tmp_path: Path
+) -> None:
+    interrupted(Job(colours, tmp_path / "m", "m", "", dual_config, Recipe()), StopAt("encoding", 1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_continues_nothing_but_its_own_training(
@@ -134,8 +158,7 @@ def test_a_checkpoint_continues_nothing_but_its_own_training(
 
     with pytest.raises(Invalid, match="start without --resume"):
         train(job(0, resume=True), Silent())
-    with pytest.raises(Interrupted):
-        train(job(0, resume=False), Silent(), stop_after(1))
+    interrupted(job(0, resume=False), StopAt("training", 1))
     with pytest.raises(Conflict, match="of other data, settings"):
         train(job(1, resume=True), Silent())
 

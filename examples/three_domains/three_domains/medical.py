@@ -64,10 +64,9 @@ class MedicalAnswers:
     name = "medical"
 
     def draft(self, gold: Gold, rng: Random) -> str:
-        claims = 0.32 if gold["task"] == "region" else 0.1
-        style = choose(
-            rng, [(0.5 - claims, "right"), (0.2, "partial"), (0.2, "hedged"), (claims, "claim"), (0.1, "wrong")]
-        )
+        claims = 0.4 if gold["task"] == "region" else 0.1
+        styles = [(0.56 - claims, "right"), (0.18, "partial"), (0.18, "hedged"), (claims, "claim"), (0.08, "wrong")]
+        style = choose(rng, styles)
         if style == "partial":
             return self._partial(gold, rng)
         if style == "hedged":
