@@ -110,6 +110,7 @@ class Demonstration:
             spec=self.spec,
             snapshot=snapshot,
             points=points,
+            swaps=session.weight_swaps(running),
             fit=fit,
             accuracy=accuracy,
             seconds=self.seconds,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from three_domains.stack import CLIENTS
 
-_RECIPE = ("--mismatch", "1", "--threads", "2")
+_THREADS = "2"
 
 
 class StepFailed(RuntimeError):
@@ -63,8 +63,9 @@ def steps(state: Path, preset: str, seed: int) -> list[Step]:
         prefs = data / "clients" / client / "prefs.jsonl"
         command = [
             *_mor_reward("train", "--data", str(prefs), "--out", str(model), "--name", client, *seeded),
-            *_backbone(client, parts),
-            *_RECIPE,
+            *_recipe(client, base, parts),
+            "--threads",
+            _THREADS,
         ]
         made.append(Step(f"{client}: reward model", model, command))
     return made
@@ -87,12 +88,26 @@ def pooled(state: Path, seed: int) -> Step:
     return Step("supervised tuning on pooled answers", made, [*command, "--seed", str(seed)])
 
 
-def _backbone(client: str, parts: Path) -> list[str]:
-    """Backbone by client; what the clients share is the contract they serve."""
-    minilm, size = ["--text", str(parts / "minilm")], ["--set", "image_size=168"]
-    if client == "detail":
-        return ["--backbone", "dual-encoder", "--vision", str(parts / "efficientnet-lite2"), *minilm, *size]
-    return ["--backbone", "dual-encoder", "--vision", str(parts / "dinov2-small"), *minilm, *size]
+def _recipe(client: str, base: Path, parts: Path) -> list[str]:
+    """Backbone and recipe by client; what the clients share is the contract they serve."""
+    dual = ["--backbone", "dual-encoder", "--text", str(parts / "minilm"), "--set", "image_size=168"]
+    recipes = {
+        "detail": [*dual, "--vision", str(parts / "efficientnet-lite2"), "--mismatch", "1"],
+        "medical": [
+            "--backbone",
+            "vlm",
+            "--model",
+            str(base),
+            "--set",
+            "likelihood=0.3",
+            "--lr",
+            "2e-4",
+            "--epochs",
+            "2",
+        ],
+        "chart": [*dual, "--vision", str(parts / "dinov2-small"), "--mismatch", "1"],
+    }
+    return recipes[client]
 
 
 def _mor_reward(*arguments: str) -> list[str]:

@@ -26,7 +26,15 @@ def one_line(snapshot: Json) -> str:
 
 
 def summarise(
-    *, spec: Json, snapshot: Json, points: Sequence[Json], fit: Json, accuracy: Json, seconds: Json, state: Path
+    *,
+    spec: Json,
+    snapshot: Json,
+    points: Sequence[Json],
+    swaps: Json,
+    fit: Json,
+    accuracy: Json,
+    seconds: Json,
+    state: Path,
 ) -> Json:
     """The report: accuracy before and after, the clients' part in it, how long it took, where everything lies."""
     window = max(1, min(_WINDOW, len(points) // 2))
@@ -51,7 +59,9 @@ def summarise(
             "step_seconds": statistics.median(point["step_seconds"] for point in points),
             "kl": mean_of(last, "kl"),
             "reward": [mean_of(part, "reward_mean") for part in (first, last)],
+            "importance_ratio_max": max_of(points, "importance_ratio_max"),
             "time_shares": _time_shares(points),
+            "weight_swaps": swaps,
             "checkpoint": snapshot["final"],
         },
         "phase_seconds": {title: round(value, 1) for title, value in seconds.items()},
@@ -82,7 +92,17 @@ def show(console: Console, report: Json) -> None:
         f"{run['step_seconds']:.2f} s a step (median); KL to the reference {run['kl']:.3f} nats a token"
     )
     console.print(f"time of a step: {shares}")
+    console.print(_swaps(run["weight_swaps"]))
     console.print(f"checkpoint: {run['checkpoint']}")
+
+
+def _swaps(swaps: Json) -> str:
+    if not swaps["count"]:
+        return "no weights were swapped"
+    return (
+        f"{swaps['count']:.0f} weight swaps of {swaps['mean_seconds']:.2f} s in the mean, "
+        f"{swaps['share_within_1_s']:.0%} within 1 s"
+    )
 
 
 def accuracy_table(accuracy: Json) -> Table:
@@ -116,6 +136,11 @@ def _clients(report: Json) -> Table:
         weights = [f"{report['gate_weights'][domain].get(client, 0.0):.2f}" for domain in domains]
         table.add_row(client, f"{first:+.2f}", f"{last:+.2f}", *weights)
     return table
+
+
+def max_of(points: Sequence[Json], name: str) -> float | None:
+    """Largest value of the metric; None where no point has one."""
+    return max((point[name] for point in points if point.get(name) is not None), default=None)
 
 
 def mean_of(points: Sequence[Json], *path: str) -> float | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from three_domains.stack import CLIENTS, Stack, StackError
 
@@ -65,6 +66,25 @@ def metrics(stack: Stack, run: str) -> list[dict[str, Any]]:
     """Metrics of every step, oldest first."""
     with stack.http("control") as control:
         return list(_checked(control.get(f"/v1/runs/{run}/metrics")).json()["points"])
+
+
+def weight_swaps(stack: Stack) -> dict[str, float | None]:
+    """How long the rollout service took to swap weights in place: caches emptied, tensors read back."""
+    with stack.http("rollout") as rollout:
+        families = text_string_to_metric_families(_checked(rollout.get("/metrics")).text)
+        samples = {
+            (sample.name.removeprefix("mor_rollout_swap_seconds"), sample.labels.get("le", "")): sample.value
+            for family in families
+            if family.name == "mor_rollout_swap_seconds"
+            for sample in family.samples
+        }
+    count = samples[("_count", "")]
+    within = samples[("_bucket", "1.0")]
+    return {
+        "count": count,
+        "mean_seconds": samples[("_sum", "")] / count if count else None,
+        "share_within_1_s": within / count if count else None,
+    }
 
 
 def answer(stack: Stack, questions: Path, max_tokens: int) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -138,7 +139,11 @@ def _exists(pid: int) -> bool:
 
 
 def prepare(state: Path, base_model: Path) -> Stack:
-    """Choose ports, make tokens and secrets, and write the settings of every process to ``state/stack.env``."""
+    """Choose ports, make tokens and secrets, and write the settings of every process to ``state/stack.env``.
+
+    Each stack begins with an empty Redis: what an earlier one enrolled was encrypted with that one's key.
+    """
+    shutil.rmtree(state / "redis", ignore_errors=True)
     ports = _free_ports(["redis", *HTTP_SERVICES])
     admin, service, client = (secrets.token_urlsafe(32) for _ in range(3))
     client_secrets = {name: secrets.token_urlsafe(32) for name in CLIENTS}
