@@ -34,6 +34,8 @@ RUN: dict[str, Any] = {
     "algorithm": {"kl": {"beta": 0.05}},
 }
 _RUN_TIMEOUT_S = 3600.0
+_TELL_EVERY = 10
+"""Steps between lines where there is no terminal to draw a bar in."""
 
 console = Console()
 
@@ -158,12 +160,16 @@ class Demonstration:
         """
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         deadline = time.monotonic() + _RUN_TIMEOUT_S
+        told = 0
         with running.http("control") as control, Progress(*columns, console=console) as progress:
             task = progress.add_task("waiting for the first step", total=self.spec["steps"])
             while time.monotonic() < deadline:
                 running.check()
                 now = session.snapshot(control, run)
                 progress.update(task, completed=now["step"] or 0, description=report.one_line(now))
+                if not console.is_terminal and (now["step"] or 0) >= told + _TELL_EVERY:
+                    told = now["step"]
+                    console.print(f"  step {told} of {self.spec['steps']}: {report.one_line(now)}")
                 if now["state"] in ("finished", "failed", "stopped"):
                     break
                 time.sleep(0.5)

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from three_domains.stack import CLIENTS
 
-_THREADS = "2"
+_THREADS = ("--threads", "2")
+_DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 4"
+_RECIPES = {
+    "detail": f"{_DUAL} --set vision_layers=[-1,-2] --epochs 6",
+    "medical": "--backbone vlm --set likelihood=0.3 --lr 2e-4 --epochs 2",
+    "chart": f"{_DUAL} --set vision_layers=[8] --set image_size=168 --epochs 7",
+}
+"""How each client trains; what the clients share is the contract they serve."""
 
 
 class StepFailed(RuntimeError):
@@ -63,9 +70,9 @@ def steps(state: Path, preset: str, seed: int) -> list[Step]:
         prefs = data / "clients" / client / "prefs.jsonl"
         command = [
             *_mor_reward("train", "--data", str(prefs), "--out", str(model), "--name", client, *seeded),
-            *_recipe(client, base, parts),
-            "--threads",
-            _THREADS,
+            *_RECIPES[client].split(),
+            *_checkpoints(client, base, parts),
+            *_THREADS,
         ]
         made.append(Step(f"{client}: reward model", model, command))
     return made
@@ -88,26 +95,12 @@ def pooled(state: Path, seed: int) -> Step:
     return Step("supervised tuning on pooled answers", made, [*command, "--seed", str(seed)])
 
 
-def _recipe(client: str, base: Path, parts: Path) -> list[str]:
-    """Backbone and recipe by client; what the clients share is the contract they serve."""
-    dual = ["--backbone", "dual-encoder", "--text", str(parts / "minilm"), "--set", "image_size=168"]
-    recipes = {
-        "detail": [*dual, "--vision", str(parts / "efficientnet-lite2"), "--mismatch", "1"],
-        "medical": [
-            "--backbone",
-            "vlm",
-            "--model",
-            str(base),
-            "--set",
-            "likelihood=0.3",
-            "--lr",
-            "2e-4",
-            "--epochs",
-            "2",
-        ],
-        "chart": [*dual, "--vision", str(parts / "dinov2-small"), "--mismatch", "1"],
-    }
-    return recipes[client]
+def _checkpoints(client: str, base: Path, parts: Path) -> list[str]:
+    """What a client's reward model is made of."""
+    if client == "medical":
+        return ["--model", str(base)]
+    tower = {"detail": "efficientnet-lite2", "chart": "dinov2-small"}[client]
+    return ["--vision", str(parts / tower), "--text", str(parts / "minilm")]
 
 
 def _mor_reward(*arguments: str) -> list[str]:
