@@ -20,6 +20,9 @@ from typing import Any
 import psutil
 from machine import record
 
+_KEPT = ("accuracy", "client_rewards", "gate_weights", "run", "phase_seconds")
+"""What of a report is a figure, and no path."""
+
 
 class PeakMemory:
     """Largest sum of proportional set sizes of a process and all its descendants, bytes, looked at every second."""
@@ -64,8 +67,10 @@ def demonstration(state: Path, *options: str) -> dict[str, Any]:
     memory.stop()
     if status:
         raise SystemExit(f"the demonstration ended with status {status}")
-    report: dict[str, Any] = json.loads((state / "report.json").read_text())
-    return report | {"wall_seconds": time.monotonic() - begun, "peak_memory_gb": memory.bytes / 1e9}
+    report = json.loads((state / "report.json").read_text())
+    kept = {name: report[name] for name in _KEPT if name in report}
+    kept.get("run", {}).pop("checkpoint", None)
+    return kept | {"wall_seconds": time.monotonic() - begun, "peak_memory_gb": memory.bytes / 1e9}
 
 
 def gains(reports: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

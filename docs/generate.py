@@ -1,8 +1,11 @@
-"""Writes docs/settings.md from the settings classes, so that page and code agree: ``python docs/generate.py``."""
+"""Writes docs/settings.md from the settings classes and the results in README.md from ``bench/results``, so that pages,
+code and measurements agree: ``python docs/generate.py``.
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,14 @@ from mor_trainer.config import ControlSettings, WorkerSettings
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-PAGE = Path(__file__).with_name("settings.md")
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "bench"))
+
+from tables import demonstration  # noqa: E402
+
+PAGE = ROOT / "docs" / "settings.md"
+README = ROOT / "README.md"
+_RESULTS = ("<!-- results: written by docs/generate.py -->\n", "<!-- end of results -->\n")
 PROCESSES: dict[str, type[Settings]] = {
     "mor-reward serve": RewardSettings,
     "mor-router serve": RouterSettings,
@@ -32,6 +42,14 @@ the classes in each service's `config.py`; a test fails when it is out of date.
 def page() -> str:
     """The whole page as Markdown."""
     return _HEAD + "".join(_section(command, settings) for command, settings in PROCESSES.items())
+
+
+def readme() -> str:
+    """The README with the results that were measured last."""
+    begin, end = _RESULTS
+    before, _, rest = README.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{demonstration()}\n{end}{after}"
 
 
 def _section(command: str, settings: type[Settings]) -> str:
@@ -57,3 +75,4 @@ def _default(field: FieldInfo) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    README.write_text(readme())

@@ -13,12 +13,13 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), *sorted((ROOT / "examples").glob("*/*.md"))]
 
 
-def test_the_settings_page_is_up_to_date() -> None:
+def test_generated_pages_are_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None and spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert (ROOT / "docs" / "settings.md").read_text() == generate.page(), "run `python docs/generate.py`"
+    assert generate.PAGE.read_text() == generate.page(), "run `python docs/generate.py`"
+    assert generate.README.read_text() == generate.readme(), "run `python docs/generate.py`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -63,7 +63,7 @@ def test_a_string_prompt_shows_its_images_first(tmp_path: Path) -> None:
         ("[1]", r"rows.jsonl:2: a JSON list; write one JSON object"),
         (PREFERENCE | {"colour": 1}, r":2: unknown column 'colour'; the columns are chosen, domain"),
         ({"prompt": "a", "chosen": "b"}, r":2: column 'rejected' is missing"),
-        (PREFERENCE | {"images": ["gone.png"]}, r":2: images: no file .*gone.png; paths are relative"),
+        (PREFERENCE | {"images": ["gone.png"]}, r":2: images: no file 'gone.png' in the data file's folder; put"),
         (PREFERENCE | {"images": ["corrupt.png"]}, r":2: images: corrupt.png: not a readable image"),
         (PREFERENCE | {"images": []}, r":2: prompt: more image parts than 'images'"),
         (PREFERENCE | {"images": ["a.png", "a.png"]}, r":2: images: 1 more than the prompt's image parts"),
@@ -73,12 +73,49 @@ def test_a_string_prompt_shows_its_images_first(tmp_path: Path) -> None:
         (PREFERENCE | {"prompt": [{"role": "robot", "content": "a"}], "images": []}, r":2: prompt: role: Input should"),
         (PREFERENCE | {"id": "first"}, r":2: id 'first' stands in line 1 too"),
         (PREFERENCE | {"images": ["data:image/png;base64,???"]}, r":2: images: a data URI that is not base64"),
+        (PREFERENCE | {"images": ["data:image/png;base64,é"]}, r":2: images: a data URI that is not base64"),
+        (PREFERENCE | {"images": ["a\0.png"]}, r":2: images: 'a\\x00.png' cannot be read \(embedded null byte\)"),
+        (PREFERENCE | {"images": ["a" * 300]}, r":2: images: 'a{100}' cannot be read \(File name too long\)"),
+        (PREFERENCE | {"images": [{"bytes": 10**12}]}, r":2: images: .* is wanted, got \{bytes: int\}"),
+        (PREFERENCE | {"images": [{"bytes": "a.png"}]}, r":2: images: .* is wanted, got \{bytes: str\}"),
+        (PREFERENCE | {"images": [{"bytes": [137, 80]}]}, r":2: images: .* is wanted, got \{bytes: list\}"),
+        (PREFERENCE | {"images": [{"path": 1}]}, r":2: images: .* is wanted, got \{path: int\}"),
+        (PREFERENCE | {"images": [{}]}, r":2: images: .* is wanted, got \{\}"),
+        (PREFERENCE | {"images": [7]}, r":2: images: a file name or data URI is wanted, got int"),
+        (PREFERENCE | {"domain": 7}, r":2: domain: a string is wanted, got int"),
+        (PREFERENCE | {"prompt": [{"role": "user", "content": 7}]}, r":2: prompt: a message's content is a string or"),
+        (PREFERENCE | {"prompt": [{"role": "user", "content": ["a"]}]}, r":2: prompt: unknown message part a"),
     ],
 )
 def test_a_bad_line_is_named_with_its_cure(tmp_path: Path, row: Any, place_and_cure: str) -> None:
     (tmp_path / "corrupt.png").write_bytes(png()[:40])
     with pytest.raises(DataFileError, match=place_and_cure):
         read_preferences(write(tmp_path, PREFERENCE | {"id": "first"}, row))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png", "{absolute}", "link.png", "up/secret.png"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_data_file_reads_nothing_outside_its_folder(tmp_path: Path, name: str, there: bool) -> None:
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    secret = tmp_path / "secret.png"
+    if there:
+        secret.write_bytes(png())
+    (folder / "link.png").symlink_to(secret)
+    (folder / "up").symlink_to(tmp_path)
+    cell = name.format(absolute=secret)
+    for row in (PREFERENCE | {"images": [cell]}, PREFERENCE | {"images": [{"bytes": None, "path": cell}]}):
+        with pytest.raises(DataFileError, match=rf":2: images: '{cell}' is not below the data file's folder; put it"):
+            read_preferences(write(folder, PREFERENCE, row))
+
+
+def test_a_folder_that_is_a_link_and_names_inside_it_are_read(tmp_path: Path) -> None:
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "inner.png").symlink_to("a.png")
+    names = ["a.png", "sub/../a.png", "inner.png", str(tmp_path / "real" / "a.png")]
+    path = write(tmp_path / "data", *({"prompt": "What is it?", "images": [name]} for name in names))
+    assert [list(row.images.values()) for row in read_prompts(path)] == [[png()]] * 4
 
 
 def test_further_bad_lines_are_counted(tmp_path: Path) -> None:

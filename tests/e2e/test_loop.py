@@ -7,6 +7,7 @@ others, that what the engine samples with is what the trainer published, and tha
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +31,11 @@ ADMIN = {"Authorization": f"Bearer {TOKENS['operator'][0]}"}
 def write_prompts(folder: Path, count: int) -> Path:
     texts, _, pictures = easy_vqa.get_train_questions()
     paths = easy_vqa.get_train_image_paths()
-    rows = [
-        {"id": f"q{i}", "domain": "shapes", "prompt": texts[i], "images": [str(paths[pictures[i]])]}
-        for i in range(count)
-    ]
+    rows = []
+    for i in range(count):
+        picture = Path(paths[pictures[i]])
+        shutil.copy(picture, folder)
+        rows.append({"id": f"q{i}", "domain": "shapes", "prompt": texts[i], "images": [picture.name]})
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

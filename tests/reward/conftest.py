@@ -1,17 +1,23 @@
-"""Fixtures of the reward tests: tiny encoders and a trained dual encoder, built once a session."""
+"""Fixtures of the reward tests: tiny encoders and a trained dual encoder, built once a session, and its service."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+from mor_core.auth import hash_token
 from mor_reward.backbones import DualEncoderConfig
+from mor_reward.config import RewardSettings
 from mor_reward.progress import Silent
 from mor_reward.recipe import Recipe
 from mor_reward.training import Job, train
 
 from tests.reward import reward_kit as kit
+from tests.reward.served import TOKEN, VIEWER, service
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +61,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, colours: Path, dual_config
     recipe = Recipe(epochs=12, lr=3e-3, mismatch=2)
     train(Job(colours, out, "colours", "shapes in four colours", dual_config, recipe), Silent())
     return out
+
+
+@pytest.fixture
+def settings(trained: Path, tmp_path: Path) -> RewardSettings:
+    tokens = [("router", "service", TOKEN), ("grafana", "viewer", VIEWER)]
+    file = tmp_path / "tokens.json"
+    file.write_text(json.dumps([{"name": n, "scope": s, "sha256": hash_token(t)} for n, s, t in tokens]))
+    return RewardSettings(model_dir=trained, tokens_file=file)
+
+
+@pytest.fixture
+async def http(settings: RewardSettings) -> AsyncIterator[httpx.AsyncClient]:
+    async with service(settings) as client:
+        yield client

@@ -1,4 +1,4 @@
-"""The reward contract over HTTP: pictures by hash, limits, tokens, deadlines, per-item failures, batching."""
+"""The reward contract over HTTP: pictures by hash, limits, tokens, per-item failures, batching."""
 
 from __future__ import annotations
 
@@ -6,73 +6,18 @@ import asyncio
 import base64
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from mor_core.auth import hash_token, new_token
 from mor_core.images import sha256
-from mor_core.wire import Card, ScoreResponse
+from mor_core.wire import Card
 from mor_reward.app import create_app
 from mor_reward.config import RewardSettings
 
 from tests.reward import reward_kit as kit
-
-TOKEN = new_token()
-VIEWER = new_token()
-RED, BLUE = kit.draw("red", 11), kit.draw("blue", 12)
-ANSWERS = ["It is red", "It is blue", "It is green"]
-
-
-@pytest.fixture
-def settings(trained: Path, tmp_path: Path) -> RewardSettings:
-    tokens = [("router", "service", TOKEN), ("grafana", "viewer", VIEWER)]
-    file = tmp_path / "tokens.json"
-    file.write_text(json.dumps([{"name": n, "scope": s, "sha256": hash_token(t)} for n, s, t in tokens]))
-    return RewardSettings(model_dir=trained, tokens_file=file)
-
-
-@asynccontextmanager
-async def service(settings: RewardSettings) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app)
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        async with httpx.AsyncClient(transport=transport, base_url="http://reward", headers=headers) as http:
-            yield http
-
-
-@pytest.fixture
-async def http(settings: RewardSettings) -> AsyncIterator[httpx.AsyncClient]:
-    async with service(settings) as client:
-        yield client
-
-
-def function_settings(settings: RewardSettings, tmp_path: Path, body: str, **more: Any) -> RewardSettings:
-    """Settings that serve ``def score(messages, responses, images)`` with ``body``."""
-    file = tmp_path / "scorer.py"
-    file.write_text(
-        f"import time, math\nfrom pathlib import Path\n\n\ndef score(messages, responses, images):\n    {body}\n"
-    )
-    changes = {"model_dir": None, "function": f"{file}:score", **more}
-    return RewardSettings(**{**settings.model_dump(), **changes})
-
-
-def scores(response: httpx.Response) -> list[list[float] | None]:
-    assert response.status_code == 200, response.text
-    parsed = ScoreResponse.model_validate_json(response.content)
-    return [None if item.scores is None else list(item.scores) for item in parsed.items]
-
-
-async def metric(http: httpx.AsyncClient, line: str) -> float:
-    text = (await http.get("/metrics")).text
-    return sum(float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith(line))
-
-
-# --- the contract -------------------------------------------------------------------------------------------------
+from tests.reward.served import ANSWERS, BLUE, RED, VIEWER, function_settings, metric, scores, service
 
 
 @pytest.mark.anyio
@@ -152,9 +97,6 @@ async def test_served_scores_are_raw_scores_over_the_temperature(http: httpx.Asy
     assert served == pytest.approx((raw / manifest.calibration.temperature).tolist(), abs=1e-5)
 
 
-# --- batching -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.anyio
 async def test_batching_across_requests_changes_no_score(http: httpx.AsyncClient) -> None:
     bodies = [
@@ -185,9 +127,6 @@ async def test_the_order_of_responses_and_items_does_not_matter(http: httpx.Asyn
     [group] = scores(await http.post("/v1/score", json=repeated))
     assert group is not None
     assert group[0] == group[2]
-
-
-# --- what cannot be scored ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.anyio
@@ -246,9 +185,6 @@ async def test_a_function_gets_messages_responses_and_pictures(settings: RewardS
     assert card["calibration"] is None
 
 
-# --- limits -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("limit", "value", "detail"),
@@ -302,126 +238,6 @@ async def test_a_call_needs_the_scope_service(token: str, status: int, detail: s
         answer = await call
         assert answer.status_code == status
         assert detail in answer.json()["detail"]
-
-
-# --- load ---------------------------------------------------------------------------------------------------------
-
-SLOW = "time.sleep(0.02 * len(responses)); return [1.0] * len(responses)"
-
-
-@pytest.mark.anyio
-async def test_a_full_queue_is_answered_429_and_what_is_queued_is_scored(
-    settings: RewardSettings, tmp_path: Path
-) -> None:
-    slow = function_settings(settings, tmp_path, SLOW, queue_responses=8, batch_responses=4)
-    async with service(slow) as http:
-        bodies = [kit.score_body(["a", "b", "c", "d"], RED, item_id=str(number)) for number in range(8)]
-        answers = await asyncio.gather(*(http.post("/v1/score", json=body) for body in bodies))
-    refused = [answer for answer in answers if answer.status_code != 200]
-    assert 0 < len(refused) < len(answers)
-    assert {answer.status_code for answer in refused} == {429}
-    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
-    assert all(scores(answer) == [[1.0] * 4] for answer in answers if answer not in refused)
-
-
-@pytest.mark.anyio
-async def test_more_requests_than_the_card_allows_are_answered_429(settings: RewardSettings, tmp_path: Path) -> None:
-    async with service(function_settings(settings, tmp_path, SLOW, concurrency=1)) as http:
-        body = kit.score_body(["a", "b"], RED)
-        answers = await asyncio.gather(*(http.post("/v1/score", json=body) for _ in range(3)))
-    assert sorted(answer.status_code for answer in answers) == [200, 429, 429]
-
-
-@pytest.mark.anyio
-async def test_a_request_that_cannot_make_its_deadline_is_answered_early(
-    settings: RewardSettings, tmp_path: Path
-) -> None:
-    async with service(function_settings(settings, tmp_path, SLOW)) as http:
-        body = kit.score_body([f"answer {number}" for number in range(20)], RED)
-        assert (await http.post("/v1/score", json=body)).status_code == 200  # teaches how long a response takes
-        started = asyncio.get_running_loop().time()
-        late = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "100"})
-        assert asyncio.get_running_loop().time() - started < 0.4
-        in_time = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "5000"})
-        bad = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "soon"})
-    assert late.status_code == 429
-    assert "the deadline leaves 0." in late.json()["detail"]
-    assert in_time.status_code == 200
-    assert bad.status_code == 422
-
-
-def held(folder: Path) -> tuple[str, Path, Path]:
-    """A scorer that notes what it is called with and waits, at most 20 s, to be let go: body, notes, release."""
-    notes, release = folder / "notes", folder / "release"
-    notes.touch()
-    note = f"Path({str(notes)!r}).write_text(Path({str(notes)!r}).read_text() + responses[0])"
-    wait = f"[time.sleep(0.01) for _ in range(2000) if not Path({str(release)!r}).exists()]"
-    return f"{note}; {wait}; return [1.0] * len(responses)", notes, release
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(2000):
-        if await condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
-
-
-@pytest.mark.anyio
-async def test_one_slow_pass_does_not_turn_callers_away_for_ever(settings: RewardSettings, tmp_path: Path) -> None:
-    body = "time.sleep(0.5 if responses[0] == 'slow' else 0); return [1.0] * len(responses)"
-    async with service(function_settings(settings, tmp_path, body)) as http:
-        assert (await http.post("/v1/score", json=kit.score_body(["slow"], RED))).status_code == 200
-        deadline = {"X-MoR-Deadline-Ms": "300"}
-        quick = kit.score_body(["quick"], RED)
-        statuses = [(await http.post("/v1/score", json=quick, headers=deadline)).status_code for _ in range(20)]
-    assert statuses[0] == 429
-    assert statuses[-1] == 200
-
-
-@pytest.mark.anyio
-async def test_an_item_whose_deadline_passes_in_the_queue_is_not_scored(
-    settings: RewardSettings, tmp_path: Path
-) -> None:
-    body, notes, release = held(tmp_path)
-
-    async def began() -> bool:
-        return notes.read_text() == "first"
-
-    async with service(function_settings(settings, tmp_path, body, batch_responses=1)) as http:
-        first = asyncio.create_task(http.post("/v1/score", json=kit.score_body(["first"], RED)))
-        await until(began)
-        deadline = {"X-MoR-Deadline-Ms": "100"}
-        late = asyncio.create_task(http.post("/v1/score", json=kit.score_body(["late"], RED), headers=deadline))
-        await asyncio.sleep(0.3)
-        release.touch()
-        assert (await first).status_code == 200
-        answer = await late
-    assert answer.status_code == 503
-    assert "deadline passed" in answer.json()["detail"]
-    assert notes.read_text() == "first"
-
-
-@pytest.mark.anyio
-async def test_stopping_finishes_what_is_queued(settings: RewardSettings, tmp_path: Path) -> None:
-    body, _, release = held(tmp_path)
-    app = create_app(function_settings(settings, tmp_path, body, batch_responses=2))
-    headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward", headers=headers) as http:
-
-        async def all_but_the_first_wait() -> bool:
-            return await metric(http, "mor_reward_queued_responses") == 8
-
-        async with app.router.lifespan_context(app):
-            bodies = [kit.score_body(["a", "b"], RED, item_id=str(number)) for number in range(5)]
-            calls = [asyncio.create_task(http.post("/v1/score", json=body)) for body in bodies]
-            await until(all_but_the_first_wait)
-            release.touch()
-        answers = await asyncio.gather(*calls)
-        assert [answer.status_code for answer in answers] == [200] * 5
-        after = await http.post("/v1/score", json=bodies[0])
-        assert after.status_code == 503
-        assert (await http.get("/readyz")).status_code == 503
 
 
 @pytest.mark.anyio

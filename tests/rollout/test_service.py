@@ -5,10 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,18 +14,17 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from mor_core.auth import hash_token
-from mor_core.blobs import Blobs
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Streams, announce, connect
-from mor_core.wire import DeadLetter, PromptRecord, RolloutRecord, Sampling, TokenBlock, WeightsRef
+from mor_core.streams import announce, connect
+from mor_core.wire import WeightsRef
 from mor_rollout.app import create_app
-from mor_rollout.engine import Sampled
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from tests.rollout.conftest import settings_for
 from tests.rollout.publisher import Publisher
-from tests.rollout.reference import Reference, base_tensors, make_adapter, messages, moved, picture, shown
+from tests.rollout.reference import Reference, base_tensors, make_adapter, moved, picture
+from tests.rollout.run import Run, worst
 from tests.tiny_models import build_tiny_vlm
 
 pytestmark = [
@@ -108,67 +103,10 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
-class Run:
-    """A trainer's and a router's side of one run."""
-
-    def __init__(self, redis: Redis, name: str) -> None:
-        self.redis = redis
-        self.name = name
-        self.streams = Streams(redis, name, 256)
-        self.blobs = Blobs(redis, name)
-        self._rollouts: Consumer[RolloutRecord] = Consumer(self.streams, "rollouts", "router", 30)
-        self._dead: Consumer[DeadLetter] = Consumer(self.streams, "dead", "trainer", 30)
-
-    async def issue(self, group: str, ref: WeightsRef, image: bytes | None = None, **changes: Any) -> PromptRecord:
-        content = image or picture(int(group.removeprefix("g")))
-        record = PromptRecord(
-            run=self.name,
-            group_id=group,
-            prompt_id=group,
-            messages=changes.pop("messages", messages(content)),
-            sampling=Sampling(**{"group_size": 4, "max_tokens": 8, "seed": 3, **changes}),
-            weights=ref,
-            stamps={"trainer": time.time()},
-        )
-        if image is None:
-            await self.blobs.put(content, group)
-        await self.streams.publish("prompts", record, timeout_s=5)
-        return record
-
-    async def rollouts(self, count: int) -> dict[str, RolloutRecord]:
-        found: dict[str, RolloutRecord] = {}
-        async with asyncio.timeout(40):
-            while len(found) < count:
-                for entry in await self._rollouts.read(count, 0.2):
-                    found[entry.record.group_id] = entry.record
-                    await self._rollouts.settle(entry)
-        return found
-
-    async def letter(self) -> DeadLetter:
-        async with asyncio.timeout(40):
-            while True:
-                for entry in await self._dead.read(1, 0.2):
-                    await self._dead.settle(entry)
-                    return entry.record
-
-    async def tokens(self, rollout: RolloutRecord) -> TokenBlock:
-        return TokenBlock.model_validate_json(await self.blobs.get(rollout.tokens))
-
-
 @pytest.fixture
 async def run(app: FastAPI, redis: Redis, run_name: str, tied: Path) -> Run:
     await announce(redis, run_name, str(tied))
     return Run(redis, run_name)
-
-
-async def worst(run: Run, rollout: RolloutRecord, reference: Reference) -> float:
-    block = await run.tokens(rollout)
-    prompt = shown(picture(int(rollout.group_id.removeprefix("g"))))
-    responses = [
-        Sampled(ids, logprobs, "stop")
-        for ids, logprobs in zip(block.response_token_ids, block.response_logprobs, strict=True)
-    ]
-    return max(reference.distance(prompt, response) for response in responses)
 
 
 async def test_groups_are_sampled_from_the_version_asked_for(
@@ -362,48 +300,3 @@ async def test_tokens_and_scopes(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/chat/completions", json=question(), headers=VIEWER)).status_code == 403
     models = (await client.get("/v1/models", headers=VIEWER)).json()
     assert models["data"][0]["id"] == "policy"
-
-
-def test_a_wrong_model_stops_the_command_with_the_reason(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mor_rollout.cli", "serve", "--model", str(tmp_path / "nothing")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "no such folder; give the path of a checkpoint folder" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_setting_that_is_not_allowed_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mor_rollout.cli", "serve", "--model", "x", "--backend", "magic"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "backend" in done.stderr
-
-
-def test_a_dead_engine_stops_the_service_with_the_reason(tiny_vlm: Path, tmp_path: Path, redis_url: str) -> None:
-    """A process manager can only restart what has ended."""
-    port_file = tmp_path / "address"
-    command = [sys.executable, "-m", "mor_rollout.cli", "serve", "--port-file", str(port_file)]
-    environment = {
-        **os.environ,
-        **{"MOR_MODEL": str(tiny_vlm), "MOR_REDIS_URL": redis_url, "MOR_WEIGHTS_DIR": str(tmp_path / "weights")},
-        **{"MOR_MAX_MODEL_LEN": "256", "MOR_KV_CACHE_BYTES": str(32 << 20)},
-    }
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not (port_file.exists() and httpx.get(port_file.read_text() + "/readyz", timeout=10).status_code == 200):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        children = [
-            child
-            for thread in Path(f"/proc/{process.pid}/task").iterdir()
-            for child in (thread / "children").read_text().split()
-        ]
-        (engine,) = {child for child in children if "EngineCor" in Path(f"/proc/{child}/comm").read_text()}
-        os.kill(int(engine), signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 1
-    assert "mor-rollout: vLLM's engine died" in errors

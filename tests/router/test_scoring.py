@@ -257,6 +257,23 @@ async def test_requests_respect_the_limits_on_the_card(api: Api, endpoints: Endp
     assert sorted(len(call["items"]) for call in good.calls) == [1, 1, 2, 3]
 
 
+async def test_a_group_with_more_responses_than_the_card_takes_costs_the_others_nothing(
+    api: Api, endpoints: Endpoints
+) -> None:
+    good, small = endpoints.endpoint("good"), endpoints.endpoint("small")
+    small.limits = {**small.limits, "responses": 2}
+    await api.enrol(good)
+    await api.enrol(small)
+    question, answers = [{"role": "user", "content": "?"}], ["a 1", "b 2", "c 3"]
+    items = [{"item_id": f"g{size}", "messages": question, "responses": answers[:size]} for size in (2, 3)]
+    pair, triple = (await api.ok("POST", "/v1/reward", {"items": items}))["items"]
+    assert [line(found, "small")["status"] for found in (pair, triple)] == ["ok", "error"]
+    assert line(triple, "small")["detail"] == "3 responses; its card takes 2 per item"
+    assert (triple["status"], len(triple["rewards"])) == ("ok", 3)
+    assert [[item["item_id"] for item in call["items"]] for call in small.calls] == [["g2"]]
+    assert 'failures_total{client="small",reason="item"} 1.0' in (await api.http.get("/metrics")).text
+
+
 async def test_concurrency_to_one_client_is_bounded(start: Start, endpoints: Endpoints) -> None:
     async with start(client_concurrency=2) as api:
         good = endpoints.endpoint("good")

@@ -200,6 +200,29 @@ async def test_groups_of_a_router_that_died_are_scored_by_another(
         await count(redis, run_name, rollouts=0, rewards=3, dead=0)
 
 
+async def test_a_run_that_is_over_is_let_go_and_taken_up_when_it_is_announced_again(
+    start: Start, endpoints: Endpoints, redis: Redis, run_name: str
+) -> None:
+    async with working(start, run_name) as (api, side):
+        await api.enrol(endpoints.endpoint("good"))
+        worker = api.router.worker
+
+        async def followed() -> bool:
+            return worker.runs == [run_name]
+
+        async def let_go() -> bool:
+            return worker.runs == []
+
+        await eventually(followed)
+        await withdraw(redis, run_name)
+        await eventually(let_go)
+        await publish(side, rollout(run_name, "g1", ("answer 1", "answer 2")))
+        await asyncio.sleep(0.5)
+        await count(redis, run_name, rollouts=1, rewards=0, dead=0)
+        await announce(redis, run_name, "model")
+        await count(redis, run_name, rollouts=0, rewards=1, dead=0)
+
+
 async def test_two_routers_score_each_group_once(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mor_core.auth import hash_token
+from mor_core.datafiles import Prompt, read_prompts
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import TOKENS, Processes, write_prompts
@@ -25,6 +26,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prompts(tmp_path_factory.mktemp("prompts"), 12)
+
+
+@pytest.fixture(scope="session")
+def rows_of(prompts: Path) -> list[Prompt]:
+    return read_prompts(prompts)
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
 from three_domains import prepare, report, session, stack
@@ -88,12 +88,17 @@ class Demonstration:
         return path
 
     def start(self) -> Stack:
+        """Start every service and wait until it is ready; nothing is left running when one does not become so."""
         running = stack.prepare(self.state, self.state / "base")
         with self.phase("start the services"):
-            running.start()
-            for name in running.wait_until_ready():
-                console.print(f"  {name} is ready at {running.url(name)}")
-        console.print(f"[bold]status and dashboard: {running.url('control')}[/bold]")
+            try:
+                running.start()
+                for name in running.wait_until_ready():
+                    console.print(f"  {name} is ready at {running.url(name)}")
+            except BaseException:
+                running.stop()
+                raise
+        console.print(f"[bold]status page: {running.dashboard}[/bold]", soft_wrap=True, highlight=False)
         return running
 
     def align(self, running: Stack) -> Path:
@@ -148,7 +153,7 @@ class Demonstration:
             str(answers),
             "--out",
         ]
-        if subprocess.run([*command, str(out)], check=False).returncode:
+        if prepare.run([*command, str(out)]):
             raise StepFailed(f"grading {answers} failed")
         return dict(json.loads(out.read_text())["domains"])
 
@@ -207,7 +212,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="training steps, instead of the demonstration's own number")
     parser.add_argument("--keep", action="store_true", help="start the services, enrol, fit, and leave them running")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, signal.default_int_handler)
     overrides = {"steps": options.steps} if options.steps else {}
     options.state.mkdir(parents=True, exist_ok=True)
     demonstration = Demonstration(options.state, options.preset, options.seed, options.arm, overrides)
@@ -223,12 +229,13 @@ def main() -> int:
             session.enrol(running)
             session.fit_gate(running, demonstration.state / "data/server/anchors.jsonl")
             keep = True
-            console.print("the stack is up; `make down` ends it")
+            console.print(f"the stack is up; the operator's token is in {demonstration.state / 'operator.token'}")
+            console.print("`make down` ends it")
         else:
             path = demonstration.align(running)
             print(path)
     except (StepFailed, StackError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted; ending every process")

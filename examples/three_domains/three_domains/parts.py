@@ -122,22 +122,30 @@ EXPORTS: dict[str, Callable[[Path], None]] = {
 
 
 def export(out: Path) -> None:
-    """Writes every part that ``out`` does not hold yet, each by a rename at the end."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, write in EXPORTS.items():
-        if not (out / name).is_dir():
-            with tempfile.TemporaryDirectory(dir=out, prefix=".part-") as scratch:
-                write(Path(scratch) / name)
-                (Path(scratch) / name).rename(out / name)
+    """Writes every part to ``out`` (which must not exist), by a rename at the end.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        SourceError: a part's weights cannot be had.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists: remove it or choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch) / "parts"
+        folder.mkdir()
+        for name, write in EXPORTS.items():
+            write(folder / name)
+        folder.rename(out)
 
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; parts that are there are kept")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     try:
         export(parser.parse_args().out)
-    except SourceError as error:
+    except (SourceError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

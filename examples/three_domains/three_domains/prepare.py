@@ -6,6 +6,9 @@ whose folder is there is not run again. A client's training reads that client's 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ from pathlib import Path
 
 from three_domains.stack import CLIENTS
 
+_CLEAN_UP_S = 30.0
 _THREADS = ("--threads", "2")
 _DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 4"
 _RECIPES = {
@@ -43,12 +47,30 @@ class Step:
         if self.makes.exists():
             return False
         self.makes.parent.mkdir(parents=True, exist_ok=True)
-        status = subprocess.run(self.command, check=False).returncode
+        status = run(self.command)
         if status:
             raise StepFailed(
                 f"{self.title}: `{' '.join(self.command)}` ended with status {status}; run it alone to see why"
             )
         return True
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a command in a process group of its own and return its status. When we are interrupted, so is the command,
+    once, and it gets the time to clean up: a terminal would interrupt it beside us and leave it none.
+    """
+    process = subprocess.Popen(command, process_group=0)
+    try:
+        return process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(_CLEAN_UP_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        raise
 
 
 def steps(state: Path, preset: str, seed: int) -> list[Step]:
@@ -73,6 +95,7 @@ def steps(state: Path, preset: str, seed: int) -> list[Step]:
             *_RECIPES[client].split(),
             *_checkpoints(client, base, parts),
             *_THREADS,
+            *(["--resume"] if model.with_name("model.training").exists() else []),
         ]
         made.append(Step(f"{client}: reward model", model, command))
     return made

@@ -1,4 +1,4 @@
-"""The table at the end, and the same as ``report.json``."""
+"""The table at the end, and the same as ``report.json``. What is not known is null there and a dash in the table."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def summarise(
     """The report: accuracy before and after, the clients' part in it, how long it took, where everything lies."""
     window = max(1, min(_WINDOW, len(points) // 2))
     first, last = points[:window], points[-window:]
-    clients = sorted(points[-1]["clients"])
-    domains = sorted(points[-1]["domains"])
+    clients = sorted({name for point in points for name in point["clients"]})
+    domains = sorted({name for point in points for name in point["domains"]})
     return {
         "accuracy": accuracy,
         "client_rewards": {
@@ -89,7 +89,7 @@ def show(console: Console, report: Json) -> None:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in run["time_shares"].items())
     console.print(
         f"{run['steps']} steps of {run['groups_per_step']} prompts x {run['group_size']} responses, "
-        f"{run['step_seconds']:.2f} s a step (median); KL to the reference {run['kl']:.3f} nats a token"
+        f"{run['step_seconds']:.2f} s a step (median); KL to the reference {_shown(run['kl'], '.3f')} nats a token"
     )
     console.print(f"time of a step: {shares}")
     console.print(_swaps(run["weight_swaps"]))
@@ -133,9 +133,13 @@ def _clients(report: Json) -> Table:
     for column in ("client", "first steps", "last steps", *(f"weight, {domain}" for domain in domains)):
         table.add_column(column, justify="left" if column == "client" else "right")
     for client, (first, last) in report["client_rewards"].items():
-        weights = [f"{report['gate_weights'][domain].get(client, 0.0):.2f}" for domain in domains]
-        table.add_row(client, f"{first:+.2f}", f"{last:+.2f}", *weights)
+        weights = [_shown(report["gate_weights"][domain][client], ".2f") for domain in domains]
+        table.add_row(client, _shown(first, "+.2f"), _shown(last, "+.2f"), *weights)
     return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "\N{EN DASH}" if value is None else format(value, form)
 
 
 def max_of(points: Sequence[Json], name: str) -> float | None:

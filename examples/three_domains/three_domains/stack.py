@@ -1,5 +1,9 @@
 """The demonstration's processes: one for each service and client, as in a cluster, run by honcho from the Procfile.
 
+All processes get the ports and the name of the state folder (``stack.env``); the server's processes alone read its
+settings and secrets (``server.env``). A client's process gets its own model and tokens file, and nobody's secret. The
+operator's own token is in ``operator.token``.
+
 ``python -m three_domains.stack down --state DIR`` ends a stack that ``make up`` left running.
 """
 
@@ -9,14 +13,17 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +37,9 @@ _FIRST_PORT = 7600
 _STOP_S = 30.0
 _START_S = 240.0
 _PROCFILE = Path(__file__).parent.parent / "Procfile"
+_LINES = 25
+_END = re.compile(r"^\S+ system +\| (?:SIG\w+ received|(\S+)\.1 stopped \(rc=(-?\d+)\))$", re.MULTILINE)
+"""The first such line of a log says why the stack ended: a signal to honcho, or a process."""
 
 
 class StackError(RuntimeError):
@@ -44,9 +54,16 @@ class Stack:
     ports: dict[str, int]
     admin_token: str
     client_secrets: dict[str, str]
+    viewer_token: str = ""
+    procfile: Path = _PROCFILE
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the status page; the token after the ``#`` only reads, and no browser sends it to a server."""
+        return f"{self.url('control')}/#token={self.viewer_token}"
 
     @property
     def log(self) -> Path:
@@ -56,16 +73,26 @@ class Stack:
     def _pid_file(self) -> Path:
         return self.state / "stack.pid"
 
-    def http(self, name: str, timeout_s: float = 60.0) -> httpx.Client:
-        """A client of one service with the administrator's token."""
-        return httpx.Client(
-            base_url=self.url(name), headers={"Authorization": f"Bearer {self.admin_token}"}, timeout=timeout_s
-        )
+    @contextlib.contextmanager
+    def http(self, name: str, timeout_s: float = 60.0) -> Iterator[httpx.Client]:
+        """A client of one service with the administrator's token.
+
+        Raises:
+            StackError: the service does not answer, or not in time.
+        """
+        headers = {"Authorization": f"Bearer {self.admin_token}"}
+        try:
+            with httpx.Client(base_url=self.url(name), headers=headers, timeout=timeout_s) as client:
+                yield client
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            said = self._last_lines(name)
+            raise StackError(f"{name} at {self.url(name)} gives no answer ({reason})\n{said}") from error
 
     def start(self, *names: str) -> None:
         """Start the named processes of the Procfile, or all; returns at once."""
-        command = [sys.executable, "-m", "honcho", "--no-colour", "-e", str(self.state / "stack.env"),
-                   "-d", str(self.state), "-f", str(_PROCFILE), "start", *names]  # fmt: skip
+        command = [sys.executable, "-m", "honcho", "--no-colour", "-e", "stack.env",
+                   "-d", str(self.state), "-f", str(self.procfile), "start", *names]  # fmt: skip
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         with self.log.open("wb") as log:
             process = subprocess.Popen(
@@ -77,7 +104,7 @@ class Stack:
         """Yields the name of each service as it becomes ready.
 
         Raises:
-            StackError: a process ended, or a service is not ready in time; with the end of the log.
+            StackError: a process ended, or a service is not ready in time; with the last that it said.
         """
         waiting = list(names)
         deadline = time.monotonic() + _START_S
@@ -93,42 +120,76 @@ class Stack:
                         missing[name] = answer.text[:300]
             self.check()
             if time.monotonic() > deadline:
-                raise StackError(f"not ready after {_START_S:g} s: {waiting}; {missing}\n{self._log_end()}")
+                late = "; ".join(f"{name}: {missing.get(name, 'no answer')}" for name in waiting)
+                raise StackError(f"not ready after {_START_S:g} s: {late}\n{self._last_lines(waiting[0])}")
             time.sleep(0.2)
 
     def check(self) -> None:
-        """Raises StackError when the stack is down."""
-        if not self._alive():
-            raise StackError(f"a process of the stack ended, and with it all others\n{self._log_end()}")
-
-    def stop(self) -> None:
-        """End every process and wait for it; nothing happens when none runs."""
-        if not self._alive():
-            self._pid_file.unlink(missing_ok=True)
+        """
+        Raises:
+            StackError: the stack is down; the message names the process that ended first, and the last that it said.
+        """
+        if self._alive():
             return
-        pid = int(self._pid_file.read_text())
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_S
-        while self._alive():
-            if time.monotonic() > deadline:
-                os.killpg(pid, signal.SIGKILL)
+        end = _END.search(self._said())
+        name, status = end.groups() if end is not None else (None, None)
+        if name is None:
+            raise StackError(f"the stack was ended from outside; its log is {self.log}")
+        raise StackError(f"{name} ended with status {status}, and with it all others\n{self._last_lines(name)}")
+
+    def stop(self, patience_s: float = _STOP_S) -> None:
+        """End every process and wait for it; nothing happens when none runs. What does not end by itself within
+        ``patience_s`` seconds is killed."""
+        if self._alive():
+            pid = int(self._pid_file.read_text())
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + patience_s
+            while self._alive():
+                if time.monotonic() > deadline:
+                    os.killpg(pid, signal.SIGKILL)
+                time.sleep(0.1)
+        while left := self._processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
         self._pid_file.unlink(missing_ok=True)
 
     def _alive(self) -> bool:
+        """Whether honcho runs."""
         try:
             pid = int(self._pid_file.read_text())
         except (FileNotFoundError, ValueError):
             return False
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
+        if not Path("/proc").is_dir():
+            return _exists(pid)
         try:
-            return b"honcho" in Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc").is_dir() else _exists(pid)
-        except FileNotFoundError:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
             return False
+        return b"honcho" in command and os.fsencode(self.state) in command
 
-    def _log_end(self, lines: int = 25) -> str:
-        return f"the end of {self.log}:\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+    def _processes(self) -> list[int]:
+        """What honcho started for this stack, their children too, by the environment that it gave them. Each has a
+        session of its own, so they outlive a honcho that is killed."""
+        mark = os.fsencode(f"STATE={self.state}")
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                given = (process / "environ").read_bytes().split(b"\0")
+                if mark in given and any(entry.startswith(b"HONCHO_PROCESS_NAME=") for entry in given):
+                    found.append(int(process.name))
+        return found
+
+    def _said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def _last_lines(self, name: str) -> str:
+        """What a process said last, and where the rest is."""
+        own = [line for line in self._said().splitlines() if f" {name}.1 " in line.partition("|")[0]]
+        return "\n".join([f"the last lines of {name} in {self.log}:", *own[-_LINES:]])
 
 
 def _exists(pid: int) -> bool:
@@ -139,26 +200,37 @@ def _exists(pid: int) -> bool:
 
 
 def prepare(state: Path, base_model: Path) -> Stack:
-    """Choose ports, make tokens and secrets, and write the settings of every process to ``state/stack.env``.
+    """Choose ports, make tokens and secrets, and write the settings of every process below ``state``.
 
     Each stack begins with an empty Redis: what an earlier one enrolled was encrypted with that one's key.
+
+    Raises:
+        StackError: a stack is running on this state.
     """
+    state = state.resolve()
+    if Stack(state, {}, "", {})._alive():
+        cure = f"`python -m three_domains.stack down --state {state}` ends it"
+        raise StackError(f"a stack is running on {state}; {cure}")
     shutil.rmtree(state / "redis", ignore_errors=True)
     ports = _free_ports(["redis", *HTTP_SERVICES])
-    admin, service, client = (secrets.token_urlsafe(32) for _ in range(3))
+    admin, service, viewer = (secrets.token_urlsafe(32) for _ in range(3))
     client_secrets = {name: secrets.token_urlsafe(32) for name in CLIENTS}
-    stack = Stack(state, ports, admin, client_secrets)
+    stack = Stack(state, ports, admin, client_secrets, viewer)
     tokens = state / "tokens.json"
-    _write_tokens(
-        tokens, ("operator", Scope.admin, admin), ("mor", Scope.service, service), ("wall", Scope.viewer, client)
-    )
+    holders = (("operator", Scope.admin, admin), ("mor", Scope.service, service), ("dashboard", Scope.viewer, viewer))
+    _write_tokens(tokens, *holders)
+    _write_whole(state / "operator.token", admin)
     for name in CLIENTS:
         _write_tokens(state / "clients" / name / "tokens.json", ("router", Scope.service, client_secrets[name]))
     runs = state / "runs"
     runs.mkdir(exist_ok=True)
-    settings = {
+    common = {
         "STATE": str(state),
         **{f"{name.upper()}_PORT": str(port) for name, port in ports.items()},
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    server = {
         "MOR_REDIS_URL": f"redis://127.0.0.1:{ports['redis']}/0",
         "MOR_TOKENS_FILE": str(tokens),
         "MOR_SERVICE_TOKEN": service,
@@ -169,18 +241,29 @@ def prepare(state: Path, base_model: Path) -> Stack:
         "MOR_WEIGHTS_DIR": str(state / "pulled"),
         "MOR_ALLOW_LOOPBACK": "true",
         "MOR_EMBED_TEXT_MODEL": str(state / "parts/minilm"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
     }
-    (state / "stack.env").touch(mode=0o600)
-    (state / "stack.env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    _write_settings(state / "stack.env", common)
+    _write_settings(state / "server.env", server)
     return stack
 
 
+def _write_settings(path: Path, settings: Mapping[str, str]) -> None:
+    """As honcho and a shell read them."""
+    _write_whole(path, "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))
+
+
 def _write_tokens(path: Path, *holders: tuple[str, Scope, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [Token(name=name, scope=scope, sha256=hash_token(token)) for name, scope, token in holders]
-    path.write_text(json.dumps([row.model_dump() for row in rows]))
+    _write_whole(path, json.dumps([row.model_dump() for row in rows]))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Whole or not at all, and for its owner alone to read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    Path(partial).replace(path)
 
 
 def _free_ports(names: list[str]) -> dict[str, int]:

@@ -4,7 +4,7 @@
 column     what it holds                                                                prompts/1   prefs/1
 =========  ==========================================================================  ==========  =========
 prompt     messages (OpenAI or TRL chat shape) or a string, which is one user message   required    required
-images     list of files relative to the data file, data URIs, or Parquet image cells   optional    optional
+images     list of files below the data file's folder, data URIs, Parquet image cells   optional    optional
 chosen     the better response: a string, or one assistant message                      -           required
 rejected   the worse response: likewise                                                 -           required
 id         name of the row, unique in the file; its line number otherwise               optional    optional
@@ -14,12 +14,13 @@ domain     label for reports; never an input of the router                      
 A message's image parts (``{"type": "image"}``) take the row's images in order. With a string prompt, or when no message
 has an image part, the images are shown before the first user text. Any other column is an error: a misspelt one would
 otherwise be ignored in silence.
+
+Data files are exchanged and uploaded, so what one names is read only below the folder that it lies in, links followed.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from mor_core.wire import ImagePart, Message, TextPart
 _COLUMNS = {"prompt", "images", "id", "domain"}
 _PREFERENCE_COLUMNS = _COLUMNS | {"chosen", "rejected"}
 _SHOWN_PROBLEMS = 10
+_SHOWN_CHARACTERS = 100
 
 Row = TypeVar("Row")
 
@@ -152,11 +154,14 @@ def _prompt(row: dict[str, Any], path: Path, line: int) -> Prompt:
         raise Invalid(f"images: a list of files is wanted, got {type(cells).__name__}")
     contents = [_image(cell, path.parent) for cell in cells]
     hashes = [guarded.sha256(content) for content in contents]
+    domain = row.get("domain")
+    if not isinstance(domain, str | None):
+        raise Invalid(f"domain: a string is wanted, got {type(domain).__name__}")
     return Prompt(
         id=str(row.get("id") or line),
         messages=_messages(row["prompt"], hashes),
         images=dict(zip(hashes, contents, strict=True)),
-        domain=row.get("domain"),
+        domain=domain,
     )
 
 
@@ -194,7 +199,7 @@ def _messages(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
                 if not waiting:
                     raise Invalid("prompt: more image parts than 'images'; list one file for each")
                 parts.append(ImagePart.of(waiting.pop(0)))
-            elif part.get("type") == "text" and isinstance(part.get("text"), str):
+            elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
                 parts.append(TextPart(text=part["text"]))
             else:
                 raise Invalid(f"prompt: unknown message part {str(part)[:60]}; use {{type: text}} or {{type: image}}")
@@ -211,7 +216,9 @@ def _parts(turn: dict[str, Any]) -> list[Any]:
     content = turn.get("content")
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    return content if isinstance(content, list) else []
+    if not isinstance(content, list):
+        raise Invalid(f"prompt: a message's content is a string or a list of parts, got {type(content).__name__}")
+    return content
 
 
 def _is_image(part: Any) -> bool:
@@ -220,24 +227,42 @@ def _is_image(part: Any) -> bool:
 
 def _image(cell: Any, folder: Path) -> bytes:
     """Encoded bytes of an image cell: a file name, a data URI, or Parquet's ``{"bytes", "path"}``."""
-    if isinstance(cell, dict) and cell.get("bytes"):
-        content, name = bytes(cell["bytes"]), "embedded image"
-    elif isinstance(cell, dict) and isinstance(cell.get("path"), str):
+    content: bytes
+    if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):
+        content, name = cell["bytes"], "embedded image"
+    elif isinstance(cell, dict) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
         return _image(cell["path"], folder)
+    elif isinstance(cell, dict):
+        held = ", ".join(f"{name}: {type(value).__name__}" for name, value in list(cell.items())[:3])
+        raise Invalid(f"images: Parquet's {{bytes: binary, path: string}} is wanted, got {{{held[:100]}}}")
     elif isinstance(cell, str) and cell.startswith("data:"):
         try:
             content, name = base64.b64decode(cell.partition(",")[2], validate=True), "data URI"
-        except binascii.Error as error:
+        except ValueError as error:
             raise Invalid(f"images: a data URI that is not base64 ({error})") from error
     elif isinstance(cell, str):
-        name, file = cell, folder / cell
-        if not file.is_file():
-            raise Invalid(f"images: no file {file}; paths are relative to the data file")
-        content = file.read_bytes()
+        content, name = _file(cell, folder), cell
     else:
         raise Invalid(f"images: a file name or data URI is wanted, got {type(cell).__name__}")
     try:
         guarded.decode(content)
     except MorError as error:
         raise Invalid(f"images: {name}: {error}") from error
+    return content
+
+
+def _file(name: str, folder: Path) -> bytes:
+    """Bytes of a file below ``folder``. Of a path elsewhere, not even whether something is there is told."""
+    shown = repr(name[:_SHOWN_CHARACTERS])
+    try:
+        file = (folder / name).resolve()
+        below = file.is_relative_to(folder.resolve())
+        content = file.read_bytes() if below and file.is_file() else None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise Invalid(f"images: {shown} cannot be read ({reason})") from error
+    if not below:
+        raise Invalid(f"images: {shown} is not below the data file's folder; put it there, or give a data URI")
+    if content is None:
+        raise Invalid(f"images: no file {shown} in the data file's folder; put it there, or give a data URI")
     return content

@@ -187,11 +187,22 @@ class Privacy(Wire):
     delta: Finite
 
 
+_AtLeastOne = Annotated[int, Field(ge=1)]
+
+
 class Limits(Wire):
-    items: int
-    responses: int
-    request_bytes: int
-    concurrency: int
+    """What a client takes. Its service refuses what is over a limit; the router keeps to them and does not try."""
+
+    items: _AtLeastOne
+    """Most items per request. The router cuts its batches to it; the service answers more with 413."""
+    responses: _AtLeastOne
+    """Most responses per item, however many items a request has. The router cannot cut a group, so it does not ask the
+    client about one that has more and counts it as failed there; the service answers 413."""
+    request_bytes: _AtLeastOne
+    """Most bytes per request body, images in base64 included. The router cuts its batches so that they fit with all
+    their images; an item that alone may have more is tried. The service answers more with 413."""
+    concurrency: _AtLeastOne
+    """Most score requests at a time. Each router makes no more; the service answers further ones with 429."""
 
 
 class Card(Wire):

@@ -18,10 +18,10 @@ def body(items: Sequence[ScoreItem], images: Mapping[str, bytes]) -> bytes:
 def cut(
     items: Sequence[ScoreItem], images: Mapping[str, bytes], limits: Limits | None, items_per_request: int
 ) -> list[list[ScoreItem]]:
-    """``items`` in order, in as few requests as the limits allow. An item that alone is over a limit goes out all the
-    same: the client says itself what is too much."""
+    """``items`` in order, in as few requests as the limits allow. An item that alone has too many bytes goes out all
+    the same: the client may hold its images already, and says itself what is too much."""
     if limits is not None:
-        items_per_request = max(1, min(items_per_request, limits.items))
+        items_per_request = min(items_per_request, limits.items)
     requests: list[list[ScoreItem]] = []
     size = 0
     shown: set[str] = set()

@@ -61,7 +61,7 @@ class RewardClient:
         self._settings = settings
         self._limits = record.card.limits if record.card is not None else None
         concurrency = min(settings.client_concurrency, self._limits.concurrency if self._limits else 1 << 10)
-        self._slots = asyncio.Semaphore(max(1, concurrency))
+        self._slots = asyncio.Semaphore(concurrency)
         self._breakers = AsyncCircuitBreakerFactory(
             default_threshold=settings.circuit_failures,
             default_ttl=settings.circuit_open_s,
@@ -111,9 +111,24 @@ class RewardClient:
     ) -> dict[str, Answer]:
         """An answer for each of ``items`` within ``deadline_s`` seconds."""
         deadline = asyncio.get_running_loop().time() + deadline_s
-        parts = batching.cut(items, images, self._limits, self._settings.items_per_request)
+        refused = self._refused(items)
+        asked = [item for item in items if item.item_id not in refused]
+        parts = batching.cut(asked, images, self._limits, self._settings.items_per_request)
         answers = await asyncio.gather(*(self._score(part, images, deadline) for part in parts))
-        return {name: answer for part in answers for name, answer in part.items()}
+        return refused | {name: answer for part in answers for name, answer in part.items()}
+
+    def _refused(self, items: Sequence[ScoreItem]) -> dict[str, Answer]:
+        """The items with more responses than the card takes: sent, they would cost their whole request its scores."""
+        if self._limits is None:
+            return {}
+        most = self._limits.responses
+        refused = {
+            item.item_id: Answer("error", detail=f"{len(item.responses)} responses; its card takes {most} per item")
+            for item in items
+            if len(item.responses) > most
+        }
+        metrics.CLIENT_FAILURES.labels(self.record.name, "item").inc(len(refused))
+        return refused
 
     async def _score(self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float) -> dict[str, Answer]:
         started = time.perf_counter()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 import torch
 from mor_core.streams import connect
+from mor_core.tasks import stop
 from redis.asyncio import Redis
 
 from mor_router.anchor_scores import AnchorScorer
@@ -106,9 +107,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     try:
         yield router
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(tasks)
         await scoring.close()
         await pool.close()
         await redis.aclose()

