@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -129,6 +131,16 @@ def build_model(
     model.generation_config.pad_token_id = ids[END]
     model.generation_config.bos_token_id = ids[START]
     return model
+
+
+def save(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, out: Path) -> None:
+    """Writes a checkpoint folder, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch) / "model"
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        folder.rename(out)
 
 
 def _small_llama(shape: Shape) -> LlamaConfig:

@@ -11,14 +11,13 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from three_domains.assembly import Shape, build_model, build_processor, train_tokenizer
+from three_domains.assembly import Shape, build_model, build_processor, save, train_tokenizer
 from three_domains.smollm2 import load_smollm2
 from three_domains.sources import SourceError
 from three_domains.tower import standardise
@@ -81,12 +80,7 @@ def make_base(data: Path, out: Path, seed: int, preset: Preset) -> None:
     standardise(norm, features)
     features = features * norm.weight.detach() + norm.bias.detach()
     tune(model, packed, features, preset.recipe, seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / "model"
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        folder.rename(out)
+    save(model, processor, out)
 
 
 def main() -> int:

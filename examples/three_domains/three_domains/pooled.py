@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
+from three_domains.assembly import save
 from three_domains.base_vlm import read_rows
 from three_domains.tuning import Recipe, pack, tower_features, tune
 
@@ -39,11 +39,7 @@ def tune_on_pooled(data: Path, base: Path, out: Path, seed: int) -> None:
     pictures, packed = pack(rows, processor)
     features = tower_features(model, processor, [Path(name) for name in pictures])
     tune(model, packed, features, RECIPE, seed)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / "model"
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        folder.rename(out)
+    save(model, processor, out)
 
 
 def main() -> int:
