@@ -93,7 +93,7 @@ def test_chosen_is_what_the_client_likes() -> None:
     for gold in GOLDS:
         answers = ANSWERS[gold["domain"]]
         for _ in range(30):
-            pair = preference(answers, gold, rng)
+            pair = preference(answers, gold, rng, contrasts=0.5)
             assert pair is not None
             assert answers.taste(gold, pair[0]) >= answers.taste(gold, pair[1]) + 0.5
 

@@ -111,13 +111,16 @@ def choose(rng: Random, options: Iterable[tuple[float, str]]) -> str:
     return name
 
 
-def preference(answers: Answers, gold: Gold, rng: Random, margin: float = 0.5) -> tuple[str, str] | None:
+def preference(
+    answers: Answers, gold: Gold, rng: Random, contrasts: float, margin: float = 0.5
+) -> tuple[str, str] | None:
     """Draws a chosen and a rejected answer that differ in taste by at least ``margin``.
 
-    Half of the pairs set a true answer against a false one in the same style, so that a reward model must look at the
-    picture; the others are two independent drafts. Returns ``None`` when twenty draws gave no such pair.
+    The share ``contrasts`` of the pairs sets a true answer against a false one in the same style, so that a reward
+    model must look at the picture; the others are two independent drafts. Returns ``None`` when twenty draws gave no
+    such pair.
     """
-    contrast = rng.random() < 0.5
+    contrast = rng.random() < contrasts
     for _ in range(20):
         if contrast:
             pair = (answers.right(gold, rng), answers.wrong(gold, rng))

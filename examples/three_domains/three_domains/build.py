@@ -41,7 +41,8 @@ CAPTION_REQUEST = "Describe the picture."
 class Part:
     """One file of the data folder: where it lies, which split's material it may use, what its rows hold.
 
-    ``pictures`` is per domain; ``questions`` limits the questions asked about one picture.
+    ``pictures`` is per domain; ``questions`` limits the questions asked about one picture; ``contrasts`` is the share
+    of preference pairs that set true against false. Anchors have none: a gate is fitted on what the policy says.
     """
 
     name: str
@@ -50,13 +51,14 @@ class Part:
     kind: str
     pictures: int
     questions: int
+    contrasts: float = 0.0
 
 
 PARTS = (
     Part("sft", "server/sft.jsonl", "server", "sft", 1000, 5),
     Part("prompts", "server/prompts.jsonl", "server", "prompt", 220, 2),
     Part("anchors", "server/anchors.jsonl", "anchor", "preference", 21, 1),
-    Part("prefs", "clients/{domain}/prefs.jsonl", "client", "preference", 800, 3),
+    Part("prefs", "clients/{domain}/prefs.jsonl", "client", "preference", 800, 3, contrasts=0.5),
     Part("dev", "gold/dev.jsonl", "dev", "gold", 100, 3),
     Part("test", "gold/test.jsonl", "test", "gold", 120, 3),
 )
@@ -125,7 +127,7 @@ def _rows(part: Part, domain: str, ask: Ask, rng: Random) -> Iterator[Row]:
     elif part.kind == "prompt":
         yield row
     else:
-        pair = preference(answers, ask.gold, rng)
+        pair = preference(answers, ask.gold, rng, part.contrasts)
         if pair is not None:
             yield {**row, "chosen": _said(pair[0]), "rejected": _said(pair[1])}
 
