@@ -2,7 +2,9 @@
 
 ``python bench/demo.py [--seeds 3]`` writes ``bench/results/demo-PRESET.json``. For each seed it runs, on the
 same data and models, the aligned run and its two controls: the same run with shuffled rewards, and supervised tuning on
-all clients' chosen answers as if they could be pooled. What was downloaded before is not counted: run `make demo` once.
+all clients' chosen answers as if they could be pooled. Each run's result is kept in the state folder and not made again,
+so a benchmark that was interrupted goes on; remove the folder to measure anew. What was downloaded before is not
+counted: run `make demo` once.
 """
 
 from __future__ import annotations
@@ -58,8 +60,18 @@ class PeakMemory:
         self._thread.join()
 
 
+def measured(state: Path, preset: str, seed: int, arm: str) -> dict[str, Any]:
+    """The figures of one arm on one seed: those in the state folder, or else new ones."""
+    kept = state / f"bench-{arm}.json"
+    if not kept.is_file():
+        figures = demonstration(state, "--preset", preset, "--seed", str(seed), "--arm", arm)
+        kept.write_text(json.dumps(figures))
+    return dict(json.loads(kept.read_text()))
+
+
 def demonstration(state: Path, *options: str) -> dict[str, Any]:
     """One demonstration below ``state``; its report, with wall time and peak memory."""
+    from_nothing = not state.exists()
     begun = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "three_domains.demo", "--state", str(state), *options])
     memory = PeakMemory(process.pid)
@@ -70,7 +82,8 @@ def demonstration(state: Path, *options: str) -> dict[str, Any]:
     report = json.loads((state / "report.json").read_text())
     kept = {name: report[name] for name in _KEPT if name in report}
     kept.get("run", {}).pop("checkpoint", None)
-    return kept | {"wall_seconds": time.monotonic() - begun, "peak_memory_gb": memory.bytes / 1e9}
+    cost = {"wall_seconds": time.monotonic() - begun, "peak_memory_gb": memory.bytes / 1e9}
+    return kept | cost | {"from_nothing": from_nothing}
 
 
 def gains(reports: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -94,13 +107,12 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".mor/bench"))
     parser.add_argument("--arms", nargs="+", default=["aligned", "shuffled", "supervised"])
     options = parser.parse_args()
-    reports: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
-    for seed in range(options.seeds):
-        state = options.state / f"{options.preset}-{seed}"
-        for arm in options.arms:
-            chosen = ["--preset", options.preset, "--seed", str(seed), "--arm", arm]
-            reports[arm].append(demonstration(state, *chosen))
-            figures = {name: {"gain_points": gains(done), "runs": done} for name, done in reports.items() if done}
+    reports: dict[str, list[dict[str, Any]]] = {}
+    for arm in options.arms:
+        for seed in range(options.seeds):
+            state = options.state / f"{options.preset}-{seed}"
+            reports.setdefault(arm, []).append(measured(state, options.preset, seed, arm))
+            figures = {name: {"gain_points": gains(done), "runs": done} for name, done in reports.items()}
             print(record(f"demo-{options.preset}", {"arms": figures}))
 
 
