@@ -2,9 +2,9 @@
 
 ``python bench/demo.py [--seeds 3]`` writes ``bench/results/demo-PRESET.json``. For each seed it runs, on the
 same data and models, the aligned run and its two controls: the same run with shuffled rewards, and supervised tuning on
-all clients' chosen answers as if they could be pooled. Each run's result is kept in the state folder and not made again,
-so a benchmark that was interrupted goes on; remove the folder to measure anew. What was downloaded before is not
-counted: run `make demo` once.
+all clients' chosen answers as if they could be pooled. The result of each run is kept in the state folder and not made
+again, so a benchmark that was interrupted goes on; remove the folder to measure anew. What was downloaded before is
+not counted: run `make demo` once.
 """
 
 from __future__ import annotations

@@ -55,14 +55,14 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     questions = sum(domain["n"] for domain in first["accuracy"]["base"].values())
     steps = ", ".join(f"{value:.2f}" for value in sorted(one["run"]["step_seconds"] for one in runs))
     swaps = run["weight_swaps"]
-    whole = [one for one in runs if one["from_nothing"]]
-    minutes = f"{median(one['wall_seconds'] for one in whole) / 60:.1f} minutes" if whole else "a time not measured"
     memory = max(one["peak_memory_gb"] for one in runs)
+    whole = [one["wall_seconds"] / 60 for one in runs if one["from_nothing"]]
+    minutes = f"everything from the pictures to the table in {median(whole):.1f} minutes, " if whole else ""
     return (
         f"Mean over {len(runs)} seeds (lowest to highest), each with its own pictures, base model and reward models; "
         f"{questions} test questions a seed. {run['steps']} steps of {run['groups_per_step']} prompts x "
-        f"{run['group_size']} responses at {steps} s a step (median of each seed); everything from the pictures to the "
-        f"table took {minutes} and {memory:.1f} GB at peak, downloads apart; a weight swap took {swaps['mean_seconds']:.2f} s. "
+        f"{run['group_size']} responses at {steps} s a step (median of each seed); {minutes}"
+        f"{memory:.1f} GB at peak, downloads apart; a weight swap took {swaps['mean_seconds']:.2f} s. "
         f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats a token. "
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py`."
