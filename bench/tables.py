@@ -25,7 +25,7 @@ def demonstration(name: str = "demo-default") -> str:
     """Gold accuracy of base and arms by domain, and what the run cost, as Markdown."""
     result = read(name)
     if result is None:
-        return ""
+        return "Not measured yet: `python bench/demo.py` does.\n"
     arms = result["arms"]
     runs = arms["aligned"]["runs"]
     domains = list(runs[0]["accuracy"]["base"])
