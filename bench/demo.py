@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 from machine import record
+from three_domains import report
 
 _KEPT = ("accuracy", "client_rewards", "gate_weights", "run", "phase_seconds")
 """What of a report is a figure, and no path."""
@@ -65,7 +66,7 @@ def measured(state: Path, preset: str, seed: int, arm: str) -> dict[str, Any]:
     kept = state / f"bench-{arm}.json"
     if not kept.is_file():
         figures = demonstration(state, "--preset", preset, "--seed", str(seed), "--arm", arm)
-        kept.write_text(json.dumps(figures))
+        report.write(kept, figures)
     return dict(json.loads(kept.read_text()))
 
 
@@ -75,12 +76,16 @@ def demonstration(state: Path, *options: str) -> dict[str, Any]:
     begun = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "three_domains.demo", "--state", str(state), *options])
     memory = PeakMemory(process.pid)
-    status = process.wait()
-    memory.stop()
+    try:
+        status = process.wait()
+    finally:
+        memory.stop()
+        process.terminate()
+        process.wait()
     if status:
         raise SystemExit(f"the demonstration ended with status {status}")
-    report = json.loads((state / "report.json").read_text())
-    kept = {name: report[name] for name in _KEPT if name in report}
+    found = json.loads((state / "report.json").read_text())
+    kept = {name: found[name] for name in _KEPT if name in found}
     kept.get("run", {}).pop("checkpoint", None)
     cost = {"wall_seconds": time.monotonic() - begun, "peak_memory_gb": memory.bytes / 1e9}
     return kept | cost | {"from_nothing": from_nothing}
@@ -89,8 +94,8 @@ def demonstration(state: Path, *options: str) -> dict[str, Any]:
 def gains(reports: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Gain in gold accuracy, points: mean over seeds, smallest and largest, by domain and over all."""
     by_domain: dict[str, list[float]] = {}
-    for report in reports:
-        before, after = report["accuracy"]["base"], report["accuracy"]["aligned"]
+    for one in reports:
+        before, after = one["accuracy"]["base"], one["accuracy"]["aligned"]
         found = {domain: 100 * (after[domain]["accuracy"] - before[domain]["accuracy"]) for domain in before}
         for domain, gain in {**found, "mean": statistics.fmean(found.values())}.items():
             by_domain.setdefault(domain, []).append(gain)

@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from three_domains import prepare
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack
 
 from tests.examples.test_stack import session_of, started, until
@@ -100,6 +102,18 @@ def test_an_interrupted_step_leaves_no_process_and_no_folder(
         assert list(tmp_path.iterdir()) == []
     finally:
         end(process)
+
+
+def test_a_command_that_does_not_hear_an_interrupt_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_CLEAN_UP_S", 0.5)
+    mark = tmp_path / "pid"
+    interrupted = threading.Thread(target=lambda: (until(mark.exists), os.kill(os.getpid(), signal.SIGINT)))
+    interrupted.start()
+    with pytest.raises(KeyboardInterrupt):
+        prepare.run(["sh", "-c", f"trap '' INT; echo $$ > '{mark}.new'; mv '{mark}.new' '{mark}'; sleep 60"])
+    interrupted.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
 
 
 def end(process: subprocess.Popen[str]) -> None:

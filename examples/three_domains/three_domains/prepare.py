@@ -18,6 +18,7 @@ from pathlib import Path
 from three_domains.stack import CLIENTS
 
 _CLEAN_UP_S = 30.0
+"""Seconds that an interrupted command has to clean up before it is killed."""
 _THREADS = ("--threads", "2")
 _DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 4"
 _RECIPES = {
@@ -65,14 +66,19 @@ def run(command: Sequence[str]) -> int:
     try:
         return process.wait()
     except BaseException:
-        os.killpg(process.pid, signal.SIGINT)
+        _signal(process, signal.SIGINT)
         try:
-            process.wait(_CLEAN_UP_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_CLEAN_UP_S)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _signal(process, signal.SIGKILL)
             process.wait()
         raise
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def steps(state: Path, preset: str, seed: int) -> list[Step]:

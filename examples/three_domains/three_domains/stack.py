@@ -35,6 +35,7 @@ CLIENTS = ("detail", "medical", "chart")
 HTTP_SERVICES = (*CLIENTS, "router", "rollout", "control")
 _FIRST_PORT = 7600
 _STOP_S = 30.0
+_KILL_S = 30.0
 _START_S = 240.0
 _PROCFILE = Path(__file__).parent.parent / "Procfile"
 _LINES = 25
@@ -139,16 +140,23 @@ class Stack:
 
     def stop(self, patience_s: float = _STOP_S) -> None:
         """End every process and wait for it; nothing happens when none runs. What does not end by itself within
-        ``patience_s`` seconds is killed."""
+        ``patience_s`` seconds is killed.
+
+        Raises:
+            StackError: a process is still there although it was killed.
+        """
         if self._alive():
             pid = int(self._pid_file.read_text())
             os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + patience_s
-            while self._alive():
-                if time.monotonic() > deadline:
-                    os.killpg(pid, signal.SIGKILL)
+            while self._alive() and time.monotonic() < deadline:
                 time.sleep(0.1)
+            if self._alive():
+                os.killpg(pid, signal.SIGKILL)
+        deadline = time.monotonic() + _KILL_S
         while left := self._processes():
+            if time.monotonic() > deadline:
+                raise StackError(f"processes {left} do not end although they were killed; see what they wait for")
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
