@@ -87,6 +87,7 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         "clip_high_ratio": sums.clipped_high / sums.tokens if sums.tokens else None,
         "grad_norm": finite(report.grad_norm),
         "lr": report.lr,
+        "importance_limited_ratio": sums.limited / sums.tokens if sums.tokens else None,
         "importance_ratio_mean": finite(sums.ratio.mean),
         "importance_ratio_max": finite(sums.ratio.largest) if sums.tokens else None,
         "effective_sample_share": finite(sums.ratio.effective_sample_share),

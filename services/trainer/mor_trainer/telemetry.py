@@ -21,6 +21,9 @@ _STEP_GAUGES = {
     "entropy": _gauge("entropy_nats", "Mean entropy of the sampling distribution, per token."),
     "clip_low_ratio": _gauge("clip_low_ratio", "Share of tokens clipped below."),
     "clip_high_ratio": _gauge("clip_high_ratio", "Share of tokens clipped above."),
+    "importance_limited_ratio": _gauge(
+        "importance_limited_ratio", "Share of tokens whose ratio trainer/engine was truncated or masked."
+    ),
     "grad_norm": _gauge("grad_norm", "Gradient norm before clipping."),
     "lr": _gauge("learning_rate", "Learning rate."),
     "importance_ratio_mean": _gauge("importance_ratio_mean", "Mean raw ratio trainer/engine."),
