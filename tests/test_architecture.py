@@ -19,7 +19,7 @@ ALLOWED = {
 }
 PURE = {
     "fusion", "gate", "calibration", "standardise", "advantage", "loss", "losses", "kl", "importance",
-    "packing",
+    "informative", "packing",
 }  # fmt: skip
 IMPURE_IMPORTS = {
     "asyncio", "httpx", "redis", "fastapi", "logging", "structlog", "prometheus_client", "pathlib", "os", "time",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mor_core.algorithms import Algorithm, Cispo, Clip, Dapo, DrGrpo, Grpo, Gspo, Importance, Kl, WeightClip
+from mor_core.runs import RunSpec
 from mor_trainer.advantage import advantages
 from mor_trainer.importance import correction
 from mor_trainer.loss import LossSums, policy_loss
@@ -218,6 +219,7 @@ def test_only_the_sequence_ratio_is_the_exact_policy_gradient_of_another_sampler
         ({"importance": {"cap": 1.0}}, r"importance.cap\s+Input should be greater than 1"),
         ({"importance": {"level": "response"}}, "Input should be 'token' or 'sequence'"),
         ({"importance": {"kind": "none", "level": "sequence"}}, "level='sequence' has no effect with kind='none'"),
+        ({"dynamic_sampling": {"max_factor": 1.0}}, r"dynamic_sampling.max_factor\s+Input should be greater than 1"),
         ({"kl": {"estimator": "k1", "corrected": False}}, "k1 without correction has zero expected gradient"),
     ],
     ids=str,
@@ -225,6 +227,13 @@ def test_only_the_sequence_ratio_is_the_exact_policy_gradient_of_another_sampler
 def test_a_bad_value_is_refused_with_its_place(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Algorithm.model_validate(config)
+
+
+def test_dynamic_sampling_that_could_replace_nothing_is_refused() -> None:
+    fields = {"name": "r", "model": "m", "prompts": "p", "groups_per_step": 4}
+    RunSpec.model_validate({**fields, "algorithm": {"dynamic_sampling": {"max_factor": 1.25}}})
+    with pytest.raises(ValidationError, match=r"leaves no group to replace one of groups_per_step=4; set it to 1\.25"):
+        RunSpec.model_validate({**fields, "algorithm": {"dynamic_sampling": {"max_factor": 1.2}}})
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda config: config.kind)

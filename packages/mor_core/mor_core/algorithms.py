@@ -152,6 +152,20 @@ class Importance(Config):
         return self
 
 
+class DynamicSampling(Config):
+    """Groups whose rewards are all alike have no advantage to teach; they are replaced by groups of further prompts."""
+
+    tolerance: float = Field(0.01, ge=0)
+    """Standard deviation of a group's rewards up to which they count as alike, logits."""
+    max_factor: float = Field(3.0, gt=1)
+    """Most groups that are sampled for a step, in multiples of ``groups_per_step``; beyond it groups are taken as they
+    come, so that a step ends even where all rewards are alike."""
+
+    def most_groups(self, groups_per_step: int) -> int:
+        """Most groups that are sampled for a step."""
+        return int(self.max_factor * groups_per_step + 1e-9)
+
+
 class Algorithm(Config):
     """How scored groups become an update."""
 
@@ -163,3 +177,5 @@ class Algorithm(Config):
     """Penalty towards the reference policy, which is the model that the run started from."""
     importance: Importance = Importance()
     """Correction between the engine that sampled and the trainer."""
+    dynamic_sampling: DynamicSampling | None = None
+    """Replace groups whose rewards are all alike; null trains on all groups (their KL penalty still counts)."""

@@ -34,6 +34,7 @@ _STEP_GAUGES = {
     "truncation_ratio": _gauge("truncation_ratio", "Share of responses cut at max_tokens."),
     "tokens_per_second": _gauge("tokens_per_second", "Response tokens trained on per second."),
     "weights_version": _gauge("weights_version", "Newest published weights version."),
+    "groups_skipped": _gauge("groups_skipped", "Groups of this run replaced because their rewards were all alike."),
     "groups_dropped": _gauge("groups_dropped", "Groups dropped in this run."),
     "groups_retried": _gauge("groups_retried", "Groups issued again in this run."),
 }
