@@ -17,7 +17,10 @@ ALLOWED = {
     "mor_client": {"mor_core"},
     **{service: {"mor_core"} for service in SERVICES},
 }
-PURE = {"fusion", "gate", "calibration", "standardise", "advantage", "loss", "kl", "importance", "packing"}
+PURE = {
+    "fusion", "gate", "calibration", "standardise", "advantage", "loss", "losses", "kl", "importance",
+    "informative", "packing",
+}  # fmt: skip
 IMPURE_IMPORTS = {
     "asyncio", "httpx", "redis", "fastapi", "logging", "structlog", "prometheus_client", "pathlib", "os", "time",
     "torch.distributed",

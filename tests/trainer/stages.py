@@ -134,6 +134,8 @@ class Stages:
         """Groups for which this is true disappear after sampling."""
         self.bury: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true become dead letters."""
+        self.flat: Callable[[RolloutRecord], bool] = lambda record: False
+        """Groups for which this is true get one reward for all responses."""
         self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
         self.failure: BaseException | None = None
 
@@ -233,6 +235,8 @@ class Stages:
             scores = tuple(
                 self._rule(ids, text) for ids, text in zip(block.response_token_ids, rollout.responses, strict=True)
             )
+            if self.flat(rollout):
+                scores = (1.0,) * len(scores)
             if rollout.prompt.purpose == "train":
                 self.rewards.append(sum(scores) / len(scores))
             await consumer.forward(entry, "rewards", reward_record(rollout, scores), timeout_s=5)

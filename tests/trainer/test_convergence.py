@@ -64,9 +64,17 @@ def mean_rewards(tiny: Path, prompts: Path, steps: int, **changes: Any) -> list[
             "optimiser": {"lr": 3e-3, "updates_per_step": 2},
         },
         {"algorithm": {"loss": {"kind": "dr_grpo"}, "advantage": {"kind": "mean_only"}, "kl": {"beta": 0.0}}},
+        {
+            "algorithm": {"loss": {"kind": "gspo"}, "importance": {"kind": "mask", "level": "sequence"}},
+            "optimiser": {"lr": 3e-3, "updates_per_step": 2},
+        },
+        {
+            "algorithm": {"loss": {"kind": "cispo"}, "advantage": {"kind": "batch_std"}, "kl": {"estimator": "k1"}},
+            "optimiser": {"lr": 3e-3, "updates_per_step": 2},
+        },
         {"tuning": {"kind": "lora", "rank": 8}, "optimiser": {"lr": 1e-2, "warmup_steps": 0}},
     ],
-    ids=["grpo", "dapo", "dr_grpo", "lora"],
+    ids=["grpo", "dapo", "dr_grpo", "gspo", "cispo", "lora"],
 )
 def test_the_reward_rises(tiny: Path, prompts: Path, changes: dict[str, Any]) -> None:
     means = mean_rewards(tiny, prompts, 12, **changes)

@@ -28,8 +28,8 @@ def ledger_of(staleness: int = 1, attempts: int = 3, prompts: int = 7) -> Ledger
 @given(ACTIONS, st.integers(0, 2), st.data())
 def test_each_group_is_applied_once_whatever_happens(actions: list[str], staleness: int, data: st.DataObject) -> None:
     ledger = ledger_of(staleness)
-    version, applied = 0, Counter[int]()
-    saved = (ledger.state(), Counter[int](), version)
+    version, applied, skipped = 0, Counter[int](), Counter[int]()
+    saved = (ledger.state(), applied.copy(), skipped.copy(), version)
     seen: list[tuple[str, int]] = []
     for action in actions:
         waiting = sorted(ledger.outstanding)
@@ -54,26 +54,29 @@ def test_each_group_is_applied_once_whatever_happens(actions: list[str], stalene
         elif action == "take":
             taken, _ = ledger.take(STEP, deadline=1.0)
             assert len(taken) in (0, STEP)
-            for number, group, stale in taken:
+            alike = data.draw(st.integers(0, len(taken)))
+            ledger.skip_taken(alike)
+            for place, (number, group, stale) in enumerate(taken):
                 assert ledger.group_id(number) == group
                 assert stale <= staleness
-                applied[number] += 1
+                (skipped if place < alike else applied)[number] += 1
             if taken:
                 version += 1
                 ledger.published(version)
-                saved = (ledger.state(), applied.copy(), version)
+                saved = (ledger.state(), applied.copy(), skipped.copy(), version)
         elif action == "crash":  # back to the last checkpoint; versions go on above everything that was published
-            state, applied, _ = saved
-            applied, version = applied.copy(), version + 1
+            state, applied, skipped, _ = saved
+            applied, skipped, version = applied.copy(), skipped.copy(), version + 1
             ledger = ledger_of(staleness)
             ledger.restore(state, deadline=1.0)
             ledger.published(version)
-        assert max(applied.values(), default=0) <= 1
-        assert ledger.applied == sum(applied.values())
+        assert max((applied + skipped).values(), default=0) <= 1
+        assert (ledger.applied, ledger.skipped) == (sum(applied.values()), sum(skipped.values()))
         under_way = {issue.number for issue in ledger.outstanding.values()} | set(ledger.ready)
         assert len(under_way) == len(ledger.outstanding) + len(ledger.ready)
-        assert not under_way & set(applied)
-        assert ledger.cursor == len(under_way) + ledger.applied + ledger.dropped, "no group is lost from the books"
+        assert not under_way & set(applied + skipped)
+        settled = ledger.applied + ledger.skipped + ledger.dropped
+        assert ledger.cursor == len(under_way) + settled, "no group is lost from the books"
         assert len(under_way) <= STEP * (1 + staleness)
 
 
@@ -144,6 +147,11 @@ def test_the_number_of_groups_under_way_is_bounded(staleness: int) -> None:
     ledger.issue(ledger.room(STEP), deadline=1.0)
     assert ledger.room(STEP) == 0
     assert len(ledger.outstanding) == STEP * (1 + staleness)
+    for group in sorted(ledger.outstanding):
+        ledger.receive(group, 0, group)
+    ledger.take(STEP, deadline=1.0)
+    assert ledger.room(STEP, held=STEP - 1) == 1, "one of the step's groups was not kept"
+    assert ledger.room(STEP, held=STEP) == 0
 
 
 def test_a_changed_prompts_file_is_noticed() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_trainer.ledger import Ledger
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.trainer.kit import TOKENS, Processes, make_spec, write_prompts
@@ -18,9 +19,9 @@ from tests.trainer.stages import Stages, until
 
 
 def liked(ids: tuple[int, ...], text: str) -> float:
-    """The rule reward: the share of the response's tokens with an even id."""
+    """The rule reward: the share of the response's tokens with an even id, and a little to tell any two apart."""
     del text
-    return 4.0 * sum(token % 2 == 0 for token in ids) / len(ids)
+    return 4.0 * sum(token % 2 == 0 for token in ids) / len(ids) + sum(ids) % 1009 / 2000
 
 
 def create(processes: Processes, **fields: Any) -> str:
@@ -70,6 +71,26 @@ def applied_once(history: list[dict[str, Any]]) -> None:
     assert [point["step"] for point in history] == list(range(1, len(history) + 1))
     counts = Counter(group for point in history for group in point["applied"])
     assert set(counts.values()) == {1}
+
+
+def groups_in_order(run: str, count: int) -> list[str]:
+    """Ids of a run's groups in the order in which prompts are drawn from a file of twelve."""
+    ledger: Ledger[None] = Ledger(run, 12, 0, 0, 1)
+    return [ledger.group_id(number) for number in range(count)]
+
+
+def is_flat(group: str) -> bool:
+    return int(group[:4], 16) % 3 == 0
+
+
+def expect_dynamic_sampling(history: list[dict[str, Any]], run: str) -> None:
+    """Each step took the next four groups that teach; those between them are skipped."""
+    order = groups_in_order(run, 120)
+    teaching = [group for group in order if not is_flat(group)]
+    assert [point["applied"] for point in history] == [teaching[4 * s : 4 * s + 4] for s in range(len(history))]
+    last = order.index(history[-1]["applied"][-1])
+    assert history[-1]["groups_skipped"] == sum(map(is_flat, order[:last]))
+    assert history[-1]["groups_applied"] == 4 * len(history)
 
 
 @pytest.fixture
@@ -136,7 +157,9 @@ def test_killed_at_any_time_it_resumes_and_applies_each_group_once(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
-    run = create(processes, model=tiny, prompts=prompts, steps=8, checkpoint_every=3)
+    stages.flat = lambda record: is_flat(record.group_id)
+    algorithm = {"dynamic_sampling": {"max_factor": 10}}
+    run = create(processes, model=tiny, prompts=prompts, steps=8, checkpoint_every=3, algorithm=algorithm)
     killed = processes.work()
     until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 60, "step 5")
     killed.send_signal(signal.SIGKILL)
@@ -150,7 +173,7 @@ def test_killed_at_any_time_it_resumes_and_applies_each_group_once(
     assert end["weights_version"] > published, "versions only grow"
     lineage = [version for point in history for version in point["sampled_by"]]
     assert lineage == sorted(lineage), "no group of the lost lineage was trained on"
-    assert history[-1]["groups_applied"] == 8 * 4
+    expect_dynamic_sampling(history, run)
 
 
 def test_the_queue_server_may_be_flushed_and_killed(
@@ -206,6 +229,62 @@ def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, t
     assert history[-1]["groups_dropped"] == len(told)
     assert {alert["group_id"] for alert in told} <= tampered
     assert all("pixels hash to 0000" in alert["reason"] for alert in told)
+
+
+def test_groups_that_teach_nothing_are_replaced(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    stages.flat = lambda record: is_flat(record.group_id)
+    algorithm = {"dynamic_sampling": {"max_factor": 10}}
+    run = create(processes, model=tiny, prompts=prompts, steps=5, algorithm=algorithm)
+    with processes.working():
+        finish(processes, run)
+    history = points(processes, run)
+    applied_once(history)
+    expect_dynamic_sampling(history, run)
+    assert all(len(point["sampled_by"]) == 1 for point in history), "strictly on-policy"
+    settled = history[-1]["groups_applied"] + history[-1]["groups_skipped"]
+    assert set(stages.sampled) == set(groups_in_order(run, settled)), "no more groups are issued than a step needs"
+    assert 0 < max(point["zero_variance_ratio"] for point in history) < 1, "told of all groups that were scored"
+
+
+def test_a_stop_in_the_middle_of_a_step_forgets_no_skipped_group(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    run = create(processes, model=tiny, prompts=prompts, steps=3, algorithm={"dynamic_sampling": {"max_factor": 10}})
+    order = groups_in_order(run, 120)
+    flat, missing = order[1], order[4]  # of the first step, and what replaces it
+    stages.flat = lambda record: record.group_id == flat
+    held = {missing}
+    stages.lose = lambda record: record.group_id in held
+    with processes.client() as http, processes.working():
+        until(lambda: stages.sampled[missing] > 0, 60, "the replacement was sampled, and lost")
+        http.post(f"/v1/runs/{run}/stop").raise_for_status()
+        until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "stopped in the first step")
+        assert snapshot(processes, run)["step"] is None
+        held.clear()
+        http.post(f"/v1/runs/{run}/resume").raise_for_status()
+        finish(processes, run)
+    history = points(processes, run)
+    applied = [group for group in order if group != flat]
+    assert [point["applied"] for point in history] == [applied[4 * s : 4 * s + 4] for s in range(3)]
+    assert history[-1]["groups_skipped"] == 1
+    assert stages.sampled[flat] == 2, "put back with the others, and skipped again"
+
+
+def test_a_step_ends_where_no_group_teaches(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+    processes.serve()
+    stages.flat = lambda record: True
+    algorithm = {"dynamic_sampling": {"max_factor": 1.5}}
+    run = create(processes, model=tiny, prompts=prompts, steps=2, algorithm=algorithm)
+    with processes.working():
+        finish(processes, run)
+    history = points(processes, run)
+    assert [point["groups_skipped"] for point in history] == [2, 4]
+    assert [len(point["applied"]) for point in history] == [4, 4]
+    assert [point["zero_variance_ratio"] for point in history] == [1.0, 1.0]
 
 
 def test_pause_resume_stop(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:

@@ -8,14 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mor_core.algorithms import Algorithm, Clip, Dapo, DrGrpo, GroupStd, Grpo, Importance, Kl, MeanOnly
+from mor_core.algorithms import Algorithm, BatchStd, GroupStd, Importance, Kl, MeanOnly
 from mor_core.errors import Invalid
 from mor_core.runs import Optimiser
 from mor_trainer import kl
 from mor_trainer.advantage import advantages
-from mor_trainer.importance import RatioStatistics, correction
+from mor_trainer.importance import RatioStatistics
 from mor_trainer.logprobs import chosen_logprobs
-from mor_trainer.loss import Tokens, policy_loss, token_weights
+from mor_trainer.loss import policy_loss
+from mor_trainer.losses.tokens import Tokens
 from mor_trainer.packing import micro_batches
 from mor_trainer.schedule import learning_rate
 
@@ -36,80 +37,14 @@ def test_a_group_all_clients_are_indifferent_to_gets_almost_no_advantage() -> No
     assert not advantages(torch.full((1, 8), 3.0), GroupStd()).any()
 
 
-def plain_grpo(policy, engine, reference, rewards, lengths, config: Algorithm, max_tokens: int) -> torch.Tensor:
-    """GRPO as the papers write it: loops over groups, responses and tokens."""
-    total = torch.zeros((), dtype=torch.float64)
-    n = sum(len(group) for group in rewards)
-    position = row = 0
-    clip, cap = config.loss.clip, config.importance.cap
-    all_tokens = sum(lengths)
-    for group in rewards:
-        mean = sum(group) / len(group)
-        std = math.sqrt(sum((r - mean) ** 2 for r in group) / len(group))
-        for reward in group:
-            length = lengths[row]
-            advantage = (reward - mean) / max(std, 0.1) if isinstance(config.advantage, GroupStd) else reward - mean
-            for _ in range(length):
-                ratio = torch.exp(policy[position] - engine[position])
-                held = float(ratio.detach())
-                factor = min(held, cap) / held
-                surrogate = torch.min(ratio * advantage, torch.clamp(ratio, 1 - clip.low, 1 + clip.high) * advantage)
-                log_ratio = reference[position] - policy[position]
-                penalty = ratio * factor * (torch.exp(log_ratio) - log_ratio - 1)
-                share = {
-                    "grpo": 1 / (n * length), "dr_grpo": 1 / (n * max_tokens), "dapo": 1 / all_tokens
-                }[config.loss.kind]  # fmt: skip
-                total = total - share * (factor * surrogate - config.kl.beta * penalty)
-                position += 1
-            row += 1
-    return total
-
-
-@pytest.mark.parametrize("loss", [Grpo(clip=Clip(low=0.2, high=0.3)), DrGrpo(), Dapo()], ids=lambda c: c.kind)
-@pytest.mark.parametrize("advantage", [GroupStd(), MeanOnly()], ids=lambda c: c.kind)
-def test_the_gradient_equals_a_plain_implementations(loss, advantage) -> None:
-    torch.manual_seed(1)
-    rewards = [[1.0, -0.5, 2.0, 0.3], [0.2, 0.21, 0.2, 0.19], [-3.0, 1.0, 0.0, 4.0]]
-    lengths = [3, 7, 1, 5, 2, 2, 9, 4, 6, 1, 3, 8]
-    n = sum(lengths)
-    policy = -torch.rand(n, dtype=torch.float64) * 3
-    engine = policy + torch.randn(n, dtype=torch.float64) * 0.5  # far enough that clip and cap both bite
-    reference = policy + torch.randn(n, dtype=torch.float64) * 0.3
-    config = Algorithm(loss=loss, advantage=advantage, kl=Kl(beta=0.1), importance=Importance(cap=1.6))
-
-    ours = policy.clone().requires_grad_()
-    counts = torch.tensor(lengths)
-    values = advantages(torch.tensor(rewards, dtype=torch.float64), advantage).flatten()
-    weights = token_weights(loss)(counts, 16)
-    split = [slice(0, 18), slice(18, n)]  # two micro-batches
-    per_token = (values.repeat_interleave(counts), weights.repeat_interleave(counts))
-    losses, sums = zip(
-        *(
-            policy_loss(Tokens(ours[s], engine[s], reference[s], per_token[0][s], per_token[1][s]), config)
-            for s in split
-        ),
-        strict=True,
-    )
-    sum(losses).backward()
-    plain = policy.clone().requires_grad_()
-    expected = plain_grpo(plain, engine, reference, rewards, lengths, config, 16)
-    expected.backward()
-
-    assert sum(losses).item() == pytest.approx(expected.item(), rel=1e-12)
-    assert torch.linalg.norm(ours.grad - plain.grad) / torch.linalg.norm(plain.grad) < 1e-12
-    total = sums[0] + sums[1]
-    assert total.clipped_low > 0
-    assert total.clipped_high > 0
-    assert total.ratio.largest == pytest.approx((policy - engine).exp().max().item())
-
-
-def test_ratio_one_means_no_clipping_and_full_effective_sample() -> None:
-    logprobs = -torch.rand(20, dtype=torch.float64)
-    ones = torch.ones(20, dtype=torch.float64)
-    _, sums = policy_loss(Tokens(logprobs, logprobs, None, ones, ones / 20), Algorithm())
-    assert (sums.clipped_low, sums.clipped_high) == (0, 0)
-    assert sums.ratio.mean == pytest.approx(1)
-    assert sums.ratio.effective_sample_share == pytest.approx(1)
+def test_batch_whitening_keeps_the_relative_weight_of_groups() -> None:
+    rewards = torch.tensor([[1.0, 3.0], [10.0, 16.0]], dtype=torch.float64)
+    values = advantages(rewards, BatchStd())
+    spread = math.sqrt((1 + 1 + 9 + 9) / 4)
+    assert values.flatten().tolist() == pytest.approx([-1 / spread, 1 / spread, -3 / spread, 3 / spread])
+    assert values.square().mean().item() == pytest.approx(1)
+    assert advantages(rewards, GroupStd()).flatten().tolist() == pytest.approx([-1, 1, -1, 1])
+    assert advantages(torch.full((2, 8), 3.0), BatchStd()).abs().max() == 0
 
 
 @pytest.fixture
@@ -151,24 +86,28 @@ def test_the_uncorrected_k3_has_another_gradient(categorical) -> None:
     assert not torch.allclose(got, exact, rtol=0.05)
 
 
-def test_k1_without_correction_is_refused() -> None:
-    with pytest.raises(ValueError, match="k1 without correction has zero expected gradient; set corrected=true"):
-        Kl(estimator="k1", corrected=False)
-
-
-def test_importance_truncation_and_masking() -> None:
-    ratio = torch.tensor([0.2, 0.9, 1.5, 4.0], dtype=torch.float64)
-    capped = ratio * correction(ratio, Importance(kind="truncate", cap=2.0))
-    assert capped.tolist() == pytest.approx([0.2, 0.9, 1.5, 2.0])
-    assert correction(ratio, Importance(kind="mask", cap=2.0)).tolist() == [0, 1, 1, 0]
-    assert correction(ratio, Importance(kind="none")).tolist() == [1, 1, 1, 1]
+@pytest.mark.parametrize("kind", ["truncate", "none"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_loss_moves_towards_the_reference_by_the_exact_gradient(categorical, estimator, kind) -> None:
+    """The whole penalty path, policy apart from both its old self and the engine, in expectation over the engine."""
+    logits, reference, sampler = categorical
+    logits, reference, sampler = logits.requires_grad_(), reference.log_softmax(-1), sampler.log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    exact = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)[0]
+    old = sampler if kind == "none" else (policy.detach() + sampler) / 2
+    tokens = Tokens(policy, old, sampler, reference, torch.zeros(7), sampler.exp(), torch.arange(7))
+    config = Algorithm(kl=Kl(estimator=estimator, beta=0.5), importance={"kind": kind, "cap": 1e6})
+    loss, sums = policy_loss(tokens, config)
+    got = torch.autograd.grad(loss, logits)[0]
+    assert torch.allclose(got, 0.5 * exact, rtol=1e-10, atol=1e-12)
+    assert sums.kl == pytest.approx(kl.k3(policy.detach(), reference).sum().item())
 
 
 def test_a_token_beyond_the_cap_keeps_a_gradient_of_the_size_of_the_cap() -> None:
     policy = torch.tensor([0.0], dtype=torch.float64, requires_grad=True)
     engine, one = torch.tensor([-3.0], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    loss, _ = policy_loss(Tokens(policy, engine, None, -one, one), Algorithm(importance=Importance(cap=2.0)))
-    loss.backward()
+    tokens = Tokens(policy, policy.detach(), engine, None, -one, one, torch.tensor([0]))
+    policy_loss(tokens, Algorithm(importance=Importance(cap=2.0)))[0].backward()
     assert policy.grad.item() == pytest.approx(2.0)  # without truncation: e^3
 
 

@@ -18,11 +18,12 @@ from mor_trainer.encoding import PromptMismatch, check
 from mor_trainer.features import ByteBoundCache
 from mor_trainer.rows import PreparedPrompt, Row
 from mor_trainer.shares import TimeShares
-from mor_trainer.update import TrainingGroup, Updater
+from mor_trainer.update import TrainingGroup, Updater, UpdateReport
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from tests.tiny_models import build_tiny_vlm
+from tests.trainer.plain import plain_loss
 from tests.trainer.policies import KINDS, groups_of, policy_of
 from tests.trainer.stages import Sampler
 
@@ -91,8 +92,6 @@ def test_the_parameter_gradient_equals_a_plain_implementations(
     models: dict[str, Path], kind: str, prompts: Path, rows_of: list[Prompt]
 ) -> None:
     """Micro-batches, shared prompts, cached features, reference and clip against loops over whole forwards."""
-    from tests.trainer.test_maths import plain_grpo
-
     algorithm = Algorithm(kl=Kl(beta=0.3))
     policy, spec = policy_of(
         models[kind],
@@ -120,8 +119,11 @@ def test_the_parameter_gradient_equals_a_plain_implementations(
     ours = torch.cat([plain_logprobs(policy.model, policy.processor, p, r) for p, r in flat])
     with torch.no_grad():
         reference = torch.cat([plain_logprobs(base, policy.processor, p, r) for p, r in flat])
-    engine = torch.tensor([v for g in groups for row in g.engine_logprobs for v in row], dtype=torch.float64)
-    loss = plain_grpo(ours, engine, reference, [g.rewards for g in groups], [len(r) for _, r in flat], algorithm, 6)
+    engine = [v for g in groups for row in g.engine_logprobs for v in row]
+    lengths = [len(response) for _, response in flat]
+    loss = plain_loss(
+        ours, ours.tolist(), engine, reference.tolist(), [g.rewards for g in groups], lengths, algorithm, 6
+    )
     policy.model.zero_grad()
     loss.backward()
     difference = sum((captured[n] - p.grad).square().sum() for n, p in policy.trainable.items() if p.grad is not None)
@@ -138,6 +140,26 @@ def test_the_same_batch_twice_gives_the_same_bits(tiny: Path, prompts: Path, row
             updater.step(groups_of(policy, rows_of[:4], seed=step), step, TimeShares())
         ends.append({name: p.detach().clone() for name, p in policy.trainable.items()})
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("loss", ["grpo", "gspo", "cispo"])
+def test_the_clip_range_holds_how_far_a_step_moves_the_policy_not_how_far_the_engine_was(
+    tiny: Path, prompts: Path, rows_of: list[Prompt], loss: str
+) -> None:
+    def report(updates: int, **importance: str) -> UpdateReport:
+        algorithm = {"loss": {"kind": loss, "clip": {"low": 0.01, "high": 0.01}}, "importance": importance}
+        optimiser = {"lr": 1e-2, "warmup_steps": 0, "updates_per_step": updates}
+        policy, spec = policy_of(tiny, prompts, algorithm=algorithm, optimiser=optimiser)
+        return Updater(policy, spec).step(groups_of(policy, rows_of[:4]), 1, TimeShares())
+
+    first, second, direct = report(1), report(2), report(1, kind="none")
+    assert first.sums.clipped_low + first.sums.clipped_high == 0, "the first update's ratio is 1"
+    assert second.sums.clipped_low + second.sums.clipped_high > 0, "the second update's is not"
+    assert direct.sums.clipped_low + direct.sums.clipped_high > 0, "the engine's log-probabilities are the old ones"
+    assert first.sums.ratio == direct.sums.ratio, "the raw ratio is told either way"
+    assert first.sums.limited > 0
+    assert direct.sums.limited == 0
+    assert second.processed_tokens > first.processed_tokens
 
 
 def test_an_indifferent_group_hardly_moves_the_policy(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:

@@ -1,7 +1,7 @@
 """Typed configuration of the policy optimisation: one class for each loss, advantage, KL estimator and correction.
 
-The mathematics is the trainer's (``mor_trainer.loss``, ``.advantage``, ``.kl``, ``.importance``); these are the values
-that a run is created with.
+The mathematics is the trainer's (``mor_trainer.losses``, ``.advantage``, ``.kl``, ``.importance``); these are the
+values that a run is created with. Equations, sources and defaults stand together in ``docs/algorithm.md``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,25 @@ class Config(Wire):
 
 
 class Clip(Config):
-    """Range of the probability ratio within which a token's gradient counts in full."""
+    """Range of the probability ratio (policy over the policy that began the step) within which a gradient counts.
+
+    The first update of a step has ratio 1, so the range matters with ``optimiser.updates_per_step`` over 1, or with
+    ``importance.kind`` ``none``.
+    """
 
     low: float = Field(0.2, gt=0, lt=1)
-    """Distance below 1: a token whose ratio fell under ``1 - low`` is not pushed down further."""
+    """Distance below 1: what fell under the ratio ``1 - low`` is not pushed down further."""
     high: float = Field(0.2, gt=0)
-    """Distance above 1: a token whose ratio rose over ``1 + high`` is not pushed up further."""
+    """Distance above 1: what rose over the ratio ``1 + high`` is not pushed up further."""
+
+
+class WeightClip(Config):
+    """Range into which the ratio is limited where it is a weight: beyond it the gradient is smaller, never cut."""
+
+    low: float = Field(1.0, gt=0, le=1)
+    """Distance below 1: no weight is under ``1 - low``. 1 sets no lower limit."""
+    high: float = Field(4.0, gt=0)
+    """Distance above 1: no weight is over ``1 + high``."""
 
 
 class Grpo(Config):
@@ -31,7 +44,7 @@ class Grpo(Config):
 
     kind: Literal["grpo"] = "grpo"
     clip: Clip = Clip()
-    """Clip range of the ratio, the same above and below by default."""
+    """Clip range of a token's ratio, the same above and below by default."""
 
 
 class DrGrpo(Config):
@@ -39,18 +52,37 @@ class DrGrpo(Config):
 
     kind: Literal["dr_grpo"] = "dr_grpo"
     clip: Clip = Clip()
-    """Clip range of the ratio, the same above and below by default."""
+    """Clip range of a token's ratio, the same above and below by default."""
 
 
 class Dapo(Config):
-    """Each token of an update counts the same, wider clip above (arXiv 2503.14476)."""
+    """Each token of an update counts the same, wider clip above (arXiv 2503.14476).
+
+    Its third part, dynamic sampling, is ``Algorithm.dynamic_sampling`` and goes with any loss.
+    """
 
     kind: Literal["dapo"] = "dapo"
     clip: Clip = Clip(low=0.2, high=0.28)
-    """Clip range of the ratio, wider above by default."""
+    """Clip range of a token's ratio, wider above by default."""
 
 
-Loss = Annotated[Grpo | DrGrpo | Dapo, Field(discriminator="kind")]
+class Gspo(Config):
+    """The ratio of a whole response, normalised by its length, is clipped; responses count the same (2507.18071)."""
+
+    kind: Literal["gspo"] = "gspo"
+    clip: Clip = Clip(low=3e-4, high=4e-4)
+    """Clip range of a response's ratio: the geometric mean of its tokens' ratios, hence far narrower than a token's."""
+
+
+class Cispo(Config):
+    """Every token keeps its gradient, weighted by its clipped ratio; tokens count the same (arXiv 2506.13585)."""
+
+    kind: Literal["cispo"] = "cispo"
+    clip: WeightClip = WeightClip()
+    """Limits of a token's weight; only an upper one by default."""
+
+
+Loss = Annotated[Grpo | DrGrpo | Dapo | Gspo | Cispo, Field(discriminator="kind")]
 
 
 class GroupStd(Config):
@@ -67,7 +99,15 @@ class MeanOnly(Config):
     kind: Literal["mean_only"] = "mean_only"
 
 
-Advantage = Annotated[GroupStd | MeanOnly, Field(discriminator="kind")]
+class BatchStd(Config):
+    """(R - mean within the group) / max(std over all responses of the step, floor) (REINFORCE++, arXiv 2501.03262)."""
+
+    kind: Literal["batch_std"] = "batch_std"
+    floor: float = Field(0.1, gt=0)
+    """Smallest divisor, logits."""
+
+
+Advantage = Annotated[GroupStd | MeanOnly | BatchStd, Field(discriminator="kind")]
 
 
 class Kl(Config):
@@ -78,7 +118,8 @@ class Kl(Config):
     beta: float = Field(0.02, ge=0)
     """Weight of the penalty in the loss, per nat; 0 leaves the reference out of the computation."""
     corrected: bool = True
-    """Weight each token by the policy/sampler ratio, so that the expected gradient is the gradient of the KL."""
+    """Weight each token by the policy/sampler ratio, limited as ``importance`` says, so that the expected gradient is
+    the gradient of the KL."""
 
     @model_validator(mode="after")
     def _k1_needs_correction(self) -> Kl:
@@ -88,22 +129,53 @@ class Kl(Config):
 
 
 class Importance(Config):
-    """What happens to tokens whose probability differs much between the sampling engine and the trainer."""
+    """Correction for the probability ratio of the trainer at the beginning of a step to the engine that sampled.
+
+    The two differ by numerics and, where groups may be stale, by updates.
+    """
 
     kind: Literal["truncate", "mask", "none"] = "truncate"
-    """``truncate``: the ratio counts as ``cap`` at most; ``mask``: tokens outside [1/cap, cap] get no gradient."""
+    """``truncate``: terms are weighted by the ratio, at most ``cap``; ``mask``: by the ratio where it is in
+    [1/cap, cap], by 0 elsewhere; ``none``: no weight, and the loss clips the ratio of policy to engine directly."""
+    level: Literal["token", "sequence"] = "token"
+    """Whose ratio it is. ``token``: the token's own, little variance, some bias; ``sequence``: the product over the
+    response, the same for all its tokens, no bias until the cap bites, variance that grows with the length."""
     cap: float = Field(2.0, gt=1)
     """Largest ratio trainer/engine that is taken at face value."""
+
+    @model_validator(mode="after")
+    def _none_has_no_level(self) -> Importance:
+        if self.kind == "none" and self.level == "sequence":
+            raise ValueError(
+                "level='sequence' has no effect with kind='none'; take kind truncate or mask, or drop level"
+            )
+        return self
+
+
+class DynamicSampling(Config):
+    """Groups whose rewards are all alike have no advantage to teach; they are replaced by groups of further prompts."""
+
+    tolerance: float = Field(0.01, ge=0)
+    """Standard deviation of a group's rewards up to which they count as alike, logits."""
+    max_factor: float = Field(3.0, gt=1)
+    """Most groups that are sampled for a step, in multiples of ``groups_per_step``; beyond it groups are taken as they
+    come, so that a step ends even where all rewards are alike."""
+
+    def most_groups(self, groups_per_step: int) -> int:
+        """Most groups that are sampled for a step."""
+        return int(self.max_factor * groups_per_step + 1e-9)
 
 
 class Algorithm(Config):
     """How scored groups become an update."""
 
     loss: Loss = Grpo()
-    """Clipped token-level objective."""
+    """Clipped objective, and how its tokens are averaged."""
     advantage: Advantage = GroupStd()
     """Baseline and scale of rewards within a group."""
     kl: Kl = Kl()
     """Penalty towards the reference policy, which is the model that the run started from."""
     importance: Importance = Importance()
     """Correction between the engine that sampled and the trainer."""
+    dynamic_sampling: DynamicSampling | None = None
+    """Replace groups whose rewards are all alike; null trains on all groups (their KL penalty still counts)."""

@@ -124,6 +124,12 @@ class RunSpec(_Documented):
                 f"optimiser.updates_per_step={self.optimiser.updates_per_step} does not divide "
                 f"groups_per_step={self.groups_per_step}; choose a divisor"
             )
+        dynamic = self.algorithm.dynamic_sampling
+        if dynamic is not None and dynamic.most_groups(self.groups_per_step) == self.groups_per_step:
+            raise ValueError(
+                f"algorithm.dynamic_sampling.max_factor={dynamic.max_factor:g} leaves no group to replace one of "
+                f"groups_per_step={self.groups_per_step}; set it to {1 + 1 / self.groups_per_step:g} or more"
+            )
         if self.keep_weights < self.max_staleness + 2:
             raise ValueError(
                 f"keep_weights={self.keep_weights} is too few for max_staleness={self.max_staleness}; "

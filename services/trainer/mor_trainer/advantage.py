@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from mor_core.algorithms import Advantage, GroupStd
+from mor_core.algorithms import Advantage, BatchStd, GroupStd, MeanOnly
 from torch import Tensor
 
 
@@ -22,6 +22,22 @@ def mean_only(rewards: Float[Tensor, "*groups size"]) -> Float[Tensor, "*groups 
     return rewards - rewards.mean(dim=-1, keepdim=True)
 
 
-def advantages(rewards: Float[Tensor, "*groups size"], config: Advantage) -> Float[Tensor, "*groups size"]:
-    """The configured advantage, without gradient."""
-    return group_std(rewards, config.floor) if isinstance(config, GroupStd) else mean_only(rewards)
+def batch_std(rewards: Float[Tensor, "groups size"], floor: float) -> Float[Tensor, "groups size"]:
+    """A_i = (R_i - mean of its group) / max(std over all responses, floor) (REINFORCE++ with group baseline, arXiv
+    2501.03262, section 3): groups keep their relative weight, one that agrees more than others is not scaled up.
+
+    The centred rewards have mean 0 over all responses, so their root mean square is their ``std``.
+    """
+    centred = mean_only(rewards)
+    return centred / centred.square().mean().sqrt().clamp_min(floor)
+
+
+def advantages(rewards: Float[Tensor, "groups size"], config: Advantage) -> Float[Tensor, "groups size"]:
+    """The configured advantage of all responses of a step, without gradient."""
+    match config:
+        case GroupStd():
+            return group_std(rewards, config.floor)
+        case MeanOnly():
+            return mean_only(rewards)
+        case BatchStd():
+            return batch_std(rewards, config.floor)

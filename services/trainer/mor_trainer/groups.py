@@ -139,9 +139,12 @@ class Groups:
         self._published.set()
         self.ledger.published(version)
 
-    async def top_up(self) -> list[int]:
-        """Issue as many groups as staleness allows; returns the prompt indices that are under way."""
-        room = self.ledger.room(self._spec.groups_per_step)
+    async def top_up(self, held: int = 0) -> list[int]:
+        """Issue as many groups as staleness allows; returns the prompt indices that are under way.
+
+        ``held``: groups that the step in progress keeps, which need no replacement.
+        """
+        room = self.ledger.room(self._spec.groups_per_step, held)
         self._queue(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
         return [self.ledger.prompt_of(issue.number)[1] for issue in self.ledger.outstanding.values()]
 
@@ -191,6 +194,10 @@ class Groups:
         for item in taken:
             record = item.group.record
             self.ledger.put_back(item.number, item.group, record.rollout.weights_version, record.rollout.prompt.attempt)
+
+    async def skip(self, count: int) -> None:
+        """Groups that were taken, and replaced because their rewards are all alike, are settled."""
+        self.ledger.skip_taken(count)
 
     async def reject(self, taken: Taken, reason: str) -> None:
         """A group that must not be trained on: counted, and told with the whole record, like a dead letter."""

@@ -5,7 +5,8 @@ Pure bookkeeping: no clock, no network. Groups are numbered in the order in whic
 
 * *outstanding* from its issue until it comes back, is dropped, or is re-sampled (which keeps it outstanding),
 * *ready* from then until a step takes it,
-* *applied* or *dropped* afterwards: every number below the cursor that is neither outstanding nor ready.
+* *applied*, *skipped* (its rewards were all alike) or *dropped* afterwards: every number below the cursor that is
+  neither outstanding nor ready.
 
 What comes back for a group that is not outstanding is a duplicate and changes nothing, so each group is applied once in
 a lineage. The state is a checkpoint's: after a crash the groups that were under way are issued again.
@@ -39,7 +40,7 @@ class Verdict(enum.Enum):
 
     accepted = "accepted"
     duplicate = "duplicate"
-    """Its number is not outstanding: applied before, dropped, or of another lineage."""
+    """Its number is not outstanding: applied before, skipped, dropped, or of another lineage."""
     stale = "stale"
     """Sampled by a version too old or of a lost lineage; to be sampled again."""
 
@@ -61,10 +62,11 @@ class LedgerState(BaseModel):
     prompts: int
     cursor: int
     under_way: dict[int, int]
-    """Attempts by number of the groups that are neither applied nor dropped."""
+    """Attempts by number of the groups that are neither applied nor skipped nor dropped."""
     applied: int
     dropped: int
     retried: int
+    skipped: int = 0
     versions: list[int]
 
 
@@ -86,6 +88,7 @@ class Ledger(Generic[T]):
     applied: int = 0
     dropped: int = 0
     retried: int = 0
+    skipped: int = 0
     versions: list[int] = field(default_factory=list)
     """Published versions of this lineage, oldest first, as far back as staleness reaches."""
 
@@ -112,10 +115,13 @@ class Ledger(Generic[T]):
 
     # --- issue --------------------------------------------------------------------------------------------------
 
-    def room(self, groups_per_step: int) -> int:
-        """How many new groups may be issued: as many as the staleness bound lets be applied."""
+    def room(self, groups_per_step: int, held: int = 0) -> int:
+        """How many new groups may be issued: as many as the staleness bound lets be applied.
+
+        ``held``: groups that the step in progress has already taken and keeps.
+        """
         ahead = groups_per_step * (1 + self.max_staleness)
-        return max(0, ahead - len(self.outstanding) - len(self.ready))
+        return max(0, ahead - held - len(self.outstanding) - len(self.ready))
 
     def issue(self, count: int, deadline: float) -> list[Issue]:
         """The next ``count`` groups."""
@@ -198,6 +204,11 @@ class Ledger(Generic[T]):
         self.applied -= 1
         self.dropped += 1
 
+    def skip_taken(self, count: int) -> None:
+        """``count`` groups that a step took have nothing to teach: they are settled without a gradient."""
+        self.applied -= count
+        self.skipped += count
+
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
     def state(self) -> LedgerState:
@@ -210,6 +221,7 @@ class Ledger(Generic[T]):
             applied=self.applied,
             dropped=self.dropped,
             retried=self.retried,
+            skipped=self.skipped,
             versions=self.versions,
         )
 
@@ -225,7 +237,8 @@ class Ledger(Generic[T]):
                 "restore the file, or create a new run from the checkpoint's model"
             )
         self.cursor, self.versions = state.cursor, []
-        self.applied, self.dropped, self.retried = state.applied, state.dropped, state.retried
+        self.applied, self.dropped = state.applied, state.dropped
+        self.retried, self.skipped = state.retried, state.skipped
         self.ready = {}
         self.outstanding = {
             self.group_id(number): Issue(number, attempt, deadline) for number, attempt in state.under_way.items()

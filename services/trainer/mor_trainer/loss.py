@@ -1,84 +1,34 @@
-"""The clipped token-level objective, and how its tokens are averaged: one class for each algorithm."""
+"""The loss of a micro-batch: the algorithm's objective, corrected for the engine, less the KL penalty."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
-from jaxtyping import Float, Int
-from mor_core.algorithms import Algorithm, Clip, Dapo, DrGrpo, Grpo, Loss
+from jaxtyping import Float
+from mor_core.algorithms import Algorithm
 from torch import Tensor
 
 from mor_trainer import kl
 from mor_trainer.importance import RatioStatistics, correction
-
-TokenWeights = Callable[[Int[Tensor, " rows"], int], Float[Tensor, " rows"]]
-
-
-def grpo_weights(lengths: Int[Tensor, " rows"], max_tokens: int) -> Float[Tensor, " rows"]:
-    """J = 1/N Σ_i 1/|o_i| Σ_t (·): each response counts the same (GRPO, arXiv 2402.03300, eq. 3).
-
-    Returns the weight of one token of each row. ``lengths``: response tokens of all rows of the update.
-    """
-    del max_tokens
-    return 1.0 / (lengths.clamp_min(1) * len(lengths)).double()
-
-
-def dr_grpo_weights(lengths: Int[Tensor, " rows"], max_tokens: int) -> Float[Tensor, " rows"]:
-    """J = 1/N Σ_i 1/L_max Σ_t (·): no length bias, the divisor is constant (Dr.GRPO, arXiv 2503.20783)."""
-    return torch.full((len(lengths),), 1.0 / (len(lengths) * max_tokens), dtype=torch.float64)
-
-
-def dapo_weights(lengths: Int[Tensor, " rows"], max_tokens: int) -> Float[Tensor, " rows"]:
-    """J = 1/Σ|o_i| Σ_i Σ_t (·): each token of the update counts the same (DAPO, arXiv 2503.14476, eq. 8)."""
-    del max_tokens
-    return torch.full((len(lengths),), 1.0 / max(1, int(lengths.sum())), dtype=torch.float64)
-
-
-def token_weights(config: Loss) -> TokenWeights:
-    """The averaging rule of an algorithm."""
-    match config:
-        case Grpo():
-            return grpo_weights
-        case DrGrpo():
-            return dr_grpo_weights
-        case Dapo():
-            return dapo_weights
-
-
-def clipped(ratio: Float[Tensor, " n"], advantage: Float[Tensor, " n"], clip: Clip) -> Float[Tensor, " n"]:
-    """min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) (PPO, arXiv 1707.06347, eq. 7; separate ε: DAPO, eq. 10)."""
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip.low, 1 + clip.high) * advantage)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Response tokens of a micro-batch, flat, in row order."""
-
-    policy: Float[Tensor, " n"]
-    """Log-probability under the policy, with gradient, nats."""
-    engine: Float[Tensor, " n"]
-    """Log-probability as the engine sampled it."""
-    reference: Float[Tensor, " n"] | None
-    """Log-probability under the reference policy; ``None`` leaves the penalty out."""
-    advantage: Float[Tensor, " n"]
-    weight: Float[Tensor, " n"]
-    """Share of the token in the update, by ``token_weights``."""
+from mor_trainer.losses import objective_of
+from mor_trainer.losses.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class LossSums:
     """Metrics of a micro-batch as sums over its tokens, so that micro-batches can be added up."""
 
-    tokens: int
-    objective: float
-    kl: float
-    clipped_low: int
-    """Tokens whose gradient is cut because the ratio fell under 1 - ε_low with a negative advantage."""
-    clipped_high: int
-    """Tokens whose gradient is cut because the ratio rose over 1 + ε_high with a positive advantage."""
-    ratio: RatioStatistics
+    tokens: int = 0
+    objective: float = 0.0
+    kl: float = 0.0
+    clipped_low: int = 0
+    """Tokens at the lower limit of the loss: π/π_old (of the token, or of its response) fell under the range."""
+    clipped_high: int = 0
+    """Tokens at the upper limit of the loss: π/π_old (of the token, or of its response) rose over the range."""
+    limited: int = 0
+    """Tokens whose ratio π_old/π_engine (their own, or their response's) was truncated or masked."""
+    ratio: RatioStatistics = field(default_factory=RatioStatistics)
+    """Raw ratios π/π_engine of the tokens."""
 
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(
@@ -87,35 +37,36 @@ class LossSums:
             self.kl + other.kl,
             self.clipped_low + other.clipped_low,
             self.clipped_high + other.clipped_high,
+            self.limited + other.limited,
             self.ratio + other.ratio,
         )
 
 
 def policy_loss(tokens: Tokens, config: Algorithm) -> tuple[Float[Tensor, ""], LossSums]:
-    """−Σ_t w_t c_t [ min(ρ A, clip(ρ) A) − β KL_t ], with ρ = π/π_engine and c of ``importance.correction``.
+    """−Σ_t w_t [ c_t J_t(π/π_old) − β KL_t(c_t π/π_old) ], with c = f(π_old/π_engine) of ``importance.correction``.
 
-    The ratio is taken to the distribution that really sampled, so one expression covers staleness, several updates
-    over the same groups and the numerical difference between engine and trainer. The sum over the micro-batches of an
-    update is the loss of the update.
+    Three policies as in decoupled PPO (arXiv 2110.00641, eq. 3; AReaL, arXiv 2505.24298, eq. 5): the clip range holds
+    how far the updates of a step move the policy, the correction how far the sampling engine was from the policy that
+    the step began with. The sum over the micro-batches of an update is the loss of the update.
     """
-    clip = config.loss.clip
-    ratio = (tokens.policy - tokens.engine).exp()
-    factor = correction(ratio, config.importance)
-    objective = clipped(ratio, tokens.advantage, clip) * factor
+    surrogate = objective_of(config.loss).surrogate(tokens)
+    corrected = correction(tokens.old - tokens.engine, tokens.response, config.importance)
+    objective = corrected.weight * surrogate.value
     weighted = tokens.weight * objective
     estimate = None
     if tokens.reference is not None:
+        sampled = corrected.weight * tokens.log_ratio.exp()
         weighted = weighted - config.kl.beta * tokens.weight * kl.penalty(
-            tokens.policy, tokens.reference, ratio * factor, config.kl
+            tokens.policy, tokens.reference, sampled, config.kl
         )
         estimate = kl.k3(tokens.policy.detach(), tokens.reference)
-    raw, positive = ratio.detach(), tokens.advantage > 0
     sums = LossSums(
-        tokens=raw.numel(),
+        tokens=tokens.policy.numel(),
         objective=(tokens.weight * objective).sum().item(),
         kl=0.0 if estimate is None else estimate.sum().item(),
-        clipped_low=int(((raw < 1 - clip.low) & (tokens.advantage < 0)).sum()),
-        clipped_high=int(((raw > 1 + clip.high) & positive).sum()),
-        ratio=RatioStatistics.of(raw),
+        clipped_low=int(surrogate.low.sum()),
+        clipped_high=int(surrogate.high.sum()),
+        limited=int(corrected.limited.sum()),
+        ratio=RatioStatistics.of((tokens.policy.detach() - tokens.engine).exp()),
     )
     return -weighted.sum(), sums

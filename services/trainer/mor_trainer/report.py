@@ -11,6 +11,7 @@ from typing import Any
 
 from mor_core.wire import RewardRecord
 
+from mor_trainer.informative import alike
 from mor_trainer.scored import Taken
 from mor_trainer.update import UpdateReport
 
@@ -40,12 +41,12 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
             raw[score.client].extend(score.raw or ())
             if score.status not in ("ok", "shadow"):
                 failures[score.client][score.status] += 1
-    alike = [record for record in records if statistics.pstdev(record.rewards) < _ALIKE]
+    flat = [record for record in records if alike(record.rewards, _ALIKE)]
     return {
         "reward_mean": mean(rewards),
         "reward_std": statistics.pstdev(rewards) if rewards else None,
         "group_reward_std": mean([statistics.pstdev(record.rewards) for record in records]),
-        "zero_variance_ratio": len(alike) / len(records) if records else None,
+        "zero_variance_ratio": len(flat) / len(records) if records else None,
         "mixture_entropy": mean([record.entropy for record in records]),
         "clients": {
             client: {
@@ -87,6 +88,7 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
         "clip_high_ratio": sums.clipped_high / sums.tokens if sums.tokens else None,
         "grad_norm": finite(report.grad_norm),
         "lr": report.lr,
+        "importance_limited_ratio": sums.limited / sums.tokens if sums.tokens else None,
         "importance_ratio_mean": finite(sums.ratio.mean),
         "importance_ratio_max": finite(sums.ratio.largest) if sums.tokens else None,
         "effective_sample_share": finite(sums.ratio.effective_sample_share),

@@ -21,6 +21,9 @@ _STEP_GAUGES = {
     "entropy": _gauge("entropy_nats", "Mean entropy of the sampling distribution, per token."),
     "clip_low_ratio": _gauge("clip_low_ratio", "Share of tokens clipped below."),
     "clip_high_ratio": _gauge("clip_high_ratio", "Share of tokens clipped above."),
+    "importance_limited_ratio": _gauge(
+        "importance_limited_ratio", "Share of tokens whose ratio trainer/engine was truncated or masked."
+    ),
     "grad_norm": _gauge("grad_norm", "Gradient norm before clipping."),
     "lr": _gauge("learning_rate", "Learning rate."),
     "importance_ratio_mean": _gauge("importance_ratio_mean", "Mean raw ratio trainer/engine."),
@@ -31,6 +34,7 @@ _STEP_GAUGES = {
     "truncation_ratio": _gauge("truncation_ratio", "Share of responses cut at max_tokens."),
     "tokens_per_second": _gauge("tokens_per_second", "Response tokens trained on per second."),
     "weights_version": _gauge("weights_version", "Newest published weights version."),
+    "groups_skipped": _gauge("groups_skipped", "Groups of this run replaced because their rewards were all alike."),
     "groups_dropped": _gauge("groups_dropped", "Groups dropped in this run."),
     "groups_retried": _gauge("groups_retried", "Groups issued again in this run."),
 }

@@ -21,6 +21,7 @@ from mor_trainer.control import Hold, HoldLost
 from mor_trainer.encoding import PromptMismatch, check
 from mor_trainer.events import EventLog
 from mor_trainer.groups import Groups
+from mor_trainer.informative import replaceable, teaches
 from mor_trainer.ledger import LedgerState
 from mor_trainer.policy import Policy
 from mor_trainer.published import published
@@ -139,7 +140,7 @@ class Training:
         under_way = self._portal.call(self._groups.top_up)
         with shares.measure("processing"):  # the engine samples meanwhile
             self._prepare(self._prompts[index] for index in under_way)
-        taken, groups = self._collect(shares)
+        taken, skipped, groups = self._collect(shares)
         update = self._updater.step(groups, self.step + 1, shares)
         self.step += 1
         with shares.measure("publication"):
@@ -147,16 +148,22 @@ class Training:
         if self.step % self._spec.checkpoint_every == 0:
             with shares.measure("checkpoint"):
                 self._checkpoint()
-        self._tell(taken, update, shares, begun)
+        self._tell(taken, skipped, update, shares, begun)
 
     def _prepare(self, prompts: Iterable[Prompt]) -> None:
         for prompt in prompts:
             self._policy.prepare(prompt.messages, prompt.images)
 
-    def _collect(self, shares: TimeShares) -> tuple[list[Taken], list[TrainingGroup]]:
-        """The step's groups. One whose prompt differs between engine and trainer is dropped and replaced."""
+    def _collect(self, shares: TimeShares) -> tuple[list[Taken], list[Taken], list[TrainingGroup]]:
+        """The step's groups: to train on, skipped, and those to train on as the update takes them.
+
+        A group whose prompt differs between engine and trainer is dropped and replaced; one whose rewards are all alike
+        is skipped and replaced, as far as dynamic sampling goes.
+        """
         wanted = self._spec.groups_per_step
+        dynamic = self._spec.algorithm.dynamic_sampling
         taken: list[Taken] = []
+        skipped: list[Taken] = []
         groups: list[TrainingGroup] = []
         while len(groups) < wanted:
             with shares.measure("waiting"):
@@ -164,18 +171,25 @@ class Training:
             with shares.measure("processing"):
                 for item in arrived:
                     try:
-                        groups.append(self._training_group(item))
-                        taken.append(item)
+                        group = self._training_group(item)
                     except PromptMismatch as error:
                         self._portal.call(self._groups.reject, item, str(error))
+                        continue
+                    if teaches(group.rewards, dynamic) or len(skipped) == replaceable(dynamic, wanted):
+                        groups.append(group)
+                        taken.append(item)
+                    else:
+                        skipped.append(item)
             if len(groups) < wanted:
-                if self._interrupting():  # a checkpoint must not count groups as applied that were not trained on
-                    self._portal.call(self._groups.put_back, taken)
-                    taken, groups = [], []
-                self._obey()
-                self._portal.call(self._groups.top_up)
+                self._check_hold()
+                if self._interrupting():  # a checkpoint must not count groups as settled by a step that is not finished
+                    self._portal.call(self._groups.put_back, [*taken, *skipped])
+                    taken, skipped, groups = [], [], []
+                    self._obey()
+                self._portal.call(self._groups.top_up, len(groups))
                 self._check_stall()
-        return taken, groups
+        self._portal.call(self._groups.skip, len(skipped))
+        return taken, skipped, groups
 
     def _training_group(self, item: Taken) -> TrainingGroup:
         record, tokens = item.group.record, item.group.tokens
@@ -198,10 +212,11 @@ class Training:
 
     # --- telling ------------------------------------------------------------------------------------------------
 
-    def _tell(self, taken: list[Taken], update: Any, shares: TimeShares, begun: float) -> None:
+    def _tell(self, taken: list[Taken], skipped: list[Taken], update: Any, shares: TimeShares, begun: float) -> None:
         records = [item.group.record for item in taken]
-        self._gate_version = max(record.gate_version for record in records)
-        rewards = report.reward_metrics(records)
+        scored = records + [item.group.record for item in skipped]
+        self._gate_version = max(record.gate_version for record in scored)
+        rewards = report.reward_metrics(scored)
         for client, figures in rewards["clients"].items():
             for status, count in figures["failures"].items():
                 known = self._client_failures[client]
@@ -216,6 +231,7 @@ class Training:
             "weights_version": self._version,
             "gate_version": self._gate_version,
             "groups_applied": ledger.applied,
+            "groups_skipped": ledger.skipped,
             "groups_dropped": ledger.dropped,
             "groups_retried": ledger.retried,
             "groups_duplicate": self._groups.duplicates,

@@ -13,8 +13,9 @@ from mor_core.runs import RunSpec
 from torch import Tensor
 
 from mor_trainer.advantage import advantages
-from mor_trainer.importance import RatioStatistics
-from mor_trainer.loss import LossSums, Tokens, policy_loss, token_weights
+from mor_trainer.loss import LossSums, policy_loss
+from mor_trainer.losses import objective_of
+from mor_trainer.losses.tokens import Tokens
 from mor_trainer.packing import micro_batches
 from mor_trainer.policy import Policy
 from mor_trainer.rows import PreparedPrompt, Row
@@ -77,11 +78,16 @@ class Updater:
         if spec.control_rewards == "shuffled":
             rewards = _shuffled(rewards, f"{spec.seed}/{step}")
         values = advantages(rewards, spec.algorithm.advantage)
-        parts = [
-            self._update(groups[first : first + size], values[first : first + size], shares)
-            for size in (len(groups) // spec.optimiser.updates_per_step,)
-            for first in range(0, len(groups), size)
-        ]
+        with shares.measure("processing"):
+            plans = [
+                self._plan(groups[first : first + size], values[first : first + size])
+                for size in (len(groups) // spec.optimiser.updates_per_step,)
+                for first in range(0, len(groups), size)
+            ]
+        with shares.measure("forward_backward"):
+            for plan in plans[1:]:  # the first update finds the policy as the step began with it
+                self._remember(plan)
+        parts = [self._update(plan, shares) for plan in plans]
         sums = sum((part.sums for part in parts[1:]), parts[0].sums)
         return UpdateReport(
             advantages=values.tolist(),
@@ -94,16 +100,21 @@ class Updater:
             processed_tokens=sum(part.processed_tokens for part in parts),
         )
 
-    def _update(
-        self, groups: Sequence[TrainingGroup], values: Float[Tensor, "groups size"], shares: TimeShares
-    ) -> _Part:
-        with shares.measure("processing"):
-            units = self._units(groups, values)
-            batches = self._batches([unit.row for unit in units])
+    def _plan(self, groups: Sequence[TrainingGroup], values: Float[Tensor, "groups size"]) -> _Plan:
+        units = self._units(groups, values)
+        return _Plan([[units[index] for index in batch] for batch in self._batches([unit.row for unit in units])])
+
+    @torch.no_grad()
+    def _remember(self, plan: _Plan) -> None:
+        """Keep the log-probabilities of a later update's tokens before the first update changes the policy."""
+        if self._spec.algorithm.importance.kind != "none":
+            plan.old = [self._policy.logprobs([unit.row for unit in units])[0] for units in plan.batches]
+
+    def _update(self, plan: _Plan, shares: TimeShares) -> _Part:
         part = _Part()
-        for batch in batches:
+        for index, units in enumerate(plan.batches):
             with shares.measure("forward_backward"):
-                self._accumulate([units[index] for index in batch], part)
+                self._accumulate(units, plan.old[index] if plan.old else None, part)
         with shares.measure("optimiser"):
             norm = torch.nn.utils.clip_grad_norm_(self._policy.trainable.values(), self._spec.optimiser.grad_clip)
             part.grad_norm = norm.item()
@@ -125,7 +136,7 @@ class Updater:
             if ids
         ]
         lengths = torch.tensor([len(response.ids) for response in responses])
-        weights = token_weights(self._spec.algorithm.loss)(lengths, self._spec.sampling.max_tokens).tolist()
+        weights = objective_of(self._spec.algorithm.loss).shares(lengths, self._spec.sampling.max_tokens).tolist()
         budget = self._spec.micro_batch_tokens if self._policy.shares_prompts else 0
         units: list[_Unit] = []
         for response, weight in zip(responses, weights, strict=True):
@@ -148,28 +159,38 @@ class Updater:
             for batch in micro_batches([len(rows[i]) for i in indices], self._spec.micro_batch_tokens)
         ]
 
-    def _accumulate(self, units: Sequence[_Unit], part: _Part) -> None:
+    def _accumulate(self, units: Sequence[_Unit], old: Tensor | None, part: _Part) -> None:
+        """Add a micro-batch's gradient. ``old``: log-probabilities as the step began; this forward pass's if not given.
+
+        A unit holds whole responses, so a micro-batch does.
+        """
         rows = [unit.row for unit in units]
+        passes = 1 if old is None else 2
         reference = self._policy.reference_logprobs(rows) if self._policy.has_reference else None
         logprobs, entropy = self._policy.logprobs(rows)
         responses = [response for unit in units for response in unit.responses]
         counts = torch.tensor([len(response.ids) for response in responses])
+        engine = torch.tensor([value for response in responses for value in response.engine]).to(logprobs)
+        if self._spec.algorithm.importance.kind == "none":
+            old = engine
 
         def by_token(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64).repeat_interleave(counts).to(logprobs)
 
         tokens = Tokens(
             policy=logprobs,
-            engine=torch.tensor([value for response in responses for value in response.engine]).to(logprobs),
+            old=logprobs.detach() if old is None else old,
+            engine=engine,
             reference=reference,
             advantage=by_token([response.advantage for response in responses]),
             weight=by_token([weight for unit in units for weight in unit.weights]),
+            response=torch.arange(len(responses)).repeat_interleave(counts).to(logprobs.device),
         )
         loss, sums = policy_loss(tokens, self._spec.algorithm)
         loss.backward()  # type: ignore[no-untyped-call]
         part.sums = part.sums + sums
         part.entropy += entropy.sum().item()
-        part.processed_tokens += len(rows) * max(len(row) for row in rows)
+        part.processed_tokens += passes * len(rows) * max(len(row) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -194,11 +215,20 @@ class _Unit:
         return _Unit(self.group, row, (*self.responses, response), (*self.weights, weight))
 
 
+@dataclass
+class _Plan:
+    """One update, prepared."""
+
+    batches: list[list[_Unit]]
+    old: list[Tensor] | None = None
+    """Log-probabilities as the step began, by micro-batch."""
+
+
 class _Part:
     """Running totals of one update."""
 
     def __init__(self) -> None:
-        self.sums = LossSums(0, 0.0, 0.0, 0, 0, RatioStatistics(0.0, 0.0, 0.0, 0.0))
+        self.sums = LossSums()
         self.entropy = 0.0
         self.grad_norm = 0.0
         self.applied = False
