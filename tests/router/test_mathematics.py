@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mor_router import calibration, gate
 from mor_router.fit import Anchors, _Mixture
-from mor_router.fuse import Fused, NoQuorum, fuse
+from mor_router.fuse import Fused, Lens, NoQuorum, fuse
 from mor_router.fusion import FusionChoice, Gdpo, MeanMinusVariance, Median, Panel, Uniform, Weighted, WorstClient
+from mor_router.likeness import shares
 from mor_router.regions import fit_regions
 from mor_router.standardise import Standardiser, fit_standardiser
 from numpy import ndarray
 
+IDENTITY = Standardiser(1.0, 1e9, 0.0, -1e9, 1e9)
 STRATEGIES = [Weighted(), Uniform(), Median(), WorstClient(), MeanMinusVariance(penalty=0.5), Gdpo(floor=0.1)]
 
 # Multiples of 1/64 keep sums exact, so that equalities are equalities.
@@ -197,13 +200,17 @@ def test_an_input_far_from_every_anchor_belongs_to_no_region() -> None:
 def test_a_group_without_a_quorum_has_no_reward() -> None:
     unit = Standardiser(1.0, 10.0, 0.0, -10.0, 10.0)
     shares = {"expert": 0.7, "other": 0.3}
-    rest = {"slopes": dict.fromkeys(shares, 1.0), "standardisers": dict.fromkeys(shares, unit), "fusion": Weighted()}
-    assert fuse({"other": [0, 1]}, gate_weights=shares, quorum=0.5, **rest) == NoQuorum(0.3)
-    assert fuse({}, gate_weights=shares, quorum=0.0, **rest) == NoQuorum(0.0)
-    fused = fuse({"expert": [0, 1]}, gate_weights=shares, quorum=0.5, **rest)
+    lens = Lens(1.0, shares, dict.fromkeys(shares, 1.0))
+    rest = {"lenses": [lens], "standardisers": [dict.fromkeys(shares, unit)], "fusion": Weighted()}
+    assert fuse({"other": [0, 1]}, quorum=0.5, **rest) == NoQuorum(0.3)
+    assert fuse({}, quorum=0.0, **rest) == NoQuorum(0.0)
+    fused = fuse({"expert": [0, 1]}, quorum=0.5, **rest)
     assert isinstance(fused, Fused)
     assert fused.weights.tolist() == [1.0]
     np.testing.assert_allclose(fused.rewards, [0, 1])
+    blend = [Lens(0.9, shares, lens.slopes), Lens(0.1, {"other": 1.0}, {"other": 1.0})]
+    lost = fuse({"expert": [0, 1]}, lenses=blend, standardisers=[{"expert": unit}, {}], fusion=Weighted(), quorum=0.1)
+    assert lost == NoQuorum(0.0)  # the smaller objective lost its only client
 
 
 @given(arrays(float, (3, 4), elements=numbers))
@@ -212,11 +219,38 @@ def test_the_reward_is_the_sum_of_what_the_account_shows(raw: ndarray) -> None:
     names = ("a", "b", "c")
     fused = fuse(
         {name: row.tolist() for name, row in zip(names, raw, strict=True)},
-        gate_weights={"a": 0.2, "b": 0.5, "c": 0.3},
-        slopes={"a": 1.0, "b": 0.5, "c": 0.0},
-        standardisers=dict.fromkeys(names, unit),
+        lenses=[Lens(1.0, {"a": 0.2, "b": 0.5, "c": 0.3}, {"a": 1.0, "b": 0.5, "c": 0.0})],
+        standardisers=[dict.fromkeys(names, unit)],
         fusion=Weighted(),
         quorum=0.5,
     )
     assert isinstance(fused, Fused)
     np.testing.assert_allclose(fused.rewards, fused.weights @ fused.calibrated, atol=1e-12)
+
+
+@given(arrays(float, (3, 4), elements=numbers), st.floats(0.01, 0.99), st.booleans())
+def test_a_blend_is_the_sum_of_its_parts(raw: ndarray, share: float, failed: bool) -> None:
+    names = ("a", "b", "c")
+    answered = {name: row.tolist() for name, row in zip(names, raw, strict=True) if not (failed and name == "b")}
+    first = Lens(1.0, {"a": 0.2, "b": 0.5, "c": 0.3}, {"a": 1.0, "b": 0.5, "c": 0.0})
+    second = Lens(1.0, {"a": 0.4, "c": 0.6}, {"a": 0.25, "c": 3.0})  # b is not in this one's gate
+    units = [dict.fromkeys(names, Standardiser(2.0, 3.0, 0.5, -4.0, 4.0)), dict.fromkeys(names, IDENTITY)]
+
+    def reward(*lenses: Lens, standardisers: list[dict[str, Standardiser]]) -> ndarray:
+        fused = fuse(answered, lenses=lenses, standardisers=standardisers, fusion=Weighted(), quorum=0.3)
+        assert isinstance(fused, Fused)
+        np.testing.assert_allclose(fused.rewards, fused.weights @ fused.calibrated, atol=1e-9)
+        return fused.rewards
+
+    parts = [reward(first, standardisers=units[:1]), reward(second, standardisers=units[1:])]
+    blend = reward(replace(first, share=share), replace(second, share=1 - share), standardisers=units)
+    np.testing.assert_allclose(blend, share * parts[0] + (1 - share) * parts[1], atol=1e-9)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=6))
+def test_a_text_is_shared_by_likeness(likeness: list[float]) -> None:
+    found = shares(np.array(likeness))
+    assert found.sum() == pytest.approx(1)
+    order = np.argsort(likeness, kind="stable")
+    assert (np.diff(found[order]) >= -1e-12).all()
+    np.testing.assert_allclose(shares(np.array(likeness) - 0.25), found, atol=1e-9)

@@ -23,10 +23,11 @@ from mor_router.fitting import Fitting
 from mor_router.gates import Gates
 from mor_router.objectives import Objectives
 from mor_router.pool import Pool
+from mor_router.recent import RecentScores
 from mor_router.registry import Registry
 from mor_router.rewarding import Rewarder
 from mor_router.scoring import Scoring
-from mor_router.serving import RecentScores, ServedGates
+from mor_router.serving import ServedGates
 from mor_router.vault import Vault
 from mor_router.worker import Worker
 
@@ -72,7 +73,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     registry, objectives, gates = Registry(redis), Objectives(redis), Gates(redis)
     pool = Pool(registry, vault, settings, policy)
     scoring = Scoring(pool)
-    served = ServedGates(redis, objectives, gates, embedder)
+    served = ServedGates(redis, objectives, gates, embedder, settings.objective_likeness)
     rewarder = Rewarder(
         settings=settings, pool=pool, scoring=scoring, served=served, recent=RecentScores(redis), embedder=embedder
     )
