@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
 import structlog
+from jaxtyping import Float
 from mor_core.errors import Conflict, Invalid, Unavailable
 from mor_core.tasks import stop
+from numpy import ndarray
 from redis.asyncio import Redis
 from redis.exceptions import LockError
 
@@ -23,6 +25,7 @@ from mor_router.gates import Gates, GateVersion, dump
 from mor_router.mixture import fit_mixture
 from mor_router.objectives import Anchor, Objective, Objectives
 from mor_router.pool import Pool
+from mor_router.quarantine import Quarantine
 from mor_router.registry import Registry
 from mor_router.report import FitReport, report
 from mor_router.store import key
@@ -46,6 +49,7 @@ class Fitting:
         gates: Gates,
         embedder: Embedder,
         scorer: AnchorScorer,
+        quarantine: Quarantine,
         audit: Audit,
     ) -> None:
         self._redis = redis
@@ -56,10 +60,11 @@ class Fitting:
         self._gates = gates
         self._embedder = embedder
         self._scorer = scorer
+        self._quarantine = quarantine
         self._audit = audit
 
     async def fit(self, name: str, by: str, *, activate: bool) -> GateVersion:
-        """Score the anchors by every client that is active or on probation, fit, keep the version.
+        """Score the anchors by every client that is not paused, judge who is of use, fit on those, keep the version.
 
         Raises:
             NotFound: no such objective.
@@ -74,9 +79,14 @@ class Fitting:
         async with self._alone(name):
             images = await self._objectives.images(name, anchors)
             await self._pool.refresh()
-            asked = self._pool.named("active", "probation")
+            trusted = self._pool.named("active", "probation")
+            asked = [*trusted, *self._pool.named("quarantined")]
             scored = await score_all(self._scorer, asked, objective, anchors, images)
-            gate = await self._fit(objective, anchors, images, scored)
+            inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
+            changed = await self._quarantine.review(objective, anchors, inputs, scored)
+            kept = [found for found in scored if found.client in trusted and found.client not in changed]
+            left_out = {client: finding.reason for client, finding in changed.items() if not finding.useful}
+            gate = await self._fit(objective, anchors, inputs, kept, left_out)
             await self._gates.put(gate)
         self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs)
         if activate:
@@ -102,19 +112,19 @@ class Fitting:
         self,
         objective: Objective,
         anchors: Sequence[Anchor],
-        images: dict[str, bytes],
+        inputs: Float[ndarray, "anchors features"],
         scored: Sequence[AnchorScores],
+        left_out: Mapping[str, str],
     ) -> GateVersion:
         enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * len(anchors))]
-        left_out = {
+        without = dict(left_out) | {
             found.client: f"scored {len(found.scores)} of {len(anchors)} anchors: {found.problem}"
             for found in scored
             if found not in enough
         }
         if not enough:
-            reasons = "; ".join(f"{client}: {reason}" for client, reason in left_out.items())
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in without.items())
             raise Unavailable(f"no client scored enough anchors of {objective.name!r}: {reasons or 'none is enrolled'}")
-        inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
         scores = np.stack([found.array(anchors) for found in enough], axis=1)
         useful = ~np.isnan(scores).all(axis=(1, 2))
         clients = [found.client for found in enough]
@@ -136,7 +146,7 @@ class Fitting:
                 inputs=inputs[useful],
                 scores=scores[useful],
                 domains=domains,
-                left_out=left_out,
+                left_out=without,
                 seconds=seconds,
             )
             return dump(mixture), account

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from mor_router.store import ANCHORS, OBJECTIVES, key
+from mor_router.store import ANCHORS, KINDS, OBJECTIVES, key
 
 _CONTENTION = 20
 
@@ -105,7 +105,7 @@ class Objectives:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(OBJECTIVES, name)
             pipe.hdel(ANCHORS, name)
-            pipe.delete(*(key(kind, name) for kind in ("images", "scores", "gates")))
+            pipe.delete(*(key(kind, name) for kind in KINDS))
             await pipe.execute()
 
     async def put_anchors(self, name: str, anchors: Sequence[Anchor], images: Mapping[str, bytes]) -> Objective:

@@ -20,6 +20,7 @@ from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, Input
 from mor_router.fuse import Lens, NoQuorum, combined, fuse
 from mor_router.fusion import FusionChoice
+from mor_router.influence import Influences
 from mor_router.mixture import Mixture
 from mor_router.pool import Pool
 from mor_router.recent import RecentScores
@@ -75,6 +76,7 @@ class Rewarder:
         scoring: Scoring,
         served: ServedGates,
         recent: RecentScores,
+        influences: Influences,
         embedder: Embedder,
     ) -> None:
         self._settings = settings
@@ -82,6 +84,7 @@ class Rewarder:
         self._scoring = scoring
         self._served = served
         self._recent = recent
+        self._influences = influences
         self._embedder = embedder
 
     async def reward(
@@ -161,6 +164,9 @@ class Rewarder:
             self._verdict(item, opinion, answers[item.item_id], now, standardisers)
             for item, opinion in zip(items, await opinions, strict=True)
         ]
+        await self._influences.note(
+            [(verdict.objectives, verdict.clients) for verdict in verdicts if verdict.rewards is not None]
+        )
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
         good = {
