@@ -92,21 +92,35 @@ class Fitted:
     """Pairs that cross-validation went over."""
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """Where a fit begins that leaves some clients as they are."""
+
+    start: Parameters
+    free: Bool[ndarray, " clients"]
+    """The clients whose parameters are fitted."""
+
+
 def fit(
-    anchors: Anchors, *, temperature: float, entropy_floor: float, precisions: Sequence[float] = PRECISIONS
+    anchors: Anchors,
+    *,
+    temperature: float,
+    entropy_floor: float,
+    precisions: Sequence[float] = PRECISIONS,
+    frozen: Frozen | None = None,
 ) -> Fitted:
-    """Fit slopes and gate.
+    """Fit slopes and gate: of all clients, or of those that ``frozen`` leaves free.
 
     Raises:
         ValueError: fewer pairs than cross-validation folds.
     """
-    best, margins = choose(anchors, precisions, temperature, entropy_floor)
+    best, margins = choose(anchors, precisions, temperature, entropy_floor, frozen)
     objective = Objective(anchors, best, temperature, entropy_floor)
-    start = objective.start()
+    start, free = (frozen.start, frozen.free) if frozen is not None else (objective.start(), None)
     if len(margins) < len(anchors.differences):  # on the part that was enough to choose by, most of the way is cheap
         part = anchors.take(np.random.default_rng(1).permutation(len(anchors.differences))[: len(margins)])
-        start = minimise(Objective(part, best, temperature, entropy_floor), start, rough=True)
-    parameters = minimise(objective, start)
+        start = minimise(Objective(part, best, temperature, entropy_floor), start, free=free, rough=True)
+    parameters = minimise(objective, start, free=free)
     return Fitted(
         parameters=parameters,
         precision=best,
@@ -118,7 +132,11 @@ def fit(
 
 
 def choose(
-    anchors: Anchors, precisions: Sequence[float], temperature: float, entropy_floor: float
+    anchors: Anchors,
+    precisions: Sequence[float],
+    temperature: float,
+    entropy_floor: float,
+    frozen: Frozen | None = None,
 ) -> tuple[float, Float[ndarray, " held"]]:
     """The λ whose held-out loss is least, and its held-out margins.
 
@@ -140,7 +158,8 @@ def choose(
         seen, unseen = anchors.take(fold != held), anchors.take(fold == held)
         for precision in precisions:
             objective = Objective(seen, precision, temperature, entropy_floor)
-            found = minimise(objective, objective.start(), rough=True)
+            start, free = (frozen.start, frozen.free) if frozen is not None else (objective.start(), None)
+            found = minimise(objective, start, free=free, rough=True)
             margins[precision][fold == held] = objective.margins(found, unseen)
     best = min(margins, key=lambda precision: (_loss_of(margins[precision]), -precision))
     return best, margins[best]

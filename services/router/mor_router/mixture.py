@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from mor_router import calibration, gate
-from mor_router.fit import Anchors, Fitted, choose, fit
+from mor_router.fit import Anchors, Fitted, Frozen, Parameters, choose, fit
 from mor_router.regions import Regions, fit_regions
 from mor_router.standardise import Standardiser, fit_standardiser
 
@@ -93,6 +93,52 @@ def fit_mixture(
         regional=fitted.parameters.regional,
         temperature=temperature,
         entropy_floor=entropy_floor,
+    )
+    return mixture, fitted
+
+
+def extend_mixture(
+    known: Mixture,
+    newcomers: Sequence[str],
+    inputs: Float[ndarray, "pairs features"],
+    scores: Float[ndarray, "pairs clients 2"],
+    precision: float,
+) -> tuple[Mixture, Fitted]:
+    """``known`` with ``newcomers``: their scales, slopes and gate logits are fitted, everything else stays as it is.
+
+    ``scores`` are of the known clients first, NaN where one gave none; ``precision`` is the λ that ``known`` was fitted
+    with. The newcomers' weight comes out of the others' in proportion, as the softmax has it.
+
+    Raises:
+        ValueError: too few pairs, or a newcomer without a single one.
+    """
+    answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
+    old = len(known.clients)
+    fresh = tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(old, scores.shape[1]))
+    standardisers = known.standardisers + fresh
+    anchors = Anchors(known.regions.responsibilities(inputs), standardised_differences(standardisers, scores), answered)
+    new = Parameters.start(len(known.embeddings), len(newcomers))
+    start = Parameters(
+        np.hstack([known.embeddings, new.embeddings]),
+        np.hstack([known.prior, new.prior]),
+        np.hstack([known.common, new.common]),
+        np.hstack([known.regional, new.regional]),
+    )
+    fitted = fit(
+        anchors,
+        temperature=known.temperature,
+        entropy_floor=known.entropy_floor,
+        precisions=(precision,),
+        frozen=Frozen(start, np.arange(scores.shape[1]) >= old),
+    )
+    mixture = replace(
+        known,
+        clients=(*known.clients, *newcomers),
+        standardisers=standardisers,
+        embeddings=fitted.parameters.embeddings,
+        prior=fitted.parameters.prior,
+        common=fitted.parameters.common,
+        regional=fitted.parameters.regional,
     )
     return mixture, fitted
 

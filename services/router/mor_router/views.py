@@ -115,6 +115,8 @@ class ObjectiveChange(_Documented):
 class FitRequest(_Documented):
     activate: bool = True
     """Whether the new gate version is put in force."""
+    newcomers_only: bool = False
+    """Whether the clients of the version in force stay as they are and only those are fitted that are not in it."""
 
 
 class RouteRequest(_Documented):

@@ -108,7 +108,8 @@ async def fit(name: str, router: Running, caller: Admin, request: FitRequest | N
     """Has every client that is active or on probation score the anchors it has not scored with its present model, fits
     calibration and gate, and answers with the report. By default the version is put in force, which makes those of its
     clients active that were on probation."""
-    gate = await router.fitting.fit(name, caller.name, activate=(request or FitRequest()).activate)
+    asked = request or FitRequest()
+    gate = await router.fitting.fit(name, caller.name, activate=asked.activate, newcomers_only=asked.newcomers_only)
     router.served.forget()
     return gate.summary()
 
