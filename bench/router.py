@@ -20,7 +20,7 @@ from mor_router.fusion import Weighted
 from mor_router.mixture import Mixture, fit_mixture
 from numpy import ndarray
 
-FIT_PAIRS, FIT_CLIENTS, FEATURES = 5000, 64, 320
+FIT_PAIRS, FIT_CLIENTS, FEATURES = 5000, 64, 352
 BATCH, CLIENTS, GROUP, GROUPS = 64, 8, 8, 2000
 
 
