@@ -51,9 +51,9 @@ def question(kind: str, index: int) -> tuple[list[dict[str, Any]], dict[str, str
     return [{"role": "user", "content": parts}], {digest: base64.b64encode(content).decode()}
 
 
-def rows(count: int, *, images: bool = True) -> list[dict[str, Any]]:
+def rows(count: int, *, images: bool = True, seed: int = 11) -> list[dict[str, Any]]:
     """Preference rows in the columns of ``mor.prefs/1``; the number in a response is its true quality."""
-    random = np.random.default_rng(11)
+    random = np.random.default_rng(seed)
     kinds = list(KINDS)
     made = []
     for index in range(count):

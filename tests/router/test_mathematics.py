@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mor_router import calibration, gate
-from mor_router.fit import Anchors, _Mixture
-from mor_router.fuse import Fused, NoQuorum, fuse
+from mor_router.fit import Anchors, Objective, Parameters, minimise
+from mor_router.fuse import Fused, Lens, NoQuorum, fuse
 from mor_router.fusion import FusionChoice, Gdpo, MeanMinusVariance, Median, Panel, Uniform, Weighted, WorstClient
+from mor_router.likeness import shares
+from mor_router.mixture import fit_mixture
 from mor_router.regions import fit_regions
 from mor_router.standardise import Standardiser, fit_standardiser
 from numpy import ndarray
 
+effort.register_profile("steady", deadline=None)  # a busy machine is no failure
+effort.load_profile("steady")
+
+IDENTITY = Standardiser(1.0, 1e9, 0.0, -1e9, 1e9)
 STRATEGIES = [Weighted(), Uniform(), Median(), WorstClient(), MeanMinusVariance(penalty=0.5), Gdpo(floor=0.1)]
 
 # Multiples of 1/64 keep sums exact, so that equalities are equalities.
@@ -79,7 +85,6 @@ def test_gdpo_gives_a_nearly_indifferent_client_almost_no_voice() -> None:
     assert Gdpo(floor=0.1)(panel)[0] > 0.48
 
 
-@effort(deadline=None)
 @given(
     arrays(float, (12, 2), elements=numbers),
     arrays(float, (3, 4), elements=numbers),
@@ -140,55 +145,68 @@ def test_without_clients_there_are_no_weights() -> None:
         gate.weights(np.ones((1, 1)), np.zeros((1, 2)), np.zeros(2), np.zeros(2, bool), temperature=1, entropy_floor=0)
 
 
-def test_the_function_that_is_fitted_is_the_function_that_is_served() -> None:
-    random = np.random.default_rng(3)
+def scattered(random: np.random.Generator, regions: int, clients: int) -> Parameters:
+    """Parameters away from the start."""
+    start = Parameters.start(regions, clients)
+    return start.like(start.flat() + random.normal(size=start.flat().shape))
+
+
+def some_anchors(random: np.random.Generator) -> Anchors:
+    """20 pairs in 4 regions by 3 clients who do not answer everything."""
     phi = random.dirichlet(np.ones(4), size=20)
     answered = random.random((20, 3)) < 0.8
     answered[:, 0] = True
-    anchors = Anchors(phi, random.normal(size=(20, 3)) * answered, answered)
-    model = _Mixture(anchors, 1.0, 0.7, 0.2)
-    with torch.no_grad():
-        for parameter in (model.embeddings, model.prior, model.common, model.regional):
-            parameter.add_(torch.from_numpy(random.normal(size=parameter.shape)))
-    slopes = calibration.slopes(phi, model.common.detach().numpy(), model.regional.detach().numpy())
+    return Anchors(phi, random.normal(size=(20, 3)) * answered, answered)
+
+
+def test_the_function_that_is_fitted_is_the_function_that_is_served() -> None:
+    random = np.random.default_rng(3)
+    anchors, at = some_anchors(random), scattered(random, 4, 3)
+    phi = anchors.responsibilities
+    fitted = Objective(anchors, 1.0, 0.7, 0.2).margins(at)
+    slopes = calibration.slopes(phi, at.common, at.regional)
     for n in range(20):
-        served = gate.weights(
-            phi[n : n + 1],
-            model.embeddings.detach().numpy(),
-            model.prior.detach().numpy(),
-            answered[n],
-            temperature=0.7,
-            entropy_floor=0.2,
-        )[0]
-        assert served @ (slopes[n] * anchors.differences[n]) == pytest.approx(model.margins(anchors)[n], abs=1e-12)
+        rest = {"temperature": 0.7, "entropy_floor": 0.2}
+        served = gate.weights(phi[n : n + 1], at.embeddings, at.prior, anchors.answered[n], **rest)[0]
+        assert served @ (slopes[n] * anchors.differences[n]) == pytest.approx(fitted[n], abs=1e-12)
+
+
+def test_the_gradient_is_that_of_the_loss_as_it_is_written() -> None:
+    random = np.random.default_rng(6)
+    anchors, at = some_anchors(random), scattered(random, 4, 3)
+    objective = Objective(anchors, 2.0, 0.7, 0.2)
+    loss, gradient = objective(at)
+    margins = objective.margins(at)
+    own = calibration.slopes(anchors.responsibilities, at.common, at.regional) * anchors.differences
+    alone = [np.logaddexp(0, -own[anchors.answered[:, k], k]).mean() for k in range(3)]
+    squares = 2.0 * (np.square(at.embeddings).sum() + np.square(at.regional).sum())
+    squares += 0.5 * (np.square(at.prior).sum() + np.square(at.common - calibration.UNIT).sum())
+    assert loss == pytest.approx(np.logaddexp(0, -margins).mean() + 0.5 * np.mean(alone) + squares / 40)
+    flat = at.flat()
+    for place, slope in enumerate(gradient.flat()):
+        step = np.zeros_like(flat)
+        step[place] = 1e-6
+        rise = objective(at.like(flat + step))[0] - objective(at.like(flat - step))[0]
+        assert rise / 2e-6 == pytest.approx(slope, abs=1e-8)
 
 
 def test_the_fit_ends_at_a_minimum_of_the_stated_loss() -> None:
     random = np.random.default_rng(4)
     phi = random.dirichlet(np.ones(3), size=40)
     anchors = Anchors(phi, random.normal(0.3, 1, size=(40, 3)), np.ones((40, 3), bool))
-    model = _Mixture(anchors, 1.0, 1.0, 0.1).optimise()
-    parameters = [model.embeddings, model.prior, model.common, model.regional]
-    for parameter in parameters:
-        parameter.grad = None
-    data = (torch.from_numpy(phi), torch.from_numpy(anchors.differences), torch.from_numpy(anchors.answered))
-    best = model._loss(*data)
-    best.backward()
-    assert max(float(parameter.grad.abs().max()) for parameter in parameters if parameter.grad is not None) < 1e-6
-    with torch.no_grad():
-        for _ in range(20):
-            steps = [0.05 * torch.from_numpy(random.normal(size=parameter.shape)) for parameter in parameters]
-            for parameter, step in zip(parameters, steps, strict=True):
-                parameter.add_(step)
-            assert float(model._loss(*data)) > float(best.detach())
-            for parameter, step in zip(parameters, steps, strict=True):
-                parameter.sub_(step)
+    objective = Objective(anchors, 1.0, 1.0, 0.1)
+    found = minimise(objective, objective.start())
+    best, gradient = objective(found)
+    assert np.abs(gradient.flat()).max() < 1e-6
+    for _ in range(20):
+        step = 0.05 * random.normal(size=found.flat().shape)
+        assert objective(found.like(found.flat() + step))[0] > best
 
 
 def test_an_input_far_from_every_anchor_belongs_to_no_region() -> None:
     random = np.random.default_rng(5)
     near = np.concatenate([random.normal(centre, 0.1, size=(20, 6)) for centre in (-1.0, 0.0, 1.0)])
-    regions = fit_regions(near, 3)
+    (regions,) = fit_regions(near, [3])
     assert regions.responsibilities(near).max(axis=1).min() > 0.8
     far = regions.responsibilities(np.full((1, 6), 50.0) * np.array([1, -1, 1, -1, 1, -1]))
     assert far.max() < 0.5
@@ -197,13 +215,17 @@ def test_an_input_far_from_every_anchor_belongs_to_no_region() -> None:
 def test_a_group_without_a_quorum_has_no_reward() -> None:
     unit = Standardiser(1.0, 10.0, 0.0, -10.0, 10.0)
     shares = {"expert": 0.7, "other": 0.3}
-    rest = {"slopes": dict.fromkeys(shares, 1.0), "standardisers": dict.fromkeys(shares, unit), "fusion": Weighted()}
-    assert fuse({"other": [0, 1]}, gate_weights=shares, quorum=0.5, **rest) == NoQuorum(0.3)
-    assert fuse({}, gate_weights=shares, quorum=0.0, **rest) == NoQuorum(0.0)
-    fused = fuse({"expert": [0, 1]}, gate_weights=shares, quorum=0.5, **rest)
+    lens = Lens(1.0, shares, dict.fromkeys(shares, 1.0))
+    rest = {"lenses": [lens], "standardisers": [dict.fromkeys(shares, unit)], "fusion": Weighted()}
+    assert fuse({"other": [0, 1]}, quorum=0.5, **rest) == NoQuorum(0.3)
+    assert fuse({}, quorum=0.0, **rest) == NoQuorum(0.0)
+    fused = fuse({"expert": [0, 1]}, quorum=0.5, **rest)
     assert isinstance(fused, Fused)
     assert fused.weights.tolist() == [1.0]
     np.testing.assert_allclose(fused.rewards, [0, 1])
+    blend = [Lens(0.9, shares, lens.slopes), Lens(0.1, {"other": 1.0}, {"other": 1.0})]
+    lost = fuse({"expert": [0, 1]}, lenses=blend, standardisers=[{"expert": unit}, {}], fusion=Weighted(), quorum=0.1)
+    assert lost == NoQuorum(0.0)  # the smaller objective lost its only client
 
 
 @given(arrays(float, (3, 4), elements=numbers))
@@ -212,11 +234,70 @@ def test_the_reward_is_the_sum_of_what_the_account_shows(raw: ndarray) -> None:
     names = ("a", "b", "c")
     fused = fuse(
         {name: row.tolist() for name, row in zip(names, raw, strict=True)},
-        gate_weights={"a": 0.2, "b": 0.5, "c": 0.3},
-        slopes={"a": 1.0, "b": 0.5, "c": 0.0},
-        standardisers=dict.fromkeys(names, unit),
+        lenses=[Lens(1.0, {"a": 0.2, "b": 0.5, "c": 0.3}, {"a": 1.0, "b": 0.5, "c": 0.0})],
+        standardisers=[dict.fromkeys(names, unit)],
         fusion=Weighted(),
         quorum=0.5,
     )
     assert isinstance(fused, Fused)
     np.testing.assert_allclose(fused.rewards, fused.weights @ fused.calibrated, atol=1e-12)
+
+
+@given(arrays(float, (3, 4), elements=numbers), st.floats(0.01, 0.99), st.booleans())
+def test_a_blend_is_the_sum_of_its_parts(raw: ndarray, share: float, failed: bool) -> None:
+    names = ("a", "b", "c")
+    answered = {name: row.tolist() for name, row in zip(names, raw, strict=True) if not (failed and name == "b")}
+    first = Lens(1.0, {"a": 0.2, "b": 0.5, "c": 0.3}, {"a": 1.0, "b": 0.5, "c": 0.0})
+    second = Lens(1.0, {"a": 0.4, "c": 0.6}, {"a": 0.25, "c": 3.0})  # b is not in this one's gate
+    units = [dict.fromkeys(names, Standardiser(2.0, 3.0, 0.5, -4.0, 4.0)), dict.fromkeys(names, IDENTITY)]
+
+    def reward(*lenses: Lens, standardisers: list[dict[str, Standardiser]]) -> ndarray:
+        fused = fuse(answered, lenses=lenses, standardisers=standardisers, fusion=Weighted(), quorum=0.3)
+        assert isinstance(fused, Fused)
+        np.testing.assert_allclose(fused.rewards, fused.weights @ fused.calibrated, atol=1e-9)
+        return fused.rewards
+
+    parts = [reward(first, standardisers=units[:1]), reward(second, standardisers=units[1:])]
+    blend = reward(replace(first, share=share), replace(second, share=1 - share), standardisers=units)
+    np.testing.assert_allclose(blend, share * parts[0] + (1 - share) * parts[1], atol=1e-9)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=6))
+def test_a_text_is_shared_by_likeness(likeness: list[float]) -> None:
+    found = shares(np.array(likeness))
+    assert found.sum() == pytest.approx(1)
+    order = np.argsort(likeness, kind="stable")
+    assert (np.diff(found[order]) >= -1e-12).all()
+    np.testing.assert_allclose(shares(np.array(likeness) - 0.25), found, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift"), [*((10.0**k, 0.0) for k in range(-3, 7)), (1.0, 1e6), (1.0, -1e6), (1.0, 12345.678)]
+)
+def test_a_refit_takes_every_scale_and_offset_of_a_client_away(factor: float, shift: float) -> None:
+    random = np.random.default_rng(8)
+    inputs = np.concatenate([random.normal(centre, 0.3, size=(24, 6)) for centre in (-1.0, 0.0, 1.0)])
+    scores = random.normal(size=(72, 3, 2))
+    for k in range(3):
+        scores[24 * k : 24 * (k + 1), k, 0] += 1.5
+    groups = random.normal(size=(3, 5, 3, 8))
+
+    def rewards(moved: ndarray, raw: ndarray) -> ndarray:
+        mixture, _ = fit_mixture(("a", "b", "c"), inputs, moved, temperature=1.0, entropy_floor=0.1)
+        units = dict(zip(mixture.clients, mixture.standardisers, strict=True))
+        found = []
+        for place in range(3):
+            x = inputs[[24 * place]]
+            weights, slopes = mixture.weights(x, mixture.clients)[0], mixture.slopes(x)[0]
+            lens = Lens(1.0, dict(zip("abc", weights, strict=True)), dict(zip("abc", slopes, strict=True)))
+            for group in raw[place]:
+                said = dict(zip("abc", group.tolist(), strict=True))
+                fused = fuse(said, lenses=[lens], standardisers=[units], fusion=Weighted(), quorum=0.5)
+                assert isinstance(fused, Fused)
+                found.append(fused.rewards)
+        return np.array(found)
+
+    changed, raw = scores.copy(), groups.copy()
+    changed[:, 1] = changed[:, 1] * factor + shift
+    raw[:, :, 1] = raw[:, :, 1] * factor + shift
+    np.testing.assert_allclose(rewards(changed, raw), rewards(scores, groups), atol=1e-6)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from mor_core.algorithms import Algorithm
+from mor_core.objectives import AskedObjective
 from mor_core.wire import Wire
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
@@ -77,8 +78,9 @@ class RunSpec(_Documented):
     """Image-text-to-text checkpoint to align: local folder or hub name."""
     prompts: str
     """Prompts to train on, a ``mor.prompts/1`` file."""
-    objective: str | None = None
-    """Objective that the router aligns to; its default when null."""
+    objective: AskedObjective | None = None
+    """What the router aligns to: the name of an objective, a text that says what is wanted, or a blend of objectives as
+    ``{name: share}`` with shares that sum to 1; all clients count the same when null."""
     evaluation_prompts: str | None = None
     """Prompts that are answered greedily and scored at intervals, never trained on."""
     steps: int = Field(100, ge=1)

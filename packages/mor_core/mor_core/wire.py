@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from mor_core.objectives import AskedObjective, ObjectiveName
+
 Contract = Literal["mor.reward/1"]
 CONTRACT: Contract = "mor.reward/1"
 
@@ -120,12 +122,18 @@ def chat_template_messages(messages: tuple[Message, ...]) -> list[dict[str, Any]
 # --- the reward contract ------------------------------------------------------------------------------------------
 
 
-class ScoreItem(Wire):
-    """One prompt and the group of responses to score."""
+class RewardItem(Wire):
+    """One prompt and the group of responses to reward."""
 
     item_id: Annotated[str, Field(min_length=1, max_length=200)]
     messages: Messages
     responses: Annotated[tuple[str, ...], Field(min_length=1)]
+    objective: AskedObjective | None = None
+
+
+class ScoreItem(RewardItem):
+    """The same as a client is asked to score it, with the objective in words."""
+
     objective: str | None = None
 
 
@@ -291,7 +299,7 @@ class PromptRecord(Record):
     prompt_id: str
     messages: Messages
     domain: str | None = None
-    objective: str | None = None
+    objective: AskedObjective | None = None
     sampling: Sampling
     weights: WeightsRef
     """The policy to sample from: this version or a newer one."""
@@ -356,6 +364,16 @@ class ClientScore(Wire):
     """Time to answer."""
 
 
+class ObjectiveShare(Wire):
+    """One objective's part α_j R_j in a reward R = Σ_j α_j R_j."""
+
+    name: ObjectiveName
+    share: Finite
+    """The shares of a reward sum to 1."""
+    gate_version: int
+    """Gate version that R_j comes from; 0: the objective has no fitted gate, all active clients counted the same."""
+
+
 class RewardRecord(Record):
     """A scored group."""
 
@@ -364,7 +382,10 @@ class RewardRecord(Record):
     rewards: tuple[Finite, ...]
     """G fused rewards in logits."""
     clients: tuple[ClientScore, ...]
+    objectives: tuple[ObjectiveShare, ...] = ()
+    """What was rewarded, largest share first; empty where no objective was named or none was like the text asked."""
     gate_version: int
+    """Of the first of ``objectives``; 0: none was fitted."""
     fusion: str
     entropy: Finite
     """Entropy of the mixture weights, nats."""

@@ -16,17 +16,21 @@ def voters(
     gate_weights: Mapping[str, float],
     answers: Mapping[str, Answer],
     outcome: Fused | NoQuorum,
-    fitted_on: Mapping[str, ModelRef],
+    fitted_on: Sequence[Mapping[str, ModelRef]],
 ) -> tuple[ClientScore, ...]:
-    """The clients with a say, in the gate's order."""
+    """The clients with a say, in the gate's order. ``fitted_on``: client -> model, for each objective."""
     scores = []
     for name, share in gate_weights.items():
         answer = answers[name]
-        stale = answer.model is not None and name in fitted_on and answer.model != fitted_on[name]
-        metrics.STALE_CALIBRATION.labels(name).set(stale)
+        stale = [
+            models[name]
+            for models in fitted_on
+            if name in models and answer.model is not None and answer.model != models[name]
+        ]
+        metrics.STALE_CALIBRATION.labels(name).set(bool(stale))
         detail = answer.detail
         if stale:
-            model = fitted_on[name]
+            model = stale[0]
             detail = f"its calibration was fitted on {model.name} {model.version}; fit the objective again"
         score = ClientScore(
             client=name,
@@ -74,13 +78,13 @@ def others(
     return tuple(scores)
 
 
-def observe(fused: Fused, slopes: Mapping[str, float]) -> None:
+def observe(fused: Fused) -> None:
     """Count a scored group in the metrics."""
     for k, client in enumerate(fused.clients):
         metrics.CLIENT_REWARD.labels(client).observe(fused.calibrated[k].mean())
         metrics.CLIENT_REWARD_STD.labels(client).observe(fused.calibrated[k].std())
         metrics.WEIGHT.labels(client).observe(fused.weights[k])
-        metrics.SLOPE.labels(client).observe(slopes[client])
+        metrics.SLOPE.labels(client).observe(fused.slopes[k])
     metrics.REWARD.observe(fused.rewards.mean())
     metrics.REWARD_STD.observe(fused.rewards.std())
     metrics.ENTROPY.observe(fused.entropy)

@@ -11,7 +11,18 @@ from typing import Literal
 import structlog
 
 Action = Literal[
-    "enrol", "change", "rotate", "revoke", "import", "objective", "anchors", "fit", "activate", "rollback", "rekey"
+    "enrol",
+    "change",
+    "rotate",
+    "revoke",
+    "import",
+    "objective",
+    "anchors",
+    "fit",
+    "activate",
+    "rollback",
+    "rekey",
+    "quarantine",
 ]
 
 log = structlog.get_logger("audit")

@@ -73,6 +73,10 @@ class RouterSettings(ServiceSettings, StreamSettings):
     entropy_floor: float = Field(0.1, ge=0, le=1)
     """Least entropy of a mixture as a share of the largest possible one, in fits from now on."""
 
+    objective_likeness: float = Field(0.6, ge=-1, le=1)
+    """Least cosine between a text that a run asks for and the nearest text or paraphrase of a fitted objective; below,
+    the text is of no known objective and all active clients count the same."""
+
     embed_text_model: str | None = None
     """Sentence encoder for questions and objectives, folder or hub name; hashed words without."""
     embed_image_model: str | None = None

@@ -21,12 +21,15 @@ from mor_router.embedding import Embedder, build_embedder
 from mor_router.enrolment import Enroller
 from mor_router.fitting import Fitting
 from mor_router.gates import Gates
+from mor_router.influence import Influences
 from mor_router.objectives import Objectives
 from mor_router.pool import Pool
+from mor_router.quarantine import Quarantine
+from mor_router.recent import RecentScores
 from mor_router.registry import Registry
 from mor_router.rewarding import Rewarder
 from mor_router.scoring import Scoring
-from mor_router.serving import RecentScores, ServedGates
+from mor_router.serving import ServedGates
 from mor_router.vault import Vault
 from mor_router.worker import Worker
 
@@ -47,6 +50,7 @@ class Router:
     embedder: Embedder
     fitting: Fitting
     rewarder: Rewarder
+    influences: Influences
     worker: Worker
 
     async def ready(self) -> str | None:
@@ -72,9 +76,16 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     registry, objectives, gates = Registry(redis), Objectives(redis), Gates(redis)
     pool = Pool(registry, vault, settings, policy)
     scoring = Scoring(pool)
-    served = ServedGates(redis, objectives, gates, embedder)
+    served = ServedGates(redis, objectives, gates, embedder, settings.objective_likeness)
+    influences = Influences(redis)
     rewarder = Rewarder(
-        settings=settings, pool=pool, scoring=scoring, served=served, recent=RecentScores(redis), embedder=embedder
+        settings=settings,
+        pool=pool,
+        scoring=scoring,
+        served=served,
+        recent=RecentScores(redis),
+        influences=influences,
+        embedder=embedder,
     )
     router = Router(
         settings=settings,
@@ -96,9 +107,11 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
             gates=gates,
             embedder=embedder,
             scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
+            quarantine=Quarantine(redis, registry, audit),
             audit=audit,
         ),
         rewarder=rewarder,
+        influences=influences,
         worker=Worker(redis, settings, pool, rewarder),
     )
     await pool.refresh()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
 import structlog
+from jaxtyping import Float
 from mor_core.errors import Conflict, Invalid, Unavailable
 from mor_core.tasks import stop
+from numpy import ndarray
 from redis.asyncio import Redis
 from redis.exceptions import LockError
 
@@ -19,10 +21,11 @@ from mor_router.anchor_scores import AnchorScorer, AnchorScores, score_all
 from mor_router.audit import Audit
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, Input
-from mor_router.gates import Gates, GateVersion, dump
-from mor_router.mixture import fit_mixture
-from mor_router.objectives import Anchor, Objective, Objectives
+from mor_router.gates import Gates, GateVersion, dump, load
+from mor_router.mixture import extend_mixture, fit_mixture
+from mor_router.objectives import COLD_START, Anchor, Objective, Objectives
 from mor_router.pool import Pool
+from mor_router.quarantine import Quarantine
 from mor_router.registry import Registry
 from mor_router.report import FitReport, report
 from mor_router.store import key
@@ -46,6 +49,7 @@ class Fitting:
         gates: Gates,
         embedder: Embedder,
         scorer: AnchorScorer,
+        quarantine: Quarantine,
         audit: Audit,
     ) -> None:
         self._redis = redis
@@ -56,14 +60,17 @@ class Fitting:
         self._gates = gates
         self._embedder = embedder
         self._scorer = scorer
+        self._quarantine = quarantine
         self._audit = audit
 
-    async def fit(self, name: str, by: str, *, activate: bool) -> GateVersion:
-        """Score the anchors by every client that is active or on probation, fit, keep the version.
+    async def fit(self, name: str, by: str, *, activate: bool, newcomers_only: bool = False) -> GateVersion:
+        """Score the anchors by every client that is not paused, judge who is of use, fit on those, keep the version.
+
+        With ``newcomers_only`` the clients of the version in force stay as they are.
 
         Raises:
             NotFound: no such objective.
-            Conflict: no anchors, or another fit of the objective is going on.
+            Conflict: no anchors, another fit of the objective is going on, or no version that newcomers could join.
             Invalid: too few anchors.
             Unavailable: no client scored enough of them.
         """
@@ -71,14 +78,20 @@ class Fitting:
         anchors = await self._objectives.anchors(name)
         if len(anchors) < _LEAST_PAIRS:
             raise Invalid(f"objective {name!r} has {len(anchors)} anchors; at least {_LEAST_PAIRS} are needed to fit")
+        base = await self._base(objective) if newcomers_only else None
         async with self._alone(name):
             images = await self._objectives.images(name, anchors)
             await self._pool.refresh()
-            asked = self._pool.named("active", "probation")
+            trusted = self._pool.named("active", "probation")
+            asked = [*trusted, *self._pool.named("quarantined")]
             scored = await score_all(self._scorer, asked, objective, anchors, images)
-            gate = await self._fit(objective, anchors, images, scored)
+            inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
+            changed = await self._quarantine.review(objective, anchors, inputs, scored)
+            kept = [found for found in scored if found.client in trusted and found.client not in changed]
+            left_out = {client: finding.reason for client, finding in changed.items() if not finding.useful}
+            gate = await self._fit(objective, anchors, inputs, kept, left_out=left_out, base=base)
             await self._gates.put(gate)
-        self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs)
+        self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)
         if activate:
             await self.activate(name, gate.version, by)
         return gate
@@ -98,37 +111,64 @@ class Fitting:
         await self._pool.refresh()
         return objective
 
+    async def _base(self, objective: Objective) -> GateVersion:
+        """
+        Raises:
+            Conflict: no version is in force, or it was fitted with another embedder.
+        """
+        if objective.active == COLD_START:
+            raise Conflict(f"objective {objective.name!r} has no gate that newcomers could join; fit all clients first")
+        base = await self._gates.get(objective.name, objective.active)
+        if base.embedder != self._embedder.name:
+            raise Conflict(
+                f"gate version {base.version} was fitted with embedder {base.embedder}; fit all clients anew"
+            )
+        return base
+
     async def _fit(
         self,
         objective: Objective,
         anchors: Sequence[Anchor],
-        images: dict[str, bytes],
+        inputs: Float[ndarray, "anchors features"],
         scored: Sequence[AnchorScores],
+        *,
+        left_out: Mapping[str, str],
+        base: GateVersion | None,
     ) -> GateVersion:
         enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * len(anchors))]
-        left_out = {
+        without = dict(left_out) | {
             found.client: f"scored {len(found.scores)} of {len(anchors)} anchors: {found.problem}"
             for found in scored
             if found not in enough
         }
         if not enough:
-            reasons = "; ".join(f"{client}: {reason}" for client, reason in left_out.items())
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in without.items())
             raise Unavailable(f"no client scored enough anchors of {objective.name!r}: {reasons or 'none is enrolled'}")
-        inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
-        scores = np.stack([found.array(anchors) for found in enough], axis=1)
+        lines = {found.client: found for found in enough}
+        known = load(base.parameters) if base is not None else None
+        newcomers = [client for client in lines if known is None or client not in known.clients]
+        if not newcomers:
+            raise Conflict(f"every client that scored enough anchors of {objective.name!r} is in the gate already")
+        clients = [*(known.clients if known is not None else ()), *newcomers]
+        without = {client: reason for client, reason in without.items() if client not in clients}
+        scores = np.stack([lines.get(client, AnchorScores(client)).array(anchors) for client in clients], axis=1)
         useful = ~np.isnan(scores).all(axis=(1, 2))
-        clients = [found.client for found in enough]
         domains = [anchor.domain for anchor, used in zip(anchors, useful, strict=True) if used]
 
         def work() -> tuple[dict[str, object], FitReport]:
             started = time.perf_counter()
-            mixture, fitted = fit_mixture(
-                clients,
-                inputs[useful],
-                scores[useful],
-                temperature=self._settings.gate_temperature,
-                entropy_floor=self._settings.entropy_floor,
-            )
+            if known is not None and base is not None:
+                mixture, fitted = extend_mixture(
+                    known, newcomers, inputs[useful], scores[useful], base.report.precision
+                )
+            else:
+                mixture, fitted = fit_mixture(
+                    clients,
+                    inputs[useful],
+                    scores[useful],
+                    temperature=self._settings.gate_temperature,
+                    entropy_floor=self._settings.entropy_floor,
+                )
             seconds = time.perf_counter() - started
             account = report(
                 mixture,
@@ -136,7 +176,7 @@ class Fitting:
                 inputs=inputs[useful],
                 scores=scores[useful],
                 domains=domains,
-                left_out=left_out,
+                left_out=without,
                 seconds=seconds,
             )
             return dump(mixture), account
@@ -148,7 +188,9 @@ class Fitting:
             objective=objective.name,
             created_at=time.time(),
             embedder=self._embedder.name,
-            models={found.client: found.model for found in enough if found.model is not None},
+            models=(base.models if base is not None else {})
+            | {client: model for client in newcomers if (model := lines[client].model) is not None},
+            extends=base.version if base is not None else None,
             report=fit_report,
             parameters=parameters,
         )

@@ -10,6 +10,7 @@ input can push the entropy of w below the floor, whatever the logits are.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -46,6 +47,7 @@ def entropy(mixture: Float[ndarray, "*batch clients"]) -> Float[ndarray, "*batch
     return np.asarray(0.0 - (safe * np.log(safe)).sum(axis=-1))
 
 
+@cache
 def uniform_share(clients: int, floor: float) -> float:
     """ε: the uniform share that keeps the entropy of any mixture of ``clients`` at or above ``floor`` · log(clients).
 

@@ -31,6 +31,8 @@ class GateSummary(Wire):
     """The embedder that the regions were found with; serving needs the same."""
     models: dict[str, ModelRef]
     """Client -> the model whose scores it was fitted on."""
+    extends: int | None = None
+    """The version whose clients it keeps as they were: only the others were fitted. Null: all were."""
     report: FitReport
     """How good the fit is."""
 

@@ -26,6 +26,7 @@ STALE_CALIBRATION = Gauge(
     "1 while a client serves another model version than the gate was fitted on",
     ["client"],
 )
+QUARANTINED = Gauge("mor_router_quarantined", "1 while a client is in quarantine: alert on it", ["client"])
 GROUPS = Counter("mor_router_groups", "Groups by outcome: scored, retried, dead, deferred", ["outcome"])
 ZERO_VARIANCE = Counter("mor_router_zero_variance_groups", "Scored groups whose rewards are all equal")
 QUEUE_WAIT = Histogram("mor_router_queue_wait_seconds", "Time from sampled to read by the router", buckets=_SECONDS)
@@ -47,6 +48,7 @@ _PER_CLIENT = (
     CLIENT_RETRIES,
     CLIENT_BYTES,
     STALE_CALIBRATION,
+    QUARANTINED,
 )
 
 

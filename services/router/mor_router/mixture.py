@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from mor_router import calibration, gate
-from mor_router.fit import PRECISIONS, Anchors, Fitted, fit
+from mor_router.fit import Anchors, Fitted, Frozen, Parameters, choose, fit
 from mor_router.regions import Regions, fit_regions
 from mor_router.standardise import Standardiser, fit_standardiser
 
@@ -72,28 +72,84 @@ def fit_mixture(
     """
     answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
     standardisers = tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(len(clients)))
-    differences = np.zeros(answered.shape)
-    for k, standardiser in enumerate(standardisers):
-        served = standardiser(scores[answered[:, k], k])
-        differences[answered[:, k], k] = served[:, 0] - served[:, 1]
+    differences = standardised_differences(standardisers, scores)
     counts = [count for count in _REGION_COUNTS if count == 1 or count * _PAIRS_PER_REGION <= len(inputs)]
-    found = {count: fit_regions(inputs, count) for count in counts}
-    sets = {count: Anchors(found[count].responsibilities(inputs), differences, answered) for count in counts}
+    found = fit_regions(inputs, counts)
+    sets = [Anchors(regions.responsibilities(inputs), differences, answered) for regions in found]
 
-    def attempt(count: int, precisions: Sequence[float]) -> Fitted:
-        return fit(sets[count], temperature=temperature, entropy_floor=entropy_floor, precisions=precisions)
+    def held_out_loss(anchors: Anchors) -> float:
+        _, margins = choose(anchors, (_FIRST_PRECISION,), temperature, entropy_floor)
+        return float(np.logaddexp(0, -margins).mean())
 
-    count = min(counts, key=lambda count: attempt(count, (_FIRST_PRECISION,)).held_out_loss)
-    fitted = attempt(count, PRECISIONS)
+    best = min(range(len(sets)), key=lambda index: held_out_loss(sets[index]))
+    fitted = fit(sets[best], temperature=temperature, entropy_floor=entropy_floor)
     mixture = Mixture(
         clients=tuple(clients),
         standardisers=standardisers,
-        regions=found[count],
-        embeddings=fitted.embeddings,
-        prior=fitted.prior,
-        common=fitted.common,
-        regional=fitted.regional,
+        regions=found[best],
+        embeddings=fitted.parameters.embeddings,
+        prior=fitted.parameters.prior,
+        common=fitted.parameters.common,
+        regional=fitted.parameters.regional,
         temperature=temperature,
         entropy_floor=entropy_floor,
     )
     return mixture, fitted
+
+
+def extend_mixture(
+    known: Mixture,
+    newcomers: Sequence[str],
+    inputs: Float[ndarray, "pairs features"],
+    scores: Float[ndarray, "pairs clients 2"],
+    precision: float,
+) -> tuple[Mixture, Fitted]:
+    """``known`` with ``newcomers``: their scales, slopes and gate logits are fitted, everything else stays as it is.
+
+    ``scores`` are of the known clients first, NaN where one gave none; ``precision`` is the λ that ``known`` was fitted
+    with. The newcomers' weight comes out of the others' in proportion, as the softmax has it.
+
+    Raises:
+        ValueError: too few pairs, or a newcomer without a single one.
+    """
+    answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
+    old = len(known.clients)
+    fresh = tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(old, scores.shape[1]))
+    standardisers = known.standardisers + fresh
+    anchors = Anchors(known.regions.responsibilities(inputs), standardised_differences(standardisers, scores), answered)
+    new = Parameters.start(len(known.embeddings), len(newcomers))
+    start = Parameters(
+        np.hstack([known.embeddings, new.embeddings]),
+        np.hstack([known.prior, new.prior]),
+        np.hstack([known.common, new.common]),
+        np.hstack([known.regional, new.regional]),
+    )
+    fitted = fit(
+        anchors,
+        temperature=known.temperature,
+        entropy_floor=known.entropy_floor,
+        precisions=(precision,),
+        frozen=Frozen(start, np.arange(scores.shape[1]) >= old),
+    )
+    mixture = replace(
+        known,
+        clients=(*known.clients, *newcomers),
+        standardisers=standardisers,
+        embeddings=fitted.parameters.embeddings,
+        prior=fitted.parameters.prior,
+        common=fitted.parameters.common,
+        regional=fitted.parameters.regional,
+    )
+    return mixture, fitted
+
+
+def standardised_differences(
+    standardisers: Sequence[Standardiser], scores: Float[ndarray, "pairs clients 2"]
+) -> Float[ndarray, "pairs clients"]:
+    """Chosen − rejected, as served; 0 where there is no score."""
+    differences = np.zeros(scores.shape[:2])
+    for k, standardiser in enumerate(standardisers):
+        answered = ~np.isnan(scores[:, k]).any(axis=1)
+        served = standardiser(scores[answered, k])
+        differences[answered, k] = served[:, 0] - served[:, 1]
+    return differences

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from mor_core.errors import Conflict, NotFound
+from mor_core.objectives import ObjectiveName
 from mor_core.wire import Messages, Sha256, Wire, image_hashes
-from pydantic import ConfigDict, StringConstraints, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from mor_router.store import ANCHORS, OBJECTIVES, key
+from mor_router.store import ANCHORS, KINDS, OBJECTIVES, key
 
-ObjectiveName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
 _CONTENTION = 20
 
 COLD_START = 0
@@ -27,6 +27,8 @@ class Objective(Wire):
     name: ObjectiveName
     text: str
     """What a run with this objective aligns to, in words; sent to the clients."""
+    paraphrases: tuple[str, ...] = ()
+    """The same in other words: a text that a run asks for is compared with each of them too."""
     created_at: float
     """Unix time, seconds."""
     anchors: int = 0
@@ -73,15 +75,25 @@ class Objectives:
             raise NotFound(f"no objective {name!r}; POST /v1/objectives makes one")
         return Objective.model_validate_json(value)
 
-    async def add(self, name: str, text: str) -> Objective:
+    async def add(self, name: str, text: str, paraphrases: Sequence[str]) -> Objective:
         """
         Raises:
             Conflict: the name is taken.
         """
-        objective = Objective(name=name, text=text, created_at=time.time())
+        objective = Objective(name=name, text=text, paraphrases=tuple(paraphrases), created_at=time.time())
         if not await self._redis.hsetnx(OBJECTIVES, name, objective.model_dump_json()):
             raise Conflict(f"objective {name!r} exists already; choose another name or DELETE it first")
         return objective
+
+    async def rephrase(self, name: str, paraphrases: Sequence[str]) -> Objective:
+        """Replace the other wordings.
+
+        Raises:
+            NotFound: no such objective.
+        """
+        return await self._update(
+            name, lambda objective: objective.model_copy(update={"paraphrases": tuple(paraphrases)})
+        )
 
     async def remove(self, name: str) -> None:
         """The objective with its anchors, cached scores and gate versions.
@@ -93,7 +105,7 @@ class Objectives:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(OBJECTIVES, name)
             pipe.hdel(ANCHORS, name)
-            pipe.delete(*(key(kind, name) for kind in ("images", "scores", "gates")))
+            pipe.delete(*(key(kind, name) for kind in KINDS))
             await pipe.execute()
 
     async def put_anchors(self, name: str, anchors: Sequence[Anchor], images: Mapping[str, bytes]) -> Objective:

@@ -91,6 +91,8 @@ class Pool:
             for name in set(self._identity) - set(records):
                 await self._drop(name)
                 metrics.forget(name)
+            for name, record in records.items():
+                metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
             self.records = records
 
     async def _drop(self, name: str) -> None:

@@ -10,6 +10,7 @@ preferred.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ _DIRECTIONS = 16
 _POWER = 4
 _RESTARTS = 8
 _STEPS = 50
+_MOST_INPUTS = 1024
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,26 @@ class Regions:
         return np.asarray(kernel / kernel.sum(axis=1, keepdims=True))
 
 
-def fit_regions(embeddings: Float[ndarray, "inputs features"], count: int) -> Regions:
-    """``count`` regions (fewer when fewer inputs are distinct). The same inputs always give the same regions."""
+def fit_regions(embeddings: Float[ndarray, "inputs features"], counts: Sequence[int]) -> list[Regions]:
+    """For each of ``counts`` that many regions (fewer when fewer inputs are distinct), in the same directions.
+
+    The same inputs always give the same regions; of more than 1,024, a random 1,024 are looked at.
+    """
+    random = np.random.default_rng(0)
+    if len(embeddings) > _MOST_INPUTS:
+        embeddings = embeddings[np.sort(random.permutation(len(embeddings))[:_MOST_INPUTS])]
     mean = embeddings.mean(axis=0)
     _, scale, rows = np.linalg.svd(embeddings - mean, full_matrices=False)
     kept = max(1, min(_DIRECTIONS, int((scale > 1e-9 * max(scale[0], 1e-300)).sum())))
     directions = rows[:kept].T
     points = (embeddings - mean) @ directions
-    count = max(1, min(count, len(np.unique(points.round(9), axis=0))))
-    random = np.random.default_rng(0)
-    best = min((_kmeans(points, count, random) for _ in range(_RESTARTS)), key=lambda found: found[1])
-    return Regions(mean, directions, best[0], max(best[1], 1e-12))
+    distinct = len(np.unique(points.round(9), axis=0))
+    found = []
+    for count in counts:
+        wanted = max(1, min(count, distinct))
+        centres, variance = min((_kmeans(points, wanted, random) for _ in range(_RESTARTS)), key=lambda run: run[1])
+        found.append(Regions(mean, directions, centres, max(variance, 1e-12)))
+    return found
 
 
 def _kmeans(
@@ -59,10 +70,9 @@ def _kmeans(
         nearest = _squared_distances(points, centres).min(axis=1)
         centres = np.concatenate([centres, points[[random.choice(len(points), p=nearest / nearest.sum())]]])
     for _ in range(_STEPS):
-        member = _squared_distances(points, centres).argmin(axis=1)
-        moved = np.stack(
-            [points[member == k].mean(axis=0) if (member == k).any() else centres[k] for k in range(count)]
-        )
+        member = np.eye(count)[_squared_distances(points, centres).argmin(axis=1)]
+        size = member.sum(axis=0)[:, None]
+        moved = np.where(size > 0, (member.T @ points) / np.maximum(size, 1), centres)
         if np.allclose(moved, centres):
             break
         centres = moved
@@ -72,4 +82,7 @@ def _kmeans(
 def _squared_distances(
     points: Float[ndarray, "inputs directions"], centres: Float[ndarray, "regions directions"]
 ) -> Float[ndarray, "inputs regions"]:
-    return np.asarray(((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=-1))
+    between = -2 * points @ centres.T
+    between += np.square(points).sum(axis=1)[:, None]
+    between += np.square(centres).sum(axis=1)
+    return np.asarray(np.maximum(between, 0.0))

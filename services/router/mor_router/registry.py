@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from mor_router.store import CLIENTS
+from mor_router.store import CLIENTS, key
 
 Source = Literal["api", "kubernetes", "loopback"]
 State = Literal["probation", "active", "paused", "quarantined"]
@@ -36,8 +36,8 @@ class Client(Wire):
     source: Source
     """How the endpoint came in, which decides the addresses that it may have."""
     state: State
-    """``probation``: asked in shadow, without weight. ``active``: asked and weighed. ``paused``, ``quarantined``: not
-    asked."""
+    """``probation``: asked in shadow, without weight. ``active``: asked and weighed. ``paused``: not
+    asked. ``quarantined``: asked about anchors only, at each fit."""
     reason: str | None = None
     """Why it is paused or quarantined."""
     enrolled_at: float
@@ -128,3 +128,4 @@ class Registry:
         """
         if not await self._redis.hdel(CLIENTS, name):
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
+        await self._redis.delete(key("influence", name))

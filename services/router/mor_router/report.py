@@ -117,7 +117,7 @@ def report(
         pairs=len(inputs),
         clients=tuple(clients),
         left_out=left_out,
-        held_out_accuracy=share(fitted.held_out_accuracy * len(inputs), len(inputs)),
+        held_out_accuracy=share(fitted.held_out_accuracy * fitted.held_out_pairs, fitted.held_out_pairs),
         uniform_accuracy=_accuracy(average),
         loss=fitted.loss,
         held_out_loss=fitted.held_out_loss,

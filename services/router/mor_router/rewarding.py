@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from mor_core.errors import MorError
-from mor_core.wire import ClientScore, ScoreItem
+from jaxtyping import Float
+from mor_core.errors import MorError, NotFound
+from mor_core.objectives import AskedObjective
+from mor_core.wire import ClientScore, ObjectiveShare, RewardItem, ScoreItem
+from numpy import ndarray
 
 from mor_router import account, metrics
 from mor_router.answers import Answer
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, Input
-from mor_router.fuse import NoQuorum, fuse
+from mor_router.fuse import Lens, NoQuorum, combined, fuse
 from mor_router.fusion import FusionChoice
+from mor_router.influence import Influences
 from mor_router.mixture import Mixture
 from mor_router.pool import Pool
+from mor_router.recent import RecentScores
 from mor_router.registry import ClientRecord
 from mor_router.scoring import Answers, Batch, Scoring
-from mor_router.serving import InForce, RecentScores, ServedGates
+from mor_router.serving import InForce, Part, ServedGates
 from mor_router.standardise import Standardiser
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups to reward, and the images that they name."""
+
+    items: Sequence[RewardItem]
+    images: Mapping[str, bytes] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -32,19 +46,13 @@ class Verdict:
     rewards: tuple[float, ...] | None
     """Logits; ``None`` where there is no reward, and then ``problem`` says why."""
     clients: tuple[ClientScore, ...]
+    objectives: tuple[ObjectiveShare, ...]
+    """What was rewarded, largest share first."""
     gate_version: int
     fusion: str
     entropy: float
     note: str | None
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """Gate weight and slope of each voter for one input."""
-
-    weights: Mapping[str, float]
-    slopes: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Rewarder:
         scoring: Scoring,
         served: ServedGates,
         recent: RecentScores,
+        influences: Influences,
         embedder: Embedder,
     ) -> None:
         self._settings = settings
@@ -75,62 +84,56 @@ class Rewarder:
         self._scoring = scoring
         self._served = served
         self._recent = recent
+        self._influences = influences
         self._embedder = embedder
 
     async def reward(
         self,
-        batch: Batch,
+        groups: Groups,
         deadline_s: float,
         *,
         fusion: FusionChoice | None = None,
         known: Mapping[str, Mapping[str, Answer]] | None = None,
     ) -> tuple[list[Verdict], Answers]:
-        """A verdict on each group of ``batch``, in its order, and the good answers, to be given as ``known`` when a
-        group is tried again.
+        """A verdict on each of ``groups``, in their order, and the good answers, to be given as ``known`` when a group
+        is tried again.
 
         Raises:
             Conflict: a gate cannot be served.
         """
-        alike: dict[str | None, list[ScoreItem]] = {}
-        for item in batch.items:
-            alike.setdefault(item.objective, []).append(item)
+        alike: dict[str, list[RewardItem]] = {}
+        for item in groups.items:
+            alike.setdefault(json.dumps(item.objective, sort_keys=True), []).append(item)
         parts = await asyncio.gather(
-            *(
-                self._reward_alike(objective, Batch(items, batch.images), deadline_s, fusion, known)
-                for objective, items in alike.items()
-            )
+            *(self._reward_alike(Groups(items, groups.images), deadline_s, fusion, known) for items in alike.values())
         )
         verdicts = {verdict.item_id: verdict for part, _ in parts for verdict in part}
         answers = {item_id: by_client for _, part in parts for item_id, by_client in part.items()}
-        return [verdicts[item.item_id] for item in batch.items], answers
+        return [verdicts[item.item_id] for item in groups.items], answers
 
-    async def opinion(self, x: Input, force: InForce, voters: Collection[str]) -> Opinion:
-        """What the gate thinks of ``voters`` for an input.
+    async def opinion(self, x: Input, force: InForce, voters: Collection[str]) -> tuple[Lens, ...]:
+        """What the gate of each objective thinks of ``voters`` for an input.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are none, or an objective has none among them.
             Invalid: an image cannot be decoded.
         """
         if not voters:
             raise ValueError("no active client is in the gate; PATCH a client to active, or fit the objective")
         inputs = await self._embedder.inputs([x])
-        weights, slopes = force.serving.weights(inputs, voters)[0], force.serving.slopes(inputs)[0]
-        places = {client: k for k, client in enumerate(force.serving.clients) if client in voters}
-        return Opinion(
-            {client: float(weights[k]) for client, k in places.items()},
-            {client: float(slopes[k]) for client, k in places.items()},
-        )
+        return tuple(_lens(part, inputs, voters) for part in force.parts)
 
-    async def round(self, objective: str | None, fusion: FusionChoice | None = None) -> Round:
+    async def round(self, objective: AskedObjective | None, fusion: FusionChoice | None = None) -> Round:
         """Who is asked about a group with this objective, and what is in force for it now.
 
         Raises:
+            NotFound: a blend names an objective that is not there.
             Conflict: the gate cannot be served.
         """
         records = dict(self._pool.records)
         active = [name for name, record in records.items() if record.state == "active"]
         force = await self._served.in_force(objective, active)
-        voters = [name for name in active if name in force.serving.clients]
+        voters = [name for name in active if name in force.clients]
         shadows = [
             name for name, record in records.items() if record.state in ("active", "probation") and name not in voters
         ]
@@ -138,25 +141,32 @@ class Rewarder:
 
     async def _reward_alike(
         self,
-        objective: str | None,
-        batch: Batch,
+        groups: Groups,
         deadline_s: float,
         fusion: FusionChoice | None,
         known: Mapping[str, Mapping[str, Answer]] | None,
     ) -> tuple[list[Verdict], Answers]:
         """Groups of one objective."""
-        now = await self.round(objective, fusion)
-        text = now.force.objective.text if now.force.objective else objective
-        items = [item.model_copy(update={"objective": text}) for item in batch.items]
+        try:
+            now = await self.round(groups.items[0].objective, fusion)
+        except NotFound as error:
+            kind = (fusion or self._settings.fusion).kind
+            return [Verdict(item.item_id, None, (), (), 0, kind, 0.0, None, str(error)) for item in groups.items], {}
+        items = [
+            ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=now.force.text)
+            for g in groups.items
+        ]
         started = time.perf_counter()
-        opinions = asyncio.gather(*(self._opinion(Input(item.messages, batch.images), now) for item in items))
-        asked = Batch(items, batch.images)
-        answers = await self._scoring.fan_out(asked, now.voters, now.shadows, deadline_s, known)
+        opinions = asyncio.gather(*(self._opinion(Input(item.messages, groups.images), now) for item in items))
+        answers = await self._scoring.fan_out(Batch(items, groups.images), now.voters, now.shadows, deadline_s, known)
         standardisers = await self._standardisers(now.force, answers, first=known is None)
         verdicts = [
             self._verdict(item, opinion, answers[item.item_id], now, standardisers)
             for item, opinion in zip(items, await opinions, strict=True)
         ]
+        await self._influences.note(
+            [(verdict.objectives, verdict.clients) for verdict in verdicts if verdict.rewards is not None]
+        )
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
         good = {
@@ -165,17 +175,29 @@ class Rewarder:
         }
         return verdicts, good
 
-    async def _opinion(self, x: Input, now: Round) -> Opinion | str:
+    async def _opinion(self, x: Input, now: Round) -> tuple[Lens, ...] | str:
         try:
             return await self.opinion(x, now.force, now.voters)
         except (MorError, ValueError) as error:
             return str(error)
 
-    async def _standardisers(self, force: InForce, answers: Answers, *, first: bool) -> dict[str, Standardiser]:
-        if isinstance(force.serving, Mixture):
-            return dict(zip(force.serving.clients, force.serving.standardisers, strict=True))
+    async def _standardisers(
+        self, force: InForce, answers: Answers, *, first: bool
+    ) -> tuple[Mapping[str, Standardiser], ...]:
+        """One set for each part in force."""
+        servings = [part.serving for part in force.parts]
+        cold = next((serving.clients for serving in servings if not isinstance(serving, Mixture)), ())
+        recent = await self._recent_standardisers(cold, answers, first=first)
+        return tuple(
+            dict(zip(serving.clients, serving.standardisers, strict=True)) if isinstance(serving, Mixture) else recent
+            for serving in servings
+        )
+
+    async def _recent_standardisers(
+        self, clients: Sequence[str], answers: Answers, *, first: bool
+    ) -> dict[str, Standardiser]:
         found: dict[str, Standardiser] = {}
-        for client in force.serving.clients:
+        for client in clients:
             given = [a for by_client in answers.values() if (a := by_client.get(client)) and a.scores and a.model]
             if given and given[0].model is not None:
                 groups = [answer.scores for answer in given if answer.scores]
@@ -187,15 +209,16 @@ class Rewarder:
     def _verdict(
         self,
         item: ScoreItem,
-        opinion: Opinion | str,
+        opinion: tuple[Lens, ...] | str,
         answers: Mapping[str, Answer],
         now: Round,
-        standardisers: Mapping[str, Standardiser],
+        standardisers: Sequence[Mapping[str, Standardiser]],
     ) -> Verdict:
         base = Verdict(
             item_id=item.item_id,
             rewards=None,
             clients=account.others(now.records, now.shadows, answers),
+            objectives=now.force.objectives,
             gate_version=now.force.version,
             fusion=now.fusion.kind,
             entropy=0.0,
@@ -203,16 +226,12 @@ class Rewarder:
         )
         if isinstance(opinion, str):
             return replace(base, problem=opinion)
-        raw = {name: a.scores for name in opinion.weights if (a := answers[name]).scores is not None}
+        weights = combined(opinion)
+        raw = {name: a.scores for name in weights if (a := answers[name]).scores is not None}
         outcome = fuse(
-            raw,
-            gate_weights=opinion.weights,
-            slopes=opinion.slopes,
-            standardisers=standardisers,
-            fusion=now.fusion,
-            quorum=self._settings.quorum,
+            raw, lenses=opinion, standardisers=standardisers, fusion=now.fusion, quorum=self._settings.quorum
         )
-        voters = account.voters(opinion.weights, answers, outcome, now.force.models)
+        voters = account.voters(weights, answers, outcome, [part.models for part in now.force.parts])
         base = replace(base, clients=voters + base.clients)
         if isinstance(outcome, NoQuorum):
             reasons = "; ".join(f"{v.client}: {v.status}, {v.detail}" for v in voters if v.status != "ok")
@@ -221,5 +240,15 @@ class Rewarder:
                 problem=f"the clients that answered held {outcome.held:.2f} of the gate's weight, "
                 f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}",
             )
-        account.observe(outcome, opinion.slopes)
+        account.observe(outcome)
         return replace(base, rewards=tuple(outcome.rewards.tolist()), entropy=outcome.entropy)
+
+
+def _lens(part: Part, inputs: Float[ndarray, "1 features"], voters: Collection[str]) -> Lens:
+    weights, slopes = part.serving.weights(inputs, voters)[0], part.serving.slopes(inputs)[0]
+    places = {client: k for k, client in enumerate(part.serving.clients) if client in voters}
+    return Lens(
+        part.share,
+        {client: float(weights[k]) for client, k in places.items()},
+        {client: float(slopes[k]) for client, k in places.items()},
+    )

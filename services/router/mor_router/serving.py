@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import struct
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
-from mor_core.errors import Conflict
-from mor_core.wire import ModelRef
+from mor_core.errors import Conflict, NotFound
+from mor_core.objectives import AskedObjective
+from mor_core.wire import ModelRef, ObjectiveShare
 from numpy import ndarray
 from redis.asyncio import Redis
 
 from mor_router.embedding import Embedder
 from mor_router.gates import Gates, load
+from mor_router.likeness import shares
 from mor_router.mixture import Mixture
 from mor_router.objectives import COLD_START, Objective, Objectives
-from mor_router.standardise import Standardiser, fit_standardiser
-from mor_router.store import key
 
 _FRESH_S = 1.0
-_LIKENESS = 0.6
-_RECENT_PAIRS = 512
-_RECENT_TTL_S = 7 * 86400
-_PAIR = struct.Struct("<dd")
 
 
 class Serving(Protocol):
@@ -62,62 +56,129 @@ class ColdStart:
 
 
 @dataclass(frozen=True)
-class InForce:
-    """What is in force for an objective."""
+class Part:
+    """One objective of those that a group is rewarded for."""
 
+    share: float
+    """Of the reward; the shares of the parts sum to 1."""
     version: int
     serving: Serving
     objective: Objective | None
-    note: str | None
-    """Why there is no fitted gate, or why this objective was taken."""
+    """``None`` where none was named, or none is like the text asked."""
     models: Mapping[str, ModelRef]
     """Client -> the model that its calibration was fitted on."""
 
 
+@dataclass(frozen=True)
+class InForce:
+    """What is in force for what was asked."""
+
+    parts: tuple[Part, ...]
+    """Largest share first; the shares sum to 1."""
+    text: str | None
+    """What the clients are told to judge by."""
+    note: str | None
+    """Why there is no fitted gate, or why these objectives were taken."""
+
+    @property
+    def clients(self) -> frozenset[str]:
+        """Those that any part has weights for."""
+        return frozenset(client for part in self.parts for client in part.serving.clients)
+
+    @property
+    def version(self) -> int:
+        """Gate version of the largest part; 0: cold start."""
+        return self.parts[0].version
+
+    @property
+    def objectives(self) -> tuple[ObjectiveShare, ...]:
+        return tuple(
+            ObjectiveShare(name=part.objective.name, share=part.share, gate_version=part.version)
+            for part in self.parts
+            if part.objective is not None
+        )
+
+
 class ServedGates:
-    def __init__(self, redis: Redis, objectives: Objectives, gates: Gates, embedder: Embedder) -> None:
+    def __init__(
+        self, redis: Redis, objectives: Objectives, gates: Gates, embedder: Embedder, least_likeness: float
+    ) -> None:
         self._redis = redis
         self._objectives = objectives
         self._gates = gates
         self._embedder = embedder
+        self._least_likeness = least_likeness
         self._loaded: dict[int, tuple[Mixture, Mapping[str, ModelRef]]] = {}
-        self._known: list[Objective] = []
+        self._known: dict[str, Objective] = {}
         self._read_at = 0.0
 
     def forget(self) -> None:
         """Read the objectives anew at the next question."""
         self._read_at = 0.0
 
-    async def in_force(self, asked: str | None, active: Sequence[str]) -> InForce:
-        """What to fuse with when a group's objective is ``asked``: a name, or a text like one of the objectives'.
+    async def in_force(self, asked: AskedObjective | None, active: Sequence[str]) -> InForce:
+        """What to fuse with when a group's objective is ``asked``: a name, a blend, or a text like the objectives'.
 
         Raises:
-            Conflict: the gate was fitted with another embedder.
+            NotFound: a blend names an objective that is not there.
+            Conflict: a gate was fitted with another embedder.
         """
         if time.monotonic() - self._read_at > _FRESH_S:
-            self._known = await self._objectives.all()
+            self._known = {objective.name: objective for objective in await self._objectives.all()}
             self._read_at = time.monotonic()
-        objective, note = await self._resolve(asked)
-        if objective is None or objective.active == COLD_START:
-            reason = note or f"objective {objective.name!r} has no fitted gate" if objective else note
-            note = f"cold start, uniform over the active clients: {reason}"
-            return InForce(COLD_START, ColdStart(tuple(active)), objective, note, {})
-        mixture, models = await self._load(objective)
-        return InForce(objective.active, mixture, objective, note, models)
+        if isinstance(asked, dict):
+            shares = [(self._named(name), share) for name, share in asked.items()]
+            text: str | None = blended([(objective.text, share) for objective, share in shares])
+            note = None
+        else:
+            shares, note = await self._resolve(asked)
+            own = next((objective for objective, _ in shares if asked in (objective.name, objective.text)), None)
+            text = own.text if own is not None else asked
+        parts = [await self._part(objective, share, active) for objective, share in shares]
+        notes = [note] if note is not None else []
+        notes += [
+            f"objective {objective.name!r} has no fitted gate"
+            for objective, _ in shares
+            if objective.active == COLD_START
+        ]
+        if not parts:
+            parts = [Part(1.0, COLD_START, ColdStart(tuple(active)), None, {})]
+        if any(part.version == COLD_START for part in parts):
+            notes = [f"cold start, uniform over the active clients: {'; '.join(notes)}"]
+        ordered = tuple(sorted(parts, key=lambda part: -part.share))
+        return InForce(ordered, text, "; ".join(notes) or None)
 
-    async def _resolve(self, asked: str | None) -> tuple[Objective | None, str | None]:
+    def _named(self, name: str) -> Objective:
+        if name not in self._known:
+            raise NotFound(f"no objective {name!r}, which the blend asks for; POST /v1/objectives makes one")
+        return self._known[name]
+
+    async def _resolve(self, asked: str | None) -> tuple[list[tuple[Objective, float]], str | None]:
+        """Objectives and their shares for a name or a text, and why these."""
         if asked is None:
-            return None, "no objective was named"
-        for objective in self._known:
+            return [], "no objective was named"
+        for objective in self._known.values():
             if asked in (objective.name, objective.text):
-                return objective, None
+                return [(objective, 1.0)], None
+        fitted = [objective for objective in self._known.values() if objective.active != COLD_START]
         vector = await self._embedder.text(asked)
-        likeness = [float(vector @ await self._embedder.text(objective.text)) for objective in self._known]
-        best = int(np.argmax(likeness)) if likeness else -1
-        if best >= 0 and likeness[best] >= _LIKENESS:
-            name = self._known[best].name
-            return self._known[best], f"taken for objective {name!r} by its text (likeness {likeness[best]:.2f})"
-        return None, f"no objective is named {asked[:80]!r} or has a text like it"
+        likeness = np.array([await self._likeness(vector, objective) for objective in fitted])
+        if not fitted or likeness.max() < self._least_likeness:
+            nearest = f"; the likest, {fitted[likeness.argmax()].name!r}, has {likeness.max():.2f}" if fitted else ""
+            return [], f"no objective is named {asked[:80]!r} and no fitted one has a text like it{nearest}"
+        found = [(o, float(share)) for o, share in zip(fitted, shares(likeness), strict=True) if share > 0]
+        told = ", ".join(f"{objective.name!r} {share:.2f}" for objective, share in found)
+        return found, f"taken by its text for {told} (likeness {likeness.max():.2f})"
+
+    async def _likeness(self, vector: Float[ndarray, " features"], objective: Objective) -> float:
+        texts = (objective.text, *objective.paraphrases)
+        return max([float(vector @ await self._embedder.text(text)) for text in texts])
+
+    async def _part(self, objective: Objective, share: float, active: Sequence[str]) -> Part:
+        if objective.active == COLD_START:
+            return Part(share, COLD_START, ColdStart(tuple(active)), objective, {})
+        mixture, models = await self._load(objective)
+        return Part(share, objective.active, mixture, objective, models)
 
     async def _load(self, objective: Objective) -> tuple[Mixture, Mapping[str, ModelRef]]:
         version = objective.active
@@ -132,25 +193,6 @@ class ServedGates:
         return self._loaded[version]
 
 
-class RecentScores:
-    """Standardisers for the cold start, from the latest raw scores of each client."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-
-    async def standardiser(
-        self, client: str, model: ModelRef, groups: Sequence[Sequence[float]], *, remember: bool
-    ) -> Standardiser | None:
-        """Fitted on neighbouring pairs of ``groups`` and of the groups before; ``None`` where no group has a pair."""
-        name = key("recent", client, model.name, model.version)
-        pairs = [pair for group in groups for pair in itertools.pairwise(group)]
-        stored: Any
-        async with self._redis.pipeline(transaction=False) as pipe:
-            if pairs and remember:
-                pipe.lpush(name, *(_PAIR.pack(*pair) for pair in pairs))
-                pipe.ltrim(name, 0, _RECENT_PAIRS - 1)
-                pipe.expire(name, _RECENT_TTL_S)
-            pipe.lrange(name, 0, _RECENT_PAIRS - 1)
-            stored = (await pipe.execute())[-1]
-        known = [_PAIR.unpack(value) for value in stored] or pairs
-        return fit_standardiser(np.array(known)) if known else None
+def blended(parts: Sequence[tuple[str, float]]) -> str:
+    """What a client is told of a blend: it is asked once, and each objective's gate weighs the same scores."""
+    return "\n".join(f"{share:.0%}: {text}" for text, share in sorted(parts, key=lambda part: -part[1]))

@@ -1,15 +1,18 @@
 """Where the router's state lies in Redis, and that state as one file.
 
-=======================  =======================================================================
+======================== =======================================================================
 ``clients``              name -> ``ClientRecord``
 ``objectives``           name -> ``Objective``
 ``anchors``              objective -> list of ``Anchor``
 ``images:{objective}``   SHA-256 -> encoded bytes of the anchors' images
 ``scores:{objective}``   client, model and anchor -> the anchor's two raw scores
 ``gates:{objective}``    version -> ``GateVersion``
+``judged:{objective}``   anchor -> embedding, of those that ``evidence`` speaks of
+``evidence:{objective}`` client -> what it said of the latest anchors, for its quarantine
 ``versions``             counter of gate versions, over all objectives
+``influence:{client}``   what it did to the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
-=======================  =======================================================================
+======================== =======================================================================
 
 All keys share one hash tag, so they live in one cluster slot.
 """
@@ -36,6 +39,10 @@ ANCHORS = key("anchors")
 VERSIONS = key("versions")
 
 
+KINDS = ("images", "scores", "gates", "judged", "evidence")
+"""Hashes that each objective has."""
+
+
 class Snapshot(Wire):
     """The router's whole state. Secrets in it are encrypted with ``MOR_SECRET_KEY``, which is not in it."""
 
@@ -46,14 +53,14 @@ class Snapshot(Wire):
 
 
 def _binary(name: str) -> bool:
-    return name.startswith("images:")
+    return name.startswith(("images:", "judged:"))
 
 
 async def export(redis: Redis) -> Snapshot:
     names = ["clients", "objectives", "anchors"]
     objectives: Any = await redis.hkeys(OBJECTIVES)
     for objective in objectives:
-        names += [f"{kind}:{objective.decode()}" for kind in ("images", "scores", "gates")]
+        names += [f"{kind}:{objective.decode()}" for kind in KINDS]
     hashes: dict[str, dict[str, str]] = {}
     for name in names:
         fields: Any = await redis.hgetall(key(name))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from mor_core.wire import ClientScore, Finite, Messages, ScoreItem, Sha256, Wire
+from mor_core.objectives import AskedObjective, ObjectiveName
+from mor_core.wire import ClientScore, Finite, Messages, ObjectiveShare, RewardItem, Sha256, Wire
 from pydantic import Base64Bytes, ConfigDict, Field, SecretStr, StringConstraints
 
 from mor_router.fusion import FusionChoice
-from mor_router.objectives import Objective, ObjectiveName
+from mor_router.objectives import Objective
 from mor_router.registry import Client, ClientName
 
+ObjectiveText = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+Paraphrases = Annotated[tuple[ObjectiveText, ...], Field(max_length=32)]
 Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
 
 
@@ -96,21 +99,32 @@ class NewObjective(_Documented):
     )
 
     name: ObjectiveName
-    text: Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+    text: ObjectiveText
     """What a run with this objective aligns to. Clients see it."""
+    paraphrases: Paraphrases = ()
+    """The same in other words; a text that a run asks for is compared with each of them too."""
+
+
+class ObjectiveChange(_Documented):
+    """``PATCH /v1/objectives/{name}``."""
+
+    paraphrases: Paraphrases
+    """Replace the ones there are."""
 
 
 class FitRequest(_Documented):
     activate: bool = True
     """Whether the new gate version is put in force."""
+    newcomers_only: bool = False
+    """Whether the clients of the version in force stay as they are and only those are fitted that are not in it."""
 
 
 class RouteRequest(_Documented):
     """``POST /v1/route``: who would be asked about an input, with which weight."""
 
     messages: Messages
-    objective: str | None = None
-    """Name of an objective, or a text like one's."""
+    objective: AskedObjective | None = None
+    """Name of an objective, a text that says what is wanted, or a blend ``{name: share}`` with shares that sum to 1."""
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
     """The images that the messages name, base64 by hash."""
 
@@ -129,18 +143,21 @@ class Routed(_Documented):
 
 
 class RouteResponse(_Documented):
-    objective: Objective | None
+    objectives: tuple[ObjectiveShare, ...]
+    """What would be rewarded, largest share first."""
     gate_version: int
-    """0: cold start."""
+    """Of the first of ``objectives``; 0: cold start."""
     note: str | None
-    """Why there is no fitted gate, or why this objective was taken."""
+    """Why there is no fitted gate, or why these objectives were taken."""
     entropy: Finite
     """Of the weights, nats."""
     clients: tuple[Routed, ...]
 
 
 class RewardRequest(_Documented):
-    """``POST /v1/reward``: groups to score; the shape of a ``ScoreRequest`` without the contract's name."""
+    """``POST /v1/reward``: groups to score; the shape of a ``ScoreRequest`` without the contract's name.
+
+    The objective of an item is the name of one, a text that says what is wanted, or a blend ``{name: share}``."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -159,7 +176,7 @@ class RewardRequest(_Documented):
         }
     )
 
-    items: Annotated[tuple[ScoreItem, ...], Field(min_length=1, max_length=256)]
+    items: Annotated[tuple[RewardItem, ...], Field(min_length=1, max_length=256)]
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
     """The images that the items name, base64 by hash."""
     fusion: FusionChoice | None = None
@@ -175,12 +192,15 @@ class ItemReward(_Documented):
     """One for each response, in logits; null unless ``status`` is ``ok``."""
     detail: str | None
     """Why there is no reward."""
+    objectives: tuple[ObjectiveShare, ...]
+    """What was rewarded, largest share first."""
     gate_version: int
+    """Of the first of ``objectives``; 0: cold start."""
     fusion: str
     entropy: Finite
     """Of the mixture weights, nats."""
     note: str | None
-    """Why there is no fitted gate, or why this objective was taken."""
+    """Why there is no fitted gate, or why these objectives were taken."""
     clients: tuple[ClientScore, ...]
     """What each client said and what it counted for; a client's own token shows its own line only."""
 

@@ -13,15 +13,15 @@ from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, LeaseLost, MorError, StreamFull
 from mor_core.streams import Consumer, Entry, Streams, active_runs
 from mor_core.tasks import stop
-from mor_core.wire import RewardRecord, RolloutRecord, ScoreItem, image_hashes
+from mor_core.wire import RewardItem, RewardRecord, RolloutRecord, image_hashes
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_router import metrics
 from mor_router.config import RouterSettings
 from mor_router.pool import Pool
-from mor_router.rewarding import Rewarder, Verdict
-from mor_router.scoring import Answers, Batch
+from mor_router.rewarding import Groups, Rewarder, Verdict
+from mor_router.scoring import Answers
 
 _WATCH_S = 1.0
 _BLOCK_S = 1.0
@@ -132,8 +132,8 @@ class RunWorker:
         for attempt in range(1, self._settings.group_attempts + 1):
             if not waiting:
                 return
-            batch = Batch([_item(entry) for entry in waiting.values()], images)
-            verdicts, known = await self._rewarder.reward(batch, self._settings.deadline_s, known=known)
+            groups = Groups([_item(entry) for entry in waiting.values()], images)
+            verdicts, known = await self._rewarder.reward(groups, self._settings.deadline_s, known=known)
             for verdict in verdicts:
                 if verdict.rewards is not None:
                     await self._forward(waiting.pop(verdict.item_id), verdict)
@@ -173,6 +173,7 @@ class RunWorker:
             rollout=rollout,
             rewards=verdict.rewards,
             clients=verdict.clients,
+            objectives=verdict.objectives,
             gate_version=verdict.gate_version,
             fusion=verdict.fusion,
             entropy=verdict.entropy,
@@ -196,9 +197,9 @@ def _item_id(entry: RolloutEntry) -> str:
     return hashlib.sha256(f"{entry.record.run} {entry.id}".encode()).hexdigest()[:32]
 
 
-def _item(entry: RolloutEntry) -> ScoreItem:
+def _item(entry: RolloutEntry) -> RewardItem:
     prompt = entry.record.prompt
-    return ScoreItem(
+    return RewardItem(
         item_id=_item_id(entry),
         messages=prompt.messages,
         responses=entry.record.responses,

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from mor_router.influence import Influence
 from mor_router.registry import Client
 from mor_router.routes.context import Admin, Reader, ReaderOrClient, Running, check_sees
 from mor_router.views import Change, ClientStatus, Enrolled, Enrolment, Rotated, Rotation
@@ -34,6 +35,15 @@ async def one(name: str, router: Running, caller: ReaderOrClient) -> ClientStatu
     return ClientStatus(
         client=router.pool.records[name].public(), circuit=circuit, last_error=router.pool.problem(name)
     )
+
+
+@routes.get("/{name}/influence", summary="What a client's scores did to recent rewards")
+async def influence(name: str, router: Running, caller: ReaderOrClient) -> Influence:
+    """By objective, over the latest groups that got a reward: mean weight, share of the within-group variance, and in
+    how many groups its scores did not count, by reason. A client's own token shows its own only."""
+    check_sees(caller, name)
+    await router.registry.get(name)
+    return await router.influences.of(name)
 
 
 @routes.patch("/{name}", summary="Pause, resume or move a client")

@@ -13,7 +13,7 @@ from mor_router.gates import GateSummary, GateVersion
 from mor_router.objectives import Objective
 from mor_router.routes.context import Admin, Reader, Running
 from mor_router.upload import read_upload
-from mor_router.views import FitRequest, NewObjective
+from mor_router.views import FitRequest, NewObjective, ObjectiveChange
 
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
 
@@ -44,7 +44,7 @@ _UPLOAD = {
 
 @routes.post("", status_code=201, summary="Make an objective")
 async def make(request: NewObjective, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.add(request.name, request.text)
+    objective = await router.objectives.add(request.name, request.text, request.paraphrases)
     router.audit.record("objective", request.name, caller.name)
     router.served.forget()
     return objective
@@ -58,6 +58,14 @@ async def listing(router: Running, _: Reader) -> list[Objective]:
 @routes.get("/{name}", summary="One objective")
 async def one(name: str, router: Running, _: Reader) -> Objective:
     return await router.objectives.get(name)
+
+
+@routes.patch("/{name}", summary="Change the other wordings of an objective")
+async def change(name: str, request: ObjectiveChange, router: Running, caller: Admin) -> Objective:
+    objective = await router.objectives.rephrase(name, request.paraphrases)
+    router.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
+    router.served.forget()
+    return objective
 
 
 @routes.delete("/{name}", status_code=204, summary="Delete an objective with its anchors and gate versions")
@@ -100,7 +108,8 @@ async def fit(name: str, router: Running, caller: Admin, request: FitRequest | N
     """Has every client that is active or on probation score the anchors it has not scored with its present model, fits
     calibration and gate, and answers with the report. By default the version is put in force, which makes those of its
     clients active that were on probation."""
-    gate = await router.fitting.fit(name, caller.name, activate=(request or FitRequest()).activate)
+    asked = request or FitRequest()
+    gate = await router.fitting.fit(name, caller.name, activate=asked.activate, newcomers_only=asked.newcomers_only)
     router.served.forget()
     return gate.summary()
 

@@ -12,9 +12,9 @@ from mor_core.wire import Messages, image_hashes
 
 from mor_router import gate
 from mor_router.embedding import Input
-from mor_router.rewarding import Verdict
+from mor_router.fuse import combined
+from mor_router.rewarding import Groups, Verdict
 from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
-from mor_router.scoring import Batch
 from mor_router.views import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
 
 routes = APIRouter(prefix="/v1", tags=["rewards"])
@@ -25,35 +25,40 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
     _check_images([request.messages], request.images)
     now = await router.rewarder.round(request.objective)
     try:
-        opinion = await router.rewarder.opinion(Input(request.messages, request.images), now.force, now.voters)
+        lenses = await router.rewarder.opinion(Input(request.messages, request.images), now.force, now.voters)
     except ValueError as error:
         if isinstance(error, Invalid):
             raise
         raise Conflict(str(error)) from error
-    total = sum(opinion.weights[name] * opinion.slopes[name] for name in opinion.weights)
+    weights = combined(lenses)
+    loudness = {
+        name: sum(lens.share * lens.weights.get(name, 0.0) * lens.slopes.get(name, 0.0) for lens in lenses)
+        for name in weights
+    }
+    total = sum(loudness.values())
     lines = [
         Routed(
             client=name,
             asked=True,
             weight=weight,
-            slope=opinion.slopes[name],
-            influence=weight * opinion.slopes[name] / total if total else None,
+            slope=loudness[name] / weight if weight else 0.0,
+            influence=loudness[name] / total if total else None,
             reason=None,
         )
-        for name, weight in opinion.weights.items()
+        for name, weight in weights.items()
     ]
     for name, record in now.records.items():
         if name in now.shadows:
             reason = "on probation: asked in shadow" if record.state == "probation" else "not in the gate: fit again"
             lines.append(Routed(client=name, asked=True, weight=0, slope=None, influence=None, reason=reason))
-        elif name not in opinion.weights:
+        elif name not in weights:
             reason = f"{record.state}: {record.reason or 'no reason given'}"
             lines.append(Routed(client=name, asked=False, weight=0, slope=None, influence=None, reason=reason))
     return RouteResponse(
-        objective=now.force.objective,
+        objectives=now.force.objectives,
         gate_version=now.force.version,
         note=now.force.note,
-        entropy=float(gate.entropy(np.array(list(opinion.weights.values())))),
+        entropy=float(gate.entropy(np.array(list(weights.values())))),
         clients=tuple(line for line in lines if sees(caller, line.client)),
     )
 
@@ -67,7 +72,7 @@ async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient
         raise Invalid("item_id must be distinct within a request")
     _check_images([item.messages for item in request.items], request.images)
     verdicts, _ = await router.rewarder.reward(
-        Batch(request.items, request.images),
+        Groups(request.items, request.images),
         request.deadline_s or router.settings.deadline_s,
         fusion=request.fusion,
     )
@@ -80,6 +85,7 @@ def _shown(verdict: Verdict, visible: Callable[[str], bool]) -> ItemReward:
         status="error" if verdict.rewards is None else "ok",
         rewards=verdict.rewards,
         detail=verdict.problem,
+        objectives=verdict.objectives,
         gate_version=verdict.gate_version,
         fusion=verdict.fusion,
         entropy=verdict.entropy,

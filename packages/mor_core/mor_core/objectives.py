@@ -1,0 +1,28 @@
+"""What a run, a prompt or a request aligns to: one objective, a text, or a blend of objectives."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+ObjectiveName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
+
+_ROUNDING = 1e-6
+
+
+def _check_sum(shares: dict[str, float]) -> dict[str, float]:
+    total = math.fsum(shares.values())
+    if abs(total - 1) > _ROUNDING:
+        raise ValueError(f"the shares of a blend sum to 1, these to {total:g}; divide each by {total:g}")
+    return shares
+
+
+Blend = Annotated[
+    dict[ObjectiveName, Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(_check_sum)
+]
+"""Objective -> its share of the reward; the shares sum to 1."""
+
+AskedObjective = Annotated[str, Field(max_length=4000)] | Blend
+"""The name of an objective, a text that says what is wanted, or a blend of named objectives."""

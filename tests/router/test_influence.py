@@ -1,0 +1,73 @@
+"""What a client's scores did to recent rewards: told by objective, and to each client its own only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from mor_core.wire import ClientScore
+from mor_router.influence import summary, traces
+
+from tests.router.conftest import Api
+from tests.router.endpoints import Endpoints, html, quality
+
+pytestmark = pytest.mark.anyio
+
+
+def line(client: str, weight: float, calibrated: list[float] | None, **more: Any) -> ClientScore:
+    return ClientScore(client=client, weight=weight, calibrated=calibrated, **{"status": "ok", **more})
+
+
+def test_shares_of_the_variance_sum_to_one_and_pulling_against_counts_below_zero() -> None:
+    group = [
+        line("a", 0.5, [0.0, 2.0, 4.0]),
+        line("b", 0.3, [1.0, 0.0, -1.0]),
+        line("c", 0.2, [5.0, 5.0, 5.0]),
+        line("d", 0.0, None, status="timeout"),
+    ]
+    found = traces("helpful", group, 1.0)
+    shares = {client: summary(client, [trace]).objectives[0].variance_share for client, trace in found.items()}
+    mixture = 0.5 * np.array([0, 2, 4]) + 0.3 * np.array([1, 0, -1]) + 1
+    assert shares["a"] == pytest.approx(np.cov(0.5 * np.array([0, 2, 4]), mixture)[0, 1] / mixture.var(ddof=1))
+    assert sum(share or 0 for share in shares.values()) == pytest.approx(1)
+    assert shares["b"] is not None and shares["b"] < 0
+    assert shares["c"] == pytest.approx(0)
+    [missed] = summary("d", [found["d"], found["d"]]).objectives
+    assert (missed.groups, missed.counted, missed.left_out) == (2, 0, {"timeout": 2})
+
+
+def test_without_any_variance_there_is_no_share() -> None:
+    found = traces("helpful", [line("a", 1.0, [2.0, 2.0])], 1.0)
+    assert summary("a", [found["a"]]).objectives[0].variance_share is None
+    assert summary("a", []).objectives == ()
+
+
+async def test_a_client_sees_what_it_did_and_nobody_elses(api: Api, endpoints: Endpoints) -> None:
+    loud, flat, failing = endpoints.endpoint("loud"), endpoints.endpoint("flat"), endpoints.endpoint("failing")
+    token = (await api.enrol(loud))["token"]
+    await api.enrol(flat)
+    await api.enrol(failing)
+    shadow = endpoints.endpoint("shadow")
+    await api.enrol(shadow, state="probation")
+    loud.score, flat.score = (lambda item, response: quality(response)), (lambda item, response: 1.0)
+    failing.broken = html
+    await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer what was asked."})
+    for objective in ("helpful", "helpful", None):
+        await api.reward("answer 1", "answer 5", "answer 3", objective=objective)
+    mine = await api.ok("GET", "/v1/clients/loud/influence", token=token)
+    assert [(part["objective"], part["groups"], part["counted"]) for part in mine["objectives"]] == [
+        ("(none)", 1, 1),
+        ("helpful", 2, 2),
+    ]
+    assert mine["objectives"][1]["mean_weight"] == pytest.approx(0.5)
+    assert mine["objectives"][1]["variance_share"] == pytest.approx(1)
+    assert mine["since"] > 0
+    for name, left_out in (("failing", {"error": 2}), ("shadow", {"shadow": 2}), ("flat", {})):
+        told = (await api.ok("GET", f"/v1/clients/{name}/influence"))["objectives"][1]
+        assert (told["left_out"], told["variance_share"]) == (left_out, pytest.approx(0))
+    assert (await api.call("GET", "/v1/clients/flat/influence", token=token)).status_code == 403
+    assert (await api.call("GET", "/v1/clients/nobody/influence")).status_code == 404
+    await api.ok("DELETE", "/v1/clients/loud")
+    await api.enrol(loud)
+    assert (await api.ok("GET", "/v1/clients/loud/influence"))["objectives"] == []
