@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mor_trainer import shared_prompt
 from mor_trainer.encoding import EncodedPrompt
 from mor_trainer.features import ImageFeatures
-from mor_trainer.shared_prompt import ARGUMENT, packed_group
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def packed(rows: Sequence[Row], device: torch.device) -> Layout:
     for row in rows:
         prompt = row.prompt.encoded
         lengths = [len(response) - 1 for response in row.responses]
-        groups.append(packed_group(len(ids), len(prompt.token_ids), lengths, device))
+        groups.append(shared_prompt.packed_group(len(ids), len(prompt.token_ids), lengths, device))
         ids += prompt.token_ids
         positions.append(row.prompt.positions)
         axes, start = len(row.prompt.positions), int(row.prompt.positions.max()) + 1
@@ -106,7 +106,7 @@ def packed(rows: Sequence[Row], device: torch.device) -> Layout:
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": (places if len(places) == 1 else places[:, None]).to(device),
-        ARGUMENT: groups,
+        **shared_prompt.arguments(groups, device),
     }
     if any(row.prompt.encoded.token_types is not None for row in rows):
         inputs["mm_token_type_ids"] = torch.cat(types)[None].to(device)

@@ -20,8 +20,13 @@ from torch import Tensor, nn
 
 ATTENTION = "mor_shared_prompt"
 """Name of the implementation in transformers' ``AttentionInterface``."""
-ARGUMENT = "packed_groups"
-"""Name of the forward argument that holds the ``PackedGroup`` of a sequence; models hand it on to their attention."""
+
+
+def arguments(groups: Sequence[PackedGroup], device: torch.device) -> dict[str, Any]:
+    """Forward arguments of a sequence of packed groups. The mask is for show: models hand one of four dimensions on as
+    it is instead of building one, and ``attention`` does not look at it.
+    """
+    return {"packed_groups": groups, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)}
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,11 @@ def use(decoder: Any) -> None:
     Raises:
         Invalid: it does not attend through transformers' attention interface.
     """
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     decoder.set_attn_implementation(ATTENTION)
     if decoder.config._attn_implementation != ATTENTION:
         raise Invalid(f"{type(decoder).__name__} does not attend through transformers' attention interface")
