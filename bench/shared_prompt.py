@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 import torch
 import vlm
-from machine import RESULTS, record
+from machine import CLOCKS, RESULTS, record
 from mor_trainer.loading import autocast_dtype
 from mor_trainer.policy import Policy
 from mor_trainer.shares import TimeShares
@@ -35,7 +34,7 @@ def flops(shape: vlm.Shape, path: str, prompt: int, size: int, response: int) ->
     return shape.flops(prompt + size * tail, pairs, size * response)
 
 
-def timed(policy: Policy, updater: Updater, path: str, step: list[Any]) -> dict[str, float]:
+def timed(policy: Policy, updater: Updater, path: str, step: list[Any], clock: str) -> dict[str, float]:
     """Seconds of a step on one path, the optimiser apart; peak memory above what is there before it."""
     policy.shares_prompts = path == "shared"
     cuda = policy.device.type == "cuda"
@@ -43,13 +42,11 @@ def timed(policy: Policy, updater: Updater, path: str, step: list[Any]) -> dict[
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated() if cuda else 0
-    shares = TimeShares()
-    started = time.perf_counter()
+    shares = TimeShares(CLOCKS[clock])
     updater.step(step, 1, shares)
     if cuda:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    named = shares.finish()[1]
+    seconds, named = shares.finish()
     gradients = sum(p.nbytes for p in policy.trainable.values())
     memory = {"activation_gb": (torch.cuda.max_memory_allocated() - held - gradients) / 1e9} if cuda else {}
     return {"step": seconds, "forward_backward": seconds - named["optimiser"], **memory}
@@ -63,7 +60,7 @@ def case(policy: Policy, updater: Updater, options: argparse.Namespace, prompt: 
     runs: dict[str, list[dict[str, float]]] = {path: [] for path in PATHS}
     for _ in range(options.rounds):
         for path in PATHS:
-            runs[path].append(timed(policy, updater, path, step))
+            runs[path].append(timed(policy, updater, path, step, options.clock))
     speedup = statistics.median(
         plain["forward_backward"] / shared["forward_backward"]
         for plain, shared in zip(runs["plain"], runs["shared"], strict=True)
@@ -121,6 +118,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=4096, help="micro_batch_tokens of both paths")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing")
     parser.add_argument("--peak-tflops", type=float, help="of the device and precision, for the utilisation")
     options = parser.parse_args()
@@ -141,7 +139,7 @@ def main() -> None:
     warm_up = vlm.groups(policy, shape, prompt=128, size=2, response=options.response, count=1)
     warm_up = vlm.groups(policy, shape, prompt=128, size=2, response=options.response, count=1)
     for path in PATHS:
-        timed(policy, updater, path, warm_up)
+        timed(policy, updater, path, warm_up, options.clock)
     name = f"shared-prompt-{options.shape}" + ("" if options.device == "cpu" else f"-{options.device}")
     cases = []
     for prompt in options.prompts:

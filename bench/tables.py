@@ -133,8 +133,11 @@ def _table(rows: list[list[str]]) -> str:
 
 def _where(result: dict[str, Any], command: str) -> str:
     machine = result["machine"]
+    clock = (
+        "CPU seconds of one thread, as others used the machine" if result["clock"] == "cpu" else "wall-clock seconds"
+    )
     return (
-        f"Model: SmolLM2-135M's shape with random weights, float32, {result['threads']} threads. Measured "
+        f"Model: SmolLM2-135M's shape with random weights, float32; {clock}, threads: {result['threads']}. Measured "
         f"{result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}`."
     )
 

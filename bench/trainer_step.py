@@ -19,14 +19,13 @@ import statistics
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 from pathlib import Path
 from typing import Any
 
 import torch
 import vlm
-from machine import record
+from machine import CLOCKS, record
 
 TRL = "1.16.0"
 SIDES = ("mor", "trl")
@@ -40,7 +39,8 @@ WARM_UP = 1
 class Meter:
     """Seconds of a step, and how much memory its peak was above what is held between steps."""
 
-    def __init__(self, device: str, gradients: int) -> None:
+    def __init__(self, device: str, gradients: int, clock: str) -> None:
+        self._clock = CLOCKS[clock]
         self.steps: list[dict[str, float]] = []
         self._cuda = device == "cuda"
         self._gradients = gradients
@@ -54,12 +54,12 @@ class Meter:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
             self._held = _status("VmRSS")
-        self._started = time.perf_counter()
+        self._started = self._clock()
 
     def end(self) -> None:
         if self._cuda:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - self._started
+        seconds = self._clock() - self._started
         peak = torch.cuda.max_memory_allocated() if self._cuda else _status("VmHWM")
         self.steps.append({"seconds": seconds, "activation_gb": (peak - self._held - self._gradients) / 1e9})
 
@@ -89,7 +89,7 @@ def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
     policy = Policy(*loading.load(options.model), spec, device=options.device, autocast=autocast)
     assert policy.shares_prompts
     updater = Updater(policy, spec)
-    meter = Meter(options.device, sum(p.nbytes for p in policy.trainable.values()))
+    meter = Meter(options.device, sum(p.nbytes for p in policy.trainable.values()), options.clock)
     for step in range(WARM_UP + options.steps):
         meter.begin()
         groups = vlm.groups(
@@ -123,7 +123,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
         rows["prompt"].append([{"role": "user", "content": messages[0].text}])
         rows["image"].append(Image.open(io.BytesIO(next(iter(images.values())))).convert("RGB"))
     given = [vlm.completions(options.size, options.response, seed) for seed in range(total * options.groups)]
-    meter = Meter(options.device, sum(p.nbytes for p in model.parameters() if p.requires_grad))
+    meter = Meter(options.device, sum(p.nbytes for p in model.parameters() if p.requires_grad), options.clock)
 
     class Replayed(GRPOTrainer):  # type: ignore[misc]
         """TRL's trainer; a step's completions are given instead of generated."""
@@ -197,7 +197,19 @@ def environment(state: Path) -> Path:
 def run(python: Path, side: str, options: argparse.Namespace, *, memory: bool) -> list[dict[str, float]]:
     """One side in a process of its own; its measured steps."""
     command = [str(python), __file__, "--side", side, *(["--memory"] if memory else [])]
-    for name in ("shape", "device", "prompt", "size", "response", "groups", "budget", "threads", "state", "model"):
+    for name in (
+        "shape",
+        "device",
+        "prompt",
+        "size",
+        "response",
+        "groups",
+        "budget",
+        "threads",
+        "state",
+        "model",
+        "clock",
+    ):
         command += [f"--{name}", str(getattr(options, name))]
     command += ["--steps", "1" if memory else str(options.steps), *(["--recompute"] if options.recompute else [])]
     quick_release = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} if memory else {}
@@ -240,6 +252,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="measured steps of each process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing on both sides")
     parser.add_argument("--state", type=Path, default=Path(".mor/bench/trl"), help="environment and model")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -261,7 +274,7 @@ def main() -> None:
         options.prompt = prompt
         cases.append({"prompt": prompt, **compare(options)})
         print(cases[-1], flush=True)
-        kept = ("shape", "device", "size", "response", "groups", "budget", "rounds", "threads", "recompute")
+        kept = ("shape", "device", "size", "response", "groups", "budget", "rounds", "threads", "clock", "recompute")
         record(name, {**{key: getattr(options, key) for key in kept}, "trl": TRL, "cases": cases})
 
 

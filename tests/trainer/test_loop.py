@@ -127,6 +127,8 @@ def test_a_run_from_creation_to_the_exported_model(
     assert history[-1]["clients"]["beta"]["failures_total"] == {"timeout": 20}
     assert set(first["domains"]) <= {"charts", "photos"}
     assert sum(first["seconds"].values()) == pytest.approx(first["step_seconds"])
+    unaccounted = sum(point["seconds"]["unaccounted"] for point in history)
+    assert unaccounted < 0.1 * sum(point["step_seconds"] for point in history)
     assert end["progress"] == 1.0
     assert end["gate_version"] == 3
     assert end["weights_version"] == 5

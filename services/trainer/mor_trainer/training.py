@@ -143,10 +143,10 @@ class Training:
     def _one_step(self) -> None:
         begun = time.time()
         shares = TimeShares()
-        self._evaluate()
-        under_way = self._portal.call(self._groups.top_up)
-        with shares.measure("processing"):  # the engine samples meanwhile
-            self._prepare(self._prompts[index] for index in under_way)
+        with shares.measure("processing"):
+            self._evaluate()
+            under_way = self._portal.call(self._groups.top_up)
+            self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
         taken, skipped, groups = self._collect(shares)
         update = self._updater.step(groups, self.step + 1, shares)
         self.step += 1
@@ -199,9 +199,11 @@ class Training:
                     self._portal.call(self._groups.put_back, [*taken, *skipped])
                     taken, skipped, groups = [], [], []
                     self._obey()
-                self._portal.call(self._groups.top_up, len(groups))
-                self._check_stall()
-        self._portal.call(self._groups.skip, len(skipped))
+                with shares.measure("processing"):
+                    self._portal.call(self._groups.top_up, len(groups))
+                    self._check_stall()
+        with shares.measure("processing"):
+            self._portal.call(self._groups.skip, len(skipped))
         return taken, skipped, groups
 
     def _training_group(self, item: Taken) -> TrainingGroup:
