@@ -26,7 +26,6 @@ from mor_trainer.rows import Layout, PreparedPrompt, Row, packed, padded
 
 log = structlog.get_logger(__name__)
 
-
 _SAME = 1e-3
 """Largest relative difference of hidden states, float32, that rounding explains; a wrong mask or position makes 0.1."""
 
@@ -193,8 +192,8 @@ class Policy:
         try:
             prompt = self.prepare(*_with_image())
             forbidden = set(self._forbidden.tolist())
-            ids = [token for token in range(self._vocabulary) if token not in forbidden][:16]
-            responses = (tuple(ids[:6]), tuple(ids[6:8]), tuple(ids[8:9]), tuple(ids[9:]))
+            ids = [token for token in range(self._vocabulary) if token not in forbidden][:9]
+            responses = (tuple(ids[:6]), tuple(ids[6:]))
             alone = [Row(prompt, (response,)) for response in responses]
             wanted = torch.cat(
                 [self._hidden(self.model, [row], padded([row], self._padding_id(), self.device)) for row in alone]
