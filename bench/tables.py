@@ -43,6 +43,105 @@ def demonstration(name: str = "demo-default") -> str:
     return f"{table}\n\n{_cost(result, runs)}\n"
 
 
+def trainer(shape: str = "smollm2-135m") -> str:
+    """Shared prompts against plain and against TRL, and the ways to share, as Markdown."""
+    parts = [
+        ("python bench/shared_prompt.py", read(f"shared-prompt-{shape}"), _shared),
+        ("python bench/trainer_step.py", read(f"trainer-step-{shape}"), _against_trl),
+        ("python bench/arrangements.py", read(f"arrangements-{shape}"), _arrangements),
+    ]
+    told = [
+        f"Not measured yet: `{command}` does.\n" if result is None else f"{show(result)}\n{_where(result, command)}\n"
+        for command, result, show in parts
+    ]
+    return "\n".join(told)
+
+
+def _shared(result: dict[str, Any]) -> str:
+    rows = [
+        ["prompt, tokens", "responses", "plain, s", "shared, s", "faster", "FLOP bound", "of the bound"],
+        ["--:"] * 7,
+        *(
+            [
+                f"{case['prompt']}",
+                f"{case['group_size']} x {case['response']}",
+                f"{case['plain']['forward_backward']:.2f}",
+                f"{case['shared']['forward_backward']:.2f}",
+                f"{case['speedup']:.2f}x",
+                f"{case['bound']:.2f}x",
+                f"{100 * case['of_bound']:.0f} %",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"Shared against plain: forward and backward pass of {result['groups']} groups, policy and reference. "
+        "The bound is the ratio of floating-point operations, the language-model head included."
+    )
+    return f"{title}\n\n{_table(rows)}"
+
+
+def _against_trl(result: dict[str, Any]) -> str:
+    rows = [
+        ["prompt, tokens", "TRL, s", "MoR, s", "faster", "TRL, activations", "MoR, activations", "share"],
+        ["--:"] * 7,
+        *(
+            [
+                f"{case['prompt']}",
+                f"{case['seconds']['trl']:.1f}",
+                f"{case['seconds']['mor']:.1f}",
+                f"{case['speedup']:.2f}x",
+                f"{case['activation_gb']['trl']:.2f} GB",
+                f"{case['activation_gb']['mor']:.2f} GB",
+                f"{100 * case['activation_share']:.0f} %",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"The trainer's step against TRL {result['trl']}: {result['groups']} prompts with a picture each x "
+        f"{result['size']} responses of {result['response']} tokens, generation left out, optimiser included; peak "
+        "memory above weights, gradients and optimiser state, with a group at a time on both sides."
+    )
+    return f"{title}\n\n{_table(rows)}"
+
+
+def _arrangements(result: dict[str, Any]) -> str:
+    ways = list(result["cases"][0]["seconds"])
+    rows = [
+        ["prompt, response", *(f"{way}, s" for way in ways), "largest gradient difference"],
+        ["--:"] * (len(ways) + 2),
+        *(
+            [
+                f"{case['prompt']}, {case['response']}",
+                *(f"{case['seconds'][way]:.2f}" for way in ways),
+                f"{max(case['gradient_difference'].values()):.0e}",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"Ways to share a prompt: forward and backward pass of the language model, {result['groups']} groups of "
+        f"{result['size']} responses; `packed` is what the trainer does."
+    )
+    return f"{title}\n\n{_table(rows)}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _where(result: dict[str, Any], command: str) -> str:
+    machine = result["machine"]
+    clock = (
+        "CPU seconds of one thread, as others used the machine" if result["clock"] == "cpu" else "wall-clock seconds"
+    )
+    return (
+        f"Model: SmolLM2-135M's shape with random weights, float32; {clock}, threads: {result['threads']}. Measured "
+        f"{result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}`."
+    )
+
+
 def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:
     values = [100 * run["accuracy"][which][domain]["accuracy"] for run in runs]
     spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""

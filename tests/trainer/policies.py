@@ -10,9 +10,9 @@ import torch
 from mor_core.datafiles import Prompt
 from mor_core.runs import RunSpec
 from mor_trainer import loading
+from mor_trainer.batching import TrainingGroup
 from mor_trainer.policy import Policy
 from mor_trainer.rows import Row
-from mor_trainer.update import TrainingGroup
 
 from tests.trainer.kit import make_spec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections import Counter
@@ -126,6 +127,8 @@ def test_a_run_from_creation_to_the_exported_model(
     assert history[-1]["clients"]["beta"]["failures_total"] == {"timeout": 20}
     assert set(first["domains"]) <= {"charts", "photos"}
     assert sum(first["seconds"].values()) == pytest.approx(first["step_seconds"])
+    unaccounted = sum(point["seconds"]["unaccounted"] for point in history)
+    assert unaccounted < 0.1 * sum(point["step_seconds"] for point in history)
     assert end["progress"] == 1.0
     assert end["gate_version"] == 3
     assert end["weights_version"] == 5
@@ -332,3 +335,26 @@ def test_a_run_that_nobody_samples_fails_and_says_who_is_missing(
     error = snapshot(processes, run)["error"]
     assert "'prompts': 4, 'rollouts': 0" in error
     assert "is the rollout service running?" in error
+
+
+def test_groups_over_the_token_budget_are_divided_and_told_once(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    run = create(processes, model=tiny, prompts=prompts, steps=2, group_size=8, micro_batch_tokens=50)
+    with processes.working():
+        finish(processes, run)
+    applied_once(points(processes, run))
+    (told,) = [alert for alert in alerts(processes, run) if alert["name"] == "group_divided"]
+    assert "more than micro_batch_tokens=50 tokens" in told["reason"]
+
+
+def test_a_prompt_that_cannot_fit_the_token_budget_fails_the_run_and_is_named(
+    processes: Processes, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    run = create(processes, model=tiny, prompts=prompts, micro_batch_tokens=20)
+    with processes.working():
+        until(lambda: snapshot(processes, run)["state"] == "failed", 30, "failed")
+    error = snapshot(processes, run)["error"]
+    assert re.search(r"prompt 'p\d+' has \d+ tokens .* does not fit micro_batch_tokens=20; raise", error), error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from mor_trainer.importance import RatioStatistics
 from mor_trainer.logprobs import chosen_logprobs
 from mor_trainer.loss import policy_loss
 from mor_trainer.losses.tokens import Tokens
-from mor_trainer.packing import micro_batches
+from mor_trainer.packing import packed_batches, padded_batches
 from mor_trainer.schedule import learning_rate
 
 NONE = torch.tensor([], dtype=torch.long)
@@ -149,14 +150,19 @@ def test_chunked_log_probabilities_equal_plain_ones(temperature: float) -> None:
 
 @given(st.lists(st.integers(1, 60), max_size=60), st.integers(60, 400))
 def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = micro_batches(lengths, budget)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert all(len(batch) * max(lengths[row] for row in batch) <= budget for batch in batches)
+    padded, packed = padded_batches(lengths, budget), packed_batches(lengths, budget)
+    for batches in (padded, packed):
+        assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) * max(lengths[row] for row in batch) <= budget for batch in padded)
+    loads = [sum(lengths[row] for row in batch) for batch in packed]
+    assert all(load <= budget for load in loads)
+    assert sum(load <= budget / 2 for load in loads) <= 1, "two half-empty micro-batches would be one"
 
 
-def test_a_row_over_the_budget_names_the_cure() -> None:
+@pytest.mark.parametrize("divide", [padded_batches, packed_batches])
+def test_a_row_over_the_budget_names_the_cure(divide: Callable[[list[int], int], object]) -> None:
     with pytest.raises(Invalid, match="500 tokens does not fit micro_batch_tokens=400; raise micro_batch_tokens"):
-        micro_batches([20, 500], 400)
+        divide([20, 500], 400)
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:

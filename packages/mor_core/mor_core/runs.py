@@ -44,6 +44,8 @@ class Optimiser(_Documented):
     """Decoupled weight decay; not applied to biases and norms."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm; a longer gradient is scaled down to it."""
+    max_skipped_updates: int = Field(5, ge=1)
+    """Updates in a row without a finite loss and gradient, each of them left out, after which the run fails."""
     updates_per_step: int = Field(1, ge=1)
     """Optimiser updates over which a step's groups are divided; weights are published once a step."""
 
@@ -99,6 +101,9 @@ class RunSpec(_Documented):
     """What is trained."""
     freeze_vision: bool = True
     """Keep vision tower and connector as they are; image features are then computed once for each image."""
+    shared_prompt: Literal["auto", "off"] = "auto"
+    """``auto``: a prompt goes through the model once for all its responses, wherever that is exact for the model;
+    ``off``: once for each response."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     max_staleness: int = Field(0, ge=0)
@@ -107,7 +112,8 @@ class RunSpec(_Documented):
     seed: int = 0
     """Seed of prompt order and sampling."""
     micro_batch_tokens: int = Field(4096, ge=1)
-    """Tokens, padding included, that go through the model at once."""
+    """Tokens, padding included, that go through the model at once. A group over it goes in parts, each with the prompt;
+    where memory runs out it is halved for the rest of the attempt."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)

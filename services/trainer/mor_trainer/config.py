@@ -40,6 +40,9 @@ class WorkerSettings(StreamSettings, RunsSettings):
     """Bearer token of scope ``service`` for run control."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is trained; ``auto`` takes CUDA where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of matrix products; parameters, their update and the softmax over the vocabulary stay float32. ``auto``:
+    bfloat16 on an accelerator that has it, float32 on CPU, where log-probabilities must match the engine's."""
     torch_threads: int = Field(1, ge=1)
     """CPU threads of tensor operations; all services of a machine share its cores."""
     feature_cache_bytes: int = Field(1 << 30, ge=0)

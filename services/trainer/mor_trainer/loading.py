@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mor_core.errors import Invalid
@@ -30,6 +30,14 @@ def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
             "folder written by save_pretrained (model and processor) or a hub name that this machine can reach"
         ) from error
     return model.eval(), processor
+
+
+def autocast_dtype(precision: Literal["auto", "float32", "bfloat16"], device: str) -> torch.dtype | None:
+    """Type of autocast, if any; see the setting ``precision``."""
+    if precision == "auto":
+        capable = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if capable else None
+    return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def decoder_of(model: Any) -> nn.Module:

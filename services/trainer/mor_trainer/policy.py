@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +13,21 @@ import torch
 from jaxtyping import Float, Int
 from mor_core.runs import RunSpec
 from mor_core.sampling import forbidden_token_ids
-from mor_core.wire import Message
+from mor_core.wire import ImagePart, Message, TextPart
+from PIL import Image
 from torch import Tensor, nn
 
-from mor_trainer import loading
+from mor_trainer import loading, shared_prompt
 from mor_trainer.encoding import EncodedPrompt, PromptEncoder
 from mor_trainer.features import ByteBoundCache, ImageFeatures, features_of, joined
 from mor_trainer.logprobs import chosen_logprobs
-from mor_trainer.rows import PreparedPrompt, Row, lay_out
+from mor_trainer.positions import positions_of
+from mor_trainer.rows import Layout, PreparedPrompt, Row, packed, padded
 
 log = structlog.get_logger(__name__)
+
+_SAME = 1e-3
+"""Largest relative difference of hidden states, float32, that rounding explains; a wrong mask or position makes 0.1."""
 
 
 class Policy:
@@ -30,20 +37,23 @@ class Policy:
     """
 
     def __init__(
-        self, model: Any, processor: Any, spec: RunSpec, *, device: str = "cpu", cache_bytes: int = 1 << 30
+        self,
+        model: Any,
+        processor: Any,
+        spec: RunSpec,
+        *,
+        device: str = "cpu",
+        autocast: torch.dtype | None = None,
+        cache_bytes: int = 1 << 30,
     ) -> None:
+        """``autocast``: type that matrix products are computed in; parameters keep their own."""
         self.device = torch.device(device)
         self.processor = processor
+        self._autocast_dtype = autocast
         tuned = loading.tune(model.to(self.device), spec.tuning, spec.freeze_vision)
         self.model = tuned.model
         self.adapter = tuned.adapter
         self.trainable: dict[str, nn.Parameter] = tuned.trainable
-        self._reference: Any = None
-        if spec.algorithm.kl.beta > 0 and self.adapter is None:
-            self._reference = loading.frozen_copy(self.model)
-        self.has_reference = spec.algorithm.kl.beta > 0
-        if spec.gradient_checkpointing:
-            loading.recompute_activations(self.model)
         self._temperature = spec.sampling.temperature
         self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._forbidden = torch.tensor(
@@ -54,8 +64,14 @@ class Policy:
         self._prepared: ByteBoundCache[PreparedPrompt] = ByteBoundCache(cache_bytes // 2)
         self._features: ByteBoundCache[ImageFeatures] = ByteBoundCache(cache_bytes // 2)
         self._plain_head = self._head_is_plain()
-        self.shares_prompts = self._sharing_is_exact()
-        """Whether a row may hold several responses to its prompt."""
+        self.shares_prompts = spec.shared_prompt == "auto" and self._share_prompts()
+        """Whether a row may hold several responses to its prompt, and rows are packed without padding."""
+        self.has_reference = spec.algorithm.kl.beta > 0
+        self._reference: Any = None
+        if self.has_reference and self.adapter is None:
+            self._reference = loading.frozen_copy(self.model)
+        if spec.gradient_checkpointing:
+            loading.recompute_activations(self.model)
 
     def prepare(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> PreparedPrompt:
         """Encode a prompt and compute its image features; both are kept for the next time, up to the byte bound."""
@@ -63,11 +79,12 @@ class Policy:
         if (known := self._prepared.get(name)) is not None:
             return known
         encoded = self._encoder.encode(messages, images)
+        positions = positions_of(self.model, encoded)
         features = self._image_features(encoded) if self._frozen_vision else None
         if features is not None:
             light = {key: value for key, value in encoded.vision.items() if not key.startswith("pixel_")}
             encoded = EncodedPrompt(encoded.token_ids, encoded.token_types, light, encoded.pixels)
-        prepared = PreparedPrompt(encoded, features)
+        prepared = PreparedPrompt(encoded, features, positions)
         self._prepared.put(name, prepared)
         return prepared
 
@@ -103,12 +120,16 @@ class Policy:
         """Whether rows of different prompts may stand in one micro-batch; raw pixel values may differ in shape."""
         return row.prompt.features is not None or not row.prompt.encoded.vision
 
+    def places(self, rows: Sequence[Row]) -> int:
+        """Tokens that a micro-batch of these rows takes through the model, padding included."""
+        return sum(map(len, rows)) if self.shares_prompts else len(rows) * max(map(len, rows))
+
     def _score(self, model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         chosen = torch.tensor(
             [token for row in rows for response in row.responses for token in response], device=self.device
         )
         with self._autocast():
-            hidden = self._hidden(model, rows)
+            hidden = self._hidden(model, rows, self._lay_out(rows))
             return chosen_logprobs(
                 hidden,
                 model.get_output_embeddings() if self._plain_head else nn.Identity(),
@@ -118,15 +139,17 @@ class Policy:
                 vocabulary=self._vocabulary,
             )
 
-    def _hidden(self, model: Any, rows: Sequence[Row]) -> Float[Tensor, "n width"]:
+    def _lay_out(self, rows: Sequence[Row]) -> Layout:
+        return packed(rows, self.device) if self.shares_prompts else padded(rows, self._padding_id(), self.device)
+
+    def _hidden(self, model: Any, rows: Sequence[Row], layout: Layout) -> Float[Tensor, "n width"]:
         """Hidden states (or logits, if the head is not plain) at the positions that predict response tokens."""
-        layout = lay_out(rows, self._padding_id())
-        inputs = {name: value.to(self.device) for name, value in layout.inputs.items()} | self._vision(rows)
+        inputs = layout.inputs | self._vision(rows)
         if self._plain_head:
             states = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
         else:
             states = model(**inputs, use_cache=False, return_dict=True).logits
-        selected: Tensor = states.flatten(0, 1)[layout.predicting.to(self.device)]
+        selected: Tensor = states.flatten(0, 1)[layout.predicting]
         return selected
 
     def _vision(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -146,8 +169,7 @@ class Policy:
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
-        """bfloat16 on accelerators that have it; float32 on CPU, where log-probabilities must match the engine's."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
             yield
 
     @torch.no_grad()
@@ -160,19 +182,46 @@ class Policy:
             return bool(torch.allclose(self.model.get_output_embeddings()(states), wanted, atol=1e-5, rtol=1e-4))
 
     @torch.no_grad()
-    def _sharing_is_exact(self) -> bool:
-        """Whether the model computes the same for responses in one row as for each in a row of its own.
+    def _share_prompts(self) -> bool:
+        """Switch the language model to packed groups if it then computes what it computes for each response alone.
 
-        Not where positions are more than a count (multimodal rotary embeddings), or a mask of ours is not respected.
+        Tried on a prompt with an image, so that masks and positions that depend on images count too.
         """
-        prompt = PreparedPrompt(EncodedPrompt((1, 2, 3, 4, 5), None, {}, None), None)
-        responses = ((6, 7, 8), (9, 10), (7, 6, 5, 4))
-        if "mrope_section" in str(self.model.config.get_text_config().to_dict()):
-            return False
-        with self._autocast():
-            shared = self._hidden(self.model, [Row(prompt, responses)])
-            plain = self._hidden(self.model, [Row(prompt, (response,)) for response in responses])
-        exact = torch.allclose(shared, plain, atol=1e-4, rtol=1e-3)
-        if not exact:
-            log.warning("prompts cannot be shared with this model, each response gets a row", model=type(self.model))
-        return exact
+        decoder: Any = loading.decoder_of(self.model)
+        before = decoder.config._attn_implementation
+        try:
+            prompt = self.prepare(*_with_image())
+            forbidden = set(self._forbidden.tolist())
+            ids = [token for token in range(self._vocabulary) if token not in forbidden][:9]
+            responses = (tuple(ids[:6]), tuple(ids[6:]))
+            alone = [Row(prompt, (response,)) for response in responses]
+            wanted = torch.cat(
+                [self._hidden(self.model, [row], padded([row], self._padding_id(), self.device)) for row in alone]
+            )
+            shared_prompt.use(decoder)
+            rows = [Row(prompt, responses), alone[0]]
+            found = self._hidden(self.model, rows, packed(rows, self.device))
+        except Exception as error:
+            difference, reason = float("inf"), f"{type(error).__name__}: {error}"
+        else:
+            wanted = torch.cat([wanted, wanted[: len(responses[0])]])
+            difference = float((found - wanted).norm() / wanted.norm())
+            reason = f"its hidden states differ by {difference:.1e}"
+        if difference <= _SAME:
+            return True
+        decoder.set_attn_implementation(before)
+        log.warning(
+            "prompts are not shared: each response goes through the model with its prompt",
+            model=type(self.model).__name__,
+            reason=reason[:500],
+        )
+        return False
+
+
+def _with_image() -> tuple[tuple[Message, ...], dict[str, bytes]]:
+    """Any prompt with an image, wider than high."""
+    content = io.BytesIO()
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(content, "png")
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    parts = (ImagePart.of(digest), TextPart(text="What is in this picture?"))
+    return (Message(role="user", content=parts),), {digest: content.getvalue()}

@@ -1,18 +1,18 @@
-"""Rows of a micro-batch: a prompt once, and after it one or more of its responses, which do not see each other."""
+"""Rows of a micro-batch, a prompt with responses to it, laid out as the model takes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from mor_trainer import shared_prompt
 from mor_trainer.encoding import EncodedPrompt
 from mor_trainer.features import ImageFeatures
-
-_PADDING = -1
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class PreparedPrompt:
 
     encoded: EncodedPrompt
     features: ImageFeatures | None
+    positions: Int[Tensor, "axes prompt"]
+    """Rotary positions of its tokens: one axis, or three (time, height, width) in multimodal rotary embeddings."""
 
     @property
     def bytes(self) -> int:
-        kept = sum(value.nbytes for value in self.encoded.vision.values())
+        kept = self.positions.nbytes + sum(value.nbytes for value in self.encoded.vision.values())
         return kept + 8 * len(self.encoded.token_ids) + (self.features.bytes if self.features else 0)
 
 
@@ -43,53 +45,69 @@ class Row:
 class Layout:
     """A micro-batch as the model takes it."""
 
-    inputs: dict[str, Tensor]
-    """``input_ids`` and, where needed, ``position_ids``, ``attention_mask`` and ``mm_token_type_ids``."""
+    inputs: dict[str, Any]
+    """Forward arguments: ``input_ids`` and, where needed, ``position_ids``, ``mm_token_type_ids`` and packed groups."""
     predicting: Int[Tensor, " n"]
     """Place, in the flattened batch, whose hidden state predicts each response token: row after row, response after
     response. The first tokens of all responses of a row are predicted by the last place of the prompt."""
 
 
-def lay_out(rows: Sequence[Row], padding_id: int) -> Layout:
-    """Pad ``rows`` on the right.
+def padded(rows: Sequence[Row], padding_id: int, device: torch.device) -> Layout:
+    """Rows of one response each, padded on the right: what every model takes.
 
-    With one response to a row neither mask nor positions are passed: under causal attention no token sees the padding
-    after it. With more, each response sees the prompt and itself only, and continues the prompt's positions, so that
-    every token is computed as if its response stood alone.
+    Neither mask nor positions are passed: under causal attention no token sees the padding after it.
     """
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), padding_id, dtype=torch.long)
-    positions, types = torch.zeros_like(ids), torch.zeros_like(ids)
-    segments = torch.full_like(ids, _PADDING)
+    types = torch.zeros_like(ids)
     predicting: list[Tensor] = []
     for index, row in enumerate(rows):
         prompt = row.prompt.encoded
-        end = len(prompt.token_ids)
-        ids[index, :end] = torch.tensor(prompt.token_ids)
-        positions[index, :end] = torch.arange(end)
-        segments[index, :end] = 0
+        start = len(prompt.token_ids)
+        (response,) = row.responses
+        ids[index, : len(row)] = torch.tensor(prompt.token_ids + response[:-1])
         if prompt.token_types is not None:
-            types[index, :end] = prompt.token_types
-        last = torch.tensor([index * width + end - 1])
-        for number, response in enumerate(row.responses, 1):
-            place = slice(end, end + len(response) - 1)
-            ids[index, place] = torch.tensor(response[:-1], dtype=torch.long)
-            positions[index, place] = len(prompt.token_ids) + torch.arange(len(response) - 1)
-            segments[index, place] = number
-            predicting += [last, index * width + torch.arange(place.start, place.stop)]
-            end = place.stop
-    inputs = {"input_ids": ids}
+            types[index, :start] = prompt.token_types
+        predicting.append(index * width + torch.arange(start - 1, len(row)))
+    inputs = {"input_ids": ids.to(device)}
     if any(row.prompt.encoded.token_types is not None for row in rows):
-        inputs["mm_token_type_ids"] = types
-    if any(len(row.responses) > 1 for row in rows):
-        inputs |= {"position_ids": positions, "attention_mask": _mask(segments)}
-    return Layout(inputs, torch.cat(predicting))
+        inputs["mm_token_type_ids"] = types.to(device)
+    return Layout(inputs, torch.cat(predicting).to(device))
 
 
-def _mask(segments: Int[Tensor, "rows width"]) -> Bool[Tensor, "rows 1 width width"]:
-    """Which place (third dimension) sees which (fourth): earlier ones of the prompt and of its own response."""
-    width = segments.shape[1]
-    earlier = torch.ones(width, width, dtype=torch.bool).tril()
-    own = segments[:, :, None] == segments[:, None, :]
-    prompt = segments[:, None, :] == 0
-    return (earlier & (own | prompt))[:, None]
+def packed(rows: Sequence[Row], device: torch.device) -> Layout:
+    """All rows in one sequence without padding, each prompt once.
+
+    A response continues its prompt's positions and sees the prompt and itself only, so that every token is computed as
+    if its response stood alone.
+    """
+    ids: list[int] = []
+    positions: list[Tensor] = []
+    types: list[Tensor] = []
+    groups = []
+    predicting: list[Tensor] = []
+    for row in rows:
+        prompt = row.prompt.encoded
+        lengths = [len(response) - 1 for response in row.responses]
+        groups.append(shared_prompt.packed_group(len(ids), len(prompt.token_ids), lengths, device))
+        ids += prompt.token_ids
+        positions.append(row.prompt.positions)
+        axes, start = len(row.prompt.positions), int(row.prompt.positions.max()) + 1
+        last = torch.tensor([len(ids) - 1])
+        for response, length in zip(row.responses, lengths, strict=True):
+            positions.append((start + torch.arange(length)).expand(axes, -1))
+            predicting += [last, torch.arange(len(ids), len(ids) + length)]
+            ids += response[:-1]
+        seen = torch.zeros(len(row), dtype=torch.long)
+        if prompt.token_types is not None:
+            seen[: len(prompt.token_ids)] = prompt.token_types
+        types.append(seen)
+    places = torch.cat(positions, 1)
+    inputs: dict[str, Any] = {
+        "input_ids": torch.tensor([ids], device=device),
+        "position_ids": (places if len(places) == 1 else places[:, None]).to(device),
+        **shared_prompt.arguments(groups, device),
+    }
+    if any(row.prompt.encoded.token_types is not None for row in rows):
+        inputs["mm_token_type_ids"] = torch.cat(types)[None].to(device)
+    return Layout(inputs, torch.cat(predicting).to(device))

@@ -12,10 +12,11 @@ import structlog
 import torch
 from anyio.from_thread import BlockingPortal
 from mor_core.datafiles import Prompt, read_prompts
-from mor_core.errors import Unavailable
+from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
 
 from mor_trainer import atomic, checkpoint, loading, report, weights
+from mor_trainer.batching import TrainingGroup
 from mor_trainer.config import WorkerSettings
 from mor_trainer.control import Hold, HoldLost
 from mor_trainer.encoding import PromptMismatch, check
@@ -28,7 +29,7 @@ from mor_trainer.published import published
 from mor_trainer.rows import PreparedPrompt
 from mor_trainer.scored import Taken
 from mor_trainer.shares import TimeShares
-from mor_trainer.update import TrainingGroup, Updater
+from mor_trainer.update import Updater, UpdateReport
 
 _SLICE_S = 0.5
 """Longest wait without a look at what run control wants."""
@@ -73,6 +74,7 @@ class Training:
         self._client_failures: dict[str, dict[str, int]] = defaultdict(dict)
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
+        self._told: set[str] = set()
 
     def run(self) -> Path:
         """Train to the last step and export the model; returns the exported folder.
@@ -88,7 +90,12 @@ class Training:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, processor = loading.load(self._spec.model)
         self._policy = Policy(
-            model, processor, self._spec, device=device, cache_bytes=self._settings.feature_cache_bytes
+            model,
+            processor,
+            self._spec,
+            device=device,
+            autocast=loading.autocast_dtype(self._settings.precision, device),
+            cache_bytes=self._settings.feature_cache_bytes,
         )
         self._updater = Updater(self._policy, self._spec)
         state = self._restore()
@@ -136,10 +143,10 @@ class Training:
     def _one_step(self) -> None:
         begun = time.time()
         shares = TimeShares()
-        self._evaluate()
-        under_way = self._portal.call(self._groups.top_up)
-        with shares.measure("processing"):  # the engine samples meanwhile
-            self._prepare(self._prompts[index] for index in under_way)
+        with shares.measure("processing"):
+            self._evaluate()
+            under_way = self._portal.call(self._groups.top_up)
+            self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
         taken, skipped, groups = self._collect(shares)
         update = self._updater.step(groups, self.step + 1, shares)
         self.step += 1
@@ -151,8 +158,14 @@ class Training:
         self._tell(taken, skipped, update, shares, begun)
 
     def _prepare(self, prompts: Iterable[Prompt]) -> None:
+        budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
         for prompt in prompts:
-            self._policy.prepare(prompt.messages, prompt.images)
+            tokens = len(self._policy.prepare(prompt.messages, prompt.images).encoded.token_ids)
+            if tokens + response - 1 > budget:
+                raise Invalid(
+                    f"prompt {prompt.id!r} has {tokens} tokens and with a response of sampling.max_tokens={response} "
+                    f"does not fit micro_batch_tokens={budget}; raise the latter or use shorter prompts"
+                )
 
     def _collect(self, shares: TimeShares) -> tuple[list[Taken], list[Taken], list[TrainingGroup]]:
         """The step's groups: to train on, skipped, and those to train on as the update takes them.
@@ -186,9 +199,11 @@ class Training:
                     self._portal.call(self._groups.put_back, [*taken, *skipped])
                     taken, skipped, groups = [], [], []
                     self._obey()
-                self._portal.call(self._groups.top_up, len(groups))
-                self._check_stall()
-        self._portal.call(self._groups.skip, len(skipped))
+                with shares.measure("processing"):
+                    self._portal.call(self._groups.top_up, len(groups))
+                    self._check_stall()
+        with shares.measure("processing"):
+            self._portal.call(self._groups.skip, len(skipped))
         return taken, skipped, groups
 
     def _training_group(self, item: Taken) -> TrainingGroup:
@@ -212,7 +227,9 @@ class Training:
 
     # --- telling ------------------------------------------------------------------------------------------------
 
-    def _tell(self, taken: list[Taken], skipped: list[Taken], update: Any, shares: TimeShares, begun: float) -> None:
+    def _tell(
+        self, taken: list[Taken], skipped: list[Taken], update: UpdateReport, shares: TimeShares, begun: float
+    ) -> None:
         records = [item.group.record for item in taken]
         scored = records + [item.group.record for item in skipped]
         self._gate_version = max(record.gate_version for record in scored)
@@ -245,8 +262,21 @@ class Training:
         self._emit("samples", report.samples(taken, update.advantages, self.step))
         self._emit("step", metrics)
         if update.skipped:
-            reason = f"{update.skipped} updates had a non-finite gradient and were left out"
+            reason = f"{update.skipped} updates had a loss or gradient that is not finite and were left out"
             self._emit("alert", {"name": "non_finite", "reason": reason})
+        budget = self._spec.micro_batch_tokens
+        if update.micro_batch_tokens < budget:
+            self._alert_once(
+                "out_of_memory",
+                f"memory ran out; micro-batches hold at most {update.micro_batch_tokens} tokens from now on instead of "
+                f"micro_batch_tokens={budget}",
+            )
+        elif update.divided_groups:
+            self._alert_once(
+                "group_divided",
+                f"{update.divided_groups} groups of this step have more than micro_batch_tokens={budget} tokens; their "
+                "prompts are computed once for each part, raise micro_batch_tokens where memory allows",
+            )
         log.info(
             "step",
             run=self._claim.run,
@@ -259,6 +289,11 @@ class Training:
 
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
         self._portal.call(self._events.add, kind, self.step, data)
+
+    def _alert_once(self, name: str, reason: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            self._emit("alert", {"name": name, "reason": reason})
 
     # --- evaluation, versions, checkpoints ----------------------------------------------------------------------
 

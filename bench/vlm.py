@@ -1,0 +1,241 @@
+"""Vision-language models of known shapes with random weights, and steps of groups to train them on."""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mor_core.runs import RunSpec
+from mor_core.wire import ImagePart, Message, TextPart, image_hashes
+from mor_trainer.batching import TrainingGroup
+from mor_trainer.policy import Policy
+from PIL import Image
+
+_EDGE = 96
+"""Pixels a side of every picture: 36 tokens of the Idefics3, 9 of the Qwen2.5-VL."""
+_SPECIAL = {
+    "idefics3": ["<unk>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<global-img>"],
+    "qwen2.5-vl": ["<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+        "<|image_pad|>", "<|video_pad|>"],
+}  # fmt: skip
+_MARK = {"idefics3": "<image>", "qwen2.5-vl": "<|vision_start|><|image_pad|><|vision_end|>"}
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|> {{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] %}{% if c['type'] in ('image', 'image_url') %}MARK {% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a language model; towers are small, as their features are computed once for an image."""
+
+    family: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_heads: int
+    vocabulary: int
+    tied: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def matrices(self) -> int:
+        """Parameters of the layers' linear maps."""
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.key_heads * self.head_dim
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    def flops(self, tokens: float, pairs: float, scored: int) -> float:
+        """Of a forward pass: two for each weight and token, four for each query-key pair and width, and the head at
+        ``scored`` places. A backward pass takes twice as many."""
+        attention = 4 * self.hidden * self.layers * pairs
+        return 2 * self.matrices * tokens + attention + 2 * self.hidden * self.vocabulary * scored
+
+
+SHAPES = {
+    "tiny": Shape("idefics3", 128, 256, 2, 4, 2, 1024),
+    "tiny-qwen": Shape("qwen2.5-vl", 128, 256, 2, 4, 2, 1024),
+    "smollm2-135m": Shape("idefics3", 576, 1536, 30, 9, 3, 49152),
+    "qwen2.5-vl-3b": Shape("qwen2.5-vl", 2048, 11008, 36, 16, 2, 151936),
+}
+
+
+def build(shape: Shape) -> tuple[Any, Any]:
+    """Model, float32 on the default device, and processor; the same weights each time."""
+    torch.manual_seed(0)
+    special = _SPECIAL[shape.family]
+    tokenizer = _tokenizer(special, shape.vocabulary)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
+    text = {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_heads,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": ids["<|im_start|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|im_end|>"],
+    }
+    template = _TEMPLATE.replace("MARK", _MARK[shape.family])
+    model, processor = (_idefics3 if shape.family == "idefics3" else _qwen)(text, ids, tokenizer, template)
+    return model.eval(), processor
+
+
+def spec_of(**changes: Any) -> RunSpec:
+    """GRPO with a KL penalty, the vision tower frozen, and the given changes."""
+    return RunSpec.model_validate(
+        {"name": "bench", "model": "-", "prompts": "-", "optimiser": {"lr": 1e-6, "warmup_steps": 0}, **changes}
+    )
+
+
+def question(shape: Shape, tokens: int, seed: int) -> tuple[tuple[Message, ...], dict[str, bytes]]:
+    """A picture and words that make a prompt of exactly ``tokens`` tokens; each seed has its own picture.
+
+    Raises:
+        ValueError: the picture alone takes more.
+    """
+    words = tokens - (44 if shape.family == "idefics3" else 16)
+    if words < 1:
+        raise ValueError(f"a prompt of {tokens} tokens has no room for the picture; take at least 64")
+    dice = random.Random(seed)
+    pixels = np.random.default_rng(seed).integers(0, 256, (_EDGE, _EDGE, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "png")
+    part = ImagePart.of(_sha256(content.getvalue()))
+    text = TextPart(text=" ".join(f"w{dice.randrange(500)}" for _ in range(words)))
+    return (Message(role="user", content=(part, text)),), {part.sha256: content.getvalue()}
+
+
+def completions(count: int, tokens: int, seed: int) -> list[tuple[int, ...]]:
+    """Responses of ``tokens`` random words."""
+    dice = random.Random(-1 - seed)
+    return [tuple(dice.randrange(20, 500) for _ in range(tokens)) for _ in range(count)]
+
+
+def groups(
+    policy: Policy, shape: Shape, *, prompt: int, size: int, response: int, count: int, first: int = 0
+) -> list[TrainingGroup]:
+    """A step: ``count`` groups of ``size`` responses of ``response`` tokens to prompts of ``prompt`` tokens."""
+    made = []
+    for seed in range(first, first + count):
+        messages, images = question(shape, prompt, seed)
+        assert image_hashes(messages)
+        prepared = policy.prepare(messages, images)
+        assert len(prepared.encoded.token_ids) == prompt, len(prepared.encoded.token_ids)
+        responses = tuple(completions(size, response, seed))
+        dice = random.Random(seed)
+        engine = tuple(tuple(-10.0 for _ in one) for one in responses)
+        made.append(TrainingGroup(prepared, responses, engine, tuple(dice.gauss(0, 1) for _ in responses)))
+    return made
+
+
+def _sha256(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
+
+
+def _tokenizer(special: list[str], vocabulary: int) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*special, "user", "assistant", "system"]
+    words += [f"w{index}" for index in range(vocabulary - len(words))]
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": special[3:]})
+    tokenizer.model_max_length = 8192
+    return tokenizer
+
+
+def _idefics3(text: dict[str, Any], ids: dict[str, int], tokenizer: Any, template: str) -> tuple[Any, Any]:
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessorPil,
+        Idefics3Processor,
+        LlamaConfig,
+    )
+    from transformers.models.idefics3 import Idefics3VisionConfig
+
+    vision = Idefics3VisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=_EDGE,
+        patch_size=8,
+    )
+    config = Idefics3Config(
+        vision_config=vision,
+        text_config=LlamaConfig(**text),
+        image_token_id=ids["<image>"],
+        scale_factor=2,
+        pad_token_id=text["pad_token_id"],
+        tie_word_embeddings=text["tie_word_embeddings"],
+    )
+    edge = {"longest_edge": _EDGE}
+    processor = Idefics3Processor(
+        image_processor=Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False),
+        tokenizer=tokenizer,
+        image_seq_len=(_EDGE // 8 // 2) ** 2,
+        chat_template=template,
+    )
+    return Idefics3ForConditionalGeneration(config), processor
+
+
+def _qwen(text: dict[str, Any], ids: dict[str, int], tokenizer: Any, template: str) -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessorPil,
+        Qwen2VLVideoProcessor,
+    )
+
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    sections = [half // 4, half * 3 // 8, half * 3 // 8]
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **text,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections},
+        },
+        vision_config={
+            **{"depth": 8, "hidden_size": 640, "num_heads": 8, "intermediate_size": 1712, "patch_size": 16},
+            **{"out_hidden_size": text["hidden_size"], "spatial_merge_size": 2, "temporal_patch_size": 2},
+            **{"in_channels": 3, "window_size": 64, "fullatt_block_indexes": [3, 7]},
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=text["tie_word_embeddings"],
+    )
+    patches: dict[str, Any] = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
+    pixels = {"shortest_edge": 32 * 32, "longest_edge": 512 * 512}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(**patches, size=pixels),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**patches),
+        chat_template=template,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), processor
