@@ -137,7 +137,7 @@ def test_what_a_step_took_can_be_put_back() -> None:
         ledger.put_back(number, brought, 0, 0)
     assert ledger.state() == before
     ledger.take(2, deadline=1.0)
-    ledger.reject_taken()
+    ledger.reject_taken(taken[0][0])
     assert (ledger.applied, ledger.dropped) == (1, 1)
 
 
