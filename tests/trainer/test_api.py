@@ -157,7 +157,8 @@ async def test_bad_files_are_refused_with_place_and_cure(
 async def test_scopes(http: httpx.AsyncClient, spec: RunSpec) -> None:
     run = await create(http, spec)
     allowed = {
-        ("GET", f"/v1/runs/{run}"): {"admin", "viewer", "service"},
+        ("GET", f"/v1/runs/{run}"): {"admin", "viewer", "service", "client"},
+        ("GET", f"/v1/runs/{run}/spec"): {"admin", "viewer", "service"},
         ("GET", f"/v1/runs/{run}/metrics"): {"admin", "viewer", "service"},
         ("POST", f"/v1/runs/{run}/pause"): {"admin"},
         ("POST", "/v1/runs/claim"): {"admin", "service"},

@@ -201,6 +201,8 @@ class RunSnapshot(_Documented):
     """Folder of the exported checkpoint, once the run is finished."""
     error: str | None
     """Why the run failed, or why it waits."""
+    cursor: str
+    """``Last-Event-ID`` with which ``/events`` goes on after this snapshot, without a gap."""
     trainer_status: TrainerStatus
     """The same in the shape of Kubeflow Trainer's status."""
 

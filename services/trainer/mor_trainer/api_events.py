@@ -12,8 +12,9 @@ from mor_core.run_status import Event
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 
+from mor_trainer.cursors import event_cursor, parse_cursor
 from mor_trainer.dependencies import Configured, Past, Reader, Runs, Watching
-from mor_trainer.history import History, cursor, parse_cursor
+from mor_trainer.history import History
 from mor_trainer.ingest import Watchers
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"])
@@ -44,7 +45,7 @@ async def events(
     cursor are no longer kept, the first event is a ``gap``: read ``/metrics`` again. Comments keep an idle stream
     open."""
     runs.revision(run)
-    after = history.last_event(run) if last_event_id is None else parse_cursor(run, last_event_id)
+    after = runs.last_event(run) if last_event_id is None else parse_cursor(run, last_event_id)
     if watchers.readers >= settings.max_event_readers:
         raise Unavailable(f"{watchers.readers} event streams are open, MOR_MAX_EVENT_READERS allows no more", 10.0)
     return EventSourceResponse(
@@ -71,4 +72,4 @@ async def _follow(run: str, after: int, history: History, watchers: Watchers) ->
 
 
 def _sent(run: str, event: Event) -> ServerSentEvent:
-    return ServerSentEvent(data=event.model_dump_json(), event=event.kind, id=cursor(run, event.id))
+    return ServerSentEvent(data=event.model_dump_json(), event=event.kind, id=event_cursor(run, event.id))

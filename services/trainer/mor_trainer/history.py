@@ -11,7 +11,7 @@ import sqlite3
 from base64 import b64decode
 from typing import Any
 
-from mor_core.errors import Invalid, NotFound
+from mor_core.errors import NotFound
 from mor_core.run_status import Checkpoint, ClientFigures, ClientHistory, Event, MetricsHistory, Sample
 from mor_core.wire import EventRecord
 
@@ -239,27 +239,3 @@ class History:
             Event(id=row["id"], kind=row["kind"], step=row["step"], at=row["at"], data=json.loads(row["data"]))
             for row in rows
         ]
-
-    def last_event(self, run: str) -> int:
-        row = self._database.row("SELECT max(id) AS id FROM events WHERE run=?", run)
-        return int(row["id"] or 0) if row else 0
-
-
-def cursor(run: str, event: int) -> str:
-    """What a reader sends back as ``Last-Event-ID``."""
-    return f"{run}/{event}"
-
-
-def parse_cursor(run: str, text: str) -> int:
-    """The event id in a cursor.
-
-    Raises:
-        Invalid: it is no cursor, or one of another run.
-    """
-    owner, _, number = text.rpartition("/")
-    if owner != run or not number.isdigit():
-        raise Invalid(
-            f"Last-Event-ID {text[:80]!r} is not a cursor of run {run}; send the id of an event of this run, or none "
-            "to start from now"
-        )
-    return int(number)

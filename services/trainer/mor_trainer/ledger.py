@@ -67,7 +67,7 @@ class LedgerState(BaseModel):
     dropped: int
     retried: int
     skipped: int = 0
-    lost: list[int] = []
+    lost: tuple[int, ...] = ()
     """Numbers of the dropped groups."""
     versions: list[int]
 
@@ -238,7 +238,7 @@ class Ledger(Generic[T]):
             dropped=self.dropped,
             retried=self.retried,
             skipped=self.skipped,
-            lost=sorted(self.lost),
+            lost=tuple(sorted(self.lost)),
             versions=self.versions,
         )
 

@@ -21,6 +21,7 @@ from mor_core.errors import Conflict, NotFound
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 
 from mor_trainer.alerts import Alerts
+from mor_trainer.cursors import event_cursor
 from mor_trainer.database import Database
 from mor_trainer.kubeflow import trainer_status
 from mor_trainer.letters import Letters
@@ -117,11 +118,16 @@ class RunStore:
         worker: str | None = self._row(run)["worker"]
         return worker
 
+    def last_event(self, run: str) -> int:
+        row = self._database.row("SELECT max(id) AS id FROM events WHERE run=?", run)
+        return int(row["id"] or 0) if row else 0
+
     def spec(self, run: str) -> RunSpec:
         return RunSpec.model_validate_json(self._row(run)["spec"])
 
     def _snapshot(self, row: sqlite3.Row) -> RunSnapshot:
         run, state, step = row["id"], RunState(row["state"]), row["step"]
+        cursor = event_cursor(run, self.last_event(run))  # read first: what follows may be newer, never older
         spec = RunSpec.model_validate_json(row["spec"])
         recent = [
             json.loads(found["data"])
@@ -155,6 +161,7 @@ class RunStore:
             evaluation=None if evaluation is None else json.loads(evaluation["data"]),
             final=row["final"],
             error=row["error"],
+            cursor=cursor,
             trainer_status=trainer_status(progress=progress, eta_s=eta, metrics=metrics, updated_at=row["updated_at"]),
         )
 
