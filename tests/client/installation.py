@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvicorn
 from click.testing import Result
 from cryptography.fernet import Fernet
@@ -81,6 +82,16 @@ class Installation:
 
 @contextmanager
 def installation(folder: Path, redis_url: str) -> Iterator[Installation]:
+    """The services log to a file: their standard output is the command's too."""
+    with (folder / "services.log").open("w") as log:
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
+        with _services(folder, redis_url) as running:
+            yield running
+        structlog.reset_defaults()
+
+
+@contextmanager
+def _services(folder: Path, redis_url: str) -> Iterator[Installation]:
     tokens = folder / "tokens.json"
     tokens.write_text(json.dumps([{"name": s, "scope": s, "sha256": hash_token(t)} for s, t in TOKENS.items()]))
     router_settings = RouterSettings(

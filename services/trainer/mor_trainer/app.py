@@ -36,7 +36,7 @@ from mor_trainer.webhook import Webhook
 from mor_trainer.workers import Workers
 
 _PAGE = Path(__file__).parent / "static" / "index.html"
-_APIS = (api_worker, api_runs, api_status, api_events, api_dead, api_alerts, api_weights)
+APIS = (api_worker, api_runs, api_status, api_events, api_dead, api_alerts, api_weights)
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
@@ -84,7 +84,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.alerts, app.state.letters, app.state.workers = alerts, letters, Workers()
     app.state.tokens = ClientTokens(settings, router_transport)
-    for api in _APIS:
+    for api in APIS:
         app.include_router(api.router)
 
     @app.get("/", include_in_schema=False)

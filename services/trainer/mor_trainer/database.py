@@ -121,7 +121,7 @@ CREATE INDEX alerts_of_run ON alerts (run, name, id);
 CREATE INDEX alerts_due ON alerts (webhook_due);
 """
 
-_SCHEMAS = (_FIRST, _SECOND)
+SCHEMAS = (_FIRST, _SECOND)
 """What leads from each version of the schema to the next."""
 
 
@@ -136,11 +136,11 @@ class Database:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if found > len(_SCHEMAS):
+        if found > len(SCHEMAS):
             raise Invalid(
-                f"{path} has schema {found}, this trainer reads {len(_SCHEMAS)}; run the version that wrote it"
+                f"{path} has schema {found}, this trainer reads {len(SCHEMAS)}; run the version that wrote it"
             )
-        for version, schema in enumerate(_SCHEMAS[found:], found + 1):
+        for version, schema in enumerate(SCHEMAS[found:], found + 1):
             self._connection.executescript(f"BEGIN; {schema} PRAGMA user_version={version}; COMMIT;")
 
     def close(self) -> None:
