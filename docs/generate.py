@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mor_client.config import ClientSettings
 from mor_core.settings import PREFIX, Settings
 from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
@@ -32,6 +33,7 @@ PROCESSES: dict[str, type[Settings]] = {
     "mor-rollout serve": RolloutSettings,
     "mor-trainer serve": ControlSettings,
     "mor-trainer work": WorkerSettings,
+    "mor": ClientSettings,
 }
 _HEAD = f"""# Settings
 

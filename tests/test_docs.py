@@ -8,6 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
+from mor_client.cli import app
+from mor_client.exits import Exit
+from mor_trainer.app import APIS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), *sorted((ROOT / "examples").glob("*/*.md"))]
@@ -31,6 +35,31 @@ def test_links_and_make_targets_exist(page: Path) -> None:
         assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
     for target in re.findall(r"`make ([a-z-]+)", text):
         assert target in targets, f"{page.name} names `make {target}`, which is no target"
+
+
+def test_every_command_and_exit_status_is_documented() -> None:
+    text = (ROOT / "docs" / "command.md").read_text()
+    root = typer.main.get_command(app)
+    commands = [
+        f"mor {group} {name}"
+        for group, members in root.commands.items()  # type: ignore[attr-defined]
+        for name in getattr(members, "commands", {"": members})
+    ]
+    assert len(commands) > 20
+    for command in commands:
+        assert f"`{command.strip()}" in text, f"docs/command.md does not name `{command}`"
+    for status in Exit:
+        assert f"| {status.value} |" in text, f"docs/command.md does not have status {status.value}"
+
+
+def test_every_route_for_people_is_documented() -> None:
+    text = (ROOT / "docs" / "status.md").read_text()
+    for api in APIS:
+        for route in api.router.routes:
+            if "workers" not in route.tags and not route.path.startswith("/v1/runs/{run}/weights"):
+                assert f"{route.path}`" in text or f"{route.path}?" in text, (
+                    f"docs/status.md does not name {route.path}"
+                )
 
 
 def test_help_lists_every_target() -> None:

@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from mor_core.clients import Source
 from mor_router.egress import EgressPolicy, EgressRefused
-from mor_router.registry import Source
 
 from tests.router.conftest import Start
 from tests.router.endpoints import TOKEN, Endpoints, redirect

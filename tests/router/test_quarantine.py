@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mor_core.clients import State
 from mor_router.quarantine import Evidence, Finding, judge
-from mor_router.registry import ClientRecord, State
+from mor_router.registry import ClientRecord
 from mor_router.usefulness import LEAST_ANCHORS, USELESS, p_value, regions
 from numpy import ndarray
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from mor_core.auth import hash_token
 from mor_core.datafiles import Prompt, read_prompts
+from mor_core.runs import RunSpec
+from mor_trainer.app import create_app
+from mor_trainer.config import ControlSettings
+from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from tests.tiny_models import build_tiny_vlm
-from tests.trainer.kit import TOKENS, Processes, write_prompts
+from tests.trainer.kit import TOKENS, Processes, bearer, make_spec, running, write_prompts
 
 torch.set_num_threads(1)
 
@@ -45,3 +51,26 @@ def processes(tmp_path: Path, tokens_file: Path, redis_url: str) -> Iterator[Pro
     started = Processes(tmp_path / "runs", tokens_file, redis_url, tmp_path)
     yield started
     started.end()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tokens_file: Path, redis_url: str) -> ControlSettings:
+    return ControlSettings(
+        runs_dir=tmp_path / "runs",
+        tokens_file=tokens_file,
+        redis_url=SecretStr(redis_url),
+        run_lease_s=60.0,
+        sse_heartbeat_s=1.0,
+    )
+
+
+@pytest.fixture
+async def http(settings: ControlSettings, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    async with running(create_app(settings)) as client:
+        client.headers.update(bearer("admin"))
+        yield client
+
+
+@pytest.fixture
+def spec(tiny: Path, prompts: Path) -> RunSpec:
+    return make_spec(tiny, prompts, steps=10)

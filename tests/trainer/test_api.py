@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,14 @@ from typing import Any
 import httpx
 import pytest
 from mor_core.runs import RunSpec
-from mor_core.streams import Streams
-from mor_core.wire import EventRecord
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
-from mor_trainer.events import event_id
-from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from tests.trainer.kit import bearer, make_spec, running, served
+from tests.trainer.control import Worker, claim, create, eventually, lines
+from tests.trainer.kit import bearer, running, served
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def settings(tmp_path: Path, tokens_file: Path, redis_url: str) -> ControlSettings:
-    return ControlSettings(
-        runs_dir=tmp_path / "runs",
-        tokens_file=tokens_file,
-        redis_url=SecretStr(redis_url),
-        run_lease_s=60.0,
-        sse_heartbeat_s=1.0,
-    )
 
 
 @pytest.fixture
@@ -43,68 +28,6 @@ async def impatient(settings: ControlSettings, redis: Redis) -> AsyncIterator[ht
     async with running(create_app(settings.model_copy(update={"run_lease_s": 1.0}))) as client:
         client.headers.update(bearer("admin"))
         yield client
-
-
-@pytest.fixture
-async def http(settings: ControlSettings, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
-    async with running(create_app(settings)) as client:
-        client.headers.update(bearer("admin"))
-        yield client
-
-
-@pytest.fixture
-def spec(tiny: Path, prompts: Path) -> RunSpec:
-    return make_spec(tiny, prompts, steps=10)
-
-
-async def create(http: httpx.AsyncClient, spec: RunSpec) -> str:
-    reply = await http.post("/v1/runs", json=spec.model_dump(mode="json"))
-    assert reply.status_code == 201, reply.text
-    assert reply.headers["Location"] == f"/v1/runs/{reply.json()['id']}"
-    return str(reply.json()["id"])
-
-
-async def claim(http: httpx.AsyncClient) -> dict[str, Any]:
-    reply = await http.post("/v1/runs/claim", json={"worker": "w1"}, headers=bearer("service"))
-    assert reply.status_code == 200, reply.text
-    return dict(reply.json())
-
-
-class Worker:
-    """The event side of a worker."""
-
-    def __init__(self, redis: Redis, run: str, attempt: int) -> None:
-        self._streams = Streams(redis, run, 1000)
-        self._run, self._attempt, self.sequence = run, attempt, 0
-
-    async def tell(self, kind: Any, step: int, data: dict[str, Any], sequence: int | None = None) -> None:
-        if sequence is None:
-            self.sequence += 1
-        record = EventRecord(
-            run=self._run,
-            group_id=event_id(self._attempt, sequence or self.sequence),
-            stamps={"trainer": time.time()},
-            kind=kind,
-            step=step,
-            data=data,
-        )
-        await self._streams.publish("events", record, timeout_s=5)
-
-    async def step(self, step: int, reward: float) -> None:
-        clients = {"alpha": {"reward_mean": reward, "weight": 1.0, "failures": {}}}
-        data = {"reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients, "gate_version": 1}
-        await self.tell("step", step, data)
-
-
-async def eventually(http: httpx.AsyncClient, path: str, wanted: Any) -> Any:
-    """The JSON at ``path`` once ``wanted(json)`` holds."""
-    deadline = time.monotonic() + 10
-    while True:
-        found = (await http.get(path)).raise_for_status().json()
-        if wanted(found):
-            return found
-        assert time.monotonic() < deadline, found
-        await asyncio.sleep(0.02)
 
 
 async def test_what_is_not_known_yet_is_null(http: httpx.AsyncClient, spec: RunSpec) -> None:
@@ -157,7 +80,8 @@ async def test_bad_files_are_refused_with_place_and_cure(
 async def test_scopes(http: httpx.AsyncClient, spec: RunSpec) -> None:
     run = await create(http, spec)
     allowed = {
-        ("GET", f"/v1/runs/{run}"): {"admin", "viewer", "service"},
+        ("GET", f"/v1/runs/{run}"): {"admin", "viewer", "service", "client"},
+        ("GET", f"/v1/runs/{run}/spec"): {"admin", "viewer", "service"},
         ("GET", f"/v1/runs/{run}/metrics"): {"admin", "viewer", "service"},
         ("POST", f"/v1/runs/{run}/pause"): {"admin"},
         ("POST", "/v1/runs/claim"): {"admin", "service"},
@@ -223,7 +147,7 @@ async def test_events_twice_or_out_of_order_change_nothing(
     await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 2)
     beat = {"attempt": held["attempt"], "state": "running"}
     reply = await http.post(f"/v1/runs/{run}/heartbeat", json=beat)
-    assert reply.json() == {"desired": "run", "events_seen": 1}, "2 is missing"
+    assert reply.json() == {"desired": "run", "events_seen": 1, "replay": {}}, "2 is missing"
     await worker.tell("checkpoint", 2, {"path": "/c/2"}, 2)
     await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 3)
     assert (await http.post(f"/v1/runs/{run}/heartbeat", json=beat)).json()["events_seen"] == 3
@@ -282,26 +206,6 @@ async def test_pause_resume_stop_without_a_worker(http: httpx.AsyncClient, spec:
     reply = await http.post(f"/v1/runs/{run}/resume")
     assert reply.status_code == 409
     assert "is finished; create a new run to go on from /f" in reply.json()["detail"]
-
-
-async def lines(http: httpx.AsyncClient, run: str, count: int, cursor: str | None = None) -> list[dict[str, str]]:
-    """``count`` events of the stream."""
-    headers = {} if cursor is None else {"Last-Event-ID": cursor}
-    found: list[dict[str, str]] = []
-    current: dict[str, str] = {}
-    async with asyncio.timeout(10), http.stream("GET", f"/v1/runs/{run}/events", headers=headers) as reply:
-        assert reply.headers["content-type"].startswith("text/event-stream")
-        async for line in reply.aiter_lines():
-            name, _, value = line.partition(":")
-            value = value.strip()
-            if line == "" and current:
-                found.append(current)
-                current = {}
-                if len(found) == count:
-                    break
-            elif line:
-                current[name or "comment"] = value
-    return found
 
 
 async def test_an_event_stream_resumes_without_a_gap(

@@ -127,6 +127,19 @@ def test_versions_of_a_lost_lineage_are_stale() -> None:
     assert resumed.receive(group, 7, "x") is Verdict.accepted
 
 
+def test_a_dropped_group_can_be_reopened_once_and_after_a_restart() -> None:
+    ledger = ledger_of(staleness=0)
+    first, second = (ledger.group_id(issue.number) for issue in ledger.issue(2, deadline=1.0))
+    assert not ledger.reopen(first, 2.0), "under way"
+    ledger.drop(first)
+    restored = ledger_of(staleness=0)
+    restored.restore(ledger.state(), deadline=1.0)
+    for found in (ledger, restored):
+        assert found.reopen(first, 2.0)
+        assert not found.reopen(first, 2.0)
+        assert (found.dropped, set(found.outstanding)) == (0, {first, second})
+
+
 def test_what_a_step_took_can_be_put_back() -> None:
     ledger = ledger_of(staleness=0)
     for issue in ledger.issue(2, deadline=1.0):
@@ -137,7 +150,7 @@ def test_what_a_step_took_can_be_put_back() -> None:
         ledger.put_back(number, brought, 0, 0)
     assert ledger.state() == before
     ledger.take(2, deadline=1.0)
-    ledger.reject_taken()
+    ledger.reject_taken(taken[0][0])
     assert (ledger.applied, ledger.dropped) == (1, 1)
 
 

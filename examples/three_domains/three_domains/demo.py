@@ -99,6 +99,9 @@ class Demonstration:
                 running.stop()
                 raise
         console.print(f"[bold]status page: {running.dashboard}[/bold]", soft_wrap=True, highlight=False)
+        mor = Path(sys.executable).parent / "mor"
+        hint = f"export MOR_CONFIG={running.command_settings}; {mor} run list"
+        console.print(f"command: {hint}", soft_wrap=True, highlight=False)
         return running
 
     def align(self, running: Stack) -> Path:
@@ -229,7 +232,8 @@ def main() -> int:
             session.enrol(running)
             session.fit_gate(running, demonstration.state / "data/server/anchors.jsonl")
             keep = True
-            console.print(f"the stack is up; the operator's token is in {demonstration.state / 'operator.token'}")
+            console.print("the stack is up; `mor doctor` looks at it, with MOR_CONFIG as above")
+            console.print(f"the operator's token is in {demonstration.state / 'operator.token'}")
             console.print("`make down` ends it")
         else:
             path = demonstration.align(running)

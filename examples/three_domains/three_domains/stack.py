@@ -2,7 +2,7 @@
 
 All processes get the ports and the name of the state folder (``stack.env``); the server's processes alone read its
 settings and secrets (``server.env``). A client's process gets its own model and tokens file, and nobody's secret. The
-operator's own token is in ``operator.token``.
+operator's own token is in ``operator.token``, and ``mor.toml`` tells the command ``mor`` where it and the services are.
 
 ``python -m three_domains.stack down --state DIR`` ends a stack that ``make up`` left running.
 """
@@ -65,6 +65,11 @@ class Stack:
     def dashboard(self) -> str:
         """Address of the status page; the token after the ``#`` only reads, and no browser sends it to a server."""
         return f"{self.url('control')}/#token={self.viewer_token}"
+
+    @property
+    def command_settings(self) -> Path:
+        """For ``MOR_CONFIG``."""
+        return self.state / "mor.toml"
 
     @property
     def log(self) -> Path:
@@ -244,15 +249,24 @@ def prepare(state: Path, base_model: Path) -> Stack:
         "MOR_SERVICE_TOKEN": service,
         "MOR_SECRET_KEY": Fernet.generate_key().decode(),
         "MOR_CONTROL_URL": stack.url("control"),
+        "MOR_ROUTER_URL": stack.url("router"),
         "MOR_RUNS_DIR": str(runs),
         "MOR_MODEL": str(base_model),
         "MOR_WEIGHTS_DIR": str(state / "pulled"),
         "MOR_ALLOW_LOOPBACK": "true",
         "MOR_EMBED_TEXT_MODEL": str(state / "parts/minilm"),
     }
+    _write_command_settings(stack)
     _write_settings(state / "stack.env", common)
     _write_settings(state / "server.env", server)
     return stack
+
+
+def _write_command_settings(stack: Stack) -> None:
+    """The configuration of the command ``mor``."""
+    urls = {f"{name}_url": stack.url(name) for name in ("control", "router", "rollout")}
+    lines = [f'{name} = "{value}"\n' for name, value in {**urls, "token_file": "operator.token"}.items()]
+    _write_whole(stack.command_settings, "".join(lines))
 
 
 def _write_settings(path: Path, settings: Mapping[str, str]) -> None:

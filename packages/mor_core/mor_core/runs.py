@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from mor_core.algorithms import Algorithm
 from mor_core.objectives import AskedObjective
+from mor_core.run_status import TrainerStatus
 from mor_core.wire import Wire
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
@@ -206,6 +207,21 @@ class RunSnapshot(_Documented):
     """Folder of the exported checkpoint, once the run is finished."""
     error: str | None
     """Why the run failed, or why it waits."""
+    cursor: str
+    """``Last-Event-ID`` with which ``/events`` goes on after this snapshot, without a gap."""
+    trainer_status: TrainerStatus
+    """The same in the shape of Kubeflow Trainer's status."""
+
+
+class ClaimRequest(_Documented):
+    """A training process asks for a run."""
+
+    worker: str
+    """Name of the process."""
+    version: str | None = None
+    """Of its distribution."""
+    device: str | None = None
+    """Where it trains: ``cpu``, or the accelerator's name."""
 
 
 class Claim(_Documented):
@@ -241,3 +257,5 @@ class HeartbeatReply(_Documented):
     """What the worker shall do."""
     events_seen: int
     """Events of this attempt that the history holds without a gap; later ones may be sent again."""
+    replay: dict[int, str] = Field(default_factory=dict)
+    """Dropped groups that an operator wants issued again: dead letter -> group."""

@@ -6,6 +6,7 @@ A service's ``app.py`` calls ``create_service`` and adds its routes; its command
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -16,7 +17,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mor_core import health, logs, problems
+from mor_core import about, health, logs, problems
 from mor_core.auth import TokenFile
 from mor_core.errors import TooLarge
 from mor_core.settings import ServiceSettings
@@ -65,17 +66,21 @@ def create_service(
     *,
     version: str,
     description: str = "",
+    facts: about.GatherFacts | None = None,
 ) -> FastAPI:
-    """A FastAPI app with what all services share: problem+json, tokens, request limits, health and metrics.
+    """A FastAPI app with what all services share: problem+json, tokens, request limits, health, facts and metrics.
 
-    ``ready_checks`` is kept by reference: a lifespan may add to it.
+    ``ready_checks`` is kept by reference: a lifespan may add to it. ``facts`` tells of the machine, for ``/v1/about``.
     """
     app = FastAPI(title=title, version=version, description=description, lifespan=lifespan)
     app.state.tokens = TokenFile(settings.tokens_file)
     app.state.ready_checks = ready_checks
+    app.state.gather_facts = facts
+    app.state.started_at = time.time()
     problems.install(app)
     app.add_middleware(LimitRequestSize, max_bytes=settings.max_request_bytes)
     app.include_router(health.router)
+    app.include_router(about.router)
     return app
 
 

@@ -395,7 +395,7 @@ class EventRecord(Record):
     """Something that happened in a run, for its history. ``group_id`` is the event's identity."""
 
     schema_: Literal["mor.event/1"] = Field("mor.event/1", alias="schema")
-    kind: Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert"]
+    kind: Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert", "replay"]
     step: int
     data: dict[str, Any]
 

@@ -38,7 +38,9 @@ def create_app(settings: RolloutSettings) -> FastAPI:
         finally:
             await service.close()
 
-    app = create_service("MoR rollout", settings, lifespan, checks, version=__version__, description=_DESCRIPTION)
+    app = create_service(
+        "MoR rollout", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, facts=service.facts
+    )
     app.state.service = service
 
     @app.get("/v1/status", summary="The policy in use and what the engine does", tags=["status"])

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import structlog
+from mor_core import about
 from mor_core.errors import MorError, Unavailable
 from mor_core.streams import connect
 from mor_core.tasks import stop
@@ -96,6 +97,15 @@ class RolloutService:
             return "not connected yet"
         await self._redis.ping()
         return None
+
+    async def facts(self) -> about.Facts:
+        """What ``/v1/about`` tells of this machine."""
+        on_cuda = self.settings.device == "cuda"
+        return about.Facts(
+            disks=about.disks({"pulled weights": self.settings.weights_dir}),
+            devices=about.cuda_devices() if on_cuda else (about.Device(name="cpu"),),
+            queue_server=await about.queue_server(self._redis) if self._redis is not None else None,
+        )
 
     def sampling_parts(self) -> tuple[Engine, Policy, PromptEncoder]:
         """What a chat completion needs.

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from mor_core import about
 from mor_core.health import ReadyCheck
 from mor_core.service import create_service
 
@@ -34,7 +35,12 @@ def create_app(settings: RouterSettings, policy: EgressPolicy | None = None) -> 
             checks["router"] = router.ready
             yield
 
-    app = create_service("MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION)
+    async def facts() -> about.Facts:
+        return about.Facts(queue_server=await about.queue_server(app.state.router.redis))
+
+    app = create_service(
+        "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, facts=facts
+    )
     for part in (clients, objectives, rewards, status):
         app.include_router(part.routes)
     return app

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx
+from mor_core.clients import Source
 from mor_core.errors import Invalid
 
 from mor_router.config import Network, RouterSettings
-from mor_router.registry import Source
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], Awaitable[list[str]]]

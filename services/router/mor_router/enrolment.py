@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from mor_core.auth import hash_token, new_token
+from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation
 from mor_core.errors import Conflict, Invalid, NotFound
 from mor_core.wire import Card
 
@@ -16,7 +17,6 @@ from mor_router.pool import Pool
 from mor_router.registry import ClientRecord, Registry, new_revision
 from mor_router.trial import TRIAL_IMAGES, TRIAL_ITEM
 from mor_router.vault import Vault
-from mor_router.views import Change, Enrolled, Enrolment, Rotated, Rotation
 
 _CARD_TIMEOUT_S = 10.0
 _TRIAL_TIMEOUT_S = 30.0

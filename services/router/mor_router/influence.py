@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from mor_core.clients import Influence, ObjectiveInfluence
 from mor_core.wire import ClientScore, Finite, ObjectiveShare, Wire
 from numpy import ndarray
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from mor_router.store import key
@@ -41,32 +42,6 @@ class Trace(Wire):
     """Of the mixture."""
     left_out: str | None
     """The status of its answer where it does not count."""
-
-
-class ObjectiveInfluence(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    objective: str
-    """Name; of a blend all names, largest share first, joined by ``+``; ``(none)`` where none was named or known."""
-    groups: int
-    """Groups that got a reward."""
-    counted: int
-    """Those in which the client's scores counted."""
-    mean_weight: float
-    """Over all groups; 0 where it did not count."""
-    variance_share: float | None
-    """Its share of the within-group variance of the mixture; null where no group has any."""
-    left_out: dict[str, int]
-    """Status of its answer -> groups in which it did not count."""
-
-
-class Influence(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    client: str
-    since: float | None
-    """Unix time of the oldest group that is counted here, seconds; at most 2,000 groups are."""
-    objectives: tuple[ObjectiveInfluence, ...]
 
 
 _TRACE = TypeAdapter(Trace)

@@ -7,36 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mor_core.errors import Conflict, NotFound
-from mor_core.objectives import ObjectiveName
+from mor_core.stored_objectives import COLD_START, Objective
 from mor_core.wire import Messages, Sha256, Wire, image_hashes
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
 from mor_router.store import ANCHORS, KINDS, OBJECTIVES, key
 
+__all__ = ["COLD_START", "Anchor", "Objective", "Objectives"]
+
 _CONTENTION = 20
-
-COLD_START = 0
-"""The gate version that stands for none: uniform over the active clients."""
-
-
-class Objective(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    name: ObjectiveName
-    text: str
-    """What a run with this objective aligns to, in words; sent to the clients."""
-    paraphrases: tuple[str, ...] = ()
-    """The same in other words: a text that a run asks for is compared with each of them too."""
-    created_at: float
-    """Unix time, seconds."""
-    anchors: int = 0
-    """Pairs of its anchor set."""
-    active: int = COLD_START
-    """Gate version in force; 0: none, uniform over the active clients."""
-    history: tuple[int, ...] = ()
-    """Gate versions that were in force before, the latest last."""
 
 
 class Anchor(Wire):

@@ -9,6 +9,7 @@ import random
 
 import structlog
 from mor_core.auth import Principal, Scope, TokenFile, hash_token
+from mor_core.clients import State
 from mor_core.errors import MorError, NotFound
 from mor_core.wire import Limits
 from redis.exceptions import RedisError
@@ -18,7 +19,7 @@ from mor_router.answers import ClientFailure
 from mor_router.client import RewardClient, tls_context
 from mor_router.config import RouterSettings
 from mor_router.egress import EgressPolicy
-from mor_router.registry import ClientRecord, Registry, State
+from mor_router.registry import ClientRecord, Registry
 from mor_router.vault import Vault
 
 _REFRESH_S = 1.0

@@ -5,49 +5,17 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from typing import Annotated, Literal
 
+from mor_core.clients import Client
 from mor_core.errors import Conflict, NotFound
-from mor_core.wire import Card, ModelRef, Sha256, Wire
-from pydantic import ConfigDict, Field, StringConstraints
+from mor_core.wire import Card, Sha256
+from pydantic import Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
 from mor_router.store import CLIENTS, key
 
-Source = Literal["api", "kubernetes", "loopback"]
-State = Literal["probation", "active", "paused", "quarantined"]
-ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
-
 _CONTENTION = 20
-
-
-class Client(Wire):
-    """A client as the registry tells of it."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    name: ClientName
-    """Lower-case letters, digits, ``.``, ``_`` and ``-``; at most 63."""
-    url: str
-    """Base address of its reward service."""
-    domains: str
-    """Free text: what the client says that its model knows about. A claim."""
-    source: Source
-    """How the endpoint came in, which decides the addresses that it may have."""
-    state: State
-    """``probation``: asked in shadow, without weight. ``active``: asked and weighed. ``paused``: not
-    asked. ``quarantined``: asked about anchors only, at each fit."""
-    reason: str | None = None
-    """Why it is paused or quarantined."""
-    enrolled_at: float
-    """Unix time, seconds."""
-    probed_at: float | None = None
-    """Unix time of the last successful probe, seconds."""
-    model: ModelRef | None = None
-    """The model that it served when last probed."""
-    card: Card | None = None
-    """Its card when last probed. A claim, not evidence."""
 
 
 class ClientRecord(Client):

@@ -4,119 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from mor_core.objectives import AskedObjective, ObjectiveName
+from mor_core.clients import ClientStatus
+from mor_core.objectives import AskedObjective
+from mor_core.stored_objectives import Objective
 from mor_core.wire import ClientScore, Finite, Messages, ObjectiveShare, RewardItem, Sha256, Wire
-from pydantic import Base64Bytes, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import Base64Bytes, ConfigDict, Field
 
 from mor_router.fusion import FusionChoice
-from mor_router.objectives import Objective
-from mor_router.registry import Client, ClientName
-
-ObjectiveText = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
-Paraphrases = Annotated[tuple[ObjectiveText, ...], Field(max_length=32)]
-Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
 
 
 class _Documented(Wire):
     model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Enrolment(_Documented):
-    """``POST /v1/clients``."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "st-mary",
-                    "url": "https://rewards.st-mary.example",
-                    "domains": "brain MRI and head CT: plane, side, region",
-                    "token": "the token that the reward service was started with",
-                }
-            ]
-        }
-    )
-
-    name: ClientName
-    """Lower-case letters, digits, ``.``, ``_`` and ``-``; at most 63."""
-    url: Annotated[str, StringConstraints(max_length=2000)]
-    """Base address of the reward service."""
-    domains: Annotated[str, StringConstraints(max_length=2000)] = ""
-    """Free text: what the model knows about. From the client's card where it is empty."""
-    token: Secret
-    """The bearer token that the router must send to the reward service."""
-    state: Literal["probation", "active"] = "probation"
-    """``active`` gives the client weight at once where no gate is fitted; otherwise a fit on anchors does."""
-
-
-class Enrolled(_Documented):
-    client: Client
-    token: str
-    """The token with which the client reads its own page on the router. Shown once; only its hash is kept."""
-    trial: str
-    """What the client made of a tiny trial group."""
-
-
-class Change(_Documented):
-    """``PATCH /v1/clients/{name}``: only what is given changes."""
-
-    state: Literal["probation", "active", "paused"] | None = None
-    reason: Annotated[str, StringConstraints(max_length=500)] | None = None
-    """Why, for people; kept with ``paused``."""
-    url: Annotated[str, StringConstraints(max_length=2000)] | None = None
-    """New base address; tried before it is taken."""
-    domains: Annotated[str, StringConstraints(max_length=2000)] | None = None
-
-
-class Rotation(_Documented):
-    """``POST /v1/clients/{name}/rotate``."""
-
-    token: Secret | None = None
-    """New token to send to the reward service; tried before it is taken. Without, the one in use stays."""
-    inbound: bool = False
-    """Whether the client gets a new token for its own page; the old one ends at once."""
-
-
-class Rotated(_Documented):
-    client: Client
-    token: str | None
-    """The new token of the client's own page, shown once."""
-
-
-class ClientStatus(_Documented):
-    client: Client
-    circuit: Literal["closed", "open", "half_open"]
-    """Whether it is being asked: ``open`` after too many failures in a row."""
-    last_error: str | None
-    """Why the last call or probe failed; null when it did not."""
-
-
-class NewObjective(_Documented):
-    """``POST /v1/objectives``."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "helpful", "text": "Answer correctly, with what was asked for."}]}
-    )
-
-    name: ObjectiveName
-    text: ObjectiveText
-    """What a run with this objective aligns to. Clients see it."""
-    paraphrases: Paraphrases = ()
-    """The same in other words; a text that a run asks for is compared with each of them too."""
-
-
-class ObjectiveChange(_Documented):
-    """``PATCH /v1/objectives/{name}``."""
-
-    paraphrases: Paraphrases
-    """Replace the ones there are."""
-
-
-class FitRequest(_Documented):
-    activate: bool = True
-    """Whether the new gate version is put in force."""
-    newcomers_only: bool = False
-    """Whether the clients of the version in force stay as they are and only those are fitted that are not in it."""
 
 
 class RouteRequest(_Documented):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,17 @@ from anyio import to_thread
 from fastapi import APIRouter, Body, Response
 from mor_core.datafiles import read_prompts
 from mor_core.runs import Desired, RunSnapshot, RunSpec
+from pydantic import RootModel
 
+from mor_trainer import visible
+from mor_trainer.api_status import IfNoneMatch, responses, revalidated
 from mor_trainer.checkfolder import check_folder
-from mor_trainer.dependencies import Admin, Reader, Runs, Watching
+from mor_trainer.dependencies import Admin, ReaderOrClient, Runs, Watching
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+_STARTED = secrets.token_hex(4)
+"""Tells the generations of this process from those of another."""
 
 audit = structlog.get_logger("audit")
 
@@ -53,9 +60,18 @@ async def create(
     return runs.snapshot(run)
 
 
-@router.get("", summary="All runs, newest first")
-async def list_runs(runs: Runs, _: Reader) -> list[RunSnapshot]:
-    return [runs.snapshot(run) for run in runs.ids()]
+class _Runs(RootModel[list[RunSnapshot]]):
+    pass
+
+
+@router.get("", summary="All runs, newest first", response_class=Response, responses=responses(_Runs))
+async def list_runs(runs: Runs, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
+    """A client's token shows progress and its own figures."""
+    return await revalidated(
+        f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
+        if_none_match,
+        lambda: _Runs([visible.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
+    )
 
 
 def _want(run: str, desired: Desired, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:

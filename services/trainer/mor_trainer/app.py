@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
+from mor_core import about
 from mor_core.service import create_service
+from mor_core.tasks import stop
 
-from mor_trainer import __version__, api_runs, api_status, api_weights, api_worker
+from mor_trainer import (
+    __version__,
+    api_alerts,
+    api_dead,
+    api_events,
+    api_runs,
+    api_status,
+    api_weights,
+    api_worker,
+)
+from mor_trainer.alerts import Alerts
+from mor_trainer.client_tokens import ClientTokens
 from mor_trainer.config import ControlSettings
 from mor_trainer.database import Database
 from mor_trainer.history import History
 from mor_trainer.ingest import Ingest, Watchers
+from mor_trainer.letters import Letters
 from mor_trainer.store import RunStore
+from mor_trainer.webhook import Webhook
+from mor_trainer.workers import Workers
 
 _PAGE = Path(__file__).parent / "static" / "index.html"
+APIS = (api_worker, api_runs, api_status, api_events, api_dead, api_alerts, api_weights)
 
 
-def create_app(settings: ControlSettings) -> FastAPI:
-    """The run-control service."""
+def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
+    """The run-control service. ``router_transport``: another way to the router than the network, for tests."""
     database = Database(settings.runs_dir / "history.sqlite3")
-    runs = RunStore(database, settings.run_lease_s)
-    history = History(database, runs, samples_kept=settings.samples_kept, events_kept=settings.events_kept)
+    alerts = Alerts(database, webhook=settings.alert_webhook_url is not None)
+    letters = Letters(database, settings.letters_kept)
+    runs = RunStore(database, alerts, letters, settings.run_lease_s)
+    history = History(
+        database, runs, alerts, letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
+    )
     watchers = Watchers()
     ingest: Ingest | None = None
 
@@ -32,14 +55,22 @@ def create_app(settings: ControlSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         nonlocal ingest
         ingest = Ingest(settings, runs, history, watchers)
+        telling = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
             async with ingest.running():
                 yield
         finally:
+            await stop([telling])
             database.close()
 
     async def queue_server() -> str | None:
         return "not started" if ingest is None else ingest.reachable
+
+    async def facts() -> about.Facts:
+        return about.Facts(
+            disks=about.disks({"runs": settings.runs_dir}),
+            queue_server=None if ingest is None else await about.queue_server(ingest.redis),
+        )
 
     app = create_service(
         "MoR trainer",
@@ -48,9 +79,12 @@ def create_app(settings: ControlSettings) -> FastAPI:
         {"queue_server": queue_server},
         version=__version__,
         description="Runs: create, watch, pause, resume, stop. Weight files for the rollout service.",
+        facts=facts,
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
-    for api in (api_worker, api_runs, api_status, api_weights):
+    app.state.alerts, app.state.letters, app.state.workers = alerts, letters, Workers()
+    app.state.tokens = ClientTokens(settings, router_transport)
+    for api in APIS:
         app.include_router(api.router)
 
     @app.get("/", include_in_schema=False)

@@ -27,6 +27,25 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Newest sample groups that are kept for each run."""
     events_kept: int = Field(20_000, ge=100)
     """Newest events that are kept for each run for readers that reconnect; metrics are kept for ever."""
+    letters_kept: int = Field(1000, ge=1)
+    """Newest dead letters that are kept for each run."""
+    max_event_readers: int = Field(256, ge=1)
+    """Most open event streams; further ones are answered 503 with Retry-After."""
+    router_url: str | None = None
+    """Address of the router, which is asked who a client's own token belongs to; without, only tokens of the tokens
+    file are known here."""
+    alert_webhook_url: str | None = None
+    """Address that is told of each alert, as JSON by POST; nobody is told without."""
+    alert_webhook_token: SecretStr = SecretStr("")
+    """Bearer token that is sent to the webhook."""
+    alert_webhook_timeout_s: float = Field(10.0, gt=0)
+    """Seconds that the webhook has to answer."""
+    alert_webhook_attempts: int = Field(8, ge=1)
+    """Attempts to tell the webhook of one alert."""
+    alert_webhook_retry_s: float = Field(5.0, gt=0)
+    """Mean seconds until the second attempt, doubled at each further one, ten minutes at most, and jittered."""
+    alert_webhook_per_minute: int = Field(30, ge=1)
+    """Most attempts of all alerts in a minute; further ones wait."""
 
 
 class WorkerSettings(StreamSettings, RunsSettings):

@@ -11,7 +11,7 @@ import httpx
 import stamina
 import structlog
 from mor_core.errors import MorError, Unauthorized
-from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunState
+from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunState
 from mor_core.tasks import stop
 
 from mor_trainer.config import WorkerSettings
@@ -30,7 +30,7 @@ class RunControl:
     """HTTP client of run control, scope ``service``."""
 
     def __init__(
-        self, settings: WorkerSettings, worker: str, transport: httpx.AsyncBaseTransport | None = None
+        self, settings: WorkerSettings, worker: ClaimRequest, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._worker = worker
         self._http = httpx.AsyncClient(
@@ -50,7 +50,7 @@ class RunControl:
             httpx.HTTPError: run control is out of reach.
             Unauthorized: it does not take our token.
         """
-        reply = await self._http.post("/v1/runs/claim", json={"worker": self._worker})
+        reply = await self._http.post("/v1/runs/claim", json=self._worker.model_dump(mode="json"))
         if reply.status_code in (401, 403):
             raise Unauthorized(f"run control refused the worker's token: {reply.text[:200]}; set MOR_SERVICE_TOKEN")
         reply.raise_for_status()
@@ -81,6 +81,8 @@ class Hold:
         self._state = RunState.running
         self._confirmed = time.monotonic()
         self.desired: Desired = "run"
+        self.replay: dict[int, str] = {}
+        """Dropped groups to issue again, by dead letter."""
         self.lost: str | None = None
 
     @contextlib.asynccontextmanager
@@ -109,6 +111,7 @@ class Hold:
         reply = await self._control.beat(self._claim.run, heartbeat)
         self._confirmed = time.monotonic()
         self.desired = reply.desired
+        self.replay = reply.replay
         self._seen(reply.events_seen)
 
     async def settle(self, all_seen: Callable[[], bool], timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The trainer's database file beside the checkpoints: runs, attempts, events, metrics, samples."""
+"""The trainer's database file beside the checkpoints: runs, attempts, events, metrics, samples, letters, alerts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import Any
 
 from mor_core.errors import Invalid
 
-_VERSION = 1
-
-_SCHEMA = """
+_FIRST = """
 CREATE TABLE runs (
   id TEXT PRIMARY KEY,
   spec TEXT NOT NULL,
@@ -78,6 +76,54 @@ CREATE TABLE samples (
 CREATE INDEX samples_of_run ON samples (run, id);
 """
 
+_SECOND = """
+ALTER TABLE runs ADD COLUMN pruned INTEGER NOT NULL DEFAULT 0;  -- highest event that is no longer kept
+CREATE TABLE thumbnails (
+  run TEXT NOT NULL,
+  sha256 TEXT NOT NULL,
+  content BLOB NOT NULL,
+  PRIMARY KEY (run, sha256)
+);
+CREATE TABLE letters (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  run TEXT NOT NULL,
+  step INTEGER NOT NULL,
+  attempt INTEGER NOT NULL,
+  at REAL NOT NULL,
+  group_id TEXT NOT NULL,
+  stage TEXT,
+  stream TEXT,
+  reason TEXT NOT NULL,
+  attempts INTEGER,
+  record TEXT,
+  replay TEXT NOT NULL DEFAULT 'no',
+  replay_asked_by TEXT,
+  replay_step INTEGER         -- at which the worker answered
+);
+CREATE INDEX letters_of_run ON letters (run, id);
+CREATE TABLE alerts (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  run TEXT NOT NULL,
+  name TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  step INTEGER,
+  first_at REAL NOT NULL,
+  last_at REAL NOT NULL,
+  count INTEGER NOT NULL DEFAULT 1,
+  acknowledged_at REAL,
+  acknowledged_by TEXT,
+  note TEXT,
+  webhook TEXT NOT NULL,
+  webhook_due REAL,           -- when the next attempt is made; null unless waiting
+  webhook_attempts INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX alerts_of_run ON alerts (run, name, id);
+CREATE INDEX alerts_due ON alerts (webhook_due);
+"""
+
+SCHEMAS = (_FIRST, _SECOND)
+"""What leads from each version of the schema to the next."""
+
 
 class Database:
     """One SQLite file, one connection, one thread at a time. Write-ahead log: a killed process loses nothing."""
@@ -90,10 +136,12 @@ class Database:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if found == 0:
-            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
-        elif found != _VERSION:
-            raise Invalid(f"{path} has schema {found}, this trainer reads {_VERSION}; run the version that wrote it")
+        if found > len(SCHEMAS):
+            raise Invalid(
+                f"{path} has schema {found}, this trainer reads {len(SCHEMAS)}; run the version that wrote it"
+            )
+        for version, schema in enumerate(SCHEMAS[found:], found + 1):
+            self._connection.executescript(f"BEGIN; {schema} PRAGMA user_version={version}; COMMIT;")
 
     def close(self) -> None:
         with self._lock:

@@ -7,10 +7,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 from mor_core.auth import Principal, Scope, require
 
+from mor_trainer.alerts import Alerts
 from mor_trainer.config import ControlSettings
 from mor_trainer.history import History
 from mor_trainer.ingest import Watchers
+from mor_trainer.letters import Letters
 from mor_trainer.store import RunStore
+from mor_trainer.workers import Workers
 
 
 def _runs(request: Request) -> RunStore:
@@ -33,11 +36,30 @@ def _settings(request: Request) -> ControlSettings:
     return settings
 
 
+def _alerts(request: Request) -> Alerts:
+    alerts: Alerts = request.app.state.alerts
+    return alerts
+
+
+def _letters(request: Request) -> Letters:
+    letters: Letters = request.app.state.letters
+    return letters
+
+
+def _workers(request: Request) -> Workers:
+    workers: Workers = request.app.state.workers
+    return workers
+
+
 Runs = Annotated[RunStore, Depends(_runs)]
 Past = Annotated[History, Depends(_history)]
 Watching = Annotated[Watchers, Depends(_watchers)]
+Alarms = Annotated[Alerts, Depends(_alerts)]
+Dead = Annotated[Letters, Depends(_letters)]
+Crew = Annotated[Workers, Depends(_workers)]
 Configured = Annotated[ControlSettings, Depends(_settings)]
 
 Admin = Annotated[Principal, Depends(require())]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]
+ReaderOrClient = Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.client))]
 Service = Annotated[Principal, Depends(require(Scope.service))]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mor_core.streams import Streams
 from mor_core.wire import EventRecord
 
-Kind = Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert"]
+Kind = Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert", "replay"]
 
 _KEPT = 4096
 _PUBLISH_TIMEOUT_S = 30.0

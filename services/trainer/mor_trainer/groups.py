@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -82,6 +82,7 @@ class Groups:
             max_attempts=settings.group_attempts,
         )
         self.evaluation: Round | None = None
+        self._replayed: set[int] = set()
         self.duplicates = 0
         self.failure: Exception | None = None
         """What ended a background task that should not end."""
@@ -159,6 +160,16 @@ class Groups:
             self._events.add("evaluation", self.evaluation.step, self.evaluation.summary())
             self.evaluation = None
 
+    async def replay(self, asked: Mapping[int, str]) -> None:
+        """Issue dropped groups again that an operator asks for, by dead letter; each letter is answered once."""
+        for letter, group_id in asked.items():
+            if letter not in self._replayed:
+                self._replayed.add(letter)
+                issued = self.ledger.reopen(group_id, self._deadline())
+                if issued:
+                    self._queue(group_id)
+                self._events.add("replay", self._step(), {"letter": letter, "group_id": group_id, "issued": issued})
+
     async def evaluating(self) -> bool:
         """Whether an evaluation is still going on."""
         return self.evaluation is not None
@@ -201,7 +212,7 @@ class Groups:
 
     async def reject(self, taken: Taken, reason: str) -> None:
         """A group that must not be trained on: counted, and told with the whole record, like a dead letter."""
-        self.ledger.reject_taken()
+        self.ledger.reject_taken(taken.number)
         record = taken.group.record
         letter = DeadLetter(
             run=self._run,

@@ -8,30 +8,39 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from base64 import b64decode
 from typing import Any
 
-from mor_core.errors import Invalid
-from mor_core.wire import EventRecord, Wire
+from mor_core.errors import NotFound
+from mor_core.run_status import Checkpoint, ClientFigures, ClientHistory, Event, MetricsHistory, Sample
+from mor_core.wire import EventRecord
 
+from mor_trainer.alerts import Alerts
 from mor_trainer.database import Database
 from mor_trainer.events import parse_event_id
+from mor_trainer.letters import Letters
 from mor_trainer.store import RunStore
 
-
-class Event(Wire):
-    """An event as readers get it."""
-
-    id: int
-    kind: str
-    step: int | None
-    at: float
-    data: dict[str, Any]
+_DROPPED = ("group_dropped", "unreadable_record")
+_KEPT_APART = ("thumbnails", "letter")
+"""What has a table of its own; the event tells of the rest."""
 
 
 class History:
-    def __init__(self, database: Database, runs: RunStore, *, samples_kept: int, events_kept: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        runs: RunStore,
+        alerts: Alerts,
+        letters: Letters,
+        *,
+        samples_kept: int,
+        events_kept: int,
+    ) -> None:
         self._database = database
         self._runs = runs
+        self._alerts = alerts
+        self._letters = letters
         self._samples_kept = samples_kept
         self._events_kept = events_kept
 
@@ -40,10 +49,11 @@ class History:
     def add(self, event: EventRecord) -> bool:
         """Take an event in. Returns whether it was new and of the surviving lineage."""
         attempt, sequence = parse_event_id(event.group_id)
+        told = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
         with self._database.transaction() as sql:
             fresh = sql.execute(
                 "INSERT OR IGNORE INTO events (run, attempt, sequence, kind, step, at, data) VALUES (?,?,?,?,?,?,?)",
-                (event.run, attempt, sequence, event.kind, event.step, event.stamps["trainer"], json.dumps(event.data)),
+                (event.run, attempt, sequence, event.kind, event.step, event.stamps["trainer"], json.dumps(told)),
             ).rowcount
             self._advance(sql, event.run, attempt)
             if not fresh:
@@ -56,12 +66,16 @@ class History:
                 )
                 return False
             self._apply(sql, event, attempt)
-            sql.execute(
-                "DELETE FROM events WHERE run=? AND id <= (SELECT max(id) FROM events WHERE run=?) - ?",
-                (event.run, event.run, self._events_kept),
-            )
+            self._prune_events(sql, event.run)
         self._touch(event)
         return True
+
+    def _prune_events(self, sql: sqlite3.Connection, run: str) -> None:
+        newest = "SELECT id FROM events WHERE run=? ORDER BY id DESC LIMIT 1 OFFSET ?"
+        old = sql.execute(newest, (run, self._events_kept)).fetchone()
+        if old is not None:
+            sql.execute("DELETE FROM events WHERE run=? AND id <= ?", (run, old["id"]))
+            sql.execute("UPDATE runs SET pruned=? WHERE id=?", (old["id"], run))
 
     def _advance(self, sql: sqlite3.Connection, run: str, attempt: int) -> None:
         """Move the attempt's mark of gapless events."""
@@ -72,10 +86,10 @@ class History:
             seen += 1
         sql.execute("UPDATE attempts SET seen=? WHERE run=? AND attempt=?", (seen, run, attempt))
 
-    @staticmethod
-    def _begin_attempt(sql: sqlite3.Connection, run: str, attempt: int, step: int) -> None:
+    def _begin_attempt(self, sql: sqlite3.Connection, run: str, attempt: int, step: int) -> None:
         sql.execute("UPDATE attempts SET from_step=? WHERE run=? AND attempt=?", (step, run, attempt))
-        for table in ("metrics", "evaluations", "samples"):
+        self._letters.rewind_in(sql, run, step)
+        for table in ("metrics", "evaluations", "samples", "letters"):
             sql.execute(f"DELETE FROM {table} WHERE run=? AND step>? AND attempt<?", (run, step, attempt))  # noqa: S608
 
     @staticmethod
@@ -91,16 +105,33 @@ class History:
         elif event.kind == "evaluation":
             sql.execute("INSERT OR REPLACE INTO evaluations (run, step, attempt, at, data) VALUES (?,?,?,?,?)", values)
         elif event.kind == "samples":
-            for group in event.data["groups"]:
-                sql.execute(
-                    "INSERT INTO samples (run, step, attempt, data) VALUES (?,?,?,?)",
-                    (event.run, event.step, attempt, json.dumps(group)),
-                )
+            self._add_samples(sql, event, attempt)
+        elif event.kind == "replay":
+            self._letters.replayed_in(sql, event.run, event.step, event.data)
+        elif event.kind == "alert":
+            name, reason, at = event.data["name"], event.data["reason"], event.stamps["trainer"]
+            self._alerts.raise_in(sql, event.run, name, reason, step=event.step, at=at)
+            if name in _DROPPED:
+                self._letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
+
+    def _add_samples(self, sql: sqlite3.Connection, event: EventRecord, attempt: int) -> None:
+        for group in event.data["groups"]:
             sql.execute(
-                "DELETE FROM samples WHERE run=? AND id NOT IN "
-                "(SELECT id FROM samples WHERE run=? ORDER BY id DESC LIMIT ?)",
-                (event.run, event.run, self._samples_kept),
+                "INSERT INTO samples (run, step, attempt, data) VALUES (?,?,?,?)",
+                (event.run, event.step, attempt, json.dumps(group)),
             )
+        for digest, content in event.data.get("thumbnails", {}).items():
+            sql.execute("INSERT OR IGNORE INTO thumbnails VALUES (?,?,?)", (event.run, digest, b64decode(content)))
+        sql.execute(
+            "DELETE FROM samples WHERE run=? AND id NOT IN "
+            "(SELECT id FROM samples WHERE run=? ORDER BY id DESC LIMIT ?)",
+            (event.run, event.run, self._samples_kept),
+        )
+        sql.execute(
+            "DELETE FROM thumbnails WHERE run=? AND sha256 NOT IN "
+            "(SELECT value FROM samples, json_each(samples.data, '$.images') WHERE samples.run=?)",
+            (event.run, event.run),
+        )
 
     def _touch(self, event: EventRecord) -> None:
         if event.kind == "step":
@@ -114,47 +145,92 @@ class History:
 
     # --- reading ------------------------------------------------------------------------------------------------
 
-    def metrics(self, run: str, since_step: int, max_points: int) -> list[dict[str, Any]]:
+    def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
         """Metrics of the steps after ``since_step``; at most ``max_points``, evenly spaced, with the last one."""
-        self._runs.revision(run)
-        count = self._count(run, since_step)
-        stride = max(1, -(-count // max_points))
-        rows = self._database.rows(
-            "SELECT step, at, data FROM (SELECT *, row_number() OVER (ORDER BY step DESC) - 1 AS place "
-            "FROM metrics WHERE run=? AND step>?) WHERE place % ? = 0 ORDER BY step",
-            run,
-            since_step,
-            stride,
+        stride, points = self._points(run, since_step, max_points)
+        rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, since_step)
+        return MetricsHistory(
+            run=run,
+            points=tuple(points),
+            evaluations=tuple(json.loads(row["data"]) for row in rows),
+            stride=stride,
         )
-        return [{"step": row["step"], "at": row["at"], **json.loads(row["data"])} for row in rows]
 
-    def _count(self, run: str, since_step: int) -> int:
-        row = self._database.row("SELECT count(*) AS n FROM metrics WHERE run=? AND step>?", run, since_step)
-        return int(row["n"]) if row else 0
+    def _points(self, run: str, since_step: int, max_points: int) -> tuple[int, list[dict[str, Any]]]:
+        """Stride and points. The steps are known from their range, so that only the rows that are told are read."""
+        self._runs.revision(run)
+        span = self._database.row("SELECT min(step) AS low, max(step) AS high FROM metrics WHERE run=?", run)
+        if span is None or span["high"] is None:
+            return 1, []
+        first, last = max(span["low"], since_step + 1), span["high"]
+        stride = max(1, -(-(last - first + 1) // max_points))
+        wanted = json.dumps(list(range(last, first - 1, -stride)))
+        rows = self._database.rows(
+            "SELECT step, at, data FROM metrics WHERE run=? AND step IN (SELECT value FROM json_each(?)) ORDER BY step",
+            run,
+            wanted,
+        )
+        return stride, [{"step": row["step"], "at": row["at"], **json.loads(row["data"])} for row in rows]
 
-    def evaluations(self, run: str) -> list[dict[str, Any]]:
-        """All finished evaluations, oldest first."""
-        rows = self._database.rows("SELECT data FROM evaluations WHERE run=? ORDER BY step", run)
-        return [json.loads(row["data"]) for row in rows]
-
-    def samples(self, run: str, limit: int) -> list[dict[str, Any]]:
+    def samples(self, run: str, limit: int) -> list[Sample]:
         """The newest sample groups, newest first."""
         self._runs.revision(run)
         rows = self._database.rows("SELECT step, data FROM samples WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
-        return [{"step": row["step"], **json.loads(row["data"])} for row in rows]
+        return [Sample.model_validate({"step": row["step"], **json.loads(row["data"])}, extra="ignore") for row in rows]
 
-    def clients(self, run: str) -> dict[str, Any]:
+    def thumbnail(self, run: str, digest: str) -> bytes:
+        """JPEG of a sample's picture.
+
+        Raises:
+            NotFound: no sample that is kept has that picture.
+        """
+        self._runs.revision(run)
+        row = self._database.row("SELECT content FROM thumbnails WHERE run=? AND sha256=?", run, digest)
+        if row is None:
+            raise NotFound(f"no sample that run {run} keeps has a picture {digest[:12]}; /samples lists them")
+        return bytes(row["content"])
+
+    def clients(self, run: str) -> dict[str, ClientFigures]:
         """Per-client figures of the last step."""
-        metrics = self._runs.snapshot(run).metrics
-        return {} if metrics is None else metrics["clients"]
+        found = (self._runs.snapshot(run).metrics or {}).get("clients", {})
+        return {client: ClientFigures.model_validate(figures, extra="ignore") for client, figures in found.items()}
 
-    def checkpoints(self, run: str) -> list[dict[str, Any]]:
+    def client(self, run: str, name: str, since_step: int, max_points: int) -> ClientHistory:
+        """One client over the steps."""
+        last = self._runs.snapshot(run).metrics or {}
+        stride, points = self._points(run, since_step, max_points)
+        own = [(point, point.get("clients", {}).get(name)) for point in points]
+        return ClientHistory.model_validate(
+            {
+                "run": run,
+                "client": name,
+                "latest": last.get("clients", {}).get(name),
+                "weight_by_domain": {
+                    domain: figures["weights"][name]
+                    for domain, figures in last.get("domains", {}).items()
+                    if name in figures["weights"]
+                },
+                "points": [{"step": p["step"], "at": p["at"], **figures} for p, figures in own if figures is not None],
+                "stride": stride,
+            },
+            extra="ignore",
+        )
+
+    def checkpoints(self, run: str) -> list[Checkpoint]:
         """Checkpoints written so far, oldest first; older ones may have been deleted since."""
         self._runs.revision(run)
         rows = self._database.rows(
             "SELECT step, at, data FROM events WHERE run=? AND kind='checkpoint' ORDER BY id", run
         )
-        return [{"step": row["step"], "at": row["at"], **json.loads(row["data"])} for row in rows]
+        return [
+            Checkpoint.model_validate({"step": row["step"], "at": row["at"], **json.loads(row["data"])}, extra="ignore")
+            for row in rows
+        ]
+
+    def pruned(self, run: str) -> int:
+        """The newest event that is no longer kept; 0 when all are."""
+        row = self._database.row("SELECT pruned FROM runs WHERE id=?", run)
+        return int(row["pruned"]) if row else 0
 
     def events(self, run: str, after: int, limit: int = 500) -> list[Event]:
         """Events after the one with id ``after``, oldest first."""
@@ -163,27 +239,3 @@ class History:
             Event(id=row["id"], kind=row["kind"], step=row["step"], at=row["at"], data=json.loads(row["data"]))
             for row in rows
         ]
-
-    def last_event(self, run: str) -> int:
-        row = self._database.row("SELECT max(id) AS id FROM events WHERE run=?", run)
-        return int(row["id"] or 0) if row else 0
-
-
-def cursor(run: str, event: int) -> str:
-    """What a reader sends back as ``Last-Event-ID``."""
-    return f"{run}/{event}"
-
-
-def parse_cursor(run: str, text: str) -> int:
-    """The event id in a cursor.
-
-    Raises:
-        Invalid: it is no cursor, or one of another run.
-    """
-    owner, _, number = text.rpartition("/")
-    if owner != run or not number.isdigit():
-        raise Invalid(
-            f"Last-Event-ID {text[:80]!r} is not a cursor of run {run}; send the id of an event of this run, or none "
-            "to start from now"
-        )
-    return int(number)

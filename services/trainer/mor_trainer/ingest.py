@@ -35,6 +35,8 @@ class Watchers:
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self.readers = 0
+        """Open event streams."""
 
     def wake(self, run: str) -> None:
         for event in self._waiting.pop(run, ()):
@@ -54,7 +56,7 @@ class Ingest:
     """One reader for each run that goes on, or ended less than a minute ago."""
 
     def __init__(self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers) -> None:
-        self._redis = connect(settings)
+        self.redis = connect(settings)
         self._bound = settings.stream_bound
         self._runs = runs
         self._history = history
@@ -71,7 +73,7 @@ class Ingest:
         finally:
             await stop([looking])
             await stop(self._readers.values())
-            await self._redis.aclose()
+            await self.redis.aclose()
 
     async def _look(self) -> None:
         while True:
@@ -84,7 +86,7 @@ class Ingest:
 
     async def _ping(self) -> None:
         try:
-            await self._redis.ping()
+            await self.redis.ping()
             self.reachable = None
         except (RedisError, OSError) as error:
             self.reachable = f"the queue server cannot be reached ({error}); check MOR_REDIS_URL"
@@ -98,7 +100,7 @@ class Ingest:
                 self._readers[run] = asyncio.create_task(self._read(run), name=f"ingest {run}")
 
     async def _read(self, run: str) -> None:
-        streams = Streams(self._redis, run, self._bound)
+        streams = Streams(self.redis, run, self._bound)
         consumer: Consumer[EventRecord] = Consumer(streams, "events", "trainer", _LEASE_S)
         while run in self._runs.active(_LINGER_S):
             try:

@@ -67,6 +67,8 @@ class LedgerState(BaseModel):
     dropped: int
     retried: int
     skipped: int = 0
+    lost: tuple[int, ...] = ()
+    """Numbers of the dropped groups."""
     versions: list[int]
 
 
@@ -89,6 +91,8 @@ class Ledger(Generic[T]):
     dropped: int = 0
     retried: int = 0
     skipped: int = 0
+    lost: set[int] = field(default_factory=set)
+    """Numbers of the dropped groups, which an operator may ask for again."""
     versions: list[int] = field(default_factory=list)
     """Published versions of this lineage, oldest first, as far back as staleness reaches."""
 
@@ -143,8 +147,19 @@ class Ledger(Generic[T]):
 
     def drop(self, group_id: str) -> None:
         """Give an outstanding group up."""
-        del self.outstanding[group_id]
+        self.lost.add(self.outstanding.pop(group_id).number)
         self.dropped += 1
+
+    def reopen(self, group_id: str, deadline: float) -> bool:
+        """Issue a dropped group once more, with all its attempts; whether it was dropped."""
+        number = next((number for number in self.lost if self.group_id(number) == group_id), None)
+        if number is None:
+            return False
+        self.lost.remove(number)
+        self.dropped -= 1
+        self.retried += 1
+        self.outstanding[group_id] = Issue(number, 0, deadline)
+        return True
 
     def overdue(self, now: float) -> list[str]:
         """Outstanding groups whose deadline has passed."""
@@ -199,8 +214,9 @@ class Ledger(Generic[T]):
         self.ready[number] = (brought, version, attempt)
         self.applied -= 1
 
-    def reject_taken(self) -> None:
+    def reject_taken(self, number: int) -> None:
         """A group that a step took cannot be trained on after all: it counts as dropped."""
+        self.lost.add(number)
         self.applied -= 1
         self.dropped += 1
 
@@ -222,6 +238,7 @@ class Ledger(Generic[T]):
             dropped=self.dropped,
             retried=self.retried,
             skipped=self.skipped,
+            lost=tuple(sorted(self.lost)),
             versions=self.versions,
         )
 
@@ -239,7 +256,7 @@ class Ledger(Generic[T]):
         self.cursor, self.versions = state.cursor, []
         self.applied, self.dropped = state.applied, state.dropped
         self.retried, self.skipped = state.retried, state.skipped
-        self.ready = {}
+        self.ready, self.lost = {}, set(state.lost)
         self.outstanding = {
             self.group_id(number): Issue(number, attempt, deadline) for number, attempt in state.under_way.items()
         }

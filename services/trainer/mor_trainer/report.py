@@ -6,11 +6,12 @@ import math
 import random
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mor_core.wire import RewardRecord
 
+from mor_trainer import thumbnails
 from mor_trainer.informative import alike
 from mor_trainer.scored import Taken
 from mor_trainer.update import UpdateReport
@@ -116,10 +117,22 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def samples(taken: Sequence[Taken], advantages: Sequence[Sequence[float]], step: int) -> dict[str, Any]:
-    """A few groups of the step with everything that led to their advantages."""
-    chosen = random.Random(step).sample(range(len(taken)), min(_SAMPLES, len(taken)))
-    return {"groups": [_sample(taken[index].group.record, advantages[index]) for index in sorted(chosen)]}
+def samples(
+    taken: Sequence[Taken],
+    advantages: Sequence[Sequence[float]],
+    step: int,
+    images: Callable[[int], Mapping[str, bytes]],
+) -> dict[str, Any]:
+    """A few groups of the step with everything that led to their advantages, and thumbnails of their pictures.
+
+    ``images``: encoded pictures of a group's prompt, by its number.
+    """
+    chosen = sorted(random.Random(step).sample(range(len(taken)), min(_SAMPLES, len(taken))))
+    pictures = {digest: content for index in chosen for digest, content in images(taken[index].number).items()}
+    return {
+        "groups": [_sample(taken[index].group.record, advantages[index]) for index in chosen],
+        "thumbnails": thumbnails.encoded(pictures),
+    }
 
 
 def _sample(record: RewardRecord, advantages: Sequence[float]) -> dict[str, Any]:

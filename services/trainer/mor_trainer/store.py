@@ -20,7 +20,11 @@ from typing import Any
 from mor_core.errors import Conflict, NotFound
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 
+from mor_trainer.alerts import Alerts
+from mor_trainer.cursors import event_cursor
 from mor_trainer.database import Database
+from mor_trainer.kubeflow import trainer_status
+from mor_trainer.letters import Letters
 
 _PACE_STEPS = 20
 _HELD = (RunState.running, RunState.paused)
@@ -29,9 +33,13 @@ _HELD = (RunState.running, RunState.paused)
 class RunStore:
     """All runs. A change of a run raises its ``revision``, which is its ETag."""
 
-    def __init__(self, database: Database, lease_s: float) -> None:
+    def __init__(self, database: Database, alerts: Alerts, letters: Letters, lease_s: float) -> None:
         self._database = database
+        self._alerts = alerts
+        self._letters = letters
         self._lease_s = lease_s
+        self.generation = 0
+        """Rises with every change of any run."""
         self._snapshots: dict[str, tuple[int, RunSnapshot]] = {}
         self._revisions: dict[str, int] = {
             row["id"]: row["revision"] for row in database.rows("SELECT id, revision FROM runs")
@@ -50,6 +58,7 @@ class RunStore:
             )
             self._tell(sql, run, {"state": RunState.queued})
         self._revisions[run] = 0
+        self.generation += 1
         return run
 
     def want(self, run: str, desired: Desired) -> None:
@@ -104,11 +113,21 @@ class RunStore:
             known = self._snapshots[run] = (revision, self._snapshot(self._row(run)))
         return known[1]
 
+    def worker(self, run: str) -> str | None:
+        """The worker that has the run."""
+        worker: str | None = self._row(run)["worker"]
+        return worker
+
+    def last_event(self, run: str) -> int:
+        row = self._database.row("SELECT max(id) AS id FROM events WHERE run=?", run)
+        return int(row["id"] or 0) if row else 0
+
     def spec(self, run: str) -> RunSpec:
         return RunSpec.model_validate_json(self._row(run)["spec"])
 
     def _snapshot(self, row: sqlite3.Row) -> RunSnapshot:
         run, state, step = row["id"], RunState(row["state"]), row["step"]
+        cursor = event_cursor(run, self.last_event(run))  # read first: what follows may be newer, never older
         spec = RunSpec.model_validate_json(row["spec"])
         recent = [
             json.loads(found["data"])
@@ -119,6 +138,8 @@ class RunStore:
         evaluation = self._database.row("SELECT data FROM evaluations WHERE run=? ORDER BY step DESC LIMIT 1", run)
         pace = [metrics["step_seconds"] for metrics in recent if metrics.get("step_seconds") is not None]
         eta = statistics.median(pace) * (spec.steps - step) if pace and state is RunState.running else None
+        metrics = recent[0] if recent else None
+        progress = None if step is None else step / spec.steps
         return RunSnapshot(
             id=run,
             name=spec.name,
@@ -126,7 +147,7 @@ class RunStore:
             desired=row["desired"],
             step=step,
             total=spec.steps,
-            progress=None if step is None else step / spec.steps,
+            progress=progress,
             eta_s=eta,
             created_at=row["created_at"],
             started_at=row["started_at"],
@@ -136,10 +157,12 @@ class RunStore:
             weights_version=row["weights_version"],
             gate_version=row["gate_version"],
             control_rewards=spec.control_rewards,
-            metrics=recent[0] if recent else None,
+            metrics=metrics,
             evaluation=None if evaluation is None else json.loads(evaluation["data"]),
             final=row["final"],
             error=row["error"],
+            cursor=cursor,
+            trainer_status=trainer_status(progress=progress, eta_s=eta, metrics=metrics, updated_at=row["updated_at"]),
         )
 
     # --- workers ------------------------------------------------------------------------------------------------
@@ -186,6 +209,7 @@ class RunStore:
             ended = time.time() if heartbeat.state.over else None
             self._change(
                 run,
+                alert="run_failed" if heartbeat.state is RunState.failed else None,
                 state=heartbeat.state,
                 worker=None,
                 lease_until=None,
@@ -194,7 +218,9 @@ class RunStore:
                 finished_at=ended,
             )
         seen = self._database.row("SELECT seen FROM attempts WHERE run=? AND attempt=?", run, heartbeat.attempt)
-        return HeartbeatReply(desired=row["desired"], events_seen=seen["seen"] if seen else 0)
+        return HeartbeatReply(
+            desired=row["desired"], events_seen=seen["seen"] if seen else 0, replay=self._letters.asked(run)
+        )
 
     def requeue_lost(self) -> list[str]:
         """Queue the runs whose worker went silent; they resume from their last checkpoint."""
@@ -204,7 +230,7 @@ class RunStore:
         for row in lost:
             state = {"run": RunState.queued, "pause": RunState.paused, "stop": RunState.stopped}[row["desired"]]
             reason = f"its worker sent no heartbeat for {self._lease_s:g} s; the run resumes from its last checkpoint"
-            self._change(row["id"], state=state, worker=None, lease_until=None, error=reason)
+            self._change(row["id"], alert="worker_lost", state=state, worker=None, lease_until=None, error=reason)
         return [row["id"] for row in lost]
 
     # --- changes ------------------------------------------------------------------------------------------------
@@ -214,20 +240,23 @@ class RunStore:
         with self._database.transaction() as sql:
             self._set(sql, run, columns)
 
-    def _change(self, run: str, **columns: Any) -> None:
-        """Set columns; a change of state or of what is wanted becomes an event too."""
+    def _change(self, run: str, *, alert: str | None = None, **columns: Any) -> None:
+        """Set columns; a change of state or of what is wanted becomes an event too, and with ``alert`` an alert."""
         with self._database.transaction() as sql:
             if columns.get("state") is RunState.running:
                 columns.setdefault("error", None)
             self._set(sql, run, columns)
             told = {name: columns[name] for name in ("state", "desired", "error", "final") if columns.get(name)}
             self._tell(sql, run, told)
+            if alert is not None:
+                self._alerts.raise_in(sql, run, alert, columns.get("error") or "no reason was given")
 
     def _set(self, sql: sqlite3.Connection, run: str, columns: dict[str, Any]) -> None:
         columns = {**columns, "updated_at": time.time()}
         names = ", ".join(f"{name}=?" for name in columns)
         sql.execute(f"UPDATE runs SET {names}, revision=revision+1 WHERE id=?", (*columns.values(), run))  # noqa: S608
         self._revisions[run] = self._revisions.get(run, 0) + 1
+        self.generation += 1
 
     @staticmethod
     def _tell(sql: sqlite3.Connection, run: str, data: dict[str, Any]) -> None:

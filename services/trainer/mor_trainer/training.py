@@ -145,6 +145,7 @@ class Training:
         shares = TimeShares()
         with shares.measure("processing"):
             self._evaluate()
+            self._portal.call(self._groups.replay, self._hold.replay)
             under_way = self._portal.call(self._groups.top_up)
             self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
         taken, skipped, groups = self._collect(shares)
@@ -216,6 +217,9 @@ class Training:
     def _prompt_index(self, number: int) -> int:
         return self._groups.ledger.prompt_of(number)[1]
 
+    def _images(self, number: int) -> dict[str, bytes]:
+        return self._prompts[self._prompt_index(number)].images
+
     def _check_stall(self) -> None:
         idle = self._portal.call(self._groups.idle_s)
         if idle > self._settings.stall_timeout_s:
@@ -259,7 +263,7 @@ class Training:
             "applied": [record.group_id for record in records],
             "sampled_by": sorted({record.rollout.weights_version for record in records}),
         }
-        self._emit("samples", report.samples(taken, update.advantages, self.step))
+        self._emit("samples", report.samples(taken, update.advantages, self.step, self._images))
         self._emit("step", metrics)
         if update.skipped:
             reason = f"{update.skipped} updates had a loss or gradient that is not finite and were left out"

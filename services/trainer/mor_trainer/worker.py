@@ -14,8 +14,9 @@ import structlog
 import torch
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mor_core.errors import MorError
-from mor_core.runs import Claim, RunState
+from mor_core.runs import Claim, ClaimRequest, RunState
 
+from mor_trainer import __version__
 from mor_trainer.config import WorkerSettings
 from mor_trainer.control import Hold, HoldLost, RunControl
 from mor_trainer.events import EventLog
@@ -64,7 +65,8 @@ class Worker:
         return failed
 
     async def _connect(self) -> RunControl:
-        return RunControl(self._settings, self.name)
+        asked = ClaimRequest(worker=self.name, version=__version__, device=_device(self._settings.device))
+        return RunControl(self._settings, asked)
 
     def _claim(self, portal: BlockingPortal, control: RunControl) -> Claim | None:
         try:
@@ -129,3 +131,10 @@ class Worker:
             log.warning("the end of the run could not be reported", state=state, error=str(failure))
             return False
         return True
+
+
+def _device(setting: str) -> str:
+    """What the training process will run on, as an operator knows it."""
+    if setting == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return str(torch.cuda.get_device_name())

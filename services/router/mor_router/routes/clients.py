@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
 
-from mor_router.influence import Influence
-from mor_router.registry import Client
 from mor_router.routes.context import Admin, Reader, ReaderOrClient, Running, check_sees
-from mor_router.views import Change, ClientStatus, Enrolled, Enrolment, Rotated, Rotation
 
 routes = APIRouter(prefix="/v1/clients", tags=["clients"])
 

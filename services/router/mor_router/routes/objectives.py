@@ -7,13 +7,12 @@ import asyncio
 from fastapi import APIRouter, Request
 from mor_core.errors import Invalid
 from mor_core.images import MAX_BYTES
+from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange
 from starlette.datastructures import UploadFile
 
 from mor_router.gates import GateSummary, GateVersion
-from mor_router.objectives import Objective
 from mor_router.routes.context import Admin, Reader, Running
 from mor_router.upload import read_upload
-from mor_router.views import FitRequest, NewObjective, ObjectiveChange
 
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from mor_core.clients import ClientStatus
 
 from mor_router import __version__
 from mor_router.routes.context import Reader, Running
-from mor_router.views import ClientStatus, Status
+from mor_router.views import Status
 
 routes = APIRouter(prefix="/v1", tags=["status"])
 

@@ -1,0 +1,19 @@
+"""Python SDK of MoR, over HTTP only::
+
+    from mor_client import Mor
+
+    with Mor() as mor:                      # addresses and token from the environment or the configuration file
+        run = mor.runs.create(RunSpec(name="first", model="/models/base", prompts="/data/prompts.jsonl"))
+        for snapshot in mor.runs.watch(run.id):
+            print(snapshot.step, snapshot.eta_s)
+
+Every call has a time limit, and raises ``ServiceError`` with what to do.
+"""
+
+from mor_client.config import ClientSettings
+from mor_client.errors import ServiceError
+from mor_client.mor import Mor
+
+__version__ = "0.1.0"
+
+__all__ = ["ClientSettings", "Mor", "ServiceError", "__version__"]

@@ -1,0 +1,182 @@
+"""The judgements of ``mor doctor`` about facts that services told. Nothing is asked here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mor_core.about import About, QueueServer
+from mor_core.auth import Scope
+from mor_core.clients import ClientStatus
+from mor_core.run_status import Alert, WorkerStatus
+from mor_core.runs import RunSnapshot, RunState
+
+from mor_client.findings import Finding, failed, ok, warning
+
+_SKEW_S = 2.0
+_BAD_SKEW_S = 30.0
+_SLOW_QUEUE_S = 0.05
+_FULL_SHARE = 0.8
+_LITTLE_SHARE, _LITTLE_BYTES = 0.1, 10 << 30
+_NO_BYTES = 1 << 30
+_SILENT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a service told about itself, and when that was by the clock here."""
+
+    about: About
+    asked_at: float
+    """Unix time in the middle of the request, seconds."""
+    round_trip_s: float
+
+
+def versions(told: Mapping[str, Told], own: str) -> Iterator[Finding]:
+    """All distributions of an installation have one version."""
+    found = {name: service.about.version for name, service in told.items()} | {"this command": own}
+    listed = ", ".join(f"{name} {version}" for name, version in found.items())
+    if len(set(found.values())) == 1:
+        yield ok("versions", f"all {own}")
+    else:
+        yield failed(
+            "versions", listed, "install one version everywhere; services first, then workers and this command"
+        )
+
+
+def clocks(told: Mapping[str, Told]) -> Iterator[Finding]:
+    """Leases and staleness are told in Unix time: clocks have to agree to seconds."""
+    for name, service in told.items():
+        skew = service.about.now - service.asked_at
+        doubt = service.round_trip_s / 2
+        detail = f"{skew:+.2f} s from the clock here, give or take {doubt:.2f} s"
+        if abs(skew) <= _SKEW_S + doubt:
+            yield ok(f"clock of {name}", detail)
+            continue
+        judge = failed if abs(skew) > _BAD_SKEW_S else warning
+        yield judge(f"clock of {name}", detail, "run NTP (chrony, systemd-timesyncd) on both machines")
+
+
+def token(told: Mapping[str, Told]) -> Iterator[Finding]:
+    """Which rights the token has at each service."""
+    for name, service in told.items():
+        caller = service.about.caller
+        detail = f"token {caller.name!r} has scope {caller.scope}"
+        if caller.scope is Scope.admin:
+            yield ok(f"token at {name}", detail)
+        else:
+            cure = "use a token of scope admin to create, pause, enrol or fit; reading works"
+            yield warning(f"token at {name}", detail, cure)
+
+
+def queue_servers(told: Mapping[str, Told]) -> Iterator[Finding]:
+    """The queue server as each service sees it; it is judged once if all see the same one."""
+    seen = {name: facts.queue_server for name, service in told.items() if (facts := service.about.facts) is not None}
+    known = {name: server for name, server in seen.items() if server is not None}
+    identities = {server.server_id for server in known.values() if server.server_id is not None}
+    if len(identities) > 1:
+        listed = ", ".join(f"{name}: {str(server.server_id)[:8]}" for name, server in known.items())
+        yield failed("queue server", f"services use different servers ({listed})", "set the same MOR_REDIS_URL for all")
+    for name, server in list(known.items())[: 1 if len(identities) <= 1 else None]:
+        yield from _queue_server(f"queue server (by {name})", server)
+
+
+def _queue_server(check: str, server: QueueServer) -> Iterator[Finding]:
+    problems: list[tuple[str, str]] = []
+    if server.eviction_policy not in (None, "noeviction"):
+        problems.append(
+            (f"policy {server.eviction_policy} drops entries when it is full", "CONFIG SET maxmemory-policy noeviction")
+        )
+    if server.append_only is False:
+        problems.append(
+            ("it keeps no append-only file: clients and objectives do not survive a crash", "CONFIG SET appendonly yes")
+        )
+    if server.max_bytes and server.used_bytes and server.used_bytes > _FULL_SHARE * server.max_bytes:
+        problems.append(
+            (
+                f"{server.used_bytes / server.max_bytes:.0%} of its memory is used",
+                "raise maxmemory, or set MOR_BLOB_DIR",
+            )
+        )
+    if server.round_trip_s > _SLOW_QUEUE_S:
+        problems.append((f"a PING takes {1000 * server.round_trip_s:.0f} ms", "move it nearer, or give it a core"))
+    for detail, cure in problems:
+        yield warning(check, detail, cure)
+    if not problems:
+        yield ok(check, f"version {server.version or 'unknown'}, PING in {1000 * server.round_trip_s:.1f} ms")
+
+
+def disks(told: Mapping[str, Told]) -> Iterator[Finding]:
+    for name, service in told.items():
+        for disk in service.about.facts.disks if service.about.facts else ():
+            check = f"disk of {name} for {disk.purpose}"
+            detail = f"{disk.free_bytes / 2**30:.1f} of {disk.total_bytes / 2**30:.1f} GiB free at {disk.path}"
+            cure = "free space, or lower keep_checkpoints and keep_weights of the runs"
+            if disk.free_bytes < _NO_BYTES:
+                yield failed(check, detail, cure)
+            elif disk.free_bytes < min(_LITTLE_BYTES, _LITTLE_SHARE * disk.total_bytes):
+                yield warning(check, detail, cure)
+            else:
+                yield ok(check, detail)
+
+
+def devices(told: Mapping[str, Told]) -> Iterator[Finding]:
+    """Accelerators of the services that have a model."""
+    for name, service in told.items():
+        for device in service.about.facts.devices if service.about.facts else ():
+            if device.free_bytes is None or device.total_bytes is None:
+                yield ok(f"device of {name}", device.name)
+                continue
+            detail = f"{device.name}, {device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free"
+            yield ok(f"device of {name}", detail)
+
+
+def facts(told: Mapping[str, Told]) -> Iterator[Finding]:
+    """Services that could not tell of their machine."""
+    for name, service in told.items():
+        if service.about.problem is not None:
+            cure = "repair what is named; for the queue server check MOR_REDIS_URL of the service"
+            yield failed(f"facts of {name}", service.about.problem, cure)
+
+
+def workers(found: Sequence[WorkerStatus], runs: Iterable[RunSnapshot], now: float, own: str) -> Iterator[Finding]:
+    """``now``: by run control's clock."""
+    alive = [worker for worker in found if now - worker.seen_at < _SILENT_S]
+    queued = [run.id for run in runs if run.state is RunState.queued]
+    if not alive:
+        judge = failed if queued else warning
+        waiting = f"; {len(queued)} runs are queued" if queued else ""
+        yield judge(
+            "training processes", f"none asked for a run within a minute{waiting}", "start one: mor-trainer work"
+        )
+    for worker in alive:
+        detail = f"on {worker.device or 'an unknown device'}, {worker.run or 'waiting for a run'}"
+        if worker.version not in (None, own):
+            yield failed(f"worker {worker.name}", f"{detail}, version {worker.version}", f"install {own} there")
+        else:
+            yield ok(f"worker {worker.name}", detail)
+
+
+def clients(found: Sequence[ClientStatus]) -> Iterator[Finding]:
+    if not found:
+        yield warning("clients", "none is enrolled", "mor client enrol, or mor-reward register at the client's")
+    for status in found:
+        name, state = status.client.name, status.client.state
+        check = f"client {name}"
+        if state == "quarantined":
+            yield warning(check, f"quarantined: {status.client.reason}", f"mor client show {name} tells its influence")
+        elif status.circuit != "closed" or status.last_error is not None:
+            detail = f"{state}, circuit {status.circuit}: {status.last_error}"
+            yield warning(check, detail, "ask the client to look at its reward service; it is asked again by itself")
+        else:
+            yield ok(check, state)
+
+
+def alerts(found: Sequence[Alert]) -> Iterator[Finding]:
+    """Those that nobody acknowledged."""
+    if not found:
+        yield ok("alerts", "none is open")
+    for alert in found:
+        yield warning(
+            f"alert {alert.id}", f"{alert.run}: {alert.name}, {alert.reason}", f"mor alert acknowledge {alert.id}"
+        )

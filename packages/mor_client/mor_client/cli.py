@@ -1,0 +1,50 @@
+"""The command ``mor``: runs, clients, objectives, dead letters and the health of an installation, over HTTP.
+
+Addresses and token come from the environment (MOR_CONTROL_URL, MOR_ROUTER_URL, MOR_ROLLOUT_URL, MOR_TOKEN_FILE) or from
+the configuration file: MOR_CONFIG, else mor/config.toml in your configuration folder. Exit statuses: 0 done, 1 refused,
+2 wrong usage, 3 no answer, 4 not allowed, 5 not found, 6 conflict, 7 the run failed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mor_client import __version__
+from mor_client.commands import alert, client, dead, objective, run
+from mor_client.commands.doctor import doctor
+from mor_client.config import CONFIG_VARIABLE
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
+app.add_typer(run.app, name="run")
+app.add_typer(client.app, name="client")
+app.add_typer(objective.app, name="objective")
+app.add_typer(dead.app, name="dead")
+app.add_typer(alert.app, name="alert")
+app.command()(doctor)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    config: Annotated[
+        Path | None, typer.Option(help=f"Configuration file.  [{CONFIG_VARIABLE}]", dir_okay=False, exists=True)
+    ] = None,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = str(config)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,1 @@
+"""The commands of ``mor``, one file for each noun."""

@@ -1,0 +1,48 @@
+"""``mor alert``: what a person should look at."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mor_client.commands.common import Json, session
+from mor_client.output import err, print_json, print_table, when
+
+app = typer.Typer(no_args_is_help=True, help="List and acknowledge alerts.")
+
+
+@app.command("list")
+def list_alerts(
+    *,
+    run: Annotated[str | None, typer.Option(help="Of this run only.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Acknowledged ones too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Open alerts, newest first."""
+    with session(as_json) as mor:
+        alerts = mor.alerts.list(run, acknowledged=None if everything else False)
+        if as_json:
+            print_json(alerts)
+            return
+        print_table(
+            ("alert", "last", "times", "run", "name", "reason", "acknowledged by"),
+            [(a.id, when(a.last_at), a.count, a.run, a.name, a.reason, a.acknowledged_by) for a in alerts],
+            empty="no open alerts",
+        )
+
+
+@app.command()
+def acknowledge(
+    alert: Annotated[int, typer.Argument(help="Number from 'list'.")],
+    *,
+    note: Annotated[str | None, typer.Option(help="What was done, for colleagues.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say that you take care of an alert; the next occurrence is a new one."""
+    with session(as_json) as mor:
+        found = mor.alerts.acknowledge(alert, note)
+        if as_json:
+            print_json(found)
+        else:
+            err.print(f"alert {alert} is acknowledged by {found.acknowledged_by}", highlight=False)

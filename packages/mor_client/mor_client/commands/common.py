@@ -1,0 +1,102 @@
+"""What the commands share: options, the session with the services, errors as exit statuses, completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from mor_core.errors import Invalid, MorError
+from mor_core.problems import describe
+from pydantic import ValidationError
+
+from mor_client.config import read_settings
+from mor_client.exits import Exit, exit_of
+from mor_client.mor import Mor
+from mor_client.output import print_error
+
+_COMPLETION_S = 1.0
+
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, errors as JSON on stderr.")]
+
+
+@contextmanager
+def session(as_json: bool) -> Iterator[Mor]:
+    """The services; errors end the command with their message and exit status."""
+    try:
+        with Mor() as mor:
+            yield mor
+    except (MorError, ValidationError) as error:
+        told = Invalid(describe(error)) if isinstance(error, ValidationError) else error
+        print_error(told, as_json=as_json)
+        raise typer.Exit(exit_of(told)) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(Exit.interrupted) from error
+
+
+def read_secret(file: Path, made_by: str) -> str:
+    """The secret in a file; secrets are not given as arguments, which others can read and shells remember.
+
+    Raises:
+        Invalid: no such file, or nothing in it.
+    """
+    try:
+        secret = file.read_text().strip()
+    except OSError as error:
+        raise Invalid(f"{file}: {error.strerror}; {made_by}") from error
+    if not secret:
+        raise Invalid(f"{file} is empty; {made_by}")
+    return secret
+
+
+def write_secret(file: Path, secret: str) -> None:
+    """Write a new file that its owner alone can read.
+
+    Raises:
+        Invalid: the file cannot be written.
+    """
+    try:
+        file.touch(mode=0o600, exist_ok=True)
+        file.chmod(0o600)
+        file.write_text(secret)
+    except OSError as error:
+        raise Invalid(f"{file}: {error.strerror}; name a file that you can write") from error
+
+
+def complete(names: Callable[[Mor], list[str]]) -> Callable[[str], list[str]]:
+    """Completion of an argument by what the services have; nothing where they do not answer within a second."""
+
+    def completion(incomplete: str) -> list[str]:
+        try:
+            with Mor(read_settings(timeout_s=_COMPLETION_S, attempts=1)) as mor:
+                return [name for name in names(mor) if name.startswith(incomplete)]
+        except (MorError, ValidationError):
+            return []
+
+    return completion
+
+
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Id of the run.", autocompletion=complete(lambda mor: [run.id for run in mor.runs.list()])
+    ),
+]
+ClientArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CLIENT",
+        help="Name of the client.",
+        autocompletion=complete(lambda mor: [client.name for client in mor.clients.list()]),
+    ),
+]
+ObjectiveArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="OBJECTIVE",
+        help="Name of the objective.",
+        autocompletion=complete(lambda mor: [objective.name for objective in mor.objectives.list()]),
+    ),
+]

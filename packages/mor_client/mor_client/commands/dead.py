@@ -1,0 +1,53 @@
+"""``mor dead``: groups that were given up, and their way back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from mor_core.errors import Invalid
+
+from mor_client.commands.common import Json, RunName, session
+from mor_client.output import err, print_json, print_table, when
+
+app = typer.Typer(no_args_is_help=True, help="List and replay dead letters.")
+
+
+@app.command("list")
+def list_dead(
+    run: RunName,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most letters, the newest.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Groups of a run that were given up after all attempts, newest first."""
+    with session(as_json) as mor:
+        letters = mor.dead.list(run, limit)
+        if as_json:
+            print_json(letters)
+            return
+        print_table(
+            ("letter", "when", "stage", "attempts", "replay", "group", "reason"),
+            [(d.id, when(d.at), d.stage, d.attempts, d.replay, d.group_id[:12], d.reason) for d in letters],
+            empty="no dead letters",
+        )
+
+
+@app.command()
+def replay(
+    run: RunName,
+    letters: Annotated[list[int] | None, typer.Argument(metavar="[LETTER]...", help="Numbers from 'list'.")] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Have groups issued again, with the same seeds: the training process does it at its next step."""
+    with session(as_json) as mor:
+        if bool(letters) == everything:
+            raise Invalid("name the letters to replay, or give --all")
+        wanted = letters or [d.id for d in mor.dead.list(run, 1000) if d.replay == "no" and d.group_id != "unreadable"]
+        asked = [mor.dead.replay(run, letter) for letter in wanted]
+        if as_json:
+            print_json(asked)
+        else:
+            err.print(f"{len(asked)} groups of {run} are issued again at its next step", highlight=False)

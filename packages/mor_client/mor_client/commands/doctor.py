@@ -1,0 +1,37 @@
+"""``mor doctor``: is everything well, and if not, what to do."""
+
+from __future__ import annotations
+
+import typer
+
+from mor_client import __version__
+from mor_client.commands.common import Json, session
+from mor_client.doctor import examine, healthy
+from mor_client.exits import Exit
+from mor_client.findings import Verdict
+from mor_client.output import STATE_STYLES, cell, out, print_json
+
+_MARKS = {Verdict.ok: "✓", Verdict.warning: "!", Verdict.failed: "✗", Verdict.skipped: "-"}
+
+
+def doctor(*, as_json: Json = False) -> None:
+    """Look at services, queue server, versions, clocks, tokens, disks, devices, workers, clients and alerts.
+
+    Ends with status 1 when something failed; warnings do not count."""
+    findings = []
+    with session(as_json) as mor:
+        for finding in examine(mor, __version__):
+            findings.append(finding)
+            if not as_json:
+                style = STATE_STYLES.get(finding.verdict, "dim")
+                out.print(
+                    f"[{style}]{_MARKS[finding.verdict]}[/] [bold]{cell(finding.check)}[/]: {cell(finding.detail)}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+                if finding.cure is not None:
+                    out.print(f"    [{style}]→[/] {cell(finding.cure)}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({"healthy": healthy(findings), "findings": [f.model_dump(mode="json") for f in findings]})
+    if not healthy(findings):
+        raise typer.Exit(Exit.refused)

@@ -1,0 +1,212 @@
+"""``mor run``: create, look at, follow and control runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from mor_core.errors import Invalid
+from mor_core.runs import RunSnapshot, RunSpec, RunState
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mor_client.commands.common import Json, RunName, session
+from mor_client.exits import Exit
+from mor_client.output import err, out, print_fields, print_json, print_table, span, when
+
+app = typer.Typer(no_args_is_help=True, help="Create, look at, follow and control runs.")
+
+_SHOWN = ("reward_mean", "kl", "entropy", "response_length_mean", "truncation_ratio", "tokens_per_second")
+
+
+@app.command()
+def create(
+    *,
+    spec: Annotated[
+        Path | None, typer.Argument(help="JSON or TOML file with the run's specification; '-' reads JSON from stdin.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A field, as name=value; inner ones with dots: optimiser.lr=4e-5. Repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Queue a run. Fields and defaults are in the OpenAPI page at /docs of run control."""
+    with session(as_json) as mor:
+        values = _read(spec)
+        for pair in setting or []:
+            _assign(values, pair)
+        snapshot = mor.runs.create(RunSpec.model_validate(values))
+        if as_json:
+            print_json(snapshot)
+        else:
+            out.print(snapshot.id, highlight=False)
+            err.print(f"queued; follow it with: mor run watch {snapshot.id}", highlight=False)
+
+
+def _read(spec: Path | None) -> dict[str, Any]:
+    if spec is None:
+        return {}
+    try:
+        text = sys.stdin.read() if str(spec) == "-" else spec.read_text()
+        values = tomllib.loads(text) if spec.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise Invalid(f"{spec}: {error.strerror}; name a file that you can read") from error
+    except ValueError as error:
+        raise Invalid(f"{spec}: {error}; it must be JSON, or TOML in a file that ends in .toml") from error
+    if not isinstance(values, dict):
+        raise Invalid(f"{spec}: a JSON object with the fields of a run is wanted, got {type(values).__name__}")
+    return values
+
+
+def _assign(values: dict[str, Any], pair: str) -> None:
+    """Set a field; its value is JSON where it can be read as such, else a string."""
+    path, equals, text = pair.partition("=")
+    if not equals or not path:
+        raise Invalid(f"--set {pair!r}: write it as name=value")
+    *outer, name = path.split(".")
+    for key in outer:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise Invalid(f"--set {pair!r}: {key} has no fields")
+    try:
+        values[name] = json.loads(text)
+    except ValueError:
+        values[name] = text
+
+
+@app.command("list")
+def list_runs(*, as_json: Json = False) -> None:
+    """All runs, newest first."""
+    with session(as_json) as mor:
+        runs = mor.runs.list()
+        if as_json:
+            print_json(runs)
+            return
+        print_table(
+            ("run", "state", "step", "left", "reward", "KL", "updated"),
+            [
+                (run.id, run.state, _steps(run), span(run.eta_s), _metric(run, "reward_mean"), _metric(run, "kl"),
+                 when(run.updated_at))
+                for run in runs
+            ],
+            empty="no runs; 'mor run create' makes one",
+        )  # fmt: skip
+
+
+@app.command()
+def show(run: RunName, *, as_json: Json = False) -> None:
+    """One run as it stands."""
+    with session(as_json) as mor:
+        snapshot = mor.runs.get(run)
+        if as_json:
+            print_json(snapshot)
+            return
+        wanted = "" if snapshot.desired == "run" else f" (asked to {snapshot.desired})"
+        print_fields(
+            [
+                ("run", snapshot.id),
+                ("state", snapshot.state),
+                ("step", f"{_steps(snapshot)}{wanted}"),
+                ("time left", span(snapshot.eta_s)),
+                ("model", snapshot.model),
+                ("weights version", snapshot.weights_version),
+                ("gate version", snapshot.gate_version),
+                ("created", when(snapshot.created_at)),
+                ("updated", when(snapshot.updated_at)),
+                *((name, _metric(snapshot, name)) for name in _SHOWN if _metric(snapshot, name) is not None),
+                *([("aligned model", snapshot.final)] if snapshot.final else []),
+                *([("error", snapshot.error)] if snapshot.error else []),
+            ]
+        )
+        clients: dict[str, dict[str, Any]] = (snapshot.metrics or {}).get("clients", {})
+        if clients:
+            out.print()
+            print_table(
+                ("client", "reward", "weight", "failures"),
+                [
+                    (name, c.get("reward_mean"), c.get("weight"), sum(c.get("failures_total", {}).values()))
+                    for name, c in clients.items()
+                ],
+                empty="",
+            )
+
+
+@app.command()
+def watch(run: RunName, *, as_json: Json = False) -> None:
+    """Follow a run until it ends. With --json one snapshot a line. Ends with status 7 unless the run finished."""
+    with session(as_json) as mor:
+        follow = _follow_json if as_json else _follow
+        last = follow(mor.runs.watch(run))
+        if last.state is not RunState.finished:
+            if not as_json:
+                err.print(f"run {last.id} {last.state}: {last.error or 'as it was asked to'}", highlight=False)
+            raise typer.Exit(Exit.run_failed)
+        if not as_json:
+            out.print(last.final, highlight=False, soft_wrap=True)
+
+
+def _follow_json(snapshots: Any) -> RunSnapshot:
+    for snapshot in snapshots:
+        print_json(snapshot)
+    last: RunSnapshot = snapshot
+    return last
+
+
+def _follow(snapshots: Any) -> RunSnapshot:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err) as progress:
+        task = progress.add_task("")
+        for snapshot in snapshots:
+            progress.update(task, total=snapshot.total, completed=snapshot.step or 0, description=_line(snapshot))
+            if not err.is_terminal:
+                err.print(f"{_steps(snapshot)}  {_line(snapshot)}", highlight=False)
+    last: RunSnapshot = snapshot
+    return last
+
+
+def _line(run: RunSnapshot) -> str:
+    figures = [f"reward {reward:.3f}" if (reward := _metric(run, "reward_mean")) is not None else None,
+               f"KL {kl:.4f}" if (kl := _metric(run, "kl")) is not None else None,
+               f"{left} left" if (left := span(run.eta_s)) else None]  # fmt: skip
+    return ", ".join([str(run.state), *(figure for figure in figures if figure)])
+
+
+@app.command()
+def pause(run: RunName, *, as_json: Json = False) -> None:
+    """Pause a run at the end of its step."""
+    with session(as_json) as mor:
+        _controlled(mor.runs.pause(run), as_json)
+
+
+@app.command()
+def resume(run: RunName, *, as_json: Json = False) -> None:
+    """Go on after a pause, a stop or a failure."""
+    with session(as_json) as mor:
+        _controlled(mor.runs.resume(run), as_json)
+
+
+@app.command()
+def stop(run: RunName, *, as_json: Json = False) -> None:
+    """Write a checkpoint and stop, at the end of the step; 'resume' goes on from it."""
+    with session(as_json) as mor:
+        _controlled(mor.runs.stop(run), as_json)
+
+
+def _controlled(run: RunSnapshot, as_json: bool) -> None:
+    if as_json:
+        print_json(run)
+    else:
+        err.print(f"{run.id} is {run.state}, asked to {run.desired}", highlight=False)
+
+
+def _steps(run: RunSnapshot) -> str:
+    return f"{'-' if run.step is None else run.step} of {run.total}"
+
+
+def _metric(run: RunSnapshot, name: str) -> float | None:
+    value: float | None = (run.metrics or {}).get(name)
+    return value

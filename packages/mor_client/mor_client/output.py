@@ -1,0 +1,107 @@
+"""What commands print: tables for people, JSON for programs. Results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mor_core.errors import MorError
+from pydantic import BaseModel, TypeAdapter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mor_client.errors import ServiceError
+
+out = Console()
+err = Console(stderr=True)
+
+STATE_STYLES = {
+    "running": "green",
+    "finished": "green",
+    "active": "green",
+    "ok": "green",
+    "queued": "cyan",
+    "probation": "cyan",
+    "paused": "yellow",
+    "warning": "yellow",
+    "quarantined": "red",
+    "failed": "red",
+    "stopped": "red",
+}
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line."""
+    kind: Any = type(value) if isinstance(value, BaseModel) else Any
+    sys.stdout.write(TypeAdapter(kind).dump_json(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """``empty``: what to say, and to do, where there are no rows."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row))
+    if table.row_count:
+        out.print(table)
+    else:
+        err.print(empty, highlight=False)
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """Name and value, one a line."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in fields:
+        table.add_row(name, cell(value))
+    out.print(table)
+
+
+def print_error(error: MorError, *, as_json: bool) -> None:
+    if as_json:
+        told: dict[str, Any] = {"title": type(error).title, "detail": str(error)}
+        if isinstance(error, ServiceError):
+            told = {
+                "service": error.service,
+                "status": error.status_code,
+                "title": error.title,
+                "detail": error.detail,
+                "cure": error.cure,
+            }
+        sys.stderr.write(json.dumps({"error": told}) + "\n")
+    else:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+
+
+def cell(value: object) -> str:
+    """Text of a table cell; a state in its colour; what is not known is a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = escape(str(value))
+    style = STATE_STYLES.get(text)
+    return f"[{style}]{text}[/]" if style else text
+
+
+def when(at: float | None) -> str | None:
+    """Unix time as local date and time."""
+    return None if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def span(seconds: float | None) -> str | None:
+    """Seconds as people say them."""
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,176 @@
+"""Runs: create, look at, control, follow."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from mor_core.run_status import (
+    Alert,
+    Checkpoints,
+    ClientHistory,
+    DeadGroup,
+    DeadGroupRecord,
+    Event,
+    MetricsHistory,
+    RunClients,
+    Samples,
+    WorkerStatus,
+)
+from mor_core.runs import RunSnapshot, RunSpec
+
+from mor_client.errors import ServiceError
+from mor_client.transport import Transport
+
+_RECONNECTS = 8
+_PAUSE_S = 1.0
+
+
+class Runs:
+    """Runs of one run control."""
+
+    def __init__(self, control: Transport) -> None:
+        self._control = control
+
+    def create(self, spec: RunSpec) -> RunSnapshot:
+        """Queue a run for a training process."""
+        return self._run("POST", "/v1/runs", json=spec.model_dump(mode="json"))
+
+    def list(self) -> list[RunSnapshot]:
+        """All runs, newest first."""
+        found: list[RunSnapshot] = self._control.get("/v1/runs", list[RunSnapshot])
+        return found
+
+    def get(self, run: str) -> RunSnapshot:
+        return self._run("GET", f"/v1/runs/{run}")
+
+    def spec(self, run: str) -> RunSpec:
+        found: RunSpec = self._control.get(f"/v1/runs/{run}/spec", RunSpec)
+        return found
+
+    def metrics(self, run: str, *, since_step: int = 0, max_points: int = 1000) -> MetricsHistory:
+        found: MetricsHistory = self._control.get(
+            f"/v1/runs/{run}/metrics", MetricsHistory, since_step=since_step, max_points=max_points
+        )
+        return found
+
+    def samples(self, run: str, limit: int = 20) -> Samples:
+        found: Samples = self._control.get(f"/v1/runs/{run}/samples", Samples, limit=limit)
+        return found
+
+    def clients(self, run: str) -> RunClients:
+        found: RunClients = self._control.get(f"/v1/runs/{run}/clients", RunClients)
+        return found
+
+    def client(self, run: str, name: str, *, since_step: int = 0, max_points: int = 1000) -> ClientHistory:
+        found: ClientHistory = self._control.get(
+            f"/v1/runs/{run}/clients/{name}", ClientHistory, since_step=since_step, max_points=max_points
+        )
+        return found
+
+    def checkpoints(self, run: str) -> Checkpoints:
+        found: Checkpoints = self._control.get(f"/v1/runs/{run}/checkpoints", Checkpoints)
+        return found
+
+    def pause(self, run: str) -> RunSnapshot:
+        """At the end of the step."""
+        return self._run("POST", f"/v1/runs/{run}/pause", idempotent=True)
+
+    def resume(self, run: str) -> RunSnapshot:
+        """After a pause, a stop or a failure."""
+        return self._run("POST", f"/v1/runs/{run}/resume", idempotent=True)
+
+    def stop(self, run: str) -> RunSnapshot:
+        """Write a checkpoint and stop, at the end of the step."""
+        return self._run("POST", f"/v1/runs/{run}/stop", idempotent=True)
+
+    def workers(self) -> list[WorkerStatus]:
+        """Training processes that asked for a run within the last ten minutes."""
+        found: list[WorkerStatus] = self._control.get("/v1/workers", list[WorkerStatus])
+        return found
+
+    def _run(self, method: str, path: str, **request: Any) -> RunSnapshot:
+        found: RunSnapshot = self._control.call(method, path, RunSnapshot, **request)
+        return found
+
+    def events(self, run: str, after: str | None = None) -> Iterator[Event]:
+        """Events as they happen, from now or after the cursor ``after``; for ever. A lost connection is made anew and
+        goes on after the last event.
+
+        Raises:
+            ServiceError: refused, or no connection in eight attempts in a row.
+        """
+        failures, cursor = 0, after
+        while True:
+            try:
+                with self._control.events(f"/v1/runs/{run}/events", cursor) as source:
+                    for sent in source.iter_sse():
+                        failures, cursor = 0, sent.id or cursor
+                        yield Event.model_validate_json(sent.data, extra="ignore")
+            except ServiceError as error:
+                lost = isinstance(error.__cause__, httpx.TransportError) or error.status_code in (429, 502, 503, 504)
+                failures += 1
+                if not lost or failures == _RECONNECTS:
+                    raise
+            time.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
+
+    def watch(self, run: str) -> Iterator[RunSnapshot]:
+        """The run now and after every step and change of state, until it is finished, failed or stopped."""
+        snapshot = self.get(run)
+        yield snapshot
+        if snapshot.state.over:
+            return
+        for event in self.events(run, snapshot.cursor):
+            if event.kind not in ("step", "state", "gap"):
+                continue
+            latest = self.get(run)
+            if latest != snapshot:
+                snapshot = latest
+                yield snapshot
+            if snapshot.state.over:
+                return
+
+
+class Dead:
+    """Groups of a run that were given up."""
+
+    def __init__(self, control: Transport) -> None:
+        self._control = control
+
+    def list(self, run: str, limit: int = 100) -> list[DeadGroup]:
+        """Newest first."""
+        found: list[DeadGroup] = self._control.get(f"/v1/runs/{run}/dead", list[DeadGroup], limit=limit)
+        return found
+
+    def get(self, run: str, letter: int) -> DeadGroupRecord:
+        """With the record."""
+        found: DeadGroupRecord = self._control.get(f"/v1/runs/{run}/dead/{letter}", DeadGroupRecord)
+        return found
+
+    def replay(self, run: str, letter: int) -> DeadGroup:
+        """Have the training process issue the group again at its next step."""
+        path = f"/v1/runs/{run}/dead/{letter}/replay"
+        found: DeadGroup = self._control.call("POST", path, DeadGroup, idempotent=True)
+        return found
+
+
+class Alerts:
+    def __init__(self, control: Transport) -> None:
+        self._control = control
+
+    def list(self, run: str | None = None, *, acknowledged: bool | None = None, limit: int = 100) -> list[Alert]:
+        """Newest first, of one run or of all."""
+        found: list[Alert] = self._control.get(
+            "/v1/alerts", list[Alert], run=run, acknowledged=acknowledged, limit=limit
+        )
+        return found
+
+    def acknowledge(self, alert: int, note: str | None = None) -> Alert:
+        """Somebody takes care of it; the next occurrence is a new alert."""
+        found: Alert = self._control.call(
+            "POST", f"/v1/alerts/{alert}/acknowledge", Alert, json={"note": note}, idempotent=True
+        )
+        return found

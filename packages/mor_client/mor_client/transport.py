@@ -1,0 +1,169 @@
+"""HTTP to one service: time limits everywhere, retries where they are safe, problem+json as one error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import httpx
+import stamina
+from httpx_sse import EventSource, connect_sse
+from pydantic import TypeAdapter, ValidationError
+
+from mor_client import errors
+from mor_client.config import ClientSettings
+from mor_client.errors import ServiceError
+
+T = TypeVar("T")
+
+_CONNECT_S = 5.0
+_LONGEST_PAUSE_S = 30.0
+_LONGEST_SILENCE_S = 60.0
+"""Of an event stream; services send a comment every 15 seconds."""
+_NOT_DONE = (429, 503)
+"""The service says that it did not do the work."""
+_GATEWAY = (502, 504)
+"""A proxy says so, and cannot know what the service did."""
+
+
+class Transport:
+    """One service, at ``url``."""
+
+    def __init__(self, service: str, url: str | None, settings: ClientSettings) -> None:
+        self.service = service
+        self.url = url
+        self._settings = settings
+        self._http: httpx.Client | None = None
+
+    def close(self) -> None:
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def _client(self) -> httpx.Client:
+        if self._http is None:
+            if self.url is None:
+                cure = f"set MOR_{self.service.upper()}_URL, or {self.service}_url in the configuration file"
+                raise ServiceError(self.service, "its address is not known", cure)
+            token = self._settings.bearer()
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                timeout=httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S),
+                verify=_verification(self._settings),
+            )
+        return self._http
+
+    def get(self, path: str, kind: Any, **params: Any) -> Any:
+        """The answer to a GET as ``kind``. Parameters that are ``None`` are left out."""
+        return self.call("GET", path, kind, params=params)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        kind: Any,
+        *,
+        idempotent: bool | None = None,
+        timeout_s: float | None = None,
+        params: dict[str, Any] | None = None,
+        **request: Any,
+    ) -> Any:
+        """The answer as ``kind`` (what ``TypeAdapter`` takes; ``None``: nothing is read).
+
+        Fields that this version does not know are ignored, so that a newer service can be asked. A call is repeated,
+        with growing and jittered pauses, when the service said that it did not do the work (429, 503) or was not
+        reached; and, if ``idempotent`` (by default every method but POST and PATCH), when the answer was lost.
+
+        Raises:
+            ServiceError: refused, failed or no answer; with what to do.
+        """
+        repeatable = method not in ("POST", "PATCH") if idempotent is None else idempotent
+        sent = {name: value for name, value in (params or {}).items() if value is not None}
+        if timeout_s is not None:
+            request["timeout"] = httpx.Timeout(timeout_s, connect=_CONNECT_S)
+        for attempt in stamina.retry_context(
+            on=lambda error: _pause(error, repeatable),
+            attempts=self._settings.attempts,
+            timeout=None,
+            wait_initial=0.2,
+            wait_max=5.0,
+        ):
+            with attempt:
+                return self._once(method, path, kind, params=sent, **request)
+        raise AssertionError("the retry context returns or raises")
+
+    def once(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """The answer, whatever its status, without another attempt.
+
+        Raises:
+            ServiceError: no answer.
+        """
+        with self._errors():
+            return self._client().request(method, path, **request)
+
+    def _once(self, method: str, path: str, kind: Any, **request: Any) -> Any:
+        response = self.once(method, path, **request)
+        if not response.is_success:
+            raise errors.of_response(self.service, response)
+        if kind is None:
+            return None
+        try:
+            return TypeAdapter(kind).validate_json(response.content, extra="ignore")
+        except ValidationError as error:
+            cure = "'mor doctor' compares versions; install the one that the services have"
+            raise ServiceError(
+                self.service,
+                f"{response.request.url} answered what this version does not understand ({error.error_count()} fields)",
+                cure,
+                status=response.status_code,
+                title="Not understood",
+            ) from error
+
+    @contextmanager
+    def events(self, path: str, last_event_id: str | None) -> Iterator[EventSource]:
+        """An open stream of server-sent events; a silent one ends with an error.
+
+        Raises:
+            ServiceError: refused, or the connection was lost.
+        """
+        headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+        timeout = httpx.Timeout(_LONGEST_SILENCE_S, connect=_CONNECT_S)
+        with self._errors(), connect_sse(self._client(), "GET", path, headers=headers, timeout=timeout) as source:
+            if not source.response.is_success:
+                source.response.read()
+                raise errors.of_response(self.service, source.response)
+            yield source
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise errors.of_transport(self.service, self.url or "", error) from error
+        except httpx.InvalidURL as error:
+            raise ServiceError(self.service, f"{self.url!r} is no address: {error}", "correct it") from error
+
+
+def _verification(settings: ClientSettings) -> Any:
+    if settings.ca_file is None:
+        return True
+    import ssl
+
+    return ssl.create_default_context(cafile=str(settings.ca_file))
+
+
+def _pause(error: Exception, repeatable: bool) -> bool | float:
+    """Whether to try again, or after how many seconds."""
+    if not isinstance(error, ServiceError):
+        return False
+    if error.status_code in _NOT_DONE:
+        asked = error.retry_after_s
+        return True if asked is None else min(asked, _LONGEST_PAUSE_S)
+    if error.status_code in _GATEWAY:
+        return repeatable
+    lost = error.__cause__
+    if isinstance(lost, httpx.ConnectError | httpx.ConnectTimeout):
+        return True
+    return repeatable and isinstance(lost, httpx.TransportError) and not isinstance(lost, httpx.UnsupportedProtocol)

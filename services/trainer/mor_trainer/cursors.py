@@ -1,0 +1,24 @@
+"""Cursors of the event stream: what a reader sends back as ``Last-Event-ID``."""
+
+from __future__ import annotations
+
+from mor_core.errors import Invalid
+
+
+def event_cursor(run: str, event: int) -> str:
+    return f"{run}/{event}"
+
+
+def parse_cursor(run: str, text: str) -> int:
+    """The event id in a cursor.
+
+    Raises:
+        Invalid: it is no cursor, or one of another run.
+    """
+    owner, _, number = text.rpartition("/")
+    if owner != run or not number.isdigit():
+        raise Invalid(
+            f"Last-Event-ID {text[:80]!r} is not a cursor of run {run}; send the id of an event of this run, or none "
+            "to start from now"
+        )
+    return int(number)

@@ -1,0 +1,26 @@
+"""A run in the shape of Kubeflow Trainer's ``trainerStatus`` (KEP-2779)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from mor_core.run_status import KubeflowMetric, TrainerStatus
+
+
+def trainer_status(
+    *, progress: float | None, eta_s: float | None, metrics: dict[str, Any] | None, updated_at: float
+) -> TrainerStatus:
+    """``metrics``: those of the last step; the ones that are plain numbers are told."""
+    numbers = {
+        name: value
+        for name, value in (metrics or {}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    updated = datetime.fromtimestamp(updated_at, UTC).isoformat(timespec="seconds")
+    return TrainerStatus(
+        progressPercentage=None if progress is None else int(100 * progress),
+        estimatedRemainingSeconds=None if eta_s is None else round(eta_s),
+        metrics=tuple(KubeflowMetric(name=name, value=f"{value:.6g}") for name, value in sorted(numbers.items())),
+        lastUpdatedTime=updated.replace("+00:00", "Z"),
+    )

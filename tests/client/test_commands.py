@@ -1,0 +1,193 @@
+"""The command as people type it, against run control and router as they are served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from mor_client.commands.common import complete
+from mor_client.exits import Exit
+from mor_core.settings import StreamSettings
+from mor_core.streams import Streams, connect
+from mor_core.wire import EventRecord
+from mor_trainer.events import event_id
+from pydantic import SecretStr
+
+from tests.client.installation import TOKENS, Installation
+from tests.router.endpoints import TOKEN, Endpoints
+from tests.router.planted import jsonl, rows
+
+SERVICE = {"Authorization": f"Bearer {TOKENS['service']}"}
+
+
+def create(mor: Installation, spec_file: Path) -> str:
+    return mor.ok("run", "create", str(spec_file)).strip()
+
+
+def work(mor: Installation, run: str, *events: tuple[str, int, dict[str, Any]], end: str | None = None) -> None:
+    """What a training process tells: claim ``run``, send ``events``, report how it ended."""
+    about = httpx.get(f"{mor.control}/v1/runs/{run}", headers=SERVICE).json()
+    with httpx.Client(base_url=mor.control, headers=SERVICE, timeout=20) as http:
+        if about["state"] == "queued":
+            claim = http.post("/v1/runs/claim", json={"worker": "w1", "version": "0.1.0", "device": "cpu"})
+            assert claim.json()["run"] == run
+        for sequence, (kind, step, data) in enumerate(events, 1):
+            asyncio.run(tell(mor, run, sequence, kind, step, data))
+        beat = {"attempt": 1, "state": "running"}
+        seen = 0
+        while seen < len(events):
+            seen = http.post(f"/v1/runs/{run}/heartbeat", json=beat).json()["events_seen"]
+        if end is not None:
+            http.post(f"/v1/runs/{run}/heartbeat", json={"attempt": 1, "state": end, "final": "/models/aligned"})
+
+
+async def tell(mor: Installation, run: str, sequence: int, kind: Any, step: int, data: dict[str, Any]) -> None:
+    redis = connect(StreamSettings(redis_url=SecretStr(mor.redis_url)))
+    record = EventRecord(
+        run=run, group_id=event_id(1, sequence), stamps={"trainer": 1e9}, kind=kind, step=step, data=data
+    )
+    await Streams(redis, run, 1000).publish("events", record, timeout_s=5)
+    await redis.aclose()
+
+
+def step(number: int, reward: float) -> tuple[str, int, dict[str, Any]]:
+    clients = {"clinic": {"reward_mean": reward, "weight": 1.0, "failures": {}}}
+    return "step", number, {"reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients}
+
+
+def test_a_run_from_creation_to_its_end(mor: Installation, spec_file: Path) -> None:
+    run = create(mor, spec_file)
+    assert run in mor.ok("run", "list")
+    assert mor.json("run", "show", run)["state"] == "queued"
+    assert mor.json("run", "pause", run)["state"] == "paused"
+    assert mor.json("run", "resume", run)["state"] == "queued"
+    threading.Timer(0.5, lambda: work(mor, run, step(1, 0.25), step(2, 0.5), end="finished")).start()
+    snapshots = [json.loads(line) for line in mor.ok("run", "watch", run, "--json").splitlines()]
+    assert [snapshots[0]["state"], snapshots[-1]["state"]] == ["queued", "finished"]
+    assert snapshots[-1]["step"] == 2
+    shown = mor.ok("run", "show", run)
+    assert "2 of 2" in shown and "/models/aligned" in shown and "clinic" in shown
+    assert mor.ok("run", "watch", run).strip() == "/models/aligned"
+    stopped = mor.mor("run", "stop", run)
+    assert stopped.exit_code == Exit.conflict
+
+
+def test_fields_of_a_run_on_the_command_line(mor: Installation, spec_file: Path) -> None:
+    made = mor.json("run", "create", str(spec_file), "--set", "optimiser.lr=4e-5", "--set", "name=second")
+    spec = httpx.get(f"{mor.control}/v1/runs/{made['id']}/spec", headers=SERVICE).json()
+    assert (spec["name"], spec["optimiser"]["lr"], spec["steps"]) == ("second", 4e-5, 2)
+    mor.ok("run", "stop", made["id"])
+    watched = mor.mor("run", "watch", made["id"])
+    assert watched.exit_code == Exit.run_failed
+
+
+def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_path: Path) -> None:
+    endpoint = endpoints.endpoint("clinic")
+    secret, page, anchors = tmp_path / "secret", tmp_path / "page", tmp_path / "anchors.jsonl"
+    secret.write_text(TOKEN + "\n")
+    enrolled = mor.ok("client", "enrol", "clinic", "--url", endpoint.url, "--secret-file", str(secret),
+                      "--page-token-file", str(page))  # fmt: skip
+    assert page.read_text() not in enrolled
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert mor.json("client", "list")[0]["state"] == "probation"
+    mor.ok("objective", "create", "helpful", "Answer what was asked.", "--paraphrase", "Be of help.")
+    anchors.write_bytes(jsonl(rows(24)))
+    assert mor.json("objective", "anchors", "helpful", str(anchors))["anchors"] == 24
+    first = mor.json("objective", "fit", "helpful")
+    assert "clinic" in mor.ok("objective", "fit", "helpful")
+    listed = mor.ok("objective", "versions", "helpful")
+    assert [version["version"] for version in mor.json("objective", "versions", "helpful")] == [
+        first["version"], first["version"] + 1,
+    ]  # fmt: skip
+    assert "in force" in listed
+    assert mor.json("objective", "rollback", "helpful")["active"] == first["version"]
+    assert mor.json("objective", "show", "helpful")["paraphrases"] == ["Be of help."]
+    shown = mor.json("client", "show", "clinic")
+    assert (shown["client"]["state"], shown["circuit"]) == ("active", "closed")
+    assert mor.json("client", "pause", "clinic", "--reason", "maintenance")["reason"] == "maintenance"
+    assert mor.json("client", "resume", "clinic", "--active")["state"] == "active"
+    endpoint.token = "another-token-of-the-service"
+    secret.write_text(endpoint.token)
+    mor.ok("client", "rotate", "clinic", "--secret-file", str(secret), "--page-token-file", str(page))
+    own = {"Authorization": f"Bearer {page.read_text()}"}
+    assert httpx.get(f"{mor.router}/v1/clients/clinic", headers=own).status_code == 200
+    assert httpx.get(f"{mor.control}/v1/runs", headers=own).status_code == 200, "run control asks the router who it is"
+    assert mor.mor("client", "remove", "clinic").exit_code == 1, "it asks first"
+    mor.ok("client", "remove", "clinic", "--yes")
+    assert mor.json("client", "list") == []
+
+
+def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
+    run = create(mor, spec_file)
+    letter = {"stage": "router", "stream": "rollouts", "attempts": 3, "record": "{}"}
+    lost = {"name": "group_dropped", "reason": "no quorum", "group_id": "g1", "letter": letter}
+    work(mor, run, ("alert", 1, lost), ("alert", 1, {**lost, "group_id": "g2", "reason": "still none"}))
+    found = mor.json("dead", "list", run)
+    assert [(d["group_id"], d["stage"], d["replay"]) for d in found] == [("g2", "router", "no"), ("g1", "router", "no")]
+    (alert,) = mor.json("alert", "list", "--run", run)
+    assert (alert["count"], alert["reason"], alert["webhook"]) == (2, "still none", "off")
+    assert mor.json("alert", "acknowledge", str(alert["id"]), "--note", "gone")["acknowledged_by"] == "admin"
+    assert mor.json("alert", "list", "--run", run) == []
+    assert mor.mor("dead", "replay", run).exit_code == Exit.usage
+    (asked,) = mor.json("dead", "replay", run, str(found[0]["id"]))
+    assert asked["replay"] == "asked"
+    assert len(mor.json("dead", "replay", run, "--all")) == 1
+    beat = {"attempt": 1, "state": "running"}
+    reply = httpx.post(f"{mor.control}/v1/runs/{run}/heartbeat", json=beat, headers=SERVICE).json()
+    assert set(reply["replay"].values()) == {"g1", "g2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("run", "show", "nope"), Exit.not_found, "no run 'nope'; GET /v1/runs lists them"),
+        (("run", "create", "/nowhere.toml"), Exit.usage, "/nowhere.toml: No such file"),
+        (("run", "create", "--set", "name"), Exit.usage, "write it as name=value"),
+        (("run", "create", "--set", "name=x"), Exit.usage, "model: Field required"),
+        (("run", "create", "--set", "name=x", "--set", "model=/m", "--set", "prompts=/p"), Exit.refused, "no folder"),
+        (("client", "enrol", "x", "--url", "http://x", "--secret-file", "/none"), Exit.usage, "makes one"),
+        (("objective", "fit", "nope"), Exit.not_found, "POST /v1/objectives makes one"),
+        (("objective", "anchors", "nope", "/none.jsonl"), Exit.usage, "/none.jsonl"),
+        (("dead", "list", "nope"), Exit.not_found, "no run"),
+        (("alert", "acknowledge", "999"), Exit.not_found, "no alert 999"),
+    ],
+)
+def test_errors_tell_the_cure_and_end_with_a_status_of_their_own(
+    mor: Installation, arguments: tuple[str, ...], status: Exit, told: str
+) -> None:
+    result = mor.mor(*arguments)
+    assert (result.exit_code, told in result.stderr.replace("\n", " ")) == (status, True), result.output
+    as_json = mor.mor(*arguments, "--json")
+    assert as_json.exit_code == status
+    assert told in json.loads(as_json.stderr)["error"]["detail"]
+
+
+def test_tokens_and_addresses_that_do_not_work(mor: Installation) -> None:
+    mor.use("viewer")
+    assert mor.mor("run", "list").exit_code == 0
+    refused = mor.mor("run", "stop", "x")
+    assert refused.exit_code == Exit.not_allowed
+    assert "has scope viewer" in refused.stderr
+    assert mor.mor("run", "list", MOR_TOKEN_FILE="/none").exit_code == Exit.usage
+    away = mor.mor("run", "list", MOR_CONTROL_URL="http://127.0.0.1:9")
+    assert (away.exit_code, "is it running" in away.stderr) == (Exit.no_answer, True)
+    mor.config.write_text('contrl_url = "http://x"\n')
+    assert "contrl_url" in mor.mor("run", "list").stderr
+
+
+def test_arguments_are_completed_by_what_there_is(
+    mor: Installation, spec_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create(mor, spec_file)
+    monkeypatch.setenv("MOR_CONFIG", str(mor.config))
+    names = complete(lambda services: [found.id for found in services.runs.list()])
+    assert run in names("fir")
+    assert names("zzz") == []
+    monkeypatch.setenv("MOR_CONTROL_URL", "http://127.0.0.1:9")
+    assert names("fir") == []
