@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mor_core.settings import ServiceSettings, Settings, StreamSettings
-from pydantic import Field, SecretStr
+from mor_core.settings import ControlCallerSettings, ServiceSettings, Settings, StreamSettings
+from pydantic import Field
 
 
 class RunsSettings(Settings):
@@ -29,15 +29,13 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Newest events that are kept for each run for readers that reconnect; metrics are kept for ever."""
 
 
-class WorkerSettings(StreamSettings, RunsSettings):
+class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
     """The training process: ``mor-trainer work``."""
 
     control_url: str = "http://127.0.0.1:8300"
     """Address of run control, as this process reaches it."""
     weights_url: str | None = None
     """Address of run control as the rollout service reaches it; ``control_url`` when unset."""
-    service_token: SecretStr = SecretStr("")
-    """Bearer token of scope ``service`` for run control."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is trained; ``auto`` takes CUDA where there is one."""
     torch_threads: int = Field(1, ge=1)
