@@ -14,7 +14,16 @@ DISTRIBUTIONS := packages/mor_core services/reward services/router services/roll
 CODE := $(DISTRIBUTIONS) examples tests bench helm
 STATE := .mor
 
-.PHONY: help setup check format test demo up down clean
+VERSION := 0.1.0
+# What `make images` builds, and with what: docker, podman or buildah, whichever is there.
+IMAGES ?= reward router trainer rollout
+VARIANT ?= cpu
+REGISTRY ?= localhost
+BASE ?= docker.io/library/python:3.11.14-slim-bookworm
+ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine)),$(engine))))
+BUILD_ARGS ?=
+
+.PHONY: help setup check format test test-helm images demo up down clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +52,19 @@ format: setup ## Format the code
 
 test: setup ## Unit and integration tests, a real server and a real vLLM engine included
 	$(BIN)/pytest tests -m "not downloads and not slow"
+
+test-helm: setup ## Tests of charts and images' files: helm, schemas, an API server, checkov, hadolint
+	$(BIN)/python helm/tools.py
+	$(BIN)/pytest tests/helm tests/router/test_discovery.py
+
+images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
+	@test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed to build images; install one"; exit 1; }
+	for service in $(IMAGES); do \
+	  $(ENGINE) build --file services/$$service/Dockerfile $(BUILD_ARGS) \
+	    --build-arg BASE="$(BASE)" --build-arg VARIANT="$(VARIANT)" --build-arg PIP_ARGS="$(PIP_ARGS)" \
+	    --build-arg VERSION="$(VERSION)" --build-arg REVISION="$$(git rev-parse HEAD)" \
+	    --tag $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda) .; \
+	done
 
 demo: setup ## The whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
 	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(STATE)/demo

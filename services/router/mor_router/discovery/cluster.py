@@ -187,6 +187,12 @@ def _brief(error: BaseException) -> str:
     return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error) or type(error).__name__
 
 
+def _load() -> None:
+    """Import what is used of the Kubernetes client, which takes seconds: its package imports each part when asked."""
+    for part in ("ApiClient", "Configuration", "CoreV1Api", "DiscoveryV1Api", "V1ServiceList", "V1EndpointSliceList"):
+        getattr(client, part)
+
+
 @asynccontextmanager
 async def connected(kubeconfig: Path | None, selector: str, resync_s: float) -> AsyncIterator[Cluster]:
     """The cluster that the router runs in, or that of ``kubeconfig``.
@@ -194,6 +200,7 @@ async def connected(kubeconfig: Path | None, selector: str, resync_s: float) -> 
     Raises:
         ConfigException: neither a service account's token nor a usable file is there.
     """
+    await asyncio.to_thread(_load)
     settings = client.Configuration()
     if kubeconfig is None:
         config.load_incluster_config(client_configuration=settings)
