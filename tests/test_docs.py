@@ -14,7 +14,12 @@ from mor_client.exits import Exit
 from mor_trainer.app import APIS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), *sorted((ROOT / "examples").glob("*/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+    *sorted((ROOT / "examples").glob("*/*.md")),
+    *sorted((ROOT / "helm").glob("*/*.md")),
+]
 
 
 def test_generated_pages_are_up_to_date() -> None:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Depends, FastAPI
 from mor_core import auth
 from mor_core.auth import Principal, Scope, require
 from mor_core.errors import Invalid, NotFound, Unavailable
 from mor_core.images import decode
 from mor_core.service import create_service
-from mor_core.settings import ServiceSettings, StreamSettings, unknown_variables
+from mor_core.settings import ControlCallerSettings, ServiceSettings, StreamSettings, unknown_variables
 from mor_core.wire import ScoreRequest
+from pydantic import ValidationError
 
 pytestmark = pytest.mark.anyio
 
@@ -151,3 +160,71 @@ def test_misspelt_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_are_bounded_before_they_are_decoded() -> None:
     with pytest.raises(Invalid, match="not a readable image"):
         decode(b"<html>")
+
+
+def test_a_secret_may_be_a_file_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mor_redis_url").write_text("redis://file/0\n")
+    monkeypatch.setenv("MOR_SECRETS_DIR", str(tmp_path))
+    assert StreamSettings().redis_url.get_secret_value() == "redis://file/0"
+    assert unknown_variables([StreamSettings]) == []
+    monkeypatch.setenv("MOR_REDIS_URL", "redis://environment/0")
+    assert StreamSettings().redis_url.get_secret_value() == "redis://environment/0"
+
+
+_SERVE = """
+import contextlib, pathlib, sys
+from mor_core import service, settings
+
+@contextlib.asynccontextmanager
+async def lifespan(_):
+    yield
+
+chosen = settings.ServiceSettings.model_validate_json(sys.argv[1])
+service.serve(
+    service.create_service("test", chosen, lifespan, {}, version="1"), chosen, name="test",
+    port_file=pathlib.Path(sys.argv[2]),
+)
+"""
+
+
+def test_https_is_served_with_the_given_certificate_and_trusted_by_its_authority(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    write_certificate(certificate, key)
+    with pytest.raises(ValidationError, match="MOR_TLS_KEY_FILE"):
+        ServiceSettings(tls_cert_file=certificate)
+    settings = ServiceSettings(tls_cert_file=certificate, tls_key_file=key, shutdown_grace_s=1)
+    place = tmp_path / "address"
+    process = subprocess.Popen([sys.executable, "-c", _SERVE, settings.model_dump_json(), str(place)])
+    try:
+        deadline = time.monotonic() + 60
+        while not place.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        address = place.read_text()
+        assert address.startswith("https://")
+        trusting = ControlCallerSettings(control_ca_file=certificate).control_tls()
+        assert httpx.get(f"{address}/healthz", verify=trusting).is_success
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{address}/healthz", verify=ControlCallerSettings().control_tls())
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def write_certificate(certificate: Path, key: Path) -> None:
+    """A self-signed certificate of 127.0.0.1."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )

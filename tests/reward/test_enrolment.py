@@ -16,9 +16,10 @@ from threading import Thread
 
 import httpx
 import pytest
+from mor_core.auth import hash_token
 from mor_core.errors import Invalid, Unauthorized
 from mor_reward.cli import app
-from mor_reward.enrolment import Enrolled, RouterUnavailable, register
+from mor_reward.enrolment import Enrolled, RouterUnavailable, deregister, register
 from typer.testing import CliRunner
 
 from tests.reward import reward_kit as kit
@@ -34,13 +35,15 @@ class Router:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}")
                 router.asked.append((self.path, self.headers["Authorization"], body))
                 status, content = router.answers.pop(0) if len(router.answers) > 1 else router.answers[0]
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content.encode())
+
+            do_GET = do_DELETE = do_POST  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 """Tests print nothing."""
@@ -97,6 +100,28 @@ def test_a_router_that_is_busy_is_asked_again_a_bounded_number_of_times(router: 
     with pytest.raises(RouterUnavailable, match="answered 503: starting"):
         router.enrol()
     assert len(router.asked) == 3
+
+
+def test_with_a_page_token_of_its_own_a_client_enrols_once_however_often_it_is_told_to(router: Router) -> None:
+    given = {"name": "st-mary", "domains": "", "secret": "s" * 32, "page_token": "mine"}
+    router.answers = [(401, "{}"), (201, '{"token": null, "trial": "scored"}')]
+    assert register(router.url, "enrol-me", url="https://scores", **given).token is None
+    assert [asked[1] for asked in router.asked] == ["Bearer mine", "Bearer enrol-me"]
+    assert router.asked[1][2]["page_token_sha256"] == hash_token("mine")
+
+    router.answers = [(200, '{"client": {"url": "https://scores"}}')]
+    assert register(router.url, "enrol-me", url="https://scores/", **given).trial == "enrolled already"
+    with pytest.raises(Invalid, match="enrolled at https://scores; 'mor-reward deregister' it"):
+        register(router.url, "enrol-me", url="https://elsewhere", **given)
+
+
+def test_deregistering_twice_is_no_error(router: Router) -> None:
+    router.answers = [(204, ""), (401, "{}")]
+    assert deregister(router.url, "mine", name="st-mary") is True
+    assert deregister(router.url, "mine", name="st-mary") is False
+    router.answers = [(403, '{"detail": "another client\'s"}')]
+    with pytest.raises(Unauthorized, match="refused the deregistration"):
+        deregister(router.url, "mine", name="st-mary")
 
 
 def test_an_answer_that_is_no_enrolment_is_told(router: Router) -> None:

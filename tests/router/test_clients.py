@@ -6,6 +6,7 @@ import json
 
 import pytest
 from cryptography.fernet import Fernet
+from mor_core.auth import hash_token
 from mor_router.config import RouterSettings
 from mor_router.store import CLIENTS
 from pydantic import SecretStr
@@ -196,3 +197,31 @@ async def test_every_route_needs_its_scope(api: Api, method: str, path: str, all
 
 async def test_a_router_without_clients_is_ready_to_enrol_them(api: Api) -> None:
     assert (await api.http.get("/readyz")).status_code == 200
+
+
+async def test_a_client_enrols_with_its_own_page_token_and_revokes_itself_only(
+    start: Start, endpoints: Endpoints, settings: RouterSettings
+) -> None:
+    assert settings.tokens_file is not None
+    rows = json.loads(settings.tokens_file.read_text())
+    rows.append({"name": "onboarding", "scope": "enrolment", "sha256": hash_token("enrolment-token")})
+    settings.tokens_file.write_text(json.dumps(rows))
+    async with start() as api:
+        bodies = {
+            name: {
+                "name": name,
+                "url": endpoints.endpoint(name).url,
+                "token": TOKEN,
+                "page_token_sha256": hash_token(f"page of {name}"),
+            }
+            for name in ("clinic", "bank")
+        }
+        eager = await api.call("POST", "/v1/clients", bodies["bank"] | {"state": "active"}, token="enrolment-token")
+        assert eager.status_code == 403
+        for body in bodies.values():
+            assert (await api.ok("POST", "/v1/clients", body, token="enrolment-token"))["token"] is None
+        assert (await api.call("GET", "/v1/clients", token="enrolment-token")).status_code == 403
+        assert (await api.call("DELETE", "/v1/clients/clinic", token="page of bank")).status_code == 403
+        await api.ok("DELETE", "/v1/clients/clinic", token="page of clinic")
+        assert [client["name"] for client in await api.ok("GET", "/v1/clients")] == ["bank"]
+        assert (await api.call("GET", "/v1/clients/clinic", token="page of clinic")).status_code == 401

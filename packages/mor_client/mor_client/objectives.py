@@ -98,7 +98,7 @@ class Objectives:
         )
         return found
 
-    def versions(self, name: str) -> list[Gate]:
+    def versions(self, name: str) -> Sequence[Gate]:
         """Oldest first."""
         found: list[Gate] = self._router.get(f"/v1/objectives/{name}/gates", list[Gate])
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -87,7 +87,7 @@ class Runs:
         """Write a checkpoint and stop, at the end of the step."""
         return self._run("POST", f"/v1/runs/{run}/stop", idempotent=True)
 
-    def workers(self) -> list[WorkerStatus]:
+    def workers(self) -> Sequence[WorkerStatus]:
         """Training processes that asked for a run within the last ten minutes."""
         found: list[WorkerStatus] = self._control.get("/v1/workers", list[WorkerStatus])
         return found

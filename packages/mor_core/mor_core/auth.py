@@ -28,6 +28,8 @@ class Scope(enum.StrEnum):
     """Everything, other scopes' rights included."""
     service = "service"
     """What MoR's own processes ask of each other: weights, score calls, run heartbeats."""
+    enrolment = "enrolment"
+    """Enrolling a client at the router, and nothing else."""
     client = "client"
     """One client's own figures."""
     viewer = "viewer"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints, field_serializer
 
-from mor_core.wire import Card, ModelRef, Wire
+from mor_core.wire import Card, ModelRef, Sha256, Wire
 
 Source = Literal["api", "kubernetes", "loopback"]
 State = Literal["probation", "active", "paused", "quarantined"]
@@ -75,14 +75,18 @@ class Enrolment(_WithSecret):
     """Free text: what the model knows about. From the client's card where it is empty."""
     token: Secret
     """The bearer token that the router must send to the reward service."""
+    page_token_sha256: Sha256 | None = None
+    """SHA-256 of the token with which the client will read its own page, so that the token itself never travels; the
+    router makes one and tells it where this is null."""
     state: Literal["probation", "active"] = "probation"
     """``active`` gives the client weight at once where no gate is fitted; otherwise a fit on anchors does."""
 
 
 class Enrolled(_Documented):
     client: Client
-    token: str
-    """The token with which the client reads its own page on the router. Shown once; only its hash is kept."""
+    token: str | None
+    """The token with which the client reads its own page on the router. Shown once; only its hash is kept. Null where
+    the client brought its own."""
     trial: str
     """What the client made of a tiny trial group."""
 

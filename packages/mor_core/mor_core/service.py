@@ -89,13 +89,19 @@ def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path
     logs.configure(settings.log_level, settings.log_format, service=name)
     with socket.create_server((settings.host, settings.port), reuse_port=False) as listener:
         host, port = listener.getsockname()[:2]
-        address = f"http://{host}:{port}"
+        address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
         log.info("listening", address=address)
         if port_file is not None:
             partial = port_file.with_suffix(".part")
             partial.write_text(address)
             partial.rename(port_file)
         server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)))
+            uvicorn.Config(
+                app,
+                log_config=None,
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
+                ssl_certfile=settings.tls_cert_file,
+                ssl_keyfile=settings.tls_key_file,
+            )
         )
         server.run(sockets=[listener])

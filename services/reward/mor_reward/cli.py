@@ -168,7 +168,8 @@ def register(
     ],
     domains: Annotated[str, typer.Option(help="What the model knows about; from its card otherwise.")] = "",
     page_token_file: Annotated[
-        Path | None, typer.Option(help="Keep the token of this client's page on the router here.")
+        Path | None,
+        typer.Option(help="Token of this client's page on the router: taken from here, or kept here if there is none."),
     ] = None,
 ) -> None:
     """Enrol a running reward service at a router."""
@@ -179,15 +180,37 @@ def register(
         if not secret_file.is_file():
             raise Invalid(f"no file {secret_file}; make it with 'mor-reward token --secret-file {secret_file}'")
         secret = secret_file.read_text().strip()
-        enrolled = enrol(router, enrolment_token, name=name, url=url, domains=domains, secret=secret)
+        own = page_token_file.read_text().strip() if page_token_file and page_token_file.is_file() else None
+        enrolled = enrol(
+            router, enrolment_token, name=name, url=url, domains=domains, secret=secret, page_token=own or None
+        )
         out.print(f"[green]enrolled[/] {name} at {router}: it will score at {url}")
         if enrolled.trial:
             out.print(f"trial: {enrolled.trial}")
-        if page_token_file is None:
+        if enrolled.token is None:
+            out.print(f"token of this client's page: the one in {page_token_file}")
+        elif page_token_file is None:
             out.print(f"token of this client's page, shown once: {enrolled.token}", soft_wrap=True)
         else:
             write_whole(page_token_file, enrolled.token.encode(), mode=0o600)
             out.print(f"token of this client's page: {page_token_file}")
+
+
+@app.command()
+def deregister(
+    *,
+    router: Annotated[str, typer.Option(help="Address of the router.")],
+    name: Annotated[str, typer.Option(help="Name of this client at the router.")],
+    page_token_file: Annotated[Path, typer.Option(help="File with the token of this client's page on the router.")],
+) -> None:
+    """Have a router forget this client: it is not asked again, and its token ends."""
+    with _errors():
+        from mor_reward.enrolment import deregister as leave
+
+        if not page_token_file.is_file():
+            raise Invalid(f"no file {page_token_file}; 'mor-reward register --page-token-file' wrote it")
+        known = leave(router, page_token_file.read_text().strip(), name=name)
+        out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
 
 
 @app.command()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mor_core.settings import ServiceSettings, StreamSettings
-from pydantic import Field, SecretStr
+from mor_core.settings import ControlCallerSettings, ServiceSettings, StreamSettings
+from pydantic import Field
 
 
-class RolloutSettings(ServiceSettings, StreamSettings):
+class RolloutSettings(ServiceSettings, StreamSettings, ControlCallerSettings):
     """Environment ``MOR_<NAME>``, or the option of the same name of ``mor-rollout serve``."""
 
     model: str
@@ -45,8 +45,6 @@ class RolloutSettings(ServiceSettings, StreamSettings):
     """Folder of pulled weight files; emptied of all but the last few versions."""
     weights_kept: int = Field(3, ge=2)
     """Versions that stay in ``weights_dir``: the one in use, the one before it and the one being pulled at least."""
-    service_token: SecretStr = SecretStr("")
-    """Bearer token of scope ``service`` with which weights are pulled."""
     pull_timeout_s: float = Field(120.0, gt=0)
     """Seconds in which a version's files must have arrived, retries included."""
     swap_timeout_s: float = Field(60.0, gt=0)

@@ -77,7 +77,7 @@ class WeightsStore:
         token = settings.service_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=4)
-        self._http = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=limits)
+        self._http = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=limits, verify=settings.control_tls())
         self._pulls: dict[tuple[str, int], asyncio.Task[PreparedWeights]] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from mor_core.settings import ServiceSettings, StreamSettings
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from mor_router.fusion import FusionChoice, Weighted
 
@@ -30,6 +30,15 @@ class RouterSettings(ServiceSettings, StreamSettings):
     accepted there and on loopback only."""
     kubernetes_networks: tuple[Network, ...] = ()
     """Networks (CIDR) that endpoints found in Kubernetes may be in, as a JSON list: the cluster's pods and services."""
+    kubernetes_namespaces: tuple[str, ...] = ()
+    """Namespaces, as a JSON list, in which Services with ``kubernetes_selector`` are enrolled as clients while they are
+    there; none without. Needs the extra ``kubernetes``."""
+    kubernetes_selector: str = "mor.dev/reward=true"
+    """Label selector of those Services."""
+    kubernetes_resync_s: float = Field(30.0, ge=1)
+    """Mean seconds between comparisons of the whole list with the registry, besides those after each change."""
+    kubernetes_config: Path | None = None
+    """Kubeconfig file for a router outside of the cluster; the pod's service account without."""
     ca_file: Path | None = None
     """PEM file of certificate authorities for clients' endpoints; the system's where it is not set."""
     client_cert_file: Path | None = None
@@ -85,3 +94,11 @@ class RouterSettings(ServiceSettings, StreamSettings):
     """Embeddings that are kept, of texts and of pictures each."""
     torch_threads: int = Field(1, ge=1)
     """Threads for embedding models and fits."""
+
+    @model_validator(mode="after")
+    def _discovery_knows_its_networks(self) -> RouterSettings:
+        if self.kubernetes_namespaces and not self.kubernetes_networks:
+            raise ValueError(
+                "MOR_KUBERNETES_NAMESPACES needs MOR_KUBERNETES_NETWORKS: where the cluster's pods and Services are"
+            )
+        return self

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
+from mor_core.errors import Invalid
 from mor_core.streams import connect
 from mor_core.tasks import stop
 from redis.asyncio import Redis
@@ -32,6 +34,9 @@ from mor_router.scoring import Scoring
 from mor_router.serving import ServedGates
 from mor_router.vault import Vault
 from mor_router.worker import Worker
+
+if TYPE_CHECKING:
+    from mor_router.discovery import Discovery
 
 log = structlog.get_logger(__name__)
 
@@ -116,6 +121,8 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     )
     await pool.refresh()
     work = [pool.follow(), pool.probe(), *([router.worker.watch()] if settings.worker else [])]
+    if settings.kubernetes_namespaces:
+        work.append(_discovery(router, policy, vault).run())
     tasks = [asyncio.create_task(part) for part in work]
     try:
         yield router
@@ -124,3 +131,22 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         await scoring.close()
         await pool.close()
         await redis.aclose()
+
+
+def _discovery(router: Router, policy: EgressPolicy, vault: Vault) -> Discovery:
+    """
+    Raises:
+        Invalid: the Kubernetes client is not installed.
+    """
+    try:
+        from mor_router.discovery import Discovery
+    except ImportError as error:
+        raise Invalid("MOR_KUBERNETES_NAMESPACES is set: install mor-router[kubernetes], or leave it out") from error
+    return Discovery(
+        settings=router.settings,
+        redis=router.redis,
+        registry=router.registry,
+        enroller=router.enroller,
+        policy=policy,
+        vault=vault,
+    )

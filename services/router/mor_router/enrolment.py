@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from mor_core.auth import hash_token, new_token
-from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation
+from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation, Source
 from mor_core.errors import Conflict, Invalid, NotFound
 from mor_core.wire import Card
 
@@ -30,8 +30,9 @@ class Enroller:
         self._policy = policy
         self._audit = audit
 
-    async def enrol(self, request: Enrolment, by: str) -> Enrolled:
-        """
+    async def enrol(self, request: Enrolment, by: str, source: Source | None = None) -> Enrolled:
+        """Without ``source`` the address is judged as one that came in by API.
+
         Raises:
             Invalid: the address is outside of the egress policy, or the endpoint failed its trial; with the cure.
             Conflict: the name is taken.
@@ -42,16 +43,16 @@ class Enroller:
             pass
         else:
             raise Conflict(f"client {request.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
-        token = new_token()
+        token = new_token() if request.page_token_sha256 is None else None
         record = ClientRecord(
             name=request.name,
             url=request.url.rstrip("/"),
             domains=request.domains,
-            source=await self._policy.admit(request.url),
+            source=source or await self._policy.admit(request.url),
             state=request.state,
             enrolled_at=time.time(),
             secret=self._vault.encrypt(request.token),
-            inbound_sha256=hash_token(token),
+            inbound_sha256=request.page_token_sha256 or hash_token(token or ""),
             revision=new_revision(),
         )
         card, trial = await self._try(record)
@@ -67,8 +68,9 @@ class Enroller:
         await self._pool.refresh()
         return Enrolled(client=record.public(), token=token, trial=trial)
 
-    async def change(self, name: str, request: Change, by: str) -> ClientRecord:
-        """
+    async def change(self, name: str, request: Change, by: str, source: Source | None = None) -> ClientRecord:
+        """Without ``source`` a new address is judged as one that came in by API.
+
         Raises:
             NotFound: no such client.
             Invalid: the new address is outside of the egress policy, or failed its trial.
@@ -78,7 +80,7 @@ class Enroller:
         if request.url is not None:
             moved = {
                 "url": request.url.rstrip("/"),
-                "source": await self._policy.admit(request.url),
+                "source": source or await self._policy.admit(request.url),
                 "revision": new_revision(),
             }
             card, _ = await self._try((await self._registry.get(name)).model_copy(update=moved))

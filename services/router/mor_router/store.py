@@ -12,6 +12,7 @@
 ``versions``             counter of gate versions, over all objectives
 ``influence:{client}``   what it did to the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
+``leader:{work}``        lock of the replica that does work of which there is one; not exported
 ======================== =======================================================================
 
 All keys share one hash tag, so they live in one cluster slot.

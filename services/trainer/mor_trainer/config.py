@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mor_core.settings import ServiceSettings, Settings, StreamSettings
+from mor_core.settings import ControlCallerSettings, ServiceSettings, Settings, StreamSettings
 from pydantic import Field, SecretStr
 
 
@@ -48,15 +48,13 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Most attempts of all alerts in a minute; further ones wait."""
 
 
-class WorkerSettings(StreamSettings, RunsSettings):
+class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
     """The training process: ``mor-trainer work``."""
 
     control_url: str = "http://127.0.0.1:8300"
     """Address of run control, as this process reaches it."""
     weights_url: str | None = None
     """Address of run control as the rollout service reaches it; ``control_url`` when unset."""
-    service_token: SecretStr = SecretStr("")
-    """Bearer token of scope ``service`` for run control."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is trained; ``auto`` takes CUDA where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

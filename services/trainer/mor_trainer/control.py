@@ -37,6 +37,7 @@ class RunControl:
             base_url=settings.control_url,
             headers={"Authorization": f"Bearer {settings.service_token.get_secret_value()}"},
             timeout=_TIMEOUT,
+            verify=settings.control_tls(),
             transport=transport,
         )
 

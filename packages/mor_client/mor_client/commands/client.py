@@ -37,7 +37,7 @@ def enrol(
         secret = SecretStr(read_secret(secret_file, _MADE_BY))
         state = "active" if active else "probation"
         enrolled = mor.clients.enrol(Enrolment(name=name, url=url, domains=domains, token=secret, state=state))
-        if page_token_file is not None:
+        if page_token_file is not None and enrolled.token is not None:
             write_secret(page_token_file, enrolled.token)
             enrolled = enrolled.model_copy(update={"token": f"in {page_token_file}"})
         if as_json:

@@ -5,17 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from mor_core.auth import Scope
 from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
+from mor_core.errors import Forbidden
 
-from mor_router.routes.context import Admin, Reader, ReaderOrClient, Running, check_sees
+from mor_router.routes.context import (
+    Admin,
+    ClientOrAdmin,
+    EnrolmentOrAdmin,
+    Reader,
+    ReaderOrClient,
+    Running,
+    check_sees,
+)
 
 routes = APIRouter(prefix="/v1/clients", tags=["clients"])
 
 
 @routes.post("", status_code=201, summary="Enrol a client")
-async def enrol(request: Enrolment, router: Running, caller: Admin) -> Enrolled:
+async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -> Enrolled:
     """Judges the address, reads the card, has a tiny group scored with the given token; keeps the client if all went
-    well. The answer holds the token of the client's own page, once."""
+    well. The answer holds the token of the client's own page, once. A token of scope ``enrolment`` starts no client
+    as ``active``."""
+    if caller.scope == Scope.enrolment and request.state != "probation":
+        raise Forbidden("a token of scope enrolment enrols on probation only; ask the platform team to activate")
     return await router.enroller.enrol(request, caller.name)
 
 
@@ -55,6 +68,7 @@ async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -
 
 
 @routes.delete("/{name}", status_code=204, summary="Revoke a client")
-async def revoke(name: str, router: Running, caller: Admin) -> None:
-    """It is not asked again, its secret is deleted and its own token ends."""
+async def revoke(name: str, router: Running, caller: ClientOrAdmin) -> None:
+    """It is not asked again, its secret is deleted and its own token ends. A client may revoke itself."""
+    check_sees(caller, name)
     await router.enroller.revoke(name, caller.name)

@@ -18,6 +18,8 @@ def _router(request: Request) -> Router:
 
 Running = Annotated[Router, Depends(_router)]
 Admin = Annotated[Principal, Depends(require())]
+EnrolmentOrAdmin = Annotated[Principal, Depends(require(Scope.enrolment))]
+ClientOrAdmin = Annotated[Principal, Depends(require(Scope.client))]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]
 ReaderOrClient = Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.client))]
 ScorerOrClient = Annotated[Principal, Depends(require(Scope.service, Scope.client))]
@@ -34,4 +36,4 @@ def check_sees(caller: Principal, client: str) -> None:
         Forbidden: a client asks for another one.
     """
     if not sees(caller, client):
-        raise Forbidden(f"token of client {caller.name!r} shows its own page only, not that of {client!r}")
+        raise Forbidden(f"token of client {caller.name!r} is good for its own page only, not for that of {client!r}")

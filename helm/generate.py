@@ -1,0 +1,237 @@
+"""Writes values.schema.json and README.md of both charts from their values.yaml and from the services' settings:
+``python helm/generate.py``. A test fails when they are out of date.
+
+A comment above a value is its description. A line ``@schema {...}`` in it adds to what the default says of the type;
+``@ref name`` takes a definition from below, ``@settings process`` the settings of a process that the chart leaves to
+the user, ``@objectives`` and ``@runs`` what the router's and the trainer's API take.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mor_core.runs import RunSpec
+from mor_core.settings import Settings
+from mor_reward.config import RewardSettings
+from mor_rollout.config import RolloutSettings
+from mor_router.config import RouterSettings
+from mor_router.views import NewObjective
+from mor_trainer.config import ControlSettings, WorkerSettings
+from pydantic import BaseModel, TypeAdapter
+
+HERE = Path(__file__).parent
+CHARTS = ("mor", "mor-reward")
+
+Schema = dict[str, Any]
+
+_SERVING = {"host", "port", "tokens_file", "log_format", "tls_cert_file", "tls_key_file"}
+_CALLING = {"service_token", "control_ca_file"}
+_PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
+    "control": (ControlSettings, {*_SERVING, "redis_url", "runs_dir"}),
+    "worker": (
+        WorkerSettings,
+        {*_CALLING, "redis_url", "runs_dir", "control_url", "weights_url", "device", "log_format"},
+    ),
+    "rollout": (
+        RolloutSettings,
+        {
+            *(*_SERVING, *_CALLING, "redis_url", "model", "device", "weights_dir", "tensor_parallel_size"),
+            "start_timeout_s",
+        },
+    ),
+    "router": (
+        RouterSettings,
+        {
+            *(*_SERVING, "redis_url", "secret_key", "audit_log", "allow_loopback", "allowed_networks"),
+            *("kubernetes_networks", "kubernetes_namespaces", "kubernetes_selector"),
+            *("ca_file", "client_cert_file", "client_key_file"),
+        },
+    ),
+    "reward": (RewardSettings, {*_SERVING, "model_dir", "function", "name", "domains", "device"}),
+}
+"""Settings class of each process, and the fields that the chart sets itself."""
+
+_STRINGS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+_OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
+_POD: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "annotations": {**_STRINGS, "description": "Annotations of the pods."},
+        "labels": {**_STRINGS, "description": "Further labels of the pods."},
+        "nodeSelector": {**_STRINGS, "description": "Labels of the nodes that may run them."},
+        "tolerations": {**_OBJECTS, "description": "Taints of nodes that they bear."},
+        "affinity": {"type": "object", "description": "Affinity; what shares a volume is kept together besides."},
+        "topologySpreadConstraints": {**_OBJECTS, "description": "Replace the spread over nodes."},
+        "priorityClassName": {"type": "string", "description": "Instead of the chart's priorityClassName."},
+        "serviceAccountName": {"type": "string", "description": "An existing service account instead of one made."},
+        "serviceAccountAnnotations": {**_STRINGS, "description": "Annotations of the service account that is made."},
+        "extraEnv": {**_OBJECTS, "description": "Further environment variables."},
+        "extraVolumes": {**_OBJECTS, "description": "Further volumes."},
+        "extraVolumeMounts": {**_OBJECTS, "description": "Where the container mounts them."},
+    },
+}
+_RESOURCES: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        kind: {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+        for kind in ("requests", "limits")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a chart, with what its comment says."""
+
+    path: tuple[str, ...]
+    default: Any
+    description: str
+    marks: dict[str, str] = field(default_factory=dict)
+
+
+def values(chart: str) -> Iterator[Value]:
+    """Every value that has a comment, and the objects that hold them."""
+    text = (HERE / chart / "values.yaml").read_text()
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
+    yield from _below(root, yaml.safe_load(text), text.splitlines(), ())
+
+
+def _below(node: yaml.MappingNode, defaults: Any, lines: list[str], path: tuple[str, ...]) -> Iterator[Value]:
+    for key, child in node.value:
+        name, default = key.value, defaults[key.value]
+        description, marks = _comment(lines, key.start_mark.line)
+        yield Value((*path, name), default, description, marks)
+        if not description and isinstance(child, yaml.MappingNode):
+            yield from _below(child, default, lines, (*path, name))
+
+
+def _comment(lines: list[str], line: int) -> tuple[str, dict[str, str]]:
+    said: list[str] = []
+    marks: dict[str, str] = {}
+    while line > 0 and (text := lines[line - 1].strip()).startswith("#") and not text.startswith("# ----"):
+        line -= 1
+        if mark := re.match(r"# @(\w+) ?(.*)", text):
+            marks[mark[1]] = mark[2]
+        else:
+            said.insert(0, text.lstrip("# "))
+    described = " ".join(said)
+    return ("Options of the pods." if "ref" in marks and not described else described), marks
+
+
+def schema(chart: str) -> Schema:
+    """The JSON schema of the chart's values: nothing that it does not name is accepted."""
+    definitions: Schema = {"pod": _POD, "resources": _RESOURCES}
+    top: Schema = {"type": "object", "additionalProperties": False, "properties": {"global": {"type": "object"}}}
+    for value in values(chart):
+        parent = top
+        for name in value.path[:-1]:
+            parent = parent["properties"][name]
+        parent["properties"][value.path[-1]] = _schema_of(value, definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Values of the chart {chart}",
+        **top,
+        "$defs": definitions,
+    }
+
+
+def _schema_of(value: Value, definitions: Schema) -> Schema:
+    said: Schema = {"description": value.description} if value.description else {}
+    if "ref" in value.marks:
+        return {"$ref": f"#/$defs/{value.marks['ref']}", **said}
+    if "settings" in value.marks:
+        settings, own = _PROCESSES[value.marks["settings"]]
+        return {**_without(_model(settings, definitions), own), **said, "required": []}
+    if "objectives" in value.marks:
+        objective = _model(NewObjective, definitions)
+        objective["properties"] |= {
+            "anchors": {"type": "string", "pattern": "^/data/", "description": "mor.prefs/1 file below /data."},
+            "fit": {"type": "boolean", "description": "Whether to fit a gate once the anchors are uploaded."},
+        }
+        return {"type": "array", "items": objective, **said}
+    if "runs" in value.marks:
+        return {"type": "array", "items": _model(RunSpec, definitions), **said}
+    if value.path[-1] == "resources":
+        return {"$ref": "#/$defs/resources", **said}
+    return {**_type(value), **said, **json.loads(value.marks.get("schema", "{}"))}
+
+
+def _type(value: Value) -> Schema:
+    match value.default:
+        case bool():
+            return {"type": "boolean"}
+        case int():
+            return {"type": "integer"}
+        case str():
+            return {"type": "string"}
+        case list():
+            return {"type": "array"}
+        case _:
+            children: Schema = {} if value.description else {"properties": {}}
+            return {"type": "object", "additionalProperties": False, **children}
+
+
+def _without(model: Schema, names: set[str]) -> Schema:
+    missing = names - set(model["properties"])
+    assert not missing, f"{missing} are no settings any more"
+    return {**model, "properties": {name: part for name, part in model["properties"].items() if name not in names}}
+
+
+def _model(model: type[BaseModel], definitions: Schema) -> Schema:
+    """The JSON schema of a model; what it refers to goes to ``definitions``."""
+    found = TypeAdapter(model).json_schema(ref_template=f"#/$defs/{model.__name__}.{{model}}")
+    for name, part in found.pop("$defs", {}).items():
+        definitions[f"{model.__name__}.{name}"] = _tidy(part)
+    tidy: Schema = _tidy(found)
+    return {**tidy, "additionalProperties": False}
+
+
+def _tidy(part: Any) -> Any:
+    """Without what repeats the names, and without formats that validators read differently."""
+    if isinstance(part, dict):
+        kept = {
+            key: _tidy(inner)
+            for key, inner in part.items()
+            if not (key in ("title", "format", "examples") and isinstance(inner, str | list))
+        }
+        if kept.get("type") == "object" and "properties" in kept:
+            kept["additionalProperties"] = False
+        return kept
+    return [_tidy(inner) for inner in part] if isinstance(part, list) else part
+
+
+def readme(chart: str) -> str:
+    """The chart's README: its introduction and a table of its values."""
+    page = (HERE / chart / "README.md").read_text()
+    begin = "<!-- values: written by helm/generate.py -->\n"
+    rows = [
+        f"| `{'.'.join(value.path)}` | {_shown(value.default)} | {value.description.replace('|', chr(92) + '|')} |"
+        for value in values(chart)
+        if value.description
+    ]
+    table = "\n".join(["| value | default | meaning |", "|---|---|---|", *rows])
+    return f"{page.partition(begin)[0]}{begin}\n{table}\n"
+
+
+def _shown(default: Any) -> str:
+    text = json.dumps(default)
+    return f"`{text}`" if len(text) <= 60 else "see values.yaml"
+
+
+def main() -> None:
+    for chart in CHARTS:
+        (HERE / chart / "values.schema.json").write_text(json.dumps(schema(chart), indent=1, sort_keys=True) + "\n")
+        (HERE / chart / "README.md").write_text(readme(chart))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+{{/* Pod of a job or test: dict root, part, job. */}}
+{{- define "reward.jobPod" -}}
+restartPolicy: Never
+{{- include "reward.pod" $.part | nindent 0 }}
+containers:
+  - name: {{ $.job.name }}
+    image: {{ include "reward.image" $.root | quote }}
+    imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
+    securityContext:
+      {{- toYaml $.root.Values.securityContext | nindent 6 }}
+    resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {cpu: 500m, memory: 512Mi}}
+    command: {{ mustToJson $.job.command }}
+    env:
+      - {name: HOME, value: /tmp}
+      {{- if and $.root.Values.tls.existingSecret (eq $.job.name "test") }}
+      - {name: SSL_CERT_FILE, value: /etc/mor/tls/ca.crt}
+      {{- end }}
+    volumeMounts:
+      - {name: tmp, mountPath: /tmp}
+      - {name: secrets, mountPath: /run/secrets/mor, readOnly: true}
+      {{- if eq $.job.name "test" }}
+      - {name: work, mountPath: /etc/mor/work, readOnly: true}
+      {{- if $.root.Values.tls.existingSecret }}
+      - {name: tls, mountPath: /etc/mor/tls, readOnly: true}
+      {{- end }}
+      {{- end }}
+volumes:
+  - name: tmp
+    emptyDir: {sizeLimit: 1Gi}
+  - name: secrets
+    projected:
+      defaultMode: 0440
+      sources:
+        - secret:
+            name: {{ include "reward.secret" $.root }}
+            items:
+              {{- range $.job.items }}
+              - {key: {{ . }}, path: {{ . }}}
+              {{- end }}
+        {{- with $.job.enrolment }}
+        - secret:
+            name: {{ . }}
+            items: [{key: enrolment-token, path: enrolment-token}]
+        {{- end }}
+  {{- if eq $.job.name "test" }}
+  - name: work
+    configMap: {name: {{ include "reward.fullname" $.root }}-check}
+  {{- with $.root.Values.tls.existingSecret }}
+  - name: tls
+    secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
+  {{- end }}
+  {{- end }}
+{{- end -}}

@@ -1,0 +1,82 @@
+"""What `helm test` asks: is every service ready, do the clients that count answer, does a run of two steps finish."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from service import Service
+
+_GROUP = {
+    "item_id": "check",
+    "messages": [{"role": "user", "content": "Name a colour."}],
+    "responses": ["Red.", "Tree."],
+}
+_OVER = ("finished", "failed", "stopped")
+
+
+def clients(router: Service) -> list[str]:
+    """Names of the active clients, each of which has answered last time that it was asked."""
+    status = router.call("GET", "/v1/status")
+    for line in status["clients"]:
+        client = line["client"]
+        print(
+            f"client {client['name']}: {client['state']}, circuit {line['circuit']}, {line['last_error'] or 'no error'}"
+        )
+    active = [line for line in status["clients"] if line["client"]["state"] == "active"]
+    broken = [line["client"]["name"] for line in active if line["last_error"]]
+    if broken:
+        sys.exit(f"active clients that do not answer: {', '.join(broken)}")
+    return [line["client"]["name"] for line in active]
+
+
+def reward(router: Service) -> None:
+    item = router.call("POST", "/v1/reward", json={"items": [_GROUP]})["items"][0]
+    if item["status"] != "ok":
+        sys.exit(f"no reward for a group of two: {item['detail']}")
+    print(f"reward of a group of two: {item['rewards']}")
+
+
+def run(control: Service, model: str) -> None:
+    """Two steps of two groups each, with a learning rate that changes next to nothing."""
+    spec: dict[str, Any] = {
+        "name": "helm-test",
+        "model": model,
+        "prompts": "/etc/mor/check/prompts.jsonl",
+        "steps": 2,
+        "groups_per_step": 2,
+        "group_size": 2,
+        "sampling": {"max_tokens": 8},
+        "optimiser": {"lr": 1e-9, "warmup_steps": 0},
+    }
+    made = control.call("POST", "/v1/runs", json=spec)["id"]
+    state: dict[str, Any] = {}
+    while time.monotonic() < control.deadline:
+        state = control.call("GET", f"/v1/runs/{made}")
+        if state["state"] in _OVER:
+            break
+        time.sleep(2)
+    if state.get("state") != "finished":
+        sys.exit(f"run {made} is {state.get('state')} at step {state.get('step')}: {state.get('error')}")
+    print(f"run {made}: finished")
+
+
+def main() -> None:
+    wanted = json.loads((Path(__file__).parent / "wanted.json").read_text())
+    router, control = Service("router"), Service("control")
+    for service in (router, control, *([Service("rollout")] if wanted["rollout"] else [])):
+        service.call("GET", "/readyz")
+        print(f"{service.name}: ready")
+    if not clients(router):
+        print("no client is active yet: no reward and no run was asked for")
+        return
+    reward(router)
+    if wanted["model"]:
+        run(control, wanted["model"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""One of MoR's services, as the chart's jobs call it."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+_BUSY = (429, 502, 503, 504)
+
+
+class Service:
+    """HTTP client with the administrator's token; what is not up yet is asked again until ``MOR_TIMEOUT_S``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.deadline = time.monotonic() + float(os.environ["MOR_TIMEOUT_S"])
+        token = Path(os.environ["MOR_ADMIN_TOKEN_FILE"]).read_text().strip()
+        self._http = httpx.Client(
+            base_url=os.environ[f"MOR_{name.upper()}"],
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(600, connect=5),
+        )
+
+    def call(self, method: str, path: str, *, missing: Any = ..., **request: Any) -> Any:
+        """The answer's JSON; ``missing`` for a 404 where it is given. A refusal ends the job with what it says."""
+        while True:
+            try:
+                answer = self._http.request(method, path, **request)
+                if answer.status_code not in _BUSY:
+                    break
+                said = f"{answer.status_code} {answer.text[:300]}"
+            except httpx.TransportError as error:
+                said = str(error) or type(error).__name__
+            if time.monotonic() > self.deadline:
+                sys.exit(f"{self.name}: {method} {path}: {said}; gave up")
+            time.sleep(random.uniform(1, 3))
+        if answer.status_code == 404 and missing is not ...:
+            return missing
+        if not answer.is_success:
+            sys.exit(f"{self.name}: {method} {path} answered {answer.status_code}: {answer.text[:2000]}")
+        return answer.json() if answer.content else None

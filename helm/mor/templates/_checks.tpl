@@ -1,0 +1,61 @@
+{{/* Values that contradict each other, each with its cure. Included once, by the Secrets. */}}
+{{- define "mor.checks" -}}
+{{- $v := .Values -}}
+{{- if gt (int $v.control.replicas) 1 -}}
+{{- fail "control.replicas: run control owns the history's database file and cannot be more than one; set it to 1 and scale worker.replicas instead" -}}
+{{- end -}}
+{{- if and (gt (add (int $v.rollout.replicas) (int $v.worker.replicas)) 0) (not $v.model.name) -}}
+{{- fail "model.name is not set: name the checkpoint to align, a folder below /models (with model.existingClaim) or a hub name owner/name; or set rollout.replicas and worker.replicas to 0" -}}
+{{- end -}}
+{{- if and (hasPrefix "/models/" $v.model.name) (not $v.model.existingClaim) -}}
+{{- fail "model.name is a folder below /models, where nothing is mounted: set model.existingClaim to the PersistentVolumeClaim with the checkpoint" -}}
+{{- end -}}
+{{- if and (not $v.redis.bundled) (not $v.redis.external.existingSecret) -}}
+{{- fail "redis.bundled is false and redis.external.existingSecret is not set: create a Secret with the server's address under the key `url` and name it there" -}}
+{{- end -}}
+{{- if and $v.redis.bundled $v.redis.external.existingSecret -}}
+{{- fail "redis.bundled and redis.external.existingSecret are both set: set redis.bundled=false to use the external server" -}}
+{{- end -}}
+{{- if and (not $v.redis.bundled) $v.networkPolicy.enabled (not $v.redis.external.cidrs) -}}
+{{- fail "redis.external.cidrs is not set: name the networks of the server, such as 10.20.0.0/16, so that the network policy admits it; or set networkPolicy.enabled=false" -}}
+{{- end -}}
+{{- range $name := list "worker" "rollout" -}}
+{{- $part := get $v $name -}}
+{{- if and (hasSuffix "-cuda" $part.image.tag) (eq (int $part.gpus) 0) -}}
+{{- fail (printf "%s.image.tag is a CUDA image and %s.gpus is 0: set %s.gpus, or take the CPU image" $name $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq (int $v.rollout.gpus) 0) (eq (toString $v.rollout.settings.eager) "false") -}}
+{{- fail "rollout.settings.eager=false compiles the model, which pays on GPUs only: set rollout.gpus, or leave it out" -}}
+{{- end -}}
+{{- if and $v.router.autoscaling.enabled (gt (int $v.router.autoscaling.minReplicas) (int $v.router.autoscaling.maxReplicas)) -}}
+{{- fail "router.autoscaling.minReplicas is above maxReplicas: raise maxReplicas" -}}
+{{- end -}}
+{{- if and $v.router.discovery.namespaces (not $v.router.discovery.networks) -}}
+{{- fail "router.discovery.namespaces is set and router.discovery.networks is not: name the networks of the cluster's pods and Services, such as 10.244.0.0/16 and 10.96.0.0/12, in which discovered endpoints must be" -}}
+{{- end -}}
+{{- if and $v.router.clientTls.mutual (not $v.router.clientTls.existingSecret) -}}
+{{- fail "router.clientTls.mutual needs router.clientTls.existingSecret: a Secret with ca.crt, tls.crt and tls.key" -}}
+{{- end -}}
+{{- if and $v.ingress.enabled (not (or $v.ingress.hosts.control $v.ingress.hosts.router $v.ingress.hosts.rollout)) -}}
+{{- fail "ingress.enabled needs at least one of ingress.hosts.control, ingress.hosts.router and ingress.hosts.rollout" -}}
+{{- end -}}
+{{- range $token := $v.auth.tokens -}}
+{{- if has $token.name (list "operator" "mor") -}}
+{{- fail (printf "auth.tokens: %q is a name of the chart's own tokens; choose another" $token.name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $objective := $v.objectives -}}
+{{- if and $objective.anchors (not $v.data.existingClaim) -}}
+{{- fail (printf "objectives: the anchors of %q are below /data, where nothing is mounted; set data.existingClaim" $objective.name) -}}
+{{- end -}}
+{{- if and $objective.fit (not $objective.anchors) -}}
+{{- fail (printf "objectives: %q shall be fitted and has no anchors; name a mor.prefs/1 file below /data" $objective.name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $run := $v.runs -}}
+{{- if ne $run.model $v.model.name -}}
+{{- fail (printf "runs: %q trains %q and the rollout service holds model.name=%q; they must be the same" $run.name $run.model $v.model.name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,54 @@
+{{/* Pod of a job or test: dict root, part, kind. */}}
+{{- define "mor.jobPod" -}}
+restartPolicy: Never
+{{- include "mor.pod" $.part | nindent 0 }}
+containers:
+  - name: {{ $.kind.name }}
+    {{- include "mor.container" $.part | nindent 4 }}
+    command: [python, /etc/mor/work/{{ $.kind.file }}]
+    env:
+      - {name: HOME, value: /tmp}
+      - {name: MOR_CONTROL, value: {{ include "mor.url" (dict "root" $.root "component" "control") | quote }}}
+      - {name: MOR_ROUTER, value: {{ include "mor.url" (dict "root" $.root "component" "router") | quote }}}
+      - {name: MOR_ROLLOUT, value: {{ include "mor.url" (dict "root" $.root "component" "rollout") | quote }}}
+      - {name: MOR_ADMIN_TOKEN_FILE, value: /run/secrets/mor/admin-token}
+      - {name: MOR_TIMEOUT_S, value: {{ $.kind.deadline | quote }}}
+      {{- if $.root.Values.tls.existingSecret }}
+      - {name: SSL_CERT_FILE, value: /etc/mor/tls/ca.crt}
+      {{- end }}
+      {{- with $.root.Values.apply.pod.extraEnv }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    volumeMounts:
+      - {name: work, mountPath: /etc/mor/work, readOnly: true}
+      - {name: tmp, mountPath: /tmp}
+      - {name: secrets, mountPath: /run/secrets/mor, readOnly: true}
+      {{- if $.root.Values.tls.existingSecret }}
+      - {name: tls, mountPath: /etc/mor/tls, readOnly: true}
+      {{- end }}
+      {{- if $.root.Values.data.existingClaim }}
+      - {name: data, mountPath: /data, readOnly: true}
+      {{- end }}
+      {{- with $.root.Values.apply.pod.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+volumes:
+  - name: work
+    configMap: {name: {{ include "mor.fullname" $.root }}-{{ $.kind.name }}}
+  - name: tmp
+    emptyDir: {sizeLimit: 1Gi}
+  - name: secrets
+    secret: {secretName: {{ include "mor.authSecret" $.root }}, defaultMode: 0440, items: [{key: admin-token, path: admin-token}]}
+  {{- with $.root.Values.tls.existingSecret }}
+  - name: tls
+    secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
+  {{- end }}
+  {{- with $.root.Values.data.existingClaim }}
+  - name: data
+    persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
+  {{- end }}
+  {{- with $.root.Values.apply.pod.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  
+{{- end }}
+{{- end -}}

@@ -1,0 +1,79 @@
+{{- define "mor.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $chart := default .Chart.Name .Values.nameOverride -}}
+{{- (contains $chart .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $chart)) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels by which a component's pods are found: dict root, component. */}}
+{{- define "mor.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{/* All labels of an object: dict root, component. */}}
+{{- define "mor.labels" -}}
+{{ include "mor.selectorLabels" . }}
+app.kubernetes.io/part-of: mor
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* Name, namespace and labels: dict root, component; suffix where the name is another than the component's. */}}
+{{- define "mor.metadata" -}}
+name: {{ include "mor.fullname" .root }}-{{ default .component .suffix }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "mor.labels" . | nindent 2 }}
+{{- end -}}
+
+{{/* Image of a component: dict root, values. */}}
+{{- define "mor.image" -}}
+{{- $image := .values.image -}}
+{{- $gpu := gt (int (default 0 .values.gpus)) 0 -}}
+{{- $tag := printf "%s%s" (default .root.Chart.AppVersion .root.Values.image.tag) ($gpu | ternary "-cuda" "") -}}
+{{- $name := printf "%s/%s" .root.Values.image.registry $image.repository | trimPrefix "/" -}}
+{{- if $image.digest -}}{{ $name }}@{{ $image.digest }}{{- else -}}{{ $name }}:{{ default $tag $image.tag }}{{- end -}}
+{{- end -}}
+
+{{- define "mor.serviceAccount" -}}
+{{- $own := .values.pod.serviceAccountName -}}
+{{- default (printf "%s-%s" (include "mor.fullname" .root) .component) $own -}}
+{{- end -}}
+
+{{- define "mor.authSecret" -}}
+{{- default (printf "%s-auth" (include "mor.fullname" .)) .Values.auth.existingSecret -}}
+{{- end -}}
+
+{{- define "mor.redisSecret" -}}
+{{- if .Values.redis.bundled -}}
+{{- default (printf "%s-valkey" (include "mor.fullname" .)) .Values.valkey.existingSecret -}}
+{{- else -}}
+{{- .Values.redis.external.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "mor.runsClaim" -}}
+{{- default (printf "%s-runs" (include "mor.fullname" .)) .Values.control.runs.existingClaim -}}
+{{- end -}}
+
+{{- define "mor.scheme" -}}
+{{- ternary "https" "http" (ne .Values.tls.existingSecret "") -}}
+{{- end -}}
+
+{{/* Address of a service inside the cluster: dict root, component. */}}
+{{- define "mor.url" -}}
+{{- $port := get (dict "control" 8300 "router" 8100 "rollout" 8200) .component -}}
+{{ include "mor.scheme" .root }}://{{ include "mor.fullname" .root }}-{{ .component }}:{{ $port }}
+{{- end -}}
+
+{{/* Whether pods download from the model hub. */}}
+{{- define "mor.usesHub" -}}
+{{- range list .Values.model.name .Values.router.settings.embed_text_model .Values.router.settings.embed_image_model -}}
+{{- if and . (not (hasPrefix "/" .)) -}}yes{{- end -}}
+{{- end -}}
+{{- end -}}

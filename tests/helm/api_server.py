@@ -1,0 +1,430 @@
+"""A Kubernetes API server for tests: the kinds that the charts have, strict schemas, watches; no controllers.
+
+helm, kubectl and the Python clients work on it. It keeps what it was asked, may lie down, and may forget where its
+watches were. Jobs are marked as done when they are made, as hooks wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import copy
+import json
+import re
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jsonpatch
+import kubernetes_validate
+import yaml
+from aiohttp import web
+
+from tests.helm import protobuf
+
+_KINDS = {
+    "v1": "Namespace Pod Service Secret ConfigMap ServiceAccount PersistentVolumeClaim Event",
+    "apps/v1": "Deployment StatefulSet ReplicaSet DaemonSet",
+    "autoscaling/v2": "HorizontalPodAutoscaler",
+    "batch/v1": "Job CronJob",
+    "discovery.k8s.io/v1": "EndpointSlice",
+    "monitoring.coreos.com/v1": "ServiceMonitor PrometheusRule",
+    "networking.k8s.io/v1": "Ingress NetworkPolicy",
+    "policy/v1": "PodDisruptionBudget",
+    "rbac.authorization.k8s.io/v1": "Role RoleBinding",
+}
+_PLURALS = {"Ingress": "ingresses", "NetworkPolicy": "networkpolicies"}
+_VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
+RESOURCES = {
+    (group, plural): {
+        "name": plural,
+        "kind": kind,
+        "namespaced": kind != "Namespace",
+        "singularName": "",
+        "verbs": _VERBS,
+    }
+    for group, kinds in _KINDS.items()
+    for kind in kinds.split()
+    for plural in [_PLURALS.get(kind, f"{kind.lower()}s")]
+}
+GROUPS: dict[str, Any] = {
+    group: {
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": group,
+        "resources": [resource for (found, _), resource in RESOURCES.items() if found == group],
+    }
+    for group in _KINDS
+}
+
+
+class Request(NamedTuple):
+    """What RBAC decides about."""
+
+    verb: str
+    group: str
+    resource: str
+    namespace: str
+    name: str | None
+
+
+class Key(NamedTuple):
+    group_version: str
+    resource: str
+    namespace: str
+    name: str
+
+
+class Refused(Exception):
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
+        self.status |= {"reason": reason, "code": code}
+        self.code = code
+
+
+class ApiServer:
+    """The server on a thread of its own; its methods may be called from any other."""
+
+    def __init__(self, version: str = "1.34") -> None:
+        self.version = version
+        self.objects: dict[Key, dict[str, Any]] = {}
+        self.requests: list[Request] = []
+        self.down = False
+        self._revision = 1
+        self._oldest = 0
+        self._events: list[tuple[int, str, Key, dict[str, Any]]] = []
+        self._changed = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        started: threading.Event = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
+        self._thread.start()
+        assert started.wait(20), "the API server did not come up"
+        for name in ("default", "kube-system"):
+            self.put("v1", "namespaces", {"metadata": {"name": name}})
+
+    def _run(self, started: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_route("*", "/{tail:.*}", self._answer)
+        runner = web.AppRunner(app, shutdown_timeout=1)
+        self._loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        started.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=20)
+
+    def kubeconfig(self) -> str:
+        cluster = {"name": "test", "cluster": {"server": self.url}}
+        context = {"name": "test", "context": {"cluster": "test", "user": "test"}}
+        return json.dumps(
+            {"apiVersion": "v1", "kind": "Config", "current-context": "test", "clusters": [cluster]}
+            | {"contexts": [context], "users": [{"name": "test", "user": {}}]}
+        )
+
+    def put(self, group_version: str, resource: str, document: dict[str, Any]) -> None:
+        """Make or replace an object."""
+        document = {"apiVersion": group_version, "kind": RESOURCES[group_version, resource]["kind"], **document}
+        namespace = document["metadata"].get("namespace", "")
+        key = Key(group_version, resource, namespace, document["metadata"]["name"])
+        self._call(lambda: self._store(key, copy.deepcopy(document)))
+
+    def delete(self, group_version: str, resource: str, namespace: str, name: str) -> None:
+        self._call(lambda: self._remove(Key(group_version, resource, namespace, name)))
+
+    def forget(self) -> None:
+        """Compact: every watch is now too old."""
+
+        def compact() -> None:
+            self._revision += 1
+            self._oldest = self._revision
+            self._wake()
+
+        self._call(compact)
+
+    def lie_down(self, down: bool) -> None:
+        """Answer everything 503, and end all watches; or get up again."""
+
+        def switch() -> None:
+            self.down = down
+            self._wake()
+
+        self._call(switch)
+
+    def of(self, kind: str, namespace: str) -> dict[str, dict[str, Any]]:
+        """Objects of a kind by name."""
+        return {
+            key.name: document
+            for key, document in self.objects.items()
+            if document["kind"] == kind and key.namespace == namespace
+        }
+
+    def _call(self, work: Any) -> None:
+        async def run() -> None:
+            work()
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(timeout=20)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _note(self, event: str, key: Key, document: dict[str, Any]) -> None:
+        self._events.append((self._revision, event, key, copy.deepcopy(document)))
+        self._wake()
+
+    def _store(self, key: Key, document: dict[str, Any]) -> dict[str, Any]:
+        self._revision += 1
+        known = self.objects.get(key)
+        metadata = document["metadata"]
+        metadata["resourceVersion"] = str(self._revision)
+        if known is None:
+            created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": created, "generation": 1}
+        else:
+            metadata |= {name: known["metadata"][name] for name in ("uid", "creationTimestamp", "generation")}
+        if key.namespace:
+            metadata["namespace"] = key.namespace
+        for name, value in document.pop("stringData", {}).items():
+            document.setdefault("data", {})[name] = base64.b64encode(value.encode()).decode()
+        if key.resource == "jobs":
+            document["status"] = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
+        self.objects[key] = document
+        self._note("ADDED" if known is None else "MODIFIED", key, document)
+        return document
+
+    def _remove(self, key: Key) -> None:
+        self._revision += 1
+        document = self.objects.pop(key)
+        document["metadata"]["resourceVersion"] = str(self._revision)
+        self._note("DELETED", key, document)
+        if key.resource == "namespaces":
+            for other in [other for other in self.objects if other.namespace == key.name]:
+                self._remove(other)
+
+    def _check(self, document: dict[str, Any]) -> None:
+        """
+        Raises:
+            Refused: the document is not of the schema.
+        """
+        stripped = {name: part for name, part in document.items() if name != "status"}
+        try:
+            kubernetes_validate.validate(copy.deepcopy(stripped), self.version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            named = f"{document['kind']} {document['metadata'].get('name')!r}"
+            raise Refused(422, "Invalid", f"{named} is invalid: {error.message}") from error
+        except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.InvalidSchemaError):
+            return
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if self.down:
+            return web.json_response({"message": "down"}, status=503)
+        try:
+            return await self._route(request)
+        except Refused as refusal:
+            return web.json_response(refusal.status, status=refusal.code)
+
+    async def _route(self, request: web.Request) -> web.StreamResponse:
+        match [part for part in request.path.split("/") if part]:
+            case ["version"]:
+                major, minor = self.version.split(".")
+                return web.json_response({"major": major, "minor": minor, "gitVersion": f"v{self.version}.0"})
+            case ["api"]:
+                return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
+            case ["apis"]:
+                return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": _groups()})
+            case ["openapi", "v3", *rest]:
+                return web.json_response(_openapi("/".join(rest[1:])) if rest else _openapi_index())
+            case ["api", version, *rest]:
+                return await self._resource(request, version, rest)
+            case ["apis", group, version, *rest]:
+                return await self._resource(request, f"{group}/{version}", rest)
+            case _:
+                raise Refused(404, "NotFound", f"no {request.path}")
+
+    async def _resource(self, request: web.Request, group: str, rest: list[str]) -> web.StreamResponse:
+        if group not in GROUPS:
+            raise Refused(404, "NotFound", "the server could not find the requested resource")
+        if not rest:
+            return web.json_response(GROUPS[group])
+        namespace = ""
+        if rest[0] == "namespaces" and len(rest) > 2:
+            namespace, rest = rest[1], rest[2:]
+        resource, name = rest[0], rest[1] if len(rest) > 1 else ""
+        if (group, resource) not in RESOURCES:
+            raise Refused(404, "NotFound", "the server could not find the requested resource")
+        key = Key(group, resource, namespace, name)
+        watching = request.query.get("watch") in ("1", "true")
+        verb = {"GET": "get" if name else "watch" if watching else "list", "POST": "create", "PUT": "update"}
+        verb |= {"PATCH": "patch", "DELETE": "delete"}
+        api_group = group.rpartition("/")[0]
+        self.requests.append(Request(verb[request.method], api_group, resource, namespace, name or None))
+        if request.method == "GET":
+            if name:
+                return web.json_response(self._known(key))
+            return await self._watch(request, key) if watching else web.json_response(self._list(request.query, key))
+        if request.method == "DELETE":
+            self._known(key)
+            if not _dry(request):
+                self._remove(key)
+            return web.json_response({"kind": "Status", "apiVersion": "v1", "status": "Success"})
+        return await self._write(request, key)
+
+    def _known(self, key: Key) -> dict[str, Any]:
+        if key not in self.objects:
+            raise Refused(404, "NotFound", f'{key.resource} "{key.name}" not found')
+        return self.objects[key]
+
+    def _list(self, query: Mapping[str, str], wanted: Key) -> dict[str, Any]:
+        kind = RESOURCES[wanted.group_version, wanted.resource]["kind"]
+        found = [document for key, document in sorted(self.objects.items()) if _selected(key, document, wanted, query)]
+        metadata = {"resourceVersion": str(self._revision)}
+        return {"kind": f"{kind}List", "apiVersion": wanted.group_version, "metadata": metadata, "items": found}
+
+    async def _watch(self, request: web.Request, wanted: Key) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        with contextlib.suppress(ConnectionResetError):
+            await response.prepare(request)
+            await self._tell(request, wanted, response)
+        return response
+
+    async def _tell(self, request: web.Request, wanted: Key, response: web.StreamResponse) -> None:
+        since = int(request.query.get("resourceVersion") or 0)
+        end = time.monotonic() + float(request.query.get("timeoutSeconds", 30))
+
+        async def send(event: str, document: dict[str, Any]) -> None:
+            await response.write(json.dumps({"type": event, "object": document}).encode() + b"\n")
+
+        if since == 0:
+            for document in self._list(request.query, wanted)["items"]:
+                await send("ADDED", document)
+            since = self._revision
+            if request.query.get("sendInitialEvents") == "true":
+                kind = RESOURCES[wanted.group_version, wanted.resource]["kind"]
+                end_of_list = {"resourceVersion": str(since), "annotations": {"k8s.io/initial-events-end": "true"}}
+                await send("BOOKMARK", {"kind": kind, "apiVersion": wanted.group_version, "metadata": end_of_list})
+        while not self.down and time.monotonic() < end:
+            if since < self._oldest:
+                await send("ERROR", Refused(410, "Expired", f"too old resource version: {since}").status)
+                break
+            for revision, event, key, document in self._events:
+                if revision > since and _selected(key, document, wanted, request.query):
+                    await send(event, document)
+            since = max(since, self._revision)
+            try:
+                await asyncio.wait_for(self._changed.wait(), max(0.01, end - time.monotonic()))
+            except TimeoutError:
+                break
+
+    async def _write(self, request: web.Request, key: Key) -> web.StreamResponse:
+        body = await request.read()
+        document = protobuf.decode(body) if "protobuf" in request.content_type else yaml.safe_load(body)
+        if request.method == "PATCH" and "apply" not in request.content_type:
+            known = self._known(key)
+            patched = (
+                jsonpatch.apply_patch(known, document)
+                if "json-patch" in request.content_type
+                else _merge(known, document)
+            )
+            self._check(patched)
+            return web.json_response(patched if _dry(request) else self._store(key, patched))
+        if key.namespace and Key("v1", "namespaces", "", key.namespace) not in self.objects:
+            raise Refused(404, "NotFound", f'namespaces "{key.namespace}" not found')
+        kind = RESOURCES[key.group_version, key.resource]["kind"]
+        document = {"apiVersion": key.group_version, "kind": kind, **document}
+        if request.method == "POST":
+            metadata = document["metadata"]
+            metadata.setdefault("name", f"{metadata.get('generateName', '')}{uuid.uuid4().hex[:5]}")
+            key = key._replace(name=metadata["name"])
+            if key in self.objects:
+                raise Refused(409, "AlreadyExists", f'{key.resource} "{key.name}" already exists')
+        self._check(document)
+        known = self.objects.get(key)
+        if request.method == "PATCH" and known is not None:
+            document = _merge(known, document)
+        status = 201 if known is None else 200
+        return web.json_response(document if _dry(request) else self._store(key, document), status=status)
+
+
+def _dry(request: web.Request) -> bool:
+    return "All" in request.query.getall("dryRun", [])
+
+
+def _merge(known: Any, change: Any) -> Any:
+    if not isinstance(known, dict) or not isinstance(change, dict):
+        return copy.deepcopy(change)
+    merged = dict(known)
+    for name, value in change.items():
+        if value is None:
+            merged.pop(name, None)
+        elif not name.startswith("$"):
+            merged[name] = _merge(merged.get(name), value)
+    return merged
+
+
+def _selected(key: Key, document: dict[str, Any], wanted: Key, query: Mapping[str, str]) -> bool:
+    if key[:2] != wanted[:2] or wanted.namespace not in ("", key.namespace):
+        return False
+    field = query.get("fieldSelector", "")
+    if field.startswith("metadata.name=") and key.name != field.partition("=")[2]:
+        return False
+    labels = document["metadata"].get("labels") or {}
+    terms = re.split(r",(?![^(]*\))", query.get("labelSelector", ""))
+    return all(_matches(labels, term.strip()) for term in terms if term.strip())
+
+
+def _matches(labels: dict[str, str], term: str) -> bool:
+    if found := re.match(r"^(\S+)\s+(in|notin)\s+\(([^)]*)\)$", term):
+        within = labels.get(found[1]) in [value.strip() for value in found[3].split(",")]
+        return within == (found[2] == "in")
+    if found := re.match(r"^(\S+?)\s*(!=|==?)\s*(\S*)$", term):
+        return (labels.get(found[1]) == found[3]) == (found[2] != "!=")
+    return term[1:] not in labels if term.startswith("!") else term in labels
+
+
+def _groups() -> list[dict[str, Any]]:
+    groups: dict[str, list[dict[str, str]]] = {}
+    for group_version in GROUPS:
+        group, _, version = group_version.rpartition("/")
+        if group:
+            groups.setdefault(group, []).append({"groupVersion": group_version, "version": version})
+    return [{"name": name, "versions": found, "preferredVersion": found[0]} for name, found in groups.items()]
+
+
+def _prefix(group_version: str) -> str:
+    return f"{'apis' if '/' in group_version else 'api'}/{group_version}"
+
+
+def _openapi_index() -> dict[str, Any]:
+    paths = {_prefix(name): {"serverRelativeURL": f"/openapi/v3/{_prefix(name)}?hash=1"} for name in GROUPS}
+    return {"paths": paths}
+
+
+def _openapi(group_version: str) -> dict[str, Any]:
+    """As much as kubectl and helm read: which patches know field validation."""
+    group, _, version = group_version.rpartition("/")
+    paths = {}
+    for (found, name), resource in RESOURCES.items():
+        if found == group_version:
+            place = "namespaces/{namespace}/" if resource.get("namespaced") else ""
+            kind = {"group": group, "version": version, "kind": resource["kind"]}
+            paths[f"/{_prefix(found)}/{place}{name}/{{name}}"] = {
+                "patch": {
+                    "operationId": f"patch{resource['kind']}",
+                    "parameters": [{"in": "query", "name": "fieldValidation", "schema": {"type": "string"}}],
+                    "responses": {"200": {"description": "OK"}},
+                    "x-kubernetes-action": "patch",
+                    "x-kubernetes-group-version-kind": kind,
+                }
+            }
+    return {"openapi": "3.0.0", "info": {"title": "test", "version": "1"}, "paths": paths, "components": {}}

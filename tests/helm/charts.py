@@ -1,0 +1,61 @@
+"""The charts as tests render them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+CHARTS = ROOT / "helm"
+TOOLS = ROOT / ".mor" / "tools"
+HELM = TOOLS / "helm4"
+PROFILES = sorted(CHARTS.glob("*/ci/*-values.yaml"))
+
+Document = dict[str, Any]
+
+
+def helm(*arguments: str, binary: Path = HELM, home: Path | None = None, **environment: str) -> str:
+    """What the command prints.
+
+    Raises:
+        RuntimeError: it failed, with what it said.
+    """
+    own = {"HOME": str(home or TOOLS), "KUBECONFIG": "/nowhere", **environment}
+    done = subprocess.run(
+        [str(binary), *arguments], env=os.environ | own, capture_output=True, text=True, timeout=240, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr or done.stdout)
+    return done.stdout
+
+
+def chart_of(profile: Path) -> Path:
+    return profile.parent.parent
+
+
+def render(chart: Path, *options: str, namespace: str = "mor", kubernetes: str = "1.34.0") -> list[Document]:
+    """Every object of the chart, hooks included, as release ``m``."""
+    text = helm("template", "m", str(chart), "--namespace", namespace, "--kube-version", kubernetes, *options)
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def of(documents: list[Document], kind: str) -> dict[str, Document]:
+    return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
+
+
+def pods(documents: list[Document]) -> dict[str, Document]:
+    """Pod specifications by the name of what makes them."""
+    found = {
+        document["metadata"]["name"]: document.get("spec", {}) for document in documents if document["kind"] == "Pod"
+    }
+    for kind in ("Deployment", "StatefulSet", "Job"):
+        found |= {name: document["spec"]["template"]["spec"] for name, document in of(documents, kind).items()}
+    return found
+
+
+def variables(pod: Document) -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}

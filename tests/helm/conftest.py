@@ -1,0 +1,26 @@
+"""The charts' tests need helm, which `make test-helm` fetches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helm import charts
+from tests.helm.api_server import ApiServer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not charts.HELM.exists():
+        here = Path(__file__).parent
+        for item in items:
+            if here in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason="helm is not here: `make test-helm` fetches it"))
+
+
+@pytest.fixture
+def api_server() -> Iterator[ApiServer]:
+    server = ApiServer()
+    yield server
+    server.stop()

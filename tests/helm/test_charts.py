@@ -1,0 +1,286 @@
+"""What the charts render: valid on each Kubernetes, restricted, least privileged, and a contradiction says its cure."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import mor_rollout.metrics
+import mor_router.metrics
+import mor_trainer.telemetry
+import pytest
+import yaml
+from mor_core.auth import hash_token
+from mor_core.settings import unknown_variables
+from mor_reward.config import RewardSettings
+from mor_rollout.config import RolloutSettings
+from mor_router.config import RouterSettings
+from mor_router.vault import Vault
+from mor_trainer.config import ControlSettings, WorkerSettings
+from prometheus_client import REGISTRY
+from pydantic import SecretStr, TypeAdapter
+
+from tests.helm import charts
+from tests.helm.charts import Document
+
+MOR, REWARD = charts.CHARTS / "mor", charts.CHARTS / "mor-reward"
+TINY = f"--values={MOR / 'ci' / 'tiny-cpu-values.yaml'}"
+HUB = "--set=model.name=owner/name"
+RUN = ("model.name=a/b", "runs[0].name=x", "runs[0].prompts=/data/p")
+DISCOVERY = ("router.discovery.namespaces[0].name=x", "router.discovery.namespaces[0].secrets[0]=y")
+SETTINGS: dict[str, Any] = {
+    "control": ControlSettings,
+    "worker": WorkerSettings,
+    "rollout": RolloutSettings,
+    "router": RouterSettings,
+    "reward": RewardSettings,
+}
+ELSEWHERE = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "HOME", "OMP_NUM_THREADS", "XDG_CACHE_HOME"}
+
+
+def named(profile: Path) -> str:
+    return f"{charts.chart_of(profile).name}-{profile.stem.removesuffix('-values')}"
+
+
+@pytest.fixture(scope="module", params=charts.PROFILES, ids=named)
+def rendered(request: pytest.FixtureRequest) -> list[Document]:
+    return charts.render(charts.chart_of(request.param), f"--values={request.param}")
+
+
+def test_schema_and_readme_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("generate", charts.CHARTS / "generate.py")
+    assert spec is not None and spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for chart in generate.CHARTS:
+        folder = charts.CHARTS / chart
+        wanted = json.dumps(generate.schema(chart), indent=1, sort_keys=True) + "\n"
+        assert (folder / "values.schema.json").read_text() == wanted, "run `python helm/generate.py`"
+        assert (folder / "README.md").read_text() == generate.readme(chart), "run `python helm/generate.py`"
+
+
+@pytest.mark.parametrize("profile", charts.PROFILES, ids=named)
+def test_lint_is_clean_and_objects_are_of_the_schema_of_each_kubernetes(profile: Path) -> None:
+    chart = charts.chart_of(profile)
+    charts.helm("lint", "--strict", str(chart), f"--values={profile}")
+    for version in ("1.30", "1.34", "1.37"):
+        for document in charts.render(chart, f"--values={profile}", kubernetes=f"{version}.0"):
+            if document["apiVersion"].startswith("monitoring.coreos.com"):
+                continue  # a resource of the Prometheus operator, of which Kubernetes has no schema
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_every_pod_passes_the_restricted_profile(rendered: list[Document]) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and a read-only root besides."""
+    assert charts.pods(rendered)
+    for name, pod in charts.pods(rendered).items():
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
+        kinds = {kind for volume in pod["volumes"] for kind in volume} - {"name"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}, name
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["capabilities"] == {"drop": ["ALL"]}, name
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]) & set(container["resources"]["limits"])
+            assert not any("valueFrom" in variable for variable in container.get("env", [])), "secrets are files"
+
+
+def test_each_container_sets_only_what_its_process_reads(
+    rendered: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, pod in charts.pods(rendered).items():
+        process = pod["containers"][0]["name"]
+        if process not in SETTINGS:
+            continue
+        given = charts.variables(pod)
+        with monkeypatch.context() as environment:
+            for variable in set(given) - ELSEWHERE:
+                assert variable.startswith("MOR_"), f"{name} sets {variable}"
+                environment.setenv(variable, given[variable])
+            environment.delenv("MOR_SECRETS_DIR", raising=False)
+            SETTINGS[process]()  # raises where a value is not what the process takes
+            assert set(unknown_variables([SETTINGS[process]])) & set(given) <= {"MOR_SECRETS_DIR"}, name
+
+
+def test_selectors_and_references_lead_somewhere(rendered: list[Document]) -> None:
+    """Each Service selects the pods of one workload by all of its labels; each account, Secret and ConfigMap that the
+    chart names by its own prefix is made by the chart."""
+    labels = {
+        name: document["spec"]["template"]["metadata"]["labels"]
+        for kind in ("Deployment", "StatefulSet")
+        for name, document in charts.of(rendered, kind).items()
+    }
+    for name, service in charts.of(rendered, "Service").items():
+        selected = [pod for pod, found in labels.items() if service["spec"]["selector"].items() <= found.items()]
+        assert selected == [name]
+    made = {(document["kind"], document["metadata"]["name"]) for document in rendered}
+    for pod in charts.pods(rendered).values():
+        assert ("ServiceAccount", pod["serviceAccountName"]) in made
+        for volume in pod["volumes"]:
+            secrets = [source["secret"]["name"] for source in volume.get("projected", {}).get("sources", [])]
+            secrets += [volume["secret"]["secretName"]] if "secret" in volume else []
+            wanted = {("Secret", name) for name in secrets if name.startswith("m-")}
+            wanted |= {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
+            assert {entry for entry in wanted if entry[1].startswith("m-")} <= made
+
+
+def test_only_discovery_gives_a_pod_a_token_and_only_for_what_it_reads() -> None:
+    multi = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
+    with_token = [name for name, pod in charts.pods(multi).items() if pod["automountServiceAccountToken"]]
+    assert with_token == ["m-mor-router"]
+    roles = [document for document in multi if document["kind"] == "Role"]
+    assert {role["metadata"]["namespace"] for role in roles} == {"client-a", "client-b"}
+    granted = {
+        (resource, verb)
+        for role in roles
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == {("services", "list"), ("services", "watch"), ("endpointslices", "list"), ("secrets", "get")}
+    assert all(rule.get("resourceNames") for role in roles for rule in role["rules"] if "secrets" in rule["resources"])
+    assert not any(pod["automountServiceAccountToken"] for pod in charts.pods(charts.render(MOR, TINY)).values())
+
+
+def test_everything_is_denied_but_named_flows() -> None:
+    policies = charts.of(charts.render(MOR, TINY), "NetworkPolicy")
+    deny = policies["m-mor-default-deny"]["spec"]
+    assert deny["policyTypes"] == ["Ingress", "Egress"] and not {"ingress", "egress"} & set(deny)
+    router = policies["m-mor-from-router"]["spec"]["egress"]
+    blocks = [(to["ipBlock"]["cidr"], rule["ports"]) for rule in router for to in rule["to"] if "ipBlock" in to]
+    assert blocks == [("10.0.0.0/8", [{"protocol": "TCP", "port": 8400}])]
+    callers = [
+        peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+        for peer in policies["m-mor-into-control"]["spec"]["ingress"][0]["from"]
+    ]
+    assert callers == ["worker", "rollout", "apply"]
+    reward = charts.render(REWARD, f"--values={REWARD / 'ci' / 'function-values.yaml'}")
+    assert charts.of(reward, "NetworkPolicy")["m-mor-reward"]["spec"]["egress"] == []
+
+
+def test_the_tiny_profile_requests_at_most_four_cores_and_six_gibibytes() -> None:
+    documents = charts.render(MOR, TINY)
+    cores = memory = 0.0
+    for kind in ("Deployment", "StatefulSet"):
+        for document in charts.of(documents, kind).values():
+            for container in document["spec"]["template"]["spec"]["containers"]:
+                requests = container["resources"]["requests"]
+                cores += document["spec"]["replicas"] * cpu(requests["cpu"])
+                memory += document["spec"]["replicas"] * gibibytes(requests["memory"])
+    assert cores <= 4
+    assert memory <= 6
+
+
+def cpu(quantity: str) -> float:
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def gibibytes(quantity: str) -> float:
+    return float(quantity[:-2]) / {"Gi": 1, "Mi": 1024}[quantity[-2:]]
+
+
+def test_gpus_come_with_their_image_device_and_limit() -> None:
+    pods = charts.pods(charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}"))
+    rollout = pods["m-mor-rollout"]["containers"][0]
+    assert rollout["image"] == "registry.example.org/ml/mor/rollout:0.1.0-cuda"
+    assert rollout["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert charts.variables(pods["m-mor-rollout"])["MOR_TENSOR_PARALLEL_SIZE"] == "4"
+    assert charts.variables(pods["m-mor-worker"])["MOR_DEVICE"] == "cuda"
+    assert charts.variables(pods["m-mor-router"]).get("MOR_DEVICE") is None
+
+
+def test_runs_on_a_volume_of_one_node_keep_run_control_and_workers_together() -> None:
+    together = charts.render(MOR, HUB)
+    for name in ("m-mor-control", "m-mor-worker"):
+        (term,) = charts.pods(together)[name]["affinity"]["podAffinity"][
+            "requiredDuringSchedulingIgnoredDuringExecution"
+        ]
+        wanted = term["labelSelector"]["matchLabels"]
+        workload = {**charts.of(together, "Deployment"), **charts.of(together, "StatefulSet")}[name]
+        assert wanted.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
+    apart = charts.pods(charts.render(MOR, HUB, "--set=control.runs.accessMode=ReadWriteMany"))
+    assert "affinity" not in apart["m-mor-worker"]
+
+
+def test_generated_tokens_are_those_of_the_tokens_file() -> None:
+    secret = charts.of(charts.render(MOR, HUB), "Secret")["m-mor-auth"]["stringData"]
+    rows = {row["name"]: row for row in TypeAdapter(list[dict[str, str]]).validate_json(secret["tokens.json"])}
+    assert {name: row["scope"] for name, row in rows.items()} == {
+        "operator": "admin",
+        "mor": "service",
+        "dashboard": "viewer",
+        "enrolment": "enrolment",
+    }
+    keys = {"operator": "admin-token", "mor": "service-token", "dashboard": "dashboard-token"}
+    assert all(rows[name]["sha256"] == hash_token(secret[key]) for name, key in keys.items())
+    Vault(SecretStr(secret["secret-key"]))  # raises for what is no key
+
+
+@pytest.mark.parametrize(
+    ("chart", "options", "says"),
+    [
+        (MOR, [], "model.name is not set"),
+        (MOR, ["model.name=/models/x"], "set model.existingClaim"),
+        (MOR, ["model.name=a/b", "control.replicas=2"], "scale worker.replicas instead"),
+        (MOR, ["model.name=a/b", "redis.bundled=false"], "create a Secret with the server's address"),
+        (MOR, ["model.name=a/b", "redis.external.existingSecret=x"], "set redis.bundled=false"),
+        (MOR, ["model.name=a/b", "rollout.image.tag=1-cuda"], "set rollout.gpus, or take the CPU image"),
+        (MOR, ["model.name=a/b", "worker.gpus=2"], "worker/gpus"),
+        (MOR, ["model.name=a/b", "router.settings.qorum=0.5"], "'qorum' not allowed"),
+        (MOR, ["model.name=a/b", "rollout.settings.dtype=int4"], "rollout/settings/dtype"),
+        (MOR, [*RUN, "runs[0].model=a/b", "runs[0].max_staleness=-1"], "max_staleness"),
+        (MOR, [*RUN, "runs[0].model=c/d"], "must be the same"),
+        (MOR, ["model.name=a/b", *DISCOVERY], "name the networks of the cluster"),
+        (MOR, ["model.name=a/b", "nosuch=1"], "'nosuch' not allowed"),
+        (REWARD, [], "exactly one of model.existingClaim"),
+        (REWARD, ["model.existingClaim=x", "registration.enabled=true"], "registration.existingSecret"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str], says: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(says)):
+        charts.render(chart, *(f"--set={option}" for option in options))
+
+
+def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
+    assert all((mor_rollout.metrics, mor_router.metrics, mor_trainer.telemetry))
+    known = {
+        f"{metric.name}{suffix}"
+        for metric in REGISTRY.collect()
+        for suffix in ("", "_total", "_bucket", "_sum", "_count")
+    }
+    documents = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
+    rules = [rule["expr"] for rule in charts.of(documents, "PrometheusRule")["m-mor"]["spec"]["groups"][0]["rules"]]
+    dashboard = json.loads(charts.of(documents, "ConfigMap")["m-mor-dashboards"]["data"]["mor.json"])
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries = [entry["query"] for entry in dashboard["templating"]["list"] if entry["type"] == "query"]
+    for expression in [*rules, *panels, *queries]:
+        for metric in re.findall(r"\bmor_[a-z_]+\b", expression):
+            assert metric in known, f"{expression} asks for {metric}, which no service has"
+
+
+def test_values_yaml_has_a_description_of_every_value() -> None:
+    for chart in (MOR, REWARD):
+        schema = json.loads((chart / "values.schema.json").read_text())
+        defaults = yaml.safe_load((chart / "values.yaml").read_text())
+        assert set(defaults) == set(schema["properties"]) - {"global"}
+        assert not undescribed(schema, chart.name)
+
+
+def undescribed(schema: Document, path: str) -> list[str]:
+    found = []
+    for name, part in schema.get("properties", {}).items():
+        if name != "global" and "description" not in part and not part.get("properties"):
+            found.append(f"{path}.{name}")
+        if "description" not in part:
+            found += undescribed(part, f"{path}.{name}")
+    return found

@@ -1,0 +1,67 @@
+"""One leader at a time, and another when it goes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from mor_core.tasks import stop
+from mor_router.leadership import Leadership
+from redis.asyncio import Redis
+
+from tests.router.conftest import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_one_replica_leads_and_another_takes_over(redis: Redis) -> None:
+    leading: set[int] = set()
+
+    async def work(replica: int) -> None:
+        leading.add(replica)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            leading.discard(replica)
+
+    tasks = [
+        asyncio.create_task(Leadership(redis, "test", 1.0).while_leading(lambda replica=replica: work(replica)))
+        for replica in range(3)
+    ]
+
+    async def one_leads() -> bool:
+        return len(leading) == 1
+
+    await eventually(one_leads)
+    for _ in range(30):
+        await asyncio.sleep(0.05)
+        assert len(leading) <= 1
+    (first,) = leading
+    await stop([tasks[first]])
+    await eventually(one_leads)
+    assert leading != {first}
+    (second,) = leading
+
+    await redis.flushall()  # the lock is gone: the leader notices and stops before it goes on
+    await eventually(one_leads)
+    assert len(leading) == 1
+    await stop(tasks)
+    assert not leading
+    assert second != first
+
+
+async def test_work_that_fails_is_begun_again(redis: Redis) -> None:
+    begun = 0
+
+    async def work() -> None:
+        nonlocal begun
+        begun += 1
+        raise RuntimeError("the first time it fails")
+
+    task = asyncio.create_task(Leadership(redis, "test", 0.5).while_leading(work))
+
+    async def again() -> bool:
+        return begun >= 2
+
+    await eventually(again)
+    await stop([task])
