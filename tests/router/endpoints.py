@@ -63,6 +63,9 @@ class Endpoint:
         self.calls: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.images: dict[str, bytes] = {}
+        self.answered = 0
+        self.at_once = 0
+        self.most_at_once = 0
 
     async def card(self, request: Request) -> Response:
         if (refusal := self._refuse(request)) is not None:
@@ -78,8 +81,17 @@ class Endpoint:
         body = await request.json()
         self.calls.append(body)
         self.headers.append(dict(request.headers))
-        if self.delay_s:
-            await asyncio.sleep(self.delay_s)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            return self._answer(body)
+        finally:
+            self.at_once -= 1
+            self.answered += 1
+
+    def _answer(self, body: dict[str, Any]) -> Response:
         if self.broken is not None and (self.mend_after is None or len(self.calls) <= self.mend_after):
             return self.broken(body)
         self.images |= {digest: base64.b64decode(content) for digest, content in body["images"].items()}
