@@ -59,6 +59,7 @@ class Endpoint:
         self.delay_s = 0.0
         self.broken: Callable[[dict[str, Any]], Response] | None = None
         self.mend_after: int | None = None
+        self.sometimes: Callable[[], Response | None] = lambda: None
         self.mangle: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None
         self.calls: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -92,6 +93,8 @@ class Endpoint:
             self.answered += 1
 
     def _answer(self, body: dict[str, Any]) -> Response:
+        if (failure := self.sometimes()) is not None:
+            return failure
         if self.broken is not None and (self.mend_after is None or len(self.calls) <= self.mend_after):
             return self.broken(body)
         self.images |= {digest: base64.b64decode(content) for digest, content in body["images"].items()}

@@ -23,6 +23,7 @@ Action = Literal[
     "rollback",
     "rekey",
     "quarantine",
+    "drift",
 ]
 
 log = structlog.get_logger("audit")

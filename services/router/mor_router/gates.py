@@ -9,9 +9,10 @@ import numpy as np
 from mor_core.errors import NotFound
 from mor_core.wire import ModelRef, Wire
 from numpy import ndarray
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from redis.asyncio import Redis
 
+from mor_router.expectation import Expectation
 from mor_router.mixture import Mixture
 from mor_router.regions import Regions
 from mor_router.report import FitReport
@@ -35,6 +36,8 @@ class GateSummary(Wire):
     """The version whose clients it keeps as they were: only the others were fitted. Null: all were."""
     report: FitReport
     """How good the fit is."""
+    expected: dict[str, Expectation] = Field(default_factory=dict)
+    """Client -> what is expected of its later answers; drift is judged by it."""
 
 
 class GateVersion(GateSummary):

@@ -50,6 +50,8 @@ class Anchor(Wire):
     rejected: str
     domain: str | None
     """For reports only."""
+    others: tuple[str, ...] = ()
+    """Further responses to the same question, where there are: what stands beside the two in a group."""
 
 
 _ANCHORS = TypeAdapter(tuple[Anchor, ...])

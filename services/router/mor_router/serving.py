@@ -16,6 +16,7 @@ from numpy import ndarray
 from redis.asyncio import Redis
 
 from mor_router.embedding import Embedder
+from mor_router.expectation import Expectation
 from mor_router.gates import Gates, load
 from mor_router.likeness import shares
 from mor_router.mixture import Mixture
@@ -53,6 +54,17 @@ class ColdStart:
 
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:
         return np.ones((len(inputs), len(self.clients)))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A fitted gate version, ready to serve."""
+
+    mixture: Mixture
+    models: Mapping[str, ModelRef]
+    """Client -> the model that its calibration was fitted on."""
+    expected: Mapping[str, Expectation]
+    """What the fit expects of each client from then on."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class ServedGates:
         self._gates = gates
         self._embedder = embedder
         self._least_likeness = least_likeness
-        self._loaded: dict[int, tuple[Mixture, Mapping[str, ModelRef]]] = {}
+        self._loaded: dict[int, Loaded] = {}
         self._known: dict[str, Objective] = {}
         self._read_at = 0.0
 
@@ -177,10 +189,16 @@ class ServedGates:
     async def _part(self, objective: Objective, share: float, active: Sequence[str]) -> Part:
         if objective.active == COLD_START:
             return Part(share, COLD_START, ColdStart(tuple(active)), objective, {})
-        mixture, models = await self._load(objective)
-        return Part(share, objective.active, mixture, objective, models)
+        loaded = await self.load(objective)
+        return Part(share, objective.active, loaded.mixture, objective, loaded.models)
 
-    async def _load(self, objective: Objective) -> tuple[Mixture, Mapping[str, ModelRef]]:
+    async def load(self, objective: Objective) -> Loaded:
+        """The gate version of ``objective`` that is in force.
+
+        Raises:
+            NotFound: it has none.
+            Conflict: it was fitted with another embedder.
+        """
         version = objective.active
         if version not in self._loaded:
             gate = await self._gates.get(objective.name, version)
@@ -189,7 +207,7 @@ class ServedGates:
                     f"gate version {version} of objective {objective.name!r} was fitted with embedder {gate.embedder}; "
                     f"this router has {self._embedder.name}: set the same models, or fit again"
                 )
-            self._loaded[version] = (load(gate.parameters), gate.models)
+            self._loaded[version] = Loaded(load(gate.parameters), gate.models, gate.expected)
         return self._loaded[version]
 
 
