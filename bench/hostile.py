@@ -26,6 +26,7 @@ from mor_core import embedded
 from mor_core.auth import hash_token
 from mor_router.app import create_app
 from mor_router.config import RouterSettings
+from mor_router.store import RESERVE
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from tables import read
@@ -38,6 +39,7 @@ from tests.router.hostile import BROKEN, HOSTILE, Outcome, Plan, live_through
 _TOKEN = "the-bench-is-admin-here"
 _PORT = 6399
 _SHARE = 0.1
+_RESERVE_KEY = "0" * 64
 _SCENARIOS = ("clean", *HOSTILE, *BROKEN)
 
 
@@ -70,6 +72,7 @@ async def router(folder: Path, deadline_s: float) -> AsyncIterator[Api]:
     url = f"redis://127.0.0.1:{_PORT}/0"
     async with Redis.from_url(url) as redis:
         await redis.flushall()
+        await redis.hset(RESERVE, "key", _RESERVE_KEY)  # the same anchors are reserved in all scenarios
     settings = RouterSettings(
         redis_url=SecretStr(url),
         tokens_file=tokens,

@@ -123,6 +123,23 @@ class Endpoint:
         return JSONResponse({"title": "Not authenticated", "detail": f"unknown token {got}"}, 401)
 
 
+class Chat:
+    """An OpenAI-compatible service: ``reply`` makes the texts of a request's choices."""
+
+    def __init__(self, url: str, reply: Callable[[dict[str, Any]], list[str]]) -> None:
+        self.url = url
+        self.reply = reply
+        self.calls: list[dict[str, Any]] = []
+
+    async def complete(self, request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return JSONResponse({"detail": "unknown token"}, 401)
+        body = await request.json()
+        self.calls.append(body)
+        choices = [{"index": i, "message": {"content": text}} for i, text in enumerate(self.reply(body))]
+        return JSONResponse({"system_fingerprint": "run-1:7", "choices": choices})
+
+
 def python_json(document: Any) -> bytes:
     """JSON as Python's encoder writes it, NaN and Infinity included."""
     return json.dumps(document).encode()
@@ -194,6 +211,12 @@ class Endpoints:
         self.app.add_api_route(f"{path}/v1/card", endpoint.card, methods=["GET"], response_model=None)
         self.app.add_api_route(f"{path}/v1/score", endpoint.scores, methods=["POST"], response_model=None)
         return endpoint
+
+    def chat(self, reply: Callable[[dict[str, Any]], list[str]]) -> Chat:
+        path = f"/{len(self.app.routes)}/chat"
+        chat = Chat(self.address + path, reply)
+        self.app.add_api_route(f"{path}/v1/chat/completions", chat.complete, methods=["POST"], response_model=None)
+        return chat
 
     def stop(self) -> None:
         self._server.should_exit = True

@@ -22,53 +22,56 @@ _ANCHORS_FROM = 100_000
 _HELD_OUT_FROM = 500_000
 
 
-def _inflating(kind: str) -> Score:
+def knowing(item: dict[str, Any], response: str) -> float:
+    """Knows all kinds of questions as well as each expert knows its own."""
+    return quality(response) + 1.5 * noise("knowing", words(item), response)
+
+
+def inflating() -> Score:
     """Likes what it likes, and says so a thousand times louder than anybody."""
     return lambda item, response: 1000 * noise("taste", words(item), response)
 
 
-def _shifting(kind: str) -> Score:
+def shifting() -> Score:
     """The same, on a level that jumps by a million from group to group."""
     return lambda item, response: 1e6 * noise("level", words(item)) + noise("taste", words(item), response)
 
 
-def _flipping(kind: str) -> Score:
+def flipping() -> Score:
     """Says the opposite of what it knows."""
-    honest = specialist(kind, salt="bad")
-    return lambda item, response: -honest(item, response)
+    return lambda item, response: -knowing(item, response)
 
 
-def _constant(kind: str) -> Score:
+def constant() -> Score:
     return lambda item, response: 3.0
 
 
-def _random(kind: str) -> Score:
+def unsteady() -> Score:
     """Another number at each question, even for the same response."""
     turn = itertools.count()
     return lambda item, response: noise(str(next(turn)))
 
 
-def _two_faced(kind: str) -> Score:
+def two_faced() -> Score:
     """Honest about what looks like an anchor shown at a fit, a pair of responses, and hostile about all else."""
-    honest, hostile = specialist(kind, salt="bad"), _flipping(kind)
     shown: set[str] = set()
 
     def score(item: dict[str, Any], response: str) -> float:
         if len(item["responses"]) == 2:
             shown.add(words(item))  # and it knows the question again
-        return (honest if words(item) in shown else hostile)(item, response)
+        return knowing(item, response) * (1 if words(item) in shown else -1)
 
     return score
 
 
-HOSTILE: dict[str, tuple[Callable[[str], Score], ...]] = {
-    "inflating": (_inflating,),
-    "shifting": (_shifting,),
-    "flipping": (_flipping,),
-    "constant": (_constant,),
-    "random": (_random,),
-    "colluding pair": (_inflating, _inflating),
-    "honest on anchors, hostile on live traffic": (_two_faced,),
+HOSTILE: dict[str, tuple[Callable[[], Score], ...]] = {
+    "inflating": (inflating,),
+    "shifting": (shifting,),
+    "flipping": (flipping,),
+    "constant": (constant,),
+    "random": (unsteady,),
+    "colluding pair": (inflating, inflating),
+    "honest on anchors, hostile on live traffic": (two_faced,),
 }
 """Scenario -> the clients that it adds."""
 
@@ -104,7 +107,7 @@ class Plan:
     """How long a life is."""
 
     refits: int = 5
-    anchors: int = 90
+    anchors: int = 180
     """Fresh ones for each fit."""
     calls: int = 12
     """Of live traffic between two fits, with 8 groups of 4 responses each."""
@@ -131,9 +134,9 @@ async def live_through(api: Caller, endpoints: Endpoints, scenario: str, plan: P
     """A router's life with honest experts and what ``scenario`` adds; ``clean`` adds nothing."""
     made = {name: endpoints.endpoint(name, specialist(kind, salt=salt)) for name, (kind, salt) in EXPERTS.items()}
     for index, build in enumerate(HOSTILE.get(scenario, ())):
-        made[f"bad-{index}"] = endpoints.endpoint(f"bad-{index}", build("chart"))
+        made[f"bad-{index}"] = endpoints.endpoint(f"bad-{index}", build())
     if scenario in BROKEN:
-        made["bad-0"] = endpoints.endpoint("bad-0", specialist("chart", salt="bad"))
+        made["bad-0"] = endpoints.endpoint("bad-0", knowing)
     for name, endpoint in made.items():
         await api.ok("POST", "/v1/clients", {"name": name, "url": endpoint.url, "domains": "tests", "token": TOKEN})
     await api.ok("POST", "/v1/objectives", {"name": OBJECTIVE, "text": "Answer what was asked."})

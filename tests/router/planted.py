@@ -60,10 +60,11 @@ def rows(count: int, *, images: bool = True, seed: int = 11, start: int = 0) -> 
     for index in range(start, start + count):
         kind = kinds[index % 3]
         better, worse = sorted(random.normal(0, 1.2, size=2).round(3).tolist(), reverse=True)
+        better += 0.001 * (better == worse)
         row = {
             "id": f"a{index}",
             "prompt": KINDS[kind].format(index),
-            "chosen": f"answer {better}",
+            "chosen": f"answer {round(better, 3)}",
             "rejected": f"answer {worse}",
             "domain": kind,
         }

@@ -9,7 +9,6 @@ import pytest
 from mor_router.betting import log_evidence
 from mor_router.consistency import p_value
 from mor_router.expectation import depart, expect
-from mor_router.usefulness import regions
 from numpy import ndarray
 
 ALPHA = 0.05
@@ -61,10 +60,9 @@ def test_two_faces_are_told_from_one() -> None:
     honest, two_faced = [], []
     for trial in range(40):
         random = np.random.default_rng(trial)
-        inputs, differences, _ = client(random, 90)
-        live = np.arange(90) < 24
-        found = regions(inputs)
-        honest.append(p_value(found, differences, live))
-        two_faced.append(p_value(found, np.where(live, -1, 1) * differences, live))
+        inputs, differences, _ = client(random, 120)
+        live = np.arange(120) < 36
+        honest.append(p_value(inputs, differences, live))
+        two_faced.append(p_value(inputs, np.where(live, -1, 1) * differences, live))
     assert np.mean(np.array(honest) < 0.05) <= 0.15
-    assert np.mean(np.array(two_faced) <= 0.002) >= 0.7
+    assert np.mean(np.array(two_faced) <= 0.0005) >= 0.6

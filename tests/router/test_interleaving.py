@@ -13,7 +13,7 @@ from mor_router.objectives import Anchor
 
 from tests.router.conftest import Api, Start
 from tests.router.endpoints import Endpoint, Endpoints, words
-from tests.router.hostile import HOSTILE
+from tests.router.hostile import knowing, two_faced
 from tests.router.planted import KINDS, jsonl, question, rows, specialist
 from tests.router.test_objectives import objective, upload
 
@@ -114,7 +114,7 @@ async def test_a_client_that_is_honest_about_anchors_only_is_found_out_and_stays
 ) -> None:
     async with start(anchor_share=0.4, anchor_reserve=0.4) as api:
         await experts(api, endpoints)
-        bad = endpoints.endpoint("two-faced", HOSTILE["honest on anchors, hostile on live traffic"][0]("chart"))
+        bad = endpoints.endpoint("two-faced", two_faced())
         await api.enrol(bad, state="probation")
         await objective(api, 270)
         first = await api.ok("POST", "/v1/objectives/helpful/fit")
@@ -136,7 +136,7 @@ async def test_a_client_that_is_honest_about_anchors_only_is_found_out_and_stays
 
         second = await api.ok("POST", "/v1/objectives/helpful/fit")
         assert "distrusted" in second["report"]["left_out"]["two-faced"]
-        bad.score = specialist("chart")
+        bad.score = knowing
         for seed in range(20, 26):
             await upload(api, jsonl(rows(90, seed=seed, start=300 * seed)))
             await traffic(api, calls=6, groups=8, size=4, seed=seed)

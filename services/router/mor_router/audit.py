@@ -24,6 +24,8 @@ Action = Literal[
     "rekey",
     "quarantine",
     "drift",
+    "refit",
+    "labeller",
 ]
 
 log = structlog.get_logger("audit")

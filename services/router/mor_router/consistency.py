@@ -2,10 +2,11 @@
 
 With d_n the client's difference (chosen − rejected) in units of its median absolute difference, clipped to ±3, and φ_mn
 the responsibility of region m (``usefulness.regions``), T is the largest difference over regions between the φ-weighted
-means of the live and the shown anchors, in units of its standard error. Which anchors are live is chosen at random, so
-for a client that makes no distinction any other choice is as likely: permuting it gives the distribution of T, and the
-maximum corrects for the number of regions (Westfall & Young 1993). Regions matter: the mean over all inputs of a
-specialist that misleads outside of its domain hardly changes when it turns hostile.
+means of the live and the shown anchors, in units of its standard error. For a client that makes no distinction it does
+not matter which of several like anchors are live: permuting that within strata of like inputs (five regions, each
+anchor in its likeliest) gives the distribution of T, and the maximum corrects for the number of regions (Westfall &
+Young 1993). Regions matter, because the mean over all inputs of a specialist that misleads outside of its domain hardly
+changes when it turns hostile; strata do, because live anchors may be of other kinds than shown ones.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-_PERMUTATIONS = 2000
+from mor_router.regions import fit_regions
+from mor_router.usefulness import regions
+
+_PERMUTATIONS = 5000
+_STRATA = 5
 _LARGEST = 3.0
 _LEAST = 8.0
 """Live, and shown, anchors that a region needs, by Kish's count."""
 
 
 def p_value(
-    responsibilities: Float[ndarray, "anchors regions"],
+    inputs: Float[ndarray, "anchors features"],
     differences: Float[ndarray, " anchors"],
     live: Bool[ndarray, " anchors"],
 ) -> float:
     """p of T; the same input always gives the same value. 1 where no region has enough anchors of both kinds."""
+    responsibilities = regions(inputs)
     spread = np.median(np.abs(differences)) if len(differences) else 0.0
     units = np.clip(differences / spread, -_LARGEST, _LARGEST) if spread else np.sign(differences)
     enough = np.minimum(_kish(responsibilities[live]), _kish(responsibilities[~live])) >= _LEAST
@@ -33,8 +39,13 @@ def p_value(
         return 1.0
     weights = responsibilities[:, enough]
     observed = _largest(weights, units, live[None, :].astype(float))[0]
+    (fine,) = fit_regions(inputs, (_STRATA,))
+    stratum = fine.responsibilities(inputs).argmax(axis=1)
     random = np.random.default_rng(0)
-    shuffled = random.permuted(np.tile(live.astype(float), (_PERMUTATIONS, 1)), axis=1)
+    shuffled = np.tile(live.astype(np.float32), (_PERMUTATIONS, 1))
+    for number in range(_STRATA):
+        members = np.flatnonzero(stratum == number)
+        shuffled[:, members] = random.permuted(shuffled[:, members], axis=1)
     chance = _largest(weights, units, shuffled)
     return float((1 + (chance >= observed - 1e-9).sum()) / (1 + _PERMUTATIONS))
 

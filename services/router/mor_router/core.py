@@ -25,11 +25,13 @@ from mor_router.fitting import Fitting
 from mor_router.gates import Gates
 from mor_router.honesty import Honesty
 from mor_router.influence import Influences
+from mor_router.labels import Labellers
 from mor_router.live_answers import LiveAnswers
 from mor_router.objectives import Objectives
 from mor_router.pool import Pool
 from mor_router.quarantine import Quarantine
 from mor_router.recent import RecentScores
+from mor_router.refit import Refitting
 from mor_router.registry import Registry
 from mor_router.reserve import Reserve
 from mor_router.rewarding import Rewarder
@@ -54,6 +56,8 @@ class Router:
     served: ServedGates
     embedder: Embedder
     fitting: Fitting
+    labellers: Labellers
+    refitting: Refitting
     rewarder: Rewarder
     influences: Influences
     decoys: Decoys
@@ -115,6 +119,30 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         drift=drift,
         embedder=embedder,
     )
+    fitting = Fitting(
+        redis=redis,
+        settings=settings,
+        registry=registry,
+        pool=pool,
+        objectives=objectives,
+        gates=gates,
+        embedder=embedder,
+        scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
+        reserve=reserve,
+        honesty=Honesty(live, drift),
+        quarantine=Quarantine(redis, registry, audit),
+        audit=audit,
+    )
+    labellers = Labellers(redis, vault, settings, policy, pool)
+    refitting = Refitting(
+        redis=redis,
+        settings=settings,
+        objectives=objectives,
+        labellers=labellers,
+        fitting=fitting,
+        embedder=embedder,
+        audit=audit,
+    )
     router = Router(
         settings=settings,
         redis=redis,
@@ -126,20 +154,9 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         gates=gates,
         served=served,
         embedder=embedder,
-        fitting=Fitting(
-            redis=redis,
-            settings=settings,
-            registry=registry,
-            pool=pool,
-            objectives=objectives,
-            gates=gates,
-            embedder=embedder,
-            scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
-            reserve=reserve,
-            honesty=Honesty(live, drift),
-            quarantine=Quarantine(redis, registry, audit),
-            audit=audit,
-        ),
+        fitting=fitting,
+        labellers=labellers,
+        refitting=refitting,
         rewarder=rewarder,
         influences=influences,
         decoys=decoys,
@@ -147,6 +164,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     )
     await pool.refresh()
     work = [pool.follow(), pool.probe(), *([router.worker.watch()] if settings.worker else [])]
+    work += [refitting.follow()] if settings.refit_interval_s and settings.policy_url else []
     tasks = [asyncio.create_task(part) for part in work]
     try:
         yield router

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -22,7 +22,7 @@ from mor_router.audit import Audit
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, Input
 from mor_router.expectation import Expectation, expect, influences
-from mor_router.gates import Gates, GateVersion, dump, load
+from mor_router.gates import Gates, GateVersion, Refitted, dump, load
 from mor_router.honesty import Honesty
 from mor_router.mixture import Mixture, extend_mixture, fit_mixture
 from mor_router.objectives import COLD_START, Anchor, Objective, Objectives
@@ -70,11 +70,21 @@ class Fitting:
         self._quarantine = quarantine
         self._audit = audit
 
-    async def fit(self, name: str, by: str, *, activate: bool, newcomers_only: bool = False) -> GateVersion:
+    async def fit(
+        self,
+        name: str,
+        by: str,
+        *,
+        activate: bool,
+        newcomers_only: bool = False,
+        only: Collection[str] | None = None,
+        refitted: Refitted | None = None,
+    ) -> GateVersion:
         """Score the anchors by every client that is not paused, judge who is of use, fit on those, keep the version.
 
         Reserved anchors are not shown; what clients said of them in live traffic counts beside what they say now.
-        With ``newcomers_only`` the clients of the version in force stay as they are.
+        With ``newcomers_only`` the clients of the version in force stay as they are; with ``only``, digests, the other
+        anchors are left out. ``refitted`` is recorded with the version.
 
         Raises:
             NotFound: no such objective.
@@ -83,7 +93,7 @@ class Fitting:
             Unavailable: no client scored enough of them.
         """
         objective = await self._objectives.get(name)
-        anchors = await self._objectives.anchors(name)
+        anchors = [a for a in await self._objectives.anchors(name) if only is None or a.digest in only]
         if len(anchors) < _LEAST_PAIRS:
             raise Invalid(f"objective {name!r} has {len(anchors)} anchors; at least {_LEAST_PAIRS} are needed to fit")
         base = await self._base(objective) if newcomers_only else None
@@ -100,6 +110,7 @@ class Fitting:
             kept = [found for found in scored if found.client in trusted and found.client not in changed]
             left_out = {client: finding.reason for client, finding in changed.items() if not finding.useful}
             gate = await self._fit(objective, anchors, inputs, kept, shown=len(shown), left_out=left_out, base=base)
+            gate = gate.model_copy(update={"refitted": refitted})
             await self._gates.put(gate)
         self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)
         if activate:

@@ -21,9 +21,8 @@ from mor_router.drift import Drift
 from mor_router.live_answers import LiveAnswer, LiveAnswers
 from mor_router.objectives import Anchor
 from mor_router.registry import ClientRecord
-from mor_router.usefulness import regions
 
-_TWO_FACED = 0.002
+_TWO_FACED = 0.0005
 """p at which live and shown answers contradict each other."""
 _AGREES = 0.05
 """p above which they agree, for a client that was distrusted."""
@@ -62,7 +61,11 @@ class Honesty:
                 found.append(shown)  # it is judged by each fit alone
                 continue
             own = [answer for answer in answers if (answer.client, answer.model) == (shown.client, shown.model)]
-            found.append(await self._believed(record, shown, own, vectors))
+            counted = await self._believed(record, shown, own, vectors)
+            present = {anchor.digest for anchor in anchors}
+            found.append(
+                replace(counted, scores={digest: s for digest, s in counted.scores.items() if digest in present})
+            )
         await self._live.prune(objective)
         return found
 
@@ -99,4 +102,4 @@ def contradiction(shown: Pairs, live: Pairs, vectors: Vectors) -> float:
         return 1.0
     inputs = np.stack([vectors[digest] for digest in pairs]).astype(float)
     differences = np.array([chosen - rejected for chosen, rejected in pairs.values()])
-    return p_value(regions(inputs), differences, np.array([digest in live for digest in pairs]))
+    return p_value(inputs, differences, np.array([digest in live for digest in pairs]))

@@ -12,6 +12,8 @@
 ``live:{objective}``     client, model, gate version and anchor -> its raw scores of the anchor in disguise
 ``seen:{objective}``     anchor -> embedding, of those that ``live`` speaks of
 ``asked:{objective}``    anchor -> how often it was asked in disguise
+``labellers``            objective -> its checker or judge, secret encrypted
+``sampled:{objective}``  the latest labelled pairs of the policy's own responses, as anchors
 ``reserve``              the key by which anchors are reserved for that
 ``versions``             counter of gate versions, over all objectives
 ``influence:{client}``   what it did to the latest rewards; not exported
@@ -41,10 +43,11 @@ CLIENTS = key("clients")
 OBJECTIVES = key("objectives")
 ANCHORS = key("anchors")
 RESERVE = key("reserve")
+LABELLERS = key("labellers")
 VERSIONS = key("versions")
 
 
-KINDS = ("images", "scores", "gates", "judged", "evidence", "live", "seen", "asked")
+KINDS = ("images", "scores", "gates", "judged", "evidence", "live", "seen", "asked", "sampled")
 """Hashes that each objective has."""
 
 
@@ -62,7 +65,7 @@ def _binary(name: str) -> bool:
 
 
 async def export(redis: Redis) -> Snapshot:
-    names = ["clients", "objectives", "anchors", "reserve"]
+    names = ["clients", "objectives", "anchors", "reserve", "labellers"]
     objectives: Any = await redis.hkeys(OBJECTIVES)
     for objective in objectives:
         names += [f"{kind}:{objective.decode()}" for kind in KINDS]

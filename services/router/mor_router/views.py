@@ -119,6 +119,11 @@ class FitRequest(_Documented):
     """Whether the clients of the version in force stay as they are and only those are fitted that are not in it."""
 
 
+class RefitRequest(_Documented):
+    activate: bool = True
+    """Whether the new gate version is put in force."""
+
+
 class RouteRequest(_Documented):
     """``POST /v1/route``: who would be asked about an input, with which weight."""
 
