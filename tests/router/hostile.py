@@ -4,6 +4,7 @@ fresh anchors, live traffic in between, and in the end the same held-out groups 
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,9 +83,9 @@ def slow(endpoint: Endpoint) -> None:
 
 
 def flaky(endpoint: Endpoint) -> None:
-    """Honest, and fails at every other call."""
-    turn = itertools.count()
-    endpoint.sometimes = lambda: JSONResponse({"detail": "out of memory"}, 500) if next(turn) % 2 else None
+    """Honest, and fails at three of ten calls."""
+    luck = random.Random(0)
+    endpoint.sometimes = lambda: JSONResponse({"detail": "out of memory"}, 500) if luck.random() < 0.3 else None
 
 
 BROKEN: dict[str, Callable[[Endpoint], None]] = {"slow": slow, "flaky": flaky}
@@ -165,13 +166,13 @@ async def _ask(
     api: Caller, outcome: Outcome, first: int, *, count: int, size: int
 ) -> list[tuple[list[float], dict[str, Any] | None]]:
     """One call of live traffic: true qualities and the answer for each group; ``None`` where it was lost."""
-    random = np.random.default_rng(first)
+    qualities = np.random.default_rng(first)
     items: list[dict[str, Any]] = []
     images: dict[str, str] = {}
     for number in range(first, first + count):
         messages, shown = question(list(KINDS)[number % 3], number)
         images |= shown
-        responses = [f"answer {value}" for value in random.normal(0, 1.2, size=size).round(3)]
+        responses = [f"answer {value}" for value in qualities.normal(0, 1.2, size=size).round(3)]
         items.append({"item_id": str(number), "messages": messages, "responses": responses, "objective": OBJECTIVE})
     rewarded: dict[str, dict[str, Any]] = {}
     started = time.perf_counter()

@@ -148,6 +148,24 @@ async def test_a_client_that_is_honest_about_anchors_only_is_found_out_and_stays
         assert (state["state"], state["reason"]) == ("active", None)
 
 
+async def test_a_client_that_knows_every_anchor_is_told_by_its_disagreement_and_keeps_its_weight(
+    start: Start, endpoints: Endpoints
+) -> None:
+    anchors = {f" {row['prompt']}" for row in rows(180)}
+    async with start() as api:
+        await experts(api, endpoints)
+        bad = endpoints.endpoint(
+            "bad", lambda item, response: knowing(item, response) * (1 if words(item) in anchors else -1)
+        )
+        await api.enrol(bad, state="probation")
+        await objective(api, 180)
+        await api.ok("POST", "/v1/objectives/helpful/fit")
+        await traffic(api, calls=20, groups=8, size=4, seed=1)
+        audit = [json.loads(line) for line in api.router.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
+        assert "bad" in [line["subject"] for line in audit if line["action"] == "disagreement"]
+        assert (await api.ok("GET", "/v1/clients/bad"))["client"]["state"] == "active"
+
+
 async def test_a_client_with_a_new_model_loses_its_weight_until_a_fit_and_the_last_one_keeps_it(
     api: Api, endpoints: Endpoints
 ) -> None:

@@ -24,6 +24,7 @@ Action = Literal[
     "rekey",
     "quarantine",
     "drift",
+    "disagreement",
     "refit",
     "labeller",
 ]

@@ -33,6 +33,25 @@ def log_evidence(
     return log_mean(gains)
 
 
+class Bet:
+    """The same test, one observation at a time."""
+
+    def __init__(self, least_mean: float) -> None:
+        self._least_mean = least_mean
+        self._logs = np.zeros(len(_SHARES))
+        self.count = 0
+        """Observations so far."""
+
+    def add(self, outcome: float, stake: float) -> None:
+        self._logs += np.log1p(_SHARES / (1 - self._least_mean) * (stake * (self._least_mean - outcome)))
+        self.count += 1
+
+    @property
+    def log_evidence(self) -> float:
+        """log E now."""
+        return float(log_mean(self._logs[:, None])[0])
+
+
 def log_mean(logs: Float[ndarray, "tests observations"]) -> Float[ndarray, " observations"]:
     """log of the mean over tests of E, from log E."""
     top = logs.max(axis=0)

@@ -13,6 +13,7 @@ from mor_core.streams import connect
 from mor_core.tasks import stop
 from redis.asyncio import Redis
 
+from mor_router.agreement import Agreement
 from mor_router.anchor_scores import AnchorScorer
 from mor_router.audit import Audit
 from mor_router.config import RouterSettings
@@ -117,6 +118,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         influences=influences,
         decoys=decoys,
         drift=drift,
+        agreement=Agreement(audit, settings.drift_false_alarm),
         embedder=embedder,
     )
     fitting = Fitting(

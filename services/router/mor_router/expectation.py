@@ -39,6 +39,8 @@ class Expectation(Wire):
     """Median absolute difference, raw units."""
     loudness: float
     """Share of the differences that are larger."""
+    least_concord: float = 0.0
+    """Least mean agreement with the others, see ``concord``; 0 where nothing is expected."""
 
 
 class Departure(Wire):

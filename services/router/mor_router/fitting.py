@@ -16,7 +16,7 @@ from numpy import ndarray
 from redis.asyncio import Redis
 from redis.exceptions import LockError
 
-from mor_router import metrics
+from mor_router import concord, metrics
 from mor_router.anchor_scores import AnchorScorer, AnchorScores, score_all
 from mor_router.audit import Audit
 from mor_router.config import RouterSettings
@@ -24,7 +24,7 @@ from mor_router.embedding import Embedder, Input
 from mor_router.expectation import Expectation, expect, influences
 from mor_router.gates import Gates, GateVersion, Refitted, dump, load
 from mor_router.honesty import Honesty
-from mor_router.mixture import Mixture, extend_mixture, fit_mixture
+from mor_router.mixture import Mixture, extend_mixture, fit_mixture, standardised_differences
 from mor_router.objectives import COLD_START, Anchor, Objective, Objectives
 from mor_router.pool import Pool
 from mor_router.quarantine import Quarantine
@@ -246,11 +246,19 @@ def expectations(
     mixture: Mixture, inputs: Float[ndarray, "pairs features"], scores: Float[ndarray, "pairs clients 2"]
 ) -> dict[str, Expectation]:
     """What is expected of each client's later answers, from what it said of the anchors."""
-    influence = influences(mixture.weights(inputs, mixture.clients), mixture.slopes(inputs))
+    weights, slopes = mixture.weights(inputs, mixture.clients), mixture.slopes(inputs)
+    influence = influences(weights, slopes)
     differences = scores[..., 0] - scores[..., 1]
     known = ~np.isnan(differences)
-    return {
+    found = {
         client: expect(differences[known[:, k], k], influence[known[:, k], k])
         for k, client in enumerate(mixture.clients)
         if known[:, k].any()
     }
+    if len(mixture.clients) >= concord.LEAST_CLIENTS:
+        agrees = concord.of_pairs(slopes * standardised_differences(mixture.standardisers, scores), weights)
+        for k, client in enumerate(mixture.clients):
+            if client in found:
+                least = concord.least(agrees[known[:, k], k], influence[known[:, k], k])
+                found[client] = found[client].model_copy(update={"least_concord": least})
+    return found

@@ -38,6 +38,11 @@ DRIFT = Gauge(
     "log10 of the latest evidence that a client's answers changed since the fit",
     ["client"],
 )
+DISAGREES = Gauge(
+    "mor_router_disagreement_evidence",
+    "log10 of the evidence that a client agrees with the others less in live groups than on anchors",
+    ["client"],
+)
 DISTRUSTED = Gauge("mor_router_distrusted", "1 while a client is on probation for drift: alert on it", ["client"])
 GROUPS = Counter("mor_router_groups", "Groups by outcome: scored, retried, dead, deferred", ["outcome"])
 ZERO_VARIANCE = Counter("mor_router_zero_variance_groups", "Scored groups whose rewards are all equal")
@@ -63,6 +68,7 @@ _PER_CLIENT = (
     QUARANTINED,
     INTERLEAVED,
     DRIFT,
+    DISAGREES,
     DISTRUSTED,
 )
 

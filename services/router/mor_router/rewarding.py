@@ -15,6 +15,7 @@ from mor_core.wire import ClientScore, ModelRef, ObjectiveShare, RewardItem, Sco
 from numpy import ndarray
 
 from mor_router import account, metrics
+from mor_router.agreement import Agreement
 from mor_router.answers import Answer
 from mor_router.config import RouterSettings
 from mor_router.decoys import Call, Decoys
@@ -81,6 +82,7 @@ class Rewarder:
         influences: Influences,
         decoys: Decoys,
         drift: Drift,
+        agreement: Agreement,
         embedder: Embedder,
     ) -> None:
         self._settings = settings
@@ -91,6 +93,7 @@ class Rewarder:
         self._influences = influences
         self._decoys = decoys
         self._drift = drift
+        self._agreement = agreement
         self._embedder = embedder
 
     async def reward(
@@ -272,6 +275,8 @@ class Rewarder:
                 f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}",
             )
         account.observe(outcome)
+        if len(now.force.parts) == 1:
+            self._agreement.note(now.force.parts[0], outcome)
         return replace(base, rewards=tuple(outcome.rewards.tolist()), entropy=outcome.entropy)
 
 

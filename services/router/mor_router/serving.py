@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -79,6 +79,8 @@ class Part:
     """``None`` where none was named, or none is like the text asked."""
     models: Mapping[str, ModelRef]
     """Client -> the model that its calibration was fitted on."""
+    expected: Mapping[str, Expectation] = field(default_factory=dict)
+    """What the fit expects of each client; nothing without a fit."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class ServedGates:
         if objective.active == COLD_START:
             return Part(share, COLD_START, ColdStart(tuple(active)), objective, {})
         loaded = await self.load(objective)
-        return Part(share, objective.active, loaded.mixture, objective, loaded.models)
+        return Part(share, objective.active, loaded.mixture, objective, loaded.models, loaded.expected)
 
     async def load(self, objective: Objective) -> Loaded:
         """The gate version of ``objective`` that is in force.
