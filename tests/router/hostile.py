@@ -137,7 +137,7 @@ async def live_through(api: Caller, endpoints: Endpoints, scenario: str, plan: P
     for index, build in enumerate(HOSTILE.get(scenario, ())):
         made[f"bad-{index}"] = endpoints.endpoint(f"bad-{index}", build())
     if scenario in BROKEN:
-        made["bad-0"] = endpoints.endpoint("bad-0", knowing)
+        made["bad-0"] = endpoints.endpoint("bad-0", specialist("chart", salt="bad"))
     for name, endpoint in made.items():
         await api.ok("POST", "/v1/clients", {"name": name, "url": endpoint.url, "domains": "tests", "token": TOKEN})
     await api.ok("POST", "/v1/objectives", {"name": OBJECTIVE, "text": "Answer what was asked."})
