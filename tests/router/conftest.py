@@ -45,12 +45,13 @@ def settings(redis: Redis, redis_url: str, tmp_path: Path) -> RouterSettings:
         secret_key=SecretStr(KEY),
         audit_log=tmp_path / "audit.jsonl",
         allow_loopback=True,
-        deadline_s=2,
+        deadline_s=10,
         circuit_open_s=0.5,
         probe_interval_s=60,
         group_retry_s=0.1,
         lease_s=5,
         worker=False,
+        anchor_share=0,
     )
 
 

@@ -59,10 +59,14 @@ class Endpoint:
         self.delay_s = 0.0
         self.broken: Callable[[dict[str, Any]], Response] | None = None
         self.mend_after: int | None = None
+        self.sometimes: Callable[[], Response | None] = lambda: None
         self.mangle: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None
         self.calls: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.images: dict[str, bytes] = {}
+        self.answered = 0
+        self.at_once = 0
+        self.most_at_once = 0
 
     async def card(self, request: Request) -> Response:
         if (refusal := self._refuse(request)) is not None:
@@ -78,8 +82,19 @@ class Endpoint:
         body = await request.json()
         self.calls.append(body)
         self.headers.append(dict(request.headers))
-        if self.delay_s:
-            await asyncio.sleep(self.delay_s)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            return self._answer(body)
+        finally:
+            self.at_once -= 1
+            self.answered += 1
+
+    def _answer(self, body: dict[str, Any]) -> Response:
+        if (failure := self.sometimes()) is not None:
+            return failure
         if self.broken is not None and (self.mend_after is None or len(self.calls) <= self.mend_after):
             return self.broken(body)
         self.images |= {digest: base64.b64decode(content) for digest, content in body["images"].items()}
@@ -106,6 +121,23 @@ class Endpoint:
             return None
         got = request.headers.get("authorization", "")
         return JSONResponse({"title": "Not authenticated", "detail": f"unknown token {got}"}, 401)
+
+
+class Chat:
+    """An OpenAI-compatible service: ``reply`` makes the texts of a request's choices."""
+
+    def __init__(self, url: str, reply: Callable[[dict[str, Any]], list[str]]) -> None:
+        self.url = url
+        self.reply = reply
+        self.calls: list[dict[str, Any]] = []
+
+    async def complete(self, request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return JSONResponse({"detail": "unknown token"}, 401)
+        body = await request.json()
+        self.calls.append(body)
+        choices = [{"index": i, "message": {"content": text}} for i, text in enumerate(self.reply(body))]
+        return JSONResponse({"system_fingerprint": "run-1:7", "choices": choices})
 
 
 def python_json(document: Any) -> bytes:
@@ -179,6 +211,12 @@ class Endpoints:
         self.app.add_api_route(f"{path}/v1/card", endpoint.card, methods=["GET"], response_model=None)
         self.app.add_api_route(f"{path}/v1/score", endpoint.scores, methods=["POST"], response_model=None)
         return endpoint
+
+    def chat(self, reply: Callable[[dict[str, Any]], list[str]]) -> Chat:
+        path = f"/{len(self.app.routes)}/chat"
+        chat = Chat(self.address + path, reply)
+        self.app.add_api_route(f"{path}/v1/chat/completions", chat.complete, methods=["POST"], response_model=None)
+        return chat
 
     def stop(self) -> None:
         self._server.should_exit = True

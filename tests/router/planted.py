@@ -21,12 +21,12 @@ KINDS = {
 _COLOURS = {"chart": "white", "medical": "black", "detail": "green"}
 
 
-def specialist(kind: str, scale: float = 1.0, shift: float = 0.0) -> Score:
-    """Ranks its own kind well and the others by the opposite."""
+def specialist(kind: str, scale: float = 1.0, shift: float = 0.0, salt: str = "") -> Score:
+    """Ranks its own kind well and the others by the opposite; its errors are its own by ``salt``."""
 
     def score(item: dict[str, Any], response: str) -> float:
         known = KINDS[kind].split(":")[0] in words(item)
-        value = quality(response) + 1.5 * noise(kind, words(item), response)
+        value = quality(response) + 1.5 * noise(kind + salt, words(item), response)
         return scale * (value if known else -0.7 * value) + shift
 
     return score
@@ -51,18 +51,20 @@ def question(kind: str, index: int) -> tuple[list[dict[str, Any]], dict[str, str
     return [{"role": "user", "content": parts}], {digest: base64.b64encode(content).decode()}
 
 
-def rows(count: int, *, images: bool = True, seed: int = 11) -> list[dict[str, Any]]:
-    """Preference rows in the columns of ``mor.prefs/1``; the number in a response is its true quality."""
+def rows(count: int, *, images: bool = True, seed: int = 11, start: int = 0) -> list[dict[str, Any]]:
+    """Preference rows in the columns of ``mor.prefs/1``, on the questions from number ``start`` on; the number in a
+    response is its true quality."""
     random = np.random.default_rng(seed)
     kinds = list(KINDS)
     made = []
-    for index in range(count):
+    for index in range(start, start + count):
         kind = kinds[index % 3]
         better, worse = sorted(random.normal(0, 1.2, size=2).round(3).tolist(), reverse=True)
+        better += 0.001 * (better == worse)
         row = {
             "id": f"a{index}",
             "prompt": KINDS[kind].format(index),
-            "chosen": f"answer {better}",
+            "chosen": f"answer {round(better, 3)}",
             "rejected": f"answer {worse}",
             "domain": kind,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import time
 from typing import Any
 
 import pytest
@@ -18,6 +17,8 @@ from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import TOKEN, Endpoint, Endpoints, Flood, html, never, redirect, resetting, unavailable
 
 pytestmark = pytest.mark.anyio
+
+_GENEROUS_S = 30
 
 
 def line(found: dict[str, Any], client: str) -> dict[str, Any]:
@@ -102,20 +103,17 @@ async def test_ten_gigabytes_are_cut_off_after_a_few_kilobytes(api: Api, endpoin
     _, bad = await two(api, endpoints)
     flood = Flood()
     bad.broken = flood
-    started = time.monotonic()
     found = await api.reward("answer 1", "answer 3")
     assert "more than" in line(found, "bad")["detail"]
-    assert time.monotonic() - started < 2
-    assert flood.sent < 64 << 20
+    assert flood.sent < 64 << 20  # of ten gigabytes
 
 
 async def test_a_client_that_never_answers_costs_no_more_than_the_deadline(start: Start, endpoints: Endpoints) -> None:
     async with start(deadline_s=0.5) as api:
         _, bad = await two(api, endpoints)
         bad.broken = never
-        started = time.monotonic()
-        found = await api.reward("answer 1", "answer 3")
-        assert 0.4 < time.monotonic() - started < 1.2
+        async with asyncio.timeout(_GENEROUS_S):  # it would send for a minute
+            found = await api.reward("answer 1", "answer 3")
         assert (line(found, "bad")["status"], line(found, "good")["status"]) == ("timeout", "ok")
         assert found["status"] == "ok"
         assert 0 < int(bad.headers[-1]["x-mor-deadline-ms"]) <= 500
@@ -125,10 +123,9 @@ async def test_a_slow_shadow_costs_nothing(api: Api, endpoints: Endpoints) -> No
     good, slow = endpoints.endpoint("good"), endpoints.endpoint("slow")
     await api.enrol(good)
     await api.enrol(slow, state="probation")
-    slow.delay_s = 1.5
-    started = time.monotonic()
+    slow.delay_s, before = 5, slow.answered
     found = await api.reward("answer 1", "answer 3")
-    assert time.monotonic() - started < 1
+    assert slow.answered == before  # the group did not wait for it
     assert (line(found, "slow")["status"], line(found, "slow")["weight"]) == ("shadow", 0)
     assert "slower than the clients with a say" in line(found, "slow")["detail"]
     slow.delay_s, good.delay_s = 0, 0.3
@@ -165,10 +162,9 @@ async def test_retries_end(api: Api, endpoints: Endpoints) -> None:
 async def test_a_wish_beyond_the_deadline_is_not_waited_for(api: Api, endpoints: Endpoints) -> None:
     good, _ = await two(api, endpoints)
     good.broken = lambda _: JSONResponse({"detail": "later"}, 429, headers={"Retry-After": "30"})
-    started = time.monotonic()
     found = await api.reward("answer 1", "answer 3")
-    assert time.monotonic() - started < 1
     assert "answered 429" in line(found, "good")["detail"]
+    assert len(good.calls) == 1
 
 
 async def test_the_circuit_opens_after_failures_in_a_row_and_closes_again(start: Start, endpoints: Endpoints) -> None:
@@ -279,9 +275,8 @@ async def test_concurrency_to_one_client_is_bounded(start: Start, endpoints: End
         good = endpoints.endpoint("good")
         await api.enrol(good)
         good.delay_s = 0.1
-        started = time.monotonic()
         await asyncio.gather(*(api.reward("answer 1", "answer 2") for _ in range(6)))
-        assert time.monotonic() - started > 0.29  # six calls, two at a time
+        assert (len(good.calls), good.most_at_once) == (6, 2)
 
 
 async def test_an_open_or_failing_expert_does_not_hand_the_group_to_the_rest(

@@ -33,7 +33,7 @@ class Client(_Documented):
     """``probation``: asked in shadow, without weight. ``active``: asked and weighed. ``paused``: not
     asked. ``quarantined``: asked about anchors only, at each fit."""
     reason: str | None = None
-    """Why it is paused or quarantined."""
+    """Why it is paused, quarantined or back on probation."""
     enrolled_at: float
     """Unix time, seconds."""
     probed_at: float | None = None

@@ -64,3 +64,10 @@ class FitRequest(_Documented):
     """Whether the new gate version is put in force."""
     newcomers_only: bool = False
     """Whether the clients of the version in force stay as they are and only those are fitted that are not in it."""
+
+
+class RefitRequest(_Documented):
+    """``POST /v1/objectives/{name}/refit``."""
+
+    activate: bool = True
+    """Whether the new gate version is put in force."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,17 +48,9 @@ class AnchorScores:
         return np.array([self.scores.get(anchor.digest, missing) for anchor in anchors], dtype=float).reshape(-1, 2)
 
 
-def _swapped(anchor: Anchor) -> bool:
-    """Whether the rejected response is shown first: the order must not tell a client which one is preferred."""
-    return int(anchor.digest[-1], 16) % 2 == 1
-
-
-def _item(anchor: Anchor, objective: Objective) -> ScoreItem:
-    responses = (anchor.rejected, anchor.chosen) if _swapped(anchor) else (anchor.chosen, anchor.rejected)
-    # An id that looks like a group's, so that anchors cannot be told by it.
-    return ScoreItem(
-        item_id=anchor.digest[:32], messages=anchor.messages, responses=responses, objective=objective.text
-    )
+def _item(anchor: Anchor, objective: Objective, swapped: bool) -> ScoreItem:
+    responses = (anchor.rejected, anchor.chosen) if swapped else (anchor.chosen, anchor.rejected)
+    return ScoreItem(item_id=anchor.digest, messages=anchor.messages, responses=responses, objective=objective.text)
 
 
 class AnchorScorer:
@@ -101,7 +94,9 @@ class AnchorScorer:
     async def _ask(
         self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor], images: Mapping[str, bytes]
     ) -> None:
-        batch = Batch([_item(anchor, objective) for anchor in anchors], images)
+        # A random order that nothing about the anchor tells, lest it say which response is preferred.
+        swapped = {anchor.digest: secrets.randbelow(2) == 1 for anchor in anchors}
+        batch = Batch([_item(anchor, objective, swapped[anchor.digest]) for anchor in anchors], images)
         answers = await self._scoring.ask(result.client, batch, self._deadline_s)
         kept: dict[Any, Any] = {}
         for anchor, item in zip(anchors, batch.items, strict=True):
@@ -113,7 +108,7 @@ class AnchorScorer:
                 result.problem = f"the model changed to {answer.model.name} {answer.model.version} meanwhile; fit again"
                 continue
             first, second = answer.scores
-            result.scores[anchor.digest] = (second, first) if _swapped(anchor) else (first, second)
+            result.scores[anchor.digest] = (second, first) if swapped[anchor.digest] else (first, second)
             kept[self._field(result.client, answer.model, anchor)] = json.dumps(result.scores[anchor.digest])
         if kept:
             await self._redis.hset(key("scores", objective.name), mapping=kept)

@@ -23,6 +23,10 @@ Action = Literal[
     "rollback",
     "rekey",
     "quarantine",
+    "drift",
+    "disagreement",
+    "refit",
+    "labeller",
 ]
 
 log = structlog.get_logger("audit")

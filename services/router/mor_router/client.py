@@ -18,16 +18,15 @@ from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, OpenedState
 from pydantic import SecretStr, ValidationError
 
-from mor_router import __version__, batching, metrics
+from mor_router import batching, metrics
 from mor_router.answers import Answer, ClientFailure, Status, parse, size_limit
 from mor_router.config import RouterSettings
 from mor_router.egress import EgressPolicy, PinnedTransport
-from mor_router.exchange import Exchange, missing_images
+from mor_router.exchange import Exchange, bearer, missing_images
 from mor_router.registry import ClientRecord
 from mor_router.trial import TRIAL_IMAGES, TRIAL_ITEM
 
 _CARD_BYTES = 64 << 10
-_CONNECT_S = 5.0
 _MOST_IMAGE_ROUNDS = 3
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 2.0
@@ -70,17 +69,7 @@ class RewardClient:
         transport = httpx.AsyncHTTPTransport(
             verify=tls, trust_env=False, limits=httpx.Limits(max_connections=concurrency + 1, keepalive_expiry=30)
         )
-        http = httpx.AsyncClient(
-            transport=PinnedTransport(policy, record.source, transport),
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(None, connect=_CONNECT_S),
-            headers={
-                "Authorization": f"Bearer {secret.get_secret_value()}",
-                "Accept-Encoding": "identity",
-                "User-Agent": f"mor-router/{__version__}",
-            },
-        )
+        http = bearer(PinnedTransport(policy, record.source, transport), secret)
         self._exchange = Exchange(http, record.url, secret)
 
     async def close(self) -> None:

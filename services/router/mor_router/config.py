@@ -82,6 +82,29 @@ class RouterSettings(ServiceSettings, StreamSettings):
     entropy_floor: float = Field(0.1, ge=0, le=1)
     """Least entropy of a mixture as a share of the largest possible one, in fits from now on."""
 
+    anchor_share: float = Field(0.05, ge=0, le=0.5)
+    """Share of the calls to clients that are anchors in the disguise of live groups; 0: none."""
+    anchor_reserve: float = Field(0.2, ge=0, le=0.5)
+    """Share of the anchors that clients are asked about in disguise only and never shown at a fit; without effect where
+    ``anchor_share`` is 0."""
+    drift_false_alarm: float = Field(0.01, gt=0, lt=1)
+    """Probability with which a client that has not changed is ever found to drift under one gate version."""
+
+    policy_url: str | None = None
+    """Address of the rollout service whose policy is sampled for online refits (``mor-rollout serve``)."""
+    service_token: SecretStr = SecretStr("")
+    """Bearer token of scope ``service`` for ``policy_url``."""
+    refit_interval_s: float = Field(0.0, ge=0)
+    """Seconds between online refits of each fitted objective; 0: only when they are asked for by API."""
+    refit_questions: int = Field(64, ge=8, le=1024)
+    """Most anchors whose questions the policy answers for a refit."""
+    refit_samples: int = Field(4, ge=2, le=16)
+    """Responses that it gives to each."""
+    refit_max_tokens: int = Field(256, ge=1)
+    """Longest of these responses, tokens."""
+    refit_timeout_s: float = Field(600.0, gt=0)
+    """Seconds that sampling and labelling may take together; what is there by then is used."""
+
     objective_likeness: float = Field(0.6, ge=-1, le=1)
     """Least cosine between a text that a run asks for and the nearest text or paraphrase of a fitted objective; below,
     the text is of no known objective and all active clients count the same."""

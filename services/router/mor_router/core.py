@@ -15,20 +15,28 @@ from mor_core.streams import connect
 from mor_core.tasks import stop
 from redis.asyncio import Redis
 
+from mor_router.agreement import Agreement
 from mor_router.anchor_scores import AnchorScorer
 from mor_router.audit import Audit
 from mor_router.config import RouterSettings
+from mor_router.decoys import Decoys
+from mor_router.drift import Drift
 from mor_router.egress import EgressPolicy
 from mor_router.embedding import Embedder, build_embedder
 from mor_router.enrolment import Enroller
 from mor_router.fitting import Fitting
 from mor_router.gates import Gates
+from mor_router.honesty import Honesty
 from mor_router.influence import Influences
+from mor_router.labels import Labellers
+from mor_router.live_answers import LiveAnswers
 from mor_router.objectives import Objectives
 from mor_router.pool import Pool
 from mor_router.quarantine import Quarantine
 from mor_router.recent import RecentScores
+from mor_router.refit import Refitting
 from mor_router.registry import Registry
+from mor_router.reserve import Reserve
 from mor_router.rewarding import Rewarder
 from mor_router.scoring import Scoring
 from mor_router.serving import ServedGates
@@ -54,8 +62,11 @@ class Router:
     served: ServedGates
     embedder: Embedder
     fitting: Fitting
+    labellers: Labellers
+    refitting: Refitting
     rewarder: Rewarder
     influences: Influences
+    decoys: Decoys
     worker: Worker
 
     async def ready(self) -> str | None:
@@ -83,6 +94,26 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     scoring = Scoring(pool)
     served = ServedGates(redis, objectives, gates, embedder, settings.objective_likeness)
     influences = Influences(redis)
+    live = LiveAnswers(redis)
+    reserve = Reserve(redis, settings.anchor_reserve if settings.anchor_share else 0.0)
+    drift = Drift(
+        registry=registry,
+        objectives=objectives,
+        served=served,
+        live=live,
+        audit=audit,
+        false_alarm=settings.drift_false_alarm,
+    )
+    decoys = Decoys(
+        redis=redis,
+        objectives=objectives,
+        reserve=reserve,
+        scoring=scoring,
+        live=live,
+        drift=drift,
+        embedder=embedder,
+        share=settings.anchor_share,
+    )
     rewarder = Rewarder(
         settings=settings,
         pool=pool,
@@ -90,7 +121,34 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         served=served,
         recent=RecentScores(redis),
         influences=influences,
+        decoys=decoys,
+        drift=drift,
+        agreement=Agreement(audit, settings.drift_false_alarm),
         embedder=embedder,
+    )
+    fitting = Fitting(
+        redis=redis,
+        settings=settings,
+        registry=registry,
+        pool=pool,
+        objectives=objectives,
+        gates=gates,
+        embedder=embedder,
+        scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
+        reserve=reserve,
+        honesty=Honesty(live, drift),
+        quarantine=Quarantine(redis, registry, audit),
+        audit=audit,
+    )
+    labellers = Labellers(redis, vault, settings, policy, pool)
+    refitting = Refitting(
+        redis=redis,
+        settings=settings,
+        objectives=objectives,
+        labellers=labellers,
+        fitting=fitting,
+        embedder=embedder,
+        audit=audit,
     )
     router = Router(
         settings=settings,
@@ -103,31 +161,26 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         gates=gates,
         served=served,
         embedder=embedder,
-        fitting=Fitting(
-            redis=redis,
-            settings=settings,
-            registry=registry,
-            pool=pool,
-            objectives=objectives,
-            gates=gates,
-            embedder=embedder,
-            scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
-            quarantine=Quarantine(redis, registry, audit),
-            audit=audit,
-        ),
+        fitting=fitting,
+        labellers=labellers,
+        refitting=refitting,
         rewarder=rewarder,
         influences=influences,
+        decoys=decoys,
         worker=Worker(redis, settings, pool, rewarder),
     )
     await pool.refresh()
     work = [pool.follow(), pool.probe(), *([router.worker.watch()] if settings.worker else [])]
     if settings.kubernetes_namespaces:
         work.append(_discovery(router, policy, vault).run())
+    if settings.refit_interval_s and settings.policy_url:
+        work.append(refitting.follow())
     tasks = [asyncio.create_task(part) for part in work]
     try:
         yield router
     finally:
         await stop(tasks)
+        await decoys.close()
         await scoring.close()
         await pool.close()
         await redis.aclose()

@@ -76,7 +76,8 @@ class Enroller:
             Invalid: the new address is outside of the egress policy, or failed its trial.
         """
         given = request.model_dump(exclude_unset=True, exclude_none=True)
-        changed = {**given, **({"reason": request.reason} if "state" in given else {})}
+        cleared = {"reason": request.reason, "demoted_at": None, "distrusted_at": None}
+        changed = {**given, **(cleared if "state" in given else {})}
         if request.url is not None:
             moved = {
                 "url": request.url.rstrip("/"),

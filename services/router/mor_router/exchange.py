@@ -12,14 +12,31 @@ import httpx
 from mor_core.wire import Sha256
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
+from mor_router import __version__
 from mor_router.answers import ClientFailure
 from mor_router.egress import EgressRefused
 
+_CONNECT_S = 5.0
 _ERROR_BYTES = 4 << 10
 _EXCERPT = 300
 _MISSING_BYTES = 64 << 10
 _MISSING = TypeAdapter(set[Sha256])
 _LONGEST_RETRY_AFTER_S = 3600.0
+
+
+def bearer(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.AsyncClient:
+    """A client that shows ``secret``, follows no redirect and leaves time limits to its caller, connecting apart."""
+    return httpx.AsyncClient(
+        transport=transport,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx.Timeout(None, connect=_CONNECT_S),
+        headers={
+            "Authorization": f"Bearer {secret.get_secret_value()}",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"mor-router/{__version__}",
+        },
+    )
 
 
 class Exchange:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -16,18 +16,21 @@ from numpy import ndarray
 from redis.asyncio import Redis
 from redis.exceptions import LockError
 
-from mor_router import metrics
+from mor_router import concord, metrics
 from mor_router.anchor_scores import AnchorScorer, AnchorScores, score_all
 from mor_router.audit import Audit
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, Input
-from mor_router.gates import Gates, GateVersion, dump, load
-from mor_router.mixture import extend_mixture, fit_mixture
+from mor_router.expectation import Expectation, expect, influences
+from mor_router.gates import Gates, GateVersion, Refitted, dump, load
+from mor_router.honesty import Honesty
+from mor_router.mixture import Mixture, extend_mixture, fit_mixture, standardised_differences
 from mor_router.objectives import COLD_START, Anchor, Objective, Objectives
 from mor_router.pool import Pool
 from mor_router.quarantine import Quarantine
 from mor_router.registry import Registry
 from mor_router.report import FitReport, report
+from mor_router.reserve import Reserve
 from mor_router.store import key
 
 _LEAST_PAIRS = 8
@@ -49,6 +52,8 @@ class Fitting:
         gates: Gates,
         embedder: Embedder,
         scorer: AnchorScorer,
+        reserve: Reserve,
+        honesty: Honesty,
         quarantine: Quarantine,
         audit: Audit,
     ) -> None:
@@ -60,13 +65,26 @@ class Fitting:
         self._gates = gates
         self._embedder = embedder
         self._scorer = scorer
+        self._reserve = reserve
+        self._honesty = honesty
         self._quarantine = quarantine
         self._audit = audit
 
-    async def fit(self, name: str, by: str, *, activate: bool, newcomers_only: bool = False) -> GateVersion:
+    async def fit(
+        self,
+        name: str,
+        by: str,
+        *,
+        activate: bool,
+        newcomers_only: bool = False,
+        only: Collection[str] | None = None,
+        refitted: Refitted | None = None,
+    ) -> GateVersion:
         """Score the anchors by every client that is not paused, judge who is of use, fit on those, keep the version.
 
-        With ``newcomers_only`` the clients of the version in force stay as they are.
+        Reserved anchors are not shown; what clients said of them in live traffic counts beside what they say now.
+        With ``newcomers_only`` the clients of the version in force stay as they are; with ``only``, digests, the other
+        anchors are left out. ``refitted`` is recorded with the version.
 
         Raises:
             NotFound: no such objective.
@@ -75,7 +93,7 @@ class Fitting:
             Unavailable: no client scored enough of them.
         """
         objective = await self._objectives.get(name)
-        anchors = await self._objectives.anchors(name)
+        anchors = [a for a in await self._objectives.anchors(name) if only is None or a.digest in only]
         if len(anchors) < _LEAST_PAIRS:
             raise Invalid(f"objective {name!r} has {len(anchors)} anchors; at least {_LEAST_PAIRS} are needed to fit")
         base = await self._base(objective) if newcomers_only else None
@@ -84,12 +102,15 @@ class Fitting:
             await self._pool.refresh()
             trusted = self._pool.named("active", "probation")
             asked = [*trusted, *self._pool.named("quarantined")]
-            scored = await score_all(self._scorer, asked, objective, anchors, images)
+            shown, _ = await self._reserve.split(anchors)
+            scored = await score_all(self._scorer, asked, objective, shown, images)
             inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
+            scored = await self._honesty.believed(name, anchors, inputs, scored, self._pool.records)
             changed = await self._quarantine.review(objective, anchors, inputs, scored)
             kept = [found for found in scored if found.client in trusted and found.client not in changed]
             left_out = {client: finding.reason for client, finding in changed.items() if not finding.useful}
-            gate = await self._fit(objective, anchors, inputs, kept, left_out=left_out, base=base)
+            gate = await self._fit(objective, anchors, inputs, kept, shown=len(shown), left_out=left_out, base=base)
+            gate = gate.model_copy(update={"refitted": refitted})
             await self._gates.put(gate)
         self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)
         if activate:
@@ -105,9 +126,10 @@ class Fitting:
         gate = await self._gates.get(name, version)
         objective = await self._objectives.activate(name, version)
         self._audit.record("activate", name, by, version=version)
+        kept = (await self._gates.get(name, gate.extends)).models if gate.extends is not None else {}
         for client in set(gate.models) & set(self._pool.named("probation")):
-            await self._registry.update(client, lambda record: record.model_copy(update={"state": "active"}))
-            self._audit.record("change", client, by, state="active", version=version)
+            if gate.models[client] != kept.get(client) and await self._registry.promote(client, gate.created_at):
+                self._audit.record("change", client, by, state="active", version=version)
         await self._pool.refresh()
         return objective
 
@@ -132,12 +154,13 @@ class Fitting:
         inputs: Float[ndarray, "anchors features"],
         scored: Sequence[AnchorScores],
         *,
+        shown: int,
         left_out: Mapping[str, str],
         base: GateVersion | None,
     ) -> GateVersion:
-        enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * len(anchors))]
+        enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * shown)]
         without = dict(left_out) | {
-            found.client: f"scored {len(found.scores)} of {len(anchors)} anchors: {found.problem}"
+            found.client: f"scored {len(found.scores)} anchors, was shown {shown}: {found.problem}"
             for found in scored
             if found not in enough
         }
@@ -155,7 +178,7 @@ class Fitting:
         useful = ~np.isnan(scores).all(axis=(1, 2))
         domains = [anchor.domain for anchor, used in zip(anchors, useful, strict=True) if used]
 
-        def work() -> tuple[dict[str, object], FitReport]:
+        def work() -> tuple[dict[str, object], FitReport, dict[str, Expectation]]:
             started = time.perf_counter()
             if known is not None and base is not None:
                 mixture, fitted = extend_mixture(
@@ -179,9 +202,9 @@ class Fitting:
                 left_out=without,
                 seconds=seconds,
             )
-            return dump(mixture), account
+            return dump(mixture), account, expectations(mixture, inputs[useful], scores[useful])
 
-        parameters, fit_report = await asyncio.to_thread(work)
+        parameters, fit_report, expected = await asyncio.to_thread(work)
         metrics.FIT_SECONDS.observe(fit_report.seconds)
         return GateVersion(
             version=await self._gates.next_version(),
@@ -192,6 +215,7 @@ class Fitting:
             | {client: model for client in newcomers if (model := lines[client].model) is not None},
             extends=base.version if base is not None else None,
             report=fit_report,
+            expected=expected,
             parameters=parameters,
         )
 
@@ -216,3 +240,25 @@ class Fitting:
                 await lock.release()
             except LockError:
                 log.warning("the lock of a fit was lost before its end", objective=name)
+
+
+def expectations(
+    mixture: Mixture, inputs: Float[ndarray, "pairs features"], scores: Float[ndarray, "pairs clients 2"]
+) -> dict[str, Expectation]:
+    """What is expected of each client's later answers, from what it said of the anchors."""
+    weights, slopes = mixture.weights(inputs, mixture.clients), mixture.slopes(inputs)
+    influence = influences(weights, slopes)
+    differences = scores[..., 0] - scores[..., 1]
+    known = ~np.isnan(differences)
+    found = {
+        client: expect(differences[known[:, k], k], influence[known[:, k], k])
+        for k, client in enumerate(mixture.clients)
+        if known[:, k].any()
+    }
+    if len(mixture.clients) >= concord.LEAST_CLIENTS:
+        agrees = concord.of_pairs(slopes * standardised_differences(mixture.standardisers, scores), weights)
+        for k, client in enumerate(mixture.clients):
+            if client in found:
+                least = concord.least(agrees[known[:, k], k], influence[known[:, k], k])
+                found[client] = found[client].model_copy(update={"least_concord": least})
+    return found

@@ -9,14 +9,33 @@ import numpy as np
 from mor_core.errors import NotFound
 from mor_core.wire import ModelRef, Wire
 from numpy import ndarray
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from redis.asyncio import Redis
 
+from mor_router.expectation import Expectation
 from mor_router.mixture import Mixture
 from mor_router.regions import Regions
 from mor_router.report import FitReport
 from mor_router.standardise import Standardiser
 from mor_router.store import VERSIONS, key
+
+
+class Refitted(Wire):
+    """How a gate version came from the policy's own responses."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    policy: str
+    """Run and weights version that were sampled."""
+    questions: int
+    """Anchors whose question the policy answered."""
+    labelled: int
+    """Of these, those that gave a pair which checker or judge told apart; added to the anchors."""
+    dropped: dict[str, int]
+    """Why the others gave none."""
+    effective_share: float | None
+    """Without checker or judge: effective sample size of the old anchors, weighted by how like the policy's responses
+    they are, as a share of their number."""
 
 
 class GateSummary(Wire):
@@ -35,6 +54,10 @@ class GateSummary(Wire):
     """The version whose clients it keeps as they were: only the others were fitted. Null: all were."""
     report: FitReport
     """How good the fit is."""
+    refitted: Refitted | None = None
+    """What an online refit did; null: fitted on the anchors that were there."""
+    expected: dict[str, Expectation] = Field(default_factory=dict)
+    """Client -> what is expected of its later answers; drift is judged by it."""
 
 
 class GateVersion(GateSummary):

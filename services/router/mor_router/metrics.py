@@ -27,6 +27,23 @@ STALE_CALIBRATION = Gauge(
     ["client"],
 )
 QUARANTINED = Gauge("mor_router_quarantined", "1 while a client is in quarantine: alert on it", ["client"])
+INTERLEAVED = Counter(
+    "mor_router_interleaved_anchors", "Anchors asked in the disguise of live groups", ["client", "status"]
+)
+UNASKED = Gauge(
+    "mor_router_unasked_anchors", "Anchors for disguise that were never asked so; at 0 they come again", ["objective"]
+)
+DRIFT = Gauge(
+    "mor_router_drift_evidence",
+    "log10 of the latest evidence that a client's answers changed since the fit",
+    ["client"],
+)
+DISAGREES = Gauge(
+    "mor_router_disagreement_evidence",
+    "log10 of the evidence that a client agrees with the others less in live groups than on anchors",
+    ["client"],
+)
+DISTRUSTED = Gauge("mor_router_distrusted", "1 while a client is on probation for drift: alert on it", ["client"])
 GROUPS = Counter("mor_router_groups", "Groups by outcome: scored, retried, dead, deferred", ["outcome"])
 ZERO_VARIANCE = Counter("mor_router_zero_variance_groups", "Scored groups whose rewards are all equal")
 QUEUE_WAIT = Histogram("mor_router_queue_wait_seconds", "Time from sampled to read by the router", buckets=_SECONDS)
@@ -49,6 +66,10 @@ _PER_CLIENT = (
     CLIENT_BYTES,
     STALE_CALIBRATION,
     QUARANTINED,
+    INTERLEAVED,
+    DRIFT,
+    DISAGREES,
+    DISTRUSTED,
 )
 
 

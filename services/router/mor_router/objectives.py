@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +15,13 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from mor_router.store import ANCHORS, KINDS, OBJECTIVES, key
+from mor_router.store import ANCHORS, KINDS, LABELLERS, OBJECTIVES, key
 
 __all__ = ["COLD_START", "Anchor", "Objective", "Objectives"]
 
 _CONTENTION = 20
+_MOST_SAMPLED = 512
+_SAMPLED = "anchors"
 
 
 class Anchor(Wire):
@@ -31,6 +35,16 @@ class Anchor(Wire):
     rejected: str
     domain: str | None
     """For reports only."""
+    others: tuple[str, ...] = ()
+    """Further responses to the same question, where there are: what stands beside the two in a group."""
+    policy: str | None = None
+    """Run and weights version that gave the responses; null: uploaded."""
+
+
+def digest_of(messages: Messages, chosen: str, rejected: str) -> str:
+    """The identity of an anchor."""
+    identity = json.dumps([[message.model_dump(mode="json") for message in messages], chosen, rejected])
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 _ANCHORS = TypeAdapter(tuple[Anchor, ...])
@@ -86,6 +100,7 @@ class Objectives:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(OBJECTIVES, name)
             pipe.hdel(ANCHORS, name)
+            pipe.hdel(LABELLERS, name)
             pipe.delete(*(key(kind, name) for kind in KINDS))
             await pipe.execute()
 
@@ -99,7 +114,7 @@ class Objectives:
         async with self._redis.pipeline(transaction=True) as pipe:
             mapping: dict[Any, Any] = dict(images)  # redis types keys of mappings invariantly
             pipe.hset(ANCHORS, name, _ANCHORS.dump_json(tuple(anchors)))
-            pipe.delete(key("images", name))
+            pipe.delete(key("images", name), key("sampled", name))
             if images:
                 pipe.hset(key("images", name), mapping=mapping)
             pipe.hset(OBJECTIVES, name, objective.model_dump_json())
@@ -107,6 +122,15 @@ class Objectives:
         return objective
 
     async def anchors(self, name: str) -> tuple[Anchor, ...]:
+        """Those that were uploaded, and the latest labelled pairs of the policy's own responses.
+
+        Raises:
+            Conflict: none were uploaded.
+        """
+        sampled = await self._redis.hget(key("sampled", name), _SAMPLED)
+        return (*await self.uploaded(name), *(_ANCHORS.validate_json(sampled) if sampled is not None else ()))
+
+    async def uploaded(self, name: str) -> tuple[Anchor, ...]:
         """
         Raises:
             Conflict: none were uploaded.
@@ -115,6 +139,14 @@ class Objectives:
         if value is None:
             raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
         return _ANCHORS.validate_json(value)
+
+    async def add_sampled(self, name: str, anchors: Sequence[Anchor]) -> int:
+        """Keep labelled pairs of the policy's own responses, the latest 512; how many there are."""
+        stored = await self._redis.hget(key("sampled", name), _SAMPLED)
+        known = {anchor.digest: anchor for anchor in (_ANCHORS.validate_json(stored) if stored is not None else ())}
+        latest = tuple({**known, **{anchor.digest: anchor for anchor in anchors}}.values())[-_MOST_SAMPLED:]
+        await self._redis.hset(key("sampled", name), _SAMPLED, _ANCHORS.dump_json(latest))
+        return len(latest)
 
     async def images(self, name: str, anchors: Sequence[Anchor]) -> dict[str, bytes]:
         """The images that ``anchors`` name."""

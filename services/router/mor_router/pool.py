@@ -94,6 +94,7 @@ class Pool:
                 metrics.forget(name)
             for name, record in records.items():
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
+                metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
             self.records = records
 
     async def _drop(self, name: str) -> None:

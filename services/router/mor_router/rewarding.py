@@ -11,12 +11,15 @@ from dataclasses import dataclass, field, replace
 from jaxtyping import Float
 from mor_core.errors import MorError, NotFound
 from mor_core.objectives import AskedObjective
-from mor_core.wire import ClientScore, ObjectiveShare, RewardItem, ScoreItem
+from mor_core.wire import ClientScore, ModelRef, ObjectiveShare, RewardItem, ScoreItem
 from numpy import ndarray
 
 from mor_router import account, metrics
+from mor_router.agreement import Agreement
 from mor_router.answers import Answer
 from mor_router.config import RouterSettings
+from mor_router.decoys import Call, Decoys
+from mor_router.drift import Drift
 from mor_router.embedding import Embedder, Input
 from mor_router.fuse import Lens, NoQuorum, combined, fuse
 from mor_router.fusion import FusionChoice
@@ -77,6 +80,9 @@ class Rewarder:
         served: ServedGates,
         recent: RecentScores,
         influences: Influences,
+        decoys: Decoys,
+        drift: Drift,
+        agreement: Agreement,
         embedder: Embedder,
     ) -> None:
         self._settings = settings
@@ -85,6 +91,9 @@ class Rewarder:
         self._served = served
         self._recent = recent
         self._influences = influences
+        self._decoys = decoys
+        self._drift = drift
+        self._agreement = agreement
         self._embedder = embedder
 
     async def reward(
@@ -156,6 +165,8 @@ class Rewarder:
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=now.force.text)
             for g in groups.items
         ]
+        if known is None:
+            self._copy(groups, now, deadline_s)
         started = time.perf_counter()
         opinions = asyncio.gather(*(self._opinion(Input(item.messages, groups.images), now) for item in items))
         answers = await self._scoring.fan_out(Batch(items, groups.images), now.voters, now.shadows, deadline_s, known)
@@ -167,6 +178,7 @@ class Rewarder:
         await self._influences.note(
             [(verdict.objectives, verdict.clients) for verdict in verdicts if verdict.rewards is not None]
         )
+        await self._note_renewed(now.force, answers)
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
         good = {
@@ -174,6 +186,28 @@ class Rewarder:
             for item_id, by_client in answers.items()
         }
         return verdicts, good
+
+    def _copy(self, groups: Groups, now: Round, deadline_s: float) -> None:
+        """Perhaps let a call of anchors follow that looks like the one that is going out. Blends carry none: an anchor
+        has a label for one objective."""
+        objective = now.force.parts[0].objective
+        if len(now.force.parts) == 1 and objective is not None and now.force.text == objective.text:
+            sizes = tuple(len(item.responses) for item in groups.items)
+            clients = (*now.voters, *now.shadows)
+            self._decoys.follow(Call(objective, now.force.version, sizes, clients, deadline_s))
+
+    async def _note_renewed(self, force: InForce, answers: Answers) -> None:
+        """Tell of the clients that answered with another model than their calibration was fitted on."""
+        renewed: dict[str, tuple[ModelRef, ModelRef]] = {}
+        for by_client in answers.values():
+            for client, answer in by_client.items():
+                for part in force.parts:
+                    fitted = part.models.get(client)
+                    if fitted is not None and answer.model is not None and answer.model != fitted:
+                        renewed[client] = fitted, answer.model
+        for client, (fitted, serves) in renewed.items():
+            if self._pool.records[client].state == "active":
+                await self._drift.renewed(client, fitted, serves)
 
     async def _opinion(self, x: Input, now: Round) -> tuple[Lens, ...] | str:
         try:
@@ -241,6 +275,8 @@ class Rewarder:
                 f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}",
             )
         account.observe(outcome)
+        if len(now.force.parts) == 1:
+            self._agreement.note(now.force.parts[0], outcome)
         return replace(base, rewards=tuple(outcome.rewards.tolist()), entropy=outcome.entropy)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,9 +34,15 @@ class Scoring:
         self._shadows: set[asyncio.Task[dict[str, Answer]]] = set()
 
     async def ask(self, client: str, batch: Batch, deadline_s: float) -> dict[str, Answer]:
-        """One client's answer for every item of ``batch``."""
+        """One client's answer for every item of ``batch``.
+
+        It is asked under random item ids, new ones each time, so that they tell it nothing.
+        """
+        named = {secrets.token_hex(16): item for item in batch.items}
+        items = [item.model_copy(update={"item_id": name}) for name, item in named.items()]
         try:
-            return await self._pool.client(client).score(batch.items, batch.images, deadline_s)
+            answers = await self._pool.client(client).score(items, batch.images, deadline_s)
+            return {named[name].item_id: answer for name, answer in answers.items()}
         except (ClientFailure, NotFound) as error:
             return {item.item_id: Answer("error", detail=str(error)) for item in batch.items}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy import ndarray
 from redis.asyncio import Redis
 
 from mor_router.embedding import Embedder
+from mor_router.expectation import Expectation
 from mor_router.gates import Gates, load
 from mor_router.likeness import shares
 from mor_router.mixture import Mixture
@@ -56,6 +57,17 @@ class ColdStart:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """A fitted gate version, ready to serve."""
+
+    mixture: Mixture
+    models: Mapping[str, ModelRef]
+    """Client -> the model that its calibration was fitted on."""
+    expected: Mapping[str, Expectation]
+    """What the fit expects of each client from then on."""
+
+
+@dataclass(frozen=True)
 class Part:
     """One objective of those that a group is rewarded for."""
 
@@ -67,6 +79,8 @@ class Part:
     """``None`` where none was named, or none is like the text asked."""
     models: Mapping[str, ModelRef]
     """Client -> the model that its calibration was fitted on."""
+    expected: Mapping[str, Expectation] = field(default_factory=dict)
+    """What the fit expects of each client; nothing without a fit."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class ServedGates:
         self._gates = gates
         self._embedder = embedder
         self._least_likeness = least_likeness
-        self._loaded: dict[int, tuple[Mixture, Mapping[str, ModelRef]]] = {}
+        self._loaded: dict[int, Loaded] = {}
         self._known: dict[str, Objective] = {}
         self._read_at = 0.0
 
@@ -177,10 +191,16 @@ class ServedGates:
     async def _part(self, objective: Objective, share: float, active: Sequence[str]) -> Part:
         if objective.active == COLD_START:
             return Part(share, COLD_START, ColdStart(tuple(active)), objective, {})
-        mixture, models = await self._load(objective)
-        return Part(share, objective.active, mixture, objective, models)
+        loaded = await self.load(objective)
+        return Part(share, objective.active, loaded.mixture, objective, loaded.models, loaded.expected)
 
-    async def _load(self, objective: Objective) -> tuple[Mixture, Mapping[str, ModelRef]]:
+    async def load(self, objective: Objective) -> Loaded:
+        """The gate version of ``objective`` that is in force.
+
+        Raises:
+            NotFound: it has none.
+            Conflict: it was fitted with another embedder.
+        """
         version = objective.active
         if version not in self._loaded:
             gate = await self._gates.get(objective.name, version)
@@ -189,7 +209,7 @@ class ServedGates:
                     f"gate version {version} of objective {objective.name!r} was fitted with embedder {gate.embedder}; "
                     f"this router has {self._embedder.name}: set the same models, or fit again"
                 )
-            self._loaded[version] = (load(gate.parameters), gate.models)
+            self._loaded[version] = Loaded(load(gate.parameters), gate.models, gate.expected)
         return self._loaded[version]
 
 

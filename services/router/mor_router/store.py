@@ -9,6 +9,12 @@
 ``gates:{objective}``    version -> ``GateVersion``
 ``judged:{objective}``   anchor -> embedding, of those that ``evidence`` speaks of
 ``evidence:{objective}`` client -> what it said of the latest anchors, for its quarantine
+``live:{objective}``     client, model, gate version and anchor -> its raw scores of the anchor in disguise
+``seen:{objective}``     anchor -> embedding, of those that ``live`` speaks of
+``asked:{objective}``    anchor -> how often it was asked in disguise
+``labellers``            objective -> its checker or judge, secret encrypted
+``sampled:{objective}``  the latest labelled pairs of the policy's own responses, as anchors
+``reserve``              the key by which anchors are reserved for that
 ``versions``             counter of gate versions, over all objectives
 ``influence:{client}``   what it did to the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
@@ -37,10 +43,12 @@ def key(*parts: str) -> str:
 CLIENTS = key("clients")
 OBJECTIVES = key("objectives")
 ANCHORS = key("anchors")
+RESERVE = key("reserve")
+LABELLERS = key("labellers")
 VERSIONS = key("versions")
 
 
-KINDS = ("images", "scores", "gates", "judged", "evidence")
+KINDS = ("images", "scores", "gates", "judged", "evidence", "live", "seen", "asked", "sampled")
 """Hashes that each objective has."""
 
 
@@ -54,11 +62,11 @@ class Snapshot(Wire):
 
 
 def _binary(name: str) -> bool:
-    return name.startswith(("images:", "judged:"))
+    return name.startswith(("images:", "judged:", "seen:"))
 
 
 async def export(redis: Redis) -> Snapshot:
-    names = ["clients", "objectives", "anchors"]
+    names = ["clients", "objectives", "anchors", "reserve", "labellers"]
     objectives: Any = await redis.hkeys(OBJECTIVES)
     for objective in objectives:
         names += [f"{kind}:{objective.decode()}" for kind in KINDS]

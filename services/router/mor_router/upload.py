@@ -5,8 +5,6 @@ What is uploaded is laid out in a folder of its own, and a data file reads nothi
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -14,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import DataFileError, Invalid
 
-from mor_router.objectives import Anchor
+from mor_router.objectives import Anchor, digest_of
 
 _FILE = "anchors.jsonl"
 
@@ -50,10 +48,9 @@ def _inside(path: str) -> PurePosixPath:
 
 
 def _anchor(row: Preference) -> Anchor:
-    identity = json.dumps([[m.model_dump(mode="json") for m in row.prompt.messages], row.chosen, row.rejected])
     return Anchor(
         id=row.prompt.id,
-        digest=hashlib.sha256(identity.encode()).hexdigest(),
+        digest=digest_of(row.prompt.messages, row.chosen, row.rejected),
         messages=row.prompt.messages,
         chosen=row.chosen,
         rejected=row.rejected,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import time
 from collections.abc import Sequence
@@ -127,7 +126,7 @@ class RunWorker:
     async def _score(self, entries: Sequence[RolloutEntry]) -> None:
         images: dict[str, bytes] = {}
         readable = [entry for entry in entries if await self._open(entry, images)]
-        waiting = {_item_id(entry): entry for entry in readable}
+        waiting = {entry.id: entry for entry in readable}
         known: Answers | None = None
         for attempt in range(1, self._settings.group_attempts + 1):
             if not waiting:
@@ -192,15 +191,10 @@ class RunWorker:
         await self._consumer.give_up(entry, reason, attempts=attempts)
 
 
-def _item_id(entry: RolloutEntry) -> str:
-    """A name that tells a client nothing, shaped like that of an anchor."""
-    return hashlib.sha256(f"{entry.record.run} {entry.id}".encode()).hexdigest()[:32]
-
-
 def _item(entry: RolloutEntry) -> RewardItem:
     prompt = entry.record.prompt
     return RewardItem(
-        item_id=_item_id(entry),
+        item_id=entry.id,
         messages=prompt.messages,
         responses=entry.record.responses,
         objective=prompt.objective,

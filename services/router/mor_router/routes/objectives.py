@@ -7,10 +7,11 @@ import asyncio
 from fastapi import APIRouter, Request
 from mor_core.errors import Invalid
 from mor_core.images import MAX_BYTES
-from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange
+from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange, RefitRequest
 from starlette.datastructures import UploadFile
 
 from mor_router.gates import GateSummary, GateVersion
+from mor_router.labels import LabellerChoice, StoredLabeller
 from mor_router.routes.context import Admin, Reader, Running
 from mor_router.upload import read_upload
 
@@ -109,6 +110,39 @@ async def fit(name: str, router: Running, caller: Admin, request: FitRequest | N
     clients active that were on probation."""
     asked = request or FitRequest()
     gate = await router.fitting.fit(name, caller.name, activate=asked.activate, newcomers_only=asked.newcomers_only)
+    router.served.forget()
+    return gate.summary()
+
+
+@routes.put("/{name}/labeller", summary="Say who labels the policy's own responses")
+async def put_labeller(name: str, choice: LabellerChoice, router: Running, caller: Admin) -> StoredLabeller:
+    """A checker (an endpoint of the reward contract, or a function installed beside the router) or a judge (an
+    OpenAI-compatible model). Its token is kept encrypted and never shown."""
+    await router.objectives.get(name)
+    stored = await router.labellers.put(name, choice)
+    router.audit.record("labeller", name, caller.name, kind=stored.kind, name=stored.name)
+    return stored
+
+
+@routes.get("/{name}/labeller", summary="Who labels the policy's own responses")
+async def get_labeller(name: str, router: Running, _: Reader) -> StoredLabeller | None:
+    await router.objectives.get(name)
+    return await router.labellers.get(name)
+
+
+@routes.delete("/{name}/labeller", status_code=204, summary="Go back to old anchors, weighted by likeness")
+async def remove_labeller(name: str, router: Running, caller: Admin) -> None:
+    await router.objectives.get(name)
+    await router.labellers.remove(name)
+    router.audit.record("labeller", name, caller.name, deleted="true")
+
+
+@routes.post("/{name}/refit", summary="Fit a gate version for what the policy says now")
+async def refit(name: str, router: Running, caller: Admin, request: RefitRequest | None = None) -> GateSummary:
+    """Has the policy answer questions of the anchors and the objective's checker or judge label the answers; the
+    labelled pairs join the anchors, and a gate version is fitted on all. Without checker or judge the old anchors that
+    are most like the policy's answers are fitted on. ``refitted`` of the answer tells what came of it."""
+    gate = await router.refitting.refit(name, caller.name, activate=(request or RefitRequest()).activate)
     router.served.forget()
     return gate.summary()
 

@@ -1,0 +1,68 @@
+"""The tests behind drift and honesty keep their error rates, and find what they are for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from mor_router.betting import log_evidence
+from mor_router.consistency import p_value
+from mor_router.expectation import depart, expect
+from numpy import ndarray
+
+ALPHA = 0.05
+
+
+@pytest.mark.parametrize("mean", [0.3, 0.6, 0.9])
+def test_betting_against_a_mean_that_holds_wins_no_more_often_than_it_says(mean: float) -> None:
+    random = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(400):
+        stakes = random.uniform(size=200)
+        outcomes = (random.uniform(size=200) < mean).astype(float)
+        alarms += log_evidence(outcomes, mean, stakes).max() >= -math.log(ALPHA)
+    assert alarms <= 400 * ALPHA + 3 * math.sqrt(400 * ALPHA * (1 - ALPHA))
+
+
+def client(random: np.random.Generator, count: int) -> tuple[ndarray, ndarray, ndarray]:
+    """Inputs, differences and influence of a specialist that misleads in two thirds of the inputs, without a say."""
+    domain = random.integers(0, 3, size=count)
+    inputs = 0.12 * random.normal(size=(count, 24))
+    inputs[np.arange(count), domain] += 1
+    truth = np.abs(1.4 * random.normal(size=count))
+    differences = np.where(domain == 0, truth, -0.7 * truth) + random.normal(size=count)
+    return inputs, differences, np.where(domain == 0, 0.8, 0.05)
+
+
+def test_a_client_that_stays_as_it_is_does_not_drift_and_one_that_changes_does() -> None:
+    alarms = {"same": 0, "flipped": 0, "louder": 0, "quieter": 0}
+    trials, threshold = 100, -math.log(0.01)
+    for trial in range(trials):
+        random = np.random.default_rng(trial)
+        _, differences, influence = client(random, 60)
+        expected = expect(differences, influence)
+        _, later, stakes = client(random, 120)
+        for kind, factor in {"same": 1.0, "flipped": -1.0, "louder": 1e3, "quieter": 1e-3}.items():
+            alarms[kind] += depart(expected, factor * later, stakes).log_evidence >= threshold
+    assert alarms["same"] == 0
+    assert alarms["louder"] == alarms["quieter"] == trials
+    assert alarms["flipped"] >= 0.7 * trials  # two thirds of the anchors are outside of what it knows
+
+
+def test_a_client_that_never_tells_responses_apart_is_expected_to_stay_so() -> None:
+    flat = np.zeros(40)
+    expected = expect(flat, np.full(40, 0.1))
+    assert depart(expected, flat, np.full(40, 0.1)).log_evidence == 0
+
+
+def test_two_faces_are_told_from_one() -> None:
+    honest, two_faced = [], []
+    for trial in range(40):
+        random = np.random.default_rng(trial)
+        inputs, differences, _ = client(random, 120)
+        live = np.arange(120) < 36
+        honest.append(p_value(inputs, differences, live))
+        two_faced.append(p_value(inputs, np.where(live, -1, 1) * differences, live))
+    assert np.mean(np.array(honest) < 0.05) <= 0.15
+    assert np.mean(np.array(two_faced) <= 0.0005) >= 0.6

@@ -1,0 +1,65 @@
+"""A hostile client beside honest experts does no harm for long; a broken one costs no group."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.router.conftest import Api, Start
+from tests.router.endpoints import Endpoints
+from tests.router.hostile import BROKEN, HOSTILE, Outcome, Plan, live_through
+from tests.router.test_objectives import upload
+
+pytestmark = pytest.mark.anyio
+
+_SHORT = Plan(refits=5, anchors=72, calls=4, held_out=96)
+
+
+class _Caller:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def ok(self, method: str, path: str, body: Any = None) -> Any:
+        return await self._api.ok(method, path, body)
+
+    async def upload(self, name: str, content: bytes) -> None:
+        assert (await upload(self._api, content, name)).status_code == 200
+
+    async def settled(self) -> None:
+        await self._api.router.decoys.settled()
+
+
+Life = Callable[[str], AbstractAsyncContextManager[Outcome]]
+
+
+@pytest.fixture
+def life(start: Start, endpoints: Endpoints) -> Life:
+    @asynccontextmanager
+    async def run(scenario: str) -> AsyncIterator[Outcome]:
+        short = {"deadline_s": 0.5} if scenario == "slow" else {}
+        async with start(anchor_share=0.2, **short) as api:
+            yield await live_through(_Caller(api), endpoints, scenario, _SHORT)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "scenario", [name if name == "flipping" else pytest.param(name, marks=pytest.mark.slow) for name in HOSTILE]
+)
+async def test_a_hostile_client_loses_its_weight(life: Life, scenario: str) -> None:
+    async with life(scenario) as outcome:
+        assert max(weight for name, weight in outcome.weights.items() if name.startswith("bad")) < 0.02
+        assert outcome.accuracy > 0.75
+        assert outcome.lost == 0
+        assert {state for name, state in outcome.states.items() if not name.startswith("bad")} == {"active"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", BROKEN)
+async def test_a_broken_client_costs_no_group(life: Life, scenario: str) -> None:
+    async with life(scenario) as outcome:
+        assert outcome.lost == 0
+        assert outcome.accuracy > 0.75

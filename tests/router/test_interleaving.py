@@ -1,0 +1,188 @@
+"""Anchors among live traffic: they look like it, and what clients say of them decides whom to trust."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from mor_router.disguise import disguise
+from mor_router.live_answers import LiveAnswers
+from mor_router.objectives import Anchor
+
+from tests.router.conftest import Api, Start
+from tests.router.endpoints import Endpoint, Endpoints, words
+from tests.router.hostile import knowing, two_faced
+from tests.router.planted import KINDS, jsonl, question, rows, specialist
+from tests.router.test_objectives import objective, upload
+
+pytestmark = pytest.mark.anyio
+
+
+def anchor(*others: str) -> Anchor:
+    return Anchor(
+        id="a",
+        digest="0" * 64,
+        messages=({"role": "user", "content": "?"},),
+        chosen="good",
+        rejected="bad",
+        domain=None,
+        others=others,
+    )
+
+
+@pytest.mark.parametrize(("size", "fillers"), [(2, ["x"]), (4, ["good", "x", "y", "z"]), (8, ["x"]), (5, [])])
+def test_a_disguised_anchor_holds_its_two_responses_somewhere_in_a_group_of_the_size_asked(
+    size: int, fillers: list[str]
+) -> None:
+    places = set()
+    for _ in range(60):
+        made = disguise(anchor(), size, fillers)
+        assert len(made.responses) == size
+        assert (made.responses[made.chosen], made.responses[made.rejected]) == ("good", "bad")
+        places.add((made.chosen, made.rejected))
+    assert len(places) > size - 1
+
+
+async def traffic(api: Api, calls: int, groups: int, size: int, seed: int) -> list[dict[str, Any]]:
+    """Live groups on new questions, one call after the other; what came of each group."""
+    random = np.random.default_rng(seed)
+    found: list[dict[str, Any]] = []
+    for call in range(calls):
+        items, images = [], {}
+        for index in range(groups):
+            number = 1000 * (seed + 1) + call * groups + index
+            messages, shown = question(list(KINDS)[number % 3], number)
+            images |= shown
+            responses = [f"answer {value}" for value in random.normal(0, 1.2, size=size).round(3)]
+            items.append(
+                {"item_id": f"{call} {index}", "messages": messages, "responses": responses, "objective": "helpful"}
+            )
+        found += (await api.ok("POST", "/v1/reward", {"items": items, "images": images}))["items"]
+    return found
+
+
+async def experts(api: Api, endpoints: Endpoints) -> dict[str, Endpoint]:
+    """Two honest specialists for each kind of question."""
+    made = {}
+    for kind in KINDS:
+        for place in ("a", "b"):
+            made[f"{kind}-{place}"] = endpoints.endpoint(f"{kind}-{place}", specialist(kind, salt=place))
+    for endpoint in made.values():
+        await api.enrol(endpoint, state="probation")
+    return made
+
+
+async def test_calls_of_anchors_look_like_live_calls(start: Start, endpoints: Endpoints) -> None:
+    async with start(anchor_share=0.5, anchor_reserve=0.5) as api:
+        expert = endpoints.endpoint("chart", specialist("chart"))
+        await api.enrol(expert)
+        await objective(api)
+        await api.ok("POST", "/v1/objectives/helpful/fit")
+        at_the_fit = {words(item) for call in expert.calls for item in call["items"]}
+        assert 15 < len(at_the_fit) < 48  # the others are kept back
+        expert.calls.clear()
+        expert.headers.clear()
+        live = await traffic(api, calls=6, groups=3, size=4, seed=1)
+        await api.router.decoys.settled()
+        assert len(live) == 18
+        anchors = {f" {row['prompt']}" for row in rows(63)}
+        kinds = {words(call["items"][0]) in anchors: call for call in expert.calls}
+        assert set(kinds) == {True, False}
+        assert len(kinds[True]["items"]) == len(kinds[False]["items"])
+        seen: set[str] = set()
+        for call, headers in zip(expert.calls, expert.headers, strict=True):
+            asked = {words(item) for item in call["items"]}
+            assert asked <= anchors or not asked & anchors
+            assert not asked & at_the_fit
+            assert {len(item["responses"]) for item in call["items"]} == {4}
+            assert {item["objective"] for item in call["items"]} == {"Answer what was asked."}
+            assert 0 < int(headers["x-mor-deadline-ms"]) <= 10_000
+            ids = {item["item_id"] for item in call["items"]}
+            assert all(len(name) == 32 for name in ids)
+            if not call["images"]:  # what it is sent again with pictures has the same ids
+                assert not ids & seen
+            seen |= ids
+        answers = await LiveAnswers(api.router.redis).all("helpful")
+        assert {answer.client for answer in answers} == {"chart"}
+        assert len({answer.digest for answer in answers}) == len(answers)
+
+
+async def test_a_client_that_is_honest_about_anchors_only_is_found_out_and_stays_out_until_it_is_honest(
+    start: Start, endpoints: Endpoints
+) -> None:
+    async with start(anchor_share=0.4, anchor_reserve=0.4) as api:
+        await experts(api, endpoints)
+        bad = endpoints.endpoint("two-faced", two_faced())
+        await api.enrol(bad, state="probation")
+        await objective(api, 270)
+        first = await api.ok("POST", "/v1/objectives/helpful/fit")
+        assert "two-faced" in first["models"]
+        state: dict[str, Any] = {}
+        for seed in range(12):
+            await traffic(api, calls=4, groups=8, size=4, seed=seed)
+            await api.router.decoys.settled()
+            state = (await api.ok("GET", "/v1/clients/two-faced"))["client"]
+            if state["state"] == "probation":
+                break
+        assert state["state"] == "probation", state
+        assert state["reason"].startswith("drift for 'helpful' under gate version 1: right in ")
+        others = [c["state"] for c in await api.ok("GET", "/v1/clients") if c["name"] != "two-faced"]
+        assert set(others) == {"active"}
+        audit = [json.loads(line) for line in api.router.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
+        assert [line["subject"] for line in audit if line["action"] == "drift"] == ["two-faced"]
+        assert 'mor_router_distrusted{client="two-faced"} 1.0' in (await api.http.get("/metrics")).text
+
+        second = await api.ok("POST", "/v1/objectives/helpful/fit")
+        assert "distrusted" in second["report"]["left_out"]["two-faced"]
+        bad.score = knowing
+        for seed in range(20, 26):
+            await upload(api, jsonl(rows(90, seed=seed, start=300 * seed)))
+            await traffic(api, calls=6, groups=8, size=4, seed=seed)
+            await api.router.decoys.settled()
+            await api.ok("POST", "/v1/objectives/helpful/fit")
+            state = (await api.ok("GET", "/v1/clients/two-faced"))["client"]
+            if state["state"] == "active":
+                break
+        assert (state["state"], state["reason"]) == ("active", None)
+
+
+async def test_a_client_that_knows_every_anchor_is_told_by_its_disagreement_and_keeps_its_weight(
+    start: Start, endpoints: Endpoints
+) -> None:
+    anchors = {f" {row['prompt']}" for row in rows(180)}
+    async with start() as api:
+        await experts(api, endpoints)
+        bad = endpoints.endpoint(
+            "bad", lambda item, response: knowing(item, response) * (1 if words(item) in anchors else -1)
+        )
+        await api.enrol(bad, state="probation")
+        await objective(api, 180)
+        await api.ok("POST", "/v1/objectives/helpful/fit")
+        await traffic(api, calls=20, groups=8, size=4, seed=1)
+        audit = [json.loads(line) for line in api.router.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
+        assert "bad" in [line["subject"] for line in audit if line["action"] == "disagreement"]
+        assert (await api.ok("GET", "/v1/clients/bad"))["client"]["state"] == "active"
+
+
+async def test_a_client_with_a_new_model_loses_its_weight_until_a_fit_and_the_last_one_keeps_it(
+    api: Api, endpoints: Endpoints
+) -> None:
+    made = await experts(api, endpoints)
+    await objective(api)
+    await api.ok("POST", "/v1/objectives/helpful/fit")
+    for name in ("chart-a", "chart-b"):
+        made[name].version = "2"
+        await api.reward("answer 1", "answer 2", objective="helpful")
+    states = {client["name"]: client for client in await api.ok("GET", "/v1/clients")}
+    assert states["chart-a"]["state"] == "probation"
+    assert "serves chart-a 2; its calibration was fitted on chart-a 1" in states["chart-a"]["reason"]
+    await api.ok("POST", "/v1/objectives/helpful/fit")
+    for endpoint in made.values():
+        endpoint.version = "3"
+    for _ in range(2):
+        await api.router.pool.refresh()
+        await api.reward("answer 1", "answer 2", objective="helpful")
+    left = [client["name"] for client in await api.ok("GET", "/v1/clients") if client["state"] == "active"]
+    assert len(left) == 1
