@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from quality.arms import Arm
@@ -38,15 +39,30 @@ class Standing:
     worst_behind: Interval
 
 
-def judge(arm: Arm, draws: Sequence[Anchors], held_out: Groups) -> Right:
+def judge(arm: Arm, draws: Sequence[Anchors], held_out: Groups, pool: Executor | None = None) -> Right:
     """The arm fitted on each draw of anchors, on all held-out pairs."""
-    return np.stack([agreement(arm.fit(anchors)(held_out)) for anchors in draws])
+    return judge_each(arm, [(anchors, held_out) for anchors in draws], pool)
+
+
+def judge_each(arm: Arm, cases: Sequence[tuple[Anchors, Groups]], pool: Executor | None = None) -> Right:
+    """The same where every draw of anchors has scores of its own for the held-out pairs."""
+    run = pool.map if pool else map
+    return np.stack(list(run(_judge_one, [arm] * len(cases), *zip(*cases, strict=True))))
+
+
+def _judge_one(arm: Arm, anchors: Anchors, held_out: Groups) -> Float[ndarray, " pairs"]:
+    return agreement(arm.fit(anchors)(held_out))
 
 
 def draw(pool: Anchors, shares: Mapping[str, float], count: int, seed: int) -> Anchors:
     """``count`` anchors out of a pool without replacement, by each domain's share (which sum to 1)."""
+    return Anchors(pool.pairs.take(drawn_rows(pool.pairs.domains, shares, count, seed)))
+
+
+def drawn_rows(of: Sequence[str], shares: Mapping[str, float], count: int, seed: int) -> Int[ndarray, " count"]:
+    """The numbers of the rows that ``draw`` takes from a pool with these domains."""
     random = np.random.default_rng(seed)
-    domains = np.array(pool.pairs.domains)
+    domains = np.array(of)
     names = sorted(shares)
     ends = np.rint(np.cumsum([shares[name] for name in names]) * count).astype(int)
     sizes = np.diff(ends, prepend=0)
@@ -54,11 +70,11 @@ def draw(pool: Anchors, shares: Mapping[str, float], count: int, seed: int) -> A
         random.choice(np.flatnonzero(domains == name), size, replace=False)
         for name, size in zip(names, sizes, strict=True)
     ]
-    return Anchors(pool.pairs.take(np.sort(np.concatenate(chosen))))
+    return np.sort(np.concatenate(chosen))
 
 
 def standings(
-    results: Mapping[str, Right], reference: str, domains: Sequence[str], pictures: Sequence[int]
+    results: Mapping[str, Right], reference: str, domains: Sequence[str], pictures: Sequence[Hashable]
 ) -> dict[str, Standing]:
     """Accuracies by arm, and the distance of each to ``reference``.
 
@@ -67,16 +83,17 @@ def standings(
     """
     names = sorted(set(domains))
     member = np.array([[domain == name for name in names] for domain in domains], dtype=float)
-    _, cluster = np.unique(np.array(pictures), return_inverse=True)
+    number = {picture: index for index, picture in enumerate(dict.fromkeys(pictures))}
+    cluster = np.array([number[picture] for picture in pictures])
     random = np.random.default_rng(0)
-    clusters, count = int(cluster.max()) + 1, len(next(iter(results.values())))
+    clusters, count = len(number), len(next(iter(results.values())))
     taken = random.multinomial(clusters, np.full(clusters, 1 / clusters), size=REPLICATES)
     drawn = random.multinomial(count, np.full(count, 1 / count), size=REPLICATES) / count
     asked = taken @ _by_cluster(member, cluster, clusters)
 
     def resampled(right: Right) -> Float[ndarray, "replicates domains"]:
         sums = np.stack([_by_cluster(row[:, None] * member, cluster, clusters) for row in right])
-        return np.einsum("rd,rc,dcm->rm", drawn, taken, sums, optimize=True)
+        return np.asarray(np.einsum("rd,rc,dcm->rm", drawn, taken, sums, optimize=True))
 
     def spread(values: Float[ndarray, " replicates"], mean: float) -> Interval:
         low, high = np.quantile(100 * values, (0.025, 0.975))

@@ -22,6 +22,6 @@ class DomainClassifier:
 
         def score(groups: Groups) -> Rewards:
             distances = np.square(groups.inputs[:, None] - centres).sum(axis=-1)
-            return groups.scores[np.arange(len(groups)), best[distances.argmin(axis=1)]]
+            return np.asarray(groups.scores[np.arange(len(groups)), best[distances.argmin(axis=1)]])
 
         return score

@@ -39,6 +39,6 @@ class LinUcb:
 
         def score(groups: Groups) -> Rewards:
             chosen = (directions(groups.inputs) @ estimate.T).argmax(axis=1)
-            return groups.scores[np.arange(len(groups)), chosen]
+            return np.asarray(groups.scores[np.arange(len(groups)), chosen])
 
         return score

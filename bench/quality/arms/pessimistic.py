@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-from mor_router.fuse import Fused, fuse
-from mor_router.fusion import Fusion, MeanMinusVariance, WorstClient
+from mor_router.fusion import Fusion, MeanMinusVariance, Panel, WorstClient
 
 from quality.arms.arm import Score
-from quality.arms.uniform import standardisers
+from quality.arms.uniform import standardise, standardisers
 from quality.scored import Anchors, Groups, Rewards
 
 
@@ -20,23 +19,13 @@ class Pessimistic:
         self._fusion = fusion
 
     def fit(self, anchors: Anchors) -> Score:
-        units = {str(k): unit for k, unit in enumerate(standardisers(anchors))}
-        share, slope = dict.fromkeys(units, 1 / len(units)), dict.fromkeys(units, 1.0)
+        units = standardisers(anchors)
+        weights = np.full(len(units), 1 / len(units))
 
         def score(groups: Groups) -> Rewards:
-            rewards = []
-            for scores in groups.scores:
-                fused = fuse(
-                    dict(zip(units, scores.tolist(), strict=True)),
-                    gate_weights=share,
-                    slopes=slope,
-                    standardisers=units,
-                    fusion=self._fusion,
-                    quorum=0.0,
-                )
-                assert isinstance(fused, Fused)
-                rewards.append(fused.rewards)
-            return np.stack(rewards)
+            served = standardise(groups, units)
+            deviations = served - np.median(served, axis=2, keepdims=True)
+            return np.stack([self._fusion(Panel(panel, weights)) for panel in deviations])
 
         return score
 

@@ -37,7 +37,7 @@ class Stacking:
         weights = regress(differences, min(_PENALTIES, key=held_out_loss))
 
         def score(groups: Groups) -> Rewards:
-            return np.einsum("k,nkg->ng", weights, standardise(groups, units))
+            return np.asarray(np.einsum("k,nkg->ng", weights, standardise(groups, units)))
 
         return score
 

@@ -31,6 +31,6 @@ class Thompson:
             seen = directions(groups.inputs)
             drawn = random.standard_normal((len(seen), root.shape[1], means.shape[1]))
             value = seen @ means + np.einsum("nd,de,nek->nk", seen, root, drawn)
-            return groups.scores[np.arange(len(groups)), value.argmax(axis=1)]
+            return np.asarray(groups.scores[np.arange(len(groups)), value.argmax(axis=1)])
 
         return score
