@@ -17,25 +17,11 @@ OTHERS = (AVERAGED, ANCHORED, CENTRAL)
 
 
 def training(name: str, data: Path, out: Path, how: Sequence[str], *, threads: int) -> Step:
-    """One reward model, trained as a client trains its own."""
-    command = Path(sys.executable).with_name("mor-reward")
-    return Step(
-        f"reward model {name}",
-        out,
-        [
-            str(command),
-            "train",
-            "--data",
-            str(data),
-            "--out",
-            str(out),
-            "--name",
-            name,
-            "--threads",
-            str(threads),
-            *how,
-        ],
-    )
+    """One reward model, trained as a client trains its own; an interrupted training goes on."""
+    command = [str(Path(sys.executable).with_name("mor-reward")), "train"]
+    told = ["--data", str(data), "--out", str(out), "--name", name, "--threads", str(threads)]
+    again = ["--resume"] if out.with_name(f"{out.name}.training").exists() else []
+    return Step(f"reward model {name}", out, [*command, *told, *how, *again])
 
 
 def client_training(client: Client, state: Path, base: Path, parts: Path, threads: int) -> Step:

@@ -66,7 +66,8 @@ def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(evidence
     at = {arm: dict(zip(curve["kl"], curve["taste"], strict=True)) for arm, curve in found["curves"].items()}
     assert at["gold itself"][1.0] > at["MoR"][1.0] > at["best single client"][1.0]
     assert "gains" in tables.policies(found)
-    plots.draw({"ranking": ranking(evidence), "anchor_counts": {}, "policies": found}, tmp_path, "test")
+    counts = {"MoR": {str(count): [70.0, 80.0] for count in (16, 64, 256)}}
+    plots.draw({"ranking": ranking(evidence), "anchor_counts": counts, "policies": found}, tmp_path, "test")
     assert (tmp_path / "quality-test-policies.svg").stat().st_size > 1000
 
 
