@@ -25,6 +25,8 @@ from quality.population import skill
 Judge = Callable[[Gold, Random], tuple[str, str] | None]
 """Draws a preferred and another answer to a question; None where it finds none."""
 
+_CONTRASTS = 0.5
+"""Share of the pairs that set a true answer against a false one in the same style; the others are two drafts."""
 SPLIT_SEED = 0
 """Decides which material belongs to which split, as in the demonstration's data."""
 
@@ -48,7 +50,7 @@ class Question:
 
 def taste(gold: Gold, rng: Random) -> tuple[str, str] | None:
     """What the domain's clients prefer."""
-    return preference(ANSWERS[gold["domain"]], gold, rng)
+    return preference(ANSWERS[gold["domain"]], gold, rng, _CONTRASTS)
 
 
 def questions(share: Share, rng: Random) -> Iterator[list[Question]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mor_router.fuse import Fused, fuse
+from mor_router.fuse import Fused, Lens, fuse
 from mor_router.fusion import Weighted
 from mor_router.mixture import fit_mixture
 from quality.arms import Arm, MixtureOfRewards, Oracle, OtherModel, UniformRaw, ablations, baselines
@@ -47,20 +47,19 @@ def test_choosing_by_input_finds_the_specialists_and_one_client_for_all_does_not
         assert chosen[title] > 0.8, title
     assert chosen["MoR"] > best - 0.03
     assert chosen["MoR"] > chosen["domain classifier + best client"] + 0.1
-    assert chosen["no regions: one gate and slope for all inputs"] < chosen["MoR"] - 0.1
+    assert chosen["no regions: global instead of regional slopes"] < chosen["MoR"] - 0.1
 
 
 def test_mor_is_what_the_router_serves_group_by_group() -> None:
     pairs, live = anchors().pairs, groups(30, seed=3, size=6)
     clients = [f"client {k}" for k in range(pairs.scores.shape[1])]
-    mixture, _ = fit_mixture(clients, pairs.inputs, pairs.scores, temperature=1.0, entropy_floor=0.1)
+    mixture, _ = fit_mixture(clients, pairs.inputs, pairs.scores, entropy_floor=0.1)
     weights, slopes = mixture.weights(live.inputs, clients), mixture.slopes(live.inputs)
     for n, ours in enumerate(serve(mixture, live)):
         served = fuse(
             dict(zip(clients, live.scores[n].tolist(), strict=True)),
-            gate_weights=dict(zip(clients, weights[n].tolist(), strict=True)),
-            slopes=dict(zip(clients, slopes[n].tolist(), strict=True)),
-            standardisers=dict(zip(clients, mixture.standardisers, strict=True)),
+            lenses=[Lens(1.0, *(dict(zip(clients, row[n].tolist(), strict=True)) for row in (weights, slopes)))],
+            standardisers=[dict(zip(clients, mixture.standardisers, strict=True))],
             fusion=Weighted(),
             quorum=0.5,
         )
