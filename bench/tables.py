@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from quality.tables import markdown
+
 RESULTS = Path(__file__).parent / "results"
 _ARMS = {
     "aligned": "aligned by MoR",
@@ -41,6 +43,16 @@ def demonstration(name: str = "demo-default") -> str:
             rows.append([title, *shown, f"{gain['mean']:+.1f}{spread}"])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\n{_cost(result, runs)}\n"
+
+
+def experiment() -> str:
+    """The answers of ``bench/quality``, of the largest size that was run, as Markdown."""
+    for name in ("quality-full", "quality-quick"):
+        result = read(name)
+        if result is not None:
+            made = f"Measured on {result['pairs']:,} held-out pairs; `bench/results/{name}.json` has all numbers.\n"
+            return f"{made}\n{markdown(result, level=4)}"
+    return "Not measured yet: `make bench-quality` does.\n"
 
 
 def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:

@@ -1,5 +1,5 @@
-"""Writes docs/settings.md from the settings classes and the results in README.md from ``bench/results``, so that pages,
-code and measurements agree: ``python docs/generate.py``.
+"""Writes docs/settings.md from the settings classes, and the results in README.md and docs/algorithm.md from
+``bench/results``, so that pages, code and measurements agree: ``python docs/generate.py``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "bench"))
 
-from tables import demonstration  # noqa: E402
+from tables import demonstration, experiment  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 README = ROOT / "README.md"
+ALGORITHM = ROOT / "docs" / "algorithm.md"
 _RESULTS = ("<!-- results: written by docs/generate.py -->\n", "<!-- end of results -->\n")
 PROCESSES: dict[str, type[Settings]] = {
     "mor-reward serve": RewardSettings,
@@ -46,10 +47,19 @@ def page() -> str:
 
 def readme() -> str:
     """The README with the results that were measured last."""
+    return _with_results(README, demonstration())
+
+
+def algorithm() -> str:
+    """The page on the algorithm, likewise."""
+    return _with_results(ALGORITHM, experiment())
+
+
+def _with_results(page: Path, results: str) -> str:
     begin, end = _RESULTS
-    before, _, rest = README.read_text().partition(begin)
+    before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{demonstration()}\n{end}{after}"
+    return f"{before}{begin}\n{results}\n{end}{after}"
 
 
 def _section(command: str, settings: type[Settings]) -> str:
@@ -76,3 +86,4 @@ def _default(field: FieldInfo) -> str:
 if __name__ == "__main__":
     PAGE.write_text(page())
     README.write_text(readme())
+    ALGORITHM.write_text(algorithm())

@@ -49,6 +49,8 @@ class Evidence:
     styled_held_out: Groups
     agrees: tuple[Bool[ndarray, " anchors"], Bool[ndarray, " pairs"]]
     """Whether the brief objective prefers the same response as the complete one: styled anchors, held-out pairs."""
+    wire: Mapping[str, float]
+    """Bytes between the server and one client."""
     draws: int
     executor: Executor | None
 

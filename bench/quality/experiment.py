@@ -33,6 +33,7 @@ from quality import (
     supervised,
     tables,
     truth,
+    wire,
 )
 from quality.evidence import ANCHORS, EVEN, Evidence
 from quality.material import Share
@@ -55,11 +56,13 @@ class Size:
     prompts: int
     responses: int
     draws: int
+    central: str
+    """Architecture of the centralised reward model. A VLM is the stronger and takes ten times as long."""
 
 
-QUICK = Size("quick", 1.0, held_out=1700, anchors=128, styled=300, prompts=40, responses=64, draws=8)
-FULL = Size("full", 2.0, held_out=5000, anchors=256, styled=1000, prompts=200, responses=64, draws=20)
-TINY = Size("tiny", 0.1, held_out=24, anchors=100, styled=64, prompts=2, responses=8, draws=2)
+QUICK = Size("quick", 0.6, 1700, anchors=128, styled=200, prompts=24, responses=64, draws=8, central="dinov2")
+FULL = Size("full", 2.0, 5000, anchors=256, styled=1000, prompts=200, responses=64, draws=20, central="vlm")
+TINY = Size("tiny", 0.1, 24, anchors=100, styled=64, prompts=2, responses=8, draws=2, central="dinov2")
 """Only to try the code."""
 
 
@@ -106,9 +109,9 @@ class Experiment:
             models.client_training(client, self.state, self.base, self.parts, self.threads).run()
         base, parts, folder = str(self.base), str(self.parts), self.state / "models"
         pooled = models.pool(self.state, self.clients)
-        how = options("vlm", 1, base, parts)
+        how = options(self.size.central, 1 if self.size.central == "vlm" else 3, base, parts)
         models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how, threads=self.threads).run()
-        anchored = options("vlm", 4, base, parts)
+        anchored = options("efficientnet", 8, base, parts)
         drawn = self._first_draw()
         models.training(models.ANCHORED, drawn, folder / models.ANCHORED, anchored, threads=self.threads).run()
         sharing = [client for client in self.clients if client.architecture == "dinov2"]
@@ -149,6 +152,7 @@ class Experiment:
             styled=Anchors(load("styled-anchors")),
             styled_held_out=load("styled"),
             agrees=(self._agrees("styled-anchors"), self._agrees("styled")),
+            wire=wire.traffic(self.state / "sampled", self.state / "models" / models.AVERAGED),
             draws=self.size.draws,
             executor=executor,
         )

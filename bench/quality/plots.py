@@ -39,7 +39,7 @@ def draw(found: Found, folder: Path, name: str) -> None:
 
 def _ranking(figure: Figure, found: Found) -> None:
     axes = figure.subplots()
-    rows = sorted(found["ranking"].items(), key=lambda item: item[1]["accuracy"]["mean"])
+    rows = sorted(found["ranking"]["64"].items(), key=lambda item: item[1]["accuracy"]["mean"])
     for place, (arm, row) in enumerate(rows):
         accuracy = row["accuracy"]
         around = [[accuracy["mean"] - accuracy["low"]], [accuracy["high"] - accuracy["mean"]]]

@@ -48,7 +48,7 @@ CLIENTS = (
     Client("medical-slices", ("medical/side", "medical/plane"), "dinov2", 900, 6),
     Client("chart-bars", ("chart/bar", "chart/count"), "dinov2", 1200, 6),
     Client("chart-lines", ("chart/line",), "efficientnet", 700, 5),
-    Client("scenes-and-charts", ("detail/list", "chart/bar"), "vlm", 700, 2),
+    Client("scenes-and-charts", ("detail/list", "chart/bar"), "efficientnet", 700, 5),
     Client("generalist", _ALL, "dinov2", 1800, 4, flipped=0.2),
     Client("small", SKILLS["medical"], "efficientnet", 150, 5),
     Client("wording", _ALL, "text", 900, 2),

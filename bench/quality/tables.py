@@ -9,18 +9,25 @@ from typing import Any
 Found = Mapping[str, Any]
 
 
-def markdown(found: Found) -> str:
+def markdown(found: Found, level: int = 2) -> str:
+    """All answers under headings of ``level``."""
     parts = [
         ("Clients: pairs ranked as labelled, %", clients(found["clients"])),
-        ("Arms on held-out pairs, fitted on 64 anchors, %", standings(found["ranking"])),
+        *(
+            (f"Arms on held-out pairs, fitted on {count} anchors, %", standings(arms))
+            for count, arms in found["ranking"].items()
+        ),
         ("MoR without one of its parts, %", standings(found["without_parts"])),
         ("Accuracy by number of anchors, % (lowest to highest draw)", counts(found["anchor_counts"])),
         ("Anchors of another mix of domains, %", mixes(found["other_mixes"])),
+        ("A client that joins, %", joining(found["joining"])),
         ("Liars: points that MoR loses", lies(found["liars"])),
         ("Two objectives that conflict, %", objectives(found["objectives"])),
+        ("Many clients, of whom only the most trusted are called (simulated)", growth(found["growth"])),
+        ("Bytes over the wire, one client", wire(found["wire"])),
         ("The optimal policy of each arm at equal KL: gold above base", policies(found["policies"])),
     ]
-    return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts) + "\n"
+    return "\n\n".join(f"{'#' * level} {title}\n\n{text}" for title, text in parts) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -66,15 +73,49 @@ def mixes(found: Found) -> str:
 
 
 def lies(found: Found) -> str:
-    columns = ("joined", "turned", "turned against absent")
-    head = ["scenario", "liar joins", "expert turns", "against the expert absent", "most harmful expert"]
+    columns = ("turned", "turned against absent")
+    head = [
+        "scenario",
+        "liar joins",
+        "its weight, %",
+        "expert turns",
+        "against the expert absent",
+        "most harmful expert",
+    ]
     return table(
         head,
         [
-            [name, *(interval(row[column]) for column in columns), f"{row['worst expert, turned']:+.1f}"]
+            [
+                name,
+                interval(row["joined"]),
+                f"{row['weight']:.1f}",
+                *(interval(row[column]) for column in columns),
+                f"{row['worst expert, turned']:+.1f}",
+            ]
             for name, row in found.items()
         ],
     )
+
+
+def joining(found: Found) -> str:
+    head = ["gate", "all pairs", "the sub-skill that the newcomer is best at"]
+    names = {"without": "without the newcomer", "joined": "newcomer added, the others as they were", "refit": "refit"}
+    return table(head, [[names[way], f"{row['all']:.1f}", f"{row['own']:.1f}"] for way, row in found.items()])
+
+
+def growth(found: Found) -> str:
+    head = ["clients", "calls a group", "accuracy, %", "accuracy if all were called, %", "gate, ms a group"]
+    return table(
+        head,
+        [
+            [count, str(row["calls"]), f"{row['called']:.1f}", f"{row['all']:.1f}", f"{row['gate ms']:.3f}"]
+            for count, row in found.items()
+        ],
+    )
+
+
+def wire(found: Found) -> str:
+    return table(["", "bytes"], [[name, f"{value:,.0f}"] for name, value in found.items()])
 
 
 def objectives(found: Found) -> str:

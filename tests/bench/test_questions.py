@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from quality import plots, tables
 from quality.evidence import OTHERS, Evidence
-from quality.questions import clients, objectives, policies, ranking
+from quality.questions import clients, growth, joining, objectives, policies, ranking
 from quality.scored import Anchors, Groups
 from quality.supervised import Tuned
 
@@ -42,6 +42,7 @@ def evidence() -> Evidence:
         styled=Anchors(styled),
         styled_held_out=held_out,
         agrees=(np.arange(len(styled)) % 3 == 0, np.arange(len(held_out)) % 3 == 0),
+        wire={"from the client, a group": 200.0},
         draws=2,
         executor=None,
     )
@@ -54,7 +55,7 @@ def test_each_client_is_best_at_what_it_knows(evidence: Evidence) -> None:
 
 
 def test_the_ranking_names_every_arm_once_and_puts_mor_before_one_client_for_all(evidence: Evidence) -> None:
-    found = ranking(evidence)
+    found = ranking(evidence)["64"]
     assert set(OTHERS.values()) < set(found)
     assert found["MoR"]["behind"]["mean"] == 0
     assert found["best single client"]["behind"]["low"] > 0
@@ -74,3 +75,17 @@ def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(evidence
 def test_the_wrong_objective_ranks_what_it_disagrees_with_the_other_way(evidence: Evidence) -> None:
     found = objectives(evidence)
     assert found["fitted complete, asked complete"] > found["fitted complete, asked brief"] + 10
+
+
+def test_a_newcomer_is_worth_nearly_as_much_as_after_a_refit(evidence: Evidence) -> None:
+    found = joining(evidence)
+    assert found["without"]["own"] + 5 < found["joined"]["own"]
+    assert abs(found["joined"]["all"] - found["refit"]["all"]) < 2
+    assert tables.joining(found).count("\n") == 4
+
+
+def test_calls_do_not_grow_with_the_number_of_clients(evidence: Evidence) -> None:
+    found = growth(evidence, (6, 24))
+    assert [row["calls"] for row in found.values()] == [6, 8]
+    assert all(row["called"] > row["all"] - 3 for row in found.values())
+    assert tables.growth(found).count("\n") == 3

@@ -12,7 +12,7 @@ from mor_router.standardise import Standardiser
 from quality.arms.arm import Score
 from quality.scored import Anchors, Groups, Rewards
 
-_ENTROPY_FLOOR = 0.1
+ENTROPY_FLOOR = 0.1
 _AS_IT_CAME = Standardiser(spread=1.0, limit=np.inf, centre=0.0, low=-np.inf, high=np.inf)
 
 
@@ -25,7 +25,7 @@ class MixtureOfRewards:
         self,
         title: str = title,
         *,
-        entropy_floor: float = _ENTROPY_FLOOR,
+        entropy_floor: float = ENTROPY_FLOOR,
         regions: bool = True,
         standardised: bool = True,
         change: Callable[[Mixture], Mixture] | None = None,

@@ -37,8 +37,14 @@ def liars(evidence: Evidence) -> Table:
                 for seed, anchors in enumerate(draws)
             ]
             results[way] = judge_each(arm, cases, evidence.executor)
+        weights = [
+            _weight(_told(scenario, "joined", anchors, evidence.held_out, expert, seed)[0], len(evidence.clients))
+            for expert in experts
+            for seed, anchors in enumerate(draws)
+        ]
         by_clean = evidence.standings(results, "clean")
         found[scenario.title] = {
+            "weight": 100 * max(weights),
             "joined": asdict(by_clean["joined"].behind),
             "turned": asdict(by_clean["turned"].behind),
             "turned against absent": asdict(evidence.standings(results, "absent")["turned"].behind),
@@ -48,6 +54,12 @@ def liars(evidence: Evidence) -> Table:
             ),
         }
     return found
+
+
+def _weight(anchors: Anchors, honest: int) -> float:
+    """The largest mean gate weight that a liar among the clients has, over the anchors' own inputs."""
+    mixture = MixtureOfRewards().mixture(anchors)
+    return float(mixture.weights(anchors.pairs.inputs, mixture.clients)[:, honest:].mean(axis=0).max())
 
 
 def _experts(evidence: Evidence) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which arm ranks held-out pairs best, who the clients are, and which part of MoR is worth what."""
+"""Which arm ranks held-out pairs best, who the clients are, what they cost, and which part of MoR is worth what."""
 
 from __future__ import annotations
 
@@ -19,10 +19,22 @@ def clients(evidence: Evidence) -> Table:
     return {client: row | {"all": 100 * float(right[:, k].mean())} for k, (client, row) in enumerate(found.items())}
 
 
+COUNTS = (64, 256)
+
+
 def ranking(evidence: Evidence) -> Table:
-    """All arms on the held-out pairs, fitted on 64 anchors."""
-    draws = evidence.drawn()
-    return table(evidence.standings({arm.title: evidence.judged(arm, draws) for arm in evidence.all_arms()}))
+    """All arms on the held-out pairs, by the number of anchors that they are fitted on."""
+    found: Table = {}
+    for count in COUNTS:
+        draws = evidence.drawn(count)
+        right = {arm.title: evidence.judged(arm, draws) for arm in evidence.all_arms()}
+        found[str(count)] = table(evidence.standings(right))
+    return found
+
+
+def wire(evidence: Evidence) -> Table:
+    """Bytes between the server and one client."""
+    return dict(evidence.wire)
 
 
 def without_parts(evidence: Evidence) -> Table:
