@@ -23,7 +23,7 @@ BASE ?= docker.io/library/python:3.11.14-slim-bookworm
 ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine)),$(engine))))
 BUILD_ARGS ?=
 
-.PHONY: help setup check format test test-helm images demo up down clean
+.PHONY: help setup check format test test-helm images demo up down bench-quality clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ up: setup ## Start the demonstration's stack and keep it running
 
 down: ## Stop the stack that 'make up' started
 	$(BIN)/python -m three_domains.stack down --state $(STATE)/demo
+
+bench-quality: setup ## MoR against what else a server could do with the same scores (FULL=1: more of everything)
+	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full)
 
 clean: ## Remove the virtual environment and all state of runs
 	rm -rf $(VENV) $(STATE)

@@ -42,7 +42,7 @@ def fitted(pairs: int, clients: int) -> tuple[Mixture, float, float]:
     inputs, scores = planted(pairs, clients)
     started = time.perf_counter()
     names = [f"client-{k}" for k in range(clients)]
-    mixture, found = fit_mixture(names, inputs, scores, temperature=1.0, entropy_floor=0.1)
+    mixture, found = fit_mixture(names, inputs, scores, entropy_floor=0.1)
     return mixture, time.perf_counter() - started, found.held_out_accuracy
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from quality.tables import markdown
+
 RESULTS = Path(__file__).parent / "results"
 _ARMS = {
     "aligned": "aligned by MoR",
@@ -140,6 +142,16 @@ def _where(result: dict[str, Any], command: str) -> str:
         f"Model: SmolLM2-135M's shape with random weights, float32; {clock}, threads: {result['threads']}. Measured "
         f"{result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}`."
     )
+
+
+def experiment() -> str:
+    """The answers of ``bench/quality``, of the largest size that was run, as Markdown."""
+    for name in ("quality-full", "quality-quick"):
+        result = read(name)
+        if result is not None:
+            made = f"Measured on {result['pairs']:,} held-out pairs; `bench/results/{name}.json` has all numbers.\n"
+            return f"{made}\n{markdown(result, level=4)}"
+    return "Not measured yet: `make bench-quality` does.\n"
 
 
 def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:

@@ -1,5 +1,5 @@
-"""Writes docs/settings.md from the settings classes, and the results in README.md and docs/training.md from
-``bench/results``, so that pages, code and measurements agree: ``python docs/generate.py``.
+"""Writes docs/settings.md from the settings classes, and the results in README.md, docs/algorithm.md and
+docs/training.md from ``bench/results``, so that pages, code and measurements agree: ``python docs/generate.py``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "bench"))
 
-from tables import demonstration, trainer  # noqa: E402
+from tables import demonstration, experiment, trainer  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 README = ROOT / "README.md"
 TRAINING = ROOT / "docs" / "training.md"
+ALGORITHM = ROOT / "docs" / "algorithm.md"
 _RESULTS = ("<!-- results: written by docs/generate.py -->\n", "<!-- end of results -->\n")
 PROCESSES: dict[str, type[Settings]] = {
     "mor-reward serve": RewardSettings,
@@ -52,8 +53,18 @@ def readme() -> str:
     return _with_results(README, demonstration())
 
 
+def algorithm() -> str:
+    """The page on the algorithm, likewise."""
+    return _with_results(ALGORITHM, experiment())
+
+
+def algorithm() -> str:
+    """The page on the algorithm, likewise."""
+    return _with_results(ALGORITHM, experiment())
+
+
 def training() -> str:
-    """The page on training with the results that were measured last."""
+    """The page on how a step is computed, likewise."""
     return _with_results(TRAINING, trainer())
 
 
@@ -88,4 +99,5 @@ def _default(field: FieldInfo) -> str:
 if __name__ == "__main__":
     PAGE.write_text(page())
     README.write_text(readme())
+    ALGORITHM.write_text(algorithm())
     TRAINING.write_text(training())

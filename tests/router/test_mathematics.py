@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mor_router import calibration, gate
-from mor_router.fit import Anchors, Objective, Parameters, minimise
+from mor_router import gate
+from mor_router.fit import Anchors, loss_and_gradient, minimise
 from mor_router.fuse import Fused, Lens, NoQuorum, fuse
 from mor_router.fusion import FusionChoice, Gdpo, MeanMinusVariance, Median, Panel, Uniform, Weighted, WorstClient
 from mor_router.likeness import shares
@@ -126,15 +126,12 @@ def test_a_constant_client_says_nothing() -> None:
     assert np.ptp(found(np.array([1.0, 2.0, 3.0]))) == 0
 
 
-@given(st.integers(1, 6), st.integers(1, 4), st.floats(0, 1), st.data())
-def test_no_logits_push_the_entropy_below_the_floor(
-    clients: int, regions: int, floor: float, data: st.DataObject
-) -> None:
-    logits = data.draw(arrays(float, (regions, clients), elements=st.floats(-1000, 1000)))
+@given(st.integers(1, 6), st.floats(0, 1), st.data())
+def test_no_evidence_pushes_the_entropy_below_the_floor(clients: int, floor: float, data: st.DataObject) -> None:
+    evidence = data.draw(arrays(float, (1, clients), elements=st.floats(0, 1e6)))
     available = np.array(data.draw(st.lists(st.booleans(), min_size=clients, max_size=clients)))
     available[0] = True
-    phi = np.full((1, regions), 1 / regions)
-    found = gate.weights(phi, logits, np.zeros(clients), available, temperature=1, entropy_floor=floor)[0]
+    found = gate.weights(evidence, available, entropy_floor=floor)[0]
     assert found.sum() == pytest.approx(1)
     assert (found[~available] == 0).all()
     assert gate.entropy(found) >= floor * math.log(available.sum()) - 1e-9
@@ -142,74 +139,100 @@ def test_no_logits_push_the_entropy_below_the_floor(
 
 def test_without_clients_there_are_no_weights() -> None:
     with pytest.raises(ValueError, match="no client is available"):
-        gate.weights(np.ones((1, 1)), np.zeros((1, 2)), np.zeros(2), np.zeros(2, bool), temperature=1, entropy_floor=0)
+        gate.weights(np.ones((1, 2)), np.zeros(2, bool), entropy_floor=0)
 
 
-def scattered(random: np.random.Generator, regions: int, clients: int) -> Parameters:
-    """Parameters away from the start."""
-    start = Parameters.start(regions, clients)
-    return start.like(start.flat() + random.normal(size=start.flat().shape))
-
-
-def some_anchors(random: np.random.Generator) -> Anchors:
-    """20 pairs in 4 regions by 3 clients who do not answer everything."""
-    phi = random.dirichlet(np.ones(4), size=20)
-    answered = random.random((20, 3)) < 0.8
-    answered[:, 0] = True
-    return Anchors(phi, random.normal(size=(20, 3)) * answered, answered)
+def some_anchors(random: np.random.Generator, pairs: int = 40) -> Anchors:
+    """3 clients who do not answer everything."""
+    answered = random.random((pairs, 3)) < 0.8
+    differences = random.normal(0.3, 1, size=(pairs, 3)) * answered
+    return Anchors(random.random((pairs, 5)), differences, random.normal(size=pairs))
 
 
 def test_the_function_that_is_fitted_is_the_function_that_is_served() -> None:
     random = np.random.default_rng(3)
-    anchors, at = some_anchors(random), scattered(random, 4, 3)
-    phi = anchors.responsibilities
-    fitted = Objective(anchors, 1.0, 0.7, 0.2).margins(at)
-    slopes = calibration.slopes(phi, at.common, at.regional)
-    for n in range(20):
-        rest = {"temperature": 0.7, "entropy_floor": 0.2}
-        served = gate.weights(phi[n : n + 1], at.embeddings, at.prior, anchors.answered[n], **rest)[0]
-        assert served @ (slopes[n] * anchors.differences[n]) == pytest.approx(fitted[n], abs=1e-12)
+    inputs, scores = random.normal(size=(40, 6)), random.normal(0.2, 1, size=(40, 3, 2))
+    mixture, fitted = fit_mixture("abc", inputs, scores, entropy_floor=0.2)
+    weights, slopes = mixture.weights(inputs, "abc"), mixture.slopes(inputs)
+    assert (slopes >= 0).all()
+    margins = []
+    for n in range(40):
+        lens = Lens(1.0, dict(zip("abc", weights[n], strict=True)), dict(zip("abc", slopes[n], strict=True)))
+        units = dict(zip("abc", mixture.standardisers, strict=True))
+        said = dict(zip("abc", scores[n].tolist(), strict=True))
+        fused = fuse(said, lenses=[lens], standardisers=[units], fusion=Weighted(), quorum=0.5)
+        assert isinstance(fused, Fused)
+        margins.append(fused.rewards[0] - fused.rewards[1])
+    assert np.logaddexp(0, -np.array(margins)).mean() == pytest.approx(fitted.loss, abs=1e-12)
 
 
 def test_the_gradient_is_that_of_the_loss_as_it_is_written() -> None:
     random = np.random.default_rng(6)
-    anchors, at = some_anchors(random), scattered(random, 4, 3)
-    objective = Objective(anchors, 2.0, 0.7, 0.2)
-    loss, gradient = objective(at)
-    margins = objective.margins(at)
-    own = calibration.slopes(anchors.responsibilities, at.common, at.regional) * anchors.differences
-    alone = [np.logaddexp(0, -own[anchors.answered[:, k], k]).mean() for k in range(3)]
-    squares = 2.0 * (np.square(at.embeddings).sum() + np.square(at.regional).sum())
-    squares += 0.5 * (np.square(at.prior).sum() + np.square(at.common - calibration.UNIT).sum())
-    assert loss == pytest.approx(np.logaddexp(0, -margins).mean() + 0.5 * np.mean(alone) + squares / 40)
-    flat = at.flat()
-    for place, slope in enumerate(gradient.flat()):
-        step = np.zeros_like(flat)
+    anchors, at = some_anchors(random), random.random((5, 3))
+
+    def stated(theta: ndarray) -> float:
+        margins = anchors.known + np.einsum("nf,fk,nk->n", anchors.features, theta, anchors.differences)
+        return float(-np.log(1 / (1 + np.exp(-margins))).sum() + 2.0 / 2 * np.square(theta).sum())
+
+    loss, gradient = loss_and_gradient(anchors, at, 2.0)
+    assert loss == pytest.approx(stated(at))
+    for place in np.ndindex(at.shape):
+        step = np.zeros_like(at)
         step[place] = 1e-6
-        rise = objective(at.like(flat + step))[0] - objective(at.like(flat - step))[0]
-        assert rise / 2e-6 == pytest.approx(slope, abs=1e-8)
+        assert (stated(at + step) - stated(at - step)) / 2e-6 == pytest.approx(gradient[place], abs=1e-6)
 
 
-def test_the_fit_ends_at_a_minimum_of_the_stated_loss() -> None:
+def test_the_fit_ends_at_the_one_minimum_wherever_it_starts() -> None:
     random = np.random.default_rng(4)
-    phi = random.dirichlet(np.ones(3), size=40)
-    anchors = Anchors(phi, random.normal(0.3, 1, size=(40, 3)), np.ones((40, 3), bool))
-    objective = Objective(anchors, 1.0, 1.0, 0.1)
-    found = minimise(objective, objective.start())
-    best, gradient = objective(found)
-    assert np.abs(gradient.flat()).max() < 1e-6
-    for _ in range(20):
-        step = 0.05 * random.normal(size=found.flat().shape)
-        assert objective(found.like(found.flat() + step))[0] > best
+    anchors = some_anchors(random, 200)
+    found = minimise(anchors, 1.0)
+    assert (found >= 0).all()
+    _, gradient = loss_and_gradient(anchors, found, 1.0)
+    assert np.abs(gradient[found > 0]).max() < 1e-8  # the conditions of Karush, Kuhn and Tucker
+    assert gradient[found == 0].min() > -1e-8
+    np.testing.assert_allclose(minimise(anchors, 1.0, start=5 * random.random((5, 3))), found, atol=1e-7)
+
+
+@pytest.mark.parametrize("tolerance", [1.0, 1e-1, 1e-2])
+def test_a_rough_fit_is_as_near_as_its_gradient_says(tolerance: float) -> None:
+    anchors = some_anchors(np.random.default_rng(9), 200)
+    rough, exact = minimise(anchors, 2.0, tolerance=tolerance), minimise(anchors, 2.0)
+    _, gradient = loss_and_gradient(anchors, rough, 2.0)
+    left = np.where((rough > 0) | (gradient < 0), gradient, 0)
+    assert np.abs(left).max() <= tolerance
+    assert np.linalg.norm(rough - exact) <= np.linalg.norm(left) / 2
 
 
 def test_an_input_far_from_every_anchor_belongs_to_no_region() -> None:
     random = np.random.default_rng(5)
     near = np.concatenate([random.normal(centre, 0.1, size=(20, 6)) for centre in (-1.0, 0.0, 1.0)])
-    (regions,) = fit_regions(near, [3])
+    regions = fit_regions(near, [3])
     assert regions.responsibilities(near).max(axis=1).min() > 0.8
     far = regions.responsibilities(np.full((1, 6), 50.0) * np.array([1, -1, 1, -1, 1, -1]))
     assert far.max() < 0.5
+
+
+@given(st.integers(1, 80))
+def test_responsibilities_sum_to_one_at_every_scale(count: int) -> None:
+    random = np.random.default_rng(count)
+    regions = fit_regions(random.normal(size=(count, 4)))
+    found = regions.responsibilities(random.normal(size=(7, 4)))
+    assert found.min() >= 0
+    ends = np.cumsum(regions.scales)[:-1]
+    for scale in np.split(found, ends, axis=1):
+        np.testing.assert_allclose(scale.sum(axis=1), 1)
+
+
+def test_log_odds_of_independent_clients_add_up() -> None:
+    """Two clients with independent errors are worth more together than either: the mixture says so in logits."""
+    random = np.random.default_rng(2)
+    truth = np.abs(random.normal(size=(2000, 1)))
+    differences = truth + random.normal(size=(2000, 2))
+    scores = np.stack([differences / 2, -differences / 2], axis=2)
+    inputs = random.normal(size=(2000, 3))
+    both, _ = fit_mixture("ab", inputs, scores, entropy_floor=0.1)
+    alone, _ = fit_mixture("a", inputs, scores[:, :1], entropy_floor=0.1)
+    assert both.evidence(inputs).sum(axis=1).mean() > 1.6 * alone.evidence(inputs).mean()
 
 
 def test_a_group_without_a_quorum_has_no_reward() -> None:
@@ -283,7 +306,7 @@ def test_a_refit_takes_every_scale_and_offset_of_a_client_away(factor: float, sh
     groups = random.normal(size=(3, 5, 3, 8))
 
     def rewards(moved: ndarray, raw: ndarray) -> ndarray:
-        mixture, _ = fit_mixture(("a", "b", "c"), inputs, moved, temperature=1.0, entropy_floor=0.1)
+        mixture, _ = fit_mixture(("a", "b", "c"), inputs, moved, entropy_floor=0.1)
         units = dict(zip(mixture.clients, mixture.standardisers, strict=True))
         found = []
         for place in range(3):

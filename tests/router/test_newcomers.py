@@ -40,9 +40,7 @@ async def test_a_newcomer_earns_weight_in_its_domain_and_the_others_stay_as_they
     assert after["clients"] == [*before["clients"], "detail"]
     assert after["standardisers"][:2] == before["standardisers"]
     assert after["regions"] == before["regions"]
-    for name in ("embeddings", "regional"):
-        assert [row[:2] for row in after[name]] == before[name]
-    assert (after["prior"][:2], after["common"][:2]) == (before["prior"], before["common"])
+    assert [row[:2] for row in after["coefficients"]] == before["coefficients"]
     assert (await influence(api, "detail"))["detail"] > 0.6
     assert (await influence(api, "chart"))["chart"] > 0.6
     states = {client["name"]: client["state"] for client in await api.ok("GET", "/v1/clients")}

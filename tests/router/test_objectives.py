@@ -76,7 +76,7 @@ async def test_a_fit_finds_each_specialist_and_keeps_it_for_its_domain(api: Api,
         others = [kind for kind in KINDS if kind != own]
         assert line["accuracy_by_domain"][own]["value"] > 0.75
         assert line["accuracy"]["value"] < 0.6  # over all, the specialist looks worse than useless
-        assert line["slope_by_domain"][own] > 3 * max(line["slope_by_domain"][kind] for kind in others)
+        assert line["evidence_by_domain"][own] > 3 * max(line["evidence_by_domain"][kind] for kind in others)
         assert line["weight_by_domain"][own] > max(line["weight_by_domain"][kind] for kind in others)
     clients = await api.ok("GET", "/v1/clients")
     assert {client["state"] for client in clients} == {"active"}  # weight was earned

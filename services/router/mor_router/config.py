@@ -77,8 +77,6 @@ class RouterSettings(ServiceSettings, StreamSettings):
     fusion: FusionChoice = Weighted()
     """How calibrated scores become one reward, as JSON: ``{"kind": "weighted"}``, ``uniform``, ``median``, ``worst``,
     ``{"kind": "mean_minus_variance", "penalty": 0.5}``, ``{"kind": "gdpo", "floor": 0.1}``."""
-    gate_temperature: float = Field(1.0, gt=0)
-    """Divisor of the gate's logits, τ, in fits from now on."""
     entropy_floor: float = Field(0.1, ge=0, le=1)
     """Least entropy of a mixture as a share of the largest possible one, in fits from now on."""
 

@@ -39,7 +39,7 @@ def p_value(
         return 1.0
     weights = responsibilities[:, enough]
     observed = _largest(weights, units, live[None, :].astype(float))[0]
-    (fine,) = fit_regions(inputs, (_STRATA,))
+    fine = fit_regions(inputs, (_STRATA,))
     stratum = fine.responsibilities(inputs).argmax(axis=1)
     random = np.random.default_rng(0)
     shuffled = np.tile(live.astype(np.float32), (_PERMUTATIONS, 1))

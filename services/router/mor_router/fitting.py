@@ -189,7 +189,6 @@ class Fitting:
                     clients,
                     inputs[useful],
                     scores[useful],
-                    temperature=self._settings.gate_temperature,
                     entropy_floor=self._settings.entropy_floor,
                 )
             seconds = time.perf_counter() - started

@@ -1,10 +1,9 @@
 """The gate: trust in each client, given the input and the objective.
 
-    w(x, o) = (1 − ε) · softmax_k( (q(e(x), e(o)) · c_k + prior_k) / τ ) + ε / K      over the K available clients
+    w_k(x, o) = (1 − ε) · β_k(x) / Σ_j β_j(x) + ε / K            over the K available clients
 
-q(e(x), e(o)) = φ(x), the responsibilities of the regions of objective o for input x: an objective has regions of its
-own, found on its anchors. c_k, the client's embedding, holds one logit per region. ε is the smallest share for which no
-input can push the entropy of w below the floor, whatever the logits are.
+β_k(x) is the evidence of ``calibration``. An objective has regions and evidence of its own, fitted on its anchors. ε is
+the smallest share for which no evidence can push the entropy of w below the floor.
 """
 
 from __future__ import annotations
@@ -18,15 +17,9 @@ from numpy import ndarray
 
 
 def weights(
-    responsibilities: Float[ndarray, "inputs regions"],
-    embeddings: Float[ndarray, "regions clients"],
-    prior: Float[ndarray, " clients"],
-    available: Bool[ndarray, " clients"],
-    *,
-    temperature: float,
-    entropy_floor: float,
+    evidence: Float[ndarray, "inputs clients"], available: Bool[ndarray, " clients"], *, entropy_floor: float
 ) -> Float[ndarray, "inputs clients"]:
-    """w(x, o): sums to 1 over the available clients, 0 for the others.
+    """w(x, o): sums to 1 over the available clients, 0 for the others; uniform where none of them has evidence.
 
     Raises:
         ValueError: no client is available.
@@ -34,11 +27,12 @@ def weights(
     count = int(available.sum())
     if not count:
         raise ValueError("no client is available")
-    logits = (responsibilities @ embeddings + prior) / temperature
-    logits = np.where(available, logits, -np.inf)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    heard = evidence * available
+    total = heard.sum(axis=1, keepdims=True)
+    even = available / count
+    shares = np.divide(heard, total, out=np.tile(even, (len(heard), 1)), where=total > 1e-12)
     share = uniform_share(count, entropy_floor)
-    return np.asarray((1 - share) * odds / odds.sum(axis=1, keepdims=True) + share * available / count)
+    return np.asarray((1 - share) * shares + share * even)
 
 
 def entropy(mixture: Float[ndarray, "*batch clients"]) -> Float[ndarray, "*batch"]:

@@ -62,7 +62,7 @@ class GateSummary(Wire):
 
 class GateVersion(GateSummary):
     parameters: dict[str, Any]
-    """The mixture: standardisers, regions, slopes and gate as plain numbers."""
+    """The mixture: standardisers, regions and coefficients as plain numbers."""
 
     def summary(self) -> GateSummary:
         return GateSummary(**{name: getattr(self, name) for name in GateSummary.model_fields})
@@ -86,7 +86,6 @@ def dump(mixture: Mixture) -> dict[str, Any]:
 def load(parameters: dict[str, Any]) -> Mixture:
     """The inverse of ``dump``."""
     regions = parameters["regions"]
-    arrays = {name: np.array(parameters[name], dtype=float) for name in ("embeddings", "prior", "common", "regional")}
     return Mixture(
         clients=tuple(parameters["clients"]),
         standardisers=tuple(Standardiser(**standardiser) for standardiser in parameters["standardisers"]),
@@ -94,11 +93,11 @@ def load(parameters: dict[str, Any]) -> Mixture:
             mean=np.array(regions["mean"]),
             directions=np.array(regions["directions"]),
             centres=np.array(regions["centres"]),
-            variance=regions["variance"],
+            scales=tuple(regions["scales"]),
+            variances=tuple(regions["variances"]),
         ),
-        temperature=parameters["temperature"],
+        coefficients=np.array(parameters["coefficients"], dtype=float),
         entropy_floor=parameters["entropy_floor"],
-        **arrays,
     )
 
 

@@ -1,4 +1,4 @@
-"""The fitted whole of one objective: standardisers, regions, slopes and gate. Fitting and serving share it."""
+"""The fitted whole of one objective: standardisers, regions and coefficients. Fitting and serving share it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from mor_router import calibration, gate
-from mor_router.fit import Anchors, Fitted, Frozen, Parameters, choose, fit
+from mor_router.fit import Anchors, Fitted, fit
 from mor_router.regions import Regions, fit_regions
 from mor_router.standardise import Standardiser, fit_standardiser
-
-_REGION_COUNTS = (1, 2, 3, 5, 8)
-_PAIRS_PER_REGION = 8
-_FIRST_PRECISION = 1.0
 
 
 @dataclass(frozen=True)
@@ -25,122 +21,96 @@ class Mixture:
     standardisers: tuple[Standardiser, ...]
     """One for each client."""
     regions: Regions
-    embeddings: Float[ndarray, "regions clients"]
-    prior: Float[ndarray, " clients"]
-    common: Float[ndarray, " clients"]
-    regional: Float[ndarray, "regions clients"]
-    temperature: float
+    coefficients: Float[ndarray, "features clients"]
+    """θ: what each client is worth everywhere, and in each region besides."""
     entropy_floor: float
 
+    def evidence(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
+        """β(x): what a standardised unit of each client adds to the log-odds."""
+        return np.asarray(calibration.features(self.regions, inputs) @ self.coefficients)
+
     def weights(
-        self, inputs: Float[ndarray, "inputs features"], available: Collection[str]
+        self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]
     ) -> Float[ndarray, "inputs clients"]:
         """w(x, o) over ``available``; 0 for the other clients.
 
         Raises:
             ValueError: none of the mixture's clients is available.
         """
-        return gate.weights(
-            self.regions.responsibilities(inputs),
-            self.embeddings,
-            self.prior,
-            np.array([client in available for client in self.clients]),
-            temperature=self.temperature,
-            entropy_floor=self.entropy_floor,
-        )
+        return self._weights(self.evidence(inputs), available)
 
-    def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:
+    def slopes(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
         """a(x) in logits per standardised unit."""
-        return calibration.slopes(self.regions.responsibilities(inputs), self.common, self.regional)
+        evidence = self.evidence(inputs)
+        return calibration.slopes(evidence, self._weights(evidence, self.clients))
+
+    def _weights(
+        self, evidence: Float[ndarray, "inputs clients"], available: Collection[str]
+    ) -> Float[ndarray, "inputs clients"]:
+        known = np.array([client in available for client in self.clients])
+        return gate.weights(evidence, known, entropy_floor=self.entropy_floor)
 
 
 def fit_mixture(
     clients: Sequence[str],
-    inputs: Float[ndarray, "pairs features"],
+    inputs: Float[ndarray, "pairs embedding"],
     scores: Float[ndarray, "pairs clients 2"],
     *,
-    temperature: float,
     entropy_floor: float,
+    standardisers: Sequence[Standardiser] | None = None,
 ) -> tuple[Mixture, Fitted]:
     """Fit everything on anchors. ``scores[..., 0]`` is the raw score of the chosen response; NaN where none was given.
 
-    The number of regions and the strength of their priors are chosen by cross-validated loss; the regions themselves
-    never see a label.
+    ``standardisers``, one for each client, are taken as they are where they are given. The regions never see a label.
 
     Raises:
         ValueError: too few pairs, or a client without a single one.
     """
-    answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
-    standardisers = tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(len(clients)))
-    differences = standardised_differences(standardisers, scores)
-    counts = [count for count in _REGION_COUNTS if count == 1 or count * _PAIRS_PER_REGION <= len(inputs)]
-    found = fit_regions(inputs, counts)
-    sets = [Anchors(regions.responsibilities(inputs), differences, answered) for regions in found]
-
-    def held_out_loss(anchors: Anchors) -> float:
-        _, margins = choose(anchors, (_FIRST_PRECISION,), temperature, entropy_floor)
-        return float(np.logaddexp(0, -margins).mean())
-
-    best = min(range(len(sets)), key=lambda index: held_out_loss(sets[index]))
-    fitted = fit(sets[best], temperature=temperature, entropy_floor=entropy_floor)
-    mixture = Mixture(
-        clients=tuple(clients),
-        standardisers=standardisers,
-        regions=found[best],
-        embeddings=fitted.parameters.embeddings,
-        prior=fitted.parameters.prior,
-        common=fitted.parameters.common,
-        regional=fitted.parameters.regional,
-        temperature=temperature,
-        entropy_floor=entropy_floor,
+    units = tuple(standardisers) if standardisers is not None else fit_standardisers(scores)
+    regions = fit_regions(inputs)
+    fitted = fit(
+        Anchors(calibration.features(regions, inputs), standardised_differences(units, scores), np.zeros(len(inputs)))
     )
-    return mixture, fitted
+    return Mixture(tuple(clients), units, regions, fitted.coefficients, entropy_floor), fitted
 
 
 def extend_mixture(
     known: Mixture,
     newcomers: Sequence[str],
-    inputs: Float[ndarray, "pairs features"],
+    inputs: Float[ndarray, "pairs embedding"],
     scores: Float[ndarray, "pairs clients 2"],
     precision: float,
 ) -> tuple[Mixture, Fitted]:
-    """``known`` with ``newcomers``: their scales, slopes and gate logits are fitted, everything else stays as it is.
+    """``known`` with ``newcomers``: their scales and coefficients are fitted, everything else stays as it is.
 
     ``scores`` are of the known clients first, NaN where one gave none; ``precision`` is the λ that ``known`` was fitted
-    with. The newcomers' weight comes out of the others' in proportion, as the softmax has it.
+    with. The newcomers' evidence adds to the others', so the others' weight falls in proportion.
 
     Raises:
         ValueError: too few pairs, or a newcomer without a single one.
     """
-    answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
     old = len(known.clients)
-    fresh = tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(old, scores.shape[1]))
-    standardisers = known.standardisers + fresh
-    anchors = Anchors(known.regions.responsibilities(inputs), standardised_differences(standardisers, scores), answered)
-    new = Parameters.start(len(known.embeddings), len(newcomers))
-    start = Parameters(
-        np.hstack([known.embeddings, new.embeddings]),
-        np.hstack([known.prior, new.prior]),
-        np.hstack([known.common, new.common]),
-        np.hstack([known.regional, new.regional]),
-    )
-    fitted = fit(
-        anchors,
-        temperature=known.temperature,
-        entropy_floor=known.entropy_floor,
-        precisions=(precision,),
-        frozen=Frozen(start, np.arange(scores.shape[1]) >= old),
-    )
+    fresh = fit_standardisers(scores[:, old:])
+    features = calibration.features(known.regions, inputs)
+    said = (features @ known.coefficients) * standardised_differences(known.standardisers, scores[:, :old])
+    anchors = Anchors(features, standardised_differences(fresh, scores[:, old:]), said.sum(axis=1))
+    fitted = fit(anchors, precisions=(precision,))
     mixture = replace(
         known,
         clients=(*known.clients, *newcomers),
-        standardisers=standardisers,
-        embeddings=fitted.parameters.embeddings,
-        prior=fitted.parameters.prior,
-        common=fitted.parameters.common,
-        regional=fitted.parameters.regional,
+        standardisers=known.standardisers + fresh,
+        coefficients=np.hstack([known.coefficients, fitted.coefficients]),
     )
     return mixture, fitted
+
+
+def fit_standardisers(scores: Float[ndarray, "pairs clients 2"]) -> tuple[Standardiser, ...]:
+    """
+    Raises:
+        ValueError: a client without a single pair.
+    """
+    answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
+    return tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(scores.shape[1]))
 
 
 def standardised_differences(

@@ -1,11 +1,13 @@
-"""Regions of input space: soft clusters of the anchors' embeddings. Slopes and gate logits live on them.
+"""Regions of input space: soft clusters of the anchors' embeddings, at several scales side by side.
 
-    φ_m(x) ∝ (1 + ‖P(e(x) − ē) − μ_m‖² / σ²)^(−4)
+    φ_m(x) ∝ (1 + ‖P(e(x) − ē) − μ_m‖² / σ²)^(−4)        summing to 1 over the regions of each scale
 
 P are the leading principal directions of the anchors' embeddings, μ_m k-means centres, σ² the mean squared distance of
-an anchor to its centre. The heavy tail (a Student kernel, as in van der Maaten & Hinton 2008) makes the
+an anchor to the centres of the scale. The heavy tail (a Student kernel, as in van der Maaten & Hinton 2008) makes the
 responsibilities of an input that is far from every anchor nearly even: where nothing is known, no region's expert is
 preferred.
+
+No number of regions has to be chosen: two inputs are alike as far as they share regions from coarse to fine.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+SCALES = (2, 3, 5, 8, 12, 16, 24)
+"""Regions by scale, as many scales as there are inputs for."""
+
 _DIRECTIONS = 16
 _POWER = 4
-_RESTARTS = 8
+_RESTARTS = 3
 _STEPS = 50
 _MOST_INPUTS = 1024
 
@@ -29,18 +34,22 @@ class Regions:
     mean: Float[ndarray, " features"]
     directions: Float[ndarray, "features directions"]
     centres: Float[ndarray, "regions directions"]
-    variance: float
-    """Mean squared distance of an anchor to its centre."""
+    """Coarsest scale first."""
+    scales: tuple[int, ...]
+    """Regions of each scale."""
+    variances: tuple[float, ...]
+    """Of each scale, the mean squared distance of an input to its centre."""
 
     def responsibilities(self, embeddings: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs regions"]:
-        """φ(x): non-negative, sums to 1 over regions."""
+        """φ(x): non-negative, sums to 1 over the regions of each scale."""
         squared = _squared_distances((embeddings - self.mean) @ self.directions, self.centres)
-        kernel = np.power(1 + squared / self.variance, -_POWER)
-        return np.asarray(kernel / kernel.sum(axis=1, keepdims=True))
+        kernel = np.power(1 + squared / np.repeat(self.variances, self.scales), -_POWER)
+        starts = np.cumsum((0, *self.scales[:-1]))
+        return np.asarray(kernel / np.repeat(np.add.reduceat(kernel, starts, axis=1), self.scales, axis=1))
 
 
-def fit_regions(embeddings: Float[ndarray, "inputs features"], counts: Sequence[int]) -> list[Regions]:
-    """For each of ``counts`` that many regions (fewer when fewer inputs are distinct), in the same directions.
+def fit_regions(embeddings: Float[ndarray, "inputs features"], scales: Sequence[int] = SCALES) -> Regions:
+    """Regions at each of ``scales`` that leaves two inputs a region; one region where none does.
 
     The same inputs always give the same regions; of more than 1,024, a random 1,024 are looked at.
     """
@@ -52,13 +61,18 @@ def fit_regions(embeddings: Float[ndarray, "inputs features"], counts: Sequence[
     kept = max(1, min(_DIRECTIONS, int((scale > 1e-9 * max(scale[0], 1e-300)).sum())))
     directions = rows[:kept].T
     points = (embeddings - mean) @ directions
-    distinct = len(np.unique(points.round(9), axis=0))
-    found = []
-    for count in counts:
-        wanted = max(1, min(count, distinct))
-        centres, variance = min((_kmeans(points, wanted, random) for _ in range(_RESTARTS)), key=lambda run: run[1])
-        found.append(Regions(mean, directions, centres, max(variance, 1e-12)))
-    return found
+    most = min(len(points) // 2, len(np.unique(points.round(9), axis=0)))
+    counts = [count for count in scales if count <= most] or [1]
+    found = [
+        min((_kmeans(points, count, random) for _ in range(_RESTARTS)), key=lambda run: run[1]) for count in counts
+    ]
+    return Regions(
+        mean=mean,
+        directions=directions,
+        centres=np.concatenate([centres for centres, _ in found]),
+        scales=tuple(counts),
+        variances=tuple(max(variance, 1e-12) for _, variance in found),
+    )
 
 
 def _kmeans(

@@ -34,11 +34,10 @@ class ClientReport(Wire):
     accuracy: Share
     """Anchors that its own scores rank as labelled; a tie counts one half."""
     accuracy_by_domain: dict[str, Share]
-    slope_by_domain: dict[str, float]
-    """Mean slope on the domain's anchors, logits per standardised unit."""
+    evidence_by_domain: dict[str, float]
+    """Mean over the domain's anchors of what one of its standardised units adds to the log-odds."""
     weight_by_domain: dict[str, float]
     """Mean gate weight on the domain's anchors."""
-    slope_by_region: tuple[float, ...]
     spread: float
     """Median absolute difference of its raw scores within an anchor, raw units."""
 
@@ -60,11 +59,9 @@ class FitReport(Wire):
     held_out_loss: float
     """The same by cross-validation; log 2 = 0.693 is chance."""
     regions: int
-    """Regions of input space, chosen by cross-validation."""
+    """Regions of input space, of all scales."""
     precision: float
     """Strength of the priors, chosen by cross-validation."""
-    anchors_by_region: tuple[float, ...]
-    """Expected number of anchors in each region."""
     seconds: float
     """Time of the fit, scoring apart."""
 
@@ -92,14 +89,13 @@ def report(
 ) -> FitReport:
     differences = scores[..., 0] - scores[..., 1]
     answered: Bool[ndarray, "pairs clients"] = ~np.isnan(differences)
-    weights, slopes = mixture.weights(inputs, mixture.clients), mixture.slopes(inputs)
+    weights, evidence = mixture.weights(inputs, mixture.clients), mixture.evidence(inputs)
     labels = np.array([domain or _NO_LABEL for domain in domains])
     standardised = np.stack([s(scores[:, k]) for k, s in enumerate(mixture.standardisers)], axis=1)
     average = np.nanmean(standardised[..., 0] - standardised[..., 1], axis=1)
     clients = []
     for k, name in enumerate(mixture.clients):
         within = {label: (labels == label) for label in sorted(set(labels.tolist()))}
-        regional = np.logaddexp(0.0, mixture.common[k] + mixture.regional[:, k])
         clients.append(
             ClientReport(
                 client=name,
@@ -107,9 +103,8 @@ def report(
                 accuracy_by_domain={
                     label: _accuracy(differences[answered[:, k] & rows, k]) for label, rows in within.items()
                 },
-                slope_by_domain={label: float(slopes[rows, k].mean()) for label, rows in within.items()},
+                evidence_by_domain={label: float(evidence[rows, k].mean()) for label, rows in within.items()},
                 weight_by_domain={label: float(weights[rows, k].mean()) for label, rows in within.items()},
-                slope_by_region=tuple(regional.tolist()),
                 spread=mixture.standardisers[k].spread,
             )
         )
@@ -123,7 +118,6 @@ def report(
         held_out_loss=fitted.held_out_loss,
         regions=len(mixture.regions.centres),
         precision=fitted.precision,
-        anchors_by_region=tuple(mixture.regions.responsibilities(inputs).sum(axis=0).tolist()),
         seconds=seconds,
     )
 

@@ -42,15 +42,14 @@ USELESS = 0.1
 USEFUL = 0.01
 """A quarantined client passes where p is at most this."""
 
-_REGION_COUNTS = (1, 2, 3, 5, 8)
+_SCALES = (1, 2, 3, 5, 8)
 _LEAST_IN_REGION = 12.0
 _FLIPS = 1000
 
 
 def regions(inputs: Float[ndarray, "anchors features"]) -> Float[ndarray, "anchors regions"]:
     """φ of every region that holds enough anchors, of all granularities side by side."""
-    sets = fit_regions(inputs, _REGION_COUNTS)
-    found = np.concatenate([regions.responsibilities(inputs) for regions in sets], axis=1)
+    found = fit_regions(inputs, _SCALES).responsibilities(inputs)
     count = found.sum(axis=0) ** 2 / np.square(found).sum(axis=0)
     return np.asarray(found[:, count >= _LEAST_IN_REGION])
 

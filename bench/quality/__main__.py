@@ -1,0 +1,4 @@
+from quality.experiment import main
+
+if __name__ == "__main__":
+    main()

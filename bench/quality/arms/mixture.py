@@ -1,0 +1,79 @@
+"""MoR, and MoR with one of its parts taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from mor_router.mixture import Mixture, fit_mixture
+from mor_router.standardise import Standardiser
+
+from quality.arms.arm import Score
+from quality.scored import Anchors, Groups, Rewards
+
+ENTROPY_FLOOR = 0.1
+_AS_IT_CAME = Standardiser(spread=1.0, limit=np.inf, centre=0.0, low=-np.inf, high=np.inf)
+
+
+class MixtureOfRewards:
+    """R_i = Σ_k w_k(x) a_k(x) s̃_ki, fitted and served by the router's own functions with its default settings."""
+
+    title = "MoR"
+
+    def __init__(
+        self,
+        title: str = title,
+        *,
+        entropy_floor: float = ENTROPY_FLOOR,
+        regions: bool = True,
+        standardised: bool = True,
+        change: Callable[[Mixture], Mixture] | None = None,
+    ) -> None:
+        """``regions`` off fits as if all inputs were one; ``standardised`` off fits to the scores as they come.
+        ``change`` takes a part away after fitting.
+        """
+        self.title = title
+        self._entropy_floor = entropy_floor
+        self._regions = regions
+        self._standardised = standardised
+        self._change = change
+
+    def fit(self, anchors: Anchors) -> Score:
+        mixture = self.mixture(anchors)
+        return lambda groups: serve(mixture, groups)
+
+    def mixture(self, anchors: Anchors) -> Mixture:
+        pairs = anchors.pairs
+        clients = [str(k) for k in range(pairs.scores.shape[1])]
+        fitted, _ = fit_mixture(
+            clients,
+            pairs.inputs if self._regions else np.zeros_like(pairs.inputs),
+            pairs.scores,
+            entropy_floor=self._entropy_floor,
+            standardisers=None if self._standardised else [_AS_IT_CAME] * len(clients),
+        )
+        return fitted if self._change is None else self._change(fitted)
+
+
+def serve(mixture: Mixture, groups: Groups) -> Rewards:
+    """What ``mor_router.fuse`` with the weighted fusion gives group by group, for all groups at once."""
+    trust = mixture.weights(groups.inputs, mixture.clients) * mixture.slopes(groups.inputs)
+    served = np.stack([unit(groups.scores[:, k]) for k, unit in enumerate(mixture.standardisers)], axis=1)
+    return np.asarray(np.einsum("nk,nkg->ng", trust, served))
+
+
+def ablations() -> list[MixtureOfRewards]:
+    """MoR without its gate, its regions, its entropy floor, its standardisation."""
+    return [
+        MixtureOfRewards("no gate: every client counts the same", change=_even),
+        MixtureOfRewards("no regions: global instead of regional slopes", regions=False),
+        MixtureOfRewards("no entropy floor", entropy_floor=0.0),
+        MixtureOfRewards("no standardisation", standardised=False),
+    ]
+
+
+def _even(mixture: Mixture) -> Mixture:
+    everywhere = np.zeros_like(mixture.coefficients)
+    everywhere[0] = 1.0
+    return replace(mixture, coefficients=everywhere)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+from mor_router.fusion import Fusion, MeanMinusVariance, Panel, WorstClient
+
+from quality.arms.arm import Score
+from quality.arms.uniform import standardise, standardisers
+from quality.scored import Anchors, Groups, Rewards
+
+
+class Pessimistic:
+    """An ensemble that believes its doubters: the router's own fusions of standardised scores, every weight the same.
+
+    Worst client and mean − λ·variance are the two conservative objectives of Coste et al. 2024 (arXiv 2310.02743).
+    """
+
+    def __init__(self, title: str, fusion: Fusion) -> None:
+        self.title = title
+        self._fusion = fusion
+
+    def fit(self, anchors: Anchors) -> Score:
+        units = standardisers(anchors)
+        weights = np.full(len(units), 1 / len(units))
+
+        def score(groups: Groups) -> Rewards:
+            served = standardise(groups, units)
+            deviations = served - np.median(served, axis=2, keepdims=True)
+            return np.stack([self._fusion(Panel(panel, weights)) for panel in deviations])
+
+        return score
+
+
+def worst_client() -> Pessimistic:
+    return Pessimistic("worst client", WorstClient())
+
+
+def mean_minus_variance() -> Pessimistic:
+    return Pessimistic("mean - λ·variance", MeanMinusVariance())

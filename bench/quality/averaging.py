@@ -1,0 +1,118 @@
+"""A reward model whose parameters are averaged over the clients that share an architecture (FedAvg).
+
+McMahan et al. 2017: each round every client trains the common weights on its own pairs, and the server takes
+their mean, weighted by the number of pairs. All rounds run in this one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from mor_core.datafiles import read_preferences
+from mor_reward import calibration, modeldir
+from mor_reward.backbones import AnyConfig, Backbone, build
+from mor_reward.files import folder_whole
+from mor_reward.loss import bradley_terry_loss
+from mor_reward.modeldir import TrainingReport
+from mor_reward.recipe import Recipe
+from mor_reward.splits import materials, split_rows
+from mor_reward.trainer import Pair, margins
+from torch import Tensor
+
+_ROUNDS = 4
+_FEATURE_BYTES = 4 << 30
+
+
+def average(files: Sequence[Path], config: AnyConfig, recipe: Recipe, out: Path, name: str) -> None:
+    """Train on the pairs of ``files`` by federated averaging and write the model folder ``out``.
+
+    One local epoch a round; pairs made up from mismatched pictures as in the clients' own training.
+    """
+    torch.manual_seed(recipe.seed)
+    backbone = build(config, Path.cwd(), pretrained=True)
+    backbone.use_cache(_FEATURE_BYTES)
+    trains: list[list[Pair]] = []
+    held_out: list[list[Pair]] = [[], []]
+    for file in files:
+        rows = read_preferences(file)
+        pairs = [Pair.of(row) for row in rows]
+        splits = split_rows([materials(row) for row in rows], recipe.heldout_fraction, recipe.seed)
+        trains.append([pairs[row] for row in splits.train])
+        for part, numbers in zip(held_out, (splits.calibration, splits.report), strict=True):
+            part.extend(pairs[row] for row in numbers)
+    for _ in backbone.feature_jobs([pair.chosen for pairs in trains for pair in pairs]):
+        pass
+    common, total = _weights(backbone), sum(map(len, trains))
+    for number in range(_ROUNDS):
+        mean = {key: torch.zeros_like(value) for key, value in common.items()}
+        for client, pairs in enumerate(trains):
+            _load(backbone, common)
+            _epoch(backbone, pairs, recipe, f"{recipe.seed}/{number}/{client}")
+            for key, value in _weights(backbone).items():
+                mean[key] += value * (len(pairs) / total)
+        common = mean
+    _load(backbone, common)
+    temperature = calibration.fit_temperature(margins(backbone, held_out[0]))
+    report = calibration.report(margins(backbone, held_out[1]), temperature)
+    with folder_whole(out, overwrite=False) as folder:
+        modeldir.save(
+            folder,
+            backbone,
+            name=name,
+            domains="",
+            calibration=modeldir.card_calibration(report, temperature),
+            recipe=recipe,
+            training=TrainingReport(
+                train_pairs=total,
+                calibration_pairs=len(held_out[0]),
+                steps=0,
+                best_epoch=_ROUNDS,
+                train_seconds=0.0,
+                feature_seconds=0.0,
+            ),
+        )
+
+
+def _epoch(backbone: Backbone, pairs: Sequence[Pair], recipe: Recipe, seed: str) -> None:
+    rng = Random(seed)
+    others: dict[str, list[str]] = {}
+    for pair in pairs:
+        others.setdefault(pair.question, []).append(pair.chosen.response)
+    optimiser: Any = torch.optim.AdamW(
+        [parameter for parameter in backbone.parameters() if parameter.requires_grad],
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+    )
+    backbone.train()
+    order = rng.sample(pairs, len(pairs))
+    for start in range(0, len(order), recipe.batch_size):
+        batch = order[start : start + recipe.batch_size]
+        elsewhere = [
+            type(pair.chosen)(pair.chosen.messages, pair.chosen.pictures, other)
+            for pair in batch
+            for other in rng.choices(others[pair.question], k=recipe.mismatch)
+        ]
+        scores = backbone([*(pair.chosen for pair in batch), *(pair.rejected for pair in batch), *elsewhere])
+        chosen, rejected, made_up = scores.split([len(batch), len(batch), len(elsewhere)])
+        loss = bradley_terry_loss(chosen, rejected, recipe.centring)
+        if elsewhere:
+            loss = loss + bradley_terry_loss(chosen.repeat_interleave(recipe.mismatch), made_up)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+    backbone.eval()
+
+
+def _weights(backbone: Backbone) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in backbone.named_parameters() if value.requires_grad}
+
+
+def _load(backbone: Backbone, weights: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for key, value in backbone.named_parameters():
+            if value.requires_grad:
+                value.copy_(weights[key])

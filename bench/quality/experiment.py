@@ -1,0 +1,229 @@
+"""MoR's central experiment, from pictures to tables: ``python -m quality --state DIR [--full]``.
+
+Every step leaves files below the state folder and is not run again while they are there: pictures and preferences, one
+reward model for each client, sampled responses, scores. With the scores at hand all comparisons take minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from machine import record
+from mor_reward.backbones import DualEncoderConfig
+from mor_reward.recipe import Recipe
+from three_domains import prepare
+from three_domains.asks import Split
+
+from quality import (
+    averaging,
+    material,
+    models,
+    objectives,
+    plots,
+    sampling,
+    scoring,
+    supervised,
+    tables,
+    truth,
+    wire,
+)
+from quality.evidence import ANCHORS, EVEN, Evidence
+from quality.material import Share
+from quality.population import CLIENTS, SKILLS, Client, options
+from quality.questions import QUESTIONS
+from quality.ranking import drawn_rows
+from quality.scored import Anchors, Groups, Rewards
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything; rows are per domain."""
+
+    name: str
+    clients: float
+    """Multiple of each client's pairs."""
+    held_out: int
+    anchors: int
+    styled: int
+    prompts: int
+    responses: int
+    draws: int
+    central: str
+    """Architecture of the centralised reward model. A VLM is the stronger and takes ten times as long."""
+
+
+QUICK = Size("quick", 0.6, 1700, anchors=128, styled=200, prompts=24, responses=64, draws=8, central="dinov2")
+FULL = Size("full", 2.0, 5000, anchors=256, styled=1000, prompts=200, responses=64, draws=20, central="vlm")
+TINY = Size("tiny", 0.1, 24, anchors=100, styled=64, prompts=2, responses=8, draws=2, central="dinov2")
+"""Only to try the code."""
+
+
+_HELD_OUT: tuple[tuple[Split, float], ...] = (("server", 0.75), ("dev", 0.25))
+"""Material of the held-out pairs: what the server's own prompts are made of, and what nothing was trained on."""
+
+
+class Experiment:
+    def __init__(self, state: Path, demo: Path, size: Size, threads: int) -> None:
+        """``demo`` holds the demonstration's ``base`` and ``parts``."""
+        self.state = state / size.name
+        self.base, self.parts = demo / "base", demo / "parts"
+        self.size = size
+        self.threads = threads
+        self.clients = [replace(client, pairs=round(client.pairs * size.clients)) for client in CLIENTS]
+        self.cache = self.state / "scores"
+
+    def make_material(self) -> None:
+        for client in self.clients:
+            shares = [
+                Share(domain, _of(client, domain), "client", client.pairs // len(client.domains))
+                for domain in client.domains
+            ]
+            folder = self.state / "clients" / client.name
+            material.write_preferences(folder, shares, seed=client.name, flipped=client.flipped)
+        anchors = [Share(domain, SKILLS[domain], "anchor", self.size.anchors) for domain in SKILLS]
+        material.write_preferences(self.state / "anchors", anchors, seed="anchors")
+        held_out = [
+            Share(domain, SKILLS[domain], split, round(part * self.size.held_out))
+            for domain in SKILLS
+            for split, part in _HELD_OUT
+        ]
+        material.write_preferences(self.state / "held-out", held_out, seed="held-out", each=2)
+        styled_anchors = [Share(domain, SKILLS[domain], "anchor", ANCHORS) for domain in SKILLS]
+        styled = [Share(domain, SKILLS[domain], "server", self.size.styled) for domain in SKILLS]
+        for name, shares in (("styled-anchors", styled_anchors), ("styled", styled)):
+            material.write_preferences(self.state / name, shares, seed=name, judge=objectives.prefer_complete)
+        prompts = [Share(domain, SKILLS[domain], "server", self.size.prompts) for domain in SKILLS]
+        material.write_prompts(self.state / "sampled", prompts, seed="prompts")
+        sampling.sample(self.base, self.state / "sampled", self.size.responses, self.threads)
+
+    def train(self) -> None:
+        for client in self.clients:
+            models.client_training(client, self.state, self.base, self.parts, self.threads).run()
+        base, parts, folder = str(self.base), str(self.parts), self.state / "models"
+        pooled = models.pool(self.state, self.clients)
+        how = options(self.size.central, 1 if self.size.central == "vlm" else 3, base, parts)
+        models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how, threads=self.threads).run()
+        anchored = options("efficientnet", 8, base, parts)
+        drawn = self._first_draw()
+        models.training(models.ANCHORED, drawn, folder / models.ANCHORED, anchored, threads=self.threads).run()
+        sharing = [client for client in self.clients if client.architecture == "dinov2"]
+        if not (folder / models.AVERAGED).exists():
+            averaging.average(
+                [self.state / "clients" / client.name / "prefs.jsonl" for client in sharing],
+                DualEncoderConfig(
+                    vision=f"{parts}/dinov2-small", text=f"{parts}/minilm", image_size=168, vision_layers=(8,)
+                ),
+                Recipe(lr=1e-3, weight_decay=0.05, mismatch=4),
+                folder / models.AVERAGED,
+                models.AVERAGED,
+            )
+
+    def score(self) -> None:
+        folders = [self.state / name for name in ("anchors", "held-out", "styled-anchors", "styled", "sampled")]
+        names = [client.name for client in self.clients] + list(models.OTHERS)
+        scoring.embed(folders, self.cache)
+        scoring.score([self.state / "models" / name for name in names], folders, self.cache)
+
+    def evidence(self, executor: ProcessPoolExecutor | None) -> Evidence:
+        names = tuple(client.name for client in self.clients)
+
+        def load(name: str) -> Groups:
+            return scoring.load(self.state / name, self.cache, names, models.OTHERS)
+
+        golds = material.read_gold(self.state / "held-out")
+        return Evidence(
+            clients=names,
+            pool=Anchors(load("anchors")),
+            held_out=load("held-out"),
+            pictures=tuple(gold["picture"] for gold in golds),
+            sampled=load("sampled"),
+            truth=self._truth(),
+            supervised=supervised.measure(
+                self.base, self._first_draw().parent, self.state / "sampled", self.state / "supervised", self.threads
+            ),
+            styled=Anchors(load("styled-anchors")),
+            styled_held_out=load("styled"),
+            agrees=(self._agrees("styled-anchors"), self._agrees("styled")),
+            wire=wire.traffic(self.state / "sampled", self.state / "models" / models.AVERAGED),
+            draws=self.size.draws,
+            executor=executor,
+        )
+
+    def _first_draw(self) -> Path:
+        """The anchors of the first draw, as a preference file of their own."""
+        folder, pool = self.state / "anchored", self.state / "anchors"
+        if not folder.exists():
+            rows = (pool / "prefs.jsonl").read_text(encoding="utf-8").splitlines()
+            domains = [json.loads(row)["domain"] for row in rows]
+            shutil.copytree(pool / "images", folder / "images")
+            drawn = [rows[row] for row in drawn_rows(domains, EVEN, ANCHORS, seed=0)]
+            (folder / "prefs.jsonl").write_text("\n".join(drawn) + "\n", encoding="utf-8")
+        return folder / "prefs.jsonl"
+
+    def _truth(self) -> dict[str, Rewards]:
+        golds, asked = material.read_gold(self.state / "sampled"), scoring.groups(self.state / "sampled")
+        return {"correct": truth.correctness(golds, asked), "taste": truth.liking(golds, asked)}
+
+    def _agrees(self, name: str) -> np.ndarray:
+        golds = material.read_gold(self.state / name)
+        asked = scoring.groups(self.state / name)
+        return np.array(
+            [
+                objectives.brief(gold, group.examples[0].response) > objectives.brief(gold, group.examples[1].response)
+                for gold, group in zip(golds, asked, strict=True)
+            ]
+        )
+
+
+def _of(client: Client, domain: str) -> list[str]:
+    return [skill for skill in client.skills if skill.startswith(f"{domain}/")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--state", type=Path, default=Path(".mor/quality"))
+    parser.add_argument("--demo", type=Path, default=Path(".mor/demo"), help="where base model and parts are or go")
+    parser.add_argument("--size", choices=("quick", "full", "tiny"), default="quick")
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    size = {one.name: one for one in (QUICK, FULL, TINY)}[chosen.size]
+    for step in prepare.steps(chosen.demo, "default", 0)[:3]:
+        step.run()
+    experiment = Experiment(chosen.state, chosen.demo, size, chosen.threads)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, begun: float) -> None:
+        seconds[name] = round(time.monotonic() - begun, 1)
+        print(f"{name}: {seconds[name]} s", flush=True)
+
+    for name, stage in (
+        ("material", experiment.make_material),
+        ("training", experiment.train),
+        ("scoring", experiment.score),
+    ):
+        begun = time.monotonic()
+        stage()
+        timed(name, begun)
+    found: dict[str, object] = {}
+    with ProcessPoolExecutor(chosen.threads, mp_context=get_context("spawn")) as executor:
+        evidence = experiment.evidence(executor)
+        for question in QUESTIONS:
+            begun = time.monotonic()
+            found[question.__name__] = question(evidence)
+            timed(question.__name__, begun)
+    path = record(f"quality-{size.name}", {"pairs": len(evidence.held_out), "seconds": seconds, **found})
+    path.with_suffix(".md").write_text(tables.markdown(found), encoding="utf-8")
+    plots.draw(found, path.parent, size.name)
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Pictures, questions and preference pairs of the experiment, written as the data files that clients and server hold.
+
+``folder/prefs.jsonl`` or ``prompts.jsonl`` and, for the benchmark's eyes only, ``folder/gold.jsonl`` with the exact
+answer of each row in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image
+from three_domains.asks import Gold, Split, preference
+from three_domains.domains import ANSWERS, picture_maker
+
+from quality.population import skill
+
+Judge = Callable[[Gold, Random], tuple[str, str] | None]
+"""Draws a preferred and another answer to a question; None where it finds none."""
+
+_CONTRASTS = 0.5
+"""Share of the pairs that set a true answer against a false one in the same style; the others are two drafts."""
+SPLIT_SEED = 0
+"""Decides which material belongs to which split, as in the demonstration's data."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part of a file: ``rows`` rows on some skills of one domain, from one split's material."""
+
+    domain: str
+    skills: Sequence[str]
+    split: Split
+    rows: int
+
+
+@dataclass(frozen=True)
+class Question:
+    image: Image.Image
+    text: str
+    gold: Gold
+
+
+def taste(gold: Gold, rng: Random) -> tuple[str, str] | None:
+    """What the domain's clients prefer."""
+    return preference(ANSWERS[gold["domain"]], gold, rng, _CONTRASTS)
+
+
+def questions(share: Share, rng: Random) -> Iterator[list[Question]]:
+    """Without end: at most three of each picture, and none that is not about one of the skills."""
+    for picture in picture_maker(share.domain, SPLIT_SEED).pictures(share.split, 1_000_000, rng):
+        asks = list({ask.question: ask for ask in picture.asks if skill(ask.gold) in share.skills}.values())
+        if asks:
+            chosen = rng.sample(asks, min(3, len(asks)))
+            yield [Question(picture.image, ask.question, ask.gold) for ask in chosen]
+
+
+def write_preferences(
+    folder: Path, shares: Sequence[Share], *, seed: str, each: int = 1, flipped: float = 0.0, judge: Judge = taste
+) -> None:
+    """``each`` pairs a question; a share of ``flipped`` of the labels is turned round."""
+    rng = Random(seed)
+
+    def rows(share: Share) -> Iterator[tuple[Question, dict[str, Any]]]:
+        for asked in questions(share, rng):
+            for question in asked:
+                for _ in range(each):
+                    pair = judge(question.gold, rng)
+                    if pair is not None:
+                        chosen, rejected = pair[::-1] if rng.random() < flipped else pair
+                        yield question, {"chosen": chosen, "rejected": rejected}
+
+    _write(folder, "prefs.jsonl", shares, rows, rng)
+
+
+def write_prompts(folder: Path, shares: Sequence[Share], *, seed: str) -> None:
+    rng = Random(seed)
+
+    def rows(share: Share) -> Iterator[tuple[Question, dict[str, Any]]]:
+        for asked in questions(share, rng):
+            for question in asked[:2]:
+                yield question, {}
+
+    _write(folder, "prompts.jsonl", shares, rows, rng)
+
+
+def read_gold(folder: Path) -> list[Gold]:
+    """The exact answer of each row, with ``picture``, the name of its picture."""
+    return [json.loads(line) for line in (folder / "gold.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _write(
+    folder: Path,
+    name: str,
+    shares: Sequence[Share],
+    rows: Callable[[Share], Iterator[tuple[Question, dict[str, Any]]]],
+    rng: Random,
+) -> None:
+    """The folder appears whole; one that is there is left as it is."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        made = Path(scratch) / "made"
+        (made / "images").mkdir(parents=True)
+        lines = []
+        for share in shares:
+            for _, (question, columns) in zip(range(share.rows), rows(share), strict=False):
+                image = _save(question.image, made / "images")
+                content = [{"type": "image"}, {"type": "text", "text": question.text}]
+                row = {"prompt": [{"role": "user", "content": content}], "images": [image], "domain": share.domain}
+                lines.append((row | columns, question.gold | {"picture": image}))
+        rng.shuffle(lines)
+        for file, column in ((name, 0), ("gold.jsonl", 1)):
+            text = "".join(json.dumps(line[column], ensure_ascii=False) + "\n" for line in lines)
+            (made / file).write_text(text, encoding="utf-8")
+        made.rename(folder)
+
+
+def _save(image: Image.Image, folder: Path) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    name = f"{hashlib.sha256(buffer.getvalue()).hexdigest()}.png"
+    (folder / name).write_bytes(buffer.getvalue())
+    return f"images/{name}"

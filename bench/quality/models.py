@@ -1,0 +1,54 @@
+"""The reward models: one for each client by ``mor-reward train``, and those that no client could make alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from three_domains.prepare import Step
+
+from quality.population import CLIENTS, Client, options
+
+AVERAGED, ANCHORED, CENTRAL = "averaged", "anchored", "central"
+OTHERS = (AVERAGED, ANCHORED, CENTRAL)
+
+
+def training(name: str, data: Path, out: Path, how: Sequence[str], *, threads: int) -> Step:
+    """One reward model, trained as a client trains its own; an interrupted training goes on."""
+    command = [str(Path(sys.executable).with_name("mor-reward")), "train"]
+    told = ["--data", str(data), "--out", str(out), "--name", name, "--threads", str(threads)]
+    again = ["--resume"] if out.with_name(f"{out.name}.training").exists() else []
+    return Step(f"reward model {name}", out, [*command, *told, *how, *again])
+
+
+def client_training(client: Client, state: Path, base: Path, parts: Path, threads: int) -> Step:
+    how = options(client.architecture, client.epochs, str(base), str(parts))
+    return training(
+        client.name,
+        state / "clients" / client.name / "prefs.jsonl",
+        state / "models" / client.name,
+        how,
+        threads=threads,
+    )
+
+
+def pool(state: Path, clients: Sequence[Client] = CLIENTS) -> Path:
+    """All clients' preference files in one, as no client would allow."""
+    folder = state / "pooled"
+    if not folder.exists():
+        scratch = folder.with_name(".pooled")
+        shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / "images").mkdir(parents=True)
+        rows = []
+        for client in clients:
+            source = state / "clients" / client.name
+            for image in (source / "images").iterdir():
+                shutil.copy(image, scratch / "images")
+            rows += [json.loads(line) for line in (source / "prefs.jsonl").read_text(encoding="utf-8").splitlines()]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (scratch / "prefs.jsonl").write_text(text, encoding="utf-8")
+        scratch.rename(folder)
+    return folder / "prefs.jsonl"

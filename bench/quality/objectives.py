@@ -1,0 +1,36 @@
+"""Two objectives that pull apart: both want the truth, one in many words and the other in few."""
+
+from __future__ import annotations
+
+from random import Random
+
+from three_domains.asks import Gold
+from three_domains.domains import ANSWERS
+
+_TRUTH = 2.0
+_WORD = 0.25
+_MARGIN = 0.2
+
+
+def complete(gold: Gold, response: str) -> float:
+    return _truth(gold, response) + _WORD * len(response.split())
+
+
+def brief(gold: Gold, response: str) -> float:
+    """The same truth; each word costs what it gains above, as in the Chart client's taste."""
+    return _truth(gold, response) - _WORD * len(response.split())
+
+
+def prefer_complete(gold: Gold, rng: Random) -> tuple[str, str] | None:
+    """Two answers to a question, the one that is better by ``complete`` first, which differ by both objectives."""
+    answers = ANSWERS[gold["domain"]]
+    for _ in range(20):
+        first, second = (rng.choice((answers.draft, answers.right, answers.wrong))(gold, rng) for _ in range(2))
+        gaps = [judge(gold, first) - judge(gold, second) for judge in (complete, brief)]
+        if min(map(abs, gaps)) >= _MARGIN:
+            return (first, second) if gaps[0] > 0 else (second, first)
+    return None
+
+
+def _truth(gold: Gold, response: str) -> float:
+    return _TRUTH * ANSWERS[gold["domain"]].correct(gold, response)

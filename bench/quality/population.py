@@ -1,0 +1,69 @@
+"""Who the clients are: what each has seen, how much of it, how clean its labels are, and what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from three_domains.asks import Gold
+
+SKILLS: Mapping[str, tuple[str, ...]] = {
+    "detail": ("detail/list", "detail/count", "detail/corner"),
+    "medical": ("medical/region", "medical/side", "medical/plane"),
+    "chart": ("chart/bar", "chart/line", "chart/count"),
+}
+_ALL = tuple(skill for skills in SKILLS.values() for skill in skills)
+
+_DUAL = "--backbone dual-encoder --text {parts}/minilm --lr 1e-3 --weight-decay 0.05 --mismatch 4"
+ARCHITECTURES = {
+    "dinov2": f"{_DUAL} --vision {{parts}}/dinov2-small --set vision_layers=[8] --set image_size=168",
+    "efficientnet": f"{_DUAL} --vision {{parts}}/efficientnet-lite2 --set vision_layers=[-1,-2] --set image_size=168",
+    "vlm": "--backbone vlm --model {base} --set likelihood=0.3 --lr 2e-4",
+    "text": "--backbone text --model {parts}/minilm --lr 5e-5",
+}
+"""Options of ``mor-reward train``. ``dinov2`` and ``efficientnet`` stand beside MiniLM in a dual encoder; ``text`` is
+MiniLM alone and never sees a picture."""
+
+
+@dataclass(frozen=True)
+class Client:
+    name: str
+    skills: tuple[str, ...]
+    architecture: str
+    pairs: int
+    """Preference pairs, shared evenly among its domains."""
+    epochs: int
+    flipped: float = 0.0
+    """Share of its labels that are the wrong way round."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(skill.partition("/")[0] for skill in self.skills))
+
+
+CLIENTS = (
+    Client("detail-lists", ("detail/list",), "efficientnet", 900, 5),
+    Client("detail-places", ("detail/corner", "detail/count"), "dinov2", 1200, 6),
+    Client("medical-regions", ("medical/region",), "vlm", 900, 2),
+    Client("medical-slices", ("medical/side", "medical/plane"), "dinov2", 900, 6),
+    Client("chart-bars", ("chart/bar", "chart/count"), "dinov2", 1200, 6),
+    Client("chart-lines", ("chart/line",), "efficientnet", 700, 5),
+    Client("scenes-and-charts", ("detail/list", "chart/bar"), "efficientnet", 700, 5),
+    Client("generalist", _ALL, "dinov2", 1800, 4, flipped=0.2),
+    Client("small", SKILLS["medical"], "efficientnet", 150, 5),
+    Client("wording", _ALL, "text", 900, 2),
+)
+"""Two or more for each domain, with complementary sub-skills and overlaps."""
+
+
+def skill(gold: Gold) -> str:
+    """The sub-skill that a question asks for."""
+    task = gold["task"]
+    if gold["domain"] == "chart" and task == "value":
+        task = "line" if gold["target"] in ("start", "end") else "bar"
+    return f"{gold['domain']}/{task}"
+
+
+def options(architecture: str, epochs: int, base: str, parts: str) -> list[str]:
+    """What ``mor-reward train`` is told beside its data."""
+    return [*ARCHITECTURES[architecture].format(base=base, parts=parts).split(), "--epochs", str(epochs)]

@@ -1,0 +1,38 @@
+"""What the experiment asks of the scores: one file a subject, and each answer a table of plain numbers."""
+
+from quality.questions.anchors import anchor_counts, other_mixes
+from quality.questions.conflict import objectives
+from quality.questions.growth import growth
+from quality.questions.joining import joining
+from quality.questions.liars import liars
+from quality.questions.policies import policies
+from quality.questions.ranking import clients, ranking, wire, without_parts
+
+QUESTIONS = (
+    clients,
+    ranking,
+    policies,
+    without_parts,
+    anchor_counts,
+    other_mixes,
+    joining,
+    liars,
+    objectives,
+    growth,
+    wire,
+)
+
+__all__ = [
+    "QUESTIONS",
+    "anchor_counts",
+    "clients",
+    "growth",
+    "joining",
+    "liars",
+    "objectives",
+    "other_mixes",
+    "policies",
+    "ranking",
+    "wire",
+    "without_parts",
+]

@@ -1,0 +1,124 @@
+"""Every model's scores of every group, computed once and kept: arms are compared in seconds afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from mor_core.datafiles import Prompt, read_preferences, read_prompts
+from mor_core.wire import image_hashes
+from mor_reward import modeldir
+from mor_reward.backbones import Backbone, Example, Picture
+from mor_reward.engine import Engine
+from mor_reward.modeldir import RewardManifest
+from mor_router.embedding import Input, build_embedder
+from numpy import ndarray
+
+from quality.material import read_gold
+from quality.population import skill
+from quality.scored import Groups, Rewards
+
+_BATCH = 128
+_ITEMS = 64
+_FEATURE_BYTES = 6 << 30
+RESPONSES = "responses.json"
+
+
+class Group:
+    """One question with the responses to score."""
+
+    def __init__(self, prompt: Prompt, responses: Sequence[str]) -> None:
+        self.prompt = prompt
+        pictures = tuple(Picture(digest, prompt.images[digest]) for digest in image_hashes(prompt.messages))
+        self.examples = [Example(prompt.messages, pictures, response) for response in responses]
+
+
+def groups(folder: Path) -> list[Group]:
+    """The pairs of ``prefs.jsonl``, or the sampled responses to ``prompts.jsonl``."""
+    if (folder / "prefs.jsonl").exists():
+        return [Group(row.prompt, (row.chosen, row.rejected)) for row in read_preferences(folder / "prefs.jsonl")]
+    sampled = json.loads((folder / RESPONSES).read_text(encoding="utf-8"))
+    return [
+        Group(prompt, responses)
+        for prompt, responses in zip(read_prompts(folder / "prompts.jsonl"), sampled, strict=True)
+    ]
+
+
+def score(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> None:
+    """Write ``cache/FOLDER/MODEL.npz`` for each; what is there already is not computed again.
+
+    Models with the same frozen towers share the features of pictures and texts.
+    """
+    features: dict[str, Backbone] = {}
+    for model in models:
+        missing = [folder for folder in folders if not _file(cache, folder, model).exists()]
+        if not missing:
+            continue
+        manifest, backbone = modeldir.load(model)
+        towers = _towers(manifest, model)
+        if towers in features:
+            backbone.features = features[towers].features
+        else:
+            backbone.use_cache(_FEATURE_BYTES)
+            features[towers] = backbone
+        engine = Engine(backbone, manifest.calibration.temperature, _BATCH)
+        for folder in missing:
+            print(f"scoring {folder.name} by {model.name}", flush=True)
+            file = _file(cache, folder, model)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(file, scores=_scores(engine, groups(folder), model.name))
+
+
+def _scores(engine: Engine, asked: Sequence[Group], name: str) -> Rewards:
+    found = []
+    for start in range(0, len(asked), _ITEMS):
+        for verdict in engine.run([group.examples for group in asked[start : start + _ITEMS]]):
+            if verdict.scores is None:
+                raise RuntimeError(f"{name} cannot score a group: {verdict.detail}")
+            found.append(verdict.scores)
+    return np.array(found)
+
+
+def embed(folders: Sequence[Path], cache: Path) -> None:
+    """Write ``cache/FOLDER/inputs.npz``: the router's embedding of each group's question and picture."""
+    embedder = build_embedder(None, None, 100_000)
+    for folder in folders:
+        file = cache / folder.name / "inputs.npz"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            seen = [Input(group.prompt.messages, group.prompt.images) for group in groups(folder)]
+            np.savez_compressed(file, inputs=asyncio.run(embedder.inputs(seen)))
+
+
+def load(folder: Path, cache: Path, clients: Sequence[str], others: Sequence[str]) -> Groups:
+    """Groups of ``folder`` as scored by ``clients``, and by the models that no client serves."""
+
+    def scores(name: str) -> Float[ndarray, "groups size"]:
+        with np.load(_file(cache, folder, Path(name))) as kept:
+            return np.asarray(kept["scores"])
+
+    with np.load(cache / folder.name / "inputs.npz") as kept:
+        inputs = np.asarray(kept["inputs"])
+    return Groups(
+        inputs=inputs,
+        scores=np.stack([scores(name) for name in clients], axis=1),
+        skills=tuple(skill(gold) for gold in read_gold(folder)),
+        others={name: scores(name) for name in others},
+    )
+
+
+def _file(cache: Path, folder: Path, model: Path) -> Path:
+    return cache / folder.name / f"{model.name}.npz"
+
+
+def _towers(manifest: RewardManifest, folder: Path) -> str:
+    """What decides the features of frozen towers. All VLM clients start from the server's base model."""
+    config = manifest.backbone
+    if config.kind != "dual-encoder":
+        return config.kind
+    tower = (folder / config.vision / "config.json").read_text(encoding="utf-8")
+    return f"{tower} {config.image_size} {config.vision_layers} {config.precision}"

@@ -1,0 +1,155 @@
+"""The experiment's answers as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+Found = Mapping[str, Any]
+
+
+def markdown(found: Found, level: int = 2) -> str:
+    """All answers under headings of ``level``."""
+    parts = [
+        ("Clients: pairs ranked as labelled, %", clients(found["clients"])),
+        *(
+            (f"Arms on held-out pairs, fitted on {count} anchors, %", standings(arms))
+            for count, arms in found["ranking"].items()
+        ),
+        ("MoR without one of its parts, %", standings(found["without_parts"])),
+        ("Accuracy by number of anchors, % (lowest to highest draw)", counts(found["anchor_counts"])),
+        ("Anchors of another mix of domains, %", mixes(found["other_mixes"])),
+        ("A client that joins, %", joining(found["joining"])),
+        ("Liars: points that MoR loses", lies(found["liars"])),
+        ("Two objectives that conflict, %", objectives(found["objectives"])),
+        ("Many clients, of whom only the most trusted are called (simulated)", growth(found["growth"])),
+        ("Bytes over the wire, one client", wire(found["wire"])),
+        ("The optimal policy of each arm at equal KL: gold above base", policies(found["policies"])),
+    ]
+    return "\n\n".join(f"{'#' * level} {title}\n\n{text}" for title, text in parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def clients(found: Found) -> str:
+    skills = list(next(iter(found.values())))
+    return table(
+        ["client", *skills], [[name, *(f"{row[skill]:.0f}" for skill in skills)] for name, row in found.items()]
+    )
+
+
+def standings(found: Found) -> str:
+    domains = list(next(iter(found.values()))["domains"])
+    head = ["arm", "accuracy", *domains, "worst domain", "MoR is ahead by", "in the worst domain by"]
+    rows = [
+        [
+            name,
+            f"{row['accuracy']['mean']:.1f}",
+            *(f"{row['domains'][domain]:.1f}" for domain in domains),
+            f"{row['worst']:.1f}",
+            interval(row["behind"]),
+            interval(row["worst_behind"]),
+        ]
+        for name, row in sorted(found.items(), key=lambda item: item[1]["accuracy"]["mean"])
+    ]
+    return table(head, rows)
+
+
+def counts(found: Found) -> str:
+    columns = list(next(iter(found.values())))
+    return table(
+        ["arm", *columns],
+        [[name, *(_range(row[column]) for column in columns)] for name, row in found.items()],
+    )
+
+
+def mixes(found: Found) -> str:
+    head = ["arm", "on the two domains with a fifth of the anchors", "on a domain without any"]
+    return table(head, [[name, f"{row['rare']:.1f}", f"{row['unseen']:.1f}"] for name, row in found.items()])
+
+
+def lies(found: Found) -> str:
+    columns = ("turned", "turned against absent")
+    head = [
+        "scenario",
+        "liar joins",
+        "its weight, %",
+        "expert turns",
+        "against the expert absent",
+        "most harmful expert",
+    ]
+    return table(
+        head,
+        [
+            [
+                name,
+                interval(row["joined"]),
+                f"{row['weight']:.1f}",
+                *(interval(row[column]) for column in columns),
+                f"{row['worst expert, turned']:+.1f}",
+            ]
+            for name, row in found.items()
+        ],
+    )
+
+
+def joining(found: Found) -> str:
+    head = ["gate", "all pairs", "the sub-skill that the newcomer is best at"]
+    names = {"without": "without the newcomer", "joined": "newcomer added, the others as they were", "refit": "refit"}
+    return table(head, [[names[way], f"{row['all']:.1f}", f"{row['own']:.1f}"] for way, row in found.items()])
+
+
+def growth(found: Found) -> str:
+    head = ["clients", "calls a group", "accuracy, %", "accuracy if all were called, %", "gate, ms a group"]
+    return table(
+        head,
+        [
+            [count, str(row["calls"]), f"{row['called']:.1f}", f"{row['all']:.1f}", f"{row['gate ms']:.3f}"]
+            for count, row in found.items()
+        ],
+    )
+
+
+def wire(found: Found) -> str:
+    return table(["", "bytes"], [[name, f"{value:,.0f}"] for name, value in found.items()])
+
+
+def objectives(found: Found) -> str:
+    return table(["", "accuracy"], [[name, f"{value:.1f}"] for name, value in found.items()])
+
+
+def policies(found: Found) -> str:
+    first = next(iter(found["curves"].values()))
+    head = [
+        "arm",
+        *(f"correct at KL {kl:g}, points" for kl in first["kl"]),
+        "taste at KL 1",
+        "MoR ahead at KL 1, points",
+    ]
+    ahead = found["MoR ahead in correct answers at KL 1, points"]
+    rows = []
+    for name, curve in found["curves"].items():
+        correct = dict(zip(curve["kl"], curve["correct"], strict=True))
+        taste = dict(zip(curve["kl"], curve["taste"], strict=True))
+        shown = [f"{100 * correct[kl]:+.1f}" if kl in correct else "" for kl in first["kl"]]
+        gap = interval(ahead[name]) if name in ahead else ""
+        rows.append([name, *shown, f"{taste[1.0]:+.2f}" if 1.0 in taste else "", gap])
+    base = found["base"]
+    tuned = found["supervised on anchors"]
+    return (
+        f"{table(head, rows)}\n\nThe base policy answers {100 * base['correct']:.1f} % of the samples correctly. Tuned "
+        f"on the preferred answers of 64 anchors alone it gains "
+        f"{100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
+    )
+
+
+def interval(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{fmean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else "")

@@ -1,0 +1,78 @@
+"""The population, the labels of its pairs, and the two objectives."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+
+import pytest
+from quality.material import Share, questions, taste
+from quality.objectives import brief, complete, prefer_complete
+from quality.population import CLIENTS, SKILLS, options, skill
+from three_domains.asks import Ask
+from three_domains.chart import count_ask, value_ask
+from three_domains.detail import asks as detail_asks
+from three_domains.domains import ANSWERS
+from three_domains.medical import asks as medical_asks
+
+ASKS: list[Ask] = [
+    *detail_asks({"top left": "bird", "bottom right": "coin"}, Random(0)),
+    *medical_asks("axial", "frontal", "left", Random(0)),
+    *(value_ask(target, 42.0, "years") for target in ("tallest", "last", "start", "end")),
+    count_ask(4),
+]
+
+
+def test_every_question_asks_for_a_known_skill_and_every_skill_is_asked_for() -> None:
+    assert {skill(ask.gold) for ask in ASKS} == {one for skills in SKILLS.values() for one in skills}
+
+
+def test_each_skill_has_clients_that_know_it_and_clients_that_do_not() -> None:
+    for one in itertools.chain.from_iterable(SKILLS.values()):
+        experts = [client for client in CLIENTS if one in client.skills]
+        assert 2 <= len(experts) < len(CLIENTS), one
+    assert len({client.name for client in CLIENTS}) == len(CLIENTS) >= 8
+    assert len({client.architecture for client in CLIENTS}) >= 4
+
+
+def test_options_name_the_parts_that_they_are_given() -> None:
+    for client in CLIENTS:
+        told = options(client.architecture, client.epochs, "/of/base", "/of/parts")
+        assert any(option.startswith("/of/") for option in told)
+        assert not any("{" in option for option in told)
+
+
+@pytest.mark.parametrize("ask", ASKS, ids=lambda ask: ask.question)
+def test_the_objectives_agree_on_truth_and_differ_on_words(ask: Ask) -> None:
+    answers = ANSWERS[ask.gold["domain"]]
+    right, wrong = answers.right(ask.gold, Random(1)), answers.wrong(ask.gold, Random(1))
+    for objective in (complete, brief):
+        assert objective(ask.gold, right) > objective(ask.gold, wrong) - 0.75
+    pairs = [pair for seed in range(60) if (pair := prefer_complete(ask.gold, Random(seed)))]
+    assert pairs
+    assert all(complete(ask.gold, chosen) > complete(ask.gold, rejected) for chosen, rejected in pairs)
+
+
+def test_some_pairs_set_the_objectives_against_each_other() -> None:
+    pairs = [
+        (ask.gold, pair) for ask in ASKS for seed in range(20) if (pair := prefer_complete(ask.gold, Random(seed)))
+    ]
+    against = [brief(gold, chosen) < brief(gold, rejected) for gold, (chosen, rejected) in pairs]
+    assert 0.2 < sum(against) / len(against) < 0.9
+
+
+def test_labels_are_the_tastes() -> None:
+    for ask in ASKS:
+        answers = ANSWERS[ask.gold["domain"]]
+        for seed in range(20):
+            pair = taste(ask.gold, Random(seed))
+            if pair:
+                assert answers.taste(ask.gold, pair[0]) > answers.taste(ask.gold, pair[1])
+
+
+@pytest.mark.downloads
+def test_questions_are_of_the_wanted_skills_only() -> None:
+    share = Share("chart", ("chart/line",), "dev", 0)
+    asked = [question for found in itertools.islice(questions(share, Random(0)), 4) for question in found]
+    assert asked
+    assert {skill(question.gold) for question in asked} == {"chart/line"}
