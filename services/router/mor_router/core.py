@@ -151,7 +151,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         audit=audit,
         registry=registry,
         pool=pool,
-        enroller=Enroller(registry, pool, vault, policy, audit),
+        enroller=Enroller(registry=registry, pool=pool, vault=vault, policy=policy, live=live, audit=audit),
         objectives=objectives,
         gates=gates,
         served=served,
