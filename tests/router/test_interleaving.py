@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mor_core.wire import ImagePart, Message
 from mor_router.disguise import disguise
 from mor_router.live_answers import LiveAnswers
 from mor_router.objectives import Anchor
+from mor_router.reserve import Reserve
+from redis.asyncio import Redis
 
 from tests.router.conftest import Api, Start
 from tests.router.endpoints import Endpoint, Endpoints, words
@@ -43,6 +46,24 @@ def test_a_disguised_anchor_holds_its_two_responses_somewhere_in_a_group_of_the_
         assert (made.responses[made.chosen], made.responses[made.rejected]) == ("good", "bad")
         places.add((made.chosen, made.rejected))
     assert len(places) > size - 1
+
+
+async def test_the_reserve_is_by_picture_and_never_more_than_its_share(redis: Redis) -> None:
+    pictures = [ImagePart.of(f"{number:064x}") for number in range(40)]
+    anchors = [
+        anchor().model_copy(
+            update={"digest": f"{n:064x}", "messages": (Message(role="user", content=(pictures[n % 40],)),)}
+        )
+        for n in range(200)
+    ]
+    shown, kept = await Reserve(redis, 0.3).split(anchors)
+    assert 0 < len(kept) <= 60
+    assert len(shown) + len(kept) == 200
+    assert not {a.messages for a in shown} & {a.messages for a in kept}
+    assert await Reserve(redis, 0.3).split(anchors) == (shown, kept)  # of another process
+    few = [a for a in anchors if a.messages == kept[0].messages]
+    assert await Reserve(redis, 0.3).split(few) == (few, [])
+    assert await Reserve(redis, 0).split(anchors) == (anchors, [])
 
 
 async def traffic(api: Api, calls: int, groups: int, size: int, seed: int) -> list[dict[str, Any]]:

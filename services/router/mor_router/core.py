@@ -140,6 +140,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         redis=redis,
         settings=settings,
         objectives=objectives,
+        gates=gates,
         labellers=labellers,
         fitting=fitting,
         embedder=embedder,
