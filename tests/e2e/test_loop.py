@@ -43,10 +43,10 @@ def write_prompts(folder: Path, count: int) -> Path:
 
 class Loop:
     def __init__(
-        self, processes: Processes, control: str, rollout: str, router: str, prompts: Path, model: Path
+        self, processes: Processes, control: str, rollout: str, router: str, scorer: str, prompts: Path, model: Path
     ) -> None:
         self.processes, self.control, self.rollout, self.router = processes, control, rollout, router
-        self.prompts, self.model = prompts, model
+        self.scorer, self.prompts, self.model = scorer, prompts, model
 
     def get(self, url: str) -> Any:
         answer = httpx.get(url, headers=ADMIN, timeout=30)
@@ -94,7 +94,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[L
         for name in ("length", "vowels"):
             function = f"{Path(__file__).with_name('scorers.py')}:{name}"
             clients[name] = processes.serve(name, "mor-reward", "serve", "--function", function)
-        router = processes.serve("router", "mor-router", "serve")
+        rollout = processes.serve("rollout", "mor-rollout", "serve")
+        router = processes.serve("router", "mor-router", "serve", MOR_POLICY_URL=rollout, MOR_REFIT_MAX_TOKENS="8")
         for name, url in clients.items():
             body = {"name": name, "url": url, "domains": "shapes", "token": TOKENS["mor"][0]}
             answer = httpx.post(f"{router}/v1/clients", json=body, headers=ADMIN, timeout=30)
@@ -102,10 +103,9 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[L
             change = {"state": "active", "reason": "no anchors in this test"}
             answer = httpx.patch(f"{router}/v1/clients/{name}", json=change, headers=ADMIN, timeout=30)
             assert answer.is_success, answer.text
-        rollout = processes.serve("rollout", "mor-rollout", "serve")
         control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5")
         processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
-        yield Loop(processes, control, rollout, router, write_prompts(folder, 40), tiny_vlm)
+        yield Loop(processes, control, rollout, router, clients["length"], write_prompts(folder, 40), tiny_vlm)
         statuses = processes.stop()
         assert all(status in (0, -15, 143) for status in statuses.values()), statuses
     finally:
@@ -166,3 +166,25 @@ def test_the_policy_answers_chat_completions(loop: Loop) -> None:
     answer = httpx.post(f"{loop.rollout}/v1/chat/completions", json=body, headers=ADMIN, timeout=60)
     assert answer.is_success, answer.text
     assert answer.json()["usage"]["completion_tokens"] <= 4
+
+
+def test_the_router_refits_on_what_the_policy_says_as_a_checker_labels_it(loop: Loop) -> None:
+    objective = f"{loop.router}/v1/objectives/long"
+    body = {"name": "long", "text": "Answer at length."}
+    assert httpx.post(f"{loop.router}/v1/objectives", json=body, headers=ADMIN, timeout=30).is_success
+    prompts = [json.loads(line) for line in loop.prompts.read_text().splitlines()][:16]
+    rows = [{**prompt, "chosen": f"A long answer, {i}.", "rejected": "No."} for i, prompt in enumerate(prompts)]
+    files = [("anchors", ("anchors.jsonl", "\n".join(map(json.dumps, rows)), "application/x-ndjson"))]
+    for name in {row["images"][0] for row in rows}:
+        files.append(("images", (name, (loop.prompts.parent / name).read_bytes(), "image/png")))
+    uploaded = httpx.put(f"{objective}/anchors", files=files, headers=ADMIN, timeout=60)
+    assert uploaded.is_success, uploaded.text
+    checker = {"kind": "checker", "url": loop.scorer, "token": TOKENS["mor"][0]}
+    assert httpx.put(f"{objective}/labeller", json=checker, headers=ADMIN, timeout=30).is_success
+    answer = httpx.post(f"{objective}/refit", headers=ADMIN, timeout=300)
+    assert answer.is_success, answer.text
+    gate = answer.json()
+    assert gate["refitted"]["labelled"] >= 8
+    assert gate["report"]["pairs"] > len(rows) / 2
+    status = loop.get(f"{loop.rollout}/v1/status")
+    assert gate["refitted"]["policy"] in ("base", f"{status['run']}:{status['weights_version']}")

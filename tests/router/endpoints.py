@@ -124,12 +124,16 @@ class Endpoint:
 
 
 class Chat:
-    """An OpenAI-compatible service: ``reply`` makes the texts of a request's choices."""
+    """An OpenAI-compatible service, or a rollout service: ``reply`` makes the texts of a request's choices."""
 
     def __init__(self, url: str, reply: Callable[[dict[str, Any]], list[str]]) -> None:
         self.url = url
         self.reply = reply
+        self.weights_version = 7
         self.calls: list[dict[str, Any]] = []
+
+    async def status(self) -> Response:
+        return JSONResponse({"run": "run-1", "weights_version": self.weights_version})
 
     async def complete(self, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
@@ -137,7 +141,7 @@ class Chat:
         body = await request.json()
         self.calls.append(body)
         choices = [{"index": i, "message": {"content": text}} for i, text in enumerate(self.reply(body))]
-        return JSONResponse({"system_fingerprint": "run-1:7", "choices": choices})
+        return JSONResponse({"system_fingerprint": f"run-1:{self.weights_version}", "choices": choices})
 
 
 def python_json(document: Any) -> bytes:
@@ -215,6 +219,7 @@ class Endpoints:
     def chat(self, reply: Callable[[dict[str, Any]], list[str]]) -> Chat:
         path = f"/{len(self.app.routes)}/chat"
         chat = Chat(self.address + path, reply)
+        self.app.add_api_route(f"{path}/v1/status", chat.status, methods=["GET"], response_model=None)
         self.app.add_api_route(f"{path}/v1/chat/completions", chat.complete, methods=["POST"], response_model=None)
         return chat
 

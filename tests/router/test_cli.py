@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from tests.router.conftest import KEY, Start
-from tests.router.endpoints import Endpoints
+from tests.router.endpoints import TOKEN, Endpoints
 from tests.router.planted import jsonl, rows
 from tests.router.test_objectives import upload
 
@@ -68,12 +68,16 @@ async def test_state_moves_to_another_server_as_one_file(
 
 async def test_a_new_key_takes_over(start: Start, endpoints: Endpoints, redis_url: str) -> None:
     async with start() as api:
-        await api.enrol(endpoints.endpoint("clinic"))
+        clinic = endpoints.endpoint("clinic")
+        await api.enrol(clinic)
+        await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer."})
+        judge = {"kind": "judge", "url": clinic.url, "model": "wise", "token": TOKEN}
+        await api.ok("PUT", "/v1/objectives/helpful/labeller", judge)
     newer = run("key").stdout.strip()
     Fernet(newer)
-    assert "1 secrets" in run("rekey", redis_url=redis_url, secret_key=f"{newer},{KEY}").stdout
+    assert "2 secrets" in run("rekey", redis_url=redis_url, secret_key=f"{newer},{KEY}").stdout
     assert "encrypted with another key" in run("rekey", redis_url=redis_url, secret_key=KEY).stderr
-    assert "1 secrets" in run("rekey", redis_url=redis_url, secret_key=newer).stdout
+    assert "2 secrets" in run("rekey", redis_url=redis_url, secret_key=newer).stdout
 
 
 def test_bad_input_is_told_with_the_cure(tmp_path: Path) -> None:

@@ -139,17 +139,25 @@ async def test_without_a_labeller_the_anchors_most_like_the_policy_count_most(
         assert 8 <= gate["report"]["pairs"] <= 63
 
 
-async def test_gates_are_refitted_at_an_interval(start: Start, endpoints: Endpoints) -> None:
-    checker = endpoints.endpoint("checker")
-    async with start(**settings_for(drafts(endpoints), refit_interval_s=0.5)) as api:
-        first = await ready(api, endpoints)
+async def test_gates_are_refitted_at_an_interval_when_the_policy_has_moved(start: Start, endpoints: Endpoints) -> None:
+    checker, policy = endpoints.endpoint("checker"), drafts(endpoints)
+    async with start(**settings_for(policy, refit_interval_s=0.5)) as api:
+        await specialists(api, endpoints)
+        await objective(api)
         await api.ok("PUT", _LABELLER, {"kind": "checker", "url": checker.url, "token": TOKEN})
+        await api.ok("POST", "/v1/objectives/helpful/fit")
+
+        async def policies() -> list[str | None]:
+            gates = await api.ok("GET", "/v1/objectives/helpful/gates")
+            return [gate["refitted"] and gate["refitted"]["policy"] for gate in gates]
 
         async def refitted() -> bool:
-            gates = await api.ok("GET", "/v1/objectives/helpful/gates")
-            return any(gate["version"] > first["version"] and gate["refitted"]["labelled"] for gate in gates)
+            return f"run-1:{policy.weights_version}" in await policies()
 
         await eventually(refitted, within_s=60)
+        policy.weights_version = 8
+        await eventually(refitted, within_s=60)
+        assert await policies() == [None, "run-1:7", "run-1:8"]
 
 
 async def test_a_refit_needs_a_policy_that_answers(start: Start, endpoints: Endpoints) -> None:

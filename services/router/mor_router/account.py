@@ -12,6 +12,12 @@ from mor_router.fuse import Fused, NoQuorum
 from mor_router.registry import ClientRecord
 
 
+def stale(serves: ModelRef | None, fitted: ModelRef) -> str:
+    """What is told of a client whose calibration was fitted on another model."""
+    now = f"serves {serves.name} {serves.version}; " if serves is not None else ""
+    return f"{now}its calibration was fitted on {fitted.name} {fitted.version}; fit the objective again"
+
+
 def voters(
     gate_weights: Mapping[str, float],
     answers: Mapping[str, Answer],
@@ -22,16 +28,15 @@ def voters(
     scores = []
     for name, share in gate_weights.items():
         answer = answers[name]
-        stale = [
+        fitted_before = [
             models[name]
             for models in fitted_on
             if name in models and answer.model is not None and answer.model != models[name]
         ]
-        metrics.STALE_CALIBRATION.labels(name).set(bool(stale))
+        metrics.STALE_CALIBRATION.labels(name).set(bool(fitted_before))
         detail = answer.detail
-        if stale:
-            model = stale[0]
-            detail = f"its calibration was fitted on {model.name} {model.version}; fit the objective again"
+        if fitted_before:
+            detail = stale(answer.model, fitted_before[0])
         score = ClientScore(
             client=name,
             model=answer.model,
@@ -54,14 +59,18 @@ def voters(
 
 
 def others(
-    records: Mapping[str, ClientRecord], shadows: Sequence[str], answers: Mapping[str, Answer]
+    records: Mapping[str, ClientRecord],
+    shadows: Sequence[str],
+    outdated: Mapping[str, str],
+    answers: Mapping[str, Answer],
 ) -> tuple[ClientScore, ...]:
     """The clients without a say, and why."""
     scores = []
     for name, record in records.items():
         answer = answers.get(name)
         if name in shadows:
-            why = "on probation" if record.state == "probation" else "not in the gate; fit the objective again"
+            missing = outdated.get(name, "not in the gate; fit the objective again")
+            why = "on probation" if record.state == "probation" else missing
             if answer is None:
                 why += "; slower than the clients with a say"
             elif answer.status != "ok":

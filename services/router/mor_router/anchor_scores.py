@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,10 @@ class AnchorScores:
     """Anchors that were not in the cache."""
     problem: str | None = None
     """The last reason why an anchor has no score."""
+
+    def of(self, digests: Collection[str]) -> AnchorScores:
+        """What it said of some anchors."""
+        return replace(self, scores={digest: pair for digest, pair in self.scores.items() if digest in digests})
 
     def array(self, anchors: Sequence[Anchor]) -> Float[ndarray, "pairs 2"]:
         """Scores in the order of ``anchors``; NaN where there are none."""

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from mor_router.audit import Audit
 from mor_router.config import RouterSettings
 from mor_router.enrolment import reseal
+from mor_router.labels.labellers import reseal as reseal_labellers
 from mor_router.registry import Registry
 from mor_router.store import Snapshot, export, restore
 from mor_router.vault import Vault
@@ -129,8 +130,9 @@ def rekey() -> None:
         records = await registry.all()
         for record in records:
             await registry.update(record.name, lambda known: reseal(known, vault))
-        Audit(settings.audit_log).record("rekey", "clients", "command line", clients=len(records))
-        return len(records)
+        labellers = await reseal_labellers(redis, vault)
+        Audit(settings.audit_log).record("rekey", "secrets", "command line", clients=len(records), labellers=labellers)
+        return len(records) + labellers
 
     typer.echo(f"{_with_store(work)} secrets are under the first key now")
 

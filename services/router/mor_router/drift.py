@@ -6,6 +6,7 @@ against what the fit expects (``expectation``), and the model version that it sa
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ class Drift:
             for answer in await self._live.all(name)
             if answer.gate == objective.active and gate.models.get(answer.client) == answer.model
         ]
-        found = _departures(gate, answers, await self._live.vectors(name)) if answers else {}
+        found = await asyncio.to_thread(_departures, gate, answers, await self._live.vectors(name))
         for client, departure in found.items():
             metrics.DRIFT.labels(client).set(departure.log_evidence / math.log(10))
             if departure.log_evidence >= self._threshold:
@@ -73,59 +74,52 @@ class Drift:
     async def distrust(self, client: str, reason: str) -> None:
         """Take the weight of a client that answers otherwise than at the fit; only interleaved anchors count from now
         on, until enough of them speak for it."""
-        await self._demote(client, reason, distrusted_at=time.time())
-
-    async def renewed(self, client: str, fitted: ModelRef, serves: ModelRef) -> None:
-        """Take the weight of a client that serves another model than its calibration was fitted on.
-
-        The last active client keeps it: a new version is no sign of bad faith, and without any client nothing goes on.
-        """
-        others = [record for record in await self._registry.all() if record.state == "active" and record.name != client]
-        if others:
-            told = (
-                f"serves {serves.name} {serves.version}; its calibration was fitted on {fitted.name} {fitted.version}"
-            )
-            await self._demote(client, told, distrusted_at=None)
-
-    async def _demote(self, client: str, reason: str, *, distrusted_at: float | None) -> None:
-        demoted = False
+        newly = False
 
         def change(record: ClientRecord) -> ClientRecord:
-            nonlocal demoted
-            newly = distrusted_at is not None and record.distrusted_at is None and record.state == "probation"
-            demoted = record.state == "active" or newly
-            if not demoted:
-                return record
-            found = {"state": "probation", "reason": reason, "demoted_at": time.time()}
-            if distrusted_at is not None:
-                found["distrusted_at"] = distrusted_at
-            return record.model_copy(update=found)
+            nonlocal newly
+            newly = record.state == "active" or (record.state == "probation" and record.distrusted_at is None)
+            found = {"state": "probation", "reason": reason, "distrusted_at": time.time()}
+            return record.model_copy(update=found) if newly else record
 
         try:
             await self._registry.update(client, change)
         except NotFound:
             return  # removed meanwhile
-        if demoted:
+        if newly:
             self._audit.record("drift", client, "router", state="probation", reason=reason)
-            log.warning("a client lost its weight until the next fit", client=client, reason=reason)
+            log.warning("a client lost its weight until a fit finds it good again", client=client, reason=reason)
+
+    async def renewed(self, client: str, serves: ModelRef) -> None:
+        """Note that a client answers with another model than it was known to serve. Gates that were fitted on the old
+        one do not count it from now on."""
+        before = await self._registry.serves(client, serves)
+        if before is not None:
+            self._audit.record("drift", client, "router", model=_told(serves), before=_told(before))
+            log.warning("a client serves another model; fit again", client=client, model=_told(serves))
+
+
+def _told(model: ModelRef) -> str:
+    return f"{model.name} {model.version}"
 
 
 def _departures(
     gate: Loaded, answers: Sequence[LiveAnswer], vectors: Mapping[str, Float[ndarray, " features"]]
 ) -> dict[str, Departure]:
-    known = [answer for answer in answers if answer.digest in vectors and answer.client in gate.expected]
-    order = list(dict.fromkeys(answer.digest for answer in known))
+    by_client: dict[str, list[LiveAnswer]] = {}
+    for answer in answers:
+        if answer.digest in vectors and answer.client in gate.expected:
+            by_client.setdefault(answer.client, []).append(answer)
+    order = list({answer.digest for own in by_client.values() for answer in own})
     if not order:
         return {}
     inputs = np.stack([vectors[digest] for digest in order]).astype(float)
     mixture = gate.mixture
     influence = influences(mixture.weights(inputs, mixture.clients), mixture.slopes(inputs))
     row = {digest: index for index, digest in enumerate(order)}
-    column = {client: index for index, client in enumerate(mixture.clients)}
     found = {}
-    for client in sorted({answer.client for answer in known}):
-        own = [answer for answer in known if answer.client == client]
+    for client, own in sorted(by_client.items()):
+        rows = [row[answer.digest] for answer in own]
         differences = np.array([answer.difference for answer in own])
-        stakes = np.array([influence[row[answer.digest], column[client]] for answer in own])
-        found[client] = depart(gate.expected[client], differences, stakes)
+        found[client] = depart(gate.expected[client], differences, influence[rows, mixture.clients.index(client)])
     return found

@@ -13,6 +13,7 @@ from mor_router import metrics
 from mor_router.answers import ClientFailure
 from mor_router.audit import Audit
 from mor_router.egress import EgressPolicy
+from mor_router.live_answers import LiveAnswers
 from mor_router.pool import Pool
 from mor_router.registry import ClientRecord, Registry, new_revision
 from mor_router.trial import TRIAL_IMAGES, TRIAL_ITEM
@@ -23,11 +24,21 @@ _TRIAL_TIMEOUT_S = 30.0
 
 
 class Enroller:
-    def __init__(self, registry: Registry, pool: Pool, vault: Vault, policy: EgressPolicy, audit: Audit) -> None:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        pool: Pool,
+        vault: Vault,
+        policy: EgressPolicy,
+        live: LiveAnswers,
+        audit: Audit,
+    ) -> None:
         self._registry = registry
         self._pool = pool
         self._vault = vault
         self._policy = policy
+        self._live = live
         self._audit = audit
 
     async def enrol(self, request: Enrolment, by: str, source: Source | None = None) -> Enrolled:
@@ -76,7 +87,7 @@ class Enroller:
             Invalid: the new address is outside of the egress policy, or failed its trial.
         """
         given = request.model_dump(exclude_unset=True, exclude_none=True)
-        cleared = {"reason": request.reason, "demoted_at": None, "distrusted_at": None}
+        cleared = {"reason": request.reason, "distrusted_at": None}
         changed = {**given, **(cleared if "state" in given else {})}
         if request.url is not None:
             moved = {
@@ -118,6 +129,7 @@ class Enroller:
             NotFound: no such client.
         """
         await self._registry.remove(name)
+        await self._live.forget(name)
         self._audit.record("revoke", name, by)
         await self._pool.refresh()
         metrics.forget(name)

@@ -105,13 +105,17 @@ class Fitting:
             shown, _ = await self._reserve.split(anchors)
             scored = await score_all(self._scorer, asked, objective, shown, images)
             inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
-            scored = await self._honesty.believed(name, anchors, inputs, scored, self._pool.records)
-            changed = await self._quarantine.review(objective, anchors, inputs, scored)
-            kept = [found for found in scored if found.client in trusted and found.client not in changed]
+            vectors = {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}
+            scored, judged = await self._honesty.believed(name, vectors, scored, self._pool.records)
+            changed = await self._quarantine.review(objective, judged, scored)
+            kept = [found.of(vectors) for found in scored if found.client in trusted and found.client not in changed]
             left_out = {client: finding.reason for client, finding in changed.items() if not finding.useful}
             gate = await self._fit(objective, anchors, inputs, kept, shown=len(shown), left_out=left_out, base=base)
             gate = gate.model_copy(update={"refitted": refitted})
             await self._gates.put(gate)
+        for found in kept:
+            if found.model is not None:
+                await self._registry.serves(found.client, found.model)
         self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)
         if activate:
             await self.activate(name, gate.version, by)

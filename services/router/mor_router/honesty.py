@@ -19,7 +19,6 @@ from mor_router.anchor_scores import AnchorScores
 from mor_router.consistency import p_value
 from mor_router.drift import Drift
 from mor_router.live_answers import LiveAnswer, LiveAnswers
-from mor_router.objectives import Anchor
 from mor_router.registry import ClientRecord
 
 _TWO_FACED = 0.0005
@@ -42,18 +41,18 @@ class Honesty:
     async def believed(
         self,
         objective: str,
-        anchors: Sequence[Anchor],
-        inputs: Float[ndarray, "anchors features"],
+        present: Vectors,
         scored: Sequence[AnchorScores],
         records: Mapping[str, ClientRecord],
-    ) -> list[AnchorScores]:
-        """What counts of what each client said of ``anchors``; ``scored`` is what it said when it was shown them.
+    ) -> tuple[list[AnchorScores], Vectors]:
+        """What counts of what each client said, of anchors that are not ``present`` any more too, and the embeddings
+        of all these anchors. ``scored`` is what they said when they were shown the present ones.
 
         Takes the weight of clients whose live answers contradict those.
         """
+        await self._live.prune(objective)
         answers = await self._live.all(objective)
-        vectors = dict(await self._live.vectors(objective))
-        vectors |= {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}
+        vectors = {**present, **{d: v for d, v in (await self._live.vectors(objective)).items() if d not in present}}
         found = []
         for shown in scored:
             record = records.get(shown.client)
@@ -61,15 +60,10 @@ class Honesty:
                 found.append(shown)  # it is judged by each fit alone
                 continue
             own = [answer for answer in answers if (answer.client, answer.model) == (shown.client, shown.model)]
-            counted = await self._believed(record, shown, own, vectors)
-            present = {anchor.digest for anchor in anchors}
-            found.append(
-                replace(counted, scores={digest: s for digest, s in counted.scores.items() if digest in present})
-            )
-        await self._live.prune(objective)
-        return found
+            found.append(await self._counted(record, shown, own, vectors))
+        return found, vectors
 
-    async def _believed(
+    async def _counted(
         self, record: ClientRecord, shown: AnchorScores, answers: Sequence[LiveAnswer], vectors: Vectors
     ) -> AnchorScores:
         since = record.distrusted_at

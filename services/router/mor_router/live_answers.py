@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from mor_core.wire import ModelRef
 from numpy import ndarray
 from redis.asyncio import Redis
 
-from mor_router.store import key
+from mor_router.store import OBJECTIVES, key
 
 _MOST_ANSWERS = 640
 """Of one client for one objective; the newest are kept."""
@@ -51,9 +53,8 @@ class LiveAnswers:
         """Keep ``answers``, and the embeddings of their anchors by digest."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for answer in answers:
-                field = [answer.client, answer.model.name, answer.model.version, answer.gate, answer.digest]
                 value = [answer.chosen, answer.rejected, answer.at]
-                pipe.hsetnx(key("live", objective), json.dumps(field), json.dumps(value))
+                pipe.hsetnx(key("live", objective), _field(answer), json.dumps(value))
             for digest, vector in vectors.items():
                 pipe.hset(key("seen", objective), digest, vector.astype(np.float32).tobytes())
             await pipe.execute()
@@ -61,7 +62,7 @@ class LiveAnswers:
     async def all(self, objective: str) -> list[LiveAnswer]:
         """Oldest first."""
         stored: Any = await self._redis.hgetall(key("live", objective))
-        return sorted((_answer(field, value) for field, value in stored.items()), key=lambda answer: answer.at)
+        return await asyncio.to_thread(_sorted, stored)
 
     async def vectors(self, objective: str) -> dict[str, Float[ndarray, " features"]]:
         """Embeddings of the anchors that were asked, by digest."""
@@ -70,15 +71,13 @@ class LiveAnswers:
 
     async def prune(self, objective: str) -> None:
         """Drop what is beyond the bound, oldest first, and embeddings that nothing refers to."""
-        stored: Any = await self._redis.hgetall(key("live", objective))
-        newest = sorted(((_answer(f, v), f) for f, v in stored.items()), key=lambda pair: pair[0].at, reverse=True)
-        count: dict[str, int] = {}
+        count: Counter[str] = Counter()
         kept: set[str] = set()
         stale = []
-        for answer, field in newest:
-            count[answer.client] = count.get(answer.client, 0) + 1
+        for answer in reversed(await self.all(objective)):
+            count[answer.client] += 1
             if count[answer.client] > _MOST_ANSWERS:
-                stale.append(field)
+                stale.append(_field(answer))
             else:
                 kept.add(answer.digest)
         seen: Any = await self._redis.hkeys(key("seen", objective))
@@ -88,17 +87,27 @@ class LiveAnswers:
         if forgotten:
             await self._redis.hdel(key("seen", objective), *forgotten)
 
-    async def forget(self, objective: str, client: str) -> None:
-        """Drop what a client said."""
-        stored: Any = await self._redis.hkeys(key("live", objective))
-        fields = [field for field in stored if json.loads(field)[0] == client]
-        if fields:
-            await self._redis.hdel(key("live", objective), *fields)
+    async def forget(self, client: str) -> None:
+        """Drop what a client said, for all objectives."""
+        names: Any = await self._redis.hkeys(OBJECTIVES)
+        for name in names:
+            objective = name.decode()
+            fields = [_field(answer) for answer in await self.all(objective) if answer.client == client]
+            if fields:
+                await self._redis.hdel(key("live", objective), *fields)
 
 
 def answered(client: str, model: ModelRef, gate: int, digest: str, scores: tuple[float, float]) -> LiveAnswer:
     """An answer of now; ``scores`` of (chosen, rejected)."""
     return LiveAnswer(client, model, gate, digest, *scores, time.time())
+
+
+def _field(answer: LiveAnswer) -> str:
+    return json.dumps([answer.client, answer.model.name, answer.model.version, answer.gate, answer.digest])
+
+
+def _sorted(stored: Mapping[bytes, bytes]) -> list[LiveAnswer]:
+    return sorted((_answer(field, value) for field, value in stored.items()), key=lambda answer: answer.at)
 
 
 def _answer(field: bytes, value: bytes) -> LiveAnswer:

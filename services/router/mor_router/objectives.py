@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -138,7 +139,7 @@ class Objectives:
         value = await self._redis.hget(ANCHORS, name)
         if value is None:
             raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
-        return _ANCHORS.validate_json(value)
+        return await asyncio.to_thread(_ANCHORS.validate_json, value)
 
     async def add_sampled(self, name: str, anchors: Sequence[Anchor]) -> int:
         """Keep labelled pairs of the policy's own responses, the latest 512; how many there are."""

@@ -8,7 +8,7 @@ count against it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from mor_router.anchor_scores import AnchorScores
 from mor_router.audit import Audit
-from mor_router.objectives import Anchor, Objective
+from mor_router.objectives import Objective
 from mor_router.registry import ClientRecord, Registry
 from mor_router.standardise import fit_standardiser
 from mor_router.store import OBJECTIVES, key
@@ -75,17 +75,17 @@ class Quarantine:
     async def review(
         self,
         objective: Objective,
-        anchors: Sequence[Anchor],
-        inputs: Float[ndarray, "anchors features"],
+        inputs: Mapping[str, Float[ndarray, " features"]],
         scored: Sequence[AnchorScores],
     ) -> dict[str, Finding]:
-        """Note what the clients said of ``anchors`` and change the state of those who fail or pass; who, and why."""
-        place = {anchor.digest: row for anchor, row in zip(anchors, inputs.astype(np.float32), strict=True)}
+        """Note what the clients said of the anchors in ``inputs``, embeddings by digest, and change the state of those
+        who fail or pass; who, and why."""
+        place = {digest: vector.astype(np.float32) for digest, vector in inputs.items()}
         states = {record.name: record.state for record in await self._registry.all()}
         evidence = {
-            line.client: await self._noted(objective, line, anchors, anew=states.get(line.client) == "quarantined")
+            line.client: await self._noted(objective, line, place, anew=states.get(line.client) == "quarantined")
             for line in scored
-            if line.scores
+            if not place.keys().isdisjoint(line.scores)
         }
         vectors = await self._vectors(objective, place, evidence)
         judged = await asyncio.to_thread(_judged, evidence, vectors)
@@ -104,13 +104,12 @@ class Quarantine:
         return changed
 
     async def _noted(
-        self, objective: Objective, scored: AnchorScores, anchors: Sequence[Anchor], *, anew: bool
+        self, objective: Objective, scored: AnchorScores, inputs: Collection[str], *, anew: bool
     ) -> Evidence:
-        pairs = scored.array(anchors)
-        answered = ~np.isnan(pairs).any(axis=1)
-        units = fit_standardiser(pairs[answered])(pairs[answered])
-        digests = [anchor.digest for anchor, known in zip(anchors, answered, strict=True) if known]
-        said = dict(zip(digests, (units[:, 0] - units[:, 1]).tolist(), strict=True))
+        pairs = {digest: pair for digest, pair in scored.scores.items() if digest in inputs}
+        raw = np.array(list(pairs.values()), dtype=float)
+        units = fit_standardiser(raw)(raw)
+        said = dict(zip(pairs, (units[:, 0] - units[:, 1]).tolist(), strict=True))
         value = None if anew else await self._redis.hget(key("evidence", objective.name), scored.client)
         before = Evidence.model_validate_json(value).differences if value is not None else {}
         kept = {**{digest: d for digest, d in before.items() if digest not in said}, **said}

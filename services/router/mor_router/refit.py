@@ -22,7 +22,7 @@ from mor_router.config import RouterSettings
 from mor_router.density import effective_share, thin, weights
 from mor_router.embedding import Embedder
 from mor_router.fitting import Fitting
-from mor_router.gates import GateVersion, Refitted
+from mor_router.gates import Gates, GateVersion, Refitted
 from mor_router.labels import Labeller, Labellers, Sampled
 from mor_router.objectives import COLD_START, Anchor, Objective, Objectives, digest_of
 from mor_router.sampler import PolicySampler
@@ -54,6 +54,7 @@ class Refitting:
         redis: Redis,
         settings: RouterSettings,
         objectives: Objectives,
+        gates: Gates,
         labellers: Labellers,
         fitting: Fitting,
         embedder: Embedder,
@@ -62,13 +63,15 @@ class Refitting:
         self._redis = redis
         self._settings = settings
         self._objectives = objectives
+        self._gates = gates
         self._labellers = labellers
         self._fitting = fitting
         self._embedder = embedder
         self._audit = audit
 
     async def follow(self) -> None:
-        """Refit every fitted objective at the interval of the settings, one replica each time, until cancelled."""
+        """Refit every fitted objective at the interval of the settings, one replica each time, until cancelled; not
+        where the policy has not moved since."""
         interval = self._settings.refit_interval_s
         while True:
             await asyncio.sleep(random.uniform(0.5, 1.5) * min(_WATCH_S, interval))
@@ -77,10 +80,21 @@ class Refitting:
                     due = objective.active != COLD_START and await self._redis.set(
                         key("refitted", objective.name), "1", nx=True, px=max(1, round(1000 * interval))
                     )
-                    if due:
+                    if due and await self._moved(objective):
                         await self.refit(objective.name, "router", activate=True)
-            except (MorError, RedisError) as error:
+            except (MorError, ClientFailure, RedisError) as error:
                 log.warning("an online refit failed; the gate in force stays", reason=str(error))
+            except Exception as error:  # the next interval is another try
+                log.error("an online refit broke off; the gate in force stays", exc_info=error)
+
+    async def _moved(self, objective: Objective) -> bool:
+        """Whether the policy is another one than the gate in force was fitted for."""
+        gate = await self._gates.get(objective.name, objective.active)
+        sampler = PolicySampler(self._settings)
+        try:
+            return gate.refitted is None or gate.refitted.policy != await sampler.version(self._settings.deadline_s)
+        finally:
+            await sampler.close()
 
     async def refit(self, name: str, by: str, *, activate: bool) -> GateVersion:
         """Sample the policy, have it labelled, fit.

@@ -27,12 +27,10 @@ class ClientRecord(Client):
     """Hash of the token with which the client reads its own page."""
     revision: str
     """Changes whenever address, secret or source change: connections are made anew."""
-    demoted_at: float | None = None
-    """Unix time at which it last lost its weight by drift or by a new model version, seconds; gate versions older than
-    that do not give it back."""
     distrusted_at: float | None = None
     """Unix time at which it was found to answer otherwise than at the fit, seconds: of what it says of anchors since,
-    only the interleaved ones count. Null again when a fit has taken it back."""
+    only the interleaved ones count, and no older gate version gives it weight. Null again when a fit has taken it
+    back."""
 
     def public(self) -> Client:
         return Client(**{name: getattr(self, name) for name in Client.model_fields})
@@ -97,7 +95,7 @@ class Registry:
 
     async def promote(self, name: str, fitted_at: float) -> bool:
         """Give a client on probation its weight by a gate version of ``fitted_at``; whether that changed anything. A
-        version from before it was demoted does not.
+        version from before it was distrusted does not.
 
         Raises:
             NotFound: no such client.
@@ -106,12 +104,28 @@ class Registry:
 
         def change(record: ClientRecord) -> ClientRecord:
             nonlocal promoted
-            promoted = record.state == "probation" and (record.demoted_at or 0.0) < fitted_at
-            given = {"state": "active", "reason": None, "demoted_at": None, "distrusted_at": None}
+            promoted = record.state == "probation" and (record.distrusted_at or 0.0) < fitted_at
+            given = {"state": "active", "reason": None, "distrusted_at": None}
             return record.model_copy(update=given) if promoted else record
 
         await self.update(name, change)
         return promoted
+
+    async def serves(self, name: str, model: ModelRef) -> ModelRef | None:
+        """Note the model that a client was seen to serve; the one before where that is another.
+
+        Raises:
+            NotFound: no such client.
+        """
+        before: ModelRef | None = None
+
+        def change(record: ClientRecord) -> ClientRecord:
+            nonlocal before
+            before = record.model if record.model != model else None
+            return record.model_copy(update={"model": model})
+
+        await self.update(name, change)
+        return before
 
     async def remove(self, name: str) -> None:
         """

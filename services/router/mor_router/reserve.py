@@ -2,7 +2,7 @@
 
 Which ones is decided by picture (by question where there is none), so that a reserved anchor cannot be known by the
 picture of another one, and by a random key of this router's, so that no client can compute it. An anchor that is
-uploaded again stays on its side.
+uploaded again stays on its side, unless so few pictures are left that whole ones would be more than the share.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +37,16 @@ class Reserve:
             await self._redis.hsetnx(RESERVE, _KEY, secrets.token_hex(32))
             stored: Any = await self._redis.hget(RESERVE, _KEY)
             self._key = bytes(stored)
-        shown: list[Anchor] = []
-        kept: list[Anchor] = []
-        for anchor in anchors:
-            (kept if _uniform(self._key, anchor) < self._share else shown).append(anchor)
-        return shown, kept
+        drawn = {anchor.digest: _uniform(self._key, anchor) for anchor in anchors}
+        counts = Counter(drawn.values())
+        reserved: set[float] = set()
+        room = self._share * len(anchors)
+        for place in sorted(place for place in counts if place < self._share):
+            if counts[place] <= room:
+                reserved.add(place)
+                room -= counts[place]
+        shown = [anchor for anchor in anchors if drawn[anchor.digest] not in reserved]
+        return shown, [anchor for anchor in anchors if drawn[anchor.digest] in reserved]
 
 
 def _uniform(secret: bytes, anchor: Anchor) -> float:

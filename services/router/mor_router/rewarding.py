@@ -6,12 +6,13 @@ import asyncio
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from mor_core.errors import MorError, NotFound
 from mor_core.objectives import AskedObjective
-from mor_core.wire import ClientScore, ModelRef, ObjectiveShare, RewardItem, ScoreItem
+from mor_core.wire import ClientScore, ObjectiveShare, RewardItem, ScoreItem
 from numpy import ndarray
 
 from mor_router import account, metrics
@@ -66,7 +67,9 @@ class Round:
     records: Mapping[str, ClientRecord]
     voters: Sequence[str]
     shadows: Sequence[str]
-    """Asked without weight: on probation, or enrolled after the gate was fitted."""
+    """Asked without weight: on probation, enrolled after the gate was fitted, or stale."""
+    stale: Mapping[str, str]
+    """Client of the gate -> why its calibration does not hold any more."""
     fusion: FusionChoice
 
 
@@ -142,11 +145,14 @@ class Rewarder:
         records = dict(self._pool.records)
         active = [name for name, record in records.items() if record.state == "active"]
         force = await self._served.in_force(objective, active)
-        voters = [name for name in active if name in force.clients]
+        known = [name for name in active if name in force.clients]
+        stale = {name: why for name in known if (why := _stale(records[name], force)) is not None}
+        # When all are stale an old calibration is better than none; each line of the account tells of it.
+        voters = [name for name in known if name not in stale] or known
         shadows = [
             name for name, record in records.items() if record.state in ("active", "probation") and name not in voters
         ]
-        return Round(force, records, voters, shadows, fusion or self._settings.fusion)
+        return Round(force, records, voters, shadows, stale, fusion or self._settings.fusion)
 
     async def _reward_alike(
         self,
@@ -197,17 +203,17 @@ class Rewarder:
             self._decoys.follow(Call(objective, now.force.version, sizes, clients, deadline_s))
 
     async def _note_renewed(self, force: InForce, answers: Answers) -> None:
-        """Tell of the clients that answered with another model than their calibration was fitted on."""
-        renewed: dict[str, tuple[ModelRef, ModelRef]] = {}
-        for by_client in answers.values():
-            for client, answer in by_client.items():
-                for part in force.parts:
-                    fitted = part.models.get(client)
-                    if fitted is not None and answer.model is not None and answer.model != fitted:
-                        renewed[client] = fitted, answer.model
-        for client, (fitted, serves) in renewed.items():
-            if self._pool.records[client].state == "active":
-                await self._drift.renewed(client, fitted, serves)
+        """Tell of the clients that answered with another model than they are known to serve."""
+        serves = {
+            client: answer.model
+            for by_client in answers.values()
+            for client, answer in by_client.items()
+            if answer.model is not None and client in force.clients
+        }
+        for client, model in serves.items():
+            if (record := self._pool.records.get(client)) is not None and record.model != model:
+                with suppress(NotFound):  # removed meanwhile
+                    await self._drift.renewed(client, model)
 
     async def _opinion(self, x: Input, now: Round) -> tuple[Lens, ...] | str:
         try:
@@ -251,7 +257,7 @@ class Rewarder:
         base = Verdict(
             item_id=item.item_id,
             rewards=None,
-            clients=account.others(now.records, now.shadows, answers),
+            clients=account.others(now.records, now.shadows, now.stale, answers),
             objectives=now.force.objectives,
             gate_version=now.force.version,
             fusion=now.fusion.kind,
@@ -278,6 +284,14 @@ class Rewarder:
         if len(now.force.parts) == 1:
             self._agreement.note(now.force.parts[0], outcome)
         return replace(base, rewards=tuple(outcome.rewards.tolist()), entropy=outcome.entropy)
+
+
+def _stale(record: ClientRecord, force: InForce) -> str | None:
+    for part in force.parts:
+        fitted = part.models.get(record.name)
+        if fitted is not None and record.model is not None and record.model != fitted:
+            return account.stale(record.model, fitted)
+    return None
 
 
 def _lens(part: Part, inputs: Float[ndarray, "1 features"], voters: Collection[str]) -> Lens:

@@ -56,5 +56,21 @@ class PolicySampler:
             raise ClientFailure("timeout", f"the policy did not answer within {timeout_s:g} s") from error
         return str(json.loads(answer).get("system_fingerprint") or "unknown"), contents(answer)
 
+    async def version(self, timeout_s: float) -> str:
+        """Run and weights version that answers now, as ``sample`` tells it.
+
+        Raises:
+            ClientFailure: no status in time, or none that can be read.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                status = json.loads(await self._exchange.get("/v1/status", _BYTES))
+                version = status["weights_version"]
+        except TimeoutError as error:
+            raise ClientFailure("timeout", f"no status of the policy within {timeout_s:g} s") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClientFailure("schema", "/v1/status is none of a rollout service") from error
+        return "base" if version is None else f"{status['run']}:{version}"
+
     async def close(self) -> None:
         await self._exchange.close()

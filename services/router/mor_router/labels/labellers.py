@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 from mor_core.errors import Conflict
 from mor_core.wire import Wire
@@ -88,11 +90,28 @@ class Labellers:
             raise Conflict(f"the {shown.kind} of objective {objective!r} has no secret; define it again")
         if shown.kind == "checker":
             return EndpointChecker(self._pool.connect(_as_client(objective, shown, record.secret)))
-        secret = self._vault.decrypt(record.secret, f"judge of {objective}")
+        secret = self._vault.decrypt(record.secret, f"labeller of {objective}")
         transport = PinnedTransport(
             self._policy, shown.source, httpx.AsyncHTTPTransport(verify=tls_context(self._settings), trust_env=False)
         )
         return JudgeModel(Exchange(bearer(transport, secret), shown.name, secret), shown.model or "")
+
+
+async def reseal(redis: Redis, vault: Vault) -> int:
+    """Put the secrets of all labellers under the vault's first key; how many there are.
+
+    Raises:
+        Invalid: none of the vault's keys opens one.
+    """
+    stored: Any = await redis.hgetall(LABELLERS)
+    count = 0
+    for objective, value in stored.items():
+        record = _RECORD.validate_json(value)
+        if record.secret is not None:
+            sealed = vault.reseal(record.secret, f"labeller of {objective.decode()}")
+            await redis.hset(LABELLERS, objective, record.model_copy(update={"secret": sealed}).model_dump_json())
+            count += 1
+    return count
 
 
 def _as_client(objective: str, shown: StoredLabeller, secret: str) -> ClientRecord:

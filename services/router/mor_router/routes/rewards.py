@@ -49,7 +49,8 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
     ]
     for name, record in now.records.items():
         if name in now.shadows:
-            reason = "on probation: asked in shadow" if record.state == "probation" else "not in the gate: fit again"
+            missing = now.stale.get(name, "not in the gate: fit again")
+            reason = "on probation: asked in shadow" if record.state == "probation" else missing
             lines.append(Routed(client=name, asked=True, weight=0, slope=None, influence=None, reason=reason))
         elif name not in weights:
             reason = f"{record.state}: {record.reason or 'no reason given'}"
