@@ -13,15 +13,17 @@ from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
 from mor_core.wire import Message
-from mor_trainer import shared_prompt
+from mor_trainer import loading, shared_prompt
 from mor_trainer.batching import TrainingGroup
 from mor_trainer.budget import OutOfMemory
 from mor_trainer.policy import Policy
+from mor_trainer.rows import Row
 from mor_trainer.shares import TimeShares
 from mor_trainer.update import Diverged, Updater, UpdateReport
 from structlog.testing import capture_logs
 
 from tests.tiny_models import build_tiny_vlm
+from tests.trainer.kit import make_spec
 from tests.trainer.policies import KINDS, groups_of, policy_of
 
 TUNINGS: dict[str, dict[str, Any]] = {
@@ -174,6 +176,26 @@ def test_a_model_that_shares_prompts_otherwise_computes_as_before(models: dict[s
             end = model(input_ids=ids[:, 3:], attention_mask=mask, past_key_values=cache, use_cache=True)
             found.append(torch.cat([start.logits, end.logits], 1)[mask.bool()])
     assert torch.allclose(*found, atol=1e-6)
+
+
+def test_bfloat16_products_leave_parameters_and_log_probabilities_in_float32(
+    models: dict[str, Path], prompts: Path, rows_of: list[Prompt]
+) -> None:
+    assert loading.autocast_dtype("auto", "cpu") is None, "engine and trainer must agree"
+    found = []
+    for precision in ("float32", "bfloat16"):
+        model, processor = loading.load(str(models["qwen2_5_vl"]))
+        autocast = loading.autocast_dtype(precision, "cpu")  # type: ignore[arg-type]
+        policy = Policy(model, processor, make_spec(models["qwen2_5_vl"], prompts), autocast=autocast)
+        assert policy.shares_prompts
+        prepared = policy.prepare(rows_of[0].messages, rows_of[0].images)
+        logprobs, _ = policy.logprobs([Row(prepared, ((30, 41, 52), (63, 74)))])
+        logprobs.sum().backward()
+        assert logprobs.dtype == torch.float32
+        assert all(p.grad is None or p.grad.dtype == torch.float32 for p in policy.trainable.values())
+        found.append(logprobs.detach())
+    assert not found[0].equal(found[1])
+    assert torch.allclose(*found, atol=0.3)
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_loses_nothing(
