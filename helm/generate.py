@@ -219,7 +219,9 @@ def readme(chart: str) -> str:
         if value.description
     ]
     table = "\n".join(["| value | default | meaning |", "|---|---|---|", *rows])
-    return f"{page.partition(begin)[0]}{begin}\n{table}\n"
+    options = [f"| `{name}` | {part['description']} |" for name, part in _POD["properties"].items()]
+    pods = "\n".join(["Each `pod` takes:", "", "| option | meaning |", "|---|---|", *options])
+    return f"{page.partition(begin)[0]}{begin}\n{table}\n\n{pods}\n"
 
 
 def _shown(default: Any) -> str:

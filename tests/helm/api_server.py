@@ -169,6 +169,10 @@ class ApiServer:
             if document["kind"] == kind and key.namespace == namespace
         }
 
+    def ever(self, kind: str) -> list[str]:
+        """Names of all objects of a kind that were made, those that are gone included."""
+        return [key.name for _, event, key, found in self._events if event == "ADDED" and found["kind"] == kind]
+
     def _call(self, work: Any) -> None:
         async def run() -> None:
             work()
@@ -361,9 +365,9 @@ def _dry(request: web.Request) -> bool:
 
 
 def _merge(known: Any, change: Any) -> Any:
-    if not isinstance(known, dict) or not isinstance(change, dict):
+    if not isinstance(change, dict):
         return copy.deepcopy(change)
-    merged = dict(known)
+    merged = dict(known) if isinstance(known, dict) else {}
     for name, value in change.items():
         if value is None:
             merged.pop(name, None)

@@ -61,8 +61,8 @@ async def test_mor_may_do_all_that_it_does_and_nothing_besides(url: str) -> None
     assert [found.run for found in await active_runs(redis)] == ["r"]
     streams = Streams(redis, "r", 8)
     record = EventRecord.model_validate(
-        {"run": "r", "group_id": "g", "trace": f"00-{'1' * 32}-{'2' * 16}-01", "attempt": 1, "sequence": 1}
-        | {"kind": "log", "step": None, "data": {}}
+        {"run": "r", "group_id": "g", "trace": f"00-{'1' * 32}-{'2' * 16}-01"}
+        | {"kind": "state", "step": 0, "data": {}}
     )
     await streams.publish("events", record, timeout_s=5)
     consumer: Consumer[EventRecord] = Consumer(streams, "events", "trainer", 5)

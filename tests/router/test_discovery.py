@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_router.discovery.cluster import load_client
 from mor_router.egress import EgressPolicy
 
 from tests.helm.api_server import ApiServer
@@ -24,6 +25,7 @@ NEEDED = {("list", "services"), ("watch", "services"), ("list", "endpointslices"
 
 @pytest.fixture
 def cluster() -> Iterator[ApiServer]:
+    load_client()  # here, because it may take longer than a test waits
     server = ApiServer()
     for namespace in ("team-a", "team-b"):
         server.put("v1", "namespaces", {"metadata": {"name": namespace}})

@@ -15,8 +15,8 @@ _GROUP = {
 }
 
 
-def main(address: str) -> None:
-    token = Path("/run/secrets/mor/token").read_text().strip()
+def main(address: str, token_file: str) -> None:
+    token = Path(token_file).read_text().strip()
     request = ScoreRequest.model_validate({"contract": "mor.reward/1", "items": [_GROUP]})
     with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {token}"}, timeout=60) as http:
         card = Card.model_validate_json(http.get("/v1/card").raise_for_status().content)
@@ -31,4 +31,4 @@ def main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -171,7 +171,7 @@ readinessProbe:
 {{- end }}
 {{- with .root.Values.tls.existingSecret }}
 - name: tls
-  secret: {secretName: {{ . }}, defaultMode: 0440}
+  secret: {secretName: {{ . }}, defaultMode: 0440{{ if eq $.component "worker" }}, items: [{key: ca.crt, path: ca.crt}]{{ end }}}
 {{- end }}
 {{- with .values.pod.extraVolumes }}
 {{ toYaml . }}

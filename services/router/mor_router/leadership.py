@@ -32,7 +32,7 @@ class Leadership:
         another replica can have it. Work that fails is logged and begun again after a while."""
         while True:
             lock = self._redis.lock(key("leader", self._name), timeout=self._lease_s, blocking=False)
-            with contextlib.suppress(RedisError):
+            with contextlib.suppress(RedisError):  # LockError, too: it was lost meanwhile
                 if await lock.acquire():
                     await self._lead(lock, work)
             await asyncio.sleep(random.uniform(0.2, 0.4) * self._lease_s)
@@ -44,10 +44,9 @@ class Leadership:
             await self._renew(lock, task)
         finally:
             (failure,) = await stop([task])
-            if failure is not None:
-                log.error("work of the leader failed and begins again", work=self._name, exc_info=failure)
-            with contextlib.suppress(RedisError):
-                await lock.release()
+        if failure is not None:
+            log.error("work of the leader failed and begins again", work=self._name, exc_info=failure)
+        await lock.release()  # a replica that is stopped lets the lock run out instead: it may be in a hurry
 
     async def _renew(self, lock: Lock, task: asyncio.Task[None]) -> None:
         confirmed = time.monotonic()

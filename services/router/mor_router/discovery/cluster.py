@@ -187,7 +187,7 @@ def _brief(error: BaseException) -> str:
     return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error) or type(error).__name__
 
 
-def _load() -> None:
+def load_client() -> None:
     """Import what is used of the Kubernetes client, which takes seconds: its package imports each part when asked."""
     for part in ("ApiClient", "Configuration", "CoreV1Api", "DiscoveryV1Api", "V1ServiceList", "V1EndpointSliceList"):
         getattr(client, part)
@@ -200,7 +200,7 @@ async def connected(kubeconfig: Path | None, selector: str, resync_s: float) -> 
     Raises:
         ConfigException: neither a service account's token nor a usable file is there.
     """
-    await asyncio.to_thread(_load)
+    await asyncio.to_thread(load_client)
     settings = client.Configuration()
     if kubeconfig is None:
         config.load_incluster_config(client_configuration=settings)

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from mor_core.clients import Change, Enrolment, Rotation
 from mor_core.errors import Invalid, MorError, NotFound
+from mor_core.tasks import stop
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -57,15 +58,20 @@ class Discovery:
 
     async def _lead(self) -> None:
         settings = self._settings
-        async with (
-            connected(
-                settings.kubernetes_config, settings.kubernetes_selector, settings.kubernetes_resync_s
-            ) as cluster,
-            asyncio.TaskGroup() as namespaces,
-        ):
+        async with connected(
+            settings.kubernetes_config, settings.kubernetes_selector, settings.kubernetes_resync_s
+        ) as cluster:
             await self._leave_namespaces()
-            for namespace in settings.kubernetes_namespaces:
-                namespaces.create_task(self._follow(cluster, namespace))
+            tasks = [
+                asyncio.create_task(self._follow(cluster, namespace), name=f"discovery in {namespace}")
+                for namespace in settings.kubernetes_namespaces
+            ]
+            try:
+                ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await stop(tasks)
+            for task in ended:
+                task.result()  # a watch has no end but an error
 
     async def _leave_namespaces(self) -> None:
         """Remove the clients of namespaces that are not allowed any more."""

@@ -1,0 +1,121 @@
+"""The scripts of the charts' jobs, on services as users have them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mor_router.app import create_app
+from mor_router.config import RouterSettings
+from mor_trainer.app import create_app as create_control
+from mor_trainer.config import ControlSettings
+
+from tests.router.conftest import TOKENS, Start
+from tests.router.endpoints import TOKEN, Endpoints
+from tests.router.planted import jsonl, rows
+from tests.trainer.kit import served, write_prompts
+
+pytestmark = pytest.mark.anyio
+
+HELM = Path(__file__).parent.parent.parent / "helm"
+
+
+class Job:
+    """A job of the chart, its ConfigMap and its Secret in one folder."""
+
+    def __init__(self, folder: Path, script: str, **addresses: str) -> None:
+        shutil.copytree(HELM / "mor" / "files", folder, dirs_exist_ok=True)
+        (folder / "admin-token").write_text(TOKENS["admin"])
+        self._folder = folder
+        self._script = script
+        self._environment = {f"MOR_{name.upper()}": address for name, address in addresses.items()}
+        self._environment |= {"MOR_TIMEOUT_S": "60", "MOR_ADMIN_TOKEN_FILE": str(folder / "admin-token")}
+
+    async def run(self, wanted: dict[str, Any]) -> tuple[int, str]:
+        """Exit status, and what it says."""
+        (self._folder / "wanted.json").write_text(json.dumps(wanted))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(self._folder / self._script),
+            env=self._environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await asyncio.wait_for(process.communicate(), 120)
+        return process.returncode or 0, said.decode()
+
+
+async def test_what_is_declared_is_made_once(
+    settings: RouterSettings, redis_url: str, tiny_vlm: Path, tmp_path: Path
+) -> None:
+    anchors = tmp_path / "anchors.jsonl"
+    anchors.write_bytes(jsonl(rows(20)))
+    run = {"name": "first", "model": str(tiny_vlm), "prompts": str(write_prompts(tmp_path / "prompts", 4)), "steps": 1}
+    wanted = {"objectives": [{"name": "helpful", "text": "Be right.", "anchors": str(anchors)}], "runs": [run]}
+    control = ControlSettings(
+        redis_url=settings.redis_url, tokens_file=settings.tokens_file, runs_dir=tmp_path / "runs"
+    )
+    async with served(create_app(settings)) as router, served(create_control(control)) as trainer:
+        job = Job(tmp_path / "job", "apply.py", router=router, control=trainer)
+        status, said = await job.run(wanted)
+        assert status == 0, said
+        assert "objective helpful: made" in said
+        assert "objective helpful: 20 anchors" in said
+        assert "queued" in said
+        assert await job.run(wanted) == (0, "")
+
+        impossible = {"objectives": [{"name": "Not a name", "text": "x"}], "runs": []}
+        status, said = await job.run(impossible)
+        assert status == 1
+        assert "answered 422" in said
+
+
+async def test_helm_test_tells_a_client_that_does_not_answer(
+    settings: RouterSettings, endpoints: Endpoints, start: Start, tmp_path: Path
+) -> None:
+    endpoint = endpoints.endpoint("clinic")
+    async with start() as api:
+        await api.enrol(endpoint)
+    control = ControlSettings(
+        redis_url=settings.redis_url, tokens_file=settings.tokens_file, runs_dir=tmp_path / "runs"
+    )
+    async with served(create_app(settings)) as router, served(create_control(control)) as trainer:
+        job = Job(tmp_path / "job", "check.py", router=router, control=trainer)
+        status, said = await job.run({"model": "", "rollout": False})
+        assert status == 0, said
+        assert "control: ready" in said
+        assert "reward of a group of two" in said
+        endpoint.token = "another"
+        status, said = await job.run({"model": "", "rollout": False})
+        assert status == 1
+        assert "no reward for a group of two" in said or "do not answer: clinic" in said
+
+
+async def test_a_reward_service_is_checked_by_the_contract(endpoints: Endpoints, tmp_path: Path) -> None:
+    endpoint = endpoints.endpoint("clinic")
+    (tmp_path / "token").write_text(TOKEN)
+
+    async def check() -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                str(HELM / "mor-reward" / "files" / "check.py"),
+                f"{endpoint.url}/",
+                str(tmp_path / "token"),
+            ),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await asyncio.wait_for(process.communicate(), 120)
+        return process.returncode or 0, said.decode()
+
+    status, said = await check()
+    assert status == 0, said
+    assert "clinic 1: ok" in said
+    endpoint.mangle = lambda items: [{**item, "scores": [1.0]} for item in items]
+    assert (await check())[0] == 1
