@@ -148,7 +148,8 @@ class History:
     def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
         """Metrics of the steps after ``since_step``; at most ``max_points``, evenly spaced, with the last one."""
         stride, points = self._points(run, since_step, max_points)
-        rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, since_step)
+        after = since_step or -1  # an evaluation of the base model is at step 0
+        rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, after)
         return MetricsHistory(
             run=run,
             points=tuple(points),
