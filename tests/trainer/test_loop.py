@@ -236,7 +236,7 @@ def test_a_dropped_group_is_issued_again_when_an_operator_asks(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
-    processes.environment["MOR_GROUP_ATTEMPTS"] = "1"
+    processes.environment |= {"MOR_GROUP_ATTEMPTS": "1", "MOR_GROUP_TIMEOUT_S": "300"}
     buried: set[str] = set()
 
     def bury_one(record: Any) -> bool:
