@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,13 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
         }
         allowed = {"redis"} if path.stem in ("streams", "blobs") else set()
         assert heavy <= allowed, f"{path.relative_to(ROOT)} imports {heavy - allowed}"
+
+
+def test_the_command_speaks_http_only() -> None:
+    """Neither it nor what it takes from the core loads a queue client, a model or a database."""
+    script = "import sys, mor_client.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert not set(loaded.stdout.split()) & {"redis", "torch", "transformers", "vllm", "sqlite3"}
 
 
 @pytest.mark.parametrize(

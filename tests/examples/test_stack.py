@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mor_client.config import read_settings
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack, StackError, prepare
 
 # A stack may outlive what started it, so nobody waits for its first process.
@@ -97,7 +98,7 @@ def mode(path: Path) -> int:
 
 def test_settings_are_private_and_replaced_whole(tmp_path: Path) -> None:
     tokens = ["tokens.json", *(f"clients/{client}/tokens.json" for client in CLIENTS)]
-    secret = ["stack.env", "server.env", "operator.token", *tokens]
+    secret = ["stack.env", "server.env", "operator.token", "mor.toml", *tokens]
     (tmp_path / "stack.env").write_text("STATE=before\n")
     (tmp_path / "stack.env").chmod(0o644)
     with (tmp_path / "stack.env").open() as reader:
@@ -120,6 +121,14 @@ def test_each_stack_has_its_own_secrets_and_an_empty_redis(tmp_path: Path) -> No
     assert len(set(tokens)) == 2 * len(CLIENTS)
     readable = "".join(path.read_text() for path in tmp_path.rglob("*.json")) + (tmp_path / "stack.env").read_text()
     assert not any(token in readable for token in (*tokens, second.admin_token)), "only hashes are kept"
+
+
+def test_the_command_finds_the_services_and_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = prepare(tmp_path, Path("/models/base"))
+    monkeypatch.setenv("MOR_CONFIG", str(stack.command_settings))
+    settings = read_settings()
+    assert (settings.control_url, settings.router_url) == (stack.url("control"), stack.url("router"))
+    assert (settings.bearer(), settings.exposed_token_file()) == (stack.admin_token, False)
 
 
 def test_ports_are_free_and_differ(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class Worker:
 
 async def eventually(http: httpx.AsyncClient, path: str, wanted: Any) -> Any:
     """The JSON at ``path`` once ``wanted(json)`` holds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         found = (await http.get(path)).raise_for_status().json()
         if wanted(found):
@@ -71,7 +71,7 @@ async def lines(http: httpx.AsyncClient, run: str, count: int, cursor: str | Non
     headers = {} if cursor is None else {"Last-Event-ID": cursor}
     found: list[dict[str, str]] = []
     current: dict[str, str] = {}
-    async with asyncio.timeout(10), http.stream("GET", f"/v1/runs/{run}/events", headers=headers) as reply:
+    async with asyncio.timeout(60), http.stream("GET", f"/v1/runs/{run}/events", headers=headers) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         async for line in reply.aiter_lines():
             name, _, value = line.partition(":")

@@ -102,7 +102,7 @@ class Processes:
         port_file.unlink(missing_ok=True)
         port = self.address.rpartition(":")[2] or "0"
         process = self._start("serve", "serve", "--port", port, "--port-file", str(port_file))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not port_file.exists():
             assert process.poll() is None, self.log("serve")
             assert time.monotonic() < deadline
@@ -161,5 +161,7 @@ async def served(app: FastAPI) -> AsyncIterator[str]:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            server.should_exit = True
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True

@@ -234,11 +234,12 @@ def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, t
     assert all("pixels hash to 0000" in alert["reason"] for alert in told)
 
 
+@pytest.mark.timeout(600)
 def test_a_dropped_group_is_issued_again_when_an_operator_asks(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
-    processes.environment["MOR_GROUP_ATTEMPTS"] = "1"
+    processes.environment |= {"MOR_GROUP_ATTEMPTS": "1", "MOR_GROUP_TIMEOUT_S": "300"}
     buried: set[str] = set()
 
     def bury_one(record: Any) -> bool:
@@ -253,25 +254,25 @@ def test_a_dropped_group_is_issued_again_when_an_operator_asks(
         def dead() -> list[dict[str, Any]]:
             return list(http.get(f"/v1/runs/{run}/dead").raise_for_status().json())
 
-        until(lambda: bool(dead()), 60, "a group was given up")
+        until(lambda: bool(dead()), 120, "a group was given up")
         (letter,) = dead()
         assert (letter["reason"], letter["stage"], letter["replay"]) == ("the sampler broke down", "rollout", "no")
         assert {letter["group_id"]} == buried
         assert http.get(f"/v1/runs/{run}/dead/{letter['id']}").json()["record"]
         stages.bury = lambda record: False
         assert http.post(f"/v1/runs/{run}/dead/{letter['id']}/replay").json()["replay"] == "asked"
-        until(lambda: dead()[0]["replay"] == "issued", 60, "the group was issued again")
+        until(lambda: dead()[0]["replay"] == "issued", 120, "the group was issued again")
 
         def applied() -> bool:
             return any(letter["group_id"] in point["applied"] for point in points(processes, run))
 
-        until(applied, 60, "the group was trained on")
+        until(applied, 120, "the group was trained on")
         assert http.post(f"/v1/runs/{run}/dead/{letter['id']}/replay").json()["replay"] == "asked"
-        until(lambda: dead()[0]["replay"] == "not dropped", 60, "the second replay was answered")
+        until(lambda: dead()[0]["replay"] == "not dropped", 120, "the second replay was answered")
         sample = http.get(f"/v1/runs/{run}/samples").json()["samples"][0]
         assert http.get(f"/v1/runs/{run}/images/{sample['images'][0]}").headers["content-type"] == "image/jpeg"
         http.post(f"/v1/runs/{run}/stop")
-        until(lambda: snapshot(processes, run)["state"] == "stopped", 60, "the run stopped")
+        until(lambda: snapshot(processes, run)["state"] == "stopped", 120, "the run stopped")
     history = points(processes, run)
     applied_once(history)
     assert history[-1]["groups_dropped"] == 0

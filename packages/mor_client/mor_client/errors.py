@@ -59,11 +59,9 @@ def of_response(service: str, response: httpx.Response) -> ServiceError:
             status=status,
             title=response.reason_phrase,
         )
-    # A detail of several clauses holds the service's own cure, which knows more than the status does.
-    cure = _CURES.get(status, _FAILED if status >= 500 else "") if ";" not in detail else ""
-    return ServiceError(
-        service, detail, cure or _last_clause(detail), status=status, title=title, retry_after_s=_retry_after(response)
-    )
+    _, semicolon, own_cure = detail.rpartition(";")  # the service knows more than the status tells
+    cure = own_cure.strip() if semicolon else _CURES.get(status, _FAILED)
+    return ServiceError(service, detail, cure, status=status, title=title, retry_after_s=_retry_after(response))
 
 
 def of_transport(service: str, url: str, error: httpx.TransportError) -> ServiceError:
@@ -76,10 +74,6 @@ def of_transport(service: str, url: str, error: httpx.TransportError) -> Service
     return ServiceError(
         service, f"no answer from {url} ({reason})", "is it running, and reachable from here? Check its address"
     )
-
-
-def _last_clause(detail: str) -> str:
-    return detail.rpartition(";")[2].strip()
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -64,6 +64,11 @@ class Objectives:
     def create(self, objective: NewObjective) -> Objective:
         return self._objective("POST", "/v1/objectives", json=objective.model_dump(mode="json"))
 
+    def versions(self, name: str) -> list[Gate]:
+        """Oldest first."""
+        found: list[Gate] = self._router.get(f"/v1/objectives/{name}/gates", list[Gate])
+        return found
+
     def list(self) -> list[Objective]:
         """By name."""
         found: list[Objective] = self._router.get("/v1/objectives", list[Objective])
@@ -96,11 +101,6 @@ class Objectives:
             json=request.model_dump(mode="json"),
             timeout_s=self._settings.fit_timeout_s,
         )
-        return found
-
-    def versions(self, name: str) -> Sequence[Gate]:
-        """Oldest first."""
-        found: list[Gate] = self._router.get(f"/v1/objectives/{name}/gates", list[Gate])
         return found
 
     def rollback(self, name: str) -> Objective:

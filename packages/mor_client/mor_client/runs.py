@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -38,6 +38,11 @@ class Runs:
     def create(self, spec: RunSpec) -> RunSnapshot:
         """Queue a run for a training process."""
         return self._run("POST", "/v1/runs", json=spec.model_dump(mode="json"))
+
+    def workers(self) -> list[WorkerStatus]:
+        """Training processes that asked for a run within the last ten minutes."""
+        found: list[WorkerStatus] = self._control.get("/v1/workers", list[WorkerStatus])
+        return found
 
     def list(self) -> list[RunSnapshot]:
         """All runs, newest first."""
@@ -86,11 +91,6 @@ class Runs:
     def stop(self, run: str) -> RunSnapshot:
         """Write a checkpoint and stop, at the end of the step."""
         return self._run("POST", f"/v1/runs/{run}/stop", idempotent=True)
-
-    def workers(self) -> Sequence[WorkerStatus]:
-        """Training processes that asked for a run within the last ten minutes."""
-        found: list[WorkerStatus] = self._control.get("/v1/workers", list[WorkerStatus])
-        return found
 
     def _run(self, method: str, path: str, **request: Any) -> RunSnapshot:
         found: RunSnapshot = self._control.call(method, path, RunSnapshot, **request)

@@ -229,9 +229,9 @@ class Alert(_Documented):
                     "first_at": 1767225600.0,
                     "last_at": 1767225660.0,
                     "count": 3,
-                    "acknowledged_at": None,
-                    "acknowledged_by": None,
-                    "note": None,
+                    "acknowledged_at": 1767225900.0,
+                    "acknowledged_by": "ops",
+                    "note": "the client's certificate was renewed",
                     "webhook": "sent",
                 }
             ]
@@ -277,8 +277,8 @@ class DeadGroup(_Documented):
                     "attempts": 5,
                     "step": 40,
                     "at": 1767225600.0,
-                    "replay": "no",
-                    "replay_asked_by": None,
+                    "replay": "asked",
+                    "replay_asked_by": "ops",
                 }
             ]
         }

@@ -167,6 +167,42 @@ Desired = Literal["run", "pause", "stop"]
 class RunSnapshot(_Documented):
     """A run as it stands. What is not known yet is null, never 0."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "three-domains-1a2b3c",
+                    "name": "three-domains",
+                    "state": "running",
+                    "desired": "run",
+                    "step": 40,
+                    "total": 100,
+                    "progress": 0.4,
+                    "eta_s": 186.0,
+                    "created_at": 1767225000.0,
+                    "started_at": 1767225010.0,
+                    "updated_at": 1767225600.0,
+                    "finished_at": None,
+                    "model": "/models/base",
+                    "weights_version": 40,
+                    "gate_version": 2,
+                    "control_rewards": "fused",
+                    "metrics": {"reward_mean": 0.42, "kl": 0.011, "step_seconds": 3.1},
+                    "evaluation": None,
+                    "final": None,
+                    "error": None,
+                    "cursor": "three-domains-1a2b3c/173",
+                    "trainer_status": {
+                        "progressPercentage": 40,
+                        "estimatedRemainingSeconds": 186,
+                        "metrics": [{"name": "reward_mean", "value": "0.42"}],
+                        "lastUpdatedTime": "2026-01-01T00:00:00Z",
+                    },
+                }
+            ]
+        }
+    )
+
     id: str
     """The run's id."""
     name: str

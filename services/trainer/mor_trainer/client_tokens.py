@@ -45,7 +45,7 @@ class ClientTokens(TokenFile):
         digest = hash_token(token)
         until, caller = self._answers.get(digest, (0.0, None))
         if time.monotonic() >= until:
-            caller = await self._ask(self._router_url, token)
+            caller = await self._ask(str(self._router_url), token)
             self._answers.pop(digest, None)
             self._answers[digest] = (time.monotonic() + (_KNOWN_S if caller else _UNKNOWN_S), caller)
             while len(self._answers) > _MOST:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mor_core.settings import ControlCallerSettings, ServiceSettings, Settings, StreamSettings
-from pydantic import Field, SecretStr
+from pydantic import AnyHttpUrl, Field, SecretStr
 
 
 class RunsSettings(Settings):
@@ -31,10 +31,10 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Newest dead letters that are kept for each run."""
     max_event_readers: int = Field(256, ge=1)
     """Most open event streams; further ones are answered 503 with Retry-After."""
-    router_url: str | None = None
+    router_url: AnyHttpUrl | None = None
     """Address of the router, which is asked who a client's own token belongs to; without, only tokens of the tokens
     file are known here."""
-    alert_webhook_url: str | None = None
+    alert_webhook_url: AnyHttpUrl | None = None
     """Address that is told of each alert, as JSON by POST; nobody is told without."""
     alert_webhook_token: SecretStr = SecretStr("")
     """Bearer token that is sent to the webhook."""

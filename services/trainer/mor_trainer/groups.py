@@ -161,7 +161,9 @@ class Groups:
             self.evaluation = None
 
     async def replay(self, asked: Mapping[int, str]) -> None:
-        """Issue dropped groups again that an operator asks for, by dead letter; each letter is answered once."""
+        """Issue dropped groups again that an operator asks for, by dead letter; each is answered once, and may be asked
+        for again when run control has heard the answer."""
+        self._replayed &= asked.keys()
         for letter, group_id in asked.items():
             if letter not in self._replayed:
                 self._replayed.add(letter)

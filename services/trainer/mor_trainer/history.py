@@ -148,7 +148,8 @@ class History:
     def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
         """Metrics of the steps after ``since_step``; at most ``max_points``, evenly spaced, with the last one."""
         stride, points = self._points(run, since_step, max_points)
-        rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, since_step)
+        after = since_step or -1  # an evaluation of the base model is at step 0
+        rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, after)
         return MetricsHistory(
             run=run,
             points=tuple(points),
@@ -159,7 +160,12 @@ class History:
     def _points(self, run: str, since_step: int, max_points: int) -> tuple[int, list[dict[str, Any]]]:
         """Stride and points. The steps are known from their range, so that only the rows that are told are read."""
         self._runs.revision(run)
-        span = self._database.row("SELECT min(step) AS low, max(step) AS high FROM metrics WHERE run=?", run)
+        span = self._database.row(  # one aggregate a query: two in one would read every row
+            "SELECT (SELECT min(step) FROM metrics WHERE run=?) AS low, "
+            "(SELECT max(step) FROM metrics WHERE run=?) AS high",
+            run,
+            run,
+        )
         if span is None or span["high"] is None:
             return 1, []
         first, last = max(span["low"], since_step + 1), span["high"]

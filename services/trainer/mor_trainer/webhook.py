@@ -37,7 +37,7 @@ class Webhook:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with httpx.AsyncClient(headers=headers, timeout=self._settings.alert_webhook_timeout_s) as http:
             while True:
-                if not self._may_send() or not await self._tell(http, url):
+                if not self._may_send() or not await self._tell(http, str(url)):
                     await asyncio.sleep(_LOOK_S)
 
     def _may_send(self) -> bool:

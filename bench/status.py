@@ -1,0 +1,136 @@
+"""What pollers cost run control: unchanged answers (304) a second on one core, and a long history down-sampled.
+
+``python bench/status.py`` starts ``mor-trainer serve`` on one core and asks it from another; it writes
+``bench/results/status.json``. Run it where nothing else runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from machine import record
+from mor_core import embedded
+from mor_core.auth import hash_token
+
+TOKEN = "a-token-for-the-measurement"
+CONNECTIONS, SECONDS = 8, 5.0
+STEPS, POINTS, ROUNDS = 100_000, 1000, 5
+QUEUE_PORT = 7899
+START_S = 120.0
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Run control as a process of its own on the first core; its address."""
+    tokens, address = folder / "tokens.json", folder / "address"
+    tokens.write_text(json.dumps([{"name": "bench", "scope": "admin", "sha256": hash_token(TOKEN)}]))
+    environment = os.environ | {
+        "MOR_RUNS_DIR": str(folder / "runs"),
+        "MOR_TOKENS_FILE": str(tokens),
+        "MOR_REDIS_URL": f"redis://127.0.0.1:{QUEUE_PORT}/0",
+        "MOR_LOG_LEVEL": "error",
+    }
+    (folder / "queue").mkdir()
+    queue = [str(embedded.server_binary()), *embedded.arguments(QUEUE_PORT, folder / "queue")]
+    script = "from mor_trainer.cli import main; main()"
+    control = [sys.executable, "-c", script, "serve", "--port-file", str(address)]
+    with (
+        subprocess.Popen(queue, stdout=subprocess.DEVNULL) as queue_process,
+        subprocess.Popen(control, env=environment) as process,
+    ):
+        try:
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(process.pid, cores[:1])
+            os.sched_setaffinity(0, cores[1:] or cores)
+            deadline = time.monotonic() + START_S
+            while not address.exists():
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise SystemExit("mor-trainer serve did not come up")
+                time.sleep(0.1)
+            yield address.read_text()
+        finally:
+            process.terminate()
+            queue_process.terminate()
+
+
+def create(address: str, folder: Path) -> str:
+    """A run that waits for a worker."""
+    (folder / "prompts.jsonl").write_text('{"prompt": "What is it?"}\n')
+    spec = {"name": "bench", "model": "any/hub-name", "prompts": str(folder / "prompts.jsonl"), "steps": STEPS}
+    reply = httpx.post(f"{address}/v1/runs", json=spec, headers=bearer(), timeout=START_S).raise_for_status()
+    return str(reply.json()["id"])
+
+
+def bearer() -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKEN}"}
+
+
+async def unchanged(address: str, run: str, tag: str) -> float:
+    """Answers 304 a second over keep-alive connections, each of which asks again as soon as it is answered."""
+    host, port = address.removeprefix("http://").split(":")
+    lines = [f"GET /v1/runs/{run} HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {TOKEN}", f"If-None-Match: {tag}"]
+    request = "\r\n".join([*lines, "", ""]).encode()
+    counted = 0
+    end = time.perf_counter() + SECONDS
+
+    async def poll() -> None:
+        nonlocal counted
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while time.perf_counter() < end:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b" 304 " not in head.partition(b"\r\n")[0]:
+                raise SystemExit(f"304 was expected, got {head.decode()}")
+            counted += 1
+        writer.close()
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(poll() for _ in range(CONNECTIONS)))
+    return counted / (time.perf_counter() - begun)
+
+
+def history(address: str, run: str, folder: Path) -> float:
+    """Median milliseconds to load the history of a long run, down-sampled."""
+    clients = {name: {"reward_mean": 0.1, "weight": 0.25, "failures": {}} for name in ("a", "b", "c", "d")}
+    data = json.dumps({"reward_mean": 0.4, "kl": 0.01, "clients": clients, "applied": ["f" * 32] * 16})
+    with sqlite3.connect(folder / "runs" / "history.sqlite3") as file:
+        rows = ((run, step, 1, float(step), data) for step in range(1, STEPS + 1))
+        file.executemany("INSERT INTO metrics (run, step, attempt, at, data) VALUES (?, ?, ?, ?, ?)", rows)
+    times = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        reply = httpx.get(f"{address}/v1/runs/{run}/metrics?max_points={POINTS}", headers=bearer(), timeout=START_S)
+        times.append(1e3 * (time.perf_counter() - begun))
+        if len(reply.json()["points"]) != POINTS:
+            raise SystemExit(f"{POINTS} points were expected")
+    return statistics.median(times)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="mor-bench-") as name, serving(Path(name)) as address:
+        folder = Path(name)
+        run = create(address, folder)
+        tag = httpx.get(f"{address}/v1/runs/{run}", headers=bearer(), timeout=START_S).headers["etag"]
+        figures = {
+            "unchanged": {"connections": CONNECTIONS, "answers_per_second": asyncio.run(unchanged(address, run, tag))},
+            "history": {"steps": STEPS, "points": POINTS, "median_ms": history(address, run, folder)},
+        }
+    for title, line in figures.items():
+        print(title, {key: round(value, 1) for key, value in line.items()})
+    print(record("status", figures))
+
+
+if __name__ == "__main__":
+    main()
