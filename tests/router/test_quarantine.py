@@ -78,10 +78,10 @@ def evidence(count: int, p: float) -> Evidence:
     ("state", "found", "useful"),
     [
         ("active", {}, None),
-        ("active", {"a": evidence(319, 0.9)}, None),
-        ("active", {"a": evidence(320, 0.9)}, False),
-        ("active", {"a": evidence(320, 0.9), "b": evidence(64, 0.04)}, None),  # of use for another objective
-        ("active", {"a": evidence(320, 0.9), "b": evidence(64, 0.06)}, False),  # two tests: chance enough
+        ("active", {"a": evidence(639, 0.9)}, None),
+        ("active", {"a": evidence(640, 0.9)}, False),
+        ("active", {"a": evidence(640, 0.9), "b": evidence(64, 0.04)}, None),  # of use for another objective
+        ("active", {"a": evidence(640, 0.9), "b": evidence(64, 0.06)}, False),  # two tests: chance enough
         ("quarantined", {"a": evidence(64, 0.02)}, None),
         ("quarantined", {"a": evidence(64, 0.01)}, True),
     ],
@@ -100,7 +100,7 @@ def inverted(item: dict[str, Any], response: str) -> float:
 
 
 async def refit(api: Api, seed: int) -> dict[str, Any]:
-    assert (await upload(api, jsonl(rows(64, images=False, seed=seed)))).status_code == 200
+    assert (await upload(api, jsonl(rows(128, images=False, seed=seed)))).status_code == 200
     gate = await api.ok("POST", "/v1/objectives/helpful/fit")
     assert isinstance(gate, dict)
     return gate

@@ -27,7 +27,7 @@ from mor_router.standardise import fit_standardiser
 from mor_router.store import OBJECTIVES, key
 from mor_router.usefulness import LEAST_ANCHORS, USEFUL, USELESS, p_value, regions
 
-_MOST_ANCHORS = 640
+_MOST_ANCHORS = 1280
 
 
 class Evidence(Wire):
