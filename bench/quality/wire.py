@@ -19,7 +19,8 @@ _OBJECTIVE = "Answer what was asked, truthfully and in the form that the domain 
 
 def traffic(folder: Path, model: Path) -> Mapping[str, float]:
     """Mean bytes a group of 8 responses, out of the samples in ``folder``, and those of averaging ``model`` once."""
-    out, back, pictures = [], [], {}
+    out, back = [], []
+    pictures: dict[str, int] = {}
     random = np.random.default_rng(0)
     for number, group in enumerate(groups(folder)):
         item = ScoreItem(

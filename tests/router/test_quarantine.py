@@ -118,13 +118,13 @@ async def test_the_useless_are_out_within_five_refits_and_come_back_when_they_pa
         made[name] = endpoints.endpoint(name, score)
         await api.enrol(made[name], state="probation")
     await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer what was asked."})
+    bad = {"guess", "constant", "inverted"}
     for seed in range(20, 26):
         gate = await refit(api, seed)
         assert seed >= 24 or set((await states(api)).values()) == {"active"}
-    bad = {"guess", "constant", "inverted"}
+        assert seed < 22 or {line["client"] for line in gate["report"]["clients"]} == set(made) - bad
     wanted = {name: "quarantined" if name in bad else "active" for name in made}
     assert await states(api) == wanted
-    assert {line["client"] for line in gate["report"]["clients"]} == set(made) - bad
     found = await api.reward("answer 1", "answer 2", objective="helpful")
     lines = {line["client"]: line for line in found["clients"]}
     assert all((lines[name]["status"], lines[name]["weight"]) == ("not_asked", 0) for name in bad)

@@ -86,9 +86,14 @@ class Fitting:
             asked = [*trusted, *self._pool.named("quarantined")]
             scored = await score_all(self._scorer, asked, objective, anchors, images)
             inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
-            changed = await self._quarantine.review(objective, anchors, inputs, scored)
-            kept = [found for found in scored if found.client in trusted and found.client not in changed]
-            left_out = {client: finding.reason for client, finding in changed.items() if not finding.useful}
+            review = await self._quarantine.review(objective, anchors, inputs, scored)
+            left_out = {client: finding.reason for client, finding in review.changed.items() if not finding.useful}
+            left_out |= {client: reason for client, reason in review.doubted.items() if client in trusted}
+            kept = [
+                found
+                for found in scored
+                if found.client in trusted and found.client not in {*review.changed, *review.doubted}
+            ]
             gate = await self._fit(objective, anchors, inputs, kept, left_out=left_out, base=base)
             await self._gates.put(gate)
         self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)

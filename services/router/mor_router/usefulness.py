@@ -21,8 +21,8 @@ flips the sign of all it knows at random                   90 %
 says the opposite of what it knows, or always the same     100 %
 ========================================================  =========================
 
-On 320 anchors 5 to 14 % of these specialists fail, on 64 a third to a half. So anchors are pooled over fits, and nobody
-is judged by fewer than 640: until then, a useless client costs calls but hardly has weight.
+On 320 anchors 5 to 14 % of these specialists fail, on 64 a third to a half. So anchors are pooled over fits. Whoever
+fails on 320 gets no weight at that fit, which the next can give back; nobody is quarantined on fewer than 640.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from numpy import ndarray
 from mor_router.regions import fit_regions
 
 LEAST_ANCHORS = 640
-"""Anchors on which a client must have failed."""
+"""Anchors on which a client must have failed to be quarantined."""
+LEAST_FOR_DOUBT = 320
+"""Anchors on which a client must have failed to be fitted no weight."""
 USELESS = 0.1
 """A client fails where p is above; over several objectives, where it is above this divided by their number."""
 USEFUL = 0.01
