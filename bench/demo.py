@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".mor/bench"))
     parser.add_argument("--arms", nargs="+", default=["aligned", "shuffled", "supervised"])
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the demonstration ends with us
     reports: dict[str, list[dict[str, Any]]] = {}
     for arm in options.arms:
         for seed in range(options.seeds):

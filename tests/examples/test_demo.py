@@ -104,6 +104,15 @@ def test_an_interrupted_step_leaves_no_process_and_no_folder(
         end(process)
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """Also where the tests run in the background, which ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_a_command_that_does_not_hear_an_interrupt_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "_CLEAN_UP_S", 0.5)
     mark = tmp_path / "pid"
