@@ -79,10 +79,10 @@ def evidence(count: int, p: float) -> Evidence:
     ("state", "found", "useful"),
     [
         ("active", {}, None),
-        ("active", {"a": evidence(319, 0.9)}, None),
-        ("active", {"a": evidence(320, 0.9)}, False),
-        ("active", {"a": evidence(320, 0.9), "b": evidence(64, 0.04)}, None),  # of use for another objective
-        ("active", {"a": evidence(320, 0.9), "b": evidence(64, 0.06)}, False),  # two tests: chance enough
+        ("active", {"a": evidence(639, 0.9)}, None),
+        ("active", {"a": evidence(640, 0.9)}, False),
+        ("active", {"a": evidence(640, 0.9), "b": evidence(64, 0.04)}, None),  # of use for another objective
+        ("active", {"a": evidence(640, 0.9), "b": evidence(64, 0.06)}, False),  # two tests: chance enough
         ("quarantined", {"a": evidence(64, 0.02)}, None),
         ("quarantined", {"a": evidence(64, 0.01)}, True),
     ],
@@ -101,7 +101,7 @@ def inverted(item: dict[str, Any], response: str) -> float:
 
 
 async def refit(api: Api, seed: int) -> dict[str, Any]:
-    assert (await upload(api, jsonl(rows(64, images=False, seed=seed)))).status_code == 200
+    assert (await upload(api, jsonl(rows(128, images=False, seed=seed)))).status_code == 200
     gate = await api.ok("POST", "/v1/objectives/helpful/fit")
     assert isinstance(gate, dict)
     return gate
@@ -119,13 +119,13 @@ async def test_the_useless_are_out_within_five_refits_and_come_back_when_they_pa
         made[name] = endpoints.endpoint(name, score)
         await api.enrol(made[name], state="probation")
     await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer what was asked."})
+    bad = {"guess", "constant", "inverted"}
     for seed in range(20, 26):
         gate = await refit(api, seed)
         assert seed >= 24 or set((await states(api)).values()) == {"active"}
-    bad = {"guess", "constant", "inverted"}
+        assert seed < 22 or {line["client"] for line in gate["report"]["clients"]} == set(made) - bad
     wanted = {name: "quarantined" if name in bad else "active" for name in made}
     assert await states(api) == wanted
-    assert {line["client"] for line in gate["report"]["clients"]} == set(made) - bad
     found = await api.reward("answer 1", "answer 2", objective="helpful")
     lines = {line["client"]: line for line in found["clients"]}
     assert all((lines[name]["status"], lines[name]["weight"]) == ("not_asked", 0) for name in bad)

@@ -107,9 +107,11 @@ class Fitting:
             inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
             vectors = {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}
             scored, judged = await self._honesty.believed(name, vectors, scored, self._pool.records)
-            changed = await self._quarantine.review(objective, judged, scored)
-            kept = [found.of(vectors) for found in scored if found.client in trusted and found.client not in changed]
-            left_out = {client: finding.reason for client, finding in changed.items() if not finding.useful}
+            review = await self._quarantine.review(objective, judged, scored)
+            left_out = {client: finding.reason for client, finding in review.changed.items() if not finding.useful}
+            left_out |= {client: reason for client, reason in review.doubted.items() if client in trusted}
+            unheard = {*review.changed, *review.doubted}
+            kept = [found.of(vectors) for found in scored if found.client in trusted and found.client not in unheard]
             gate = await self._fit(objective, anchors, inputs, kept, shown=len(shown), left_out=left_out, base=base)
             gate = gate.model_copy(update={"refitted": refitted})
             await self._gates.put(gate)

@@ -1,5 +1,7 @@
 """Quarantine: a client that is useless everywhere is not asked any more; one that has become useful comes back.
 
+Before that, while there are too few anchors to be sure, such a client gets no weight.
+
 What each client said of the newest anchors is kept beyond their replacement, so that fits on fresh anchors add up.
 A quarantined client goes on scoring the anchors at each fit and is judged by each alone: what it said before does not
 count against it.
@@ -25,9 +27,9 @@ from mor_router.objectives import Objective
 from mor_router.registry import ClientRecord, Registry
 from mor_router.standardise import fit_standardiser
 from mor_router.store import OBJECTIVES, key
-from mor_router.usefulness import LEAST_ANCHORS, USEFUL, USELESS, p_value, regions
+from mor_router.usefulness import LEAST_ANCHORS, LEAST_FOR_DOUBT, USEFUL, USELESS, p_value, regions
 
-_MOST_ANCHORS = 640
+_MOST_ANCHORS = 1280
 
 
 class Evidence(Wire):
@@ -66,6 +68,14 @@ def judge(record: ClientRecord, found: Mapping[str, Evidence]) -> Finding | None
     return None
 
 
+@dataclass(frozen=True)
+class Review:
+    changed: Mapping[str, Finding]
+    """Those whose state changed."""
+    doubted: Mapping[str, str]
+    """Client -> why the fit at hand gives it no weight."""
+
+
 class Quarantine:
     def __init__(self, redis: Redis, registry: Registry, audit: Audit) -> None:
         self._redis = redis
@@ -77,7 +87,7 @@ class Quarantine:
         objective: Objective,
         inputs: Mapping[str, Float[ndarray, " features"]],
         scored: Sequence[AnchorScores],
-    ) -> dict[str, Finding]:
+    ) -> Review:
         """Note what the clients said of the anchors in ``inputs``, embeddings by digest, and change the state of those
         who fail or pass; who, and why."""
         place = {digest: vector.astype(np.float32) for digest, vector in inputs.items()}
@@ -101,7 +111,13 @@ class Quarantine:
             if finding is not None:
                 changed[client] = finding
                 await self._move(client, finding)
-        return changed
+        doubted = {
+            client: f"in no region of inputs do its scores tell the better answers (p = {line.p:.3g} on {line.anchors} "
+            f"anchors); it gets no weight until they do"
+            for client, line in judged.items()
+            if line.anchors >= LEAST_FOR_DOUBT and line.p > USELESS and client not in changed
+        }
+        return Review(changed, doubted)
 
     async def _noted(
         self, objective: Objective, scored: AnchorScores, inputs: Collection[str], *, anew: bool

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from mor_core.clients import Client
 from mor_core.errors import Conflict, NotFound
-from mor_core.wire import Card, Sha256
+from mor_core.wire import Card, ModelRef, Sha256
 from pydantic import Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError

@@ -9,22 +9,20 @@ The differences of a client that tells nothing of the labels have signs like coi
 them at random gives the distribution of T with the dependence between regions: the maximum corrects for all of the
 tests at once (Westfall & Young 1993). A client that never makes a difference has p = 1.
 
-Chosen by simulation (100 trials each, clusters in 24 dimensions that touch or overlap, 5 fits with 64 fresh anchors):
+Chosen by simulation (300 trials of 640 anchors, five clusters in 24 dimensions that touch or overlap):
 
 ========================================================  =========================
-client, and the share of pairs that it ranks well          p > 0.1 on 320 anchors
+client, and the share of pairs that it ranks well          p > 0.1 on 640 anchors
 ========================================================  =========================
-69 % in a third of the inputs, misleads elsewhere          0 %
-75 % in a fifth of the inputs, misleads elsewhere          0 %
-69 % in a fifth of the inputs, guesses elsewhere           5 %
-69 % in a fifth of the inputs, misleads elsewhere          8 to 14 %
-random, or flips the sign of all it knows at random        89 to 91 %
+69 % in a fifth of the inputs, guesses elsewhere           0 %
+69 % in a fifth of the inputs, misleads elsewhere          0.3 %
+random                                                     93 %
+flips the sign of all it knows at random                   90 %
 says the opposite of what it knows, or always the same     100 %
 ========================================================  =========================
 
-On 64 anchors alone a third to a half of the specialists fail the test too, and with signs in place of differences, or
-with p-values combined over fits in place of pooled anchors, 5 to 17 % still do after the third fit. So anchors are
-pooled, and nobody is judged by fewer than 320.
+On 320 anchors 5 to 14 % of these specialists fail, on 64 a third to a half. So anchors are pooled over fits. Whoever
+fails on 320 gets no weight at that fit, which the next can give back; nobody is quarantined on fewer than 640.
 """
 
 from __future__ import annotations
@@ -35,8 +33,10 @@ from numpy import ndarray
 
 from mor_router.regions import fit_regions
 
-LEAST_ANCHORS = 320
-"""Anchors on which a client must have failed."""
+LEAST_ANCHORS = 640
+"""Anchors on which a client must have failed to be quarantined."""
+LEAST_FOR_DOUBT = 320
+"""Anchors on which a client must have failed to be fitted no weight."""
 USELESS = 0.1
 """A client fails where p is above; over several objectives, where it is above this divided by their number."""
 USEFUL = 0.01
