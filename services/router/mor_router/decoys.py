@@ -112,9 +112,8 @@ class Decoys:
 
     async def _ask(self, call: Call) -> None:
         name = call.objective.name
-        anchors = await self._objectives.anchors(name)
-        shown, kept = await self._reserve.split(anchors)
-        groups, vectors = await self._groups(name, kept or shown, anchors, call.sizes)
+        shown, kept = await self._reserve.split(await self._objectives.anchors(name))
+        groups, vectors = await self._groups(name, kept or shown, call.sizes)
         if not groups:
             return
         images = await self._objectives.images(name, [group.anchor for group in groups])
@@ -139,16 +138,17 @@ class Decoys:
         await self._drift.review(name)
 
     async def _groups(
-        self, objective: str, candidates: Sequence[Anchor], anchors: Sequence[Anchor], sizes: Sequence[int]
+        self, objective: str, candidates: Sequence[Anchor], sizes: Sequence[int]
     ) -> tuple[list[Disguised], dict[str, Float[ndarray, " features"]]]:
         """The candidates asked least so far, one for each of ``sizes`` as far as there are so many, and their
-        embeddings."""
+        embeddings. Beside an anchor's two responses stand further ones to its question, and where these are too few
+        those to the nearest questions among the candidates: texts that were shown at a fit would give it away."""
         counts = await self._redis.hmget(key("asked", objective), [anchor.digest for anchor in candidates])
         times = {anchor.digest: int(count or 0) for anchor, count in zip(candidates, counts, strict=True)}
         metrics.UNASKED.labels(objective).set(sum(not count for count in times.values()))
         order = sorted(_random.sample(list(candidates), len(candidates)), key=lambda anchor: times[anchor.digest])
         taken = order[: len(sizes)]
-        around = _random.sample(list(anchors), min(_NEIGHBOURS, len(anchors)))
+        around = _random.sample(list(candidates), min(_NEIGHBOURS, len(candidates)))
         images = await self._objectives.images(objective, [*taken, *around])
         inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in [*taken, *around]])
         own, near = inputs[: len(taken)], inputs[len(taken) :]
@@ -156,7 +156,7 @@ class Decoys:
         for anchor, vector, size in zip(taken, own, sizes, strict=False):
             nearest = [around[row] for row in np.square(near - vector).sum(axis=1).argsort()]
             fillers = [*anchor.others, *(text for other in nearest for text in (other.chosen, other.rejected))]
-            groups.append(disguise(anchor, size, fillers[: max(size, len(anchor.others))]))
+            groups.append(disguise(anchor, size, fillers))
         async with self._redis.pipeline(transaction=False) as pipe:
             for anchor in taken:
                 pipe.hincrby(key("asked", objective), anchor.digest, 1)

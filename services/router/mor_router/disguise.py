@@ -21,8 +21,8 @@ class Disguised:
 
 
 def disguise(anchor: Anchor, size: int, fillers: Sequence[str]) -> Disguised:
-    """A group of ``size`` responses: the anchor's two, and others of ``fillers``, repeated where they are too few, as a
-    policy repeats itself.
+    """A group of ``size`` responses in random order: the anchor's two, and the first others of ``fillers``, repeated
+    where they are too few, as a policy repeats itself.
 
     Raises:
         ValueError: a group of one response compares nothing.
@@ -31,7 +31,7 @@ def disguise(anchor: Anchor, size: int, fillers: Sequence[str]) -> Disguised:
         raise ValueError(f"an anchor needs a group of two responses or more, not {size}")
     others = [text for text in dict.fromkeys(fillers) if text not in (anchor.chosen, anchor.rejected)]
     wanted = size - 2
-    taken = _random.sample(others, min(wanted, len(others)))
+    taken = others[:wanted]
     taken += _random.choices(taken or [anchor.chosen, anchor.rejected], k=wanted - len(taken))
     texts = [anchor.chosen, anchor.rejected, *taken]
     order = _random.sample(range(size), size)
