@@ -130,8 +130,8 @@ def _arrangements(result: dict[str, Any]) -> str:
         ),
     ]
     title = (
-        f"Ways to share a prompt: forward and backward pass of the language model, {result['groups']} groups of "
-        f"{result['size']} responses; `packed` is what the trainer does."
+        f"Ways to share a prompt: forward and backward pass of the language model, groups: {result['groups']}, "
+        f"{result['size']} responses each; `packed` is what the trainer does."
     )
     return f"{title}\n\n{_table(rows)}"
 
