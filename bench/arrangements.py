@@ -91,7 +91,7 @@ def gradient(decoder: Any, way: Callable[[], Tensor], clock: Callable[[], float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", choices=("tiny", "smollm2-135m"), default="smollm2-135m")
+    parser.add_argument("--shape", choices=("tiny", "smollm2-10-layers", "smollm2-135m"), default="smollm2-135m")
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--size", type=int, default=8)
     parser.add_argument("--cases", nargs="+", default=["256x16", "64x16", "1024x16", "256x128"], help="PROMPTxRESPONSE")

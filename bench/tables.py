@@ -16,6 +16,12 @@ _ARMS = {
     "supervised": "reference: supervised tuning on pooled answers",
 }
 
+_MODELS = {
+    "smollm2-135m": "SmolLM2-135M's shape",
+    "smollm2-10-layers": "SmolLM2-135M's shape with 10 of its 30 layers",
+}
+"""Shapes that results are shown of, the first that was measured."""
+
 
 def read(name: str) -> dict[str, Any] | None:
     """A result by its name; None where it was not measured."""
@@ -45,12 +51,15 @@ def demonstration(name: str = "demo-default") -> str:
     return f"{table}\n\n{_cost(result, runs)}\n"
 
 
-def trainer(shape: str = "smollm2-135m") -> str:
+def trainer() -> str:
     """Shared prompts against plain and against TRL, and the ways to share, as Markdown."""
     parts = [
-        ("python bench/shared_prompt.py", read(f"shared-prompt-{shape}"), _shared),
-        ("python bench/trainer_step.py", read(f"trainer-step-{shape}"), _against_trl),
-        ("python bench/arrangements.py", read(f"arrangements-{shape}"), _arrangements),
+        (f"python bench/{file}.py", next(filter(None, (read(f"{name}-{shape}") for shape in _MODELS)), None), show)
+        for file, name, show in (
+            ("shared_prompt", "shared-prompt", _shared),
+            ("trainer_step", "trainer-step", _against_trl),
+            ("arrangements", "arrangements", _arrangements),
+        )
     ]
     told = [
         f"Not measured yet: `{command}` does.\n" if result is None else f"{show(result)}\n{_where(result, command)}\n"
@@ -77,7 +86,7 @@ def _shared(result: dict[str, Any]) -> str:
         ),
     ]
     title = (
-        f"Shared against plain: forward and backward pass of {result['groups']} groups, policy and reference. "
+        f"Shared against plain: forward and backward pass of a step, groups: {result['groups']}, policy and reference. "
         "The bound is the ratio of floating-point operations, the language-model head included."
     )
     return f"{title}\n\n{_table(rows)}"
@@ -123,8 +132,8 @@ def _arrangements(result: dict[str, Any]) -> str:
         ),
     ]
     title = (
-        f"Ways to share a prompt: forward and backward pass of the language model, {result['groups']} groups of "
-        f"{result['size']} responses; `packed` is what the trainer does."
+        f"Ways to share a prompt: forward and backward pass of the language model, groups: {result['groups']}, "
+        f"{result['size']} responses each; `packed` is what the trainer does."
     )
     return f"{title}\n\n{_table(rows)}"
 
@@ -136,10 +145,10 @@ def _table(rows: list[list[str]]) -> str:
 def _where(result: dict[str, Any], command: str) -> str:
     machine = result["machine"]
     clock = (
-        "CPU seconds of one thread, as others used the machine" if result["clock"] == "cpu" else "wall-clock seconds"
+        "CPU seconds of the process, as others used the machine" if result["clock"] == "cpu" else "wall-clock seconds"
     )
     return (
-        f"Model: SmolLM2-135M's shape with random weights, float32; {clock}, threads: {result['threads']}. Measured "
+        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}, threads: {result['threads']}. Measured "
         f"{result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}`."
     )
 
