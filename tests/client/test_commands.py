@@ -187,6 +187,10 @@ def test_tokens_and_addresses_that_do_not_work(mor: Installation) -> None:
     assert mor.mor("run", "list", MOR_TOKEN_FILE="/none").exit_code == Exit.usage
     away = mor.mor("run", "list", MOR_CONTROL_URL="http://127.0.0.1:9")
     assert (away.exit_code, "is it running" in away.stderr) == (Exit.no_answer, True)
+    nowhere = {"MOR_CONTROL_URL": "http://127.0.0.1:9", "MOR_ATTEMPTS": "2"}
+    assert "trying again in" in mor.mor("run", "list", **nowhere).stderr
+    as_json = mor.mor("run", "list", "--json", **nowhere)
+    assert (as_json.stdout, json.loads(as_json.stderr)["error"]["status"]) == ("", None)
     mor.config.write_text('contrl_url = "http://x"\n')
     assert "contrl_url" in mor.mor("run", "list").stderr
 
