@@ -6,6 +6,7 @@ import asyncio
 import json
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,22 @@ from tests.router.planted import jsonl, rows
 SERVICE = {"Authorization": f"Bearer {TOKENS['service']}"}
 
 
+Told = tuple[str, int, dict[str, Any]]
+"""Kind, step and data of an event."""
+
+
 def create(mor: Installation, spec_file: Path) -> str:
     return mor.ok("run", "create", str(spec_file)).strip()
 
 
-def work(mor: Installation, run: str, *events: tuple[str, int, dict[str, Any]], end: str | None = None) -> None:
+def work(mor: Installation, run: str, *events: Told, end: str | None = None, pause_s: float = 0.0) -> None:
     """What a training process tells: claim ``run``, send ``events``, report how it ended."""
     about = httpx.get(f"{mor.control}/v1/runs/{run}", headers=SERVICE).json()
     with httpx.Client(base_url=mor.control, headers=SERVICE, timeout=20) as http:
         if about["state"] == "queued":
             claim = http.post("/v1/runs/claim", json={"worker": "w1", "version": "0.1.0", "device": "cpu"})
             assert claim.json()["run"] == run
+            time.sleep(pause_s)
         for sequence, (kind, step, data) in enumerate(events, 1):
             asyncio.run(tell(mor, run, sequence, kind, step, data))
         beat = {"attempt": 1, "state": "running"}
@@ -56,7 +62,7 @@ async def tell(mor: Installation, run: str, sequence: int, kind: Any, step: int,
     await redis.aclose()
 
 
-def step(number: int, reward: float) -> tuple[str, int, dict[str, Any]]:
+def step(number: int, reward: float) -> Told:
     clients = {"clinic": {"reward_mean": reward, "weight": 1.0, "failures": {}}}
     return "step", number, {"reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients}
 
@@ -67,7 +73,11 @@ def test_a_run_from_creation_to_its_end(mor: Installation, spec_file: Path) -> N
     assert mor.json("run", "show", run)["state"] == "queued"
     assert mor.json("run", "pause", run)["state"] == "paused"
     assert mor.json("run", "resume", run)["state"] == "queued"
-    threading.Timer(0.5, lambda: work(mor, run, step(1, 0.25), step(2, 0.5), end="finished")).start()
+
+    def trained() -> None:  # heartbeats of the event stream come in between
+        work(mor, run, step(1, 0.25), step(2, 0.5), end="finished", pause_s=2.5)
+
+    threading.Timer(0.5, trained).start()
     snapshots = [json.loads(line) for line in mor.ok("run", "watch", run, "--json").splitlines()]
     assert [snapshots[0]["state"], snapshots[-1]["state"]] == ["queued", "finished"]
     assert snapshots[-1]["step"] == 2
@@ -177,6 +187,10 @@ def test_tokens_and_addresses_that_do_not_work(mor: Installation) -> None:
     assert mor.mor("run", "list", MOR_TOKEN_FILE="/none").exit_code == Exit.usage
     away = mor.mor("run", "list", MOR_CONTROL_URL="http://127.0.0.1:9")
     assert (away.exit_code, "is it running" in away.stderr) == (Exit.no_answer, True)
+    nowhere = {"MOR_CONTROL_URL": "http://127.0.0.1:9", "MOR_ATTEMPTS": "2"}
+    assert "trying again in" in mor.mor("run", "list", **nowhere).stderr
+    as_json = mor.mor("run", "list", "--json", **nowhere)
+    assert (as_json.stdout, json.loads(as_json.stderr)["error"]["status"]) == ("", None)
     mor.config.write_text('contrl_url = "http://x"\n')
     assert "contrl_url" in mor.mor("run", "list").stderr
 

@@ -66,8 +66,10 @@ async def eventually(http: httpx.AsyncClient, path: str, wanted: Any) -> Any:
         await asyncio.sleep(0.02)
 
 
-async def lines(http: httpx.AsyncClient, run: str, count: int, cursor: str | None = None) -> list[dict[str, str]]:
-    """``count`` events of the stream."""
+async def lines(
+    http: httpx.AsyncClient, run: str, count: int, cursor: str | None = None, *, heartbeats: bool = False
+) -> list[dict[str, str]]:
+    """``count`` events of the stream, with or without the comments that keep it open."""
     headers = {} if cursor is None else {"Last-Event-ID": cursor}
     found: list[dict[str, str]] = []
     current: dict[str, str] = {}
@@ -77,7 +79,8 @@ async def lines(http: httpx.AsyncClient, run: str, count: int, cursor: str | Non
             name, _, value = line.partition(":")
             value = value.strip()
             if line == "" and current:
-                found.append(current)
+                if heartbeats or "comment" not in current:
+                    found.append(current)
                 current = {}
                 if len(found) == count:
                     break

@@ -224,7 +224,7 @@ async def test_an_event_stream_resumes_without_a_gap(
         assert first[0]["event"] == "step"
         rest = await lines(http, run, 2, first[-1]["id"])
         assert [json.loads(event["data"])["step"] for event in rest] == [3, 4]
-        silence = await lines(http, run, 1, rest[-1]["id"])
+        silence = await lines(http, run, 1, rest[-1]["id"], heartbeats=True)
         assert silence[0]["comment"].startswith("ping"), "a heartbeat keeps the stream open"
         for cursor in ("other-run/3", "nonsense"):
             reply = await http.get(f"/v1/runs/{run}/events", headers={"Last-Event-ID": cursor})

@@ -109,7 +109,8 @@ class Runs:
                 with self._control.events(f"/v1/runs/{run}/events", cursor) as source:
                     for sent in source.iter_sse():
                         failures, cursor = 0, sent.id or cursor
-                        yield Event.model_validate_json(sent.data, extra="ignore")
+                        if sent.data:  # a heartbeat has none
+                            yield Event.model_validate_json(sent.data, extra="ignore")
             except ServiceError as error:
                 lost = isinstance(error.__cause__, httpx.TransportError) or error.status_code in (429, 502, 503, 504)
                 failures += 1

@@ -6,7 +6,7 @@ Pure bookkeeping: no clock, no network. Groups are numbered in the order in whic
 * *outstanding* from its issue until it comes back, is dropped, or is re-sampled (which keeps it outstanding),
 * *ready* from then until a step takes it,
 * *applied*, *skipped* (its rewards were all alike) or *dropped* afterwards: every number below the cursor that is
-  neither outstanding nor ready.
+  neither outstanding nor ready. A dropped one can be issued again when an operator asks for it.
 
 What comes back for a group that is not outstanding is a duplicate and changes nothing, so each group is applied once in
 a lineage. The state is a checkpoint's: after a crash the groups that were under way are issued again.

@@ -11,11 +11,13 @@ import typer
 from mor_core.errors import Invalid, MorError
 from mor_core.problems import describe
 from pydantic import ValidationError
+from rich.markup import escape
+from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from mor_client.config import read_settings
 from mor_client.exits import Exit, exit_of
 from mor_client.mor import Mor
-from mor_client.output import print_error
+from mor_client.output import err, print_error
 
 _COMPLETION_S = 1.0
 
@@ -25,6 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, errors as JS
 @contextmanager
 def session(as_json: bool) -> Iterator[Mor]:
     """The services; errors end the command with their message and exit status."""
+    set_on_retry_hooks([] if as_json else [_tell_retry])
     try:
         with Mor() as mor:
             yield mor
@@ -34,6 +37,14 @@ def session(as_json: bool) -> Iterator[Mor]:
         raise typer.Exit(exit_of(told)) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(Exit.interrupted) from error
+
+
+def _tell_retry(details: RetryDetails) -> None:
+    err.print(
+        f"[dim]{escape(str(details.caused_by))}; trying again in {details.wait_for:.1f} s[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def read_secret(file: Path, made_by: str) -> str:
