@@ -90,7 +90,6 @@ class Cluster:
     def __init__(self, api: client.ApiClient, selector: str, resync_s: float) -> None:
         self._core = client.CoreV1Api(api)
         self._slices = client.DiscoveryV1Api(api)
-        self._api = api
         self._selector = selector
         self._resync_s = resync_s
 
