@@ -15,6 +15,7 @@ CHECKERS = charts.TOOLS / "checkers" / "bin"
 pytestmark = pytest.mark.skipif(not CHECKERS.exists(), reason="checkov and hadolint: `make test-helm` fetches them")
 
 
+@pytest.mark.timeout(900)
 def test_checkov_finds_nothing(tmp_path: Path) -> None:
     for profile in charts.PROFILES:
         chart = charts.chart_of(profile)
@@ -22,7 +23,7 @@ def test_checkov_finds_nothing(tmp_path: Path) -> None:
         (tmp_path / f"{chart.name}-{profile.stem}.yaml").write_text(text)
     command = [str(CHECKERS / "checkov"), "--directory", str(tmp_path), "--output", "json"]
     config = ["--config-file", str(charts.CHARTS / ".checkov.yaml")]
-    done = subprocess.run([*command, *config], capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run([*command, *config], capture_output=True, text=True, timeout=800, check=False)
     found = json.loads(done.stdout)
     failed = [
         f"{check['check_id']} {check['check_name']}: {check['resource']}" for check in found["results"]["failed_checks"]
