@@ -15,9 +15,9 @@ import torch
 from machine import record
 from mor_core.wire import Message
 from mor_router.embedding import Input, build_embedder
-from mor_router.fuse import Lens, fuse
-from mor_router.fusion import Weighted
-from mor_router.mixture import Mixture, fit_mixture
+from mor_router.mathematics.fuse import Lens, fuse
+from mor_router.mathematics.fusion import Weighted
+from mor_router.mathematics.mixture import Mixture, fit_mixture
 from numpy import ndarray
 
 FIT_PAIRS, FIT_CLIENTS, FEATURES = 5000, 64, 352

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mor_router.fuse import Fused, Lens, fuse
-from mor_router.fusion import Weighted
-from mor_router.mixture import fit_mixture
+from mor_router.mathematics.fuse import Fused, Lens, fuse
+from mor_router.mathematics.fusion import Weighted
+from mor_router.mathematics.mixture import fit_mixture
 from quality.arms import Arm, MixtureOfRewards, Oracle, OtherModel, UniformRaw, ablations, baselines
 from quality.arms.mixture import serve
 from quality.arms.stacking import regress

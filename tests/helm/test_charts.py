@@ -20,8 +20,8 @@ from mor_core.auth import hash_token
 from mor_core.settings import unknown_variables
 from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
+from mor_router.clients.vault import Vault
 from mor_router.config import RouterSettings
-from mor_router.vault import Vault
 from mor_trainer.config import ControlSettings, WorkerSettings
 from prometheus_client import REGISTRY
 from pydantic import SecretStr, TypeAdapter

@@ -14,7 +14,7 @@ from mor_core.blobs import Blobs
 from mor_core.settings import StreamSettings
 from mor_core.streams import Consumer, Streams, active_runs, announce, connect
 from mor_core.wire import EventRecord
-from mor_router.registry import Registry
+from mor_router.clients.registry import Registry
 from mor_router.store import key
 from pydantic import SecretStr
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError

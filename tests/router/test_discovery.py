@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mor_router.discovery.cluster import load_client
-from mor_router.egress import EgressPolicy
+from mor_router.clients.discovery.cluster import load_client
+from mor_router.clients.egress import EgressPolicy
 
 from tests.helm.api_server import ApiServer
 from tests.router.conftest import Api, Start, eventually

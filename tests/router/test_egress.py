@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from mor_core.clients import Source
-from mor_router.egress import EgressPolicy, EgressRefused
+from mor_router.clients.egress import EgressPolicy, EgressRefused
 
 from tests.router.conftest import Start
 from tests.router.endpoints import TOKEN, Endpoints, redirect

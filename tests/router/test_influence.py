@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mor_core.wire import ClientScore
-from mor_router.influence import summary, traces
+from mor_router.rewarding.influence import summary, traces
 
 from tests.router.conftest import Api
 from tests.router.endpoints import Endpoints, html, quality

@@ -11,14 +11,23 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mor_router import gate
-from mor_router.fit import Anchors, loss_and_gradient, minimise
-from mor_router.fuse import Fused, Lens, NoQuorum, fuse
-from mor_router.fusion import FusionChoice, Gdpo, MeanMinusVariance, Median, Panel, Uniform, Weighted, WorstClient
-from mor_router.likeness import shares
-from mor_router.mixture import fit_mixture
-from mor_router.regions import fit_regions
-from mor_router.standardise import Standardiser, fit_standardiser
+from mor_router.learning.likeness import shares
+from mor_router.mathematics import gate
+from mor_router.mathematics.fit import Anchors, loss_and_gradient, minimise
+from mor_router.mathematics.fuse import Fused, Lens, NoQuorum, fuse
+from mor_router.mathematics.fusion import (
+    FusionChoice,
+    Gdpo,
+    MeanMinusVariance,
+    Median,
+    Panel,
+    Uniform,
+    Weighted,
+    WorstClient,
+)
+from mor_router.mathematics.mixture import fit_mixture
+from mor_router.mathematics.regions import fit_regions
+from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from numpy import ndarray
 
 effort.register_profile("steady", deadline=None)  # a busy machine is no failure

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from mor_core.clients import State
-from mor_router.quarantine import Evidence, Finding, judge
-from mor_router.registry import ClientRecord
-from mor_router.usefulness import LEAST_ANCHORS, USELESS, p_value, regions
+from mor_router.clients.registry import ClientRecord
+from mor_router.mathematics.usefulness import LEAST_ANCHORS, USELESS, p_value, regions
+from mor_router.trust.quarantine import Evidence, Finding, judge
 from numpy import ndarray
 
 from tests.router.conftest import Api

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mor_router.density import LIMIT, effective_share, thin, weights
-from mor_router.labels import best_and_worst
+from mor_router.learning.labels import best_and_worst
+from mor_router.mathematics.density import LIMIT, effective_share, thin, weights
 from pydantic import SecretStr
 
 from tests.router.conftest import Api, Start, eventually

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from mor_router.mixture import Mixture, fit_mixture
-from mor_router.standardise import Standardiser
+from mor_router.mathematics.mixture import Mixture, fit_mixture
+from mor_router.mathematics.standardise import Standardiser
 
 from quality.arms.arm import Score
 from quality.scored import Anchors, Groups, Rewards
@@ -57,7 +57,7 @@ class MixtureOfRewards:
 
 
 def serve(mixture: Mixture, groups: Groups) -> Rewards:
-    """What ``mor_router.fuse`` with the weighted fusion gives group by group, for all groups at once."""
+    """What ``mor_router.mathematics.fuse`` with the weighted fusion gives group by group, for all groups at once."""
     trust = mixture.weights(groups.inputs, mixture.clients) * mixture.slopes(groups.inputs)
     served = np.stack([unit(groups.scores[:, k]) for k, unit in enumerate(mixture.standardisers)], axis=1)
     return np.asarray(np.einsum("nk,nkg->ng", trust, served))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mor_router.fusion import Fusion, MeanMinusVariance, Panel, WorstClient
+from mor_router.mathematics.fusion import Fusion, MeanMinusVariance, Panel, WorstClient
 
 from quality.arms.arm import Score
 from quality.arms.uniform import standardise, standardisers

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from mor_router.standardise import Standardiser, fit_standardiser
+from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from numpy import ndarray
 
 from quality.arms.arm import Score

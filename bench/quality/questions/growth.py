@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from mor_router.mixture import Mixture
+from mor_router.mathematics.mixture import Mixture
 from numpy import ndarray
 
 from quality.arms import MixtureOfRewards

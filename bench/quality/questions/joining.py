@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mor_router.mixture import extend_mixture, fit_mixture
+from mor_router.mathematics.mixture import extend_mixture, fit_mixture
 
 from quality.arms import MixtureOfRewards
 from quality.arms.mixture import ENTROPY_FLOOR, serve

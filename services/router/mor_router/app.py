@@ -11,10 +11,10 @@ from mor_core.health import ReadyCheck
 from mor_core.service import create_service
 
 from mor_router import __version__
+from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.pool import Tokens
 from mor_router.config import RouterSettings
 from mor_router.core import running
-from mor_router.egress import EgressPolicy
-from mor_router.pool import Tokens
 from mor_router.routes import clients, objectives, rewards, status
 
 _DESCRIPTION = """\

@@ -20,12 +20,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_router.audit import Audit
+from mor_router.clients.enrolment import reseal
+from mor_router.clients.registry import Registry
+from mor_router.clients.vault import Vault
 from mor_router.config import RouterSettings
-from mor_router.enrolment import reseal
-from mor_router.labels.labellers import reseal as reseal_labellers
-from mor_router.registry import Registry
+from mor_router.learning.labels.labellers import reseal as reseal_labellers
 from mor_router.store import Snapshot, export, restore
-from mor_router.vault import Vault
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="MoR's router: fuses the clients' scores.")
 log = structlog.get_logger(__name__)

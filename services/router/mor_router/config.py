@@ -8,7 +8,7 @@ from pathlib import Path
 from mor_core.settings import ServiceSettings, StreamSettings
 from pydantic import Field, SecretStr, model_validator
 
-from mor_router.fusion import FusionChoice, Weighted
+from mor_router.mathematics.fusion import FusionChoice, Weighted
 
 Network = IPv4Network | IPv6Network
 

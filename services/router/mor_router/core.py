@@ -15,36 +15,36 @@ from mor_core.streams import connect
 from mor_core.tasks import stop
 from redis.asyncio import Redis
 
-from mor_router.agreement import Agreement
-from mor_router.anchor_scores import AnchorScorer
 from mor_router.audit import Audit
+from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.enrolment import Enroller
+from mor_router.clients.pool import Pool
+from mor_router.clients.registry import Registry
+from mor_router.clients.scoring import Scoring
+from mor_router.clients.vault import Vault
 from mor_router.config import RouterSettings
-from mor_router.decoys import Decoys
-from mor_router.drift import Drift
-from mor_router.egress import EgressPolicy
 from mor_router.embedding import Embedder, build_embedder
-from mor_router.enrolment import Enroller
-from mor_router.fitting import Fitting
-from mor_router.gates import Gates
-from mor_router.honesty import Honesty
-from mor_router.influence import Influences
-from mor_router.labels import Labellers
-from mor_router.live_answers import LiveAnswers
-from mor_router.objectives import Objectives
-from mor_router.pool import Pool
-from mor_router.quarantine import Quarantine
-from mor_router.recent import RecentScores
-from mor_router.refit import Refitting
-from mor_router.registry import Registry
-from mor_router.reserve import Reserve
-from mor_router.rewarding import Rewarder
-from mor_router.scoring import Scoring
-from mor_router.serving import ServedGates
-from mor_router.vault import Vault
+from mor_router.learning.anchor_scores import AnchorScorer
+from mor_router.learning.fitting import Fitting
+from mor_router.learning.gates import Gates
+from mor_router.learning.labels import Labellers
+from mor_router.learning.objectives import Objectives
+from mor_router.learning.refit import Refitting
+from mor_router.rewarding.influence import Influences
+from mor_router.rewarding.recent import RecentScores
+from mor_router.rewarding.rewarding import Rewarder
+from mor_router.rewarding.serving import ServedGates
+from mor_router.trust.agreement import Agreement
+from mor_router.trust.decoys import Decoys
+from mor_router.trust.drift import Drift
+from mor_router.trust.honesty import Honesty
+from mor_router.trust.live_answers import LiveAnswers
+from mor_router.trust.quarantine import Quarantine
+from mor_router.trust.reserve import Reserve
 from mor_router.worker import Worker
 
 if TYPE_CHECKING:
-    from mor_router.discovery import Discovery
+    from mor_router.clients.discovery import Discovery
 
 log = structlog.get_logger(__name__)
 
@@ -193,7 +193,7 @@ def _discovery(router: Router, policy: EgressPolicy, vault: Vault) -> Discovery:
         Invalid: the Kubernetes client is not installed.
     """
     try:
-        from mor_router.discovery import Discovery
+        from mor_router.clients.discovery import Discovery
     except ImportError as error:
         raise Invalid("MOR_KUBERNETES_NAMESPACES is set: install mor-router[kubernetes], or leave it out") from error
     return Discovery(

@@ -10,7 +10,7 @@ from mor_core.stored_objectives import Objective
 from mor_core.wire import ClientScore, Finite, Messages, ObjectiveShare, RewardItem, Sha256, Wire
 from pydantic import Base64Bytes, ConfigDict, Field
 
-from mor_router.fusion import FusionChoice
+from mor_router.mathematics.fusion import FusionChoice
 
 
 class _Documented(Wire):

@@ -10,10 +10,10 @@ from mor_core.errors import Conflict, Invalid
 from mor_core.images import sha256
 from mor_core.wire import Messages, image_hashes
 
-from mor_router import gate
 from mor_router.embedding import Input
-from mor_router.fuse import combined
-from mor_router.rewarding import Groups, Verdict
+from mor_router.mathematics import gate
+from mor_router.mathematics.fuse import combined
+from mor_router.rewarding.rewarding import Groups, Verdict
 from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
 from mor_router.views import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
 

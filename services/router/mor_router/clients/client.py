@@ -1,0 +1,236 @@
+"""One client's reward service, called by contract and trusted with nothing: bounded in time, bytes and attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import httpx
+import stamina
+import structlog
+from mor_core.problems import describe
+from mor_core.wire import Card, ScoreItem, image_hashes
+from purgatory import AsyncCircuitBreakerFactory
+from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, OpenedState
+from pydantic import SecretStr, ValidationError
+
+from mor_router import metrics
+from mor_router.clients import batching
+from mor_router.clients.answers import Answer, ClientFailure, Status, parse, size_limit
+from mor_router.clients.egress import EgressPolicy, PinnedTransport
+from mor_router.clients.exchange import Exchange, bearer, missing_images
+from mor_router.clients.registry import ClientRecord
+from mor_router.clients.trial import TRIAL_IMAGES, TRIAL_ITEM
+from mor_router.config import RouterSettings
+
+_CARD_BYTES = 64 << 10
+_MOST_IMAGE_ROUNDS = 3
+_RETRY_FIRST_S = 0.05
+_RETRY_MOST_S = 2.0
+_CIRCUIT_VALUES = {CLOSED: 0, HALF_OPENED: 1, OPENED: 2}
+_CIRCUIT_NAMES = {CLOSED: "closed", HALF_OPENED: "half_open", OPENED: "open"}
+
+log = structlog.get_logger(__name__)
+
+
+def tls_context(settings: RouterSettings) -> ssl.SSLContext:
+    """Certificates are always verified: against ``ca_file``, or the system's authorities."""
+    context = ssl.create_default_context(cafile=settings.ca_file)
+    if settings.client_cert_file is not None:
+        context.load_cert_chain(settings.client_cert_file, settings.client_key_file)
+    return context
+
+
+class RewardClient:
+    """The router's side of one client. Calls end with an answer for every item, whatever the client does."""
+
+    def __init__(
+        self,
+        record: ClientRecord,
+        secret: SecretStr,
+        settings: RouterSettings,
+        policy: EgressPolicy,
+        tls: ssl.SSLContext,
+    ) -> None:
+        self.record = record
+        self.last_error: str | None = None
+        self._settings = settings
+        self._limits = record.card.limits if record.card is not None else None
+        concurrency = min(settings.client_concurrency, self._limits.concurrency if self._limits else 1 << 10)
+        self._slots = asyncio.Semaphore(concurrency)
+        self._breakers = AsyncCircuitBreakerFactory(
+            default_threshold=settings.circuit_failures,
+            default_ttl=settings.circuit_open_s,
+            exclude=[asyncio.CancelledError],
+        )
+        transport = httpx.AsyncHTTPTransport(
+            verify=tls, trust_env=False, limits=httpx.Limits(max_connections=concurrency + 1, keepalive_expiry=30)
+        )
+        http = bearer(PinnedTransport(policy, record.source, transport), secret)
+        self._exchange = Exchange(http, record.url, secret)
+
+    async def close(self) -> None:
+        await self._exchange.close()
+
+    async def circuit(self) -> str:
+        """``closed``, ``open`` or ``half_open``."""
+        breaker = await self._breakers.get_breaker(self.record.name)
+        return _CIRCUIT_NAMES[breaker.context.state]
+
+    async def card(self, timeout_s: float) -> Card:
+        """
+        Raises:
+            ClientFailure: no card in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await self._exchange.get("/v1/card", _CARD_BYTES)
+        except TimeoutError as error:
+            raise ClientFailure("timeout", f"no card within {timeout_s:g} s") from error
+        try:
+            return Card.model_validate_json(body)
+        except ValidationError as error:
+            raise ClientFailure("schema", f"/v1/card is no card of the contract: {describe(error)}") from error
+
+    async def score(
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline_s: float
+    ) -> dict[str, Answer]:
+        """An answer for each of ``items`` within ``deadline_s`` seconds."""
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        refused = self._refused(items)
+        asked = [item for item in items if item.item_id not in refused]
+        parts = batching.cut(asked, images, self._limits, self._settings.items_per_request)
+        answers = await asyncio.gather(*(self._score(part, images, deadline) for part in parts))
+        return refused | {name: answer for part in answers for name, answer in part.items()}
+
+    def _refused(self, items: Sequence[ScoreItem]) -> dict[str, Answer]:
+        """The items with more responses than the card takes: sent, they would cost their whole request its scores."""
+        if self._limits is None:
+            return {}
+        most = self._limits.responses
+        refused = {
+            item.item_id: Answer("error", detail=f"{len(item.responses)} responses; its card takes {most} per item")
+            for item in items
+            if len(item.responses) > most
+        }
+        metrics.CLIENT_FAILURES.labels(self.record.name, "item").inc(len(refused))
+        return refused
+
+    async def _score(self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float) -> dict[str, Answer]:
+        started = time.perf_counter()
+        name = self.record.name
+        status: Status = "error"
+        try:
+            answers = await self._guarded(items, images, deadline)
+        except ClientFailure as failure:
+            status = "timeout" if failure.reason == "timeout" else "error"
+            status = "circuit_open" if failure.reason == "circuit_open" else status
+            self.last_error = str(failure)
+            metrics.CLIENT_FAILURES.labels(name, failure.reason).inc()
+            if failure.reason != "circuit_open":
+                log.warning("a client failed", client=name, reason=failure.reason, detail=str(failure))
+            seconds = time.perf_counter() - started
+            return {item.item_id: Answer(status, detail=str(failure), seconds=seconds) for item in items}
+        seconds = time.perf_counter() - started
+        metrics.CLIENT_SECONDS.labels(name).observe(seconds)
+        broken = [answer for answer in answers.values() if answer.status != "ok"]
+        metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
+        self.last_error = broken[0].detail if broken else None
+        return {
+            item_id: Answer(answer.status, answer.scores, answer.detail, answer.model, seconds)
+            for item_id, answer in answers.items()
+        }
+
+    async def _guarded(
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
+    ) -> dict[str, Answer]:
+        """One call, under the concurrency limit, the circuit breaker and the deadline."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise ClientFailure(
+                "busy", "the deadline passed while earlier calls to this client were going on"
+            ) from error
+        breaker = await self._breakers.get_breaker(self.record.name)
+        try:
+            async with breaker:
+                return await self._timed(items, images, deadline)
+        except OpenedState as opened:
+            opened.__traceback__ = None  # the library raises one object again and again
+            wait = self._settings.circuit_open_s
+            raise ClientFailure(
+                "circuit_open", f"failed too often: not asked for {wait:g} s; {self.last_error}"
+            ) from None
+        finally:
+            self._slots.release()
+            metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[breaker.context.state])
+
+    async def _timed(
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
+    ) -> dict[str, Answer]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._attempts(items, images, deadline)
+        except TimeoutError as error:
+            raise ClientFailure("timeout", "no answer within the deadline") from error
+
+    async def _attempts(
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
+    ) -> dict[str, Answer]:
+        def again(error: Exception) -> bool | float:
+            if not isinstance(error, ClientFailure) or not error.retry:
+                return False
+            left = deadline - asyncio.get_running_loop().time()
+            if error.retry_after_s is not None and error.retry_after_s >= left:
+                return False
+            metrics.CLIENT_RETRIES.labels(self.record.name).inc()
+            return True if error.retry_after_s is None else error.retry_after_s + random.uniform(0, _RETRY_FIRST_S)
+
+        async for attempt in stamina.retry_context(
+            on=again,
+            attempts=self._settings.client_attempts,
+            timeout=None,
+            wait_initial=_RETRY_FIRST_S,
+            wait_max=_RETRY_MOST_S,
+            wait_jitter=_RETRY_FIRST_S * 4,
+        ):
+            with attempt:
+                return await self._converse(items, images, deadline)
+        raise AssertionError("stamina re-raises the last failure")
+
+    async def _converse(
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
+    ) -> dict[str, Answer]:
+        """Hashes first; bytes of those images that the client says it lacks."""
+        named = {digest for item in items for digest in image_hashes(item.messages)}
+        sent: set[str] = set()
+        for _ in range(_MOST_IMAGE_ROUNDS):
+            content = batching.body(items, {digest: images[digest] for digest in sent})
+            left_ms = max(1, round((deadline - asyncio.get_running_loop().time()) * 1000))
+            status, answer = await self._exchange.post("/v1/score", content, size_limit(items), left_ms)
+            metrics.CLIENT_BYTES.labels(self.record.name, "sent").inc(len(content))
+            metrics.CLIENT_BYTES.labels(self.record.name, "received").inc(len(answer))
+            if status != 409:
+                return parse(answer, items)
+            missing = missing_images(answer)
+            if missing - named:
+                raise ClientFailure("images", "asked for images that the request does not name")
+            sent |= missing
+        raise ClientFailure("images", "keeps asking for images that it was sent; is its image cache too small?")
+
+    async def probe(self, timeout_s: float) -> Card:
+        """The card; and where the circuit is not closed, a tiny call that may close it.
+
+        Raises:
+            ClientFailure: no card in time.
+        """
+        card = await self.card(timeout_s)
+        if await self.circuit() != "closed":
+            with suppress(ClientFailure):
+                await self._guarded([TRIAL_ITEM], TRIAL_IMAGES, asyncio.get_running_loop().time() + timeout_s)
+        return card

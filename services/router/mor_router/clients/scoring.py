@@ -1,0 +1,88 @@
+"""Fan-out: every client is asked at once, and none can make the others wait beyond the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mor_core.errors import NotFound
+from mor_core.tasks import stop
+from mor_core.wire import ScoreItem
+
+from mor_router.clients.answers import Answer, ClientFailure
+from mor_router.clients.pool import Pool
+
+_MOST_SHADOW_TASKS = 64
+
+Answers = dict[str, dict[str, Answer]]
+"""Item -> client -> answer."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups that are scored together, and the images that they name."""
+
+    items: Sequence[ScoreItem]
+    images: Mapping[str, bytes] = field(repr=False)
+
+
+class Scoring:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._shadows: set[asyncio.Task[dict[str, Answer]]] = set()
+
+    async def ask(self, client: str, batch: Batch, deadline_s: float) -> dict[str, Answer]:
+        """One client's answer for every item of ``batch``.
+
+        It is asked under random item ids, new ones each time, so that they tell it nothing.
+        """
+        named = {secrets.token_hex(16): item for item in batch.items}
+        items = [item.model_copy(update={"item_id": name}) for name, item in named.items()]
+        try:
+            answers = await self._pool.client(client).score(items, batch.images, deadline_s)
+            return {named[name].item_id: answer for name, answer in answers.items()}
+        except (ClientFailure, NotFound) as error:
+            return {item.item_id: Answer("error", detail=str(error)) for item in batch.items}
+
+    async def fan_out(
+        self,
+        batch: Batch,
+        voters: Collection[str],
+        shadows: Collection[str],
+        deadline_s: float,
+        known: Mapping[str, Mapping[str, Answer]] | None = None,
+    ) -> Answers:
+        """Ask ``voters`` and ``shadows`` at once.
+
+        Returns when every voter has answered or the deadline has passed. A shadow that is slower than all voters is
+        left to finish unheard: it costs the group no time. ``known`` answers of an earlier attempt are not asked for
+        again.
+        """
+        known = known or {}
+        answers: Answers = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
+        voting = {name: asyncio.create_task(self._remaining(name, batch, answers, deadline_s)) for name in voters}
+        shadowing: dict[str, asyncio.Task[dict[str, Answer]]] = {}
+        for name in shadows:
+            if len(self._shadows) < _MOST_SHADOW_TASKS:
+                task = asyncio.create_task(self._remaining(name, batch, answers, deadline_s))
+                self._shadows.add(task)
+                task.add_done_callback(self._shadows.discard)
+                shadowing[name] = task
+        try:
+            await asyncio.gather(*voting.values())
+        finally:
+            await stop(voting.values())
+        for name, task in {**voting, **shadowing}.items():
+            if task.done() and not task.cancelled():
+                for item_id, answer in task.result().items():
+                    answers[item_id][name] = answer
+        return answers
+
+    async def _remaining(self, name: str, batch: Batch, answers: Answers, deadline_s: float) -> dict[str, Answer]:
+        items = [item for item in batch.items if name not in answers[item.item_id]]
+        return await self.ask(name, Batch(items, batch.images), deadline_s) if items else {}
+
+    async def close(self) -> None:
+        await stop(self._shadows)

@@ -1,5 +1,0 @@
-"""Reward services of the router's own cluster: Services with a label, enrolled and removed as they come and go."""
-
-from mor_router.discovery.discovery import Discovery
-
-__all__ = ["Discovery"]

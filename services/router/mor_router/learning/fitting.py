@@ -1,0 +1,270 @@
+"""A fit from anchors to a gate version in force."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import structlog
+from jaxtyping import Float
+from mor_core.errors import Conflict, Invalid, Unavailable
+from mor_core.tasks import stop
+from numpy import ndarray
+from redis.asyncio import Redis
+from redis.exceptions import LockError
+
+from mor_router import metrics
+from mor_router.audit import Audit
+from mor_router.clients.pool import Pool
+from mor_router.clients.registry import Registry
+from mor_router.config import RouterSettings
+from mor_router.embedding import Embedder, Input
+from mor_router.learning.anchor_scores import AnchorScorer, AnchorScores, score_all
+from mor_router.learning.gates import Gates, GateVersion, Refitted, dump, load
+from mor_router.learning.objectives import COLD_START, Anchor, Objective, Objectives
+from mor_router.learning.report import FitReport, report
+from mor_router.mathematics import concord
+from mor_router.mathematics.expectation import Expectation, expect, influences
+from mor_router.mathematics.mixture import Mixture, extend_mixture, fit_mixture, standardised_differences
+from mor_router.store import key
+from mor_router.trust.honesty import Honesty
+from mor_router.trust.quarantine import Quarantine
+from mor_router.trust.reserve import Reserve
+
+_LEAST_PAIRS = 8
+_LEAST_SHARE = 0.5
+_LOCK_S = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+class Fitting:
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        settings: RouterSettings,
+        registry: Registry,
+        pool: Pool,
+        objectives: Objectives,
+        gates: Gates,
+        embedder: Embedder,
+        scorer: AnchorScorer,
+        reserve: Reserve,
+        honesty: Honesty,
+        quarantine: Quarantine,
+        audit: Audit,
+    ) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._registry = registry
+        self._pool = pool
+        self._objectives = objectives
+        self._gates = gates
+        self._embedder = embedder
+        self._scorer = scorer
+        self._reserve = reserve
+        self._honesty = honesty
+        self._quarantine = quarantine
+        self._audit = audit
+
+    async def fit(
+        self,
+        name: str,
+        by: str,
+        *,
+        activate: bool,
+        newcomers_only: bool = False,
+        only: Collection[str] | None = None,
+        refitted: Refitted | None = None,
+    ) -> GateVersion:
+        """Score the anchors by every client that is not paused, judge who is of use, fit on those, keep the version.
+
+        Reserved anchors are not shown; what clients said of them in live traffic counts beside what they say now.
+        With ``newcomers_only`` the clients of the version in force stay as they are; with ``only``, digests, the other
+        anchors are left out. ``refitted`` is recorded with the version.
+
+        Raises:
+            NotFound: no such objective.
+            Conflict: no anchors, another fit of the objective is going on, or no version that newcomers could join.
+            Invalid: too few anchors.
+            Unavailable: no client scored enough of them.
+        """
+        objective = await self._objectives.get(name)
+        anchors = [a for a in await self._objectives.anchors(name) if only is None or a.digest in only]
+        if len(anchors) < _LEAST_PAIRS:
+            raise Invalid(f"objective {name!r} has {len(anchors)} anchors; at least {_LEAST_PAIRS} are needed to fit")
+        base = await self._base(objective) if newcomers_only else None
+        async with self._alone(name):
+            images = await self._objectives.images(name, anchors)
+            await self._pool.refresh()
+            trusted = self._pool.named("active", "probation")
+            asked = [*trusted, *self._pool.named("quarantined")]
+            shown, _ = await self._reserve.split(anchors)
+            scored = await score_all(self._scorer, asked, objective, shown, images)
+            inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
+            vectors = {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}
+            scored, judged = await self._honesty.believed(name, vectors, scored, self._pool.records)
+            review = await self._quarantine.review(objective, judged, scored)
+            left_out = {client: finding.reason for client, finding in review.changed.items() if not finding.useful}
+            left_out |= {client: reason for client, reason in review.doubted.items() if client in trusted}
+            unheard = {*review.changed, *review.doubted}
+            kept = [found.of(vectors) for found in scored if found.client in trusted and found.client not in unheard]
+            gate = await self._fit(objective, anchors, inputs, kept, shown=len(shown), left_out=left_out, base=base)
+            gate = gate.model_copy(update={"refitted": refitted})
+            await self._gates.put(gate)
+        for found in kept:
+            if found.model is not None:
+                await self._registry.serves(found.client, found.model)
+        self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)
+        if activate:
+            await self.activate(name, gate.version, by)
+        return gate
+
+    async def activate(self, name: str, version: int, by: str) -> Objective:
+        """Put a version in force. Its clients that were on probation have earned their weight and become active.
+
+        Raises:
+            NotFound: no such objective or version.
+        """
+        gate = await self._gates.get(name, version)
+        objective = await self._objectives.activate(name, version)
+        self._audit.record("activate", name, by, version=version)
+        kept = (await self._gates.get(name, gate.extends)).models if gate.extends is not None else {}
+        for client in set(gate.models) & set(self._pool.named("probation")):
+            if gate.models[client] != kept.get(client) and await self._registry.promote(client, gate.created_at):
+                self._audit.record("change", client, by, state="active", version=version)
+        await self._pool.refresh()
+        return objective
+
+    async def _base(self, objective: Objective) -> GateVersion:
+        """
+        Raises:
+            Conflict: no version is in force, or it was fitted with another embedder.
+        """
+        if objective.active == COLD_START:
+            raise Conflict(f"objective {objective.name!r} has no gate that newcomers could join; fit all clients first")
+        base = await self._gates.get(objective.name, objective.active)
+        if base.embedder != self._embedder.name:
+            raise Conflict(
+                f"gate version {base.version} was fitted with embedder {base.embedder}; fit all clients anew"
+            )
+        return base
+
+    async def _fit(
+        self,
+        objective: Objective,
+        anchors: Sequence[Anchor],
+        inputs: Float[ndarray, "anchors features"],
+        scored: Sequence[AnchorScores],
+        *,
+        shown: int,
+        left_out: Mapping[str, str],
+        base: GateVersion | None,
+    ) -> GateVersion:
+        enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * shown)]
+        without = dict(left_out) | {
+            found.client: f"scored {len(found.scores)} anchors, was shown {shown}: {found.problem}"
+            for found in scored
+            if found not in enough
+        }
+        if not enough:
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in without.items())
+            raise Unavailable(f"no client scored enough anchors of {objective.name!r}: {reasons or 'none is enrolled'}")
+        lines = {found.client: found for found in enough}
+        known = load(base.parameters) if base is not None else None
+        newcomers = [client for client in lines if known is None or client not in known.clients]
+        if not newcomers:
+            raise Conflict(f"every client that scored enough anchors of {objective.name!r} is in the gate already")
+        clients = [*(known.clients if known is not None else ()), *newcomers]
+        without = {client: reason for client, reason in without.items() if client not in clients}
+        scores = np.stack([lines.get(client, AnchorScores(client)).array(anchors) for client in clients], axis=1)
+        useful = ~np.isnan(scores).all(axis=(1, 2))
+        domains = [anchor.domain for anchor, used in zip(anchors, useful, strict=True) if used]
+
+        def work() -> tuple[dict[str, object], FitReport, dict[str, Expectation]]:
+            started = time.perf_counter()
+            if known is not None and base is not None:
+                mixture, fitted = extend_mixture(
+                    known, newcomers, inputs[useful], scores[useful], base.report.precision
+                )
+            else:
+                mixture, fitted = fit_mixture(
+                    clients,
+                    inputs[useful],
+                    scores[useful],
+                    entropy_floor=self._settings.entropy_floor,
+                )
+            seconds = time.perf_counter() - started
+            account = report(
+                mixture,
+                fitted,
+                inputs=inputs[useful],
+                scores=scores[useful],
+                domains=domains,
+                left_out=without,
+                seconds=seconds,
+            )
+            return dump(mixture), account, expectations(mixture, inputs[useful], scores[useful])
+
+        parameters, fit_report, expected = await asyncio.to_thread(work)
+        metrics.FIT_SECONDS.observe(fit_report.seconds)
+        return GateVersion(
+            version=await self._gates.next_version(),
+            objective=objective.name,
+            created_at=time.time(),
+            embedder=self._embedder.name,
+            models=(base.models if base is not None else {})
+            | {client: model for client in newcomers if (model := lines[client].model) is not None},
+            extends=base.version if base is not None else None,
+            report=fit_report,
+            expected=expected,
+            parameters=parameters,
+        )
+
+    @asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """One fit of an objective at a time, over all replicas; the lock outlives its holder by a minute at most."""
+        lock = self._redis.lock(key("fitting", name), timeout=_LOCK_S, blocking=False)
+        if not await lock.acquire():
+            raise Conflict(f"a fit of objective {name!r} is going on; wait for it")
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(_LOCK_S / 3)
+                await lock.reacquire()
+
+        task = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            await stop([task])
+            try:
+                await lock.release()
+            except LockError:
+                log.warning("the lock of a fit was lost before its end", objective=name)
+
+
+def expectations(
+    mixture: Mixture, inputs: Float[ndarray, "pairs features"], scores: Float[ndarray, "pairs clients 2"]
+) -> dict[str, Expectation]:
+    """What is expected of each client's later answers, from what it said of the anchors."""
+    weights, slopes = mixture.weights(inputs, mixture.clients), mixture.slopes(inputs)
+    influence = influences(weights, slopes)
+    differences = scores[..., 0] - scores[..., 1]
+    known = ~np.isnan(differences)
+    found = {
+        client: expect(differences[known[:, k], k], influence[known[:, k], k])
+        for k, client in enumerate(mixture.clients)
+        if known[:, k].any()
+    }
+    if len(mixture.clients) >= concord.LEAST_CLIENTS:
+        agrees = concord.of_pairs(slopes * standardised_differences(mixture.standardisers, scores), weights)
+        for k, client in enumerate(mixture.clients):
+            if client in found:
+                least = concord.least(agrees[known[:, k], k], influence[known[:, k], k])
+                found[client] = found[client].model_copy(update={"least_concord": least})
+    return found

@@ -1,0 +1,59 @@
+"""A checker that is a Python function of the group ``mor_router.checkers``."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+from mor_core.errors import Invalid, Unavailable
+
+from mor_router.learning.labels.labeller import Pair, Sampled, best_and_worst
+
+GROUP = "mor_router.checkers"
+
+Check = Callable[[list[dict[str, Any]], list[str], dict[str, bytes]], Sequence[float | None]]
+
+
+def load(name: str) -> Check:
+    """
+    Raises:
+        Invalid: no such entry point is installed, or it cannot be loaded.
+    """
+    found = metadata.entry_points(group=GROUP)
+    if name not in found.names:
+        known = ", ".join(sorted(found.names)) or "none"
+        raise Invalid(f"no checker {name!r} is installed beside the router (entry points of {GROUP}: {known})")
+    try:
+        check: Check = found[name].load()
+    except Exception as error:  # whatever the module does when it is imported
+        raise Invalid(f"checker {name!r} cannot be loaded: {error}") from error
+    return check
+
+
+class FunctionChecker:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._check = load(name)
+
+    async def label(self, sampled: Sampled, objective: str, timeout_s: float) -> Pair | None:
+        messages = [message.model_dump(mode="json") for message in sampled.messages]
+        try:
+            async with asyncio.timeout(timeout_s):
+                scores = await asyncio.to_thread(self._check, messages, list(sampled.responses), dict(sampled.images))
+        except TimeoutError as error:
+            raise Unavailable(f"checker {self._name!r} did not answer within {timeout_s:g} s") from error
+        except Exception as error:  # the function is not ours
+            raise Unavailable(f"checker {self._name!r} failed: {error}") from error
+        if len(scores) != len(sampled.responses):
+            raise Unavailable(
+                f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses"
+            )
+        known = [(place, score) for place, score in enumerate(scores) if score is not None and math.isfinite(score)]
+        pair = best_and_worst([score for _, score in known]) if len(known) > 1 else None
+        return None if pair is None else (known[pair[0]][0], known[pair[1]][0])
+
+    async def close(self) -> None:
+        return None

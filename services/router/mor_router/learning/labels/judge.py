@@ -1,0 +1,108 @@
+"""A judge: an OpenAI-compatible model that is shown two responses, in both orders. It has told something only when it
+says the same both times, because models prefer a place (Zheng et al. 2023, "Judging LLM-as-a-judge")."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import random
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mor_core.errors import Unavailable
+from mor_core.wire import ImagePart, Message
+from PIL import Image
+
+from mor_router.clients.answers import ClientFailure
+from mor_router.clients.exchange import Exchange
+from mor_router.learning.labels.labeller import Pair, Sampled
+
+_ANSWER_BYTES = 64 << 10
+_MAX_TOKENS = 8
+_TOLD = re.compile(r"\b([AB])\b")
+_TASK = """\
+You compare two answers, A and B, to the question above. What counts: {objective}
+
+Answer A:
+{first}
+
+Answer B:
+{second}
+
+Which answer is better? Reply with the single letter A or B."""
+
+
+class JudgeModel:
+    def __init__(self, exchange: Exchange, model: str) -> None:
+        self._exchange = exchange
+        self._model = model
+
+    async def label(self, sampled: Sampled, objective: str, timeout_s: float) -> Pair | None:
+        """Of two responses drawn at random; a judge is asked about pairs."""
+        one, other = random.sample(range(len(sampled.responses)), 2)
+        try:
+            async with asyncio.timeout(timeout_s):
+                forth, back = await asyncio.gather(
+                    self._first_is_better(sampled, one, other, objective, timeout_s),
+                    self._first_is_better(sampled, other, one, objective, timeout_s),
+                )
+        except TimeoutError as error:
+            raise Unavailable(f"the judge {self._model!r} did not answer within {timeout_s:g} s") from error
+        except ClientFailure as failure:
+            raise Unavailable(f"the judge {self._model!r}: {failure}") from failure
+        if forth is None or back is None or forth == back:
+            return None
+        return (one, other) if forth else (other, one)
+
+    async def _first_is_better(
+        self, sampled: Sampled, first: int, second: int, objective: str, timeout_s: float
+    ) -> bool | None:
+        task = _TASK.format(objective=objective, first=sampled.responses[first], second=sampled.responses[second])
+        messages = [*openai_messages(sampled.messages, sampled.images), {"role": "user", "content": task}]
+        body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": _MAX_TOKENS}
+        _, answer = await self._exchange.post(
+            "/v1/chat/completions", json.dumps(body).encode(), _ANSWER_BYTES, round(1000 * timeout_s)
+        )
+        told = set(_TOLD.findall(contents(answer)[0].upper()))
+        return None if len(told) != 1 else told == {"A"}
+
+    async def close(self) -> None:
+        await self._exchange.close()
+
+
+def openai_messages(messages: tuple[Message, ...], images: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """The conversation with its pictures as data URIs."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if isinstance(message.content, str):
+            turns.append({"role": message.role, "content": message.content})
+            continue
+        parts = [
+            {"type": "image_url", "image_url": {"url": _data_uri(images[part.sha256])}}
+            if isinstance(part, ImagePart)
+            else {"type": "text", "text": part.text}
+            for part in message.content
+        ]
+        turns.append({"role": message.role, "content": parts})
+    return turns
+
+
+def contents(body: bytes) -> list[str]:
+    """The texts of a chat completion's choices.
+
+    Raises:
+        ClientFailure: the body is none.
+    """
+    try:
+        return [str(choice["message"]["content"]) for choice in json.loads(body)["choices"]] or [""]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClientFailure("schema", "the answer is no chat completion") from error
+
+
+def _data_uri(content: bytes) -> str:
+    """Anchors' pictures were decoded when they were uploaded."""
+    kind = Image.open(io.BytesIO(content)).get_format_mimetype()
+    return f"data:{kind or 'image/png'};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,130 @@
+"""The labellers of objectives in the store, and as things that can be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from mor_core.errors import Conflict
+from mor_core.wire import Wire
+from pydantic import Field, TypeAdapter
+from redis.asyncio import Redis
+
+from mor_router.clients.client import tls_context
+from mor_router.clients.egress import EgressPolicy, PinnedTransport
+from mor_router.clients.exchange import Exchange, bearer
+from mor_router.clients.pool import Pool
+from mor_router.clients.registry import ClientRecord, new_revision
+from mor_router.clients.vault import Vault
+from mor_router.config import RouterSettings
+from mor_router.learning.labels.checker import EndpointChecker
+from mor_router.learning.labels.choice import CheckerFunction, Judge, LabellerChoice, StoredLabeller
+from mor_router.learning.labels.function import FunctionChecker, load
+from mor_router.learning.labels.judge import JudgeModel
+from mor_router.learning.labels.labeller import Labeller
+from mor_router.store import LABELLERS
+
+_NO_ONE = "0" * 64
+
+
+class _Record(Wire):
+    shown: StoredLabeller
+    secret: str | None = Field(repr=False)
+    """Encrypted."""
+
+
+_RECORD = TypeAdapter(_Record)
+
+
+class Labellers:
+    def __init__(self, redis: Redis, vault: Vault, settings: RouterSettings, policy: EgressPolicy, pool: Pool) -> None:
+        self._redis = redis
+        self._vault = vault
+        self._settings = settings
+        self._policy = policy
+        self._pool = pool
+
+    async def put(self, objective: str, choice: LabellerChoice) -> StoredLabeller:
+        """
+        Raises:
+            Invalid: the address is outside of the egress policy, or no such function is installed.
+        """
+        if isinstance(choice, CheckerFunction):
+            load(choice.name)
+            record = _Record(shown=StoredLabeller(kind=choice.kind, name=choice.name), secret=None)
+        else:
+            shown = StoredLabeller(
+                kind=choice.kind,
+                name=choice.url.rstrip("/"),
+                model=choice.model if isinstance(choice, Judge) else None,
+                source=await self._policy.admit(choice.url),
+            )
+            record = _Record(shown=shown, secret=self._vault.encrypt(choice.token))
+        await self._redis.hset(LABELLERS, objective, record.model_dump_json())
+        return record.shown
+
+    async def get(self, objective: str) -> StoredLabeller | None:
+        record = await self._get(objective)
+        return record.shown if record is not None else None
+
+    async def remove(self, objective: str) -> None:
+        await self._redis.hdel(LABELLERS, objective)
+
+    async def _get(self, objective: str) -> _Record | None:
+        value = await self._redis.hget(LABELLERS, objective)
+        return _RECORD.validate_json(value) if value is not None else None
+
+    async def open(self, objective: str) -> Labeller | None:
+        """The objective's labeller, to be closed by the caller; ``None`` where it has none.
+
+        Raises:
+            Invalid: its secret cannot be decrypted, or its function is not installed here.
+        """
+        record = await self._get(objective)
+        if record is None:
+            return None
+        shown = record.shown
+        if shown.kind == "function":
+            return FunctionChecker(shown.name)
+        if record.secret is None or shown.source is None:
+            raise Conflict(f"the {shown.kind} of objective {objective!r} has no secret; define it again")
+        if shown.kind == "checker":
+            return EndpointChecker(self._pool.connect(_as_client(objective, shown, record.secret)))
+        secret = self._vault.decrypt(record.secret, f"labeller of {objective}")
+        transport = PinnedTransport(
+            self._policy, shown.source, httpx.AsyncHTTPTransport(verify=tls_context(self._settings), trust_env=False)
+        )
+        return JudgeModel(Exchange(bearer(transport, secret), shown.name, secret), shown.model or "")
+
+
+async def reseal(redis: Redis, vault: Vault) -> int:
+    """Put the secrets of all labellers under the vault's first key; how many there are.
+
+    Raises:
+        Invalid: none of the vault's keys opens one.
+    """
+    stored: Any = await redis.hgetall(LABELLERS)
+    count = 0
+    for objective, value in stored.items():
+        record = _RECORD.validate_json(value)
+        if record.secret is not None:
+            sealed = vault.reseal(record.secret, f"labeller of {objective.decode()}")
+            await redis.hset(LABELLERS, objective, record.model_copy(update={"secret": sealed}).model_dump_json())
+            count += 1
+    return count
+
+
+def _as_client(objective: str, shown: StoredLabeller, secret: str) -> ClientRecord:
+    """A checker is called like a client, and is none: it is in no registry."""
+    assert shown.source is not None
+    return ClientRecord(
+        name=f"{objective[:50]}.checker",
+        url=shown.name,
+        domains="",
+        source=shown.source,
+        state="paused",
+        enrolled_at=0.0,
+        secret=secret,
+        inbound_sha256=_NO_ONE,
+        revision=new_revision(),
+    )

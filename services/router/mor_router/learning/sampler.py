@@ -1,0 +1,76 @@
+"""Responses of the current policy, from the rollout service's chat completions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+
+import httpx
+from mor_core.errors import Conflict
+from mor_core.wire import Message
+
+from mor_router.clients.answers import ClientFailure
+from mor_router.clients.exchange import Exchange, bearer
+from mor_router.config import RouterSettings
+from mor_router.learning.labels.judge import contents, openai_messages
+
+_BYTES_PER_TOKEN = 64
+_BYTES = 64 << 10
+
+
+class PolicySampler:
+    """Several responses to a question at a time, by the policy that is trained now."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        if settings.policy_url is None:
+            raise Conflict("MOR_POLICY_URL is not set: name the rollout service whose policy is to be sampled")
+        self._settings = settings
+        secret = settings.service_token
+        self._exchange = Exchange(
+            bearer(httpx.AsyncHTTPTransport(trust_env=False), secret), settings.policy_url, secret
+        )
+
+    async def sample(
+        self, messages: tuple[Message, ...], images: Mapping[str, bytes], timeout_s: float
+    ) -> tuple[str, list[str]]:
+        """Run and weights version that answered, and the responses.
+
+        Raises:
+            ClientFailure: no answer in time, or none that can be read.
+        """
+        count = self._settings.refit_samples
+        body = {
+            "model": "policy",
+            "messages": openai_messages(messages, images),
+            "n": count,
+            "max_tokens": self._settings.refit_max_tokens,
+        }
+        limit = _BYTES + count * self._settings.refit_max_tokens * _BYTES_PER_TOKEN
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, answer = await self._exchange.post(
+                    "/v1/chat/completions", json.dumps(body).encode(), limit, round(1000 * timeout_s)
+                )
+        except TimeoutError as error:
+            raise ClientFailure("timeout", f"the policy did not answer within {timeout_s:g} s") from error
+        return str(json.loads(answer).get("system_fingerprint") or "unknown"), contents(answer)
+
+    async def version(self, timeout_s: float) -> str:
+        """Run and weights version that answers now, as ``sample`` tells it.
+
+        Raises:
+            ClientFailure: no status in time, or none that can be read.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                status = json.loads(await self._exchange.get("/v1/status", _BYTES))
+                version = status["weights_version"]
+        except TimeoutError as error:
+            raise ClientFailure("timeout", f"no status of the policy within {timeout_s:g} s") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClientFailure("schema", "/v1/status is none of a rollout service") from error
+        return "base" if version is None else f"{status['run']}:{version}"
+
+    async def close(self) -> None:
+        await self._exchange.close()

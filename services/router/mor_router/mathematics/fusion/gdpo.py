@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from mor_core.wire import Wire
+from numpy import ndarray
+from pydantic import ConfigDict, Field
+
+from mor_router.mathematics.fusion.panel import Panel
+
+
+class Gdpo(Wire):
+    """R_i = Σ_k w_k (c_ki − mean_i c_k) / max(std_i c_k, floor): each client standardised within the group first.
+
+    GDPO (arXiv 2601.05242) with a floor, without which a client that is indifferent would speak as loudly as the rest.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    kind: Literal["gdpo"] = "gdpo"
+    floor: float = Field(0.1, gt=0)
+    """Smallest standard deviation that is divided by, logits."""
+
+    def __call__(self, panel: Panel) -> Float[ndarray, " group"]:
+        deviation = panel.calibrated - panel.calibrated.mean(axis=1, keepdims=True)
+        spread = np.maximum(panel.calibrated.std(axis=1, keepdims=True), self.floor)
+        return np.asarray(panel.weights @ (deviation / spread))

@@ -1,0 +1,125 @@
+"""The fitted whole of one objective: standardisers, regions and coefficients. Fitting and serving share it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from mor_router.mathematics import calibration, gate
+from mor_router.mathematics.fit import Anchors, Fitted, fit
+from mor_router.mathematics.regions import Regions, fit_regions
+from mor_router.mathematics.standardise import Standardiser, fit_standardiser
+
+
+@dataclass(frozen=True)
+class Mixture:
+    clients: tuple[str, ...]
+    standardisers: tuple[Standardiser, ...]
+    """One for each client."""
+    regions: Regions
+    coefficients: Float[ndarray, "features clients"]
+    """θ: what each client is worth everywhere, and in each region besides."""
+    entropy_floor: float
+
+    def evidence(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
+        """β(x): what a standardised unit of each client adds to the log-odds."""
+        return np.asarray(calibration.features(self.regions, inputs) @ self.coefficients)
+
+    def weights(
+        self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]
+    ) -> Float[ndarray, "inputs clients"]:
+        """w(x, o) over ``available``; 0 for the other clients.
+
+        Raises:
+            ValueError: none of the mixture's clients is available.
+        """
+        return self._weights(self.evidence(inputs), available)
+
+    def slopes(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
+        """a(x) in logits per standardised unit."""
+        evidence = self.evidence(inputs)
+        return calibration.slopes(evidence, self._weights(evidence, self.clients))
+
+    def _weights(
+        self, evidence: Float[ndarray, "inputs clients"], available: Collection[str]
+    ) -> Float[ndarray, "inputs clients"]:
+        known = np.array([client in available for client in self.clients])
+        return gate.weights(evidence, known, entropy_floor=self.entropy_floor)
+
+
+def fit_mixture(
+    clients: Sequence[str],
+    inputs: Float[ndarray, "pairs embedding"],
+    scores: Float[ndarray, "pairs clients 2"],
+    *,
+    entropy_floor: float,
+    standardisers: Sequence[Standardiser] | None = None,
+) -> tuple[Mixture, Fitted]:
+    """Fit everything on anchors. ``scores[..., 0]`` is the raw score of the chosen response; NaN where none was given.
+
+    ``standardisers``, one for each client, are taken as they are where they are given. The regions never see a label.
+
+    Raises:
+        ValueError: too few pairs, or a client without a single one.
+    """
+    units = tuple(standardisers) if standardisers is not None else fit_standardisers(scores)
+    regions = fit_regions(inputs)
+    fitted = fit(
+        Anchors(calibration.features(regions, inputs), standardised_differences(units, scores), np.zeros(len(inputs)))
+    )
+    return Mixture(tuple(clients), units, regions, fitted.coefficients, entropy_floor), fitted
+
+
+def extend_mixture(
+    known: Mixture,
+    newcomers: Sequence[str],
+    inputs: Float[ndarray, "pairs embedding"],
+    scores: Float[ndarray, "pairs clients 2"],
+    precision: float,
+) -> tuple[Mixture, Fitted]:
+    """``known`` with ``newcomers``: their scales and coefficients are fitted, everything else stays as it is.
+
+    ``scores`` are of the known clients first, NaN where one gave none; ``precision`` is the λ that ``known`` was fitted
+    with. The newcomers' evidence adds to the others', so the others' weight falls in proportion.
+
+    Raises:
+        ValueError: too few pairs, or a newcomer without a single one.
+    """
+    old = len(known.clients)
+    fresh = fit_standardisers(scores[:, old:])
+    features = calibration.features(known.regions, inputs)
+    said = (features @ known.coefficients) * standardised_differences(known.standardisers, scores[:, :old])
+    anchors = Anchors(features, standardised_differences(fresh, scores[:, old:]), said.sum(axis=1))
+    fitted = fit(anchors, precisions=(precision,))
+    mixture = replace(
+        known,
+        clients=(*known.clients, *newcomers),
+        standardisers=known.standardisers + fresh,
+        coefficients=np.hstack([known.coefficients, fitted.coefficients]),
+    )
+    return mixture, fitted
+
+
+def fit_standardisers(scores: Float[ndarray, "pairs clients 2"]) -> tuple[Standardiser, ...]:
+    """
+    Raises:
+        ValueError: a client without a single pair.
+    """
+    answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
+    return tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(scores.shape[1]))
+
+
+def standardised_differences(
+    standardisers: Sequence[Standardiser], scores: Float[ndarray, "pairs clients 2"]
+) -> Float[ndarray, "pairs clients"]:
+    """Chosen − rejected, as served; 0 where there is no score."""
+    differences = np.zeros(scores.shape[:2])
+    for k, standardiser in enumerate(standardisers):
+        answered = ~np.isnan(scores[:, k]).any(axis=1)
+        served = standardiser(scores[answered, k])
+        differences[answered, k] = served[:, 0] - served[:, 1]
+    return differences

@@ -1,0 +1,43 @@
+"""The latest raw scores of each client: what the cold start measures clients by."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mor_core.wire import ModelRef
+from redis.asyncio import Redis
+
+from mor_router.mathematics.standardise import Standardiser, fit_standardiser
+from mor_router.store import key
+
+_PAIRS = 512
+_TTL_S = 7 * 86400
+_PAIR = struct.Struct("<dd")
+
+
+class RecentScores:
+    """Standardisers for the cold start, from the latest raw scores of each client."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def standardiser(
+        self, client: str, model: ModelRef, groups: Sequence[Sequence[float]], *, remember: bool
+    ) -> Standardiser | None:
+        """Fitted on neighbouring pairs of ``groups`` and of the groups before; ``None`` where no group has a pair."""
+        name = key("recent", client, model.name, model.version)
+        pairs = [pair for group in groups for pair in itertools.pairwise(group)]
+        stored: Any
+        async with self._redis.pipeline(transaction=False) as pipe:
+            if pairs and remember:
+                pipe.lpush(name, *(_PAIR.pack(*pair) for pair in pairs))
+                pipe.ltrim(name, 0, _PAIRS - 1)
+                pipe.expire(name, _TTL_S)
+            pipe.lrange(name, 0, _PAIRS - 1)
+            stored = (await pipe.execute())[-1]
+        known = [_PAIR.unpack(value) for value in stored] or pairs
+        return fit_standardiser(np.array(known)) if known else None

@@ -1,0 +1,125 @@
+"""Drift: a client whose answers are no longer those that its calibration was fitted on loses its weight until a fit.
+
+Two things are looked at: its answers to interleaved anchors under the gate version in force, by a sequential test
+against what the fit expects (``expectation``), and the model version that it says it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import structlog
+from jaxtyping import Float
+from mor_core.errors import NotFound
+from mor_core.wire import ModelRef
+from numpy import ndarray
+
+from mor_router import metrics
+from mor_router.audit import Audit
+from mor_router.clients.registry import ClientRecord, Registry
+from mor_router.learning.objectives import COLD_START, Objectives
+from mor_router.mathematics.expectation import Departure, depart, influences
+from mor_router.rewarding.serving import Loaded, ServedGates
+from mor_router.trust.live_answers import LiveAnswer, LiveAnswers
+
+log = structlog.get_logger(__name__)
+
+
+class Drift:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        objectives: Objectives,
+        served: ServedGates,
+        live: LiveAnswers,
+        audit: Audit,
+        false_alarm: float,
+    ) -> None:
+        self._registry = registry
+        self._objectives = objectives
+        self._served = served
+        self._live = live
+        self._audit = audit
+        self._threshold = -math.log(false_alarm)
+
+    async def review(self, name: str) -> dict[str, Departure]:
+        """Judge every client of the objective's gate in force by its interleaved anchors; what was found of each.
+
+        Raises:
+            NotFound: no such objective.
+            Conflict: its gate cannot be served.
+        """
+        objective = await self._objectives.get(name)
+        if objective.active == COLD_START:
+            return {}
+        gate = await self._served.load(objective)
+        answers = [
+            answer
+            for answer in await self._live.all(name)
+            if answer.gate == objective.active and gate.models.get(answer.client) == answer.model
+        ]
+        found = await asyncio.to_thread(_departures, gate, answers, await self._live.vectors(name))
+        for client, departure in found.items():
+            metrics.DRIFT.labels(client).set(departure.log_evidence / math.log(10))
+            if departure.log_evidence >= self._threshold:
+                reason = f"drift for {name!r} under gate version {objective.active}: {departure.reason}"
+                await self.distrust(client, reason)
+        return found
+
+    async def distrust(self, client: str, reason: str) -> None:
+        """Take the weight of a client that answers otherwise than at the fit; only interleaved anchors count from now
+        on, until enough of them speak for it."""
+        newly = False
+
+        def change(record: ClientRecord) -> ClientRecord:
+            nonlocal newly
+            newly = record.state == "active" or (record.state == "probation" and record.distrusted_at is None)
+            found = {"state": "probation", "reason": reason, "distrusted_at": time.time()}
+            return record.model_copy(update=found) if newly else record
+
+        try:
+            await self._registry.update(client, change)
+        except NotFound:
+            return  # removed meanwhile
+        if newly:
+            self._audit.record("drift", client, "router", state="probation", reason=reason)
+            log.warning("a client lost its weight until a fit finds it good again", client=client, reason=reason)
+
+    async def renewed(self, client: str, serves: ModelRef) -> None:
+        """Note that a client answers with another model than it was known to serve. Gates that were fitted on the old
+        one do not count it from now on."""
+        before = await self._registry.serves(client, serves)
+        if before is not None:
+            self._audit.record("drift", client, "router", model=_told(serves), before=_told(before))
+            log.warning("a client serves another model; fit again", client=client, model=_told(serves))
+
+
+def _told(model: ModelRef) -> str:
+    return f"{model.name} {model.version}"
+
+
+def _departures(
+    gate: Loaded, answers: Sequence[LiveAnswer], vectors: Mapping[str, Float[ndarray, " features"]]
+) -> dict[str, Departure]:
+    by_client: dict[str, list[LiveAnswer]] = {}
+    for answer in answers:
+        if answer.digest in vectors and answer.client in gate.expected:
+            by_client.setdefault(answer.client, []).append(answer)
+    order = list({answer.digest for own in by_client.values() for answer in own})
+    if not order:
+        return {}
+    inputs = np.stack([vectors[digest] for digest in order]).astype(float)
+    mixture = gate.mixture
+    influence = influences(mixture.weights(inputs, mixture.clients), mixture.slopes(inputs))
+    row = {digest: index for index, digest in enumerate(order)}
+    found = {}
+    for client, own in sorted(by_client.items()):
+        rows = [row[answer.digest] for answer in own]
+        differences = np.array([answer.difference for answer in own])
+        found[client] = depart(gate.expected[client], differences, influence[rows, mixture.clients.index(client)])
+    return found
