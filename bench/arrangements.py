@@ -6,7 +6,7 @@ the median of alternating rounds, and the relative difference of the gradient fr
 - ``plain``: each response with its prompt.
 - ``cache``: the prompt fills transformers' key-value cache, which is then repeated for each response, with gradient.
 - ``mask``: prompt and responses in one sequence, attended under one block mask by stock SDPA.
-- ``packed``: the same sequence attended in parts, ``mor_trainer.shared_prompt``, as the trainer does.
+- ``packed``: the same sequence attended in parts, ``mor_trainer.model.shared_prompt``, as the trainer does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import vlm
 from machine import CLOCKS, record
-from mor_trainer import shared_prompt
+from mor_trainer.model import shared_prompt
 from torch import Tensor
 from transformers import DynamicCache
 

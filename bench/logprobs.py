@@ -58,9 +58,9 @@ def differences(model: str, groups: Sequence[Group]) -> list[float]:
     """Trainer's minus engine's log-probability of every sampled token, nats."""
     import torch
     from mor_core.runs import RunSpec
-    from mor_trainer import loading
-    from mor_trainer.policy import Policy
-    from mor_trainer.rows import Row
+    from mor_trainer.model import loading
+    from mor_trainer.model.policy import Policy
+    from mor_trainer.model.rows import Row
 
     spec = RunSpec.model_validate({"name": "bench", "model": model, "prompts": "-", "objective": "-", "steps": 1})
     policy = Policy(*loading.load(model), spec)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import vlm
 from machine import CLOCKS, RESULTS, record
-from mor_trainer.loading import autocast_dtype
-from mor_trainer.policy import Policy
-from mor_trainer.shares import TimeShares
-from mor_trainer.update import Updater
+from mor_trainer.loop.shares import TimeShares
+from mor_trainer.loop.update import Updater
+from mor_trainer.model.loading import autocast_dtype
+from mor_trainer.model.policy import Policy
 
 PATHS = ("plain", "shared")
 

@@ -73,10 +73,10 @@ def _status(field: str) -> int:
 
 
 def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
-    from mor_trainer import loading
-    from mor_trainer.policy import Policy
-    from mor_trainer.shares import TimeShares
-    from mor_trainer.update import Updater
+    from mor_trainer.loop.shares import TimeShares
+    from mor_trainer.loop.update import Updater
+    from mor_trainer.model import loading
+    from mor_trainer.model.policy import Policy
 
     shape = vlm.SHAPES[options.shape]
     alone = options.prompt + options.size * (options.response - 1)
@@ -108,7 +108,7 @@ def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
 
 def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
     from datasets import Dataset
-    from mor_trainer import loading
+    from mor_trainer.model import loading
     from PIL import Image
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from mor_core.runs import RunSpec
 from mor_core.wire import ImagePart, Message, TextPart, image_hashes
-from mor_trainer.batching import TrainingGroup
-from mor_trainer.policy import Policy
+from mor_trainer.model.batching import TrainingGroup
+from mor_trainer.model.policy import Policy
 from PIL import Image
 
 _EDGE = 96

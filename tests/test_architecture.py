@@ -19,9 +19,7 @@ ALLOWED = {
     "mor_client": {"mor_core"},
     **{service: {"mor_core"} for service in SERVICES},
 }
-PURE = {
-    "mathematics", "advantage", "loss", "losses", "kl", "importance", "informative", "packing",
-}  # fmt: skip
+PURE = {"mathematics", "algorithm"}
 IMPURE_IMPORTS = {
     "asyncio", "httpx", "redis", "fastapi", "logging", "structlog", "prometheus_client", "pathlib", "os", "time",
     "torch.distributed",

@@ -17,7 +17,7 @@ from mor_client.exits import Exit
 from mor_core.settings import StreamSettings
 from mor_core.streams import Streams, connect
 from mor_core.wire import EventRecord
-from mor_trainer.events import event_id
+from mor_trainer.loop.events import event_id
 from pydantic import SecretStr
 
 from tests.client.installation import TOKENS, Installation

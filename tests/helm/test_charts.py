@@ -13,7 +13,7 @@ from typing import Any
 import kubernetes_validate
 import mor_rollout.metrics
 import mor_router.metrics
-import mor_trainer.telemetry
+import mor_trainer.control.telemetry
 import pytest
 import yaml
 from mor_core.auth import hash_token
@@ -254,7 +254,7 @@ def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str
 
 
 def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
-    assert all((mor_rollout.metrics, mor_router.metrics, mor_trainer.telemetry))
+    assert all((mor_rollout.metrics, mor_router.metrics, mor_trainer.control.telemetry))
     known = {
         f"{metric.name}{suffix}"
         for metric in REGISTRY.collect()

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
-from mor_trainer.worker import Worker
+from mor_trainer.loop.worker import Worker
 from PIL import Image
 
 TOKENS = {"admin": "token-admin", "service": "token-service", "viewer": "token-viewer", "client": "token-client"}

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from mor_core.datafiles import Prompt
 from mor_core.runs import RunSpec
-from mor_trainer import loading
-from mor_trainer.batching import TrainingGroup
-from mor_trainer.policy import Policy
-from mor_trainer.rows import Row
+from mor_trainer.model import loading
+from mor_trainer.model.batching import TrainingGroup
+from mor_trainer.model.policy import Policy
+from mor_trainer.model.rows import Row
 
 from tests.trainer.kit import make_spec
 

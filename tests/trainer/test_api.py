@@ -234,7 +234,7 @@ async def test_an_event_stream_resumes_without_a_gap(
 
 async def test_weight_files(http: httpx.AsyncClient, spec: RunSpec, settings: ControlSettings, tiny: Path) -> None:
     import torch
-    from mor_trainer import weights
+    from mor_trainer.loop import weights
 
     run = await create(http, spec)
     reply = await http.get(f"/v1/runs/{run}/weights/latest")

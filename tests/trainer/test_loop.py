@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mor_trainer.ledger import Ledger
+from mor_trainer.loop.ledger import Ledger
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.trainer.kit import TOKENS, Processes, make_spec, write_prompts

@@ -10,11 +10,11 @@ import pytest
 import torch
 from mor_core.algorithms import Algorithm, Cispo, Clip, Dapo, DrGrpo, Grpo, Gspo, Importance, Kl, WeightClip
 from mor_core.runs import RunSpec
-from mor_trainer.advantage import advantages
-from mor_trainer.importance import correction
-from mor_trainer.loss import LossSums, policy_loss
-from mor_trainer.losses import objective_of
-from mor_trainer.losses.tokens import Tokens
+from mor_trainer.algorithm.advantage import advantages
+from mor_trainer.algorithm.importance import correction
+from mor_trainer.algorithm.loss import LossSums, policy_loss
+from mor_trainer.algorithm.losses import objective_of
+from mor_trainer.algorithm.losses.tokens import Tokens
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 

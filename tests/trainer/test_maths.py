@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from mor_core.algorithms import Algorithm, BatchStd, GroupStd, Importance, Kl, MeanOnly
 from mor_core.errors import Invalid
 from mor_core.runs import Optimiser
-from mor_trainer import kl
-from mor_trainer.advantage import advantages
-from mor_trainer.importance import RatioStatistics
-from mor_trainer.logprobs import chosen_logprobs
-from mor_trainer.loss import policy_loss
-from mor_trainer.losses.tokens import Tokens
-from mor_trainer.packing import packed_batches, padded_batches
-from mor_trainer.schedule import learning_rate
+from mor_trainer.algorithm import kl
+from mor_trainer.algorithm.advantage import advantages
+from mor_trainer.algorithm.importance import RatioStatistics
+from mor_trainer.algorithm.loss import policy_loss
+from mor_trainer.algorithm.losses.tokens import Tokens
+from mor_trainer.algorithm.schedule import learning_rate
+from mor_trainer.model.logprobs import chosen_logprobs
+from mor_trainer.model.packing import packed_batches, padded_batches
 
 NONE = torch.tensor([], dtype=torch.long)
 

@@ -18,10 +18,10 @@ from fastapi import FastAPI, Request, Response
 from jsonschema import Draft202012Validator
 from mor_core.auth import hash_token
 from mor_core.runs import RunSpec
-from mor_trainer import thumbnails
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
-from mor_trainer.database import SCHEMAS, Database
+from mor_trainer.control import thumbnails
+from mor_trainer.control.database import SCHEMAS, Database
 from PIL import Image
 from pydantic import SecretStr
 from redis.asyncio import Redis

@@ -11,12 +11,14 @@ import torch
 from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
-from mor_trainer import atomic, checkpoint, loading, weights
-from mor_trainer.ledger import Ledger
-from mor_trainer.policy import Policy
-from mor_trainer.rows import Row
-from mor_trainer.shares import TimeShares
-from mor_trainer.update import Updater
+from mor_trainer import atomic
+from mor_trainer.loop import checkpoint, weights
+from mor_trainer.loop.ledger import Ledger
+from mor_trainer.loop.shares import TimeShares
+from mor_trainer.loop.update import Updater
+from mor_trainer.model import loading
+from mor_trainer.model.policy import Policy
+from mor_trainer.model.rows import Row
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 

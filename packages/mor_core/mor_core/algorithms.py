@@ -1,7 +1,7 @@
 """Typed configuration of the policy optimisation: one class for each loss, advantage, KL estimator and correction.
 
-The mathematics is the trainer's (``mor_trainer.losses``, ``.advantage``, ``.kl``, ``.importance``); these are the
-values that a run is created with. Equations, sources and defaults stand together in ``docs/algorithm.md``.
+The mathematics is the trainer's (``mor_trainer.algorithm``); these are the values a run is created with. Equations,
+sources and defaults stand together in ``docs/algorithm.md``.
 """
 
 from __future__ import annotations

@@ -14,29 +14,20 @@ from mor_core import about
 from mor_core.service import create_service
 from mor_core.tasks import stop
 
-from mor_trainer import (
-    __version__,
-    api_alerts,
-    api_dead,
-    api_events,
-    api_runs,
-    api_status,
-    api_weights,
-    api_worker,
-)
-from mor_trainer.alerts import Alerts
-from mor_trainer.client_tokens import ClientTokens
+from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
-from mor_trainer.database import Database
-from mor_trainer.history import History
-from mor_trainer.ingest import Ingest, Watchers
-from mor_trainer.letters import Letters
-from mor_trainer.store import RunStore
-from mor_trainer.webhook import Webhook
-from mor_trainer.workers import Workers
+from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.client_tokens import ClientTokens
+from mor_trainer.control.database import Database
+from mor_trainer.control.history import History
+from mor_trainer.control.ingest import Ingest, Watchers
+from mor_trainer.control.letters import Letters
+from mor_trainer.control.store import RunStore
+from mor_trainer.control.webhook import Webhook
+from mor_trainer.control.workers import Workers
+from mor_trainer.routes import ROUTERS
 
 _PAGE = Path(__file__).parent / "static" / "index.html"
-APIS = (api_worker, api_runs, api_status, api_events, api_dead, api_alerts, api_weights)
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
@@ -84,8 +75,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.alerts, app.state.letters, app.state.workers = alerts, letters, Workers()
     app.state.tokens = ClientTokens(settings, router_transport)
-    for api in APIS:
-        app.include_router(api.router)
+    for router in ROUTERS:
+        app.include_router(router)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

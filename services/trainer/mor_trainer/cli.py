@@ -36,7 +36,7 @@ def work(
     from mor_core import logs
 
     from mor_trainer.config import WorkerSettings
-    from mor_trainer.worker import Worker
+    from mor_trainer.loop.worker import Worker
 
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
     logs.configure(settings.log_level, settings.log_format, service="trainer-worker")

@@ -1,0 +1,247 @@
+"""What happened in each run: events, metrics, evaluations, samples. Idempotent, and consistent when a run resumes.
+
+An event is known by (run, attempt, number). When an attempt begins at an older step than another had reached, the rows
+of the lost steps are replaced: the history is that of the lineage whose weights survive.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from base64 import b64decode
+from typing import Any
+
+from mor_core.errors import NotFound
+from mor_core.run_status import Checkpoint, ClientFigures, ClientHistory, Event, MetricsHistory, Sample
+from mor_core.wire import EventRecord
+
+from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.database import Database
+from mor_trainer.control.letters import Letters
+from mor_trainer.control.store import RunStore
+from mor_trainer.loop.events import parse_event_id
+
+_DROPPED = ("group_dropped", "unreadable_record")
+_KEPT_APART = ("thumbnails", "letter")
+"""What has a table of its own; the event tells of the rest."""
+
+
+class History:
+    def __init__(
+        self,
+        database: Database,
+        runs: RunStore,
+        alerts: Alerts,
+        letters: Letters,
+        *,
+        samples_kept: int,
+        events_kept: int,
+    ) -> None:
+        self._database = database
+        self._runs = runs
+        self._alerts = alerts
+        self._letters = letters
+        self._samples_kept = samples_kept
+        self._events_kept = events_kept
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def add(self, event: EventRecord) -> bool:
+        """Take an event in. Returns whether it was new and of the surviving lineage."""
+        attempt, sequence = parse_event_id(event.group_id)
+        told = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
+        with self._database.transaction() as sql:
+            fresh = sql.execute(
+                "INSERT OR IGNORE INTO events (run, attempt, sequence, kind, step, at, data) VALUES (?,?,?,?,?,?,?)",
+                (event.run, attempt, sequence, event.kind, event.step, event.stamps["trainer"], json.dumps(told)),
+            ).rowcount
+            self._advance(sql, event.run, attempt)
+            if not fresh:
+                return False
+            if event.kind == "state" and "from_step" in event.data:
+                self._begin_attempt(sql, event.run, attempt, event.data["from_step"])
+            elif self._lost(sql, event.run, attempt, event.step):
+                sql.execute(
+                    "DELETE FROM events WHERE run=? AND attempt=? AND sequence=?", (event.run, attempt, sequence)
+                )
+                return False
+            self._apply(sql, event, attempt)
+            self._prune_events(sql, event.run)
+        self._touch(event)
+        return True
+
+    def _prune_events(self, sql: sqlite3.Connection, run: str) -> None:
+        newest = "SELECT id FROM events WHERE run=? ORDER BY id DESC LIMIT 1 OFFSET ?"
+        old = sql.execute(newest, (run, self._events_kept)).fetchone()
+        if old is not None:
+            sql.execute("DELETE FROM events WHERE run=? AND id <= ?", (run, old["id"]))
+            sql.execute("UPDATE runs SET pruned=? WHERE id=?", (old["id"], run))
+
+    def _advance(self, sql: sqlite3.Connection, run: str, attempt: int) -> None:
+        """Move the attempt's mark of gapless events."""
+        sql.execute("INSERT OR IGNORE INTO attempts (run, attempt) VALUES (?, ?)", (run, attempt))
+        seen: int = sql.execute("SELECT seen FROM attempts WHERE run=? AND attempt=?", (run, attempt)).fetchone()[0]
+        query = "SELECT 1 FROM events WHERE run=? AND attempt=? AND sequence=?"
+        while sql.execute(query, (run, attempt, seen + 1)).fetchone():
+            seen += 1
+        sql.execute("UPDATE attempts SET seen=? WHERE run=? AND attempt=?", (seen, run, attempt))
+
+    def _begin_attempt(self, sql: sqlite3.Connection, run: str, attempt: int, step: int) -> None:
+        sql.execute("UPDATE attempts SET from_step=? WHERE run=? AND attempt=?", (step, run, attempt))
+        self._letters.rewind_in(sql, run, step)
+        for table in ("metrics", "evaluations", "samples", "letters"):
+            sql.execute(f"DELETE FROM {table} WHERE run=? AND step>? AND attempt<?", (run, step, attempt))  # noqa: S608
+
+    @staticmethod
+    def _lost(sql: sqlite3.Connection, run: str, attempt: int, step: int) -> bool:
+        """Whether a later attempt began at an older step: the event tells of weights that are gone."""
+        query = "SELECT 1 FROM attempts WHERE run=? AND attempt>? AND from_step<?"
+        return sql.execute(query, (run, attempt, step)).fetchone() is not None
+
+    def _apply(self, sql: sqlite3.Connection, event: EventRecord, attempt: int) -> None:
+        values = (event.run, event.step, attempt, event.stamps["trainer"], json.dumps(event.data))
+        if event.kind == "step":
+            sql.execute("INSERT OR REPLACE INTO metrics (run, step, attempt, at, data) VALUES (?,?,?,?,?)", values)
+        elif event.kind == "evaluation":
+            sql.execute("INSERT OR REPLACE INTO evaluations (run, step, attempt, at, data) VALUES (?,?,?,?,?)", values)
+        elif event.kind == "samples":
+            self._add_samples(sql, event, attempt)
+        elif event.kind == "replay":
+            self._letters.replayed_in(sql, event.run, event.step, event.data)
+        elif event.kind == "alert":
+            name, reason, at = event.data["name"], event.data["reason"], event.stamps["trainer"]
+            self._alerts.raise_in(sql, event.run, name, reason, step=event.step, at=at)
+            if name in _DROPPED:
+                self._letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
+
+    def _add_samples(self, sql: sqlite3.Connection, event: EventRecord, attempt: int) -> None:
+        for group in event.data["groups"]:
+            sql.execute(
+                "INSERT INTO samples (run, step, attempt, data) VALUES (?,?,?,?)",
+                (event.run, event.step, attempt, json.dumps(group)),
+            )
+        for digest, content in event.data.get("thumbnails", {}).items():
+            sql.execute("INSERT OR IGNORE INTO thumbnails VALUES (?,?,?)", (event.run, digest, b64decode(content)))
+        sql.execute(
+            "DELETE FROM samples WHERE run=? AND id NOT IN "
+            "(SELECT id FROM samples WHERE run=? ORDER BY id DESC LIMIT ?)",
+            (event.run, event.run, self._samples_kept),
+        )
+        sql.execute(
+            "DELETE FROM thumbnails WHERE run=? AND sha256 NOT IN "
+            "(SELECT value FROM samples, json_each(samples.data, '$.images') WHERE samples.run=?)",
+            (event.run, event.run),
+        )
+
+    def _touch(self, event: EventRecord) -> None:
+        if event.kind == "step":
+            self._runs.touch(event.run, step=event.step, gate_version=event.data.get("gate_version"))
+        elif event.kind == "weights":
+            self._runs.touch(event.run, weights_version=event.data["version"])
+        elif event.kind == "state" and "from_step" in event.data:
+            self._runs.touch(event.run, step=event.data["from_step"] or None)
+        else:
+            self._runs.touch(event.run)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
+        """Metrics of the steps after ``since_step``; at most ``max_points``, evenly spaced, with the last one."""
+        stride, points = self._points(run, since_step, max_points)
+        after = since_step or -1  # an evaluation of the base model is at step 0
+        rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, after)
+        return MetricsHistory(
+            run=run,
+            points=tuple(points),
+            evaluations=tuple(json.loads(row["data"]) for row in rows),
+            stride=stride,
+        )
+
+    def _points(self, run: str, since_step: int, max_points: int) -> tuple[int, list[dict[str, Any]]]:
+        """Stride and points. The steps are known from their range, so that only the rows that are told are read."""
+        self._runs.revision(run)
+        span = self._database.row(  # one aggregate a query: two in one would read every row
+            "SELECT (SELECT min(step) FROM metrics WHERE run=?) AS low, "
+            "(SELECT max(step) FROM metrics WHERE run=?) AS high",
+            run,
+            run,
+        )
+        if span is None or span["high"] is None:
+            return 1, []
+        first, last = max(span["low"], since_step + 1), span["high"]
+        stride = max(1, -(-(last - first + 1) // max_points))
+        wanted = json.dumps(list(range(last, first - 1, -stride)))
+        rows = self._database.rows(
+            "SELECT step, at, data FROM metrics WHERE run=? AND step IN (SELECT value FROM json_each(?)) ORDER BY step",
+            run,
+            wanted,
+        )
+        return stride, [{"step": row["step"], "at": row["at"], **json.loads(row["data"])} for row in rows]
+
+    def samples(self, run: str, limit: int) -> list[Sample]:
+        """The newest sample groups, newest first."""
+        self._runs.revision(run)
+        rows = self._database.rows("SELECT step, data FROM samples WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
+        return [Sample.model_validate({"step": row["step"], **json.loads(row["data"])}, extra="ignore") for row in rows]
+
+    def thumbnail(self, run: str, digest: str) -> bytes:
+        """JPEG of a sample's picture.
+
+        Raises:
+            NotFound: no sample that is kept has that picture.
+        """
+        self._runs.revision(run)
+        row = self._database.row("SELECT content FROM thumbnails WHERE run=? AND sha256=?", run, digest)
+        if row is None:
+            raise NotFound(f"no sample that run {run} keeps has a picture {digest[:12]}; /samples lists them")
+        return bytes(row["content"])
+
+    def clients(self, run: str) -> dict[str, ClientFigures]:
+        """Per-client figures of the last step."""
+        found = (self._runs.snapshot(run).metrics or {}).get("clients", {})
+        return {client: ClientFigures.model_validate(figures, extra="ignore") for client, figures in found.items()}
+
+    def client(self, run: str, name: str, since_step: int, max_points: int) -> ClientHistory:
+        """One client over the steps."""
+        last = self._runs.snapshot(run).metrics or {}
+        stride, points = self._points(run, since_step, max_points)
+        own = [(point, point.get("clients", {}).get(name)) for point in points]
+        return ClientHistory.model_validate(
+            {
+                "run": run,
+                "client": name,
+                "latest": last.get("clients", {}).get(name),
+                "weight_by_domain": {
+                    domain: figures["weights"][name]
+                    for domain, figures in last.get("domains", {}).items()
+                    if name in figures["weights"]
+                },
+                "points": [{"step": p["step"], "at": p["at"], **figures} for p, figures in own if figures is not None],
+                "stride": stride,
+            },
+            extra="ignore",
+        )
+
+    def checkpoints(self, run: str) -> list[Checkpoint]:
+        """Checkpoints written so far, oldest first; older ones may have been deleted since."""
+        self._runs.revision(run)
+        rows = self._database.rows(
+            "SELECT step, at, data FROM events WHERE run=? AND kind='checkpoint' ORDER BY id", run
+        )
+        return [
+            Checkpoint.model_validate({"step": row["step"], "at": row["at"], **json.loads(row["data"])}, extra="ignore")
+            for row in rows
+        ]
+
+    def pruned(self, run: str) -> int:
+        """The newest event that is no longer kept; 0 when all are."""
+        row = self._database.row("SELECT pruned FROM runs WHERE id=?", run)
+        return int(row["pruned"]) if row else 0
+
+    def events(self, run: str, after: int, limit: int = 500) -> list[Event]:
+        """Events after the one with id ``after``, oldest first."""
+        rows = self._database.rows("SELECT * FROM events WHERE run=? AND id>? ORDER BY id LIMIT ?", run, after, limit)
+        return [
+            Event(id=row["id"], kind=row["kind"], step=row["step"], at=row["at"], data=json.loads(row["data"]))
+            for row in rows
+        ]

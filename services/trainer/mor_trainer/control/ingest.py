@@ -1,0 +1,118 @@
+"""Stream ``events`` of every run -> history, and a wake-up for those who watch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+import structlog
+from mor_core.errors import StreamError
+from mor_core.runs import RunState
+from mor_core.streams import Consumer, Streams, connect
+from mor_core.tasks import stop
+from mor_core.wire import EventRecord
+from redis.exceptions import RedisError
+
+from mor_trainer.config import ControlSettings
+from mor_trainer.control import telemetry
+from mor_trainer.control.history import History
+from mor_trainer.control.store import RunStore
+
+_LEASE_S = 5.0
+_LOOK_S = 1.0
+_READ_COUNT = 100
+_BLOCK_S = 1.0
+_LINGER_S = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+class Watchers:
+    """Wakes readers of a run's events."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self.readers = 0
+        """Open event streams."""
+
+    def wake(self, run: str) -> None:
+        for event in self._waiting.pop(run, ()):
+            event.set()
+
+    async def wait(self, run: str, timeout_s: float) -> None:
+        """Until something happened in ``run``, or the time is over."""
+        event = asyncio.Event()
+        self._waiting[run].add(event)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
+        self._waiting[run].discard(event)
+
+
+class Ingest:
+    """One reader for each run that goes on, or ended less than a minute ago."""
+
+    def __init__(self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers) -> None:
+        self.redis = connect(settings)
+        self._bound = settings.stream_bound
+        self._runs = runs
+        self._history = history
+        self._watchers = watchers
+        self._readers: dict[str, asyncio.Task[None]] = {}
+        self.reachable: str | None = "not connected yet"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Read while the body runs."""
+        looking = asyncio.create_task(self._look(), name="ingest")
+        try:
+            yield
+        finally:
+            await stop([looking])
+            await stop(self._readers.values())
+            await self.redis.aclose()
+
+    async def _look(self) -> None:
+        while True:
+            for run in self._runs.requeue_lost():
+                log.warning("the run's worker went silent", run=run)
+                self._watchers.wake(run)
+            self._start_readers()
+            await self._ping()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _ping(self) -> None:
+        try:
+            await self.redis.ping()
+            self.reachable = None
+        except (RedisError, OSError) as error:
+            self.reachable = f"the queue server cannot be reached ({error}); check MOR_REDIS_URL"
+
+    def _start_readers(self) -> None:
+        for run, task in list(self._readers.items()):
+            if task.done():
+                del self._readers[run]
+        for run in self._runs.active(_LINGER_S):
+            if run not in self._readers:
+                self._readers[run] = asyncio.create_task(self._read(run), name=f"ingest {run}")
+
+    async def _read(self, run: str) -> None:
+        streams = Streams(self.redis, run, self._bound)
+        consumer: Consumer[EventRecord] = Consumer(streams, "events", "trainer", _LEASE_S)
+        while run in self._runs.active(_LINGER_S):
+            try:
+                for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
+                    if self._history.add(entry.record):
+                        telemetry.observe(entry.record)
+                    await consumer.settle(entry)
+                    self._watchers.wake(run)
+            except (RedisError, StreamError, OSError) as error:
+                log.warning("events cannot be read", run=run, error=str(error))
+                await asyncio.sleep(random.uniform(0.2, 1.0))
+        telemetry.forget(run)
+        if self._runs.snapshot(run).state is RunState.finished:
+            with contextlib.suppress(RedisError):
+                await streams.delete()

@@ -1,0 +1,103 @@
+"""Dead letters: groups that were given up, with the reason and the record, and their way back."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from mor_core.errors import Conflict, NotFound
+from mor_core.run_status import DeadGroup, DeadGroupRecord
+
+from mor_trainer.control.database import Database
+
+UNREADABLE = "unreadable"
+_ASKED_AT_ONCE = 100
+
+
+class Letters:
+    """Dead letters of all runs. The training process settles a letter when an operator asks for a replay: it issues
+    the group again from the prompts file, with its own id and seeds."""
+
+    def __init__(self, database: Database, kept: int) -> None:
+        self._database = database
+        self._kept = kept
+
+    def add_in(
+        self, sql: sqlite3.Connection, run: str, data: dict[str, Any], *, attempt: int, step: int, at: float
+    ) -> None:
+        """Keep what an alert of the training process tells of a dropped group."""
+        letter = data.get("letter") or {}
+        sql.execute(
+            "INSERT INTO letters (run, step, attempt, at, group_id, stage, stream, reason, attempts, record) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run,
+                step,
+                attempt,
+                at,
+                data["group_id"],
+                *(letter.get(name) for name in ("stage", "stream")),
+                data["reason"],
+                *(letter.get(name) for name in ("attempts", "record")),
+            ),
+        )
+        sql.execute(
+            "DELETE FROM letters WHERE run=? AND id <= "
+            "(SELECT id FROM letters WHERE run=? ORDER BY id DESC LIMIT 1 OFFSET ?)",
+            (run, run, self._kept),
+        )
+
+    @staticmethod
+    def rewind_in(sql: sqlite3.Connection, run: str, step: int) -> None:
+        """The run goes on from an older step: what was replayed after it has to be replayed again."""
+        sql.execute(
+            "UPDATE letters SET replay='asked', replay_step=NULL WHERE run=? AND replay='issued' AND replay_step>=?",
+            (run, step),
+        )
+
+    @staticmethod
+    def replayed_in(sql: sqlite3.Connection, run: str, step: int, data: dict[str, Any]) -> None:
+        """The training process answered a replay."""
+        outcome = "issued" if data["issued"] else "not dropped"
+        sql.execute(
+            "UPDATE letters SET replay=?, replay_step=? WHERE run=? AND id=?", (outcome, step, run, data["letter"])
+        )
+
+    def list(self, run: str, limit: int) -> list[DeadGroup]:
+        """Newest first."""
+        rows = self._database.rows("SELECT * FROM letters WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
+        return [DeadGroup(**{name: row[name] for name in DeadGroup.model_fields}) for row in rows]
+
+    def get(self, run: str, letter: int) -> DeadGroupRecord:
+        """
+        Raises:
+            NotFound: the run has no such letter.
+        """
+        row = self._database.row("SELECT * FROM letters WHERE run=? AND id=?", run, letter)
+        if row is None:
+            raise NotFound(f"run {run} has no dead letter {letter}; GET /v1/runs/{run}/dead lists them")
+        return DeadGroupRecord(**{name: row[name] for name in DeadGroupRecord.model_fields})
+
+    def ask(self, run: str, letter: int, by: str) -> DeadGroup:
+        """Have the group issued again.
+
+        Raises:
+            NotFound: no such letter.
+            Conflict: what was given up is no group.
+        """
+        if self.get(run, letter).group_id == UNREADABLE:
+            raise Conflict(f"dead letter {letter} is a record that could not be read, no group; its record says why")
+        self._database.rows(
+            "UPDATE letters SET replay='asked', replay_asked_by=? WHERE run=? AND id=? AND replay != 'asked'",
+            by,
+            run,
+            letter,
+        )
+        return self.get(run, letter)
+
+    def asked(self, run: str) -> dict[int, str]:
+        """Letter -> group of what the training process shall issue again."""
+        rows = self._database.rows(
+            "SELECT id, group_id FROM letters WHERE run=? AND replay='asked' ORDER BY id LIMIT ?", run, _ASKED_AT_ONCE
+        )
+        return {row["id"]: row["group_id"] for row in rows}

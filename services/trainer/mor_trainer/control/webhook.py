@@ -1,0 +1,67 @@
+"""Tells a webhook of alerts: bounded in rate and attempts, with what waits kept in the database."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+
+import httpx
+import structlog
+
+from mor_trainer.config import ControlSettings
+from mor_trainer.control.alerts import Alerts
+
+_LOOK_S = 0.5
+_MINUTE_S = 60.0
+_LONGEST_PAUSE_S = 600.0
+
+log = structlog.get_logger(__name__)
+
+
+class Webhook:
+    """Posts each alert as JSON once; tries again with growing, jittered pauses."""
+
+    def __init__(self, settings: ControlSettings, alerts: Alerts) -> None:
+        self._settings = settings
+        self._alerts = alerts
+        self._sent: deque[float] = deque()
+
+    async def run(self) -> None:
+        """Until cancelled. Returns at once where no webhook is set."""
+        url = self._settings.alert_webhook_url
+        if url is None:
+            return
+        token = self._settings.alert_webhook_token.get_secret_value()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with httpx.AsyncClient(headers=headers, timeout=self._settings.alert_webhook_timeout_s) as http:
+            while True:
+                if not self._may_send() or not await self._tell(http, str(url)):
+                    await asyncio.sleep(_LOOK_S)
+
+    def _may_send(self) -> bool:
+        now = time.monotonic()
+        while self._sent and self._sent[0] < now - _MINUTE_S:
+            self._sent.popleft()
+        return len(self._sent) < self._settings.alert_webhook_per_minute
+
+    async def _tell(self, http: httpx.AsyncClient, url: str) -> bool:
+        """Tell of the alert that is due; whether there was one."""
+        found = self._alerts.due()
+        if found is None:
+            return False
+        alert, attempts = found
+        self._sent.append(time.monotonic())
+        try:
+            reply = await http.post(url, json={"contract": "mor.alert/1", "alert": alert.model_dump(mode="json")})
+            reply.raise_for_status()
+        except httpx.HTTPError as error:
+            pause = min(_LONGEST_PAUSE_S, self._settings.alert_webhook_retry_s * 2.0**attempts)
+            over = attempts + 1 >= self._settings.alert_webhook_attempts
+            self._alerts.not_told(alert.id, None if over else time.time() + random.uniform(0.5, 1.5) * pause)
+            reason = str(error) or type(error).__name__
+            log.warning("the webhook was not told of an alert", alert=alert.id, gives_up=over, error=reason)
+        else:
+            self._alerts.told(alert.id)
+        return True

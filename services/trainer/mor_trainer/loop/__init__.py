@@ -1,0 +1,1 @@
+"""The training process: groups out and in, the update, what it writes and tells."""

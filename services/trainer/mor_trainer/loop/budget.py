@@ -1,0 +1,78 @@
+"""The tokens that go through the model at once, and what happens when memory does not suffice for them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+
+import structlog
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from mor_core.errors import MorError
+
+from mor_trainer.model.batching import Unit
+
+log = structlog.get_logger(__name__)
+
+Plan = Callable[[int], Sequence[Sequence[Unit]]]
+"""Micro-batches under a number of tokens, from the beginning: what was done of an earlier plan is undone."""
+
+Work = Callable[[Sequence[Unit]], None]
+
+
+class OutOfMemory(MorError):
+    """A micro-batch that cannot be divided does not fit the memory."""
+
+
+class TokenBudget:
+    """``micro_batch_tokens``, halved each time memory runs out."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def spend(self, plan: Plan, work: Work) -> None:
+        """``work`` on every micro-batch of ``plan``. When memory runs out, all of it again with half the tokens.
+
+        Raises:
+            OutOfMemory: with a single response.
+        """
+        while True:
+            batches = plan(self.tokens)
+            failed = _first_that_fails(batches, work)
+            if failed is None:
+                return
+            self._halve(failed, longest=max(_longest(units) for units in batches))
+
+    def _halve(self, units: Sequence[Unit], longest: int) -> None:
+        """Half of what failed, yet room for each response alone. The exception, and with it the tensors of the failed
+        micro-batch, is gone by now."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tokens = sum(len(unit.row) for unit in units)
+        half = max(tokens // 2, longest)
+        if half >= self.tokens or sum(len(unit.responses) for unit in units) == 1:
+            raise OutOfMemory(
+                f"memory ran out with {tokens} tokens at once, the least that the longest response takes with its "
+                "prompt; set gradient_checkpointing, train adapters (tuning.kind=lora) or use shorter prompts"
+            )
+        self.tokens = half
+        log.warning("memory ran out: micro-batches are halved", micro_batch_tokens=half)
+
+
+def _first_that_fails(batches: Sequence[Sequence[Unit]], work: Work) -> Sequence[Unit] | None:
+    for units in batches:
+        try:
+            work(units)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            return units
+    return None
+
+
+def _longest(units: Sequence[Unit]) -> int:
+    """Tokens of the longest response with its prompt."""
+    return max(
+        len(response.prompt.encoded.token_ids) + len(response.ids) - 1 for unit in units for response in unit.responses
+    )

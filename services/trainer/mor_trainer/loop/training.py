@@ -1,0 +1,403 @@
+"""The training loop of one run: groups in, updates, versions out, until the last step."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from anyio.from_thread import BlockingPortal
+from mor_core.datafiles import Prompt, read_prompts
+from mor_core.errors import Invalid, Unavailable
+from mor_core.runs import Claim, RunState
+
+from mor_trainer import atomic
+from mor_trainer.algorithm.informative import replaceable, teaches
+from mor_trainer.config import WorkerSettings
+from mor_trainer.loop import checkpoint, report, weights
+from mor_trainer.loop.events import EventLog
+from mor_trainer.loop.groups import Groups
+from mor_trainer.loop.hold import Hold, HoldLost
+from mor_trainer.loop.ledger import LedgerState
+from mor_trainer.loop.published import published
+from mor_trainer.loop.scored import Taken
+from mor_trainer.loop.shares import TimeShares
+from mor_trainer.loop.update import Updater, UpdateReport
+from mor_trainer.model import loading
+from mor_trainer.model.batching import TrainingGroup
+from mor_trainer.model.encoding import PromptMismatch, check
+from mor_trainer.model.policy import Policy
+from mor_trainer.model.rows import PreparedPrompt
+
+_SLICE_S = 0.5
+"""Longest wait without a look at what run control wants."""
+
+log = structlog.get_logger(__name__)
+
+
+class Interrupted(Exception):
+    """The run ends here for now: stopped, or the process was told to end."""
+
+    def __init__(self, state: RunState) -> None:
+        super().__init__(state)
+        self.state = state
+
+
+def run_folder(settings: WorkerSettings, run: str) -> Path:
+    return settings.runs_dir / run
+
+
+class Training:
+    """One attempt at a run, in the calling thread; groups, heartbeats and events live on the portal's event loop."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        claim: Claim,
+        *,
+        portal: BlockingPortal,
+        hold: Hold,
+        events: EventLog,
+        ending: Callable[[], bool],
+    ) -> None:
+        self._settings, self._claim, self._spec = settings, claim, claim.spec
+        self._portal, self._hold, self._events, self._ending = portal, hold, events, ending
+        self._folder = run_folder(settings, claim.run)
+        self._prompts = read_prompts(Path(self._spec.prompts))
+        evaluation = self._spec.evaluation_prompts
+        self._evaluation_prompts = read_prompts(Path(evaluation)) if evaluation else []
+        self.step = 0
+        self._version = -1
+        self._gate_version: int | None = None
+        self._client_failures: dict[str, dict[str, int]] = defaultdict(dict)
+        self._evaluated: int | None = None
+        self._checkpointed: int | None = None
+        self._told: set[str] = set()
+
+    def run(self) -> Path:
+        """Train to the last step and export the model; returns the exported folder.
+
+        Raises:
+            Interrupted: stopped by run control, or the process was told to end; the checkpoint is written.
+            HoldLost: the run is another worker's; nothing was written after that.
+            MorError: the run cannot go on, with what to do.
+        """
+        torch.manual_seed(self._spec.seed)
+        device = self._settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, processor = loading.load(self._spec.model)
+        self._policy = Policy(
+            model,
+            processor,
+            self._spec,
+            device=device,
+            autocast=loading.autocast_dtype(self._settings.precision, device),
+            cache_bytes=self._settings.feature_cache_bytes,
+        )
+        self._updater = Updater(self._policy, self._spec)
+        state = self._restore()
+        self._groups = self._portal.call(self._make_groups)
+        self._portal.call(self._groups.start, state.ledger if state else None)
+        try:
+            self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
+            self._publish()
+            while self.step < self._spec.steps:
+                self._obey()
+                self._one_step()
+            self._evaluate()
+            self._checkpoint()
+            self._finish_evaluation()
+        finally:
+            self._portal.call(self._groups.close)
+        return self._export()
+
+    def _make_groups(self) -> Groups:
+        return Groups(
+            self._settings,
+            self._claim.run,
+            self._spec,
+            prompts=self._prompts,
+            events=self._events,
+            step=lambda: self.step,
+        )
+
+    def _restore(self) -> checkpoint.LoopState | None:
+        """Continue from the newest checkpoint, if there is one."""
+        atomic.sweep(self._folder)
+        found = checkpoint.checkpoints(self._folder)
+        if not found:
+            return None
+        state = checkpoint.read_state(found[-1])
+        checkpoint.restore(found[-1], self._policy.trainable, self._updater.optimiser)
+        self.step = self._checkpointed = state.step
+        self._gate_version = state.gate_version
+        self._client_failures = defaultdict(dict, state.client_failures)
+        log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(found[-1]))
+        return state
+
+    # --- one step -----------------------------------------------------------------------------------------------
+
+    def _one_step(self) -> None:
+        begun = time.time()
+        shares = TimeShares()
+        with shares.measure("processing"):
+            self._evaluate()
+            self._portal.call(self._groups.replay, self._hold.replay)
+            under_way = self._portal.call(self._groups.top_up)
+            self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
+        taken, skipped, groups = self._collect(shares)
+        update = self._updater.step(groups, self.step + 1, shares)
+        self.step += 1
+        with shares.measure("publication"):
+            self._publish()
+        if self.step % self._spec.checkpoint_every == 0:
+            with shares.measure("checkpoint"):
+                self._checkpoint()
+        self._tell(taken, skipped, update, shares, begun)
+
+    def _prepare(self, prompts: Iterable[Prompt]) -> None:
+        budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
+        for prompt in prompts:
+            tokens = len(self._policy.prepare(prompt.messages, prompt.images).encoded.token_ids)
+            if tokens + response - 1 > budget:
+                raise Invalid(
+                    f"prompt {prompt.id!r} has {tokens} tokens and with a response of sampling.max_tokens={response} "
+                    f"does not fit micro_batch_tokens={budget}; raise the latter or use shorter prompts"
+                )
+
+    def _collect(self, shares: TimeShares) -> tuple[list[Taken], list[Taken], list[TrainingGroup]]:
+        """The step's groups: to train on, skipped, and those to train on as the update takes them.
+
+        A group whose prompt differs between engine and trainer is dropped and replaced; one whose rewards are all alike
+        is skipped and replaced, as far as dynamic sampling goes.
+        """
+        wanted = self._spec.groups_per_step
+        dynamic = self._spec.algorithm.dynamic_sampling
+        taken: list[Taken] = []
+        skipped: list[Taken] = []
+        groups: list[TrainingGroup] = []
+        while len(groups) < wanted:
+            with shares.measure("waiting"):
+                arrived = self._portal.call(self._groups.take, wanted - len(groups), _SLICE_S)
+            with shares.measure("processing"):
+                for item in arrived:
+                    try:
+                        group = self._training_group(item)
+                    except PromptMismatch as error:
+                        self._portal.call(self._groups.reject, item, str(error))
+                        continue
+                    if teaches(group.rewards, dynamic) or len(skipped) == replaceable(dynamic, wanted):
+                        groups.append(group)
+                        taken.append(item)
+                    else:
+                        skipped.append(item)
+            if len(groups) < wanted:
+                self._check_hold()
+                if self._interrupting():  # a checkpoint must not count groups as settled by a step that is not finished
+                    self._portal.call(self._groups.put_back, [*taken, *skipped])
+                    taken, skipped, groups = [], [], []
+                    self._obey()
+                with shares.measure("processing"):
+                    self._portal.call(self._groups.top_up, len(groups))
+                    self._check_stall()
+        with shares.measure("processing"):
+            self._portal.call(self._groups.skip, len(skipped))
+        return taken, skipped, groups
+
+    def _training_group(self, item: Taken) -> TrainingGroup:
+        record, tokens = item.group.record, item.group.tokens
+        index = self._prompt_index(item.number)
+        prompt: PreparedPrompt = self._policy.prepare(self._prompts[index].messages, self._prompts[index].images)
+        check(prompt.encoded, record.rollout, tokens)
+        return TrainingGroup(prompt, tokens.response_token_ids, tokens.response_logprobs, record.rewards)
+
+    def _prompt_index(self, number: int) -> int:
+        return self._groups.ledger.prompt_of(number)[1]
+
+    def _images(self, number: int) -> dict[str, bytes]:
+        return self._prompts[self._prompt_index(number)].images
+
+    def _check_stall(self) -> None:
+        idle = self._portal.call(self._groups.idle_s)
+        if idle > self._settings.stall_timeout_s:
+            depths = self._portal.call(self._groups.depths)
+            raise Unavailable(
+                f"no scored group came back for {idle:.0f} s (MOR_STALL_TIMEOUT_S); entries in the streams: {depths}. "
+                "Entries in 'prompts': is the rollout service running? In 'rollouts': is the router, with clients?"
+            )
+
+    # --- telling ------------------------------------------------------------------------------------------------
+
+    def _tell(
+        self, taken: list[Taken], skipped: list[Taken], update: UpdateReport, shares: TimeShares, begun: float
+    ) -> None:
+        records = [item.group.record for item in taken]
+        scored = records + [item.group.record for item in skipped]
+        self._gate_version = max(record.gate_version for record in scored)
+        rewards = report.reward_metrics(scored)
+        for client, figures in rewards["clients"].items():
+            for status, count in figures["failures"].items():
+                known = self._client_failures[client]
+                known[status] = known.get(status, 0) + count
+            figures["failures_total"] = dict(self._client_failures[client])
+        ledger = self._groups.ledger
+        seconds, named = shares.finish()
+        metrics = {
+            **rewards,
+            **report.update_metrics(update),
+            **report.group_metrics(taken),
+            "weights_version": self._version,
+            "gate_version": self._gate_version,
+            "groups_applied": ledger.applied,
+            "groups_skipped": ledger.skipped,
+            "groups_dropped": ledger.dropped,
+            "groups_retried": ledger.retried,
+            "groups_duplicate": self._groups.duplicates,
+            "step_seconds": seconds,
+            "seconds": named,
+            "tokens_per_second": update.sums.tokens / seconds,
+            "begun_at": begun,
+            "applied": [record.group_id for record in records],
+            "sampled_by": sorted({record.rollout.weights_version for record in records}),
+        }
+        self._emit("samples", report.samples(taken, update.advantages, self.step, self._images))
+        self._emit("step", metrics)
+        if update.skipped:
+            reason = f"{update.skipped} updates had a loss or gradient that is not finite and were left out"
+            self._emit("alert", {"name": "non_finite", "reason": reason})
+        budget = self._spec.micro_batch_tokens
+        if update.micro_batch_tokens < budget:
+            self._alert_once(
+                "out_of_memory",
+                f"memory ran out; micro-batches hold at most {update.micro_batch_tokens} tokens from now on instead of "
+                f"micro_batch_tokens={budget}",
+            )
+        elif update.divided_groups:
+            self._alert_once(
+                "group_divided",
+                f"{update.divided_groups} groups of this step have more than micro_batch_tokens={budget} tokens; their "
+                "prompts are computed once for each part, raise micro_batch_tokens where memory allows",
+            )
+        log.info(
+            "step",
+            run=self._claim.run,
+            step=self.step,
+            reward=_rounded(metrics["reward_mean"]),
+            kl=_rounded(metrics["kl"]),
+            seconds=round(seconds, 2),
+            shares={name: round(value, 2) for name, value in named.items()},
+        )
+
+    def _emit(self, kind: Any, data: dict[str, Any]) -> None:
+        self._portal.call(self._events.add, kind, self.step, data)
+
+    def _alert_once(self, name: str, reason: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            self._emit("alert", {"name": name, "reason": reason})
+
+    # --- evaluation, versions, checkpoints ----------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        """Start an evaluation at step 0, at every interval, and after the last step."""
+        due = self.step % self._spec.evaluation_every == 0 or self.step == self._spec.steps
+        if self._evaluation_prompts and due and self._evaluated != self.step:
+            self._evaluated = self.step
+            self._portal.call(self._groups.evaluate, self.step, self._version, self._evaluation_prompts)
+
+    def _finish_evaluation(self) -> None:
+        """The last evaluation belongs to the run; it is waited for as long as a group may take, all attempts."""
+        deadline = time.monotonic() + self._settings.group_timeout_s * self._settings.group_attempts
+        while self._portal.call(self._groups.evaluating) and time.monotonic() < deadline:
+            self._obey()
+            time.sleep(0.1)
+
+    def _publish(self) -> None:
+        """Write the next version and let prompts name it."""
+        self._check_hold()
+        begun = time.perf_counter()
+        self._version = 1 + max([self._version, *published(self._folder)])
+        manifest = weights.publish(
+            self._folder,
+            self._claim.run,
+            self._version,
+            self._spec.model,
+            model=self._policy.model,
+            adapter=self._policy.adapter,
+            trainable=self._policy.trainable,
+            keep=self._spec.keep_weights,
+        )
+        root = (self._settings.weights_url or self._settings.control_url).rstrip("/")
+        url = f"{root}/v1/runs/{self._claim.run}/weights/{self._version}"
+        self._portal.call(self._groups.publish_version, self._version, url)
+        size = sum(file.bytes for file in manifest.files)
+        seconds = time.perf_counter() - begun
+        self._emit("weights", {"version": self._version, "bytes": size, "seconds": seconds})
+
+    def _checkpoint(self) -> None:
+        """Write the whole loop, unless this step has been written."""
+        if self._checkpointed == self.step:
+            return
+        self._check_hold()
+        begun = time.perf_counter()
+        state = checkpoint.LoopState(
+            step=self.step,
+            weights_version=self._version,
+            gate_version=self._gate_version,
+            ledger=self._portal.call(self._ledger_state),
+            client_failures=dict(self._client_failures),
+            spec=self._spec,
+        )
+        path = checkpoint.save(
+            self._folder, state, self._policy.trainable, self._updater.optimiser, self._spec.keep_checkpoints
+        )
+        self._checkpointed = self.step
+        self._emit("checkpoint", {"path": str(path.resolve()), "seconds": time.perf_counter() - begun})
+
+    def _ledger_state(self) -> LedgerState:
+        return self._groups.ledger.state()
+
+    def _export(self) -> Path:
+        """The aligned model as a checkpoint like any other: model (adapters merged in) and processor."""
+        self._check_hold()
+        model = self._policy.adapter.merge_and_unload() if self._policy.adapter is not None else self._policy.model
+        target = self._folder / "final"
+        with atomic.folder(target) as folder:
+            model.save_pretrained(folder)
+            self._policy.processor.save_pretrained(folder)
+        return target.resolve()
+
+    # --- run control --------------------------------------------------------------------------------------------
+
+    def _check_hold(self) -> None:
+        if self._hold.lost is not None:
+            raise HoldLost(self._hold.lost)
+
+    def _interrupting(self) -> bool:
+        return self._ending() or self._hold.desired != "run"
+
+    def _obey(self) -> None:
+        """Stop or pause here if run control wants it; the checkpoint is written first."""
+        self._check_hold()
+        if self._ending():
+            self._checkpoint()
+            raise Interrupted(RunState.queued)
+        if self._hold.desired == "stop":
+            self._checkpoint()
+            raise Interrupted(RunState.stopped)
+        if self._hold.desired == "pause":
+            self._checkpoint()
+            self._portal.call(self._hold.report, RunState.paused)
+            while self._hold.desired == "pause" and not self._ending() and self._hold.lost is None:
+                time.sleep(0.1)
+            self._portal.call(self._hold.report, RunState.running)
+            self._obey()
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,1 @@
+"""The policy: loading, encoding prompts once, laying responses out, log-probabilities."""

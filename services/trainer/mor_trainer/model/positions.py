@@ -1,0 +1,30 @@
+"""Rotary positions of a prompt's tokens, as its model would place them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mor_trainer.model.encoding import EncodedPrompt
+
+
+def positions_of(model: Any, prompt: EncodedPrompt) -> Int[Tensor, "axes prompt"]:
+    """One axis that counts the tokens; in multimodal rotary embeddings (Qwen2-VL, arXiv 2409.12191, section 2.1) three,
+    for time, height and width. A response goes on, on every axis, after the largest of them.
+    """
+    counted = torch.arange(len(prompt.token_ids))
+    rope_index = getattr(model.base_model, "get_rope_index", None)
+    if rope_index is None:
+        return counted[None]
+    known = inspect.signature(rope_index).parameters
+    grids = {name: value for name, value in prompt.vision.items() if name in known}
+    if prompt.token_types is None or not grids:
+        return counted.expand(3, -1)
+    positions: Tensor = rope_index(
+        torch.tensor([prompt.token_ids]), mm_token_type_ids=prompt.token_types[None], **grids
+    )[0]
+    return positions[:, 0]

@@ -1,0 +1,44 @@
+"""Alerts: list, acknowledge."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Query
+from mor_core.run_status import Acknowledgement, Alert
+
+from mor_trainer.routes.dependencies import Admin, Alarms, Reader, Runs
+
+router = APIRouter(prefix="/v1/alerts", tags=["alerts"])
+
+audit = structlog.get_logger("audit")
+
+
+@router.get("", summary="Alerts, newest first")
+async def list_alerts(
+    *,
+    alerts: Alarms,
+    runs: Runs,
+    _: Reader,
+    run: Annotated[str | None, Query(description="Of this run only.")] = None,
+    acknowledged: Annotated[bool | None, Query(description="Only those that are, or are not, acknowledged.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[Alert]:
+    """The same alert of the same run is one entry, with its number of occurrences, until it is acknowledged."""
+    if run is not None:
+        runs.revision(run)
+    return alerts.list(run, acknowledged=acknowledged, limit=limit)
+
+
+@router.get("/{alert}", summary="One alert")
+async def one(alert: int, alerts: Alarms, _: Reader) -> Alert:
+    return alerts.get(alert)
+
+
+@router.post("/{alert}/acknowledge", summary="Somebody takes care of an alert")
+async def acknowledge(alert: int, alerts: Alarms, caller: Admin, request: Acknowledgement | None = None) -> Alert:
+    """The next occurrence is a new alert. Acknowledging twice changes nothing."""
+    found = alerts.acknowledge(alert, caller.name, request.note if request else None)
+    audit.info("alert acknowledged", alert=alert, name=found.name, run=found.run, by=caller.name)
+    return found

@@ -1,0 +1,75 @@
+"""Events of a run as they happen, as server-sent events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+from mor_core.errors import Unavailable
+from mor_core.run_status import Event
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
+
+from mor_trainer.control.cursors import event_cursor, parse_cursor
+from mor_trainer.control.history import History
+from mor_trainer.control.ingest import Watchers
+from mor_trainer.routes.dependencies import Configured, Past, Reader, Runs, Watching
+
+router = APIRouter(prefix="/v1/runs/{run}", tags=["status"])
+
+_LONGEST_SILENCE_S = 5.0
+_EXAMPLE = (
+    'id: first-1a2b3c/41\nevent: step\ndata: {"id": 41, "kind": "step", "step": 7, "at": 1767225600.0, "data": {}}'
+)
+
+
+@router.get(
+    "/events",
+    summary="Events as they happen (SSE)",
+    response_class=EventSourceResponse,
+    responses={200: {"content": {"text/event-stream": {"example": _EXAMPLE}}}},
+)
+async def events(
+    run: str,
+    *,
+    runs: Runs,
+    history: Past,
+    watchers: Watching,
+    settings: Configured,
+    _: Reader,
+    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+) -> EventSourceResponse:
+    """Each event's ``id`` is the cursor; without ``Last-Event-ID`` the stream starts from now. When events after the
+    cursor are no longer kept, the first event is a ``gap``: read ``/metrics`` again. Comments keep an idle stream
+    open."""
+    runs.revision(run)
+    after = runs.last_event(run) if last_event_id is None else parse_cursor(run, last_event_id)
+    if watchers.readers >= settings.max_event_readers:
+        raise Unavailable(f"{watchers.readers} event streams are open, MOR_MAX_EVENT_READERS allows no more", 10.0)
+    return EventSourceResponse(
+        _follow(run, after, history, watchers), ping=max(1, round(settings.sse_heartbeat_s)), send_timeout=30.0
+    )
+
+
+async def _follow(run: str, after: int, history: History, watchers: Watchers) -> AsyncIterator[ServerSentEvent]:
+    watchers.readers += 1
+    try:
+        pruned = history.pruned(run)
+        if after < pruned:
+            after = pruned
+            yield _sent(run, Event(id=pruned, kind="gap", step=None, at=time.time(), data={}))
+        while True:
+            found = history.events(run, after)
+            for event in found:
+                after = event.id
+                yield _sent(run, event)
+            if not found:
+                await watchers.wait(run, _LONGEST_SILENCE_S)
+    finally:
+        watchers.readers -= 1
+
+
+def _sent(run: str, event: Event) -> ServerSentEvent:
+    return ServerSentEvent(data=event.model_dump_json(), event=event.kind, id=event_cursor(run, event.id))

@@ -1,0 +1,96 @@
+"""Create, list, pause, resume, stop."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+from anyio import to_thread
+from fastapi import APIRouter, Body, Response
+from mor_core.datafiles import read_prompts
+from mor_core.runs import Desired, RunSnapshot, RunSpec
+from pydantic import RootModel
+
+from mor_trainer.control import visible
+from mor_trainer.control.checkfolder import check_folder
+from mor_trainer.routes.dependencies import Admin, ReaderOrClient, Runs, Watching
+from mor_trainer.routes.status import IfNoneMatch, responses, revalidated
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+_STARTED = secrets.token_hex(4)
+"""Tells the generations of this process from those of another."""
+
+audit = structlog.get_logger("audit")
+
+_EXAMPLE = {
+    "name": "three-domains",
+    "model": "/models/base",
+    "prompts": "/data/server/prompts.jsonl",
+    "steps": 120,
+    "sampling": {"max_tokens": 24},
+    "optimiser": {"lr": 1e-4},
+}
+
+
+def _check(spec: RunSpec) -> None:
+    """Everything that can be known before a worker starts."""
+    check_folder(spec.model)
+    read_prompts(Path(spec.prompts))
+    if spec.evaluation_prompts is not None:
+        read_prompts(Path(spec.evaluation_prompts))
+
+
+@router.post("", status_code=201, summary="Create a run")
+async def create(
+    spec: Annotated[RunSpec, Body(examples=[_EXAMPLE])],
+    runs: Runs,
+    watchers: Watching,
+    caller: Admin,
+    response: Response,
+) -> RunSnapshot:
+    """Check the files that it names and queue it for a worker."""
+    await to_thread.run_sync(_check, spec)
+    run = runs.create(spec)
+    audit.info("run created", run=run, by=caller.name)
+    response.headers["Location"] = f"/v1/runs/{run}"
+    watchers.wake(run)
+    return runs.snapshot(run)
+
+
+class _Runs(RootModel[list[RunSnapshot]]):
+    pass
+
+
+@router.get("", summary="All runs, newest first", response_class=Response, responses=responses(_Runs))
+async def list_runs(runs: Runs, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
+    """A client's token shows progress and its own figures."""
+    return await revalidated(
+        f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
+        if_none_match,
+        lambda: _Runs([visible.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
+    )
+
+
+def _want(run: str, desired: Desired, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
+    runs.want(run, desired)
+    audit.info("run control", run=run, desired=desired, by=caller.name)
+    watchers.wake(run)
+    return runs.snapshot(run)
+
+
+@router.post("/{run}/pause", status_code=202, summary="Pause after the current step")
+async def pause(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
+    return _want(run, "pause", runs, watchers, caller)
+
+
+@router.post("/{run}/resume", status_code=202, summary="Go on after a pause, a stop or a failure")
+async def resume(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
+    return _want(run, "run", runs, watchers, caller)
+
+
+@router.post("/{run}/stop", status_code=202, summary="Write a checkpoint and stop")
+async def stop(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
+    return _want(run, "stop", runs, watchers, caller)

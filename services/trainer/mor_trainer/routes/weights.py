@@ -1,0 +1,69 @@
+"""Weight files for the rollout service."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import FileResponse
+from mor_core.errors import NotFound
+from mor_core.wire import WeightsManifest
+
+from mor_trainer.loop.published import published, read_manifest, weights_folder
+from mor_trainer.routes.dependencies import Configured, Runs, Service
+from mor_trainer.routes.status import matches
+
+router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
+
+_FOR_EVER = "private, max-age=31536000, immutable"
+
+
+class _WeightsResponse(FileResponse):
+    chunk_size = 4 << 20  # a thread hop for each chunk: few and large
+
+
+@router.get("/latest", summary="Newest published version")
+async def latest(run: str, runs: Runs, settings: Configured, _: Service) -> WeightsManifest:
+    runs.revision(run)
+    versions = published(settings.runs_dir / run)
+    if not versions:
+        raise NotFound(f"run {run} has published no weights yet; they come when a worker starts it")
+    return _manifest(run, versions[-1], settings)
+
+
+@router.get("/{version}", summary="Manifest of a version")
+async def manifest(run: str, version: int, runs: Runs, settings: Configured, _: Service) -> WeightsManifest:
+    """Files with sizes and hashes, and the hash of each tensor."""
+    runs.revision(run)
+    return _manifest(run, version, settings)
+
+
+@router.get("/{version}/{file}", summary="A file of a version", response_class=FileResponse)
+async def weights_file(
+    run: str,
+    version: int,
+    file: str,
+    *,
+    runs: Runs,
+    settings: Configured,
+    _: Service,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The bytes; ``Range`` works, ``ETag`` is the file's SHA-256."""
+    runs.revision(run)
+    listed = {item.name: item for item in _manifest(run, version, settings).files}
+    if file not in listed:
+        raise NotFound(f"version {version} of run {run} has no file {file!r}; it has {', '.join(listed) or 'none'}")
+    headers = {"ETag": f'"{listed[file].sha256}"', "Cache-Control": _FOR_EVER}
+    if matches(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    path = weights_folder(settings.runs_dir / run) / str(version) / file
+    return _WeightsResponse(path, headers=headers, media_type="application/octet-stream")
+
+
+def _manifest(run: str, version: int, settings: Configured) -> WeightsManifest:
+    found = read_manifest(settings.runs_dir / run, version)
+    if found is None:
+        kept = published(settings.runs_dir / run)
+        raise NotFound(f"run {run} has no weights version {version}; it keeps {kept or 'none'}, take /weights/latest")
+    return found
