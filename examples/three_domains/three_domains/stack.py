@@ -255,6 +255,7 @@ def prepare(state: Path, base_model: Path) -> Stack:
         "MOR_WEIGHTS_DIR": str(state / "pulled"),
         "MOR_ALLOW_LOOPBACK": "true",
         "MOR_EMBED_TEXT_MODEL": str(state / "parts/minilm"),
+        "MOR_ANCHOR_RESERVE": "0",  # of 64 anchors none can be spared
     }
     _write_command_settings(stack)
     _write_settings(state / "stack.env", common)
