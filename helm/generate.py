@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 from mor_core.runs import RunSpec
 from mor_core.settings import Settings
+from mor_core.stored_objectives import NewObjective
 from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
 from mor_router.config import RouterSettings
-from mor_router.views import NewObjective
 from mor_trainer.config import ControlSettings, WorkerSettings
 from pydantic import BaseModel, TypeAdapter
 
