@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +35,8 @@ def record(name: str, figures: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     measured = time.strftime("%Y-%m-%d", time.gmtime())
-    path.write_text(json.dumps({"measured": measured, "machine": describe(), **figures}, indent=2) + "\n")
+    found = {"measured": measured, "commit": _commit(), "machine": describe(), **figures}
+    path.write_text(json.dumps(found, indent=2) + "\n")
     return path
 
 
@@ -45,6 +47,15 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or "unknown"
+
+
+def _commit() -> str | None:
+    """The code that was measured; ``-dirty`` where it was changed since."""
+    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no checkout
+        return None
 
 
 def _accelerator() -> str | None:
