@@ -50,12 +50,15 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The code that was measured; ``-dirty`` where it was changed since."""
-    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    """The code that was measured; with ``+`` where it was changed since, results apart."""
+    root = RESULTS.parent.parent
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True, timeout=10).strip()
+        compare = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!bench/results"]
+        changed = subprocess.run(compare, cwd=root, timeout=10, check=False).returncode
     except (OSError, subprocess.SubprocessError):  # no checkout
         return None
+    return f"{head}+" if changed else head
 
 
 def _accelerator() -> str | None:
