@@ -1,0 +1,94 @@
+"""The types that cross a process boundary, once for HTTP and for streams.
+
+========================  ============================================  =======================
+reward contract           ``ScoreRequest`` -> ``ScoreResponse``          router -> client, HTTP
+client card               ``Card``                                      client -> router, HTTP
+stream ``prompts``        ``PromptRecord``      (``mor.prompt/1``)       trainer -> rollout
+stream ``rollouts``       ``RolloutRecord``     (``mor.rollout/1``)      rollout -> router
+stream ``rewards``        ``RewardRecord``      (``mor.group_reward/1``) router  -> trainer
+stream ``events``         ``EventRecord``       (``mor.event/1``)        trainer -> run control
+stream ``dead``           ``DeadLetter``        (``mor.dead/1``)         any     -> trainer
+========================  ============================================  =======================
+
+Every type forbids unknown fields, so that a misspelt one is an error with a name instead of a silent default.
+Numbers that cross the wire are finite: NaN and infinity are refused by the type, not by each reader.
+"""
+
+from mor_core.wire.base import Finite, Sha256, Wire
+from mor_core.wire.contract import (
+    CONTRACT,
+    Calibration,
+    Card,
+    Contract,
+    ItemScores,
+    Limits,
+    ModelRef,
+    Privacy,
+    RewardItem,
+    ScoreItem,
+    ScoreRequest,
+    ScoreResponse,
+)
+from mor_core.wire.messages import (
+    ImagePart,
+    ImageUrl,
+    Message,
+    Messages,
+    Part,
+    TextPart,
+    chat_template_messages,
+    image_hashes,
+)
+from mor_core.wire.records import (
+    ClientScore,
+    DeadLetter,
+    EventRecord,
+    ObjectiveShare,
+    PromptRecord,
+    Record,
+    RewardRecord,
+    RolloutRecord,
+    Sampling,
+    TokenBlock,
+)
+from mor_core.wire.weights import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
+
+__all__ = [
+    "CONTRACT",
+    "Calibration",
+    "Card",
+    "ClientScore",
+    "Contract",
+    "DeadLetter",
+    "EventRecord",
+    "Finite",
+    "ImagePart",
+    "ImageUrl",
+    "ItemScores",
+    "Limits",
+    "Message",
+    "Messages",
+    "ModelRef",
+    "ObjectiveShare",
+    "Part",
+    "Privacy",
+    "PromptRecord",
+    "Record",
+    "RewardItem",
+    "RewardRecord",
+    "RolloutRecord",
+    "Sampling",
+    "ScoreItem",
+    "ScoreRequest",
+    "ScoreResponse",
+    "Sha256",
+    "TensorInfo",
+    "TextPart",
+    "TokenBlock",
+    "WeightsFile",
+    "WeightsManifest",
+    "WeightsRef",
+    "Wire",
+    "chat_template_messages",
+    "image_hashes",
+]

@@ -1,0 +1,20 @@
+"""What everything on the wire is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""Lower-case hexadecimal SHA-256 of a blob's bytes: its identity everywhere."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Wire(BaseModel):
+    """Base of everything on the wire: immutable, no unknown fields."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )

@@ -1,0 +1,162 @@
+"""What travels on the streams."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mor_core.objectives import AskedObjective, ObjectiveName
+from mor_core.wire.base import Finite, Sha256, Wire
+from mor_core.wire.contract import ModelRef
+from mor_core.wire.messages import Messages
+from mor_core.wire.weights import WeightsRef
+
+
+class Record(Wire):
+    """Base of every stream record."""
+
+    run: str
+    group_id: str
+    """Identity of the group over every stage and every attempt."""
+    trace: str | None = None
+    """W3C ``traceparent`` of the group's trace."""
+    stamps: dict[str, float] = Field(default_factory=dict)
+    """Unix time in seconds at which each stage finished."""
+
+    def stamped(self, stage: str) -> dict[str, float]:
+        """The stamps with ``stage`` set to now, for the next stage's record."""
+        return {**self.stamps, stage: time.time()}
+
+
+class Sampling(Wire):
+    """How a group is sampled. The same values and the same weights give the same group."""
+
+    group_size: Annotated[int, Field(ge=1)]
+    max_tokens: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: int = 0
+    """Seed of the run; a response's seed is hashed from (seed, run, group, index)."""
+
+
+class PromptRecord(Record):
+    """A group to sample."""
+
+    schema_: Literal["mor.prompt/1"] = Field("mor.prompt/1", alias="schema")
+    prompt_id: str
+    messages: Messages
+    domain: str | None = None
+    objective: AskedObjective | None = None
+    sampling: Sampling
+    weights: WeightsRef
+    """The policy to sample from: this version or a newer one."""
+    attempt: int = 0
+    """How often this group was issued before."""
+    purpose: Literal["train", "evaluation"] = "train"
+    """Evaluation groups are scored like any other and never trained on."""
+
+
+class TokenBlock(Wire):
+    """The token arrays of a group, sent once as a blob (``RolloutRecord.tokens``)."""
+
+    prompt_token_ids: tuple[int, ...]
+    response_token_ids: tuple[tuple[int, ...], ...]
+    """G sequences of sampled ids, end-of-sequence token included where it was sampled."""
+    response_logprobs: tuple[tuple[Finite, ...], ...]
+    """Log-probability of each sampled id under the sampling distribution, in nats."""
+
+    @model_validator(mode="after")
+    def _one_logprob_a_token(self) -> TokenBlock:
+        if [len(ids) for ids in self.response_token_ids] != [len(lps) for lps in self.response_logprobs]:
+            raise ValueError("every sampled token needs exactly one log-probability")
+        return self
+
+
+class RolloutRecord(Record):
+    """A sampled group."""
+
+    schema_: Literal["mor.rollout/1"] = Field("mor.rollout/1", alias="schema")
+    prompt: PromptRecord
+    responses: tuple[str, ...]
+    """G decoded responses, special tokens removed: what clients score."""
+    finish_reasons: tuple[Literal["stop", "length"], ...]
+    tokens: Sha256
+    """Blob of the group's ``TokenBlock`` as JSON."""
+    weights_version: int
+    """Version that sampled every token of the group."""
+    image_tokens: int
+    """Placeholder tokens of the prompt, as the sampling engine counted them."""
+    pixels: Sha256 | None
+    """Hash of the processed pixel values; the trainer compares its own."""
+
+
+class ClientScore(Wire):
+    """What one client said about a group and what became of it."""
+
+    client: str
+    model: ModelRef | None = None
+    status: Literal["ok", "unscorable", "error", "timeout", "circuit_open", "shadow", "not_asked"]
+    detail: str | None = None
+    raw: tuple[Finite, ...] | None = None
+    """Scores as served."""
+    standardised: tuple[Finite, ...] | None = None
+    """Winsorised and divided by the client's spread on the anchors, in anchor units."""
+    calibrated: tuple[Finite, ...] | None = None
+    """Standardised scores times the client's slope for this input, in logits."""
+    weight: Finite = 0.0
+    """Share in the mixture after renormalising over the clients that answered; sums to 1 over them."""
+    gate_weight: Finite = 0.0
+    """Share the gate gave before renormalising."""
+    seconds: Finite | None = None
+    """Time to answer."""
+
+
+class ObjectiveShare(Wire):
+    """One objective's part α_j R_j in a reward R = Σ_j α_j R_j."""
+
+    name: ObjectiveName
+    share: Finite
+    """The shares of a reward sum to 1."""
+    gate_version: int
+    """Gate version that R_j comes from; 0: the objective has no fitted gate, all active clients counted the same."""
+
+
+class RewardRecord(Record):
+    """A scored group."""
+
+    schema_: Literal["mor.group_reward/1"] = Field("mor.group_reward/1", alias="schema")
+    rollout: RolloutRecord
+    rewards: tuple[Finite, ...]
+    """G fused rewards in logits."""
+    clients: tuple[ClientScore, ...]
+    objectives: tuple[ObjectiveShare, ...] = ()
+    """What was rewarded, largest share first; empty where no objective was named or none was like the text asked."""
+    gate_version: int
+    """Of the first of ``objectives``; 0: none was fitted."""
+    fusion: str
+    entropy: Finite
+    """Entropy of the mixture weights, nats."""
+
+
+class EventRecord(Record):
+    """Something that happened in a run, for its history. ``group_id`` is the event's identity."""
+
+    schema_: Literal["mor.event/1"] = Field("mor.event/1", alias="schema")
+    kind: Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert", "replay"]
+    step: int
+    data: dict[str, Any]
+
+
+class DeadLetter(Record):
+    """A record that a stage gave up on, with the reason and the whole record, so that it can be replayed."""
+
+    schema_: Literal["mor.dead/1"] = Field("mor.dead/1", alias="schema")
+    stage: Literal["rollout", "router", "trainer"]
+    stream: str
+    """Stream the record was read from, to replay it there."""
+    reason: str
+    attempts: int
+    record: str
+    """The record as it stood in the stream (JSON)."""
