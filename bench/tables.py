@@ -68,6 +68,30 @@ def trainer() -> str:
     return "\n".join(told)
 
 
+def quarantine() -> str:
+    """How often the test of usefulness errs, as Markdown."""
+    result = read("quarantine")
+    if result is None:
+        return "Not measured yet: `python bench/quarantine.py` does.\n"
+    arrangements: dict[str, Any] = result["failed"]
+    sizes = list(next(iter(next(iter(arrangements.values())).values())))
+    rows = [
+        [
+            "five regions",
+            f"client; where it is right, in {100 * result['skill']:.0f} % of pairs",
+            *(f"{size} anchors" for size in sizes),
+        ],
+        ["---", "---", *["--:"] * len(sizes)],
+        *(
+            [arrangement, client, *(f"{100 * share:.0f} %" for share in shares.values())]
+            for arrangement, clients in arrangements.items()
+            for client, shares in clients.items()
+        ),
+    ]
+    made = f"`python bench/quarantine.py`, {result['measured']}, commit {result['commit']}."
+    return f"{_table(rows)}\nShare of {result['trials']} trials in which the client fails (p > 0.1). {made}\n"
+
+
 def _shared(result: dict[str, Any]) -> str:
     rows = [
         ["prompt, tokens", "responses", "plain, s", "shared, s", "faster", "FLOP bound", "of the bound"],
@@ -149,7 +173,8 @@ def _where(result: dict[str, Any], command: str) -> str:
     )
     return (
         f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}, threads: {result['threads']}. Measured "
-        f"{result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}`."
+        f"{result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}` at commit "
+        f"{result['commit']}."
     )
 
 
@@ -185,5 +210,6 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
         f"{memory:.1f} GB at peak, downloads apart; a weight swap took {swaps['mean_seconds']:.2f} s. "
         f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats a token. "
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
-        f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py`."
+        f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py` at commit "
+        f"{result['commit']}."
     )

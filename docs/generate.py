@@ -1,5 +1,6 @@
-"""Writes docs/settings.md from the settings classes, and the results in README.md, docs/algorithm.md and
-docs/training.md from ``bench/results``, so that pages, code and measurements agree: ``python docs/generate.py``.
+"""Writes docs/settings.md from the settings classes, and the results in README.md, docs/algorithm.md,
+docs/client-states.md and docs/training.md from ``bench/results``, so that pages, code and measurements agree:
+``python docs/generate.py``.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "bench"))
 
-from tables import demonstration, experiment, trainer  # noqa: E402
+from tables import demonstration, experiment, quarantine, trainer  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 README = ROOT / "README.md"
 TRAINING = ROOT / "docs" / "training.md"
 ALGORITHM = ROOT / "docs" / "algorithm.md"
+CLIENT_STATES = ROOT / "docs" / "client-states.md"
 _RESULTS = ("<!-- results: written by docs/generate.py -->\n", "<!-- end of results -->\n")
 PROCESSES: dict[str, type[Settings]] = {
     "mor-reward serve": RewardSettings,
@@ -58,14 +60,14 @@ def algorithm() -> str:
     return _with_results(ALGORITHM, experiment())
 
 
-def algorithm() -> str:
-    """The page on the algorithm, likewise."""
-    return _with_results(ALGORITHM, experiment())
-
-
 def training() -> str:
     """The page on how a step is computed, likewise."""
     return _with_results(TRAINING, trainer())
+
+
+def client_states() -> str:
+    """The page on what a router does with a client, likewise."""
+    return _with_results(CLIENT_STATES, quarantine())
 
 
 def _with_results(file: Path, results: str) -> str:
@@ -100,4 +102,5 @@ if __name__ == "__main__":
     PAGE.write_text(page())
     README.write_text(readme())
     ALGORITHM.write_text(algorithm())
+    CLIENT_STATES.write_text(client_states())
     TRAINING.write_text(training())

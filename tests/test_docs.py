@@ -30,6 +30,7 @@ def test_generated_pages_are_up_to_date() -> None:
     assert generate.PAGE.read_text() == generate.page(), "run `python docs/generate.py`"
     assert generate.README.read_text() == generate.readme(), "run `python docs/generate.py`"
     assert generate.ALGORITHM.read_text() == generate.algorithm(), "run `python docs/generate.py`"
+    assert generate.CLIENT_STATES.read_text() == generate.client_states(), "run `python docs/generate.py`"
     assert generate.TRAINING.read_text() == generate.training(), "run `python docs/generate.py`"
 
 

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from tests.router.conftest import TOKENS, Api, Start
+from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import Endpoints
 from tests.router.planted import jsonl
 from tests.router.test_worker import all_of, count, rollout
@@ -194,6 +194,11 @@ async def test_clients_are_told_the_whole_blend(api: Api, endpoints: Endpoints) 
     listener = endpoints.endpoint("listener")
     await api.enrol(listener)
     await rewarded(api, {"complete": 0.25, "brief": 0.75})
+
+    async def heard() -> bool:
+        return bool(listener.calls)
+
+    await eventually(heard)  # the reward does not wait for a client without weight
     assert listener.calls[-1]["items"][0]["objective"] == f"75%: {TEXTS['brief']}\n25%: {TEXTS['complete']}"
 
 

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import TOKENS, Processes, bearer, make_spec, running, write_prompts
+from tests.trainer.stages import Stages, liked
 
 torch.set_num_threads(1)
 
@@ -74,3 +75,9 @@ async def http(settings: ControlSettings, redis: Redis) -> AsyncIterator[httpx.A
 @pytest.fixture
 def spec(tiny: Path, prompts: Path) -> RunSpec:
     return make_spec(tiny, prompts, steps=10)
+
+
+@pytest.fixture
+def stages(redis_url: str, tiny: Path):
+    with Stages(redis_url, tiny, liked, TOKENS["service"]) as played:
+        yield played

@@ -42,6 +42,12 @@ Rule = Callable[[tuple[int, ...], str], float]
 """Reward of a response, from its token ids and its text."""
 
 
+def liked(ids: tuple[int, ...], text: str) -> float:
+    """The rule reward: the share of the response's tokens with an even id, and a little to tell any two apart."""
+    del text
+    return 4.0 * sum(token % 2 == 0 for token in ids) / len(ids) + sum(ids) % 1009 / 2000
+
+
 class Sampler:
     """Samples from a checkpoint as the rollout service does, with plain transformers."""
 

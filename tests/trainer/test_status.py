@@ -20,8 +20,8 @@ from mor_core.auth import hash_token
 from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
-from mor_trainer.control import thumbnails
 from mor_trainer.control.database import SCHEMAS, Database
+from mor_trainer.loop import thumbnails
 from PIL import Image
 from pydantic import SecretStr
 from redis.asyncio import Redis

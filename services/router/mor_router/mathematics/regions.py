@@ -47,6 +47,12 @@ class Regions:
         starts = np.cumsum((0, *self.scales[:-1]))
         return np.asarray(kernel / np.repeat(np.add.reduceat(kernel, starts, axis=1), self.scales, axis=1))
 
+    def cells(self, embeddings: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs regions"]:
+        """1 for the nearest centre of each scale, 0 for all others."""
+        squared = _squared_distances((embeddings - self.mean) @ self.directions, self.centres)
+        scales = np.split(squared, np.cumsum(self.scales[:-1]), axis=1)
+        return np.concatenate([np.eye(scale.shape[1])[scale.argmin(axis=1)] for scale in scales], axis=1)
+
 
 def fit_regions(embeddings: Float[ndarray, "inputs features"], scales: Sequence[int] = SCALES) -> Regions:
     """Regions at each of ``scales`` that leaves two inputs a region; one region where none does.

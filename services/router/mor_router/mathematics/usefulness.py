@@ -1,28 +1,19 @@
 """Is a client of any use for an objective? A test on all anchors that it has scored lately, whatever the gate says.
 
-With d_n the client's standardised difference (chosen − rejected) of anchor n and φ_mn the responsibility of region m of
-``regions``, for each of 1, 2, 3, 5 and 8 regions (found without labels) that holds at least 12 anchors by Kish's count:
+With d_n the client's standardised difference (chosen − rejected) of anchor n and C_m the anchors of region m of
+``regions``, for each of 1, 2, 3, 5 and 8 regions (found without labels) that holds at least 12 anchors:
 
-    z_m = Σ_n φ_mn d_n / sqrt( Σ_n φ²_mn d²_n )           T = max_m z_m           p = P( T of random signs ≥ T )
+    z_m = Σ_{n ∈ C_m} d_n / sqrt( Σ_{n ∈ C_m} d²_n )       T = max_m z_m       p = P( T of random signs ≥ T )
 
 The differences of a client that tells nothing of the labels have signs like coin flips, given their sizes, so flipping
 them at random gives the distribution of T with the dependence between regions: the maximum corrects for all of the
-tests at once (Westfall & Young 1993). A client that never makes a difference has p = 1.
+tests at once (Westfall & Young 1993). A client that never makes a difference has p = 1. Regions are cells, not the
+gate's soft responsibilities: those mix into each region what the client says in its neighbours, and a specialist that
+misleads there would fail.
 
-Chosen by simulation (300 trials of 640 anchors, five clusters in 24 dimensions that touch or overlap):
-
-========================================================  =========================
-client, and the share of pairs that it ranks well          p > 0.1 on 640 anchors
-========================================================  =========================
-69 % in a fifth of the inputs, guesses elsewhere           0 %
-69 % in a fifth of the inputs, misleads elsewhere          0.3 %
-random                                                     93 %
-flips the sign of all it knows at random                   90 %
-says the opposite of what it knows, or always the same     100 %
-========================================================  =========================
-
-On 320 anchors 5 to 14 % of these specialists fail, on 64 a third to a half. So anchors are pooled over fits. Whoever
-fails on 320 gets no weight at that fit, which the next can give back; nobody is quarantined on fewer than 640.
+``bench/quarantine.py`` counts how often it errs (docs/client-states.md shows the table). Narrow specialists need some
+hundred anchors, so anchors are pooled over fits: whoever fails on 320 gets no weight at that fit, which the next can
+give back; nobody is quarantined on fewer than 640.
 """
 
 from __future__ import annotations
@@ -43,24 +34,23 @@ USEFUL = 0.01
 """A quarantined client passes where p is at most this."""
 
 _SCALES = (1, 2, 3, 5, 8)
-_LEAST_IN_REGION = 12.0
+_LEAST_IN_REGION = 12
 _FLIPS = 1000
 
 
 def regions(inputs: Float[ndarray, "anchors features"]) -> Float[ndarray, "anchors regions"]:
-    """φ of every region that holds enough anchors, of all granularities side by side."""
-    found = fit_regions(inputs, _SCALES).responsibilities(inputs)
-    count = found.sum(axis=0) ** 2 / np.square(found).sum(axis=0)
-    return np.asarray(found[:, count >= _LEAST_IN_REGION])
+    """Membership, 0 or 1, in every region that holds enough anchors, of all granularities side by side."""
+    cells = fit_regions(inputs, _SCALES).cells(inputs)
+    return np.asarray(cells[:, cells.sum(axis=0) >= _LEAST_IN_REGION])
 
 
-def p_value(responsibilities: Float[ndarray, "anchors regions"], differences: Float[ndarray, " anchors"]) -> float:
+def p_value(cells: Float[ndarray, "anchors regions"], differences: Float[ndarray, " anchors"]) -> float:
     """p of T; the same input always gives the same value. 1 where no region has enough anchors."""
-    scale = np.sqrt(np.square(responsibilities * differences[:, None]).sum(axis=0))
+    scale = np.sqrt(np.square(cells * differences[:, None]).sum(axis=0))
     told = scale > 0
     if not told.any():
         return 1.0
-    units = responsibilities[:, told] * differences[:, None] / scale[told]
+    units = cells[:, told] * differences[:, None] / scale[told]
     heads = np.random.default_rng(0).integers(0, 2, size=(_FLIPS, len(differences)), dtype=np.int8)
     chance = ((2.0 * heads - 1) @ units).max(axis=1)
     return float((1 + (chance >= units.sum(axis=0).max() - 1e-9).sum()) / (1 + _FLIPS))

@@ -137,7 +137,11 @@ class RunStore:
         ]
         evaluation = self._database.row("SELECT data FROM evaluations WHERE run=? ORDER BY step DESC LIMIT 1", run)
         pace = [metrics["step_seconds"] for metrics in recent if metrics.get("step_seconds") is not None]
-        eta = statistics.median(pace) * (spec.steps - step) if pace and state is RunState.running else None
+        eta = (
+            statistics.median(pace) * (spec.steps - step)
+            if pace and step is not None and state is RunState.running
+            else None
+        )
         metrics = recent[0] if recent else None
         progress = None if step is None else step / spec.steps
         return RunSnapshot(

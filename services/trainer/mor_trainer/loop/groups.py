@@ -18,7 +18,7 @@ from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
 from mor_core.runs import RunSpec
-from mor_core.streams import Consumer, Entry, Streams, announce, connect, key, withdraw
+from mor_core.streams import Consumer, Entry, Streams, announce, connect, withdraw
 from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
@@ -26,8 +26,10 @@ from redis.exceptions import RedisError
 from mor_trainer.config import WorkerSettings
 from mor_trainer.loop.evaluation import Round
 from mor_trainer.loop.events import EventLog
+from mor_trainer.loop.group_streams import GroupStreams
 from mor_trainer.loop.issuing import prompt_record
 from mor_trainer.loop.ledger import Ledger, LedgerState, Verdict
+from mor_trainer.loop.outbox import Outbox
 from mor_trainer.loop.queuemark import QueueMark
 from mor_trainer.loop.scored import ScoredGroup, Taken
 
@@ -35,10 +37,9 @@ _READ_COUNT = 32
 _BLOCK_S = 1.0
 _WATCH_S = 1.0
 _ANNOUNCE_S = 5.0
-_SEND_TIMEOUT_S = 10.0
+_WITHDRAW_S = 10.0
 _DRAIN_S = 20.0
 _LETTER_CHARACTERS = 64_000
-_GROUP_STREAMS = ("prompts", "rollouts", "rewards", "dead")
 
 log = structlog.get_logger(__name__)
 
@@ -66,8 +67,8 @@ class Groups:
         self._streams = Streams(self._redis, run, settings.stream_bound)
         self._blobs = Blobs(self._redis, run, settings.blob_dir)
         self._weights: WeightsRef | None = None
-        self._outbox: dict[str, None] = {}
-        self._send = asyncio.Event()
+        self._outbox = Outbox(self._streams, self._blobs, self._prompt_record)
+        self._contents = GroupStreams(self._redis, run)
         self._cleared = asyncio.Event()
         self._published = asyncio.Event()
         self._arrived = asyncio.Event()
@@ -93,7 +94,7 @@ class Groups:
         """Start the background work; with ``state``, whatever was under way at the checkpoint is issued again."""
         if state is not None:
             self.ledger.restore(state, self._deadline())
-            self._queue(*self.ledger.outstanding)
+            self._outbox.add(*self.ledger.outstanding)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "announce": self._announce,
             "send": self._send_prompts,
@@ -111,9 +112,9 @@ class Groups:
         await self._events.drain(_DRAIN_S)
         await stop(self._tasks)
         with contextlib.suppress(RedisError, TimeoutError):
-            async with asyncio.timeout(_SEND_TIMEOUT_S):
+            async with asyncio.timeout(_WITHDRAW_S):
                 await withdraw(self._redis, self._run)
-                await self._clear()
+                await self._contents.clear()
                 await self._mark.remove()
                 for group_id in [*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ())]:
                     await self._blobs.release(group_id)
@@ -146,14 +147,14 @@ class Groups:
         ``held``: groups that the step in progress keeps, which need no replacement.
         """
         room = self.ledger.room(self._spec.groups_per_step, held)
-        self._queue(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
+        self._outbox.add(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
         return [self.ledger.prompt_of(issue.number)[1] for issue in self.ledger.outstanding.values()]
 
     async def evaluate(self, step: int, version: int, prompts: Sequence[Prompt]) -> None:
         """Send the evaluation prompts round; one that is still going on is reported as far as it came."""
         self._finish_evaluation(force=True)
         self.evaluation = Round(self._run, step, version, prompts, self._deadline())
-        self._queue(*self.evaluation.outstanding)
+        self._outbox.add(*self.evaluation.outstanding)
 
     def _finish_evaluation(self, *, force: bool = False) -> None:
         if self.evaluation is not None and (force or self.evaluation.finished):
@@ -169,7 +170,7 @@ class Groups:
                 self._replayed.add(letter)
                 issued = self.ledger.reopen(group_id, self._deadline())
                 if issued:
-                    self._queue(group_id)
+                    self._outbox.add(group_id)
                 self._events.add("replay", self._step(), {"letter": letter, "group_id": group_id, "issued": issued})
 
     async def evaluating(self) -> bool:
@@ -184,7 +185,7 @@ class Groups:
                 raise self.failure
             taken, again = self.ledger.take(count, self._deadline())
             for issue in again:
-                self._queue(self.ledger.group_id(issue.number))
+                self._outbox.add(self.ledger.group_id(issue.number))
             if taken:
                 return [Taken(number, group, staleness) for number, group, staleness in taken]
             self._arrived.clear()
@@ -200,7 +201,7 @@ class Groups:
 
     async def depths(self) -> dict[str, int]:
         """Entries in each of the streams that groups travel on."""
-        return {name: int(await self._redis.xlen(key(self._run, name))) for name in _GROUP_STREAMS}
+        return await self._contents.depths()
 
     async def put_back(self, taken: Sequence[Taken]) -> None:
         """Groups that were taken and not trained on are ready again."""
@@ -232,24 +233,10 @@ class Groups:
     def _deadline(self) -> float:
         return time.monotonic() + self._settings.group_timeout_s
 
-    def _queue(self, *group_ids: str) -> None:
-        self._outbox |= dict.fromkeys(group_ids)
-        self._send.set()
-
     async def _send_prompts(self) -> None:
         await self._cleared.wait()
         await self._published.wait()
-        while True:
-            while self._outbox:
-                group_id = next(iter(self._outbox))
-                if (found := self._prompt_record(group_id)) is not None:
-                    record, prompt = found
-                    for content in prompt.images.values():
-                        await self._blobs.put(content, group_id)
-                    await self._streams.publish("prompts", record, timeout_s=_SEND_TIMEOUT_S)
-                self._outbox.pop(group_id, None)
-            self._send.clear()
-            await self._send.wait()
+        await self._outbox.send()
 
     def _prompt_record(self, group_id: str) -> tuple[PromptRecord, Prompt] | None:
         """The record of a group that is under way; nothing when it came back meanwhile."""
@@ -302,7 +289,7 @@ class Groups:
                 scored = ScoredGroup(record, tokens)
                 if self.ledger.receive(group_id, record.rollout.weights_version, scored) is Verdict.stale:
                     self.ledger.resample(group_id, self._deadline())
-                    self._queue(group_id)
+                    self._outbox.add(group_id)
         await consumer.settle(entry)
         if group_id not in self.ledger.outstanding:
             await self._blobs.release(group_id)
@@ -320,7 +307,7 @@ class Groups:
         """Issue a group again that was lost or given up by a stage, as long as it has attempts left."""
         if self.evaluation is not None and group_id in self.evaluation.outstanding:
             if self.evaluation.again(group_id, self._deadline(), self._settings.group_attempts):
-                self._queue(group_id)
+                self._outbox.add(group_id)
             self._finish_evaluation()
         elif group_id in self.ledger.outstanding:
             if self.ledger.again(group_id, self._deadline()) is None:
@@ -328,7 +315,7 @@ class Groups:
                 self._arrived.set()
             else:
                 log.info("group issued again", run=self._run, group=group_id, reason=reason)
-                self._queue(group_id)
+                self._outbox.add(group_id)
         elif letter is not None and group_id == "unreadable":
             self._alert("unreadable_record", reason, letter)
 
@@ -362,22 +349,13 @@ class Groups:
             overdue += [name for name, issue in self.evaluation.outstanding.items() if issue.deadline <= now]
         if not overdue:
             return
-        held = await self._held(overdue) if now - self._last_arrival > self._settings.group_timeout_s else set()
+        silent = now - self._last_arrival > self._settings.group_timeout_s
+        held = await self._contents.holding(overdue) if silent else set()
         for group_id in overdue:
             if group_id in held:
                 self._more_time(group_id)
             else:
                 self._again(group_id, f"not back within {self._settings.group_timeout_s:g} s")
-
-    async def _held(self, group_ids: Sequence[str]) -> set[str]:
-        """Those of ``group_ids`` that stand in a stream."""
-        held: set[str] = set()
-        for name in _GROUP_STREAMS:
-            entries: Any = await self._redis.xrange(key(self._run, name))
-            for _, fields in entries:
-                content = fields.get(b"record", b"")
-                held |= {group_id for group_id in group_ids if group_id.encode() in content}
-        return held
 
     def _more_time(self, group_id: str) -> None:
         issue = self.ledger.outstanding.get(group_id)
@@ -389,10 +367,10 @@ class Groups:
     async def _notice_lost_queue(self) -> None:
         match await self._mark.look():
             case "first":
-                await self._clear()  # left behind by an attempt that died
+                await self._contents.clear()  # left behind by an attempt that died
                 self._cleared.set()
             case "lost":
-                await self._clear()
+                await self._contents.clear()
                 await announce(self._redis, self._run, self._spec.model)
                 self._events.resend()
                 self._alert(
@@ -400,9 +378,4 @@ class Groups:
                     "the queue server was flushed or restarted; all groups under way are issued again",
                     groups=len(self.ledger.outstanding),
                 )
-                self._queue(*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ()))
-
-    async def _clear(self) -> None:
-        """Empty the streams that groups travel on; consumer groups stay."""
-        for name in _GROUP_STREAMS:
-            await self._redis.xtrim(key(self._run, name), maxlen=0, approximate=False)
+                self._outbox.add(*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ()))

@@ -12,7 +12,7 @@ from typing import Any
 from mor_core.wire import RewardRecord
 
 from mor_trainer.algorithm.informative import alike
-from mor_trainer.control import thumbnails
+from mor_trainer.loop import thumbnails
 from mor_trainer.loop.scored import Taken
 from mor_trainer.loop.update import UpdateReport
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from mor_core.runs import Claim, RunState
 from mor_trainer import atomic
 from mor_trainer.algorithm.informative import replaceable, teaches
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop import checkpoint, report, weights
+from mor_trainer.loop import checkpoint, weights
 from mor_trainer.loop.events import EventLog
 from mor_trainer.loop.groups import Groups
 from mor_trainer.loop.hold import Hold, HoldLost
@@ -26,6 +25,7 @@ from mor_trainer.loop.ledger import LedgerState
 from mor_trainer.loop.published import published
 from mor_trainer.loop.scored import Taken
 from mor_trainer.loop.shares import TimeShares
+from mor_trainer.loop.teller import Step, Teller
 from mor_trainer.loop.update import Updater, UpdateReport
 from mor_trainer.model import loading
 from mor_trainer.model.batching import TrainingGroup
@@ -72,11 +72,9 @@ class Training:
         self._evaluation_prompts = read_prompts(Path(evaluation)) if evaluation else []
         self.step = 0
         self._version = -1
-        self._gate_version: int | None = None
-        self._client_failures: dict[str, dict[str, int]] = defaultdict(dict)
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
-        self._told: set[str] = set()
+        self._teller = Teller(portal, events, claim.run, claim.spec)
 
     def run(self) -> Path:
         """Train to the last step and export the model; returns the exported folder.
@@ -135,15 +133,14 @@ class Training:
         state = checkpoint.read_state(found[-1])
         checkpoint.restore(found[-1], self._policy.trainable, self._updater.optimiser)
         self.step = self._checkpointed = state.step
-        self._gate_version = state.gate_version
-        self._client_failures = defaultdict(dict, state.client_failures)
+        self._teller.restore(state.gate_version, state.client_failures)
         log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(found[-1]))
         return state
 
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _one_step(self) -> None:
-        begun = time.time()
+        began_at = time.time()
         shares = TimeShares()
         with shares.measure("processing"):
             self._evaluate()
@@ -158,7 +155,7 @@ class Training:
         if self.step % self._spec.checkpoint_every == 0:
             with shares.measure("checkpoint"):
                 self._checkpoint()
-        self._tell(taken, skipped, update, shares, begun)
+        self._tell(taken, skipped, update, shares, began_at)
 
     def _prepare(self, prompts: Iterable[Prompt]) -> None:
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
@@ -234,72 +231,22 @@ class Training:
     # --- telling ------------------------------------------------------------------------------------------------
 
     def _tell(
-        self, taken: list[Taken], skipped: list[Taken], update: UpdateReport, shares: TimeShares, begun: float
+        self, taken: list[Taken], skipped: list[Taken], update: UpdateReport, shares: TimeShares, began_at: float
     ) -> None:
-        records = [item.group.record for item in taken]
-        scored = records + [item.group.record for item in skipped]
-        self._gate_version = max(record.gate_version for record in scored)
-        rewards = report.reward_metrics(scored)
-        for client, figures in rewards["clients"].items():
-            for status, count in figures["failures"].items():
-                known = self._client_failures[client]
-                known[status] = known.get(status, 0) + count
-            figures["failures_total"] = dict(self._client_failures[client])
         ledger = self._groups.ledger
         seconds, named = shares.finish()
-        metrics = {
-            **rewards,
-            **report.update_metrics(update),
-            **report.group_metrics(taken),
+        counts = {
             "weights_version": self._version,
-            "gate_version": self._gate_version,
             "groups_applied": ledger.applied,
             "groups_skipped": ledger.skipped,
             "groups_dropped": ledger.dropped,
             "groups_retried": ledger.retried,
             "groups_duplicate": self._groups.duplicates,
-            "step_seconds": seconds,
-            "seconds": named,
-            "tokens_per_second": update.sums.tokens / seconds,
-            "begun_at": begun,
-            "applied": [record.group_id for record in records],
-            "sampled_by": sorted({record.rollout.weights_version for record in records}),
         }
-        self._emit("samples", report.samples(taken, update.advantages, self.step, self._images))
-        self._emit("step", metrics)
-        if update.skipped:
-            reason = f"{update.skipped} updates had a loss or gradient that is not finite and were left out"
-            self._emit("alert", {"name": "non_finite", "reason": reason})
-        budget = self._spec.micro_batch_tokens
-        if update.micro_batch_tokens < budget:
-            self._alert_once(
-                "out_of_memory",
-                f"memory ran out; micro-batches hold at most {update.micro_batch_tokens} tokens from now on instead of "
-                f"micro_batch_tokens={budget}",
-            )
-        elif update.divided_groups:
-            self._alert_once(
-                "group_divided",
-                f"{update.divided_groups} groups of this step have more than micro_batch_tokens={budget} tokens; their "
-                "prompts are computed once for each part, raise micro_batch_tokens where memory allows",
-            )
-        log.info(
-            "step",
-            run=self._claim.run,
-            step=self.step,
-            reward=_rounded(metrics["reward_mean"]),
-            kl=_rounded(metrics["kl"]),
-            seconds=round(seconds, 2),
-            shares={name: round(value, 2) for name, value in named.items()},
-        )
+        self._teller.step(self.step, Step(taken, skipped, update, began_at, seconds, named, counts), self._images)
 
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
-        self._portal.call(self._events.add, kind, self.step, data)
-
-    def _alert_once(self, name: str, reason: str) -> None:
-        if name not in self._told:
-            self._told.add(name)
-            self._emit("alert", {"name": name, "reason": reason})
+        self._teller.emit(kind, self.step, data)
 
     # --- evaluation, versions, checkpoints ----------------------------------------------------------------------
 
@@ -348,9 +295,9 @@ class Training:
         state = checkpoint.LoopState(
             step=self.step,
             weights_version=self._version,
-            gate_version=self._gate_version,
+            gate_version=self._teller.gate_version,
             ledger=self._portal.call(self._ledger_state),
-            client_failures=dict(self._client_failures),
+            client_failures=dict(self._teller.client_failures),
             spec=self._spec,
         )
         path = checkpoint.save(
@@ -397,7 +344,3 @@ class Training:
                 time.sleep(0.1)
             self._portal.call(self._hold.report, RunState.running)
             self._obey()
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from mor_core.auth import Principal, Scope, require
@@ -16,48 +17,22 @@ from mor_trainer.control.store import RunStore
 from mor_trainer.control.workers import Workers
 
 
-def _runs(request: Request) -> RunStore:
-    runs: RunStore = request.app.state.runs
-    return runs
+def _part(name: str) -> Callable[[Request], Any]:
+    """A part that the application was made with."""
+
+    def given(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return given
 
 
-def _history(request: Request) -> History:
-    history: History = request.app.state.history
-    return history
-
-
-def _watchers(request: Request) -> Watchers:
-    watchers: Watchers = request.app.state.watchers
-    return watchers
-
-
-def _settings(request: Request) -> ControlSettings:
-    settings: ControlSettings = request.app.state.settings
-    return settings
-
-
-def _alerts(request: Request) -> Alerts:
-    alerts: Alerts = request.app.state.alerts
-    return alerts
-
-
-def _letters(request: Request) -> Letters:
-    letters: Letters = request.app.state.letters
-    return letters
-
-
-def _workers(request: Request) -> Workers:
-    workers: Workers = request.app.state.workers
-    return workers
-
-
-Runs = Annotated[RunStore, Depends(_runs)]
-Past = Annotated[History, Depends(_history)]
-Watching = Annotated[Watchers, Depends(_watchers)]
-Alarms = Annotated[Alerts, Depends(_alerts)]
-Dead = Annotated[Letters, Depends(_letters)]
-Crew = Annotated[Workers, Depends(_workers)]
-Configured = Annotated[ControlSettings, Depends(_settings)]
+Runs = Annotated[RunStore, Depends(_part("runs"))]
+Past = Annotated[History, Depends(_part("history"))]
+Watching = Annotated[Watchers, Depends(_part("watchers"))]
+Alarms = Annotated[Alerts, Depends(_part("alerts"))]
+Dead = Annotated[Letters, Depends(_part("letters"))]
+Crew = Annotated[Workers, Depends(_part("workers"))]
+Configured = Annotated[ControlSettings, Depends(_part("settings"))]
 
 Admin = Annotated[Principal, Depends(require())]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]

@@ -1,0 +1,43 @@
+"""Groups that wait to be issued, each once, in the order in which they were asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mor_core.blobs import Blobs
+from mor_core.datafiles import Prompt
+from mor_core.streams import Streams
+from mor_core.wire import PromptRecord
+
+_TIMEOUT_S = 10.0
+
+
+class Outbox:
+    def __init__(
+        self, streams: Streams, blobs: Blobs, find: Callable[[str], tuple[PromptRecord, Prompt] | None]
+    ) -> None:
+        """``find``: what to send for a group; nothing when it is not under way any more."""
+        self._streams = streams
+        self._blobs = blobs
+        self._find = find
+        self._waiting: dict[str, None] = {}
+        self._changed = asyncio.Event()
+
+    def add(self, *group_ids: str) -> None:
+        self._waiting |= dict.fromkeys(group_ids)
+        self._changed.set()
+
+    async def send(self) -> None:
+        """Send what waits, for ever; a group leaves when it is sent."""
+        while True:
+            while self._waiting:
+                group_id = next(iter(self._waiting))
+                if (found := self._find(group_id)) is not None:
+                    record, prompt = found
+                    for content in prompt.images.values():
+                        await self._blobs.put(content, group_id)
+                    await self._streams.publish("prompts", record, timeout_s=_TIMEOUT_S)
+                self._waiting.pop(group_id, None)
+            self._changed.clear()
+            await self._changed.wait()

@@ -1,0 +1,172 @@
+"""The whole loop when something breaks: nothing is lost, nothing is applied twice, and the reason is told."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.kit import TOKENS, Processes
+from tests.trainer.stages import Stages, liked, until
+from tests.trainer.watching import (
+    alerts,
+    applied_once,
+    create,
+    expect_dynamic_sampling,
+    finish,
+    is_flat,
+    points,
+    snapshot,
+)
+
+
+def test_killed_at_any_time_it_resumes_and_applies_each_group_once(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    stages.flat = lambda record: is_flat(record.group_id)
+    algorithm = {"dynamic_sampling": {"max_factor": 10}}
+    run = create(processes, model=tiny, prompts=prompts, steps=8, checkpoint_every=3, algorithm=algorithm)
+    killed = processes.work()
+    until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 60, "step 5")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(timeout=10)
+    published = snapshot(processes, run)["weights_version"]
+    until(lambda: snapshot(processes, run)["state"] == "queued", 10, "the lease ended")
+    with processes.working():
+        end = finish(processes, run)
+    history = points(processes, run)
+    applied_once(history)
+    assert end["weights_version"] > published, "versions only grow"
+    lineage = [version for point in history for version in point["sampled_by"]]
+    assert lineage == sorted(lineage), "no group of the lost lineage was trained on"
+    expect_dynamic_sampling(history, run)
+
+
+def test_the_queue_server_may_be_flushed_and_killed(
+    tmp_path: Path, tokens_file: Path, valkey: Any, tiny: Path, prompts: Path
+) -> None:
+    from redis import Redis
+
+    processes = Processes(tmp_path / "runs", tokens_file, valkey.url, tmp_path)
+    try:
+        processes.serve()
+        with Stages(valkey.url, tiny, liked, TOKENS["service"]), ExitStack() as working:
+            run = create(processes, model=tiny, prompts=prompts, steps=14)
+            working.enter_context(processes.working())
+            until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 60, "step 3")
+            with Redis(port=valkey.port) as client:
+                client.flushall()
+            until(lambda: (snapshot(processes, run)["step"] or 0) >= 7, 40, "steps after the flush")
+            valkey.kill()
+            valkey.start()
+            finish(processes, run)
+        applied_once(points(processes, run))
+        assert [alert["name"] for alert in alerts(processes, run)].count("queue_lost") == 2
+    finally:
+        processes.end()
+
+
+def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+    processes.serve()
+    first_time: set[str] = set()
+
+    def once(kind: int, group: str) -> bool:
+        chosen = int(group[0], 16) % 4 == kind and group not in first_time
+        if chosen:
+            first_time.add(group)
+        return chosen
+
+    stages.lose = lambda record: once(0, record.group_id)
+    stages.bury = lambda record: once(1, record.group_id)
+    stages.tamper = lambda record: (
+        record.model_copy(update={"pixels": "0" * 64}) if int(record.group_id[0], 16) == 6 else record
+    )
+    run = create(processes, model=tiny, prompts=prompts, steps=6, max_staleness=1, keep_weights=4)
+    with processes.working():
+        finish(processes, run)
+    history = points(processes, run)
+    applied_once(history)
+    assert first_time
+    assert history[-1]["groups_retried"] >= len(first_time & {g for point in history for g in point["applied"]})
+    assert max(point["staleness_max"] for point in history) <= 1
+    tampered = {group for group in stages.sampled if int(group[0], 16) == 6}
+    assert not tampered & {group for point in history for group in point["applied"]}
+    told = [alert for alert in alerts(processes, run) if alert["name"] == "group_dropped"]
+    assert history[-1]["groups_dropped"] == len(told)
+    assert {alert["group_id"] for alert in told} <= tampered
+    assert all("pixels hash to 0000" in alert["reason"] for alert in told)
+
+
+@pytest.mark.timeout(600)
+def test_a_dropped_group_is_issued_again_when_an_operator_asks(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    processes.environment |= {"MOR_GROUP_ATTEMPTS": "1", "MOR_GROUP_TIMEOUT_S": "300"}
+    buried: set[str] = set()
+
+    def bury_one(record: Any) -> bool:
+        if not buried:
+            buried.add(record.group_id)
+        return record.group_id in buried
+
+    stages.bury = bury_one
+    run = create(processes, model=tiny, prompts=prompts, steps=500)
+    with processes.working(), processes.client() as http:
+
+        def dead() -> list[dict[str, Any]]:
+            return list(http.get(f"/v1/runs/{run}/dead").raise_for_status().json())
+
+        until(lambda: bool(dead()), 120, "a group was given up")
+        (letter,) = dead()
+        assert (letter["reason"], letter["stage"], letter["replay"]) == ("the sampler broke down", "rollout", "no")
+        assert {letter["group_id"]} == buried
+        assert http.get(f"/v1/runs/{run}/dead/{letter['id']}").json()["record"]
+        stages.bury = lambda record: False
+        assert http.post(f"/v1/runs/{run}/dead/{letter['id']}/replay").json()["replay"] == "asked"
+        until(lambda: dead()[0]["replay"] == "issued", 120, "the group was issued again")
+
+        def applied() -> bool:
+            return any(letter["group_id"] in point["applied"] for point in points(processes, run))
+
+        until(applied, 120, "the group was trained on")
+        assert http.post(f"/v1/runs/{run}/dead/{letter['id']}/replay").json()["replay"] == "asked"
+        until(lambda: dead()[0]["replay"] == "not dropped", 120, "the second replay was answered")
+        sample = http.get(f"/v1/runs/{run}/samples").json()["samples"][0]
+        assert http.get(f"/v1/runs/{run}/images/{sample['images'][0]}").headers["content-type"] == "image/jpeg"
+        http.post(f"/v1/runs/{run}/stop")
+        until(lambda: snapshot(processes, run)["state"] == "stopped", 120, "the run stopped")
+    history = points(processes, run)
+    applied_once(history)
+    assert history[-1]["groups_dropped"] == 0
+
+
+def test_a_run_whose_model_cannot_be_loaded_fails_with_the_reason(
+    processes: Processes, tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    run = create(processes, model=broken, prompts=prompts)
+    with processes.working():
+        until(lambda: snapshot(processes, run)["state"] == "failed", 30, "failed")
+    assert "broken" in snapshot(processes, run)["error"] or "header" in snapshot(processes, run)["error"]
+
+
+def test_a_run_that_nobody_samples_fails_and_says_who_is_missing(
+    processes: Processes, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    processes.environment["MOR_STALL_TIMEOUT_S"] = "1"
+    run = create(processes, model=tiny, prompts=prompts)
+    with processes.working():
+        until(lambda: snapshot(processes, run)["state"] == "failed", 30, "failed")
+    error = snapshot(processes, run)["error"]
+    assert "'prompts': 4, 'rollouts': 0" in error
+    assert "is the rollout service running?" in error
