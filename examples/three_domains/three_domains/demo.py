@@ -33,7 +33,9 @@ RUN: dict[str, Any] = {
     "optimiser": {"lr": 4e-5},
     "algorithm": {"kl": {"beta": 0.05}},
 }
-_RUN_TIMEOUT_S = 3600.0
+PRESETS: dict[str, dict[str, Any]] = {"default": {}, "small": {"steps": 60, "groups_per_step": 8}}
+"""What differs by preset: the larger model takes some six times as long for a group."""
+_STEP_TIMEOUT_S = 900.0
 _TELL_EVERY = 10
 """Steps between lines where there is no terminal to draw a bar in."""
 
@@ -48,7 +50,9 @@ class Demonstration:
         self.preset = preset
         self.seed = seed
         self.arm = arm
-        self.spec = RUN | {
+        self.spec = {
+            **RUN,
+            **PRESETS[preset],
             "model": str(self.state / "base"),
             "prompts": str(self.state / "data/server/prompts.jsonl"),
             "seed": seed,
@@ -164,23 +168,27 @@ class Demonstration:
         """Show the run's progress until it ends; its last snapshot.
 
         Raises:
-            StackError: the run did not finish, or a process ended.
+            StackError: the run did not finish, a step took too long, or a process ended.
         """
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        deadline = time.monotonic() + _RUN_TIMEOUT_S
-        told = 0
+        deadline = time.monotonic() + _STEP_TIMEOUT_S
+        told = done = 0
         with running.http("control") as control, Progress(*columns, console=console) as progress:
             task = progress.add_task("waiting for the first step", total=self.spec["steps"])
             while time.monotonic() < deadline:
                 running.check()
                 now = session.snapshot(control, run)
-                progress.update(task, completed=now["step"] or 0, description=report.one_line(now))
-                if not console.is_terminal and (now["step"] or 0) >= told + _TELL_EVERY:
-                    told = now["step"]
+                if (now["step"] or 0) > done:
+                    done, deadline = now["step"], time.monotonic() + _STEP_TIMEOUT_S
+                progress.update(task, completed=done, description=report.one_line(now))
+                if not console.is_terminal and done >= told + _TELL_EVERY:
+                    told = done
                     console.print(f"  step {told} of {self.spec['steps']}: {report.one_line(now)}")
                 if now["state"] in ("finished", "failed", "stopped"):
                     break
                 time.sleep(0.5)
+            else:
+                raise StackError(f"run {run} made no step within {_STEP_TIMEOUT_S:.0f} s; log: {running.log}")
         if now["state"] != "finished":
             raise StackError(f"run {run} is {now['state']}: {now['error']}; log: {running.log}")
         return now
@@ -204,7 +212,7 @@ class _Phase:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--state", type=Path, required=True, help="folder of everything that is made")
-    parser.add_argument("--preset", choices=["default", "small"], default="default", help="language model of the VLM")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="default", help="language model of the VLM")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--arm",
