@@ -52,6 +52,8 @@ class RouterSettings(ServiceSettings, StreamSettings):
     """Most attempts of one call to a client; only 429, 503 and lost connections are tried again."""
     client_concurrency: int = Field(4, ge=1)
     """Most requests in flight to one client; a lower limit on the client's card counts."""
+    most_clients: int | None = Field(None, ge=1)
+    """Most clients with a say that are asked about a group: those with the most weight for its input. All without."""
     items_per_request: int = Field(16, ge=1)
     """Most groups in one request to a client; a lower limit on the client's card counts."""
     circuit_failures: int = Field(5, ge=1)

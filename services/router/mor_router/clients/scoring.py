@@ -49,12 +49,12 @@ class Scoring:
     async def fan_out(
         self,
         batch: Batch,
-        voters: Collection[str],
+        voters: Mapping[str, Collection[str]],
         shadows: Collection[str],
         deadline_s: float,
         known: Mapping[str, Mapping[str, Answer]] | None = None,
     ) -> Answers:
-        """Ask ``voters`` and ``shadows`` at once.
+        """Ask ``voters`` (item -> its clients) and ``shadows`` (about all items) at once.
 
         Returns when every voter has answered or the deadline has passed. A shadow that is slower than all voters is
         left to finish unheard: it costs the group no time. ``known`` answers of an earlier attempt are not asked for
@@ -62,11 +62,14 @@ class Scoring:
         """
         known = known or {}
         answers: Answers = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
-        voting = {name: asyncio.create_task(self._remaining(name, batch, answers, deadline_s)) for name in voters}
+        voting = {
+            name: asyncio.create_task(self._remaining(name, items, batch.images, answers, deadline_s))
+            for name, items in _by_client(batch.items, voters).items()
+        }
         shadowing: dict[str, asyncio.Task[dict[str, Answer]]] = {}
         for name in shadows:
             if len(self._shadows) < _MOST_SHADOW_TASKS:
-                task = asyncio.create_task(self._remaining(name, batch, answers, deadline_s))
+                task = asyncio.create_task(self._remaining(name, batch.items, batch.images, answers, deadline_s))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
                 shadowing[name] = task
@@ -80,9 +83,24 @@ class Scoring:
                     answers[item_id][name] = answer
         return answers
 
-    async def _remaining(self, name: str, batch: Batch, answers: Answers, deadline_s: float) -> dict[str, Answer]:
-        items = [item for item in batch.items if name not in answers[item.item_id]]
-        return await self.ask(name, Batch(items, batch.images), deadline_s) if items else {}
+    async def _remaining(
+        self,
+        name: str,
+        items: Sequence[ScoreItem],
+        images: Mapping[str, bytes],
+        answers: Answers,
+        deadline_s: float,
+    ) -> dict[str, Answer]:
+        items = [item for item in items if name not in answers[item.item_id]]
+        return await self.ask(name, Batch(items, images), deadline_s) if items else {}
 
     async def close(self) -> None:
         await stop(self._shadows)
+
+
+def _by_client(items: Sequence[ScoreItem], asked: Mapping[str, Collection[str]]) -> dict[str, list[ScoreItem]]:
+    found: dict[str, list[ScoreItem]] = {}
+    for item in items:
+        for name in asked[item.item_id]:
+            found.setdefault(name, []).append(item)
+    return found

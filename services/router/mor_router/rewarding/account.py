@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from mor_core.wire import ClientScore, ModelRef
 
@@ -56,6 +56,16 @@ def voters(
             score = score.model_copy(update=used)
         scores.append(score)
     return tuple(scores)
+
+
+LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS limits how many are asked"
+
+
+def unasked(voters: Collection[str], asked: Collection[str]) -> tuple[ClientScore, ...]:
+    """The clients that had a say elsewhere, and were not asked about this group."""
+    return tuple(
+        ClientScore(client=name, status="not_asked", detail=LESS_TRUSTED) for name in voters if name not in asked
+    )
 
 
 def others(

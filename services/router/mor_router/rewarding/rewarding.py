@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from jaxtyping import Float
 from mor_core.errors import MorError, NotFound
@@ -125,7 +127,7 @@ class Rewarder:
         return [verdicts[item.item_id] for item in groups.items], answers
 
     async def opinion(self, x: Input, force: InForce, voters: Collection[str]) -> tuple[Lens, ...]:
-        """What the gate of each objective thinks of ``voters`` for an input.
+        """What the gate of each objective thinks, for an input, of those of ``voters`` that are asked about it.
 
         Raises:
             ValueError: there are none, or an objective has none among them.
@@ -133,8 +135,18 @@ class Rewarder:
         """
         if not voters:
             raise ValueError("no active client is in the gate; PATCH a client to active, or fit the objective")
-        inputs = await self._embedder.inputs([x])
-        return tuple(_lens(part, inputs, voters) for part in force.parts)
+        return self._lenses(await self._embedder.inputs([x]), force, voters)
+
+    def _lenses(
+        self, inputs: Float[ndarray, "1 features"], force: InForce, voters: Collection[str]
+    ) -> tuple[Lens, ...]:
+        lenses = tuple(_lens(part, inputs, voters) for part in force.parts)
+        most = self._settings.most_clients
+        if most is None or len(voters) <= most:
+            return lenses
+        weights = combined(lenses)
+        asked = heapq.nlargest(most, weights, key=weights.__getitem__)
+        return tuple(_lens(part, inputs, asked) for part in force.parts)
 
     async def round(self, objective: AskedObjective | None, fusion: FusionChoice | None = None) -> Round:
         """Who is asked about a group with this objective, and what is in force for it now.
@@ -176,7 +188,8 @@ class Rewarder:
             self._copy(groups, now, deadline_s)
         started = time.perf_counter()
         opinions = asyncio.gather(*(self._opinion(Input(item.messages, groups.images), now) for item in items))
-        answers = await self._scoring.fan_out(Batch(items, groups.images), now.voters, now.shadows, deadline_s, known)
+        voters = await self._asked(items, opinions, now)
+        answers = await self._scoring.fan_out(Batch(items, groups.images), voters, now.shadows, deadline_s, known)
         standardisers = await self._standardisers(now.force, answers, first=known is None)
         verdicts = [
             self._verdict(item, opinion, answers[item.item_id], now, standardisers)
@@ -194,14 +207,29 @@ class Rewarder:
         }
         return verdicts, good
 
+    async def _asked(
+        self, items: Sequence[ScoreItem], opinions: Awaitable[Sequence[tuple[Lens, ...] | str]], now: Round
+    ) -> dict[str, Collection[str]]:
+        """Item -> the clients with a say that are asked. The opinion is waited for only where it decides that."""
+        if self._settings.most_clients is None:
+            return {item.item_id: now.voters for item in items}
+        return {
+            item.item_id: () if isinstance(opinion, str) else tuple(combined(opinion))
+            for item, opinion in zip(items, await opinions, strict=True)
+        }
+
     def _copy(self, groups: Groups, now: Round, deadline_s: float) -> None:
         """Perhaps let a call of anchors follow that looks like the one that is going out. Blends carry none: an anchor
         has a label for one objective."""
         objective = now.force.parts[0].objective
         if len(now.force.parts) == 1 and objective is not None and now.force.text == objective.text:
             sizes = tuple(len(item.responses) for item in groups.items)
-            clients = (*now.voters, *now.shadows)
-            self._decoys.follow(Call(objective, now.force.version, sizes, clients, deadline_s))
+            self._decoys.follow(Call(objective, now.force.version, sizes, partial(self._hearers, now), deadline_s))
+
+    def _hearers(self, now: Round, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:
+        """Everybody who is asked about a group with this input."""
+        voters = combined(self._lenses(inputs[None], now.force, now.voters)) if now.voters else ()
+        return (*voters, *now.shadows)
 
     async def _note_renewed(self, force: InForce, answers: Answers) -> None:
         """Tell of the clients that answered with another model than they are known to serve."""
@@ -273,7 +301,7 @@ class Rewarder:
             raw, lenses=opinion, standardisers=standardisers, fusion=now.fusion, quorum=self._settings.quorum
         )
         voters = account.voters(weights, answers, outcome, [part.models for part in now.force.parts])
-        base = replace(base, clients=voters + base.clients)
+        base = replace(base, clients=voters + account.unasked(now.voters, weights) + base.clients)
         if isinstance(outcome, NoQuorum):
             reasons = "; ".join(f"{v.client}: {v.status}, {v.detail}" for v in voters if v.status != "ok")
             return replace(

@@ -13,6 +13,7 @@ from mor_core.wire import Messages, image_hashes
 from mor_router.embedding import Input
 from mor_router.mathematics import gate
 from mor_router.mathematics.fuse import combined
+from mor_router.rewarding.account import LESS_TRUSTED
 from mor_router.rewarding.rewarding import Groups, Verdict
 from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
 from mor_router.views import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
@@ -53,7 +54,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
             reason = "on probation: asked in shadow" if record.state == "probation" else missing
             lines.append(Routed(client=name, asked=True, weight=0, slope=None, influence=None, reason=reason))
         elif name not in weights:
-            reason = f"{record.state}: {record.reason or 'no reason given'}"
+            reason = LESS_TRUSTED if name in now.voters else f"{record.state}: {record.reason or 'no reason given'}"
             lines.append(Routed(client=name, asked=False, weight=0, slope=None, influence=None, reason=reason))
     return RouteResponse(
         objectives=now.force.objectives,

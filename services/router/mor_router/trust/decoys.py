@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,8 @@ class Call:
     gate: int
     sizes: tuple[int, ...]
     """Responses of each of its groups."""
-    clients: tuple[str, ...]
+    asked: Callable[[Float[ndarray, " features"]], Collection[str]]
+    """The clients that are asked about a group with these features."""
     deadline_s: float
 
 
@@ -126,7 +127,8 @@ class Decoys:
             )
             for group in groups
         ]
-        found = await self._scoring.fan_out(Batch(items, images), call.clients, (), call.deadline_s)
+        asked = {digest: call.asked(vector) for digest, vector in vectors.items()}
+        found = await self._scoring.fan_out(Batch(items, images), asked, (), call.deadline_s)
         said: list[LiveAnswer] = []
         for group in groups:
             for client, answer in found[group.anchor.digest].items():
