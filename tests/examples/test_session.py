@@ -103,6 +103,16 @@ def test_a_run_is_queued_and_told_about(stack: Stack) -> None:
         session.create_run(stack, spec | {"steps": 0})
 
 
+def test_what_an_earlier_demonstration_left_is_stopped(stack: Stack) -> None:
+    session.expect_base(stack)
+    prompts = write_questions(stack.state / "data/server", 4)
+    spec = {"name": "left", "model": str(stack.state / "base"), "prompts": str(prompts), "steps": 1}
+    runs = [session.create_run(stack, spec) for _ in range(2)]
+    session.stop_earlier_runs(stack)
+    with stack.http("control") as control:
+        assert [session.snapshot(control, run)["state"] for run in runs] == ["stopped", "stopped"]
+
+
 def write_questions(folder: Path, count: int) -> Path:
     rows: list[dict[str, Any]] = []
     for index in range(count):

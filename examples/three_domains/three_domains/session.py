@@ -52,6 +52,27 @@ def fit_gate(stack: Stack, anchors: Path) -> dict[str, Any]:
         return dict(_checked(router.post(f"/v1/objectives/{OBJECTIVE}/fit")).json())
 
 
+def stop_earlier_runs(stack: Stack) -> None:
+    """Stop what an interrupted demonstration left: the training process would go on with it before any new run."""
+    with stack.http("control") as control:
+        for run in _checked(control.get("/v1/runs")).json():
+            if run["state"] in ("queued", "running", "paused"):
+                _checked(control.post(f"/v1/runs/{run['id']}/stop"))
+
+
+def expect_base(stack: Stack) -> None:
+    """
+    Raises:
+        StackError: the engine holds the policy of a run.
+    """
+    with stack.http("rollout") as rollout:
+        held = _checked(rollout.get("/v1/status")).json()["run"]
+    if held is not None:
+        raise StackError(
+            f"rollout took the weights of {held}, an interrupted run that was about to be stopped; try again"
+        )
+
+
 def create_run(stack: Stack, spec: dict[str, Any]) -> str:
     """Queue a run; its id."""
     with stack.http("control") as control:
