@@ -39,7 +39,7 @@ from quality.evidence import ANCHORS, EVEN, Evidence
 from quality.material import Share
 from quality.population import CLIENTS, SKILLS, Client, options
 from quality.questions import QUESTIONS
-from quality.ranking import drawn_rows
+from quality.ranking import draw, drawn_rows
 from quality.scored import Anchors, Groups, Rewards
 
 
@@ -64,7 +64,7 @@ QUICK = Size("quick", 0.6, 1700, anchors=128, styled=200, prompts=24, responses=
 FULL = Size("full", 2.0, 5000, anchors=256, styled=1000, prompts=200, responses=64, draws=20, central="vlm")
 TINY = Size("tiny", 0.1, 24, anchors=100, styled=64, prompts=2, responses=8, draws=2, central="dinov2")
 """Only to try the code."""
-
+SIZES = {size.name: size for size in (QUICK, FULL, TINY)}
 
 _HELD_OUT: tuple[tuple[Split, float], ...] = (("server", 0.75), ("dev", 0.25))
 """Material of the held-out pairs: what the server's own prompts are made of, and what nothing was trained on."""
@@ -125,6 +125,16 @@ class Experiment:
                 folder / models.AVERAGED,
                 models.AVERAGED,
             )
+
+    def client_models(self) -> list[Path]:
+        """In the order of their scores."""
+        return [self.state / "models" / client.name for client in self.clients]
+
+    def first_draw(self) -> Anchors:
+        """The anchors of the first draw, as scored."""
+        names = tuple(client.name for client in self.clients)
+        pool = Anchors(scoring.load(self.state / "anchors", self.cache, names, models.OTHERS))
+        return draw(pool, EVEN, ANCHORS, seed=0)
 
     def score(self) -> None:
         folders = [self.state / name for name in ("anchors", "held-out", "styled-anchors", "styled", "sampled")]
@@ -191,10 +201,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--state", type=Path, default=Path(".mor/quality"))
     parser.add_argument("--demo", type=Path, default=Path(".mor/demo"), help="where base model and parts are or go")
-    parser.add_argument("--size", choices=("quick", "full", "tiny"), default="quick")
+    parser.add_argument("--size", choices=tuple(SIZES), default="quick")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
-    size = {one.name: one for one in (QUICK, FULL, TINY)}[chosen.size]
+    size = SIZES[chosen.size]
     for step in prepare.steps(chosen.demo, "default", 0)[:3]:
         step.run()
     experiment = Experiment(chosen.state, chosen.demo, size, chosen.threads)

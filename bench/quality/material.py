@@ -110,12 +110,17 @@ def _write(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         made = Path(scratch) / "made"
         (made / "images").mkdir(parents=True)
-        lines = []
+        lines: list[tuple[dict[str, Any], Gold]] = []
         for share in shares:
             for _, (question, columns) in zip(range(share.rows), rows(share), strict=False):
                 image = _save(question.image, made / "images")
                 content = [{"type": "image"}, {"type": "text", "text": question.text}]
-                row = {"prompt": [{"role": "user", "content": content}], "images": [image], "domain": share.domain}
+                row = {
+                    "id": f"{share.domain}-{len(lines):05d}",
+                    "prompt": [{"role": "user", "content": content}],
+                    "images": [image],
+                    "domain": share.domain,
+                }
                 lines.append((row | columns, question.gold | {"picture": image}))
         rng.shuffle(lines)
         for file, column in ((name, 0), ("gold.jsonl", 1)):

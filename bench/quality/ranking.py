@@ -116,6 +116,15 @@ def standings(
     }
 
 
+def paired(ours: Float[ndarray, " rows"], theirs: Float[ndarray, " rows"]) -> Interval:
+    """Points by which the mean of ``ours`` is ahead; rows are resampled (paired bootstrap)."""
+    random = np.random.default_rng(0)
+    gap = ours - theirs
+    means = 100 * gap[random.integers(len(gap), size=(REPLICATES, len(gap)))].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Interval(100 * float(gap.mean()), float(low), float(high))
+
+
 def _by_cluster(
     values: Float[ndarray, "pairs domains"], cluster: ndarray, clusters: int
 ) -> Float[ndarray, "clusters domains"]:

@@ -58,25 +58,35 @@ def score(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> None:
         missing = [folder for folder in folders if not _file(cache, folder, model).exists()]
         if not missing:
             continue
-        manifest, backbone = modeldir.load(model)
-        towers = _towers(manifest, model)
-        if towers in features:
-            backbone.features = features[towers].features
-        else:
-            backbone.use_cache(_FEATURE_BYTES)
-            features[towers] = backbone
-        engine = Engine(backbone, manifest.calibration.temperature, _BATCH)
+        engine = open_model(model, features)
         for folder in missing:
             print(f"scoring {folder.name} by {model.name}", flush=True)
             file = _file(cache, folder, model)
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(file, scores=_scores(engine, groups(folder), model.name))
+            asked = [group.examples for group in groups(folder)]
+            np.savez_compressed(file, scores=scores(engine, asked, model.name))
 
 
-def _scores(engine: Engine, asked: Sequence[Group], name: str) -> Rewards:
+def open_model(model: Path, features: dict[str, Backbone]) -> Engine:
+    """The model in a folder. ``features``: a model for each kind of towers, whose features are shared."""
+    manifest, backbone = modeldir.load(model)
+    towers = _towers(manifest, model)
+    if towers in features:
+        backbone.features = features[towers].features
+    else:
+        backbone.use_cache(_FEATURE_BYTES)
+        features[towers] = backbone
+    return Engine(backbone, manifest.calibration.temperature, _BATCH)
+
+
+def scores(engine: Engine, asked: Sequence[Sequence[Example]], name: str) -> Rewards:
+    """
+    Raises:
+        RuntimeError: the model cannot score a group.
+    """
     found = []
     for start in range(0, len(asked), _ITEMS):
-        for verdict in engine.run([group.examples for group in asked[start : start + _ITEMS]]):
+        for verdict in engine.run(asked[start : start + _ITEMS]):
             if verdict.scores is None:
                 raise RuntimeError(f"{name} cannot score a group: {verdict.detail}")
             found.append(verdict.scores)
@@ -97,7 +107,7 @@ def embed(folders: Sequence[Path], cache: Path) -> None:
 def load(folder: Path, cache: Path, clients: Sequence[str], others: Sequence[str]) -> Groups:
     """Groups of ``folder`` as scored by ``clients``, and by the models that no client serves."""
 
-    def scores(name: str) -> Float[ndarray, "groups size"]:
+    def kept_scores(name: str) -> Float[ndarray, "groups size"]:
         with np.load(_file(cache, folder, Path(name))) as kept:
             return np.asarray(kept["scores"])
 
@@ -105,9 +115,9 @@ def load(folder: Path, cache: Path, clients: Sequence[str], others: Sequence[str
         inputs = np.asarray(kept["inputs"])
     return Groups(
         inputs=inputs,
-        scores=np.stack([scores(name) for name in clients], axis=1),
+        scores=np.stack([kept_scores(name) for name in clients], axis=1),
         skills=tuple(skill(gold) for gold in read_gold(folder)),
-        others={name: scores(name) for name in others},
+        others={name: kept_scores(name) for name in others},
     )
 
 

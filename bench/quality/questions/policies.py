@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from quality.evidence import REFERENCE, Evidence, Table
 from quality.optimum import at_divergence
-from quality.ranking import Interval
+from quality.ranking import paired
 from quality.scored import Rewards
 
 DIVERGENCES = (0.25, 0.5, 1.0, 1.5, 2.0)
@@ -42,7 +42,7 @@ def policies(evidence: Evidence) -> Table:
                 curves[title][name].append(float(np.mean([one.gold for one in found])))
             if kl == 1.0:
                 by_prompt[title] = np.mean([one.by_prompt for one in reached["correct"]], axis=0)
-    gap = {title: asdict(_paired(by_prompt[REFERENCE], values)) for title, values in by_prompt.items()}
+    gap = {title: asdict(paired(by_prompt[REFERENCE], values)) for title, values in by_prompt.items()}
     base = {name: float(gold.mean()) for name, gold in evidence.truth.items()}
     tuned = asdict(evidence.supervised) | {"gain": evidence.supervised.correct - base["correct"]}
     return {
@@ -51,11 +51,3 @@ def policies(evidence: Evidence) -> Table:
         "curves": curves,
         "MoR ahead in correct answers at KL 1, points": gap,
     }
-
-
-def _paired(ours: Float[ndarray, " prompts"], theirs: Float[ndarray, " prompts"]) -> Interval:
-    random = np.random.default_rng(0)
-    gap = ours - theirs
-    means = 100 * gap[random.integers(len(gap), size=(2000, len(gap)))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(100 * float(gap.mean()), float(low), float(high))

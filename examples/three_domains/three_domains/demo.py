@@ -39,7 +39,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What differs by preset: the larger model takes some six times as long for a group, and a rate of 4e-5 soon
 leaves it with one answer to each kind of question."""
-_STEP_TIMEOUT_S = 900.0
 _TELL_EVERY = 10
 """Steps between lines where there is no terminal to draw a bar in."""
 
@@ -175,29 +174,19 @@ class Demonstration:
         """Show the run's progress until it ends; its last snapshot.
 
         Raises:
-            StackError: the run did not finish, a step took too long, or a process ended.
+            StackError: see ``session.follow``.
         """
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        deadline = time.monotonic() + _STEP_TIMEOUT_S
-        told = done = 0
-        with running.http("control") as control, Progress(*columns, console=console) as progress:
+        now: dict[str, Any] = {}
+        told = 0
+        with Progress(*columns, console=console) as progress:
             task = progress.add_task("waiting for the first step", total=self.spec["steps"])
-            while time.monotonic() < deadline:
-                running.check()
-                now = session.snapshot(control, run)
-                if (now["step"] or 0) > done:
-                    done, deadline = now["step"], time.monotonic() + _STEP_TIMEOUT_S
-                progress.update(task, completed=done, description=report.one_line(now))
-                if not console.is_terminal and done >= told + _TELL_EVERY:
-                    told = done
+            for now in session.follow(running, run):
+                step = now["step"] or 0
+                progress.update(task, completed=step, description=report.one_line(now))
+                if not console.is_terminal and step >= told + _TELL_EVERY:
+                    told = step
                     console.print(f"  step {told} of {self.spec['steps']}: {report.one_line(now)}")
-                if now["state"] in ("finished", "failed", "stopped"):
-                    break
-                time.sleep(0.5)
-            else:
-                raise StackError(f"run {run} made no step within {_STEP_TIMEOUT_S:.0f} s; log: {running.log}")
-        if now["state"] != "finished":
-            raise StackError(f"run {run} is {now['state']}: {now['error']}; log: {running.log}")
         return now
 
 

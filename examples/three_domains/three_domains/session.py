@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ _DOMAINS = {
     "chart": "charts: kind, values with their unit, counts, extremes",
 }
 _CHATS_AT_ONCE = 8
+_STEP_TIMEOUT_S = 900.0
 
 Answers = dict[str, list[str]]
 """Responses by the id of their question."""
@@ -81,6 +83,28 @@ def create_run(stack: Stack, spec: dict[str, Any]) -> str:
 
 def snapshot(control: httpx.Client, run: str) -> dict[str, Any]:
     return dict(_checked(control.get(f"/v1/runs/{run}")).json())
+
+
+def follow(stack: Stack, run: str) -> Iterator[dict[str, Any]]:
+    """Snapshots of a run, twice a second, until it is finished.
+
+    Raises:
+        StackError: the run did not finish, a step took too long, or a process ended.
+    """
+    step, deadline = 0, time.monotonic() + _STEP_TIMEOUT_S
+    with stack.http("control") as control:
+        while time.monotonic() < deadline:
+            stack.check()
+            now = snapshot(control, run)
+            if (now["step"] or 0) > step:
+                step, deadline = now["step"], time.monotonic() + _STEP_TIMEOUT_S
+            if now["state"] in ("failed", "stopped"):
+                raise StackError(f"run {run} is {now['state']}: {now['error']}; log: {stack.log}")
+            yield now
+            if now["state"] == "finished":
+                return
+            time.sleep(0.5)
+    raise StackError(f"run {run} made no step within {_STEP_TIMEOUT_S:.0f} s; log: {stack.log}")
 
 
 def metrics(stack: Stack, run: str) -> list[dict[str, Any]]:

@@ -1,0 +1,92 @@
+"""An arm in the router's place: sampled groups in, its rewards out, over the product's streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from mor_core.blobs import Blobs
+from mor_core.settings import StreamSettings
+from mor_core.streams import Consumer, Entry, Streams, connect
+from mor_core.wire import ClientScore, RewardRecord, RolloutRecord, image_hashes
+from mor_reward.backbones import Backbone, Example, Picture
+from mor_router.embedding import Input, build_embedder
+from pydantic import SecretStr
+
+from quality.arms.arm import Score
+from quality.scored import Groups, Rewards
+from quality.scoring import open_model, scores
+
+_GROUPS = 16
+_BLOCK_S = 1.0
+_SEND_S = 30.0
+_LEASE_S = 120.0
+_EMBEDDINGS = 10_000
+
+
+class ArmRewards:
+    def __init__(self, redis_url: str, run: str, title: str, models: Sequence[Path], score: Score) -> None:
+        """``models``: the clients' reward models, in the order in which ``score`` knows them."""
+        settings = StreamSettings(redis_url=SecretStr(redis_url), lease_s=_LEASE_S)
+        self._redis = connect(settings)
+        self._blobs = Blobs(self._redis, run)
+        streams = Streams(self._redis, run, settings.stream_bound)
+        self._consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", _LEASE_S)
+        features: dict[str, Backbone] = {}
+        self._models = [(model.name, open_model(model, features)) for model in models]
+        self._embedder = build_embedder(None, None, _EMBEDDINGS)
+        self._title = title
+        self._score = score
+
+    async def __aenter__(self) -> ArmRewards:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._redis.aclose()
+
+    async def serve(self) -> None:
+        """Until cancelled."""
+        while True:
+            entries = await self._consumer.read(_GROUPS, _BLOCK_S)
+            if entries:
+                for entry, rewards in zip(entries, await self._rewards(entries), strict=True):
+                    record = self._record(entry.record, tuple(rewards.tolist()))
+                    await self._consumer.forward(entry, "rewards", record, timeout_s=_SEND_S)
+
+    async def _rewards(self, entries: Sequence[Entry[RolloutRecord]]) -> Rewards:
+        inputs, examples = [], []
+        for record in (entry.record for entry in entries):
+            messages = record.prompt.messages
+            images = {digest: await self._blobs.get(digest) for digest in image_hashes(messages)}
+            pictures = tuple(Picture(digest, content) for digest, content in images.items())
+            inputs.append(Input(messages, images))
+            examples.append([Example(messages, pictures, response) for response in record.responses])
+        said = [scores(model, examples, name) for name, model in self._models]
+        asked = Groups(await self._embedder.inputs(inputs), np.stack(said, axis=1), skills=("",) * len(entries))
+        return self._score(asked)
+
+    def _record(self, rollout: RolloutRecord, rewards: tuple[float, ...]) -> RewardRecord:
+        said = ClientScore(
+            client=self._title,
+            status="ok",
+            raw=rewards,
+            standardised=rewards,
+            calibrated=rewards,
+            weight=1,
+            gate_weight=1,
+        )
+        return RewardRecord(
+            run=rollout.run,
+            group_id=rollout.group_id,
+            stamps=rollout.stamped("router"),
+            rollout=rollout,
+            rewards=rewards,
+            clients=(said,),
+            gate_version=0,
+            fusion=self._title,
+            entropy=0.0,
+        )

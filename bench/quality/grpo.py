@@ -1,0 +1,177 @@
+"""GRPO under the rewards of the best arms: ``python -m quality.grpo``, after ``python -m quality``.
+
+Trainer, engine, queue and run control are the product's, as processes of their own; only in the router's place stands
+the arm, fitted on the experiment's first draw of anchors, with the clients' models in its process. All arms start from
+the demonstration's base model, see the same prompts, and answer the same questions on material that nothing was trained
+on. ``bench/results/quality-grpo-SIZE.json`` keeps what was found; an arm whose answers are there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from machine import RESULTS, record
+from mor_core.tasks import stop
+from numpy import ndarray
+from three_domains import session, stack
+from three_domains.asks import Split
+from three_domains.base_vlm import read_rows
+from three_domains.demo import RUN
+from three_domains.domains import ANSWERS
+from three_domains.stack import Stack
+
+from quality import material
+from quality.arm_rewards import ArmRewards
+from quality.arms import Arm, MixtureOfRewards, baselines
+from quality.evidence import REFERENCE
+from quality.experiment import SIZES, Experiment
+from quality.material import Share
+from quality.population import SKILLS
+from quality.ranking import Interval, paired
+
+_PROMPTS = 600
+"""Training prompts of each domain."""
+_QUESTIONS = 1000
+"""Test questions of each domain."""
+_SERVICES = ("rollout", "control")
+_SPEC = {name: RUN[name] for name in ("groups_per_step", "group_size", "sampling", "optimiser", "algorithm")}
+
+
+class ClosedLoop:
+    def __init__(self, experiment: Experiment, steps: int) -> None:
+        self._experiment = experiment
+        self._steps = steps
+        self._state = experiment.state / "grpo"
+        self._prompts = experiment.state / "grpo-prompts"
+        self.questions = experiment.state / "grpo-questions"
+
+    def make_material(self) -> None:
+        material.write_prompts(self._prompts, _each("server", _PROMPTS), seed="training")
+        material.write_prompts(self.questions, _each("test", _QUESTIONS), seed="test")
+
+    def base(self) -> Float[ndarray, " questions"]:
+        """Whether the base model's answers are right."""
+        return self._kept("base", lambda running: None)
+
+    def arm(self, arm: Arm) -> Float[ndarray, " questions"]:
+        """Whether the answers of the model that the arm's reward trained are right."""
+        return self._kept(_slug(arm.title), lambda running: asyncio.run(self._train(running, arm)))
+
+    def _kept(self, name: str, train: Callable[[Stack], None]) -> Float[ndarray, " questions"]:
+        file = self._state / f"{name}.json"
+        if not file.exists():
+            running = stack.prepare(self._state / name, self._experiment.base.resolve())
+            try:
+                running.start("redis", "worker", *_SERVICES)
+                list(running.wait_until_ready(_SERVICES))
+                train(running)
+                answers = session.answer(running, self.questions / "prompts.jsonl", RUN["sampling"]["max_tokens"])
+                rows = dict(answers)
+            finally:
+                running.stop()
+            file.write_text(json.dumps(rows))
+        return self._graded(json.loads(file.read_text()))
+
+    def _graded(self, answers: dict[str, str]) -> Float[ndarray, " questions"]:
+        golds, rows = material.read_gold(self.questions), read_rows(self.questions / "prompts.jsonl")
+        return np.array(
+            [
+                float(ANSWERS[gold["domain"]].correct(gold, answers[row["id"]]))
+                for gold, row in zip(golds, rows, strict=True)
+            ]
+        )
+
+    async def _train(self, running: Stack, arm: Arm) -> None:
+        session.stop_earlier_runs(running)
+        spec = {
+            **_SPEC,
+            "name": _slug(arm.title),
+            "model": str(self._experiment.base.resolve()),
+            "prompts": str((self._prompts / "prompts.jsonl").resolve()),
+            "steps": self._steps,
+        }
+        run = session.create_run(running, spec)
+        redis_url = f"redis://127.0.0.1:{running.ports['redis']}/0"
+        score = arm.fit(self._experiment.first_draw())
+        async with ArmRewards(redis_url, run, arm.title, self._experiment.client_models(), score) as rewards:
+            serving = asyncio.create_task(rewards.serve())
+            watching = asyncio.create_task(asyncio.to_thread(lambda: list(session.follow(running, run))))
+            try:
+                await asyncio.wait((serving, watching), return_when=asyncio.FIRST_COMPLETED)
+                if serving.done():
+                    serving.result()
+            finally:
+                await stop([serving])
+            await watching
+
+
+def _each(split: Split, rows: int) -> list[Share]:
+    return [Share(domain, SKILLS[domain], split, rows) for domain in SKILLS]
+
+
+def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
+    """MoR and the baselines that lead a policy furthest offline, at a KL of 1 nat, best first."""
+    curves = found["policies"]["curves"]
+
+    def value(arm: Arm) -> float:
+        curve = curves[arm.title]
+        return float(dict(zip(curve["kl"], curve["correct"], strict=True)).get(1.0, -np.inf))
+
+    ranked = sorted(baselines(), key=value, reverse=True)
+    return [MixtureOfRewards(), *ranked[: count - 1]]
+
+
+def summary(right: dict[str, Float[ndarray, " questions"]], domains: Float[ndarray, " questions"]) -> dict[str, Any]:
+    """Gold accuracy in %, of all and by domain, and how far MoR is ahead in points, paired over questions."""
+    table = {}
+    for title, values in right.items():
+        by_domain = {domain: 100 * float(values[domains == domain].mean()) for domain in SKILLS}
+        ahead: Interval = paired(right[REFERENCE], values)
+        table[title] = {
+            "accuracy": float(np.mean(list(by_domain.values()))),
+            "worst": min(by_domain.values()),
+            "domains": by_domain,
+            "MoR ahead": asdict(ahead),
+        }
+    return table
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--state", type=Path, default=Path(".mor/quality"))
+    parser.add_argument("--demo", type=Path, default=Path(".mor/demo"))
+    parser.add_argument("--size", choices=tuple(SIZES), default="quick")
+    parser.add_argument("--arms", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    offline = RESULTS / f"quality-{chosen.size}.json"
+    if not offline.is_file():
+        raise SystemExit(f"{offline} is not there; run `python -m quality --size {chosen.size}` first")
+    loop = ClosedLoop(Experiment(chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads), chosen.steps)
+    loop.make_material()
+    right = {"base model": loop.base()}
+    for arm in best_arms(json.loads(offline.read_text()), chosen.arms):
+        started = time.monotonic()
+        right[arm.title] = loop.arm(arm)
+        print(f"{arm.title}: {100 * right[arm.title].mean():.1f} %, {time.monotonic() - started:.0f} s", flush=True)
+    domains = np.array([gold["domain"] for gold in material.read_gold(loop.questions)])
+    print(record(f"quality-grpo-{chosen.size}", {"steps": chosen.steps, "arms": summary(right, domains)}))
+
+
+if __name__ == "__main__":
+    main()
