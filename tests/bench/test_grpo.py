@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mor_core.blobs import Blobs
+from mor_core.streams import Streams, announce, withdraw
+from mor_core.tasks import stop
+from mor_reward.backbones import DualEncoderConfig
+from mor_reward.progress import Silent
+from mor_reward.recipe import Recipe
+from mor_reward.training import Job, train
+from quality.arm_rewards import ArmRewards
 from quality.arms import baselines
 from quality.evidence import REFERENCE
 from quality.grpo import best_arms, summary
+from quality.scored import Groups, Rewards
+from redis.asyncio import Redis
+
+from tests.reward import reward_kit as kit
+from tests.router.planted import picture
+from tests.router.test_worker import all_of, count, rollout
+
+pytestmark = pytest.mark.anyio
 
 
 def curve(value: float) -> dict[str, Any]:
@@ -32,3 +50,33 @@ def test_domains_count_alike_and_differences_are_paired() -> None:
     assert found["other"]["MoR ahead"]["mean"] == pytest.approx(50)
     assert found["other"]["MoR ahead"]["low"] > 20
     assert found[REFERENCE]["MoR ahead"] == {"mean": 0, "low": 0, "high": 0}
+
+
+async def test_an_arm_stands_in_the_routers_place(redis: Redis, redis_url: str, run_name: str, tmp_path: Path) -> None:
+    text, vision = kit.build_text_encoder(tmp_path / "text"), kit.build_vision_encoder(tmp_path / "vision")
+    config = DualEncoderConfig(vision=str(vision), text=str(text), image_size=64, width=32, max_length=32, max_images=2)
+    prefs = kit.write_colour_preferences(tmp_path / "data", 20)
+    models = [tmp_path / name for name in ("one", "two")]
+    for seed, model in enumerate(models):
+        train(Job(prefs, model, model.name, "shapes", config, Recipe(epochs=1, seed=seed)), Silent())
+    seen: list[Groups] = []
+
+    def last_client(groups: Groups) -> Rewards:
+        seen.append(groups)
+        return groups.scores[:, -1]
+
+    content = picture("chart", 3)
+    digest = await Blobs(redis, run_name).put(content, "g1")
+    sent = rollout(run_name, "g1", ("red", "blue", "green"), digest)
+    await announce(redis, run_name, "model")
+    await Streams(redis, run_name, 256).publish("rollouts", sent, timeout_s=5)
+    async with ArmRewards(redis_url, run_name, "the last client alone", models, last_client) as rewards:
+        serving = asyncio.create_task(rewards.serve())
+        await count(redis, run_name, rollouts=0, rewards=1, dead=0)
+        await stop([serving])
+    await withdraw(redis, run_name)
+    (record,) = await all_of(redis, run_name, "rewards")
+    (groups,) = seen
+    assert groups.scores.shape == (1, 2, 3)
+    assert record.rewards == pytest.approx(groups.scores[0, 1])
+    assert record.rollout == sent
