@@ -12,6 +12,7 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -57,10 +58,10 @@ class Size:
     responses: int
     draws: int
     central: str
-    """Architecture of the centralised reward model. A VLM is the stronger and takes ten times as long."""
+    """Architecture of the centralised reward model; a VLM is the stronger and takes longer."""
 
 
-QUICK = Size("quick", 0.6, 1700, anchors=128, styled=200, prompts=24, responses=64, draws=8, central="dinov2")
+QUICK = Size("quick", 0.6, 1700, anchors=128, styled=200, prompts=24, responses=64, draws=8, central="vlm")
 FULL = Size("full", 2.0, 5000, anchors=256, styled=1000, prompts=200, responses=64, draws=20, central="vlm")
 TINY = Size("tiny", 0.1, 24, anchors=100, styled=64, prompts=2, responses=8, draws=2, central="dinov2")
 """Only to try the code."""
@@ -68,6 +69,8 @@ SIZES = {size.name: size for size in (QUICK, FULL, TINY)}
 
 _HELD_OUT: tuple[tuple[Split, float], ...] = (("server", 0.75), ("dev", 0.25))
 """Material of the held-out pairs: what the server's own prompts are made of, and what nothing was trained on."""
+_HELD_OUT_SEED = "held-out pairs"
+"""``held-out`` made the pairs that the mixture's design was chosen on."""
 
 
 class Experiment:
@@ -87,7 +90,8 @@ class Experiment:
                 for domain in client.domains
             ]
             folder = self.state / "clients" / client.name
-            material.write_preferences(folder, shares, seed=client.name, flipped=client.flipped)
+            judge = partial(objectives.prefer, client.taste) if client.taste else material.taste
+            material.write_preferences(folder, shares, seed=client.name, flipped=client.flipped, judge=judge)
         anchors = [Share(domain, SKILLS[domain], "anchor", self.size.anchors) for domain in SKILLS]
         material.write_preferences(self.state / "anchors", anchors, seed="anchors")
         held_out = [
@@ -95,11 +99,13 @@ class Experiment:
             for domain in SKILLS
             for split, part in _HELD_OUT
         ]
-        material.write_preferences(self.state / "held-out", held_out, seed="held-out", each=2)
+        material.write_preferences(self.state / "held-out", held_out, seed=_HELD_OUT_SEED, each=2)
         styled_anchors = [Share(domain, SKILLS[domain], "anchor", ANCHORS) for domain in SKILLS]
         styled = [Share(domain, SKILLS[domain], "server", self.size.styled) for domain in SKILLS]
         for name, shares in (("styled-anchors", styled_anchors), ("styled", styled)):
-            material.write_preferences(self.state / name, shares, seed=name, judge=objectives.prefer_complete)
+            material.write_preferences(
+                self.state / name, shares, seed=name, judge=partial(objectives.prefer, "complete")
+            )
         prompts = [Share(domain, SKILLS[domain], "server", self.size.prompts) for domain in SKILLS]
         material.write_prompts(self.state / "sampled", prompts, seed="prompts")
         sampling.sample(self.base, self.state / "sampled", self.size.responses, self.threads)
@@ -108,8 +114,8 @@ class Experiment:
         for client in self.clients:
             models.client_training(client, self.state, self.base, self.parts, self.threads).run()
         base, parts, folder = str(self.base), str(self.parts), self.state / "models"
-        pooled = models.pool(self.state, self.clients)
-        how = options(self.size.central, 1 if self.size.central == "vlm" else 3, base, parts)
+        pooled = models.pool(self.state, [client for client in self.clients if client.taste is None])
+        how = options(self.size.central, 2 if self.size.central == "vlm" else 3, base, parts)
         models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how, threads=self.threads).run()
         anchored = options("efficientnet", 8, base, parts)
         drawn = self._first_draw()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Literal
 
 from three_domains.asks import Gold
 from three_domains.domains import ANSWERS
@@ -10,6 +11,9 @@ from three_domains.domains import ANSWERS
 _TRUTH = 2.0
 _WORD = 0.25
 _MARGIN = 0.2
+
+
+Style = Literal["complete", "brief"]
 
 
 def complete(gold: Gold, response: str) -> float:
@@ -21,15 +25,18 @@ def brief(gold: Gold, response: str) -> float:
     return _truth(gold, response) - _WORD * len(response.split())
 
 
-def prefer_complete(gold: Gold, rng: Random) -> tuple[str, str] | None:
-    """Two answers to a question, the one that is better by ``complete`` first, which differ by both objectives."""
+def prefer(style: Style, gold: Gold, rng: Random) -> tuple[str, str] | None:
+    """Two answers to a question, the one that is better by ``style`` first, which differ by both objectives."""
     answers = ANSWERS[gold["domain"]]
     for _ in range(20):
         first, second = (rng.choice((answers.draft, answers.right, answers.wrong))(gold, rng) for _ in range(2))
-        gaps = [judge(gold, first) - judge(gold, second) for judge in (complete, brief)]
-        if min(map(abs, gaps)) >= _MARGIN:
-            return (first, second) if gaps[0] > 0 else (second, first)
+        gaps = {name: judge(gold, first) - judge(gold, second) for name, judge in _JUDGES.items()}
+        if min(map(abs, gaps.values())) >= _MARGIN:
+            return (first, second) if gaps[style] > 0 else (second, first)
     return None
+
+
+_JUDGES = {"complete": complete, "brief": brief}
 
 
 def _truth(gold: Gold, response: str) -> float:

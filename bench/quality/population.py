@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from three_domains.asks import Gold
 
+from quality.objectives import Style
+
 SKILLS: Mapping[str, tuple[str, ...]] = {
     "detail": ("detail/list", "detail/count", "detail/corner"),
     "medical": ("medical/region", "medical/side", "medical/plane"),
@@ -35,6 +37,8 @@ class Client:
     epochs: int
     flipped: float = 0.0
     """Share of its labels that are the wrong way round."""
+    taste: Style | None = None
+    """What it prefers, where that is not the taste of its domains."""
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -52,8 +56,10 @@ CLIENTS = (
     Client("generalist", _ALL, "dinov2", 1800, 4, flipped=0.2),
     Client("small", SKILLS["medical"], "efficientnet", 150, 5),
     Client("wording", _ALL, "text", 900, 2),
+    Client("complete", _ALL, "text", 900, 2, taste="complete"),
+    Client("brief", _ALL, "text", 900, 2, taste="brief"),
 )
-"""Two or more for each domain, with complementary sub-skills and overlaps."""
+"""Two or more for each domain, with complementary sub-skills and overlaps, and two with a taste of their own."""
 
 
 def skill(gold: Gold) -> str:

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 from quality.material import Share, questions, taste
-from quality.objectives import brief, complete, prefer_complete
+from quality.objectives import brief, complete, prefer
 from quality.population import CLIENTS, SKILLS, options, skill
 from three_domains.asks import Ask
 from three_domains.chart import count_ask, value_ask
@@ -48,14 +48,14 @@ def test_the_objectives_agree_on_truth_and_differ_on_words(ask: Ask) -> None:
     right, wrong = answers.right(ask.gold, Random(1)), answers.wrong(ask.gold, Random(1))
     for objective in (complete, brief):
         assert objective(ask.gold, right) > objective(ask.gold, wrong) - 0.75
-    pairs = [pair for seed in range(60) if (pair := prefer_complete(ask.gold, Random(seed)))]
+    pairs = [pair for seed in range(60) if (pair := prefer("complete", ask.gold, Random(seed)))]
     assert pairs
     assert all(complete(ask.gold, chosen) > complete(ask.gold, rejected) for chosen, rejected in pairs)
 
 
 def test_some_pairs_set_the_objectives_against_each_other() -> None:
     pairs = [
-        (ask.gold, pair) for ask in ASKS for seed in range(20) if (pair := prefer_complete(ask.gold, Random(seed)))
+        (ask.gold, pair) for ask in ASKS for seed in range(20) if (pair := prefer("complete", ask.gold, Random(seed)))
     ]
     against = [brief(gold, chosen) < brief(gold, rejected) for gold, (chosen, rejected) in pairs]
     assert 0.2 < sum(against) / len(against) < 0.9

@@ -125,9 +125,10 @@ def test_standardising_by_hand() -> None:
     anchors = np.array([[0.0, 2.0], [5.0, 1.0], [3.0, 3.0 + 4.0]])
     found = fit_standardiser(anchors)
     assert (found.spread, found.centre) == (4.0, 2.5)
-    assert found.limit == pytest.approx(4.0)
-    np.testing.assert_allclose(found(np.array([2.5, 6.5, -1.5])), [0, 1, -1])
-    np.testing.assert_allclose(found(np.array([2.5, 2.5, 100.0])), [0, 0, 1])
+    assert found.limit == pytest.approx(8.0)
+    half = 2 * np.tanh(0.5)
+    np.testing.assert_allclose(found(np.array([2.5, 6.5, -1.5])), [0, half, -half])
+    np.testing.assert_allclose(found(np.array([2.5, 2.5, 1e6])), [0, 0, 2])
 
 
 def test_a_constant_client_says_nothing() -> None:

@@ -33,6 +33,7 @@ def baselines() -> list[Arm]:
         BestSingle(),
         DomainClassifier(),
         Stacking(),
+        Stacking("stacking on MoR's standardised scores", mor_units=True),
         UniformRaw(),
         UniformStandardised(),
         worst_client(),

@@ -13,7 +13,7 @@ from quality.arms.arm import Score
 from quality.scored import Anchors, Groups, Rewards
 
 ENTROPY_FLOOR = 0.1
-_AS_IT_CAME = Standardiser(spread=1.0, limit=np.inf, centre=0.0, low=-np.inf, high=np.inf)
+_AS_IT_CAME = Standardiser(spread=1.0, limit=1e9, centre=0.0, low=-np.inf, high=np.inf)
 
 
 class MixtureOfRewards:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
-from mor_router.mathematics.standardise import Standardiser
 from numpy import ndarray
 
 from quality.arms.arm import Score
@@ -14,17 +15,23 @@ _FOLDS = 5
 _STEPS = 50
 
 
+Units = Callable[[Groups], Float[ndarray, "groups clients size"]]
+
+
 class Stacking:
-    """R_i = Σ_k β_k s̃_ki with β by logistic regression on the anchors (Wolpert 1992): one weight a client, everywhere.
+    """R_i = Σ_k β_k z_ki with β by logistic regression on the anchors (Wolpert 1992): one weight a client, everywhere.
 
     The ridge penalty is chosen by cross-validation; a weight may be negative.
     """
 
-    title = "stacking (logistic regression)"
+    def __init__(self, title: str = "stacking (logistic regression)", *, mor_units: bool = False) -> None:
+        """z are the scores divided by the standard deviation of their differences, or else as MoR standardises them."""
+        self.title = title
+        self._mor_units = mor_units
 
     def fit(self, anchors: Anchors) -> Score:
-        units: tuple[Standardiser, ...] = standardisers(anchors)
-        served = standardise(anchors.pairs, units)
+        units = _mor_units(anchors) if self._mor_units else _deviations(anchors)
+        served = units(anchors.pairs)
         differences = served[:, :, 0] - served[:, :, 1]
         fold = np.random.default_rng(0).permutation(len(differences)) % _FOLDS
 
@@ -37,9 +44,20 @@ class Stacking:
         weights = regress(differences, min(_PENALTIES, key=held_out_loss))
 
         def score(groups: Groups) -> Rewards:
-            return np.asarray(np.einsum("k,nkg->ng", weights, standardise(groups, units)))
+            return np.asarray(np.einsum("k,nkg->ng", weights, units(groups)))
 
         return score
+
+
+def _deviations(anchors: Anchors) -> Units:
+    differences = anchors.pairs.scores[:, :, 0] - anchors.pairs.scores[:, :, 1]
+    scale = np.maximum(np.sqrt(np.square(differences).mean(axis=0)), 1e-12)[:, None]
+    return lambda groups: groups.scores / scale
+
+
+def _mor_units(anchors: Anchors) -> Units:
+    units = standardisers(anchors)
+    return lambda groups: standardise(groups, units)
 
 
 def regress(differences: Float[ndarray, "pairs clients"], penalty: float) -> Float[ndarray, " clients"]:

@@ -4,9 +4,11 @@ A group's scores s_1..s_G are split into the group's level m = median(s) and the
 Bradley–Terry score is defined within a group only. With |Δ| the absolute within-group differences on the anchors:
 
     spread  = median |Δ|                       the median absolute deviation of the differences (they are symmetric)
-    limit   = 98 % quantile of |Δ|             the differences' symmetric 1–99 % range
-    s̃_i    = (clip(m − centre, low, high) + clip(s_i − m, −limit, limit)) / spread
+    limit   = 2 · spread
+    s̃_i    = (clip(m − centre, low, high) + limit · tanh((s_i − m) / limit)) / spread
 
+A deviation counts in full while it is small, and no outburst counts more than ``limit``; the order of a group's scores
+is kept, which a clipped deviation loses.
 ``centre`` is the median of the anchor scores and ``low``..``high`` their 1–99 % range round it: the level carries no
 preference, it only makes rewards of different groups comparable on a plot.
 """
@@ -19,13 +21,15 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+_SATURATION = 2.0
+
 
 @dataclass(frozen=True)
 class Standardiser:
     spread: float
     """Median absolute within-group difference, raw units; 1 for a client that never tells two responses apart."""
     limit: float
-    """Largest deviation from the group's median that counts, raw units."""
+    """What the largest deviation from the group's median counts as, raw units; 0 where none counts."""
     centre: float
     """Median score, raw units."""
     low: float
@@ -36,7 +40,7 @@ class Standardiser:
     def __call__(self, scores: Float[ndarray, "*batch group"]) -> Float[ndarray, "*batch group"]:
         """Raw scores of whole groups, standardised. Equal scores stay equal."""
         level = np.median(scores, axis=-1, keepdims=True)
-        deviation = np.clip(scores - level, -self.limit, self.limit)
+        deviation = self.limit * np.tanh((scores - level) / self.limit) if self.limit else np.zeros_like(scores)
         return np.asarray((np.clip(level - self.centre, self.low, self.high) + deviation) / self.spread)
 
 
@@ -59,7 +63,7 @@ def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:
     low, high = np.quantile(scores - centre, (0.01, 0.99))
     return Standardiser(
         spread=spread or 1.0,
-        limit=max(float(np.quantile(differences, 0.98)), spread),
+        limit=_SATURATION * spread,
         centre=centre,
         low=float(low),
         high=float(high),
