@@ -246,7 +246,7 @@ def test_log_odds_of_independent_clients_add_up() -> None:
 
 
 def test_a_group_without_a_quorum_has_no_reward() -> None:
-    unit = Standardiser(1.0, 10.0, 0.0, -10.0, 10.0)
+    unit = IDENTITY
     shares = {"expert": 0.7, "other": 0.3}
     lens = Lens(1.0, shares, dict.fromkeys(shares, 1.0))
     rest = {"lenses": [lens], "standardisers": [dict.fromkeys(shares, unit)], "fusion": Weighted()}

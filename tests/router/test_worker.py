@@ -109,7 +109,7 @@ async def test_groups_become_rewards_with_a_full_account(
         assert (line.client, line.status, line.raw) == ("good", "ok", (1.0, 4.0, 2.0))
         assert (line.weight, line.gate_weight) == (1.0, 1.0)
         assert line.standardised is not None
-        assert line.calibrated == record.rewards
+        assert line.calibrated == pytest.approx(record.rewards)
         assert line.seconds is not None
         assert line.seconds > 0
         assert line.model is not None

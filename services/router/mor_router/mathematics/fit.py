@@ -2,20 +2,11 @@
 
 With d_nk the standardised difference (chosen − rejected) of pair n by client k, ψ the features of ``calibration``:
 
-    L(θ) = Σ_n −log σ( Σ_k ψ(x_n)·θ_k d_nk ) + λ/2 Σ_k ‖θ_k‖² / g_k²        θ ≥ 0
+    L(θ) = Σ_n −log σ( Σ_k ψ(x_n)·θ_k d_nk ) + λ/2 ‖θ‖²                     θ ≥ 0
 
-ψ(x)·θ_k is the posterior mode of a varying coefficient under half-normal priors. With θ_k = g_k φ_k, L − λ/2 ‖φ‖² is
-convex, so there is one optimum, and it is no further from a point φ than ‖∇‖/λ, where ∇ is the gradient at φ without
-the entries by which it pulls a φ = 0 below 0. λ is chosen by cross-validation over anchors, over a random part of them
-where there are many.
-
-g_k, the prior's width, is what the client alone would be worth everywhere,
-
-    u_k = argmin_u Σ_n −log σ( u d_nk ) + u²/2          g_k = max( u_k / rms(u⁺), ½ )
-
-because a few anchors tell far better how good each client is than how to share out what several of them know (the
-adaptive lasso of Zou 2006 and UniLasso, Chatterjee, Hastie & Tibshirani 2025, arXiv 2501.18360, use the same). At least
-½: who misleads outside its domain may be worth nothing everywhere and still be the expert of its domain.
+ψ(x)·θ_k is the posterior mode of a varying coefficient under half-normal priors. L − λ/2 ‖θ‖² is convex, so there is
+one optimum, and it is no further from a point θ than ‖g‖/λ, where g is the gradient at θ without the entries by which
+it pulls a θ = 0 below 0. λ is chosen by cross-validation over anchors, over a random part of them where there are many.
 
 θ ≥ 0: no client's opinion is ever turned round. Breiman (1996) found the same constraint to pay in stacking, and here a
 client that says the opposite of what it knows must not win weight by it.
@@ -24,7 +15,7 @@ client that says the opposite of what it knows must not win weight by it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -44,8 +35,6 @@ _MANY_SCORES = 1 << 16
 """Scores (pairs x clients) from which on the last digits of the optimum are given up."""
 _MOST_STEPS = 1000
 _MEMORY = 8
-_MOST_NEWTON_STEPS = 100
-_LEAST_GUIDANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,10 +49,6 @@ class Anchors:
 
     def take(self, pairs: Int[ndarray, " some"] | Bool[ndarray, " pairs"]) -> Anchors:
         return Anchors(self.features[pairs], self.differences[pairs], self.known[pairs])
-
-    def guided(self, guidance: Float[ndarray, " clients"]) -> Anchors:
-        """The same with each client's differences in units of its prior's width."""
-        return replace(self, differences=self.differences * guidance)
 
     def margins(self, coefficients: Coefficients) -> Float[ndarray, " pairs"]:
         """The mixture's log-odds that the chosen response is preferred."""
@@ -92,8 +77,6 @@ def fit(anchors: Anchors, *, precisions: Sequence[float] = PRECISIONS) -> Fitted
         ValueError: fewer pairs than cross-validation folds.
     """
     best, margins = choose(anchors, precisions)
-    widths = guidance(anchors)
-    anchors = anchors.guided(widths)
     large = anchors.differences.size > _MANY_SCORES
     start = None
     if len(margins) < len(anchors.differences):  # on the part that was enough to choose by, most of the way is cheap
@@ -101,7 +84,7 @@ def fit(anchors: Anchors, *, precisions: Sequence[float] = PRECISIONS) -> Fitted
         start = minimise(part, best, tolerance=1e-1)
     coefficients = minimise(anchors, best, start=start, tolerance=1e-2 if large else 1e-9)
     return Fitted(
-        coefficients=coefficients * widths,
+        coefficients=coefficients,
         precision=best,
         loss=_loss_of(anchors.margins(coefficients)),
         held_out_loss=_loss_of(margins),
@@ -129,30 +112,12 @@ def choose(anchors: Anchors, precisions: Sequence[float]) -> tuple[float, Float[
     margins = {precision: np.zeros(len(fold)) for precision in precisions}
     for held in range(folds):
         seen, unseen = anchors.take(fold != held), anchors.take(fold == held)
-        widths = guidance(seen)
-        seen, unseen, start = seen.guided(widths), unseen.guided(widths), None
+        start = None
         for precision in sorted(precisions, reverse=True):
             start = minimise(seen, precision, start=start, tolerance=1e-3)
             margins[precision][fold == held] = unseen.margins(start)
     best = min(margins, key=lambda precision: (_loss_of(margins[precision]), -precision))
     return best, margins[best]
-
-
-def guidance(anchors: Anchors) -> Float[ndarray, " clients"]:
-    """g: the width of each client's prior. Newton's method for all clients at once, with bounded steps."""
-    differences, known = anchors.differences, anchors.known[:, None]
-    worth = np.zeros(differences.shape[1])
-    for _ in range(_MOST_NEWTON_STEPS):
-        wrong = 1 / (1 + np.exp(np.clip(known + differences * worth, -50, 50)))
-        gradient = worth - (wrong * differences).sum(axis=0)
-        curvature = 1 + (wrong * (1 - wrong) * np.square(differences)).sum(axis=0)
-        step = np.clip(gradient / curvature, -0.5, 0.5)
-        worth = worth - step
-        if np.abs(step).max(initial=0) < 1e-10:
-            break
-    worth = np.maximum(worth, 0)
-    typical = float(np.sqrt(np.square(worth).mean())) or 1.0
-    return np.maximum(worth / typical, _LEAST_GUIDANCE)
 
 
 def loss_and_gradient(anchors: Anchors, coefficients: Coefficients, precision: float) -> tuple[float, Coefficients]:
