@@ -40,7 +40,7 @@ export function clientColour(clients: string[], client: string): number {
   return FIRST_CLIENT + Math.max(0, clients.indexOf(client));
 }
 
-/** Sections of charts, without those that have no value at all. */
+/** Sections of charts, without charts and lines that have no value at all. */
 export function sections(held: Held): Section[] {
   const clients = clientsOf(held);
   const points: Row[] = held.points;
@@ -117,12 +117,13 @@ export function sections(held: Held): Section[] {
     },
   ];
   return found
-    .map((section) => ({ ...section, charts: section.charts.filter(hasValues) }))
+    .map((section) => ({ ...section, charts: section.charts.map(known).filter((chart) => chart.lines.length > 0) }))
     .filter((section) => section.charts.length > 0);
 }
 
-function hasValues(chart: ChartSpec<Row>): boolean {
-  return chart.rows.some((row) => chart.lines.some((line) => line.of(row) != null));
+/** The chart without the lines that have no value at all. */
+function known(chart: ChartSpec<Row>): ChartSpec<Row> {
+  return { ...chart, lines: chart.lines.filter((line) => chart.rows.some((row) => line.of(row) != null)) };
 }
 
 /** Exponential moving average that begins without a bias; unknown values stay unknown. */
