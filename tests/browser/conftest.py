@@ -12,14 +12,14 @@ from tests.browser.site import Site, browser, installed, signed_in, site
 def executable() -> str:
     found = installed()
     if found is None:
-        pytest.skip("no Chromium on this machine, so the dashboard is not opened; `apt-get install chromium` brings one")
+        pytest.skip(
+            "no Chromium on this machine, so the dashboard is not opened; `apt-get install chromium` brings one"
+        )
     return found
 
 
 @pytest.fixture(scope="session")
-async def control(
-    executable: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Site]:
+async def control(executable: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     async with site(tmp_path_factory.mktemp("site"), redis_url) as opened:
         yield opened
 

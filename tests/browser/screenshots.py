@@ -15,7 +15,6 @@ from tests.browser.site import Site, browser, installed, signed_in, site
 from tests.conftest import Valkey
 
 OUT = Path(__file__).parents[2] / "docs" / "images"
-_COLOURS = 96
 _SHOTS = (
     ("dashboard-charts-light", "/runs/{run}", "light", (1280, 1150)),
     ("dashboard-charts-dark", "/runs/{run}", "dark", (1280, 1150)),
@@ -64,10 +63,9 @@ async def _settled(page: Page, place: str) -> None:
 
 
 def _save(path: Path, content: bytes) -> None:
-    """Few colours are enough, and keep the repository small."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(content)) as image:
-        image.convert("RGB").quantize(_COLOURS).save(path, optimize=True)
+        image.convert("RGB").save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 

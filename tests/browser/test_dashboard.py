@@ -19,6 +19,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.browser]
 MOST_BYTES = 300_000
 PLACES = ("/", "/alerts", "/runs/{run}", "/runs/{run}/clients", "/runs/{run}/samples", "/runs/{run}/alerts",
           "/runs/{run}/details")  # fmt: skip
+CHARTS = (
+    "Reward", "Evaluation reward", "Mixture weight", "Mixture weight: medical", "KL to the reference", "Entropy",
+    "Clip fractions", "Response length", "Staleness", "Step time", "Tokens per second",
+)  # fmt: skip
 
 expect.set_options(timeout=60_000)
 
@@ -53,8 +57,7 @@ async def test_the_token_leaves_the_address_and_runs_are_listed(viewer: Page, ru
 
 async def test_charts_are_drawn_for_each_figure(viewer: Page, run: str) -> None:
     await go(viewer, f"/runs/{run}")
-    for title in ("Reward", "Evaluation reward", "Mixture weight", "Mixture weight: medical", "KL to the reference",
-                  "Entropy", "Clip fractions", "Response length", "Staleness", "Step time", "Tokens per second"):  # fmt: skip
+    for title in CHARTS:
         figure = viewer.get_by_role("figure", name=title, exact=True)
         await figure.scroll_into_view_if_needed()
         await expect(figure.locator("canvas")).to_be_visible()
@@ -72,7 +75,7 @@ async def test_a_step_shows_as_it_happens(viewer: Page, control: Site) -> None:
     await control.tell(run, 4, 4)
     await expect(figure).to_contain_text("step 4")
     await expect(viewer.get_by_role("region", name="How it stands")).to_contain_text("4 of 20")
-    await expect(viewer).to_have_title(f"20 % running – {run} – MoR")
+    await expect(viewer).to_have_title(f"20 % running · {run} · MoR")
 
 
 async def test_a_restart_leaves_no_gap(viewer: Page, control: Site) -> None:
@@ -204,7 +207,11 @@ async def test_an_unknown_run_and_an_unknown_page_are_told(viewer: Page) -> None
 
 async def test_it_is_small_and_asks_nobody_else(context: BrowserContext, control: Site, run: str) -> None:
     replies: list[Response] = []
-    context.on("response", lambda reply: replies.append(reply))
+
+    def keep(reply: Response) -> None:
+        replies.append(reply)
+
+    context.on("response", keep)
     async with signed_in(context, control, "viewer") as page:
         await expect(page.get_by_role("link", name=run)).to_be_visible()
         assert all(reply.url.startswith(control.processes.address) for reply in replies)
@@ -222,15 +229,15 @@ async def test_axe_finds_no_serious_problem(chromium: Browser, control: Site, ru
             await expect(page.locator("main h1")).to_be_visible()
             await expect(page.locator("main [role=status]", has_text="…")).to_have_count(0)
             found = await Axe().run(page)
-            serious = [problem for problem in found.response["violations"] if problem["impact"] in ("serious", "critical")]
+            serious = [
+                problem for problem in found.response["violations"] if problem["impact"] in ("serious", "critical")
+            ]
             told = [(p["id"], [node["html"][:200] for node in p["nodes"]][:3]) for p in serious]
             assert not serious, (place, told)
     await context.close()
 
 
-async def test_a_phone_shows_everything_without_scrolling_sideways(
-    chromium: Browser, control: Site, run: str
-) -> None:
+async def test_a_phone_shows_everything_without_scrolling_sideways(chromium: Browser, control: Site, run: str) -> None:
     context = await chromium.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     async with signed_in(context, control, "admin") as page:
         for place in PLACES:

@@ -10,7 +10,7 @@ const EVERY_S = 5;
 
 export function AlertsPage({ caller }: { caller: Caller }) {
   useEffect(() => {
-    document.title = "Alerts – MoR";
+    document.title = "Alerts · MoR";
   }, []);
   return (
     <>

@@ -1,4 +1,4 @@
-import { counts, number, percent, words } from "./format.ts";
+import { counts, number, share, words } from "./format.ts";
 import { clientsOf, type Held } from "./history.ts";
 import { useRead } from "./hooks.ts";
 import { clientColour } from "./series.ts";
@@ -39,9 +39,9 @@ export function Clients({ held, run, version }: { held: Held; run: string; versi
               return (
                 <tr key={name}>
                   <th scope="row"><i class={`swatch c${clientColour(clients, name) % 9}`} /> {name}</th>
-                  <td><Share value={figures?.weight} /></td>
+                  <td class="share"><Share value={figures?.weight} /></td>
                   {domains.map((domain) => (
-                    <td key={domain}><Share value={last?.domains?.[domain]?.weights[name]} /></td>
+                    <td key={domain} class="share"><Share value={last?.domains?.[domain]?.weights[name]} /></td>
                   ))}
                   <td class="number">{number(figures?.reward_mean)}</td>
                   <td class="number">{number(figures?.raw_mean)}</td>
@@ -60,7 +60,7 @@ export function Clients({ held, run, version }: { held: Held; run: string; versi
 
 function Share({ value }: { value: Figure }) {
   if (value == null) return <>–</>;
-  return <><meter min={0} max={1} value={value} aria-hidden="true" /> {percent(value)}</>;
+  return <><meter min={0} max={1} value={value} aria-hidden="true" /> {share(value)}</>;
 }
 
 /** How the client did on the newest sample that asked it. */

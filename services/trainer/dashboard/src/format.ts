@@ -8,7 +8,12 @@ export function number(value: unknown, digits = 3): string {
   return String(+value.toPrecision(digits));
 }
 
-export function percent(value: number | null | undefined): string {
+export function share(value: number | null | undefined): string {
+  return value == null ? NOTHING : `${Math.round(value * 100)} %`;
+}
+
+/** Progress; 100 % is told only of what is done. */
+export function progress(value: number | null | undefined): string {
   return value == null ? NOTHING : `${Math.floor(value * 100)} %`;
 }
 

@@ -7,7 +7,7 @@ import { Clients } from "./clients.tsx";
 import { Controls } from "./controls.tsx";
 import { Details } from "./details.tsx";
 import type { Run } from "./feed.ts";
-import { clock, duration, number, percent } from "./format.ts";
+import { clock, duration, number, progress } from "./format.ts";
 import { useFeed, useRead } from "./hooks.ts";
 import { Lost, Progress, State } from "./parts.tsx";
 import { runAddress, type Tab, TABS } from "./route.ts";
@@ -21,7 +21,7 @@ export function RunPage({ run: id, tab, caller }: { run: string; tab: Tab; calle
   const run = feed?.run;
   const snapshot = run?.snapshot ?? null;
   useEffect(() => {
-    document.title = snapshot ? `${percent(snapshot.progress)} ${snapshot.state} – ${id} – MoR` : `${id} – MoR`;
+    document.title = snapshot ? `${progress(snapshot.progress)} ${snapshot.state} · ${id} · MoR` : `${id} · MoR`;
   }, [id, snapshot]);
   if (run?.link === "refused") {
     return (
@@ -41,8 +41,7 @@ export function RunPage({ run: id, tab, caller }: { run: string; tab: Tab; calle
       {!snapshot && <p role="status">Reading the run …</p>}
       {feed && run && snapshot && (
         <>
-          <Head run={run} snapshot={snapshot} />
-          {caller.scope === "admin" && <Controls snapshot={snapshot} took={(found) => feed.took(found)} />}
+          <Head run={run} snapshot={snapshot} admin={caller.scope === "admin"} took={(found) => feed.took(found)} />
           {caller.scope === "client" ? (
             <Tabs id={id} tab={tab} tabs={FOR_CLIENTS} open={0} />
           ) : (
@@ -65,8 +64,15 @@ function Content({ run, snapshot, tab, caller }: { run: Run; snapshot: Snapshot;
   return <Charts held={run.held} />;
 }
 
-function Head({ run, snapshot }: { run: Run; snapshot: Snapshot }) {
-  const { step, total, progress, metrics } = snapshot;
+interface HeadProps {
+  run: Run;
+  snapshot: Snapshot;
+  admin: boolean;
+  took: (snapshot: Snapshot) => void;
+}
+
+function Head({ run, snapshot, admin, took }: HeadProps) {
+  const { step, total, metrics } = snapshot;
   const facts: [string, string][] = [
     ["Step", `${step ?? "–"} of ${total}`],
     ["Time left", duration(snapshot.eta_s)],
@@ -79,12 +85,17 @@ function Head({ run, snapshot }: { run: Run; snapshot: Snapshot }) {
   ];
   return (
     <section class="head" aria-label="How it stands">
-      <p>
-        <State state={snapshot.state} desired={snapshot.desired} />{" "}
-        {run.link === "live" && <span class="live">live</span>}
-        {snapshot.control_rewards === "shuffled" && <strong class="problem"> control run: its rewards are shuffled</strong>}
-      </p>
-      <p class="progress"><Progress label="Progress" value={progress} /> {percent(progress)}</p>
+      <div class="standing">
+        <span>
+          <State state={snapshot.state} desired={snapshot.desired} />{" "}
+          {run.link === "live" && <span class="live">live</span>}
+        </span>
+        <span class="progress"><Progress label="Progress" value={snapshot.progress} /> {progress(snapshot.progress)}</span>
+        {admin && <Controls snapshot={snapshot} took={took} />}
+      </div>
+      {snapshot.control_rewards === "shuffled" && (
+        <p class="problem"><strong>Control run: its rewards are shuffled.</strong></p>
+      )}
       {snapshot.error && <p class="problem" role="alert">{snapshot.error}</p>}
       <dl class="facts">
         {facts.map(([name, value]) => (

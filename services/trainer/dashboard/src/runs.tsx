@@ -1,5 +1,5 @@
 import { useEffect, useState } from "preact/hooks";
-import { clock, duration, number, percent } from "./format.ts";
+import { clock, duration, number, progress } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import { Lost, Progress, State } from "./parts.tsx";
 import { runAddress } from "./route.ts";
@@ -19,7 +19,7 @@ export function RunsPage({ caller }: { caller: Caller }) {
   const [text, setText] = useState("");
   const [state, setState] = useState("");
   useEffect(() => {
-    document.title = "Runs – MoR";
+    document.title = "Runs · MoR";
   }, []);
   const shown = (runs ?? []).filter((run) => run.id.includes(text.trim()) && (state === "" || run.state === state));
   return (
@@ -73,7 +73,7 @@ function RunsTable({ runs, caller }: { runs: Snapshot[]; caller: Caller }) {
           <tr key={run.id}>
             <th scope="row"><a href={runAddress(run.id)}>{run.id}</a></th>
             <td><State state={run.state} desired={run.desired} /></td>
-            <td><Progress label={`Progress of ${run.id}`} value={run.progress} /> {percent(run.progress)}</td>
+            <td><Progress label={`Progress of ${run.id}`} value={run.progress} /> {progress(run.progress)}</td>
             <td class="number">{run.step ?? "–"} / {run.total}</td>
             <td>{duration(run.eta_s)}</td>
             <td class="number">{number(reward(run, caller))}</td>

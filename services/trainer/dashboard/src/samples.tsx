@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { runPath } from "./api.ts";
-import { number, percent, words } from "./format.ts";
+import { number, share, words } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import { Picture } from "./parts.tsx";
 import type { Sample } from "./types.ts";
@@ -98,7 +98,7 @@ function Group({ run, sample }: { run: string; sample: Sample }) {
               {sample.advantages && <th scope="col" class="number">Advantage</th>}
               {sample.clients.map((score) => (
                 <th scope="col" class="number" key={score.client}>
-                  {score.client}<small>{score.status === "ok" ? `weight ${percent(score.weight)}` : words(score.status)}</small>
+                  {score.client}<small>{score.status === "ok" ? `weight ${share(score.weight)}` : words(score.status)}</small>
                 </th>
               ))}
             </tr>

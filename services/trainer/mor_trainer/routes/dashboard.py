@@ -1,4 +1,4 @@
-"""The dashboard: one page with its script and style, built from ``services/trainer/dashboard`` by ``make dashboard``."""
+"""The dashboard: a page with its script and style, built from ``services/trainer/dashboard`` by ``make dashboard``."""
 
 from __future__ import annotations
 
