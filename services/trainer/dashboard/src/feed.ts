@@ -6,7 +6,7 @@ import { apply, type Held, loaded, NONE, ownPoints } from "./history.ts";
 import { follow } from "./stream.ts";
 import type { Caller, ClientHistory, History, RunEvent, Snapshot } from "./types.ts";
 
-const POINTS = 500;
+const POINTS = 400;
 const DRAW_MS = 250;
 const SNAPSHOT_MS = 2000;
 const CLIENT_POLL_S = 5;

@@ -66,7 +66,11 @@ export class Plot {
 
   private moveTo(index: number): void {
     const x = this.xs[Math.min(this.xs.length - 1, Math.max(0, index))];
-    if (x !== undefined) this.plot.setCursor({ left: this.plot.valToPos(x, "x"), top: 10 });
+    if (x === undefined) return;
+    const left = this.plot.valToPos(x, "x");
+    const { width, height } = this.plot.over.getBoundingClientRect();
+    this.plot.setCursor({ left, top: 10 });
+    uPlot.sync(SYNC).pub("mousemove", this.plot, left, 10, width, height, null);
   }
 
   private zoom(factor: number, index: number): void {
