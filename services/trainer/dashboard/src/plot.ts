@@ -16,6 +16,8 @@ interface Options {
   onRange: (range: [number, number] | null) => void;
 }
 
+/** uPlot's typings leave out that the other charts can be told. */
+type SetCursor = (at: { left: number; top: number }, fireHook: boolean, publish: boolean) => void;
 type Column = (number | null | undefined)[];
 
 export class Plot {
@@ -66,11 +68,7 @@ export class Plot {
 
   private moveTo(index: number): void {
     const x = this.xs[Math.min(this.xs.length - 1, Math.max(0, index))];
-    if (x === undefined) return;
-    const left = this.plot.valToPos(x, "x");
-    const { width, height } = this.plot.over.getBoundingClientRect();
-    this.plot.setCursor({ left, top: 10 });
-    uPlot.sync(SYNC).pub("mousemove", this.plot, left, 10, width, height, null);
+    if (x !== undefined) (this.plot.setCursor as SetCursor)({ left: this.plot.valToPos(x, "x"), top: 10 }, true, true);
   }
 
   private zoom(factor: number, index: number): void {
