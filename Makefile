@@ -23,7 +23,7 @@ BASE ?= docker.io/library/python:3.11.14-slim-bookworm
 ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine)),$(engine))))
 BUILD_ARGS ?=
 
-.PHONY: help setup check format test test-helm images demo up down bench-quality clean
+.PHONY: help setup check format test test-helm dashboard screenshots images demo up down bench-quality clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,12 @@ test: setup ## Unit and integration tests, a real server and a real vLLM engine 
 test-helm: setup ## Tests of charts and images' files: helm, schemas, an API server, checkov, hadolint
 	$(BIN)/python helm/tools.py
 	$(BIN)/pytest tests/helm tests/router/test_discovery.py
+
+dashboard: ## Build the dashboard after a change of its sources (needs node and npm)
+	cd services/trainer/dashboard && npm ci --no-audit --no-fund && npm run build
+
+screenshots: setup ## Pictures of the dashboard for docs/images (needs Chromium)
+	$(BIN)/python -m tests.browser.screenshots
 
 images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
 	@test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed to build images; install one"; exit 1; }

@@ -128,6 +128,9 @@ class Processes:
         thread.join(timeout=30)
         assert not thread.is_alive()
 
+    def running(self) -> list[subprocess.Popen[bytes]]:
+        return [process for process in self._running if process.poll() is None]
+
     def log(self, name: str) -> str:
         return (self._logs / f"{name}.log").read_text()[-8000:]
 

@@ -119,6 +119,23 @@ async def test_every_read_is_revalidated(http: httpx.AsyncClient, spec: RunSpec,
         assert (await http.get(path, headers={"If-None-Match": tag})).status_code == 200, path
 
 
+async def test_a_long_history_is_sent_compressed(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
+    run, worker = await trained(http, spec, redis)
+    for number in range(3, 81):
+        await worker.tell("step", number, step_data(0.1 * number, -0.1 * number))
+    await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 80)
+    path = f"/v1/runs/{run}/metrics"
+    small = await http.get(path)
+    whole = await http.get(path, headers={"Accept-Encoding": "identity"})
+    assert (small.headers["content-encoding"], small.headers["vary"]) == ("gzip", "Authorization, Accept-Encoding")
+    assert "content-encoding" not in whole.headers
+    assert small.json() == whole.json()
+    assert int(small.headers["content-length"]) < len(whole.content) / 4
+    for reply in (small, whole):
+        again = await http.get(path, headers={"If-None-Match": reply.headers["etag"]})
+        assert again.status_code == 304
+
+
 async def test_samples_show_their_pictures(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run, _ = await trained(http, spec, redis)
     found = (await http.get(f"/v1/runs/{run}/samples?limit=1")).json()["samples"][0]

@@ -107,7 +107,7 @@ class Demonstration:
             except BaseException:
                 running.stop()
                 raise
-        console.print(f"[bold]status page: {running.dashboard}[/bold]", soft_wrap=True, highlight=False)
+        console.print(f"[bold]dashboard: {running.dashboard}[/bold]", soft_wrap=True, highlight=False)
         mor = Path(sys.executable).parent / "mor"
         hint = f"export MOR_CONFIG={running.command_settings}; {mor} run list"
         console.print(f"command: {hint}", soft_wrap=True, highlight=False)

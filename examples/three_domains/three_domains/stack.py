@@ -63,7 +63,7 @@ class Stack:
 
     @property
     def dashboard(self) -> str:
-        """Address of the status page; the token after the ``#`` only reads, and no browser sends it to a server."""
+        """Address of the dashboard; the token after the ``#`` only reads, and no browser sends it to a server."""
         return f"{self.url('control')}/#token={self.viewer_token}"
 
     @property

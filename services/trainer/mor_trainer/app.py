@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
 from mor_core import about
 from mor_core.service import create_service
 from mor_core.tasks import stop
@@ -26,8 +24,7 @@ from mor_trainer.control.store import RunStore
 from mor_trainer.control.webhook import Webhook
 from mor_trainer.control.workers import Workers
 from mor_trainer.routes import ROUTERS
-
-_PAGE = Path(__file__).parent / "static" / "index.html"
+from mor_trainer.routes.dashboard import add_dashboard
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
@@ -77,9 +74,5 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.state.tokens = ClientTokens(settings, router_transport)
     for router in ROUTERS:
         app.include_router(router)
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(_PAGE, headers={"Cache-Control": "no-cache"})
-
+    add_dashboard(app)
     return app

@@ -16,7 +16,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="TCP port, 0 takes a free one (MOR_PORT).")] = None,
     port_file: Annotated[Path | None, typer.Option(help="File to write the address to once it listens.")] = None,
 ) -> None:
-    """Serve run control, status API, status page and weight files."""
+    """Serve run control, status API, dashboard and weight files."""
     from mor_core import service
 
     from mor_trainer.app import create_app

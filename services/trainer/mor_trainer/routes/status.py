@@ -12,9 +12,10 @@ from mor_core.runs import RunSnapshot, RunSpec
 from pydantic import BaseModel
 
 from mor_trainer.control import visible
+from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import Past, Reader, ReaderOrClient, Runs
 
-router = APIRouter(prefix="/v1/runs/{run}", tags=["status"])
+router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 
 REVALIDATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 """A cache asks each time, and for each caller apart."""
@@ -31,8 +32,10 @@ def responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 
 def matches(header: str | None, etag: str) -> bool:
-    """Whether an ``If-None-Match`` header names the entity tag."""
-    return header is not None and (header.strip() == "*" or etag in [tag.strip() for tag in header.split(",")])
+    """Whether an ``If-None-Match`` header names the entity tag, by weak comparison (RFC 9110, 13.1.2)."""
+    if header is None:
+        return False
+    return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
 async def revalidated(etag: str, if_none_match: str | None, content: Callable[[], BaseModel]) -> Response:

@@ -1,0 +1,122 @@
+/** The frame of every page: who reads, where to, and what to do when nobody may. */
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import { ApiError, caller as askCaller, forgetToken, hasToken } from "./api.ts";
+import { AlertsPage } from "./alerts.tsx";
+import { pause, sleep } from "./backoff.ts";
+import { useRoute } from "./hooks.ts";
+import { Login } from "./login.tsx";
+import { Lost } from "./parts.tsx";
+import type { Route } from "./route.ts";
+import { RunPage } from "./run.tsx";
+import { RunsPage } from "./runs.tsx";
+import { setTheme, type Theme, theme } from "./theme.ts";
+import type { Caller } from "./types.ts";
+
+export function App() {
+  const route = useRoute();
+  const [version, setVersion] = useState(0);
+  const { caller, problem, again } = useCaller(version);
+  const [asking, setAsking] = useState(false);
+  const signIn = asking || !hasToken() || problem?.status === 401 || problem?.status === 403;
+  const signed = () => {
+    setAsking(false);
+    setVersion(version + 1);
+  };
+  const out = () => {
+    forgetToken();
+    signed();
+  };
+  return (
+    <>
+      <a class="skip" href="#main" onClick={(event) => { event.preventDefault(); document.getElementById("main")?.focus(); }}>
+        To the content
+      </a>
+      <header>
+        <a class="brand" href="#/">MoR</a>
+        <nav aria-label="Pages">
+          <a href="#/" aria-current={route.page === "runs" ? "page" : undefined}>Runs</a>
+          {caller?.scope !== "client" && (
+            <a href="#/alerts" aria-current={route.page === "alerts" ? "page" : undefined}>Alerts</a>
+          )}
+        </nav>
+        <ThemeChoice />
+        {caller && (
+          <p class="caller">
+            {caller.name} ({caller.scope}) <button type="button" onClick={() => setAsking(true)}>Other token</button>{" "}
+            <button type="button" onClick={out}>Forget token</button>
+          </p>
+        )}
+      </header>
+      <main id="main" tabIndex={-1}>
+        {signIn ? (
+          <Login problem={problem?.message ?? null} done={signed} cancel={caller && asking ? () => setAsking(false) : null} />
+        ) : (
+          <>
+            {problem && <Lost problem={problem} retryAt={null} retry={again} />}
+            {caller && <Page route={route} caller={caller} />}
+            {!caller && !problem && <p role="status">Asking run control …</p>}
+          </>
+        )}
+      </main>
+    </>
+  );
+}
+
+function Page({ route, caller }: { route: Route; caller: Caller }) {
+  const place = JSON.stringify(route);
+  const first = useRef(place);
+  useEffect(() => {
+    if (first.current !== place) document.querySelector<HTMLElement>("main h1")?.focus();
+    first.current = place;
+  }, [route.page, route.page === "run" ? route.run : null]);
+  if (route.page === "runs") return <RunsPage caller={caller} />;
+  if (route.page === "alerts") return <AlertsPage caller={caller} />;
+  if (route.page === "run") return <RunPage key={route.run} run={route.run} tab={route.tab} caller={caller} />;
+  return (
+    <>
+      <h1 tabIndex={-1}>No such page</h1>
+      <p>The address names no page of the dashboard. <a href="#/">All runs</a></p>
+    </>
+  );
+}
+
+/** Who the token belongs to, asked until there is an answer. */
+function useCaller(version: number) {
+  const [found, setFound] = useState<{ caller: Caller | null; problem: ApiError | null }>({ caller: null, problem: null });
+  const [asked, setAsked] = useState(0);
+  useEffect(() => {
+    const end = new AbortController();
+    const keep = async () => {
+      for (let failures = 0; hasToken() && !end.signal.aborted; failures += 1) {
+        try {
+          const caller = await askCaller();
+          return end.signal.aborted ? undefined : setFound({ caller, problem: null });
+        } catch (error) {
+          if (!(error instanceof ApiError)) throw error;
+          if (end.signal.aborted) return;
+          setFound({ caller: null, problem: error });
+          if (error.status === 401 || error.status === 403) return;
+          await sleep(pause(failures, error.retryAfterS), end.signal);
+        }
+      }
+    };
+    setFound({ caller: null, problem: null });
+    void keep();
+    return () => end.abort();
+  }, [version, asked]);
+  return { ...found, again: () => setAsked(asked + 1) };
+}
+
+function ThemeChoice() {
+  return (
+    <label class="theme">
+      Theme{" "}
+      <select value={theme()} onChange={(event) => setTheme(event.currentTarget.value as Theme)}>
+        <option value="auto">as the system</option>
+        <option value="light">light</option>
+        <option value="dark">dark</option>
+      </select>
+    </label>
+  );
+}

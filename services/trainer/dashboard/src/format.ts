@@ -1,0 +1,44 @@
+const NOTHING = "–";
+
+export function number(value: unknown, digits = 3): string {
+  if (typeof value !== "number" || !Number.isFinite(value)) return NOTHING;
+  const size = Math.abs(value);
+  if (size >= 1e6) return value.toExponential(digits - 1);
+  if (size >= 1000) return Math.round(value).toLocaleString("en");
+  return String(+value.toPrecision(digits));
+}
+
+export function share(value: number | null | undefined): string {
+  return value == null ? NOTHING : `${Math.round(value * 100)} %`;
+}
+
+/** Progress; 100 % is told only of what is done. */
+export function progress(value: number | null | undefined): string {
+  return value == null ? NOTHING : `${Math.floor(value * 100)} %`;
+}
+
+export function duration(seconds: number | null | undefined): string {
+  if (seconds == null) return NOTHING;
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 90) return `${s} s`;
+  if (s < 5400) return `${Math.round(s / 60)} min`;
+  if (s < 172_800) return `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min`;
+  return `${(s / 86_400).toFixed(1)} days`;
+}
+
+/** Unix seconds as local time; the day too where it is not today. */
+export function clock(at: number | null | undefined): string {
+  if (at == null) return NOTHING;
+  const when = new Date(at * 1000);
+  const time = when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return when.toDateString() === new Date().toDateString() ? time : `${when.toLocaleDateString()} ${time}`;
+}
+
+export function counts(of: Record<string, number> | undefined): string {
+  const entries = Object.entries(of ?? {});
+  return entries.length ? entries.map(([name, count]) => `${words(name)} ${count}`).join(", ") : "none";
+}
+
+export function words(name: string): string {
+  return name.replaceAll("_", " ");
+}

@@ -1,0 +1,93 @@
+import { useCallback, useEffect, useReducer, useRef, useState } from "preact/hooks";
+import { ApiError, get } from "./api.ts";
+import { pause, sleep } from "./backoff.ts";
+import { Feed } from "./feed.ts";
+import { parse, type Route } from "./route.ts";
+import type { Caller } from "./types.ts";
+
+export function useRoute(): Route {
+  const [route, setRoute] = useState(() => parse(location.hash));
+  useEffect(() => {
+    const changed = () => setRoute(parse(location.hash));
+    addEventListener("hashchange", changed);
+    return () => removeEventListener("hashchange", changed);
+  }, []);
+  return route;
+}
+
+export interface Read<T> {
+  value: T | null;
+  /** Why the last attempt failed; what was read before is kept. */
+  problem: ApiError | null;
+  again: () => void;
+}
+
+/** The JSON at ``path``, read again every ``everyS`` seconds (never where null), whenever ``version`` changes, and with
+ * growing pauses after a failure. */
+export function useRead<T>(path: string, everyS: number | null = null, version: unknown = 0): Read<T> {
+  const [asked, again] = useReducer((count: number) => count + 1, 0);
+  const [read, setRead] = useState<{ path: string; value: T | null; problem: ApiError | null }>({
+    path, value: null, problem: null,
+  });
+  useEffect(() => {
+    const end = new AbortController();
+    const keep = async () => {
+      for (let failures = 0; !end.signal.aborted; ) {
+        try {
+          const value = await get<T>(path);
+          failures = 0;
+          if (!end.signal.aborted) setRead({ path, value, problem: null });
+          if (everyS === null) return;
+        } catch (error) {
+          if (!(error instanceof ApiError)) throw error;
+          failures += 1;
+          if (!end.signal.aborted) setRead((old) => ({ ...old, problem: error }));
+          if (error.status >= 400 && error.status < 500) return;
+        }
+        await sleep(failures ? pause(failures) : (everyS ?? 0), end.signal);
+        while (document.hidden && !end.signal.aborted) await sleep(1, end.signal);
+      }
+    };
+    void keep();
+    return () => end.abort();
+  }, [path, everyS, version, asked]);
+  return { value: read.path === path ? read.value : null, problem: read.problem, again: () => again(undefined) };
+}
+
+export function useFeed(run: string, caller: Caller): Feed | null {
+  const [, draw] = useReducer((count: number) => count + 1, 0);
+  const [feed, setFeed] = useState<Feed | null>(null);
+  useEffect(() => {
+    const opened = new Feed(run, caller, () => draw(undefined));
+    setFeed(opened);
+    return () => {
+      opened.close();
+      setFeed(null);
+    };
+  }, [run, caller]);
+  return feed;
+}
+
+/** Whether an element is near the visible part of the page. */
+export function useVisible<T extends Element>(): [(element: T | null) => void, boolean] {
+  const [visible, setVisible] = useState(false);
+  const observer = useRef<IntersectionObserver | null>(null);
+  const watch = useCallback((element: T | null) => {
+    observer.current?.disconnect();
+    if (element === null) return;
+    const seen = (entries: IntersectionObserverEntry[]) => setVisible(entries.some((entry) => entry.isIntersecting));
+    observer.current = new IntersectionObserver(seen, { rootMargin: "300px" });
+    observer.current.observe(element);
+  }, []);
+  return [watch, visible];
+}
+
+/** Draws again every second, for what counts time. */
+export function useClock(): number {
+  const [now, setNow] = useState(() => Date.now());
+  useEffect(() => {
+    const timer = setInterval(() => setNow(Date.now()), 1000);
+    return () => clearInterval(timer);
+  }, []);
+  return now;
+}

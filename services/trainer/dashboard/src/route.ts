@@ -1,0 +1,29 @@
+/** Which page the address names: #/, #/alerts, #/runs/ID, #/runs/ID/TAB. */
+
+export const TABS = ["charts", "clients", "samples", "alerts", "details"] as const;
+export type Tab = (typeof TABS)[number];
+
+export type Route = { page: "runs" } | { page: "alerts" } | { page: "run"; run: string; tab: Tab } | { page: "unknown" };
+
+export function parse(hash: string): Route {
+  const parts = hash.replace(/^#\/?/, "").split("/").filter(Boolean);
+  const [page, run, tab = "charts"] = parts;
+  if (page === undefined) return { page: "runs" };
+  if (page === "alerts" && parts.length === 1) return { page: "alerts" };
+  if (page === "runs" && run !== undefined && (TABS as readonly string[]).includes(tab)) {
+    return { page: "run", run: decoded(run), tab: tab as Tab };
+  }
+  return { page: "unknown" };
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+export function runAddress(run: string, tab: Tab = "charts"): string {
+  return `#/runs/${encodeURIComponent(run)}${tab === "charts" ? "" : `/${tab}`}`;
+}

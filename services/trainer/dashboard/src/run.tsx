@@ -1,0 +1,125 @@
+/** A run: how it stands, and its parts in tabs. */
+
+import { useEffect } from "preact/hooks";
+import { RunAlerts } from "./alerts.tsx";
+import { Charts } from "./charts.tsx";
+import { Clients } from "./clients.tsx";
+import { Controls } from "./controls.tsx";
+import { Details } from "./details.tsx";
+import type { Run } from "./feed.ts";
+import { clock, duration, number, progress } from "./format.ts";
+import { useFeed, useRead } from "./hooks.ts";
+import { Lost, Progress, State } from "./parts.tsx";
+import { runAddress, type Tab, TABS } from "./route.ts";
+import { Samples } from "./samples.tsx";
+import type { Alert, Caller, Snapshot } from "./types.ts";
+
+const FOR_CLIENTS: readonly Tab[] = ["charts", "clients", "samples"];
+
+export function RunPage({ run: id, tab, caller }: { run: string; tab: Tab; caller: Caller }) {
+  const feed = useFeed(id, caller);
+  const run = feed?.run;
+  const snapshot = run?.snapshot ?? null;
+  useEffect(() => {
+    document.title = snapshot ? `${progress(snapshot.progress)} ${snapshot.state} · ${id} · MoR` : `${id} · MoR`;
+  }, [id, snapshot]);
+  if (run?.link === "refused") {
+    return (
+      <>
+        <h1 tabIndex={-1}>{id}</h1>
+        <p class="problem" role="alert">{run.problem?.message}</p>
+        <p><a href="#/">All runs</a></p>
+      </>
+    );
+  }
+  return (
+    <>
+      <h1 tabIndex={-1}>{id}</h1>
+      {run?.link === "lost" && run.problem && (
+        <Lost problem={run.problem} retryAt={run.retryAt} retry={() => feed?.retry()} />
+      )}
+      {!snapshot && <p role="status">Reading the run …</p>}
+      {feed && run && snapshot && (
+        <>
+          <Head run={run} snapshot={snapshot} admin={caller.scope === "admin"} took={(found) => feed.took(found)} />
+          {caller.scope === "client" ? (
+            <Tabs id={id} tab={tab} tabs={FOR_CLIENTS} open={0} />
+          ) : (
+            <AlertedTabs id={id} tab={tab} version={run.changes.alert} />
+          )}
+          <section aria-label={tab}>
+            <Content run={run} snapshot={snapshot} tab={tab} caller={caller} />
+          </section>
+        </>
+      )}
+    </>
+  );
+}
+
+function Content({ run, snapshot, tab, caller }: { run: Run; snapshot: Snapshot; tab: Tab; caller: Caller }) {
+  if (tab === "clients") return <Clients held={run.held} run={snapshot.id} version={run.changes.samples} />;
+  if (tab === "samples") return <Samples run={snapshot.id} version={run.changes.samples} />;
+  if (tab === "alerts") return <RunAlerts run={snapshot.id} version={run.changes.alert} caller={caller} />;
+  if (tab === "details") return <Details snapshot={snapshot} changes={run.changes} caller={caller} />;
+  return <Charts held={run.held} />;
+}
+
+interface HeadProps {
+  run: Run;
+  snapshot: Snapshot;
+  admin: boolean;
+  took: (snapshot: Snapshot) => void;
+}
+
+function Head({ run, snapshot, admin, took }: HeadProps) {
+  const { step, total, metrics } = snapshot;
+  const facts: [string, string][] = [
+    ["Step", `${step ?? "–"} of ${total}`],
+    ["Time left", duration(snapshot.eta_s)],
+    ["Reward", number(metrics?.reward_mean)],
+    ["KL", number(metrics?.kl)],
+    ["Seconds a step", number(metrics?.step_seconds)],
+    ["Weights", snapshot.weights_version === null ? "–" : `version ${snapshot.weights_version}`],
+    ["Gate", snapshot.gate_version === null ? "–" : `version ${snapshot.gate_version}`],
+    ["Last change", clock(snapshot.updated_at)],
+  ];
+  return (
+    <section class="head" aria-label="How it stands">
+      <div class="standing">
+        <span>
+          <State state={snapshot.state} desired={snapshot.desired} />{" "}
+          {run.link === "live" && <span class="live">live</span>}
+        </span>
+        <span class="progress"><Progress label="Progress" value={snapshot.progress} /> {progress(snapshot.progress)}</span>
+        {admin && <Controls snapshot={snapshot} took={took} />}
+      </div>
+      {snapshot.control_rewards === "shuffled" && (
+        <p class="problem"><strong>Control run: its rewards are shuffled.</strong></p>
+      )}
+      {snapshot.error && <p class="problem" role="alert">{snapshot.error}</p>}
+      <dl class="facts">
+        {facts.map(([name, value]) => (
+          <div key={name}><dt>{name}</dt><dd>{value}</dd></div>
+        ))}
+      </dl>
+    </section>
+  );
+}
+
+function AlertedTabs({ id, tab, version }: { id: string; tab: Tab; version: number }) {
+  const path = `v1/alerts?acknowledged=false&run=${encodeURIComponent(id)}`;
+  const open = useRead<Alert[]>(path, null, `${version} ${tab}`).value?.length ?? 0;
+  return <Tabs id={id} tab={tab} tabs={TABS} open={open} />;
+}
+
+function Tabs({ id, tab, tabs, open }: { id: string; tab: Tab; tabs: readonly Tab[]; open: number }) {
+  return (
+    <nav class="tabs" aria-label="Parts of the run">
+      {tabs.map((name) => (
+        <a key={name} href={runAddress(id, name)} aria-current={name === tab ? "page" : undefined}>
+          {name}{name === "alerts" && open > 0 && <span class="badge"> {open} open</span>}
+        </a>
+      ))}
+    </nav>
+  );
+}

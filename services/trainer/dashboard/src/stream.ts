@@ -1,0 +1,45 @@
+/** One connection to a run's events. ``EventSource`` cannot send a token, so the stream is read from ``fetch``. */
+
+import { createParser } from "eventsource-parser";
+import { ApiError, request, runPath } from "./api.ts";
+import type { RunEvent } from "./types.ts";
+
+/** Comments come every MOR_SSE_HEARTBEAT_S, 15 by default; a connection that is silent for this long is dead. */
+const SILENCE_MS = 90_000;
+
+export interface Reader {
+  opened: () => void;
+  event: (event: RunEvent, cursor: string) => void;
+}
+
+/** Reads events after ``cursor`` until the connection ends, which it always does with an error.
+ * @throws ApiError */
+export async function follow(run: string, cursor: string, reader: Reader, signal: AbortSignal): Promise<never> {
+  const connection = new AbortController();
+  const close = () => connection.abort();
+  signal.addEventListener("abort", close);
+  let watchdog = setTimeout(close, SILENCE_MS);
+  try {
+    const headers = { "Last-Event-ID": cursor };
+    const reply = await request(runPath(run, "/events"), { headers, signal: connection.signal, cache: "no-store" });
+    if (!reply.body) throw new ApiError(0, "the browser gives no stream");
+    reader.opened();
+    const parser = createParser({
+      onEvent: (message) => reader.event(JSON.parse(message.data) as RunEvent, message.id ?? cursor),
+    });
+    const text = new TextDecoder();
+    for (const bytes = reply.body.getReader(); ; ) {
+      const { done, value } = await bytes.read();
+      if (done) throw new ApiError(0, "run control closed the connection");
+      clearTimeout(watchdog);
+      watchdog = setTimeout(close, SILENCE_MS);
+      parser.feed(text.decode(value, { stream: true }));
+    }
+  } catch (error) {
+    throw error instanceof ApiError ? error : new ApiError(0, "the connection to run control broke off");
+  } finally {
+    clearTimeout(watchdog);
+    signal.removeEventListener("abort", close);
+    connection.abort();
+  }
+}

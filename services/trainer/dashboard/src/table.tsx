@@ -1,0 +1,48 @@
+import { clock, number } from "./format.ts";
+import type { ChartSpec, Row } from "./series.ts";
+
+const SHOWN = 50;
+
+/** A chart's values as a table of evenly chosen steps, newest first, and all of them as a file. */
+export function ChartTable({ spec, rows }: { spec: ChartSpec<Row>; rows: Row[] }) {
+  const stride = Math.max(1, Math.ceil(rows.length / SHOWN));
+  const chosen = rows.filter((_, index) => (rows.length - 1 - index) % stride === 0).reverse();
+  return (
+    <div class="scroll" tabIndex={0} role="region" aria-label={`Values of ${spec.title}`}>
+      <table>
+        <caption>
+          {rows.length} steps{stride > 1 && `, every ${stride}. shown`} ·{" "}
+          <button type="button" class="link" onClick={() => save(spec, rows)}>Save all as CSV</button>
+        </caption>
+        <thead>
+          <tr>
+            <th scope="col">step</th>
+            {spec.lines.map((line) => <th scope="col" class="number" key={line.name}>{line.name}</th>)}
+            <th scope="col">time</th>
+          </tr>
+        </thead>
+        <tbody>
+          {chosen.map((row) => (
+            <tr key={row.step}>
+              <th scope="row">{row.step}</th>
+              {spec.lines.map((line) => <td class="number" key={line.name}>{number(line.of(row), 4)}</td>)}
+              <td>{clock(row.at)}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+function save(spec: ChartSpec<Row>, rows: Row[]): void {
+  const quoted = (text: string) => `"${text.replaceAll('"', '""')}"`;
+  const head = ["step", "at", ...spec.lines.map((line) => quoted(line.name))];
+  const body = rows.map((row) => [row.step, row.at ?? "", ...spec.lines.map((line) => line.of(row) ?? "")]);
+  const text = [head, ...body].map((line) => line.join(",")).join("\n");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  link.download = `${spec.id}.csv`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}

@@ -1,0 +1,143 @@
+/** What the dashboard reads of the trainer's API; /openapi.json has the whole. Unknown is null, never 0. */
+
+export type Figure = number | null | undefined;
+
+export interface ClientFigures {
+  reward_mean?: Figure;
+  raw_mean?: Figure;
+  weight?: Figure;
+  failures?: Record<string, number>;
+  failures_total?: Record<string, number>;
+}
+
+export interface Domain {
+  groups?: number;
+  reward_mean?: Figure;
+  weights: Record<string, Figure>;
+}
+
+/** Metrics of one step; every number that the trainer tells by name. */
+export interface Metrics {
+  clients?: Record<string, ClientFigures>;
+  domains?: Record<string, Domain>;
+  seconds?: Record<string, number>;
+  [name: string]: unknown;
+}
+
+export interface Point extends Metrics {
+  step: number;
+  /** Unix time, seconds. */
+  at: number;
+}
+
+export interface Evaluation {
+  step: number;
+  reward: Figure;
+  clients?: Record<string, Figure>;
+}
+
+export interface History {
+  points: Point[];
+  evaluations: Evaluation[];
+  stride: number;
+}
+
+export type RunState = "queued" | "running" | "paused" | "finished" | "failed" | "stopped";
+
+export interface Snapshot {
+  id: string;
+  state: RunState;
+  desired: "run" | "pause" | "stop";
+  step: number | null;
+  total: number;
+  progress: number | null;
+  eta_s: number | null;
+  created_at: number;
+  started_at: number | null;
+  updated_at: number;
+  finished_at: number | null;
+  model: string;
+  weights_version: number | null;
+  gate_version: number | null;
+  control_rewards: "fused" | "shuffled";
+  metrics: Metrics | null;
+  final: string | null;
+  error: string | null;
+  cursor: string;
+}
+
+export interface RunEvent {
+  id: number;
+  kind: string;
+  step: number | null;
+  at: number;
+  data: Record<string, unknown>;
+}
+
+export interface SampleScore {
+  client: string;
+  status: string;
+  detail: string | null;
+  weight: number;
+  raw: number[] | null;
+  calibrated: number[] | null;
+}
+
+export interface Sample {
+  step: number;
+  group_id: string;
+  prompt_id: string;
+  domain: string | null;
+  prompt: string;
+  images: string[];
+  weights_version: number;
+  gate_version: number;
+  fusion: string;
+  responses: string[];
+  rewards: number[] | null;
+  advantages: number[] | null;
+  clients: SampleScore[];
+}
+
+export interface Alert {
+  id: number;
+  run: string;
+  name: string;
+  reason: string;
+  step: number | null;
+  first_at: number;
+  last_at: number;
+  count: number;
+  acknowledged_at: number | null;
+  acknowledged_by: string | null;
+  note: string | null;
+}
+
+export interface DeadGroup {
+  id: number;
+  group_id: string;
+  stage: string | null;
+  reason: string;
+  attempts: number | null;
+  step: number;
+  at: number;
+  replay: string;
+}
+
+export interface Checkpoint {
+  step: number;
+  at: number;
+  path: string;
+  seconds: number | null;
+}
+
+export interface ClientHistory {
+  latest: ClientFigures | null;
+  weight_by_domain: Record<string, Figure>;
+  points: ({ step: number; at: number } & ClientFigures)[];
+}
+
+export interface Caller {
+  name: string;
+  scope: "admin" | "viewer" | "service" | "client";
+}

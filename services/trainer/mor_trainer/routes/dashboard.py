@@ -1,0 +1,37 @@
+"""The dashboard: a page with its script and style, built from ``services/trainer/dashboard`` by ``make dashboard``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+_FOLDER = Path(__file__).parent.parent / "static"
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src blob: data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class _Files(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_HEADERS)
+        return response
+
+
+def add_dashboard(app: FastAPI) -> None:
+    """Serve the page at ``/`` and the rest below ``/static``; neither needs a token, nor holds anything of a run."""
+    app.mount("/static", _Files(directory=_FOLDER))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_FOLDER / "index.html", headers=_HEADERS)

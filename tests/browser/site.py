@@ -1,0 +1,136 @@
+"""The real run-control process with runs that a worker told of, and pages of a real browser that look at it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from mor_core.auth import hash_token
+from mor_core.settings import StreamSettings
+from mor_core.streams import connect
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from tests.browser import story
+from tests.trainer.control import Worker, claim, create, eventually
+from tests.trainer.kit import TOKENS, Processes, bearer, make_spec, write_prompts
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_ARGUMENTS = (
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+_SLOW_MS = 60_000
+
+
+def installed() -> str | None:
+    """The Chromium of this machine."""
+    return next(filter(None, map(shutil.which, _BROWSERS)), None)
+
+
+def write_tokens(folder: Path) -> Path:
+    """One token of each scope; that of scope ``client`` is the client ``detail``'s."""
+    names = {scope: "detail" if scope == "client" else scope for scope in TOKENS}
+    path = folder / "tokens.json"
+    rows = [{"name": names[scope], "scope": scope, "sha256": hash_token(token)} for scope, token in TOKENS.items()]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Run control looks at the names of a checkpoint's files only."""
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
+        (folder / name).touch()
+    return folder
+
+
+@dataclass
+class Site:
+    """Run control, and who works on its runs."""
+
+    processes: Processes
+    redis: Redis
+    folder: Path
+    workers: dict[str, Worker] = field(default_factory=dict)
+
+    @contextlib.asynccontextmanager
+    async def http(self) -> AsyncIterator[httpx.AsyncClient]:
+        async with httpx.AsyncClient(base_url=self.processes.address, headers=bearer("admin"), timeout=30) as client:
+            yield client
+
+    async def begin(self, name: str, steps: int, told: int) -> str:
+        """A run of ``steps`` steps, the first ``told`` of which are done."""
+        model = self.folder / "checkpoint"
+        prompts = self.folder / "prompts.jsonl"
+        spec = make_spec(model, prompts, name=name, steps=steps)
+        async with self.http() as http:
+            run = await create(http, spec)
+            self.workers[run] = Worker(self.redis, run, (await claim(http))["attempt"])
+        await self.tell(run, 1, told)
+        return run
+
+    async def tell(self, run: str, first: int, last: int, *, arrives: bool = True) -> None:
+        """Steps with all that comes with them; ``arrives``: wait until run control has them."""
+        worker = self.workers[run]
+        for step in range(first, last + 1):
+            await worker.tell("samples", step, story.samples(step))
+            await worker.tell("step", step, story.step_data(step))
+            if step % 10 == 0:
+                await worker.tell("evaluation", step, story.evaluation(step))
+                await worker.tell("checkpoint", step, {"path": f"/runs/{run}/checkpoints/{step}", "seconds": 1.2})
+        if arrives:
+            async with self.http() as http:
+                await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == last)
+
+    def address(self, place: str = "/") -> str:
+        return f"{self.processes.address}/#{place}"
+
+
+@contextlib.asynccontextmanager
+async def site(folder: Path, redis_url: str) -> AsyncIterator[Site]:
+    """Run control on ``folder``."""
+    write_checkpoint(folder / "checkpoint")
+    write_prompts(folder, 4)
+    processes = Processes(folder / "runs", write_tokens(folder), redis_url, folder)
+    processes.environment["MOR_RUN_LEASE_S"] = "3600"  # no heartbeats are sent
+    redis = connect(StreamSettings(redis_url=SecretStr(redis_url)))
+    try:
+        processes.serve()
+        yield Site(processes, redis, folder)
+    finally:
+        processes.end()
+        await redis.aclose()
+
+
+@contextlib.asynccontextmanager
+async def browser(executable: str) -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        opened = await playwright.chromium.launch(
+            executable_path=executable, headless=True, chromium_sandbox=False, args=list(_ARGUMENTS)
+        )
+        yield opened
+        await opened.close()
+
+
+@contextlib.asynccontextmanager
+async def signed_in(context: BrowserContext, site: Site, scope: str) -> AsyncIterator[Page]:
+    """A page that came in by an address with the token of ``scope``.
+
+    Raises:
+        AssertionError: the page had an error, or did what its policy forbids.
+    """
+    context.set_default_timeout(_SLOW_MS)
+    page = await context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
+    await page.goto(site.address(f"token={TOKENS[scope]}"))
+    yield page
+    assert not errors, errors
