@@ -6,7 +6,7 @@ import type { Evaluation, Figure, Metrics } from "./types.ts";
 export interface Line<Row> {
   name: string;
   of: (row: Row) => Figure;
-  /** Index of its colour. */
+  /** Which of the colours --c0 to --c8 of the style. */
   colour: number;
 }
 
@@ -31,13 +31,14 @@ export type Row = (Metrics | Evaluation) & { step: number; at?: number };
 const SHARES = ["waiting", "processing", "forward_backward", "optimiser", "publication", "checkpoint", "unaccounted"];
 /** Clients' colours begin after that of the fused reward. */
 const FIRST_CLIENT = 1;
+const CLIENT_COLOURS = 8;
 
 const metric = (name: string) => (row: Row) => (row as Metrics)[name] as Figure;
 const metrics = (...named: [string, string][]) =>
   named.map(([name, title], colour): Line<Row> => ({ name: title, of: metric(name), colour }));
 
 export function clientColour(clients: string[], client: string): number {
-  return FIRST_CLIENT + Math.max(0, clients.indexOf(client));
+  return FIRST_CLIENT + (Math.max(0, clients.indexOf(client)) % CLIENT_COLOURS);
 }
 
 /** Sections of charts, without charts and lines that have no value at all. */
