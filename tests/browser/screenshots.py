@@ -63,9 +63,10 @@ async def _settled(page: Page, place: str) -> None:
 
 
 def _save(path: Path, content: bytes) -> None:
+    """A palette is enough, and keeps the repository small."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(content)) as image:
-        image.convert("RGB").save(path, optimize=True)
+        image.convert("RGB").quantize(kmeans=3).save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 

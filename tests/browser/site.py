@@ -82,6 +82,7 @@ class Site:
         for step in range(first, last + 1):
             await worker.tell("samples", step, story.samples(step))
             await worker.tell("step", step, story.step_data(step))
+            await worker.tell("weights", step, {"version": step})
             if step % 10 == 0:
                 await worker.tell("evaluation", step, story.evaluation(step))
                 await worker.tell("checkpoint", step, {"path": f"/runs/{run}/checkpoints/{step}", "seconds": 1.2})
