@@ -42,9 +42,9 @@ async def main() -> None:
 
 
 async def _shoot(control: Site, opened: Browser) -> None:
-    run = await control.begin("three-domains", 120, 90)
+    run = await control.begin("three-domains", 100, 80)
     reason = "the clients that answered held 0.31 of the gate weight, 0.5 is wanted"
-    await control.workers[run].tell("alert", 88, {"name": "group_dropped", "reason": reason, "group_id": "6f1c"})
+    await control.workers[run].tell("alert", 78, {"name": "group_dropped", "reason": reason, "group_id": "6f1c"})
     for name, place, theme, (width, height) in _SHOTS:
         context = await opened.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if theme == "dark" else "light"
