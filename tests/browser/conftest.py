@@ -26,8 +26,8 @@ async def control(executable: str, redis_url: str, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 async def run(control: Site) -> str:
-    """A run with forty steps."""
-    return await control.begin("looked-at", 120, 40)
+    """A run with some steps."""
+    return await control.begin("looked-at", 120, 24)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ _ARGUMENTS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 _SLOW_MS = 60_000
+_TOLD_S = 240.0
+"""Each event is a transaction on the disk; a busy one takes long."""
 
 
 def installed() -> str | None:
@@ -85,9 +87,10 @@ class Site:
             if step % 10 == 0:
                 await worker.tell("evaluation", step, story.evaluation(step))
                 await worker.tell("checkpoint", step, {"path": f"/runs/{run}/checkpoints/{step}", "seconds": 1.2})
+        await worker.tell("weights", last, {"version": last})
         if arrives:
             async with self.http() as http:
-                await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == last)
+                await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == last, _TOLD_S)
 
     def address(self, place: str = "/") -> str:
         return f"{self.processes.address}/#{place}"

@@ -170,6 +170,15 @@ async def test_an_alert_appears_and_is_acknowledged(admin: Page, control: Site) 
     await expect(admin.get_by_text("smaller lr")).to_be_visible()
 
 
+async def test_a_page_that_gets_no_answer_says_so_and_keeps_trying(viewer: Page, run: str) -> None:
+    await expect(viewer.get_by_role("link", name=run)).to_be_visible()
+    await viewer.route("**/v1/**", lambda route: route.abort())
+    await expect(viewer.get_by_role("alert")).to_contain_text("run control gives no answer")
+    await expect(viewer.get_by_role("link", name=run), "what was read stays").to_be_visible()
+    await viewer.unroute("**/v1/**")
+    await expect(viewer.get_by_role("alert")).to_have_count(0)
+
+
 async def test_a_viewer_has_no_controls(viewer: Page, run: str) -> None:
     await go(viewer, f"/runs/{run}")
     await expect(viewer.get_by_text("live", exact=True)).to_be_visible()

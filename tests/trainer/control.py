@@ -55,9 +55,9 @@ class Worker:
         await self.tell("step", step, data)
 
 
-async def eventually(http: httpx.AsyncClient, path: str, wanted: Any) -> Any:
+async def eventually(http: httpx.AsyncClient, path: str, wanted: Any, timeout_s: float = 60) -> Any:
     """The JSON at ``path`` once ``wanted(json)`` holds."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + timeout_s
     while True:
         found = (await http.get(path)).raise_for_status().json()
         if wanted(found):

@@ -32,7 +32,7 @@ function Alerts({ run, version, caller }: { run: string | null; version: number;
     <>
       <form class="filters" onSubmit={(event) => event.preventDefault()}>
         <label><input type="checkbox" checked={open} onChange={(event) => setOpen(event.currentTarget.checked)} /> only open ones</label>
-        <span role="status">{alerts === null ? "Reading the alerts …" : `${alerts.length} alerts`}</span>
+        <span role="status">{alerts === null ? "Reading the alerts …" : `${alerts.length} ${alerts.length === 1 ? "alert" : "alerts"}`}</span>
       </form>
       {problem && <Lost problem={problem} retryAt={null} retry={again} />}
       {alerts?.length === 0 && <p>{open ? "Nothing needs attention." : "No alerts."}</p>}

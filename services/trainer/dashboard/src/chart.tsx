@@ -1,6 +1,6 @@
 /** One chart: plot, legend with the values under the cursor, and the same as a table. */
 
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useId, useMemo, useRef, useState } from "preact/hooks";
 import { useVisible } from "./hooks.ts";
 import { number } from "./format.ts";
 import { Plot } from "./plot.ts";
@@ -44,7 +44,7 @@ export function Chart({ spec, view, onRange }: Props) {
     if (!next.delete(name)) next.add(name);
     setHidden(next);
   };
-  const title = `chart-${spec.id}`;
+  const title = useId();
   return (
     <figure ref={watch} class={wide ? "chart wide" : "chart"} aria-labelledby={title}>
       <figcaption>
@@ -81,7 +81,7 @@ export function Chart({ spec, view, onRange }: Props) {
         {spec.lines.map((line) => (
           <li key={line.name}>
             <button type="button" aria-pressed={!hidden.has(line.name)} onClick={() => toggle(line.name)}>
-              <i class={`swatch c${line.colour % 9}`} /> {line.name}{" "}
+              <i class={`swatch c${line.colour}`} /> {line.name}{" "}
               <b>{number(rows[shown] === undefined ? null : line.of(rows[shown]))}</b>
             </button>
           </li>

@@ -28,8 +28,8 @@ export function Charts({ held }: { held: Held }) {
         {view.range && <button type="button" onClick={() => change({ range: null })}>Show everything</button>}
       </form>
       {found.map((section) => (
-        <section key={section.title} aria-labelledby={`section-${section.title}`}>
-          <h2 id={`section-${section.title}`}>{section.title}</h2>
+        <section key={section.title} aria-label={section.title}>
+          <h2>{section.title}</h2>
           <div class="charts">
             {section.charts.map((spec) => (
               <Chart key={spec.id} spec={spec} view={view} onRange={(range) => change({ range })} />

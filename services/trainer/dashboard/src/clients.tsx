@@ -38,7 +38,7 @@ export function Clients({ held, run, version }: { held: Held; run: string; versi
               const figures = last?.clients?.[name];
               return (
                 <tr key={name}>
-                  <th scope="row"><i class={`swatch c${clientColour(clients, name) % 9}`} /> {name}</th>
+                  <th scope="row"><i class={`swatch c${clientColour(clients, name)}`} /> {name}</th>
                   <td class="share"><Share value={figures?.weight} /></td>
                   {domains.map((domain) => (
                     <td key={domain} class="share"><Share value={last?.domains?.[domain]?.weights[name]} /></td>

@@ -108,7 +108,7 @@ export class Plot {
       series: [
         {},
         ...drawn.map((line): uPlot.Series => {
-          const own = () => colour(`c${line.colour % 9}`);
+          const own = () => colour(`c${line.colour}`);
           const width = line.colour === 0 ? 2 : 1.5;
           return { stroke: own, width: stacked ? 1 : width, spanGaps: !stacked, ...(stacked ? { fill: own } : {}) };
         }),

@@ -6,7 +6,7 @@ import type { Evaluation, Figure, Metrics } from "./types.ts";
 export interface Line<Row> {
   name: string;
   of: (row: Row) => Figure;
-  /** Index of its colour. */
+  /** Which of the colours --c0 to --c8 of the style. */
   colour: number;
 }
 
@@ -31,13 +31,14 @@ export type Row = (Metrics | Evaluation) & { step: number; at?: number };
 const SHARES = ["waiting", "processing", "forward_backward", "optimiser", "publication", "checkpoint", "unaccounted"];
 /** Clients' colours begin after that of the fused reward. */
 const FIRST_CLIENT = 1;
+const CLIENT_COLOURS = 8;
 
 const metric = (name: string) => (row: Row) => (row as Metrics)[name] as Figure;
 const metrics = (...named: [string, string][]) =>
   named.map(([name, title], colour): Line<Row> => ({ name: title, of: metric(name), colour }));
 
 export function clientColour(clients: string[], client: string): number {
-  return FIRST_CLIENT + Math.max(0, clients.indexOf(client));
+  return FIRST_CLIENT + (Math.max(0, clients.indexOf(client)) % CLIENT_COLOURS);
 }
 
 /** Sections of charts, without charts and lines that have no value at all. */
@@ -88,10 +89,10 @@ export function sections(held: Held): Section[] {
         chart("kl", "KL to the reference", "nats a token", "How far the policy has moved.", metrics(["kl", "KL"])),
         chart("entropy", "Entropy", "nats a token", "Falling fast towards 0: the policy stops exploring.",
           metrics(["entropy", "entropy"])),
-        chart("clip", "Clip fractions", "share of tokens", "Tokens whose importance ratio was clipped, and limited by the correction.",
+        chart("clip", "Clip fractions", "share", "Share of tokens whose importance ratio was clipped, or limited by the correction.",
           metrics(["clip_low_ratio", "low"], ["clip_high_ratio", "high"], ["importance_limited_ratio", "limited"])),
-        chart("gradient", "Gradient norm", "norm", "Before clipping.", metrics(["grad_norm", "norm"])),
-        chart("flat", "Groups without signal", "share of groups", "All responses of the group got the same reward.",
+        chart("gradient", "Gradient norm", "L2", "Before clipping.", metrics(["grad_norm", "norm"])),
+        chart("flat", "Groups without signal", "share", "Share of groups whose responses all got the same reward.",
           metrics(["zero_variance_ratio", "groups"])),
       ],
     },
@@ -108,10 +109,10 @@ export function sections(held: Held): Section[] {
       title: "Speed",
       charts: [
         chart("seconds", "Step time", "seconds", "Where a step's time went.",
-          SHARES.map((name, colour) => ({
-            name: name.replace("_", " "), of: (row: Row) => (row as Metrics).seconds?.[name], colour,
+          SHARES.map((name, index) => ({
+            name: name.replace("_", " "), of: (row: Row) => (row as Metrics).seconds?.[name], colour: index + 1,
           })), { stacked: true }),
-        chart("throughput", "Tokens per second", "response tokens/s", "Response tokens trained on.",
+        chart("throughput", "Tokens per second", "tokens/s", "Response tokens trained on.",
           metrics(["tokens_per_second", "tokens/s"])),
       ],
     },
