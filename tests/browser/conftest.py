@@ -6,6 +6,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page
 
 from tests.browser.site import Site, browser, installed, signed_in, site
+from tests.conftest import Valkey
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +20,15 @@ def executable() -> str:
 
 
 @pytest.fixture(scope="session")
-async def control(executable: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    async with site(tmp_path_factory.mktemp("site"), redis_url) as opened:
-        yield opened
+async def control(executable: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    """With a queue server of its own: other tests empty theirs, and count what is in it."""
+    folder = tmp_path_factory.mktemp("site")
+    server = Valkey(tmp_path_factory.mktemp("queue"))
+    try:
+        async with site(folder, server.url) as opened:
+            yield opened
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

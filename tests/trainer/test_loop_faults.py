@@ -116,7 +116,7 @@ def test_a_dropped_group_is_issued_again_when_an_operator_asks(
         return record.group_id in buried
 
     stages.bury = bury_one
-    run = create(processes, model=tiny, prompts=prompts, steps=500)
+    run = create(processes, model=tiny, prompts=prompts, steps=10_000)
     with processes.working(), processes.client() as http:
 
         def dead() -> list[dict[str, Any]]:

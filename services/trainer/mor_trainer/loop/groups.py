@@ -39,6 +39,8 @@ _WATCH_S = 1.0
 _ANNOUNCE_S = 5.0
 _WITHDRAW_S = 10.0
 _DRAIN_S = 20.0
+_ANSWER_S = 10.0
+"""In which run control hears of a replay that was answered."""
 _LETTER_CHARACTERS = 64_000
 
 log = structlog.get_logger(__name__)
@@ -83,7 +85,7 @@ class Groups:
             max_attempts=settings.group_attempts,
         )
         self.evaluation: Round | None = None
-        self._replayed: set[int] = set()
+        self._replayed: dict[int, float] = {}
         self.duplicates = 0
         self.failure: Exception | None = None
         """What ended a background task that should not end."""
@@ -162,12 +164,13 @@ class Groups:
             self.evaluation = None
 
     async def replay(self, asked: Mapping[int, str]) -> None:
-        """Issue dropped groups again that an operator asks for, by dead letter; each is answered once, and may be asked
-        for again when run control has heard the answer."""
-        self._replayed &= asked.keys()
+        """Issue dropped groups again that an operator asks for, by dead letter. What is still asked for some time after
+        the answer was asked for anew."""
+        now = time.monotonic()
+        self._replayed = {letter: at for letter, at in self._replayed.items() if now - at < _ANSWER_S}
         for letter, group_id in asked.items():
             if letter not in self._replayed:
-                self._replayed.add(letter)
+                self._replayed[letter] = now
                 issued = self.ledger.reopen(group_id, self._deadline())
                 if issued:
                     self._outbox.add(group_id)
