@@ -214,6 +214,18 @@ async def test_an_unknown_run_and_an_unknown_page_are_told(viewer: Page) -> None
     await expect(viewer.get_by_role("heading", name="No such page")).to_be_visible()
 
 
+async def test_an_address_that_changes_before_the_page_listens_is_heeded(viewer: Page) -> None:
+    await viewer.add_init_script("""
+        const listen = window.addEventListener;
+        window.addEventListener = function (kind, ...rest) {
+            if (kind === "hashchange") history.replaceState(null, "", "#/nowhere");
+            return listen.call(this, kind, ...rest);
+        };
+    """)
+    await viewer.reload()
+    await expect(viewer.get_by_role("heading", name="No such page")).to_be_visible()
+
+
 async def test_it_is_small_and_asks_nobody_else(context: BrowserContext, control: Site, run: str) -> None:
     replies: list[Response] = []
 

@@ -1,4 +1,4 @@
-import { useCallback, useEffect, useReducer, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useMemo, useReducer, useRef, useState } from "preact/hooks";
 import { ApiError, get } from "./api.ts";
 import { pause, sleep } from "./backoff.ts";
 import { Feed } from "./feed.ts";
@@ -6,13 +6,14 @@ import { parse, type Route } from "./route.ts";
 import type { Caller } from "./types.ts";
 
 export function useRoute(): Route {
-  const [route, setRoute] = useState(() => parse(location.hash));
+  const [hash, setHash] = useState(() => location.hash);
   useEffect(() => {
-    const changed = () => setRoute(parse(location.hash));
+    const changed = () => setHash(location.hash);
     addEventListener("hashchange", changed);
+    changed(); // The address may have changed between the first drawing and this.
     return () => removeEventListener("hashchange", changed);
   }, []);
-  return route;
+  return useMemo(() => parse(hash), [hash]);
 }
 
 export interface Read<T> {
