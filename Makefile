@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 DISTRIBUTIONS := packages/mor_core packages/mor_client services/reward services/router services/rollout services/trainer
 CODE := $(DISTRIBUTIONS) examples tests bench helm
 STATE := .mor
+DEMO := $(STATE)/demo$(if $(filter-out default,$(PRESET)),-$(PRESET))
 
 VERSION := 0.1.0
 # What `make images` builds, and with what: docker, podman or buildah, whichever is there.
@@ -74,13 +75,13 @@ images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda,
 	done
 
 demo: setup ## The whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
-	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(STATE)/demo
+	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO)
 
 up: setup ## Start the demonstration's stack and keep it running
-	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(STATE)/demo --keep
+	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO) --keep
 
-down: ## Stop the stack that 'make up' started
-	$(BIN)/python -m three_domains.stack down --state $(STATE)/demo
+down: ## Stop the stack that 'make up' started (with the same PRESET)
+	$(BIN)/python -m three_domains.stack down --state $(DEMO)
 
 bench-quality: setup ## MoR against what else a server could do with the same scores (FULL=1: more of everything)
 	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full)

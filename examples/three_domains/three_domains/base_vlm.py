@@ -37,21 +37,16 @@ def texts(rows: list[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Preset:
-    """What to assemble and how to tune it: ``pretrained`` takes SmolLM2 for the language model, ``pictures`` limits
-    the tuning set.
-    """
+    """What to assemble and how to tune it: ``pretrained`` takes SmolLM2 for the language model."""
 
     shape: Shape
     recipe: Recipe
     pretrained: bool
-    pictures: int | None
 
 
 PRESETS = {
-    "default": Preset(Shape(), Recipe(), pretrained=False, pictures=None),
-    "small": Preset(
-        Shape(), Recipe(epochs=1, batch=8, rate=1e-3, decoder_rate=1e-4, muon=False), pretrained=True, pictures=900
-    ),
+    "default": Preset(Shape(), Recipe(), pretrained=False),
+    "small": Preset(Shape(), Recipe(epochs=1, batch=8, rate=1e-3, decoder_rate=3e-4, muon=False), pretrained=True),
 }
 
 
@@ -74,7 +69,6 @@ def make_base(data: Path, out: Path, seed: int, preset: Preset) -> None:
     processor = build_processor(tokenizer, preset.shape)
     model = build_model(tokenizer, preset.shape, language)
     names, packed = pack(rows, processor)
-    names, packed = names[: preset.pictures], packed[: preset.pictures]
     features = tower_features(model, processor, [data / "server" / name for name in names])
     norm = model.model.vision_model.post_layernorm
     standardise(norm, features)

@@ -68,6 +68,7 @@ class Demonstration:
         return _Phase(title, self.seconds)
 
     def make_parts(self) -> None:
+        prepare.claim(self.state, self.preset, self.seed)
         for step in prepare.steps(self.state, self.preset, self.seed):
             if step.makes.exists():
                 console.print(f"[dim]{step.title}: there already[/dim]")

@@ -7,6 +7,7 @@ whose folder is there is not run again. A client's training reads that client's 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from three_domains import report
 from three_domains.stack import CLIENTS
 
 _CLEAN_UP_S = 30.0
@@ -56,6 +58,21 @@ class Step:
                 f"{self.title}: `{' '.join(self.command)}` ended with status {status}; run it alone to see why"
             )
         return True
+
+
+def claim(state: Path, preset: str, seed: int) -> None:
+    """Note in ``state`` what it is made for: what is found there is not made again.
+
+    Raises:
+        StepFailed: it was made for another preset or seed.
+    """
+    note, wanted = state / "made-for.json", {"preset": preset, "seed": seed}
+    if not note.exists():
+        report.write(note, wanted)
+    found = json.loads(note.read_text())
+    if found != wanted:
+        was = ", ".join(f"{name} {value}" for name, value in found.items())
+        raise StepFailed(f"{state} was made for {was}: give another --state, or remove that folder to make it anew")
 
 
 def run(command: Sequence[str]) -> int:

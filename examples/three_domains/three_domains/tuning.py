@@ -24,6 +24,8 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 from three_domains.assembly import AROUND, END, IMAGE
 
 IGNORED = -100
+_ROUNDED = 32
+"""Lengths are padded to a multiple of this: the kernels for a shape are made when it first comes."""
 
 
 @dataclass(frozen=True)
@@ -148,15 +150,16 @@ def _optimisers(model: Idefics3ForConditionalGeneration, recipe: Recipe) -> list
         if parameter.requires_grad:
             (decoder if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
     decay = recipe.weight_decay
-    adam = torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=decay)
+    adam = torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
     if recipe.muon:
         return [adam, torch.optim.Muon(decoder, lr=recipe.decoder_rate, momentum=0.95, weight_decay=decay)]
-    return [adam, torch.optim.AdamW(decoder, lr=recipe.decoder_rate, betas=(0.9, 0.98), weight_decay=decay)]
+    return [adam, torch.optim.AdamW(decoder, lr=recipe.decoder_rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)]
 
 
 def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[Packed], features: Tensor) -> Tensor:
     """Returns the mean cross-entropy of the answers' tokens in ``batch`` (scalar)."""
-    length = max(len(item.ids) for item in batch)
+    longest = max(len(item.ids) for item in batch)
+    length = math.ceil(longest / _ROUNDED) * _ROUNDED
     ids, positions, segments, labels = (
         torch.tensor([[*values, *[filler] * (length - len(values))] for values in columns])
         for columns, filler in (
