@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mor_router.learning.likeness import shares
 from mor_router.mathematics import gate
-from mor_router.mathematics.fit import Anchors, loss_and_gradient, minimise
+from mor_router.mathematics.fit import Anchors, minimise
 from mor_router.mathematics.fuse import Fused, Lens, NoQuorum, fuse
 from mor_router.mathematics.fusion import (
     FusionChoice,
@@ -25,6 +25,7 @@ from mor_router.mathematics.fusion import (
     Weighted,
     WorstClient,
 )
+from mor_router.mathematics.guidance import widths
 from mor_router.mathematics.mixture import fit_mixture
 from mor_router.mathematics.regions import fit_regions
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
@@ -179,12 +180,15 @@ def test_the_function_that_is_fitted_is_the_function_that_is_served() -> None:
 def test_the_gradient_is_that_of_the_loss_as_it_is_written() -> None:
     random = np.random.default_rng(6)
     anchors, at = some_anchors(random), random.random((5, 3))
+    guided = anchors.guided()
 
-    def stated(theta: ndarray) -> float:
+    def stated(at: ndarray) -> float:
+        theta = guided.widths * at
         margins = anchors.known + np.einsum("nf,fk,nk->n", anchors.features, theta, anchors.differences)
-        return float(-np.log(1 / (1 + np.exp(-margins))).sum() + 2.0 / 2 * np.square(theta).sum())
+        prior = np.square(theta / guided.widths).sum()
+        return float(-np.log(1 / (1 + np.exp(-margins))).sum() + 2.0 / 2 * prior)
 
-    loss, gradient = loss_and_gradient(anchors, at, 2.0)
+    loss, gradient = guided.loss_and_gradient(at, 2.0)
     assert loss == pytest.approx(stated(at))
     for place in np.ndindex(at.shape):
         step = np.zeros_like(at)
@@ -194,23 +198,39 @@ def test_the_gradient_is_that_of_the_loss_as_it_is_written() -> None:
 
 def test_the_fit_ends_at_the_one_minimum_wherever_it_starts() -> None:
     random = np.random.default_rng(4)
-    anchors = some_anchors(random, 200)
-    found = minimise(anchors, 1.0)
+    guided = some_anchors(random, 200).guided()
+    found = minimise(guided, 1.0)
     assert (found >= 0).all()
-    _, gradient = loss_and_gradient(anchors, found, 1.0)
+    _, gradient = guided.loss_and_gradient(found, 1.0)
     assert np.abs(gradient[found > 0]).max() < 1e-8  # the conditions of Karush, Kuhn and Tucker
     assert gradient[found == 0].min() > -1e-8
-    np.testing.assert_allclose(minimise(anchors, 1.0, start=5 * random.random((5, 3))), found, atol=1e-7)
+    np.testing.assert_allclose(minimise(guided, 1.0, start=5 * random.random((5, 3))), found, atol=1e-7)
 
 
 @pytest.mark.parametrize("tolerance", [1.0, 1e-1, 1e-2])
 def test_a_rough_fit_is_as_near_as_its_gradient_says(tolerance: float) -> None:
-    anchors = some_anchors(np.random.default_rng(9), 200)
-    rough, exact = minimise(anchors, 2.0, tolerance=tolerance), minimise(anchors, 2.0)
-    _, gradient = loss_and_gradient(anchors, rough, 2.0)
+    guided = some_anchors(np.random.default_rng(9), 200).guided()
+    rough, exact = minimise(guided, 2.0, tolerance=tolerance), minimise(guided, 2.0)
+    _, gradient = guided.loss_and_gradient(rough, 2.0)
     left = np.where((rough > 0) | (gradient < 0), gradient, 0)
     assert np.abs(left).max() <= tolerance
     assert np.linalg.norm(rough - exact) <= np.linalg.norm(left) / 2
+
+
+def test_a_prior_is_wide_where_a_client_is_worth_much_and_narrow_where_it_misleads() -> None:
+    random = np.random.default_rng(7)
+    home = np.arange(120) % 3 == 0
+    expert = np.where(home, 2.0, -1.0) + random.normal(size=120)
+    coin = random.normal(size=120)
+    features = np.stack([np.ones(120), 0.3 * home, 0.3 * ~home], axis=1)
+    everywhere, at_home, abroad = widths(features, np.stack([expert, coin], axis=1), np.zeros(120))
+    assert at_home[0] > 2 * everywhere[0]
+    assert at_home[0] > 2 * at_home[1]
+    assert abroad[0] <= everywhere[0]
+
+
+def test_priors_of_clients_that_are_worth_nothing_are_alike() -> None:
+    np.testing.assert_allclose(widths(np.ones((6, 1)), -np.ones((6, 2)), np.zeros(6)), np.sqrt(0.1))
 
 
 def test_an_input_far_from_every_anchor_belongs_to_no_region() -> None:
