@@ -1,106 +1,47 @@
-"""Writes docs/settings.md from the settings classes, and the results in README.md, docs/algorithm.md,
-docs/client-states.md and docs/training.md from ``bench/results``, so that pages, code and measurements agree:
-``python docs/generate.py``.
+"""Writes what the documentation takes from code and from measurements: ``python docs/generate.py``.
+
+Whole pages, or the part of a page between two markers; a test fails when one is out of date.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from mor_client.config import ClientSettings
-from mor_core.settings import PREFIX, Settings
-from mor_reward.config import RewardSettings
-from mor_rollout.config import RolloutSettings
-from mor_router.config import RouterSettings
-from mor_trainer.config import ControlSettings, WorkerSettings
-from pydantic import SecretStr
-from pydantic.fields import FieldInfo
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+sys.path += [str(DOCS), str(ROOT / "bench")]
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "bench"))
-
+from generators import contract, metrics, settings  # noqa: E402
 from tables import demonstration, experiment, quarantine, trainer  # noqa: E402
 
-PAGE = ROOT / "docs" / "settings.md"
-README = ROOT / "README.md"
-TRAINING = ROOT / "docs" / "training.md"
-ALGORITHM = ROOT / "docs" / "algorithm.md"
-CLIENT_STATES = ROOT / "docs" / "client-states.md"
-_RESULTS = ("<!-- results: written by docs/generate.py -->\n", "<!-- end of results -->\n")
-PROCESSES: dict[str, type[Settings]] = {
-    "mor-reward serve": RewardSettings,
-    "mor-router serve": RouterSettings,
-    "mor-rollout serve": RolloutSettings,
-    "mor-trainer serve": ControlSettings,
-    "mor-trainer work": WorkerSettings,
-    "mor": ClientSettings,
+_BEGIN, _END = "<!-- written by docs/generate.py -->\n", "<!-- end of what docs/generate.py wrote -->\n"
+
+
+def _within(file: Path, part: Callable[[], str]) -> str:
+    """``file`` with ``part`` between its markers."""
+    before, begun, rest = file.read_text().partition(_BEGIN)
+    _, ended, after = rest.partition(_END)
+    if not begun or not ended:
+        raise SystemExit(f"{file} lacks the lines {_BEGIN.strip()} and {_END.strip()}")
+    return f"{before}{_BEGIN}\n{part()}\n{_END}{after}"
+
+
+_PARTS: dict[Path, Callable[[], str]] = {
+    ROOT / "README.md": demonstration,
+    DOCS / "algorithm.md": experiment,
+    DOCS / "client-states.md": quarantine,
+    DOCS / "training.md": trainer,
+    DOCS / "reward-contract.md": contract.clauses,
 }
-_HEAD = f"""# Settings
-
-Every setting is an environment variable with the prefix `{PREFIX}`. This page is made by `python docs/generate.py` from
-the classes in each service's `config.py`; a test fails when it is out of date.
-"""
-
-
-def page() -> str:
-    """The whole page as Markdown."""
-    return _HEAD + "".join(_section(command, settings) for command, settings in PROCESSES.items())
-
-
-def readme() -> str:
-    """The README with the results that were measured last."""
-    return _with_results(README, demonstration())
-
-
-def algorithm() -> str:
-    """The page on the algorithm, likewise."""
-    return _with_results(ALGORITHM, experiment())
-
-
-def training() -> str:
-    """The page on how a step is computed, likewise."""
-    return _with_results(TRAINING, trainer())
-
-
-def client_states() -> str:
-    """The page on what a router does with a client, likewise."""
-    return _with_results(CLIENT_STATES, quarantine())
-
-
-def _with_results(file: Path, results: str) -> str:
-    begin, end = _RESULTS
-    before, _, rest = file.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{results}\n{end}{after}"
-
-
-def _section(command: str, settings: type[Settings]) -> str:
-    rows = "".join(_row(name, field) for name, field in settings.model_fields.items())
-    return f"\n## `{command}`\n\n| variable | default | meaning |\n|---|---|---|\n{rows}"
-
-
-def _row(name: str, field: FieldInfo) -> str:
-    if not field.description:
-        raise SystemExit(f"setting {name} has no docstring")
-    meaning = " ".join(inspect.cleandoc(field.description).split()).replace("``", "`").replace("|", "\\|")
-    return f"| `{PREFIX}{name.upper()}` | {_default(field)} | {meaning} |\n"
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value: Any = field.get_default(call_default_factory=True, validated_data={})
-    if isinstance(value, SecretStr):
-        value = value.get_secret_value()
-    return f"`{value}`" if str(value) and value is not None else "none"
-
+PAGES: dict[Path, Callable[[], str]] = {
+    DOCS / "settings.md": settings.page,
+    DOCS / "metrics.md": metrics.page,
+    **{file: partial(_within, file, part) for file, part in _PARTS.items()},
+}
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
-    README.write_text(readme())
-    ALGORITHM.write_text(algorithm())
-    CLIENT_STATES.write_text(client_states())
-    TRAINING.write_text(training())
+    for file, page in PAGES.items():
+        file.write_text(page())

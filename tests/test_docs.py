@@ -27,11 +27,8 @@ def test_generated_pages_are_up_to_date() -> None:
     assert spec is not None and spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert generate.PAGE.read_text() == generate.page(), "run `python docs/generate.py`"
-    assert generate.README.read_text() == generate.readme(), "run `python docs/generate.py`"
-    assert generate.ALGORITHM.read_text() == generate.algorithm(), "run `python docs/generate.py`"
-    assert generate.CLIENT_STATES.read_text() == generate.client_states(), "run `python docs/generate.py`"
-    assert generate.TRAINING.read_text() == generate.training(), "run `python docs/generate.py`"
+    for file, page in generate.PAGES.items():
+        assert file.read_text() == page(), f"{file.name} is out of date; run `python docs/generate.py`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

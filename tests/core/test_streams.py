@@ -9,7 +9,7 @@ import pytest
 from mor_core import streams
 from mor_core.errors import LeaseLost, StreamFull
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Streams
+from mor_core.streams import Backlog, Consumer, Streams
 from mor_core.wire import PromptRecord, RolloutRecord
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -32,6 +32,22 @@ async def test_a_record_arrives_as_it_was_sent(redis: Redis, run_name: str) -> N
     [entry] = await reader.read(8, 1)
     assert entry.record == prompt(run_name)
     assert entry.deliveries == 1
+
+
+async def test_the_backlog_counts_what_is_not_settled_and_how_old_it_is(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side)
+    assert await side.backlog("prompts") == Backlog(0, 0.0)
+    for _ in range(2):
+        await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await reader.read(1, 0.01)
+    [entry] = await reader.read(1, 1)
+    await asyncio.sleep(0.05)
+    held = await side.backlog("prompts")
+    assert held.entries == 2
+    assert held.oldest_s >= 0.05
+    await reader.settle(entry)
+    assert (await side.backlog("prompts")).entries == 1
 
 
 async def test_forward_settles_the_entry_and_writes_its_successor(redis: Redis, run_name: str) -> None:

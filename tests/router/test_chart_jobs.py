@@ -16,7 +16,7 @@ from mor_trainer.app import create_app as create_control
 from mor_trainer.config import ControlSettings
 
 from tests.router.conftest import TOKENS, Start
-from tests.router.endpoints import TOKEN, Endpoints
+from tests.router.endpoints import Endpoints
 from tests.router.planted import jsonl, rows
 from tests.trainer.kit import served, write_prompts
 
@@ -94,28 +94,3 @@ async def test_helm_test_tells_a_client_that_does_not_answer(
         status, said = await job.run({"model": "", "rollout": False})
         assert status == 1
         assert "no reward for a group of two" in said or "do not answer: clinic" in said
-
-
-async def test_a_reward_service_is_checked_by_the_contract(endpoints: Endpoints, tmp_path: Path) -> None:
-    endpoint = endpoints.endpoint("clinic")
-    (tmp_path / "token").write_text(TOKEN)
-
-    async def check() -> tuple[int, str]:
-        process = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                str(HELM / "mor-reward" / "files" / "check.py"),
-                f"{endpoint.url}/",
-                str(tmp_path / "token"),
-            ),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        said, _ = await asyncio.wait_for(process.communicate(), 120)
-        return process.returncode or 0, said.decode()
-
-    status, said = await check()
-    assert status == 0, said
-    assert "clinic 1: ok" in said
-    endpoint.mangle = lambda items: [{**item, "scores": [1.0]} for item in items]
-    assert (await check())[0] == 1

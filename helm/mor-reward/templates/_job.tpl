@@ -18,11 +18,8 @@ containers:
     volumeMounts:
       - {name: tmp, mountPath: /tmp}
       - {name: secrets, mountPath: /run/secrets/mor, readOnly: true}
-      {{- if eq $.job.name "test" }}
-      - {name: work, mountPath: /etc/mor/work, readOnly: true}
-      {{- if $.root.Values.tls.existingSecret }}
+      {{- if and $.root.Values.tls.existingSecret (eq $.job.name "test") }}
       - {name: tls, mountPath: /etc/mor/tls, readOnly: true}
-      {{- end }}
       {{- end }}
 volumes:
   - name: tmp
@@ -42,12 +39,11 @@ volumes:
             name: {{ . }}
             items: [{key: enrolment-token, path: enrolment-token}]
         {{- end }}
-  {{- if eq $.job.name "test" }}
-  - name: work
-    configMap: {name: {{ include "reward.fullname" $.root }}-check}
-  {{- with $.root.Values.tls.existingSecret }}
+  {{- if and $.root.Values.tls.existingSecret (eq $.job.name "test") }}
   - name: tls
-    secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
-  {{- end }}
+    secret:
+      secretName: {{ $.root.Values.tls.existingSecret }}
+      defaultMode: 0440
+      items: [{key: ca.crt, path: ca.crt}]
   {{- end }}
 {{- end -}}

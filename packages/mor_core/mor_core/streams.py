@@ -119,6 +119,15 @@ async def active_runs(redis: Redis) -> list[RunAnnouncement]:
     return sorted((run for run in found if run.renewed_at > horizon), key=lambda run: run.run)
 
 
+@dataclass(frozen=True)
+class Backlog:
+    """What stands in a stream, read or not: an entry leaves when its stage has settled it."""
+
+    entries: int
+    oldest_s: float
+    """Age of the oldest entry by the queue server's clock, seconds; 0 where there is none."""
+
+
 class Streams:
     """Writing side of the streams of one run."""
 
@@ -148,6 +157,18 @@ class Streams:
     async def depth(self, stream: StreamName) -> int:
         """Unsettled entries."""
         return int(await self.redis.xlen(self.key(stream)))
+
+    async def backlog(self, stream: StreamName) -> Backlog:
+        """Unsettled entries, and how long the oldest has been there."""
+        asked = self.redis.pipeline(transaction=False)
+        asked.xlen(self.key(stream))
+        asked.xrange(self.key(stream), count=1)
+        asked.time()
+        entries, first, (seconds, microseconds) = await asked.execute()
+        if not first:
+            return Backlog(int(entries), 0.0)
+        milliseconds = int(first[0][0].partition(b"-")[0])
+        return Backlog(int(entries), max(0.0, seconds + microseconds / 1e6 - milliseconds / 1e3))
 
     async def delete(self) -> None:
         """Remove the streams of a run that is over."""

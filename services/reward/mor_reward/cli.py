@@ -1,4 +1,4 @@
-"""``mor-reward``: train, evaluate, serve and register a reward model."""
+"""``mor-reward``: train, evaluate, serve, examine and register a reward model."""
 
 from __future__ import annotations
 
@@ -154,6 +154,47 @@ def serve(
         from mor_reward.app import create_app
 
         service.serve(create_app(settings), settings, name="reward", port_file=port_file)
+
+
+@app.command()
+def conformance(
+    *,
+    url: Annotated[str, typer.Argument(help="Address of a running reward service.")],
+    token: Annotated[str, typer.Option(envvar="MOR_REWARD_TOKEN", help="Token that the service wants.")] = "",
+    secret_file: Annotated[Path | None, typer.Option(help="File with that token instead.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+) -> None:
+    """Try every clause of the reward contract on a running service; exit status 1 where one is broken."""
+    with _errors():
+        import json
+        from dataclasses import asdict
+
+        from mor_reward.conformance import examine
+        from mor_reward.conformance.endpoint import Endpoint
+
+        if secret_file is not None and not secret_file.is_file():
+            raise Invalid(f"no file {secret_file}; 'mor-reward token --secret-file' writes one")
+        secret = secret_file.read_text().strip() if secret_file else token
+        endpoint = Endpoint(url, secret, timeout_s=timeout)
+        try:
+            findings = list(examine(endpoint))
+        finally:
+            endpoint.close()
+        broken = sum(finding.outcome == "broken" for finding in findings)
+        if as_json:
+            checks = [asdict(finding) for finding in findings]
+            sys.stdout.write(json.dumps({"url": url, "conforms": not broken, "checks": checks}, indent=2) + "\n")
+        else:
+            colours = {"kept": "green", "broken": "red", "skipped": "yellow"}
+            table = Table("check", "", "the contract asks", "got", title=url, show_lines=True)
+            for one in findings:
+                outcome = f"[{colours[one.outcome]}]{one.outcome}[/]"
+                table.add_row(one.check, outcome, escape(one.clause), escape(one.detail))
+            out.print(table)
+            out.print(f"{broken} of {len(findings)} clauses are broken" if broken else "the contract is kept")
+        if broken:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import structlog
 from mor_core.errors import StreamError
 from mor_core.runs import RunState
-from mor_core.streams import Consumer, Streams, connect
+from mor_core.streams import Consumer, StreamName, Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import EventRecord
 from redis.exceptions import RedisError
@@ -26,6 +26,7 @@ _LOOK_S = 1.0
 _READ_COUNT = 100
 _BLOCK_S = 1.0
 _LINGER_S = 60.0
+_WATCHED: tuple[StreamName, ...] = ("prompts", "rollouts", "rewards", "dead")
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +103,7 @@ class Ingest:
     async def _read(self, run: str) -> None:
         streams = Streams(self.redis, run, self._bound)
         consumer: Consumer[EventRecord] = Consumer(streams, "events", "trainer", _LEASE_S)
+        spec = self._runs.spec(run)
         while run in self._runs.active(_LINGER_S):
             try:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
@@ -109,6 +111,9 @@ class Ingest:
                         telemetry.observe(entry.record)
                     await consumer.settle(entry)
                     self._watchers.wake(run)
+                telemetry.observe_run(run, self._runs.snapshot(run).state, spec)
+                for name in _WATCHED:
+                    telemetry.observe_stream(run, name, await streams.backlog(name))
             except (RedisError, StreamError, OSError) as error:
                 log.warning("events cannot be read", run=run, error=str(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))

@@ -1,9 +1,11 @@
-"""Prometheus metrics of the runs, set from their events. One series for each run that goes on."""
+"""Prometheus metrics of the runs, set from their events and streams. One series for each run that goes on."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mor_core.runs import RunSpec, RunState
+from mor_core.streams import Backlog
 from mor_core.wire import EventRecord
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -51,10 +53,15 @@ _STEP_SECONDS = Histogram(
     buckets=(0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 120, 300),
 )
 _PUBLICATION = Histogram("mor_trainer_weight_publication_seconds", "Duration of writing a weights version.", ("run",))
+_ENTRIES = _gauge("stream_entries", "Entries of a stream that its stage has not settled.", "stream")
+_PAUSED = _gauge("run_paused", "1 while the run is paused.")
+_BOUND = _gauge("staleness_bound_updates", "Staleness that the run allows.")
+_OLDEST = _gauge("stream_oldest_seconds", "Age of the oldest of them.", "stream")
 _ALERTS = Counter("mor_trainer_alerts_total", "Alerts by name.", ("run", "name"))
 _ALL = (
     *_STEP_GAUGES.values(),
     *(_STEP, _LAST_STEP, _SHARE, _CLIENT_REWARD, _CLIENT_WEIGHT, _EVALUATION, _STEP_SECONDS, _PUBLICATION, _ALERTS),
+    *(_ENTRIES, _OLDEST, _PAUSED, _BOUND),
 )
 
 
@@ -65,8 +72,6 @@ def observe(event: EventRecord) -> None:
         _observe_step(event)
     elif event.kind == "weights":
         _PUBLICATION.labels(run).observe(data["seconds"])
-    elif event.kind == "alert":
-        _ALERTS.labels(run, data["name"]).inc()
     elif event.kind == "evaluation" and data["reward"] is not None:
         _EVALUATION.labels(run).set(data["reward"])
 
@@ -87,6 +92,23 @@ def _observe_step(event: EventRecord) -> None:
             _CLIENT_REWARD.labels(run, client).set(figures["reward_mean"])
         if figures["weight"] is not None:
             _CLIENT_WEIGHT.labels(run, client).set(figures["weight"])
+
+
+def count_alert(run: str, name: str) -> None:
+    """An alert was raised, by the training process or by run control."""
+    _ALERTS.labels(run, name).inc()
+
+
+def observe_run(run: str, state: RunState, spec: RunSpec) -> None:
+    """Set what run control knows of a run."""
+    _PAUSED.labels(run).set(state is RunState.paused)
+    _BOUND.labels(run).set(spec.max_staleness)
+
+
+def observe_stream(run: str, stream: str, backlog: Backlog) -> None:
+    """Set what stands in a stream."""
+    _ENTRIES.labels(run, stream).set(backlog.entries)
+    _OLDEST.labels(run, stream).set(backlog.oldest_s)
 
 
 def forget(run: str) -> None:

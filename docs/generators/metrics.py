@@ -1,0 +1,60 @@
+"""docs/metrics.md from the metrics that each service registers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import mor_reward.metrics
+import mor_rollout.metrics
+import mor_router.metrics
+import mor_trainer.control.telemetry
+from prometheus_client.metrics import MetricWrapperBase
+
+SERVICES: dict[str, ModuleType] = {
+    "reward": mor_reward.metrics,
+    "router": mor_router.metrics,
+    "rollout": mor_rollout.metrics,
+    "trainer": mor_trainer.control.telemetry,
+}
+_SUFFIX = {"counter": "_total"}
+_HEAD = """# Metrics
+
+What each service says at `/metrics`, for Prometheus; the trainer's process of run control speaks for the training
+processes too. Names end in their unit: seconds, bytes, nats, logits, ratio (0 to 1), tokens, updates. A histogram has
+`_bucket`, `_sum` and `_count`, a summary `_sum` and `_count`: its mean is `rate(…_sum[5m]) / rate(…_count[5m])`. Labels
+are bounded: client names, run names and fixed words; a run's series end with it, a client's with its enrolment. Python
+and process metrics (`python_…`, `process_…`) come beside these. What to be alerted on is in [runbooks](runbooks.md).
+
+This page is made by `python docs/generate.py` from the code; a test fails when it is out of date.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    return _HEAD + "".join(_section(service, module) for service, module in SERVICES.items())
+
+
+def names() -> dict[str, str]:
+    """Kind of every metric by its full name."""
+    found = [one for module in SERVICES.values() for one in _metrics(module)]
+    return {metric.name + _SUFFIX.get(metric.type, ""): metric.type for metric, _ in found}
+
+
+def _section(service: str, module: ModuleType) -> str:
+    rows = [
+        f"| `{metric.name}{_SUFFIX.get(metric.type, '')}` | {metric.type} | {', '.join(f'`{one}`' for one in labels)} "
+        f"| {metric.documentation.rstrip('.')} |\n"
+        for metric, labels in _metrics(module)
+    ]
+    return f"\n## {service}\n\n| metric | kind | labels | what |\n|---|---|---|---|\n{''.join(rows)}"
+
+
+def _metrics(module: ModuleType) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """Family and label names of every metric that is a value of the module, or in a dictionary that is one."""
+    for value in vars(module).values():
+        for metric in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(metric, MetricWrapperBase):
+                [family] = metric.describe()
+                yield family, tuple(metric._labelnames)

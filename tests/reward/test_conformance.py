@@ -1,0 +1,168 @@
+"""``mor-reward conformance``: the real service keeps the contract; each way to break it is found by its own check."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from mor_core.errors import Unavailable
+from mor_reward import cli
+from mor_reward.app import create_app
+from mor_reward.config import RewardSettings
+from mor_reward.conformance import Finding, examine
+from mor_reward.conformance.checks import CHECKS
+from mor_reward.conformance.endpoint import Endpoint
+from typer.testing import CliRunner
+
+from tests.reward.served import TOKEN, function_settings
+
+Change = Callable[[httpx.Request, httpx.Response], httpx.Response]
+
+
+@pytest.fixture
+def examined(settings: RewardSettings, tmp_path: Path) -> Iterator[Callable[..., dict[str, Finding]]]:
+    """The findings about a real service whose answers pass through ``change``."""
+    small = {"max_items": 2, "max_responses": 4, "max_request_bytes": 1 << 20}
+    served = function_settings(settings, tmp_path, "return [len(r) / 50 for r in responses]", **small)
+    with TestClient(create_app(served), raise_server_exceptions=False) as service:
+
+        def findings(change: Change = lambda _, response: response) -> dict[str, Finding]:
+            def handle(request: httpx.Request) -> httpx.Response:
+                answer = service.request(
+                    request.method, request.url.path, content=request.read(), headers=dict(request.headers)
+                )
+                return change(
+                    request, httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+                )
+
+            endpoint = Endpoint("http://reward", TOKEN, timeout_s=5, transport=httpx.MockTransport(handle))
+            return {finding.check: finding for finding in examine(endpoint)}
+
+        yield findings
+
+
+def test_the_real_service_keeps_every_clause(examined: Callable[..., dict[str, Finding]]) -> None:
+    assert {name: finding.outcome for name, finding in examined().items()} == dict.fromkeys(CHECKS, "kept")
+
+
+def is_score(request: httpx.Request) -> bool:
+    return request.url.path == "/v1/score"
+
+
+def document(response: httpx.Response, change: Callable[[dict[str, Any]], None]) -> httpx.Response:
+    """The same answer with its JSON changed in place."""
+    body = response.json()
+    change(body)
+    return httpx.Response(response.status_code, content=json.dumps(body), headers={"content-type": "application/json"})
+
+
+def every_score(change: Callable[[list[float]], list[float]]) -> Change:
+    def apply(body: dict[str, Any]) -> None:
+        for item in body["items"]:
+            item["scores"] = change(item["scores"])
+
+    return lambda request, response: (
+        document(response, apply) if is_score(request) and response.status_code == 200 else response
+    )
+
+
+def instead(of: int, status: int) -> Change:
+    """Answers ``of`` become answers ``status``."""
+
+    def apply(_: httpx.Request, response: httpx.Response) -> httpx.Response:
+        return httpx.Response(status, json={}) if response.status_code == of else response
+
+    return apply
+
+
+def without_limits(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+    def forget(body: dict[str, Any]) -> None:
+        del body["limits"]
+
+    return document(response, forget) if request.url.path == "/v1/card" and response.is_success else response
+
+
+def closed_health(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+    return httpx.Response(403) if request.url.path == "/metrics" else response
+
+
+def forgets_pictures(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+    if not is_score(request) or response.status_code != 200:
+        return response
+    named = request.read().decode()
+    body = json.loads(named)
+    wanted = {part["image_url"]["url"][7:] for item in body["items"] for message in item["messages"]
+              for part in message["content"] if isinstance(part, dict) and part["type"] == "image_url"}  # fmt: skip
+    missing = sorted(wanted - set(body["images"]))
+    return httpx.Response(409, json={"missing_images": missing}) if missing else response
+
+
+def by_place() -> Change:
+    return every_score(lambda scores: [score + place for place, score in enumerate(scores)])
+
+
+def drifting() -> Change:
+    count = itertools.count()
+    return every_score(lambda scores: [score + next(count) for score in scores])
+
+
+def by_company(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+    if not is_score(request) or response.status_code != 200:
+        return response
+    return every_score(lambda scores: [score * len(response.json()["items"]) * 3 for score in scores])(
+        request, response
+    )
+
+
+def plain_errors(_: httpx.Request, response: httpx.Response) -> httpx.Response:
+    return response if response.status_code != 401 else httpx.Response(401, text="who are you?")
+
+
+def late(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+    return httpx.Response(503) if request.headers.get("x-mor-deadline-ms") == "0" else response
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        (without_limits, "card"),
+        (closed_health, "health"),
+        (instead(401, 200), "token"),
+        (plain_errors, "token"),
+        (every_score(lambda scores: scores[:-1]), "scores"),
+        (every_score(lambda scores: [float("nan") for _ in scores]), "scores"),
+        (drifting(), "deterministic"),
+        (by_place(), "order"),
+        (by_company, "batches"),
+        (forgets_pictures, "images"),
+        (instead(409, 422), "images"),
+        (instead(422, 200), "fields"),
+        (instead(422, 500), "image-hashes"),
+        (instead(413, 200), "item-limit"),
+        (instead(413, 422), "response-limit"),
+        (instead(413, 500), "byte-limit"),
+        (late, "deadline"),
+    ],
+)
+def test_a_broken_clause_is_found(change: Change, broken: str, examined: Callable[..., dict[str, Finding]]) -> None:
+    finding = examined(change)[broken]
+    assert finding.outcome == "broken"
+    assert finding.detail
+
+
+def test_an_address_where_nobody_answers_is_one_clear_error() -> None:
+    endpoint = Endpoint("http://127.0.0.1:9", TOKEN, timeout_s=2)
+    with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9 does not answer .* is the service running there"):
+        next(examine(endpoint))
+
+
+def test_the_command_says_so_too() -> None:
+    result = CliRunner().invoke(cli.app, ["conformance", "http://127.0.0.1:9", "--json"])
+    assert result.exit_code == 1
+    assert "does not answer" in result.stderr
