@@ -24,7 +24,7 @@ BASE ?= docker.io/library/python:3.11.14-slim-bookworm
 ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine)),$(engine))))
 BUILD_ARGS ?=
 
-.PHONY: help setup check format test test-helm dashboard screenshots images demo up down bench-quality clean
+.PHONY: help setup check format test test-helm dashboard screenshots images demo up down observe bench-quality clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -82,6 +82,10 @@ up: setup ## Start the demonstration's stack and keep it running
 
 down: ## Stop the stack that 'make up' started (with the same PRESET)
 	$(BIN)/python -m three_domains.stack down --state $(DEMO)
+
+observe: setup ## Prometheus with MoR's alerts beside 'make demo' or 'make up' (with the same PRESET)
+	$(BIN)/python -m three_domains.observe --state $(DEMO) \
+	  --prometheus "$$($(BIN)/python helm/tools.py --only prometheus | grep 'prometheus$$')"
 
 bench-quality: setup ## MoR against what else a server could do with the same scores (FULL=1: more of everything)
 	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full)

@@ -142,11 +142,11 @@ def _run(*command: str, cwd: str | None = None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--without-checkers", action="store_true", help="helm and kubectl only")
-    if not parser.parse_args().without_checkers:
+    parser.add_argument("--only", choices=["prometheus"], help="nothing else")
+    if parser.parse_args().only is None:
         checkers()
-    for binary in BINARIES:
-        print(fetch(binary))
+        for binary in BINARIES:
+            print(fetch(binary))
     for path in prometheus():
         print(path)
 

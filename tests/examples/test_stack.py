@@ -133,6 +133,7 @@ def test_the_command_finds_the_services_and_its_token(tmp_path: Path, monkeypatc
 
 def test_ports_are_free_and_differ(tmp_path: Path) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", prepare(tmp_path, Path("/models/base")).ports["control"]))
         taken.listen()
         ports = prepare(tmp_path, Path("/models/base")).ports

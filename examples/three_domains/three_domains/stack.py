@@ -225,7 +225,7 @@ def prepare(state: Path, base_model: Path) -> Stack:
         cure = f"`python -m three_domains.stack down --state {state}` ends it"
         raise StackError(f"a stack is running on {state}; {cure}")
     shutil.rmtree(state / "redis", ignore_errors=True)
-    ports = _free_ports(["redis", *HTTP_SERVICES])
+    ports = free_ports(["redis", *HTTP_SERVICES])
     admin, service, viewer = (secrets.token_urlsafe(32) for _ in range(3))
     client_secrets = {name: secrets.token_urlsafe(32) for name in CLIENTS}
     stack = Stack(state, ports, admin, client_secrets, viewer)
@@ -289,7 +289,7 @@ def _write_whole(path: Path, text: str) -> None:
     Path(partial).replace(path)
 
 
-def _free_ports(names: list[str]) -> dict[str, int]:
+def free_ports(names: list[str]) -> dict[str, int]:
     """A free loopback port for each name, from 7600 on."""
     ports: dict[str, int] = {}
     candidate = _FIRST_PORT
