@@ -62,8 +62,8 @@ test-helm: setup ## Tests of charts and images' files: helm, schemas, an API ser
 dashboard: ## Build the dashboard after a change of its sources (needs node and npm)
 	cd services/trainer/dashboard && npm ci --no-audit --no-fund && npm run build
 
-screenshots: setup ## Pictures of the dashboard for docs/images (needs Chromium)
-	$(BIN)/python -m tests.browser.screenshots
+screenshots: setup ## Pictures of the run of the last 'make demo' for docs/images (needs Chromium)
+	$(BIN)/python -m tests.browser.screenshots --state $(DEMO)
 
 images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
 	@test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed to build images; install one"; exit 1; }
