@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from quality.tables import markdown
+from quality.tables import markdown, trained
 
 RESULTS = Path(__file__).parent / "results"
 _ARMS = {
@@ -184,8 +184,15 @@ def experiment() -> str:
         result = read(name)
         if result is not None:
             made = f"Measured on {result['pairs']:,} held-out pairs; `bench/results/{name}.json` has all numbers.\n"
-            return f"{made}\n{markdown(result, level=4)}"
+            return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
     return "Not measured yet: `make bench-quality` does.\n"
+
+
+def _closed_loop(experiment: str) -> str:
+    name = experiment.replace("quality", "quality-grpo")
+    result = read(name)
+    told = "Not run yet: `make bench-grpo` does.\n" if result is None else f"{trained(result)}\n"
+    return f"#### Policies trained by GRPO under the rewards of the best arms\n\n{told}"
 
 
 def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:

@@ -14,7 +14,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,13 @@ from three_domains.demo import RUN
 from three_domains.domains import ANSWERS
 from three_domains.stack import Stack
 
-from quality import material
+from quality import material, tables
 from quality.arm_rewards import ArmRewards
 from quality.arms import Arm, MixtureOfRewards, baselines
-from quality.evidence import REFERENCE
 from quality.experiment import SIZES, Experiment
+from quality.gold import BASE, compare
 from quality.material import Share
 from quality.population import SKILLS
-from quality.ranking import Interval, paired
 
 _PROMPTS = 600
 """Training prompts of each domain."""
@@ -131,21 +129,6 @@ def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
     return [MixtureOfRewards(), *ranked[: count - 1]]
 
 
-def summary(right: dict[str, Float[ndarray, " questions"]], domains: Float[ndarray, " questions"]) -> dict[str, Any]:
-    """Gold accuracy in %, of all and by domain, and how far MoR is ahead in points, paired over questions."""
-    table = {}
-    for title, values in right.items():
-        by_domain = {domain: 100 * float(values[domains == domain].mean()) for domain in SKILLS}
-        ahead: Interval = paired(right[REFERENCE], values)
-        table[title] = {
-            "accuracy": float(np.mean(list(by_domain.values()))),
-            "worst": min(by_domain.values()),
-            "domains": by_domain,
-            "MoR ahead": asdict(ahead),
-        }
-    return table
-
-
 def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
@@ -164,13 +147,14 @@ def main() -> None:
         raise SystemExit(f"{offline} is not there; run `python -m quality --size {chosen.size}` first")
     loop = ClosedLoop(Experiment(chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads), chosen.steps)
     loop.make_material()
-    right = {"base model": loop.base()}
+    right = {BASE: loop.base()}
     for arm in best_arms(json.loads(offline.read_text()), chosen.arms):
         started = time.monotonic()
         right[arm.title] = loop.arm(arm)
         print(f"{arm.title}: {100 * right[arm.title].mean():.1f} %, {time.monotonic() - started:.0f} s", flush=True)
-    domains = np.array([gold["domain"] for gold in material.read_gold(loop.questions)])
-    print(record(f"quality-grpo-{chosen.size}", {"steps": chosen.steps, "arms": summary(right, domains)}))
+    domains = [gold["domain"] for gold in material.read_gold(loop.questions)]
+    found = {"steps": chosen.steps, "questions": len(domains), "arms": compare(right, domains)}
+    print(f"{tables.trained(found)}\n{record(f'quality-grpo-{chosen.size}', found)}")
 
 
 if __name__ == "__main__":

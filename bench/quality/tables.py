@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from quality.gold import verdict
+
 Found = Mapping[str, Any]
 
 
@@ -128,23 +130,46 @@ def policies(found: Found) -> str:
         "arm",
         *(f"correct at KL {kl:g}, points" for kl in first["kl"]),
         "taste at KL 1",
+        "worst domain at KL 1, % correct",
         "MoR ahead at KL 1, points",
+        "in the worst domain by",
     ]
-    ahead = found["MoR ahead in correct answers at KL 1, points"]
+    compared = found["at KL 1"]
     rows = []
     for name, curve in found["curves"].items():
         correct = dict(zip(curve["kl"], curve["correct"], strict=True))
         taste = dict(zip(curve["kl"], curve["taste"], strict=True))
         shown = [f"{100 * correct[kl]:+.1f}" if kl in correct else "" for kl in first["kl"]]
-        gap = interval(ahead[name]) if name in ahead else ""
-        rows.append([name, *shown, f"{taste[1.0]:+.2f}" if 1.0 in taste else "", gap])
+        row = compared.get(name)
+        rows.append([name, *shown, f"{taste[1.0]:+.2f}" if 1.0 in taste else "", *(_lead(row) if row else [""] * 3)])
     base = found["base"]
     tuned = found["supervised on anchors"]
     return (
-        f"{table(head, rows)}\n\nThe base policy answers {100 * base['correct']:.1f} % of the samples correctly. Tuned "
-        f"on the preferred answers of 64 anchors alone it gains "
+        f"{table(head, rows)}\n\n{verdict(compared)} The base policy answers {100 * base['correct']:.1f} % of the "
+        f"samples correctly. Tuned on the preferred answers of 64 anchors alone it gains "
         f"{100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
     )
+
+
+def trained(found: Found) -> str:
+    """Policies that GRPO trained under an arm's reward."""
+    arms = found["arms"]
+    domains = list(next(iter(arms.values()))["domains"])
+    head = ["trained under", "accuracy, %", *domains, "worst domain", "MoR ahead by", "in the worst domain by"]
+    rows = [
+        [name, f"{row['accuracy']:.1f}", *(f"{row['domains'][domain]:.1f}" for domain in domains), *_lead(row)]
+        for name, row in arms.items()
+    ]
+    return (
+        f"{table(head, rows)}\n\n{verdict(arms)} One run of {found['steps']} steps an arm, "
+        f"{found['questions']:,} questions on material that nothing was trained on; the intervals are over questions, "
+        "not over runs."
+    )
+
+
+def _lead(row: Found) -> list[str]:
+    """Worst domain, and by how much MoR is ahead in the mean and there."""
+    return [f"{row['worst']:.1f}", interval(row["MoR ahead"]), interval(row["MoR ahead in the worst domain"])]
 
 
 def interval(found: Mapping[str, float]) -> str:
