@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,31 +85,36 @@ class Experiment:
         self.cache = self.state / "scores"
 
     def make_material(self) -> None:
-        for client in self.clients:
-            shares = [
-                Share(domain, _of(client, domain), "client", client.pairs // len(client.domains))
-                for domain in client.domains
-            ]
-            folder = self.state / "clients" / client.name
-            judge = partial(objectives.prefer, client.taste) if client.taste else material.taste
-            material.write_preferences(folder, shares, seed=client.name, flipped=client.flipped, judge=judge)
-        anchors = [Share(domain, SKILLS[domain], "anchor", self.size.anchors) for domain in SKILLS]
-        material.write_preferences(self.state / "anchors", anchors, seed="anchors")
+        with ProcessPoolExecutor(self.threads, mp_context=get_context("spawn")) as executor:
+            for written in [executor.submit(write) for write in self._material()]:
+                written.result()
+        sampling.sample(self.base, self.state / "sampled", self.size.responses, self.threads)
+
+    def _material(self) -> Iterator[Callable[[], None]]:
+        """What writes each folder of pictures and rows, the largest first."""
         held_out = [
             Share(domain, SKILLS[domain], split, round(part * self.size.held_out))
             for domain in SKILLS
             for split, part in _HELD_OUT
         ]
-        material.write_preferences(self.state / "held-out", held_out, seed=_HELD_OUT_SEED, each=2)
-        styled_anchors = [Share(domain, SKILLS[domain], "anchor", ANCHORS) for domain in SKILLS]
-        styled = [Share(domain, SKILLS[domain], "server", self.size.styled) for domain in SKILLS]
-        for name, shares in (("styled-anchors", styled_anchors), ("styled", styled)):
-            material.write_preferences(
-                self.state / name, shares, seed=name, judge=partial(objectives.prefer, "complete")
-            )
-        prompts = [Share(domain, SKILLS[domain], "server", self.size.prompts) for domain in SKILLS]
-        material.write_prompts(self.state / "sampled", prompts, seed="prompts")
-        sampling.sample(self.base, self.state / "sampled", self.size.responses, self.threads)
+        write, complete = material.write_preferences, partial(objectives.prefer, "complete")
+        yield partial(write, self.state / "held-out", held_out, seed=_HELD_OUT_SEED, each=2)
+        for client in self.clients:
+            shares = [
+                Share(domain, _of(client, domain), "client", client.pairs // len(client.domains))
+                for domain in client.domains
+            ]
+            judge = partial(objectives.prefer, client.taste) if client.taste else material.taste
+            folder = self.state / "clients" / client.name
+            yield partial(write, folder, shares, seed=client.name, flipped=client.flipped, judge=judge)
+        yield partial(write, self.state / "anchors", material.evenly("anchor", self.size.anchors), seed="anchors")
+        for name, shares in (
+            ("styled-anchors", material.evenly("anchor", ANCHORS)),
+            ("styled", material.evenly("server", self.size.styled)),
+        ):
+            yield partial(write, self.state / name, shares, seed=name, judge=complete)
+        prompts = material.evenly("server", self.size.prompts)
+        yield partial(material.write_prompts, self.state / "sampled", prompts, seed="prompts")
 
     def train(self) -> None:
         for client in self.clients:

@@ -23,7 +23,6 @@ from machine import RESULTS, record
 from mor_core.tasks import stop
 from numpy import ndarray
 from three_domains import session, stack
-from three_domains.asks import Split
 from three_domains.base_vlm import read_rows
 from three_domains.demo import RUN
 from three_domains.domains import ANSWERS
@@ -34,8 +33,6 @@ from quality.arm_rewards import ArmRewards
 from quality.arms import Arm, MixtureOfRewards, baselines
 from quality.experiment import SIZES, Experiment
 from quality.gold import BASE, compare
-from quality.material import Share
-from quality.population import SKILLS
 
 _PROMPTS = 600
 """Training prompts of each domain."""
@@ -54,8 +51,8 @@ class ClosedLoop:
         self.questions = experiment.state / "grpo-questions"
 
     def make_material(self) -> None:
-        material.write_prompts(self._prompts, _each("server", _PROMPTS), seed="training")
-        material.write_prompts(self.questions, _each("test", _QUESTIONS), seed="test")
+        material.write_prompts(self._prompts, material.evenly("server", _PROMPTS), seed="training")
+        material.write_prompts(self.questions, material.evenly("test", _QUESTIONS), seed="test")
 
     def base(self) -> Float[ndarray, " questions"]:
         """Whether the base model's answers are right."""
@@ -111,10 +108,6 @@ class ClosedLoop:
             finally:
                 await stop([serving])
             await watching
-
-
-def _each(split: Split, rows: int) -> list[Share]:
-    return [Share(domain, SKILLS[domain], split, rows) for domain in SKILLS]
 
 
 def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
