@@ -92,6 +92,49 @@ def quarantine() -> str:
     return f"{_table(rows)}\nShare of {result['trials']} trials in which the client fails (p > 0.1). {made}\n"
 
 
+def hostile() -> str:
+    """What hostile and broken clients do to the served router, as Markdown."""
+    result = read("hostile")
+    if result is None:
+        return "Not measured yet: `python bench/hostile.py` does.\n"
+    scenarios: dict[str, Any] = result["scenarios"]
+    clean = scenarios["clean"]["ranking_accuracy"]
+    rows = [
+        [
+            "scenario",
+            "accuracy, %",
+            "against clean, points",
+            "just after the first fit, %",
+            "weight, %",
+            "state",
+            "groups lost",
+            "ms a call, median (95 %)",
+        ],
+        ["---", *["--:"] * 4, "---", "--:", "--:"],
+    ]
+    for name, found in scenarios.items():
+        weight, spent = found["largest_hostile_weight"], found["seconds_per_call"]
+        rows.append(
+            [
+                name,
+                f"{100 * found['ranking_accuracy']:.1f}",
+                f"{100 * (found['ranking_accuracy'] - clean):+.1f}",
+                f"{100 * found['accuracy_by_round'][0]:.1f}",
+                "" if weight is None else f"{100 * weight:.1f}",
+                ", ".join(found["states"].values()),
+                f"{found['lost_groups']}",
+                f"{1e3 * spent['p50']:.0f} ({1e3 * spent['p95']:.0f})",
+            ]
+        )
+    plan = result["plan"]
+    told = (
+        f"Accuracy: pairs within {plan['held_out']} held-out groups of 8 that the reward ranks as the truth does, "
+        f"after {plan['refits']} refits with {plan['anchors']} fresh anchors each; weight: the largest of the "
+        f"scenario's clients there. `python bench/hostile.py`, {result['measured']}, commit {result['commit']}."
+    )
+    return f"{_table(rows)}\n{told}\n"
+
+
 def _shared(result: dict[str, Any]) -> str:
     rows = [
         ["prompt, tokens", "responses", "plain, s", "shared, s", "faster", "FLOP bound", "of the bound"],
@@ -183,7 +226,10 @@ def experiment() -> str:
     for name in ("quality-full", "quality-quick"):
         result = read(name)
         if result is not None:
-            made = f"Measured on {result['pairs']:,} held-out pairs; `bench/results/{name}.json` has all numbers.\n"
+            made = (
+                f"Measured on {result['pairs']:,} held-out pairs at commit {result['commit']}, {result['measured']}; "
+                f"`bench/results/{name}.json` has all numbers.\n"
+            )
             return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
     return "Not measured yet: `make bench-quality` does.\n"
 

@@ -48,7 +48,9 @@ def verdict(found: Mapping[str, Any]) -> str:
     rivals = {name: row for name, row in found.items() if name not in _NO_RIVALS}
     told = []
     for column, where in (("MoR ahead", "in the mean"), ("MoR ahead in the worst domain", "in the worst domain")):
-        open_ = [name for name, row in rivals.items() if row[column]["low"] < -MARGIN]
-        rest = f" (open: {', '.join(open_)})" if open_ else ""
-        told.append(f"{where} to {len(rivals) - len(open_)} of {len(rivals)}{rest}")
+        lows = {name: row[column]["low"] for name, row in rivals.items() if column in row}
+        unclear = [name for name, low in lows.items() if low < -MARGIN]
+        rest = f" (open: {', '.join(unclear)})" if unclear else ""
+        if lows:
+            told.append(f"{where} to {len(lows) - len(unclear)} of {len(lows)}{rest}")
     return f"With a margin of {MARGIN:g} points MoR is not inferior to what else a server could do, {'; '.join(told)}."
