@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from three_domains.asks import Split
 
 from quality import (
     averaging,
+    cores,
     material,
     models,
     objectives,
@@ -85,9 +85,7 @@ class Experiment:
         self.cache = self.state / "scores"
 
     def make_material(self) -> None:
-        with ProcessPoolExecutor(self.threads, mp_context=get_context("spawn")) as executor:
-            for written in [executor.submit(write) for write in self._material()]:
-                written.result()
+        cores.run_all(self._material(), self.threads)
         sampling.sample(self.base, self.state / "sampled", self.size.responses, self.threads)
 
     def _material(self) -> Iterator[Callable[[], None]]:
@@ -117,18 +115,22 @@ class Experiment:
         yield partial(material.write_prompts, self.state / "sampled", prompts, seed="prompts")
 
     def train(self) -> None:
-        for client in self.clients:
-            models.client_training(client, self.state, self.base, self.parts, self.threads).run()
+        cores.run_all(self._trainings(), self.threads)
+
+    def _trainings(self) -> Iterator[Callable[[], object]]:
+        """What makes each reward model, the longest first."""
         base, parts, folder = str(self.base), str(self.parts), self.state / "models"
         pooled = models.pool(self.state, [client for client in self.clients if client.taste is None])
         how = options(self.size.central, 2 if self.size.central == "vlm" else 3, base, parts)
-        models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how, threads=self.threads).run()
+        yield models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how).run
+        for client in sorted(self.clients, key=lambda one: (one.architecture != "vlm", -one.pairs * one.epochs)):
+            yield models.client_training(client, self.state, self.base, self.parts).run
         anchored = options("efficientnet", 8, base, parts)
-        drawn = self._first_draw()
-        models.training(models.ANCHORED, drawn, folder / models.ANCHORED, anchored, threads=self.threads).run()
+        yield models.training(models.ANCHORED, self._first_draw(), folder / models.ANCHORED, anchored).run
         sharing = [client for client in self.clients if client.architecture == "dinov2"]
         if not (folder / models.AVERAGED).exists():
-            averaging.average(
+            yield partial(
+                averaging.average,
                 [self.state / "clients" / client.name / "prefs.jsonl" for client in sharing],
                 DualEncoderConfig(
                     vision=f"{parts}/dinov2-small", text=f"{parts}/minilm", image_size=168, vision_layers=(8,)
@@ -152,7 +154,8 @@ class Experiment:
         folders = [self.state / name for name in ("anchors", "held-out", "styled-anchors", "styled", "sampled")]
         names = [client.name for client in self.clients] + list(models.OTHERS)
         scoring.embed(folders, self.cache)
-        scoring.score([self.state / "models" / name for name in names], folders, self.cache)
+        found = [self.state / "models" / name for name in names]
+        cores.run_all(scoring.missing(found, folders, self.cache), self.threads)
 
     def evidence(self, executor: ProcessPoolExecutor | None) -> Evidence:
         names = tuple(client.name for client in self.clients)
@@ -235,7 +238,7 @@ def main() -> None:
         stage()
         timed(name, begun)
     found: dict[str, object] = {}
-    with ProcessPoolExecutor(chosen.threads, mp_context=get_context("spawn")) as executor:
+    with cores.executor(chosen.threads) as executor:
         evidence = experiment.evidence(executor)
         for question in QUESTIONS:
             begun = time.monotonic()
