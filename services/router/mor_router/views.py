@@ -89,7 +89,7 @@ class ItemReward(_Documented):
     item_id: str
     status: Literal["ok", "error"]
     rewards: tuple[Finite, ...] | None
-    """One for each response, in logits; null unless ``status`` is ``ok``."""
+    """One for each response, in logits; null unless ``status`` is ``ok``, and for a client's own token."""
     detail: str | None
     """Why there is no reward."""
     objectives: tuple[ObjectiveShare, ...]
