@@ -121,7 +121,8 @@ def wire(found: Found) -> str:
 
 
 def objectives(found: Found) -> str:
-    return table(["", "accuracy"], [[name, f"{value:.1f}"] for name, value in found.items()])
+    rows = [[name, interval(value) if isinstance(value, Mapping) else f"{value:.1f}"] for name, value in found.items()]
+    return table(["", "accuracy, or points"], rows)
 
 
 def policies(found: Found) -> str:
