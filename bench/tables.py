@@ -227,11 +227,21 @@ def experiment() -> str:
         result = read(name)
         if result is not None:
             made = (
-                f"Measured on {result['pairs']:,} held-out pairs at commit {result['commit']}, {result['measured']}; "
-                f"`bench/results/{name}.json` has all numbers.\n"
+                f"Measured on {result['pairs']:,} held-out pairs at commit {result['commit']}, {result['measured']}"
+                f"{_spent(result['seconds'])}; `bench/results/{name}.json` has all numbers.\n"
             )
             return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
     return "Not measured yet: `make bench-quality` does.\n"
+
+
+def _spent(seconds: dict[str, float]) -> str:
+    """How long it took, where nothing was there already."""
+    stages = ("material", "training", "scoring")
+    if not all(seconds[stage] > 1 for stage in stages):
+        return ""
+    rest = sum(spent for stage, spent in seconds.items() if stage not in stages)
+    told = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
+    return f", in {sum(seconds.values()) / 60:.0f} minutes ({told}, comparing {rest / 60:.1f})"
 
 
 def _closed_loop(experiment: str) -> str:

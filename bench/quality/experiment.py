@@ -239,7 +239,9 @@ def main() -> None:
         timed(name, begun)
     found: dict[str, object] = {}
     with cores.executor(chosen.threads) as executor:
+        begun = time.monotonic()
         evidence = experiment.evidence(executor)
+        timed("supervised tuning", begun)
         for question in QUESTIONS:
             begun = time.monotonic()
             found[question.__name__] = question(evidence)

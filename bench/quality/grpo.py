@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from machine import RESULTS, record
 from mor_core.tasks import stop
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
+    torch.set_num_threads(1)  # the trainer and the engine beside it need the rest
     offline = RESULTS / f"quality-{chosen.size}.json"
     if not offline.is_file():
         raise SystemExit(f"{offline} is not there; run `python -m quality --size {chosen.size}` first")
