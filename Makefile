@@ -24,7 +24,7 @@ BASE ?= docker.io/library/python:3.11.14-slim-bookworm
 ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine)),$(engine))))
 BUILD_ARGS ?=
 
-.PHONY: help setup check format test test-helm dashboard screenshots images demo up down observe bench-quality clean
+.PHONY: help setup check format test test-helm dashboard screenshots images demo up down observe bench-quality bench-grpo clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,8 +87,12 @@ observe: setup ## Prometheus with MoR's alerts beside 'make demo' or 'make up' (
 	$(BIN)/python -m three_domains.observe --state $(DEMO) \
 	  --prometheus "$$($(BIN)/python helm/tools.py --only prometheus | grep 'prometheus$$')"
 
-bench-quality: setup ## MoR against what else a server could do with the same scores (FULL=1: more of everything)
+bench-quality: setup ## MoR against what else a server could do with the same scores (FULL=1: more of everything, and bench-grpo)
 	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full)
+	$(if $(FULL),$(MAKE) bench-grpo)
+
+bench-grpo: setup ## After bench-quality: policies trained by GRPO under the rewards of its four best arms
+	PYTHONPATH=bench $(BIN)/python -m quality.grpo --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full)
 
 clean: ## Remove the virtual environment and all state of runs
 	rm -rf $(VENV) $(STATE)

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from quality.tables import markdown
+from quality.tables import markdown, trained
 
 RESULTS = Path(__file__).parent / "results"
 _ARMS = {
@@ -90,6 +90,49 @@ def quarantine() -> str:
     ]
     made = f"`python bench/quarantine.py`, {result['measured']}, commit {result['commit']}."
     return f"{_table(rows)}\nShare of {result['trials']} trials in which the client fails (p > 0.1). {made}\n"
+
+
+def hostile() -> str:
+    """What hostile and broken clients do to the served router, as Markdown."""
+    result = read("hostile")
+    if result is None:
+        return "Not measured yet: `python bench/hostile.py` does.\n"
+    scenarios: dict[str, Any] = result["scenarios"]
+    clean = scenarios["clean"]["ranking_accuracy"]
+    rows = [
+        [
+            "scenario",
+            "accuracy, %",
+            "against clean, points",
+            "just after the first fit, %",
+            "weight, %",
+            "state",
+            "groups lost",
+            "ms a call, median (95 %)",
+        ],
+        ["---", *["--:"] * 4, "---", "--:", "--:"],
+    ]
+    for name, found in scenarios.items():
+        weight, spent = found["largest_hostile_weight"], found["seconds_per_call"]
+        rows.append(
+            [
+                name,
+                f"{100 * found['ranking_accuracy']:.1f}",
+                f"{100 * (found['ranking_accuracy'] - clean):+.1f}",
+                f"{100 * found['accuracy_by_round'][0]:.1f}",
+                "" if weight is None else f"{100 * weight:.1f}",
+                ", ".join(found["states"].values()),
+                f"{found['lost_groups']}",
+                f"{1e3 * spent['p50']:.0f} ({1e3 * spent['p95']:.0f})",
+            ]
+        )
+    plan = result["plan"]
+    told = (
+        f"Accuracy: pairs within {plan['held_out']} held-out groups of 8 that the reward ranks as the truth does, "
+        f"after {plan['refits']} refits with {plan['anchors']} fresh anchors each; weight: the largest of the "
+        f"scenario's clients there. `python bench/hostile.py`, {result['measured']}, commit {result['commit']}."
+    )
+    return f"{_table(rows)}\n{told}\n"
 
 
 def _shared(result: dict[str, Any]) -> str:
@@ -183,9 +226,29 @@ def experiment() -> str:
     for name in ("quality-full", "quality-quick"):
         result = read(name)
         if result is not None:
-            made = f"Measured on {result['pairs']:,} held-out pairs; `bench/results/{name}.json` has all numbers.\n"
-            return f"{made}\n{markdown(result, level=4)}"
+            made = (
+                f"Measured on {result['pairs']:,} held-out pairs at commit {result['commit']}, {result['measured']}"
+                f"{_spent(result['seconds'])}; `bench/results/{name}.json` has all numbers.\n"
+            )
+            return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
     return "Not measured yet: `make bench-quality` does.\n"
+
+
+def _spent(seconds: dict[str, float]) -> str:
+    """How long it took, where nothing was there already."""
+    stages = ("material", "training", "scoring")
+    if not all(seconds[stage] > 1 for stage in stages):
+        return ""
+    rest = sum(spent for stage, spent in seconds.items() if stage not in stages)
+    told = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
+    return f", in {sum(seconds.values()) / 60:.0f} minutes ({told}, comparing {rest / 60:.1f})"
+
+
+def _closed_loop(experiment: str) -> str:
+    name = experiment.replace("quality", "quality-grpo")
+    result = read(name)
+    told = "Not run yet: `make bench-grpo` does.\n" if result is None else f"{trained(result)}\n"
+    return f"#### Policies trained by GRPO under the rewards of the best arms\n\n{told}"
 
 
 def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:

@@ -152,7 +152,7 @@ class Rewarder:
         """Who is asked about a group with this objective, and what is in force for it now.
 
         Raises:
-            NotFound: a blend names an objective that is not there.
+            NotFound: a blend names an objective that is not there, or a name a gate version that it does not have.
             Conflict: the gate cannot be served.
         """
         records = dict(self._pool.records)
