@@ -16,15 +16,16 @@ STATE := .mor
 DEMO := $(STATE)/demo$(if $(filter-out default,$(PRESET)),-$(PRESET))
 
 VERSION := 0.1.0
-# What `make images` builds, and with what: docker, podman or buildah, whichever is there.
+# What `make images` builds, and with what: docker, podman or buildah, the first that works here.
 IMAGES ?= reward router trainer rollout
 VARIANT ?= cpu
 REGISTRY ?= localhost
 BASE ?= docker.io/library/python:3.11.14-slim-bookworm
-ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine)),$(engine))))
+ENGINE ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 BUILD_ARGS ?=
+IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-helm dashboard screenshots images demo up down observe bench-quality clean
+.PHONY: help engine setup check format test test-helm test-images dashboard screenshots images base-image sbom demo up down observe bench-quality clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,20 +60,33 @@ test-helm: setup ## Tests of charts and images' files: helm, schemas, an API ser
 	$(BIN)/python helm/tools.py
 	$(BIN)/pytest tests/helm tests/router/test_discovery.py
 
+test-images: setup ## The charts' pods in containers, on the images that are here (root, podman); figures: bench/containers.py
+	$(BIN)/python helm/tools.py
+	$(BIN)/pytest tests/containers
+
 dashboard: ## Build the dashboard after a change of its sources (needs node and npm)
 	cd services/trainer/dashboard && npm ci --no-audit --no-fund && npm run build
 
 screenshots: setup ## Pictures of the dashboard for docs/images (needs Chromium)
 	$(BIN)/python -m tests.browser.screenshots
 
-images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
-	@test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed to build images; install one"; exit 1; }
+engine:
+	@test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed for images; install one"; exit 1; }
+
+images: engine ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
 	for service in $(IMAGES); do \
 	  $(ENGINE) build --file services/$$service/Dockerfile $(BUILD_ARGS) \
 	    --build-arg BASE="$(BASE)" --build-arg VARIANT="$(VARIANT)" --build-arg PIP_ARGS="$(PIP_ARGS)" \
 	    --build-arg VERSION="$(VERSION)" --build-arg REVISION="$$(git rev-parse HEAD)" \
-	    --tag $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda) .; \
+	    --tag $(IMAGE) .; \
 	done
+
+base-image: engine ## A base of Debian packages for 'make images BASE=localhost/mor/base:bookworm' (root, debootstrap)
+	services/base.sh $(ENGINE) localhost/mor/base:bookworm
+
+sbom: setup engine ## Bill of materials of each image, CycloneDX, in .mor/sbom
+	$(BIN)/python helm/tools.py
+	for service in $(IMAGES); do services/sbom.sh $(ENGINE) $(IMAGE) $(STATE)/sbom; done
 
 demo: setup ## The whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
 	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO)

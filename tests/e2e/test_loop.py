@@ -188,3 +188,24 @@ def test_the_router_refits_on_what_the_policy_says_as_a_checker_labels_it(loop: 
     assert gate["report"]["pairs"] > len(rows) / 2
     status = loop.get(f"{loop.rollout}/v1/status")
     assert gate["refitted"]["policy"] in ("base", f"{status['run']}:{status['weights_version']}")
+
+
+def test_a_restarted_router_or_rollout_service_loses_no_group_and_stalls_training_briefly(loop: Loop) -> None:
+    """As a rolling upgrade does it: what the ended process held is taken over as soon as the next one is up. The last
+    test: the two services have other addresses afterwards."""
+    run = loop.create("restarted", steps=8)
+    ended = {}
+    for name, step in (("router", 2), ("rollout", 5)):
+        loop.wait(run, lambda snapshot, step=step: (snapshot["step"] or 0) >= step)
+        loop.processes.end(name)
+        ended[name] = time.time()
+        loop.processes.restart(name)
+    loop.wait(run, finished)
+    points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
+    assert [point["step"] for point in points] == list(range(1, 9))
+    applied = [group for point in points for group in point["applied"]]
+    assert len(applied) == len(set(applied)) == 8 * GROUPS
+    assert all(point["groups_dropped"] == 0 for point in points)
+    times = [point["at"] for point in points]
+    for name, since in ended.items():
+        assert min(at for at in times if at > since) - since < 60, f"{name} stalled training"
