@@ -23,9 +23,10 @@ REGISTRY ?= localhost
 BASE ?= docker.io/library/python:3.11.14-slim-bookworm
 ENGINE ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 BUILD_ARGS ?=
+NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed for images; install one"; exit 1; }
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help engine setup check format test test-helm test-images dashboard screenshots images base-image sbom demo up down observe bench-quality clean
+.PHONY: help setup check format test test-helm test-images dashboard screenshots images base-image sbom demo up down observe bench-quality clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -70,10 +71,8 @@ dashboard: ## Build the dashboard after a change of its sources (needs node and 
 screenshots: setup ## Pictures of the dashboard for docs/images (needs Chromium)
 	$(BIN)/python -m tests.browser.screenshots
 
-engine:
-	@test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed for images; install one"; exit 1; }
-
-images: engine ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
+images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
+	$(NEEDS_ENGINE)
 	for service in $(IMAGES); do \
 	  $(ENGINE) build --file services/$$service/Dockerfile $(BUILD_ARGS) \
 	    --build-arg BASE="$(BASE)" --build-arg VARIANT="$(VARIANT)" --build-arg PIP_ARGS="$(PIP_ARGS)" \
@@ -81,10 +80,12 @@ images: engine ## Build the services' images (IMAGES="reward router", VARIANT=cp
 	    --tag $(IMAGE) .; \
 	done
 
-base-image: engine ## A base of Debian packages for 'make images BASE=localhost/mor/base:bookworm' (root, debootstrap)
+base-image: ## A base of Debian packages for 'make images BASE=localhost/mor/base:bookworm' (root, debootstrap)
+	$(NEEDS_ENGINE)
 	services/base.sh $(ENGINE) localhost/mor/base:bookworm
 
-sbom: setup engine ## Bill of materials of each image, CycloneDX, in .mor/sbom
+sbom: setup ## Bill of materials of each image, CycloneDX, in .mor/sbom
+	$(NEEDS_ENGINE)
 	$(BIN)/python helm/tools.py
 	for service in $(IMAGES); do services/sbom.sh $(ENGINE) $(IMAGE) $(STATE)/sbom; done
 

@@ -93,7 +93,7 @@ def restarts(release: Release) -> dict[str, Any]:
         "sampling": {"max_tokens": 8},
         "optimiser": {"lr": 1e-9, "warmup_steps": 0},
     }
-    run = release.create(spec)
+    run = release.call("POST", "control", "/v1/runs", spec)["id"]
     at = {}
     for index, (event, name, act) in enumerate(events, start=1):
         while (release.get("control", f"/v1/runs/{run}")["step"] or 0) < index * _APART:
@@ -136,7 +136,7 @@ def main() -> None:
         podman = Podman(folder)
         try:
             images = sizes(podman)
-            release = Release(folder, podman, build_tiny_vlm(folder / "tiny"))
+            release = Release(folder, podman, build_tiny_vlm(folder / "tiny"), tls=False)
             release.start("valkey")
             started = starts(release)
             release.start("worker")

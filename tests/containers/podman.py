@@ -41,7 +41,7 @@ class Podman:
         self._pods: list[str] = []
         self("network", "create", "--subnet", SUBNET, _NETWORK)
 
-    def __call__(self, *arguments: str, timeout_s: float = 120) -> str:
+    def __call__(self, *arguments: str, given: str = "", timeout_s: float = 120) -> str:
         """What the command prints.
 
         Raises:
@@ -50,6 +50,7 @@ class Podman:
         done = subprocess.run(
             ["podman", *arguments],
             env=self._environment,
+            input=given,
             capture_output=True,
             text=True,
             timeout=timeout_s,

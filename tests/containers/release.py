@@ -12,6 +12,7 @@ import easy_vqa
 import httpx
 from mor_core import embedded
 
+from tests.certificates import self_signed
 from tests.containers.kubelet import Kubelet, service_of
 from tests.containers.podman import Podman
 from tests.helm import charts
@@ -31,21 +32,24 @@ def score(messages, responses, images):
 class Release:
     """Pods of the release ``m``, each started when it is asked for."""
 
-    def __init__(self, folder: Path, podman: Podman, model: Path) -> None:
+    def __init__(self, folder: Path, podman: Podman, model: Path, *, tls: bool) -> None:
         """``model`` is a tiny checkpoint; the data are pictures and questions of easy-vqa."""
         self.podman = podman
+        self._scheme = "https" if tls else "http"
         shutil.copytree(model, folder / "models" / "tiny")
         write_data(folder / "data", 48)
         (folder / "runs").mkdir()
         (folder / "valkey").mkdir()
         valkey = ("--set=valkey.image.repository=" + _VALKEY, "--set=valkey.image.tag=" + TAG)
-        self._mor = charts.render(charts.CHARTS / "mor", f"--values={charts.TINY}", *valkey)
+        secure = ("--set=tls.existingSecret=mor-tls",) if tls else ()
+        self._mor = charts.render(charts.CHARTS / "mor", f"--values={charts.TINY}", *valkey, *secure)
         registration = {
             "enabled": True,
-            "router": "http://m-mor-router:8100",
+            "router": f"{self._scheme}://m-mor-router:8100",
             "name": "length",
             "url": "http://m-mor-reward:8400",
             "existingSecret": "m-mor-auth",
+            "existingCaSecret": "mor-tls" if tls else "",
         }
         options = ("--set=function.existingConfigMap=scorer", f"--set-json=registration={json.dumps(registration)}")
         self._reward = charts.render(charts.CHARTS / "mor-reward", *options)
@@ -56,8 +60,13 @@ class Release:
             "m-mor-runs": folder / "runs",
             "data-m-mor-valkey-0": folder / "valkey",
         }
-        self._kubelet = Kubelet(folder / "pods", [*self._mor, *self._reward, scorer], claims)
-        self.admin = {"Authorization": f"Bearer {self._kubelet.content('m-mor-auth', 'admin-token')}"}
+        certificate, key = (
+            content.decode() for content in self_signed("m-mor-control", "m-mor-router", "m-mor-rollout")
+        )
+        files = {"tls.crt": certificate, "tls.key": key, "ca.crt": certificate}
+        secret = {"kind": "Secret", "metadata": {"name": "mor-tls"}, "stringData": files}
+        self._kubelet = Kubelet(folder / "pods", [*self._mor, *self._reward, scorer, secret], claims)
+        self._http = httpx.Client(verify=False, timeout=300)  # here services are called by their addresses
         self._containers: dict[str, str] = {}
         self._build_valkey(folder)
 
@@ -85,7 +94,7 @@ class Release:
         said = "no answer"
         while time.monotonic() < deadline:
             try:
-                answer = httpx.get(f"{self.url(name)}/readyz", timeout=2)
+                answer = self._http.get(f"{self.url(name)}/readyz", timeout=2)
                 if answer.is_success:
                     return time.time() - started
                 said = answer.text
@@ -95,7 +104,8 @@ class Release:
         raise TimeoutError(f"{name} was not ready in {timeout_s:g} s: {said}\n{self.podman.logs(container)}")
 
     def url(self, name: str) -> str:
-        return f"http://{self.podman.address(self._containers[name])}:{_PORTS[name]}"
+        scheme = "http" if name == "reward" else self._scheme
+        return f"{scheme}://{self.podman.address(self._containers[name])}:{_PORTS[name]}"
 
     def job(self, name: str, timeout_s: float) -> str:
         """Run a job or a test of the charts to its end; what it says.
@@ -107,6 +117,10 @@ class Release:
         if self.podman.wait(container, timeout_s):
             raise RuntimeError(f"{name} failed:\n{self.podman.logs(container)}")
         return self.podman.logs(container)
+
+    def execute(self, name: str, script: str, given: str = "") -> str:
+        """What a shell in the container prints, as `kubectl exec -i` has it run."""
+        return self.podman("exec", "--interactive", self._containers[name], "sh", "-c", script, given=given)
 
     def restart(self, name: str) -> None:
         self.podman.restart(self._containers[name])
@@ -120,15 +134,18 @@ class Release:
     def logs(self, name: str) -> str:
         return self.podman.logs(self._containers[name])
 
-    def get(self, name: str, path: str) -> Any:
-        answer = httpx.get(f"{self.url(name)}{path}", headers=self.admin, timeout=30)
-        answer.raise_for_status()
-        return answer.json()
+    def secret(self, name: str, key: str) -> str:
+        return self._kubelet.content(name, key)
 
-    def create(self, spec: dict[str, Any]) -> str:
-        answer = httpx.post(f"{self.url('control')}/v1/runs", json=spec, headers=self.admin, timeout=30)
-        answer.raise_for_status()
-        return str(answer.json()["id"])
+    def get(self, name: str, path: str, token: str | None = None) -> Any:
+        return self.call("GET", name, path, token=token)
+
+    def call(self, method: str, name: str, path: str, body: Any = None, token: str | None = None) -> Any:
+        """What a service answers to the administrator, or to the holder of ``token``."""
+        headers = {"Authorization": f"Bearer {token or self.secret('m-mor-auth', 'admin-token')}"}
+        answer = self._http.request(method, f"{self.url(name)}{path}", json=body, headers=headers)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
 
     def finished(self, run: str, timeout_s: float) -> dict[str, Any]:
         """The snapshot of a run that ends within the time."""

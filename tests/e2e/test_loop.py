@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +195,9 @@ def test_a_restarted_router_or_rollout_service_loses_no_group_and_stalls_trainin
     """As a rolling upgrade does it: what the ended process held is taken over as soon as the next one is up. The last
     test: the two services have other addresses afterwards."""
     run = loop.create("restarted", steps=8)
-    ended = {}
     for name, step in (("router", 2), ("rollout", 5)):
         loop.wait(run, lambda snapshot, step=step: (snapshot["step"] or 0) >= step)
         loop.processes.end(name)
-        ended[name] = time.time()
         loop.processes.restart(name)
     loop.wait(run, finished)
     points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
@@ -206,6 +205,4 @@ def test_a_restarted_router_or_rollout_service_loses_no_group_and_stalls_trainin
     applied = [group for point in points for group in point["applied"]]
     assert len(applied) == len(set(applied)) == 8 * GROUPS
     assert all(point["groups_dropped"] == 0 for point in points)
-    times = [point["at"] for point in points]
-    for name, since in ended.items():
-        assert min(at for at in times if at > since) - since < 60, f"{name} stalled training"
+    assert max(after["at"] - before["at"] for before, after in pairwise(points)) < 60
