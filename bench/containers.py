@@ -134,8 +134,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         podman = Podman(folder)
+        images = sizes(podman)
+        podman.up()
         try:
-            images = sizes(podman)
             release = Release(folder, podman, build_tiny_vlm(folder / "tiny"), tls=False)
             release.start("valkey")
             started = starts(release)

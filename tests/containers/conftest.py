@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.containers.podman import Podman, missing
@@ -12,15 +9,8 @@ from tests.helm import charts
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
     reason = missing() or (None if charts.HELM.exists() else "helm is not here: `make test-helm` fetches it")
     if reason:
         pytest.skip(reason)
-    engine = Podman(tmp_path_factory.mktemp("podman"))
-    yield engine
-    engine.down()
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("release")
+    return Podman(tmp_path_factory.mktemp("podman"))

@@ -6,7 +6,6 @@ image, command, environment, security contexts, resources, mounts.
 
 from __future__ import annotations
 
-import base64
 import os
 import shutil
 from pathlib import Path
@@ -24,17 +23,9 @@ class Kubelet:
         self._folder = folder
         self._claims = claims
         self._files: dict[tuple[str, str], dict[str, bytes]] = {}
-        for document in documents:
-            self.add(document)
-
-    def add(self, document: Document) -> None:
-        """Know a Secret or a ConfigMap; others are of no matter."""
-        if document["kind"] in ("Secret", "ConfigMap"):
-            texts = {**document.get("stringData", {}), **(document["data"] if document["kind"] == "ConfigMap" else {})}
-            content = {key: text.encode() for key, text in texts.items()}
-            if document["kind"] == "Secret":
-                content |= {key: base64.b64decode(text) for key, text in document.get("data", {}).items()}
-            self._files[document["kind"], document["metadata"]["name"]] = content
+        for kind, texts in (("Secret", "stringData"), ("ConfigMap", "data")):
+            for name, document in charts.of(documents, kind).items():
+                self._files[kind, name] = {key: text.encode() for key, text in document[texts].items()}
 
     def content(self, secret: str, key: str) -> str:
         return self._files["Secret", secret][key].decode()

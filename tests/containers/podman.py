@@ -39,6 +39,9 @@ class Podman:
         self._environment = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf")}
         self._folder = folder
         self._pods: list[str] = []
+
+    def up(self) -> None:
+        """Make the network of the pods, which ``down`` removes with them."""
         self("network", "create", "--subnet", SUBNET, _NETWORK)
 
     def __call__(self, *arguments: str, given: str = "", timeout_s: float = 120) -> str:
@@ -78,7 +81,7 @@ class Podman:
     def started(self, container: str) -> float:
         """When its process was started, in seconds since the epoch."""
         state = json.loads(self("inspect", container))[0]["State"]
-        return datetime.fromisoformat(state["StartedAt"][:26] + state["StartedAt"][-6:]).timestamp()
+        return datetime.fromisoformat(state["StartedAt"]).timestamp()
 
     def wait(self, container: str, timeout_s: float) -> int:
         """The exit status of a container that ends by itself."""

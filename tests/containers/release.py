@@ -68,6 +68,7 @@ class Release:
         self._kubelet = Kubelet(folder / "pods", [*self._mor, *self._reward, scorer, secret], claims)
         self._http = httpx.Client(verify=False, timeout=300)  # here services are called by their addresses
         self._containers: dict[str, str] = {}
+        self._addresses: dict[str, str] = {}
         self._build_valkey(folder)
 
     def _build_valkey(self, folder: Path) -> None:
@@ -84,6 +85,8 @@ class Release:
         documents = self._reward if name.startswith("reward") else self._mor
         pod = self._kubelet.pod(documents, f"m-mor-{name}")
         self._containers[name] = self.podman.play(pod, service_of(documents, pod))
+        if name in _PORTS:
+            self._addresses[name] = self.podman.address(self._containers[name])
         return self._containers[name]
 
     def ready(self, name: str, timeout_s: float = 180) -> float:
@@ -105,7 +108,7 @@ class Release:
 
     def url(self, name: str) -> str:
         scheme = "http" if name == "reward" else self._scheme
-        return f"{scheme}://{self.podman.address(self._containers[name])}:{_PORTS[name]}"
+        return f"{scheme}://{self._addresses[name]}:{_PORTS[name]}"
 
     def job(self, name: str, timeout_s: float) -> str:
         """Run a job or a test of the charts to its end; what it says.

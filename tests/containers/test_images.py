@@ -11,7 +11,7 @@ from tests.containers.podman import Podman
 from tests.containers.release import IMAGES
 
 GB = 1e9
-MOST = {"router": 1.6 * GB, "reward": 1.6 * GB, "trainer": 1.6 * GB, "rollout": 3 * GB}
+MOST = {"router": 1.6 * GB, "reward": 1.6 * GB, "trainer": 1.6 * GB, "rollout": 2.2 * GB}
 RESTRICTED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none")
 
 

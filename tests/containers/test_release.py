@@ -16,17 +16,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def release(podman: Podman, folder: Path, tiny_vlm: Path) -> Iterator[Release]:
+def release(podman: Podman, tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[Release]:
     absent = [image for image in IMAGES.values() if podman.image(image) is None]
     if absent:
         pytest.skip(f"{', '.join(absent)}: not here; `make images` builds them")
-    made = Release(folder, podman, tiny_vlm, tls=True)
-    made.start("valkey")
-    for name in ("reward", "control", "router", "rollout", "worker"):
-        made.start(name)
-    for name in ("reward", "control", "router", "rollout"):
-        made.ready(name)
-    yield made
+    podman.up()
+    try:
+        made = Release(tmp_path_factory.mktemp("release"), podman, tiny_vlm, tls=True)
+        for name in ("valkey", "reward", "control", "router", "rollout", "worker"):
+            made.start(name)
+        for name in ("reward", "control", "router", "rollout"):
+            made.ready(name)
+        yield made
+    finally:
+        podman.down()
 
 
 def test_the_release_installs_and_passes_helm_test(release: Release) -> None:
