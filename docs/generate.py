@@ -15,7 +15,7 @@ ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
 from generators import contract, metrics, settings  # noqa: E402
-from tables import demonstration, experiment, hostile, quarantine, trainer  # noqa: E402
+from tables import containers, demonstration, experiment, hostile, quarantine, trainer  # noqa: E402
 
 _BEGIN, _END = "<!-- written by docs/generate.py -->\n", "<!-- end of what docs/generate.py wrote -->\n"
 
@@ -36,6 +36,7 @@ _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     ROOT / "README.md": (demonstration,),
     DOCS / "algorithm.md": (experiment,),
     DOCS / "client-states.md": (quarantine, hostile),
+    DOCS / "install.md": (containers,),
     DOCS / "training.md": (trainer,),
     DOCS / "reward-contract.md": (contract.clauses,),
 }

@@ -33,7 +33,10 @@ Schema = dict[str, Any]
 _SERVING = {"host", "port", "tokens_file", "log_format", "tls_cert_file", "tls_key_file"}
 _CALLING = {"service_token", "control_ca_file"}
 _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
-    "control": (ControlSettings, {*_SERVING, "redis_url", "runs_dir"}),
+    "control": (
+        ControlSettings,
+        {*_SERVING, "redis_url", "runs_dir", "router_url", "router_ca_file", "alert_webhook_token"},
+    ),
     "worker": (
         WorkerSettings,
         {*_CALLING, "redis_url", "runs_dir", "control_url", "weights_url", "device", "log_format"},
@@ -51,6 +54,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
             *(*_SERVING, "redis_url", "secret_key", "audit_log", "allow_loopback", "allowed_networks"),
             *("kubernetes_networks", "kubernetes_namespaces", "kubernetes_selector"),
             *("ca_file", "client_cert_file", "client_key_file"),
+            *("policy_url", "policy_ca_file", "service_token"),
         },
     ),
     "reward": (RewardSettings, {*_SERVING, "model_dir", "function", "name", "domains", "device"}),

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,20 @@ def test_the_router_refits_on_what_the_policy_says_as_a_checker_labels_it(loop: 
     assert gate["report"]["pairs"] > len(rows) / 2
     status = loop.get(f"{loop.rollout}/v1/status")
     assert gate["refitted"]["policy"] in ("base", f"{status['run']}:{status['weights_version']}")
+
+
+def test_a_restarted_router_or_rollout_service_loses_no_group_and_stalls_training_briefly(loop: Loop) -> None:
+    """As a rolling upgrade does it: what the ended process held is taken over as soon as the next one is up. The last
+    test: the two services have other addresses afterwards."""
+    run = loop.create("restarted", steps=8)
+    for name, step in (("router", 2), ("rollout", 5)):
+        loop.wait(run, lambda snapshot, step=step: (snapshot["step"] or 0) >= step)
+        loop.processes.end(name)
+        loop.processes.restart(name)
+    loop.wait(run, finished)
+    points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
+    assert [point["step"] for point in points] == list(range(1, 9))
+    applied = [group for point in points for group in point["applied"]]
+    assert len(applied) == len(set(applied)) == 8 * GROUPS
+    assert all(point["groups_dropped"] == 0 for point in points)
+    assert max(after["at"] - before["at"] for before, after in pairwise(points)) < 60

@@ -145,7 +145,8 @@ readinessProbe:
   failureThreshold: 3
 {{- end -}}
 
-{{/* Volumes of every process of MoR's own: dict root, values, secrets (key of the auth Secret -> file). */}}
+{{/* Volumes of every process of MoR's own: dict root, values, secrets (key of the auth Secret -> file), others (of
+other Secrets: list of dict secret, key, path). */}}
 {{- define "mor.volumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 10Gi}
@@ -163,6 +164,9 @@ readinessProbe:
             {{- range $key, $path := .secrets }}
             - {key: {{ $key }}, path: {{ $path }}}
             {{- end }}
+      {{- range .others }}
+      - secret: {name: {{ .secret }}, items: [{key: {{ .key }}, path: {{ .path }}}]}
+      {{- end }}
 {{- if and (not .root.Values.redis.bundled) .root.Values.redis.external.existingCaSecret }}
 - name: redis-ca
   secret:

@@ -34,6 +34,8 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     router_url: AnyHttpUrl | None = None
     """Address of the router, which is asked who a client's own token belongs to; without, only tokens of the tokens
     file are known here."""
+    router_ca_file: Path | None = None
+    """PEM file of certificate authorities for ``router_url``; the system's where it is not set."""
     alert_webhook_url: AnyHttpUrl | None = None
     """Address that is told of each alert, as JSON by POST; nobody is told without."""
     alert_webhook_token: SecretStr = SecretStr("")
