@@ -262,9 +262,15 @@ def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
     }
     documents = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
     rules = [rule["expr"] for rule in charts.of(documents, "PrometheusRule")["m-mor"]["spec"]["groups"][0]["rules"]]
-    dashboard = json.loads(charts.of(documents, "ConfigMap")["m-mor-dashboards"]["data"]["mor.json"])
-    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    queries = [entry["query"] for entry in dashboard["templating"]["list"] if entry["type"] == "query"]
+    boards = charts.of(documents, "ConfigMap")["m-mor-dashboards"]["data"]
+    assert set(boards) == {"run.json", "platform.json"}
+    dashboards = [json.loads(board) for board in boards.values()]
+    panels = [
+        target["expr"] for board in dashboards for panel in board["panels"] for target in panel.get("targets", ())
+    ]
+    queries = [
+        entry["query"] for board in dashboards for entry in board["templating"]["list"] if entry["type"] == "query"
+    ]
     for expression in [*rules, *panels, *queries]:
         for metric in re.findall(r"\bmor_[a-z_]+\b", expression):
             assert metric in known, f"{expression} asks for {metric}, which no service has"
