@@ -276,6 +276,23 @@ def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
             assert metric in known, f"{expression} asks for {metric}, which no service has"
 
 
+def test_a_collector_of_traces_is_named_to_every_service_and_can_be_reached() -> None:
+    options = (
+        "--set=model.name=a/b",
+        "--set=tracing.endpoint=http://collector:4318",
+        "--set-json=tracing.ratio=0.1",
+        '--set-json=networkPolicy.extraEgress=[{"ports": [{"port": 4318}]}]',
+    )
+    documents = charts.render(MOR, *options)
+    for component in ("control", "worker", "rollout", "router"):
+        set_to = charts.variables(charts.pods(documents)[f"m-mor-{component}"])
+        assert set_to["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+        assert (set_to["OTEL_TRACES_SAMPLER"], set_to["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.1")
+        policy = charts.of(documents, "NetworkPolicy")[f"m-mor-from-{component}"]
+        assert {"ports": [{"port": 4318}]} in policy["spec"]["egress"]
+    assert "OTEL_" not in json.dumps(charts.render(MOR, "--set=model.name=a/b"))
+
+
 def test_values_yaml_has_a_description_of_every_value() -> None:
     for chart in (MOR, REWARD):
         schema = json.loads((chart / "values.schema.json").read_text())

@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from mor_core.errors import Conflict, NotFound
+from mor_core.run_status import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 
 from mor_trainer.control.alerts import Alerts
@@ -237,7 +238,7 @@ class RunStore:
             self._change(row["id"], alert="worker_lost", state=state, worker=None, lease_until=None, error=reason)
         return [row["id"] for row in lost]
 
-    def warn(self, run: str, name: str, reason: str) -> None:
+    def warn(self, run: str, name: AlertName, reason: str) -> None:
         """Raise an alert of run control's own, and tell who follows the run."""
         with self._database.transaction() as sql:
             step = sql.execute("SELECT step FROM runs WHERE id=?", (run,)).fetchone()["step"]
@@ -252,7 +253,7 @@ class RunStore:
         with self._database.transaction() as sql:
             self._set(sql, run, columns)
 
-    def _change(self, run: str, *, alert: str | None = None, **columns: Any) -> None:
+    def _change(self, run: str, *, alert: AlertName | None = None, **columns: Any) -> None:
         """Set columns; a change of state or of what is wanted becomes an event too, and with ``alert`` an alert."""
         with self._database.transaction() as sql:
             if columns.get("state") is RunState.running:

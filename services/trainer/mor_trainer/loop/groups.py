@@ -17,6 +17,7 @@ import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
+from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.streams import Consumer, Entry, Streams, announce, connect, withdraw
 from mor_core.tasks import stop
@@ -332,7 +333,7 @@ class Groups:
         elif letter is not None and group_id == "unreadable":
             self._alert("unreadable_record", reason, letter)
 
-    def _alert(self, name: str, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
+    def _alert(self, name: AlertName, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
         log.warning("alert", run=self._run, name=name, reason=reason)
         detail = {} if letter is None else {"group_id": letter.group_id, "letter": letter.model_dump(mode="json")}
         self._events.add("alert", self._step(), {"name": name, "reason": reason, **detail, **data})

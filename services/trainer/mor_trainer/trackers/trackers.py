@@ -119,9 +119,9 @@ class _Line:
                 if not self._failing:
                     self._fail(news.run, f"{type(error).__name__}: {str(error)[:_REASON_CHARACTERS]}")
             else:
-                if self._failing:
+                if self._failing and news.event is not None:  # the end of a run may take nothing
                     log.info("a tracker works again", tracker=self._tracker.name)
-                self._failing = False
+                    self._failing = False
 
     def _next(self) -> _News | None:
         with self._changed:
