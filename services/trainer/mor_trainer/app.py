@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import httpx
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from mor_core import about
 from mor_core.service import create_service
 from mor_core.tasks import stop
@@ -25,6 +25,7 @@ from mor_trainer.control.webhook import Webhook
 from mor_trainer.control.workers import Workers
 from mor_trainer.routes import ROUTERS
 from mor_trainer.routes.dashboard import add_dashboard
+from mor_trainer.routes.dependencies import known_query
 from mor_trainer.trackers import Trackers, configured
 
 _TRACKERS_S = 3.0
@@ -89,6 +90,6 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.state.alerts, app.state.letters, app.state.workers = alerts, letters, Workers()
     app.state.tokens = ClientTokens(settings, router_transport)
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(known_query)])
     add_dashboard(app)
     return app
