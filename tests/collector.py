@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+from mor_core import tracing
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
@@ -67,6 +69,21 @@ class Collector:
 
 def _value(value: Any) -> Any:
     return getattr(value, value.WhichOneof("value"))
+
+
+@contextmanager
+def traced(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Tracing is on in this process, to a collector of its own."""
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        monkeypatch.setattr(tracing, "_tracer", None)
+        tracing.configure(service)
+        provider = tracing._tracer.span_processor
+        try:
+            yield collector
+        finally:
+            provider.shutdown()
 
 
 @contextmanager
