@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
-from generators import contract, metrics, settings  # noqa: E402
+from generators import contract, metrics, routes, settings  # noqa: E402
 from tables import containers, demonstration, experiment, hostile, quarantine, trainer  # noqa: E402
 
 _BEGIN, _END = "<!-- written by docs/generate.py -->\n", "<!-- end of what docs/generate.py wrote -->\n"
@@ -43,6 +43,7 @@ _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings.page,
     DOCS / "metrics.md": metrics.page,
+    DOCS / "routes.md": routes.page,
     **{file: partial(_within, file, parts) for file, parts in _PARTS.items()},
 }
 

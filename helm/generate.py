@@ -1,5 +1,5 @@
-"""Writes values.schema.json and README.md of both charts from their values.yaml and from the services' settings:
-``python helm/generate.py``. A test fails when they are out of date.
+"""Writes values.schema.json and README.md of both charts from their values.yaml and from the services' settings, and
+the Grafana dashboards of ``dashboards.py``: ``python helm/generate.py``. A test fails when they are out of date.
 
 A comment above a value is its description. A line ``@schema {...}`` in it adds to what the default says of the type;
 ``@ref name`` takes a definition from below, ``@settings process`` the settings of a process that the chart leaves to
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,10 @@ from mor_trainer.config import ControlSettings, WorkerSettings
 from pydantic import BaseModel, TypeAdapter
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from dashboards import dashboards  # noqa: E402
+
 CHARTS = ("mor", "mor-reward")
 
 Schema = dict[str, Any]
@@ -233,10 +238,17 @@ def _shown(default: Any) -> str:
     return f"`{text}`" if len(text) <= 60 else "see values.yaml"
 
 
+def boards() -> dict[Path, str]:
+    """Content of each file of dashboards."""
+    return {HERE / "mor" / "files" / "dashboards" / name: content for name, content in dashboards().items()}
+
+
 def main() -> None:
     for chart in CHARTS:
         (HERE / chart / "values.schema.json").write_text(json.dumps(schema(chart), indent=1, sort_keys=True) + "\n")
         (HERE / chart / "README.md").write_text(readme(chart))
+    for file, content in boards().items():
+        file.write_text(content)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import easy_vqa
 import httpx
 import pytest
 
+from tests.collector import Collector, Received, collecting
 from tests.conftest import Valkey
 from tests.e2e.processes import TOKENS, Processes
 
@@ -44,10 +45,18 @@ def write_prompts(folder: Path, count: int) -> Path:
 
 class Loop:
     def __init__(
-        self, processes: Processes, control: str, rollout: str, router: str, scorer: str, prompts: Path, model: Path
+        self,
+        processes: Processes,
+        control: str,
+        rollout: str,
+        router: str,
+        scorer: str,
+        prompts: Path,
+        model: Path,
+        collector: Collector,
     ) -> None:
         self.processes, self.control, self.rollout, self.router = processes, control, rollout, router
-        self.scorer, self.prompts, self.model = scorer, prompts, model
+        self.scorer, self.prompts, self.model, self.collector = scorer, prompts, model, collector
 
     def get(self, url: str) -> Any:
         answer = httpx.get(url, headers=ADMIN, timeout=30)
@@ -85,11 +94,18 @@ class Loop:
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[Loop]:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path, collector: Collector) -> Iterator[Loop]:
     folder = tmp_path_factory.mktemp("loop")
     (folder / "valkey").mkdir()
     server = Valkey(folder / "valkey")
     processes = Processes(folder, server.url, tiny_vlm)
+    processes.environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address, "OTEL_BSP_SCHEDULE_DELAY": "200"}
     try:
         clients = {}
         for name in ("length", "vowels"):
@@ -106,7 +122,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[L
             assert answer.is_success, answer.text
         control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5")
         processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
-        yield Loop(processes, control, rollout, router, clients["length"], write_prompts(folder, 40), tiny_vlm)
+        prompts = write_prompts(folder, 40)
+        yield Loop(processes, control, rollout, router, clients["length"], prompts, tiny_vlm, collector)
         statuses = processes.stop()
         assert all(status in (0, -15, 143) for status in statuses.values()), statuses
     finally:
@@ -147,6 +164,52 @@ def test_a_run_goes_from_prompts_to_an_aligned_checkpoint(loop: Loop) -> None:
     ]
     assert changed
     assert not any("vision" in name for name in changed)
+
+
+def test_each_group_has_one_trace_from_prompt_to_gradient(loop: Loop) -> None:
+    run = loop.create("traced", steps=2)
+    loop.wait(run, finished)
+    points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
+    applied = {group for point in points for group in point["applied"]}
+
+    def trained() -> dict[str, Received]:
+        return {
+            span.attributes["mor.group"]: span
+            for span in loop.collector.named("group")
+            if span.attributes["mor.run"] == run and span.attributes["mor.outcome"] == "trained"
+        }
+
+    deadline = time.monotonic() + 30
+    while trained().keys() != applied:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)  # every process sends its spans within a fifth of a second
+    spans = {span.id: span for span in loop.collector.spans}
+    answered = {span.parent: span for span in loop.collector.named("answer")}
+    for root in trained().values():
+        trace = loop.collector.in_trace(root.trace)
+        assert (trace[0].id, root.service, root.parent) == (root.id, "mor-trainer-worker", "")
+        below = {parent.name: [s for s in trace if s.parent == parent.id] for parent in trace}
+        assert [(s.name, s.service) for s in below["group"]] == [
+            ("sample", "mor-rollout"), ("score", "mor-router"), ("update", "mor-trainer-worker"),
+        ]  # fmt: skip
+        sample, score, update = below["group"]
+        assert sample.ended <= score.ended <= update.began and update.ended <= root.ended
+        assert {s.name for s in below["sample"]} in ({"encode", "generate"}, {"encode", "swap", "generate"})
+        assert sorted(s.name for s in below["score"]) == ["call", "call", "fuse", "gate"]
+        calls = {s.attributes["mor.client"]: s for s in below["score"] if s.name == "call"}
+        for client in ("length", "vowels"):
+            # groups that are scored together are one request, in the trace of the first of them
+            asked = [calls[client].id, *calls[client].links]
+            [answer] = [answered[call] for call in asked if call in answered]
+            assert (answer.service, answer.attributes["mor.model"]) == ("mor-reward", client)
+            assert answer.trace == spans[answer.parent].trace
+        [step] = [spans[link] for link in update.links]
+        assert (step.name, step.attributes["mor.step"]) == ("step", update.attributes["mor.step"])
+        assert update.id not in step.links and root.id in step.links
+        assert not any(s.failed for s in trace)
+    requested = {answered[call.id].trace for call in loop.collector.named("call") if call.id in answered}
+    assert requested & {root.trace for root in trained().values()}
 
 
 def test_killed_processes_lose_no_group(loop: Loop) -> None:

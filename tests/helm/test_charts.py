@@ -289,12 +289,35 @@ def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
     }
     documents = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
     rules = [rule["expr"] for rule in charts.of(documents, "PrometheusRule")["m-mor"]["spec"]["groups"][0]["rules"]]
-    dashboard = json.loads(charts.of(documents, "ConfigMap")["m-mor-dashboards"]["data"]["mor.json"])
-    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    queries = [entry["query"] for entry in dashboard["templating"]["list"] if entry["type"] == "query"]
+    boards = charts.of(documents, "ConfigMap")["m-mor-dashboards"]["data"]
+    assert set(boards) == {"run.json", "platform.json"}
+    dashboards = [json.loads(board) for board in boards.values()]
+    panels = [
+        target["expr"] for board in dashboards for panel in board["panels"] for target in panel.get("targets", ())
+    ]
+    queries = [
+        entry["query"] for board in dashboards for entry in board["templating"]["list"] if entry["type"] == "query"
+    ]
     for expression in [*rules, *panels, *queries]:
         for metric in re.findall(r"\bmor_[a-z_]+\b", expression):
             assert metric in known, f"{expression} asks for {metric}, which no service has"
+
+
+def test_a_collector_of_traces_is_named_to_every_service_and_can_be_reached() -> None:
+    options = (
+        "--set=model.name=a/b",
+        "--set=tracing.endpoint=http://collector:4318",
+        "--set-json=tracing.ratio=0.1",
+        '--set-json=networkPolicy.extraEgress=[{"ports": [{"port": 4318}]}]',
+    )
+    documents = charts.render(MOR, *options)
+    for component in ("control", "worker", "rollout", "router"):
+        set_to = charts.variables(charts.pods(documents)[f"m-mor-{component}"])
+        assert set_to["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+        assert (set_to["OTEL_TRACES_SAMPLER"], set_to["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.1")
+        policy = charts.of(documents, "NetworkPolicy")[f"m-mor-from-{component}"]
+        assert {"ports": [{"port": 4318}]} in policy["spec"]["egress"]
+    assert "OTEL_" not in json.dumps(charts.render(MOR, "--set=model.name=a/b"))
 
 
 def test_values_yaml_has_a_description_of_every_value() -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
+from mor_core import tracing
 from mor_core.errors import MorError
 from mor_core.wire import WeightsRef
 
@@ -131,7 +132,8 @@ class Policy:
         started = time.monotonic()
         previous = self._weights
         try:
-            self.read_back = await self._load(prepared)
+            with tracing.span("swap", run=prepared.run, weights_version=prepared.version):
+                self.read_back = await self._load(prepared)
         except MorError as error:
             metrics.SWAPS.labels("failed").inc()
             log.error("swap failed", run=prepared.run, version=prepared.version, reason=str(error))

@@ -33,13 +33,14 @@ def work(
     threads: Annotated[int | None, typer.Option(help="CPU threads of tensor operations (MOR_TORCH_THREADS).")] = None,
 ) -> None:
     """Claim queued runs and train them."""
-    from mor_core import logs
+    from mor_core import logs, tracing
 
     from mor_trainer.config import WorkerSettings
     from mor_trainer.loop.worker import Worker
 
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
     logs.configure(settings.log_level, settings.log_format, service="trainer-worker")
+    tracing.configure("mor-trainer-worker")
     worker = Worker(settings)
     worker.install_signals()
     raise typer.Exit(1 if worker.work(once=once) else 0)

@@ -48,6 +48,15 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Mean seconds until the second attempt, doubled at each further one, ten minutes at most, and jittered."""
     alert_webhook_per_minute: int = Field(30, ge=1)
     """Most attempts of all alerts in a minute; further ones wait."""
+    tensorboard_dir: Path | None = None
+    """Folder of TensorBoard's event files, one below it for each run; needs ``mor-trainer[tensorboard]``."""
+    mlflow_tracking_uri: str | None = None
+    """Address of an MLflow tracking server that runs are told to; needs ``mor-trainer[mlflow]``. The library reads
+    credentials from its own ``MLFLOW_TRACKING_*`` variables."""
+    mlflow_experiment: str = Field("mor", min_length=1)
+    """Experiment in MLflow that gets the runs; made where it is missing."""
+    tracker_queue: int = Field(1000, ge=1)
+    """Most figures that wait for each tracker; the oldest give way."""
 
 
 class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):

@@ -100,14 +100,20 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
 
 
 def group_metrics(taken: Sequence[Taken]) -> dict[str, Any]:
-    """Lengths, truncation and staleness."""
+    """Lengths, truncation, staleness, and seconds from scored to read."""
     lengths = [len(ids) for item in taken for ids in item.group.tokens.response_token_ids]
     reasons = [reason for item in taken for reason in item.group.record.rollout.finish_reasons]
     staleness = [item.staleness for item in taken]
+    waits = [
+        max(0.0, item.group.received_at - item.group.record.stamps["router"])
+        for item in taken
+        if "router" in item.group.record.stamps
+    ]
     return {
         "staleness_mean": mean(staleness),
         "staleness_max": max(staleness, default=None),
         "response_length_mean": mean(lengths),
+        "queue_wait": mean(waits),
         "truncation_ratio": reasons.count("length") / len(reasons) if reasons else None,
     }
 

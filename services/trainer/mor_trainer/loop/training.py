@@ -148,7 +148,8 @@ class Training:
             under_way = self._portal.call(self._groups.top_up)
             self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
         taken, skipped, groups = self._collect(shares)
-        update = self._updater.step(groups, self.step + 1, shares)
+        with self._groups.traces.updating(self._claim.run, self.step + 1, taken, skipped):
+            update = self._updater.step(groups, self.step + 1, shares)
         self.step += 1
         with shares.measure("publication"):
             self._publish()
