@@ -70,6 +70,8 @@ class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
     """Issues of one group after which it is dropped, with an alert."""
     stall_timeout_s: float = Field(1800.0, gt=0)
     """Seconds without a single scored group after which the run fails instead of waiting on."""
+    publication_timeout_s: float = Field(300.0, gt=0)
+    """Seconds in which a version's weight files must have been written; the run fails then."""
     poll_s: float = Field(2.0, gt=0)
     """Seconds between questions for a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)
