@@ -15,6 +15,7 @@ ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
 from generators import contract, metrics, settings  # noqa: E402
+from loop_tables import whole_loop  # noqa: E402
 from tables import demonstration, experiment, quarantine, trainer  # noqa: E402
 
 _BEGIN, _END = "<!-- written by docs/generate.py -->\n", "<!-- end of what docs/generate.py wrote -->\n"
@@ -33,7 +34,7 @@ _PARTS: dict[Path, Callable[[], str]] = {
     ROOT / "README.md": demonstration,
     DOCS / "algorithm.md": experiment,
     DOCS / "client-states.md": quarantine,
-    DOCS / "training.md": trainer,
+    DOCS / "training.md": lambda: f"{trainer()}\n{whole_loop()}",
     DOCS / "reward-contract.md": contract.clauses,
 }
 PAGES: dict[Path, Callable[[], str]] = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from mor_core.errors import Unavailable
-from mor_core.wire import WeightsManifest
 from mor_trainer.loop.publication import Publication
 from mor_trainer.loop.shares import TimeShares
 
@@ -19,18 +18,14 @@ from tests.trainer.stages import Stages
 from tests.trainer.watching import applied_once, create, finish, points
 
 
-def manifest(version: int) -> WeightsManifest:
-    return WeightsManifest(run="r", version=version, base="b", kind="full", files=(), tensors={})
-
-
 def test_whoever_changes_the_parameters_waits_for_what_is_being_written() -> None:
     written, announced = threading.Event(), []
 
-    def write(version: int) -> WeightsManifest:
+    def publish(version: int) -> None:
         assert written.wait(10)
-        return manifest(version)
+        announced.append(version)
 
-    publication = Publication(write, lambda version, *_: announced.append(version), timeout_s=10)
+    publication = Publication(publish, timeout_s=10)
     publication.begin(1)
     publication.check()
     assert announced == []
@@ -46,11 +41,10 @@ def test_whoever_changes_the_parameters_waits_for_what_is_being_written() -> Non
 def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
     never = threading.Event()
 
-    def write(version: int) -> WeightsManifest:
+    def hang(_: int) -> None:
         never.wait(10)
-        return manifest(version)
 
-    publication = Publication(write, lambda *_: None, timeout_s=0.05)
+    publication = Publication(hang, timeout_s=0.05)
     publication.begin(7)
     with pytest.raises(Unavailable, match=r"weights version 7 was not written in 0.05 s \(MOR_PUBLICATION_TIMEOUT_S\)"):
         publication.finish()
@@ -60,10 +54,10 @@ def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
 
 
 def test_what_fails_beside_the_training_is_raised_in_it() -> None:
-    def full(version: int) -> WeightsManifest:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    publication = Publication(full, lambda *_: None, timeout_s=10)
+    publication = Publication(full, timeout_s=10)
     publication.begin(1)
     deadline = time.monotonic() + 5
     with pytest.raises(OSError, match="No space left"):

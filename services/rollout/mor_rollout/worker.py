@@ -183,7 +183,7 @@ class RolloutWorker:
         try:
             prompt = await self._encode(blobs, record)
             params = self._params(record, prompt)
-            async with self._policy.sampling(record.run, record.weights) as version:
+            async with self._policy.sampling(record.run, record.weights, kept=record.purpose == "train"):
                 started = time.monotonic()
                 responses = await self._draw(record, prompt, params)
         except Exception as error:
@@ -195,6 +195,7 @@ class RolloutWorker:
             response_token_ids=tuple(response.token_ids for response in responses),
             response_logprobs=tuple(response.logprobs for response in responses),
         )
+        versions = {span.version for response in responses for span in response.spans if span.version is not None}
         return RolloutRecord(
             run=record.run,
             group_id=record.group_id,
@@ -204,7 +205,8 @@ class RolloutWorker:
             responses=tuple(self._encoder.decode(response.token_ids) for response in responses),
             finish_reasons=tuple(response.finish_reason for response in responses),
             tokens=await blobs.put(block.model_dump_json().encode(), record.group_id),
-            weights_version=version,
+            weights_version=min(versions),
+            newest_version=max(versions),
             image_tokens=prompt.image_tokens,
             pixels=prompt.pixels,
         )

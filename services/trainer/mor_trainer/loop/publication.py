@@ -7,25 +7,17 @@ import time
 from collections.abc import Callable
 
 from mor_core.errors import Unavailable
-from mor_core.wire import WeightsManifest
 
 
 class Publication:
-    """Writes one version at a time on a thread of its own, from the parameters as they stand: there is no copy of them.
+    """Publishes one version at a time on a thread of its own, from the parameters as they stand: they are not copied.
 
     Whoever changes the parameters calls ``finish`` before. Until then the training thread may compute with them.
     """
 
-    def __init__(
-        self,
-        write: Callable[[int], WeightsManifest],
-        announce: Callable[[int, WeightsManifest, float], None],
-        timeout_s: float,
-    ) -> None:
-        """``write``: makes a version's files. ``announce``: is told of a version that is out, and of the seconds that
-        it took; both are called on the publishing thread."""
-        self._write = write
-        self._announce = announce
+    def __init__(self, publish: Callable[[int], None], timeout_s: float) -> None:
+        """``publish`` makes a version's files and tells of them; it is called on the publishing thread."""
+        self._publish = publish
         self._timeout_s = timeout_s
         self._thread: threading.Thread | None = None
         self._version = -1
@@ -36,13 +28,12 @@ class Publication:
         """Start to publish; what was begun before is finished first."""
         self.finish()
         self._version, self._begun = version, time.monotonic()
-        self._thread = threading.Thread(target=self._publish, name=f"publish {version}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"publish {version}", daemon=True)
         self._thread.start()
 
-    def _publish(self) -> None:
+    def _run(self) -> None:
         try:
-            manifest = self._write(self._version)
-            self._announce(self._version, manifest, time.monotonic() - self._begun)
+            self._publish(self._version)
         except Exception as error:
             self._failure = error
 
@@ -58,7 +49,7 @@ class Publication:
 
         Raises:
             Unavailable: it took longer than ``timeout_s``.
-            Exception: what writing or announcing failed with.
+            Exception: what ``publish`` failed with.
         """
         if self._thread is None:
             return

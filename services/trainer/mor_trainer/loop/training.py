@@ -13,18 +13,18 @@ from anyio.from_thread import BlockingPortal
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
-from mor_core.wire import WeightsManifest
 
 from mor_trainer import atomic
 from mor_trainer.algorithm.informative import replaceable, teaches
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop import checkpoint, weights
+from mor_trainer.loop import checkpoint
 from mor_trainer.loop.events import EventLog
 from mor_trainer.loop.groups import Groups
 from mor_trainer.loop.hold import Hold, HoldLost
 from mor_trainer.loop.ledger import LedgerState
 from mor_trainer.loop.publication import Publication
 from mor_trainer.loop.published import published
+from mor_trainer.loop.publisher import Publisher
 from mor_trainer.loop.scored import Taken
 from mor_trainer.loop.shares import TimeShares
 from mor_trainer.loop.teller import Step, Teller
@@ -77,7 +77,6 @@ class Training:
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
         self._teller = Teller(portal, events, claim.run, claim.spec)
-        self._publication = Publication(self._write_version, self._announce_version, settings.publication_timeout_s)
         self._shares = TimeShares()
 
     def run(self) -> Path:
@@ -105,6 +104,11 @@ class Training:
         self._updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         state = self._restore()
         self._groups = self._portal.call(self._make_groups)
+        publisher = Publisher(
+            self._settings, self._claim, self._folder, self._policy,
+            portal=self._portal, groups=self._groups, emit=self._emit,
+        )  # fmt: skip
+        self._publication = Publication(publisher.publish, self._settings.publication_timeout_s)
         self._portal.call(self._groups.start, state.ledger if state else None)
         try:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
@@ -120,6 +124,7 @@ class Training:
             self._finish_evaluation()
         finally:
             self._publication.close()
+            publisher.close()
             self._portal.call(self._groups.close)
         return self._export()
 
@@ -289,25 +294,6 @@ class Training:
     def _finish_publication(self) -> None:
         with self._shares.measure("publication"):
             self._publication.finish()
-
-    def _write_version(self, version: int) -> WeightsManifest:
-        return weights.publish(
-            self._folder,
-            self._claim.run,
-            version,
-            self._spec.model,
-            model=self._policy.model,
-            adapter=self._policy.adapter,
-            trainable=self._policy.trainable,
-            keep=self._spec.keep_weights,
-        )
-
-    def _announce_version(self, version: int, manifest: WeightsManifest, seconds: float) -> None:
-        root = (self._settings.weights_url or self._settings.control_url).rstrip("/")
-        url = f"{root}/v1/runs/{self._claim.run}/weights/{version}"
-        self._portal.call(self._groups.announce_version, version, url)
-        size = sum(file.bytes for file in manifest.files)
-        self._emit("weights", {"version": version, "bytes": size, "seconds": seconds})
 
     def _checkpoint(self) -> None:
         """Write the whole loop, unless this step has been written."""
