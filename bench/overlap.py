@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -172,9 +173,9 @@ def train_alone(options: argparse.Namespace) -> list[float]:
     policy = Policy(*loading.load(options.model), spec)
     updater = Updater(policy, spec)
 
-    def publish(version: int) -> None:
+    def publish(version: int, trainable: Mapping[str, torch.Tensor]) -> None:
         weights.publish(
-            folder, "run", version, options.model, model=policy.model, adapter=None, trainable=policy.trainable, keep=4
+            folder, "run", version, options.model, model=policy.model, adapter=None, trainable=trainable, keep=4
         )
 
     publication = Publication(publish, timeout_s=_TIMEOUT_S)
@@ -186,7 +187,7 @@ def train_alone(options: argparse.Namespace) -> list[float]:
             count=options.groups, first=step * options.groups,
         )  # fmt: skip
         updater.step(groups, step + 1, TimeShares())
-        publication.begin(step)
+        publication.begin(step, policy.trainable)
         begun.append(time.perf_counter())
     publication.finish()
     return [after - before for before, after in itertools.pairwise(begun)][_SKIPPED:]

@@ -21,19 +21,19 @@ from tests.trainer.watching import applied_once, create, finish, points
 def test_whoever_changes_the_parameters_waits_for_what_is_being_written() -> None:
     written, announced = threading.Event(), []
 
-    def publish(version: int) -> None:
+    def publish(version: int, _: Any) -> None:
         assert written.wait(10)
         announced.append(version)
 
     publication = Publication(publish, timeout_s=10)
-    publication.begin(1)
+    publication.begin(1, {})
     publication.check()
     assert announced == []
     threading.Timer(0.05, written.set).start()
     publication.finish()
     assert announced == [1]
-    publication.begin(2)
-    publication.begin(3)
+    publication.begin(2, {})
+    publication.begin(3, {})
     publication.finish()
     assert announced == [1, 2, 3]
 
@@ -41,11 +41,11 @@ def test_whoever_changes_the_parameters_waits_for_what_is_being_written() -> Non
 def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
     never = threading.Event()
 
-    def hang(_: int) -> None:
+    def hang(*_: Any) -> None:
         never.wait(10)
 
     publication = Publication(hang, timeout_s=0.05)
-    publication.begin(7)
+    publication.begin(7, {})
     with pytest.raises(Unavailable, match=r"weights version 7 was not written in 0.05 s \(MOR_PUBLICATION_TIMEOUT_S\)"):
         publication.finish()
     with pytest.raises(Unavailable):
@@ -54,11 +54,11 @@ def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
 
 
 def test_what_fails_beside_the_training_is_raised_in_it() -> None:
-    def full(_: int) -> None:
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     publication = Publication(full, timeout_s=10)
-    publication.begin(1)
+    publication.begin(1, {})
     deadline = time.monotonic() + 5
     with pytest.raises(OSError, match="No space left"):
         while time.monotonic() < deadline:

@@ -243,9 +243,9 @@ class VllmEngine(Receiving):
 
     async def _forget(self, changed: Iterable[str]) -> None:
         """Empty the caches of what was computed with tensors that changed."""
+        await self._reset_prefix_cache()
         if not self._vision.isdisjoint(changed):
             await self._engine.reset_encoder_cache()
-        await self._reset_prefix_cache()
 
     async def _reset_prefix_cache(self) -> None:
         """Forget attention keys and values of the old weights; blocks of the last response are freed a step later.

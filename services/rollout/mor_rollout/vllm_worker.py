@@ -153,7 +153,7 @@ class _Adapter:
     def equals(self, module: str, held_a: Tensor, held_b: Tensor) -> bool:
         """Whether a layer holds the module's factors: ``held_a`` ``[rank, in]``, ``held_b`` ``[out, rank]``, scaled."""
         a, b = (self._tensors.get(self._names.get((module, is_a), "")) for is_a in (True, False))
-        return _holds(held_a, a) and _holds(held_b, None if b is None else b * self._scaling)
+        return _holds(held_a, a) and _holds(held_b, None if b is None else b.to(held_b) * self._scaling)
 
 
 def _holds(held: Tensor, wanted: Tensor | None) -> bool:

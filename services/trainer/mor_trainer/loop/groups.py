@@ -145,10 +145,11 @@ class Groups:
         self.ledger.published(version)
 
     async def announce_version(self, version: int, url: str) -> None:
-        """The version's files are out: prompts name it from now on, and those that waited for it are issued."""
+        """The version's files are out: prompts name it from now on, and while a step is under way more are issued."""
         self._weights = WeightsRef(version=version, url=url)
         self._published.set()
-        self._issue()
+        if self._spec.max_staleness:
+            self._issue()
 
     async def top_up(self, held: int = 0) -> list[int]:
         """Issue as many groups as staleness allows; returns the prompt indices of all that wait to be trained on.

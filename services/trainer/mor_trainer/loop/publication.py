@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mor_core.errors import Unavailable
+from torch import Tensor
 
 
 class Publication:
-    """Publishes one version at a time on a thread of its own, from the parameters as they stand: they are not copied.
+    """Publishes one version at a time on a thread of its own, from the tensors as they stand: they are not copied.
 
-    Whoever changes the parameters calls ``finish`` before. Until then the training thread may compute with them.
+    Whoever changes these calls ``finish`` before. Until then the training thread may compute with them.
     """
 
-    def __init__(self, publish: Callable[[int], None], timeout_s: float) -> None:
+    def __init__(self, publish: Callable[[int, Mapping[str, Tensor]], None], timeout_s: float) -> None:
         """``publish`` makes a version's files and tells of them; it is called on the publishing thread."""
         self._publish = publish
         self._timeout_s = timeout_s
@@ -24,16 +25,17 @@ class Publication:
         self._begun = 0.0
         self._failure: Exception | None = None
 
-    def begin(self, version: int) -> None:
+    def begin(self, version: int, trainable: Mapping[str, Tensor]) -> None:
         """Start to publish; what was begun before is finished first."""
         self.finish()
         self._version, self._begun = version, time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=f"publish {version}", daemon=True)
+        name = f"publish {version}"
+        self._thread = threading.Thread(target=self._run, args=(version, trainable), name=name, daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
+    def _run(self, version: int, trainable: Mapping[str, Tensor]) -> None:
         try:
-            self._publish(self._version)
+            self._publish(version, trainable)
         except Exception as error:
             self._failure = error
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
 from mor_core.runs import Claim
+from torch import Tensor
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.loop import weights
@@ -46,10 +47,10 @@ class Publisher:
         if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small, their files do
             self._transfer = Broadcast(settings, claim.run, claim.spec.model)
 
-    def publish(self, version: int) -> None:
-        """The policy's parameters must not change meanwhile."""
+    def publish(self, version: int, trainable: Mapping[str, Tensor]) -> None:
+        """``trainable``: the policy's trained tensors, whole, which must not change meanwhile."""
         begun = time.monotonic()
-        sent = self._transfer is not None and self._send(self._transfer, version)
+        sent = self._transfer is not None and self._send(self._transfer, version, trainable)
         if sent:
             self._announce(version)
         manifest = weights.publish(
@@ -59,7 +60,7 @@ class Publisher:
             self._spec.model,
             model=self._policy.model,
             adapter=self._policy.adapter,
-            trainable=self._policy.trainable,
+            trainable=trainable,
             keep=self._spec.keep_weights,
         )
         if not sent:
@@ -74,9 +75,9 @@ class Publisher:
     def _announce(self, version: int) -> None:
         self._portal.call(self._groups.announce_version, version, f"{self._url}/{version}")
 
-    def _send(self, transfer: WeightTransfer, version: int) -> bool:
+    def _send(self, transfer: WeightTransfer, version: int, trainable: Mapping[str, Tensor]) -> bool:
         try:
-            transfer.send(version, weights.full_tensors(self._policy.model, self._policy.trainable))
+            transfer.send(version, weights.full_tensors(self._policy.model, trainable))
         except Exception as error:  # whatever it is, the files do
             log.warning("weights were not broadcast", run=self._run, version=version, exc_info=error)
             reason = f"version {version} was not broadcast and is pulled as files instead: {str(error)[:500]}"

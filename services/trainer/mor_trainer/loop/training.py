@@ -289,7 +289,7 @@ class Training:
         self._check_hold()
         self._version = 1 + max([self._version, *published(self._folder)])
         self._portal.call(self._groups.advance, self._version)
-        self._publication.begin(self._version)
+        self._publication.begin(self._version, self._policy.trainable)
 
     def _finish_publication(self) -> None:
         with self._shares.measure("publication"):

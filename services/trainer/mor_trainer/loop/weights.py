@@ -33,11 +33,12 @@ def full_tensors(model: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tenso
     return renamed
 
 
-def adapter_tensors(adapter: Any) -> dict[str, Tensor]:
-    """The tensors of a PEFT adapter by the names of its file."""
+def adapter_tensors(adapter: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained tensors, which are those of a PEFT adapter, by the names of its file."""
     from peft import get_peft_model_state_dict
 
-    state: dict[str, Tensor] = get_peft_model_state_dict(adapter)
+    named = {f"base_model.model.{name}": tensor for name, tensor in trainable.items()}
+    state: dict[str, Tensor] = get_peft_model_state_dict(adapter, state_dict=named)
     return state
 
 
@@ -54,7 +55,7 @@ def publish(
 ) -> WeightsManifest:
     """Write a version and delete those before the last ``keep``. The tensors must not change meanwhile."""
     kind: Literal["full", "lora"] = "full" if adapter is None else "lora"
-    tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter)
+    tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter, trainable)
     with atomic.folder(weights_folder(run_folder) / str(version), durable=False) as folder:
         file, infos = tensor_file.write(folder / (_FULL_FILE if adapter is None else _ADAPTER_FILE), tensors)
         files = [file]
