@@ -89,7 +89,7 @@ def quarantine() -> str:
         ),
     ]
     made = f"`python bench/quarantine.py`, {result['measured']}, commit {result['commit']}."
-    return f"{_table(rows)}\nShare of {result['trials']} trials in which the client fails (p > 0.1). {made}\n"
+    return f"{table(rows)}\nShare of {result['trials']} trials in which the client fails (p > 0.1). {made}\n"
 
 
 def hostile() -> str:
@@ -132,7 +132,7 @@ def hostile() -> str:
         f"after {plan['refits']} refits with {plan['anchors']} fresh anchors each; weight: the largest of the "
         f"scenario's clients there. `python bench/hostile.py`, {result['measured']}, commit {result['commit']}."
     )
-    return f"{_table(rows)}\n{told}\n"
+    return f"{table(rows)}\n{told}\n"
 
 
 def containers() -> str:
@@ -175,7 +175,7 @@ def _containers(result: dict[str, Any]) -> str:
                 f"{peak:.2f}",
             ]
         )
-    return _table(rows)
+    return table(rows)
 
 
 def _shared(result: dict[str, Any]) -> str:
@@ -199,7 +199,7 @@ def _shared(result: dict[str, Any]) -> str:
         f"Shared against plain: forward and backward pass of a step, groups: {result['groups']}, policy and reference. "
         "The bound is the ratio of floating-point operations, the language-model head included."
     )
-    return f"{title}\n\n{_table(rows)}"
+    return f"{title}\n\n{table(rows)}"
 
 
 def _against_trl(result: dict[str, Any]) -> str:
@@ -224,7 +224,7 @@ def _against_trl(result: dict[str, Any]) -> str:
         f"{result['size']} responses of {result['response']} tokens, generation left out, optimiser included; peak "
         "memory above weights, gradients and optimiser state, with a group at a time on both sides."
     )
-    return f"{title}\n\n{_table(rows)}"
+    return f"{title}\n\n{table(rows)}"
 
 
 def _arrangements(result: dict[str, Any]) -> str:
@@ -245,22 +245,30 @@ def _arrangements(result: dict[str, Any]) -> str:
         f"Ways to share a prompt: forward and backward pass of the language model, groups: {result['groups']}, "
         f"{result['size']} responses each; `packed` is what the trainer does."
     )
-    return f"{title}\n\n{_table(rows)}"
+    return f"{title}\n\n{table(rows)}"
 
 
-def _table(rows: list[list[str]]) -> str:
+def table(rows: list[list[str]]) -> str:
+    """Rows, the second of which aligns the columns, as Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def _where(result: dict[str, Any], command: str) -> str:
+def measured_on(result: dict[str, Any], command: str) -> str:
+    """When, where and by what a result was measured."""
     machine = result["machine"]
+    return (
+        f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}` at commit "
+        f"{result['commit']}."
+    )
+
+
+def _where(result: dict[str, Any], command: str) -> str:
     clock = (
         "CPU seconds of the process, as others used the machine" if result["clock"] == "cpu" else "wall-clock seconds"
     )
     return (
-        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}, threads: {result['threads']}. Measured "
-        f"{result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}` at commit "
-        f"{result['commit']}."
+        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}, threads: {result['threads']}. "
+        f"{measured_on(result, command)}"
     )
 
 

@@ -188,11 +188,13 @@ class RolloutWorker:
             with tracing.span("encode"):
                 prompt = await self._encode(blobs, record)
             params = self._params(record, prompt)
-            async with self._policy.sampling(record.run, record.weights) as version:
+            async with self._policy.sampling(record.run, record.weights, kept=record.purpose == "train"):
                 started = time.monotonic()
-                with tracing.span("generate", weights_version=version) as span:
+                with tracing.span("generate") as generating:
                     responses = await self._draw(record, prompt, params)
-                    span.set(tokens=sum(len(response.token_ids) for response in responses))
+                    versions = {part.version for one in responses for part in one.spans if part.version is not None}
+                    tokens = sum(len(response.token_ids) for response in responses)
+                    generating.set(tokens=tokens, weights_version=min(versions))
         except Exception as error:
             metrics.FAILURES.labels(type(error).__name__).inc()
             raise
@@ -211,7 +213,8 @@ class RolloutWorker:
             responses=tuple(self._encoder.decode(response.token_ids) for response in responses),
             finish_reasons=tuple(response.finish_reason for response in responses),
             tokens=await blobs.put(block.model_dump_json().encode(), record.group_id),
-            weights_version=version,
+            weights_version=min(versions),
+            newest_version=max(versions),
             image_tokens=prompt.image_tokens,
             pixels=prompt.pixels,
         )

@@ -81,6 +81,16 @@ class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
     """Issues of one group after which it is dropped, with an alert."""
     stall_timeout_s: float = Field(1800.0, gt=0)
     """Seconds without a single scored group after which the run fails instead of waiting on."""
+    publication_timeout_s: float = Field(300.0, gt=0)
+    """Seconds in which a version's weight files must have been written; the run fails then."""
+    transfer_engines: tuple[str, ...] = ()
+    """Addresses of all rollout services, each with ``MOR_WEIGHT_TRANSFER=nccl``, to whose GPUs new full weights are
+    broadcast through vLLM's weight-transfer API (extra ``nccl``); files are published all the same and pulled where the
+    broadcast failed. Its contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
+    transfer_address: str = "127.0.0.1"
+    """Address of this process as the engines of ``transfer_engines`` reach it, on any free port."""
+    transfer_timeout_s: float = Field(120.0, gt=0)
+    """Seconds in which each call of a broadcast must be answered; then it counts as failed."""
     poll_s: float = Field(2.0, gt=0)
     """Seconds between questions for a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)

@@ -71,6 +71,8 @@ class Groups:
         self._streams = Streams(self._redis, run, settings.stream_bound)
         self._blobs = Blobs(self._redis, run, settings.blob_dir)
         self._weights: WeightsRef | None = None
+        self._held = 0
+        """Groups that the step in progress took."""
         self._outbox = Outbox(self._streams, self._blobs, self._prompt_record)
         self._contents = GroupStreams(self._redis, run)
         self._cleared = asyncio.Event()
@@ -141,20 +143,34 @@ class Groups:
 
     # --- what the training loop calls ---------------------------------------------------------------------------
 
-    async def publish_version(self, version: int, url: str) -> None:
-        """From now on prompts name this version."""
-        self._weights = WeightsRef(version=version, url=url)
-        self._published.set()
+    async def advance(self, version: int) -> None:
+        """A step is done: the policy is ``version`` now, which is about to be published."""
+        self._held = 0
         self.ledger.published(version)
 
+    async def announce_version(self, version: int, url: str) -> None:
+        """The version's files are out: prompts name it from now on, and while a step is under way more are issued."""
+        self._weights = WeightsRef(version=version, url=url)
+        self._published.set()
+        if self._spec.max_staleness:
+            self._issue()
+
     async def top_up(self, held: int = 0) -> list[int]:
-        """Issue as many groups as staleness allows; returns the prompt indices that are under way.
+        """Issue as many groups as staleness allows; returns the prompt indices of all that wait to be trained on.
 
         ``held``: groups that the step in progress keeps, which need no replacement.
         """
-        room = self.ledger.room(self._spec.groups_per_step, held)
+        self._held = held
+        self._issue()
+        numbers = [*(issue.number for issue in self.ledger.outstanding.values()), *self.ledger.ready]
+        return [self.ledger.prompt_of(number)[1] for number in numbers]
+
+    def _issue(self) -> None:
+        """New groups are sampled by the newest version, so that none is older than it must be when it is trained on."""
+        if self._weights is None or self._weights.version != self.ledger.versions[-1]:
+            return
+        room = self.ledger.room(self._spec.groups_per_step, self._held, self._spec.steps - self._step())
         self._outbox.add(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
-        return [self.ledger.prompt_of(issue.number)[1] for issue in self.ledger.outstanding.values()]
 
     async def evaluate(self, step: int, version: int, prompts: Sequence[Prompt]) -> None:
         """Send the evaluation prompts round; one that is still going on is reported as far as it came."""
@@ -196,6 +212,7 @@ class Groups:
             for issue in again:
                 self._outbox.add(self.ledger.group_id(issue.number))
             if taken:
+                self._held += len(taken)
                 return [Taken(number, group, staleness) for number, group, staleness in taken]
             self._arrived.clear()
             try:

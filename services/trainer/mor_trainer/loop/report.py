@@ -118,6 +118,14 @@ def group_metrics(taken: Sequence[Taken]) -> dict[str, Any]:
     }
 
 
+def stages(taken: Sequence[Taken]) -> dict[str, list[float]]:
+    """Unix times at which the first and the last group of a step left each stage: what overlapped with what."""
+    left = {"sampled": "rollout", "scored": "router"}
+    times = {name: [item.group.record.stamps.get(stamp) for item in taken] for name, stamp in left.items()}
+    known = {name: [time for time in found if time is not None] for name, found in times.items()}
+    return {name: [min(found), max(found)] for name, found in known.items() if found}
+
+
 def finite(value: float | None) -> float | None:
     """JSON has no NaN; a number that is none is not known."""
     return value if value is not None and math.isfinite(value) else None

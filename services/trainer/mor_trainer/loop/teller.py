@@ -29,6 +29,8 @@ class Step:
     update: UpdateReport
     began_at: float
     """Unix time, seconds."""
+    trained: tuple[float, float]
+    """Unix times at which the update began and ended."""
     seconds: float
     shares: Mapping[str, float]
     """Seconds by name of what they were spent on."""
@@ -75,8 +77,9 @@ class Teller:
             "seconds": dict(step.shares),
             "tokens_per_second": step.update.sums.tokens / step.seconds,
             "begun_at": step.began_at,
+            "stages": {**report.stages(step.taken), "trained": list(step.trained)},
             "applied": [record.group_id for record in records],
-            "sampled_by": sorted({record.rollout.weights_version for record in records}),
+            "sampled_by": sorted({version for record in records for version in record.rollout.versions}),
         }
         self.emit("samples", number, report.samples(step.taken, step.update.advantages, number, images))
         self.emit("step", number, metrics)
