@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import torch
 from anyio.from_thread import BlockingPortal
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
@@ -21,17 +20,15 @@ from mor_trainer.loop import checkpoint, weights
 from mor_trainer.loop.events import EventLog
 from mor_trainer.loop.groups import Groups
 from mor_trainer.loop.hold import Hold, HoldLost
+from mor_trainer.loop.learner import Learner, StepGroup
 from mor_trainer.loop.ledger import LedgerState
 from mor_trainer.loop.published import published
 from mor_trainer.loop.scored import Taken
 from mor_trainer.loop.shares import TimeShares
 from mor_trainer.loop.teller import Step, Teller
-from mor_trainer.loop.update import Updater, UpdateReport
-from mor_trainer.model import loading
-from mor_trainer.model.batching import TrainingGroup
+from mor_trainer.loop.update import UpdateReport
 from mor_trainer.model.encoding import PromptMismatch, check
-from mor_trainer.model.policy import Policy
-from mor_trainer.model.rows import PreparedPrompt
+from mor_trainer.ranks import Ranks
 
 _SLICE_S = 0.5
 """Longest wait without a look at what run control wants."""
@@ -62,10 +59,12 @@ class Training:
         portal: BlockingPortal,
         hold: Hold,
         events: EventLog,
+        ranks: Ranks,
         ending: Callable[[], bool],
     ) -> None:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
         self._portal, self._hold, self._events, self._ending = portal, hold, events, ending
+        self._ranks = ranks
         self._folder = run_folder(settings, claim.run)
         self._prompts = read_prompts(Path(self._spec.prompts))
         evaluation = self._spec.evaluation_prompts
@@ -84,20 +83,7 @@ class Training:
             HoldLost: the run is another worker's; nothing was written after that.
             MorError: the run cannot go on, with what to do.
         """
-        torch.manual_seed(self._spec.seed)
-        device = self._settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, processor = loading.load(self._spec.model)
-        self._policy = Policy(
-            model,
-            processor,
-            self._spec,
-            device=device,
-            autocast=loading.autocast_dtype(self._settings.precision, device),
-            cache_bytes=self._settings.feature_cache_bytes,
-        )
-        self._updater = Updater(self._policy, self._spec)
+        self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
         state = self._restore()
         self._groups = self._portal.call(self._make_groups)
         self._portal.call(self._groups.start, state.ledger if state else None)
@@ -131,7 +117,7 @@ class Training:
         if not found:
             return None
         state = checkpoint.read_state(found[-1])
-        checkpoint.restore(found[-1], self._policy.trainable, self._updater.optimiser)
+        self._learner.restore(found[-1])
         self.step = self._checkpointed = state.step
         self._teller.restore(state.gate_version, state.client_failures)
         log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(found[-1]))
@@ -148,7 +134,7 @@ class Training:
             under_way = self._portal.call(self._groups.top_up)
             self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
         taken, skipped, groups = self._collect(shares)
-        update = self._updater.step(groups, self.step + 1, shares)
+        update = self._learner.update(groups, self.step + 1, shares=shares)
         self.step += 1
         with shares.measure("publication"):
             self._publish()
@@ -160,14 +146,14 @@ class Training:
     def _prepare(self, prompts: Iterable[Prompt]) -> None:
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
         for prompt in prompts:
-            tokens = len(self._policy.prepare(prompt.messages, prompt.images).encoded.token_ids)
+            tokens = len(self._learner.encoded(prompt).token_ids)
             if tokens + response - 1 > budget:
                 raise Invalid(
                     f"prompt {prompt.id!r} has {tokens} tokens and with a response of sampling.max_tokens={response} "
                     f"does not fit micro_batch_tokens={budget}; raise the latter or use shorter prompts"
                 )
 
-    def _collect(self, shares: TimeShares) -> tuple[list[Taken], list[Taken], list[TrainingGroup]]:
+    def _collect(self, shares: TimeShares) -> tuple[list[Taken], list[Taken], list[StepGroup]]:
         """The step's groups: to train on, skipped, and those to train on as the update takes them.
 
         A group whose prompt differs between engine and trainer is dropped and replaced; one whose rewards are all alike
@@ -177,14 +163,14 @@ class Training:
         dynamic = self._spec.algorithm.dynamic_sampling
         taken: list[Taken] = []
         skipped: list[Taken] = []
-        groups: list[TrainingGroup] = []
+        groups: list[StepGroup] = []
         while len(groups) < wanted:
             with shares.measure("waiting"):
                 arrived = self._portal.call(self._groups.take, wanted - len(groups), _SLICE_S)
             with shares.measure("processing"):
                 for item in arrived:
                     try:
-                        group = self._training_group(item)
+                        group = self._step_group(item)
                     except PromptMismatch as error:
                         self._portal.call(self._groups.reject, item, str(error))
                         continue
@@ -206,12 +192,14 @@ class Training:
             self._portal.call(self._groups.skip, len(skipped))
         return taken, skipped, groups
 
-    def _training_group(self, item: Taken) -> TrainingGroup:
+    def _step_group(self, item: Taken) -> StepGroup:
         record, tokens = item.group.record, item.group.tokens
         index = self._prompt_index(item.number)
-        prompt: PreparedPrompt = self._policy.prepare(self._prompts[index].messages, self._prompts[index].images)
-        check(prompt.encoded, record.rollout, tokens)
-        return TrainingGroup(prompt, tokens.response_token_ids, tokens.response_logprobs, record.rewards)
+        prompt = self._learner.encoded(self._prompts[index])
+        check(prompt, record.rollout, tokens)
+        return StepGroup(
+            index, len(prompt.token_ids), tokens.response_token_ids, tokens.response_logprobs, record.rewards
+        )
 
     def _prompt_index(self, number: int) -> int:
         return self._groups.ledger.prompt_of(number)[1]
@@ -274,9 +262,9 @@ class Training:
             self._claim.run,
             self._version,
             self._spec.model,
-            model=self._policy.model,
-            adapter=self._policy.adapter,
-            trainable=self._policy.trainable,
+            model=self._learner.policy.model,
+            adapter=self._learner.policy.adapter,
+            trainable=self._learner.gather(),
             keep=self._spec.keep_weights,
         )
         root = (self._settings.weights_url or self._settings.control_url).rstrip("/")
@@ -300,9 +288,7 @@ class Training:
             client_failures=dict(self._teller.client_failures),
             spec=self._spec,
         )
-        path = checkpoint.save(
-            self._folder, state, self._policy.trainable, self._updater.optimiser, self._spec.keep_checkpoints
-        )
+        path = self._learner.save(state)
         self._checkpointed = self.step
         self._emit("checkpoint", {"path": str(path.resolve()), "seconds": time.perf_counter() - begun})
 
@@ -310,13 +296,9 @@ class Training:
         return self._groups.ledger.state()
 
     def _export(self) -> Path:
-        """The aligned model as a checkpoint like any other: model (adapters merged in) and processor."""
         self._check_hold()
-        model = self._policy.adapter.merge_and_unload() if self._policy.adapter is not None else self._policy.model
         target = self._folder / "final"
-        with atomic.folder(target) as folder:
-            model.save_pretrained(folder)
-            self._policy.processor.save_pretrained(folder)
+        self._learner.export(target)
         return target.resolve()
 
     # --- run control --------------------------------------------------------------------------------------------

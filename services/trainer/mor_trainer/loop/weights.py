@@ -36,11 +36,12 @@ def full_tensors(model: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tenso
     return {name: tensor.cpu().contiguous() for name, tensor in renamed.items()}
 
 
-def adapter_tensors(adapter: Any) -> dict[str, Tensor]:
-    """The tensors of a PEFT adapter by the names of its file."""
+def adapter_tensors(adapter: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained tensors, which are those of a PEFT adapter, by the names of its file."""
     from peft import get_peft_model_state_dict
 
-    state: dict[str, Tensor] = get_peft_model_state_dict(adapter)
+    named = {f"base_model.model.{name}": tensor for name, tensor in trainable.items()}
+    state: dict[str, Tensor] = get_peft_model_state_dict(adapter, state_dict=named)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
@@ -57,7 +58,7 @@ def publish(
 ) -> WeightsManifest:
     """Write a version and delete those before the last ``keep``."""
     kind: Literal["full", "lora"] = "full" if adapter is None else "lora"
-    tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter)
+    tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter, trainable)
     content = safetensors.save(tensors, metadata={"format": "pt"})
     files = {_FULL_FILE if adapter is None else _ADAPTER_FILE: content}
     if adapter is not None:
