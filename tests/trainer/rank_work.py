@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mor_core.datafiles import read_prompts
 from mor_core.errors import Invalid
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.loop.checkpoint import LoopState
-from mor_trainer.loop.learner import Begin, Learner, StepGroup
+from mor_trainer.loop.learner import Learner, StepGroup, follow
 from mor_trainer.loop.ledger import Ledger
 from mor_trainer.ranks import Ranks
 from safetensors.torch import save_file
@@ -25,19 +26,17 @@ CPU = torch.device("cpu")
 
 
 def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
-    """Restore, train, save and export as ``case`` says; rank 0 writes tensors and reports by its name to ``out``.
-
-    What is wrong with a case is written by every rank, and the next case goes on.
-    """
+    """Restore, train, save and export as ``case`` says; tensors, reports and what was wrong are written to ``out``."""
     spec = RunSpec.model_validate(case["spec"])
     folder = out / case["name"]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     try:
-        learner = Learner(WorkerSettings(device="cpu"), Begin(spec, folder), ranks)
+        prompts = read_prompts(Path(spec.prompts))
+        learner = Learner.lead(WorkerSettings(device="cpu"), spec, folder, ranks, prompts)
         if case.get("restore"):
             learner.restore(Path(case["restore"]))
     except Invalid as error:
-        (out / f"{case['name']}.error.{ranks.rank}").write_text(str(error))
+        (out / f"{case['name']}.error").write_text(str(error))
         return
     reports = []
     for step, groups in enumerate(case["steps"], case.get("first", 1)):
@@ -45,16 +44,12 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
         reports.append(dataclasses.asdict(report))
         if case.get("save_after") == step:
             learner.save(_state(step, spec))
-    trained = learner.gather()
+    copies = {name: tensor.detach().contiguous() for name, tensor in learner.gather().items()}
+    save_file(copies, out / f"{case['name']}.safetensors")
     sizes = [(getattr(p, "_local_tensor", p).numel(), p.numel()) for p in learner.policy.trainable.values()]
-    held = ranks.gather(sum(local for local, _ in sizes) / sum(whole for _, whole in sizes))
-    if ranks.leads:
-        copies = {name: tensor.detach().contiguous() for name, tensor in trained.items()}
-        save_file(copies, out / f"{case['name']}.safetensors")
-        (out / f"{case['name']}.json").write_text(json.dumps({"reports": reports, "held": held}))
-        learner.export(folder / "final")
-    else:
-        learner.gather()
+    held = sum(local for local, _ in sizes) / sum(whole for _, whole in sizes)
+    (out / f"{case['name']}.json").write_text(json.dumps({"reports": reports, "held": held}))
+    learner.export(folder / "final")
 
 
 def _state(step: int, spec: RunSpec) -> LoopState:
@@ -70,6 +65,10 @@ def _group(told: dict[str, Any]) -> StepGroup:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     together = Ranks.join(CPU)
-    for one in json.loads(Path(sys.argv[1]).read_text()):
-        train(one, Path(sys.argv[2]), together)
+    if together.leads:
+        for one in json.loads(Path(sys.argv[1]).read_text()):
+            train(one, Path(sys.argv[2]), together)
+        together.tell(None)
+    else:
+        follow(WorkerSettings(device="cpu"), together)
     together.leave()

@@ -132,9 +132,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path, ro
 def test_two_ranks_do_what_one_process_does(made: Made, name: str) -> None:
     made.expect_alike(name)
     one, other = (json.loads((folder / f"{name}.json").read_text()) for folder in (made.alone, made.two))
-    assert one["held"] == [1.0]
-    assert len(other["held"]) == 2
-    assert max(other["held"]) < 0.6, "each rank holds its half"
+    assert one["held"] == 1.0
+    assert other["held"] == pytest.approx(0.5, abs=0.1), "each rank holds its half"
     for ours, theirs in zip(one["reports"], other["reports"], strict=True):
         for key in ("entropy", "kl", "grad_norm"):
             assert theirs[key] == pytest.approx(ours[key], rel=1e-4, abs=1e-7, nan_ok=True), key
@@ -163,12 +162,11 @@ def test_the_exported_model_is_that_of_one_process(made: Made) -> None:
             assert torch.allclose(tensor, theirs[key], rtol=1e-4, atol=1e-5), key
 
 
-def test_what_cannot_be_is_told_by_every_rank_and_ends_none(made: Made) -> None:
-    for rank in (0, 1):
-        wrong = (made.two / f"wrong.error.{rank}").read_text()
-        assert re.search(r"tensors do not fit the model .* it belongs to another model or tuning", wrong)
-        few = (made.two / f"few.error.{rank}").read_text()
-        assert "are 1 groups for an update, too few for 2 ranks; raise groups_per_step or start fewer ranks" in few
+def test_what_cannot_be_is_told_and_ends_no_rank(made: Made) -> None:
+    wrong = (made.two / "wrong.error").read_text()
+    assert re.search(r"tensors do not fit the model .* it belongs to another model or tuning", wrong)
+    few = (made.two / "few.error").read_text()
+    assert "are 1 groups for an update, too few for 2 ranks; raise groups_per_step or start fewer ranks" in few
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.integers(1, 8))

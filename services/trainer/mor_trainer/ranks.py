@@ -88,8 +88,8 @@ class Ranks:
     # --- orders -------------------------------------------------------------------------------------------------
 
     def tell(self, order: Any) -> None:
-        """Rank 0 tells all others."""
-        if self.group is not None:
+        """Rank 0 tells all others, which hear it; another rank that calls this has heard it."""
+        if self.group is not None and self.leads:
             dist.broadcast_object_list([order], src=0, group=self.group)
 
     def hear(self) -> Any:
