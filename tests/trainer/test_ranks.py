@@ -135,7 +135,7 @@ def test_two_ranks_do_what_one_process_does(made: Made, name: str) -> None:
     assert one["held"] == 1.0
     assert other["held"] == pytest.approx(0.5, abs=0.1), "each rank holds its half"
     for ours, theirs in zip(one["reports"], other["reports"], strict=True):
-        for key in ("entropy", "kl", "grad_norm"):
+        for key in ("loss", "entropy", "kl", "grad_norm"):
             assert theirs[key] == pytest.approx(ours[key], rel=1e-4, abs=1e-7, nan_ok=True), key
         for key in ("micro_batch_tokens", "skipped", "lr", "advantages"):
             assert theirs[key] == ours[key], key

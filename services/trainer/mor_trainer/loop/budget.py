@@ -38,16 +38,17 @@ class Halved(Exception):
 class TokenBudget:
     """``micro_batch_tokens``, halved each time memory runs out."""
 
-    def __init__(self, tokens: int, *, alone: bool = True) -> None:
-        """``alone``: no other process takes part in the work."""
+    def __init__(self, tokens: int, *, alone: bool = True, fixed: bool = False) -> None:
+        """``alone``: no other process takes part in the work. ``fixed``: other micro-batches are no way out."""
         self.tokens = tokens
         self._alone = alone
+        self._fixed = fixed
 
     def spend(self, plan: Plan, work: Work) -> None:
         """``work`` on every micro-batch of ``plan``. When memory runs out, all of it again with half the tokens.
 
         Raises:
-            OutOfMemory: with a single response.
+            OutOfMemory: with a single response, or where the micro-batches are fixed.
             Halved: other ranks wait for the work that failed.
         """
         while True:
@@ -69,6 +70,11 @@ class TokenBudget:
             raise OutOfMemory(
                 f"memory ran out with {tokens} tokens at once, the least that the longest response takes with its "
                 "prompt; set gradient_checkpointing, train adapters (tuning.kind=lora) or use shorter prompts"
+            )
+        if self._fixed:
+            raise OutOfMemory(
+                f"memory ran out with {tokens} tokens at once, and other micro-batches would change the bits of a "
+                f"deterministic run; create it anew with a smaller micro_batch_tokens, such as {half}"
             )
         if not self._alone:
             raise Halved(half)

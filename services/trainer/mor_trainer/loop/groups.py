@@ -31,6 +31,7 @@ from mor_trainer.loop.issuing import prompt_record
 from mor_trainer.loop.ledger import Ledger, LedgerState, Verdict
 from mor_trainer.loop.outbox import Outbox
 from mor_trainer.loop.queuemark import QueueMark
+from mor_trainer.loop.record import unfit
 from mor_trainer.loop.scored import ScoredGroup, Taken
 
 _READ_COUNT = 32
@@ -86,6 +87,8 @@ class Groups:
         )
         self.evaluation: Round | None = None
         self._replayed: dict[int, float] = {}
+        self.issuing = True
+        """Whether new groups are drawn; not while a recorded step is computed again."""
         self.duplicates = 0
         self.failure: Exception | None = None
         """What ended a background task that should not end."""
@@ -148,7 +151,7 @@ class Groups:
 
         ``held``: groups that the step in progress keeps, which need no replacement.
         """
-        room = self.ledger.room(self._spec.groups_per_step, held)
+        room = self.ledger.room(self._spec.groups_per_step, held) if self.issuing else 0
         self._outbox.add(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
         return [self.ledger.prompt_of(issue.number)[1] for issue in self.ledger.outstanding.values()]
 
@@ -211,6 +214,11 @@ class Groups:
         for item in taken:
             record = item.group.record
             self.ledger.put_back(item.number, item.group, record.rollout.weights_version, record.rollout.prompt.attempt)
+
+    async def adopt(self, state: LedgerState) -> None:
+        """Take over the ledger of a recorded step, which is about to be computed again."""
+        self.ledger.restore(state, self._deadline())
+        self._outbox.add(*self.ledger.outstanding)
 
     async def skip(self, count: int) -> None:
         """Groups that were taken, and replaced because their rewards are all alike, are settled."""
@@ -283,6 +291,8 @@ class Groups:
                 f"a group has {self._spec.group_size}",
             )
             return
+        elif self._spec.deterministic and (reason := unfit(record)) is not None:
+            self._again(group_id, reason)
         else:
             try:
                 tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))

@@ -92,10 +92,11 @@ class Learner:
         """
         self.spec, self.ranks, self._run_folder = order.spec, ranks, order.run_folder
         torch.manual_seed(self.spec.seed)
+        torch.use_deterministic_algorithms(self.spec.deterministic)
         error: MorError | None = None
         try:
             _check_groups(self.spec, ranks.size)
-            self._prompts = prompts or read_prompts(Path(self.spec.prompts))
+            self.prompts = prompts or read_prompts(Path(self.spec.prompts))
             loaded = loading.load(self.spec.model)
         except MorError as found:
             error = found
@@ -193,7 +194,7 @@ class Learner:
     # --- parts --------------------------------------------------------------------------------------------------
 
     def _training_group(self, group: StepGroup, own: bool) -> TrainingGroup:
-        prompt = self._prompts[group.prompt]
+        prompt = self.prompts[group.prompt]
         prepared = self.policy.prepare(prompt.messages, prompt.images) if own else None
         return TrainingGroup(prepared, group.responses, group.engine_logprobs, group.rewards)
 

@@ -6,10 +6,11 @@ the middle of a layer. All of them end then and are started again, and take the 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel
+
+from mor_trainer import atomic
 
 _FILE = "memory.json"
 
@@ -20,9 +21,7 @@ class Memory(BaseModel):
 
 def remember(run_folder: Path, tokens: int) -> None:
     """Tokens that a micro-batch of the run may have from now on."""
-    partial = run_folder / f".{_FILE}.{os.getpid()}.part"
-    partial.write_text(Memory(micro_batch_tokens=tokens).model_dump_json())
-    partial.rename(run_folder / _FILE)
+    atomic.write(run_folder / _FILE, Memory(micro_batch_tokens=tokens).model_dump_json().encode())
 
 
 def remembered(run_folder: Path, tokens: int) -> int:

@@ -23,6 +23,7 @@ from mor_trainer.loop.hold import Hold, HoldLost
 from mor_trainer.loop.learner import Learner, StepGroup
 from mor_trainer.loop.ledger import LedgerState
 from mor_trainer.loop.published import published
+from mor_trainer.loop.record import Conditions, Record
 from mor_trainer.loop.scored import Taken
 from mor_trainer.loop.shares import TimeShares
 from mor_trainer.loop.teller import Step, Teller
@@ -73,6 +74,7 @@ class Training:
         self._version = -1
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
+        self._record = Record(self._folder)
         self._teller = Teller(portal, events, claim.run, claim.spec)
 
     def run(self) -> Path:
@@ -84,6 +86,8 @@ class Training:
             MorError: the run cannot go on, with what to do.
         """
         self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
+        if self._spec.deterministic:
+            self._record.hold_to(Conditions.of(self._settings, self._ranks))
         state = self._restore()
         self._groups = self._portal.call(self._make_groups)
         self._portal.call(self._groups.start, state.ledger if state else None)
@@ -131,9 +135,10 @@ class Training:
         with shares.measure("processing"):
             self._evaluate()
             self._portal.call(self._groups.replay, self._hold.replay)
+            recorded = self._recorded()
             under_way = self._portal.call(self._groups.top_up)
             self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
-        taken, skipped, groups = self._collect(shares)
+        taken, skipped, groups = recorded or self._collect(shares)
         update = self._learner.update(groups, self.step + 1, shares=shares)
         self.step += 1
         with shares.measure("publication"):
@@ -142,6 +147,16 @@ class Training:
             with shares.measure("checkpoint"):
                 self._checkpoint()
         self._tell(taken, skipped, update, shares, began_at)
+
+    def _recorded(self) -> tuple[list[Taken], list[Taken], list[StepGroup]] | None:
+        """What a deterministic run took for this step in an attempt that died."""
+        found = self._record.read(self.step + 1) if self._spec.deterministic else None
+        self._groups.issuing = found is None
+        if found is None:
+            return None
+        self._portal.call(self._groups.adopt, found.ledger)
+        taken, skipped = ([group.taken() for group in groups] for groups in (found.taken, found.skipped))
+        return taken, skipped, [self._step_group(item) for item in taken]
 
     def _prepare(self, prompts: Iterable[Prompt]) -> None:
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
@@ -190,10 +205,14 @@ class Training:
                     self._check_stall()
         with shares.measure("processing"):
             self._portal.call(self._groups.skip, len(skipped))
+            if self._spec.deterministic:
+                self._record.write(self.step + 1, taken, skipped, self._portal.call(self._ledger_state))
         return taken, skipped, groups
 
     def _step_group(self, item: Taken) -> StepGroup:
         record, tokens = item.group.record, item.group.tokens
+        if self._spec.deterministic:
+            self._record.check_gate(record)
         index = self._prompt_index(item.number)
         prompt = self._learner.encoded(self._prompts[index])
         check(prompt, record.rollout, tokens)

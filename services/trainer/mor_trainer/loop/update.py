@@ -39,6 +39,8 @@ class UpdateReport:
     advantages: list[list[float]]
     """By group and response, as they were trained on."""
     sums: LossSums
+    loss: float
+    """Sum over the step's updates."""
     entropy: float | None
     """Mean entropy of the sampling distribution, nats a token."""
     kl: float | None
@@ -66,7 +68,7 @@ class Updater:
         self._policy = policy
         self._spec = spec
         self._ranks = ranks or Ranks(policy.device)
-        self.budget = TokenBudget(spec.micro_batch_tokens, alone=self._ranks.size == 1)
+        self.budget = TokenBudget(spec.micro_batch_tokens, alone=self._ranks.size == 1, fixed=spec.deterministic)
         self._skipped_in_a_row = 0
         config = spec.optimiser
         matrices = [p for p in policy.trainable.values() if p.dim() >= 2]
@@ -107,6 +109,7 @@ class Updater:
         return UpdateReport(
             advantages=values.tolist(),
             sums=sums,
+            loss=sum(part.loss for part in parts),
             entropy=sum(part.entropy for part in parts) / sums.tokens if sums.tokens else None,
             kl=sums.kl / sums.tokens if sums.tokens and self._policy.has_reference else None,
             grad_norm=max(part.grad_norm for part in parts),
