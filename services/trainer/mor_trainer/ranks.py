@@ -54,6 +54,8 @@ class Ranks:
         self.device = device
         self.rank = rank
         self.size = size
+        self.ending = False
+        """Whether this process, or on rank 0 any, was asked to end."""
         self.mesh: DeviceMesh | None = None
         self.group: dist.ProcessGroup | None = None
         """For objects; ``None`` in a single process."""

@@ -127,7 +127,7 @@ class Learner:
 
     @together
     def update(self, groups: Sequence[StepGroup], step: int, *, shares: TimeShares | None = None) -> UpdateReport:
-        """Train on the groups of a step; see ``Updater.step``."""
+        """Train on the groups of a step; see ``Updater.step``. Rank 0 hears whether a rank was asked to end."""
         size = len(groups) // self.spec.optimiser.updates_per_step
         own = {
             first + index
@@ -139,7 +139,10 @@ class Learner:
         shares = shares or TimeShares()
         with shares.measure("processing"):
             training = [self._training_group(group, index in own) for index, group in enumerate(groups)]
-        return self.updater.step(training, step, shares)
+        report = self.updater.step(training, step, shares)
+        ending = any(self.ranks.gather(self.ranks.ending))
+        self.ranks.ending |= ending and self.ranks.leads
+        return report
 
     @together
     def save(self, state: checkpoint.LoopState) -> Path:

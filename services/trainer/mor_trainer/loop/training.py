@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,9 @@ class Training:
         hold: Hold,
         events: EventLog,
         ranks: Ranks,
-        ending: Callable[[], bool],
     ) -> None:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
-        self._portal, self._hold, self._events, self._ending = portal, hold, events, ending
-        self._ranks = ranks
+        self._portal, self._hold, self._events, self._ranks = portal, hold, events, ranks
         self._folder = run_folder(settings, claim.run)
         self._prompts = read_prompts(Path(self._spec.prompts))
         evaluation = self._spec.evaluation_prompts
@@ -327,12 +325,12 @@ class Training:
             raise HoldLost(self._hold.lost)
 
     def _interrupting(self) -> bool:
-        return self._ending() or self._hold.desired != "run"
+        return self._ranks.ending or self._hold.desired != "run"
 
     def _obey(self) -> None:
         """Stop or pause here if run control wants it; the checkpoint is written first."""
         self._check_hold()
-        if self._ending():
+        if self._ranks.ending:
             self._checkpoint()
             raise Interrupted(RunState.queued)
         if self._hold.desired == "stop":
@@ -341,7 +339,7 @@ class Training:
         if self._hold.desired == "pause":
             self._checkpoint()
             self._portal.call(self._hold.report, RunState.paused)
-            while self._hold.desired == "pause" and not self._ending() and self._hold.lost is None:
+            while self._hold.desired == "pause" and not self._ranks.ending and self._hold.lost is None:
                 time.sleep(0.1)
             self._portal.call(self._hold.report, RunState.running)
             self._obey()

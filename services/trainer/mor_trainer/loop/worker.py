@@ -34,17 +34,17 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._ending = False
+        self._ranks = Ranks(torch.device("cpu"))
         self.name = f"{socket.gethostname()}-{os.getpid()}"
 
     def end(self, signum: int | None = None, frame: FrameType | None = None) -> None:
         """Finish the step, write the checkpoint, hand the run back and return."""
         del frame
         log.info("ending", signal=signum)
-        self._ending = True
+        self._ranks.ending = True
 
     def install_signals(self) -> None:
-        """Of several ranks each hears the signal, and rank 0 ends them all."""
+        """A signal to one of several ranks ends them all, at the end of the step."""
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self.end)
 
@@ -55,29 +55,31 @@ class Worker:
             RanksBroken: one of several ranks ended; whoever started them starts all of them again.
         """
         torch.set_num_threads(self._settings.torch_threads)
-        ranks = Ranks.join(device_of(self._settings.device))
+        asked = self._ranks.ending
+        self._ranks = Ranks.join(device_of(self._settings.device))
+        self._ranks.ending |= asked
         failed = 0
-        if ranks.leads:
-            failed = self._lead(ranks, once=once)
+        if self._ranks.leads:
+            failed = self._lead(once=once)
         else:
-            follow(self._settings, ranks)
-        ranks.leave()
+            follow(self._settings, self._ranks)
+        self._ranks.leave()
         return failed
 
-    def _lead(self, ranks: Ranks, *, once: bool) -> int:
+    def _lead(self, *, once: bool) -> int:
         failed = 0
         with start_blocking_portal("asyncio") as portal:
             control = portal.call(self._connect)
             try:
-                while not self._ending:
+                while not self._ranks.ending:
                     claim = self._claim(portal, control)
                     if claim is None:
                         self._sleep(self._settings.poll_s * random.uniform(0.75, 1.25))
                         continue
-                    failed += not self._train(portal, control, claim, ranks)
+                    failed += not self._train(portal, control, claim)
                     if once:
                         break
-                ranks.tell(None)
+                self._ranks.tell(None)
             finally:
                 portal.call(control.close)
         return failed
@@ -95,10 +97,10 @@ class Worker:
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not self._ending and time.monotonic() < deadline:
+        while not self._ranks.ending and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _train(self, portal: BlockingPortal, control: RunControl, claim: Claim, ranks: Ranks) -> bool:
+    def _train(self, portal: BlockingPortal, control: RunControl, claim: Claim) -> bool:
         """One attempt at a run, whatever becomes of it. Returns whether it went as it should.
 
         Raises:
@@ -113,15 +115,7 @@ class Worker:
         events, hold = portal.call(prepare)
         with portal.wrap_async_context_manager(hold.kept()):
             try:
-                training = Training(
-                    self._settings,
-                    claim,
-                    portal=portal,
-                    hold=hold,
-                    events=events,
-                    ranks=ranks,
-                    ending=lambda: self._ending,
-                )
+                training = Training(self._settings, claim, portal=portal, hold=hold, events=events, ranks=self._ranks)
                 final = training.run()
             except HoldLost as error:
                 log.warning("the run is not ours any more", run=claim.run, reason=str(error))
