@@ -54,11 +54,11 @@ def test_memory_that_runs_out_on_one_rank_halves_the_micro_batches_of_all(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
-    processes.work_together(sys.executable, str(Path(__file__).with_name("short_of_memory.py")), "60")
-    run = create(processes, model=tiny, prompts=prompts, steps=3, group_size=6)
+    processes.work_together(sys.executable, str(Path(__file__).with_name("short_of_memory.py")), "100")
+    run = create(processes, model=tiny, prompts=prompts, steps=3, group_size=6, micro_batch_tokens=160)
     finish(processes, run, 150)
     applied_once(points(processes, run))
     remembered = json.loads((processes.runs_dir / run / "memory.json").read_text())["micro_batch_tokens"]
-    assert remembered <= 60
+    assert remembered <= 100
     (told,) = [alert for alert in alerts(processes, run) if alert["name"] == "out_of_memory"]
     assert f"hold at most {remembered} tokens" in told["reason"]

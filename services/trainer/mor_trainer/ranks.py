@@ -90,9 +90,18 @@ class Ranks:
     # --- orders -------------------------------------------------------------------------------------------------
 
     def tell(self, order: Any) -> None:
-        """Rank 0 tells all others, which hear it; another rank that calls this has heard it."""
-        if self.group is not None and self.leads:
+        """Rank 0 tells all others, which hear it; another rank that calls this has heard it.
+
+        Raises:
+            RanksBroken: one of them is not there any more.
+        """
+        if self.group is None or not self.leads:
+            return
+        try:
             dist.broadcast_object_list([order], src=0, group=self.group)
+        except RuntimeError as error:
+            reason, again = self.failure() or (str(error), True)
+            raise RanksBroken(reason, again=again) from error
 
     def hear(self) -> Any:
         """What rank 0 tells next; waits for it."""
