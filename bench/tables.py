@@ -59,6 +59,7 @@ def trainer() -> str:
             ("shared_prompt", "shared-prompt", _shared),
             ("trainer_step", "trainer-step", _against_trl),
             ("arrangements", "arrangements", _arrangements),
+            ("ranks", "ranks", _ranks),
         )
     ]
     told = [
@@ -248,6 +249,30 @@ def _arrangements(result: dict[str, Any]) -> str:
     return f"{title}\n\n{table(rows)}"
 
 
+def _ranks(result: dict[str, Any]) -> str:
+    rows = [
+        ["trained", "one process, s", "two ranks, s", "gathering, s", "difference of losses", "difference of weights"],
+        ["---", *["--:"] * 5],
+        *(
+            [
+                {"full": "all parameters", "lora": "adapters"}[case["tuning"]],
+                f"{case['seconds']['one']:.2f}",
+                f"{case['seconds']['two']:.2f}",
+                f"{case['gather_seconds']:.2f}",
+                f"{case['metric_difference']['loss']:.0e}",
+                f"{case['weight_difference']:.0e}",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"A process of two threads against two ranks of one thread each: the update of a step of {result['groups']} "
+        f"prompts of {result['prompt']} tokens x {result['size']} responses of {result['response']} tokens; largest "
+        "relative differences after the last step. Gathering: what the published tensors take to come together."
+    )
+    return f"{title}\n\n{table(rows)}"
+
+
 def table(rows: list[list[str]]) -> str:
     """Rows, the second of which aligns the columns, as Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
@@ -263,12 +288,11 @@ def measured_on(result: dict[str, Any], command: str) -> str:
 
 
 def _where(result: dict[str, Any], command: str) -> str:
-    clock = (
-        "CPU seconds of the process, as others used the machine" if result["clock"] == "cpu" else "wall-clock seconds"
-    )
+    cpu = result.get("clock") == "cpu"
+    clock = "CPU seconds of the process, as others used the machine" if cpu else "wall-clock seconds"
+    threads = f", threads: {result['threads']}" if "threads" in result else ""
     return (
-        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}, threads: {result['threads']}. "
-        f"{measured_on(result, command)}"
+        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}{threads}. {measured_on(result, command)}"
     )
 
 

@@ -25,6 +25,7 @@ from mor_router.config import RouterSettings
 from mor_trainer.config import ControlSettings, WorkerSettings
 from prometheus_client import REGISTRY
 from pydantic import SecretStr, TypeAdapter
+from torch.distributed.run import get_args_parser
 
 from tests.helm import charts
 from tests.helm.charts import Document
@@ -227,6 +228,45 @@ def test_gpus_come_with_their_image_device_and_limit() -> None:
     assert charts.variables(pods["m-mor-router"]).get("MOR_DEVICE") is None
 
 
+def test_a_run_is_divided_over_the_gpus_of_a_pod_and_over_pods_that_find_each_other() -> None:
+    parser = get_args_parser()
+    command = charts.pods(charts.render(MOR, HUB))["m-mor-worker"]["containers"][0]
+    assert "command" not in command
+    assert command["args"] == ["work"], "a single rank needs no torchrun"
+
+    alone = charts.pods(charts.render(MOR, HUB, "--set=worker.gpus=2"))["m-mor-worker"]
+    assert alone["containers"][0]["command"] == ["torchrun"]
+    options = parser.parse_args(alone["containers"][0]["args"])
+    assert (options.standalone, options.nproc_per_node, options.max_restarts) == (True, "2", 3)
+    assert [options.training_script, *options.training_script_args] == ["mor-trainer", "work"]
+    assert options.no_python
+    assert {"name": "shm", "mountPath": "/dev/shm"} in alone["containers"][0]["volumeMounts"]
+
+    documents = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
+    pod = charts.pods(documents)["m-mor-worker"]
+    options = parser.parse_args(pod["containers"][0]["args"])
+    assert (options.nnodes, options.nproc_per_node, options.rdzv_backend) == ("2", "4", "c10d")
+    assert options.shutdown_timeout < pod["terminationGracePeriodSeconds"], "a checkpoint may be written"
+    host, _, port = options.rdzv_endpoint.partition(":")
+    first, _, service = host.partition(".")
+    workload = charts.of(documents, "StatefulSet")["m-mor-worker"]["spec"]
+    assert (first, service) == ("m-mor-worker-0", workload["serviceName"])
+    assert (workload["replicas"], workload["podManagementPolicy"]) == (2, "Parallel")
+    headless = charts.of(documents, "Service")[service]["spec"]
+    assert (headless["clusterIP"], headless["publishNotReadyAddresses"]) == ("None", True)
+    between = charts.of(documents, "NetworkPolicy")["m-mor-between-workers"]["spec"]
+    assert int(port) > 1024
+    assert "ports" not in between["ingress"][0] and "ports" not in between["egress"][0]
+    labels = workload["template"]["metadata"]["labels"].items()
+    for selector in (
+        between["podSelector"],
+        between["ingress"][0]["from"][0]["podSelector"],
+        {"matchLabels": headless["selector"]},
+    ):
+        assert selector["matchLabels"].items() <= labels
+    assert "m-mor-between-workers" not in charts.of(charts.render(MOR, HUB), "NetworkPolicy")
+
+
 def test_runs_on_a_volume_of_one_node_keep_run_control_and_workers_together() -> None:
     together = charts.render(MOR, HUB)
     for name in ("m-mor-control", "m-mor-worker"):
@@ -263,7 +303,7 @@ def test_generated_tokens_are_those_of_the_tokens_file() -> None:
         (MOR, ["model.name=a/b", "redis.bundled=false"], "create a Secret with the server's address"),
         (MOR, ["model.name=a/b", "redis.external.existingSecret=x"], "set redis.bundled=false"),
         (MOR, ["model.name=a/b", "rollout.image.tag=1-cuda"], "set rollout.gpus, or take the CPU image"),
-        (MOR, ["model.name=a/b", "worker.gpus=2"], "worker/gpus"),
+        (MOR, ["model.name=a/b", "worker.gpus=-1"], "worker/gpus"),
         (MOR, ["model.name=a/b", "router.settings.qorum=0.5"], "'qorum' not allowed"),
         (MOR, ["model.name=a/b", "rollout.settings.dtype=int4"], "rollout/settings/dtype"),
         (MOR, [*RUN, "runs[0].model=a/b", "runs[0].max_staleness=-1"], "max_staleness"),

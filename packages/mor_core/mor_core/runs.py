@@ -113,6 +113,10 @@ class RunSpec(_Documented):
     More: prompts are issued ahead, so that sampling and training overlap."""
     seed: int = 0
     """Seed of prompt order and sampling."""
+    deterministic: bool = False
+    """Whatever kills the training, its final weights are bit for bit those of an undisturbed run: a step's groups are
+    recorded before they are trained on, and a step that was lost is computed from its record. Needs ``max_staleness``
+    0; all clients must score each group, by one gate version; ranks, threads, device and versions must stay."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens, padding included, that go through the model at once. A group over it goes in parts, each with the prompt;
     where memory runs out it is halved for the rest of the attempt."""
@@ -139,6 +143,11 @@ class RunSpec(_Documented):
             raise ValueError(
                 f"algorithm.dynamic_sampling.max_factor={dynamic.max_factor:g} leaves no group to replace one of "
                 f"groups_per_step={self.groups_per_step}; set it to {1 + 1 / self.groups_per_step:g} or more"
+            )
+        if self.deterministic and self.max_staleness:
+            raise ValueError(
+                f"deterministic needs strictly on-policy groups, and max_staleness={self.max_staleness} lets timing "
+                "decide what a step is trained on; set max_staleness=0"
             )
         if self.keep_weights < self.max_staleness + 2:
             raise ValueError(

@@ -32,6 +32,7 @@ from mor_trainer.loop.issuing import prompt_record
 from mor_trainer.loop.ledger import Ledger, LedgerState, Verdict
 from mor_trainer.loop.outbox import Outbox
 from mor_trainer.loop.queuemark import QueueMark
+from mor_trainer.loop.record import unfit
 from mor_trainer.loop.scored import ScoredGroup, Taken
 from mor_trainer.loop.traces import GroupTraces
 
@@ -91,6 +92,8 @@ class Groups:
         self.evaluation: Round | None = None
         self.traces = GroupTraces()
         self._replayed: dict[int, float] = {}
+        self.issuing = True
+        """Whether new groups are drawn; not while a recorded step is computed again."""
         self.duplicates = 0
         self.failure: Exception | None = None
         """What ended a background task that should not end."""
@@ -167,7 +170,7 @@ class Groups:
 
     def _issue(self) -> None:
         """New groups are sampled by the newest version, so that none is older than it must be when it is trained on."""
-        if self._weights is None or self._weights.version != self.ledger.versions[-1]:
+        if not self.issuing or self._weights is None or self._weights.version != self.ledger.versions[-1]:
             return
         room = self.ledger.room(self._spec.groups_per_step, self._held, self._spec.steps - self._step())
         self._outbox.add(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
@@ -234,6 +237,11 @@ class Groups:
         for item in taken:
             record = item.group.record
             self.ledger.put_back(item.number, item.group, record.rollout.weights_version, record.rollout.prompt.attempt)
+
+    async def adopt(self, state: LedgerState) -> None:
+        """Take over the ledger of a recorded step, which is about to be computed again."""
+        self.ledger.restore(state, self._deadline())
+        self._outbox.add(*self.ledger.outstanding)
 
     async def skip(self, count: int) -> None:
         """Groups that were taken, and replaced because their rewards are all alike, are settled."""
@@ -308,6 +316,8 @@ class Groups:
                 f"a group has {self._spec.group_size}",
             )
             return
+        elif self._spec.deterministic and (reason := unfit(record)) is not None:
+            self._again(group_id, reason)
         else:
             try:
                 tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))

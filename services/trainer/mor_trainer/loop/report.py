@@ -84,6 +84,7 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
     return {
         "kl": finite(report.kl),
         "entropy": finite(report.entropy),
+        "loss": finite(report.loss),
         "objective": finite(sums.objective),
         "clip_low_ratio": sums.clipped_low / sums.tokens if sums.tokens else None,
         "clip_high_ratio": sums.clipped_high / sums.tokens if sums.tokens else None,
