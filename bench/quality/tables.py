@@ -119,8 +119,11 @@ def wire(found: Found) -> str:
 
 
 def objectives(found: Found) -> str:
-    rows = [[name, interval(value) if isinstance(value, Mapping) else f"{value:.1f}"] for name, value in found.items()]
-    return table(["", "accuracy, or points"], rows)
+    rows = [
+        [name, *(interval(value) if isinstance(value, Mapping) else f"{value:.1f}" for value in values)]
+        for name, values in ((name, [part[name] for part in found.values()]) for name in next(iter(found.values())))
+    ]
+    return table(["accuracy, or points", *(f"{count} anchors" for count in found)], rows)
 
 
 def policies(found: Found) -> str:

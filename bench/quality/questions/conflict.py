@@ -19,15 +19,20 @@ _BOTH = "both"
 
 
 def objectives(evidence: Evidence) -> Table:
-    """Accuracy by the objective that was asked for and by the other one, percent, and what it costs to be served by the
-    other's gate, or by one for both, points.
+    """By the number of anchors: accuracy by the objective that was asked for and by the other one, percent, and what it
+    costs to be served by the other's gate, or by one for both, points.
 
     Beside them, how well the client of each taste tells it alone: what no client knows no gate can find.
     """
+    counts = sorted({min(ANCHORS, len(evidence.styled.pairs)), len(evidence.styled.pairs)})
+    return {str(count): _conflict(evidence, count) for count in counts}
+
+
+def _conflict(evidence: Evidence, count: int) -> Table:
     random = np.random.default_rng(0)
     rights: dict[tuple[str, str], list[Float[ndarray, " pairs"]]] = {}
     for _ in range(evidence.draws):
-        rows = random.choice(len(evidence.styled.pairs), min(ANCHORS, len(evidence.styled.pairs)), replace=False)
+        rows = random.choice(len(evidence.styled.pairs), count, replace=False)
         for fitted in (*STYLES, _BOTH):
             told = _told(evidence.styled.pairs.take(rows), evidence.agrees[0][rows], fitted)
             right = agreement(MixtureOfRewards().fit(Anchors(told))(evidence.styled_held_out))
