@@ -45,7 +45,7 @@ class Podman:
         self("network", "rm", "--force", _NETWORK)
         self("network", "create", "--subnet", SUBNET, _NETWORK)
 
-    def __call__(self, *arguments: str, given: str = "", timeout_s: float = 120) -> str:
+    def __call__(self, *arguments: str, given: str = "", timeout_s: float = 600) -> str:
         """What the command prints.
 
         Raises:
