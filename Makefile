@@ -86,7 +86,7 @@ base-image: ## A base of Debian packages for 'make images BASE=localhost/mor/bas
 
 sbom: ## Bill of materials of each image, CycloneDX, in .mor/sbom (IMAGES, VARIANT, REGISTRY as for 'images')
 	$(NEEDS_ENGINE)
-	for service in $(IMAGES); do services/sbom.sh $(ENGINE) $(IMAGE) $(STATE)/sbom/$(notdir $(IMAGE)).cdx.json; done
+	for service in $(IMAGES); do services/sbom.sh $(ENGINE) $(IMAGE) $(STATE)/sbom/$$service-$(VARIANT).cdx.json; done
 
 demo: setup ## The whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
 	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO)
