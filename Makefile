@@ -84,10 +84,9 @@ base-image: ## A base of Debian packages for 'make images BASE=localhost/mor/bas
 	$(NEEDS_ENGINE)
 	services/base.sh $(ENGINE) localhost/mor/base:bookworm
 
-sbom: setup ## Bill of materials of each image, CycloneDX, in .mor/sbom
+sbom: ## Bill of materials of each image, CycloneDX, in .mor/sbom (IMAGES, VARIANT, REGISTRY as for 'images')
 	$(NEEDS_ENGINE)
-	$(BIN)/python helm/tools.py
-	for service in $(IMAGES); do services/sbom.sh $(ENGINE) $(IMAGE) $(STATE)/sbom; done
+	for service in $(IMAGES); do services/sbom.sh $(ENGINE) $(IMAGE) $(STATE)/sbom/$$service-$(VARIANT).cdx.json; done
 
 demo: setup ## The whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
 	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO)

@@ -65,13 +65,13 @@ def starts(release: Release) -> dict[str, dict[str, float]]:
 
 def two_steps(release: Release) -> float:
     """Install jobs and `helm test`, whose run of two steps must finish; the seconds that `helm test` took."""
-    release.job("reward-register", 120)
-    release.job("apply", 300)
+    release.job("reward-register", 600)
+    release.job("apply", 600)
     (run,) = release.get("control", "/v1/runs")
-    if (state := release.finished(run["id"], 240)["state"]) != "finished":
+    if (state := release.finished(run["id"], 600)["state"]) != "finished":
         raise SystemExit(f"the run of the values is {state}")
     began = time.monotonic()
-    release.job("test", 300)
+    release.job("test", 600)
     return round(time.monotonic() - began, 1)
 
 
@@ -100,7 +100,7 @@ def restarts(release: Release) -> dict[str, Any]:
             time.sleep(0.1)
         at[event] = time.time()
         act(name)
-    snapshot = release.finished(run, 600)
+    snapshot = release.finished(run, 1800)
     points = release.get("control", f"/v1/runs/{run}/metrics")["points"]
     applied = [group for point in points for group in point["applied"]]
     gaps = [(after["at"], after["at"] - before["at"]) for before, after in pairwise(points)]

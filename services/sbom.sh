@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Writes the bill of materials of an image, system and Python packages: sbom.sh ENGINE IMAGE FOLDER
+# Takes the bill of materials out of an image, where its build put it: sbom.sh ENGINE IMAGE FILE
 set -euo pipefail
 
-engine=$1 image=$2 folder=$3
-mkdir -p "$folder"
-archive=$(mktemp -u --suffix=.tar)
-trap 'rm -f "$archive"' EXIT
+engine=$1 image=$2 file=$3
+bill=/opt/mor/sbom.cdx.json
+mkdir -p "$(dirname "$file")"
 
-case $engine in
-  buildah) buildah push -q "$image" "docker-archive:$archive" ;;
-  *) "$engine" save --output "$archive" "$image" ;;
-esac
-file=$folder/$(basename "${image%:*}").cdx.json
-SYFT_CHECK_FOR_APP_UPDATE=false .mor/tools/checkers/bin/syft scan --quiet "docker-archive:$archive" -o "cyclonedx-json=$file"
+if [ "$engine" = buildah ]; then
+  container=$(buildah from --pull-never "$image")
+  trap 'buildah rm "$container" >/dev/null' EXIT
+  cp "$(buildah mount "$container")$bill" "$file"
+else
+  container=$("$engine" create "$image")
+  trap '"$engine" rm "$container" >/dev/null' EXIT
+  "$engine" cp "$container:$bill" "$file"
+fi
 echo "$file"

@@ -41,10 +41,11 @@ class Podman:
         self._pods: list[str] = []
 
     def up(self) -> None:
-        """Make the network of the pods, which ``down`` removes with them."""
+        """Make the network of the pods, which ``down`` removes with them; what an earlier process left goes first."""
+        self("network", "rm", "--force", _NETWORK)
         self("network", "create", "--subnet", SUBNET, _NETWORK)
 
-    def __call__(self, *arguments: str, given: str = "", timeout_s: float = 120) -> str:
+    def __call__(self, *arguments: str, given: str = "", timeout_s: float = 600) -> str:
         """What the command prints.
 
         Raises:

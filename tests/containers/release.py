@@ -89,7 +89,7 @@ class Release:
             self._addresses[name] = self.podman.address(self._containers[name])
         return self._containers[name]
 
-    def ready(self, name: str, timeout_s: float = 180) -> float:
+    def ready(self, name: str, timeout_s: float = 600) -> float:
         """Wait for a service; the seconds from the start of its process until it was ready."""
         container = self._containers[name]
         started = self.podman.started(container)

@@ -12,7 +12,7 @@ import pytest
 from tests.containers.podman import Podman
 from tests.containers.release import IMAGES, Release
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +35,16 @@ def release(podman: Podman, tmp_path_factory: pytest.TempPathFactory, tiny_vlm: 
 def test_the_release_installs_and_passes_helm_test(release: Release) -> None:
     """The client's job enrols it; the server's makes the objective, fits its gate and creates the run of the values;
     `helm test` finds all of it ready and has another run of two steps made."""
-    assert "length" in release.job("reward-register", 120)
-    applied = release.job("apply", 300)
+    assert "length" in release.job("reward-register", 600)
+    applied = release.job("apply", 600)
     assert "objective helpful: gate version 1 in force" in applied
     (run,) = release.get("control", "/v1/runs")
-    snapshot = release.finished(run["id"], 240)
+    snapshot = release.finished(run["id"], 600)
     assert (snapshot["state"], snapshot["step"]) == ("finished", 2), snapshot
     points = release.get("control", f"/v1/runs/{run['id']}/metrics")["points"]
     assert set(points[-1]["clients"]) == {"length"}
 
-    said = release.job("test", 300)
+    said = release.job("test", 600)
     assert "client length: active" in said
     assert "reward of a group of two" in said
     assert said.rstrip().endswith("finished")
@@ -72,5 +72,5 @@ def test_the_routers_state_goes_into_a_file_and_back(release: Release) -> None:
 
 
 def test_a_client_leaves_when_its_chart_is_uninstalled(release: Release) -> None:
-    release.job("reward-deregister", 120)
+    release.job("reward-deregister", 600)
     assert release.get("router", "/v1/clients") == []
