@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import httpx
 import uvicorn
+from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
@@ -86,10 +87,10 @@ class Processes:
         self._running: list[subprocess.Popen[bytes]] = []
         self.address = ""
 
-    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, name: str, *arguments: str, program: str = "mor-trainer") -> subprocess.Popen[bytes]:
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "mor-trainer"), *arguments],
+                [str(Path(sys.executable).parent / program), *arguments],
                 env=self.environment,
                 stderr=log,
                 stdout=log,
@@ -102,14 +103,24 @@ class Processes:
         port_file.unlink(missing_ok=True)
         port = self.address.rpartition(":")[2] or "0"
         process = self._start("serve", "serve", "--port", port, "--port-file", str(port_file))
-        deadline = time.monotonic() + 120
-        while not port_file.exists():
-            assert process.poll() is None, self.log("serve")
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        self.address = port_file.read_text()
+        self.address = self._address(process, "serve", port_file)
         self.environment["MOR_CONTROL_URL"] = self.address
         return process
+
+    def route(self) -> str:
+        """Start a router; its address."""
+        self.environment |= {"MOR_SECRET_KEY": Fernet.generate_key().decode(), "MOR_ALLOW_LOOPBACK": "true"}
+        port_file = self._logs / "router-port"
+        process = self._start("route", "serve", "--port-file", str(port_file), program="mor-router")
+        return self._address(process, "route", port_file)
+
+    def _address(self, process: subprocess.Popen[bytes], name: str, port_file: Path) -> str:
+        deadline = time.monotonic() + 120
+        while not port_file.exists():
+            assert process.poll() is None, self.log(name)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return port_file.read_text()
 
     def work(self, *arguments: str) -> subprocess.Popen[bytes]:
         return self._start("work", "work", *arguments)

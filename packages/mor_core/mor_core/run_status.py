@@ -22,6 +22,8 @@ class ClientFigures(_Documented):
     """Mean of its scores as served."""
     weight: Finite | None = None
     """Mean share in the mixture."""
+    seconds: Finite | None = None
+    """Mean time in which it answered the router."""
     failures: dict[str, int] = Field(default_factory=dict)
     """Groups of the step that it failed, by status."""
     failures_total: dict[str, int] = Field(default_factory=dict)
