@@ -41,7 +41,7 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
             weights[score.client].append(score.weight)
             calibrated[score.client].extend(score.calibrated or ())
             raw[score.client].extend(score.raw or ())
-            if score.seconds is not None:
+            if score.seconds is not None and score.raw is not None:
                 seconds[score.client].append(score.seconds)
             if score.status not in ("ok", "shadow"):
                 failures[score.client][score.status] += 1
