@@ -31,6 +31,8 @@ class Received:
     links: tuple[str, ...]
     """Ids of spans."""
     failed: bool
+    reason: str
+    """Why it failed."""
     attributes: dict[str, Any]
 
 
@@ -62,6 +64,7 @@ class Collector:
                         ended=span.end_time_unix_nano,
                         links=tuple(link.span_id.hex() for link in span.links),
                         failed=span.status.code == span.status.STATUS_CODE_ERROR,
+                        reason=span.status.message,
                         attributes={pair.key: _value(pair.value) for pair in span.attributes},
                     )
                 )

@@ -80,6 +80,8 @@ async def _settled(page: Page, place: str) -> None:
     await page.get_by_role("heading", name="Runs").wait_for()
     await page.evaluate("place => { location.hash = place }", place)
     await page.locator("main canvas, main article img, main meter").first.wait_for()
+    if place.endswith("/clients"):
+        await page.get_by_role("cell", name="closed").first.wait_for()  # what the router knows
     await page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
@@ -314,3 +316,32 @@ async def test_the_history_survives_a_restart(settings: ControlSettings, spec: R
     async with running(create_app(settings)) as http:
         http.headers.update(bearer("admin"))
         assert (await http.get(f"/v1/runs/{run}")).json() == before
+
+
+_NOT_FOR_PEOPLE = ("/healthz", "/readyz", "/metrics", "/v1/runs/claim")
+
+
+async def test_openapi_has_a_valid_example_of_all_that_people_send_and_read(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).raise_for_status().json()
+    schemas = document["components"]["schemas"]
+    checked = 0
+    for path, methods in document["paths"].items():
+        if path in _NOT_FOR_PEOPLE or path.endswith("/heartbeat") or "/weights/" in path:
+            continue
+        for route in methods.values():
+            told = [answer for status, answer in route["responses"].items() if status.startswith("2")]
+            for part in [*told, *([route["requestBody"]] if "requestBody" in route else [])]:
+                for schema in (
+                    content["schema"] for kind, content in part.get("content", {}).items() if "json" in kind
+                ):
+                    name = re.search(r"schemas/(\w+)", json.dumps(schema))
+                    assert name is not None, (path, schema)
+                    found = schemas[name[1]]
+                    if found.get("type") == "array":
+                        found = schemas[found["items"]["$ref"].rpartition("/")[2]]
+                    assert found.get("examples"), f"{path}: {name[1]} has no example"
+                    for example in found["examples"]:
+                        whole = dict.fromkeys(found.get("required", ())) | example  # FastAPI leaves nulls out
+                        Draft202012Validator({**found, "components": document["components"]}).validate(whole)
+                    checked += 1
+    assert checked > 20

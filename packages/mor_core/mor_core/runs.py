@@ -75,6 +75,21 @@ Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]
 class RunSpec(_Documented):
     """Everything that determines a run. Paths are those of the trainer's machines."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "three-domains",
+                    "model": "/models/base",
+                    "prompts": "/data/server/prompts.jsonl",
+                    "steps": 120,
+                    "sampling": {"max_tokens": 24},
+                    "optimiser": {"lr": 1e-4},
+                }
+            ]
+        }
+    )
+
     name: RunName
     """Lower-case name; the run's id is the name with a random suffix."""
     model: Annotated[str, Field(min_length=1)]

@@ -20,6 +20,7 @@ from mor_trainer.control.database import Database
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
 from mor_trainer.control.letters import Letters
+from mor_trainer.control.router import Router
 from mor_trainer.control.store import RunStore
 from mor_trainer.control.webhook import Webhook
 from mor_trainer.control.workers import Workers
@@ -88,7 +89,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.alerts, app.state.letters, app.state.workers = alerts, letters, Workers()
-    app.state.tokens = ClientTokens(settings, router_transport)
+    app.state.registry = Router(settings, router_transport)
+    app.state.tokens = ClientTokens(settings.tokens_file, app.state.registry)
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(known_query)])
     add_dashboard(app)

@@ -32,10 +32,10 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     max_event_readers: int = Field(256, ge=1)
     """Most open event streams; further ones are answered 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None
-    """Address of the router, which is asked who a client's own token belongs to; without, only tokens of the tokens
-    file are known here."""
+    """Address of the router, which is asked who a client's own token belongs to, and for the state of clients; without,
+    only tokens of the tokens file are known here."""
     router_ca_file: Path | None = None
-    """PEM file of certificate authorities for ``router_url``; the system's where it is not set."""
+    """PEM file of certificate authorities for a router served by HTTPS; the system's where it is not set."""
     alert_webhook_url: AnyHttpUrl | None = None
     """Address that is told of each alert, as JSON by POST; nobody is told without."""
     alert_webhook_token: SecretStr = SecretStr("")

@@ -32,6 +32,7 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
     weights: dict[str, list[float]] = defaultdict(list)
     calibrated: dict[str, list[float]] = defaultdict(list)
     raw: dict[str, list[float]] = defaultdict(list)
+    seconds: dict[str, list[float]] = defaultdict(list)
     failures: dict[str, Counter[str]] = defaultdict(Counter)
     domains: dict[str, list[RewardRecord]] = defaultdict(list)
     for record in records:
@@ -40,6 +41,8 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
             weights[score.client].append(score.weight)
             calibrated[score.client].extend(score.calibrated or ())
             raw[score.client].extend(score.raw or ())
+            if score.seconds is not None and score.raw is not None:
+                seconds[score.client].append(score.seconds)
             if score.status not in ("ok", "shadow"):
                 failures[score.client][score.status] += 1
     flat = [record for record in records if alike(record.rewards, _ALIKE)]
@@ -54,6 +57,7 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
                 "reward_mean": mean(calibrated[client]),
                 "raw_mean": mean(raw[client]),
                 "weight": mean(weights[client]),
+                "seconds": mean(seconds[client]),
                 "failures": dict(failures[client]),
             }
             for client in sorted(weights)

@@ -15,6 +15,7 @@ from mor_trainer.control.alerts import Alerts
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
 from mor_trainer.control.letters import Letters
+from mor_trainer.control.router import Router
 from mor_trainer.control.store import RunStore
 from mor_trainer.control.workers import Workers
 
@@ -46,6 +47,7 @@ Watching = Annotated[Watchers, Depends(_part("watchers"))]
 Alarms = Annotated[Alerts, Depends(_part("alerts"))]
 Dead = Annotated[Letters, Depends(_part("letters"))]
 Crew = Annotated[Workers, Depends(_part("workers"))]
+Registry = Annotated[Router, Depends(_part("registry"))]
 Configured = Annotated[ControlSettings, Depends(_part("settings"))]
 
 Admin = Annotated[Principal, Depends(require())]
