@@ -61,8 +61,8 @@ class Receiving:
         """
         report = (await self._call("mor_end_transfer"))[0]
         if report["received"] != dict(sums):
-            wrong = sorted(name for name, _ in report["received"].items() ^ sums.items())
-            raise SwapFailed(f"tensor {wrong[0]!r} did not come as it was sent, and {len(wrong) - 1} others")
+            wrong = sorted({name for name, _ in report["received"].items() ^ sums.items()})
+            raise SwapFailed(f"tensor {wrong[0]!r} did not come as it was sent, of {len(wrong)} such")
         if report["mismatched"]:
             raise SwapFailed(f"{report['mismatched'][0]} does not compute with the weights that came")
         self._broadcast, self._adapter, self._noise = frozenset(sums), None, None

@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mor_core.wire import RewardRecord
@@ -123,12 +123,20 @@ def group_metrics(taken: Sequence[Taken]) -> dict[str, Any]:
     }
 
 
-def stages(taken: Sequence[Taken]) -> dict[str, list[float]]:
-    """Unix times at which the first and the last group of a step left each stage: what overlapped with what."""
-    left = {"sampled": "rollout", "scored": "router"}
-    times = {name: [item.group.record.stamps.get(stamp) for item in taken] for name, stamp in left.items()}
-    known = {name: [time for time in found if time is not None] for name, found in times.items()}
-    return {name: [min(found), max(found)] for name, found in known.items() if found}
+def stages(taken: Sequence[Taken], updates: Iterable[tuple[float, float]]) -> dict[str, Any]:
+    """When a step's groups left each stage, first and last in Unix time, and what share of them left it while one of
+    ``updates``, from beginning to end, was being computed."""
+    updates = list(updates)
+    times: dict[str, list[float]] = {}
+    for name, stamp in (("sampled", "rollout"), ("scored", "router")):
+        found = [item.group.record.stamps[stamp] for item in taken if stamp in item.group.record.stamps]
+        if found:
+            times[name] = found
+    during = {name: [any(begin < at < end for begin, end in updates) for at in found] for name, found in times.items()}
+    return {
+        "stages": {name: [min(found), max(found)] for name, found in times.items()},
+        "overlap": {name: sum(within) / len(within) for name, within in during.items()},
+    }
 
 
 def finite(value: float | None) -> float | None:

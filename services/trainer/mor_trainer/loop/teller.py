@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,7 @@ class Teller:
         self._run = run
         self._spec = spec
         self._told: set[str] = set()
+        self._updates: deque[tuple[float, float]] = deque(maxlen=spec.max_staleness + 1)
         self.gate_version: int | None = None
         """Newest that a reward of the run came from."""
         self.client_failures: dict[str, dict[str, int]] = defaultdict(dict)
@@ -67,7 +68,7 @@ class Teller:
         self.gate_version = max(record.gate_version for record in scored)
         rewards = report.reward_metrics(scored)
         self._count_failures(rewards["clients"])
-        metrics = {
+        metrics: dict[str, Any] = {
             **rewards,
             **report.update_metrics(step.update),
             **report.group_metrics(step.taken),
@@ -77,10 +78,12 @@ class Teller:
             "seconds": dict(step.shares),
             "tokens_per_second": step.update.sums.tokens / step.seconds,
             "begun_at": step.began_at,
-            "stages": {**report.stages(step.taken), "trained": list(step.trained)},
+            **report.stages(step.taken, self._updates),
             "applied": [record.group_id for record in records],
             "sampled_by": sorted({version for record in records for version in record.rollout.versions}),
         }
+        metrics["stages"]["trained"] = list(step.trained)
+        self._updates.append(step.trained)
         self.emit("samples", number, report.samples(step.taken, step.update.advantages, number, images))
         self.emit("step", number, metrics)
         self._alert_of(number, step.update)

@@ -89,7 +89,8 @@ class Engines:
         self.group = ""
         self.workers: list[int] = []
         """Ranks of each service in the group, in their order."""
-        headers = {"Authorization": f"Bearer {settings.service_token.get_secret_value()}"}
+        token = settings.service_token.get_secret_value()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(settings.transfer_timeout_s, connect=_CONNECT_S)
         self._clients = [
             httpx.Client(base_url=address, headers=headers, timeout=timeout, verify=settings.control_tls())
