@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +118,20 @@ def question(shape: Shape, tokens: int, seed: int) -> tuple[tuple[Message, ...],
     part = ImagePart.of(_sha256(content.getvalue()))
     text = TextPart(text=" ".join(f"w{dice.randrange(500)}" for _ in range(words)))
     return (Message(role="user", content=(part, text)),), {part.sha256: content.getvalue()}
+
+
+def write_prompts(folder: Path, shape: Shape, tokens: int, count: int) -> Path:
+    """A ``mor.prompts/1`` file of ``count`` such questions; its pictures lie beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in range(count):
+        messages, images = question(shape, tokens, seed)
+        (content,) = images.values()
+        (folder / f"{seed}.png").write_bytes(content)
+        rows.append({"id": f"q{seed}", "prompt": messages[0].text, "images": [f"{seed}.png"]})
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def completions(count: int, tokens: int, seed: int) -> list[tuple[int, ...]]:

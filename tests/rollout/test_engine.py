@@ -136,8 +136,23 @@ async def test_self_test_tells_an_engine_that_ignores_weights(engine: Engine, se
         def __getattr__(self, name: str) -> object:
             return getattr(engine, name)
 
-        async def perturb(self, _: int) -> None:
+        async def perturb(self, _: int, *, adapter: bool = False) -> None:
             return
 
     with pytest.raises(EngineError, match="does not compute with the weights"):
         await self_test(settings, Deaf())  # type: ignore[arg-type]
+
+
+async def test_self_test_tells_an_engine_that_ignores_adapters(engine: Engine, settings: RolloutSettings) -> None:
+    class Deaf:
+        """Takes an adapter and goes on without."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(engine, name)
+
+        async def perturb(self, seed: int, *, adapter: bool = False) -> None:
+            if not adapter:
+                await engine.perturb(seed)
+
+    with pytest.raises(EngineError, match="under an adapter of noise; this engine does not compute"):
+        await self_test(settings.model_copy(update={"lora_max_rank": 4}), Deaf())  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from mor_core.settings import StreamSettings
 from mor_core.streams import announce, connect
 from mor_core.wire import WeightsRef
 from mor_rollout.app import create_app
+from mor_rollout.engine import SwapFailed
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -147,7 +148,7 @@ async def test_the_same_record_gives_the_same_tokens(run: Run, publisher: Publis
 
 
 async def test_adapters_are_hot_loaded(
-    run: Run, publisher: Publisher, reference: Reference, tied: Path, tmp_path: Path
+    app: FastAPI, run: Run, publisher: Publisher, reference: Reference, tied: Path, tmp_path: Path
 ) -> None:
     reference.use({})
     for version in (1, 2):
@@ -157,10 +158,36 @@ async def test_adapters_are_hot_loaded(
         assert rollout.weights_version == version
         assert await worst(run, rollout, reference) > 1e-3
         assert await worst(run, rollout, reference.adapted(adapter)) < AGREE
+        read_back = app.state.service.policy.read_back
+        of_adapter = 2 * 2 * 3  # factors, layers, adapted modules in each
+        assert (read_back.version, read_back.unverified) == (version, 0)
+        assert read_back.verified == len(base_tensors(tied)) + of_adapter
     tensors = moved(base_tensors(tied), 3)
     await run.issue("g2", publisher.publish(run.name, 3, tensors))
     reference.use(tensors)
     assert await worst(run, (await run.rollouts(1))["g2"], reference) < AGREE
+
+
+async def test_an_adapter_that_the_engine_did_not_take_is_noticed(
+    app: FastAPI, run: Run, publisher: Publisher, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = app.state.service
+    first, second = (
+        publisher.publish_adapter(run.name, version, make_adapter(tied, tmp_path / f"adapter{version}", version))
+        for version in (1, 2)
+    )
+    async with service.policy.sampling(run.name, first):
+        pass
+
+    async def deaf(_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(service.engine._engine, "add_lora", deaf)
+    with pytest.raises(SwapFailed, match=r"4 layers do not compute with the adapter they were given, .*qkv_proj"):
+        async with service.policy.sampling(run.name, second):
+            raise AssertionError("must not be sampled")
+    assert service.policy.version == 1
+    assert service.policy.failure is None
 
 
 async def test_an_adapter_of_the_vision_tower_is_refused(

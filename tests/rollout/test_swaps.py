@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import torch
 from mor_rollout.engine import Engine, SampleParams, SwapFailed
 from mor_rollout.policy import Policy
 from mor_rollout.weights import WeightsError, WeightsStore
@@ -116,6 +117,62 @@ async def test_a_group_finishes_on_its_version_before_the_swap(
     assert order == [("in", 1), ("out", 1), ("in", 2), ("out", 2), ("in", 2), ("out", 2)]
     assert policy.times is not None
     assert policy.times.drain_s > 0
+
+
+async def test_a_kept_response_goes_on_under_the_newer_version(
+    policy: Policy, engine: Engine, publisher: Publisher, store: WeightsStore, reference: Reference, tiny_vlm: Path
+) -> None:
+    """Each token's log-probability is the one under the version that its span names, given all tokens before it."""
+    tensors = {version: moved(base_tensors(tiny_vlm), version) for version in (1, 2)}
+    refs = {version: publisher.publish("run", version, tensors[version]) for version in tensors}
+    await store.pull("run", refs[2])
+    prompt = await engine.encode(PROMPT)
+    long = SampleParams(180, 1.0, 1.0)
+
+    async def swap() -> None:
+        async with policy.sampling("run", refs[2]) as version:
+            assert version == 2
+
+    async with policy.sampling("run", refs[1], kept=True):
+        group = asyncio.create_task(engine.sample(prompt, long, [1, 2, 3, 4]))
+        swapping = None
+        streamed = 0
+        async for _ in engine.stream(prompt, long, 5):
+            streamed += 1
+            if streamed == 10:
+                swapping = asyncio.create_task(swap())
+        responses = await group
+    assert swapping is not None
+    await swapping
+    assert {tuple(span.version for span in response.spans) for response in responses} & {(1, 2)}
+    for response in responses:
+        ends = [*(span.first for span in response.spans[1:]), len(response.token_ids)]
+        for span, end in zip(response.spans, ends, strict=True):
+            assert span.version is not None
+            reference.use(tensors[span.version])
+            expected = reference.logprobs(PROMPT, response)[span.first : end]
+            assert (expected - torch.tensor(response.logprobs[span.first : end])).abs().max() < AGREE
+    assert await distance(engine, reference) < AGREE, "nothing of the old version is left in a cache"
+
+
+async def test_an_engine_that_cannot_be_paused_is_given_up_in_time(
+    policy: Policy, engine: Engine, publisher: Publisher, tiny_vlm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = [publisher.publish("run", version, moved(base_tensors(tiny_vlm), version)) for version in (1, 2)]
+
+    async def never(**_: object) -> None:
+        await asyncio.sleep(60)
+
+    inner = engine._engine  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine, "_failure", None)
+    async with policy.sampling("run", refs[0], kept=True):
+        monkeypatch.setattr(inner, "pause_generation", never)
+        quick = engine._settings.model_copy(update={"swap_timeout_s": 0.3})  # type: ignore[attr-defined]
+        monkeypatch.setattr(engine, "_settings", quick)
+        with pytest.raises(SwapFailed, match=r"pausing took over 0.3 s \(MOR_SWAP_TIMEOUT_S\)"):
+            async with policy.sampling("run", refs[1]):
+                raise AssertionError("must not be sampled")
+    assert policy.failure == "pausing took over 0.3 s (MOR_SWAP_TIMEOUT_S)", "the service restarts"
 
 
 async def test_two_runs_keep_their_own_weights(

@@ -101,6 +101,30 @@ async def test_an_unknown_run_is_a_problem_with_the_cure(http: httpx.AsyncClient
         assert reply.json()["detail"] == "no run 'nope'; GET /v1/runs lists them"
 
 
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("/metrics?since=3", "unknown query parameter 'since'; /v1/runs/{run}/metrics takes max_points, since_step"),
+        ("/metrics?since_step=-1", "query.since_step: Input should be greater than or equal to 0"),
+        ("/metrics?max_points=lots", "query.max_points: Input should be a valid integer"),
+        ("/samples?limit=0", "query.limit: Input should be greater than or equal to 1"),
+        ("?step=3", "unknown query parameter 'step'; /v1/runs/{run} takes none"),
+    ],
+)
+async def test_a_malformed_filter_is_a_problem_with_the_cure(
+    http: httpx.AsyncClient, spec: RunSpec, query: str, says: str
+) -> None:
+    run = await create(http, spec)
+    reply = await http.get(f"/v1/runs/{run}{query}")
+    assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
+    assert says.replace("{run}", run) in reply.json()["detail"]
+
+
+async def test_a_path_that_is_no_route_is_a_problem_with_the_cure(http: httpx.AsyncClient) -> None:
+    reply = await http.get("/v1/rns")
+    assert (reply.status_code, reply.json()["detail"]) == (404, "no route /v1/rns; /docs lists them")
+
+
 async def test_the_snapshot_is_revalidated_by_etag(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run = await create(http, spec)
     first = await http.get(f"/v1/runs/{run}")

@@ -167,6 +167,14 @@ def test_the_number_of_groups_under_way_is_bounded(staleness: int) -> None:
     assert ledger.room(STEP, held=STEP) == 0
 
 
+def test_no_group_is_issued_that_no_step_is_left_for() -> None:
+    ledger = ledger_of(staleness=2)
+    assert ledger.room(STEP, steps_left=2) == 2 * STEP
+    ledger.issue(2 * STEP, deadline=1.0)
+    assert ledger.room(STEP, steps_left=2) == 0
+    assert ledger.room(STEP, held=STEP, steps_left=1) == 0
+
+
 def test_a_changed_prompts_file_is_noticed() -> None:
     state = ledger_of(prompts=7).state()
     with pytest.raises(Invalid, match="has 8 rows, the checkpoint was written with 7; restore the file"):

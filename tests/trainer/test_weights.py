@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,23 @@ def test_publication_is_checked_and_pruned(tiny: Path, prompts: Path, tmp_path: 
     assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
     name, info = next(iter(manifest.tensors.items()))
     assert hashlib.sha256(fifteen_million[name].numpy().tobytes()).hexdigest() == info.sha256
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_publication_holds_no_second_copy_of_the_model(
+    tiny: Path, prompts: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    policy, _ = policy_of(tiny, prompts, torch.float32)
+    tensors = {f"layer.{i}.weight": torch.randn(1000, 500).to(dtype) for i in range(20)}
+    tensors |= {"scale": torch.tensor(3.0), "head.weight": torch.randn(64, 32).T}
+    tracemalloc.start()
+    weights.publish(tmp_path, "r", 0, str(tiny), model=policy.model, adapter=None, trainable=tensors, keep=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * tensors["layer.0.weight"].nbytes
+    loaded = load_file(tmp_path / "weights" / "0" / "model.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(tensor.equal(loaded[name]) for name, tensor in tensors.items())
 
 
 def test_a_checkpoint_restores_the_whole_loop(tiny: Path, prompts: Path, rows_of: list[Prompt], tmp_path: Path) -> None:

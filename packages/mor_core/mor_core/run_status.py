@@ -214,6 +214,20 @@ class Event(_Documented):
     data: dict[str, Any]
 
 
+AlertName = Literal[
+    "group_dropped",
+    "unreadable_record",
+    "non_finite",
+    "out_of_memory",
+    "group_divided",
+    "queue_lost",
+    "worker_lost",
+    "run_failed",
+    "tracker_failed",
+]
+"""What a run may raise; docs/status.md says when."""
+
+
 class Alert(_Documented):
     """Something that a person should look at. The same alert of the same run is one entry until it is acknowledged."""
 

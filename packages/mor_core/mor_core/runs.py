@@ -82,8 +82,9 @@ class RunSpec(_Documented):
     prompts: str
     """Prompts to train on, a ``mor.prompts/1`` file."""
     objective: AskedObjective | None = None
-    """What the router aligns to: the name of an objective, a text that says what is wanted, or a blend of objectives as
-    ``{name: share}`` with shares that sum to 1; all clients count the same when null."""
+    """What the router aligns to: the name of an objective (``name@3``: with gate version 3, whatever is put in force),
+    a text that says what is wanted, or a blend ``{name: share}`` with shares that sum to 1; all clients count the same
+    when null."""
     evaluation_prompts: str | None = None
     """Prompts that are answered greedily and scored at intervals, never trained on."""
     steps: int = Field(100, ge=1)

@@ -13,7 +13,7 @@ from mor_core.service import create_service
 from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 
-from mor_rollout import __version__
+from mor_rollout import __version__, transfer
 from mor_rollout.chat import POLICY, ChatRequest, ChatResponse
 from mor_rollout.completions import Completions
 from mor_rollout.config import RolloutSettings
@@ -42,6 +42,8 @@ def create_app(settings: RolloutSettings) -> FastAPI:
         "MoR rollout", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, facts=service.facts
     )
     app.state.service = service
+    if settings.weight_transfer != "http":
+        app.include_router(transfer.router)
 
     @app.get("/v1/status", summary="The policy in use and what the engine does", tags=["status"])
     async def status(_: Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]) -> Status:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mor_core.settings import ControlCallerSettings, ServiceSettings, StreamSettings
-from pydantic import Field
+from pydantic import Field, model_validator
 
 
 class RolloutSettings(ServiceSettings, StreamSettings, ControlCallerSettings):
@@ -41,6 +41,10 @@ class RolloutSettings(ServiceSettings, StreamSettings, ControlCallerSettings):
     """Share of the GPU's memory that the engine takes; on ``cuda`` the key-value cache gets what the model leaves."""
     lora_max_rank: int = Field(0, ge=0)
     """Largest rank of LoRA adapters that the engine can load; 0 switches adapters off."""
+    weight_transfer: Literal["http", "nccl"] = "http"
+    """How new full weights come: ``http`` pulls files from run control; with ``nccl`` a training process that lists
+    this service in ``MOR_TRANSFER_ENGINES`` broadcasts them through vLLM's weight-transfer API, and files are
+    pulled where that failed. Its contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
     weights_dir: Path = Path("rollout-weights")
     """Folder of pulled weight files; emptied of all but the last few versions."""
     weights_kept: int = Field(3, ge=2)
@@ -68,6 +72,12 @@ class RolloutSettings(ServiceSettings, StreamSettings, ControlCallerSettings):
     """Most chat completions at the same time; more are answered 503 with Retry-After."""
     max_chat_choices: int = Field(16, ge=1)
     """Largest ``n`` of a chat completion."""
+
+    @model_validator(mode="after")
+    def _only_vllm_takes_broadcasts(self) -> RolloutSettings:
+        if self.weight_transfer != "http" and self.backend != "vllm":
+            raise ValueError(f"weight_transfer={self.weight_transfer!r} needs backend='vllm', not {self.backend!r}")
+        return self
 
     @property
     def max_batched_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -55,12 +56,24 @@ class SampleParams:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Tokens of a response that one version sampled."""
+
+    version: int | None
+    """``None``: the base checkpoint."""
+    first: int
+    """Index of the first of them; they end where the next span begins."""
+
+
+@dataclass(frozen=True)
 class Sampled:
     """One response: ids as sampled, the stop token included, and their log-probabilities in nats."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+    spans: tuple[Span, ...] = ()
+    """In order; several where weights were swapped while the response was being sampled."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,18 @@ class ReadBack:
 
 
 class Engine(Protocol):
-    """Samples with one set of weights at a time. The caller sees to it that nothing is sampled during ``load``."""
+    """Samples with one set of weights at a time.
+
+    The caller sees to it that nothing is sampled during ``load``: it waits for what is, or holds it by ``paused``.
+    """
 
     @property
     def name(self) -> Literal["vllm", "transformers"]:
         """The backend."""
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether ``paused`` works."""
 
     @property
     def failure(self) -> str | None:
@@ -119,6 +139,16 @@ class Engine(Protocol):
     def stream(self, prompt: EncodedPrompt, params: SampleParams, seed: int) -> AsyncGenerator[SampledToken, None]:
         """One response, token by token. Closing the iterator ends the sampling."""
 
+    def paused(self) -> AbstractAsyncContextManager[None]:
+        """Holds the responses that are being sampled for the length of the body.
+
+        They go on after it with the tokens they have, everything cached recomputed under the weights that the engine
+        holds then, and their spans tell of it.
+
+        Raises:
+            SwapFailed: the engine did not stop, or did not go on, in ``swap_timeout_s``; it is of no more use.
+        """
+
     async def load(self, weights: PreparedWeights | None) -> ReadBack:
         """Swap to ``weights`` in place (``None``: the base), reset what was cached under the old, and read back.
 
@@ -126,8 +156,9 @@ class Engine(Protocol):
             SwapFailed: the engine does not compute with ``weights``.
         """
 
-    async def perturb(self, seed: int) -> ReadBack:
-        """Swap to the base with noise on every tensor, for the self-test; ``load(None)`` swaps back."""
+    async def perturb(self, seed: int, *, adapter: bool = False) -> ReadBack:
+        """Swap to the base with noise on every tensor, or with an adapter of noise, for the self-test; ``load(None)``
+        swaps back."""
 
     async def read_back(self) -> ReadBack:
         """Compare the engine's modules with the weights that it should hold."""

@@ -23,4 +23,5 @@ DRAIN = Histogram("mor_rollout_swap_drain_seconds", "Waiting for groups of the o
 SWAP = Histogram(
     "mor_rollout_swap_seconds", "Swapping weights in place, caches and read-back included.", buckets=_SECONDS
 )
+KEPT = Counter("mor_rollout_kept_groups_total", "Groups that went on under newer weights, counted at each swap.")
 SWAPS = Counter("mor_rollout_swaps_total", "Weight swaps.", ["outcome"])

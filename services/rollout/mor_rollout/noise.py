@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -15,3 +19,17 @@ def perturbed(tensor: Tensor, name: str, seed: int) -> Tensor:
     values = tensor.float()
     noise = torch.randn(values.shape, generator=generator)
     return (values + noise * (0.5 * values.square().mean().sqrt() + 0.02)).to(tensor.dtype)
+
+
+def write_adapter(folder: Path, modules: Mapping[str, tuple[int, ...]], rank: int, seed: int) -> None:
+    """A PEFT adapter for ``modules``, weight shapes ``(out, in)`` by name, with an effect on each of them."""
+    tensors = {}
+    generator = torch.Generator().manual_seed(seed)
+    for name, (width_out, width_in) in modules.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn((rank, width_in), generator=generator)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn((width_out, rank), generator=generator) * 0.1
+    leaves = sorted({name.rpartition(".")[2] for name in modules})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": leaves, "bias": "none"}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import structlog
+from mor_core import tracing
 from mor_core.errors import MorError
 from mor_core.wire import WeightsRef
 
@@ -30,10 +31,11 @@ class SwapTimes:
 
 
 class Policy:
-    """Lets many sample at once from one version, and one swap at a time when nobody samples.
+    """Lets many sample at once, and swaps weights in turns, in order of arrival, so that no version starves.
 
-    Turns are taken in order of arrival: who needs other weights waits until the groups before it are done, and who
-    comes after it waits for the swap, so every token of a group is of one version and no version starves.
+    Who needs other weights waits until what must end on the old ones has ended: everything of another run, and what was
+    not entered as ``kept``. What was kept is paused meanwhile and goes on under the newer version, where the engine can
+    do that. Who comes later waits for the swap.
     """
 
     def __init__(self, settings: RolloutSettings, engine: Engine, store: WeightsStore) -> None:
@@ -41,9 +43,9 @@ class Policy:
         self._store = store
         self._drain_s = settings.generate_timeout_s + settings.swap_timeout_s
         self._turn = asyncio.Lock()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._sampling = 0
+        self._left = asyncio.Event()
+        self._sampling = {True: 0, False: 0}
+        """Who samples, by whether they may be kept over a swap."""
         self._weights: PreparedWeights | None = None
         self._newest: dict[str, WeightsRef] = {}
         self._failure: str | None = None
@@ -66,8 +68,10 @@ class Policy:
         return self._weights.version if self._weights else None
 
     @asynccontextmanager
-    async def sampling(self, run: str, ref: WeightsRef) -> AsyncIterator[int]:
+    async def sampling(self, run: str, ref: WeightsRef, *, kept: bool = False) -> AsyncIterator[int]:
         """Holds ``ref`` or a newer version of ``run`` in the engine for the length of the body; yields its version.
+
+        ``kept``: a newer one may take its place meanwhile; the responses' spans tell which sampled what.
 
         Raises:
             WeightsError: the version cannot be had; what the engine held before stays in use.
@@ -91,59 +95,85 @@ class Policy:
                 self._newest[run] = known
             version = self.version
             assert version is not None
-            self._enter()
+            self._enter(kept)
         try:
             yield version
         finally:
-            self._leave()
+            self._leave(kept)
 
     @asynccontextmanager
     async def sampling_current(self) -> AsyncIterator[None]:
         """Keeps whatever the engine holds for the length of the body."""
         async with self._turn:
-            self._enter()
+            self._enter(kept=False)
         try:
             yield
         finally:
-            self._leave()
+            self._leave(kept=False)
 
     def _serves(self, run: str, ref: WeightsRef) -> bool:
         return self._weights is not None and self._weights.run == run and self._weights.version >= ref.version
 
-    def _enter(self) -> None:
+    def _enter(self, kept: bool) -> None:
         if self.failure is not None:
             raise gone(self._engine) if self._failure is None else EngineError(self._failure)
-        self._sampling += 1
-        self._idle.clear()
+        self._sampling[kept] += 1
 
-    def _leave(self) -> None:
-        self._sampling -= 1
-        if self._sampling == 0:
-            self._idle.set()
+    def _leave(self, kept: bool) -> None:
+        self._sampling[kept] -= 1
+        self._left.set()
+
+    async def _drained(self, *, kept_too: bool) -> None:
+        try:
+            async with asyncio.timeout(self._drain_s):
+                while self._sampling[False] or (kept_too and self._sampling[True]):
+                    self._left.clear()
+                    await self._left.wait()
+        except TimeoutError as error:
+            raise EngineError(f"groups of the old weights were still sampled after {self._drain_s:g} s") from error
 
     async def _swap_to(self, prepared: PreparedWeights, pull_s: float) -> None:
         waited = time.monotonic()
-        try:
-            async with asyncio.timeout(self._drain_s):
-                await self._idle.wait()
-        except TimeoutError as error:
-            raise EngineError(f"groups of the old weights were still sampled after {self._drain_s:g} s") from error
-        started = time.monotonic()
+        async with self._nothing_sampled(prepared.run, prepared.kind) as started:
+            with tracing.span("swap", run=prepared.run, weights_version=prepared.version):
+                read_back = await self._load(prepared)
+            self.took(prepared, read_back, SwapTimes(pull_s, started - waited, time.monotonic() - started))
+
+    @asynccontextmanager
+    async def exchanging(self, run: str) -> AsyncIterator[float]:
+        """The body puts other full weights of ``run`` in the engine and tells of them by ``took``; nothing is sampled.
+
+        What the engine held before is restored when the body fails. Yields when it began, in ``time.monotonic``.
+        """
+        async with self._turn, self._nothing_sampled(run, "full") as started:
+            yield started
+
+    @asynccontextmanager
+    async def _nothing_sampled(self, run: str, kind: str) -> AsyncIterator[float]:
         previous = self._weights
-        try:
-            self.read_back = await self._load(prepared)
-        except MorError as error:
-            metrics.SWAPS.labels("failed").inc()
-            log.error("swap failed", run=prepared.run, version=prepared.version, reason=str(error))
-            await self._restore(previous)
-            raise
+        goes_on = previous is not None and (previous.run, previous.kind) == (run, kind) and self._engine.keeps_requests
+        await self._drained(kept_too=not goes_on)
+        started = time.monotonic()
+        kept = self._sampling[True]
+        async with self._engine.paused() if kept else nullcontext():
+            try:
+                yield started
+            except MorError as error:
+                metrics.SWAPS.labels("failed").inc()
+                log.error("swap failed", run=run, reason=str(error))
+                await self._restore(previous)
+                raise
+        metrics.KEPT.inc(kept)
+
+    def took(self, weights: PreparedWeights, read_back: ReadBack, times: SwapTimes) -> None:
+        """The engine was seen to compute with ``weights``."""
+        self._weights, self.read_back, self.times = weights, read_back, times
         self.swaps += 1
-        self.times = SwapTimes(pull_s, started - waited, time.monotonic() - started)
         metrics.SWAPS.labels("done").inc()
-        metrics.DRAIN.observe(self.times.drain_s)
-        metrics.SWAP.observe(self.times.swap_s)
-        metrics.VERSION.set(prepared.version)
-        log.info("weights swapped", run=prepared.run, version=prepared.version, seconds=round(self.times.swap_s, 3))
+        metrics.DRAIN.observe(times.drain_s)
+        metrics.SWAP.observe(times.swap_s)
+        metrics.VERSION.set(weights.version)
+        log.info("weights swapped", run=weights.run, version=weights.version, seconds=round(times.swap_s, 3))
 
     async def _load(self, weights: PreparedWeights | None) -> ReadBack:
         read_back = await self._engine.load(weights)

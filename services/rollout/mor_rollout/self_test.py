@@ -16,7 +16,8 @@ _SEED = 20_26
 
 
 async def self_test(settings: RolloutSettings, engine: Engine) -> None:
-    """Swap in noise on every tensor and back, looking at log-probabilities before, between and after.
+    """Swap in noise on every tensor and back, looking at log-probabilities before, between and after; the same with an
+    adapter of noise, where adapters are loaded.
 
     The prompt has an image, where the engine takes any, and is sampled with prefix and encoder caches warm: stale
     caches fail the test like stale weights do.
@@ -33,21 +34,22 @@ async def self_test(settings: RolloutSettings, engine: Engine) -> None:
         return list(response.logprobs)
 
     before = await probe()
-    await engine.perturb(_SEED)
-    between = await probe()
-    if _distance(before, between) < _FOLLOWED:
-        raise EngineError(
-            f"self-test: log-probabilities moved by {_distance(before, between):.1e} nats under noise on every tensor;"
-            " this engine does not compute with the weights that it is given. Use another build of it,"
-            " or MOR_BACKEND=transformers"
-        )
-    await engine.load(None)
-    after = await probe()
-    if _distance(before, after) > _SAME[settings.dtype]:
-        raise EngineError(
-            f"self-test: after swapping the base back, log-probabilities differ by {_distance(before, after):.1e} nats;"
-            " weights or caches of another version stayed. Use another build of the engine, or MOR_BACKEND=transformers"
-        )
+    for adapter in (False, True) if settings.lora_max_rank else (False,):
+        await engine.perturb(_SEED, adapter=adapter)
+        moved = _distance(before, await probe())
+        if moved < _FOLLOWED:
+            noise = "an adapter of noise" if adapter else "noise on every tensor"
+            raise EngineError(
+                f"self-test: log-probabilities moved by {moved:.1e} nats under {noise}; this engine does not compute"
+                " with the weights that it is given. Use another build of it, or MOR_BACKEND=transformers"
+            )
+        await engine.load(None)
+        left = _distance(before, await probe())
+        if left > _SAME[settings.dtype]:
+            raise EngineError(
+                f"self-test: after swapping the base back, log-probabilities differ by {left:.1e} nats; weights or"
+                " caches of another version stayed. Use another build of the engine, or MOR_BACKEND=transformers"
+            )
 
 
 def _distance(one: list[float], other: list[float]) -> float:

@@ -23,6 +23,8 @@ from mor_rollout.engine import Engine, EngineError
 from mor_rollout.policy import Policy
 from mor_rollout.prompts import PromptEncoder
 from mor_rollout.self_test import self_test
+from mor_rollout.transfer import Receiver
+from mor_rollout.vllm_engine import VllmEngine
 from mor_rollout.weights import WeightsStore
 from mor_rollout.worker import RolloutWorker
 
@@ -41,6 +43,7 @@ class RolloutService:
         self.policy: Policy | None = None
         self.encoder: PromptEncoder | None = None
         self.worker: RolloutWorker | None = None
+        self.receiver: Receiver | None = None
         self._redis: Redis | None = None
         self._store: WeightsStore | None = None
         self._task: asyncio.Task[None] | None = None
@@ -82,6 +85,8 @@ class RolloutService:
         policy = Policy(settings, engine, self._store)
         policy.read_back = await engine.read_back()
         self.encoder, self.policy = encoder, policy
+        if isinstance(engine, VllmEngine):
+            self.receiver = Receiver(settings, base, engine, policy)
         self.worker = RolloutWorker(
             settings=settings, redis=self._redis, base=base, engine=engine, encoder=encoder, policy=policy
         )
@@ -151,8 +156,6 @@ def _engine(settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) 
         from mor_rollout.transformers_engine import TransformersEngine
 
         return TransformersEngine(settings, base, encoder)
-    from mor_rollout.vllm_engine import VllmEngine
-
     try:
         import vllm  # noqa: F401
     except ImportError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, TypeVar
 
 from mor_rollout import checkpoint
@@ -20,6 +21,7 @@ from mor_rollout.engine import (
     SampledToken,
     SampleParams,
     Shown,
+    Span,
     SwapFailed,
 )
 from mor_rollout.prompts import PromptEncoder
@@ -32,6 +34,7 @@ class TransformersEngine:
     """One model in this process, one prompt at a time; see ``mor_rollout.engine.Engine``."""
 
     name: Literal["transformers"] = "transformers"
+    keeps_requests = False
 
     def __init__(self, settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> None:
         self._settings = settings
@@ -127,7 +130,11 @@ class TransformersEngine:
         """A response without what pads it to the longest of its group."""
         end = next((position for position, token in enumerate(row) if token in self._encoder.stops), None)
         length = len(row) if end is None else end + 1
-        return Sampled(tuple(row[:length]), tuple(logprobs[:length]), "length" if end is None else "stop")
+        spans = (Span(self._loaded.version if self._loaded is not None else None, 0),)
+        return Sampled(tuple(row[:length]), tuple(logprobs[:length]), "length" if end is None else "stop", spans)
+
+    def paused(self) -> AbstractAsyncContextManager[None]:
+        raise NotImplementedError("one prompt at a time is sampled, in one call that cannot be held")
 
     async def load(self, weights: PreparedWeights | None) -> ReadBack:
         full = weights.tensors if weights is not None and weights.kind == "full" else {}
@@ -140,10 +147,23 @@ class TransformersEngine:
         self._loaded = weights
         return await self.read_back()
 
-    async def perturb(self, seed: int) -> ReadBack:
-        self._model = await self._run(lambda: self._build(self._base.tensors, None, noise=seed))
+    async def perturb(self, seed: int, *, adapter: bool = False) -> ReadBack:
+        def build() -> Any:
+            return self._adapted_by_noise(seed) if adapter else self._build(self._base.tensors, None, noise=seed)
+
+        self._model = await self._run(build)
         self._loaded = None
         return ReadBack(None, None, f"perturbed with seed {seed}", 0, len(self._base.tensors), ())
+
+    def _adapted_by_noise(self, seed: int) -> Any:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        model = self._build(self._base.tensors, None)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+            return get_peft_model(model, config).merge_and_unload().eval()
 
     def _build(
         self, sources: Mapping[str, TensorSource], adapter: PreparedWeights | None, noise: int | None = None

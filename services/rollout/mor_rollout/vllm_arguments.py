@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.config import WeightTransferConfig
+
 from mor_rollout.base import BaseModel
 from mor_rollout.config import RolloutSettings
 from mor_rollout.prompts import PromptEncoder
@@ -45,6 +47,8 @@ def engine_arguments(settings: RolloutSettings, base: BaseModel, encoder: Prompt
         arguments["max_num_batched_tokens"] = settings.max_batched_tokens
     else:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    if settings.weight_transfer != "http":
+        arguments["weight_transfer_config"] = WeightTransferConfig(backend=settings.weight_transfer)
     if settings.lora_max_rank:
         arguments["enable_lora"] = True
         arguments["max_loras"] = 1

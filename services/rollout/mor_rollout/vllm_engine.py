@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypeVar
 
 import structlog
 from mor_core.errors import Invalid
@@ -28,21 +29,27 @@ from mor_rollout.engine import (
     SampledToken,
     SampleParams,
     Shown,
+    Span,
     SwapFailed,
 )
+from mor_rollout.noise import write_adapter
 from mor_rollout.prompts import IMAGE_FIELDS, PromptEncoder
+from mor_rollout.vllm_receiving import UNKNOWN, Receiving
 from mor_rollout.weights import PreparedWeights
 
+Answer = TypeVar("Answer")
+
 _ADAPTER_ID = 1
-_UNKNOWN = "unknown"
+_BASE = "base"
 
 log = structlog.get_logger(__name__)
 
 
-class VllmEngine:
+class VllmEngine(Receiving):
     """One engine, one set of weights at a time; see ``mor_rollout.engine.Engine``."""
 
     name: Literal["vllm"] = "vllm"
+    keeps_requests = True
 
     def __init__(self, settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> None:
         self._settings = settings
@@ -53,7 +60,9 @@ class VllmEngine:
         self._loaded: PreparedWeights | None = None
         self._noise: int | None = None
         self._held = {name: source.sha256 for name, source in base.tensors.items()}
+        self._broadcast: frozenset[str] = frozenset()
         self._vision: frozenset[str] = frozenset(base.tensors)
+        self._paused = False
         self._failure: str | None = None
 
     @property
@@ -68,6 +77,7 @@ class VllmEngine:
                 self._engine = await asyncio.to_thread(self._start)
                 names = list(self._base.tensors)
                 self._vision = frozenset((await self._call("mor_vision_tensors", names))[0])
+                await self._engine.update_weight_version(_BASE)
         except TimeoutError as error:
             raise EngineError(f"vLLM did not start in {self._settings.start_timeout_s:g} s") from error
         except ImportError as error:
@@ -136,7 +146,7 @@ class VllmEngine:
             async for output in outputs:
                 token_ids += output.token_ids
                 logprobs += _logprobs(output)
-        return Sampled(tuple(token_ids), tuple(logprobs), _finish_reason(output))
+        return Sampled(tuple(token_ids), tuple(logprobs), _finish_reason(output), _spans(output))
 
     async def stream(
         self, prompt: EncodedPrompt, params: SampleParams, seed: int
@@ -176,38 +186,74 @@ class VllmEngine:
         finally:
             await request.aclose()
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        await self._in_time("pausing", self._engine.pause_generation(mode="keep", clear_cache=False))
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+            await self._in_time("resuming", self._engine.resume_generation())
+
     async def load(self, weights: PreparedWeights | None) -> ReadBack:
+        if weights is not None and weights.folder is None:
+            raise SwapFailed(f"version {weights.version} was broadcast and is in no file to be loaded from")
         full = weights is not None and weights.kind == "full"
         target = {**self._base.tensors, **(weights.tensors if weights is not None and full else {})}
         changed = [name for name, source in target.items() if self._held[name] != source.sha256]
         files = {name: target[name].file for name in checkpoint.with_units(target, changed)}
-        self._loaded, self._noise = weights, None
+        self._loaded, self._noise, self._broadcast = weights, None, frozenset()
         await self._swap(files, {name: source.sha256 for name, source in target.items()}, changed)
         await self._use_adapter(weights if not full else None)
-        return await self.read_back(names=list(files))
+        read_back = await self.read_back(names=list(files))
+        await self._engine.update_weight_version(_BASE if weights is None else str(weights.version))
+        return read_back
 
-    async def perturb(self, seed: int) -> ReadBack:
+    async def perturb(self, seed: int, *, adapter: bool = False) -> ReadBack:
+        if adapter:
+            return await self._perturb_by_adapter(seed)
         files = {name: source.file for name, source in self._base.tensors.items()}
         self._loaded, self._noise = None, seed
-        await self._swap(files, dict.fromkeys(files, _UNKNOWN), list(files))
+        await self._swap(files, dict.fromkeys(files, UNKNOWN), list(files))
         return await self.read_back()
+
+    async def _perturb_by_adapter(self, seed: int) -> ReadBack:
+        modules = {
+            name.removesuffix(".weight"): source.shape
+            for name, source in self._base.tensors.items()
+            if name not in self._vision and _adaptable(name)
+        }
+        self._settings.weights_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self._settings.weights_dir) as folder:
+            path = Path(folder)
+            write_adapter(path, modules, min(4, self._settings.lora_max_rank), seed)
+            tensors = checkpoint.tensors_of(path)
+            return await self.load(PreparedWeights("self-test", 0, "lora", path, tensors, UNKNOWN))
 
     async def _swap(self, files: dict[str, Path], held: dict[str, str], changed: list[str]) -> None:
         started = time.monotonic()
         if files:
-            self._held.update(dict.fromkeys(files, _UNKNOWN))
+            self._held.update(dict.fromkeys(files, UNKNOWN))
             await self._call("mor_load", [[name, str(file)] for name, file in files.items()], self._noise)
             self._held = held
         loaded = time.monotonic()
-        if not self._vision.isdisjoint(changed):
-            await self._engine.reset_encoder_cache()
-        await self._reset_prefix_cache()
+        await self._forget(changed)
         log.debug("swapped", tensors=len(files), load_s=loaded - started, reset_s=time.monotonic() - loaded)
 
+    async def _forget(self, changed: Iterable[str]) -> None:
+        """Empty the caches of what was computed with tensors that changed."""
+        await self._reset_prefix_cache()
+        if not self._vision.isdisjoint(changed):
+            await self._engine.reset_encoder_cache()
+
     async def _reset_prefix_cache(self) -> None:
-        """Forget attention keys and values of the old weights; blocks of the last response are freed a step later."""
+        """Forget attention keys and values of the old weights; blocks of the last response are freed a step later.
+
+        Those of held responses too: they are computed again from the responses' tokens as these go on.
+        """
         for _ in range(50):
-            if await self._engine.reset_prefix_cache():
+            if await self._engine.reset_prefix_cache(reset_running_requests=self._paused):
                 return
             await asyncio.sleep(0.02)
         raise SwapFailed(
@@ -222,7 +268,9 @@ class VllmEngine:
             return
         if not self._settings.lora_max_rank:
             raise Invalid("a LoRA adapter was published and this engine loads none; set MOR_LORA_MAX_RANK to its rank")
-        outside = [name for name in weights.tensors if not self._in_language_model(name)]
+        assert weights.folder is not None, "adapters come as files"
+        modules = sorted({_adapted(name) for name in weights.tensors})
+        outside = (await self._call("mor_vision_tensors", [f"{module}.weight" for module in modules]))[0]
         if outside:
             raise Invalid(
                 f"the adapter changes {outside[0]!r}, outside the language model, where vLLM applies none;"
@@ -237,48 +285,64 @@ class VllmEngine:
         if not added:
             raise SwapFailed("vLLM did not load the adapter; its log says why")
 
-    def _in_language_model(self, tensor: str) -> bool:
-        module = tensor.removeprefix("base_model.model.").partition(".lora_")[0]
-        return any(name.startswith(f"{module}.") and name not in self._vision for name in self._base.tensors)
-
     async def read_back(self, names: list[str] | None = None) -> ReadBack:
-        """With ``names`` only those are compared: what a swap did not touch was compared before."""
+        """With ``names`` only those are compared: what a swap did not touch was compared before. An adapter is always
+        compared."""
         full = self._loaded.tensors if self._loaded is not None and self._loaded.kind == "full" else {}
         files = {name: (full.get(name) or source).file for name, source in self._base.tensors.items()}
-        wanted = list(files) if names is None else names
+        wanted = [name for name in files if name not in self._broadcast] if names is None else names
         reports = await self._call("mor_verify", [[name, str(files[name])] for name in wanted], self._noise)
         mismatched = tuple(name for report in reports for name in report["mismatched"])
         if mismatched:
-            self._held.update(dict.fromkeys(wanted, _UNKNOWN))
+            self._held.update(dict.fromkeys(wanted, UNKNOWN))
             raise SwapFailed(
                 f"{len(mismatched)} modules do not compute with the weights they were given, {mismatched[0]} first"
             )
         verified = len(reports[0]["verified"]) + len(files) - len(wanted)
         loaded = self._loaded
+        tensors = len(files)
+        if loaded is not None and loaded.kind == "lora":
+            verified += await self._verified_of_adapter(loaded)
+            tensors += len(loaded.tensors)
         return ReadBack(
             run=loaded.run if loaded else None,
             version=loaded.version if loaded else None,
             digest=self._digest(),
             verified=verified,
-            unverified=len(files) - verified,
+            unverified=tensors - verified,
             mismatched=mismatched,
         )
 
+    async def _verified_of_adapter(self, weights: PreparedWeights) -> int:
+        """Tensors of the adapter that the layers were found to compute with."""
+        assert weights.folder is not None
+        reports = await self._call("mor_verify_adapter", str(weights.folder.resolve()), _ADAPTER_ID)
+        mismatched = [name for report in reports for name in report["mismatched"]]
+        if mismatched:
+            raise SwapFailed(
+                f"{len(mismatched)} layers do not compute with the adapter they were given, {mismatched[0]} first"
+            )
+        return len(reports[0]["verified"])
+
     def _digest(self) -> str:
-        """From what was found in the engine; an adapter's tensors are added as its files give them."""
+        """From what was found in the engine."""
         adapter = self._loaded.tensors if self._loaded is not None and self._loaded.kind == "lora" else {}
         return checkpoint.digest({**self._held, **{name: source.sha256 for name, source in adapter.items()}})
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
+        return list(await self._in_time(method, self._engine.collective_rpc(method, args=args)))
+
+    async def _in_time(self, what: str, work: Awaitable[Answer]) -> Answer:
+        """What the engine answers. An engine that does not is given up: nobody knows what it computes with."""
         limit = self._settings.swap_timeout_s
         try:
             async with asyncio.timeout(limit):
-                return list(await self._engine.collective_rpc(method, args=args))
+                return await work
         except TimeoutError as error:
-            self._failure = f"{method} took over {limit:g} s (MOR_SWAP_TIMEOUT_S)"
+            self._failure = f"{what} took over {limit:g} s (MOR_SWAP_TIMEOUT_S)"
             raise SwapFailed(self._failure) from error
         except Exception as error:
-            raise SwapFailed(f"{method}: {error}") from error
+            raise SwapFailed(f"{what}: {error}") from error
 
     async def close(self) -> None:
         if self._engine is not None:
@@ -292,6 +356,24 @@ class VllmEngine:
 
 def _nothing(timeout: float | None = None) -> None:
     return
+
+
+def _adapted(tensor: str) -> str:
+    """The module that a tensor of an adapter belongs to."""
+    return tensor.removeprefix("base_model.model.").partition(".lora_")[0]
+
+
+def _adaptable(tensor: str) -> bool:
+    """Whether it is the weight of a linear map that adapters are trained for, by its usual name."""
+    return ".layers." in tensor and tensor.endswith("_proj.weight") and ".experts." not in tensor
+
+
+def _spans(output: Any) -> tuple[Span, ...]:
+    if output.weight_versions is None:
+        raise EngineError("vLLM did not say which weights sampled a response")
+    return tuple(
+        Span(None if span.version == _BASE else int(span.version), span.start) for span in output.weight_versions
+    )
 
 
 def _logprobs(output: Any) -> list[float]:

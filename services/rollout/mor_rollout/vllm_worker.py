@@ -5,15 +5,19 @@ Imported by vLLM by name (``worker_extension_cls``, ``logits_processors``), neve
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.lora.utils import parse_fine_tuned_lora_name
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -21,11 +25,10 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
 from mor_rollout.noise import perturbed
 from mor_rollout.vllm_names import NameMap
+from mor_rollout.vllm_transfer import TransferExtension, close, module_product, product, repack_heads
 
 FORBIDDEN = "mor_forbidden_token_ids"
 _RELOAD_LOGGER = "vllm.model_executor.model_loader.reload.layerwise"
-_TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-_TF32_TOLERANCE = 4e-3
 
 
 class ForbidTokens(LogitsProcessor):  # type: ignore[misc]
@@ -45,7 +48,7 @@ class ForbidTokens(LogitsProcessor):  # type: ignore[misc]
         return logits.index_fill_(1, self._ids[self._ids < logits.shape[1]], float("-inf"))
 
 
-class WeightsExtension:
+class WeightsExtension(TransferExtension):
     """Methods that vLLM mixes into its worker; the service calls them by ``collective_rpc``.
 
     ``sources`` lists a checkpoint's tensors as ``[name, file]``. With ``noise`` each tensor is perturbed on its way.
@@ -75,9 +78,7 @@ class WeightsExtension:
                 model.load_weights(_tensors(sources, noise))
             finally:
                 finalize_layerwise_reload(model, self.model_runner.model_config)
-            for module in model.modules():
-                if isinstance(module, ParallelLMHead):  # packed apart from the embedding that it shares its tensor with
-                    module.quant_method.process_weights_after_loading(module)
+            repack_heads(model)
 
     def mor_verify(self, sources: list[list[str]], noise: int | None) -> dict[str, Any]:
         """Compare every module with the tensors that it should hold.
@@ -85,25 +86,82 @@ class WeightsExtension:
         Linear layers, the head included, are compared by their product with a fixed vector, because their weights may
         exist only packed; other parameters by value.
         """
-        model = self.model_runner.get_model()
         if self.vllm_config.parallel_config.tensor_parallel_size > 1:
             return {"verified": [], "mismatched": []}
         tensors = _Lookup(sources, noise)
-        names = self._mor_names([name for name, _ in sources])
+
+        def same(module: Any, name: str, actual: Tensor, parts: list[str]) -> bool:
+            return _same(module, name, actual, torch.cat([tensors[part] for part in parts]))
+
+        return self._mor_compare([name for name, _ in sources], same)
+
+    def _mor_compare(self, tensors: list[str], same: Callable[[Any, str, Tensor, list[str]], bool]) -> dict[str, Any]:
+        """``same`` tells whether a module's parameter is made of these of ``tensors``."""
+        names = self._mor_names(tensors)
         verified: set[str] = set()
         mismatched: list[str] = []
         with torch.no_grad(), set_current_vllm_config(self.vllm_config):
-            for path, module in model.named_modules():
+            for path, module in self.model_runner.get_model().named_modules():
                 for name, actual in module.named_parameters(recurse=False):
                     parts = names.parts(path.removesuffix(".base_layer"), name)
-                    if not parts:
-                        continue
-                    expected = torch.cat([tensors[part] for part in parts])
-                    if _same(module, name, actual, expected):
+                    if parts and same(module, name, actual, parts):
                         verified.update(parts)
-                    else:
+                    elif parts:
                         mismatched.append(f"{path}.{name}")
         return {"verified": sorted(verified), "mismatched": mismatched}
+
+    def mor_verify_adapter(self, folder: str, adapter_id: int) -> dict[str, Any]:
+        """Compare each layer's adapter with the one in ``folder``; layers that it leaves out must hold zeros."""
+        if self.vllm_config.parallel_config.tensor_parallel_size > 1:
+            return {"verified": [], "mismatched": []}
+        manager = self.model_runner.lora_manager._adapter_manager
+        slot = manager.lora_index_to_id.index(adapter_id)
+        expected = _Adapter(Path(folder), getattr(manager.model, "hf_to_vllm_mapper", None))
+        verified: list[str] = []
+        mismatched: list[str] = []
+        for path, layer in manager.modules.items():
+            if not isinstance(getattr(layer, "lora_a_stacked", None), tuple):  # no linear map
+                continue
+            parts = manager.packed_modules.get(path, [path])
+            stacks = zip(parts, layer.lora_a_stacked, layer.lora_b_stacked, strict=True)
+            if all(expected.equals(part, a[slot, 0], b[slot, 0]) for part, a, b in stacks):
+                verified += [name for part in parts for name in expected.names(part)]
+            else:
+                mismatched.append(path)
+        return {"verified": verified, "mismatched": mismatched}
+
+
+class _Adapter:
+    """A PEFT adapter's factors by the engine's module names."""
+
+    def __init__(self, folder: Path, mapper: Any) -> None:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        rank = config["r"]
+        self._scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        self._names: dict[tuple[str, bool], str] = {}
+        self._tensors: dict[str, Tensor] = {}
+        renames = mapper.get_rename_mapper() if mapper is not None else None
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                self._names[parse_fine_tuned_lora_name(name, renames)] = name
+                self._tensors[name] = opened.get_tensor(name)
+
+    def names(self, module: str) -> list[str]:
+        """The file's tensors for a module."""
+        return [self._names[key] for key in ((module, True), (module, False)) if key in self._names]
+
+    def equals(self, module: str, held_a: Tensor, held_b: Tensor) -> bool:
+        """Whether a layer holds the module's factors: ``held_a`` ``[rank, in]``, ``held_b`` ``[out, rank]``, scaled."""
+        a, b = (self._tensors.get(self._names.get((module, is_a), "")) for is_a in (True, False))
+        return _holds(held_a, a) and _holds(held_b, None if b is None else b.to(held_b) * self._scaling)
+
+
+def _holds(held: Tensor, wanted: Tensor | None) -> bool:
+    """Whether ``held`` is ``wanted`` with zeros around it."""
+    padded = torch.zeros_like(held)
+    if wanted is not None:
+        padded[: wanted.shape[0], : wanted.shape[1]] = wanted.to(held)
+    return bool(torch.equal(held, padded))
 
 
 class _Lookup:
@@ -127,26 +185,15 @@ def _tensors(sources: list[list[str]], noise: int | None) -> Iterator[tuple[str,
     return ((name, lookup[name]) for name, _ in sources)
 
 
-def _same(module: nn.Module, name: str, actual: Tensor, expected: Tensor) -> bool:
+def _same(module: Any, name: str, actual: Tensor, expected: Tensor) -> bool:
     if name == "weight" and isinstance(module, LinearBase | ParallelLMHead):
-        return _same_product(module, expected)
+        dtype = module.params_dtype if hasattr(module, "params_dtype") else module.weight.dtype
+        held = module_product(module, expected.shape[1])[:, : expected.shape[0]]
+        return close(held, product(expected.to(dtype)), dtype, module.weight.device)
     rows = expected.shape[0] if expected.dim() else 0
     held = actual[:rows] if actual.dim() and actual.shape[0] > rows else actual  # vocabularies are padded
     wanted = expected.to(device=held.device, dtype=held.dtype)
     return held.shape == wanted.shape and bool(torch.equal(held, wanted))
-
-
-def _same_product(module: Any, expected: Tensor) -> bool:
-    dtype = module.params_dtype if hasattr(module, "params_dtype") else module.weight.dtype
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn((2, expected.shape[1]), generator=generator).to(dtype)
-    device = module.weight.device
-    actual = module.quant_method.apply(module, probe.to(device), None)[:, : expected.shape[0]].float().cpu()
-    wanted = probe.float() @ expected.to(dtype).float().T
-    tolerance = _TOLERANCE.get(dtype, _TOLERANCE[torch.bfloat16])
-    if device.type == "cuda":
-        tolerance = max(tolerance, _TF32_TOLERANCE)
-    return bool((actual - wanted).norm() <= tolerance * wanted.norm() + 1e-7)
 
 
 @contextmanager

@@ -59,7 +59,8 @@ class PreparedWeights:
     run: str
     version: int
     kind: Literal["full", "lora"]
-    folder: Path
+    folder: Path | None
+    """``None``: it was broadcast, and is nowhere but in the engine."""
     tensors: Mapping[str, TensorSource]
     """``full``: what replaces the base's tensors, by its names. ``lora``: the adapter's tensors."""
     digest: str

@@ -34,7 +34,7 @@ def work(
     threads: Annotated[int | None, typer.Option(help="CPU threads of tensor operations (MOR_TORCH_THREADS).")] = None,
 ) -> None:
     """Claim queued runs and train them; under torchrun, all ranks one run together."""
-    from mor_core import logs
+    from mor_core import logs, tracing
 
     from mor_trainer.config import WorkerSettings
     from mor_trainer.loop.worker import Worker
@@ -43,6 +43,7 @@ def work(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic runs need on CUDA
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
     logs.configure(settings.log_level, settings.log_format, service="trainer-worker")
+    tracing.configure("mor-trainer-worker")
     worker = Worker(settings)
     worker.install_signals()
     try:

@@ -34,6 +34,8 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     router_url: AnyHttpUrl | None = None
     """Address of the router, which is asked who a client's own token belongs to; without, only tokens of the tokens
     file are known here."""
+    router_ca_file: Path | None = None
+    """PEM file of certificate authorities for ``router_url``; the system's where it is not set."""
     alert_webhook_url: AnyHttpUrl | None = None
     """Address that is told of each alert, as JSON by POST; nobody is told without."""
     alert_webhook_token: SecretStr = SecretStr("")
@@ -46,6 +48,15 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Mean seconds until the second attempt, doubled at each further one, ten minutes at most, and jittered."""
     alert_webhook_per_minute: int = Field(30, ge=1)
     """Most attempts of all alerts in a minute; further ones wait."""
+    tensorboard_dir: Path | None = None
+    """Folder of TensorBoard's event files, one below it for each run; needs ``mor-trainer[tensorboard]``."""
+    mlflow_tracking_uri: str | None = None
+    """Address of an MLflow tracking server that runs are told to; needs ``mor-trainer[mlflow]``. The library reads
+    credentials from its own ``MLFLOW_TRACKING_*`` variables."""
+    mlflow_experiment: str = Field("mor", min_length=1)
+    """Experiment in MLflow that gets the runs; made where it is missing."""
+    tracker_queue: int = Field(1000, ge=1)
+    """Most figures that wait for each tracker; the oldest give way."""
 
 
 class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
@@ -70,6 +81,16 @@ class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
     """Issues of one group after which it is dropped, with an alert."""
     stall_timeout_s: float = Field(1800.0, gt=0)
     """Seconds without a single scored group after which the run fails instead of waiting on."""
+    publication_timeout_s: float = Field(300.0, gt=0)
+    """Seconds in which a version's weight files must have been written; the run fails then."""
+    transfer_engines: tuple[str, ...] = ()
+    """Addresses of all rollout services, each with ``MOR_WEIGHT_TRANSFER=nccl``, to whose GPUs new full weights are
+    broadcast through vLLM's weight-transfer API (extra ``nccl``); files are published all the same and pulled where the
+    broadcast failed. Its contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
+    transfer_address: str = "127.0.0.1"
+    """Address of this process as the engines of ``transfer_engines`` reach it, on any free port."""
+    transfer_timeout_s: float = Field(120.0, gt=0)
+    """Seconds in which each call of a broadcast must be answered; then it counts as failed."""
     poll_s: float = Field(2.0, gt=0)
     """Seconds between questions for a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)

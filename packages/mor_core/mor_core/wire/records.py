@@ -21,7 +21,8 @@ class Record(Wire):
     group_id: str
     """Identity of the group over every stage and every attempt."""
     trace: str | None = None
-    """W3C ``traceparent`` of the group's trace."""
+    """W3C ``traceparent`` of the group's span, which begins where the group is issued and ends when it is trained on;
+    none where tracing is off."""
     stamps: dict[str, float] = Field(default_factory=dict)
     """Unix time in seconds at which each stage finished."""
 
@@ -85,11 +86,19 @@ class RolloutRecord(Record):
     tokens: Sha256
     """Blob of the group's ``TokenBlock`` as JSON."""
     weights_version: int
-    """Version that sampled every token of the group."""
+    """Oldest version that sampled a token of the group: what its staleness is counted from."""
+    newest_version: int | None = None
+    """Newest version that sampled a token of the group; another where weights were swapped in the midst of it."""
     image_tokens: int
     """Placeholder tokens of the prompt, as the sampling engine counted them."""
     pixels: Sha256 | None
     """Hash of the processed pixel values; the trainer compares its own."""
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The versions at either end; one where they are the same."""
+        newest = self.weights_version if self.newest_version is None else self.newest_version
+        return tuple(dict.fromkeys((self.weights_version, newest)))
 
 
 class ClientScore(Wire):

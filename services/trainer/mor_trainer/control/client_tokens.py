@@ -6,6 +6,7 @@ file the router is asked who it belongs to; its answer is kept for a while.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections import OrderedDict
 
@@ -28,6 +29,7 @@ class ClientTokens(TokenFile):
     def __init__(self, settings: ControlSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         super().__init__(settings.tokens_file)
         self._router_url = settings.router_url
+        self._tls = ssl.create_default_context(cafile=settings.router_ca_file)
         self._transport = transport
         self._answers: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
 
@@ -58,7 +60,7 @@ class ClientTokens(TokenFile):
         headers = {"Authorization": f"Bearer {token}"}
         try:
             async with httpx.AsyncClient(
-                base_url=router_url, headers=headers, timeout=_TIMEOUT_S, transport=self._transport
+                base_url=router_url, headers=headers, timeout=_TIMEOUT_S, verify=self._tls, transport=self._transport
             ) as http:
                 reply = await http.get("/v1/about")
         except httpx.HTTPError as error:

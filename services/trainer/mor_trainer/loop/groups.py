@@ -17,6 +17,7 @@ import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
+from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.streams import Consumer, Entry, Streams, announce, connect, withdraw
 from mor_core.tasks import stop
@@ -33,6 +34,7 @@ from mor_trainer.loop.outbox import Outbox
 from mor_trainer.loop.queuemark import QueueMark
 from mor_trainer.loop.record import unfit
 from mor_trainer.loop.scored import ScoredGroup, Taken
+from mor_trainer.loop.traces import GroupTraces
 
 _READ_COUNT = 32
 _BLOCK_S = 1.0
@@ -70,6 +72,8 @@ class Groups:
         self._streams = Streams(self._redis, run, settings.stream_bound)
         self._blobs = Blobs(self._redis, run, settings.blob_dir)
         self._weights: WeightsRef | None = None
+        self._held = 0
+        """Groups that the step in progress took."""
         self._outbox = Outbox(self._streams, self._blobs, self._prompt_record)
         self._contents = GroupStreams(self._redis, run)
         self._cleared = asyncio.Event()
@@ -86,6 +90,7 @@ class Groups:
             max_attempts=settings.group_attempts,
         )
         self.evaluation: Round | None = None
+        self.traces = GroupTraces()
         self._replayed: dict[int, float] = {}
         self.issuing = True
         """Whether new groups are drawn; not while a recorded step is computed again."""
@@ -116,6 +121,7 @@ class Groups:
         """Stop, tell the stages that the run does not go on here, and leave no blob behind."""
         await self._events.drain(_DRAIN_S)
         await stop(self._tasks)
+        self.traces.close()
         with contextlib.suppress(RedisError, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_S):
                 await withdraw(self._redis, self._run)
@@ -140,20 +146,34 @@ class Groups:
 
     # --- what the training loop calls ---------------------------------------------------------------------------
 
-    async def publish_version(self, version: int, url: str) -> None:
-        """From now on prompts name this version."""
-        self._weights = WeightsRef(version=version, url=url)
-        self._published.set()
+    async def advance(self, version: int) -> None:
+        """A step is done: the policy is ``version`` now, which is about to be published."""
+        self._held = 0
         self.ledger.published(version)
 
+    async def announce_version(self, version: int, url: str) -> None:
+        """The version's files are out: prompts name it from now on, and while a step is under way more are issued."""
+        self._weights = WeightsRef(version=version, url=url)
+        self._published.set()
+        if self._spec.max_staleness:
+            self._issue()
+
     async def top_up(self, held: int = 0) -> list[int]:
-        """Issue as many groups as staleness allows; returns the prompt indices that are under way.
+        """Issue as many groups as staleness allows; returns the prompt indices of all that wait to be trained on.
 
         ``held``: groups that the step in progress keeps, which need no replacement.
         """
-        room = self.ledger.room(self._spec.groups_per_step, held) if self.issuing else 0
+        self._held = held
+        self._issue()
+        numbers = [*(issue.number for issue in self.ledger.outstanding.values()), *self.ledger.ready]
+        return [self.ledger.prompt_of(number)[1] for number in numbers]
+
+    def _issue(self) -> None:
+        """New groups are sampled by the newest version, so that none is older than it must be when it is trained on."""
+        if not self.issuing or self._weights is None or self._weights.version != self.ledger.versions[-1]:
+            return
+        room = self.ledger.room(self._spec.groups_per_step, self._held, self._spec.steps - self._step())
         self._outbox.add(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
-        return [self.ledger.prompt_of(issue.number)[1] for issue in self.ledger.outstanding.values()]
 
     async def evaluate(self, step: int, version: int, prompts: Sequence[Prompt]) -> None:
         """Send the evaluation prompts round; one that is still going on is reported as far as it came."""
@@ -164,6 +184,8 @@ class Groups:
     def _finish_evaluation(self, *, force: bool = False) -> None:
         if self.evaluation is not None and (force or self.evaluation.finished):
             self._events.add("evaluation", self.evaluation.step, self.evaluation.summary())
+            for group_id in self.evaluation.outstanding:
+                self.traces.ended(group_id, "unfinished")
             self.evaluation = None
 
     async def replay(self, asked: Mapping[int, str]) -> None:
@@ -193,6 +215,7 @@ class Groups:
             for issue in again:
                 self._outbox.add(self.ledger.group_id(issue.number))
             if taken:
+                self._held += len(taken)
                 return [Taken(number, group, staleness) for number, group, staleness in taken]
             self._arrived.clear()
             try:
@@ -237,6 +260,7 @@ class Groups:
             attempts=record.rollout.prompt.attempt + 1,
             record=record.model_dump_json()[:_LETTER_CHARACTERS],
         )
+        self.traces.ended(record.group_id, "dropped", reason)
         self._alert("group_dropped", reason, letter)
 
     # --- sending ------------------------------------------------------------------------------------------------
@@ -267,7 +291,7 @@ class Groups:
             weights=self._weights,
             evaluation=group_id not in self.ledger.outstanding,
         )
-        return record, prompt
+        return self.traces.issued(record), prompt
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
@@ -281,6 +305,7 @@ class Groups:
         record, group_id = entry.record, entry.record.group_id
         if self.evaluation is not None and group_id in self.evaluation.outstanding:
             self.evaluation.receive(record)
+            self.traces.ended(group_id, "evaluated")
             self._finish_evaluation()
         elif group_id not in self.ledger.outstanding:
             self.duplicates += 1
@@ -321,9 +346,12 @@ class Groups:
         if self.evaluation is not None and group_id in self.evaluation.outstanding:
             if self.evaluation.again(group_id, self._deadline(), self._settings.group_attempts):
                 self._outbox.add(group_id)
+            else:
+                self.traces.ended(group_id, "dropped", reason)
             self._finish_evaluation()
         elif group_id in self.ledger.outstanding:
             if self.ledger.again(group_id, self._deadline()) is None:
+                self.traces.ended(group_id, "dropped", reason)
                 self._alert("group_dropped", reason, letter, group_id=group_id)
                 self._arrived.set()
             else:
@@ -332,7 +360,7 @@ class Groups:
         elif letter is not None and group_id == "unreadable":
             self._alert("unreadable_record", reason, letter)
 
-    def _alert(self, name: str, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
+    def _alert(self, name: AlertName, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
         log.warning("alert", run=self._run, name=name, reason=reason)
         detail = {} if letter is None else {"group_id": letter.group_id, "letter": letter.model_dump(mode="json")}
         self._events.add("alert", self._step(), {"name": name, "reason": reason, **detail, **data})

@@ -94,7 +94,7 @@ class Ledger(Generic[T]):
     lost: set[int] = field(default_factory=set)
     """Numbers of the dropped groups, which an operator may ask for again."""
     versions: list[int] = field(default_factory=list)
-    """Published versions of this lineage, oldest first, as far back as staleness reaches."""
+    """Versions of this lineage, oldest first, as far back as staleness reaches; the last is the policy's own."""
 
     # --- identity -----------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class Ledger(Generic[T]):
     # --- versions -----------------------------------------------------------------------------------------------
 
     def published(self, version: int) -> None:
-        """A new version of this lineage is out."""
+        """The policy is this version from now on."""
         self.versions = [*self.versions, version][-(self.max_staleness + 1) :]
 
     def staleness(self, version: int) -> int | None:
@@ -119,12 +119,13 @@ class Ledger(Generic[T]):
 
     # --- issue --------------------------------------------------------------------------------------------------
 
-    def room(self, groups_per_step: int, held: int = 0) -> int:
-        """How many new groups may be issued: as many as the staleness bound lets be applied.
+    def room(self, groups_per_step: int, held: int = 0, steps_left: int | None = None) -> int:
+        """How many new groups may be issued: as many as the staleness bound and the end of the run let be applied.
 
-        ``held``: groups that the step in progress has already taken and keeps.
+        ``held``: groups that the step in progress has already taken and keeps. ``steps_left``: that one included.
         """
-        ahead = groups_per_step * (1 + self.max_staleness)
+        steps = 1 + self.max_staleness
+        ahead = groups_per_step * (steps if steps_left is None else min(steps, steps_left))
         return max(0, ahead - held - len(self.outstanding) - len(self.ready))
 
     def issue(self, count: int, deadline: float) -> list[Issue]:

@@ -101,16 +101,30 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
 
 
 def group_metrics(taken: Sequence[Taken]) -> dict[str, Any]:
-    """Lengths, truncation and staleness."""
+    """Lengths, truncation, staleness, and seconds from scored to read."""
     lengths = [len(ids) for item in taken for ids in item.group.tokens.response_token_ids]
     reasons = [reason for item in taken for reason in item.group.record.rollout.finish_reasons]
     staleness = [item.staleness for item in taken]
+    waits = [
+        max(0.0, item.group.received_at - item.group.record.stamps["router"])
+        for item in taken
+        if "router" in item.group.record.stamps
+    ]
     return {
         "staleness_mean": mean(staleness),
         "staleness_max": max(staleness, default=None),
         "response_length_mean": mean(lengths),
+        "queue_wait": mean(waits),
         "truncation_ratio": reasons.count("length") / len(reasons) if reasons else None,
     }
+
+
+def stages(taken: Sequence[Taken]) -> dict[str, list[float]]:
+    """Unix times at which the first and the last group of a step left each stage: what overlapped with what."""
+    left = {"sampled": "rollout", "scored": "router"}
+    times = {name: [item.group.record.stamps.get(stamp) for item in taken] for name, stamp in left.items()}
+    known = {name: [time for time in found if time is not None] for name, found in times.items()}
+    return {name: [min(found), max(found)] for name, found in known.items() if found}
 
 
 def finite(value: float | None) -> float | None:

@@ -5,31 +5,41 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 Share = Literal["waiting", "processing", "forward_backward", "optimiser", "publication", "checkpoint", "unaccounted"]
 
 
 class TimeShares:
-    """Seconds of one step by named share; what no share covers is ``unaccounted``. Shares do not nest."""
+    """Seconds of one step by named share; what no share covers is ``unaccounted``.
+
+    A share that is measured within another takes its time from it, so that all of them add up to the step.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.began_at = time.time()
+        """Unix time, seconds."""
         self._clock = clock
-        self._begin = clock()
-        self._seconds: dict[Share, float] = dict.fromkeys(
-            ("waiting", "processing", "forward_backward", "optimiser", "publication", "checkpoint"), 0.0
-        )
+        self._since = clock()
+        self._current: Share = "unaccounted"
+        self._seconds: dict[Share, float] = dict.fromkeys(get_args(Share), 0.0)
 
     @contextlib.contextmanager
     def measure(self, share: Share) -> Iterator[None]:
-        begin = self._clock()
+        outer = self._turn_to(share)
         try:
             yield
         finally:
-            self._seconds[share] += self._clock() - begin
+            self._turn_to(outer)
+
+    def _turn_to(self, share: Share) -> Share:
+        now = self._clock()
+        self._seconds[self._current] += now - self._since
+        self._since = now
+        previous, self._current = self._current, share
+        return previous
 
     def finish(self) -> tuple[float, dict[str, float]]:
         """Seconds since the beginning, and their shares."""
-        total = self._clock() - self._begin
-        named: dict[str, float] = {str(share): seconds for share, seconds in self._seconds.items()}
-        return total, {**named, "unaccounted": max(0.0, total - sum(named.values()))}
+        self._turn_to("unaccounted")
+        return sum(self._seconds.values()), {str(share): seconds for share, seconds in self._seconds.items()}

@@ -16,13 +16,15 @@ from mor_core.runs import Claim, RunState
 from mor_trainer import atomic
 from mor_trainer.algorithm.informative import replaceable, teaches
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop import checkpoint, weights
+from mor_trainer.loop import checkpoint
 from mor_trainer.loop.events import EventLog
 from mor_trainer.loop.groups import Groups
 from mor_trainer.loop.hold import Hold, HoldLost
 from mor_trainer.loop.learner import Learner, StepGroup
 from mor_trainer.loop.ledger import LedgerState
+from mor_trainer.loop.publication import Publication
 from mor_trainer.loop.published import published
+from mor_trainer.loop.publisher import Publisher
 from mor_trainer.loop.record import Conditions, Record
 from mor_trainer.loop.scored import Taken
 from mor_trainer.loop.shares import TimeShares
@@ -74,6 +76,7 @@ class Training:
         self._checkpointed: int | None = None
         self._record = Record(self._folder)
         self._teller = Teller(portal, events, claim.run, claim.spec)
+        self._shares = TimeShares()
 
     def run(self) -> Path:
         """Train to the last step and export the model; returns the exported folder.
@@ -84,21 +87,32 @@ class Training:
             MorError: the run cannot go on, with what to do.
         """
         self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
+        self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
             self._record.hold_to(Conditions.of(self._settings, self._ranks))
         state = self._restore()
         self._groups = self._portal.call(self._make_groups)
+        publisher = Publisher(
+            self._settings, self._claim, self._folder, self._learner.policy,
+            portal=self._portal, groups=self._groups, emit=self._emit,
+        )  # fmt: skip
+        self._publication = Publication(publisher.publish, self._settings.publication_timeout_s)
         self._portal.call(self._groups.start, state.ledger if state else None)
         try:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
             self._publish()
+            self._publication.finish()
+            self._shares = TimeShares()
             while self.step < self._spec.steps:
                 self._obey()
                 self._one_step()
+            self._publication.finish()
             self._evaluate()
             self._checkpoint()
             self._finish_evaluation()
         finally:
+            self._publication.close()
+            publisher.close()
             self._portal.call(self._groups.close)
         return self._export()
 
@@ -128,23 +142,26 @@ class Training:
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _one_step(self) -> None:
-        began_at = time.time()
-        shares = TimeShares()
-        with shares.measure("processing"):
+        with self._shares.measure("processing"):
             self._evaluate()
             self._portal.call(self._groups.replay, self._hold.replay)
             recorded = self._recorded()
             under_way = self._portal.call(self._groups.top_up)
             self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
-        taken, skipped, groups = recorded or self._collect(shares)
-        update = self._learner.update(groups, self.step + 1, shares=shares)
+            taken, skipped, groups = recorded or self._collect()
+        began = time.time()
+        with self._groups.traces.updating(self._claim.run, self.step + 1, taken, skipped):
+            update = self._learner.update(groups, self.step + 1, shares=self._shares)
+        trained = (began, time.time())
         self.step += 1
-        with shares.measure("publication"):
+        with self._shares.measure("publication"):
             self._publish()
+            if not self._spec.max_staleness:  # nothing to compute before the new version has sampled
+                self._publication.finish()
         if self.step % self._spec.checkpoint_every == 0:
-            with shares.measure("checkpoint"):
+            with self._shares.measure("checkpoint"):
                 self._checkpoint()
-        self._tell(taken, skipped, update, shares, began_at)
+        self._tell(taken, skipped, update, trained)
 
     def _recorded(self) -> tuple[list[Taken], list[Taken], list[StepGroup]] | None:
         """What a deterministic run took for this step in an attempt that died."""
@@ -166,7 +183,7 @@ class Training:
                     f"does not fit micro_batch_tokens={budget}; raise the latter or use shorter prompts"
                 )
 
-    def _collect(self, shares: TimeShares) -> tuple[list[Taken], list[Taken], list[StepGroup]]:
+    def _collect(self) -> tuple[list[Taken], list[Taken], list[StepGroup]]:
         """The step's groups: to train on, skipped, and those to train on as the update takes them.
 
         A group whose prompt differs between engine and trainer is dropped and replaced; one whose rewards are all alike
@@ -178,33 +195,32 @@ class Training:
         skipped: list[Taken] = []
         groups: list[StepGroup] = []
         while len(groups) < wanted:
-            with shares.measure("waiting"):
+            with self._shares.measure("waiting"):
                 arrived = self._portal.call(self._groups.take, wanted - len(groups), _SLICE_S)
-            with shares.measure("processing"):
-                for item in arrived:
-                    try:
-                        group = self._step_group(item)
-                    except PromptMismatch as error:
-                        self._portal.call(self._groups.reject, item, str(error))
-                        continue
-                    if teaches(group.rewards, dynamic) or len(skipped) == replaceable(dynamic, wanted):
-                        groups.append(group)
-                        taken.append(item)
-                    else:
-                        skipped.append(item)
+            for item in arrived:
+                try:
+                    group = self._step_group(item)
+                except PromptMismatch as error:
+                    self._portal.call(self._groups.reject, item, str(error))
+                    continue
+                if teaches(group.rewards, dynamic) or len(skipped) == replaceable(dynamic, wanted):
+                    groups.append(group)
+                    taken.append(item)
+                else:
+                    skipped.append(item)
             if len(groups) < wanted:
                 self._check_hold()
+                self._publication.check()
                 if self._interrupting():  # a checkpoint must not count groups as settled by a step that is not finished
                     self._portal.call(self._groups.put_back, [*taken, *skipped])
                     taken, skipped, groups = [], [], []
                     self._obey()
-                with shares.measure("processing"):
-                    self._portal.call(self._groups.top_up, len(groups))
-                    self._check_stall()
-        with shares.measure("processing"):
-            self._portal.call(self._groups.skip, len(skipped))
-            if self._spec.deterministic:
-                self._record.write(self.step + 1, taken, skipped, self._portal.call(self._ledger_state))
+                self._portal.call(self._groups.top_up, len(groups))
+                self._check_stall()
+        self._portal.call(self._groups.skip, len(skipped))
+        if self._spec.deterministic:
+            self._record.write(self.step + 1, taken, skipped, self._portal.call(self._ledger_state))
+        self._portal.call(self._groups.top_up, len(groups))
         return taken, skipped, groups
 
     def _step_group(self, item: Taken) -> StepGroup:
@@ -236,10 +252,12 @@ class Training:
     # --- telling ------------------------------------------------------------------------------------------------
 
     def _tell(
-        self, taken: list[Taken], skipped: list[Taken], update: UpdateReport, shares: TimeShares, began_at: float
+        self, taken: list[Taken], skipped: list[Taken], update: UpdateReport, trained: tuple[float, float]
     ) -> None:
         ledger = self._groups.ledger
-        seconds, named = shares.finish()
+        began_at = self._shares.began_at
+        seconds, named = self._shares.finish()
+        self._shares = TimeShares()  # telling belongs to the next step, so that no second is left out
         counts = {
             "weights_version": self._version,
             "groups_applied": ledger.applied,
@@ -248,7 +266,9 @@ class Training:
             "groups_retried": ledger.retried,
             "groups_duplicate": self._groups.duplicates,
         }
-        self._teller.step(self.step, Step(taken, skipped, update, began_at, seconds, named, counts), self._images)
+        step = Step(taken, skipped, update, began_at, trained, seconds, named, counts)
+        with self._shares.measure("processing"):
+            self._teller.step(self.step, step, self._images)
 
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
         self._teller.emit(kind, self.step, data)
@@ -260,6 +280,7 @@ class Training:
         due = self.step % self._spec.evaluation_every == 0 or self.step == self._spec.steps
         if self._evaluation_prompts and due and self._evaluated != self.step:
             self._evaluated = self.step
+            self._finish_publication()  # it is this version that is evaluated
             self._portal.call(self._groups.evaluate, self.step, self._version, self._evaluation_prompts)
 
     def _finish_evaluation(self) -> None:
@@ -270,26 +291,15 @@ class Training:
             time.sleep(0.1)
 
     def _publish(self) -> None:
-        """Write the next version and let prompts name it."""
+        """Make the policy the next version; its files are written beside what follows, until that changes it."""
         self._check_hold()
-        begun = time.perf_counter()
         self._version = 1 + max([self._version, *published(self._folder)])
-        manifest = weights.publish(
-            self._folder,
-            self._claim.run,
-            self._version,
-            self._spec.model,
-            model=self._learner.policy.model,
-            adapter=self._learner.policy.adapter,
-            trainable=self._learner.gather(),
-            keep=self._spec.keep_weights,
-        )
-        root = (self._settings.weights_url or self._settings.control_url).rstrip("/")
-        url = f"{root}/v1/runs/{self._claim.run}/weights/{self._version}"
-        self._portal.call(self._groups.publish_version, self._version, url)
-        size = sum(file.bytes for file in manifest.files)
-        seconds = time.perf_counter() - begun
-        self._emit("weights", {"version": self._version, "bytes": size, "seconds": seconds})
+        self._portal.call(self._groups.advance, self._version)
+        self._publication.begin(self._version, self._learner.gather())
+
+    def _finish_publication(self) -> None:
+        with self._shares.measure("publication"):
+            self._publication.finish()
 
     def _checkpoint(self) -> None:
         """Write the whole loop, unless this step has been written."""
@@ -341,5 +351,6 @@ class Training:
             self._portal.call(self._hold.report, RunState.paused)
             while self._hold.desired == "pause" and not self._ranks.ending and self._hold.lost is None:
                 time.sleep(0.1)
+            self._shares = TimeShares()
             self._portal.call(self._hold.report, RunState.running)
             self._obey()

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.dependencies.utils import get_flat_dependant
 from mor_core.auth import Principal, Scope, require
+from mor_core.errors import Invalid
 
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alerts import Alerts
@@ -24,6 +26,18 @@ def _part(name: str) -> Callable[[Request], Any]:
         return getattr(request.app.state, name)
 
     return given
+
+
+def known_query(request: Request) -> None:
+    """
+    Raises:
+        Invalid: a query parameter that the route does not take; misspelt, it would filter nothing.
+    """
+    taken = {field.alias for field in get_flat_dependant(request.scope["route"].dependant).query_params}
+    unknown = sorted(set(request.query_params) - taken)
+    if unknown:
+        known = ", ".join(sorted(taken)) or "none"
+        raise Invalid(f"unknown query parameter {unknown[0][:80]!r}; {request.url.path} takes {known}")
 
 
 Runs = Annotated[RunStore, Depends(_part("runs"))]

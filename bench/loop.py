@@ -1,0 +1,256 @@
+"""The whole loop against TRL's GRPOTrainer with generation by transformers: seconds of a step.
+
+``python bench/loop.py`` writes ``bench/results/loop-SHAPE.json``. Both sides take the same model, pictures, prompts,
+group size, response length, rule of reward, type and cores, each picture is new to its step, KL penalty on, vision
+tower frozen. MoR runs all its services, a client's reward service included, on those cores: strictly on-policy, where
+engine and trainer take turns on all of them, and overlapped, with one thread each. In each round every side runs once,
+in turns, and its steps after the first few count. A round that was measured is kept below ``--state`` and not measured
+again, so a benchmark that was interrupted goes on; ``--anew`` forgets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import vlm
+from cluster import Services
+from machine import record
+from scorer import score
+from trainer_step import TRL, environment
+
+SIDES = {"trl": None, "on-policy": 0, "overlapped": 1}
+"""``max_staleness`` of MoR's."""
+_TIMEOUT_S = 3000.0
+_SETTINGS = ("prompt", "size", "response", "groups", "budget", "steps", "warm_up", "cores")
+
+
+# --- MoR ----------------------------------------------------------------------------------------------------------
+
+
+def take_steps_of_mor(options: argparse.Namespace, staleness: int) -> list[dict[str, Any]]:
+    """Start everything, train, and return each measured step's seconds, from beginning to beginning, and shares."""
+    shape = vlm.SHAPES[options.shape]
+    threads = options.cores if staleness == 0 else 1
+    count = options.groups * (options.steps + options.warm_up + 1)
+    folder = options.state / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    prompts = vlm.write_prompts(folder / "prompts", shape, options.prompt, count)
+    with Services(folder, Path(options.model), threads=threads) as services:
+        services.queue()
+        services.scoring()
+        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, staleness, threads))
+        services.serve("control", "mor-trainer", "serve")
+        services.work(MOR_TORCH_THREADS=str(threads))
+        spec = vlm.spec_of(
+            model=options.model,
+            prompts=str(prompts),
+            steps=options.steps + options.warm_up + 1,
+            groups_per_step=options.groups,
+            group_size=options.size,
+            sampling={"max_tokens": options.response},
+            micro_batch_tokens=max(options.budget, options.prompt + options.size * options.response),
+            max_staleness=staleness,
+            checkpoint_every=1_000_000,
+        )
+        points = services.train(spec.model_dump(mode="json"), _TIMEOUT_S)
+    tokens = options.groups * (options.prompt + options.size * (options.response - 1))
+    assert all(0.9 * tokens < point["processed_tokens"] <= tokens for point in points), points[0]["processed_tokens"]
+    pairs = list(itertools.pairwise(points))[options.warm_up :]
+    return [{"seconds": after["begun_at"] - before["begun_at"], "shares": before["seconds"]} for before, after in pairs]
+
+
+def rollout_settings(options: argparse.Namespace, staleness: int, threads: int) -> dict[str, str]:
+    shape = vlm.SHAPES[options.shape]
+    groups = options.groups * (1 + staleness)
+    places = groups * (options.prompt + options.size * (options.response + 64))
+    cache = places * 8 * shape.layers * shape.key_heads * shape.head_dim
+    return {
+        "MOR_MAX_MODEL_LEN": str(options.prompt + options.response + 32),
+        "MOR_MAX_IMAGES": "1",
+        "MOR_MAX_NUM_SEQS": str(groups * options.size),
+        "MOR_MAX_GROUPS_IN_FLIGHT": str(groups),
+        "MOR_KV_CACHE_BYTES": str(max(64 << 20, 2 * cache)),
+        "MOR_THREADS": str(threads),
+    }
+
+
+# --- TRL ----------------------------------------------------------------------------------------------------------
+
+
+def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from datasets import Dataset
+    from mor_core.sampling import forbidden_token_ids
+    from mor_trainer.model import loading
+    from PIL import Image
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    shape = vlm.SHAPES[options.shape]
+    total = options.warm_up + options.steps
+    model, processor = loading.load(options.model)
+    loading.tune(model, vlm.spec_of().tuning, freeze_vision=True)
+    prompts = vlm.write_prompts(options.state / "trl-prompts", shape, options.prompt, total * options.groups)
+    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+    data = {
+        "prompt": [[{"role": "user", "content": row["prompt"]}] for row in rows],
+        "image": [Image.open(prompts.parent / row["images"][0]).convert("RGB") for row in rows],
+    }
+    steps: list[dict[str, Any]] = []
+
+    class Checked(GRPOTrainer):  # type: ignore[misc]
+        def _generate_single_turn(self, prompt_ids: Any, *rest: Any, **named: Any) -> Any:
+            assert {len(ids) for ids in prompt_ids} == {options.prompt}
+            return super()._generate_single_turn(prompt_ids, *rest, **named)
+
+    class Timed(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self._begun = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            steps.append({"seconds": time.perf_counter() - self._begun})
+
+    def reward(completions: list[Any], **_: Any) -> list[float]:
+        return [score(completion[0]["content"]) for completion in completions]
+
+    config = GRPOConfig(
+        output_dir=str(options.state / "trl-output"),
+        per_device_train_batch_size=options.size,
+        gradient_accumulation_steps=options.groups,
+        steps_per_generation=options.groups,
+        num_generations=options.size,
+        max_completion_length=options.response,
+        max_steps=total,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        generation_kwargs={"suppress_tokens": list(forbidden_token_ids(processor, shape.vocabulary))},
+        beta=vlm.spec_of().algorithm.kl.beta,
+        loss_type="grpo",
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        shuffle_dataset=False,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = Checked(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_dict(data),
+        reward_funcs=reward,
+        processing_class=processor,
+        callbacks=[Timed()],
+    )
+    trainer.train()
+    return steps[options.warm_up :]
+
+
+# --- in turns -----------------------------------------------------------------------------------------------------
+
+
+def run(side: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The measured steps of one side."""
+    staleness = SIDES[side]
+    if staleness is not None:
+        return take_steps_of_mor(options, staleness)
+    command = [str(environment(options.state)), __file__, "--side", side, "--shape", options.shape]
+    for name in (*_SETTINGS, "state", "model"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    threads = {"OMP_NUM_THREADS": str(options.cores), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    done = subprocess.run(
+        command, env={**os.environ, **threads}, stdout=subprocess.PIPE, check=True, timeout=_TIMEOUT_S
+    )
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds of one prompt length."""
+    settings = "-".join(str(getattr(options, name)) for name in _SETTINGS)
+    folder = options.state / "rounds" / f"{options.shape}-{settings}"
+    if options.anew:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps: dict[str, list[list[dict[str, Any]]]] = {side: [] for side in SIDES}
+    for number in range(options.rounds):
+        for side in SIDES:
+            kept = folder / f"{number}-{side}.json"
+            if not kept.exists():
+                kept.write_text(json.dumps(run(side, options)))
+            steps[side].append(json.loads(kept.read_text()))
+            print(number, side, [round(step["seconds"], 2) for step in steps[side][-1]], flush=True)
+    rounds = {side: [statistics.median(step["seconds"] for step in one) for one in steps[side]] for side in SIDES}
+    return {
+        "seconds": {side: statistics.median(rounds[side]) for side in SIDES},
+        "speedup": {
+            side: statistics.median(theirs / ours for ours, theirs in zip(rounds[side], rounds["trl"], strict=True))
+            for side, staleness in SIDES.items()
+            if staleness is not None
+        },
+        "rounds": rounds,
+        "shares": {side: _shares(steps[side]) for side, staleness in SIDES.items() if staleness is not None},
+    }
+
+
+def _shares(rounds: list[list[dict[str, Any]]]) -> dict[str, float]:
+    """Part of the time that each named share has."""
+    totals: dict[str, float] = {}
+    for step in itertools.chain.from_iterable(rounds):
+        for name, seconds in step["shares"].items():
+            totals[name] = totals.get(name, 0.0) + seconds
+    return {name: seconds / sum(totals.values()) for name, seconds in totals.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=tuple(vlm.SHAPES), default="smollm2-135m")
+    parser.add_argument("--prompt", type=int, default=120, help=argparse.SUPPRESS)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[120, 512], help="all prompt lengths to compare")
+    parser.add_argument("--size", type=int, default=8, help="responses to a prompt")
+    parser.add_argument("--response", type=int, default=16, help="tokens of a response")
+    parser.add_argument("--groups", type=int, default=16, help="prompts in a step")
+    parser.add_argument("--budget", type=int, default=4096, help="MoR's micro_batch_tokens")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps of each side in each round")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps of each side that are not measured")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=2, help="cores, the first, on which either side runs")
+    parser.add_argument("--anew", action="store_true", help="measure again what was measured")
+    parser.add_argument("--state", type=Path, default=Path(".mor/bench/trl"), help="environment, model, rounds")
+    parser.add_argument("--side", choices=("trl",), help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+    if options.side:
+        torch.set_num_threads(options.cores)
+        print("\n" + json.dumps(take_steps_of_trl(options)))
+        return
+    options.state = options.state.resolve()
+    options.model = str(options.state / options.shape)
+    for part in vlm.build(vlm.SHAPES[options.shape]):
+        part.save_pretrained(options.model)
+    cases = []
+    for prompt in options.prompts:
+        options.prompt = prompt
+        cases.append({"prompt": prompt, **compare(options)})
+        print({key: cases[-1][key] for key in ("prompt", "seconds", "speedup")}, flush=True)
+        kept = ("shape", "size", "response", "groups", "budget", "steps", "rounds", "cores")
+        figures = {key: getattr(options, key) for key in kept}
+        record(f"loop-{options.shape}", {**figures, "clock": "wall", "trl": TRL, "cases": cases})
+
+
+if __name__ == "__main__":
+    main()

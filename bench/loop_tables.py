@@ -1,0 +1,77 @@
+"""The tables of the whole loop in docs/training.md, made from ``bench/results/*.json`` and from nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables import measured_on, read, table
+
+_LOOPS = {"tiny": "the 0.7 M model", "smollm2-135m": "the 137 M model"}
+_STAGES = ("published", "pulled", "swapped", "total")
+
+
+def whole_loop() -> str:
+    """The loop against TRL, overlap, and weight swaps, as Markdown."""
+    loops = [_against_trl(shape, title) for shape, title in _LOOPS.items() if read(f"loop-{shape}") is not None]
+    parts = loops or ["Not measured yet: `python bench/loop.py` does.\n"]
+    return "\n".join([*parts, _overlap(), _swaps()])
+
+
+def _against_trl(shape: str, title: str) -> str:
+    result = read(f"loop-{shape}")
+    assert result is not None
+    ways = list(result["cases"][0]["speedup"])
+    rows = [["prompt, tokens", "TRL, s", *(cell for way in ways for cell in (f"MoR {way}, s", "faster"))]]
+    rows.append(["--:"] * len(rows[0]))
+    for case in result["cases"]:
+        found = [(f"{case['seconds'][way]:.2f}", f"{case['speedup'][way]:.2f}x") for way in ways]
+        rows.append([f"{case['prompt']}", f"{case['seconds']['trl']:.2f}", *(cell for pair in found for cell in pair)])
+    command = "python bench/loop.py" + ("" if shape == "smollm2-135m" else f" --shape {shape}")
+    return (
+        f"A step of the whole loop, {title}, against TRL {result['trl']} with generation by transformers: "
+        f"{result['groups']} prompts with a picture each x {result['size']} responses of {result['response']} tokens, "
+        f"all of MoR's services on the same {result['cores']} cores; median of {result['rounds']} rounds in turns.\n\n"
+        f"{table(rows)}\n{measured_on(result, command)}\n"
+    )
+
+
+def _overlap() -> str:
+    result = read("overlap-smollm2-10-layers") or read("overlap-tiny")
+    if result is None:
+        return "Not measured yet: `python bench/overlap.py` does.\n"
+    seconds = result["seconds"]
+    rows = [
+        ["sampler alone, s", "trainer alone, s", "overlapped, s", "of the slower"],
+        ["--:"] * 4,
+        [
+            *(f"{seconds[name]:.2f}" for name in ("sampler", "trainer", "overlapped")),
+            f"{100 * result['of_the_slower']:.0f} %",
+        ],
+    ]
+    command = "python bench/overlap.py" + ("" if result["shape"] != "tiny" else " --shape tiny")
+    return (
+        f"Overlap, sampler and trainer pinned to a core each: seconds of a step of {result['groups']} prompts of "
+        f"{result['prompt']} tokens x {result['size']} responses of {result['response']}.\n\n"
+        f"{table(rows)}\n{measured_on(result, command)}\n"
+    )
+
+
+def _swaps() -> str:
+    result = read("swap")
+    if result is None:
+        return "Not measured yet: `python bench/swap.py` does.\n"
+    speeds = list(result["cases"][0]["machine_seconds"])
+    rows = [["weights", "MB", *(f"{stage}, s" for stage in _STAGES), *(f"{speed}, s" for speed in speeds)]]
+    rows.append(["---", *["--:"] * (len(rows[0]) - 1)])
+    rows += [_swap(case, speeds) for case in result["cases"]]
+    return (
+        "A new version, from the trainer's memory until the vLLM engine was seen to compute with it; the last columns "
+        "are what this machine takes for as many bytes alone. *Swapped* is the time in which nothing is sampled.\n\n"
+        f"{table(rows)}\n{measured_on(result, 'python bench/swap.py')}\n"
+    )
+
+
+def _swap(case: dict[str, Any], speeds: list[str]) -> list[str]:
+    times = [case["seconds"][stage] for stage in _STAGES] + [case["machine_seconds"][speed] for speed in speeds]
+    title = f"{_LOOPS.get(case['shape'], case['shape'])}, {'LoRA' if case['kind'] == 'lora' else 'full'}"
+    return [title, f"{case['bytes'] / 1e6:.1f}", *(f"{time:.3f}" for time in times)]

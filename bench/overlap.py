@@ -1,0 +1,239 @@
+"""Do sampler and trainer overlap? Seconds of a step of the sampler alone, of the trainer alone, and of the loop.
+
+``python bench/overlap.py`` writes ``bench/results/overlap-SHAPE.json``. The rollout service has a core of its own and
+so has the training process; the others (queue server, router, client, run control) run on both. *Sampler alone*: the
+service takes a step's groups and a new version in each step, and nobody trains. *Trainer alone*: groups of the same
+sizes are there at once; a step is an update and the publication of its version. *Overlapped*: the loop with
+``max_staleness`` 1. Overlap is perfect when its step takes as long as the slower of the two alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import vlm
+from cluster import Services
+from loop import rollout_settings
+from machine import record
+from mor_core.runs import RunSpec
+
+_SAMPLER, _TRAINER = 0, 1
+"""Their cores."""
+_SKIPPED = 2
+"""Steps of each measurement that are not measured."""
+_TIMEOUT_S = 3000.0
+
+
+def spec_of(options: argparse.Namespace, folder: Path) -> RunSpec:
+    steps = options.steps + _SKIPPED + 1
+    prompts = vlm.write_prompts(folder / "prompts", vlm.SHAPES[options.shape], options.prompt, options.groups * steps)
+    return vlm.spec_of(
+        model=options.model,
+        prompts=str(prompts),
+        steps=steps,
+        groups_per_step=options.groups,
+        group_size=options.size,
+        sampling={"max_tokens": options.response},
+        max_staleness=1,
+        checkpoint_every=1_000_000,
+    )
+
+
+def services_of(options: argparse.Namespace, folder: Path) -> Services:
+    shutil.rmtree(folder, ignore_errors=True)
+    return Services(folder, Path(options.model), pinned={"rollout": _SAMPLER, "worker": _TRAINER})
+
+
+def overlapped(options: argparse.Namespace) -> tuple[list[float], dict[str, float]]:
+    """Seconds of each step of the loop, and the median of each share."""
+    with services_of(options, options.state / "overlapped") as services:
+        services.queue()
+        services.scoring()
+        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, 1, 1))
+        services.serve("control", "mor-trainer", "serve")
+        services.work()
+        spec = spec_of(options, services.folder)
+        points = services.train(spec.model_dump(mode="json"), _TIMEOUT_S)
+    pairs = list(itertools.pairwise(points))[_SKIPPED:]
+    shares = {name: statistics.median(point["seconds"][name] for point, _ in pairs) for name in points[0]["seconds"]}
+    return [after["begun_at"] - before["begun_at"] for before, after in pairs], shares
+
+
+def sampler(options: argparse.Namespace) -> list[float]:
+    """Seconds between the last groups of one step and of the next, with two steps' groups under way."""
+    with services_of(options, options.state / "sampler") as services:
+        services.queue()
+        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, 1, 1))
+        services.serve("control", "mor-trainer", "serve")
+        spec = spec_of(options, services.folder)
+        run = services.create(spec.model_dump(mode="json"))
+        publish_all(options, spec, services.folder / "runs" / run, run)
+        return asyncio.run(issue_and_take(options, spec, services, run))
+
+
+def publish_all(options: argparse.Namespace, spec: RunSpec, folder: Path, run: str) -> None:
+    """A version for each step, so that none has to be made while the sampler is measured."""
+    from mor_trainer.loop import weights
+    from mor_trainer.model import loading
+    from mor_trainer.model.policy import Policy
+
+    policy = Policy(*loading.load(options.model), spec)
+    for version in range(spec.steps):
+        weights.publish(
+            folder, run, version, options.model, model=policy.model, adapter=None, trainable=policy.trainable,
+            keep=spec.steps,
+        )  # fmt: skip
+        with torch.no_grad():
+            for parameter in policy.trainable.values():
+                parameter.add_(1e-4)
+
+
+async def issue_and_take(options: argparse.Namespace, spec: RunSpec, services: Services, run: str) -> list[float]:
+    from mor_core.blobs import Blobs
+    from mor_core.datafiles import read_prompts
+    from mor_core.settings import StreamSettings
+    from mor_core.streams import Consumer, Streams, announce, connect
+    from mor_core.wire import PromptRecord, RolloutRecord, Sampling, WeightsRef
+    from pydantic import SecretStr
+
+    prompts = read_prompts(Path(spec.prompts))
+    redis = connect(StreamSettings(redis_url=SecretStr(services.redis_url)))
+    streams, blobs = Streams(redis, run, 1024), Blobs(redis, run)
+
+    async def announced() -> None:
+        while True:
+            await announce(redis, run, options.model)
+            await asyncio.sleep(5)
+
+    async def issue(step: int) -> None:
+        url = f"{services.addresses['control']}/v1/runs/{run}/weights/{step}"
+        for number in range(step * options.groups, (step + 1) * options.groups):
+            prompt, group = prompts[number], f"{number:032x}"
+            for content in prompt.images.values():
+                await blobs.put(content, group)
+            record = PromptRecord(
+                run=run, group_id=group, prompt_id=prompt.id, messages=prompt.messages,
+                sampling=Sampling(group_size=options.size, max_tokens=options.response),
+                weights=WeightsRef(version=step, url=url),
+            )  # fmt: skip
+            await streams.publish("prompts", record, timeout_s=60)
+
+    consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", 600)
+    announcing = asyncio.create_task(announced())
+    ends, taken = [], 0
+    await issue(0)
+    await issue(1)
+    async with asyncio.timeout(_TIMEOUT_S):
+        for step in range(2, spec.steps + 1):
+            while taken < (step - 1) * options.groups:
+                for entry in await consumer.read(options.groups, 0.5):
+                    await consumer.settle(entry)
+                    taken += 1
+            ends.append(time.perf_counter())
+            if step < spec.steps:
+                await issue(step)
+    announcing.cancel()
+    await redis.aclose()
+    return [after - before for before, after in itertools.pairwise(ends)][_SKIPPED - 1 :]
+
+
+def trainer(options: argparse.Namespace) -> list[float]:
+    """Seconds of each step of a training process that never waits, in a process of its own."""
+    command = [sys.executable, __file__, "--trainer"]
+    for name in ("shape", "prompt", "size", "response", "groups", "steps", "state", "model"):
+        command += [f"--{name}", str(getattr(options, name))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=_TIMEOUT_S, env=environment)
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def train_alone(options: argparse.Namespace) -> list[float]:
+    from mor_trainer.loop import weights
+    from mor_trainer.loop.publication import Publication
+    from mor_trainer.loop.shares import TimeShares
+    from mor_trainer.loop.update import Updater
+    from mor_trainer.model import loading
+    from mor_trainer.model.policy import Policy
+
+    folder = options.state / "trainer"
+    shutil.rmtree(folder, ignore_errors=True)
+    spec = spec_of(options, folder)
+    policy = Policy(*loading.load(options.model), spec)
+    updater = Updater(policy, spec)
+
+    def publish(version: int, trainable: Mapping[str, torch.Tensor]) -> None:
+        weights.publish(
+            folder, "run", version, options.model, model=policy.model, adapter=None, trainable=trainable, keep=4
+        )
+
+    publication = Publication(publish, timeout_s=_TIMEOUT_S)
+    updater.optimiser.register_step_pre_hook(lambda *_: publication.finish())
+    begun = [time.perf_counter()]
+    for step in range(spec.steps):
+        groups = vlm.groups(
+            policy, vlm.SHAPES[options.shape], prompt=options.prompt, size=options.size, response=options.response,
+            count=options.groups, first=step * options.groups,
+        )  # fmt: skip
+        updater.step(groups, step + 1, TimeShares())
+        publication.begin(step, policy.trainable)
+        begun.append(time.perf_counter())
+    publication.finish()
+    return [after - before for before, after in itertools.pairwise(begun)][_SKIPPED:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=tuple(vlm.SHAPES), default="smollm2-10-layers")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
+    parser.add_argument("--size", type=int, default=8, help="responses to a prompt")
+    parser.add_argument("--response", type=int, default=32, help="tokens of a response")
+    parser.add_argument("--groups", type=int, default=4, help="prompts in a step")
+    parser.add_argument("--steps", type=int, default=6, help="measured steps of each measurement")
+    parser.add_argument("--state", type=Path, default=Path(".mor/bench/overlap"), help="model and runs")
+    parser.add_argument("--trainer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.trainer:
+        os.sched_setaffinity(0, {_TRAINER})
+        torch.set_num_threads(1)
+        print("\n" + json.dumps(train_alone(options)))
+        return
+    options.state = options.state.resolve()
+    options.model = str(options.state / options.shape)
+    for part in vlm.build(vlm.SHAPES[options.shape]):
+        part.save_pretrained(options.model)
+    os.sched_setaffinity(0, {_SAMPLER, _TRAINER})
+    steps = {"sampler": sampler(options), "trainer": trainer(options)}
+    steps["overlapped"], shares = overlapped(options)
+    seconds = {name: statistics.median(found) for name, found in steps.items()}
+    slower = max(seconds["sampler"], seconds["trainer"])
+    print(seconds, f"{seconds['overlapped'] / slower:.2f} of the slower", flush=True)
+    kept = ("shape", "prompt", "size", "response", "groups", "steps")
+    record(
+        f"overlap-{options.shape}",
+        {
+            **{key: getattr(options, key) for key in kept},
+            "clock": "wall",
+            "threads": 1,
+            "seconds": seconds,
+            "of_the_slower": seconds["overlapped"] / slower,
+            "all_seconds": steps,
+            "shares": shares,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""How long a new version takes from the trainer's memory to an engine that was seen to compute with it.
+
+``python bench/swap.py`` writes ``bench/results/swap.json``: for each shape, full weights and a LoRA adapter, the
+seconds of each stage. *Published*: files written and hashed. *Pulled*: files over HTTP from run control, hashed by file
+and by tensor. *Swapped*: taken by the vLLM engine in place, caches emptied, and read back from it. Beside them what
+this machine does with as many bytes: written to the same disk, sent over loopback, hashed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import os
+import shutil
+import socket
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import vlm
+from cluster import Services
+from machine import record
+from mor_core.wire import WeightsRef
+
+_RANK = 16
+_CHUNK = 1 << 20
+
+
+async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str, Any]:
+    """Publish and take over versions; the seconds of each stage."""
+    from mor_rollout import environment
+    from mor_rollout.base import BaseModel
+    from mor_rollout.config import RolloutSettings
+    from mor_rollout.policy import Policy as Held
+    from mor_rollout.prompts import PromptEncoder
+    from mor_rollout.vllm_engine import VllmEngine
+    from mor_rollout.weights import WeightsStore
+    from mor_trainer.loop import weights
+    from mor_trainer.model import loading
+    from mor_trainer.model.policy import Policy
+
+    model = options.state / shape
+    for part in vlm.build(vlm.SHAPES[shape]):
+        part.save_pretrained(model)
+    folder = options.state / "swap"
+    shutil.rmtree(folder, ignore_errors=True)
+    tuning = {"kind": "lora", "rank": _RANK} if kind == "lora" else {"kind": "full"}
+    spec = vlm.spec_of(model=str(model), tuning=tuning, algorithm={"kl": {"beta": 0.0}})
+    policy = Policy(*loading.load(str(model)), spec)
+    with Services(folder, model) as services:
+        services.queue()
+        services.serve("control", "mor-trainer", "serve")
+        prompts = vlm.write_prompts(folder / "prompts", vlm.SHAPES[shape], 64, 1)
+        run = services.create({**spec.model_dump(mode="json"), "prompts": str(prompts)})
+        settings = RolloutSettings(
+            model=str(model),
+            lora_max_rank=_RANK if kind == "lora" else 0,
+            max_model_len=128,
+            kv_cache_bytes=64 << 20,
+            max_groups_in_flight=4,
+            weights_dir=folder / "pulled",
+            service_token=services.token,
+            log_level="error",
+        )
+        environment.prepare(settings)
+        base = BaseModel(settings.model)
+        engine = VllmEngine(settings, base, PromptEncoder(settings, base))
+        store = WeightsStore(settings, base)
+        try:
+            await engine.start()
+            held = Held(settings, engine, store)
+            rounds = []
+            for version in range(options.rounds + 1):
+                with torch.no_grad():
+                    for parameter in policy.trainable.values():
+                        parameter.add_(1e-3)
+                begun = time.perf_counter()
+                manifest = weights.publish(
+                    folder / "runs" / run, run, version, str(model), model=policy.model, adapter=policy.adapter,
+                    trainable=policy.trainable, keep=2,
+                )  # fmt: skip
+                published = time.perf_counter() - begun
+                ref = WeightsRef(
+                    version=version, url=f"{services.addresses['control']}/v1/runs/{run}/weights/{version}"
+                )
+                async with held.sampling(run, ref):
+                    total = time.perf_counter() - begun
+                assert held.times is not None and held.read_back is not None
+                assert (held.read_back.version, held.read_back.unverified) == (version, 0)
+                rounds.append({
+                    "published": published, "pulled": held.times.pull_s, "swapped": held.times.swap_s, "total": total,
+                })  # fmt: skip
+                print(shape, kind, version, {name: round(value, 3) for name, value in rounds[-1].items()}, flush=True)
+        finally:
+            await store.aclose()
+            await engine.close()
+    size = sum(file.bytes for file in manifest.files)
+    measured = rounds[1:]  # the first finds nothing in the page cache, and loads every tensor
+    return {
+        "shape": shape,
+        "kind": kind,
+        "bytes": size,
+        "seconds": {name: statistics.median(one[name] for one in measured) for name in measured[0]},
+        "rounds": measured,
+        "machine_seconds": speeds(size, folder),
+    }
+
+
+def speeds(size: int, folder: Path) -> dict[str, float]:
+    """Seconds that this machine takes for ``size`` bytes alone."""
+    content = os.urandom(min(size, 64 << 20))
+    chunks = [content[: min(len(content), size - start)] for start in range(0, size, len(content))]
+
+    def written() -> None:
+        with (folder / "speed").open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def sent() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def send() -> None:
+                with socket.create_connection(listener.getsockname()) as sender:
+                    for chunk in chunks:
+                        sender.sendall(chunk)
+
+            thread = threading.Thread(target=send)
+            thread.start()
+            receiver, _ = listener.accept()
+            with receiver:
+                while receiver.recv(_CHUNK):
+                    pass
+            thread.join()
+
+    def hashed() -> None:
+        digest = hashlib.sha256()
+        for chunk in chunks:
+            digest.update(chunk)
+
+    found = {}
+    for name, work in (("written and synced", written), ("sent over loopback", sent), ("hashed once", hashed)):
+        begun = time.perf_counter()
+        work()
+        found[name] = time.perf_counter() - begun
+    (folder / "speed").unlink()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", choices=tuple(vlm.SHAPES), nargs="+", default=["tiny", "smollm2-135m"])
+    parser.add_argument("--kinds", choices=("full", "lora"), nargs="+", default=["full", "lora"])
+    parser.add_argument("--rounds", type=int, default=5, help="measured versions of each case")
+    parser.add_argument("--state", type=Path, default=Path(".mor/bench/swap"), help="models and weights")
+    options = parser.parse_args()
+    options.state = options.state.resolve()
+    cases = [asyncio.run(swaps(options, shape, kind)) for shape in options.shapes for kind in options.kinds]
+    record("swap", {"rank": _RANK, "rounds": options.rounds, "clock": "wall", "cases": cases})
+
+
+if __name__ == "__main__":
+    main()

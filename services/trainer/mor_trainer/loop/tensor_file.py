@@ -1,0 +1,58 @@
+"""Writes a safetensors file tensor by tensor, hashing on the way: no second copy of a model stands in memory.
+
+The format (huggingface.co/docs/safetensors): eight bytes with the length of a JSON header, the header, which names each
+tensor's type, shape and place, and the tensors' little-endian bytes without gaps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from mor_core.wire import TensorInfo, WeightsFile
+from torch import Tensor
+
+_TYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
+_ALIGNMENT = 8
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> tuple[WeightsFile, dict[str, TensorInfo]]:
+    """Write ``tensors``, of any device, to ``path``; what file and tensors hash to.
+
+    One tensor at a time is copied to this machine's memory, and only if it is not there contiguously already.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))  # keeps all aligned
+    header = _header(ordered)
+    file_hash = hashlib.sha256(header)
+    infos = {}
+    with path.open("wb") as out, ThreadPoolExecutor(2) as pool:  # hashlib and write let other threads run
+        out.write(header)
+        for name, tensor in ordered.items():
+            content = _content(tensor)
+            whole, own = pool.submit(file_hash.update, content), pool.submit(hashlib.sha256, content)
+            out.write(content)
+            whole.result()
+            infos[name] = TensorInfo(
+                dtype=_TYPES[tensor.dtype], shape=tuple(tensor.shape), sha256=own.result().hexdigest()
+            )
+    return WeightsFile(name=path.name, bytes=path.stat().st_size, sha256=file_hash.hexdigest()), infos
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    content = json.dumps(entries, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % _ALIGNMENT)
+    return struct.pack("<Q", len(content)) + content
+
+
+def _content(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,158 @@
+"""Broadcasts full weights to the engines through vLLM's weight-transfer API, ahead of the files.
+
+The files remain: an engine that was not there, or did not get the broadcast whole, pulls them. ``nccl`` was not tested
+on hardware, see ``WorkerSettings.transfer_engines``; its contract is tested over gloo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import httpx
+import torch
+from mor_core.errors import Invalid, Unavailable
+from torch import Tensor
+
+from mor_trainer.config import WorkerSettings
+
+_CONNECT_S = 5.0
+
+
+class WeightTransfer(Protocol):
+    """Brings a version to engines by another way than files."""
+
+    def send(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Returns when every engine was seen to compute with ``tensors``, which must not change meanwhile.
+
+        Raises:
+            Exception: one was not; the files must do.
+        """
+
+    def close(self) -> None:
+        """Leave the engines' group."""
+
+
+class Broadcast:
+    """One sender and all workers of all engines in one group, which is made anew whenever an engine is not in it."""
+
+    def __init__(self, settings: WorkerSettings, run: str, base: str) -> None:
+        self._address = settings.transfer_address
+        self._engines = Engines(settings, run, base)
+        self._source = _Source()
+        self._sender: Any = None
+        self._group = ""
+
+    def send(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        self._source.tensors = tensors
+        self._engines.describe(version, tensors)
+        standings = self._engines.standings()
+        if self._sender is None or any(standing["group"] != self._group for standing in standings):
+            self.close()
+            self._enter([standing["workers"] for standing in standings])
+        try:
+            self._sender.send_weights()
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self, workers: list[int]) -> None:
+        try:
+            from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        except ImportError as error:
+            raise Invalid(f"MOR_TRANSFER_ENGINES needs mor-trainer[nccl] ({error})") from error
+        self._group = self._engines.group = secrets.token_hex(8)
+        self._engines.workers = workers
+        info = NCCLTrainerInitInfo(
+            rank=0, master_address=self._address, master_port=_free_port(), world_size=1 + sum(workers)
+        )
+        self._sender = WeightTransferTrainerFactory.trainer_init(info, client=self._engines, source=self._source)
+
+    def close(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.shutdown()
+
+
+class Engines:
+    """The rollout services as vLLM's ``VLLMWeightSyncClient``, all of them as one."""
+
+    def __init__(self, settings: WorkerSettings, run: str, base: str) -> None:
+        self._run, self._base = run, base
+        self._version = -1
+        self._tensors: Mapping[str, Tensor] = {}
+        self.group = ""
+        self.workers: list[int] = []
+        """Ranks of each service in the group, in their order."""
+        headers = {"Authorization": f"Bearer {settings.service_token.get_secret_value()}"}
+        timeout = httpx.Timeout(settings.transfer_timeout_s, connect=_CONNECT_S)
+        self._clients = [
+            httpx.Client(base_url=address, headers=headers, timeout=timeout, verify=settings.control_tls())
+            for address in settings.transfer_engines
+        ]
+
+    def describe(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """What is sent next."""
+        self._version, self._tensors = version, tensors
+
+    def standings(self) -> list[dict[str, Any]]:
+        """Workers and group of each service."""
+        return self._each(lambda number, client: client.get("/v1/transfer"))
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        first = [init_info["rank_offset"] + sum(self.workers[:number]) for number in range(len(self._clients))]
+
+        def enter(number: int, client: httpx.Client) -> httpx.Response:
+            info = {**init_info, "rank_offset": first[number]}
+            return client.post("/v1/transfer/enter", json={"group": self.group, "init_info": info})
+
+        self._each(enter)
+
+    def start_weight_update(self) -> None:
+        self._each(lambda _, client: client.post("/v1/transfer/begin", json={"run": self._run, "base": self._base}))
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._each(lambda _, client: client.post("/v1/transfer/receive", json={"update_info": update_info}))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        sums = {name: _sha256(tensor) for name, tensor in self._tensors.items()}
+        body = {"run": self._run, "version": self._version, "tensors": sums}
+        self._each(lambda _, client: client.post("/v1/transfer/end", json=body))
+
+    def _each(self, ask: Callable[[int, httpx.Client], httpx.Response]) -> list[Any]:
+        """Ask all services at once, since each may wait for the others."""
+        with ThreadPoolExecutor(len(self._clients)) as pool:
+            answers = list(pool.map(ask, range(len(self._clients)), self._clients))
+        for answer in answers:
+            if not answer.is_success:
+                raise Unavailable(f"{answer.request.url} answered {answer.status_code}: {answer.text[:500]}")
+        return [answer.json() for answer in answers]
+
+
+class _Source:
+    """vLLM's ``WeightSource`` over the tensors of the version that is sent."""
+
+    tensors: Mapping[str, Tensor]
+
+    def metadata(self) -> list[Any]:
+        from vllm.distributed.weight_transfer import ParamMeta
+
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter((name, tensor.detach()) for name, tensor in self.tensors.items())
+
+
+def _sha256(tensor: Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(content.data).hexdigest()
+
+
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -1,0 +1,125 @@
+"""Versions are published beside the training, in time or not at all, and sampling overlaps with training."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mor_core.errors import Unavailable
+from mor_trainer.loop.publication import Publication
+from mor_trainer.loop.shares import TimeShares
+
+from tests.trainer.kit import Processes
+from tests.trainer.stages import Stages
+from tests.trainer.watching import applied_once, create, finish, points
+
+
+def test_whoever_changes_the_parameters_waits_for_what_is_being_written() -> None:
+    written, announced = threading.Event(), []
+
+    def publish(version: int, _: Any) -> None:
+        assert written.wait(10)
+        announced.append(version)
+
+    publication = Publication(publish, timeout_s=10)
+    publication.begin(1, {})
+    publication.check()
+    assert announced == []
+    threading.Timer(0.05, written.set).start()
+    publication.finish()
+    assert announced == [1]
+    publication.begin(2, {})
+    publication.begin(3, {})
+    publication.finish()
+    assert announced == [1, 2, 3]
+
+
+def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
+    never = threading.Event()
+
+    def hang(*_: Any) -> None:
+        never.wait(10)
+
+    publication = Publication(hang, timeout_s=0.05)
+    publication.begin(7, {})
+    with pytest.raises(Unavailable, match=r"weights version 7 was not written in 0.05 s \(MOR_PUBLICATION_TIMEOUT_S\)"):
+        publication.finish()
+    with pytest.raises(Unavailable):
+        publication.check()
+    never.set()
+
+
+def test_what_fails_beside_the_training_is_raised_in_it() -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    publication = Publication(full, timeout_s=10)
+    publication.begin(1, {})
+    deadline = time.monotonic() + 5
+    with pytest.raises(OSError, match="No space left"):
+        while time.monotonic() < deadline:
+            publication.check()
+    publication.finish()
+
+
+def test_shares_of_a_step_add_up_and_an_inner_one_takes_from_the_outer() -> None:
+    now = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    shares = TimeShares(lambda: now)
+    with shares.measure("optimiser"):
+        spend(1)
+        with shares.measure("publication"):
+            spend(4)
+        spend(2)
+    spend(0.5)
+    total, named = shares.finish()
+    assert total == 7.5
+    assert {name: seconds for name, seconds in named.items() if seconds} == {
+        "optimiser": 3, "publication": 4, "unaccounted": 0.5,
+    }  # fmt: skip
+
+
+def during_updates(history: list[dict[str, Any]], stage: str) -> list[float]:
+    """Times at which the first or last group of a step left ``stage`` while an update was being computed."""
+    updates = [point["stages"]["trained"] for point in history]
+    times = [time for point in history for time in point["stages"][stage]]
+    return [time for time in times if any(begin < time < end for begin, end in updates)]
+
+
+def test_sampling_and_scoring_go_on_while_the_trainer_computes(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    """Told by the times at which groups left each stage: with staleness some are sampled and scored between the
+    beginning and the end of an update that others are trained in; strictly on-policy, none."""
+    processes.serve()
+    slow = {"groups_per_step": 8, "group_size": 8, "shared_prompt": "off", "max_staleness": 2, "keep_weights": 4}
+    steps, history = 6, []
+    for fields in ({}, slow):
+        run = create(processes, model=tiny, prompts=prompts, steps=steps, **fields)
+        with processes.working():
+            finish(processes, run)
+        history.append(points(processes, run))
+        applied_once(history[-1])
+        stages.sampler.version = -1  # of the other run
+    on_policy, overlapped = history
+    for stage in ("sampled", "scored"):
+        assert not during_updates(on_policy, stage)
+        assert during_updates(overlapped, stage), overlapped
+    assert [point["staleness_max"] for point in on_policy] == [0] * steps
+    assert 1 <= max(point["staleness_max"] for point in overlapped) <= 2
+    for point in overlapped:
+        assert point["importance_ratio_mean"] is not None
+        assert sum(point["seconds"].values()) == pytest.approx(point["step_seconds"])
+    for told in history:
+        spent = sum(point["step_seconds"] for point in told)
+        assert sum(point["seconds"]["unaccounted"] for point in told) < 0.02 * spent
+        gaps = [after["begun_at"] - before["begun_at"] for before, after in itertools.pairwise(told)]
+        assert sum(gaps) == pytest.approx(sum(point["step_seconds"] for point in told[:-1]), rel=0.01)
