@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from mor_core.errors import MorError
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -72,8 +73,8 @@ class Ranks:
             return cls(device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store, rank, size = next(dist.rendezvous("env://"))
-        store = dist.PrefixStore(f"mor/{_start(store, rank, size)}", store)
+        store, rank, size = next(rendezvous("env://"))
+        store = dist.PrefixStore(f"mor/{_start(store, rank, size)}", store)  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         ranks = cls(device, rank, size)
@@ -144,7 +145,7 @@ class Ranks:
         return reason, kind == "again"
 
 
-def _start(store: dist.Store, rank: int, size: int) -> str:
+def _start(store: Any, rank: int, size: int) -> str:
     """A name that the ranks of this start share, and no earlier one has.
 
     ``torchrun`` keeps its store when it starts all ranks again, and with it the addresses of those that ended. So each
@@ -157,7 +158,7 @@ def _start(store: dist.Store, rank: int, size: int) -> str:
     if rank:
         store.set(f"mor/hello/{rank}", own)
         store.wait([f"mor/welcome/{own}"], _START)
-        name = store.get(f"mor/welcome/{own}").decode()
+        name = str(store.get(f"mor/welcome/{own}").decode())
         store.set(f"mor/came/{name}/{rank}", "")
         return name
     deadline = time.monotonic() + _START.total_seconds()
