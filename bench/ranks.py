@@ -1,8 +1,9 @@
 """Two ranks of one thread against one process of two threads: seconds of a step, and whether they compute the same.
 
 ``python bench/ranks.py`` writes ``bench/results/ranks-SHAPE.json``. Both take the same steps with the trainer's own
-learner: updates over shared prompts with a KL penalty, the vision tower frozen, each picture new to its step. On one
-machine the ranks share its cores, so this shows what dividing a run costs and that it is exact, not how it scales.
+learner: updates over shared prompts with a KL penalty, the vision tower frozen, each picture new to its step; responses
+differ in length by up to three tokens, and the loss is DAPO's, which is not zero by construction. On one machine the
+ranks share its cores, so this shows what dividing a run costs and that it is exact, not how it scales.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def spec_of(options: argparse.Namespace) -> RunSpec:
         sampling={"max_tokens": options.response},
         micro_batch_tokens=options.budget,
         tuning={"kind": options.tuning},
+        algorithm={"loss": {"kind": "dapo"}},
         optimiser={"lr": 1e-5, "warmup_steps": 0},
     )
 
@@ -87,7 +89,8 @@ def group_of(learner: Learner, number: int, options: argparse.Namespace) -> Step
     tokens = len(learner.encoded(learner.prompts[number]).token_ids)
     assert tokens == options.prompt, tokens
     dice = random.Random(number)
-    responses = tuple(vlm.completions(options.size, options.response, number))
+    longest = vlm.completions(options.size, options.response, number)
+    responses = tuple(ids[: options.response - place % 4] for place, ids in enumerate(longest))
     engine = tuple(tuple(-10.0 for _ in one) for one in responses)
     return StepGroup(number, tokens, responses, engine, tuple(dice.gauss(0, 1) for _ in responses))
 

@@ -267,8 +267,9 @@ def _ranks(result: dict[str, Any]) -> str:
     ]
     title = (
         f"A process of two threads against two ranks of one thread each: the update of a step of {result['groups']} "
-        f"prompts of {result['prompt']} tokens x {result['size']} responses of {result['response']} tokens; largest "
-        "relative differences after the last step. Gathering: what the published tensors take to come together."
+        f"prompts of {result['prompt']} tokens x {result['size']} responses of {result['response']} tokens. "
+        "Differences: the largest of a step's loss, relative to the largest loss, and the norm of that of the trained "
+        "weights after the last step, relative to theirs. Gathering: what the published tensors take to come together."
     )
     return f"{title}\n\n{table(rows)}"
 

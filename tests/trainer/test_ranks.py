@@ -82,7 +82,7 @@ class Made:
     def __init__(self, alone: Path, two: Path) -> None:
         self.alone, self.two = alone, two
 
-    def expect_alike(self, name: str, other: str | None = None, tolerance: float = 1e-5) -> None:
+    def expect_alike(self, name: str, other: str | None = None, tolerance: float = 3e-6) -> None:
         """Two ranks made the same of ``name`` as one process of ``other``."""
         ours = load_file(self.alone / f"{other or name}.safetensors")
         theirs = load_file(self.two / f"{name}.safetensors")

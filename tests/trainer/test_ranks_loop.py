@@ -46,8 +46,14 @@ def test_two_ranks_share_a_run_and_a_killed_one_is_started_again(
     assert history[0]["importance_ratio_max"] == pytest.approx(1, abs=1e-4), "the engine has what the ranks gathered"
     assert history[-1]["importance_ratio_max"] == pytest.approx(1, abs=1e-3)
     assert (Path(end["final"]) / "model.safetensors").is_file()
-    launcher.send_signal(signal.SIGTERM)
-    launcher.wait(timeout=40)
+    stages.sampler.version = -1  # it knows one run only
+    following = create(processes, model=tiny, prompts=prompts, steps=400, checkpoint_every=100)
+    until(lambda: (snapshot(processes, following)["step"] or 0) >= 1, 60, "a step of the next run")
+    os.kill(rank(1, launcher.pid), signal.SIGTERM)
+    until(lambda: snapshot(processes, following)["state"] == "queued", 30, "a rank was asked to end, and all did")
+    assert launcher.wait(timeout=40) == 0
+    step = snapshot(processes, following)["step"]
+    assert (processes.runs_dir / following / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
 def test_memory_that_runs_out_on_one_rank_halves_the_micro_batches_of_all(

@@ -8,6 +8,8 @@ from processes of the same job only.
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,12 +18,14 @@ import torch
 import torch.distributed as dist
 from mor_core.errors import MorError
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
 _FOR_EVER = timedelta(days=365)
 """A paused run keeps the other ranks waiting. A rank that ends closes its connections, which ends their wait."""
-_FAILURE = "mor/failure"
+_START = timedelta(minutes=10)
+_FAILURE = "failure"
 
 
 class RanksBroken(MorError):
@@ -69,9 +73,10 @@ class Ranks:
             return cls(device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store, rank, size = next(dist.rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://"))
+        store = dist.PrefixStore(f"mor/{_start(store, rank, size)}", store)  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.PrefixStore("mor/group", store), rank=rank, world_size=size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         ranks = cls(device, rank, size)
         ranks._store = store
         ranks.mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
@@ -138,6 +143,35 @@ class Ranks:
             return None
         kind, _, reason = self._store.get(_FAILURE).decode().partition(":")
         return reason, kind == "again"
+
+
+def _start(store: Any, rank: int, size: int) -> str:
+    """A name that the ranks of this start share, and no earlier one has.
+
+    ``torchrun`` keeps its store when it starts all ranks again, and with it the addresses of those that ended. So each
+    rank tells rank 0 a name that only it has, and is told the start's name by that.
+
+    Raises:
+        RanksBroken: not all ranks came.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"mor/hello/{rank}", own)
+        store.wait([f"mor/welcome/{own}"], _START)
+        name = str(store.get(f"mor/welcome/{own}").decode())
+        store.set(f"mor/came/{name}/{rank}", "")
+        return name
+    deadline = time.monotonic() + _START.total_seconds()
+    missing = set(range(1, size))
+    while missing:
+        if time.monotonic() > deadline:
+            raise RanksBroken(f"ranks {sorted(missing)} of {size} did not come in {_START}", again=True)
+        for other in missing:
+            if store.check([f"mor/hello/{other}"]):
+                store.set(f"mor/welcome/{store.get(f'mor/hello/{other}').decode()}", own)
+        missing = {other for other in missing if not store.check([f"mor/came/{own}/{other}"])}
+        time.sleep(0.02)
+    return own
 
 
 def divided(sizes: Sequence[int], ranks: int) -> list[list[int]]:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from mor_core.errors import Invalid
 from mor_core.runs import RunSpec
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mor_trainer import atomic
@@ -65,7 +65,7 @@ def save(
 
     def write(folder: Path) -> None:
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        _quietly(lambda: dcp.save(tensors, storage_writer=writer, process_group=ranks.group))  # type: ignore[arg-type]
+        _quietly(lambda: state_dict_saver.save(tensors, storage_writer=writer, process_group=ranks.group))
 
     if ranks.leads:
         with atomic.folder(target) as folder:
@@ -108,7 +108,7 @@ def restore(
     tensors = {_RNG: torch.get_rng_state(), **moments}
     tensors |= {f"{_MODEL}{name}": parameter.detach() for name, parameter in trainable.items()}
     reader = HuggingFaceStorageReader(str(folder))
-    _quietly(lambda: dcp.load(tensors, storage_reader=reader, process_group=ranks.group))  # type: ignore[arg-type]
+    _quietly(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
     torch.set_rng_state(tensors[_RNG])
     optimiser.state.clear()
     for key, value in moments.items():

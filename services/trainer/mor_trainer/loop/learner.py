@@ -62,7 +62,7 @@ def together(
     """A method that runs on all ranks: rank 0 tells the others before it begins. Keyword arguments stay with rank 0."""
 
     @functools.wraps(method)
-    def called(self: Learner, *args: P.args, **kwargs: P.kwargs) -> R:
+    def called(self: Learner, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             self.ranks.tell((method.__name__, args))
             return method(self, *args, **kwargs)

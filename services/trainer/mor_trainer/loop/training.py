@@ -25,7 +25,7 @@ from mor_trainer.loop.ledger import LedgerState
 from mor_trainer.loop.publication import Publication
 from mor_trainer.loop.published import published
 from mor_trainer.loop.publisher import Publisher
-from mor_trainer.loop.record import Conditions, Record
+from mor_trainer.loop.record import Conditions, Record, StepRecord
 from mor_trainer.loop.scored import Taken
 from mor_trainer.loop.shares import TimeShares
 from mor_trainer.loop.teller import Step, Teller
@@ -98,6 +98,7 @@ class Training:
         )  # fmt: skip
         self._publication = Publication(publisher.publish, self._settings.publication_timeout_s)
         self._portal.call(self._groups.start, state.ledger if state else None)
+        self._groups.issuing = self._record_of(self.step + 1) is None
         try:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
             self._publish()
@@ -165,13 +166,16 @@ class Training:
 
     def _recorded(self) -> tuple[list[Taken], list[Taken], list[StepGroup]] | None:
         """What a deterministic run took for this step in an attempt that died."""
-        found = self._record.read(self.step + 1) if self._spec.deterministic else None
+        found = self._record_of(self.step + 1)
         self._groups.issuing = found is None
         if found is None:
             return None
         self._portal.call(self._groups.adopt, found.ledger)
         taken, skipped = ([group.taken() for group in groups] for groups in (found.taken, found.skipped))
         return taken, skipped, [self._step_group(item) for item in taken]
+
+    def _record_of(self, step: int) -> StepRecord | None:
+        return self._record.read(step) if self._spec.deterministic else None
 
     def _prepare(self, prompts: Iterable[Prompt]) -> None:
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens

@@ -24,6 +24,10 @@ class Whole(nn.Module):
         super().__init__()
         self.model = model
 
+    def __call__(self, compute: Callable[[Any], T]) -> T:
+        result: T = super().__call__(compute)
+        return result
+
     def forward(self, compute: Callable[[Any], T]) -> T:
         return compute(self.model)
 
