@@ -260,7 +260,7 @@ class Consumer(Generic[R]):
         """
 
         async def idle(milliseconds: int) -> None:
-            ids = [entry.id for entry in entries]
+            ids = tuple(entry.id for entry in entries)
             await self._redis.xclaim(self._key, self._stage, self.name, 0, ids, idle=milliseconds, justid=True)
 
         async def renew() -> None:
