@@ -260,8 +260,9 @@ class Consumer(Generic[R]):
         """
 
         async def idle(milliseconds: int) -> None:
-            ids = tuple(entry.id for entry in entries)
-            await self._redis.xclaim(self._key, self._stage, self.name, 0, ids, idle=milliseconds, justid=True)
+            await self._redis.xclaim(
+                self._key, self._stage, self.name, 0, [entry.id for entry in entries], idle=milliseconds, justid=True
+            )
 
         async def renew() -> None:
             while True:
