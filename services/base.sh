@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Makes a base image with Python 3.11 from Debian packages alone, where none can be pulled: base.sh ENGINE NAME
-# Needs debootstrap and root. DEBIAN is the mirror; one of snapshot.debian.org's makes the same image again.
+# Needs debootstrap and root. DEBIAN is another mirror than debootstrap's own; a snapshot's makes the same image again.
 set -euo pipefail
 
 engine=$1 name=$2
-mirror=${DEBIAN:-http://deb.debian.org}
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 
-debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$root" "$mirror/debian"
+debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$root" ${DEBIAN:+"$DEBIAN/debian"}
+mirror=$(awk '$1 == "deb" { sub("/debian/?$", "", $2); print $2; exit }' "$root/etc/apt/sources.list")
 cat >"$root/etc/apt/sources.list" <<SOURCES
 deb $mirror/debian bookworm main
 deb $mirror/debian bookworm-updates main
