@@ -106,14 +106,15 @@ class Podman:
         )
         return done.stdout[-6000:]
 
-    def restart(self, container: str) -> None:
-        """As a kubelet does: the process is told to end, and started anew."""
-        self("restart", "--time", "30", container)
+    def restart(self, pod: str) -> None:
+        """As an upgrade does: the process is told to end, and another one started. The address is another one then."""
+        self("pod", "stop", "--time", "30", pod)
+        self("pod", "start", pod)
 
-    def kill(self, container: str) -> None:
-        """As a crash does; the kubelet starts the container anew."""
-        self("kill", container)
-        self("start", container)
+    def kill(self, pod: str) -> None:
+        """As a crash does; what takes the process' place is started at once."""
+        self("pod", "kill", pod)
+        self("pod", "start", pod)
 
     def pid(self, container: str) -> int:
         return int(json.loads(self("inspect", container))[0]["State"]["Pid"])

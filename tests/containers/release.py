@@ -85,9 +85,12 @@ class Release:
         documents = self._reward if name.startswith("reward") else self._mor
         pod = self._kubelet.pod(documents, f"m-mor-{name}")
         self._containers[name] = self.podman.play(pod, service_of(documents, pod))
+        self._find(name)
+        return self._containers[name]
+
+    def _find(self, name: str) -> None:
         if name in _PORTS:
             self._addresses[name] = self.podman.address(self._containers[name])
-        return self._containers[name]
 
     def ready(self, name: str, timeout_s: float = 600) -> float:
         """Wait for a service; the seconds from the start of its process until it was ready."""
@@ -126,16 +129,21 @@ class Release:
         return self.podman("exec", "--interactive", self._containers[name], "sh", "-c", script, given=given)
 
     def restart(self, name: str) -> None:
-        self.podman.restart(self._containers[name])
+        self.podman.restart(f"m-mor-{name}")
+        self._find(name)
 
     def kill(self, name: str) -> None:
-        self.podman.kill(self._containers[name])
+        self.podman.kill(f"m-mor-{name}")
+        self._find(name)
 
     def pid(self, name: str) -> int:
         return self.podman.pid(self._containers[name])
 
     def logs(self, name: str) -> str:
         return self.podman.logs(self._containers[name])
+
+    def close(self) -> None:
+        self._http.close()
 
     def secret(self, name: str, key: str) -> str:
         return self._kubelet.content(name, key)

@@ -28,6 +28,7 @@ def release(podman: Podman, tmp_path_factory: pytest.TempPathFactory, tiny_vlm: 
         for name in ("reward", "control", "router", "rollout"):
             made.ready(name)
         yield made
+        made.close()
     finally:
         podman.down()
 
