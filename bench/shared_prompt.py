@@ -22,6 +22,7 @@ from mor_trainer.loop.shares import TimeShares
 from mor_trainer.loop.update import Updater
 from mor_trainer.model.loading import autocast_dtype
 from mor_trainer.model.policy import Policy
+from mor_trainer.ranks import Ranks
 
 PATHS = ("plain", "shared")
 
@@ -134,7 +135,7 @@ def main() -> None:
         gradient_checkpointing=options.recompute,
     )
     autocast = autocast_dtype(options.precision, options.device)
-    policy = Policy(model, processor, spec, device=options.device, autocast=autocast)
+    policy = Policy(model, processor, spec, ranks=Ranks(torch.device(options.device)), autocast=autocast)
     if not policy.shares_prompts:
         raise SystemExit("this model cannot share prompts; see the log line above")
     updater = Updater(policy, spec)

@@ -1,11 +1,13 @@
-"""What pollers cost run control: unchanged answers (304) a second on one core, and a long history down-sampled.
+"""What pollers cost: unchanged answers (304) a second, a long history down-sampled, and polls of a training.
 
-``python bench/status.py`` starts ``mor-trainer serve`` on one core and asks it from another; it writes
+``python bench/status.py`` starts ``mor-trainer serve`` on one core and asks it from another; then it trains a tiny
+model with all services (``polling.py``), with twenty polls a second and without, in pairs. It writes
 ``bench/results/status.json``. Run it where nothing else runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -18,11 +20,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 from machine import record
 from mor_core import embedded
 from mor_core.auth import hash_token
+from polling import during_training
 
 TOKEN = "a-token-for-the-measurement"
 CONNECTIONS, SECONDS = 8, 5.0
@@ -119,16 +123,23 @@ def history(address: str, run: str, folder: Path) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of blocks of steps, with polls and without")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a block")
+    options = parser.parse_args()
+    everywhere = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory(prefix="mor-bench-") as name, serving(Path(name)) as address:
         folder = Path(name)
         run = create(address, folder)
         tag = httpx.get(f"{address}/v1/runs/{run}", headers=bearer(), timeout=START_S).headers["etag"]
-        figures = {
+        figures: dict[str, dict[str, Any]] = {
             "unchanged": {"connections": CONNECTIONS, "answers_per_second": asyncio.run(unchanged(address, run, tag))},
             "history": {"steps": STEPS, "points": POINTS, "median_ms": history(address, run, folder)},
         }
+    os.sched_setaffinity(0, everywhere)
+    figures["during_training"] = during_training(options.pairs, options.steps)
     for title, line in figures.items():
-        print(title, {key: round(value, 1) for key, value in line.items()})
+        print(title, {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()})
     print(record("status", figures))
 
 

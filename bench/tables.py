@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from quality.tables import markdown
+from quality.tables import markdown, trained
 
 RESULTS = Path(__file__).parent / "results"
 _ARMS = {
@@ -59,6 +59,7 @@ def trainer() -> str:
             ("shared_prompt", "shared-prompt", _shared),
             ("trainer_step", "trainer-step", _against_trl),
             ("arrangements", "arrangements", _arrangements),
+            ("ranks", "ranks", _ranks),
         )
     ]
     told = [
@@ -90,6 +91,92 @@ def quarantine() -> str:
     ]
     made = f"`python bench/quarantine.py`, {result['measured']}, commit {result['commit']}."
     return f"{table(rows)}\nShare of {result['trials']} trials in which the client fails (p > 0.1). {made}\n"
+
+
+def hostile() -> str:
+    """What hostile and broken clients do to the served router, as Markdown."""
+    result = read("hostile")
+    if result is None:
+        return "Not measured yet: `python bench/hostile.py` does.\n"
+    scenarios: dict[str, Any] = result["scenarios"]
+    clean = scenarios["clean"]["ranking_accuracy"]
+    rows = [
+        [
+            "scenario",
+            "accuracy, %",
+            "against clean, points",
+            "just after the first fit, %",
+            "weight, %",
+            "state",
+            "groups lost",
+            "ms a call, median (95 %)",
+        ],
+        ["---", *["--:"] * 4, "---", "--:", "--:"],
+    ]
+    for name, found in scenarios.items():
+        weight, spent = found["largest_hostile_weight"], found["seconds_per_call"]
+        rows.append(
+            [
+                name,
+                f"{100 * found['ranking_accuracy']:.1f}",
+                f"{100 * (found['ranking_accuracy'] - clean):+.1f}",
+                f"{100 * found['accuracy_by_round'][0]:.1f}",
+                "" if weight is None else f"{100 * weight:.1f}",
+                ", ".join(found["states"].values()),
+                f"{found['lost_groups']}",
+                f"{1e3 * spent['p50']:.0f} ({1e3 * spent['p95']:.0f})",
+            ]
+        )
+    plan = result["plan"]
+    told = (
+        f"Accuracy: pairs within {plan['held_out']} held-out groups of 8 that the reward ranks as the truth does, "
+        f"after {plan['refits']} refits with {plan['anchors']} fresh anchors each; weight: the largest of the "
+        f"scenario's clients there. `python bench/hostile.py`, {result['measured']}, commit {result['commit']}."
+    )
+    return f"{table(rows)}\n{told}\n"
+
+
+def containers() -> str:
+    """Sizes of images, start-up and restarts of their containers, as Markdown."""
+    result = read("containers")
+    if result is None:
+        return "Not measured yet: `python bench/containers.py` does.\n"
+    asked, run, machine = result["tiny_profile_requests"], result["restarts"], result["machine"]
+    stalls = ", ".join(f"{event} {seconds:.0f} s" for event, seconds in run["stall_s"].items())
+    told = (
+        f"The tiny profile requests {asked['memory_gib']:.1f} GiB and {asked['cores']:.2f} cores in all. Its pods run "
+        "from the rendered manifests, with a random model of under a million parameters; a start is from that of the "
+        f"process until `/readyz` says so. `helm test` took {result['helm_test_s']:.0f} s, its run of two steps too.",
+        f"In a run of {run['steps']} steps of {run['step_median_s']:.1f} s, the longest time without a step after an "
+        f"interruption: {stalls}. {run['groups_applied_once']} of {run['groups']} groups were applied, none twice.",
+        f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
+        f"{machine['memory_gb']:.0f} GB, by `python bench/containers.py` at commit {result['commit']}.",
+    )
+    return "\n".join((_containers(result), *told)) + "\n"
+
+
+def _containers(result: dict[str, Any]) -> str:
+    names = {"control": "run control", "reward": "reward, with a function"}
+    images = {"control": "trainer", "worker": "trainer"}
+    rows = [
+        ["container", "image, GB", "first start, s", "start again, s: median, longest", "memory at most, GB"],
+        ["---", *["--:"] * 4],
+    ]
+    for name, peak in result["peak_memory_gb"].items():
+        size, start = result["images_gb"].get(images.get(name, name)), result["start"].get(name)
+        rows.append(
+            [
+                names.get(name, name),
+                "" if size is None else f"{size:.2f}",
+                *(
+                    ("", "")
+                    if start is None
+                    else (f"{start['first_s']:.1f}", "{median_s:.1f}, {longest_s:.1f}".format(**start))
+                ),
+                f"{peak:.2f}",
+            ]
+        )
+    return table(rows)
 
 
 def _shared(result: dict[str, Any]) -> str:
@@ -162,6 +249,31 @@ def _arrangements(result: dict[str, Any]) -> str:
     return f"{title}\n\n{table(rows)}"
 
 
+def _ranks(result: dict[str, Any]) -> str:
+    rows = [
+        ["trained", "one process, s", "two ranks, s", "gathering, s", "difference of losses", "difference of weights"],
+        ["---", *["--:"] * 5],
+        *(
+            [
+                {"full": "all parameters", "lora": "adapters"}[case["tuning"]],
+                f"{case['seconds']['one']:.2f}",
+                f"{case['seconds']['two']:.2f}",
+                f"{case['gather_seconds']:.2f}",
+                f"{case['metric_difference']['loss']:.0e}",
+                f"{case['weight_difference']:.0e}",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"A process of two threads against two ranks of one thread each: the update of a step of {result['groups']} "
+        f"prompts of {result['prompt']} tokens x {result['size']} responses of {result['response']} tokens. "
+        "Differences: the largest of a step's loss, relative to the largest loss, and the norm of that of the trained "
+        "weights after the last step, relative to theirs. Gathering: what the published tensors take to come together."
+    )
+    return f"{title}\n\n{table(rows)}"
+
+
 def table(rows: list[list[str]]) -> str:
     """Rows, the second of which aligns the columns, as Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
@@ -177,12 +289,11 @@ def measured_on(result: dict[str, Any], command: str) -> str:
 
 
 def _where(result: dict[str, Any], command: str) -> str:
-    clock = (
-        "CPU seconds of the process, as others used the machine" if result["clock"] == "cpu" else "wall-clock seconds"
-    )
+    cpu = result.get("clock") == "cpu"
+    clock = "CPU seconds of the process, as others used the machine" if cpu else "wall-clock seconds"
+    threads = f", threads: {result['threads']}" if "threads" in result else ""
     return (
-        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}, threads: {result['threads']}. "
-        f"{measured_on(result, command)}"
+        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}{threads}. {measured_on(result, command)}"
     )
 
 
@@ -191,9 +302,29 @@ def experiment() -> str:
     for name in ("quality-full", "quality-quick"):
         result = read(name)
         if result is not None:
-            made = f"Measured on {result['pairs']:,} held-out pairs; `bench/results/{name}.json` has all numbers.\n"
-            return f"{made}\n{markdown(result, level=4)}"
+            made = (
+                f"Measured on {result['pairs']:,} held-out pairs at commit {result['commit']}, {result['measured']}"
+                f"{_spent(result['seconds'])}; `bench/results/{name}.json` has all numbers.\n"
+            )
+            return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
     return "Not measured yet: `make bench-quality` does.\n"
+
+
+def _spent(seconds: dict[str, float]) -> str:
+    """How long it took, where nothing was there already."""
+    stages = ("material", "training", "scoring")
+    if not all(seconds[stage] > 1 for stage in stages):
+        return ""
+    rest = sum(spent for stage, spent in seconds.items() if stage not in stages)
+    told = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
+    return f", in {sum(seconds.values()) / 60:.0f} minutes ({told}, comparing {rest / 60:.1f})"
+
+
+def _closed_loop(experiment: str) -> str:
+    name = experiment.replace("quality", "quality-grpo")
+    result = read(name)
+    told = "Not run yet: `make bench-grpo` does.\n" if result is None else f"{trained(result)}\n"
+    return f"#### Policies trained by GRPO under the rewards of the best arms\n\n{told}"
 
 
 def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:

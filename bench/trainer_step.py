@@ -77,6 +77,7 @@ def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
     from mor_trainer.loop.update import Updater
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
+    from mor_trainer.ranks import Ranks
 
     shape = vlm.SHAPES[options.shape]
     alone = options.prompt + options.size * (options.response - 1)
@@ -86,7 +87,8 @@ def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
         gradient_checkpointing=options.recompute,
     )
     autocast = loading.autocast_dtype("auto", options.device)
-    policy = Policy(*loading.load(options.model), spec, device=options.device, autocast=autocast)
+    ranks = Ranks(torch.device(options.device))
+    policy = Policy(*loading.load(options.model), spec, ranks=ranks, autocast=autocast)
     assert policy.shares_prompts
     updater = Updater(policy, spec)
     meter = Meter(options.device, sum(p.nbytes for p in policy.trainable.values()), options.clock)

@@ -6,7 +6,7 @@ Whole pages, or the part of a page between two markers; a test fails when one is
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,33 +14,38 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
-from generators import contract, metrics, settings  # noqa: E402
+from generators import contract, metrics, routes, settings  # noqa: E402
 from loop_tables import whole_loop  # noqa: E402
-from tables import demonstration, experiment, quarantine, trainer  # noqa: E402
+from tables import containers, demonstration, experiment, hostile, quarantine, trainer  # noqa: E402
 
 _BEGIN, _END = "<!-- written by docs/generate.py -->\n", "<!-- end of what docs/generate.py wrote -->\n"
 
 
-def _within(file: Path, part: Callable[[], str]) -> str:
-    """``file`` with ``part`` between its markers."""
-    before, begun, rest = file.read_text().partition(_BEGIN)
-    _, ended, after = rest.partition(_END)
-    if not begun or not ended:
-        raise SystemExit(f"{file} lacks the lines {_BEGIN.strip()} and {_END.strip()}")
-    return f"{before}{_BEGIN}\n{part()}\n{_END}{after}"
+def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
+    """``file`` with each of ``parts`` between the next pair of markers."""
+    done, rest = "", file.read_text()
+    for part in parts:
+        before, begun, rest = rest.partition(_BEGIN)
+        _, ended, rest = rest.partition(_END)
+        if not begun or not ended:
+            raise SystemExit(f"{file} lacks the lines {_BEGIN.strip()} and {_END.strip()}, {len(parts)} times")
+        done += f"{before}{_BEGIN}\n{part()}\n{_END}"
+    return done + rest
 
 
-_PARTS: dict[Path, Callable[[], str]] = {
-    ROOT / "README.md": demonstration,
-    DOCS / "algorithm.md": experiment,
-    DOCS / "client-states.md": quarantine,
-    DOCS / "training.md": lambda: f"{trainer()}\n{whole_loop()}",
-    DOCS / "reward-contract.md": contract.clauses,
+_PARTS: dict[Path, Sequence[Callable[[], str]]] = {
+    ROOT / "README.md": (demonstration,),
+    DOCS / "algorithm.md": (experiment,),
+    DOCS / "client-states.md": (quarantine, hostile),
+    DOCS / "install.md": (containers,),
+    DOCS / "training.md": (lambda: f"{trainer()}\n{whole_loop()}",),
+    DOCS / "reward-contract.md": (contract.clauses,),
 }
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings.page,
     DOCS / "metrics.md": metrics.page,
-    **{file: partial(_within, file, part) for file, part in _PARTS.items()},
+    DOCS / "routes.md": routes.page,
+    **{file: partial(_within, file, parts) for file, parts in _PARTS.items()},
 }
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Writes values.schema.json and README.md of both charts from their values.yaml and from the services' settings:
-``python helm/generate.py``. A test fails when they are out of date.
+"""Writes values.schema.json and README.md of both charts from their values.yaml and from the services' settings, and
+the Grafana dashboards of ``dashboards.py``: ``python helm/generate.py``. A test fails when they are out of date.
 
 A comment above a value is its description. A line ``@schema {...}`` in it adds to what the default says of the type;
 ``@ref name`` takes a definition from below, ``@settings process`` the settings of a process that the chart leaves to
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,10 @@ from mor_trainer.config import ControlSettings, WorkerSettings
 from pydantic import BaseModel, TypeAdapter
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from dashboards import dashboards  # noqa: E402
+
 CHARTS = ("mor", "mor-reward")
 
 Schema = dict[str, Any]
@@ -33,7 +38,10 @@ Schema = dict[str, Any]
 _SERVING = {"host", "port", "tokens_file", "log_format", "tls_cert_file", "tls_key_file"}
 _CALLING = {"service_token", "control_ca_file"}
 _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
-    "control": (ControlSettings, {*_SERVING, "redis_url", "runs_dir"}),
+    "control": (
+        ControlSettings,
+        {*_SERVING, "redis_url", "runs_dir", "router_url", "router_ca_file", "alert_webhook_token"},
+    ),
     "worker": (
         WorkerSettings,
         {*_CALLING, "redis_url", "runs_dir", "control_url", "weights_url", "device", "log_format"},
@@ -51,6 +59,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
             *(*_SERVING, "redis_url", "secret_key", "audit_log", "allow_loopback", "allowed_networks"),
             *("kubernetes_networks", "kubernetes_namespaces", "kubernetes_selector"),
             *("ca_file", "client_cert_file", "client_key_file"),
+            *("policy_url", "policy_ca_file", "service_token"),
         },
     ),
     "reward": (RewardSettings, {*_SERVING, "model_dir", "function", "name", "domains", "device"}),
@@ -229,10 +238,17 @@ def _shown(default: Any) -> str:
     return f"`{text}`" if len(text) <= 60 else "see values.yaml"
 
 
+def boards() -> dict[Path, str]:
+    """Content of each file of dashboards."""
+    return {HERE / "mor" / "files" / "dashboards" / name: content for name, content in dashboards().items()}
+
+
 def main() -> None:
     for chart in CHARTS:
         (HERE / chart / "values.schema.json").write_text(json.dumps(schema(chart), indent=1, sort_keys=True) + "\n")
         (HERE / chart / "README.md").write_text(readme(chart))
+    for file, content in boards().items():
+        file.write_text(content)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,29 @@
 #!/bin/bash
 # Installs a service into /opt/mor for its image: install.sh REQUIREMENT...
-# Adds a bill of materials, and leaves out tests, pip, and what a CPU build never loads.
+# Adds a bill of materials, and leaves out what no service loads: tests, headers, symbols, pip, GPU code in a CPU build.
 set -euo pipefail
 
 python3 -m venv /opt/mor
 # PIP_ARGS holds several arguments.
 # shellcheck disable=SC2086
 /opt/mor/bin/pip install ${PIP_ARGS:-} "$@"
+packages=$(/opt/mor/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 if [ "${VARIANT:-cpu}" = cpu ]; then
   /opt/mor/bin/pip uninstall -q -y triton torchaudio torchcodec
+  rm -rf "$packages"/{torch,pyarrow,numpy/_core}/include
 fi
-find /opt/mor -name tests -type d -not -path '*/numpy/*' -prune -exec rm -rf {} +
+find "$packages" -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +
+find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete
+
+# Wheels come with their symbols. What auditwheel bundled, below *.libs, has been patched in ways that strip may break.
+command -v strip >/dev/null || { apt-get -q update && apt-get -q install -y --no-install-recommends binutils; }
+find "$packages" -name '*.so*' -type f -not -path '*.libs/*' -exec strip --strip-unneeded {} +
 
 python3 -m venv /opt/tools
-PIP_CONSTRAINT='' /opt/tools/bin/pip install cyclonedx-bom==7.5.0
+# shellcheck disable=SC2086
+PIP_CONSTRAINT='' /opt/tools/bin/pip install ${PIP_ARGS:-} cyclonedx-bom==7.5.0
 /opt/tools/bin/cyclonedx-py environment /opt/mor --output-file /opt/mor/sbom.cdx.json
 
 /opt/mor/bin/pip uninstall -q -y pip
-python3 -m compileall -q --invalidation-mode unchecked-hash /opt/mor/lib || true # some libraries ship templates as .py
+# Some libraries ship templates as .py, which do not compile.
+python3 -m compileall -q --invalidation-mode unchecked-hash "$packages" || true

@@ -5,13 +5,25 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import get_args
 
+import mor_client.cli
+import mor_reward.cli
+import mor_rollout.cli
+import mor_router.cli
+import mor_trainer.cli
 import pytest
 import typer
-from mor_client.cli import app
+import yaml
 from mor_client.exits import Exit
+from mor_core.run_status import AlertName
+from mor_core.settings import PREFIX, Settings
 from mor_trainer.routes import ROUTERS
+
+from tests.test_architecture import MODULES, imports
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -41,9 +53,54 @@ def test_links_and_make_targets_exist(page: Path) -> None:
         assert target in targets, f"{page.name} names `make {target}`, which is no target"
 
 
+def _settings(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
+    for found in base.__subclasses__():
+        yield found
+        yield from _settings(found)
+
+
+def test_every_setting_is_documented() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    ours = [found for found in _settings() if found.__module__.startswith("mor_")]
+    assert {found.__module__.split(".")[0] for found in ours} >= {
+        "mor_client", "mor_reward", "mor_rollout", "mor_router", "mor_trainer",
+    }  # fmt: skip
+    for found in ours:
+        for name in found.model_fields:
+            variable = f"{PREFIX}{name.upper()}"
+            assert f"| `{variable}` |" in text, f"{variable} of {found.__module__} is not in docs/settings.md"
+
+
+def test_every_metric_is_made_where_the_page_looks() -> None:
+    """docs/metrics.md is made from these modules; what another one registered would be missing there."""
+    looked_at = {f"{service}/metrics.py" for service in ("mor_reward", "mor_router", "mor_rollout")}
+    for path in MODULES:
+        if {f"prometheus_client.{kind}" for kind in ("Counter", "Gauge", "Histogram", "Summary")} & imports(path):
+            assert f"{path.parent.name}/{path.name}" in {*looked_at, "control/telemetry.py"}, f"{path} makes metrics"
+
+
+def test_every_alert_is_documented() -> None:
+    [group] = yaml.safe_load((ROOT / "helm" / "mor" / "files" / "rules.yaml").read_text())["groups"]
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbooks.md").read_text(), re.MULTILINE)
+    assert sections == [rule["alert"] for rule in group["rules"]]
+    for rule in group["rules"]:
+        assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{rule['alert'].lower()}"
+    status = (ROOT / "docs" / "status.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", status.partition("## Alerts")[2], re.MULTILINE)) == {*get_args(AlertName)}
+
+
+@pytest.mark.parametrize("service", [mor_reward.cli, mor_router.cli, mor_rollout.cli, mor_trainer.cli])
+def test_every_command_of_a_service_is_documented(service: ModuleType) -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    program = service.__name__.partition(".")[0].replace("_", "-")
+    root = typer.main.get_command(service.app)
+    for command in root.commands:  # type: ignore[attr-defined]
+        assert f"{program} {command}" in text, f"no page says what `{program} {command}` is"
+
+
 def test_every_command_and_exit_status_is_documented() -> None:
     text = (ROOT / "docs" / "command.md").read_text()
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(mor_client.cli.app)
     commands = [
         f"mor {group} {name}"
         for group, members in root.commands.items()  # type: ignore[attr-defined]

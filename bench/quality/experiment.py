@@ -10,10 +10,10 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from three_domains.asks import Split
 
 from quality import (
     averaging,
+    cores,
     material,
     models,
     objectives,
@@ -84,45 +85,52 @@ class Experiment:
         self.cache = self.state / "scores"
 
     def make_material(self) -> None:
-        for client in self.clients:
-            shares = [
-                Share(domain, _of(client, domain), "client", client.pairs // len(client.domains))
-                for domain in client.domains
-            ]
-            folder = self.state / "clients" / client.name
-            judge = partial(objectives.prefer, client.taste) if client.taste else material.taste
-            material.write_preferences(folder, shares, seed=client.name, flipped=client.flipped, judge=judge)
-        anchors = [Share(domain, SKILLS[domain], "anchor", self.size.anchors) for domain in SKILLS]
-        material.write_preferences(self.state / "anchors", anchors, seed="anchors")
+        cores.run_all(self._material(), self.threads)
+        sampling.sample(self.base, self.state / "sampled", self.size.responses, self.threads)
+
+    def _material(self) -> Iterator[Callable[[], None]]:
+        """What writes each folder of pictures and rows, the largest first."""
         held_out = [
             Share(domain, SKILLS[domain], split, round(part * self.size.held_out))
             for domain in SKILLS
             for split, part in _HELD_OUT
         ]
-        material.write_preferences(self.state / "held-out", held_out, seed=_HELD_OUT_SEED, each=2)
-        styled_anchors = [Share(domain, SKILLS[domain], "anchor", ANCHORS) for domain in SKILLS]
-        styled = [Share(domain, SKILLS[domain], "server", self.size.styled) for domain in SKILLS]
-        for name, shares in (("styled-anchors", styled_anchors), ("styled", styled)):
-            material.write_preferences(
-                self.state / name, shares, seed=name, judge=partial(objectives.prefer, "complete")
-            )
-        prompts = [Share(domain, SKILLS[domain], "server", self.size.prompts) for domain in SKILLS]
-        material.write_prompts(self.state / "sampled", prompts, seed="prompts")
-        sampling.sample(self.base, self.state / "sampled", self.size.responses, self.threads)
+        write, complete = material.write_preferences, partial(objectives.prefer, "complete")
+        yield partial(write, self.state / "held-out", held_out, seed=_HELD_OUT_SEED, each=2)
+        for client in self.clients:
+            shares = [
+                Share(domain, _of(client, domain), "client", client.pairs // len(client.domains))
+                for domain in client.domains
+            ]
+            judge = partial(objectives.prefer, client.taste) if client.taste else material.taste
+            folder = self.state / "clients" / client.name
+            yield partial(write, folder, shares, seed=client.name, flipped=client.flipped, judge=judge)
+        yield partial(write, self.state / "anchors", material.evenly("anchor", self.size.anchors), seed="anchors")
+        for name, shares in (
+            ("styled-anchors", material.evenly("anchor", ANCHORS)),
+            ("styled", material.evenly("server", self.size.styled)),
+        ):
+            yield partial(write, self.state / name, shares, seed=name, judge=complete)
+        prompts = material.evenly("server", self.size.prompts)
+        yield partial(material.write_prompts, self.state / "sampled", prompts, seed="prompts")
 
     def train(self) -> None:
-        for client in self.clients:
-            models.client_training(client, self.state, self.base, self.parts, self.threads).run()
+        cores.run_all(self._trainings(), self.threads)
+
+    def _trainings(self) -> Iterator[Callable[[], object]]:
+        """What makes each reward model, the longest first."""
         base, parts, folder = str(self.base), str(self.parts), self.state / "models"
         pooled = models.pool(self.state, [client for client in self.clients if client.taste is None])
         how = options(self.size.central, 2 if self.size.central == "vlm" else 3, base, parts)
-        models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how, threads=self.threads).run()
+        yield models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how).run
+        for client in sorted(self.clients, key=lambda one: (one.architecture != "vlm", -one.pairs * one.epochs)):
+            yield models.client_training(client, self.state, self.base, self.parts).run
         anchored = options("efficientnet", 8, base, parts)
-        drawn = self._first_draw()
-        models.training(models.ANCHORED, drawn, folder / models.ANCHORED, anchored, threads=self.threads).run()
+        yield models.training(models.ANCHORED, self._first_draw(), folder / models.ANCHORED, anchored).run
         sharing = [client for client in self.clients if client.architecture == "dinov2"]
         if not (folder / models.AVERAGED).exists():
-            averaging.average(
+            yield partial(
+                averaging.average,
                 [self.state / "clients" / client.name / "prefs.jsonl" for client in sharing],
                 DualEncoderConfig(
                     vision=f"{parts}/dinov2-small", text=f"{parts}/minilm", image_size=168, vision_layers=(8,)
@@ -146,7 +154,8 @@ class Experiment:
         folders = [self.state / name for name in ("anchors", "held-out", "styled-anchors", "styled", "sampled")]
         names = [client.name for client in self.clients] + list(models.OTHERS)
         scoring.embed(folders, self.cache)
-        scoring.score([self.state / "models" / name for name in names], folders, self.cache)
+        found = [self.state / "models" / name for name in names]
+        cores.run_all(scoring.missing(found, folders, self.cache), self.threads)
 
     def evidence(self, executor: ProcessPoolExecutor | None) -> Evidence:
         names = tuple(client.name for client in self.clients)
@@ -229,8 +238,10 @@ def main() -> None:
         stage()
         timed(name, begun)
     found: dict[str, object] = {}
-    with ProcessPoolExecutor(chosen.threads, mp_context=get_context("spawn")) as executor:
+    with cores.executor(chosen.threads) as executor:
+        begun = time.monotonic()
         evidence = experiment.evidence(executor)
+        timed("supervised tuning", begun)
         for question in QUESTIONS:
             begun = time.monotonic()
             found[question.__name__] = question(evidence)

@@ -14,30 +14,26 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from machine import RESULTS, record
 from mor_core.tasks import stop
 from numpy import ndarray
 from three_domains import session, stack
-from three_domains.asks import Split
 from three_domains.base_vlm import read_rows
 from three_domains.demo import RUN
 from three_domains.domains import ANSWERS
 from three_domains.stack import Stack
 
-from quality import material
+from quality import material, tables
 from quality.arm_rewards import ArmRewards
 from quality.arms import Arm, MixtureOfRewards, baselines
-from quality.evidence import REFERENCE
 from quality.experiment import SIZES, Experiment
-from quality.material import Share
-from quality.population import SKILLS
-from quality.ranking import Interval, paired
+from quality.gold import BASE, compare
 
 _PROMPTS = 600
 """Training prompts of each domain."""
@@ -56,8 +52,8 @@ class ClosedLoop:
         self.questions = experiment.state / "grpo-questions"
 
     def make_material(self) -> None:
-        material.write_prompts(self._prompts, _each("server", _PROMPTS), seed="training")
-        material.write_prompts(self.questions, _each("test", _QUESTIONS), seed="test")
+        material.write_prompts(self._prompts, material.evenly("server", _PROMPTS), seed="training")
+        material.write_prompts(self.questions, material.evenly("test", _QUESTIONS), seed="test")
 
     def base(self) -> Float[ndarray, " questions"]:
         """Whether the base model's answers are right."""
@@ -115,10 +111,6 @@ class ClosedLoop:
             await watching
 
 
-def _each(split: Split, rows: int) -> list[Share]:
-    return [Share(domain, SKILLS[domain], split, rows) for domain in SKILLS]
-
-
 def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
     """MoR and the baselines that lead a policy furthest offline, at a KL of 1 nat, best first."""
     curves = found["policies"]["curves"]
@@ -129,21 +121,6 @@ def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
 
     ranked = sorted(baselines(), key=value, reverse=True)
     return [MixtureOfRewards(), *ranked[: count - 1]]
-
-
-def summary(right: dict[str, Float[ndarray, " questions"]], domains: Float[ndarray, " questions"]) -> dict[str, Any]:
-    """Gold accuracy in %, of all and by domain, and how far MoR is ahead in points, paired over questions."""
-    table = {}
-    for title, values in right.items():
-        by_domain = {domain: 100 * float(values[domains == domain].mean()) for domain in SKILLS}
-        ahead: Interval = paired(right[REFERENCE], values)
-        table[title] = {
-            "accuracy": float(np.mean(list(by_domain.values()))),
-            "worst": min(by_domain.values()),
-            "domains": by_domain,
-            "MoR ahead": asdict(ahead),
-        }
-    return table
 
 
 def _slug(title: str) -> str:
@@ -159,18 +136,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
+    torch.set_num_threads(1)  # the trainer and the engine beside it need the rest
     offline = RESULTS / f"quality-{chosen.size}.json"
     if not offline.is_file():
         raise SystemExit(f"{offline} is not there; run `python -m quality --size {chosen.size}` first")
     loop = ClosedLoop(Experiment(chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads), chosen.steps)
     loop.make_material()
-    right = {"base model": loop.base()}
+    right = {BASE: loop.base()}
     for arm in best_arms(json.loads(offline.read_text()), chosen.arms):
         started = time.monotonic()
         right[arm.title] = loop.arm(arm)
         print(f"{arm.title}: {100 * right[arm.title].mean():.1f} %, {time.monotonic() - started:.0f} s", flush=True)
-    domains = np.array([gold["domain"] for gold in material.read_gold(loop.questions)])
-    print(record(f"quality-grpo-{chosen.size}", {"steps": chosen.steps, "arms": summary(right, domains)}))
+    domains = [gold["domain"] for gold in material.read_gold(loop.questions)]
+    found = {"steps": chosen.steps, "questions": len(domains), "arms": compare(right, domains)}
+    print(f"{tables.trained(found)}\n{record(f'quality-grpo-{chosen.size}', found)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from PIL import Image
 from three_domains.asks import Gold, Split, preference
 from three_domains.domains import ANSWERS, picture_maker
 
-from quality.population import skill
+from quality.population import SKILLS, skill
 
 Judge = Callable[[Gold, Random], tuple[str, str] | None]
 """Draws a preferred and another answer to a question; None where it finds none."""
@@ -39,6 +39,11 @@ class Share:
     skills: Sequence[str]
     split: Split
     rows: int
+
+
+def evenly(split: Split, rows: int) -> list[Share]:
+    """``rows`` of each domain, on all its skills."""
+    return [Share(domain, skills, split, rows) for domain, skills in SKILLS.items()]
 
 
 @dataclass(frozen=True)

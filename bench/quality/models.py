@@ -16,23 +16,17 @@ AVERAGED, ANCHORED, CENTRAL = "averaged", "anchored", "central"
 OTHERS = (AVERAGED, ANCHORED, CENTRAL)
 
 
-def training(name: str, data: Path, out: Path, how: Sequence[str], *, threads: int) -> Step:
+def training(name: str, data: Path, out: Path, how: Sequence[str]) -> Step:
     """One reward model, trained as a client trains its own; an interrupted training goes on."""
     command = [str(Path(sys.executable).with_name("mor-reward")), "train"]
-    told = ["--data", str(data), "--out", str(out), "--name", name, "--threads", str(threads)]
+    told = ["--data", str(data), "--out", str(out), "--name", name, "--threads", "1"]
     again = ["--resume"] if out.with_name(f"{out.name}.training").exists() else []
     return Step(f"reward model {name}", out, [*command, *told, *how, *again])
 
 
-def client_training(client: Client, state: Path, base: Path, parts: Path, threads: int) -> Step:
+def client_training(client: Client, state: Path, base: Path, parts: Path) -> Step:
     how = options(client.architecture, client.epochs, str(base), str(parts))
-    return training(
-        client.name,
-        state / "clients" / client.name / "prefs.jsonl",
-        state / "models" / client.name,
-        how,
-        threads=threads,
-    )
+    return training(client.name, state / "clients" / client.name / "prefs.jsonl", state / "models" / client.name, how)
 
 
 def pool(state: Path, clients: Sequence[Client] = CLIENTS) -> Path:

@@ -21,7 +21,7 @@ ARCHITECTURES = {
     "dinov2": f"{_DUAL} --vision {{parts}}/dinov2-small --set vision_layers=[8] --set image_size=168",
     "efficientnet": f"{_DUAL} --vision {{parts}}/efficientnet-lite2 --set vision_layers=[-1,-2] --set image_size=168",
     "vlm": "--backbone vlm --model {base} --set likelihood=0.3 --lr 2e-4",
-    "text": "--backbone text --model {parts}/minilm --lr 5e-5",
+    "text": "--backbone text --model {parts}/minilm --lr 1.5e-4",
 }
 """Options of ``mor-reward train``. ``dinov2`` and ``efficientnet`` stand beside MiniLM in a dual encoder; ``text`` is
 MiniLM alone and never sees a picture."""
@@ -55,9 +55,9 @@ CLIENTS = (
     Client("scenes-and-charts", ("detail/list", "chart/bar"), "efficientnet", 700, 5),
     Client("generalist", _ALL, "dinov2", 1800, 4, flipped=0.2),
     Client("small", SKILLS["medical"], "efficientnet", 150, 5),
-    Client("wording", _ALL, "text", 900, 2),
-    Client("complete", _ALL, "text", 900, 2, taste="complete"),
-    Client("brief", _ALL, "text", 900, 2, taste="brief"),
+    Client("wording", _ALL, "text", 900, 4),
+    Client("complete", _ALL, "text", 900, 4, taste="complete"),
+    Client("brief", _ALL, "text", 900, 4, taste="brief"),
 )
 """Two or more for each domain, with complementary sub-skills and overlaps, and two with a taste of their own."""
 

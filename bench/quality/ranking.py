@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -116,13 +116,32 @@ def standings(
     }
 
 
-def paired(ours: Float[ndarray, " rows"], theirs: Float[ndarray, " rows"]) -> Interval:
-    """Points by which the mean of ``ours`` is ahead; rows are resampled (paired bootstrap)."""
+@dataclass(frozen=True)
+class Lead:
+    """How far one arm is ahead of another, points."""
+
+    mean: Interval
+    """In the mean over domains, each of which counts the same."""
+    worst: Interval
+    """In each arm's worst domain."""
+
+
+def lead(ours: Float[ndarray, " rows"], theirs: Float[ndarray, " rows"], domains: Sequence[str]) -> Lead:
+    """Both arms on the same rows, which are resampled within each domain (paired bootstrap)."""
     random = np.random.default_rng(0)
-    gap = ours - theirs
-    means = 100 * gap[random.integers(len(gap), size=(REPLICATES, len(gap)))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(100 * float(gap.mean()), float(low), float(high))
+    values, of = np.stack([ours, theirs]), np.array(domains)
+    members = [np.flatnonzero(of == name) for name in sorted(set(domains))]
+    level = np.stack([values[:, rows].mean(axis=1) for rows in members], axis=1)
+    drawn = [rows[random.integers(len(rows), size=(REPLICATES, len(rows)))] for rows in members]
+    levels = np.stack([values[:, rows].mean(axis=2) for rows in drawn], axis=2)
+
+    def interval(of_domains: Callable[[ndarray], ndarray]) -> Interval:
+        first, second = of_domains(levels)
+        low, high = np.quantile(100 * (first - second), (0.025, 0.975))
+        whole = of_domains(level)
+        return Interval(100 * float(whole[0] - whole[1]), float(low), float(high))
+
+    return Lead(interval(lambda found: found.mean(axis=-1)), interval(lambda found: found.min(axis=-1)))
 
 
 def _by_cluster(

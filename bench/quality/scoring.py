@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,20 +49,25 @@ def groups(folder: Path) -> list[Group]:
     ]
 
 
-def score(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> None:
-    """Write ``cache/FOLDER/MODEL.npz`` for each; what is there already is not computed again.
+def missing(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> list[Callable[[], None]]:
+    """What writes each ``cache/FOLDER/MODEL.npz`` that is not there, for all models with the same frozen towers in one,
+    because they share the features of pictures and texts."""
+    alike: dict[str, list[Path]] = {}
+    for model in models:
+        if not all(_file(cache, folder, model).exists() for folder in folders):
+            alike.setdefault(_towers(modeldir.read_manifest(model), model), []).append(model)
+    return [partial(_score, group, folders, cache) for group in sorted(alike.values(), key=len, reverse=True)]
 
-    Models with the same frozen towers share the features of pictures and texts.
-    """
+
+def _score(models: Sequence[Path], folders: Sequence[Path], cache: Path) -> None:
     features: dict[str, Backbone] = {}
     for model in models:
-        missing = [folder for folder in folders if not _file(cache, folder, model).exists()]
-        if not missing:
-            continue
         engine = open_model(model, features)
-        for folder in missing:
-            print(f"scoring {folder.name} by {model.name}", flush=True)
+        for folder in folders:
             file = _file(cache, folder, model)
+            if file.exists():
+                continue
+            print(f"scoring {folder.name} by {model.name}", flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
             asked = [group.examples for group in groups(folder)]
             np.savez_compressed(file, scores=scores(engine, asked, model.name))

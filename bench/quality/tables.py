@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from quality.gold import verdict
+
 Found = Mapping[str, Any]
 
 
@@ -21,7 +23,7 @@ def markdown(found: Found, level: int = 2) -> str:
         ("Accuracy by number of anchors, % (lowest to highest draw)", counts(found["anchor_counts"])),
         ("Anchors of another mix of domains, %", mixes(found["other_mixes"])),
         ("A client that joins, %", joining(found["joining"])),
-        ("Liars: points that MoR loses", lies(found["liars"])),
+        ("Liars, replayed on the scores: points of accuracy after one fit on 64 anchors", lies(found["liars"])),
         ("Two objectives that conflict, %", objectives(found["objectives"])),
         ("Many clients, of whom only the most trusted are called (simulated)", growth(found["growth"])),
         ("Bytes over the wire, one client", wire(found["wire"])),
@@ -73,14 +75,12 @@ def mixes(found: Found) -> str:
 
 
 def lies(found: Found) -> str:
-    columns = ("turned", "turned against absent")
     head = [
         "scenario",
-        "liar joins",
-        "its weight, %",
-        "expert turns",
-        "against the expert absent",
-        "most harmful expert",
+        "liar joins: MoR loses",
+        "liar's weight, %",
+        "an expert turns: MoR loses against the same population without it",
+        "and against the expert honest",
     ]
     return table(
         head,
@@ -89,8 +89,8 @@ def lies(found: Found) -> str:
                 name,
                 interval(row["joined"]),
                 f"{row['weight']:.1f}",
-                *(interval(row[column]) for column in columns),
-                f"{row['worst expert, turned']:+.1f}",
+                interval(row["turned against absent"]),
+                interval(row["turned"]),
             ]
             for name, row in found.items()
         ],
@@ -119,7 +119,11 @@ def wire(found: Found) -> str:
 
 
 def objectives(found: Found) -> str:
-    return table(["", "accuracy"], [[name, f"{value:.1f}"] for name, value in found.items()])
+    rows = [
+        [name, *(interval(value) if isinstance(value, Mapping) else f"{value:.1f}" for value in values)]
+        for name, values in ((name, [part[name] for part in found.values()]) for name in next(iter(found.values())))
+    ]
+    return table(["accuracy, or points", *(f"{count} anchors" for count in found)], rows)
 
 
 def policies(found: Found) -> str:
@@ -128,23 +132,48 @@ def policies(found: Found) -> str:
         "arm",
         *(f"correct at KL {kl:g}, points" for kl in first["kl"]),
         "taste at KL 1",
+        "worst domain at KL 1, % correct",
         "MoR ahead at KL 1, points",
+        "in the worst domain by",
     ]
-    ahead = found["MoR ahead in correct answers at KL 1, points"]
+    compared = found["at KL 1"]
     rows = []
     for name, curve in found["curves"].items():
         correct = dict(zip(curve["kl"], curve["correct"], strict=True))
         taste = dict(zip(curve["kl"], curve["taste"], strict=True))
         shown = [f"{100 * correct[kl]:+.1f}" if kl in correct else "" for kl in first["kl"]]
-        gap = interval(ahead[name]) if name in ahead else ""
-        rows.append([name, *shown, f"{taste[1.0]:+.2f}" if 1.0 in taste else "", gap])
+        row = compared.get(name)
+        rows.append([name, *shown, f"{taste[1.0]:+.2f}" if 1.0 in taste else "", *(_lead(row) if row else [""] * 3)])
     base = found["base"]
     tuned = found["supervised on anchors"]
     return (
-        f"{table(head, rows)}\n\nThe base policy answers {100 * base['correct']:.1f} % of the samples correctly. Tuned "
-        f"on the preferred answers of 64 anchors alone it gains "
+        f"{table(head, rows)}\n\n{verdict(compared)} The base policy answers {100 * base['correct']:.1f} % of the "
+        f"samples correctly. Tuned on the preferred answers of 64 anchors alone it gains "
         f"{100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
     )
+
+
+def trained(found: Found) -> str:
+    """Policies that GRPO trained under an arm's reward."""
+    arms = found["arms"]
+    domains = list(next(iter(arms.values()))["domains"])
+    head = ["trained under", "accuracy, %", *domains, "worst domain", "MoR ahead by", "in the worst domain by"]
+    rows = [
+        [name, f"{row['accuracy']:.1f}", *(f"{row['domains'][domain]:.1f}" for domain in domains), *_lead(row)]
+        for name, row in arms.items()
+    ]
+    return (
+        f"{table(head, rows)}\n\n{verdict(arms)} One run of {found['steps']} steps an arm, "
+        f"{found['questions']:,} questions on material that nothing was trained on; the intervals are over questions, "
+        "not over runs."
+    )
+
+
+def _lead(row: Found) -> list[str]:
+    """Worst domain, and by how much MoR is ahead in the mean and there."""
+    if "worst" not in row:  # results of before 2026-11-26
+        return ["", interval(row["MoR ahead"]), ""]
+    return [f"{row['worst']:.1f}", interval(row["MoR ahead"]), interval(row["MoR ahead in the worst domain"])]
 
 
 def interval(found: Mapping[str, float]) -> str:

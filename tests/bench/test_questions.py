@@ -74,7 +74,12 @@ def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(evidence
 
 def test_the_wrong_objective_ranks_what_it_disagrees_with_the_other_way(evidence: Evidence) -> None:
     found = objectives(evidence)
-    assert found["fitted complete, asked complete"] > found["fitted complete, asked brief"] + 10
+    assert list(found) == ["64", "90"]
+    for part in found.values():
+        assert part["fitted complete, asked complete"] > part["fitted complete, asked brief"] + 10
+        assert part["what the gate fitted complete costs, asked brief, points"]["low"] > 10
+        assert part["fitted complete, asked complete"] > part["fitted both, asked complete"]
+    assert tables.objectives(found).count("\n") == len(found["64"]) + 1
 
 
 def test_a_newcomer_is_worth_nearly_as_much_as_after_a_refit(evidence: Evidence) -> None:

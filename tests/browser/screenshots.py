@@ -1,18 +1,21 @@
-"""Pictures of the dashboard for the documentation: ``make screenshots`` writes them to ``docs/images``."""
+"""Pictures of the dashboard for the documentation: ``make screenshots`` takes them of the run of the last ``make demo``
+and writes them to ``docs/images``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import sys
-import tempfile
 from pathlib import Path
 
 from PIL import Image
 from playwright.async_api import Browser, Page
+from three_domains import stack
+from three_domains.stack import Stack
 
-from tests.browser.site import Site, browser, installed, signed_in, site
-from tests.conftest import Valkey
+from tests.browser.site import browser, installed
 
 OUT = Path(__file__).parents[2] / "docs" / "images"
 _SHOTS = (
@@ -24,41 +27,61 @@ _SHOTS = (
 )
 
 
-async def main() -> None:
+def main() -> None:
     """
     Raises:
-        SystemExit: no browser to take pictures with.
+        SystemExit: no browser to take pictures with, or no finished run to take them of.
     """
+    parser = argparse.ArgumentParser(description="Pictures of the dashboard for docs/images.")
+    parser.add_argument("--state", type=Path, required=True, help="folder of a demonstration that has ended")
+    options = parser.parse_args()
     executable = installed()
     if executable is None:
         sys.exit("no Chromium on this machine; `apt-get install chromium` brings one")
-    with tempfile.TemporaryDirectory() as folder:
-        server = Valkey(Path(folder))
-        try:
-            async with site(Path(folder), server.url) as control, browser(executable) as opened:
-                await _shoot(control, opened)
-        finally:
-            server.stop()
+    if not (options.state / "report.json").exists():
+        sys.exit(f"no run has finished in {options.state}; `make demo` first")
+    running = stack.prepare(options.state, options.state / "base")
+    try:
+        running.start("redis", "control")
+        list(running.wait_until_ready(["control"]))
+        asyncio.run(_shoot(executable, running, _finished_run(running)))
+    finally:
+        running.stop()
 
 
-async def _shoot(control: Site, opened: Browser) -> None:
-    run = await control.begin("three-domains", 100, 80)
-    reason = "the clients that answered held 0.31 of the gate weight, 0.5 is wanted"
-    await control.workers[run].tell("alert", 78, {"name": "group_dropped", "reason": reason, "group_id": "6f1c"})
-    for name, place, theme, (width, height) in _SHOTS:
-        context = await opened.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if theme == "dark" else "light"
-        )
-        async with signed_in(context, control, "admin") as page:
-            await _settled(page, place.format(run=run))
-            _save(OUT / f"{name}.png", await page.screenshot())
+def _finished_run(running: Stack) -> str:
+    """The newest run that went to its end."""
+    with running.http("control") as http:
+        newest_first = http.get("/v1/runs").raise_for_status().json()
+    return str(next(run["id"] for run in newest_first if run["state"] == "finished"))
+
+
+async def _shoot(executable: str, running: Stack, run: str) -> None:
+    async with browser(executable) as opened:
+        for name, place, theme, size in _SHOTS:
+            _save(OUT / f"{name}.png", await _picture(opened, running, place.format(run=run), theme, size))
+
+
+async def _picture(opened: Browser, running: Stack, place: str, theme: str, size: tuple[int, int]) -> bytes:
+    width, height = size
+    context = await opened.new_context(
+        viewport={"width": width, "height": height}, color_scheme="dark" if theme == "dark" else "light"
+    )
+    try:
+        page = await context.new_page()
+        await page.goto(running.dashboard)
+        await _settled(page, place)
+        return await page.screenshot()
+    finally:
         await context.close()
 
 
 async def _settled(page: Page, place: str) -> None:
+    await page.get_by_role("heading", name="Runs").wait_for()
     await page.evaluate("place => { location.hash = place }", place)
-    await page.get_by_text("live", exact=True).wait_for()
     await page.locator("main canvas, main article img, main meter").first.wait_for()
+    if place.endswith("/clients"):
+        await page.get_by_role("cell", name="closed").first.wait_for()  # what the router knows
     await page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -71,4 +94,4 @@ def _save(path: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

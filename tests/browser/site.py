@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from tests.browser import story
+from tests.router.endpoints import TOKEN, Endpoints
 from tests.trainer.control import Worker, claim, create, eventually
 from tests.trainer.kit import TOKENS, Processes, bearer, make_spec, write_prompts
 
@@ -27,6 +28,13 @@ _ARGUMENTS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 _SLOW_MS = 60_000
+CALIBRATION = {
+    "temperature": 1.5,
+    "ece": 0.04,
+    "pair_accuracy": 0.86,
+    "pair_accuracy_interval": [0.8, 0.9],
+    "pairs": 120,
+}
 _TOLD_S = 240.0
 """Each event is a transaction on the disk; a busy one takes long."""
 
@@ -98,18 +106,33 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def site(folder: Path, redis_url: str) -> AsyncIterator[Site]:
-    """Run control on ``folder``."""
+    """Run control on ``folder``, and a router with the clients of the story."""
     write_checkpoint(folder / "checkpoint")
     write_prompts(folder, 4)
     processes = Processes(folder / "runs", write_tokens(folder), redis_url, folder)
     processes.environment["MOR_RUN_LEASE_S"] = "3600"  # no heartbeats are sent
     redis = connect(StreamSettings(redis_url=SecretStr(redis_url)))
+    endpoints = Endpoints()
     try:
+        processes.environment["MOR_ROUTER_URL"] = processes.route()
+        await _enrol(endpoints, processes.environment["MOR_ROUTER_URL"])
         processes.serve()
         yield Site(processes, redis, folder)
     finally:
         processes.end()
+        endpoints.stop()
         await redis.aclose()
+
+
+async def _enrol(endpoints: Endpoints, router: str) -> None:
+    """The clients of the story, one of them paused, and one that takes no part in any run."""
+    async with httpx.AsyncClient(base_url=router, headers=bearer("admin"), timeout=30) as http:
+        for name in (*story.CLIENTS, "newcomer"):
+            endpoint = endpoints.endpoint(name)
+            endpoint.calibration = CALIBRATION
+            body = {"name": name, "url": endpoint.url, "domains": name, "token": TOKEN, "state": "active"}
+            (await http.post("/v1/clients", json=body)).raise_for_status()
+        (await http.patch("/v1/clients/medical", json={"state": "paused", "reason": "moves house"})).raise_for_status()
 
 
 @contextlib.asynccontextmanager

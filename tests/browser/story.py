@@ -26,6 +26,7 @@ def step_data(step: int) -> dict[str, Any]:
             "reward_mean": (0.9 + 0.3 * index) * risen - 0.4 + chance.gauss(0, 0.08),
             "raw_mean": 2.0 * risen + chance.gauss(0, 0.2),
             "weight": sum(weights[domain][name] for domain in CLIENTS) / len(CLIENTS),
+            "seconds": 0.2 + 0.1 * index,
             "failures": {"timeout": 1} if name == "medical" and step % 17 == 0 else {},
             "failures_total": {"timeout": step // 17} if name == "medical" and step >= 17 else {},
         }

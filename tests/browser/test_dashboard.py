@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, Page, Response, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, Response, expect
 
 from tests.browser.site import Site, signed_in
 from tests.browser.story import CLIENTS
@@ -141,6 +141,18 @@ async def test_clients_show_weights_failures_and_their_latest_answer(viewer: Pag
     row = viewer.get_by_role("row").filter(has=viewer.get_by_role("rowheader", name="medical"))
     await expect(row).to_contain_text("timeout 1")
     await expect(row).to_contain_text("circuit open: five calls in a row failed")
+
+
+async def test_clients_show_what_the_router_knows_of_them(viewer: Page, run: str) -> None:
+    await go(viewer, f"/runs/{run}/clients")
+
+    def row(name: str) -> Locator:
+        return viewer.get_by_role("row").filter(has=viewer.get_by_role("rowheader", name=name))
+
+    await expect(row("medical")).to_contain_text("paused: moves house")
+    for figure in ("active", "closed", "0.3 s", "86 % of 120 pairs, error 4 %"):
+        await expect(row("detail").get_by_role("cell", name=figure, exact=True)).to_be_visible()
+    await expect(row("newcomer")).to_contain_text("took no part")
 
 
 async def test_an_admin_pauses_resumes_and_stops(admin: Page, control: Site) -> None:

@@ -8,16 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Depends, FastAPI
 from mor_core import auth
 from mor_core.auth import Principal, Scope, require
@@ -27,6 +22,8 @@ from mor_core.service import create_service
 from mor_core.settings import ControlCallerSettings, ServiceSettings, StreamSettings, unknown_variables
 from mor_core.wire import ScoreRequest
 from pydantic import ValidationError
+
+from tests.certificates import self_signed
 
 pytestmark = pytest.mark.anyio
 
@@ -189,7 +186,8 @@ service.serve(
 
 def test_https_is_served_with_the_given_certificate_and_trusted_by_its_authority(tmp_path: Path) -> None:
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    write_certificate(certificate, key)
+    for file, content in zip((certificate, key), self_signed(), strict=True):
+        file.write_bytes(content)
     with pytest.raises(ValidationError, match="MOR_TLS_KEY_FILE"):
         ServiceSettings(tls_cert_file=certificate)
     settings = ServiceSettings(tls_cert_file=certificate, tls_key_file=key, shutdown_grace_s=1)
@@ -209,22 +207,3 @@ def test_https_is_served_with_the_given_certificate_and_trusted_by_its_authority
     finally:
         process.terminate()
         process.wait(timeout=20)
-
-
-def write_certificate(certificate: Path, key: Path) -> None:
-    """A self-signed certificate of 127.0.0.1."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number(), now, now + timedelta(1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(private, hashes.SHA256())
-    )
-    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )

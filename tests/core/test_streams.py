@@ -89,6 +89,26 @@ async def test_a_lease_that_is_kept_is_not_taken_over(redis: Redis, run_name: st
     assert await side.depth("prompts") == 0
 
 
+async def test_cancelled_work_is_another_consumers_at_once(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=8)
+    worker, other = consumer(side, lease_s=60), consumer(side, lease_s=60)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await worker.read(1, 0.01)
+    [entry] = await worker.read(1, 1)
+
+    async def work() -> None:
+        async with worker.leased([entry]):
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.05)
+    assert await other.read(1, 0.01) == []
+    task.cancel()
+    await asyncio.wait([task])
+    [taken] = await other.read(1, 0.01)
+    assert (taken.id, taken.deliveries) == (entry.id, 2)
+
+
 async def test_a_full_stream_makes_its_producer_wait(redis: Redis, run_name: str) -> None:
     side = Streams(redis, run_name, bound=1)
     reader = consumer(side)

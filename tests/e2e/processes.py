@@ -85,6 +85,12 @@ class Processes:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=10)
 
+    def end(self, name: str) -> None:
+        """End a process as an upgrade does."""
+        process = self._running.pop(name)
+        process.terminate()
+        process.wait(timeout=60)
+
     def restart(self, name: str) -> None:
         command, environment = self._commands[name]
         self.start(name, *command, **environment)

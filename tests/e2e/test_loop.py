@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import easy_vqa
 import httpx
 import pytest
 
+from tests.collector import Collector, Received, collecting
 from tests.conftest import Valkey
 from tests.e2e.processes import TOKENS, Processes
 
@@ -43,10 +45,18 @@ def write_prompts(folder: Path, count: int) -> Path:
 
 class Loop:
     def __init__(
-        self, processes: Processes, control: str, rollout: str, router: str, scorer: str, prompts: Path, model: Path
+        self,
+        processes: Processes,
+        control: str,
+        rollout: str,
+        router: str,
+        scorer: str,
+        prompts: Path,
+        model: Path,
+        collector: Collector,
     ) -> None:
         self.processes, self.control, self.rollout, self.router = processes, control, rollout, router
-        self.scorer, self.prompts, self.model = scorer, prompts, model
+        self.scorer, self.prompts, self.model, self.collector = scorer, prompts, model, collector
 
     def get(self, url: str) -> Any:
         answer = httpx.get(url, headers=ADMIN, timeout=30)
@@ -84,11 +94,18 @@ class Loop:
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[Loop]:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path, collector: Collector) -> Iterator[Loop]:
     folder = tmp_path_factory.mktemp("loop")
     (folder / "valkey").mkdir()
     server = Valkey(folder / "valkey")
     processes = Processes(folder, server.url, tiny_vlm)
+    processes.environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address, "OTEL_BSP_SCHEDULE_DELAY": "200"}
     try:
         clients = {}
         for name in ("length", "vowels"):
@@ -105,7 +122,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[L
             assert answer.is_success, answer.text
         control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5")
         processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
-        yield Loop(processes, control, rollout, router, clients["length"], write_prompts(folder, 40), tiny_vlm)
+        prompts = write_prompts(folder, 40)
+        yield Loop(processes, control, rollout, router, clients["length"], prompts, tiny_vlm, collector)
         statuses = processes.stop()
         assert all(status in (0, -15, 143) for status in statuses.values()), statuses
     finally:
@@ -148,6 +166,53 @@ def test_a_run_goes_from_prompts_to_an_aligned_checkpoint(loop: Loop) -> None:
     assert not any("vision" in name for name in changed)
 
 
+def test_each_group_has_one_trace_from_prompt_to_gradient(loop: Loop) -> None:
+    run = loop.create("traced", steps=2)
+    loop.wait(run, finished)
+    points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
+    applied = {group for point in points for group in point["applied"]}
+
+    def trained() -> dict[str, Received]:
+        return {
+            span.attributes["mor.group"]: span
+            for span in loop.collector.named("group")
+            if span.attributes["mor.run"] == run and span.attributes["mor.outcome"] == "trained"
+        }
+
+    deadline = time.monotonic() + 30
+    while trained().keys() != applied:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)  # every process sends its spans within a fifth of a second
+    spans = {span.id: span for span in loop.collector.spans}
+    answered = {span.parent: span for span in loop.collector.named("answer")}
+    for root in trained().values():
+        trace = loop.collector.in_trace(root.trace)
+        assert (trace[0].id, root.service, root.parent) == (root.id, "mor-trainer-worker", "")
+        below = {parent.name: [s for s in trace if s.parent == parent.id] for parent in trace}
+        assert [(s.name, s.service) for s in below["group"]] == [
+            ("sample", "mor-rollout"), ("score", "mor-router"), ("update", "mor-trainer-worker"),
+        ]  # fmt: skip
+        sample, score, update = below["group"]
+        assert sample.ended <= score.ended <= update.began and update.ended <= root.ended
+        assert {s.name for s in below["sample"]} in ({"encode", "generate"}, {"encode", "swap", "generate"})
+        assert sorted(s.name for s in below["score"]) == ["call", "call", "fuse", "gate"]
+        calls = {s.attributes["mor.client"]: s for s in below["score"] if s.name == "call"}
+        for client in ("length", "vowels"):
+            # groups that are scored together are one request, in the trace of the first of them
+            asked = [calls[client].id, *calls[client].links]
+            [answer] = [answered[call] for call in asked if call in answered]
+            assert (answer.service, answer.attributes["mor.model"]) == ("mor-reward", client)
+            assert answer.trace == spans[answer.parent].trace
+        [step] = [spans[link] for link in update.links]
+        assert (step.name, step.attributes["mor.step"]) == ("step", update.attributes["mor.step"])
+        assert update.id not in step.links and root.id in step.links
+        failed = {s.name: s.reason for s in trace if s.failed}
+        assert set(failed) <= {"call"}, failed  # a client may be late on a busy machine; the other has half the weight
+    requested = {answered[call.id].trace for call in loop.collector.named("call") if call.id in answered}
+    assert requested & {root.trace for root in trained().values()}
+
+
 def test_killed_processes_lose_no_group(loop: Loop) -> None:
     run = loop.create("killed", steps=6)
     loop.wait(run, lambda snapshot: (snapshot["step"] or 0) >= 2)
@@ -188,3 +253,20 @@ def test_the_router_refits_on_what_the_policy_says_as_a_checker_labels_it(loop: 
     assert gate["report"]["pairs"] > len(rows) / 2
     status = loop.get(f"{loop.rollout}/v1/status")
     assert gate["refitted"]["policy"] in ("base", f"{status['run']}:{status['weights_version']}")
+
+
+def test_a_restarted_router_or_rollout_service_loses_no_group_and_stalls_training_briefly(loop: Loop) -> None:
+    """As a rolling upgrade does it: what the ended process held is taken over as soon as the next one is up. The last
+    test: the two services have other addresses afterwards."""
+    run = loop.create("restarted", steps=8)
+    for name, step in (("router", 2), ("rollout", 5)):
+        loop.wait(run, lambda snapshot, step=step: (snapshot["step"] or 0) >= step)
+        loop.processes.end(name)
+        loop.processes.restart(name)
+    loop.wait(run, finished)
+    points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
+    assert [point["step"] for point in points] == list(range(1, 9))
+    applied = [group for point in points for group in point["applied"]]
+    assert len(applied) == len(set(applied)) == 8 * GROUPS
+    assert all(point["groups_dropped"] == 0 for point in points)
+    assert max(after["at"] - before["at"] for before, after in pairwise(points)) < 60

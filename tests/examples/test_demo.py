@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from three_domains import prepare
+from three_domains.prepare import Step
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack
 
 from tests.examples.test_stack import session_of, started, until
@@ -130,6 +131,43 @@ def test_a_command_that_does_not_hear_an_interrupt_is_killed(tmp_path: Path, mon
     with pytest.raises(KeyboardInterrupt):
         prepare.run(["sh", "-c", f"trap '' INT; echo $$ > '{mark}.new'; mv '{mark}.new' '{mark}'; sleep 60"])
     interrupted.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+
+
+def step(made: Path, script: str) -> Step:
+    return Step(made.name, made, ["sh", "-c", script])
+
+
+def nobody(step: Step) -> None:
+    del step
+
+
+def test_steps_beside_each_other_meet_and_the_rest_wait(tmp_path: Path) -> None:
+    meet = "touch {own}; for i in $(seq 300); do test -e {other} && mkdir {made} && exit; sleep 0.1; done; exit 1"
+    names = [tmp_path / name for name in ("one", "two")]
+    steps = [
+        step(made, meet.format(own=made.with_suffix(".here"), other=other.with_suffix(".here"), made=made))
+        for made, other in zip(names, reversed(names), strict=True)
+    ]
+    (tmp_path / "there").mkdir()
+    steps += [step(tmp_path / "three", f"mkdir {tmp_path / 'three'}"), step(tmp_path / "there", "exit 1")]
+    told: list[str] = []
+    prepare.run_beside(
+        steps, 2, lambda step: told.append(f"{step.title} begins"), lambda step: told.append(f"{step.title} ends")
+    )
+    assert told[:2] == ["one begins", "two begins"]
+    assert told[2] in ("one ends", "two ends"), "two at a time"
+    assert sorted(told) == sorted(f"{name} {what}" for name in ("one", "two", "three") for what in ("begins", "ends"))
+
+
+def test_a_step_that_fails_ends_those_beside_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mark = tmp_path / "pid"
+    slow = step(tmp_path / "slow", f"echo $$ > {mark}; sleep 60")
+    failing = step(tmp_path / "failing", f"while ! test -s {mark}; do sleep 0.1; done; echo because; exit 3")
+    with pytest.raises(prepare.StepFailed, match=r"failing: .* ended with status 3"):
+        prepare.run_beside([slow, failing], 2, nobody, nobody)
+    assert "because" in capfd.readouterr().out
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
 

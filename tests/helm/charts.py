@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 CHARTS = ROOT / "helm"
 TOOLS = ROOT / ".mor" / "tools"
 HELM = TOOLS / "helm4"
+TINY = CHARTS / "mor" / "ci" / "tiny-cpu-values.yaml"
 PROFILES = sorted(CHARTS.glob("*/ci/*-values.yaml"))
 
 Document = dict[str, Any]
@@ -59,3 +60,23 @@ def pods(documents: list[Document]) -> dict[str, Document]:
 
 def variables(pod: Document) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+
+
+def requests(documents: list[Document]) -> tuple[float, float]:
+    """Cores and GiB of memory that all replicas request together."""
+    cores = memory = 0.0
+    for kind in ("Deployment", "StatefulSet"):
+        for document in of(documents, kind).values():
+            for container in document["spec"]["template"]["spec"]["containers"]:
+                asked = container["resources"]["requests"]
+                cores += document["spec"]["replicas"] * _cores(asked["cpu"])
+                memory += document["spec"]["replicas"] * _gibibytes(asked["memory"])
+    return cores, memory
+
+
+def _cores(quantity: str) -> float:
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def _gibibytes(quantity: str) -> float:
+    return float(quantity[:-2]) / {"Gi": 1, "Mi": 1024}[quantity[-2:]]

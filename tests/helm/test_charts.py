@@ -25,14 +25,16 @@ from mor_router.config import RouterSettings
 from mor_trainer.config import ControlSettings, WorkerSettings
 from prometheus_client import REGISTRY
 from pydantic import SecretStr, TypeAdapter
+from torch.distributed.run import get_args_parser
 
 from tests.helm import charts
 from tests.helm.charts import Document
 
 MOR, REWARD = charts.CHARTS / "mor", charts.CHARTS / "mor-reward"
-TINY = f"--values={MOR / 'ci' / 'tiny-cpu-values.yaml'}"
+TINY = f"--values={charts.TINY}"
 HUB = "--set=model.name=owner/name"
 RUN = ("model.name=a/b", "runs[0].name=x", "runs[0].prompts=/data/p")
+WEBHOOK = "control.settings.alert_webhook_url=https://alerts.example.org"
 DISCOVERY = ("router.discovery.namespaces[0].name=x", "router.discovery.namespaces[0].secrets[0]=y")
 SETTINGS: dict[str, Any] = {
     "control": ControlSettings,
@@ -170,25 +172,50 @@ def test_everything_is_denied_but_named_flows() -> None:
     assert charts.of(reward, "NetworkPolicy")["m-mor-reward"]["spec"]["egress"] == []
 
 
+def test_the_router_reaches_a_model_hub_only_for_models_of_its_own() -> None:
+    def to_everywhere(*options: str) -> set[str]:
+        policies = charts.of(charts.render(MOR, HUB, *options), "NetworkPolicy")
+        return {name for name, policy in policies.items() if "0.0.0.0/0" in json.dumps(policy)}
+
+    assert to_everywhere() == {"m-mor-from-worker", "m-mor-from-rollout"}
+    assert "m-mor-from-router" in to_everywhere("--set=router.settings.embed_text_model=owner/encoder")
+
+
+def test_what_a_component_calls_is_addressed_trusted_and_admitted() -> None:
+    """Run control asks the router for clients' tokens, the router samples the rollout service for refits."""
+    rendered = charts.render(MOR, f"--values={MOR / 'ci' / 'external-redis-values.yaml'}")
+    control, router = (charts.variables(charts.pods(rendered)[f"m-mor-{name}"]) for name in ("control", "router"))
+    assert (control["MOR_ROUTER_URL"], control["MOR_ROUTER_CA_FILE"]) == (
+        "https://m-mor-router:8100",
+        "/etc/mor/tls/ca.crt",
+    )
+    assert (router["MOR_POLICY_URL"], router["MOR_POLICY_CA_FILE"]) == (
+        "https://m-mor-rollout:8200",
+        "/etc/mor/tls/ca.crt",
+    )
+    policies = charts.of(rendered, "NetworkPolicy")
+    for caller, called in (("control", "router"), ("router", "rollout")):
+        peers = [
+            peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+            for peer in policies[f"m-mor-into-{called}"]["spec"]["ingress"][0]["from"]
+        ]
+        assert caller in peers
+        assert called in json.dumps(policies[f"m-mor-from-{caller}"]["spec"]["egress"])
+
+
+def test_a_webhook_gets_its_token_from_a_secret_and_its_way_out() -> None:
+    rendered = charts.render(MOR, f"--values={MOR / 'ci' / 'restricted-values.yaml'}")
+    (secrets,) = (volume for volume in charts.pods(rendered)["m-mor-control"]["volumes"] if volume["name"] == "secrets")
+    items = [item for source in secrets["projected"]["sources"] for item in source["secret"]["items"]]
+    assert {"key": "token", "path": "mor_alert_webhook_token"} in items
+    egress = charts.of(rendered, "NetworkPolicy")["m-mor-from-control"]["spec"]["egress"]
+    assert {"ipBlock": {"cidr": "192.0.2.10/32"}} in [peer for rule in egress for peer in rule["to"]]
+
+
 def test_the_tiny_profile_requests_at_most_four_cores_and_six_gibibytes() -> None:
-    documents = charts.render(MOR, TINY)
-    cores = memory = 0.0
-    for kind in ("Deployment", "StatefulSet"):
-        for document in charts.of(documents, kind).values():
-            for container in document["spec"]["template"]["spec"]["containers"]:
-                requests = container["resources"]["requests"]
-                cores += document["spec"]["replicas"] * cpu(requests["cpu"])
-                memory += document["spec"]["replicas"] * gibibytes(requests["memory"])
+    cores, memory = charts.requests(charts.render(MOR, TINY))
     assert cores <= 4
     assert memory <= 6
-
-
-def cpu(quantity: str) -> float:
-    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
-
-
-def gibibytes(quantity: str) -> float:
-    return float(quantity[:-2]) / {"Gi": 1, "Mi": 1024}[quantity[-2:]]
 
 
 def test_gpus_come_with_their_image_device_and_limit() -> None:
@@ -199,6 +226,45 @@ def test_gpus_come_with_their_image_device_and_limit() -> None:
     assert charts.variables(pods["m-mor-rollout"])["MOR_TENSOR_PARALLEL_SIZE"] == "4"
     assert charts.variables(pods["m-mor-worker"])["MOR_DEVICE"] == "cuda"
     assert charts.variables(pods["m-mor-router"]).get("MOR_DEVICE") is None
+
+
+def test_a_run_is_divided_over_the_gpus_of_a_pod_and_over_pods_that_find_each_other() -> None:
+    parser = get_args_parser()
+    command = charts.pods(charts.render(MOR, HUB))["m-mor-worker"]["containers"][0]
+    assert "command" not in command
+    assert command["args"] == ["work"], "a single rank needs no torchrun"
+
+    alone = charts.pods(charts.render(MOR, HUB, "--set=worker.gpus=2"))["m-mor-worker"]
+    assert alone["containers"][0]["command"] == ["torchrun"]
+    options = parser.parse_args(alone["containers"][0]["args"])
+    assert (options.standalone, options.nproc_per_node, options.max_restarts) == (True, "2", 3)
+    assert [options.training_script, *options.training_script_args] == ["mor-trainer", "work"]
+    assert options.no_python
+    assert {"name": "shm", "mountPath": "/dev/shm"} in alone["containers"][0]["volumeMounts"]
+
+    documents = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
+    pod = charts.pods(documents)["m-mor-worker"]
+    options = parser.parse_args(pod["containers"][0]["args"])
+    assert (options.nnodes, options.nproc_per_node, options.rdzv_backend) == ("2", "4", "c10d")
+    assert options.shutdown_timeout < pod["terminationGracePeriodSeconds"], "a checkpoint may be written"
+    host, _, port = options.rdzv_endpoint.partition(":")
+    first, _, service = host.partition(".")
+    workload = charts.of(documents, "StatefulSet")["m-mor-worker"]["spec"]
+    assert (first, service) == ("m-mor-worker-0", workload["serviceName"])
+    assert (workload["replicas"], workload["podManagementPolicy"]) == (2, "Parallel")
+    headless = charts.of(documents, "Service")[service]["spec"]
+    assert (headless["clusterIP"], headless["publishNotReadyAddresses"]) == ("None", True)
+    between = charts.of(documents, "NetworkPolicy")["m-mor-between-workers"]["spec"]
+    assert int(port) > 1024
+    assert "ports" not in between["ingress"][0] and "ports" not in between["egress"][0]
+    labels = workload["template"]["metadata"]["labels"].items()
+    for selector in (
+        between["podSelector"],
+        between["ingress"][0]["from"][0]["podSelector"],
+        {"matchLabels": headless["selector"]},
+    ):
+        assert selector["matchLabels"].items() <= labels
+    assert "m-mor-between-workers" not in charts.of(charts.render(MOR, HUB), "NetworkPolicy")
 
 
 def test_runs_on_a_volume_of_one_node_keep_run_control_and_workers_together() -> None:
@@ -237,12 +303,13 @@ def test_generated_tokens_are_those_of_the_tokens_file() -> None:
         (MOR, ["model.name=a/b", "redis.bundled=false"], "create a Secret with the server's address"),
         (MOR, ["model.name=a/b", "redis.external.existingSecret=x"], "set redis.bundled=false"),
         (MOR, ["model.name=a/b", "rollout.image.tag=1-cuda"], "set rollout.gpus, or take the CPU image"),
-        (MOR, ["model.name=a/b", "worker.gpus=2"], "worker/gpus"),
+        (MOR, ["model.name=a/b", "worker.gpus=-1"], "worker/gpus"),
         (MOR, ["model.name=a/b", "router.settings.qorum=0.5"], "'qorum' not allowed"),
         (MOR, ["model.name=a/b", "rollout.settings.dtype=int4"], "rollout/settings/dtype"),
         (MOR, [*RUN, "runs[0].model=a/b", "runs[0].max_staleness=-1"], "max_staleness"),
         (MOR, [*RUN, "runs[0].model=c/d"], "must be the same"),
         (MOR, ["model.name=a/b", *DISCOVERY], "name the networks of the cluster"),
+        (MOR, ["model.name=a/b", WEBHOOK], "name the networks of that address"),
         (MOR, ["model.name=a/b", "nosuch=1"], "'nosuch' not allowed"),
         (REWARD, [], "exactly one of model.existingClaim"),
         (REWARD, ["model.existingClaim=x", "registration.enabled=true"], "registration.existingSecret"),
@@ -262,12 +329,35 @@ def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
     }
     documents = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
     rules = [rule["expr"] for rule in charts.of(documents, "PrometheusRule")["m-mor"]["spec"]["groups"][0]["rules"]]
-    dashboard = json.loads(charts.of(documents, "ConfigMap")["m-mor-dashboards"]["data"]["mor.json"])
-    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    queries = [entry["query"] for entry in dashboard["templating"]["list"] if entry["type"] == "query"]
+    boards = charts.of(documents, "ConfigMap")["m-mor-dashboards"]["data"]
+    assert set(boards) == {"run.json", "platform.json"}
+    dashboards = [json.loads(board) for board in boards.values()]
+    panels = [
+        target["expr"] for board in dashboards for panel in board["panels"] for target in panel.get("targets", ())
+    ]
+    queries = [
+        entry["query"] for board in dashboards for entry in board["templating"]["list"] if entry["type"] == "query"
+    ]
     for expression in [*rules, *panels, *queries]:
         for metric in re.findall(r"\bmor_[a-z_]+\b", expression):
             assert metric in known, f"{expression} asks for {metric}, which no service has"
+
+
+def test_a_collector_of_traces_is_named_to_every_service_and_can_be_reached() -> None:
+    options = (
+        "--set=model.name=a/b",
+        "--set=tracing.endpoint=http://collector:4318",
+        "--set-json=tracing.ratio=0.1",
+        '--set-json=networkPolicy.extraEgress=[{"ports": [{"port": 4318}]}]',
+    )
+    documents = charts.render(MOR, *options)
+    for component in ("control", "worker", "rollout", "router"):
+        set_to = charts.variables(charts.pods(documents)[f"m-mor-{component}"])
+        assert set_to["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+        assert (set_to["OTEL_TRACES_SAMPLER"], set_to["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.1")
+        policy = charts.of(documents, "NetworkPolicy")[f"m-mor-from-{component}"]
+        assert {"ports": [{"port": 4318}]} in policy["spec"]["egress"]
+    assert "OTEL_" not in json.dumps(charts.render(MOR, "--set=model.name=a/b"))
 
 
 def test_values_yaml_has_a_description_of_every_value() -> None:

@@ -1,8 +1,7 @@
-"""Prometheus alerts: each fires when it should and not otherwise, by promtool; each has a runbook."""
+"""Prometheus alerts: each fires when it should and not otherwise, by promtool."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +13,6 @@ import yaml
 from tests.helm import charts
 
 RULES = charts.CHARTS / "mor" / "files" / "rules.yaml"
-RUNBOOKS = charts.CHARTS.parent / "docs" / "runbooks.md"
 FETCHED = charts.TOOLS / "promtool"
 PROMTOOL = shutil.which("promtool") or (str(FETCHED) if FETCHED.exists() else None)
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool: `make test-helm` fetches it")
@@ -132,10 +130,3 @@ def test_an_alert_fires_when_it_should_and_only_then(alert: str, tmp_path: Path)
         [PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
-    sections = re.findall(r"^## (\w+)$", RUNBOOKS.read_text(), re.MULTILINE)
-    assert sections == [rule["alert"] for rule in rules()]
-    for rule in rules():
-        assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{rule['alert'].lower()}"

@@ -55,6 +55,7 @@ class Endpoint:
         self.name = url.rsplit("/", 1)[-1]
         self.version = "1"
         self.token = TOKEN
+        self.calibration: dict[str, Any] | None = None
         self.limits = {"items": 64, "responses": 4096, "request_bytes": 64 << 20, "concurrency": 8}
         self.delay_s = 0.0
         self.broken: Callable[[dict[str, Any]], Response] | None = None
@@ -73,7 +74,13 @@ class Endpoint:
             return refusal
         model = {"name": self.name, "version": self.version}
         return JSONResponse(
-            {"model": model, "domains": "tests", "calibration": None, "privacy": None, "limits": self.limits}
+            {
+                "model": model,
+                "domains": "tests",
+                "calibration": self.calibration,
+                "privacy": None,
+                "limits": self.limits,
+            }
         )
 
     async def scores(self, request: Request) -> Response:

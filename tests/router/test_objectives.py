@@ -187,6 +187,25 @@ async def test_versions_are_kept_recorded_and_rolled_back(api: Api, endpoints: E
     assert (await api.call("POST", "/v1/objectives/helpful/gates/99/activate")).status_code == 404
 
 
+async def test_a_run_may_stay_with_a_version_whatever_is_put_in_force(api: Api, endpoints: Endpoints) -> None:
+    await specialists(api, endpoints)
+    await objective(api)
+    first = (await api.ok("POST", "/v1/objectives/helpful/fit"))["version"]
+    await api.ok("PATCH", "/v1/clients/chart", {"state": "paused"})
+    second = (await api.ok("POST", "/v1/objectives/helpful/fit"))["version"]
+    await api.ok("PATCH", "/v1/clients/chart", {"state": "active"})
+    for asked, version, says in (("helpful", second, "shadow"), (f"helpful@{first}", first, "ok")):
+        for wanted in (asked, {asked: 1.0}):
+            found = await api.reward("answer 1", "answer 2", objective=wanted)
+            assert found["gate_version"] == version
+            assert next(line for line in found["clients"] if line["client"] == "chart")["status"] == says
+    route = {"messages": [{"role": "user", "content": "?"}], "objective": "helpful@99"}
+    assert (await api.call("POST", "/v1/route", route)).status_code == 404
+    none = await api.reward("answer 1", "answer 2", objective="helpful@99")
+    assert (none["status"], none["rewards"]) == ("error", None)
+    assert "has no gate version 99" in none["detail"]
+
+
 async def test_an_objective_is_found_by_a_text_like_its_own(api: Api, endpoints: Endpoints) -> None:
     await specialists(api, endpoints)
     await objective(api)

@@ -302,6 +302,8 @@ async def test_a_client_token_sees_its_own_influence_only(api: Api, endpoints: E
         mine, everyone = (view["items"][0] if "items" in view else view for view in (mine, everyone))
         assert [score["client"] for score in mine["clients"]] == ["good"]
         assert [score["client"] for score in everyone["clients"]] == ["good", "other"]
+        if "rewards" in everyone:  # from which a client could reckon what the only other one said
+            assert (mine["rewards"], len(everyone["rewards"])) == (None, 2)
 
 
 async def test_metrics_tell_of_rewards_weights_latency_and_failures(api: Api, endpoints: Endpoints) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import httpx
 import uvicorn
+from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
@@ -86,13 +87,14 @@ class Processes:
         self._running: list[subprocess.Popen[bytes]] = []
         self.address = ""
 
-    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "mor-trainer"), *arguments],
+                [str(Path(sys.executable).parent / command[0]), *command[1:]],
                 env=self.environment,
                 stderr=log,
                 stdout=log,
+                cwd=Path(__file__).parents[2],
             )
         self._running.append(process)
         return process
@@ -101,18 +103,34 @@ class Processes:
         port_file = self._logs / "port"
         port_file.unlink(missing_ok=True)
         port = self.address.rpartition(":")[2] or "0"
-        process = self._start("serve", "serve", "--port", port, "--port-file", str(port_file))
-        deadline = time.monotonic() + 120
-        while not port_file.exists():
-            assert process.poll() is None, self.log("serve")
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        self.address = port_file.read_text()
+        process = self._start("serve", "mor-trainer", "serve", "--port", port, "--port-file", str(port_file))
+        self.address = self._address(process, "serve", port_file)
         self.environment["MOR_CONTROL_URL"] = self.address
         return process
 
+    def route(self) -> str:
+        """Start a router; its address."""
+        self.environment |= {"MOR_SECRET_KEY": Fernet.generate_key().decode(), "MOR_ALLOW_LOOPBACK": "true"}
+        port_file = self._logs / "router-port"
+        process = self._start("route", "mor-router", "serve", "--port-file", str(port_file))
+        return self._address(process, "route", port_file)
+
+    def _address(self, process: subprocess.Popen[bytes], name: str, port_file: Path) -> str:
+        deadline = time.monotonic() + 120
+        while not port_file.exists():
+            assert process.poll() is None, self.log(name)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return port_file.read_text()
+
     def work(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return self._start("work", "work", *arguments)
+        return self._start("work", "mor-trainer", "work", *arguments)
+
+    def work_together(self, *command: str, restarts: int = 3) -> subprocess.Popen[bytes]:
+        """Two ranks on this machine, started by torchrun; ``command`` instead of ``mor-trainer work``."""
+        given = command or (str(Path(sys.executable).parent / "mor-trainer"), "work")
+        launch = ("torchrun", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}", "--no-python")
+        return self._start("work", *launch, *given)
 
     @contextmanager
     def working(self) -> Iterator[Worker]:

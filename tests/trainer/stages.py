@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import torch
@@ -67,6 +67,7 @@ class Sampler:
         self.model, self.processor = model, processor
         self.forbidden = torch.tensor(forbidden_token_ids(self.processor, self.model.lm_head.weight.shape[0]))
         self.version = -1
+        self.seed_of = response_seed
 
     def load(self, manifest: WeightsManifest, files: dict[str, bytes]) -> None:
         tensors = load(files["model.safetensors"])
@@ -85,7 +86,7 @@ class Sampler:
         prompt = encoded.pop("input_ids")
         encoded.pop("attention_mask")
         generators = [
-            torch.Generator().manual_seed(response_seed(how.seed, record.run, record.group_id, index))
+            torch.Generator().manual_seed(self.seed_of(how.seed, record.run, record.group_id, index))
             for index in range(how.group_size)
         ]
         vision = {name: value.repeat(how.group_size, *[1] * (value.dim() - 1)) for name, value in encoded.items()}
@@ -143,6 +144,8 @@ class Stages:
         self.flat: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true get one reward for all responses."""
         self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
+        self.beta: Literal["timeout", "shadow"] = "timeout"
+        """What the second client does."""
         self.failure: BaseException | None = None
 
     def __enter__(self) -> Stages:
@@ -245,11 +248,13 @@ class Stages:
                 scores = (1.0,) * len(scores)
             if rollout.prompt.purpose == "train":
                 self.rewards.append(sum(scores) / len(scores))
-            await consumer.forward(entry, "rewards", reward_record(rollout, scores), timeout_s=5)
+            await consumer.forward(entry, "rewards", reward_record(rollout, scores, self.beta), timeout_s=5)
 
 
-def reward_record(rollout: RolloutRecord, scores: tuple[float, ...]) -> RewardRecord:
-    """What a router with two clients makes of a group: one that knows, and one that times out."""
+def reward_record(
+    rollout: RolloutRecord, scores: tuple[float, ...], beta: Literal["timeout", "shadow"] = "timeout"
+) -> RewardRecord:
+    """What a router with two clients makes of a group: one that knows, and one that times out or is on probation."""
     return RewardRecord(
         run=rollout.run,
         group_id=rollout.group_id,
@@ -261,7 +266,7 @@ def reward_record(rollout: RolloutRecord, scores: tuple[float, ...]) -> RewardRe
                 client="alpha", status="ok", raw=scores, standardised=scores, calibrated=scores, weight=1.0,
                 gate_weight=0.75, seconds=0.01,
             ),
-            ClientScore(client="beta", status="timeout", detail="no answer within 2 s", gate_weight=0.25),
+            ClientScore(client="beta", status=beta, detail="no answer within 2 s", gate_weight=0.25),
         ),
         gate_version=3,
         fusion="weighted",

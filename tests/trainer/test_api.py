@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
@@ -99,6 +101,30 @@ async def test_an_unknown_run_is_a_problem_with_the_cure(http: httpx.AsyncClient
         reply = await http.get(f"/v1/runs/nope{path}")
         assert reply.status_code == 404, path
         assert reply.json()["detail"] == "no run 'nope'; GET /v1/runs lists them"
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("/metrics?since=3", "unknown query parameter 'since'; /v1/runs/{run}/metrics takes max_points, since_step"),
+        ("/metrics?since_step=-1", "query.since_step: Input should be greater than or equal to 0"),
+        ("/metrics?max_points=lots", "query.max_points: Input should be a valid integer"),
+        ("/samples?limit=0", "query.limit: Input should be greater than or equal to 1"),
+        ("?step=3", "unknown query parameter 'step'; /v1/runs/{run} takes none"),
+    ],
+)
+async def test_a_malformed_filter_is_a_problem_with_the_cure(
+    http: httpx.AsyncClient, spec: RunSpec, query: str, says: str
+) -> None:
+    run = await create(http, spec)
+    reply = await http.get(f"/v1/runs/{run}{query}")
+    assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
+    assert says.replace("{run}", run) in reply.json()["detail"]
+
+
+async def test_a_path_that_is_no_route_is_a_problem_with_the_cure(http: httpx.AsyncClient) -> None:
+    reply = await http.get("/v1/rns")
+    assert (reply.status_code, reply.json()["detail"]) == (404, "no route /v1/rns; /docs lists them")
 
 
 async def test_the_snapshot_is_revalidated_by_etag(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
@@ -290,3 +316,32 @@ async def test_the_history_survives_a_restart(settings: ControlSettings, spec: R
     async with running(create_app(settings)) as http:
         http.headers.update(bearer("admin"))
         assert (await http.get(f"/v1/runs/{run}")).json() == before
+
+
+_NOT_FOR_PEOPLE = ("/healthz", "/readyz", "/metrics", "/v1/runs/claim")
+
+
+async def test_openapi_has_a_valid_example_of_all_that_people_send_and_read(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).raise_for_status().json()
+    schemas = document["components"]["schemas"]
+    checked = 0
+    for path, methods in document["paths"].items():
+        if path in _NOT_FOR_PEOPLE or path.endswith("/heartbeat") or "/weights/" in path:
+            continue
+        for route in methods.values():
+            told = [answer for status, answer in route["responses"].items() if status.startswith("2")]
+            for part in [*told, *([route["requestBody"]] if "requestBody" in route else [])]:
+                for schema in (
+                    content["schema"] for kind, content in part.get("content", {}).items() if "json" in kind
+                ):
+                    name = re.search(r"schemas/(\w+)", json.dumps(schema))
+                    assert name is not None, (path, schema)
+                    found = schemas[name[1]]
+                    if found.get("type") == "array":
+                        found = schemas[found["items"]["$ref"].rpartition("/")[2]]
+                    assert found.get("examples"), f"{path}: {name[1]} has no example"
+                    for example in found["examples"]:
+                        whole = dict.fromkeys(found.get("required", ())) | example  # FastAPI leaves nulls out
+                        Draft202012Validator({**found, "components": document["components"]}).validate(whole)
+                    checked += 1
+    assert checked > 20

@@ -204,7 +204,7 @@ def test_shuffled_rewards_are_a_permutation_and_differ_by_step(
 
 def test_the_frozen_reference_shares_what_is_not_trained(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, spec = policy_of(tiny, prompts)
-    reference = policy._reference
+    reference = policy._reference.model
     ours = dict(policy.model.named_parameters())
     for name, parameter in reference.named_parameters():
         assert (parameter is ours[name]) == (name not in policy.trainable), name

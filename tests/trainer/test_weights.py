@@ -19,12 +19,15 @@ from mor_trainer.loop.update import Updater
 from mor_trainer.model import loading
 from mor_trainer.model.policy import Policy
 from mor_trainer.model.rows import Row
+from mor_trainer.ranks import Ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import make_spec
 from tests.trainer.policies import KINDS, groups_of, policy_of
+
+ALONE = Ranks(torch.device("cpu"))
 
 
 def test_lora_trains_adapters_and_its_reference_is_the_adapter_off(
@@ -123,11 +126,11 @@ def test_a_checkpoint_restores_the_whole_loop(tiny: Path, prompts: Path, rows_of
                 step=2, weights_version=2, gate_version=None, ledger=Ledger("r", 12, 0, 0, 3).state(),
                 client_failures={}, spec=spec,
             )  # fmt: skip
-            path = checkpoint.save(tmp_path, state, straight.trainable, updater.optimiser, keep=1)
+            path = checkpoint.save(tmp_path, state, straight.trainable, updater.optimiser, keep=1, ranks=ALONE)
     resumed, _ = policy_of(tiny, prompts, torch.float32)
     again = Updater(resumed, spec)
     assert checkpoint.read_state(path) == state
-    checkpoint.restore(path, resumed.trainable, again.optimiser)
+    checkpoint.restore(path, resumed.trainable, again.optimiser, ALONE)
     for step in (2, 3):
         again.step(batches[step], step + 1, TimeShares())
     assert all(p.equal(resumed.trainable[name]) for name, p in straight.trainable.items()), "bit-identical"
@@ -148,10 +151,10 @@ def test_a_checkpoint_of_another_tuning_is_refused(tiny: Path, prompts: Path, tm
         client_failures={},
         spec=spec,
     )
-    path = checkpoint.save(tmp_path, state, policy.trainable, Updater(policy, spec).optimiser, keep=1)
+    path = checkpoint.save(tmp_path, state, policy.trainable, Updater(policy, spec).optimiser, keep=1, ranks=ALONE)
     lora, lora_spec = policy_of(tiny, prompts, torch.float32, tuning=LoraTuning().model_dump())
     with pytest.raises(Invalid, match=r"tensors do not fit the model .* it belongs to another model or tuning"):
-        checkpoint.restore(path, lora.trainable, Updater(lora, lora_spec).optimiser)
+        checkpoint.restore(path, lora.trainable, Updater(lora, lora_spec).optimiser, ALONE)
 
 
 def test_a_folder_that_is_no_checkpoint_is_a_clear_error(tmp_path: Path) -> None:

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from quality.arms import MixtureOfRewards
 from quality.evidence import ANCHORS, Evidence, Table
+from quality.ranking import lead
 from quality.scored import Anchors, Groups, agreement
+
+STYLES = ("complete", "brief")
+_BOTH = "both"
+"""One gate without objective conditioning: half of its anchors are labelled by each."""
 
 
 def objectives(evidence: Evidence) -> Table:
-    """Accuracy by the objective that was asked for and by the other one, percent."""
+    """By the number of anchors: accuracy by the objective that was asked for and by the other one, percent, and what it
+    costs to be served by the other's gate, or by one for both, points.
+
+    Beside them, how well the client of each taste tells it alone: what no client knows no gate can find.
+    """
+    counts = sorted({min(ANCHORS, len(evidence.styled.pairs)), len(evidence.styled.pairs)})
+    return {str(count): _conflict(evidence, count) for count in counts}
+
+
+def _conflict(evidence: Evidence, count: int) -> Table:
     random = np.random.default_rng(0)
     rights: dict[tuple[str, str], list[Float[ndarray, " pairs"]]] = {}
-    for _ in range(max(2, evidence.draws // 4)):
-        rows = random.choice(len(evidence.styled.pairs), min(ANCHORS, len(evidence.styled.pairs)), replace=False)
-        for fitted in ("complete", "brief"):
-            pairs = evidence.styled.pairs.take(rows)
-            told = _relabelled(pairs, evidence.agrees[0][rows]) if fitted == "brief" else pairs
+    for _ in range(evidence.draws):
+        rows = random.choice(len(evidence.styled.pairs), count, replace=False)
+        for fitted in (*STYLES, _BOTH):
+            told = _told(evidence.styled.pairs.take(rows), evidence.agrees[0][rows], fitted)
             right = agreement(MixtureOfRewards().fit(Anchors(told))(evidence.styled_held_out))
-            rights.setdefault((fitted, "complete"), []).append(right)
-            rights.setdefault((fitted, "brief"), []).append(np.where(evidence.agrees[1], right, 1 - right))
-    found = {
-        f"fitted {fitted}, asked {asked}": 100 * float(np.mean(right)) for (fitted, asked), right in rights.items()
-    }
-    conflict = ~evidence.agrees[1]
-    found["pairs on which the objectives disagree"] = 100 * float(conflict.mean())
+            for asked in STYLES:
+                rights.setdefault((fitted, asked), []).append(_by(asked, right, evidence))
+    mean = {key: np.mean(right, axis=0) for key, right in rights.items()}
+    found: Table = {}
+    for (fitted, asked), right in mean.items():
+        found[f"fitted {fitted}, asked {asked}"] = 100 * float(right.mean())
+    for asked, other in zip(STYLES, reversed(STYLES), strict=True):
+        for fitted in (other, _BOTH):
+            cost = lead(mean[asked, asked], mean[fitted, asked], evidence.styled_held_out.domains).mean
+            found[f"what the gate fitted {fitted} costs, asked {asked}, points"] = asdict(cost)
+    found["pairs on which the objectives disagree"] = 100 * float((~evidence.agrees[1]).mean())
+    for style in STYLES:
+        if style in evidence.clients:
+            right = agreement(evidence.styled_held_out.scores[:, evidence.clients.index(style)])
+            found[f"client {style} alone, asked {style}"] = 100 * float(_by(style, right, evidence).mean())
     return found
 
 
-def _relabelled(pairs: Groups, agrees: Bool[ndarray, " pairs"]) -> Groups:
-    return pairs.said(np.where(agrees[:, None, None], pairs.scores, pairs.scores[:, :, ::-1]))
+def _by(asked: str, right: Float[ndarray, " pairs"], evidence: Evidence) -> Float[ndarray, " pairs"]:
+    """Whether pairs that are labelled by ``complete`` are ranked right by the objective asked."""
+    return right if asked == "complete" else np.where(evidence.agrees[1], right, 1 - right)
+
+
+def _told(pairs: Groups, agrees: Bool[ndarray, " pairs"], fitted: str) -> Groups:
+    """Pairs that are labelled by ``complete``, labelled by ``fitted``."""
+    by_complete = {
+        "complete": np.ones(len(pairs), bool),
+        "brief": agrees,
+        _BOTH: agrees | (np.arange(len(pairs)) % 2 > 0),
+    }
+    return pairs.said(np.where(by_complete[fitted][:, None, None], pairs.scores, pairs.scores[:, :, ::-1]))

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from quality.evidence import REFERENCE, Evidence, Table
+from quality.evidence import Evidence, Table
+from quality.gold import GOLD, compare
 from quality.optimum import at_divergence
-from quality.ranking import paired
 from quality.scored import Rewards
 
 DIVERGENCES = (0.25, 0.5, 1.0, 1.5, 2.0)
@@ -22,12 +22,13 @@ def policies(evidence: Evidence) -> Table:
     """What the policy that is optimal for an arm's reward is worth, at equal KL to the base policy."""
     draws = evidence.drawn(draws=max(2, evidence.draws // 4))
     curves: dict[str, dict[str, list[Any]]] = {}
-    by_prompt: dict[str, Float[ndarray, " prompts"]] = {}
+    correct: dict[str, Float[ndarray, " prompts"]] = {}
+    level = evidence.truth["correct"].mean(axis=1)
     scorers: dict[str, Callable[[], list[Rewards]]] = {
         arm.title: lambda arm=arm: [arm.fit(anchors)(evidence.sampled) for anchors in draws]  # type: ignore[misc]
         for arm in evidence.all_arms()
     }
-    scorers["gold itself"] = lambda: [evidence.truth["taste"]]
+    scorers[GOLD] = lambda: [evidence.truth["taste"]]
     for title, rewards in scorers.items():
         made = rewards()
         curves[title] = {name: [] for name in ("kl", "proxy", *evidence.truth)}
@@ -41,13 +42,12 @@ def policies(evidence: Evidence) -> Table:
             for name, found in reached.items():
                 curves[title][name].append(float(np.mean([one.gold for one in found])))
             if kl == 1.0:
-                by_prompt[title] = np.mean([one.by_prompt for one in reached["correct"]], axis=0)
-    gap = {title: asdict(paired(by_prompt[REFERENCE], values)) for title, values in by_prompt.items()}
+                correct[title] = level + np.mean([one.by_prompt for one in reached["correct"]], axis=0)
     base = {name: float(gold.mean()) for name, gold in evidence.truth.items()}
     tuned = asdict(evidence.supervised) | {"gain": evidence.supervised.correct - base["correct"]}
     return {
         "base": base,
         "supervised on anchors": tuned,
         "curves": curves,
-        "MoR ahead in correct answers at KL 1, points": gap,
+        "at KL 1": compare(correct, evidence.sampled.domains),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -17,10 +18,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    track,
+)
 
 from three_domains import prepare, report, session, stack
-from three_domains.prepare import StepFailed
+from three_domains.prepare import Step, StepFailed
 from three_domains.stack import Stack, StackError
 
 RUN: dict[str, Any] = {
@@ -39,6 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What differs by preset: the larger model takes some six times as long for a group, and a rate of 4e-5 soon
 leaves it with one answer to each kind of question."""
+_CORES = 2
+"""What the demonstration is made for."""
 _TELL_EVERY = 10
 """Steps between lines where there is no terminal to draw a bar in."""
 
@@ -75,6 +87,30 @@ class Demonstration:
                 continue
             with self.phase(step.title):
                 step.run()
+        self._train_reward_models()
+
+    def _train_reward_models(self) -> None:
+        """Two clients at a time with one thread each take less time than one after the other with two; only that of the
+        larger base takes as long as the others together."""
+        at_once = 1 if self.preset == "small" else min(_CORES, os.cpu_count() or 1)
+        trainings = prepare.reward_models(self.state, self.preset, self.seed, threads=_CORES // at_once)
+        progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
+        shown: dict[str, TaskID] = {}
+
+        def begun(step: Step) -> None:
+            shown[step.title] = progress.add_task(step.title, total=None)
+            if not console.is_terminal:
+                console.print(f"  {step.title}: its log is {step.log}", soft_wrap=True, highlight=False)
+
+        def done(step: Step) -> None:
+            progress.stop_task(shown[step.title])
+            console.print(step.log.read_text(errors="replace"), soft_wrap=True, highlight=False, markup=False)
+
+        if all(step.makes.exists() for step in trainings):
+            console.print("[dim]reward models of the clients: there already[/dim]")
+            return
+        with self.phase("reward models of the clients"), progress:
+            prepare.run_beside(trainings, at_once, begun, done)
 
     def compare_pooled(self) -> Path:
         """The supervised arm: tune on the pooled chosen answers, then answer and grade like an aligned model."""

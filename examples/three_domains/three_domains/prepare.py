@@ -12,7 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from three_domains.stack import CLIENTS
 
 _CLEAN_UP_S = 30.0
 """Seconds that an interrupted command has to clean up before it is killed."""
-_THREADS = ("--threads", "2")
+_LOOK_S = 0.2
 _DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 4"
 _RECIPES = {
     "detail": f"{_DUAL} --set vision_layers=[-1,-2] --epochs 6",
@@ -43,6 +44,11 @@ class Step:
     makes: Path
     command: Sequence[str]
 
+    @property
+    def log(self) -> Path:
+        """What the command says where it does not have the terminal to itself."""
+        return self.makes.with_name(f"{self.makes.name}.log")
+
     def run(self) -> bool:
         """Run unless its folder is there; returns whether it ran.
 
@@ -54,10 +60,12 @@ class Step:
         self.makes.parent.mkdir(parents=True, exist_ok=True)
         status = run(self.command)
         if status:
-            raise StepFailed(
-                f"{self.title}: `{' '.join(self.command)}` ended with status {status}; run it alone to see why"
-            )
+            raise self.failure(status)
         return True
+
+    def failure(self, status: int) -> StepFailed:
+        command = " ".join(self.command)
+        return StepFailed(f"{self.title}: `{command}` ended with status {status}; run it alone to see why")
 
 
 def claim(state: Path, preset: str, seed: int) -> None:
@@ -83,14 +91,53 @@ def run(command: Sequence[str]) -> int:
     try:
         return process.wait()
     except BaseException:
+        _end([process])
+        raise
+
+
+def run_beside(
+    steps: Sequence[Step], at_once: int, begun: Callable[[Step], None], done: Callable[[Step], None]
+) -> None:
+    """Run steps that need nothing of each other, ``at_once`` at a time, with what they say in their logs; ``begun`` and
+    ``done`` are told of each. A step whose folder is there is left out. Interrupted as ``run`` is.
+
+    Raises:
+        StepFailed: a command failed; its log has been printed, and the others were interrupted.
+    """
+    waiting = [step for step in steps if not step.makes.exists()]
+    running: dict[subprocess.Popen[bytes], Step] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                step = waiting.pop(0)
+                step.makes.parent.mkdir(parents=True, exist_ok=True)
+                with step.log.open("wb") as log:
+                    running[subprocess.Popen(step.command, process_group=0, stdout=log, stderr=log)] = step
+                begun(step)
+            time.sleep(_LOOK_S)
+            for process in [process for process in running if process.poll() is not None]:
+                step = running.pop(process)
+                if process.returncode:
+                    print(step.log.read_text(errors="replace"))
+                    raise step.failure(process.returncode)
+                done(step)
+    finally:
+        _end(list(running))
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt commands, and kill what has not cleaned up in time."""
+    for process in processes:
         _signal(process, signal.SIGINT)
-        try:
+    deadline = time.monotonic() + _CLEAN_UP_S
+    try:
+        for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_CLEAN_UP_S)
-        finally:
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
             _signal(process, signal.SIGKILL)
             process.wait()
-        raise
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -99,11 +146,11 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def steps(state: Path, preset: str, seed: int) -> list[Step]:
-    """What to make below ``state``, in order."""
+    """What to make below ``state`` before the reward models, in order."""
     data, base, parts = state / "data", state / "base", state / "parts"
     python = [sys.executable, "-m"]
     seeded = ["--seed", str(seed)]
-    made = [
+    return [
         Step("real pictures and questions", data, [*python, "three_domains.build", "--out", str(data), *seeded]),
         Step(
             "base VLM",
@@ -112,15 +159,20 @@ def steps(state: Path, preset: str, seed: int) -> list[Step]:
         ),
         Step("pretrained parts for the clients", parts, [*python, "three_domains.parts", "--out", str(parts)]),
     ]
+
+
+def reward_models(state: Path, preset: str, seed: int, threads: int) -> list[Step]:
+    """What each client trains, from its own folder and ``threads`` threads; the one that takes longest first."""
     recipes = _RECIPES | (_LARGER_BASE if preset == "small" else {})
-    for client in CLIENTS:
+    made = []
+    for client in sorted(CLIENTS, key=lambda name: name != "medical"):
         model = state / "clients" / client / "model"
-        prefs = data / "clients" / client / "prefs.jsonl"
+        prefs = state / "data" / "clients" / client / "prefs.jsonl"
         command = [
-            *_mor_reward("train", "--data", str(prefs), "--out", str(model), "--name", client, *seeded),
+            *_mor_reward("train", "--data", str(prefs), "--out", str(model), "--name", client, "--seed", str(seed)),
             *recipes[client].split(),
-            *_checkpoints(client, base, parts),
-            *_THREADS,
+            *_checkpoints(client, state / "base", state / "parts"),
+            *("--threads", str(threads)),
             *(["--resume"] if model.with_name("model.training").exists() else []),
         ]
         made.append(Step(f"{client}: reward model", model, command))

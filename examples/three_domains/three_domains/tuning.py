@@ -24,8 +24,10 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 from three_domains.assembly import AROUND, END, IMAGE
 
 IGNORED = -100
-_ROUNDED = 32
+_ROUNDED = 16
 """Lengths are padded to a multiple of this: the kernels for a shape are made when it first comes."""
+_SORTED = 16
+"""Batches whose pictures are sorted by length among themselves, so that little is padded."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,11 @@ def _batches(packed: list[Packed], recipe: Recipe, seed: int) -> Iterator[list[P
     rng = Random(seed)
     for _ in range(recipe.epochs):
         order = rng.sample(packed, len(packed))
-        for start in range(0, len(order), recipe.batch):
-            yield order[start : start + recipe.batch]
+        batches: list[list[Packed]] = []
+        for first in range(0, len(order), _SORTED * recipe.batch):
+            alike = sorted(order[first : first + _SORTED * recipe.batch], key=lambda item: len(item.ids))
+            batches += (alike[start : start + recipe.batch] for start in range(0, len(alike), recipe.batch))
+        yield from rng.sample(batches, len(batches))
 
 
 def _rate_factor(step: int, steps: int) -> float:

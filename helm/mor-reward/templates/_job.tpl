@@ -1,4 +1,4 @@
-{{/* Pod of a job or test: dict root, part, job. */}}
+{{/* Pod of a job or test: dict root, part, job (name, items, command; enrolment, ca: Secrets). */}}
 {{- define "reward.jobPod" -}}
 restartPolicy: Never
 {{- include "reward.pod" $.part | nindent 0 }}
@@ -12,13 +12,13 @@ containers:
     command: {{ mustToJson $.job.command }}
     env:
       - {name: HOME, value: /tmp}
-      {{- if and $.root.Values.tls.existingSecret (eq $.job.name "test") }}
+      {{- if $.job.ca }}
       - {name: SSL_CERT_FILE, value: /etc/mor/tls/ca.crt}
       {{- end }}
     volumeMounts:
       - {name: tmp, mountPath: /tmp}
       - {name: secrets, mountPath: /run/secrets/mor, readOnly: true}
-      {{- if and $.root.Values.tls.existingSecret (eq $.job.name "test") }}
+      {{- if $.job.ca }}
       - {name: tls, mountPath: /etc/mor/tls, readOnly: true}
       {{- end }}
 volumes:
@@ -39,10 +39,10 @@ volumes:
             name: {{ . }}
             items: [{key: enrolment-token, path: enrolment-token}]
         {{- end }}
-  {{- if and $.root.Values.tls.existingSecret (eq $.job.name "test") }}
+  {{- with $.job.ca }}
   - name: tls
     secret:
-      secretName: {{ $.root.Values.tls.existingSecret }}
+      secretName: {{ . }}
       defaultMode: 0440
       items: [{key: ca.crt, path: ca.crt}]
   {{- end }}

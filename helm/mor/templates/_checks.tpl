@@ -19,6 +19,9 @@
 {{- if and (not $v.redis.bundled) $v.networkPolicy.enabled (not $v.redis.external.cidrs) -}}
 {{- fail "redis.external.cidrs is not set: name the networks of the server, such as 10.20.0.0/16, so that the network policy admits it; or set networkPolicy.enabled=false" -}}
 {{- end -}}
+{{- if and $v.control.settings.alert_webhook_url $v.networkPolicy.enabled (not $v.control.alertWebhook.cidrs) -}}
+{{- fail "control.settings.alert_webhook_url is set and control.alertWebhook.cidrs is not: name the networks of that address, so that the network policy admits it; or set networkPolicy.enabled=false" -}}
+{{- end -}}
 {{- range $name := list "worker" "rollout" -}}
 {{- $part := get $v $name -}}
 {{- if and (hasSuffix "-cuda" $part.image.tag) (eq (int $part.gpus) 0) -}}

@@ -71,9 +71,14 @@ labels:
 {{ include "mor.scheme" .root }}://{{ include "mor.fullname" .root }}-{{ .component }}:{{ $port }}
 {{- end -}}
 
+{{/* Whether a model is one of the hub: its name. */}}
+{{- define "mor.hubModel" -}}
+{{- if and . (not (hasPrefix "/" .)) -}}yes{{- end -}}
+{{- end -}}
+
 {{/* Whether pods download from the model hub. */}}
 {{- define "mor.usesHub" -}}
 {{- range list .Values.model.name .Values.router.settings.embed_text_model .Values.router.settings.embed_image_model -}}
-{{- if and . (not (hasPrefix "/" .)) -}}yes{{- end -}}
+{{- include "mor.hubModel" . -}}
 {{- end -}}
 {{- end -}}

@@ -83,6 +83,11 @@ resources:
 {{/* Environment: dict root, values, set (variables of the chart's own, by name). */}}
 {{- define "mor.env" -}}
 {{- $set := merge (dict "MOR_SECRETS_DIR" "/run/secrets/mor" "MOR_LOG_FORMAT" "json" "HOME" "/tmp" "OMP_NUM_THREADS" "1") .set -}}
+{{- with .root.Values.tracing.endpoint -}}
+{{- $set = set $set "OTEL_EXPORTER_OTLP_ENDPOINT" . -}}
+{{- $set = set $set "OTEL_TRACES_SAMPLER" "parentbased_traceidratio" -}}
+{{- $set = set $set "OTEL_TRACES_SAMPLER_ARG" $.root.Values.tracing.ratio -}}
+{{- end -}}
 {{- range $name, $value := default dict .values.settings -}}
 {{- $set = set $set (printf "MOR_%s" (upper $name)) (kindIs "string" $value | ternary $value (mustToJson $value)) -}}
 {{- end -}}
@@ -145,7 +150,8 @@ readinessProbe:
   failureThreshold: 3
 {{- end -}}
 
-{{/* Volumes of every process of MoR's own: dict root, values, secrets (key of the auth Secret -> file). */}}
+{{/* Volumes of every process of MoR's own: dict root, values, secrets (key of the auth Secret -> file), others (of
+other Secrets: list of dict secret, key, path). */}}
 {{- define "mor.volumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 10Gi}
@@ -163,6 +169,9 @@ readinessProbe:
             {{- range $key, $path := .secrets }}
             - {key: {{ $key }}, path: {{ $path }}}
             {{- end }}
+      {{- range .others }}
+      - secret: {name: {{ .secret }}, items: [{key: {{ .key }}, path: {{ .path }}}]}
+      {{- end }}
 {{- if and (not .root.Values.redis.bundled) .root.Values.redis.external.existingCaSecret }}
 - name: redis-ca
   secret:

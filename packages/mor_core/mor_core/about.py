@@ -70,6 +70,26 @@ class Facts(_Documented):
 
 
 class About(_Documented):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "service": "MoR trainer",
+                    "version": "0.1.0",
+                    "now": 1767225600.0,
+                    "started_at": 1767220000.0,
+                    "caller": {"name": "dashboard", "scope": "viewer"},
+                    "facts": {
+                        "disks": [{"purpose": "runs", "path": "/runs", "free_bytes": 5e10, "total_bytes": 1e11}],
+                        "devices": [],
+                        "queue_server": None,
+                    },
+                    "problem": None,
+                }
+            ]
+        }
+    )
+
     service: str
     version: str
     """Of the service's distribution; all services of an installation have the same."""

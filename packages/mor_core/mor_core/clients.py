@@ -118,6 +118,29 @@ class Rotated(_Documented):
 
 
 class ClientStatus(_Documented):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "client": {
+                        "name": "st-mary",
+                        "url": "https://rewards.st-mary.example",
+                        "domains": "brain MRI and head CT: plane, side, region",
+                        "source": "api",
+                        "state": "quarantined",
+                        "reason": "no better than chance for any kind of input",
+                        "enrolled_at": 1767220000.0,
+                        "probed_at": 1767225600.0,
+                        "model": {"name": "st-mary-vlm", "version": "3"},
+                        "card": None,
+                    },
+                    "circuit": "closed",
+                    "last_error": None,
+                }
+            ]
+        }
+    )
+
     client: Client
     circuit: Literal["closed", "open", "half_open"]
     """Whether it is being asked: ``open`` after too many failures in a row."""

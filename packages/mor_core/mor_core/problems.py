@@ -49,11 +49,13 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return problem(422, "Invalid input", describe(error))
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return problem(
-        error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail), dict(error.headers or {})
-    )
+    title = HTTPStatus(error.status_code).phrase
+    detail = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND and detail == title:  # the framework's own: no route
+        detail = f"no route {request.url.path}; /docs lists them"
+    return problem(error.status_code, title, detail, dict(error.headers or {}))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -22,6 +22,8 @@ class ClientFigures(_Documented):
     """Mean of its scores as served."""
     weight: Finite | None = None
     """Mean share in the mixture."""
+    seconds: Finite | None = None
+    """Mean time in which it answered the router."""
     failures: dict[str, int] = Field(default_factory=dict)
     """Groups of the step that it failed, by status."""
     failures_total: dict[str, int] = Field(default_factory=dict)
@@ -197,6 +199,24 @@ class Checkpoint(_Documented):
 class Checkpoints(_Documented):
     """Checkpoints written so far, oldest first; older ones may have been deleted since."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "run": "three-domains-1a2b3c",
+                    "checkpoints": [
+                        {
+                            "step": 20,
+                            "at": 1767225600.0,
+                            "path": "/runs/three-domains-1a2b3c/checkpoints/step-00000020",
+                            "seconds": 1.4,
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
     run: str
     checkpoints: tuple[Checkpoint, ...]
 
@@ -212,6 +232,20 @@ class Event(_Documented):
     at: float
     """Unix time, seconds."""
     data: dict[str, Any]
+
+
+AlertName = Literal[
+    "group_dropped",
+    "unreadable_record",
+    "non_finite",
+    "out_of_memory",
+    "group_divided",
+    "queue_lost",
+    "worker_lost",
+    "run_failed",
+    "tracker_failed",
+]
+"""What a run may raise; docs/status.md says when."""
 
 
 class Alert(_Documented):
@@ -257,6 +291,8 @@ class Alert(_Documented):
 
 
 class Acknowledgement(_Documented):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"note": "the client's certificate was renewed"}]})
+
     note: str | None = None
     """What was done, for colleagues."""
 
@@ -309,6 +345,20 @@ class DeadGroupRecord(DeadGroup):
 
 class WorkerStatus(_Documented):
     """A training process, as it last asked run control."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "worker-0-41",
+                    "version": "0.1.0",
+                    "device": "NVIDIA H100 80GB HBM3",
+                    "seen_at": 1767225600.0,
+                    "run": "three-domains-1a2b3c",
+                }
+            ]
+        }
+    )
 
     name: str
     version: str | None

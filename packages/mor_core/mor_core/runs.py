@@ -75,6 +75,21 @@ Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]
 class RunSpec(_Documented):
     """Everything that determines a run. Paths are those of the trainer's machines."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "three-domains",
+                    "model": "/models/base",
+                    "prompts": "/data/server/prompts.jsonl",
+                    "steps": 120,
+                    "sampling": {"max_tokens": 24},
+                    "optimiser": {"lr": 1e-4},
+                }
+            ]
+        }
+    )
+
     name: RunName
     """Lower-case name; the run's id is the name with a random suffix."""
     model: Annotated[str, Field(min_length=1)]
@@ -82,8 +97,9 @@ class RunSpec(_Documented):
     prompts: str
     """Prompts to train on, a ``mor.prompts/1`` file."""
     objective: AskedObjective | None = None
-    """What the router aligns to: the name of an objective, a text that says what is wanted, or a blend of objectives as
-    ``{name: share}`` with shares that sum to 1; all clients count the same when null."""
+    """What the router aligns to: the name of an objective (``name@3``: with gate version 3, whatever is put in force),
+    a text that says what is wanted, or a blend ``{name: share}`` with shares that sum to 1; all clients count the same
+    when null."""
     evaluation_prompts: str | None = None
     """Prompts that are answered greedily and scored at intervals, never trained on."""
     steps: int = Field(100, ge=1)
@@ -112,6 +128,10 @@ class RunSpec(_Documented):
     More: prompts are issued ahead, so that sampling and training overlap."""
     seed: int = 0
     """Seed of prompt order and sampling."""
+    deterministic: bool = False
+    """Whatever kills the training, its final weights are bit for bit those of an undisturbed run: a step's groups are
+    recorded before they are trained on, and a step that was lost is computed from its record. Needs ``max_staleness``
+    0; all clients must score each group, by one gate version; ranks, threads, device and versions must stay."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens, padding included, that go through the model at once. A group over it goes in parts, each with the prompt;
     where memory runs out it is halved for the rest of the attempt."""
@@ -138,6 +158,11 @@ class RunSpec(_Documented):
             raise ValueError(
                 f"algorithm.dynamic_sampling.max_factor={dynamic.max_factor:g} leaves no group to replace one of "
                 f"groups_per_step={self.groups_per_step}; set it to {1 + 1 / self.groups_per_step:g} or more"
+            )
+        if self.deterministic and self.max_staleness:
+            raise ValueError(
+                f"deterministic needs strictly on-policy groups, and max_staleness={self.max_staleness} lets timing "
+                "decide what a step is trained on; set max_staleness=0"
             )
         if self.keep_weights < self.max_staleness + 2:
             raise ValueError(

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mor_core import about, health, logs, problems
+from mor_core import about, health, logs, problems, tracing
 from mor_core.auth import TokenFile
 from mor_core.errors import TooLarge
 from mor_core.settings import ServiceSettings
@@ -87,6 +87,7 @@ def create_service(
 def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path | None = None) -> None:
     """Serve ``app`` until SIGTERM or Ctrl-C. With ``port_file``, its address is written there once it listens."""
     logs.configure(settings.log_level, settings.log_format, service=name)
+    tracing.configure(f"mor-{name}")
     with socket.create_server((settings.host, settings.port), reuse_port=False) as listener:
         host, port = listener.getsockname()[:2]
         address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"

@@ -3,7 +3,7 @@
 An entry is settled only together with the next stage's record: ``Consumer.forward`` writes the record, acknowledges the
 entry and deletes it in one Lua script, so a group is handed on exactly once even when two consumers worked on it. A
 full stream slows its producer; nothing is trimmed. An entry of a consumer that went silent for ``lease_s`` is taken
-over by another; ``Consumer.leased`` keeps an entry while work on it goes on.
+over by another; ``Consumer.leased`` keeps an entry while work on it goes on, and hands it back when that is cancelled.
 
 Keys carry the run as a hash tag (``mor:{RUN}:prompts``), so that one run lives in one cluster slot.
 """
@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mor_core.errors import LeaseLost, StreamFull
@@ -254,18 +254,29 @@ class Consumer(Generic[R]):
 
     @contextlib.asynccontextmanager
     async def leased(self, entries: Sequence[Entry[R]]) -> AsyncIterator[None]:
-        """Keep ``entries`` this consumer's while the body runs, by renewing them every third of the lease."""
+        """Keep ``entries`` this consumer's while the body runs, by renewing them every third of the lease.
+
+        A body that is cancelled leaves them as if the lease had ended: the next consumer takes them at once.
+        """
+
+        async def idle(milliseconds: int) -> None:
+            await self._redis.xclaim(
+                self._key, self._stage, self.name, 0, [entry.id for entry in entries], idle=milliseconds, justid=True
+            )
 
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._lease_ms / 3000)
-                await self._redis.xclaim(
-                    self._key, self._stage, self.name, 0, [entry.id for entry in entries], idle=0, justid=True
-                )
+                await idle(0)
 
         task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:
             yield
+        except asyncio.CancelledError:
+            await stop([task])
+            with contextlib.suppress(RedisError):
+                await idle(self._lease_ms)
+            raise
         finally:
             (failure,) = await stop([task])
             if failure is not None and not isinstance(failure, RedisConnectionError | RedisTimeoutError):

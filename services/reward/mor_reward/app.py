@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse
-from mor_core import auth
+from mor_core import auth, tracing
 from mor_core.service import create_service
 from mor_core.wire import Card, ScoreRequest, ScoreResponse
 from pydantic import Field
@@ -96,7 +96,10 @@ def create_app(settings: RewardSettings) -> FastAPI:
         ] = None,
     ) -> ScoreResponse:
         service: ScoringService = request.app.state.model
-        return await service.score(body, x_mor_deadline_ms)
+        with tracing.span("answer", parent=request.headers.get(tracing.HEADER, ""), kind="server") as span:
+            answer = await service.score(body, x_mor_deadline_ms)
+            span.set(model=answer.model.name, model_version=answer.model.version, items=len(answer.items))
+            return answer
 
     @app.get("/v1/card", dependencies=[allowed], summary="What the model claims about itself")
     async def card(request: Request) -> Card:

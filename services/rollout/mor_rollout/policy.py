@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import structlog
+from mor_core import tracing
 from mor_core.errors import MorError
 from mor_core.wire import WeightsRef
 
@@ -134,7 +135,8 @@ class Policy:
     async def _swap_to(self, prepared: PreparedWeights, pull_s: float) -> None:
         waited = time.monotonic()
         async with self._nothing_sampled(prepared.run, prepared.kind) as started:
-            read_back = await self._load(prepared)
+            with tracing.span("swap", run=prepared.run, weights_version=prepared.version):
+                read_back = await self._load(prepared)
             self.took(prepared, read_back, SwapTimes(pull_s, started - waited, time.monotonic() - started))
 
     @asynccontextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextlib import AbstractContextManager
 
 import stamina
 import structlog
 from mor_core import images as guarded
+from mor_core import tracing
 from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, StreamFull, TooLarge
 from mor_core.sampling import response_seed
@@ -139,11 +141,12 @@ class RolloutWorker:
         if record.stamps:
             metrics.QUEUE_WAIT.observe(max(0.0, time.time() - max(record.stamps.values())))
         try:
-            async with consumer.leased([entry]):
-                if refusal is not None:
-                    await self._give_up(consumer, entry, Invalid(refusal), 1)
-                else:
-                    await self._attempt(consumer, blobs, entry)
+            with _traced(record):
+                async with consumer.leased([entry]):
+                    if refusal is not None:
+                        await self._give_up(consumer, entry, Invalid(refusal), 1)
+                    else:
+                        await self._attempt(consumer, blobs, entry)
         except LeaseLost as error:
             log.info("another service was first", group=record.group_id, reason=str(error))
         except (RedisError, StreamFull) as error:  # the entry stays pending and is taken over when its lease ends
@@ -177,15 +180,21 @@ class RolloutWorker:
         self, consumer: Consumer[PromptRecord], entry: Entry[PromptRecord], error: Exception, attempts: int
     ) -> None:
         metrics.DEAD.labels(type(error).__name__).inc()
+        tracing.current().fail(str(error))
         await consumer.give_up(entry, str(error) or type(error).__name__, attempts=max(attempts, entry.deliveries))
 
     async def _sample(self, blobs: Blobs, record: PromptRecord) -> RolloutRecord:
         try:
-            prompt = await self._encode(blobs, record)
+            with tracing.span("encode"):
+                prompt = await self._encode(blobs, record)
             params = self._params(record, prompt)
             async with self._policy.sampling(record.run, record.weights, kept=record.purpose == "train"):
                 started = time.monotonic()
-                responses = await self._draw(record, prompt, params)
+                with tracing.span("generate") as generating:
+                    responses = await self._draw(record, prompt, params)
+                    versions = {part.version for one in responses for part in one.spans if part.version is not None}
+                    tokens = sum(len(response.token_ids) for response in responses)
+                    generating.set(tokens=tokens, weights_version=min(versions))
         except Exception as error:
             metrics.FAILURES.labels(type(error).__name__).inc()
             raise
@@ -195,7 +204,6 @@ class RolloutWorker:
             response_token_ids=tuple(response.token_ids for response in responses),
             response_logprobs=tuple(response.logprobs for response in responses),
         )
-        versions = {span.version for response in responses for span in response.spans if span.version is not None}
         return RolloutRecord(
             run=record.run,
             group_id=record.group_id,
@@ -245,6 +253,18 @@ class RolloutWorker:
         metrics.PROMPT_TOKENS.inc(len(prompt.token_ids))
         metrics.GENERATE.observe(seconds)
         self._recent.append((time.monotonic(), tokens))
+
+
+def _traced(record: PromptRecord) -> AbstractContextManager[tracing.Span]:
+    """The span of sampling a group."""
+    return tracing.span(
+        "sample",
+        parent=record.trace or "",
+        kind="consumer",
+        run=record.run,
+        group=record.group_id,
+        attempt=record.attempt,
+    )
 
 
 def _worth_another_attempt(error: Exception) -> bool:

@@ -92,6 +92,8 @@ class RouterSettings(ServiceSettings, StreamSettings):
 
     policy_url: str | None = None
     """Address of the rollout service whose policy is sampled for online refits (``mor-rollout serve``)."""
+    policy_ca_file: Path | None = None
+    """PEM file of certificate authorities for ``policy_url``; the system's where it is not set."""
     service_token: SecretStr = SecretStr("")
     """Bearer token of scope ``service`` for ``policy_url``."""
     refit_interval_s: float = Field(0.0, ge=0)

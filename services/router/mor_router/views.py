@@ -22,7 +22,8 @@ class RouteRequest(_Documented):
 
     messages: Messages
     objective: AskedObjective | None = None
-    """Name of an objective, a text that says what is wanted, or a blend ``{name: share}`` with shares that sum to 1."""
+    """Name of an objective (``name@3``: with gate version 3), a text that says what is wanted, or a blend
+    ``{name: share}`` with shares that sum to 1."""
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
     """The images that the messages name, base64 by hash."""
 
@@ -55,7 +56,8 @@ class RouteResponse(_Documented):
 class RewardRequest(_Documented):
     """``POST /v1/reward``: groups to score; the shape of a ``ScoreRequest`` without the contract's name.
 
-    The objective of an item is the name of one, a text that says what is wanted, or a blend ``{name: share}``."""
+    The objective of an item is the name of one (``name@3``: with gate version 3), a text that says what is wanted, or a
+    blend ``{name: share}``."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -87,7 +89,7 @@ class ItemReward(_Documented):
     item_id: str
     status: Literal["ok", "error"]
     rewards: tuple[Finite, ...] | None
-    """One for each response, in logits; null unless ``status`` is ``ok``."""
+    """One for each response, in logits; null unless ``status`` is ``ok``, and for a client's own token."""
     detail: str | None
     """Why there is no reward."""
     objectives: tuple[ObjectiveShare, ...]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
+from mor_core import tracing
 from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, LeaseLost, MorError, StreamFull
 from mor_core.streams import Consumer, Entry, Streams, active_runs
@@ -110,9 +111,10 @@ class RunWorker:
                     batches.create_task(self._handle(entries))
 
     async def _handle(self, entries: Sequence[RolloutEntry]) -> None:
+        spans = {entry.id: _begin(entry) for entry in entries}
         try:
             async with self._consumer.leased(entries):
-                await self._score(entries)
+                await self._score(entries, spans)
         except (MorError, RedisError) as error:
             # The entries are still held in the stream and come back when their lease ends.
             metrics.GROUPS.labels("deferred").inc(len(entries))
@@ -122,16 +124,19 @@ class RunWorker:
             log.error("a batch failed", groups=len(entries), exc_info=error)
         finally:
             self._slots.release()
+            for span in spans.values():
+                span.end()
 
-    async def _score(self, entries: Sequence[RolloutEntry]) -> None:
+    async def _score(self, entries: Sequence[RolloutEntry], spans: Mapping[str, tracing.Span]) -> None:
         images: dict[str, bytes] = {}
-        readable = [entry for entry in entries if await self._open(entry, images)]
+        readable = [entry for entry in entries if await self._open(entry, images, spans[entry.id])]
         waiting = {entry.id: entry for entry in readable}
         known: Answers | None = None
         for attempt in range(1, self._settings.group_attempts + 1):
             if not waiting:
                 return
-            groups = Groups([_item(entry) for entry in waiting.values()], images)
+            traces = {name: spans[name].traceparent for name in waiting}
+            groups = Groups([_item(entry) for entry in waiting.values()], images, traces)
             verdicts, known = await self._rewarder.reward(groups, self._settings.deadline_s, known=known)
             for verdict in verdicts:
                 if verdict.rewards is not None:
@@ -139,25 +144,27 @@ class RunWorker:
             failed = [verdict for verdict in verdicts if verdict.rewards is None]
             if attempt == self._settings.group_attempts:
                 for verdict in failed:
-                    await self._give_up(waiting[verdict.item_id], verdict.problem or "no reward", attempt)
+                    entry, span = waiting[verdict.item_id], spans[verdict.item_id]
+                    await self._give_up(entry, verdict.problem or "no reward", attempt, span)
             elif failed:
                 metrics.GROUPS.labels("retried").inc(len(failed))
                 log.warning("groups are retried", groups=len(failed), attempt=attempt, reason=failed[0].problem)
                 await asyncio.sleep(random.uniform(0.5, 1.5) * self._settings.group_retry_s * 2 ** (attempt - 1))
 
-    async def _open(self, entry: RolloutEntry, images: dict[str, bytes]) -> bool:
+    async def _open(self, entry: RolloutEntry, images: dict[str, bytes], span: tracing.Span) -> bool:
         """Fetch the group's images; a group that cannot be scored goes to the dead letters."""
         sampled = entry.record.stamps.get("rollout")
         if sampled is not None:
             metrics.QUEUE_WAIT.observe(max(0.0, time.time() - sampled))
         if entry.deliveries > _MOST_DELIVERIES:
-            await self._give_up(entry, f"delivered {entry.deliveries} times and never settled", entry.deliveries)
+            reason = f"delivered {entry.deliveries} times and never settled"
+            await self._give_up(entry, reason, entry.deliveries, span)
             return False
         try:
             for digest in image_hashes(entry.record.prompt.messages):
                 images[digest] = images.get(digest) or await self._blobs.get(digest)
         except BlobMissing as error:
-            await self._give_up(entry, str(error), entry.deliveries)
+            await self._give_up(entry, str(error), entry.deliveries, span)
             return False
         return True
 
@@ -186,9 +193,15 @@ class RunWorker:
             metrics.GROUPS.labels("deferred").inc()
             log.warning("a reward waits for room", group=rollout.group_id, error=str(error))
 
-    async def _give_up(self, entry: RolloutEntry, reason: str, attempts: int) -> None:
+    async def _give_up(self, entry: RolloutEntry, reason: str, attempts: int, span: tracing.Span) -> None:
         metrics.GROUPS.labels("dead").inc()
+        span.fail(reason)
         await self._consumer.give_up(entry, reason, attempts=attempts)
+
+
+def _begin(entry: RolloutEntry) -> tracing.Span:
+    record = entry.record
+    return tracing.begin("score", parent=record.trace or "", kind="consumer", run=record.run, group=record.group_id)
 
 
 def _item(entry: RolloutEntry) -> RewardItem:

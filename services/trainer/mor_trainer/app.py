@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import httpx
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from mor_core import about
 from mor_core.service import create_service
 from mor_core.tasks import stop
@@ -20,11 +20,17 @@ from mor_trainer.control.database import Database
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
 from mor_trainer.control.letters import Letters
+from mor_trainer.control.router import Router
 from mor_trainer.control.store import RunStore
 from mor_trainer.control.webhook import Webhook
 from mor_trainer.control.workers import Workers
 from mor_trainer.routes import ROUTERS
 from mor_trainer.routes.dashboard import add_dashboard
+from mor_trainer.routes.dependencies import known_query
+from mor_trainer.trackers import Trackers, configured
+
+_TRACKERS_S = 3.0
+"""In which trackers are told what still waits when the service stops."""
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
@@ -42,13 +48,25 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         nonlocal ingest
-        ingest = Ingest(settings, runs, history, watchers)
+        loop = asyncio.get_running_loop()
+
+        def warn(run: str, reason: str) -> None:
+            runs.warn(run, "tracker_failed", reason)
+            watchers.wake(run)
+
+        def warn_from_thread(run: str, reason: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(warn, run, reason)
+
+        trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
+        ingest = Ingest(settings, runs, history, watchers, trackers)
         telling = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
             async with ingest.running():
                 yield
         finally:
             await stop([telling])
+            await asyncio.to_thread(trackers.close, _TRACKERS_S)
             database.close()
 
     async def queue_server() -> str | None:
@@ -71,8 +89,9 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.alerts, app.state.letters, app.state.workers = alerts, letters, Workers()
-    app.state.tokens = ClientTokens(settings, router_transport)
+    app.state.registry = Router(settings, router_transport)
+    app.state.tokens = ClientTokens(settings.tokens_file, app.state.registry)
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(known_query)])
     add_dashboard(app)
     return app

@@ -39,6 +39,16 @@ def folder(target: Path, *, durable: bool = True) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write(target: Path, content: bytes) -> None:
+    """A file that is there whole or not at all, and on the disk when this returns."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}{_PARTIAL}")
+    partial.write_bytes(content)
+    _sync(partial)
+    partial.rename(target)
+    _sync(target.parent)
+
+
 def keep_newest(folders: list[Path], count: int) -> None:
     """Delete all but the last ``count`` of ``folders``."""
     for path in folders[:-count]:

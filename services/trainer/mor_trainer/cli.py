@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,17 +33,24 @@ def work(
     once: Annotated[bool, typer.Option(help="Return after one run instead of waiting for the next.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads of tensor operations (MOR_TORCH_THREADS).")] = None,
 ) -> None:
-    """Claim queued runs and train them."""
-    from mor_core import logs
+    """Claim queued runs and train them; under torchrun, all ranks one run together."""
+    from mor_core import logs, tracing
 
     from mor_trainer.config import WorkerSettings
     from mor_trainer.loop.worker import Worker
+    from mor_trainer.ranks import RanksBroken
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic runs need on CUDA
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
     logs.configure(settings.log_level, settings.log_format, service="trainer-worker")
+    tracing.configure("mor-trainer-worker")
     worker = Worker(settings)
     worker.install_signals()
-    raise typer.Exit(1 if worker.work(once=once) else 0)
+    try:
+        failed = worker.work(once=once)
+    except RanksBroken:
+        raise typer.Exit(1) from None
+    raise typer.Exit(1 if failed else 0)
 
 
 def main() -> None:

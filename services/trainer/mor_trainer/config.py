@@ -32,8 +32,10 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     max_event_readers: int = Field(256, ge=1)
     """Most open event streams; further ones are answered 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None
-    """Address of the router, which is asked who a client's own token belongs to; without, only tokens of the tokens
-    file are known here."""
+    """Address of the router, which is asked who a client's own token belongs to, and for the state of clients; without,
+    only tokens of the tokens file are known here."""
+    router_ca_file: Path | None = None
+    """PEM file of certificate authorities for a router served by HTTPS; the system's where it is not set."""
     alert_webhook_url: AnyHttpUrl | None = None
     """Address that is told of each alert, as JSON by POST; nobody is told without."""
     alert_webhook_token: SecretStr = SecretStr("")
@@ -46,6 +48,15 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Mean seconds until the second attempt, doubled at each further one, ten minutes at most, and jittered."""
     alert_webhook_per_minute: int = Field(30, ge=1)
     """Most attempts of all alerts in a minute; further ones wait."""
+    tensorboard_dir: Path | None = None
+    """Folder of TensorBoard's event files, one below it for each run; needs ``mor-trainer[tensorboard]``."""
+    mlflow_tracking_uri: str | None = None
+    """Address of an MLflow tracking server that runs are told to; needs ``mor-trainer[mlflow]``. The library reads
+    credentials from its own ``MLFLOW_TRACKING_*`` variables."""
+    mlflow_experiment: str = Field("mor", min_length=1)
+    """Experiment in MLflow that gets the runs; made where it is missing."""
+    tracker_queue: int = Field(1000, ge=1)
+    """Most figures that wait for each tracker; the oldest give way."""
 
 
 class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):

@@ -21,7 +21,8 @@ class Record(Wire):
     group_id: str
     """Identity of the group over every stage and every attempt."""
     trace: str | None = None
-    """W3C ``traceparent`` of the group's trace."""
+    """W3C ``traceparent`` of the group's span, which begins where the group is issued and ends when it is trained on;
+    none where tracing is off."""
     stamps: dict[str, float] = Field(default_factory=dict)
     """Unix time in seconds at which each stage finished."""
 

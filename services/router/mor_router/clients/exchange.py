@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx
+from mor_core import tracing
 from mor_core.wire import Sha256
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
@@ -68,7 +69,7 @@ class Exchange:
         Raises:
             ClientFailure: anything else.
         """
-        headers = {"Content-Type": "application/json", "X-MoR-Deadline-Ms": str(deadline_ms)}
+        headers = {"Content-Type": "application/json", "X-MoR-Deadline-Ms": str(deadline_ms), **tracing.headers()}
         async with self._stream("POST", path, content=content, headers=headers) as response:
             if response.status_code not in (200, 409):
                 raise await self._refusal(response, path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
+from mor_core import tracing
 from mor_core.errors import NotFound
 from mor_core.tasks import stop
 from mor_core.wire import ScoreItem
@@ -26,6 +29,8 @@ class Batch:
 
     items: Sequence[ScoreItem]
     images: Mapping[str, bytes] = field(repr=False)
+    traces: Mapping[str, str | None] = field(default_factory=dict)
+    """Item -> ``traceparent`` of the span in which it is scored."""
 
 
 class Scoring:
@@ -40,11 +45,14 @@ class Scoring:
         """
         named = {secrets.token_hex(16): item for item in batch.items}
         items = [item.model_copy(update={"item_id": name}) for name, item in named.items()]
-        try:
-            answers = await self._pool.client(client).score(items, batch.images, deadline_s)
-            return {named[name].item_id: answer for name, answer in answers.items()}
-        except (ClientFailure, NotFound) as error:
-            return {item.item_id: Answer("error", detail=str(error)) for item in batch.items}
+        with _called(client, batch) as told:
+            try:
+                answers = await self._pool.client(client).score(items, batch.images, deadline_s)
+                found = {named[name].item_id: answer for name, answer in answers.items()}
+            except (ClientFailure, NotFound) as error:
+                found = {item.item_id: Answer("error", detail=str(error)) for item in batch.items}
+            told.update(found)
+            return found
 
     async def fan_out(
         self,
@@ -63,13 +71,13 @@ class Scoring:
         known = known or {}
         answers: Answers = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
         voting = {
-            name: asyncio.create_task(self._remaining(name, items, batch.images, answers, deadline_s))
+            name: asyncio.create_task(self._remaining(name, replace(batch, items=items), answers, deadline_s))
             for name, items in _by_client(batch.items, voters).items()
         }
         shadowing: dict[str, asyncio.Task[dict[str, Answer]]] = {}
         for name in shadows:
             if len(self._shadows) < _MOST_SHADOW_TASKS:
-                task = asyncio.create_task(self._remaining(name, batch.items, batch.images, answers, deadline_s))
+                task = asyncio.create_task(self._remaining(name, batch, answers, deadline_s))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
                 shadowing[name] = task
@@ -83,19 +91,41 @@ class Scoring:
                     answers[item_id][name] = answer
         return answers
 
-    async def _remaining(
-        self,
-        name: str,
-        items: Sequence[ScoreItem],
-        images: Mapping[str, bytes],
-        answers: Answers,
-        deadline_s: float,
-    ) -> dict[str, Answer]:
-        items = [item for item in items if name not in answers[item.item_id]]
-        return await self.ask(name, Batch(items, images), deadline_s) if items else {}
+    async def _remaining(self, name: str, batch: Batch, answers: Answers, deadline_s: float) -> dict[str, Answer]:
+        items = [item for item in batch.items if name not in answers[item.item_id]]
+        return await self.ask(name, replace(batch, items=items), deadline_s) if items else {}
 
     async def close(self) -> None:
         await stop(self._shadows)
+
+
+@contextmanager
+def _called(client: str, batch: Batch) -> Iterator[dict[str, Answer]]:
+    """A span ``call`` in the trace of each item, with what the body is told that the client answered.
+
+    The first item's is the one that the client's own spans belong to. What belongs to no trace, anchors say, gets one
+    of its own: a request without would give them away.
+    """
+    first, *others = (item.item_id for item in batch.items)
+    began_at, told = time.time(), dict[str, Answer]()
+    links = [batch.traces.get(name) for name in others]
+    with tracing.span("call", parent=batch.traces.get(first) or "", kind="client", links=links, client=client) as span:
+        yield told
+        _describe(span, told.get(first))
+    for name in others:
+        if (trace := batch.traces.get(name)) is not None:
+            beside = tracing.begin(
+                "call", parent=trace, kind="client", links=[span.traceparent], at=began_at, client=client
+            )
+            _describe(beside, told.get(name))
+            beside.end()
+
+
+def _describe(span: tracing.Span, answer: Answer | None) -> None:
+    if answer is not None:
+        span.set(status=answer.status)
+        if answer.status != "ok":
+            span.fail(answer.detail or answer.status)
 
 
 def _by_client(items: Sequence[ScoreItem], asked: Mapping[str, Collection[str]]) -> dict[str, list[ScoreItem]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Mapping
 
 import httpx
@@ -27,9 +28,9 @@ class PolicySampler:
             raise Conflict("MOR_POLICY_URL is not set: name the rollout service whose policy is to be sampled")
         self._settings = settings
         secret = settings.service_token
-        self._exchange = Exchange(
-            bearer(httpx.AsyncHTTPTransport(trust_env=False), secret), settings.policy_url, secret
-        )
+        tls = ssl.create_default_context(cafile=settings.policy_ca_file)
+        transport = httpx.AsyncHTTPTransport(verify=tls, trust_env=False)
+        self._exchange = Exchange(bearer(transport, secret), settings.policy_url, secret)
 
     async def sample(
         self, messages: tuple[Message, ...], images: Mapping[str, bytes], timeout_s: float

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from jaxtyping import Float
+from mor_core import tracing
 from mor_core.errors import MorError, NotFound
 from mor_core.objectives import AskedObjective
 from mor_core.wire import ClientScore, ObjectiveShare, RewardItem, ScoreItem
@@ -43,6 +44,8 @@ class Groups:
 
     items: Sequence[RewardItem]
     images: Mapping[str, bytes] = field(repr=False)
+    traces: Mapping[str, str | None] = field(default_factory=dict)
+    """Item -> ``traceparent`` of the span in which it is rewarded."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Rewarder:
         for item in groups.items:
             alike.setdefault(json.dumps(item.objective, sort_keys=True), []).append(item)
         parts = await asyncio.gather(
-            *(self._reward_alike(Groups(items, groups.images), deadline_s, fusion, known) for items in alike.values())
+            *(self._reward_alike(replace(groups, items=items), deadline_s, fusion, known) for items in alike.values())
         )
         verdicts = {verdict.item_id: verdict for part, _ in parts for verdict in part}
         answers = {item_id: by_client for _, part in parts for item_id, by_client in part.items()}
@@ -152,7 +155,7 @@ class Rewarder:
         """Who is asked about a group with this objective, and what is in force for it now.
 
         Raises:
-            NotFound: a blend names an objective that is not there.
+            NotFound: a blend names an objective that is not there, or a name a gate version that it does not have.
             Conflict: the gate cannot be served.
         """
         records = dict(self._pool.records)
@@ -187,14 +190,15 @@ class Rewarder:
         if known is None:
             self._copy(groups, now, deadline_s)
         started = time.perf_counter()
-        opinions = asyncio.gather(*(self._opinion(Input(item.messages, groups.images), now) for item in items))
+        opinions = asyncio.gather(*(self._opinion(item, groups, now) for item in items))
         voters = await self._asked(items, opinions, now)
-        answers = await self._scoring.fan_out(Batch(items, groups.images), voters, now.shadows, deadline_s, known)
+        batch = Batch(items, groups.images, groups.traces)
+        answers = await self._scoring.fan_out(batch, voters, now.shadows, deadline_s, known)
         standardisers = await self._standardisers(now.force, answers, first=known is None)
-        verdicts = [
-            self._verdict(item, opinion, answers[item.item_id], now, standardisers)
-            for item, opinion in zip(items, await opinions, strict=True)
-        ]
+        verdicts = []
+        for item, opinion in zip(items, await opinions, strict=True):
+            with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=now.force.version):
+                verdicts.append(self._verdict(item, opinion, answers[item.item_id], now, standardisers))
         await self._influences.note(
             [(verdict.objectives, verdict.clients) for verdict in verdicts if verdict.rewards is not None]
         )
@@ -244,11 +248,13 @@ class Rewarder:
                 with suppress(NotFound):  # removed meanwhile
                     await self._drift.renewed(client, model)
 
-    async def _opinion(self, x: Input, now: Round) -> tuple[Lens, ...] | str:
-        try:
-            return await self.opinion(x, now.force, now.voters)
-        except (MorError, ValueError) as error:
-            return str(error)
+    async def _opinion(self, item: ScoreItem, groups: Groups, now: Round) -> tuple[Lens, ...] | str:
+        with tracing.span("gate", parent=groups.traces.get(item.item_id)) as span:
+            try:
+                return await self.opinion(Input(item.messages, groups.images), now.force, now.voters)
+            except (MorError, ValueError) as error:
+                span.fail(str(error))
+                return str(error)
 
     async def _standardisers(
         self, force: InForce, answers: Answers, *, first: bool

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 from mor_core.errors import Conflict, NotFound
-from mor_core.objectives import AskedObjective
+from mor_core.objectives import AskedObjective, unpinned
 from mor_core.wire import ModelRef, ObjectiveShare
 from numpy import ndarray
 from redis.asyncio import Redis
@@ -122,7 +122,7 @@ class ServedGates:
         self._gates = gates
         self._embedder = embedder
         self._least_likeness = least_likeness
-        self._loaded: dict[int, Loaded] = {}
+        self._loaded: dict[tuple[str, int], Loaded] = {}
         self._known: dict[str, Objective] = {}
         self._read_at = 0.0
 
@@ -134,20 +134,21 @@ class ServedGates:
         """What to fuse with when a group's objective is ``asked``: a name, a blend, or a text like the objectives'.
 
         Raises:
-            NotFound: a blend names an objective that is not there.
+            NotFound: a blend names an objective that is not there, or a name a gate version that it does not have.
             Conflict: a gate was fitted with another embedder.
         """
         if time.monotonic() - self._read_at > _FRESH_S:
             self._known = {objective.name: objective for objective in await self._objectives.all()}
             self._read_at = time.monotonic()
+        text: str | None
         if isinstance(asked, dict):
             shares = [(self._named(name), share) for name, share in asked.items()]
-            text: str | None = blended([(objective.text, share) for objective, share in shares])
-            note = None
+            text, note = blended([(objective.text, share) for objective, share in shares]), None
+        elif asked is not None and (own := self._own(asked)) is not None:
+            shares, text, note = [(own, 1.0)], own.text, None
         else:
-            shares, note = await self._resolve(asked)
-            own = next((objective for objective, _ in shares if asked in (objective.name, objective.text)), None)
-            text = own.text if own is not None else asked
+            shares, note = await self._alike(asked)
+            text = asked
         parts = [await self._part(objective, share, active) for objective, share in shares]
         notes = [note] if note is not None else []
         notes += [
@@ -162,18 +163,24 @@ class ServedGates:
         ordered = tuple(sorted(parts, key=lambda part: -part.share))
         return InForce(ordered, text, "; ".join(notes) or None)
 
-    def _named(self, name: str) -> Objective:
-        if name not in self._known:
-            raise NotFound(f"no objective {name!r}, which the blend asks for; POST /v1/objectives makes one")
-        return self._known[name]
+    def _named(self, asked: str) -> Objective:
+        objective = self._own(asked)
+        if objective is None:
+            raise NotFound(f"no objective {asked!r}, which the blend asks for; POST /v1/objectives makes one")
+        return objective
 
-    async def _resolve(self, asked: str | None) -> tuple[list[tuple[Objective, float]], str | None]:
-        """Objectives and their shares for a name or a text, and why these."""
+    def _own(self, asked: str) -> Objective | None:
+        """The objective of this name or text, with the gate version that it is asked with."""
+        name, version = unpinned(asked)
+        for objective in self._known.values():
+            if name in (objective.name, objective.text):
+                return objective if version is None else objective.model_copy(update={"active": version})
+        return None
+
+    async def _alike(self, asked: str | None) -> tuple[list[tuple[Objective, float]], str | None]:
+        """The objectives with a text like ``asked``, their shares, and why these."""
         if asked is None:
             return [], "no objective was named"
-        for objective in self._known.values():
-            if asked in (objective.name, objective.text):
-                return [(objective, 1.0)], None
         fitted = [objective for objective in self._known.values() if objective.active != COLD_START]
         vector = await self._embedder.text(asked)
         likeness = np.array([await self._likeness(vector, objective) for objective in fitted])
@@ -201,16 +208,16 @@ class ServedGates:
             NotFound: it has none.
             Conflict: it was fitted with another embedder.
         """
-        version = objective.active
-        if version not in self._loaded:
-            gate = await self._gates.get(objective.name, version)
+        name, version = objective.name, objective.active
+        if (name, version) not in self._loaded:
+            gate = await self._gates.get(name, version)
             if gate.embedder != self._embedder.name:
                 raise Conflict(
-                    f"gate version {version} of objective {objective.name!r} was fitted with embedder {gate.embedder}; "
+                    f"gate version {version} of objective {name!r} was fitted with embedder {gate.embedder}; "
                     f"this router has {self._embedder.name}: set the same models, or fit again"
                 )
-            self._loaded[version] = Loaded(load(gate.parameters), gate.models, gate.expected)
-        return self._loaded[version]
+            self._loaded[name, version] = Loaded(load(gate.parameters), gate.models, gate.expected)
+        return self._loaded[name, version]
 
 
 def blended(parts: Sequence[tuple[str, float]]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from mor_core import tracing
+from mor_core.auth import Scope
 from mor_core.errors import Conflict, Invalid
 from mor_core.images import sha256
 from mor_core.wire import Messages, image_hashes
@@ -66,19 +68,24 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
 
 
 @routes.post("/reward", summary="Fused rewards of groups of responses")
-async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient) -> RewardResponse:
+async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient, http: Request) -> RewardResponse:
     """Asks the clients and fuses what they say. An item without a quorum has status ``error`` and no rewards; nothing
-    is ever scored 0 for want of an answer."""
+    is ever scored 0 for want of an answer. A client's own token shows its own line and no rewards: beside one other
+    client, the sum less its own part would be the other's scores."""
     names = [item.item_id for item in request.items]
     if len(set(names)) != len(names):
         raise Invalid("item_id must be distinct within a request")
     _check_images([item.messages for item in request.items], request.images)
-    verdicts, _ = await router.rewarder.reward(
-        Groups(request.items, request.images),
-        request.deadline_s or router.settings.deadline_s,
-        fusion=request.fusion,
-    )
-    return RewardResponse(items=tuple(_shown(verdict, lambda name: sees(caller, name)) for verdict in verdicts))
+    with tracing.span("reward", parent=http.headers.get(tracing.HEADER, ""), kind="server") as span:
+        verdicts, _ = await router.rewarder.reward(
+            Groups(request.items, request.images, dict.fromkeys(names, span.traceparent)),
+            request.deadline_s or router.settings.deadline_s,
+            fusion=request.fusion,
+        )
+    shown = [_shown(verdict, lambda name: sees(caller, name)) for verdict in verdicts]
+    if caller.scope == Scope.client:
+        shown = [item.model_copy(update={"rewards": None}) for item in shown]
+    return RewardResponse(items=tuple(shown))
 
 
 def _shown(verdict: Verdict, visible: Callable[[str], bool]) -> ItemReward:

@@ -3,33 +3,43 @@ import { clientsOf, type Held } from "./history.ts";
 import { useRead } from "./hooks.ts";
 import { clientColour } from "./series.ts";
 import { runPath } from "./api.ts";
-import type { Figure, Sample } from "./types.ts";
+import type { ClientStatus, Figure, Sample } from "./types.ts";
 
 const LOOKED_AT = 20;
+const EVERY_S = 15;
 
-/** Each client in the last step, and how it answered lately. */
+/** Each client in the last step, how it answered lately, and what the router knows of it. */
 export function Clients({ held, run, version }: { held: Held; run: string; version: number }) {
   const samples = useRead<{ samples: Sample[] }>(runPath(run, `/samples?limit=${LOOKED_AT}`), null, version).value?.samples;
-  const clients = clientsOf(held);
+  const router = useRead<ClientStatus[]>("v1/clients", EVERY_S);
+  const known = new Map((router.value ?? []).map((status) => [status.client.name, status]));
+  const taking = clientsOf(held);
+  const clients = [...taking, ...[...known.keys()].filter((name) => !taking.includes(name))];
   const last = held.points.at(-1);
   const domains = Object.keys(last?.domains ?? {});
   if (clients.length === 0) return <p>No client scored anything yet.</p>;
   return (
     <>
       <p class="note">
-        Step {last?.step}. State, calibration and latency of a client are kept by the router: <code>mor client list</code>.
+        {last ? `Step ${last.step}. ` : ""}
+        {router.problem
+          ? `What the router knows of clients cannot be told: ${router.problem.message}.`
+          : "State, circuit and calibration are the router's; calibration is what a client claims, on pairs of its own."}
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Table of clients">
         <table>
           <thead>
             <tr>
               <th scope="col">Client</th>
+              <th scope="col">State</th>
+              <th scope="col">Circuit</th>
               <th scope="col">Weight</th>
               {domains.map((domain) => <th scope="col" key={domain}>on {domain}</th>)}
               <th scope="col" class="number">Reward, logits</th>
               <th scope="col" class="number">Score as served</th>
-              <th scope="col">Failed groups, this step</th>
-              <th scope="col">Failed groups, run</th>
+              <th scope="col" class="number">Answers in</th>
+              <th scope="col">Calibration</th>
+              <th scope="col">Failed groups: step, run</th>
               <th scope="col">Latest answer</th>
             </tr>
           </thead>
@@ -38,15 +48,20 @@ export function Clients({ held, run, version }: { held: Held; run: string; versi
               const figures = last?.clients?.[name];
               return (
                 <tr key={name}>
-                  <th scope="row"><i class={`swatch c${clientColour(clients, name)}`} /> {name}</th>
+                  <th scope="row">
+                    {taking.includes(name) && <i class={`swatch c${clientColour(taking, name)}`} />} {name}
+                  </th>
+                  <td>{state(known.get(name))}</td>
+                  <td>{circuit(known.get(name))}</td>
                   <td class="share"><Share value={figures?.weight} /></td>
                   {domains.map((domain) => (
                     <td key={domain} class="share"><Share value={last?.domains?.[domain]?.weights[name]} /></td>
                   ))}
                   <td class="number">{number(figures?.reward_mean)}</td>
                   <td class="number">{number(figures?.raw_mean)}</td>
-                  <td>{figures ? counts(figures.failures) : "took no part"}</td>
-                  <td>{figures ? counts(figures.failures_total) : "–"}</td>
+                  <td class="number">{figures?.seconds == null ? "–" : `${number(figures.seconds, 2)} s`}</td>
+                  <td>{calibration(known.get(name))}</td>
+                  <td>{figures ? `${counts(figures.failures)}; ${counts(figures.failures_total)}` : "took no part"}</td>
                   <td>{latest(samples ?? [], name)}</td>
                 </tr>
               );
@@ -61,6 +76,21 @@ export function Clients({ held, run, version }: { held: Held; run: string; versi
 function Share({ value }: { value: Figure }) {
   if (value == null) return <>–</>;
   return <><meter min={0} max={1} value={value} aria-hidden="true" /> {share(value)}</>;
+}
+
+function state(of: ClientStatus | undefined): string {
+  if (!of) return "–";
+  return of.client.reason ? `${of.client.state}: ${of.client.reason}` : of.client.state;
+}
+
+function circuit(of: ClientStatus | undefined): string {
+  if (!of) return "–";
+  return of.last_error ? `${words(of.circuit)}: ${of.last_error}` : words(of.circuit);
+}
+
+function calibration(of: ClientStatus | undefined): string {
+  const told = of?.client.card?.calibration;
+  return told ? `${share(told.pair_accuracy)} of ${told.pairs} pairs, error ${share(told.ece)}` : "–";
 }
 
 /** How the client did on the newest sample that asked it. */

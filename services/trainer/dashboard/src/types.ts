@@ -6,8 +6,21 @@ export interface ClientFigures {
   reward_mean?: Figure;
   raw_mean?: Figure;
   weight?: Figure;
+  seconds?: Figure;
   failures?: Record<string, number>;
   failures_total?: Record<string, number>;
+}
+
+/** A client as the router knows it. */
+export interface ClientStatus {
+  client: {
+    name: string;
+    state: "probation" | "active" | "paused" | "quarantined";
+    reason: string | null;
+    card: { calibration: { ece: number; pair_accuracy: number; pairs: number } | null } | null;
+  };
+  circuit: "closed" | "open" | "half_open";
+  last_error: string | null;
 }
 
 export interface Domain {

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from pathlib import Path
 
 import httpx
 from mor_core.about import About
 from mor_core.auth import Principal, Scope, TokenFile, hash_token
 from mor_core.errors import Unauthorized, Unavailable
 
-from mor_trainer.config import ControlSettings
+from mor_trainer.control.router import Router
 
 _KNOWN_S = 60.0
 _UNKNOWN_S = 10.0
 _MOST = 1024
-_TIMEOUT_S = 5.0
 
 
 class ClientTokens(TokenFile):
-    """``transport``: another way to the router than the network, for tests."""
-
-    def __init__(self, settings: ControlSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        super().__init__(settings.tokens_file)
-        self._router_url = settings.router_url
-        self._transport = transport
+    def __init__(self, tokens_file: Path | None, router: Router) -> None:
+        super().__init__(tokens_file)
+        self._router = router
         self._answers: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
 
     async def identify(self, token: str) -> Principal:
@@ -40,12 +37,12 @@ class ClientTokens(TokenFile):
         try:
             return self.authenticate(token)
         except Unauthorized:
-            if self._router_url is None:
+            if self._router.url is None:
                 raise
         digest = hash_token(token)
         until, caller = self._answers.get(digest, (0.0, None))
         if time.monotonic() >= until:
-            caller = await self._ask(str(self._router_url), token)
+            caller = await self._ask(token)
             self._answers.pop(digest, None)
             self._answers[digest] = (time.monotonic() + (_KNOWN_S if caller else _UNKNOWN_S), caller)
             while len(self._answers) > _MOST:
@@ -54,16 +51,8 @@ class ClientTokens(TokenFile):
             raise Unauthorized("unknown bearer token; ask the platform team for one, or rotate yours")
         return caller
 
-    async def _ask(self, router_url: str, token: str) -> Principal | None:
-        headers = {"Authorization": f"Bearer {token}"}
-        try:
-            async with httpx.AsyncClient(
-                base_url=router_url, headers=headers, timeout=_TIMEOUT_S, transport=self._transport
-            ) as http:
-                reply = await http.get("/v1/about")
-        except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            raise Unavailable(f"the router, which knows clients' tokens, gives no answer: {reason}", 5.0) from error
+    async def _ask(self, token: str) -> Principal | None:
+        reply = await self._router.get("/v1/about", token)
         if reply.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             return None
         if not reply.is_success:

@@ -20,6 +20,7 @@ from mor_trainer.config import ControlSettings
 from mor_trainer.control import telemetry
 from mor_trainer.control.history import History
 from mor_trainer.control.store import RunStore
+from mor_trainer.trackers import Trackers
 
 _LEASE_S = 5.0
 _LOOK_S = 1.0
@@ -56,12 +57,15 @@ class Watchers:
 class Ingest:
     """One reader for each run that goes on, or ended less than a minute ago."""
 
-    def __init__(self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers) -> None:
+    def __init__(
+        self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers, trackers: Trackers
+    ) -> None:
         self.redis = connect(settings)
         self._bound = settings.stream_bound
         self._runs = runs
         self._history = history
         self._watchers = watchers
+        self._trackers = trackers
         self._readers: dict[str, asyncio.Task[None]] = {}
         self.reachable: str | None = "not connected yet"
 
@@ -103,15 +107,20 @@ class Ingest:
     async def _read(self, run: str) -> None:
         streams = Streams(self.redis, run, self._bound)
         consumer: Consumer[EventRecord] = Consumer(streams, "events", "trainer", _LEASE_S)
-        spec = self._runs.spec(run)
+        spec, over = self._runs.spec(run), False
         while run in self._runs.active(_LINGER_S):
             try:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
                     if self._history.add(entry.record):
                         telemetry.observe(entry.record)
+                        self._trackers.tell(entry.record, spec)
                     await consumer.settle(entry)
                     self._watchers.wake(run)
-                telemetry.observe_run(run, self._runs.snapshot(run).state, spec)
+                state = self._runs.snapshot(run).state
+                if state.over and not over:
+                    self._trackers.ended(run, spec, state)
+                over = state.over
+                telemetry.observe_run(run, state, spec)
                 for name in _WATCHED:
                     telemetry.observe_stream(run, name, await streams.backlog(name))
             except (RedisError, StreamError, OSError) as error:

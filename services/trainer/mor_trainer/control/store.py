@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from mor_core.errors import Conflict, NotFound
+from mor_core.run_status import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 
 from mor_trainer.control.alerts import Alerts
@@ -237,6 +238,14 @@ class RunStore:
             self._change(row["id"], alert="worker_lost", state=state, worker=None, lease_until=None, error=reason)
         return [row["id"] for row in lost]
 
+    def warn(self, run: str, name: AlertName, reason: str) -> None:
+        """Raise an alert of run control's own, and tell who follows the run."""
+        with self._database.transaction() as sql:
+            step = sql.execute("SELECT step FROM runs WHERE id=?", (run,)).fetchone()["step"]
+            self._alerts.raise_in(sql, run, name, reason, step=step)
+            self._tell(sql, run, {"name": name, "reason": reason}, kind="alert")
+            self._set(sql, run, {})
+
     # --- changes ------------------------------------------------------------------------------------------------
 
     def touch(self, run: str, **columns: Any) -> None:
@@ -244,7 +253,7 @@ class RunStore:
         with self._database.transaction() as sql:
             self._set(sql, run, columns)
 
-    def _change(self, run: str, *, alert: str | None = None, **columns: Any) -> None:
+    def _change(self, run: str, *, alert: AlertName | None = None, **columns: Any) -> None:
         """Set columns; a change of state or of what is wanted becomes an event too, and with ``alert`` an alert."""
         with self._database.transaction() as sql:
             if columns.get("state") is RunState.running:
@@ -263,11 +272,10 @@ class RunStore:
         self.generation += 1
 
     @staticmethod
-    def _tell(sql: sqlite3.Connection, run: str, data: dict[str, Any]) -> None:
+    def _tell(sql: sqlite3.Connection, run: str, data: dict[str, Any], kind: str = "state") -> None:
         sql.execute(
-            "INSERT INTO events (run, attempt, kind, step, at, data) "
-            "SELECT id, 0, 'state', step, ?, ? FROM runs WHERE id=?",
-            (time.time(), json.dumps(data), run),
+            "INSERT INTO events (run, attempt, kind, step, at, data) SELECT id, 0, ?, step, ?, ? FROM runs WHERE id=?",
+            (kind, time.time(), json.dumps(data), run),
         )
 
     def _row(self, run: str) -> sqlite3.Row:

@@ -34,8 +34,11 @@ _STEP_GAUGES = {
     "staleness_max": _gauge("staleness_updates", "Largest staleness of a trained group, updates."),
     "response_length_mean": _gauge("response_length_tokens", "Mean response length."),
     "truncation_ratio": _gauge("truncation_ratio", "Share of responses cut at max_tokens."),
+    "queue_wait": _gauge("queue_wait_seconds", "Mean time from scored to read, of the groups of the last step."),
     "tokens_per_second": _gauge("tokens_per_second", "Response tokens trained on per second."),
     "weights_version": _gauge("weights_version", "Newest published weights version."),
+    "groups_applied": _gauge("groups_applied", "Groups of this run that were trained on."),
+    "groups_duplicate": _gauge("groups_duplicate", "Groups of this run that came back though nobody waited for them."),
     "groups_skipped": _gauge("groups_skipped", "Groups of this run replaced because their rewards were all alike."),
     "groups_dropped": _gauge("groups_dropped", "Groups dropped in this run."),
     "groups_retried": _gauge("groups_retried", "Groups issued again in this run."),
@@ -57,6 +60,7 @@ _ENTRIES = _gauge("stream_entries", "Entries of a stream that its stage has not 
 _PAUSED = _gauge("run_paused", "1 while the run is paused.")
 _BOUND = _gauge("staleness_bound_updates", "Staleness that the run allows.")
 _OLDEST = _gauge("stream_oldest_seconds", "Age of the oldest of them.", "stream")
+TRACKER_LOST = Counter("mor_trainer_tracker_lost_total", "Figures that a tracker did not take.", ("tracker",))
 _ALERTS = Counter("mor_trainer_alerts_total", "Alerts by name.", ("run", "name"))
 _ALL = (
     *_STEP_GAUGES.values(),

@@ -24,17 +24,32 @@ class OutOfMemory(MorError):
     """A micro-batch that cannot be divided does not fit the memory."""
 
 
+class Halved(Exception):
+    """Memory ran out where an update cannot begin again by itself: in the middle of what all ranks compute together.
+
+    ``tokens``: what the next attempt may take at once.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"memory ran out: micro-batches are halved to {tokens} tokens")
+        self.tokens = tokens
+
+
 class TokenBudget:
     """``micro_batch_tokens``, halved each time memory runs out."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, *, alone: bool = True, fixed: bool = False) -> None:
+        """``alone``: no other process takes part in the work. ``fixed``: other micro-batches are no way out."""
         self.tokens = tokens
+        self._alone = alone
+        self._fixed = fixed
 
     def spend(self, plan: Plan, work: Work) -> None:
         """``work`` on every micro-batch of ``plan``. When memory runs out, all of it again with half the tokens.
 
         Raises:
-            OutOfMemory: with a single response.
+            OutOfMemory: with a single response, or where the micro-batches are fixed.
+            Halved: other ranks wait for the work that failed.
         """
         while True:
             batches = plan(self.tokens)
@@ -56,6 +71,13 @@ class TokenBudget:
                 f"memory ran out with {tokens} tokens at once, the least that the longest response takes with its "
                 "prompt; set gradient_checkpointing, train adapters (tuning.kind=lora) or use shorter prompts"
             )
+        if self._fixed:
+            raise OutOfMemory(
+                f"memory ran out with {tokens} tokens at once, and other micro-batches would change the bits of a "
+                f"deterministic run; create it anew with a smaller micro_batch_tokens, such as {half}"
+            )
+        if not self._alone:
+            raise Halved(half)
         self.tokens = half
         log.warning("memory ran out: micro-batches are halved", micro_batch_tokens=half)
 
@@ -73,6 +95,4 @@ def _first_that_fails(batches: Sequence[Sequence[Unit]], work: Work) -> Sequence
 
 def _longest(units: Sequence[Unit]) -> int:
     """Tokens of the longest response with its prompt."""
-    return max(
-        len(response.prompt.encoded.token_ids) + len(response.ids) - 1 for unit in units for response in unit.responses
-    )
+    return max(response.length for unit in units for response in unit.responses)

@@ -17,6 +17,7 @@ import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
+from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.streams import Consumer, Entry, Streams, announce, connect, withdraw
 from mor_core.tasks import stop
@@ -31,7 +32,9 @@ from mor_trainer.loop.issuing import prompt_record
 from mor_trainer.loop.ledger import Ledger, LedgerState, Verdict
 from mor_trainer.loop.outbox import Outbox
 from mor_trainer.loop.queuemark import QueueMark
+from mor_trainer.loop.record import unfit
 from mor_trainer.loop.scored import ScoredGroup, Taken
+from mor_trainer.loop.traces import GroupTraces
 
 _READ_COUNT = 32
 _BLOCK_S = 1.0
@@ -87,7 +90,10 @@ class Groups:
             max_attempts=settings.group_attempts,
         )
         self.evaluation: Round | None = None
+        self.traces = GroupTraces()
         self._replayed: dict[int, float] = {}
+        self.issuing = True
+        """Whether new groups are drawn; not while a recorded step is computed again."""
         self.duplicates = 0
         self.failure: Exception | None = None
         """What ended a background task that should not end."""
@@ -115,6 +121,7 @@ class Groups:
         """Stop, tell the stages that the run does not go on here, and leave no blob behind."""
         await self._events.drain(_DRAIN_S)
         await stop(self._tasks)
+        self.traces.close()
         with contextlib.suppress(RedisError, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_S):
                 await withdraw(self._redis, self._run)
@@ -163,7 +170,7 @@ class Groups:
 
     def _issue(self) -> None:
         """New groups are sampled by the newest version, so that none is older than it must be when it is trained on."""
-        if self._weights is None or self._weights.version != self.ledger.versions[-1]:
+        if not self.issuing or self._weights is None or self._weights.version != self.ledger.versions[-1]:
             return
         room = self.ledger.room(self._spec.groups_per_step, self._held, self._spec.steps - self._step())
         self._outbox.add(*(self.ledger.group_id(issue.number) for issue in self.ledger.issue(room, self._deadline())))
@@ -177,6 +184,8 @@ class Groups:
     def _finish_evaluation(self, *, force: bool = False) -> None:
         if self.evaluation is not None and (force or self.evaluation.finished):
             self._events.add("evaluation", self.evaluation.step, self.evaluation.summary())
+            for group_id in self.evaluation.outstanding:
+                self.traces.ended(group_id, "unfinished")
             self.evaluation = None
 
     async def replay(self, asked: Mapping[int, str]) -> None:
@@ -229,6 +238,11 @@ class Groups:
             record = item.group.record
             self.ledger.put_back(item.number, item.group, record.rollout.weights_version, record.rollout.prompt.attempt)
 
+    async def adopt(self, state: LedgerState) -> None:
+        """Take over the ledger of a recorded step, which is about to be computed again."""
+        self.ledger.restore(state, self._deadline())
+        self._outbox.add(*self.ledger.outstanding)
+
     async def skip(self, count: int) -> None:
         """Groups that were taken, and replaced because their rewards are all alike, are settled."""
         self.ledger.skip_taken(count)
@@ -246,6 +260,7 @@ class Groups:
             attempts=record.rollout.prompt.attempt + 1,
             record=record.model_dump_json()[:_LETTER_CHARACTERS],
         )
+        self.traces.ended(record.group_id, "dropped", reason)
         self._alert("group_dropped", reason, letter)
 
     # --- sending ------------------------------------------------------------------------------------------------
@@ -276,7 +291,7 @@ class Groups:
             weights=self._weights,
             evaluation=group_id not in self.ledger.outstanding,
         )
-        return record, prompt
+        return self.traces.issued(record), prompt
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
@@ -290,6 +305,7 @@ class Groups:
         record, group_id = entry.record, entry.record.group_id
         if self.evaluation is not None and group_id in self.evaluation.outstanding:
             self.evaluation.receive(record)
+            self.traces.ended(group_id, "evaluated")
             self._finish_evaluation()
         elif group_id not in self.ledger.outstanding:
             self.duplicates += 1
@@ -300,6 +316,8 @@ class Groups:
                 f"a group has {self._spec.group_size}",
             )
             return
+        elif self._spec.deterministic and (reason := unfit(record)) is not None:
+            self._again(group_id, reason)
         else:
             try:
                 tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
@@ -328,9 +346,12 @@ class Groups:
         if self.evaluation is not None and group_id in self.evaluation.outstanding:
             if self.evaluation.again(group_id, self._deadline(), self._settings.group_attempts):
                 self._outbox.add(group_id)
+            else:
+                self.traces.ended(group_id, "dropped", reason)
             self._finish_evaluation()
         elif group_id in self.ledger.outstanding:
             if self.ledger.again(group_id, self._deadline()) is None:
+                self.traces.ended(group_id, "dropped", reason)
                 self._alert("group_dropped", reason, letter, group_id=group_id)
                 self._arrived.set()
             else:
@@ -339,7 +360,7 @@ class Groups:
         elif letter is not None and group_id == "unreadable":
             self._alert("unreadable_record", reason, letter)
 
-    def _alert(self, name: str, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
+    def _alert(self, name: AlertName, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
         log.warning("alert", run=self._run, name=name, reason=reason)
         detail = {} if letter is None else {"group_id": letter.group_id, "letter": letter.model_dump(mode="json")}
         self._events.add("alert", self._step(), {"name": name, "reason": reason, **detail, **data})

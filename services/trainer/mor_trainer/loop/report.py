@@ -32,6 +32,7 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
     weights: dict[str, list[float]] = defaultdict(list)
     calibrated: dict[str, list[float]] = defaultdict(list)
     raw: dict[str, list[float]] = defaultdict(list)
+    seconds: dict[str, list[float]] = defaultdict(list)
     failures: dict[str, Counter[str]] = defaultdict(Counter)
     domains: dict[str, list[RewardRecord]] = defaultdict(list)
     for record in records:
@@ -40,6 +41,8 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
             weights[score.client].append(score.weight)
             calibrated[score.client].extend(score.calibrated or ())
             raw[score.client].extend(score.raw or ())
+            if score.seconds is not None and score.raw is not None:
+                seconds[score.client].append(score.seconds)
             if score.status not in ("ok", "shadow"):
                 failures[score.client][score.status] += 1
     flat = [record for record in records if alike(record.rewards, _ALIKE)]
@@ -54,6 +57,7 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
                 "reward_mean": mean(calibrated[client]),
                 "raw_mean": mean(raw[client]),
                 "weight": mean(weights[client]),
+                "seconds": mean(seconds[client]),
                 "failures": dict(failures[client]),
             }
             for client in sorted(weights)
@@ -84,6 +88,7 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
     return {
         "kl": finite(report.kl),
         "entropy": finite(report.entropy),
+        "loss": finite(report.loss),
         "objective": finite(sums.objective),
         "clip_low_ratio": sums.clipped_low / sums.tokens if sums.tokens else None,
         "clip_high_ratio": sums.clipped_high / sums.tokens if sums.tokens else None,
@@ -100,14 +105,20 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
 
 
 def group_metrics(taken: Sequence[Taken]) -> dict[str, Any]:
-    """Lengths, truncation and staleness."""
+    """Lengths, truncation, staleness, and seconds from scored to read."""
     lengths = [len(ids) for item in taken for ids in item.group.tokens.response_token_ids]
     reasons = [reason for item in taken for reason in item.group.record.rollout.finish_reasons]
     staleness = [item.staleness for item in taken]
+    waits = [
+        max(0.0, item.group.received_at - item.group.record.stamps["router"])
+        for item in taken
+        if "router" in item.group.record.stamps
+    ]
     return {
         "staleness_mean": mean(staleness),
         "staleness_max": max(staleness, default=None),
         "response_length_mean": mean(lengths),
+        "queue_wait": mean(waits),
         "truncation_ratio": reasons.count("length") / len(reasons) if reasons else None,
     }
 

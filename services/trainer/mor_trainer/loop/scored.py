@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from mor_core.wire import RewardRecord, TokenBlock
 
@@ -13,6 +14,8 @@ class ScoredGroup:
 
     record: RewardRecord
     tokens: TokenBlock
+    received_at: float = field(default_factory=time.time)
+    """Unix time at which it was read, seconds."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
+from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 
 from mor_trainer.loop import report
@@ -106,7 +107,7 @@ class Teller:
     def _alert_of(self, number: int, update: UpdateReport) -> None:
         if update.skipped:
             reason = f"{update.skipped} updates had a loss or gradient that is not finite and were left out"
-            self.emit("alert", number, {"name": "non_finite", "reason": reason})
+            self._alert(number, "non_finite", reason)
         budget = self._spec.micro_batch_tokens
         if update.micro_batch_tokens < budget:
             self._alert_once(
@@ -123,10 +124,13 @@ class Teller:
                 "prompts are computed once for each part, raise micro_batch_tokens where memory allows",
             )
 
-    def _alert_once(self, number: int, name: str, reason: str) -> None:
+    def _alert_once(self, number: int, name: AlertName, reason: str) -> None:
         if name not in self._told:
             self._told.add(name)
-            self.emit("alert", number, {"name": name, "reason": reason})
+            self._alert(number, name, reason)
+
+    def _alert(self, number: int, name: AlertName, reason: str) -> None:
+        self.emit("alert", number, {"name": name, "reason": reason})
 
 
 def _rounded(value: float | None) -> float | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import structlog
-import torch
 from anyio.from_thread import BlockingPortal
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
@@ -21,19 +20,18 @@ from mor_trainer.loop import checkpoint
 from mor_trainer.loop.events import EventLog
 from mor_trainer.loop.groups import Groups
 from mor_trainer.loop.hold import Hold, HoldLost
+from mor_trainer.loop.learner import Learner, StepGroup
 from mor_trainer.loop.ledger import LedgerState
 from mor_trainer.loop.publication import Publication
 from mor_trainer.loop.published import published
 from mor_trainer.loop.publisher import Publisher
+from mor_trainer.loop.record import Conditions, Record, StepRecord
 from mor_trainer.loop.scored import Taken
 from mor_trainer.loop.shares import TimeShares
 from mor_trainer.loop.teller import Step, Teller
-from mor_trainer.loop.update import Updater, UpdateReport
-from mor_trainer.model import loading
-from mor_trainer.model.batching import TrainingGroup
+from mor_trainer.loop.update import UpdateReport
 from mor_trainer.model.encoding import PromptMismatch, check
-from mor_trainer.model.policy import Policy
-from mor_trainer.model.rows import PreparedPrompt
+from mor_trainer.ranks import Ranks
 
 _SLICE_S = 0.5
 """Longest wait without a look at what run control wants."""
@@ -64,10 +62,10 @@ class Training:
         portal: BlockingPortal,
         hold: Hold,
         events: EventLog,
-        ending: Callable[[], bool],
+        ranks: Ranks,
     ) -> None:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
-        self._portal, self._hold, self._events, self._ending = portal, hold, events, ending
+        self._portal, self._hold, self._events, self._ranks = portal, hold, events, ranks
         self._folder = run_folder(settings, claim.run)
         self._prompts = read_prompts(Path(self._spec.prompts))
         evaluation = self._spec.evaluation_prompts
@@ -76,6 +74,7 @@ class Training:
         self._version = -1
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
+        self._record = Record(self._folder)
         self._teller = Teller(portal, events, claim.run, claim.spec)
         self._shares = TimeShares()
 
@@ -87,29 +86,19 @@ class Training:
             HoldLost: the run is another worker's; nothing was written after that.
             MorError: the run cannot go on, with what to do.
         """
-        torch.manual_seed(self._spec.seed)
-        device = self._settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, processor = loading.load(self._spec.model)
-        self._policy = Policy(
-            model,
-            processor,
-            self._spec,
-            device=device,
-            autocast=loading.autocast_dtype(self._settings.precision, device),
-            cache_bytes=self._settings.feature_cache_bytes,
-        )
-        self._updater = Updater(self._policy, self._spec)
-        self._updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
+        self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
+        self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
+        if self._spec.deterministic:
+            self._record.hold_to(Conditions.of(self._settings, self._ranks))
         state = self._restore()
         self._groups = self._portal.call(self._make_groups)
         publisher = Publisher(
-            self._settings, self._claim, self._folder, self._policy,
+            self._settings, self._claim, self._folder, self._learner.policy,
             portal=self._portal, groups=self._groups, emit=self._emit,
         )  # fmt: skip
         self._publication = Publication(publisher.publish, self._settings.publication_timeout_s)
         self._portal.call(self._groups.start, state.ledger if state else None)
+        self._groups.issuing = self._record_of(self.step + 1) is None
         try:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
             self._publish()
@@ -145,7 +134,7 @@ class Training:
         if not found:
             return None
         state = checkpoint.read_state(found[-1])
-        checkpoint.restore(found[-1], self._policy.trainable, self._updater.optimiser)
+        self._learner.restore(found[-1])
         self.step = self._checkpointed = state.step
         self._teller.restore(state.gate_version, state.client_failures)
         log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(found[-1]))
@@ -157,11 +146,13 @@ class Training:
         with self._shares.measure("processing"):
             self._evaluate()
             self._portal.call(self._groups.replay, self._hold.replay)
+            recorded = self._recorded()
             under_way = self._portal.call(self._groups.top_up)
             self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
-            taken, skipped, groups = self._collect()
+            taken, skipped, groups = recorded or self._collect()
         began = time.time()
-        update = self._updater.step(groups, self.step + 1, self._shares)
+        with self._groups.traces.updating(self._claim.run, self.step + 1, taken, skipped):
+            update = self._learner.update(groups, self.step + 1, shares=self._shares)
         trained = (began, time.time())
         self.step += 1
         with self._shares.measure("publication"):
@@ -173,17 +164,30 @@ class Training:
                 self._checkpoint()
         self._tell(taken, skipped, update, trained)
 
+    def _recorded(self) -> tuple[list[Taken], list[Taken], list[StepGroup]] | None:
+        """What a deterministic run took for this step in an attempt that died."""
+        found = self._record_of(self.step + 1)
+        self._groups.issuing = found is None
+        if found is None:
+            return None
+        self._portal.call(self._groups.adopt, found.ledger)
+        taken, skipped = ([group.taken() for group in groups] for groups in (found.taken, found.skipped))
+        return taken, skipped, [self._step_group(item) for item in taken]
+
+    def _record_of(self, step: int) -> StepRecord | None:
+        return self._record.read(step) if self._spec.deterministic else None
+
     def _prepare(self, prompts: Iterable[Prompt]) -> None:
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
         for prompt in prompts:
-            tokens = len(self._policy.prepare(prompt.messages, prompt.images).encoded.token_ids)
+            tokens = len(self._learner.encoded(prompt).token_ids)
             if tokens + response - 1 > budget:
                 raise Invalid(
                     f"prompt {prompt.id!r} has {tokens} tokens and with a response of sampling.max_tokens={response} "
                     f"does not fit micro_batch_tokens={budget}; raise the latter or use shorter prompts"
                 )
 
-    def _collect(self) -> tuple[list[Taken], list[Taken], list[TrainingGroup]]:
+    def _collect(self) -> tuple[list[Taken], list[Taken], list[StepGroup]]:
         """The step's groups: to train on, skipped, and those to train on as the update takes them.
 
         A group whose prompt differs between engine and trainer is dropped and replaced; one whose rewards are all alike
@@ -193,13 +197,13 @@ class Training:
         dynamic = self._spec.algorithm.dynamic_sampling
         taken: list[Taken] = []
         skipped: list[Taken] = []
-        groups: list[TrainingGroup] = []
+        groups: list[StepGroup] = []
         while len(groups) < wanted:
             with self._shares.measure("waiting"):
                 arrived = self._portal.call(self._groups.take, wanted - len(groups), _SLICE_S)
             for item in arrived:
                 try:
-                    group = self._training_group(item)
+                    group = self._step_group(item)
                 except PromptMismatch as error:
                     self._portal.call(self._groups.reject, item, str(error))
                     continue
@@ -218,15 +222,21 @@ class Training:
                 self._portal.call(self._groups.top_up, len(groups))
                 self._check_stall()
         self._portal.call(self._groups.skip, len(skipped))
+        if self._spec.deterministic:
+            self._record.write(self.step + 1, taken, skipped, self._portal.call(self._ledger_state))
         self._portal.call(self._groups.top_up, len(groups))
         return taken, skipped, groups
 
-    def _training_group(self, item: Taken) -> TrainingGroup:
+    def _step_group(self, item: Taken) -> StepGroup:
         record, tokens = item.group.record, item.group.tokens
+        if self._spec.deterministic:
+            self._record.check_gate(record)
         index = self._prompt_index(item.number)
-        prompt: PreparedPrompt = self._policy.prepare(self._prompts[index].messages, self._prompts[index].images)
-        check(prompt.encoded, record.rollout, tokens)
-        return TrainingGroup(prompt, tokens.response_token_ids, tokens.response_logprobs, record.rewards)
+        prompt = self._learner.encoded(self._prompts[index])
+        check(prompt, record.rollout, tokens)
+        return StepGroup(
+            index, len(prompt.token_ids), tokens.response_token_ids, tokens.response_logprobs, record.rewards
+        )
 
     def _prompt_index(self, number: int) -> int:
         return self._groups.ledger.prompt_of(number)[1]
@@ -289,7 +299,7 @@ class Training:
         self._check_hold()
         self._version = 1 + max([self._version, *published(self._folder)])
         self._portal.call(self._groups.advance, self._version)
-        self._publication.begin(self._version, self._policy.trainable)
+        self._publication.begin(self._version, self._learner.gather())
 
     def _finish_publication(self) -> None:
         with self._shares.measure("publication"):
@@ -309,9 +319,7 @@ class Training:
             client_failures=dict(self._teller.client_failures),
             spec=self._spec,
         )
-        path = checkpoint.save(
-            self._folder, state, self._policy.trainable, self._updater.optimiser, self._spec.keep_checkpoints
-        )
+        path = self._learner.save(state)
         self._checkpointed = self.step
         self._emit("checkpoint", {"path": str(path.resolve()), "seconds": time.perf_counter() - begun})
 
@@ -319,13 +327,9 @@ class Training:
         return self._groups.ledger.state()
 
     def _export(self) -> Path:
-        """The aligned model as a checkpoint like any other: model (adapters merged in) and processor."""
         self._check_hold()
-        model = self._policy.adapter.merge_and_unload() if self._policy.adapter is not None else self._policy.model
         target = self._folder / "final"
-        with atomic.folder(target) as folder:
-            model.save_pretrained(folder)
-            self._policy.processor.save_pretrained(folder)
+        self._learner.export(target)
         return target.resolve()
 
     # --- run control --------------------------------------------------------------------------------------------
@@ -335,12 +339,12 @@ class Training:
             raise HoldLost(self._hold.lost)
 
     def _interrupting(self) -> bool:
-        return self._ending() or self._hold.desired != "run"
+        return self._ranks.ending or self._hold.desired != "run"
 
     def _obey(self) -> None:
         """Stop or pause here if run control wants it; the checkpoint is written first."""
         self._check_hold()
-        if self._ending():
+        if self._ranks.ending:
             self._checkpoint()
             raise Interrupted(RunState.queued)
         if self._hold.desired == "stop":
@@ -349,7 +353,7 @@ class Training:
         if self._hold.desired == "pause":
             self._checkpoint()
             self._portal.call(self._hold.report, RunState.paused)
-            while self._hold.desired == "pause" and not self._ending() and self._hold.lost is None:
+            while self._hold.desired == "pause" and not self._ranks.ending and self._hold.lost is None:
                 time.sleep(0.1)
             self._shares.restart()
             self._portal.call(self._hold.report, RunState.running)

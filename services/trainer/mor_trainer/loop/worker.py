@@ -20,7 +20,9 @@ from mor_trainer import __version__
 from mor_trainer.config import WorkerSettings
 from mor_trainer.loop.events import EventLog
 from mor_trainer.loop.hold import Hold, HoldLost, RunControl
+from mor_trainer.loop.learner import follow
 from mor_trainer.loop.training import Interrupted, Training
+from mor_trainer.ranks import Ranks, RanksBroken, device_of, launched
 
 _SETTLE_S = 10.0
 
@@ -32,27 +34,44 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._ending = False
+        self._ranks = Ranks(torch.device("cpu"))
         self.name = f"{socket.gethostname()}-{os.getpid()}"
 
     def end(self, signum: int | None = None, frame: FrameType | None = None) -> None:
         """Finish the step, write the checkpoint, hand the run back and return."""
         del frame
         log.info("ending", signal=signum)
-        self._ending = True
+        self._ranks.ending = True
 
     def install_signals(self) -> None:
+        """A signal to one of several ranks ends them all, at the end of the step."""
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self.end)
 
     def work(self, *, once: bool = False) -> int:
-        """Claim and train runs; with ``once``, return after the first. Returns the number of runs that failed."""
+        """Claim and train runs; with ``once``, return after the first. Returns the number of runs that failed.
+
+        Raises:
+            RanksBroken: one of several ranks ended; whoever started them starts all of them again.
+        """
         torch.set_num_threads(self._settings.torch_threads)
+        asked = self._ranks.ending
+        self._ranks = Ranks.join(device_of(self._settings.device))
+        self._ranks.ending |= asked
+        failed = 0
+        if self._ranks.leads:
+            failed = self._lead(once=once)
+        else:
+            follow(self._settings, self._ranks)
+        self._ranks.leave()
+        return failed
+
+    def _lead(self, *, once: bool) -> int:
         failed = 0
         with start_blocking_portal("asyncio") as portal:
             control = portal.call(self._connect)
             try:
-                while not self._ending:
+                while not self._ranks.ending:
                     claim = self._claim(portal, control)
                     if claim is None:
                         self._sleep(self._settings.poll_s * random.uniform(0.75, 1.25))
@@ -60,12 +79,13 @@ class Worker:
                     failed += not self._train(portal, control, claim)
                     if once:
                         break
+                self._ranks.tell(None)
             finally:
                 portal.call(control.close)
         return failed
 
     async def _connect(self) -> RunControl:
-        asked = ClaimRequest(worker=self.name, version=__version__, device=_device(self._settings.device))
+        asked = ClaimRequest(worker=self.name, version=__version__, device=_devices(self._settings.device))
         return RunControl(self._settings, asked)
 
     def _claim(self, portal: BlockingPortal, control: RunControl) -> Claim | None:
@@ -77,11 +97,15 @@ class Worker:
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not self._ending and time.monotonic() < deadline:
+        while not self._ranks.ending and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _train(self, portal: BlockingPortal, control: RunControl, claim: Claim) -> bool:
-        """One attempt at a run, whatever becomes of it. Returns whether it went as it should."""
+        """One attempt at a run, whatever becomes of it. Returns whether it went as it should.
+
+        Raises:
+            RanksBroken: the ranks cannot go on together; the run was handed back, or has failed.
+        """
         log.info("claimed", run=claim.run, attempt=claim.attempt, model=claim.spec.model)
 
         async def prepare() -> tuple[EventLog, Hold]:
@@ -91,9 +115,7 @@ class Worker:
         events, hold = portal.call(prepare)
         with portal.wrap_async_context_manager(hold.kept()):
             try:
-                training = Training(
-                    self._settings, claim, portal=portal, hold=hold, events=events, ending=lambda: self._ending
-                )
+                training = Training(self._settings, claim, portal=portal, hold=hold, events=events, ranks=self._ranks)
                 final = training.run()
             except HoldLost as error:
                 log.warning("the run is not ours any more", run=claim.run, reason=str(error))
@@ -101,6 +123,13 @@ class Worker:
             except Interrupted as end:
                 log.info("handed back" if end.state is RunState.queued else "stopped", run=claim.run)
                 return self._report(portal, hold, events, end.state)
+            except RanksBroken as error:
+                log.error("the ranks cannot go on together", run=claim.run, reason=str(error), again=error.again)
+                if error.again:
+                    self._report(portal, hold, events, RunState.queued)
+                else:
+                    self._report(portal, hold, events, RunState.failed, error=str(error))
+                raise
             except MorError as error:
                 log.error("the run failed", run=claim.run, error=str(error))
                 self._report(portal, hold, events, RunState.failed, error=str(error))
@@ -133,8 +162,7 @@ class Worker:
         return True
 
 
-def _device(setting: str) -> str:
-    """What the training process will run on, as an operator knows it."""
-    if setting == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    return str(torch.cuda.get_device_name())
+def _devices(setting: str) -> str:
+    """What the ranks will run on, as an operator knows it."""
+    name = torch.cuda.get_device_name() if device_of(setting).type == "cuda" else "cpu"
+    return f"{launched()} x {name}" if launched() > 1 else str(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -17,7 +17,8 @@ from mor_trainer.model.rows import PreparedPrompt, Row
 class TrainingGroup:
     """A group as the update takes it."""
 
-    prompt: PreparedPrompt
+    prompt: PreparedPrompt | None
+    """``None``: another rank computes it; only its rewards and lengths count here."""
     responses: tuple[tuple[int, ...], ...]
     engine_logprobs: tuple[tuple[float, ...], ...]
     rewards: tuple[float, ...]
@@ -32,10 +33,15 @@ class Response:
     ids: tuple[int, ...]
     engine: tuple[float, ...]
     advantage: float
-    weight: float = 0.0
+    weight: float
     """Share of each of its tokens in the update."""
     old: Tensor | None = None
     """Log-probabilities as the step began, where they are not those of the update's own forward pass."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that it takes through the model alone, with its prompt."""
+        return len(self.prompt.encoded.token_ids) + len(self.ids) - 1
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,25 @@ class Unit:
     responses: tuple[Response, ...]
 
 
-def responses_of(groups: Sequence[TrainingGroup], advantages: Float[Tensor, "groups size"]) -> list[Response]:
-    """All responses that have a token, group after group; their weights are still to be set."""
-    return [
-        Response(index, group.prompt, ids, group.engine_logprobs[place], advantages[index, place].item())
+def responses_of(
+    groups: Sequence[TrainingGroup], advantages: Float[Tensor, "groups size"], weights: Iterable[float]
+) -> list[Response]:
+    """The responses to compute here, group after group. ``weights``: of all that have a token, in this order."""
+    weight = iter(weights)
+    weighted = [
+        (index, group, place, next(weight))
         for index, group in enumerate(groups)
         for place, ids in enumerate(group.responses)
         if ids
     ]
+    return [
+        Response(
+            index, group.prompt, group.responses[place], group.engine_logprobs[place],
+            advantages[index, place].item(), share,
+        )
+        for index, group, place, share in weighted
+        if group.prompt is not None
+    ]  # fmt: skip
 
 
 def micro_batches(responses: Sequence[Response], policy: Policy, budget: int) -> list[list[Unit]]:
@@ -86,5 +103,5 @@ def _units(responses: Sequence[Response], budget: int) -> list[Unit]:
             length += len(response.ids) - 1
         else:
             runs.append([response])
-            length = len(response.prompt.encoded.token_ids) + len(response.ids) - 1
+            length = response.length
     return [Unit(Row(run[0].prompt, tuple(response.ids for response in run)), tuple(run)) for run in runs]

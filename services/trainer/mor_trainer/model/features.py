@@ -31,7 +31,9 @@ class ByteBoundCache(Generic[V]):
         return self._values.get(name)
 
     def put(self, name: str, value: V) -> None:
-        if name in self._values or value.bytes > self._bound:
+        if name in self._values:
+            self._held -= self._values.pop(name).bytes
+        if value.bytes > self._bound:
             return
         self._values[name] = value
         self._held += value.bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -48,34 +47,23 @@ def decoder_of(model: Any) -> nn.Module:
     return decoder
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """A model with its trained parameters chosen."""
-
-    model: Any
-    adapter: Any | None
-    """The PEFT model around ``model`` when adapters are trained."""
-    trainable: dict[str, nn.Parameter]
-    """By ``named_parameters`` names of ``model``."""
-
-
-def tune(model: Any, tuning: Tuning, freeze_vision: bool) -> Tuned:
+def tune(model: Any, tuning: Tuning, freeze_vision: bool) -> Any | None:
     """Choose what is trained: adapters in the language model, or all parameters but those that are frozen.
+
+    Returns the PEFT model around ``model`` when adapters are trained.
 
     Raises:
         Invalid: the adapters' targets name no layer.
     """
-    adapter = None
     if isinstance(tuning, LoraTuning):
-        adapter = _with_adapters(model, tuning)
-    elif freeze_vision:
+        return _with_adapters(model, tuning)
+    if freeze_vision:
         model.requires_grad_(False)
         decoder_of(model).requires_grad_(True)
         model.get_output_embeddings().requires_grad_(True)
     else:
         model.requires_grad_(True)
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return Tuned(model, adapter, trainable)
+    return None
 
 
 def _with_adapters(model: Any, tuning: LoraTuning) -> Any:

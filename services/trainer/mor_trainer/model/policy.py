@@ -17,12 +17,14 @@ from mor_core.wire import ImagePart, Message, TextPart
 from PIL import Image
 from torch import Tensor, nn
 
-from mor_trainer.model import loading, shared_prompt
+from mor_trainer.model import loading, sharding, shared_prompt
 from mor_trainer.model.encoding import EncodedPrompt, PromptEncoder
 from mor_trainer.model.features import ByteBoundCache, ImageFeatures, features_of, joined
 from mor_trainer.model.logprobs import chosen_logprobs
 from mor_trainer.model.positions import positions_of
 from mor_trainer.model.rows import Layout, PreparedPrompt, Row, packed, padded
+from mor_trainer.model.sharding import Whole
+from mor_trainer.ranks import Ranks
 
 log = structlog.get_logger(__name__)
 
@@ -42,18 +44,27 @@ class Policy:
         processor: Any,
         spec: RunSpec,
         *,
-        device: str = "cpu",
+        ranks: Ranks | None = None,
         autocast: torch.dtype | None = None,
         cache_bytes: int = 1 << 30,
     ) -> None:
-        """``autocast``: type that matrix products are computed in; parameters keep their own."""
-        self.device = torch.device(device)
+        """``ranks``: those that hold the model together, each a shard; they do everything that takes log-probabilities
+        together. ``autocast``: type that matrix products are computed in; parameters keep their own."""
+        ranks = ranks or Ranks(torch.device("cpu"))
+        self.device = ranks.device
         self.processor = processor
         self._autocast_dtype = autocast
-        tuned = loading.tune(model.to(self.device), spec.tuning, spec.freeze_vision)
-        self.model = tuned.model
-        self.adapter = tuned.adapter
-        self.trainable: dict[str, nn.Parameter] = tuned.trainable
+        self.model = model
+        self.adapter = loading.tune(model, spec.tuning, spec.freeze_vision)
+        self.has_reference = spec.algorithm.kl.beta > 0
+        reference = loading.frozen_copy(model) if self.has_reference and self.adapter is None else None
+        whole = sharding.beside(model)
+        self._policy = sharding.place(model, ranks, whole)
+        self._reference = None if reference is None else sharding.place(reference, ranks, whole)
+        self.trainable: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        """By ``named_parameters`` names of the model."""
         self._temperature = spec.sampling.temperature
         self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._forbidden = torch.tensor(
@@ -66,26 +77,34 @@ class Policy:
         self._plain_head = self._head_is_plain()
         self.shares_prompts = spec.shared_prompt == "auto" and self._share_prompts()
         """Whether a row may hold several responses to its prompt, and rows are packed without padding."""
-        self.has_reference = spec.algorithm.kl.beta > 0
-        self._reference: Any = None
-        if self.has_reference and self.adapter is None:
-            self._reference = loading.frozen_copy(self.model)
         if spec.gradient_checkpointing:
             loading.recompute_activations(self.model)
 
+    def encode(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> EncodedPrompt:
+        """A prompt's tokens, without its image features; kept for the next time, up to the byte bound."""
+        return self._encoded(messages, images).encoded
+
     def prepare(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> PreparedPrompt:
         """Encode a prompt and compute its image features; both are kept for the next time, up to the byte bound."""
-        name = "\n".join(message.model_dump_json() for message in messages)
-        if (known := self._prepared.get(name)) is not None:
+        known = self._encoded(messages, images)
+        if known.features is not None or not self._frozen_vision:
+            return known
+        features = self._image_features(known.encoded)
+        if features is None:
+            return known
+        encoded = known.encoded
+        light = {key: value for key, value in encoded.vision.items() if not key.startswith("pixel_")}
+        encoded = EncodedPrompt(encoded.token_ids, encoded.token_types, light, encoded.pixels)
+        prepared = PreparedPrompt(encoded, features, known.positions)
+        self._prepared.put(_name(messages), prepared)
+        return prepared
+
+    def _encoded(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> PreparedPrompt:
+        if (known := self._prepared.get(_name(messages))) is not None:
             return known
         encoded = self._encoder.encode(messages, images)
-        positions = positions_of(self.model, encoded)
-        features = self._image_features(encoded) if self._frozen_vision else None
-        if features is not None:
-            light = {key: value for key, value in encoded.vision.items() if not key.startswith("pixel_")}
-            encoded = EncodedPrompt(encoded.token_ids, encoded.token_types, light, encoded.pixels)
-        prepared = PreparedPrompt(encoded, features, positions)
-        self._prepared.put(name, prepared)
+        prepared = PreparedPrompt(encoded, None, positions_of(self.model, encoded))
+        self._prepared.put(_name(messages), prepared)
         return prepared
 
     @torch.no_grad()
@@ -105,7 +124,7 @@ class Policy:
 
     def logprobs(self, rows: Sequence[Row]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Log-probability (with gradient) and entropy of every response token, row after row, nats."""
-        return self._score(self.model, rows)
+        return self._score(self._policy, rows)
 
     @torch.no_grad()
     def reference_logprobs(self, rows: Sequence[Row]) -> Float[Tensor, " n"]:
@@ -114,7 +133,7 @@ class Policy:
             return self._score(self._reference, rows)[0]
         assert self.adapter is not None, "a run with beta = 0 has no reference"
         with self.adapter.disable_adapter():
-            return self._score(self.model, rows)[0]
+            return self._score(self._policy, rows)[0]
 
     def mixes_prompts(self, row: Row) -> bool:
         """Whether rows of different prompts may stand in one micro-batch; raw pixel values may differ in shape."""
@@ -124,20 +143,23 @@ class Policy:
         """Tokens that a micro-batch of these rows takes through the model, padding included."""
         return sum(map(len, rows)) if self.shares_prompts else len(rows) * max(map(len, rows))
 
-    def _score(self, model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def _score(self, whole: Whole, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         chosen = torch.tensor(
             [token for row in rows for response in row.responses for token in response], device=self.device
         )
-        with self._autocast():
-            hidden = self._hidden(model, rows, self._lay_out(rows))
+
+        def score(model: Any) -> tuple[Tensor, Tensor]:
             return chosen_logprobs(
-                hidden,
+                self._hidden(model, rows, self._lay_out(rows)),
                 model.get_output_embeddings() if self._plain_head else nn.Identity(),
                 chosen,
                 temperature=self._temperature,
                 forbidden=self._forbidden,
                 vocabulary=self._vocabulary,
             )
+
+        with self._autocast():
+            return whole(score)
 
     def _lay_out(self, rows: Sequence[Row]) -> Layout:
         return packed(rows, self.device) if self.shares_prompts else padded(rows, self._padding_id(), self.device)
@@ -176,10 +198,14 @@ class Policy:
     def _head_is_plain(self) -> bool:
         """Whether logits are just the output embedding of the last hidden state (no soft-capping, no scaling)."""
         ids: Int[Tensor, "1 4"] = torch.full((1, 4), self._padding_id(), device=self.device)
+
+        def compare(model: Any) -> bool:
+            states = model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+            wanted = model(input_ids=ids, use_cache=False, return_dict=True).logits
+            return torch.allclose(model.get_output_embeddings()(states), wanted, atol=1e-5, rtol=1e-4)
+
         with self._autocast():
-            states = self.model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
-            wanted = self.model(input_ids=ids, use_cache=False, return_dict=True).logits
-            return bool(torch.allclose(self.model.get_output_embeddings()(states), wanted, atol=1e-5, rtol=1e-4))
+            return self._policy(compare)
 
     @torch.no_grad()
     def _share_prompts(self) -> bool:
@@ -195,19 +221,25 @@ class Policy:
             ids = [token for token in range(self._vocabulary) if token not in forbidden][:9]
             responses = (tuple(ids[:6]), tuple(ids[6:]))
             alone = [Row(prompt, (response,)) for response in responses]
-            wanted = torch.cat(
-                [self._hidden(self.model, [row], padded([row], self._padding_id(), self.device)) for row in alone]
+            layouts = [padded([row], self._padding_id(), self.device) for row in alone]
+            wanted = self._policy(
+                lambda model: torch.cat(
+                    [self._hidden(model, [row], layout) for row, layout in zip(alone, layouts, strict=True)]
+                )
             )
             shared_prompt.use(decoder)
             rows = [Row(prompt, responses), alone[0]]
-            found = self._hidden(self.model, rows, packed(rows, self.device))
-        except Exception as error:
+            found = self._policy(lambda model: self._hidden(model, rows, packed(rows, self.device)))
+        except Exception as error:  # on every rank at the same place
+            sharding.recover(self._policy)
             difference, reason = float("inf"), f"{type(error).__name__}: {error}"
         else:
             wanted = torch.cat([wanted, wanted[: len(responses[0])]])
             difference = float((found - wanted).norm() / wanted.norm())
             reason = f"its hidden states differ by {difference:.1e}"
         if difference <= _SAME:
+            if self._reference is not None:
+                shared_prompt.use(loading.decoder_of(self._reference.model))
             return True
         decoder.set_attn_implementation(before)
         log.warning(
@@ -216,6 +248,10 @@ class Policy:
             reason=reason[:500],
         )
         return False
+
+
+def _name(messages: tuple[Message, ...]) -> str:
+    return "\n".join(message.model_dump_json() for message in messages)
 
 
 def _with_image() -> tuple[tuple[Message, ...], dict[str, bytes]]:

@@ -1,5 +1,5 @@
 """The routes of run control, one file for each noun."""
 
-from mor_trainer.routes import alerts, dead, events, runs, status, weights, worker
+from mor_trainer.routes import alerts, clients, dead, events, runs, status, weights, worker
 
-ROUTERS = tuple(part.router for part in (worker, runs, status, events, dead, alerts, weights))
+ROUTERS = tuple(part.router for part in (worker, runs, status, events, clients, dead, alerts, weights))

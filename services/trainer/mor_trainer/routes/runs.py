@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Annotated
 
 import structlog
 from anyio import to_thread
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Response
 from mor_core.datafiles import read_prompts
 from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
@@ -25,15 +24,6 @@ _STARTED = secrets.token_hex(4)
 
 audit = structlog.get_logger("audit")
 
-_EXAMPLE = {
-    "name": "three-domains",
-    "model": "/models/base",
-    "prompts": "/data/server/prompts.jsonl",
-    "steps": 120,
-    "sampling": {"max_tokens": 24},
-    "optimiser": {"lr": 1e-4},
-}
-
 
 def _check(spec: RunSpec) -> None:
     """Everything that can be known before a worker starts."""
@@ -45,7 +35,7 @@ def _check(spec: RunSpec) -> None:
 
 @router.post("", status_code=201, summary="Create a run")
 async def create(
-    spec: Annotated[RunSpec, Body(examples=[_EXAMPLE])],
+    spec: RunSpec,
     runs: Runs,
     watchers: Watching,
     caller: Admin,

@@ -1,0 +1,64 @@
+"""docs/routes.md from the HTTP services."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from mor_core import about, health
+from mor_reward.app import create_app as reward
+from mor_reward.config import RewardSettings
+from mor_rollout.app import create_app as rollout
+from mor_rollout.config import RolloutSettings
+from mor_router.app import create_app as router
+from mor_router.config import RouterSettings
+from mor_trainer.app import create_app as control
+from mor_trainer.config import ControlSettings
+
+_HEAD = """# Routes
+
+Every HTTP route of every service. `/docs` of a running service is its OpenAPI page, with all fields and examples.
+Errors are `application/problem+json` (RFC 9457) and say what to do. What the routes are for:
+[status of a run](status.md), [objectives](objectives.md), [clients](client-states.md),
+[the reward contract](reward-contract.md).
+
+This page is made by `python docs/generate.py` from the code; a test fails when it is out of date.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "scorer.py").write_text("def score(messages, responses, images): return [0.0 for _ in responses]\n")
+        services = {
+            "Run control: `mor-trainer serve`": control(ControlSettings(runs_dir=folder)),
+            "Router: `mor-router serve`": router(RouterSettings()),
+            "Rollout: `mor-rollout serve`": rollout(RolloutSettings(model="any/model")),
+            "A client's reward service: `mor-reward serve`": reward(
+                RewardSettings(function=f"{folder / 'scorer.py'}:score", threads=1)
+            ),
+        }
+    shared = {route.path for part in (health.router, about.router) for route in part.routes if _is_api(route)}
+    own = "".join(_section(title, app, lambda route: route.path not in shared) for title, app in services.items())
+    first = next(iter(services.values()))
+    return _HEAD + _section("All services", first, lambda route: route.path in shared) + own
+
+
+def _section(title: str, app: FastAPI, belongs: Callable[[APIRoute], bool]) -> str:
+    rows = [_row(route) for route in app.routes if isinstance(route, APIRoute) and _is_api(route) and belongs(route)]
+    return f"\n## {title}\n\n| route | what |\n|---|---|\n{''.join(rows)}"
+
+
+def _is_api(route: object) -> bool:
+    return isinstance(route, APIRoute) and route.include_in_schema
+
+
+def _row(route: APIRoute) -> str:
+    if not route.summary:
+        raise SystemExit(f"route {route.path} has no summary")
+    methods = ", ".join(sorted(route.methods))
+    return f"| `{methods} {route.path}` | {route.summary.rstrip('.')} |\n"

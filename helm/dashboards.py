@@ -1,0 +1,323 @@
+"""Grafana dashboards of the chart, by Grafana's own library: what a run does, and what the platform does.
+
+``helm/generate.py`` writes them; a test fails when they are out of date.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, StackingMode
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
+
+_SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+_HERE = 'namespace="$namespace"'
+_RUN = f'{_HERE},run=~"$run"'
+_RATE = "[$__rate_interval]"
+_HEIGHT, _WIDTH = 8, 8
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over time."""
+
+    title: str
+    lines: dict[str, str]
+    """PromQL by legend."""
+    unit: str = "short"
+    """Grafana's name of it: short, percentunit, s, ops."""
+    about: str = ""
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    panels: Sequence[Panel] = field(default_factory=tuple)
+
+
+def _run(metric: str) -> str:
+    return f"mor_trainer_{metric}{{{_RUN}}}"
+
+
+def _quantile(metric: str, q: float, *labels: str) -> str:
+    by = ", ".join((*labels, "le"))
+    return f"histogram_quantile({q:g}, sum by ({by}) (rate({metric}_bucket{{{_HERE}}}{_RATE})))"
+
+
+def _rate(metric: str, *labels: str) -> str:
+    return f"sum by ({', '.join(labels)}) (rate({metric}{{{_HERE}}}{_RATE}))"
+
+
+def _most(metric: str, *labels: str) -> str:
+    return f"max by ({', '.join(labels)}) ({metric}{{{_HERE}}})"
+
+
+def _mean(metric: str, *labels: str) -> str:
+    by = ", ".join(labels)
+    return " / ".join(f"sum by ({by}) (rate({metric}_{part}{{{_HERE}}}{_RATE}))" for part in ("sum", "count"))
+
+
+RUN = (
+    Row(
+        "Reward",
+        (
+            Panel(
+                "Reward",
+                {
+                    "{{run}}": _run("reward_mean_logits"),
+                    "{{run}} evaluation": _run("evaluation_reward_mean_logits"),
+                },
+                about="Fused reward in calibrated logits, mean of the step; of greedy answers at evaluations.",
+            ),
+            Panel("Spread of the reward", {"{{run}}": _run("reward_std_logits")}),
+            Panel("Reward by client", {"{{client}}": _run("client_reward_mean_logits")}),
+            Panel("Weight by client", {"{{client}}": _run("client_weight_ratio")}, "percentunit", stacked=True),
+            Panel("Entropy of the mixture", {"{{run}}": _run("mixture_entropy_nats")}, about="nats; 0: one client."),
+            Panel(
+                "Groups whose rewards are alike",
+                {"{{run}}": _run("zero_variance_group_ratio")},
+                "percentunit",
+                about="They teach nothing: see the runbook MorNothingToLearn.",
+            ),
+        ),
+    ),
+    Row(
+        "Policy",
+        (
+            Panel("KL to the reference", {"{{run}}": _run("kl_nats")}, about="nats a token."),
+            Panel("Entropy of the policy", {"{{run}}": _run("entropy_nats")}, about="nats a token."),
+            Panel(
+                "Clipped tokens",
+                {"{{run}} low": _run("clip_low_ratio"), "{{run}} high": _run("clip_high_ratio")},
+                "percentunit",
+            ),
+            Panel(
+                "Raw importance ratio",
+                {"{{run}} mean": _run("importance_ratio_mean"), "{{run}} max": _run("importance_ratio_max")},
+                about="Trainer over engine; near 1 when both compute the same.",
+            ),
+            Panel("Effective sample size", {"{{run}}": _run("effective_sample_ratio")}, "percentunit"),
+            Panel("Gradient norm", {"{{run}}": _run("grad_norm")}, about="Before clipping."),
+            Panel("Learning rate", {"{{run}}": _run("learning_rate")}),
+            Panel("Response length", {"{{run}}": _run("response_length_tokens")}, about="Tokens."),
+            Panel("Truncated responses", {"{{run}}": _run("truncation_ratio")}, "percentunit"),
+        ),
+    ),
+    Row(
+        "Pace",
+        (
+            Panel(
+                "Seconds of a step",
+                {"{{share}}": _run("step_share_seconds")},
+                "s",
+                stacked=True,
+                about="What the last step was spent on; waiting is for sampled and scored groups.",
+            ),
+            Panel("Tokens trained on", {"{{run}}": _run("tokens_per_second")}, "ops"),
+            Panel(
+                "Staleness",
+                {"{{run}}": _run("staleness_updates"), "{{run}} bound": _run("staleness_bound_updates")},
+                about="Updates between sampling and training.",
+            ),
+            Panel("Step", {"{{run}}": _run("step")}),
+            Panel(
+                "Since the last step",
+                {"{{run}}": f"time() - {_run('last_step_timestamp_seconds')}"},
+                "s",
+            ),
+            Panel(
+                "Groups, in all",
+                {
+                    "applied": _run("groups_applied"),
+                    "skipped": _run("groups_skipped"),
+                    "issued again": _run("groups_retried"),
+                    "dropped": _run("groups_dropped"),
+                    "came back twice": _run("groups_duplicate"),
+                },
+            ),
+        ),
+    ),
+)
+
+PLATFORM = (
+    Row(
+        "Clients",
+        (
+            Panel(
+                "Time of a call",
+                {
+                    "{{client}} median": _quantile("mor_router_client_seconds", 0.5, "client"),
+                    "{{client}} 95 %": _quantile("mor_router_client_seconds", 0.95, "client"),
+                },
+                "s",
+            ),
+            Panel(
+                "Failures",
+                {"{{client}} {{reason}}": _rate("mor_router_client_failures_total", "client", "reason")},
+                "ops",
+            ),
+            Panel(
+                "Circuit",
+                {"{{client}}": _most("mor_router_circuit_state", "client")},
+                about="0 closed, 1 half open, 2 open: not asked.",
+            ),
+            Panel(
+                "Out of the mixture",
+                {
+                    "{{client}} quarantined": _most("mor_router_quarantined", "client"),
+                    "{{client}} distrusted": _most("mor_router_distrusted", "client"),
+                    "{{client}} another model": _most("mor_router_stale_calibration", "client"),
+                },
+            ),
+            Panel("Calibration slope", {"{{client}}": _mean("mor_router_calibration_slope_logits", "client")}),
+            Panel(
+                "Evidence of drift",
+                {
+                    "{{client}} answers changed": _most("mor_router_drift_evidence", "client"),
+                    "{{client}} disagrees": _most("mor_router_disagreement_evidence", "client"),
+                },
+                about="log10; see the runbook MorClientDrifted.",
+            ),
+            Panel(
+                "Weight in the mixture",
+                {"{{client}}": _mean("mor_router_mixture_weight_ratio", "client")},
+                "percentunit",
+            ),
+            Panel(
+                "Disagreement",
+                {"clients": _mean("mor_router_disagreement_logits")},
+                about="Weighted standard deviation over clients, logits.",
+            ),
+            Panel(
+                "Bytes",
+                {"{{client}} {{direction}}": _rate("mor_router_client_bytes_total", "client", "direction")},
+                "Bps",
+            ),
+        ),
+    ),
+    Row(
+        "Queue",
+        (
+            Panel("Unsettled entries", {"{{run}} {{stream}}": _most("mor_trainer_stream_entries", "run", "stream")}),
+            Panel(
+                "Age of the oldest entry",
+                {"{{run}} {{stream}}": _most("mor_trainer_stream_oldest_seconds", "run", "stream")},
+                "s",
+            ),
+            Panel(
+                "Waiting for a stage",
+                {
+                    "rollout 95 %": _quantile("mor_rollout_queue_wait_seconds", 0.95),
+                    "router 95 %": _quantile("mor_router_queue_wait_seconds", 0.95),
+                    "{{run}} trainer mean": _most("mor_trainer_queue_wait_seconds", "run"),
+                },
+                "s",
+            ),
+            Panel("Groups through the router", {"{{outcome}}": _rate("mor_router_groups_total", "outcome")}, "ops"),
+            Panel(
+                "Dead letters",
+                {
+                    "rollout {{reason}}": _rate("mor_rollout_dead_letters_total", "reason"),
+                    "router": f'sum (rate(mor_router_groups_total{{outcome="dead",{_HERE}}}{_RATE}))',
+                },
+                "ops",
+            ),
+            Panel("Alerts of runs", {"{{run}} {{name}}": f"sum by (run, name) (mor_trainer_alerts_total{{{_HERE}}})"}),
+        ),
+    ),
+    Row(
+        "Sampling",
+        (
+            Panel("Sampled tokens", {"{{purpose}}": _rate("mor_rollout_tokens_total", "purpose")}, "ops"),
+            Panel("Groups in flight", {"{{instance}}": f"sum by (instance) (mor_rollout_groups_in_flight{{{_HERE}}})"}),
+            Panel("Time of a group", {"95 %": _quantile("mor_rollout_generate_seconds", 0.95)}, "s"),
+            Panel(
+                "Time of a weight swap",
+                {
+                    "pull 95 %": _quantile("mor_rollout_weights_pull_seconds", 0.95),
+                    "drain 95 %": _quantile("mor_rollout_swap_drain_seconds", 0.95),
+                    "swap 95 %": _quantile("mor_rollout_swap_seconds", 0.95),
+                    "publication 95 %": _quantile("mor_trainer_weight_publication_seconds", 0.95),
+                },
+                "s",
+            ),
+            Panel("Weight swaps", {"{{outcome}}": _rate("mor_rollout_swaps_total", "outcome")}, "ops"),
+            Panel(
+                "Weights version",
+                {
+                    "published, {{run}}": _most("mor_trainer_weights_version", "run"),
+                    "{{instance}}": _most("mor_rollout_weights_version", "instance"),
+                },
+            ),
+        ),
+    ),
+    Row(
+        "Services",
+        (
+            Panel("Up", {"{{instance}}": f"min by (instance) (up{{{_HERE}}})"}),
+            Panel("Router's own time", {"95 %": _quantile("mor_router_overhead_seconds", 0.95)}, "s"),
+            Panel("Time to fit a gate", {"95 %": _quantile("mor_router_fit_seconds", 0.95)}, "s"),
+        ),
+    ),
+)
+
+
+def dashboards() -> dict[str, str]:
+    """JSON of each dashboard by the name of its file."""
+    per_run = dashboard.QueryVariable("run").query(f"label_values(mor_trainer_step{{{_HERE}}}, run)")
+    variable = per_run.datasource(_SOURCE).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True).include_all(True)
+    run = _dashboard("MoR: runs", "mor-run", RUN).with_variable(variable)
+    platform = _dashboard("MoR: platform", "mor-platform", PLATFORM)
+    return {
+        f"{name}.json": JSONEncoder(sort_keys=True, indent=1).encode(built.build()) + "\n"
+        for name, built in (("run", run), ("platform", platform))
+    }
+
+
+def _dashboard(title: str, uid: str, rows: Sequence[Row]) -> dashboard.Dashboard:
+    namespace = dashboard.QueryVariable("namespace").query("label_values(mor_rollout_weights_version, namespace)")
+    built = (
+        dashboard.Dashboard(title)
+        .uid(uid)
+        .tags(["mor"])
+        .timezone("browser")
+        .refresh("30s")
+        .time("now-3h", "now")
+        .with_variable(dashboard.DatasourceVariable("datasource").type("prometheus"))
+        .with_variable(namespace.datasource(_SOURCE).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED))
+    )
+    numbers = itertools.count(1)
+    for row in rows:
+        built = built.with_row(dashboard.Row(row.title).id(next(numbers)))
+        for panel in row.panels:
+            built = built.with_panel(_panel(panel, next(numbers)))
+    return built
+
+
+def _panel(panel: Panel, number: int) -> timeseries.Panel:
+    built = (
+        timeseries.Panel()
+        .id(number)
+        .title(panel.title)
+        .description(panel.about)
+        .datasource(_SOURCE)
+        .unit(panel.unit)
+        .height(_HEIGHT)
+        .span(_WIDTH)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(LegendDisplayMode.LIST)
+            .placement(LegendPlacement.BOTTOM)
+            .show_legend(True)
+        )
+    )
+    if panel.stacked:
+        built = built.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(40)
+    for ref, (legend, expression) in zip("ABCDEFGH", panel.lines.items(), strict=False):
+        built = built.with_target(prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(ref))
+    return built

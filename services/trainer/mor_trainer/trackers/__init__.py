@@ -1,0 +1,6 @@
+"""Experiment trackers: where the figures of runs are told besides run control's own history."""
+
+from mor_trainer.trackers.tracker import Tracker
+from mor_trainer.trackers.trackers import Trackers, configured
+
+__all__ = ["Tracker", "Trackers", "configured"]

@@ -1,0 +1,130 @@
+"""podman, as the tests and ``bench/containers.py`` drive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SUBNET = "10.89.77.0/24"
+"""Inside of 10.0.0.0/8, which the tiny profile's router may connect to."""
+_NETWORK = "mor-test"
+
+
+def missing() -> str | None:
+    """Why pods cannot be run here; None where they can."""
+    if os.geteuid() != 0:
+        return "volumes get their groups from root only"
+    if shutil.which("podman") is None:
+        return "podman is not here"
+    return None
+
+
+class Podman:
+    """Pods on a network of their own, on which the names of Services are resolved."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` takes the configuration: podman's own limits are above what some machines allow."""
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        ulimits = [f"nofile={files}:{files}", "nproc=4096:4096"]
+        (folder / "containers.conf").write_text(f"[containers]\ndefault_ulimits = {json.dumps(ulimits)}\n")
+        self._environment = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf")}
+        self._folder = folder
+        self._pods: list[str] = []
+
+    def up(self) -> None:
+        """Make the network of the pods, which ``down`` removes with them; what an earlier process left goes first."""
+        self("network", "rm", "--force", _NETWORK)
+        self("network", "create", "--subnet", SUBNET, _NETWORK)
+
+    def __call__(self, *arguments: str, given: str = "", timeout_s: float = 600) -> str:
+        """What the command prints.
+
+        Raises:
+            RuntimeError: it failed, with what it said.
+        """
+        done = subprocess.run(
+            ["podman", *arguments],
+            env=self._environment,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"podman {' '.join(arguments)}: {done.stderr}")
+        return done.stdout
+
+    def play(self, pod: dict[str, Any], alias: str | None) -> str:
+        """Start a pod of one container, known as ``alias``; its container's name."""
+        name = pod["metadata"]["name"]
+        file = self._folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(pod))
+        self._pods.append(name)
+        self("kube", "play", "--network", f"{_NETWORK}:alias={alias}" if alias else _NETWORK, str(file))
+        return f"{name}-{pod['spec']['containers'][0]['name']}"
+
+    def address(self, container: str) -> str:
+        (infra,) = self("inspect", "--format", "{{.Pod}}", container).split()
+        (infra,) = self("pod", "inspect", "--format", "{{.InfraContainerID}}", infra).split()
+        networks = json.loads(self("inspect", infra))[0]["NetworkSettings"]["Networks"]
+        return str(networks[_NETWORK]["IPAddress"])
+
+    def started(self, container: str) -> float:
+        """When its process was started, in seconds since the epoch."""
+        state = json.loads(self("inspect", container))[0]["State"]
+        return datetime.fromisoformat(state["StartedAt"]).timestamp()
+
+    def wait(self, container: str, timeout_s: float) -> int:
+        """The exit status of a container that ends by itself."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            state = json.loads(self("inspect", container))[0]["State"]
+            if state["Status"] == "exited":
+                return int(state["ExitCode"])
+            time.sleep(0.5)
+        raise TimeoutError(f"{container} has not ended in {timeout_s:g} s:\n{self.logs(container)}")
+
+    def logs(self, container: str) -> str:
+        done = subprocess.run(
+            ["podman", "logs", container],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout[-6000:]
+
+    def restart(self, container: str) -> None:
+        """As a kubelet does: the process is told to end, and started anew."""
+        self("restart", "--time", "30", container)
+
+    def kill(self, container: str) -> None:
+        """As a crash does; the kubelet starts the container anew."""
+        self("kill", container)
+        self("start", container)
+
+    def pid(self, container: str) -> int:
+        return int(json.loads(self("inspect", container))[0]["State"]["Pid"])
+
+    def image(self, name: str) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads(self("image", "inspect", name))[0])
+        except RuntimeError:
+            return None
+
+    def down(self) -> None:
+        for name in reversed(self._pods):
+            self("pod", "rm", "--force", "--ignore", "--time", "10", name)
+        self("network", "rm", "--force", _NETWORK)

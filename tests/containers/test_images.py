@@ -1,0 +1,56 @@
+"""What is in the images, and how they may be run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.containers.podman import Podman
+from tests.containers.release import IMAGES
+
+GB = 1e9
+MOST = {"router": 1.6 * GB, "reward": 1.6 * GB, "trainer": 1.6 * GB, "rollout": 2.2 * GB}
+RESTRICTED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none")
+
+
+@pytest.fixture(params=IMAGES)
+def image(request: pytest.FixtureRequest, podman: Podman) -> tuple[str, dict[str, Any]]:
+    found = podman.image(IMAGES[request.param])
+    if found is None:
+        pytest.skip(f"{IMAGES[request.param]} is not here: `make images` builds it")
+    return request.param, found
+
+
+def test_an_image_is_small_labelled_and_runs_as_nobody_on_a_read_only_root(
+    image: tuple[str, dict[str, Any]], podman: Podman
+) -> None:
+    name, found = image
+    assert found["Size"] <= MOST[name]
+    assert found["Config"]["User"] == "10001:10001"
+    assert "Healthcheck" not in found["Config"]
+    labels = found["Config"]["Labels"]
+    assert labels["org.opencontainers.image.title"] == f"mor-{name}"
+    assert {"version", "revision", "licenses", "description"} <= {label.rpartition(".")[2] for label in labels}
+    assert "serve" in podman("run", "--rm", *RESTRICTED, IMAGES[name], "--help")
+
+
+def test_an_image_holds_neither_compiler_nor_tests_nor_pip(image: tuple[str, dict[str, Any]], podman: Podman) -> None:
+    name, _ = image
+    tools = "for tool in cc gcc c++ strip pip; do command -v $tool; done"
+    look = f"{tools}; find /opt/mor -type d \\( -name tests -o -name test \\)"
+    assert podman("run", "--rm", *RESTRICTED, "--entrypoint=sh", IMAGES[name], "-c", f"{look}; true") == ""
+
+
+def test_the_bill_of_materials_names_what_is_installed(image: tuple[str, dict[str, Any]], podman: Podman) -> None:
+    name, _ = image
+    read = ("run", "--rm", *RESTRICTED, "--entrypoint=cat", IMAGES[name], "/opt/mor/sbom.cdx.json")
+    bill = json.loads(podman(*read))
+    assert bill["bomFormat"] == "CycloneDX"
+    listed = {component["name"].lower().replace("_", "-"): component for component in bill["components"]}
+    asked = "import importlib.metadata as m, json; print(json.dumps([d.metadata['Name'] for d in m.distributions()]))"
+    python = ("run", "--rm", *RESTRICTED, "--entrypoint=python", IMAGES[name], "-c", asked)
+    installed = {found.lower().replace("_", "-") for found in json.loads(podman(*python))}
+    assert installed <= set(listed)
+    assert set(listed) - installed <= {"pip"}

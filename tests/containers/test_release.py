@@ -1,0 +1,76 @@
+"""The tiny profile as `helm install` leaves it and `helm test` finds it, in containers made from what is rendered, with
+TLS between the services."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.containers.podman import Podman
+from tests.containers.release import IMAGES, Release
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def release(podman: Podman, tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[Release]:
+    absent = [image for image in IMAGES.values() if podman.image(image) is None]
+    if absent:
+        pytest.skip(f"{', '.join(absent)}: not here; `make images` builds them")
+    podman.up()
+    try:
+        made = Release(tmp_path_factory.mktemp("release"), podman, tiny_vlm, tls=True)
+        for name in ("valkey", "reward", "control", "router", "rollout", "worker"):
+            made.start(name)
+        for name in ("reward", "control", "router", "rollout"):
+            made.ready(name)
+        yield made
+    finally:
+        podman.down()
+
+
+def test_the_release_installs_and_passes_helm_test(release: Release) -> None:
+    """The client's job enrols it; the server's makes the objective, fits its gate and creates the run of the values;
+    `helm test` finds all of it ready and has another run of two steps made."""
+    assert "length" in release.job("reward-register", 600)
+    applied = release.job("apply", 600)
+    assert "objective helpful: gate version 1 in force" in applied
+    (run,) = release.get("control", "/v1/runs")
+    snapshot = release.finished(run["id"], 600)
+    assert (snapshot["state"], snapshot["step"]) == ("finished", 2), snapshot
+    points = release.get("control", f"/v1/runs/{run['id']}/metrics")["points"]
+    assert set(points[-1]["clients"]) == {"length"}
+
+    said = release.job("test", 600)
+    assert "client length: active" in said
+    assert "reward of a group of two" in said
+    assert said.rstrip().endswith("finished")
+
+
+def test_run_control_asks_the_router_who_a_clients_token_belongs_to(release: Release) -> None:
+    assert [run["name"] for run in release.get("control", "/v1/runs", release.secret("m-mor-reward", "page-token"))]
+
+
+def test_the_router_samples_the_policy_for_a_refit(release: Release) -> None:
+    checker = {"kind": "checker", "url": "http://m-mor-reward:8400", "token": release.secret("m-mor-reward", "token")}
+    release.call("PUT", "router", "/v1/objectives/helpful/labeller", checker)
+    gate = release.call("POST", "router", "/v1/objectives/helpful/refit")
+    assert gate["refitted"]["labelled"] >= 8
+
+
+def test_the_routers_state_goes_into_a_file_and_back(release: Release) -> None:
+    """The commands of docs/install.md."""
+    state = release.execute("router", "mor-router export /tmp/state.json >&2 && cat /tmp/state.json")
+    assert "helpful" in json.loads(state)["hashes"]["objectives"]
+    assert "1 clients imported" in release.execute(
+        "router", "cat > /tmp/state.json && mor-router import /tmp/state.json --replace", state
+    )
+    assert [client["name"] for client in release.get("router", "/v1/clients")] == ["length"]
+
+
+def test_a_client_leaves_when_its_chart_is_uninstalled(release: Release) -> None:
+    release.job("reward-deregister", 600)
+    assert release.get("router", "/v1/clients") == []

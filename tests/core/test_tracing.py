@@ -1,0 +1,89 @@
+"""Tracing: off and weightless by default, on by environment, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.collector import collecting
+
+SPANS = """
+import json, sys
+from mor_core import tracing
+tracing.configure("mor-test")
+with tracing.span("outer", parent="", run="r", unknown=None) as outer:
+    sent = tracing.headers()
+    with tracing.span("inner", links=[None, "garbage", outer.traceparent]):
+        pass
+    apart = tracing.begin("apart", parent="garbage", at=1.5)
+    apart.fail("why")
+    apart.end(2.5)
+far = tracing.begin("far", parent=outer.traceparent, kind="consumer")
+far.end()
+print(json.dumps([outer.traceparent, sent, sorted(name for name in sys.modules if name.startswith("opentelemetry"))]))
+"""
+
+
+def run(**environment: str) -> tuple[str | None, dict[str, str], list[str], str]:
+    """What the script prints, and what it says on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", SPANS], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    traceparent, sent, modules = json.loads(done.stdout.splitlines()[-1])
+    return traceparent, sent, modules, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"}]
+)
+def test_it_is_off_by_default_and_then_nothing_is_loaded(environment: dict[str, str]) -> None:
+    traceparent, sent, modules, _ = run(**environment)
+    assert (traceparent, sent, modules) == (None, {}, [])
+
+
+def test_spans_reach_the_collector_that_the_environment_names() -> None:
+    with collecting() as collector:
+        traceparent, sent, _, _ = run(OTEL_EXPORTER_OTLP_ENDPOINT=collector.address)
+        [outer], [inner] = collector.named("outer"), collector.named("inner")
+        [apart], [far] = collector.named("apart"), collector.named("far")
+    assert traceparent is not None and traceparent.startswith(f"00-{outer.trace}-{outer.id}-0")
+    assert sent == {"traceparent": traceparent}
+    assert (outer.service, outer.parent, outer.attributes) == ("mor-test", "", {"mor.run": "r"})
+    assert (inner.trace, inner.parent, inner.links) == (outer.trace, outer.id, (outer.id,))
+    assert (far.trace, far.parent) == (outer.trace, outer.id)
+    assert apart.parent == "" and apart.trace != outer.trace, "an unreadable parent begins a trace of its own"
+    assert (apart.began, apart.ended, apart.failed) == (1_500_000_000, 2_500_000_000, True)
+
+
+def test_the_name_of_the_service_can_be_another() -> None:
+    with collecting() as collector:
+        run(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.address}/v1/traces", OTEL_SERVICE_NAME="mine")
+        assert {span.service for span in collector.spans} == {"mine"}
+
+
+def test_a_protocol_that_is_not_spoken_is_told_and_no_more() -> None:
+    traceparent, _, _, said = run(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+    assert traceparent is None
+    assert "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in said
+
+
+def test_a_package_that_is_missing_is_told_and_no_more() -> None:
+    script = f"import sys; sys.modules['opentelemetry.sdk.trace'] = None\n{SPANS}"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "install mor-core[tracing]" in done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])[0] is None
+
+
+def test_a_collector_that_is_away_holds_nobody_up() -> None:
+    traceparent, _, _, _ = run(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_TIMEOUT="1")
+    assert traceparent is not None

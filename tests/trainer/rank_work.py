@@ -1,0 +1,74 @@
+"""What a rank of the tests does: it trains on given groups, without queue server and run control.
+
+As a script, started by torchrun: ``rank_work.py CASES.json OUT``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mor_core.datafiles import read_prompts
+from mor_core.errors import Invalid
+from mor_core.runs import RunSpec
+from mor_trainer.config import WorkerSettings
+from mor_trainer.loop.checkpoint import LoopState
+from mor_trainer.loop.learner import Learner, StepGroup, follow
+from mor_trainer.loop.ledger import Ledger
+from mor_trainer.ranks import Ranks
+from safetensors.torch import save_file
+
+CPU = torch.device("cpu")
+
+
+def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
+    """Restore, train, save and export as ``case`` says; tensors, reports and what was wrong are written to ``out``."""
+    spec = RunSpec.model_validate(case["spec"])
+    folder = out / case["name"]
+    folder.mkdir()
+    try:
+        prompts = read_prompts(Path(spec.prompts))
+        learner = Learner.lead(WorkerSettings(device="cpu"), spec, folder, ranks, prompts)
+        if case.get("restore"):
+            learner.restore(Path(case["restore"]))
+    except Invalid as error:
+        (out / f"{case['name']}.error").write_text(str(error))
+        return
+    reports = []
+    for step, groups in enumerate(case["steps"], case.get("first", 1)):
+        report = learner.update([_group(group) for group in groups], step)
+        reports.append(dataclasses.asdict(report))
+        if case.get("save_after") == step:
+            learner.save(_state(step, spec))
+    copies = {name: tensor.detach().contiguous() for name, tensor in learner.gather().items()}
+    save_file(copies, out / f"{case['name']}.safetensors")
+    sizes = [(getattr(p, "_local_tensor", p).numel(), p.numel()) for p in learner.policy.trainable.values()]
+    held = sum(local for local, _ in sizes) / sum(whole for _, whole in sizes)
+    (out / f"{case['name']}.json").write_text(json.dumps({"reports": reports, "held": held}))
+    learner.export(folder / "final")
+
+
+def _state(step: int, spec: RunSpec) -> LoopState:
+    ledger = Ledger[None]("r", 12, 0, 0, 3).state()
+    return LoopState(step=step, weights_version=step, gate_version=None, ledger=ledger, client_failures={}, spec=spec)
+
+
+def _group(told: dict[str, Any]) -> StepGroup:
+    sequences = {name: tuple(map(tuple, told[name])) for name in ("responses", "engine_logprobs")}
+    return StepGroup(told["prompt"], told["prompt_tokens"], **sequences, rewards=tuple(told["rewards"]))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    together = Ranks.join(CPU)
+    if together.leads:
+        for one in json.loads(Path(sys.argv[1]).read_text()):
+            train(one, Path(sys.argv[2]), together)
+        together.tell(None)
+    else:
+        follow(WorkerSettings(device="cpu"), together)
+    together.leave()

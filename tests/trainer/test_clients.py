@@ -1,0 +1,85 @@
+"""What run control tells of the router's clients: by the real router, as the caller's own token may see it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.fernet import Fernet
+from mor_core.auth import hash_token
+from mor_router.app import create_app as create_router
+from mor_router.config import RouterSettings
+from mor_trainer.app import create_app
+from mor_trainer.config import ControlSettings
+from pydantic import AnyHttpUrl, SecretStr
+from redis.asyncio import Redis
+
+from tests.router.endpoints import TOKEN, Endpoints
+from tests.trainer.kit import TOKENS, bearer, running
+
+pytestmark = pytest.mark.anyio
+ROUTER = AnyHttpUrl("http://router")
+
+
+@pytest.fixture
+async def router(redis_url: str, redis: Redis, tokens_file: Path, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    settings = RouterSettings(
+        redis_url=SecretStr(redis_url),
+        tokens_file=tokens_file,
+        secret_key=SecretStr(Fernet.generate_key().decode()),
+        allow_loopback=True,
+        audit_log=tmp_path / "audit.jsonl",
+        worker=False,
+    )
+    async with running(create_router(settings)) as client:
+        client.headers.update(bearer("admin"))
+        yield client
+
+
+async def test_state_circuit_and_card_of_each_client_and_its_own_for_a_client(
+    settings: ControlSettings, router: httpx.AsyncClient
+) -> None:
+    tokens = {}
+    servers = Endpoints()
+    for name in ("alpha", "beta"):
+        endpoint = servers.endpoint(name)
+        body = {"name": name, "url": endpoint.url, "domains": "tests", "token": TOKEN, "state": "active"}
+        tokens[name] = (await router.post("/v1/clients", json=body)).raise_for_status().json()["token"]
+    paused = {"state": "paused", "reason": "moves house"}
+    (await router.patch("/v1/clients/beta", json=paused)).raise_for_status()
+    app = create_app(settings.model_copy(update={"router_url": ROUTER}), router._transport)
+    async with running(app) as http:
+        found = (await http.get("/v1/clients", headers=bearer("viewer"))).raise_for_status().json()
+        assert [(line["client"]["name"], line["client"]["state"], line["circuit"]) for line in found] == [
+            ("alpha", "active", "closed"),
+            ("beta", "paused", "closed"),
+        ]
+        assert found[1]["client"]["reason"] == "moves house"
+        assert found[0]["client"]["card"]["model"] == {"name": "alpha", "version": "1"}
+        own = {"Authorization": f"Bearer {tokens['beta']}"}
+        [line] = (await http.get("/v1/clients", headers=own)).raise_for_status().json()
+        assert line["client"]["name"] == "beta"
+    servers.stop()
+
+
+async def test_a_router_that_is_not_set_refuses_or_is_away_is_told(
+    settings: ControlSettings, router: httpx.AsyncClient, tmp_path: Path, redis: Redis
+) -> None:
+    async with running(create_app(settings)) as http:
+        reply = await http.get("/v1/clients", headers=bearer("viewer"))
+        assert reply.status_code == 404 and "set MOR_ROUTER_URL" in reply.json()["detail"]
+    away = settings.model_copy(update={"router_url": AnyHttpUrl("http://127.0.0.1:1")})
+    async with running(create_app(away)) as http:
+        reply = await http.get("/v1/clients", headers=bearer("viewer"))
+        assert reply.status_code == 503 and "the router gives no answer" in reply.json()["detail"]
+        assert int(reply.headers["retry-after"]) > 0
+    stranger = tmp_path / "others.json"
+    stranger.write_text(json.dumps([{"name": "v", "scope": "viewer", "sha256": hash_token("another token")}]))
+    strange = settings.model_copy(update={"router_url": ROUTER, "tokens_file": stranger})
+    async with running(create_app(strange, router._transport)) as http:
+        reply = await http.get("/v1/clients", headers={"Authorization": "Bearer another token"})
+        assert reply.status_code == 403 and "the same tokens file" in reply.json()["detail"]
+        assert TOKENS["viewer"] not in reply.text

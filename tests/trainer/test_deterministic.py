@@ -1,0 +1,129 @@
+"""Deterministic runs: killed at any point, the final weights are those of an undisturbed run, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mor_core.errors import Invalid
+from mor_trainer.loop.budget import OutOfMemory, TokenBudget
+from mor_trainer.loop.record import Conditions, Record
+from mor_trainer.model.batching import Response, Unit
+from mor_trainer.model.rows import Row
+
+from tests.trainer.kit import Processes, make_spec
+from tests.trainer.stages import Stages, until
+from tests.trainer.watching import applied_once, create, finish, points, snapshot
+
+STEPS = 8
+
+
+def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool], what: str) -> None:
+    """End a process as a crash would, at the moment at which the condition holds."""
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, "the process ended by itself"
+        assert time.monotonic() < deadline, what
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=10)
+
+
+@pytest.mark.timeout(400)
+def test_killed_anywhere_the_final_weights_are_those_of_an_undisturbed_run(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    dice = itertools.count()
+    stages.sampler.seed_of = lambda *_: next(dice)  # a group that is sampled again has other responses
+    stages.beta = "shadow"
+    fields: dict[str, Any] = {"deterministic": True, "steps": STEPS, "checkpoint_every": 3}
+    run = create(processes, model=tiny, prompts=prompts, **fields)
+    folder = processes.runs_dir / run
+    recorded = folder / "record" / "step-00000002.json"
+    kill_when(processes.work(), recorded.exists, "in the middle of step 2")
+    half = folder / "checkpoints" / ".step-00000003.part"
+    kill_when(processes.work(), half.exists, "while the checkpoint of step 3 is written")
+    assert not (folder / "checkpoints" / "step-00000003").exists()
+    published = len(list((folder / "weights").glob("[0-9]*")))
+    assert published
+    later = folder / "record" / "step-00000005.json"
+
+    def after_publication() -> bool:
+        newest = max((path for path in (folder / "weights").glob("[0-9]*")), key=lambda path: int(path.name))
+        return later.exists() and newest.stat().st_mtime > later.stat().st_mtime
+
+    kill_when(processes.work(), after_publication, "after step 5 was published")
+    worker = processes.work("--once")
+    disturbed = finish(processes, run, 120)
+    assert worker.wait(timeout=20) == 0
+    applied_once(points(processes, run))
+
+    again = create(processes, model=tiny, prompts=prompts, **fields)
+    shutil.copytree(folder / "record", processes.runs_dir / again / "record")
+    sampled = stages.sampled.total()
+    worker = processes.work("--once")
+    undisturbed = finish(processes, again, 120)
+    assert worker.wait(timeout=20) == 0
+    assert stages.sampled.total() == sampled, "computed from the record alone"
+    one, other = (Path(end["final"]) / "model.safetensors" for end in (disturbed, undisturbed))
+    assert one.read_bytes() == other.read_bytes()
+    assert one.read_bytes() != (tiny / "model.safetensors").read_bytes()
+
+
+def test_a_group_that_a_client_failed_is_not_trained_on(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    processes.environment["MOR_GROUP_ATTEMPTS"] = "2"
+    processes.environment["MOR_STALL_TIMEOUT_S"] = "2"
+    run = create(processes, model=tiny, prompts=prompts, deterministic=True)  # beta never answers
+    with processes.working():
+        until(lambda: stages.sampled.total() >= 8, 60, "each group is sampled twice")
+        assert snapshot(processes, run)["step"] is None
+        with processes.client() as http:
+            http.post(f"/v1/runs/{run}/stop")
+        until(lambda: snapshot(processes, run)["state"] == "stopped", 30, "stopped")
+    assert not list((processes.runs_dir / run / "record").glob("step-*"))
+
+
+def test_what_a_deterministic_run_cannot_be(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_staleness=1 lets timing decide .* set max_staleness=0"):
+        make_spec(tiny, prompts, deterministic=True, max_staleness=1)
+    record = Record(tmp_path)
+    begun = Conditions(ranks=1, torch_threads=1, device="cpu", precision="auto")
+    record.hold_to(begun)
+    record.hold_to(begun)
+    with pytest.raises(Invalid, match=r"began with ranks=1 \(now 2\), .* start the worker as it was"):
+        Record(tmp_path).hold_to(begun.model_copy(update={"ranks": 2}))
+    (tmp_path / "record" / "step-00000003.json").write_text(json.dumps({}))
+    with pytest.raises(Invalid, match=r"step-00000002.json is missing and later steps are recorded"):
+        record.read(2)
+    with pytest.raises(Invalid, match="restore it from a backup"):
+        record.read(3)
+
+
+def test_memory_that_runs_out_does_not_change_a_deterministic_runs_micro_batches(
+    tiny: Path, prompts: Path, rows_of: list[Any]
+) -> None:
+    from tests.trainer.policies import policy_of
+
+    policy, _ = policy_of(tiny, prompts)
+    prompt = policy.prepare(rows_of[0].messages, rows_of[0].images)
+    responses = tuple(Response(0, prompt, (7, 8, 9), (0.0,) * 3, 0.0, 1.0) for _ in range(4))
+    units = [Unit(Row(prompt, tuple(one.ids for one in responses)), responses)]
+
+    def fail(_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TB")
+
+    with pytest.raises(OutOfMemory, match=r"would change the bits .* smaller micro_batch_tokens, such as \d+"):
+        TokenBudget(256, fixed=True).spend(lambda tokens: [units], fail)

@@ -1,0 +1,179 @@
+"""Two ranks, started by torchrun, against one process: the same losses, gradients, metrics and weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mor_core.datafiles import Prompt
+from mor_core.runs import LoraTuning
+from mor_trainer.ranks import Ranks, divided
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from tests.tiny_models import build_tiny_vlm
+from tests.trainer import rank_work
+from tests.trainer.kit import make_spec
+from tests.trainer.policies import groups_of, policy_of
+
+ALONE = Ranks(rank_work.CPU)
+LORA = {"tuning": LoraTuning(rank=4).model_dump()}
+OPTIMISER = {"lr": 1e-3, "warmup_steps": 0, "grad_clip": 0.5}
+CASES: dict[str, dict[str, Any]] = {
+    "full": {"optimiser": OPTIMISER},
+    "lora": {"optimiser": OPTIMISER, **LORA},
+    "two-updates-recomputed": {"optimiser": {**OPTIMISER, "updates_per_step": 2}, "gradient_checkpointing": True},
+    "plain-path-vision-trained": {"optimiser": OPTIMISER, "shared_prompt": "off", "freeze_vision": False},
+    "lora-qwen": {"optimiser": OPTIMISER, **LORA},
+    "broken-step": {"optimiser": OPTIMISER},
+}
+
+
+def torchrun(cases: Path, out: Path, ranks: int = 2) -> None:
+    """The cases by that many ranks on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [*command, str(Path(rank_work.__file__)), str(cases), str(out)],
+        env=environment, cwd=root, capture_output=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-6000:]
+
+
+def steps_of(
+    model: Path, prompts: Path, rows: list[Prompt], count: int, *, groups: int = 4
+) -> list[list[dict[str, Any]]]:
+    """Steps of scored groups of unlike lengths, as rank 0 tells them."""
+    policy, _ = policy_of(model, prompts, torch.float32)
+    dice = random.Random(0)
+    steps = []
+    for seed in range(count):
+        chosen = dice.sample(range(len(rows)), groups)
+        made = groups_of(policy, [rows[index] for index in chosen], size=dice.randint(2, 5), seed=seed)
+        steps.append(
+            [
+                {
+                    "prompt": index,
+                    "prompt_tokens": len(group.prompt.encoded.token_ids) if group.prompt else 0,
+                    "responses": group.responses,
+                    "engine_logprobs": group.engine_logprobs,
+                    "rewards": group.rewards,
+                }
+                for index, group in zip(chosen, made, strict=True)
+            ]
+        )
+    return steps
+
+
+class Made:
+    """What one process and what two ranks made of each case."""
+
+    def __init__(self, alone: Path, two: Path) -> None:
+        self.alone, self.two = alone, two
+
+    def expect_alike(self, name: str, other: str | None = None, tolerance: float = 3e-6) -> None:
+        """Two ranks made the same of ``name`` as one process of ``other``."""
+        ours = load_file(self.alone / f"{other or name}.safetensors")
+        theirs = load_file(self.two / f"{name}.safetensors")
+        assert ours.keys() == theirs.keys()
+        weights = torch.cat([tensor.flatten() for tensor in ours.values()])
+        difference = weights - torch.cat([theirs[key].flatten() for key in ours])
+        assert difference.norm() <= tolerance * weights.norm()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path, rows_of: list[Prompt]) -> Made:
+    folder = tmp_path_factory.mktemp("ranks")
+    alone, two = folder / "alone", folder / "two"
+    qwen = build_tiny_vlm(folder / "qwen", kind="qwen2_5_vl", scale=1.5)
+    cases = {}
+    for name, changes in CASES.items():
+        model = qwen if name == "lora-qwen" else tiny
+        steps = steps_of(model, prompts, rows_of, 3)
+        if name == "broken-step":
+            steps[1][0]["engine_logprobs"] = [[float("nan")] * len(one) for one in steps[1][0]["responses"]]
+        spec = json.loads(make_spec(model, prompts, micro_batch_tokens=80, **changes).model_dump_json())
+        cases[name] = {"name": name, "spec": spec, "steps": steps, "save_after": 2}
+    for out in (alone, two):
+        out.mkdir()
+    for case in cases.values():
+        rank_work.train(case, alone, ALONE)
+    for name in ("full", "lora"):  # what one process saved, taken up by two ranks
+        saved = str(alone / name / "checkpoints" / "step-00000002")
+        taken = {**cases[name], "name": f"{name}-taken-up", "restore": saved, "first": 3, "save_after": None}
+        cases[taken["name"]] = {**taken, "steps": cases[name]["steps"][2:]}
+    cases["wrong"] = {
+        **cases["full-taken-up"],
+        "name": "wrong",
+        "restore": str(alone / "lora/checkpoints/step-00000002"),
+    }
+    cases["few"] = {**cases["full"], "name": "few", "spec": {**cases["full"]["spec"], "groups_per_step": 1}}
+    order = ["wrong", "few", *(name for name in cases if name not in ("wrong", "few"))]
+    (folder / "cases.json").write_text(json.dumps([cases[name] for name in order]))
+    torchrun(folder / "cases.json", two)
+    for name in ("full", "lora"):  # and the other way round
+        taken = {**cases[f"{name}-taken-up"], "restore": str(two / name / "checkpoints" / "step-00000002")}
+        rank_work.train(taken, alone, ALONE)
+    return Made(alone, two)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_do_what_one_process_does(made: Made, name: str) -> None:
+    made.expect_alike(name)
+    one, other = (json.loads((folder / f"{name}.json").read_text()) for folder in (made.alone, made.two))
+    assert one["held"] == 1.0
+    assert other["held"] == pytest.approx(0.5, abs=0.1), "each rank holds its half"
+    for ours, theirs in zip(one["reports"], other["reports"], strict=True):
+        for key in ("loss", "entropy", "kl", "grad_norm"):
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-4, abs=1e-7, nan_ok=True), key
+        for key in ("micro_batch_tokens", "skipped", "lr", "advantages"):
+            assert theirs[key] == ours[key], key
+        assert theirs["sums"]["tokens"] == ours["sums"]["tokens"] > 0
+        objective = ours["sums"]["objective"]
+        assert theirs["sums"]["objective"] == pytest.approx(objective, rel=1e-4, abs=1e-6, nan_ok=True)
+    assert [report["skipped"] for report in other["reports"]] == [0, int(name == "broken-step"), 0]
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_a_checkpoint_is_taken_up_by_another_number_of_ranks(made: Made, name: str) -> None:
+    assert len(list((made.two / name / "checkpoints" / "step-00000002").glob("shard-*"))) == 2
+    made.expect_alike(f"{name}-taken-up", name)  # one to two
+    made.expect_alike(name, f"{name}-taken-up")  # two to one
+
+
+def test_the_exported_model_is_that_of_one_process(made: Made) -> None:
+    for name in ("full", "lora"):
+        one, other = (
+            AutoModelForImageTextToText.from_pretrained(folder / name / "final") for folder in (made.alone, made.two)
+        )
+        theirs = dict(other.named_parameters())
+        for key, tensor in one.named_parameters():
+            assert torch.allclose(tensor, theirs[key], rtol=1e-4, atol=1e-5), key
+
+
+def test_what_cannot_be_is_told_and_ends_no_rank(made: Made) -> None:
+    wrong = (made.two / "wrong.error").read_text()
+    assert re.search(r"tensors do not fit the model .* it belongs to another model or tuning", wrong)
+    few = (made.two / "few.error").read_text()
+    assert "are 1 groups for an update, too few for 2 ranks; raise groups_per_step or start fewer ranks" in few
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.integers(1, 8))
+def test_groups_are_divided_evenly(sizes: list[int], ranks: int) -> None:
+    parts = divided(sizes, ranks)
+    assert sorted(index for part in parts for index in part) == list(range(len(sizes)))
+    assert all(part == sorted(part) for part in parts)
+    loads = [sum(sizes[index] for index in part) for part in parts]
+    assert max(loads) <= sum(sizes) / ranks + max(sizes)
+    assert all(parts) or len(sizes) < ranks
