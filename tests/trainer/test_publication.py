@@ -85,6 +85,12 @@ def test_shares_of_a_step_add_up_and_an_inner_one_takes_from_the_outer() -> None
     assert {name: seconds for name, seconds in named.items() if seconds} == {
         "optimiser": 3, "publication": 4, "unaccounted": 0.5,
     }  # fmt: skip
+    with shares.measure("processing"):
+        spend(60)
+        shares.restart()
+        spend(1)
+    assert shares.finish()[0] == 1, "a pause is no part of the step"
+    assert shares.finish()[1]["processing"] == 1
 
 
 def test_sampling_and_scoring_go_on_while_the_trainer_computes(

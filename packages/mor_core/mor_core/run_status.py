@@ -240,6 +240,7 @@ AlertName = Literal[
     "non_finite",
     "out_of_memory",
     "group_divided",
+    "weight_transfer_failed",
     "queue_lost",
     "worker_lost",
     "run_failed",

@@ -26,8 +26,9 @@ def write_adapter(folder: Path, modules: Mapping[str, tuple[int, ...]], rank: in
     tensors = {}
     generator = torch.Generator().manual_seed(seed)
     for name, (width_out, width_in) in modules.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn((rank, width_in), generator=generator)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn((width_out, rank), generator=generator) * 0.1
+        a = torch.randn((rank, width_in), generator=generator) / width_in**0.5
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn((width_out, rank), generator=generator)
     leaves = sorted({name.rpartition(".")[2] for name in modules})
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": leaves, "bias": "none"}
     folder.mkdir(parents=True, exist_ok=True)

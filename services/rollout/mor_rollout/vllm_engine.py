@@ -77,7 +77,7 @@ class VllmEngine(Receiving):
                 self._engine = await asyncio.to_thread(self._start)
                 names = list(self._base.tensors)
                 self._vision = frozenset((await self._call("mor_vision_tensors", names))[0])
-                await self._engine.update_weight_version(_BASE)
+                await self._label(None)
         except TimeoutError as error:
             raise EngineError(f"vLLM did not start in {self._settings.start_timeout_s:g} s") from error
         except ImportError as error:
@@ -207,8 +207,13 @@ class VllmEngine(Receiving):
         await self._swap(files, {name: source.sha256 for name, source in target.items()}, changed)
         await self._use_adapter(weights if not full else None)
         read_back = await self.read_back(names=list(files))
-        await self._engine.update_weight_version(_BASE if weights is None else str(weights.version))
+        await self._label(weights)
         return read_back
+
+    async def _label(self, weights: PreparedWeights | None) -> None:
+        """What is sampled from now on is of this version."""
+        label = _BASE if weights is None else str(weights.version)
+        await self._in_time("labelling", self._engine.update_weight_version(label))
 
     async def perturb(self, seed: int, *, adapter: bool = False) -> ReadBack:
         if adapter:
@@ -238,7 +243,7 @@ class VllmEngine(Receiving):
             await self._call("mor_load", [[name, str(file)] for name, file in files.items()], self._noise)
             self._held = held
         loaded = time.monotonic()
-        await self._forget(changed)
+        await self._in_time("emptying the caches", self._forget(changed))
         log.debug("swapped", tensors=len(files), load_s=loaded - started, reset_s=time.monotonic() - loaded)
 
     async def _forget(self, changed: Iterable[str]) -> None:
@@ -278,11 +283,7 @@ class VllmEngine(Receiving):
             )
         self._adapter = LoRARequest("policy", _ADAPTER_ID, str(weights.folder.resolve()))
         request = LoRARequest("policy", _ADAPTER_ID, str(weights.folder.resolve()), load_inplace=True)
-        try:
-            added = await self._engine.add_lora(request)
-        except Exception as error:
-            raise SwapFailed(f"vLLM refused the adapter: {error}") from error
-        if not added:
+        if not await self._in_time("loading the adapter", self._engine.add_lora(request)):
             raise SwapFailed("vLLM did not load the adapter; its log says why")
 
     async def read_back(self, names: list[str] | None = None) -> ReadBack:

@@ -29,6 +29,7 @@ class Receiving:
     _call: Any
     _in_time: Any
     _forget: Any
+    _label: Any
     _swap: Any
     _digest: Any
     read_back: Any
@@ -68,9 +69,9 @@ class Receiving:
         self._broadcast, self._adapter, self._noise = frozenset(sums), None, None
         await self._take_the_rest_from_the_base(sums)
         self._loaded = PreparedWeights(run, version, "full", None, {}, self._digest())
-        await self._forget(sums)
+        await self._in_time("emptying the caches", self._forget(sums))
         read_back = await self.read_back(names=[])
-        await self._engine.update_weight_version(str(version))
+        await self._label(self._loaded)
         return self._loaded, read_back
 
     async def _take_the_rest_from_the_base(self, sums: Mapping[str, str]) -> None:

@@ -17,11 +17,15 @@ class TimeShares:
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._current: Share = "unaccounted"
+        self.restart()
+
+    def restart(self) -> None:
+        """The step begins now: it was interrupted, and what was measured does not belong to it."""
         self.began_at = time.time()
         """Unix time, seconds."""
-        self._clock = clock
-        self._since = clock()
-        self._current: Share = "unaccounted"
+        self._since = self._clock()
         self._seconds: dict[Share, float] = dict.fromkeys(get_args(Share), 0.0)
 
     @contextlib.contextmanager

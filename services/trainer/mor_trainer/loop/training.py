@@ -355,6 +355,6 @@ class Training:
             self._portal.call(self._hold.report, RunState.paused)
             while self._hold.desired == "pause" and not self._ranks.ending and self._hold.lost is None:
                 time.sleep(0.1)
-            self._shares = TimeShares()
+            self._shares.restart()
             self._portal.call(self._hold.report, RunState.running)
             self._obey()
