@@ -71,7 +71,7 @@ class Policy:
             forbidden_token_ids(processor, self._vocabulary), dtype=torch.long, device=self.device
         )
         self._encoder = PromptEncoder(processor)
-        self._frozen_vision = spec.freeze_vision or self.adapter is not None
+        self._reuses_features = spec.freeze_vision or self.adapter is not None
         self._prepared: ByteBoundCache[PreparedPrompt] = ByteBoundCache(cache_bytes // 2)
         self._features: ByteBoundCache[ImageFeatures] = ByteBoundCache(cache_bytes // 2)
         self._plain_head = self._head_is_plain()
@@ -87,7 +87,7 @@ class Policy:
     def prepare(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> PreparedPrompt:
         """Encode a prompt and compute its image features; both are kept for the next time, up to the byte bound."""
         known = self._encoded(messages, images)
-        if known.features is not None or not self._frozen_vision:
+        if known.features is not None or not self._reuses_features:
             return known
         features = self._image_features(known.encoded)
         if features is None:
@@ -118,7 +118,9 @@ class Policy:
                 **{name: value.to(self.device) for name, value in encoded.vision.items()}, return_dict=True
             )
         features = features_of(output)
-        if features is not None:
+        if features is None:
+            self._reuses_features = False  # of this model
+        else:
             self._features.put(encoded.pixels, features)
         return features
 
