@@ -82,7 +82,7 @@ async def test_a_restart_leaves_no_gap(viewer: Page, control: Site) -> None:
     run = await control.begin("restarted", 40, 3)
     await go(viewer, f"/runs/{run}")
     await expect(viewer.get_by_text("live", exact=True)).to_be_visible()
-    [serving] = control.processes.running()
+    [serving] = control.processes.running("mor-trainer")
     serving.send_signal(signal.SIGKILL)
     await expect(viewer.get_by_role("alert")).to_contain_text("Not live")
     await control.tell(run, 4, 9, arrives=False)

@@ -71,7 +71,9 @@ def address(tied: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_arguments, "engine_arguments", with_gloo)
-        patch.syspath_prepend(Path(__file__).parents[2])  # vLLM's worker, which imports the tests' extension, inherits it
+        patch.syspath_prepend(
+            Path(__file__).parents[2]
+        )  # vLLM's worker, which imports the tests' extension, inherits it
         app = create_app(settings)
         server = uvicorn.Server(uvicorn.Config(app, port=settings.port, log_config=None))
         thread = threading.Thread(target=server.run, daemon=True)

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import httpx
@@ -146,8 +146,10 @@ class Processes:
         thread.join(timeout=30)
         assert not thread.is_alive()
 
-    def running(self) -> list[subprocess.Popen[bytes]]:
-        return [process for process in self._running if process.poll() is None]
+    def running(self, program: str = "") -> list[subprocess.Popen[bytes]]:
+        """What was started and has not ended; with ``program``, of that name."""
+        alive = [process for process in self._running if process.poll() is None]
+        return [process for process in alive if not program or Path(cast(list[str], process.args)[0]).name == program]
 
     def log(self, name: str) -> str:
         return (self._logs / f"{name}.log").read_text()[-8000:]
