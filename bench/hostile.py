@@ -29,7 +29,7 @@ from mor_router.config import RouterSettings
 from mor_router.store import RESERVE
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from tables import read
+from tables.results import read
 
 sys.path.append(str(Path(__file__).parent.parent))
 

@@ -1,10 +1,10 @@
-"""The tables of the whole loop in docs/training.md, made from ``bench/results/*.json`` and from nothing else."""
+"""The whole loop: against TRL, sampling and training at once, weight swaps."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tables import measured_on, read, table
+from tables.results import measured_on, read, table
 
 _LOOPS = {"tiny": "the 0.7 M model", "smollm2-135m": "the 137 M model"}
 _STAGES = ("published", "pulled", "swapped", "total")

@@ -1,0 +1,9 @@
+"""The tables that README and docs show, made from ``bench/results/*.json`` and nothing else: a file for each topic."""
+
+from tables.containers import containers
+from tables.demonstration import demonstration
+from tables.loop import whole_loop
+from tables.mixture import experiment, hostile, quarantine
+from tables.trainer import trainer
+
+__all__ = ["containers", "demonstration", "experiment", "hostile", "quarantine", "trainer", "whole_loop"]

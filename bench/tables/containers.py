@@ -1,0 +1,50 @@
+"""The charts' pods in containers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables.results import read, table
+
+
+def containers() -> str:
+    """Sizes of images, start-up and restarts of their containers, as Markdown."""
+    result = read("containers")
+    if result is None:
+        return "Not measured yet: `python bench/containers.py` does.\n"
+    asked, run, machine = result["tiny_profile_requests"], result["restarts"], result["machine"]
+    stalls = ", ".join(f"{event} {seconds:.0f} s" for event, seconds in run["stall_s"].items())
+    told = (
+        f"The tiny profile requests {asked['memory_gib']:.1f} GiB and {asked['cores']:.2f} cores in all. Its pods run "
+        "from the rendered manifests, with a random model of under a million parameters; a start is from that of the "
+        f"process until `/readyz` says so. `helm test` took {result['helm_test_s']:.0f} s, its run of two steps too.",
+        f"In a run of {run['steps']} steps of {run['step_median_s']:.1f} s, the longest time without a step after an "
+        f"interruption: {stalls}. {run['groups_applied_once']} of {run['groups']} groups were applied, none twice.",
+        f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
+        f"{machine['memory_gb']:.0f} GB, by `python bench/containers.py` at commit {result['commit']}.",
+    )
+    return "\n".join((_containers(result), *told)) + "\n"
+
+
+def _containers(result: dict[str, Any]) -> str:
+    names = {"control": "run control", "reward": "reward, with a function"}
+    images = {"control": "trainer", "worker": "trainer"}
+    rows = [
+        ["container", "image, GB", "first start, s", "start again, s: median, longest", "memory at most, GB"],
+        ["---", *["--:"] * 4],
+    ]
+    for name, peak in result["peak_memory_gb"].items():
+        size, start = result["images_gb"].get(images.get(name, name)), result["start"].get(name)
+        rows.append(
+            [
+                names.get(name, name),
+                "" if size is None else f"{size:.2f}",
+                *(
+                    ("", "")
+                    if start is None
+                    else (f"{start['first_s']:.1f}", "{median_s:.1f}, {longest_s:.1f}".format(**start))
+                ),
+                f"{peak:.2f}",
+            ]
+        )
+    return table(rows)

@@ -1,0 +1,62 @@
+"""What the demonstration gains and costs: the README's table."""
+
+from __future__ import annotations
+
+from statistics import fmean, median
+from typing import Any
+
+from tables.results import read, table
+
+_ARMS = {
+    "aligned": "aligned by MoR",
+    "shuffled": "control: shuffled rewards",
+    "supervised": "reference: supervised tuning on pooled answers",
+}
+
+
+def demonstration(name: str = "demo-default") -> str:
+    """Gold accuracy of base and arms by domain, and what the run cost, as Markdown."""
+    result = read(name)
+    if result is None:
+        return "Not measured yet: `python bench/demo.py` does.\n"
+    arms = result["arms"]
+    runs = arms["aligned"]["runs"]
+    domains = list(runs[0]["accuracy"]["base"])
+    head = ["greedy answers, gold accuracy in %", *domains, "mean gain, points"]
+    rows = [head, ["---", *["--:"] * (len(domains) + 1)]]
+    rows.append(["base", *(_accuracies(runs, "base", domain) for domain in domains), ""])
+    for arm, title in _ARMS.items():
+        if arm in arms:
+            found = arms[arm]["runs"]
+            gain = arms[arm]["gain_points"]["mean"]
+            spread = f" ({gain['low']:+.1f} to {gain['high']:+.1f})" if len(found) > 1 else ""
+            shown = [_accuracies(found, "aligned", domain) for domain in domains]
+            rows.append([title, *shown, f"{gain['mean']:+.1f}{spread}"])
+    return f"{table(rows)}\n{_cost(result, runs)}\n"
+
+
+def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:
+    values = [100 * run["accuracy"][which][domain]["accuracy"] for run in runs]
+    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{fmean(values):.1f}{spread}"
+
+
+def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+    first, machine = runs[0], result["machine"]
+    run = first["run"]
+    questions = sum(domain["n"] for domain in first["accuracy"]["base"].values())
+    steps = ", ".join(f"{value:.2f}" for value in sorted(one["run"]["step_seconds"] for one in runs))
+    swaps = run["weight_swaps"]
+    memory = max(one["peak_memory_gb"] for one in runs)
+    whole = [one["wall_seconds"] / 60 for one in runs if one["from_nothing"]]
+    minutes = f"everything from the pictures to the table in {median(whole):.1f} minutes, " if whole else ""
+    return (
+        f"Mean over {len(runs)} seeds (lowest to highest), each with its own pictures, base model and reward models; "
+        f"{questions} test questions a seed. {run['steps']} steps of {run['groups_per_step']} prompts x "
+        f"{run['group_size']} responses at {steps} s a step (median of each seed); {minutes}"
+        f"{memory:.1f} GB at peak, downloads apart; a weight swap took {swaps['mean_seconds']:.2f} s. "
+        f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats a token. "
+        f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
+        f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py` at commit "
+        f"{result['commit']}."
+    )

@@ -1,0 +1,106 @@
+"""How well the mixture of clients ranks, and what useless, broken and hostile clients do to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quality.tables import markdown, trained
+
+from tables.results import read, table
+
+
+def experiment() -> str:
+    """The answers of ``bench/quality``, of the largest size that was run, as Markdown."""
+    for name in ("quality-full", "quality-quick"):
+        result = read(name)
+        if result is not None:
+            made = (
+                f"Measured on {result['pairs']:,} held-out pairs at commit {result['commit']}, {result['measured']}"
+                f"{_spent(result['seconds'])}; `bench/results/{name}.json` has all numbers.\n"
+            )
+            return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
+    return "Not measured yet: `make bench-quality` does.\n"
+
+
+def _spent(seconds: dict[str, float]) -> str:
+    """How long it took, where nothing was there already."""
+    stages = ("material", "training", "scoring")
+    if not all(seconds[stage] > 1 for stage in stages):
+        return ""
+    rest = sum(spent for stage, spent in seconds.items() if stage not in stages)
+    told = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
+    return f", in {sum(seconds.values()) / 60:.0f} minutes ({told}, comparing {rest / 60:.1f})"
+
+
+def _closed_loop(experiment: str) -> str:
+    name = experiment.replace("quality", "quality-grpo")
+    result = read(name)
+    told = "Not run yet: `make bench-grpo` does.\n" if result is None else f"{trained(result)}\n"
+    return f"#### Policies trained by GRPO under the rewards of the best arms\n\n{told}"
+
+
+def quarantine() -> str:
+    """How often the test of usefulness errs, as Markdown."""
+    result = read("quarantine")
+    if result is None:
+        return "Not measured yet: `python bench/quarantine.py` does.\n"
+    arrangements: dict[str, Any] = result["failed"]
+    sizes = list(next(iter(next(iter(arrangements.values())).values())))
+    rows = [
+        [
+            "five regions",
+            f"client; where it is right, in {100 * result['skill']:.0f} % of pairs",
+            *(f"{size} anchors" for size in sizes),
+        ],
+        ["---", "---", *["--:"] * len(sizes)],
+        *(
+            [arrangement, client, *(f"{100 * share:.0f} %" for share in shares.values())]
+            for arrangement, clients in arrangements.items()
+            for client, shares in clients.items()
+        ),
+    ]
+    made = f"`python bench/quarantine.py`, {result['measured']}, commit {result['commit']}."
+    return f"{table(rows)}\nShare of {result['trials']} trials in which the client fails (p > 0.1). {made}\n"
+
+
+def hostile() -> str:
+    """What hostile and broken clients do to the served router, as Markdown."""
+    result = read("hostile")
+    if result is None:
+        return "Not measured yet: `python bench/hostile.py` does.\n"
+    scenarios: dict[str, Any] = result["scenarios"]
+    clean = scenarios["clean"]["ranking_accuracy"]
+    rows = [
+        [
+            "scenario",
+            "accuracy, %",
+            "against clean, points",
+            "just after the first fit, %",
+            "weight, %",
+            "state",
+            "groups lost",
+            "ms a call, median (95 %)",
+        ],
+        ["---", *["--:"] * 4, "---", "--:", "--:"],
+    ]
+    for name, found in scenarios.items():
+        weight, spent = found["largest_hostile_weight"], found["seconds_per_call"]
+        rows.append(
+            [
+                name,
+                f"{100 * found['ranking_accuracy']:.1f}",
+                f"{100 * (found['ranking_accuracy'] - clean):+.1f}",
+                f"{100 * found['accuracy_by_round'][0]:.1f}",
+                "" if weight is None else f"{100 * weight:.1f}",
+                ", ".join(found["states"].values()),
+                f"{found['lost_groups']}",
+                f"{1e3 * spent['p50']:.0f} ({1e3 * spent['p95']:.0f})",
+            ]
+        )
+    plan = result["plan"]
+    told = (
+        f"Accuracy: pairs within {plan['held_out']} held-out groups of 8 that the reward ranks as the truth does, "
+        f"after {plan['refits']} refits with {plan['anchors']} fresh anchors each; weight: the largest of the "
+        f"scenario's clients there. `python bench/hostile.py`, {result['measured']}, commit {result['commit']}."
+    )
+    return f"{table(rows)}\n{told}\n"

@@ -1,0 +1,29 @@
+"""Results that were kept, and what every table is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A result by its name; None where it was not measured."""
+    file = RESULTS / f"{name}.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows, the second of which aligns the columns, as Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def measured_on(result: dict[str, Any], command: str) -> str:
+    """When, where and by what a result was measured."""
+    machine = result["machine"]
+    return (
+        f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}` at commit "
+        f"{result['commit']}."
+    )

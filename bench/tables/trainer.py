@@ -1,0 +1,135 @@
+"""The trainer's half of a step: shared prompts against plain and against TRL, ways to share, ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables.results import measured_on, read, table
+
+_MODELS = {
+    "smollm2-135m": "SmolLM2-135M's shape",
+    "smollm2-10-layers": "SmolLM2-135M's shape with 10 of its 30 layers",
+}
+"""Shapes that results are shown of, the first that was measured."""
+
+
+def trainer() -> str:
+    """Shared prompts against plain and against TRL, and the ways to share, as Markdown."""
+    parts = [
+        (f"python bench/{file}.py", next(filter(None, (read(f"{name}-{shape}") for shape in _MODELS)), None), show)
+        for file, name, show in (
+            ("shared_prompt", "shared-prompt", _shared),
+            ("trainer_step", "trainer-step", _against_trl),
+            ("arrangements", "arrangements", _arrangements),
+            ("ranks", "ranks", _ranks),
+        )
+    ]
+    told = [
+        f"Not measured yet: `{command}` does.\n" if result is None else f"{show(result)}\n{_where(result, command)}\n"
+        for command, result, show in parts
+    ]
+    return "\n".join(told)
+
+
+def _shared(result: dict[str, Any]) -> str:
+    rows = [
+        ["prompt, tokens", "responses", "plain, s", "shared, s", "faster", "FLOP bound", "of the bound"],
+        ["--:"] * 7,
+        *(
+            [
+                f"{case['prompt']}",
+                f"{case['group_size']} x {case['response']}",
+                f"{case['plain']['forward_backward']:.2f}",
+                f"{case['shared']['forward_backward']:.2f}",
+                f"{case['speedup']:.2f}x",
+                f"{case['bound']:.2f}x",
+                f"{100 * case['of_bound']:.0f} %",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"Shared against plain: forward and backward pass of a step, groups: {result['groups']}, policy and reference. "
+        "The bound is the ratio of floating-point operations, the language-model head included."
+    )
+    return f"{title}\n\n{table(rows)}"
+
+
+def _against_trl(result: dict[str, Any]) -> str:
+    rows = [
+        ["prompt, tokens", "TRL, s", "MoR, s", "faster", "TRL, activations", "MoR, activations", "share"],
+        ["--:"] * 7,
+        *(
+            [
+                f"{case['prompt']}",
+                f"{case['seconds']['trl']:.1f}",
+                f"{case['seconds']['mor']:.1f}",
+                f"{case['speedup']:.2f}x",
+                f"{case['activation_gb']['trl']:.2f} GB",
+                f"{case['activation_gb']['mor']:.2f} GB",
+                f"{100 * case['activation_share']:.0f} %",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"The trainer's step against TRL {result['trl']}: {result['groups']} prompts with a picture each x "
+        f"{result['size']} responses of {result['response']} tokens, generation left out, optimiser included; peak "
+        "memory above weights, gradients and optimiser state, with a group at a time on both sides."
+    )
+    return f"{title}\n\n{table(rows)}"
+
+
+def _arrangements(result: dict[str, Any]) -> str:
+    ways = list(result["cases"][0]["seconds"])
+    rows = [
+        ["prompt, response", *(f"{way}, s" for way in ways), "largest gradient difference"],
+        ["--:"] * (len(ways) + 2),
+        *(
+            [
+                f"{case['prompt']}, {case['response']}",
+                *(f"{case['seconds'][way]:.2f}" for way in ways),
+                f"{max(case['gradient_difference'].values()):.0e}",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"Ways to share a prompt: forward and backward pass of the language model, groups: {result['groups']}, "
+        f"{result['size']} responses each; `packed` is what the trainer does."
+    )
+    return f"{title}\n\n{table(rows)}"
+
+
+def _ranks(result: dict[str, Any]) -> str:
+    rows = [
+        ["trained", "one process, s", "two ranks, s", "gathering, s", "difference of losses", "difference of weights"],
+        ["---", *["--:"] * 5],
+        *(
+            [
+                {"full": "all parameters", "lora": "adapters"}[case["tuning"]],
+                f"{case['seconds']['one']:.2f}",
+                f"{case['seconds']['two']:.2f}",
+                f"{case['gather_seconds']:.2f}",
+                f"{case['metric_difference']['loss']:.0e}",
+                f"{case['weight_difference']:.0e}",
+            ]
+            for case in result["cases"]
+        ),
+    ]
+    title = (
+        f"A process of two threads against two ranks of one thread each: the update of a step of {result['groups']} "
+        f"prompts of {result['prompt']} tokens x {result['size']} responses of {result['response']} tokens. "
+        "Differences: the largest of a step's loss, relative to the largest loss, and the norm of that of the trained "
+        "weights after the last step, relative to theirs. Gathering: what the published tensors take to come together."
+    )
+    return f"{title}\n\n{table(rows)}"
+
+
+def _where(result: dict[str, Any], command: str) -> str:
+    cpu = result.get("clock") == "cpu"
+    clock = "CPU seconds of the process, as others used the machine" if cpu else "wall-clock seconds"
+    threads = f", threads: {result['threads']}" if "threads" in result else ""
+    return (
+        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}{threads}. {measured_on(result, command)}"
+    )
