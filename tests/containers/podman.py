@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -125,7 +126,23 @@ class Podman:
         except RuntimeError:
             return None
 
+    def unusable(self, name: str) -> str | None:
+        """Why an image tells nothing of this commit; None where it does."""
+        found = self.image(name)
+        if found is None:
+            return f"{name} is not here: `make images` builds it"
+        built = (found["Config"].get("Labels") or {}).get("org.opencontainers.image.revision", "nobody knows which")
+        if built != _commit():
+            return f"{name} is of commit {built[:10]}, this is {_commit()[:10]}: `make images` builds it anew"
+        return None
+
     def down(self) -> None:
         for name in reversed(self._pods):
             self("pod", "rm", "--force", "--ignore", "--time", "10", name)
         self("network", "rm", "--force", _NETWORK)
+
+
+@functools.cache
+def _commit() -> str:
+    git = ("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD")
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

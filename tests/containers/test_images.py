@@ -17,9 +17,10 @@ RESTRICTED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges
 
 @pytest.fixture(params=IMAGES)
 def image(request: pytest.FixtureRequest, podman: Podman) -> tuple[str, dict[str, Any]]:
+    if reason := podman.unusable(IMAGES[request.param]):
+        pytest.skip(reason)
     found = podman.image(IMAGES[request.param])
-    if found is None:
-        pytest.skip(f"{IMAGES[request.param]} is not here: `make images` builds it")
+    assert found is not None
     return request.param, found
 
 

@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def release(podman: Podman, tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path) -> Iterator[Release]:
-    absent = [image for image in IMAGES.values() if podman.image(image) is None]
-    if absent:
-        pytest.skip(f"{', '.join(absent)}: not here; `make images` builds them")
+    for image in IMAGES.values():
+        if reason := podman.unusable(image):
+            pytest.skip(reason)
     podman.up()
     try:
         made = Release(tmp_path_factory.mktemp("release"), podman, tiny_vlm, tls=True)
