@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.async_api import Browser, Page
-from three_domains import stack
+from three_domains import session, stack
 from three_domains.stack import Stack
 
 from tests.browser.site import browser, installed
@@ -42,8 +42,10 @@ def main() -> None:
         sys.exit(f"no run has finished in {options.state}; `make demo` first")
     running = stack.prepare(options.state, options.state / "base")
     try:
-        running.start("redis", "control")
-        list(running.wait_until_ready(["control"]))
+        running.start()
+        list(running.wait_until_ready())
+        session.enrol(running)
+        session.fit_gate(running, options.state / "data/server/anchors.jsonl")
         asyncio.run(_shoot(executable, running, _finished_run(running)))
     finally:
         running.stop()

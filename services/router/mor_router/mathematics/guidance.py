@@ -3,8 +3,8 @@
 With ψ_j / max ψ_j as the part h_nj that pair n has in feature j, and d_nk as in ``fit``:
 
     u_k  = argmin_{u ≥ 0} Σ_n −log σ(u d_nk) + u²/2     everywhere
-    u_jk = max( u_k + ∇_jk / (H_jk + 2), 0 )      in j: one Newton step from u_k, held by 2
-    g_jk = max( u_jk / rms(u), 0.1 )^¾
+    u_jk = max( u_k + ∇_jk / (H_jk + 16), 0 )     in j: one Newton step from u_k, held by 16
+    g_jk = √max( u_jk / rms(u), 0.1 )
 
 ∇_jk = Σ_n h_nj d_nk (1 − σ(u_k d_nk)) and H_jk, the curvature, likewise. A few anchors tell far better how good each
 client is than how to share out what several of them know; the adaptive lasso (Zou 2006) and UniLasso (Chatterjee,
@@ -18,11 +18,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-_POOLING = 2.0
+_POOLING = 16.0
 """Weight of what a client is worth everywhere, in units of curvature."""
 _LEAST = 0.1
-_POWER = 0.75
-"""At 1 a client that is strong in one domain begins to drown the others' experts where there are few clients."""
 _MOST_STEPS = 100
 _LONGEST_STEP = 0.5
 
@@ -40,7 +38,7 @@ def widths(
     curvature = part.T @ (wrong * (1 - wrong) * np.square(differences))
     there = np.maximum(worth + rise / (curvature + _POOLING), 0)
     typical = float(np.sqrt(np.square(there).mean())) or 1.0
-    return np.asarray(np.power(np.maximum(there / typical, _LEAST), _POWER))
+    return np.asarray(np.sqrt(np.maximum(there / typical, _LEAST)))
 
 
 def _everywhere(
