@@ -102,7 +102,7 @@ export class Plot {
     return {
       ...this.size(),
       legend: { show: false },
-      padding: [8, 8, 0, 0],
+      padding: [8, 16, 0, 0],
       scales: { x: { time }, y: stacked ? { range: (_, __, max) => [0, max > 0 ? max : 1] } : {} },
       axes: [{ ...axis, size: 28, space: 60 }, { ...axis, size: 52, space: 34 }],
       series: [
