@@ -126,7 +126,8 @@ class Hold:
 
     async def report(self, state: RunState, error: str | None = None, final: str | None = None) -> None:
         """Tell a change of state at once, with retries."""
-        self._state = state
+        if state in (RunState.running, RunState.paused):
+            self._state = state  # heartbeats repeat it; an end is told once, with its error or its final checkpoint
         heartbeat = Heartbeat(attempt=self._claim.attempt, state=state, error=error, final=final)
         async for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=20, timeout=60.0, wait_max=5.0):
             with attempt:
