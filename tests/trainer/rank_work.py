@@ -19,7 +19,7 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.loop.checkpoint import LoopState
 from mor_trainer.loop.learner import Learner, StepGroup, follow
 from mor_trainer.loop.ledger import Ledger
-from mor_trainer.ranks import Ranks
+from mor_trainer.ranks import Ranks, depart
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
@@ -72,3 +72,4 @@ if __name__ == "__main__":
     else:
         follow(WorkerSettings(device="cpu"), together)
     together.leave()
+    depart(0)

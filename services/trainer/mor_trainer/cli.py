@@ -38,7 +38,7 @@ def work(
 
     from mor_trainer.config import WorkerSettings
     from mor_trainer.loop.worker import Worker
-    from mor_trainer.ranks import RanksBroken
+    from mor_trainer.ranks import RanksBroken, depart, launched
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic runs need on CUDA
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
@@ -50,7 +50,10 @@ def work(
         failed = worker.work(once=once)
     except RanksBroken:
         raise typer.Exit(1) from None
-    raise typer.Exit(1 if failed else 0)
+    status = 1 if failed else 0
+    if launched() > 1:
+        depart(status)
+    raise typer.Exit(status)
 
 
 def main() -> None:
