@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import torch
 from mor_rollout.base import BaseModel
 from mor_rollout.engine import Engine, SampleParams
 from mor_rollout.policy import Policy
@@ -27,9 +28,15 @@ AGREE = 1e-4
 PARAMS = SampleParams(max_tokens=12, temperature=1.0, top_p=1.0)
 
 
-@pytest.fixture
-async def plain(tiny_vlm: Path, tmp_path: Path, base: BaseModel, encoder: PromptEncoder) -> AsyncIterator[Engine]:
-    engine = TransformersEngine(settings_for(tiny_vlm, tmp_path, backend="transformers"), base, encoder)
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@pytest.fixture(params=DEVICES)
+async def plain(
+    request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path: Path, base: BaseModel, encoder: PromptEncoder
+) -> AsyncIterator[Engine]:
+    settings = settings_for(tiny_vlm, tmp_path, backend="transformers", device=request.param)
+    engine = TransformersEngine(settings, base, encoder)
     await engine.start()
     yield engine
     await engine.close()

@@ -13,17 +13,22 @@ from mor_trainer.model import loading
 from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
 from mor_trainer.model.rows import Row
+from mor_trainer.ranks import Ranks
 
 from tests.trainer.kit import make_spec
 
 KINDS = ("idefics3", "smolvlm", "qwen2_5_vl", "llava")
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+"""What there is to train on here."""
 
 
-def policy_of(model: Path, prompts: Path, dtype: torch.dtype = torch.float64, **changes: Any) -> tuple[Policy, RunSpec]:
+def policy_of(
+    model: Path, prompts: Path, dtype: torch.dtype = torch.float64, *, device: str = "cpu", **changes: Any
+) -> tuple[Policy, RunSpec]:
     spec = make_spec(model, prompts, **changes)
     torch.manual_seed(0)
     loaded, processor = loading.load(str(model), dtype)
-    return Policy(loaded, processor, spec), spec
+    return Policy(loaded, processor, spec, ranks=Ranks(torch.device(device))), spec
 
 
 def groups_of(policy: Policy, prompts: list[Prompt], size: int = 4, seed: int = 0) -> list[TrainingGroup]:

@@ -40,10 +40,10 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
         return
     reports = []
     for step, groups in enumerate(case["steps"], case.get("first", 1)):
-        report = learner.update([_group(group) for group in groups], step)
+        report = learner.update([step_group(group) for group in groups], step)
         reports.append(dataclasses.asdict(report))
         if case.get("save_after") == step:
-            learner.save(_state(step, spec))
+            learner.save(state_at(step, spec))
     copies = {name: tensor.detach().contiguous() for name, tensor in learner.gather().items()}
     save_file(copies, out / f"{case['name']}.safetensors")
     sizes = [(getattr(p, "_local_tensor", p).numel(), p.numel()) for p in learner.policy.trainable.values()]
@@ -52,12 +52,12 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
     learner.export(folder / "final")
 
 
-def _state(step: int, spec: RunSpec) -> LoopState:
+def state_at(step: int, spec: RunSpec) -> LoopState:
     ledger = Ledger[None]("r", 12, 0, 0, 3).state()
     return LoopState(step=step, weights_version=step, gate_version=None, ledger=ledger, client_failures={}, spec=spec)
 
 
-def _group(told: dict[str, Any]) -> StepGroup:
+def step_group(told: dict[str, Any]) -> StepGroup:
     sequences = {name: tuple(map(tuple, told[name])) for name in ("responses", "engine_logprobs")}
     return StepGroup(told["prompt"], told["prompt_tokens"], **sequences, rewards=tuple(told["rewards"]))
 

@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import make_spec
-from tests.trainer.policies import KINDS, groups_of, policy_of
+from tests.trainer.policies import DEVICES, KINDS, groups_of, policy_of
 
 TUNINGS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -85,13 +85,16 @@ def displaced(policy: Policy) -> None:
             parameter.add_(0.01 * noise.to(parameter))
 
 
-def both(model: Path, prompts: Path, rows: list[Prompt], dtype: torch.dtype, **changes: Any) -> Iterator[Any]:
+def both(
+    model: Path, prompts: Path, rows: list[Prompt], dtype: torch.dtype, device: str, **changes: Any
+) -> Iterator[Any]:
     """Gradient and report with shared prompts, then on the plain path."""
     for shared in ("auto", "off"):
         policy, spec = policy_of(
             model,
             prompts,
             dtype,
+            device=device,
             shared_prompt=shared,
             optimiser={"lr": 1e-3, "grad_clip": 1e9},
             algorithm={"kl": {"beta": 0.3}},
@@ -103,6 +106,7 @@ def both(model: Path, prompts: Path, rows: list[Prompt], dtype: torch.dtype, **c
         yield gradient(Updater(policy, spec), policy, uneven_groups(policy, rows))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,13 +115,14 @@ def test_losses_and_gradients_are_those_of_the_plain_path(
     kind: str,
     tuning: str,
     recompute: bool,
+    device: str,
     prompts: Path,
     rows_of: list[Prompt],
     exact_norms: None,
 ) -> None:
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         changes = {**TUNINGS[tuning], "gradient_checkpointing": recompute}
-        (ours, report), (plain, wanted) = both(models[kind], prompts, rows_of, dtype, **changes)
+        (ours, report), (plain, wanted) = both(models[kind], prompts, rows_of, dtype, device, **changes)
         assert (ours - plain).norm() <= tolerance * plain.norm()
         for got, expected in (
             (report.sums.objective, wanted.sums.objective),

@@ -1,0 +1,64 @@
+"""The whole loop on a GPU, engine and training process beside each other: transformers samples, as it needs no build of
+its own for each accelerator."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from tests.conftest import Valkey
+from tests.e2e.processes import TOKENS, Processes
+from tests.trainer.kit import make_spec, write_prompts
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+    pytest.mark.timeout(240),
+]
+ADMIN = {"Authorization": f"Bearer {TOKENS['operator'][0]}"}
+
+
+@pytest.mark.parametrize("tuning", [{"kind": "full"}, {"kind": "lora", "rank": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize(("dtype", "off"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_the_trainer_finds_the_log_probabilities_that_the_engine_sampled_with(
+    tmp_path: Path, tiny_vlm: Path, valkey: Valkey, dtype: str, off: float, tuning: dict[str, Any]
+) -> None:
+    processes = Processes(tmp_path, valkey.url, tiny_vlm)
+    on_cuda = {"MOR_DEVICE": "cuda"}
+    try:
+        scorer = f"{Path(__file__).with_name('scorers.py')}:vowels"
+        client = processes.serve("client", "mor-reward", "serve", "--function", scorer)
+        rollout = {"MOR_BACKEND": "transformers", "MOR_DTYPE": dtype, **on_cuda}
+        processes.serve("rollout", "mor-rollout", "serve", **rollout)
+        router = processes.serve("router", "mor-router", "serve")
+        control = processes.serve("control", "mor-trainer", "serve")
+        processes.start(
+            "worker", "mor-trainer", "work", MOR_CONTROL_URL=control, MOR_PRECISION=dtype, MOR_POLL_S="0.2", **on_cuda
+        )
+
+        def ask(method: str, url: str, body: Any = None) -> Any:
+            answer = httpx.request(method, url, json=body, headers=ADMIN, timeout=60)
+            assert answer.is_success, answer.text
+            return answer.json()
+
+        told = {"name": "client", "url": client, "domains": "shapes", "token": TOKENS["mor"][0]}
+        ask("POST", f"{router}/v1/clients", told)
+        ask("PATCH", f"{router}/v1/clients/client", {"state": "active", "reason": "no anchors in this test"})
+        spec = make_spec(tiny_vlm, write_prompts(tmp_path, 12), steps=4, tuning=tuning)
+        run = ask("POST", f"{control}/v1/runs", spec.model_dump(mode="json"))["id"]
+        deadline = time.monotonic() + 120
+        while (snapshot := ask("GET", f"{control}/v1/runs/{run}"))["state"] != "finished":
+            assert snapshot["state"] != "failed", f"{snapshot['error']}\n{processes.log('worker')}"
+            assert time.monotonic() < deadline, f"{snapshot}\n{processes.log('worker')}\n{processes.log('rollout')}"
+            time.sleep(0.2)
+        points = ask("GET", f"{control}/v1/runs/{run}/metrics")["points"]
+        assert [point["sampled_by"] for point in points] == [[0], [1], [2], [3]]
+        assert all(abs(point["importance_ratio_mean"] - 1) < off for point in points)
+        if dtype == "float32":
+            assert all(point["importance_ratio_max"] < 1.01 for point in points)
+    finally:
+        processes.stop()
