@@ -61,12 +61,7 @@ class Groups:
     def packed(self) -> Tensor:
         length = len(self._places)
         sequence = torch.cat([self._prompts, self._responses.flatten(1)], 1).flatten()[None]
-        groups = [
-            shared_prompt.packed_group(
-                index * length, self._prompt, [self._response] * self._size, self._prompts.device
-            )
-            for index in range(self._count)
-        ]
+        groups = [shared_prompt.Group(self._prompt, [self._response] * self._size)] * self._count
         places = self._places.repeat(self._count)[None]
         states = self._states(
             input_ids=sequence, position_ids=places, **shared_prompt.arguments(groups, sequence.device)

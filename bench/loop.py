@@ -240,8 +240,7 @@ def main() -> None:
         return
     options.state = options.state.resolve()
     options.model = str(options.state / options.shape)
-    for part in vlm.build(vlm.SHAPES[options.shape]):
-        part.save_pretrained(options.model)
+    vlm.save(vlm.SHAPES[options.shape], options.model)
     cases = []
     for prompt in options.prompts:
         options.prompt = prompt

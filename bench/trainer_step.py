@@ -268,11 +268,7 @@ def main() -> None:
         return
     options.state = options.state.resolve()
     options.model = str(options.state / options.shape)
-    with torch.device(options.device):
-        parts = vlm.build(vlm.SHAPES[options.shape])
-    for part in parts:
-        part.save_pretrained(options.model)
-    del parts, part
+    vlm.save(vlm.SHAPES[options.shape], options.model, options.device)
     name = f"trainer-step-{options.shape}" + ("" if options.device == "cpu" else f"-{options.device}")
     cases = []
     for prompt in options.prompts:

@@ -158,7 +158,7 @@ def test_a_model_that_cannot_share_takes_the_plain_path_and_says_so_once(
 def test_a_window_over_the_keys_is_not_shared() -> None:
     """The check's prompt may be shorter than the window, so the window itself counts."""
     states = torch.zeros(1, 1, 4, 8)
-    groups = [shared_prompt.packed_group(0, 2, [1, 1], torch.device("cpu"))]
+    groups = shared_prompt.pack([shared_prompt.Group(2, [1, 1])], torch.device("cpu"))
     with pytest.raises(Invalid, match="sliding-window"):
         shared_prompt.attention(
             torch.nn.Module(), states, states, states, None, packed_groups=groups, sliding_window=4096

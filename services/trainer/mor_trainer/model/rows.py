@@ -89,7 +89,7 @@ def packed(rows: Sequence[Row], device: torch.device) -> Layout:
     for row in rows:
         prompt = row.prompt.encoded
         lengths = [len(response) - 1 for response in row.responses]
-        groups.append(shared_prompt.packed_group(len(ids), len(prompt.token_ids), lengths, device))
+        groups.append(shared_prompt.Group(len(prompt.token_ids), lengths))
         ids += prompt.token_ids
         positions.append(row.prompt.positions)
         axes, start = len(row.prompt.positions), int(row.prompt.positions.max()) + 1

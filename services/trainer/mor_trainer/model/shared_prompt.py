@@ -4,75 +4,158 @@ interface.
 A group lies in the sequence as its prompt and, after it, its responses. The prompt is attended causally; a response
 sees the prompt and itself. Queries of responses are attended tile by tile: a tile is a run of whole responses no longer
 than the prompt (or one response), so that masked products are never more than those that count, and short responses,
-the common case, take one call for a group.
+the common case, are one tile.
+
+Prompts of like length take one call together, and so do tiles: on a GPU the many small calls of a group each would cost
+more than their products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from mor_core.errors import Invalid
 from torch import Tensor, nn
 
 ATTENTION = "mor_shared_prompt"
 """Name of the implementation in transformers' ``AttentionInterface``."""
 
+_PADDED = 1.5
+"""Most products of a call, over those that count without its padding."""
 
-def arguments(groups: Sequence[PackedGroup], device: torch.device) -> dict[str, Any]:
-    """Forward arguments of a sequence of packed groups. The mask is for show: models hand one of four dimensions on as
-    it is instead of building one, and ``attention`` does not look at it.
+
+@dataclass(frozen=True)
+class Group:
+    """Numbers of tokens of a prompt and of the responses that follow it in the sequence."""
+
+    prompt: int
+    responses: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is attended at once: places in the sequence, padded on the right with places whose results are not used."""
+
+    queries: Int[Tensor, "batch queries"]
+    keys: Int[Tensor, "batch keys"]
+    mask: Bool[Tensor, "batch 1 queries keys"] | None
+    """``None``: causal; the queries are the keys."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The calls of a sequence of groups, and where in their flattened results each place of the sequence is."""
+
+    calls: tuple[Call, ...]
+    results: Int[Tensor, " length"]
+
+
+def arguments(groups: Sequence[Group], device: torch.device) -> dict[str, Any]:
+    """Forward arguments of a sequence of groups. The mask is for show: models hand one of four dimensions on as it is
+    instead of building one, and ``attention`` does not look at it.
     """
-    return {"packed_groups": groups, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)}
+    return {"packed_groups": pack(groups, device), "attention_mask": torch.ones(1, 1, 1, 1, device=device).bool()}
+
+
+def pack(groups: Sequence[Group], device: torch.device) -> Packed:
+    """Divide the attention of a sequence of groups into calls. A function of the lengths alone."""
+    ends = list(accumulate((group.prompt + sum(group.responses) for group in groups), initial=0))
+    prompts = [_Span(start, group.prompt, ()) for start, group in zip(ends[:-1], groups, strict=True)]
+    tiles = [tile for prompt, group in zip(prompts, groups, strict=True) for tile in _tiles(prompt, group.responses)]
+    batches = [*_batches(prompts), *_batches(tiles)]
+    results = np.empty(ends[-1], dtype=np.int64)
+    calls = []
+    done = 0
+    for batch in batches:
+        calls.append(_call(batch, device))
+        width = max(span.queries for span in batch)
+        for row, span in enumerate(batch):
+            results[span.places] = done + row * width + np.arange(span.queries)
+        done += len(batch) * width
+    return Packed(tuple(calls), torch.from_numpy(results).to(device))
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Response tokens ``[start, end)`` of the sequence, attended in one call."""
+class _Span:
+    """Consecutive places that are attended together: a prompt, or the responses of a tile."""
 
     start: int
-    end: int
-    mask: Bool[Tensor, "1 1 queries keys"]
-    """Keys: the prompt's, then the tile's."""
+    """Of the prompt."""
+    prompt: int
+    tile: tuple[int, ...]
+    """Lengths of responses; none where the prompt itself is attended."""
+    before: int = 0
+    """Tokens of responses between prompt and tile."""
+
+    @property
+    def queries(self) -> int:
+        return sum(self.tile) if self.tile else self.prompt
+
+    @property
+    def keys(self) -> int:
+        return self.prompt + sum(self.tile)
+
+    @property
+    def places(self) -> slice:
+        first = self.start + (self.prompt + self.before if self.tile else 0)
+        return slice(first, first + self.queries)
 
 
-@dataclass(frozen=True)
-class PackedGroup:
-    """Places of a group in the sequence; the tiles follow the prompt ``[start, end)`` without a gap."""
-
-    start: int
-    end: int
-    tiles: tuple[Tile, ...]
-
-
-def packed_group(start: int, prompt: int, responses: Sequence[int], device: torch.device) -> PackedGroup:
-    """A group whose prompt of ``prompt`` tokens begins at ``start``, with the numbers of tokens of its responses."""
-    end = place = start + prompt
-    tiles: list[Tile] = []
-    run: list[int] = []
-
-    def close() -> None:
-        nonlocal place, run
-        if size := sum(run):
-            tiles.append(Tile(place, place + size, _mask(prompt, run).to(device)))
-            place += size
-        run = []
-
-    for length in responses:
-        if run and sum(run) + length > prompt:
-            close()
-        run.append(length)
-    close()
-    return PackedGroup(start, end, tuple(tiles))
+def _tiles(prompt: _Span, responses: Sequence[int]) -> list[_Span]:
+    tiles: list[_Span] = []
+    run: tuple[int, ...] = ()
+    before = 0
+    for length in (*responses, None):
+        if sum(run) and (length is None or sum(run) + length > prompt.prompt):
+            tiles.append(_Span(prompt.start, prompt.prompt, run, before))
+            before += sum(run)
+            run = ()
+        run = (*run, length or 0)
+    return tiles
 
 
-def _mask(prompt: int, responses: Sequence[int]) -> Bool[Tensor, "1 1 queries keys"]:
-    response = torch.repeat_interleave(torch.arange(len(responses)), torch.tensor(responses))
-    own = (response[:, None] == response[None, :]).tril()
-    return torch.cat([own.new_ones(len(own), prompt), own], 1)[None, None]
+def _batches(spans: Sequence[_Span]) -> list[list[_Span]]:
+    """Spans of like size together, as long as padding does not cost more than ``_PADDED`` allows."""
+    batches: list[list[_Span]] = []
+    counted = 0
+    for span in sorted(spans, key=lambda span: (-span.prompt, -span.queries)):
+        counted += span.queries * span.keys
+        batch = [*batches[-1], span] if batches else [span]
+        padded = len(batch) * max(one.queries for one in batch) * max(one.keys for one in batch)
+        if batches and padded <= _PADDED * counted:
+            batches[-1] = batch
+        else:
+            batches.append([span])
+            counted = span.queries * span.keys
+    return batches
+
+
+def _call(batch: Sequence[_Span], device: torch.device) -> Call:
+    queries, keys = (max(sizes) for sizes in zip(*((span.queries, span.keys) for span in batch), strict=True))
+    asking = np.empty((len(batch), queries), dtype=np.int64)
+    seen = np.empty((len(batch), keys), dtype=np.int64)
+    mask = np.zeros((len(batch), 1, queries, keys), dtype=bool)
+    for row, span in enumerate(batch):
+        asking[row] = seen[row] = span.start
+        asking[row, : span.queries] = np.r_[span.places]
+        seen[row, : span.prompt] = np.arange(span.start, span.start + span.prompt)
+        mask[row, 0, :, : span.prompt] = True  # of padded queries too, which must see something
+        if span.tile:
+            seen[row, span.prompt : span.keys] = np.r_[span.places]
+            for first, end in pairwise(accumulate(span.tile, initial=0)):
+                own = np.tri(end - first, dtype=bool)
+                mask[row, 0, first:end, span.prompt + first : span.prompt + end] = own
+    causal = not batch[0].tile
+    return Call(
+        *(torch.from_numpy(places).to(device) for places in (asking, seen)),
+        None if causal else torch.from_numpy(mask).to(device),
+    )
 
 
 def attention(
@@ -82,7 +165,7 @@ def attention(
     value: Float[Tensor, "batch groups length width"],
     attention_mask: Tensor | None,
     *,
-    packed_groups: Sequence[PackedGroup] | None = None,
+    packed_groups: Packed | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "batch length heads width"], None]:
     """Scaled dot-product attention, of packed groups where ``packed_groups`` is given.
@@ -96,24 +179,19 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     if options.get("sliding_window") is not None:
         raise Invalid("a layer with sliding-window attention cannot share prompts")
-    attended: list[Tensor] = []
-
-    def attend(start: int, end: int, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
-        attended.append(sdpa_attention_forward(module, query[:, :, start:end], keys, values, mask, **options)[0])
-
-    for group in packed_groups:
-        prompt = slice(group.start, group.end)
-        attend(group.start, group.end, key[:, :, prompt], value[:, :, prompt], None)
-        for tile in group.tiles:
-            keys, values = (_seen(states, group, tile) for states in (key, value))
-            attend(tile.start, tile.end, keys, values, tile.mask)
-    return torch.cat(attended, 1), None
+    attended = [
+        sdpa_attention_forward(
+            module, _at(query, call.queries), _at(key, call.keys), _at(value, call.keys), call.mask, **options
+        )[0].flatten(0, 1)
+        for call in packed_groups.calls
+    ]
+    return torch.cat(attended).index_select(0, packed_groups.results)[None], None
 
 
-def _seen(states: Tensor, group: PackedGroup, tile: Tile) -> Tensor:
-    if tile.start == group.end:
-        return states[:, :, group.start : tile.end]
-    return torch.cat([states[:, :, group.start : group.end], states[:, :, tile.start : tile.end]], 2)
+def _at(
+    states: Float[Tensor, "1 heads length width"], places: Int[Tensor, "batch n"]
+) -> Float[Tensor, "batch heads n width"]:
+    return states[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
 
 
 def use(decoder: Any) -> None:
