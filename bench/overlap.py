@@ -212,8 +212,7 @@ def main() -> None:
         return
     options.state = options.state.resolve()
     options.model = str(options.state / options.shape)
-    for part in vlm.build(vlm.SHAPES[options.shape]):
-        part.save_pretrained(options.model)
+    vlm.save(vlm.SHAPES[options.shape], options.model)
     os.sched_setaffinity(0, {_SAMPLER, _TRAINER})
     steps = {"sampler": sampler(options), "trainer": trainer(options)}
     steps["overlapped"], shares = overlapped(options)

@@ -163,8 +163,7 @@ def main() -> None:
         ranks.leave()
         return
     options.state.mkdir(parents=True, exist_ok=True)
-    for part in vlm.build(vlm.SHAPES[options.shape]):
-        part.save_pretrained(options.state / options.shape)
+    vlm.save(vlm.SHAPES[options.shape], options.state / options.shape)
     write_prompts(options)
     cases = []
     for tuning in ("full", "lora"):

@@ -44,8 +44,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
     from mor_trainer.model.policy import Policy
 
     model = options.state / shape
-    for part in vlm.build(vlm.SHAPES[shape]):
-        part.save_pretrained(model)
+    vlm.save(vlm.SHAPES[shape], model)
     folder = options.state / "swap"
     shutil.rmtree(folder, ignore_errors=True)
     tuning = {"kind": "lora", "rank": _RANK} if kind == "lora" else {"kind": "full"}

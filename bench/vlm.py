@@ -95,7 +95,7 @@ def build(shape: Shape) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def save(shape: Shape, folder: str, device: str = "cpu") -> None:
+def save(shape: Shape, folder: Path | str, device: str = "cpu") -> None:
     """Write model and processor to ``folder``; made on ``device``, where numbers are drawn faster for large ones."""
     with torch.device(device):
         parts = build(shape)

@@ -151,11 +151,8 @@ def _call(batch: Sequence[_Span], device: torch.device) -> Call:
             for first, end in pairwise(accumulate(span.tile, initial=0)):
                 own = np.tri(end - first, dtype=bool)
                 mask[row, 0, first:end, span.prompt + first : span.prompt + end] = own
-    causal = not batch[0].tile
-    return Call(
-        *(torch.from_numpy(places).to(device) for places in (asking, seen)),
-        None if causal else torch.from_numpy(mask).to(device),
-    )
+    places = torch.from_numpy(asking).to(device), torch.from_numpy(seen).to(device)
+    return Call(*places, torch.from_numpy(mask).to(device) if batch[0].tile else None)
 
 
 def attention(
@@ -191,7 +188,8 @@ def attention(
 def _at(
     states: Float[Tensor, "1 heads length width"], places: Int[Tensor, "batch n"]
 ) -> Float[Tensor, "batch heads n width"]:
-    return states[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+    heads, _, width = states.shape[1:]
+    return states[0].index_select(1, places.flatten()).view(heads, *places.shape, width).transpose(0, 1)
 
 
 def use(decoder: Any) -> None:
