@@ -23,7 +23,8 @@ def table(rows: list[list[str]]) -> str:
 def measured_on(result: dict[str, Any], command: str) -> str:
     """When, where and by what a result was measured."""
     machine = result["machine"]
+    accelerator = f"one {machine['accelerator']} and " if machine.get("accelerator") else ""
     return (
-        f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']} by `{command}` at commit "
-        f"{result['commit']}."
+        f"Measured {result['measured']} on {accelerator}{machine['cores']} cores of {machine['processor']} by "
+        f"`{command}` at commit {result['commit']}."
     )

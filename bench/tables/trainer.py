@@ -9,14 +9,17 @@ from tables.results import measured_on, read, table
 _MODELS = {
     "smollm2-135m": "SmolLM2-135M's shape",
     "smollm2-10-layers": "SmolLM2-135M's shape with 10 of its 30 layers",
+    "qwen2.5-vl-3b": "the language model of Qwen2.5-VL-3B's shape with a small tower",
 }
+_ON_CPU = ("smollm2-135m", "smollm2-10-layers")
 """Shapes that results are shown of, the first that was measured."""
+_ON_GPU = "qwen2.5-vl-3b"
 
 
 def trainer() -> str:
     """Shared prompts against plain and against TRL, and the ways to share, as Markdown."""
     parts = [
-        (f"python bench/{file}.py", next(filter(None, (read(f"{name}-{shape}") for shape in _MODELS)), None), show)
+        (f"python bench/{file}.py", next(filter(None, (read(f"{name}-{shape}") for shape in _ON_CPU)), None), show)
         for file, name, show in (
             ("shared_prompt", "shared-prompt", _shared),
             ("trainer_step", "trainer-step", _against_trl),
@@ -29,6 +32,47 @@ def trainer() -> str:
         for command, result, show in parts
     ]
     return "\n".join(told)
+
+
+def on_gpu() -> str:
+    """Shared prompts against plain and against TRL on a GPU, as Markdown."""
+    command = f"--device cuda --shape {_ON_GPU}"
+    told = []
+    for file, name, show in (
+        ("shared_prompt", "shared-prompt", _shared_on_gpu),
+        ("trainer_step", "trainer-step", _against_trl),
+    ):
+        result = read(f"{name}-{_ON_GPU}-cuda")
+        assert result is not None, f"bench/results has {name} for this page"
+        told.append(f"{show(result)}\n{_where(result, f'python bench/{file}.py {command}')}\n")
+    return "\n".join(told)
+
+
+def _shared_on_gpu(result: dict[str, Any]) -> str:
+    rows = [
+        ["prompt, tokens", "responses", "", "s", "response tokens/s", "MFU", "activations", "faster", "of the bound"],
+        ["--:", "--:", "---", *["--:"] * 6],
+    ]
+    for case in result["cases"]:
+        for path in ("plain", "shared"):
+            found, shared = case[path], path == "shared"
+            rows.append([
+                f"{case['prompt']}",
+                f"{case['group_size']} x {case['response']}",
+                path,
+                f"{found['forward_backward']:.2f}",
+                f"{found['response_tokens_per_second']:.0f}",
+                f"{100 * found['mfu']:.0f} %",
+                f"{found['activation_gb']:.1f} GB",
+                f"{case['speedup']:.2f}x" if shared else "",
+                f"{100 * case['of_bound']:.0f} %" if shared else "",
+            ])  # fmt: skip
+    title = (
+        f"Shared against plain on a GPU: forward and backward pass of a step, groups: {result['groups']}, policy and "
+        f"reference, at most {result['budget']} tokens at once. MFU: of {result['peak_tflops']:g} TFLOP/s. "
+        "Activations: peak memory above weights, gradients and optimiser state."
+    )
+    return f"{title}\n\n{table(rows)}"
 
 
 def _shared(result: dict[str, Any]) -> str:
@@ -62,8 +106,8 @@ def _against_trl(result: dict[str, Any]) -> str:
         *(
             [
                 f"{case['prompt']}",
-                f"{case['seconds']['trl']:.1f}",
-                f"{case['seconds']['mor']:.1f}",
+                f"{case['seconds']['trl']:.2f}",
+                f"{case['seconds']['mor']:.2f}",
                 f"{case['speedup']:.2f}x",
                 f"{case['activation_gb']['trl']:.2f} GB",
                 f"{case['activation_gb']['mor']:.2f} GB",
@@ -130,6 +174,8 @@ def _where(result: dict[str, Any], command: str) -> str:
     cpu = result.get("clock") == "cpu"
     clock = "CPU seconds of the process, as others used the machine" if cpu else "wall-clock seconds"
     threads = f", threads: {result['threads']}" if "threads" in result else ""
+    products = "bfloat16 products" if result["machine"].get("accelerator") else "float32"
     return (
-        f"Model: {_MODELS[result['shape']]}, random weights, float32; {clock}{threads}. {measured_on(result, command)}"
+        f"Model: {_MODELS[result['shape']]}, random weights, {products}; {clock}{threads}. "
+        f"{measured_on(result, command)}"
     )

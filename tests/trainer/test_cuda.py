@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mor_trainer.loop.learner import Learner
 from mor_trainer.loop.shares import TimeShares
 from mor_trainer.loop.update import Updater
 from mor_trainer.model import loading, sharding
+from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
 from mor_trainer.ranks import Ranks
 from torch.distributed.device_mesh import init_device_mesh
@@ -53,10 +56,20 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@contextlib.contextmanager
+def little_memory(more: float) -> Iterator[None]:
+    """An allocator that may take only so many bytes more."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + more) / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def test_memory_that_really_runs_out_halves_the_micro_batch_and_loses_nothing(
     tiny: Path, prompts: Path, rows_of: list[Prompt]
 ) -> None:
-    """An allocator that may hold little more than the model: the whole step at once does not fit, parts of it do."""
+    """The whole step at once does not fit, parts of it do."""
     found = []
     for limited in (False, True):
         policy, spec = policy_of(
@@ -64,32 +77,25 @@ def test_memory_that_really_runs_out_halves_the_micro_batch_and_loses_nothing(
         )
         updater = Updater(policy, spec)
         groups = groups_of(policy, rows_of, size=64)
-        if limited:
-            total = torch.cuda.get_device_properties(0).total_memory
-            needed = found[0][2] - found[0][3]
-            torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.6 * needed) / total)
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        try:
+        with little_memory(0.6 * found[0][2]) if limited else contextlib.nullcontext():
             vector, report = gradient(updater, policy, groups)
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
-        found.append((vector, report, torch.cuda.max_memory_allocated(), held))
-    (wanted, whole, *_), (got, halved, *_) = found
+        found.append((vector, report, torch.cuda.max_memory_allocated() - held))
+    (wanted, whole, _), (got, halved, _) = found
     assert halved.micro_batch_tokens < whole.micro_batch_tokens
     assert (got - wanted).norm() <= 1e-5 * wanted.norm()
 
-    policy, spec = policy_of(tiny, prompts, torch.float32, device="cuda", optimiser=OPTIMISER)
-    updater = Updater(policy, spec)
-    groups = groups_of(policy, rows_of[:1], size=2)
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1e-9)
-    try:
-        with pytest.raises(OutOfMemory, match="set gradient_checkpointing"):
-            updater.step(groups, 1, TimeShares())
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+
+def test_a_response_that_does_not_fit_alone_fails_with_a_cure(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+    policy, spec = policy_of(
+        tiny, prompts, torch.float32, device="cuda", optimiser=OPTIMISER, micro_batch_tokens=1 << 20
+    )
+    long = tuple(random.Random(0).choices(range(20, 300), k=1 << 15))
+    prompt = policy.prepare(rows_of[0].messages, rows_of[0].images)
+    group = TrainingGroup(prompt, (long, long), ((-5.0,) * len(long),) * 2, (0.0, 1.0))
+    with little_memory(1 << 26), pytest.raises(OutOfMemory, match="set gradient_checkpointing"):
+        Updater(policy, spec).step([group], 1, TimeShares())
 
 
 def test_products_are_computed_in_bfloat16_and_all_else_stays_float32(

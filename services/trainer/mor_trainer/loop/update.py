@@ -77,6 +77,7 @@ class Updater:
             [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.lr,
             betas=config.betas,
+            fused=True,
         )
 
     def step(self, groups: Sequence[TrainingGroup], step: int, shares: TimeShares) -> UpdateReport:

@@ -39,6 +39,14 @@ def autocast_dtype(precision: Literal["auto", "float32", "bfloat16"], device: st
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
+def prepare_cuda() -> None:
+    """Set this process's CUDA kernels: no product in float32 is rounded to TF32, not even a convolution's, and cuDNN is
+    not asked to attend. It makes a kernel for each new shape, and the shapes of packed groups are new in every step.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def decoder_of(model: Any) -> nn.Module:
     """The language model inside a vision-language model."""
     decoder = model.get_decoder()

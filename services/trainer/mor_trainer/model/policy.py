@@ -52,6 +52,8 @@ class Policy:
         together. ``autocast``: type that matrix products are computed in; parameters keep their own."""
         ranks = ranks or Ranks(torch.device("cpu"))
         self.device = ranks.device
+        if self.device.type == "cuda":
+            loading.prepare_cuda()
         self.processor = processor
         self._autocast_dtype = autocast
         self.model = model
