@@ -39,6 +39,7 @@ RUN: dict[str, Any] = {
     "steps": 100,
     "groups_per_step": 16,
     "group_size": 8,
+    "max_staleness": 1,
     "sampling": {"max_tokens": 24},
     "optimiser": {"lr": 4e-5},
     "algorithm": {"kl": {"beta": 0.05}},

@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from three_domains.assembly import AROUND, END, IMAGE
+from three_domains.muon import Muon
 
 IGNORED = -100
 _ROUNDED = 16
@@ -38,7 +39,7 @@ class Recipe:
     AdamW.
     """
 
-    epochs: int = 3
+    epochs: int = 2
     batch: int = 16
     rate: float = 2e-3
     decoder_rate: float = 2e-2
@@ -154,7 +155,7 @@ def _optimisers(model: Idefics3ForConditionalGeneration, recipe: Recipe) -> list
     decay = recipe.weight_decay
     adam = torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
     if recipe.muon:
-        return [adam, torch.optim.Muon(decoder, lr=recipe.decoder_rate, momentum=0.95, weight_decay=decay)]
+        return [adam, Muon(decoder, lr=recipe.decoder_rate, momentum=0.95, weight_decay=decay)]
     return [adam, torch.optim.AdamW(decoder, lr=recipe.decoder_rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)]
 
 

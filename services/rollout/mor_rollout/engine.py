@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -111,10 +111,6 @@ class Engine(Protocol):
         """The backend."""
 
     @property
-    def keeps_requests(self) -> bool:
-        """Whether ``paused`` works."""
-
-    @property
     def failure(self) -> str | None:
         """Why the engine can do no more work; ``None`` while it can."""
 
@@ -139,8 +135,9 @@ class Engine(Protocol):
     def stream(self, prompt: EncodedPrompt, params: SampleParams, seed: int) -> AsyncGenerator[SampledToken, None]:
         """One response, token by token. Closing the iterator ends the sampling."""
 
-    def paused(self) -> AbstractAsyncContextManager[None]:
-        """Holds the responses that are being sampled for the length of the body.
+    @property
+    def paused(self) -> Callable[[], AbstractAsyncContextManager[None]] | None:
+        """Holds the responses that are being sampled for the length of the body; ``None``: this engine cannot.
 
         They go on after it with the tokens they have, everything cached recomputed under the weights that the engine
         holds then, and their spans tell of it.

@@ -150,12 +150,12 @@ class Policy:
 
     @asynccontextmanager
     async def _nothing_sampled(self, run: str, kind: str) -> AsyncIterator[float]:
-        previous = self._weights
-        goes_on = previous is not None and (previous.run, previous.kind) == (run, kind) and self._engine.keeps_requests
+        previous, paused = self._weights, self._engine.paused
+        goes_on = previous is not None and (previous.run, previous.kind) == (run, kind) and paused is not None
         await self._drained(kept_too=not goes_on)
         started = time.monotonic()
         kept = self._sampling[True]
-        async with self._engine.paused() if kept else nullcontext():
+        async with paused() if kept and paused else nullcontext():
             try:
                 yield started
             except MorError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, TypeVar
 
 from mor_rollout import checkpoint
@@ -34,7 +33,7 @@ class TransformersEngine:
     """One model in this process, one prompt at a time; see ``mor_rollout.engine.Engine``."""
 
     name: Literal["transformers"] = "transformers"
-    keeps_requests = False
+    paused = None
 
     def __init__(self, settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> None:
         self._settings = settings
@@ -132,9 +131,6 @@ class TransformersEngine:
         length = len(row) if end is None else end + 1
         spans = (Span(self._loaded.version if self._loaded is not None else None, 0),)
         return Sampled(tuple(row[:length]), tuple(logprobs[:length]), "length" if end is None else "stop", spans)
-
-    def paused(self) -> AbstractAsyncContextManager[None]:
-        raise NotImplementedError("one prompt at a time is sampled, in one call that cannot be held")
 
     async def load(self, weights: PreparedWeights | None) -> ReadBack:
         full = weights.tensors if weights is not None and weights.kind == "full" else {}

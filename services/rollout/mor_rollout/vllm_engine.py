@@ -49,7 +49,6 @@ class VllmEngine(Receiving):
     """One engine, one set of weights at a time; see ``mor_rollout.engine.Engine``."""
 
     name: Literal["vllm"] = "vllm"
-    keeps_requests = True
 
     def __init__(self, settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> None:
         self._settings = settings

@@ -19,7 +19,7 @@ from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
 from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
-from mor_core.streams import Consumer, Entry, Streams, announce, connect, withdraw
+from mor_core.streams import Consumer, Entry, Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
@@ -31,7 +31,7 @@ from mor_trainer.loop.group_streams import GroupStreams
 from mor_trainer.loop.issuing import prompt_record
 from mor_trainer.loop.ledger import Ledger, LedgerState, Verdict
 from mor_trainer.loop.outbox import Outbox
-from mor_trainer.loop.queuemark import QueueMark
+from mor_trainer.loop.presence import Presence
 from mor_trainer.loop.record import unfit
 from mor_trainer.loop.scored import ScoredGroup, Taken
 from mor_trainer.loop.traces import GroupTraces
@@ -39,7 +39,6 @@ from mor_trainer.loop.traces import GroupTraces
 _READ_COUNT = 32
 _BLOCK_S = 1.0
 _WATCH_S = 1.0
-_ANNOUNCE_S = 5.0
 _WITHDRAW_S = 10.0
 _DRAIN_S = 20.0
 _ANSWER_S = 10.0
@@ -76,11 +75,10 @@ class Groups:
         """Groups that the step in progress took."""
         self._outbox = Outbox(self._streams, self._blobs, self._prompt_record)
         self._contents = GroupStreams(self._redis, run)
-        self._cleared = asyncio.Event()
         self._published = asyncio.Event()
         self._arrived = asyncio.Event()
         self._last_arrival = time.monotonic()
-        self._mark = QueueMark(self._redis, run)
+        self._presence = Presence(self._redis, run, spec.model, self._contents, self._queue_lost)
         self._tasks: list[asyncio.Task[None]] = []
         self.ledger: Ledger[ScoredGroup] = Ledger(
             run=run,
@@ -106,7 +104,7 @@ class Groups:
             self.ledger.restore(state, self._deadline())
             self._outbox.add(*self.ledger.outstanding)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
-            "announce": self._announce,
+            "announce": self._presence.announce,
             "send": self._send_prompts,
             "rewards": self._read_rewards,
             "dead": self._read_dead,
@@ -124,9 +122,7 @@ class Groups:
         self.traces.close()
         with contextlib.suppress(RedisError, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_S):
-                await withdraw(self._redis, self._run)
-                await self._contents.clear()
-                await self._mark.remove()
+                await self._presence.withdraw()
                 for group_id in [*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ())]:
                     await self._blobs.release(group_id)
         await self._redis.aclose()
@@ -269,7 +265,7 @@ class Groups:
         return time.monotonic() + self._settings.group_timeout_s
 
     async def _send_prompts(self) -> None:
-        await self._cleared.wait()
+        await self._presence.cleared.wait()
         await self._published.wait()
         await self._outbox.send()
 
@@ -367,15 +363,10 @@ class Groups:
 
     # --- watching -----------------------------------------------------------------------------------------------
 
-    async def _announce(self) -> None:
-        while True:
-            await announce(self._redis, self._run, self._spec.model)
-            await asyncio.sleep(_ANNOUNCE_S)
-
     async def _watch(self) -> None:
         """Issue again what is overdue, and everything when the queue server lost its content."""
         while True:
-            await self._notice_lost_queue()
+            await self._presence.look()
             await self._reissue_overdue()
             await asyncio.sleep(_WATCH_S)
 
@@ -405,18 +396,11 @@ class Groups:
         if issue is not None:
             issue.deadline = self._deadline()
 
-    async def _notice_lost_queue(self) -> None:
-        match await self._mark.look():
-            case "first":
-                await self._contents.clear()  # left behind by an attempt that died
-                self._cleared.set()
-            case "lost":
-                await self._contents.clear()
-                await announce(self._redis, self._run, self._spec.model)
-                self._events.resend()
-                self._alert(
-                    "queue_lost",
-                    "the queue server was flushed or restarted; all groups under way are issued again",
-                    groups=len(self.ledger.outstanding),
-                )
-                self._outbox.add(*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ()))
+    def _queue_lost(self) -> None:
+        self._events.resend()
+        self._alert(
+            "queue_lost",
+            "the queue server was flushed or restarted; all groups under way are issued again",
+            groups=len(self.ledger.outstanding),
+        )
+        self._outbox.add(*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ()))
