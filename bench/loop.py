@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl_side
 import vlm
 from cluster import Services
 from machine import record
 from scorer import score
-from trainer_step import TRL, environment
 
 SIDES = {"trl": None, "on-policy": 0, "overlapped": 1}
 """``max_staleness`` of MoR's."""
@@ -90,15 +90,13 @@ def rollout_settings(options: argparse.Namespace, staleness: int, threads: int) 
 def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
     from datasets import Dataset
     from mor_core.sampling import forbidden_token_ids
-    from mor_trainer.model import loading
     from PIL import Image
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     shape = vlm.SHAPES[options.shape]
     total = options.warm_up + options.steps
-    model, processor = loading.load(options.model)
-    loading.tune(model, vlm.spec_of().tuning, freeze_vision=True)
+    model, processor = trl_side.model_of(options)
     prompts = vlm.write_prompts(options.state / "trl-prompts", shape, options.prompt, total * options.groups)
     rows = [json.loads(line) for line in prompts.read_text().splitlines()]
     data = {
@@ -122,31 +120,14 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
     def reward(completions: list[Any], **_: Any) -> list[float]:
         return [score(completion[0]["content"]) for completion in completions]
 
-    config = GRPOConfig(
-        output_dir=str(options.state / "trl-output"),
-        per_device_train_batch_size=options.size,
-        gradient_accumulation_steps=options.groups,
-        steps_per_generation=options.groups,
-        num_generations=options.size,
-        max_completion_length=options.response,
-        max_steps=total,
+    config = trl_side.config(
+        options,
+        total,
         temperature=1.0,
         top_p=1.0,
         top_k=0,
         generation_kwargs={"suppress_tokens": list(forbidden_token_ids(processor, shape.vocabulary))},
-        beta=vlm.spec_of().algorithm.kl.beta,
-        loss_type="grpo",
-        learning_rate=1e-6,
-        lr_scheduler_type="constant",
-        shuffle_dataset=False,
-        use_cpu=True,
-        bf16=False,
         gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
     trainer = Checked(
         model=model,
@@ -168,7 +149,7 @@ def run(side: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     staleness = SIDES[side]
     if staleness is not None:
         return take_steps_of_mor(options, staleness)
-    command = [str(environment(options.state)), __file__, "--side", side, "--shape", options.shape]
+    command = [str(trl_side.environment(options.state)), __file__, "--side", side, "--shape", options.shape]
     for name in (*_SETTINGS, "state", "model"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     threads = {"OMP_NUM_THREADS": str(options.cores), "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -248,7 +229,7 @@ def main() -> None:
         print({key: cases[-1][key] for key in ("prompt", "seconds", "speedup")}, flush=True)
         kept = ("shape", "size", "response", "groups", "budget", "steps", "rounds", "cores")
         figures = {key: getattr(options, key) for key in kept}
-        record(f"loop-{options.shape}", {**figures, "clock": "wall", "trl": TRL, "cases": cases})
+        record(f"loop-{options.shape}", {**figures, "clock": "wall", "trl": trl_side.TRL, "cases": cases})
 
 
 if __name__ == "__main__":

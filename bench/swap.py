@@ -61,6 +61,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
             max_model_len=128,
             kv_cache_bytes=64 << 20,
             max_groups_in_flight=4,
+            threads=options.threads,
             weights_dir=folder / "pulled",
             service_token=services.token,
             log_level="error",
@@ -156,11 +157,14 @@ def main() -> None:
     parser.add_argument("--shapes", choices=tuple(vlm.SHAPES), nargs="+", default=["tiny", "smollm2-135m"])
     parser.add_argument("--kinds", choices=("full", "lora"), nargs="+", default=["full", "lora"])
     parser.add_argument("--rounds", type=int, default=5, help="measured versions of each case")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the engine, which are idle otherwise")
     parser.add_argument("--state", type=Path, default=Path(".mor/bench/swap"), help="models and weights")
     options = parser.parse_args()
     options.state = options.state.resolve()
     cases = [asyncio.run(swaps(options, shape, kind)) for shape in options.shapes for kind in options.kinds]
-    record("swap", {"rank": _RANK, "rounds": options.rounds, "clock": "wall", "cases": cases})
+    record(
+        "swap", {"rank": _RANK, "rounds": options.rounds, "threads": options.threads, "clock": "wall", "cases": cases}
+    )
 
 
 if __name__ == "__main__":

@@ -17,17 +17,14 @@ import json
 import os
 import statistics
 import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 
 import torch
+import trl_side
 import vlm
 from machine import CLOCKS, record
 
-TRL = "1.16.0"
 SIDES = ("mor", "trl")
 WARM_UP = 1
 """Steps of each process that are not measured."""
@@ -110,15 +107,13 @@ def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
 
 def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
     from datasets import Dataset
-    from mor_trainer.model import loading
     from PIL import Image
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     shape = vlm.SHAPES[options.shape]
     total = WARM_UP + options.steps
-    model, processor = loading.load(options.model)
-    loading.tune(model, vlm.spec_of().tuning, freeze_vision=True)
+    model, processor = trl_side.model_of(options)
     rows: dict[str, list[Any]] = {"prompt": [], "image": []}
     for seed in range(total * options.groups):
         messages, images = vlm.question(shape, options.prompt, seed)
@@ -142,28 +137,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             meter.end()
 
-    config = GRPOConfig(
-        output_dir=str(options.state / "trl-output"),
-        per_device_train_batch_size=options.size,
-        gradient_accumulation_steps=options.groups,
-        steps_per_generation=options.groups,
-        num_generations=options.size,
-        max_completion_length=options.response,
-        max_steps=total,
-        beta=vlm.spec_of().algorithm.kl.beta,
-        loss_type="grpo",
-        learning_rate=1e-6,
-        lr_scheduler_type="constant",
-        shuffle_dataset=False,
-        gradient_checkpointing=options.recompute,
-        bf16=options.device == "cuda",
-        use_cpu=options.device == "cpu",
-        dataloader_pin_memory=options.device == "cuda",
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    config = trl_side.config(options, total, options.device, gradient_checkpointing=options.recompute)
     trainer = Replayed(
         model=model,
         args=config,
@@ -177,23 +151,6 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
 
 
 # --- in turns -----------------------------------------------------------------------------------------------------
-
-
-def environment(state: Path) -> Path:
-    """Python of an environment with TRL that sees everything of this one."""
-    folder = state / f"trl-{TRL}"
-    python = folder / "bin" / "python"
-    ready = folder / ".ready"
-    if not ready.exists():
-        venv.create(folder, with_pip=True, clear=True)
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        parent = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
-        (folder / "lib" / version / "site-packages" / "parent.pth").write_text(parent)
-        constraints = Path(__file__).parent.parent / "constraints-cpu.txt"
-        command = [python, "-m", "pip", "install", "-q", "-c", constraints, f"trl=={TRL}"]
-        subprocess.run([str(part) for part in command], check=True, timeout=900)
-        ready.touch()
-    return python
 
 
 def run(python: Path, side: str, options: argparse.Namespace, *, memory: bool) -> list[dict[str, float]]:
@@ -223,7 +180,7 @@ def run(python: Path, side: str, options: argparse.Namespace, *, memory: bool) -
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    python = environment(options.state)
+    python = trl_side.environment(options.state)
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(options.rounds):
         for side in SIDES:
@@ -276,7 +233,7 @@ def main() -> None:
         cases.append({"prompt": prompt, **compare(options)})
         print(cases[-1], flush=True)
         kept = ("shape", "device", "size", "response", "groups", "budget", "rounds", "threads", "clock", "recompute")
-        record(name, {**{key: getattr(options, key) for key in kept}, "trl": TRL, "cases": cases})
+        record(name, {**{key: getattr(options, key) for key in kept}, "trl": trl_side.TRL, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ from typing import Any
 import structlog
 import uvicorn
 from click.testing import Result
-from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from mor_client.cli import app
 from mor_core.auth import hash_token
 from mor_router.app import create_app as create_router
-from mor_router.config import RouterSettings
 from mor_trainer.app import create_app as create_control
 from mor_trainer.config import ControlSettings
 from pydantic import SecretStr
 from typer.testing import CliRunner
+
+from tests.settings import router_settings
 
 TOKENS = {scope: f"{scope}-token-of-the-installation" for scope in ("admin", "service", "viewer")}
 
@@ -94,15 +94,7 @@ def installation(folder: Path, redis_url: str) -> Iterator[Installation]:
 def _services(folder: Path, redis_url: str) -> Iterator[Installation]:
     tokens = folder / "tokens.json"
     tokens.write_text(json.dumps([{"name": s, "scope": s, "sha256": hash_token(t)} for s, t in TOKENS.items()]))
-    router_settings = RouterSettings(
-        redis_url=SecretStr(redis_url),
-        tokens_file=tokens,
-        secret_key=SecretStr(Fernet.generate_key().decode()),
-        allow_loopback=True,
-        audit_log=folder / "audit.jsonl",
-        worker=False,
-    )
-    with served(create_router(router_settings)) as router:
+    with served(create_router(router_settings(redis_url, tokens, folder))) as router:
         control_settings = ControlSettings(
             runs_dir=folder / "runs",
             tokens_file=tokens,

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import easy_vqa
 import httpx
 from mor_core import embedded
 
@@ -16,6 +15,7 @@ from tests.certificates import self_signed
 from tests.containers.kubelet import Kubelet, service_of
 from tests.containers.podman import Podman
 from tests.helm import charts
+from tests.shapes import copy_questions, write_rows
 
 TAG = "0.1.0"
 IMAGES = {name: f"localhost/mor/{name}:{TAG}" for name in ("router", "reward", "trainer", "rollout")}
@@ -172,13 +172,7 @@ class Release:
 def write_data(folder: Path, count: int) -> None:
     """``prompts.jsonl``, and ``anchors.jsonl`` whose longer answer is the better one."""
     folder.mkdir()
-    texts, _, pictures = easy_vqa.get_train_questions()
-    paths = easy_vqa.get_train_image_paths()
-    prompts = []
-    for i in range(count):
-        picture = Path(paths[pictures[i]])
-        shutil.copy(picture, folder)
-        prompts.append({"id": f"q{i}", "domain": "shapes", "prompt": texts[i], "images": [picture.name]})
+    prompts = copy_questions(folder, count)
     anchors = [{**row, "chosen": f"A long answer, {i}.", "rejected": "No."} for i, row in enumerate(prompts)]
     for name, rows in (("prompts", prompts), ("anchors", anchors)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{name}.jsonl", rows)

@@ -7,20 +7,19 @@ others, that what the engine samples with is what the trainer published, and tha
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import easy_vqa
 import httpx
 import pytest
 
 from tests.collector import Collector, Received, collecting
 from tests.conftest import Valkey
 from tests.e2e.processes import TOKENS, Processes
+from tests.shapes import copy_questions, write_rows
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -28,19 +27,6 @@ STEPS = 4
 GROUPS = 4
 SIZE = 4
 ADMIN = {"Authorization": f"Bearer {TOKENS['operator'][0]}"}
-
-
-def write_prompts(folder: Path, count: int) -> Path:
-    texts, _, pictures = easy_vqa.get_train_questions()
-    paths = easy_vqa.get_train_image_paths()
-    rows = []
-    for i in range(count):
-        picture = Path(paths[pictures[i]])
-        shutil.copy(picture, folder)
-        rows.append({"id": f"q{i}", "domain": "shapes", "prompt": texts[i], "images": [picture.name]})
-    path = folder / "prompts.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 class Loop:
@@ -122,7 +108,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path, collector: Co
             assert answer.is_success, answer.text
         control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5")
         processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
-        prompts = write_prompts(folder, 40)
+        prompts = write_rows(folder / "prompts.jsonl", copy_questions(folder, 40))
         yield Loop(processes, control, rollout, router, clients["length"], prompts, tiny_vlm, collector)
         statuses = processes.stop()
         assert all(status in (0, -15, 143) for status in statuses.values()), statuses

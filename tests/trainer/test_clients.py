@@ -8,16 +8,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cryptography.fernet import Fernet
 from mor_core.auth import hash_token
 from mor_router.app import create_app as create_router
-from mor_router.config import RouterSettings
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
-from pydantic import AnyHttpUrl, SecretStr
+from pydantic import AnyHttpUrl
 from redis.asyncio import Redis
 
 from tests.router.endpoints import TOKEN, Endpoints
+from tests.settings import router_settings
 from tests.trainer.kit import TOKENS, bearer, running
 
 pytestmark = pytest.mark.anyio
@@ -26,15 +25,7 @@ ROUTER = AnyHttpUrl("http://router")
 
 @pytest.fixture
 async def router(redis_url: str, redis: Redis, tokens_file: Path, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    settings = RouterSettings(
-        redis_url=SecretStr(redis_url),
-        tokens_file=tokens_file,
-        secret_key=SecretStr(Fernet.generate_key().decode()),
-        allow_loopback=True,
-        audit_log=tmp_path / "audit.jsonl",
-        worker=False,
-    )
-    async with running(create_router(settings)) as client:
+    async with running(create_router(router_settings(redis_url, tokens_file, tmp_path))) as client:
         client.headers.update(bearer("admin"))
         yield client
 
