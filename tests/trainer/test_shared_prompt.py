@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
@@ -153,6 +155,30 @@ def test_a_model_that_cannot_share_takes_the_plain_path_and_says_so_once(
         (line,) = [line for line in logs if "not shared" in line["event"]]
         assert reason in line["reason"]
         assert not policy.shares_prompts
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(0, 9), max_size=6)), min_size=1, max_size=8))
+def test_any_groups_are_attended_as_one_mask_says(lengths: list[tuple[int, list[int]]]) -> None:
+    """The mask over the whole sequence: a token sees its prompt and what is before it in its own response."""
+    groups = [shared_prompt.Group(prompt, responses) for prompt, responses in lengths]
+    owner = [
+        (i, j) for i, (prompt, rest) in enumerate(lengths) for j, n in enumerate((prompt, *rest)) for _ in range(n)
+    ]
+    mask = torch.tensor([[a >= b and ours[0] == theirs[0] and theirs[1] in (0, ours[1])
+                          for b, theirs in enumerate(owner)] for a, ours in enumerate(owner)])  # fmt: skip
+    states = torch.randn(3, 1, 2, len(owner), 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    module = torch.nn.Module()
+    module.is_causal = True  # type: ignore[assignment]
+    packed = shared_prompt.pack(groups, torch.device("cpu"))
+    found, _ = shared_prompt.attention(module, *states, None, packed_groups=packed)
+    wanted = torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=mask).transpose(1, 2)
+    assert torch.allclose(found, wanted, atol=1e-12)
+
+
+def test_groups_of_one_size_take_two_calls() -> None:
+    packed = shared_prompt.pack([shared_prompt.Group(20, [3] * 6)] * 5, torch.device("cpu"))
+    assert [call.mask is None for call in packed.calls] == [True, False]
 
 
 def test_a_window_over_the_keys_is_not_shared() -> None:

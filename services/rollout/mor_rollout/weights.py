@@ -163,24 +163,32 @@ class WeightsStore:
         """Download one file into ``target``, going on where an interrupted attempt stopped."""
         async for attempt in stamina.retry_context(**_RETRY):
             with attempt:
-                have = await asyncio.to_thread(_size, target)
-                if have < file.bytes:
-                    await self._download(file, url, target, have)
-                await asyncio.to_thread(_check_file, target, file, url)
+                part = await asyncio.to_thread(_Part, target)
+                try:
+                    if part.bytes < file.bytes:
+                        await self._download(file, url, part)
+                finally:
+                    part.close()
+                part.check(file, url)
 
-    async def _download(self, file: WeightsFile, url: str, target: Path, have: int) -> None:
-        headers = {"Range": f"bytes={have}-"} if have else {}
+    async def _download(self, file: WeightsFile, url: str, part: _Part) -> None:
+        """Write and hash each piece while the next one comes."""
+        headers = {"Range": f"bytes={part.bytes}-"} if part.bytes else {}
         async with _get(self._http, url, headers) as response:
             if response.status_code != 206:
-                have = 0
-            with target.open("ab" if have else "wb") as out:
+                part.empty()
+            kept = asyncio.create_task(asyncio.to_thread(part.add, b""))
+            try:
                 async for chunk in response.aiter_bytes(_CHUNK):
-                    await asyncio.to_thread(out.write, chunk[: file.bytes - have])
-                    have += len(chunk)
-                    if have >= file.bytes:
+                    await kept
+                    have = part.bytes
+                    kept = asyncio.create_task(asyncio.to_thread(part.add, chunk[: file.bytes - have]))
+                    if have + len(chunk) >= file.bytes:
                         break
-        if have < file.bytes:
-            raise _Transient(f"{url}: {have} bytes came, the manifest says {file.bytes}")
+            finally:
+                await kept
+        if part.bytes < file.bytes:
+            raise _Transient(f"{url}: {part.bytes} bytes came, the manifest says {file.bytes}")
 
     def _prepare(self, manifest: WeightsManifest, folder: Path) -> PreparedWeights:
         """Check every tensor against manifest and base."""
@@ -228,15 +236,34 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
         yield response
 
 
-def _size(file: Path) -> int:
-    """Bytes of a file that an earlier attempt may have left; 0 and an empty file when none did."""
-    file.touch()
-    return file.stat().st_size
+class _Part:
+    """A file as far as it came. What an earlier attempt left is hashed first, what comes is hashed on its way."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        self._hash = hashlib.file_digest(self._file, "sha256")
+        self.bytes = self._file.tell()
 
-def _check_file(path: Path, file: WeightsFile, url: str) -> None:
-    with path.open("rb") as stream:
-        actual = hashlib.file_digest(stream, "sha256").hexdigest()
-    if actual != file.sha256 or path.stat().st_size != file.bytes:
-        path.unlink()
-        raise _Transient(f"{url}: SHA-256 is {actual}, the manifest says {file.sha256}")
+    def add(self, content: bytes) -> None:
+        self._file.write(content)
+        self._hash.update(content)
+        self.bytes += len(content)
+
+    def empty(self) -> None:
+        self._file.truncate(0)
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    def close(self) -> None:
+        self._file.close()
+
+    def check(self, file: WeightsFile, url: str) -> None:
+        """
+        Raises:
+            _Transient: it is another file than the manifest lists; it is removed.
+        """
+        if self._hash.hexdigest() != file.sha256 or self.bytes != file.bytes:
+            self._path.unlink()
+            raise _Transient(f"{url}: SHA-256 is {self._hash.hexdigest()}, the manifest says {file.sha256}")

@@ -140,19 +140,23 @@ def _call(batch: Sequence[_Span], device: torch.device) -> Call:
     queries, keys = (max(sizes) for sizes in zip(*((span.queries, span.keys) for span in batch), strict=True))
     asking = np.empty((len(batch), queries), dtype=np.int64)
     seen = np.empty((len(batch), keys), dtype=np.int64)
-    mask = np.zeros((len(batch), 1, queries, keys), dtype=bool)
     for row, span in enumerate(batch):
         asking[row] = seen[row] = span.start
         asking[row, : span.queries] = np.r_[span.places]
         seen[row, : span.prompt] = np.arange(span.start, span.start + span.prompt)
+        seen[row, span.keys - sum(span.tile) : span.keys] = np.r_[span.places][: sum(span.tile)]
+    mask = _mask(batch, queries, keys).to(device) if batch[0].tile else None
+    return Call(torch.from_numpy(asking).to(device), torch.from_numpy(seen).to(device), mask)
+
+
+def _mask(batch: Sequence[_Span], queries: int, keys: int) -> Bool[Tensor, "batch 1 queries keys"]:
+    mask = np.zeros((len(batch), 1, queries, keys), dtype=bool)
+    for row, span in enumerate(batch):
         mask[row, 0, :, : span.prompt] = True  # of padded queries too, which must see something
-        if span.tile:
-            seen[row, span.prompt : span.keys] = np.r_[span.places]
-            for first, end in pairwise(accumulate(span.tile, initial=0)):
-                own = np.tri(end - first, dtype=bool)
-                mask[row, 0, first:end, span.prompt + first : span.prompt + end] = own
-    places = torch.from_numpy(asking).to(device), torch.from_numpy(seen).to(device)
-    return Call(*places, torch.from_numpy(mask).to(device) if batch[0].tile else None)
+        for first, end in pairwise(accumulate(span.tile, initial=0)):
+            own = np.tri(end - first, dtype=bool)
+            mask[row, 0, first:end, span.prompt + first : span.prompt + end] = own
+    return torch.from_numpy(mask)
 
 
 def attention(
