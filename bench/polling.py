@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from tests.conftest import Valkey
 from tests.e2e.processes import TOKENS, Processes
-from tests.e2e.test_loop import write_prompts
+from tests.shapes import copy_questions, write_rows
 from tests.tiny_models import build_tiny_vlm
 
 POLLS_A_SECOND = 20
@@ -118,7 +118,7 @@ def _training(folder: Path) -> Iterator[_Run]:
         spec = {
             "name": "polled",
             "model": str(model),
-            "prompts": str(write_prompts(folder, 64)),
+            "prompts": str(write_rows(folder / "prompts.jsonl", copy_questions(folder, 64))),
             "steps": 100_000,
             "groups_per_step": 8,
             "group_size": 8,

@@ -127,7 +127,7 @@ router = APIRouter(
 )
 
 
-def _receiver(request: Request) -> Receiver:
+async def _receiver(request: Request) -> Receiver:
     receiver: Receiver | None = request.app.state.service.receiver
     if receiver is None:
         raise Unavailable("the engine is not ready", retry_after_s=5)

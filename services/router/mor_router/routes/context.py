@@ -11,7 +11,7 @@ from mor_core.errors import Forbidden
 from mor_router.core import Router
 
 
-def _router(request: Request) -> Router:
+async def _router(request: Request) -> Router:
     router: Router = request.app.state.router
     return router
 

@@ -23,17 +23,19 @@ from mor_trainer.control.workers import Workers
 def _part(name: str) -> Callable[[Request], Any]:
     """A part that the application was made with."""
 
-    def given(request: Request) -> Any:
+    async def given(request: Request) -> Any:  # what is no coroutine takes a thread
         return getattr(request.app.state, name)
 
     return given
 
 
-def known_query(request: Request) -> None:
+async def known_query(request: Request) -> None:
     """
     Raises:
         Invalid: a query parameter that the route does not take; misspelt, it would filter nothing.
     """
+    if not request.query_params:
+        return
     taken = {field.alias for field in get_flat_dependant(request.scope["route"].dependant).query_params}
     unknown = sorted(set(request.query_params) - taken)
     if unknown:
