@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from jsonschema import Draft202012Validator
 from mor_core.auth import hash_token
 from mor_core.runs import RunSpec
@@ -317,6 +318,17 @@ async def test_workers_and_facts(http: httpx.AsyncClient, spec: RunSpec) -> None
     assert about["facts"]["queue_server"]["append_only"] is True
     assert (await http.get("/v1/about", headers=bearer("client"))).json()["facts"] is None
     assert (await http.get("/v1/about", headers={"Authorization": ""})).status_code == 401
+
+
+async def test_what_routes_are_given_takes_no_thread(settings: ControlSettings) -> None:
+    """A dependency that is no coroutine runs on a thread of the pool, which costs a poll several times its own work."""
+    for route in create_app(settings).routes:
+        if isinstance(route, APIRoute):
+            waiting = [route.dependant]
+            while waiting:
+                dependant = waiting.pop()
+                waiting += dependant.dependencies
+                assert dependant is route.dependant or dependant.is_coroutine_callable, (route.path, dependant.call)
 
 
 async def test_openapi_has_a_description_and_valid_examples(http: httpx.AsyncClient) -> None:
