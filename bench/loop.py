@@ -41,10 +41,11 @@ def take_steps_of_mor(options: argparse.Namespace, staleness: int) -> list[dict[
     """Start everything, train, and return each measured step's seconds, from beginning to beginning, and shares."""
     shape = vlm.SHAPES[options.shape]
     threads = options.cores if staleness == 0 else 1
-    count = options.groups * (options.steps + options.warm_up + 1)
+    skipped = max(options.warm_up, staleness)  # overlapped, the first step waits for what it would have sampled before
+    steps = skipped + options.steps + 1
     folder = options.state / "run"
     shutil.rmtree(folder, ignore_errors=True)
-    prompts = vlm.write_prompts(folder / "prompts", shape, options.prompt, count)
+    prompts = vlm.write_prompts(folder / "prompts", shape, options.prompt, options.groups * steps)
     with Services(folder, Path(options.model), threads=threads) as services:
         services.queue()
         services.scoring()
@@ -54,7 +55,7 @@ def take_steps_of_mor(options: argparse.Namespace, staleness: int) -> list[dict[
         spec = vlm.spec_of(
             model=options.model,
             prompts=str(prompts),
-            steps=options.steps + options.warm_up + 1,
+            steps=steps,
             groups_per_step=options.groups,
             group_size=options.size,
             sampling={"max_tokens": options.response},
@@ -65,7 +66,7 @@ def take_steps_of_mor(options: argparse.Namespace, staleness: int) -> list[dict[
         points = services.train(spec.model_dump(mode="json"), _TIMEOUT_S)
     tokens = options.groups * (options.prompt + options.size * (options.response - 1))
     assert all(0.9 * tokens < point["processed_tokens"] <= tokens for point in points), points[0]["processed_tokens"]
-    pairs = list(itertools.pairwise(points))[options.warm_up :]
+    pairs = list(itertools.pairwise(points))[skipped:]
     return [{"seconds": after["begun_at"] - before["begun_at"], "shares": before["seconds"]} for before, after in pairs]
 
 
