@@ -30,8 +30,8 @@ def _against_trl(shape: str, title: str) -> str:
     return (
         f"A step of the whole loop, {title}, against TRL {result['trl']} with generation by transformers: "
         f"{result['groups']} prompts with a picture each x {result['size']} responses of {result['response']} tokens, "
-        f"all of MoR's services on the same {result['cores']} cores; rounds in turns: {result['rounds']}, measured steps of "
-        f"each side in a round: {result['steps']}.\n\n"
+        f"all of MoR's services on the same {result['cores']} cores. Rounds in turns: {result['rounds']}, measured "
+        f"steps of each side in a round: {result['steps']}.\n\n"
         f"{table(rows)}\n{measured_on(result, command)}\n"
     )
 
