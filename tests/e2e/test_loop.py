@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +240,10 @@ def test_the_router_refits_on_what_the_policy_says_as_a_checker_labels_it(loop: 
     assert gate["refitted"]["policy"] in ("base", f"{status['run']}:{status['weights_version']}")
 
 
-def test_a_restarted_router_or_rollout_service_loses_no_group_and_stalls_training_briefly(loop: Loop) -> None:
-    """As a rolling upgrade does it: what the ended process held is taken over as soon as the next one is up. The last
-    test: the two services have other addresses afterwards."""
+def test_a_restarted_router_or_rollout_service_loses_no_group(loop: Loop) -> None:
+    """As a rolling upgrade does it: what the ended process held is taken over as soon as the next one is up; how long
+    training stalls, ``bench/containers.py`` measures. The last test: the two services have other addresses afterwards.
+    """
     run = loop.create("restarted", steps=8)
     for name, step in (("router", 2), ("rollout", 5)):
         loop.wait(run, lambda snapshot, step=step: (snapshot["step"] or 0) >= step)
@@ -255,4 +255,3 @@ def test_a_restarted_router_or_rollout_service_loses_no_group_and_stalls_trainin
     applied = [group for point in points for group in point["applied"]]
     assert len(applied) == len(set(applied)) == 8 * GROUPS
     assert all(point["groups_dropped"] == 0 for point in points)
-    assert max(after["at"] - before["at"] for before, after in pairwise(points)) < 60
