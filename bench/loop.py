@@ -228,7 +228,7 @@ def main() -> None:
         options.prompt = prompt
         cases.append({"prompt": prompt, **compare(options)})
         print({key: cases[-1][key] for key in ("prompt", "seconds", "speedup")}, flush=True)
-        kept = ("shape", "size", "response", "groups", "budget", "steps", "rounds", "cores")
+        kept = ("shape", "size", "response", "groups", "budget", "steps", "warm_up", "rounds", "cores")
         figures = {key: getattr(options, key) for key in kept}
         record(f"loop-{options.shape}", {**figures, "clock": "wall", "trl": trl_side.TRL, "cases": cases})
 

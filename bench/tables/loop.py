@@ -31,7 +31,8 @@ def _against_trl(shape: str, title: str) -> str:
         f"A step of the whole loop, {title}, against TRL {result['trl']} with generation by transformers: "
         f"{result['groups']} prompts with a picture each x {result['size']} responses of {result['response']} tokens, "
         f"all of MoR's services on the same {result['cores']} cores. Rounds in turns: {result['rounds']}, measured "
-        f"steps of each side in a round: {result['steps']}.\n\n"
+        f"steps of each side in a round: {result['steps']}, steps before them: {result['warm_up']}, overlapped at "
+        "least one, which fills the loop.\n\n"
         f"{table(rows)}\n{measured_on(result, command)}\n"
     )
 

@@ -23,6 +23,7 @@ from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.database import SCHEMAS, Database
 from mor_trainer.loop import thumbnails
+from mor_trainer.routes.dependencies import known_query
 from PIL import Image
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -322,13 +323,13 @@ async def test_workers_and_facts(http: httpx.AsyncClient, spec: RunSpec) -> None
 
 async def test_what_routes_are_given_takes_no_thread(settings: ControlSettings) -> None:
     """A dependency that is no coroutine runs on a thread of the pool, which costs a poll several times its own work."""
-    for route in create_app(settings).routes:
-        if isinstance(route, APIRoute):
-            waiting = [route.dependant]
-            while waiting:
-                dependant = waiting.pop()
-                waiting += dependant.dependencies
-                assert dependant is route.dependant or dependant.is_coroutine_callable, (route.path, dependant.call)
+    routes = [route for route in create_app(settings).routes if isinstance(route, APIRoute)]
+    given = [route.dependant for route in routes]
+    for dependant in given:  # grows
+        given += dependant.dependencies
+    calls = {dependant.call: dependant.is_coroutine_callable for dependant in given[len(routes) :]}
+    assert known_query in calls
+    assert [call for call, coroutine in calls.items() if not coroutine] == []
 
 
 async def test_openapi_has_a_description_and_valid_examples(http: httpx.AsyncClient) -> None:
