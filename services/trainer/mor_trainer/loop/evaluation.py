@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from mor_core.datafiles import Prompt
 from mor_core.wire import RewardRecord
 
 from mor_trainer.loop.ledger import Issue
+from mor_trainer.loop.traces import GroupTraces
 
 
 @dataclass
@@ -68,6 +69,59 @@ class Round:
             **_means(records),
             "domains": {domain: _means(group) for domain, group in sorted(by_domain.items()) if domain},
         }
+
+
+class Evaluations:
+    """The round that is going on, if any. Each is reported once: when all have come, or as far as it came."""
+
+    def __init__(
+        self, run: str, max_attempts: int, traces: GroupTraces, report: Callable[[int, dict[str, Any]], None]
+    ) -> None:
+        self._run = run
+        self._max_attempts = max_attempts
+        self._traces = traces
+        self._report = report
+        self._round: Round | None = None
+
+    @property
+    def outstanding(self) -> Mapping[str, Issue]:
+        """What was not answered yet, by group; empty between rounds."""
+        return {} if self._round is None else self._round.outstanding
+
+    def begin(self, step: int, version: int, prompts: Sequence[Prompt], deadline: float) -> None:
+        self._end()
+        self._round = Round(self._run, step, version, prompts, deadline)
+
+    def prompt_of(self, issue: Issue) -> Prompt:
+        assert self._round is not None, "only a round has issues"
+        return self._round.prompts[issue.number]
+
+    def receive(self, record: RewardRecord) -> None:
+        """An answer to one that is outstanding."""
+        assert self._round is not None, "only a round has issues"
+        self._round.receive(record)
+        self._traces.ended(record.group_id, "evaluated")
+        self._end_if_finished()
+
+    def again(self, group_id: str, deadline: float, reason: str) -> bool:
+        """Whether one that is outstanding is asked again; otherwise it counts as failed."""
+        assert self._round is not None, "only a round has issues"
+        asked = self._round.again(group_id, deadline, self._max_attempts)
+        if not asked:
+            self._traces.ended(group_id, "dropped", reason)
+        self._end_if_finished()
+        return asked
+
+    def _end_if_finished(self) -> None:
+        if self._round is not None and self._round.finished:
+            self._end()
+
+    def _end(self) -> None:
+        if self._round is not None:
+            self._report(self._round.step, self._round.summary())
+            for group_id in self._round.outstanding:
+                self._traces.ended(group_id, "unfinished")
+            self._round = None
 
 
 def _means(records: Sequence[RewardRecord]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, We
 from redis.exceptions import RedisError
 
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop.evaluation import Round
+from mor_trainer.loop.evaluation import Evaluations
 from mor_trainer.loop.events import EventLog
 from mor_trainer.loop.group_streams import GroupStreams
 from mor_trainer.loop.issuing import prompt_record
@@ -87,8 +87,8 @@ class Groups:
             max_staleness=spec.max_staleness,
             max_attempts=settings.group_attempts,
         )
-        self.evaluation: Round | None = None
         self.traces = GroupTraces()
+        self._evaluations = Evaluations(run, settings.group_attempts, self.traces, self._report_evaluation)
         self._replayed: dict[int, float] = {}
         self.issuing = True
         """Whether new groups are drawn; not while a recorded step is computed again."""
@@ -123,7 +123,7 @@ class Groups:
         with contextlib.suppress(RedisError, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_S):
                 await self._presence.withdraw()
-                for group_id in [*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ())]:
+                for group_id in [*self.ledger.outstanding, *self._evaluations.outstanding]:
                     await self._blobs.release(group_id)
         await self._redis.aclose()
 
@@ -173,16 +173,11 @@ class Groups:
 
     async def evaluate(self, step: int, version: int, prompts: Sequence[Prompt]) -> None:
         """Send the evaluation prompts round; one that is still going on is reported as far as it came."""
-        self._finish_evaluation(force=True)
-        self.evaluation = Round(self._run, step, version, prompts, self._deadline())
-        self._outbox.add(*self.evaluation.outstanding)
+        self._evaluations.begin(step, version, prompts, self._deadline())
+        self._outbox.add(*self._evaluations.outstanding)
 
-    def _finish_evaluation(self, *, force: bool = False) -> None:
-        if self.evaluation is not None and (force or self.evaluation.finished):
-            self._events.add("evaluation", self.evaluation.step, self.evaluation.summary())
-            for group_id in self.evaluation.outstanding:
-                self.traces.ended(group_id, "unfinished")
-            self.evaluation = None
+    def _report_evaluation(self, step: int, summary: dict[str, Any]) -> None:
+        self._events.add("evaluation", step, summary)
 
     async def replay(self, asked: Mapping[int, str]) -> None:
         """Issue dropped groups again that an operator asks for, by dead letter. What is still asked for some time after
@@ -199,7 +194,7 @@ class Groups:
 
     async def evaluating(self) -> bool:
         """Whether an evaluation is still going on."""
-        return self.evaluation is not None
+        return bool(self._evaluations.outstanding)
 
     async def take(self, count: int, timeout_s: float) -> list[Taken]:
         """``count`` scored groups in the order of their numbers, or none within ``timeout_s``."""
@@ -274,8 +269,8 @@ class Groups:
         assert self._weights is not None, "a version is published before the first prompt"
         if (issue := self.ledger.outstanding.get(group_id)) is not None:
             prompt = self._prompts[self.ledger.prompt_of(issue.number)[1]]
-        elif self.evaluation is not None and (issue := self.evaluation.outstanding.get(group_id)) is not None:
-            prompt = self.evaluation.prompts[issue.number]
+        elif (issue := self._evaluations.outstanding.get(group_id)) is not None:
+            prompt = self._evaluations.prompt_of(issue)
         else:
             return None
         record = prompt_record(
@@ -299,10 +294,8 @@ class Groups:
 
     async def _receive(self, consumer: Consumer[RewardRecord], entry: Entry[RewardRecord]) -> None:
         record, group_id = entry.record, entry.record.group_id
-        if self.evaluation is not None and group_id in self.evaluation.outstanding:
-            self.evaluation.receive(record)
-            self.traces.ended(group_id, "evaluated")
-            self._finish_evaluation()
+        if group_id in self._evaluations.outstanding:
+            self._evaluations.receive(record)
         elif group_id not in self.ledger.outstanding:
             self.duplicates += 1
         elif len(record.rewards) != self._spec.group_size or len(record.rollout.responses) != self._spec.group_size:
@@ -339,12 +332,9 @@ class Groups:
 
     def _again(self, group_id: str, reason: str, letter: DeadLetter | None = None) -> None:
         """Issue a group again that was lost or given up by a stage, as long as it has attempts left."""
-        if self.evaluation is not None and group_id in self.evaluation.outstanding:
-            if self.evaluation.again(group_id, self._deadline(), self._settings.group_attempts):
+        if group_id in self._evaluations.outstanding:
+            if self._evaluations.again(group_id, self._deadline(), reason):
                 self._outbox.add(group_id)
-            else:
-                self.traces.ended(group_id, "dropped", reason)
-            self._finish_evaluation()
         elif group_id in self.ledger.outstanding:
             if self.ledger.again(group_id, self._deadline()) is None:
                 self.traces.ended(group_id, "dropped", reason)
@@ -377,8 +367,7 @@ class Groups:
         """
         now = time.monotonic()
         overdue = self.ledger.overdue(now)
-        if self.evaluation is not None:
-            overdue += [name for name, issue in self.evaluation.outstanding.items() if issue.deadline <= now]
+        overdue += [name for name, issue in self._evaluations.outstanding.items() if issue.deadline <= now]
         if not overdue:
             return
         silent = now - self._last_arrival > self._settings.group_timeout_s
@@ -390,9 +379,7 @@ class Groups:
                 self._again(group_id, f"not back within {self._settings.group_timeout_s:g} s")
 
     def _more_time(self, group_id: str) -> None:
-        issue = self.ledger.outstanding.get(group_id)
-        if issue is None and self.evaluation is not None:
-            issue = self.evaluation.outstanding.get(group_id)
+        issue = self.ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
         if issue is not None:
             issue.deadline = self._deadline()
 
@@ -403,4 +390,4 @@ class Groups:
             "the queue server was flushed or restarted; all groups under way are issued again",
             groups=len(self.ledger.outstanding),
         )
-        self._outbox.add(*self.ledger.outstanding, *(self.evaluation.outstanding if self.evaluation else ()))
+        self._outbox.add(*self.ledger.outstanding, *self._evaluations.outstanding)
