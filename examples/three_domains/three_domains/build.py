@@ -56,7 +56,7 @@ class Part:
 
 PARTS = (
     Part("sft", "server/sft.jsonl", "server", "sft", 1000, 5),
-    Part("prompts", "server/prompts.jsonl", "server", "prompt", 220, 2),
+    Part("prompts", "server/prompts.jsonl", "server", "prompt", 140, 3),
     Part("anchors", "server/anchors.jsonl", "anchor", "preference", 21, 1),
     Part("prefs", "clients/{domain}/prefs.jsonl", "client", "preference", 800, 3, contrasts=0.5),
     Part("dev", "gold/dev.jsonl", "dev", "gold", 100, 3),
