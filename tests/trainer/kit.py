@@ -25,7 +25,13 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.loop.worker import Worker
 from PIL import Image
 
-TOKENS = {"admin": "token-admin", "service": "token-service", "viewer": "token-viewer", "client": "token-client"}
+TOKENS = {
+    "admin": "token-admin",
+    "service": "token-service",
+    "viewer": "token-viewer",
+    "client": "token-client",
+    "enrolment": "token-enrolment",
+}
 
 
 def bearer(scope: str) -> dict[str, str]:

@@ -121,6 +121,25 @@ async def test_every_read_is_revalidated(http: httpx.AsyncClient, spec: RunSpec,
         assert (await http.get(path, headers={"If-None-Match": tag})).status_code == 200, path
 
 
+@pytest.mark.parametrize(
+    ("headers", "query", "status"),
+    [
+        ({"Authorization": ""}, "", 401),
+        ({"Authorization": "Bearer nobody's"}, "", 401),
+        (bearer("enrolment"), "", 403),
+        ({}, "?verbose=yes", 422),
+    ],
+    ids=["no token", "an unknown token", "a token that may not", "an unknown parameter"],
+)
+async def test_what_a_poller_holds_does_not_spare_it_the_checks(
+    http: httpx.AsyncClient, spec: RunSpec, headers: dict[str, str], query: str, status: int
+) -> None:
+    run = await create(http, spec)
+    for tag in ((await http.get(f"/v1/runs/{run}")).headers["etag"], "*"):
+        reply = await http.get(f"/v1/runs/{run}{query}", headers={"If-None-Match": tag, **headers})
+        assert (reply.status_code, reply.headers["content-type"]) == (status, "application/problem+json")
+
+
 async def test_a_long_history_is_sent_compressed(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run, worker = await trained(http, spec, redis)
     for number in range(3, 81):

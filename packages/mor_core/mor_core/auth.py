@@ -118,6 +118,16 @@ async def _principal(
     return await tokens.identify(credentials.credentials)
 
 
+async def caller(request: Request, *scopes: Scope) -> Principal:
+    """Who sent ``request``, checked as ``require`` does, where FastAPI resolves no dependencies.
+
+    Raises:
+        Unauthorized: no token, or an unknown one.
+        Forbidden: the caller holds none of ``scopes``.
+    """
+    return await require(*scopes)(await _principal(request, await _bearer(request)))
+
+
 def require(*scopes: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     """FastAPI dependency: the caller must hold one of ``scopes`` (admin may always).
 

@@ -2,4 +2,7 @@
 
 from mor_trainer.routes import alerts, clients, dead, events, runs, status, weights, worker
 
-ROUTERS = tuple(part.router for part in (worker, runs, status, events, clients, dead, alerts, weights))
+ROUTERS = (
+    status.polled,  # asked most, so looked at first
+    *(part.router for part in (worker, runs, status, events, clients, dead, alerts, weights)),
+)

@@ -52,7 +52,9 @@ Crew = Annotated[Workers, Depends(_part("workers"))]
 Registry = Annotated[Router, Depends(_part("registry"))]
 Configured = Annotated[ControlSettings, Depends(_part("settings"))]
 
+READERS_AND_CLIENTS = (Scope.viewer, Scope.service, Scope.client)
+
 Admin = Annotated[Principal, Depends(require())]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]
-ReaderOrClient = Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.client))]
+ReaderOrClient = Annotated[Principal, Depends(require(*READERS_AND_CLIENTS))]
 Service = Annotated[Principal, Depends(require(Scope.service))]

@@ -15,7 +15,7 @@ from pydantic import RootModel
 from mor_trainer.control import visible
 from mor_trainer.control.checkfolder import check_folder
 from mor_trainer.routes.dependencies import Admin, ReaderOrClient, Runs, Watching
-from mor_trainer.routes.status import IfNoneMatch, responses, revalidated
+from mor_trainer.routes.revalidation import IfNoneMatch, responses, revalidated
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 

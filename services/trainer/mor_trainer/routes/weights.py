@@ -11,7 +11,7 @@ from mor_core.wire import WeightsManifest
 
 from mor_trainer.loop.published import published, read_manifest, weights_folder
 from mor_trainer.routes.dependencies import Configured, Runs, Service
-from mor_trainer.routes.status import matches
+from mor_trainer.routes.revalidation import matches
 
 router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
 
