@@ -3,6 +3,8 @@
 from mor_trainer.routes import alerts, clients, dead, events, runs, status, weights, worker
 
 ROUTERS = (
-    status.polled,  # asked most, so looked at first
-    *(part.router for part in (worker, runs, status, events, clients, dead, alerts, weights)),
+    runs.router,
+    status.polled,
+    *(part.router for part in (status, events, clients, dead, alerts, weights, worker)),
 )
+"""Paths are compared in this order."""
