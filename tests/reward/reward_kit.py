@@ -106,8 +106,8 @@ def build_text_encoder(folder: Path) -> Path:
     return folder
 
 
-def build_vision_encoder(folder: Path, kind: str = "dinov2") -> Path:
-    """A vision tower with random weights: ``dinov2``, ``siglip`` or ``timm``."""
+def build_vision_encoder(folder: Path, kind: str = "dinov2", layers: int = 2) -> Path:
+    """A vision tower with random weights: ``dinov2``, ``siglip`` or ``timm`` (whose layers are its own)."""
     import torch
     from transformers import (
         Dinov2Config,
@@ -119,7 +119,13 @@ def build_vision_encoder(folder: Path, kind: str = "dinov2") -> Path:
     )
 
     torch.manual_seed(2)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 16,
+    }
     if kind == "dinov2":
         Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2)).save_pretrained(folder)
     elif kind == "siglip":

@@ -16,12 +16,14 @@ import torch
 from mor_core.errors import Conflict, DataFileError, Invalid
 from mor_reward import modeldir
 from mor_reward.backbones import AnyConfig, DualEncoderConfig, TextConfig, VlmConfig, build
+from mor_reward.backbones.towers import VisionTower
 from mor_reward.cli import app
 from mor_reward.progress import Silent
 from mor_reward.recipe import Recipe
 from mor_reward.trainer import Interrupted, Pair, margins
 from mor_reward.training import Job, evaluate, train
 from safetensors.torch import load_file
+from transformers import AutoModel
 from typer.testing import CliRunner
 
 from tests.reward import reward_kit as kit
@@ -196,6 +198,20 @@ def test_a_dual_encoder_takes_towers_of_any_family(
     chosen = [pair.chosen for pair in modeldir_rows(colours)]
     one_text = [example for example in chosen if example.response == chosen[0].response]
     assert backbone.score(one_text).std() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "siglip"])
+def test_a_tower_computes_no_layer_that_is_not_read(kind: str, tmp_path: Path) -> None:
+    folder = kit.build_vision_encoder(tmp_path / "tower", kind, layers=5)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder)(pixels, output_hidden_states=True).hidden_states
+        tower = VisionTower(str(folder), Path(), pretrained=True, size=64, layers=(1, 2))
+        assert torch.equal(tower(pixels), torch.cat([states[1], states[2]], dim=-1))
+    assert len(next(iter(tower.model.encoder.children()))) == 3, "the deepest and one more"
+    tower.export(tmp_path / "kept")
+    again = VisionTower(str(tmp_path / "kept"), Path(), pretrained=False, size=64, layers=(1, 2))
+    again.load_state_dict(tower.state_dict())
 
 
 @pytest.mark.parametrize("likelihood", [0.0, 0.5])

@@ -61,6 +61,7 @@ class VisionTower(nn.Module):
         model = load_model(AutoModel, name, root, pretrained, "vision tower")
         # Convolutions are up to twice as fast on processors with the channels innermost.
         self.model = getattr(model, "vision_model", model).to(memory_format=torch.channels_last)
+        _drop_unread(self.model, layers)
         self.size = size
         self.layers = tuple(layers)
         self.normalisation = _normalisation(name, root)
@@ -90,6 +91,17 @@ class VisionTower(nn.Module):
 
         self.model.config.save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(self.normalisation))
+
+
+def _drop_unread(model: nn.Module, layers: Sequence[int]) -> None:
+    """Leave out the layers above the deepest that is read, where all are counted from the first. One more stays: some
+    families give the last hidden state as their normalised output.
+    """
+    if min(layers) < 0:
+        return
+    for stack in getattr(model, "encoder", nn.Module()).children():
+        if isinstance(stack, nn.ModuleList):
+            del stack[max(layers) + 1 :]
 
 
 def _normalisation(name: str, root: Path) -> dict[str, list[float]]:
