@@ -13,6 +13,8 @@ _ARMS = {
     "supervised": "reference: supervised tuning on pooled answers",
 }
 
+_PHASES = 4
+
 
 def demonstration(name: str = "demo-default") -> str:
     """Gold accuracy of base and arms by domain, and what the run cost, as Markdown."""
@@ -48,8 +50,8 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     steps = ", ".join(f"{value:.2f}" for value in sorted(one["run"]["step_seconds"] for one in runs))
     swaps = run["weight_swaps"]
     memory = max(one["peak_memory_gb"] for one in runs)
-    whole = [one["wall_seconds"] / 60 for one in runs if one["from_nothing"]]
-    minutes = f"everything from the pictures to the table in {median(whole):.1f} minutes, " if whole else ""
+    whole = [one for one in runs if one["from_nothing"]]
+    minutes = f"everything from the pictures to the table in {_minutes(whole)}, " if whole else ""
     return (
         f"Mean over {len(runs)} seeds (lowest to highest), each with its own pictures, base model and reward models; "
         f"{questions} test questions a seed. {run['steps']} steps of {run['groups_per_step']} prompts x "
@@ -60,3 +62,11 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
         f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py` at commit "
         f"{result['commit']}."
     )
+
+
+def _minutes(runs: list[dict[str, Any]]) -> str:
+    """Median minutes of whole demonstrations, and of their longest phases."""
+    seconds = {phase: median(run["phase_seconds"][phase] for run in runs) for phase in runs[0]["phase_seconds"]}
+    longest = sorted(seconds, key=lambda phase: -seconds[phase])[:_PHASES]
+    told = ", ".join(f"{phase} {seconds[phase] / 60:.1f}" for phase in longest)
+    return f"{median(run['wall_seconds'] for run in runs) / 60:.1f} minutes ({told})"
