@@ -9,7 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from mor_core.datafiles import read_preferences
 from mor_core.images import sha256
+from mor_reward.trainer import Pair
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -104,6 +106,11 @@ def build_text_encoder(folder: Path) -> Path:
     BertModel(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def pairs_of(data: Path) -> list[Pair]:
+    """The pairs of a preference file."""
+    return [Pair.of(row) for row in read_preferences(data)]
 
 
 def build_vision_encoder(folder: Path, kind: str = "dinov2", layers: int = 2) -> Path:

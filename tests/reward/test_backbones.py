@@ -1,0 +1,117 @@
+"""What a reward model is built on: towers and models of any family, and what is computed once for many answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mor_reward import modeldir
+from mor_reward.backbones import DualEncoderConfig, VlmConfig, build
+from mor_reward.backbones.towers import VisionTower
+from mor_reward.progress import Silent
+from mor_reward.recipe import Recipe
+from mor_reward.trainer import margins
+from mor_reward.training import Job, train
+from transformers import AutoModel
+
+from tests.reward import reward_kit as kit
+
+
+@pytest.mark.parametrize("kind", ["siglip", "timm"])
+def test_a_dual_encoder_takes_towers_of_any_family(
+    kind: str, text_encoder: Path, colours: Path, tmp_path: Path
+) -> None:
+    tower = kit.build_vision_encoder(tmp_path / "tower", kind)
+    config = DualEncoderConfig(
+        vision=str(tower),
+        text=str(text_encoder),
+        image_size=64,
+        vision_layers=(-1, -2),
+        width=32,
+        precision="float32",
+    )
+    manifest = train(Job(colours, tmp_path / "m", "m", "", config, Recipe(epochs=2, lr=3e-3, mismatch=2)), Silent())
+    again, backbone = modeldir.load(tmp_path / "m")
+    assert again == manifest
+    chosen = [pair.chosen for pair in kit.pairs_of(colours)]
+    one_text = [example for example in chosen if example.response == chosen[0].response]
+    assert backbone.score(one_text).std() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "siglip"])
+def test_a_tower_computes_no_layer_that_is_not_read(kind: str, tmp_path: Path) -> None:
+    folder = kit.build_vision_encoder(tmp_path / "tower", kind, layers=5)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder)(pixels, output_hidden_states=True).hidden_states
+        tower = VisionTower(str(folder), Path(), pretrained=True, size=64, layers=(1, 2))
+        assert torch.equal(tower(pixels), torch.cat([states[1], states[2]], dim=-1))
+    assert len(next(iter(tower.model.encoder.children()))) == 3, "the deepest and one more"
+    tower.export(tmp_path / "kept")
+    again = VisionTower(str(tmp_path / "kept"), Path(), pretrained=False, size=64, layers=(1, 2))
+    again.load_state_dict(tower.state_dict())
+
+
+@pytest.mark.parametrize("likelihood", [0.0, 0.5])
+def test_sharing_a_prefix_changes_no_score(likelihood: float, tiny_vlm: Path, colours: Path) -> None:
+    config = VlmConfig(model=str(tiny_vlm), likelihood=likelihood, precision="float32")
+    backbone = build(config, Path(), pretrained=True)
+    torch.nn.init.normal_(backbone.head.weight)  # type: ignore[operator, union-attr, arg-type]
+    pairs = kit.pairs_of(colours)[:10]
+    shared = margins(backbone, pairs)
+    backbone.shares_prefix = False
+    assert shared == pytest.approx(margins(backbone, pairs), abs=1e-4)
+    assert abs(shared).max() > 1e-2
+
+
+def test_the_likelihood_is_that_of_the_plain_model(tiny_vlm: Path, colours: Path) -> None:
+    """Against the checkpoint's own logits, one response at a time."""
+    from mor_core.wire import chat_template_messages
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    backbone = build(VlmConfig(model=str(tiny_vlm), likelihood=1.0, precision="float32"), Path(), pretrained=True)
+    plain = AutoModelForImageTextToText.from_pretrained(tiny_vlm).eval()
+    processor = AutoProcessor.from_pretrained(tiny_vlm)
+    examples = [pair.chosen for pair in kit.pairs_of(colours)[:4]]
+    expected = []
+    for example in examples:
+        text = processor.apply_chat_template(chat_template_messages(example.messages), add_generation_prompt=True)
+        inputs = dict(processor(text=[text], images=[[example.pictures[0].decode()]], return_tensors="pt"))
+        said = processor.tokenizer(example.response + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([said])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.no_grad():
+            logprobs = plain(**inputs).logits[0, -len(said) - 1 : -1].log_softmax(-1)
+        expected.append(sum(float(row[token]) for row, token in zip(logprobs, said, strict=True)))
+    assert backbone.eval().score(examples).tolist() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_a_vlm_of_any_family_trains_a_step(kind: str, freeze_vision: bool, tmp_path: Path) -> None:
+    from tests.tiny_models import build_tiny_vlm
+
+    checkpoint = build_tiny_vlm(tmp_path / "vlm", kind=kind)  # type: ignore[arg-type]
+    data = kit.write_colour_preferences(tmp_path / "data", 10)
+    config = VlmConfig(model=str(checkpoint), freeze_vision=freeze_vision, precision="float32")
+    recipe = Recipe(epochs=1, batch_size=4, heldout_fraction=0.4)
+    train(Job(data, tmp_path / "m", "m", "", config, recipe), Silent())
+    _, backbone = modeldir.load(tmp_path / "m")
+    pairs = kit.pairs_of(data)
+    together = margins(backbone, pairs)
+    alone = [float(margins(backbone, [pair])[0]) for pair in pairs]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert abs(together).max() > 0
+
+
+def test_a_picture_decides_the_score_of_a_vlm(tiny_vlm: Path, colours: Path) -> None:
+    backbone = build(VlmConfig(model=str(tiny_vlm), precision="float32"), Path(), pretrained=True)
+    torch.nn.init.normal_(backbone.head.weight)  # type: ignore[operator, union-attr, arg-type]
+    chosen = [pair.chosen for pair in kit.pairs_of(colours)[:20]]
+    same_text = [example for example in chosen if example.response == chosen[0].response]
+    scores = backbone.eval().score(same_text)
+    assert scores.std() > 1e-4
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
