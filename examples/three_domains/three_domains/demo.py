@@ -41,7 +41,7 @@ RUN: dict[str, Any] = {
     "group_size": 8,
     "max_staleness": 1,
     "sampling": {"max_tokens": 24},
-    "optimiser": {"lr": 4e-5},
+    "optimiser": {"lr": 1e-4},
     "algorithm": {"kl": {"beta": 0.05}},
 }
 PRESETS: dict[str, dict[str, Any]] = {
