@@ -12,31 +12,30 @@ _MODELS = {
     "qwen2.5-vl-3b": "the language model of Qwen2.5-VL-3B's shape with a small tower",
 }
 _ON_CPU = ("smollm2-135m", "smollm2-10-layers")
-"""Shapes that results are shown of, the first that was measured."""
+"""Shapes that results are shown of."""
 _ON_GPU = "qwen2.5-vl-3b"
+_PLOT = "How much faster a step is with shared prompts, by length of the prompt, for each group size, and its bound"
 
 
 def trainer() -> str:
     """Shared prompts against plain and against TRL, and the ways to share, as Markdown."""
-    parts = [
-        (f"python bench/{file}.py", next(filter(None, (read(f"{name}-{shape}") for shape in _ON_CPU)), None), show)
-        for file, name, show in (
-            ("shared_prompt", "shared-prompt", _shared),
-            ("trainer_step", "trainer-step", _against_trl),
-            ("arrangements", "arrangements", _arrangements),
-            ("ranks", "ranks", _ranks),
-        )
-    ]
-    told = [
-        f"Not measured yet: `{command}` does.\n" if result is None else f"{show(result)}\n{_where(result, command)}\n"
-        for command, result, show in parts
-    ]
+    told = []
+    for file, name, show in (
+        ("shared_prompt", "shared-prompt", _shared),
+        ("trainer_step", "trainer-step", _against_trl),
+        ("arrangements", "arrangements", _arrangements),
+        ("ranks", "ranks", _ranks),
+    ):
+        command = f"python bench/{file}.py"
+        found = [result for shape in _ON_CPU if (result := read(f"{name}-{shape}")) is not None]
+        told += [f"{show(result)}\n{_where(result, command)}\n" for result in found]
+        if not found:
+            told.append(f"Not measured yet: `{command}` does.\n")
     return "\n".join(told)
 
 
 def on_gpu() -> str:
     """Shared prompts against plain and against TRL on a GPU, as Markdown."""
-    command = f"--device cuda --shape {_ON_GPU}"
     told = []
     for file, name, show in (
         ("shared_prompt", "shared-prompt", _shared_on_gpu),
@@ -44,7 +43,7 @@ def on_gpu() -> str:
     ):
         result = read(f"{name}-{_ON_GPU}-cuda")
         assert result is not None, f"bench/results has {name} for this page"
-        told.append(f"{show(result)}\n{_where(result, f'python bench/{file}.py {command}')}\n")
+        told.append(f"{show(result)}\n{_where(result, f'python bench/{file}.py --device cuda')}\n")
     return "\n".join(told)
 
 
@@ -96,7 +95,9 @@ def _shared(result: dict[str, Any]) -> str:
         f"Shared against plain: forward and backward pass of a step, groups: {result['groups']}, policy and reference. "
         "The bound is the ratio of floating-point operations, the language-model head included."
     )
-    return f"{title}\n\n{table(rows)}"
+    name = f"shared-prompt-{result['shape']}"
+    plot = "" if len(result["cases"]) == 1 else f"\n![{_PLOT}](../bench/results/{name}.svg)\n"
+    return f"{title}\n\n{table(rows)}{plot}"
 
 
 def _against_trl(result: dict[str, Any]) -> str:
@@ -175,7 +176,6 @@ def _where(result: dict[str, Any], command: str) -> str:
     clock = "CPU seconds of the process, as others used the machine" if cpu else "wall-clock seconds"
     threads = f", threads: {result['threads']}" if "threads" in result else ""
     products = "bfloat16 products" if result["machine"].get("accelerator") else "float32"
-    return (
-        f"Model: {_MODELS[result['shape']]}, random weights, {products}; {clock}{threads}. "
-        f"{measured_on(result, command)}"
+    return f"Model: {_MODELS[result['shape']]}, random weights, {products}; {clock}{threads}. " + measured_on(
+        result, f"{command} --shape {result['shape']}"
     )
