@@ -99,7 +99,10 @@ class Processes:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-6000:]
 
     def stop(self) -> dict[str, int]:
-        """End all in order; the exit status of each."""
-        for process in self._running.values():
+        """End all, the last that was started first: a worker hands its run back to services that still answer. Returns
+        the exit status of each."""
+        statuses = {}
+        for name, process in reversed(self._running.items()):
             process.terminate()
-        return {name: process.wait(timeout=60) for name, process in self._running.items()}
+            statuses[name] = process.wait(timeout=60)
+        return statuses
