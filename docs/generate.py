@@ -15,7 +15,17 @@ ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
 from generators import contract, metrics, routes, settings  # noqa: E402
-from tables import containers, demonstration, experiment, hostile, on_gpu, quarantine, trainer, whole_loop  # noqa: E402
+from tables import (  # noqa: E402
+    containers,
+    demonstration,
+    experiment,
+    hostile,
+    on_gpu,
+    polling,
+    quarantine,
+    trainer,
+    whole_loop,
+)
 
 _BEGIN, _END = "<!-- written by docs/generate.py -->\n", "<!-- end of what docs/generate.py wrote -->\n"
 
@@ -37,6 +47,7 @@ _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     DOCS / "algorithm.md": (experiment,),
     DOCS / "client-states.md": (quarantine, hostile),
     DOCS / "install.md": (containers,),
+    DOCS / "status.md": (polling,),
     DOCS / "training.md": (trainer, on_gpu, whole_loop),
     DOCS / "reward-contract.md": (contract.clauses,),
 }

@@ -4,6 +4,17 @@ from tables.containers import containers
 from tables.demonstration import demonstration
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
+from tables.polling import polling
 from tables.trainer import on_gpu, trainer
 
-__all__ = ["containers", "demonstration", "experiment", "hostile", "on_gpu", "quarantine", "trainer", "whole_loop"]
+__all__ = [
+    "containers",
+    "demonstration",
+    "experiment",
+    "hostile",
+    "on_gpu",
+    "polling",
+    "quarantine",
+    "trainer",
+    "whole_loop",
+]
