@@ -27,7 +27,7 @@ def responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": model}, 304: {"description": "Not changed."}}
 
 
-def etag(run: str, runs: RunStore, caller: Principal) -> str:
+def etag_of(run: str, runs: RunStore, caller: Principal) -> str:
     """Changes with every change of the run, and is another for each client's token.
 
     Raises:
@@ -65,7 +65,7 @@ class PolledRoute(CompressedRoute):
             if held is None or request.query_params:
                 return await answer(request)
             caller = await auth.caller(request, *READERS_AND_CLIENTS)
-            current = etag(request.path_params["run"], request.app.state.runs, caller)
+            current = etag_of(request.path_params["run"], request.app.state.runs, caller)
             return _unchanged(current) if matches(held, current) else await answer(request)
 
         return polled

@@ -11,7 +11,7 @@ from mor_core.runs import RunSnapshot, RunSpec
 from mor_trainer.control import visible
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import Past, Reader, ReaderOrClient, Runs
-from mor_trainer.routes.revalidation import IfNoneMatch, PolledRoute, etag, responses, revalidated
+from mor_trainer.routes.revalidation import IfNoneMatch, PolledRoute, etag_of, responses, revalidated
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledRoute)
@@ -27,7 +27,7 @@ async def snapshot(run: str, runs: Runs, caller: ReaderOrClient, if_none_match: 
     """``ETag`` changes with every change of the run; send it back as ``If-None-Match`` and get 304 until then. A
     client's token shows progress and its own figures."""
     return await revalidated(
-        etag(run, runs, caller), if_none_match, lambda: visible.snapshot(runs.snapshot(run), caller)
+        etag_of(run, runs, caller), if_none_match, lambda: visible.snapshot(runs.snapshot(run), caller)
     )
 
 
@@ -50,7 +50,7 @@ async def metrics(
     """All steps after ``since_step``, or every n-th (``stride``) so that there are at most ``max_points``, and always
     the last one."""
     return await revalidated(
-        etag(run, runs, caller), if_none_match, lambda: history.metrics(run, since_step, max_points)
+        etag_of(run, runs, caller), if_none_match, lambda: history.metrics(run, since_step, max_points)
     )
 
 
@@ -67,7 +67,7 @@ async def samples(
     """Prompt, pictures, responses, scores of each client, weights, fused reward and advantage. A client's token shows
     the groups that it scored, with its own scores alone."""
     return await revalidated(
-        etag(run, runs, caller),
+        etag_of(run, runs, caller),
         if_none_match,
         lambda: Samples(run=run, samples=tuple(visible.samples(history.samples(run, limit), caller))),
     )
@@ -100,7 +100,7 @@ async def clients(
             found = {name: figures for name, figures in found.items() if name == caller.name}
         return RunClients(run=run, clients=found)
 
-    return await revalidated(etag(run, runs, caller), if_none_match, content)
+    return await revalidated(etag_of(run, runs, caller), if_none_match, content)
 
 
 @router.get(
@@ -120,7 +120,7 @@ async def client(
     """Weight, by domain too, mean reward and failures. A client's token shows its own only."""
     visible.check_sees(caller, name)
     return await revalidated(
-        etag(run, runs, caller), if_none_match, lambda: history.client(run, name, since_step, max_points)
+        etag_of(run, runs, caller), if_none_match, lambda: history.client(run, name, since_step, max_points)
     )
 
 
