@@ -4,8 +4,8 @@
 group size, response length, rule of reward, type and cores, each picture is new to its step, KL penalty on, vision
 tower frozen. MoR runs all its services, a client's reward service included, on those cores: strictly on-policy, where
 engine and trainer take turns on all of them, and overlapped, with one thread each. In each round every side runs once,
-in turns, and its steps after the first few count. A round that was measured is kept below ``--state`` and not measured
-again, so a benchmark that was interrupted goes on; ``--anew`` forgets them.
+in turns, and its steps after the first few count. A round that was measured is kept below ``--state`` with its commit
+and not measured again, so a benchmark that was interrupted goes on; ``--anew`` forgets them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import trl_side
 import vlm
 from cluster import Services
-from machine import record
+from machine import commit, record
 from scorer import score
 
 SIDES = {"trl": None, "on-policy": 0, "overlapped": 1}
@@ -168,15 +168,19 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     steps: dict[str, list[list[dict[str, Any]]]] = {side: [] for side in SIDES}
+    commits = set()
     for number in range(options.rounds):
         for side in SIDES:
             kept = folder / f"{number}-{side}.json"
             if not kept.exists():
-                kept.write_text(json.dumps(run(side, options)))
-            steps[side].append(json.loads(kept.read_text()))
+                kept.write_text(json.dumps({"commit": commit(), "steps": run(side, options)}))
+            found = json.loads(kept.read_text())
+            steps[side].append(found["steps"])
+            commits.add(str(found["commit"]))
             print(number, side, [round(step["seconds"], 2) for step in steps[side][-1]], flush=True)
     rounds = {side: [statistics.median(step["seconds"] for step in one) for one in steps[side]] for side in SIDES}
     return {
+        "commits": sorted(commits),
         "seconds": {side: statistics.median(rounds[side]) for side in SIDES},
         "speedup": {
             side: statistics.median(theirs / ours for ours, theirs in zip(rounds[side], rounds["trl"], strict=True))

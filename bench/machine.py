@@ -35,7 +35,7 @@ def record(name: str, figures: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     measured = time.strftime("%Y-%m-%d", time.gmtime())
-    found = {"measured": measured, "commit": _commit(), "machine": describe(), **figures}
+    found = {"measured": measured, "commit": commit(), "machine": describe(), **figures}
     path.write_text(json.dumps(found, indent=2) + "\n")
     return path
 
@@ -49,7 +49,7 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The code that was measured; with ``+`` where it was changed since, results apart."""
     root = RESULTS.parent.parent
     try:

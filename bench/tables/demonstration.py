@@ -12,8 +12,8 @@ _ARMS = {
     "shuffled": "control: shuffled rewards",
     "supervised": "reference: supervised tuning on pooled answers",
 }
-
 _PHASES = 4
+"""Phases of which the minutes are told."""
 
 
 def demonstration(name: str = "demo-default") -> str:

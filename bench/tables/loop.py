@@ -27,13 +27,14 @@ def _against_trl(shape: str, title: str) -> str:
         found = [(f"{case['seconds'][way]:.2f}", f"{case['speedup'][way]:.2f}x") for way in ways]
         rows.append([f"{case['prompt']}", f"{case['seconds']['trl']:.2f}", *(cell for pair in found for cell in pair)])
     command = "python bench/loop.py" + ("" if shape == "smollm2-135m" else f" --shape {shape}")
+    commits = sorted({commit for case in result["cases"] for commit in case["commits"]})
     return (
         f"A step of the whole loop, {title}, against TRL {result['trl']} with generation by transformers: "
         f"{result['groups']} prompts with a picture each x {result['size']} responses of {result['response']} tokens, "
         f"all of MoR's services on the same {result['cores']} cores. Rounds in turns: {result['rounds']}, measured "
         f"steps of each side in a round: {result['steps']}, steps before them: {result['warm_up']}, overlapped at "
         "least one, which fills the loop.\n\n"
-        f"{table(rows)}\n{measured_on(result, command)}\n"
+        f"{table(rows)}\n{measured_on({**result, 'commit': ' and '.join(commits)}, command)}\n"
     )
 
 

@@ -176,6 +176,5 @@ def _where(result: dict[str, Any], command: str) -> str:
     clock = "CPU seconds of the process, as others used the machine" if cpu else "wall-clock seconds"
     threads = f", threads: {result['threads']}" if "threads" in result else ""
     products = "bfloat16 products" if result["machine"].get("accelerator") else "float32"
-    return f"Model: {_MODELS[result['shape']]}, random weights, {products}; {clock}{threads}. " + measured_on(
-        result, f"{command} --shape {result['shape']}"
-    )
+    where = measured_on(result, f"{command} --shape {result['shape']}")
+    return f"Model: {_MODELS[result['shape']]}, random weights, {products}; {clock}{threads}. {where}"

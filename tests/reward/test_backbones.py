@@ -112,6 +112,3 @@ def test_a_picture_decides_the_score_of_a_vlm(tiny_vlm: Path, colours: Path) -> 
     same_text = [example for example in chosen if example.response == chosen[0].response]
     scores = backbone.eval().score(same_text)
     assert scores.std() > 1e-4
-
-
-# --- bad input ----------------------------------------------------------------------------------------------------

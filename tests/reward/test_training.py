@@ -171,6 +171,9 @@ def test_no_epochs_only_calibrate(dual_config: DualEncoderConfig, colours: Path,
     assert manifest.calibration.pair_accuracy == 0.5
 
 
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
 def test_a_malformed_line_is_named_with_its_cure(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
     data = kit.write_style_preferences(tmp_path, 5)
     data.write_text(data.read_text() + '{"prompt": "x", "chosen": "a", "rejected": "b", "imags": []}\n')
