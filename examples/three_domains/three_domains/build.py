@@ -55,10 +55,10 @@ class Part:
 
 
 PARTS = (
-    Part("sft", "server/sft.jsonl", "server", "sft", 1000, 5),
+    Part("sft", "server/sft.jsonl", "server", "sft", 640, 5),
     Part("prompts", "server/prompts.jsonl", "server", "prompt", 140, 3),
     Part("anchors", "server/anchors.jsonl", "anchor", "preference", 21, 1),
-    Part("prefs", "clients/{domain}/prefs.jsonl", "client", "preference", 800, 3, contrasts=0.5),
+    Part("prefs", "clients/{domain}/prefs.jsonl", "client", "preference", 600, 3, contrasts=0.5),
     Part("dev", "gold/dev.jsonl", "dev", "gold", 100, 3),
     Part("test", "gold/test.jsonl", "test", "gold", 120, 3),
 )

@@ -14,7 +14,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -71,8 +70,9 @@ class Plots:
     """Draws bar charts of several series and line charts of one."""
 
     def __init__(self, quantities: list[Quantity], seed: int) -> None:
-        self._quantities = quantities
         """Splits the series by ``seed``; quantities with the same names (countries) are split alike."""
+        self._quantities = quantities
+        self._sheets = {quantity.title: _Sheet(quantity.top) for quantity in quantities}
         self._parts = {
             quantity.title: split_series(list(quantity.series), Random(f"{seed}/{sorted(quantity.series)}"))
             for quantity in quantities
@@ -95,14 +95,15 @@ class Plots:
         index = rng.randrange(len(quantity.series[shown[0]]))
         points = [quantity.series[name][index] for name in shown]
         values = [value for _, value in points]
-        figure, axes = _blank(f"{quantity.title}, {points[0][0]}", quantity.top)
-        axes.bar(range(len(values)), values, color=rng.choice(_COLOURS), width=rng.uniform(0.55, 0.8))
-        axes.set_xticks(range(len(values)), [name[:7] for name in shown], fontsize=5)
+        sheet = self._sheets[quantity.title]
+        sheet.axes.set_title(f"{quantity.title}, {points[0][0]}", fontsize=7)
+        sheet.axes.bar(range(len(values)), values, color=rng.choice(_COLOURS), width=rng.uniform(0.55, 0.8))
+        sheet.axes.set_xticks(range(len(values)), [name[:7] for name in shown], fontsize=5)
         ends = {"tallest": max(values), "shortest": min(values), "first": values[0], "last": values[-1]}
         targets = rng.sample(sorted(ends), 3)
         questions = [value_ask(target, round(ends[target], 2), quantity.unit) for target in targets]
         told = caption(values, quantity.unit, bars=True)
-        return Picture(_grab(figure), _sources(quantity, shown), told, (*questions, count_ask(len(values))))
+        return Picture(sheet.take(), _sources(quantity, shown), told, (*questions, count_ask(len(values))))
 
     def _line(self, quantity: Quantity, names: list[str], rng: Random) -> Picture:
         name = rng.choice(names)
@@ -110,33 +111,41 @@ class Plots:
         first = rng.randrange(len(series) - 5)
         points = series[first : rng.randrange(first + 5, len(series)) + 1]
         values = [value for _, value in points]
-        figure, axes = _blank(f"{quantity.title}, {name[:12]}", quantity.top)
-        axes.plot(
+        sheet = self._sheets[quantity.title]
+        sheet.axes.set_title(f"{quantity.title}, {name[:12]}", fontsize=7)
+        sheet.axes.plot(
             range(len(values)), values, color=rng.choice(_COLOURS), marker=rng.choice(["o", "", "s"]), markersize=3
         )
-        axes.set_xticks([0, len(values) - 1], [points[0][0], points[-1][0]], fontsize=5)
+        sheet.axes.set_xticks([0, len(values) - 1], [points[0][0], points[-1][0]], fontsize=5)
         ends = {"start": values[0], "end": values[-1]}
         questions = tuple(value_ask(target, round(value, 2), quantity.unit) for target, value in ends.items())
         told = caption(values, quantity.unit, bars=False)
-        return Picture(_grab(figure), _sources(quantity, [name]), told, questions)
+        return Picture(sheet.take(), _sources(quantity, [name]), told, questions)
 
 
-def _blank(title: str, top: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(PICTURE_SIZE / 84, PICTURE_SIZE / 84), dpi=84)
-    axes = figure.add_axes((0.12, 0.12, 0.85, 0.76))
-    axes.set_title(title, fontsize=7)
-    axes.set_ylim(0, top)
-    axes.set_yticks(np.linspace(0, top, 4))
-    axes.tick_params(labelsize=5, length=2, pad=1)
-    axes.grid(axis="y", linewidth=0.4)
-    return figure, axes
+class _Sheet:
+    """The axes that all charts of a quantity are drawn on, one after the other: making them is a third of the time.
 
+    A chart is the same, byte for byte, as on axes of its own.
+    """
 
-def _grab(figure: Figure) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="rgba")
-    pixels = np.frombuffer(buffer.getvalue(), np.uint8).reshape(PICTURE_SIZE, PICTURE_SIZE, 4)
-    return Image.fromarray(pixels[:, :, :3].copy())
+    def __init__(self, top: float) -> None:
+        self._figure = Figure(figsize=(PICTURE_SIZE / 84, PICTURE_SIZE / 84), dpi=84)
+        self.axes = self._figure.add_axes((0.12, 0.12, 0.85, 0.76))
+        self.axes.set_ylim(0, top)
+        self.axes.set_yticks(np.linspace(0, top, 4))
+        self.axes.tick_params(labelsize=5, length=2, pad=1)
+        self.axes.grid(axis="y", linewidth=0.4)
+
+    def take(self) -> Image.Image:
+        """What is drawn, which leaves the sheet blank."""
+        buffer = io.BytesIO()
+        self._figure.savefig(buffer, format="rgba")
+        for artist in [*self.axes.containers, *self.axes.lines]:
+            artist.remove()
+        self.axes.relim()
+        pixels = np.frombuffer(buffer.getvalue(), np.uint8).reshape(PICTURE_SIZE, PICTURE_SIZE, 4)
+        return Image.fromarray(pixels[:, :, :3].copy())
 
 
 def _sources(quantity: Quantity, names: list[str]) -> frozenset[str]:

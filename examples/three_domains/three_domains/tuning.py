@@ -39,7 +39,7 @@ class Recipe:
     AdamW.
     """
 
-    epochs: int = 2
+    epochs: int = 3
     batch: int = 16
     rate: float = 2e-3
     decoder_rate: float = 2e-2
