@@ -141,8 +141,10 @@ class _Sheet:
         """What is drawn, which leaves the sheet blank."""
         buffer = io.BytesIO()
         self._figure.savefig(buffer, format="rgba")
-        for artist in [*self.axes.containers, *self.axes.lines]:
-            artist.remove()
+        for bars in list(self.axes.containers):
+            bars.remove()
+        for line in list(self.axes.lines):
+            line.remove()
         self.axes.relim()
         pixels = np.frombuffer(buffer.getvalue(), np.uint8).reshape(PICTURE_SIZE, PICTURE_SIZE, 4)
         return Image.fromarray(pixels[:, :, :3].copy())
