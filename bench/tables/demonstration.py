@@ -48,7 +48,7 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     run = first["run"]
     questions = sum(domain["n"] for domain in first["accuracy"]["base"].values())
     steps = ", ".join(f"{value:.2f}" for value in sorted(one["run"]["step_seconds"] for one in runs))
-    swaps = run["weight_swaps"]
+    swap = fmean(one["run"]["weight_swaps"]["mean_seconds"] for one in runs)
     memory = max(one["peak_memory_gb"] for one in runs)
     whole = [one for one in runs if one["from_nothing"]]
     minutes = f"everything from the pictures to the table in {_minutes(whole)}, " if whole else ""
@@ -56,7 +56,7 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
         f"Mean over {len(runs)} seeds (lowest to highest), each with its own pictures, base model and reward models; "
         f"{questions} test questions a seed. {run['steps']} steps of {run['groups_per_step']} prompts x "
         f"{run['group_size']} responses at {steps} s a step (median of each seed); {minutes}"
-        f"{memory:.1f} GB at peak, downloads apart; a weight swap took {swaps['mean_seconds']:.2f} s. "
+        f"{memory:.1f} GB at peak, downloads apart; a weight swap took {swap:.2f} s. "
         f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats a token. "
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py` at commit "
@@ -65,8 +65,9 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
 
 
 def _minutes(runs: list[dict[str, Any]]) -> str:
-    """Median minutes of whole demonstrations, and of their longest phases."""
+    """Minutes of each whole demonstration, and the median of their longest phases."""
     seconds = {phase: median(run["phase_seconds"][phase] for run in runs) for phase in runs[0]["phase_seconds"]}
     longest = sorted(seconds, key=lambda phase: -seconds[phase])[:_PHASES]
     told = ", ".join(f"{phase} {seconds[phase] / 60:.1f}" for phase in longest)
-    return f"{median(run['wall_seconds'] for run in runs) / 60:.1f} minutes ({told})"
+    each = ", ".join(f"{whole / 60:.1f}" for whole in sorted(run["wall_seconds"] for run in runs))
+    return f"{each} minutes (phases, in the median: {told})"
