@@ -48,8 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "small": {"steps": 60, "groups_per_step": 8, "optimiser": {"lr": 1e-5}},
 }
-"""What differs by preset: the larger model takes some six times as long for a group, and a rate of 4e-5 soon
-leaves it with one answer to each kind of question."""
+"""What differs by preset: the larger model takes some six times as long for a group, and stands no such rate: 4e-5 soon
+left it with one answer to each kind of question."""
 _CORES = 2
 """What the demonstration is made for."""
 _TELL_EVERY = 10

@@ -124,7 +124,7 @@ class Plots:
 
 
 class _Sheet:
-    """The axes that all charts of a quantity are drawn on, one after the other: making them is a third of the time.
+    """The axes that all charts of a quantity are drawn on, one after the other, as axes are slow to make.
 
     A chart is the same, byte for byte, as on axes of its own.
     """
