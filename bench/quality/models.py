@@ -41,7 +41,8 @@ def pool(state: Path, clients: Sequence[Client] = CLIENTS) -> Path:
             source = state / "clients" / client.name
             for image in (source / "images").iterdir():
                 shutil.copy(image, scratch / "images")
-            rows += [json.loads(line) for line in (source / "prefs.jsonl").read_text(encoding="utf-8").splitlines()]
+            own = [json.loads(line) for line in (source / "prefs.jsonl").read_text(encoding="utf-8").splitlines()]
+            rows += [row | {"id": f"{client.name}/{row['id']}"} for row in own]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (scratch / "prefs.jsonl").write_text(text, encoding="utf-8")
         scratch.rename(folder)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from random import Random
 
 import pytest
-from quality.material import Share, questions, taste
+from mor_core.datafiles import read_preferences
+from quality.material import Share, questions, taste, write_preferences
+from quality.models import pool
 from quality.objectives import brief, complete, prefer
 from quality.population import CLIENTS, SKILLS, options, skill
 from three_domains.asks import Ask
@@ -76,3 +79,12 @@ def test_questions_are_of_the_wanted_skills_only() -> None:
     asked = [question for found in itertools.islice(questions(share, Random(0)), 4) for question in found]
     assert asked
     assert {skill(question.gold) for question in asked} == {"chart/line"}
+
+
+def test_a_row_of_a_clients_own_file_is_told_from_another_clients_in_the_pool(tmp_path: Path) -> None:
+    clients = CLIENTS[:2]
+    for client in clients:
+        share = Share(client.domains[0], client.skills, "client", 2)
+        write_preferences(tmp_path / "clients" / client.name, [share], seed=client.name)
+    rows = list(read_preferences(pool(tmp_path, clients)))
+    assert [row.prompt.id.partition("/")[0] for row in rows] == [client.name for client in clients for _ in range(2)]
