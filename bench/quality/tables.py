@@ -171,8 +171,6 @@ def trained(found: Found) -> str:
 
 def _lead(row: Found) -> list[str]:
     """Worst domain, and by how much MoR is ahead in the mean and there."""
-    if "worst" not in row:  # results of before 2026-11-26
-        return ["", interval(row["MoR ahead"]), ""]
     return [f"{row['worst']:.1f}", interval(row["MoR ahead"]), interval(row["MoR ahead in the worst domain"])]
 
 

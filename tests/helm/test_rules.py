@@ -55,6 +55,17 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f"mor_trainer_zero_variance_group_ratio{{{RUN}}}": "0.5x90"},
         "60m",
     ),
+    "MorPromptsBeyondAnchors": (
+        {
+            "mor_router_beyond_anchors_ratio_sum": "0+7x90",
+            "mor_router_beyond_anchors_ratio_count": "0+10x90",
+        },
+        {
+            "mor_router_beyond_anchors_ratio_sum": "0+1x90",
+            "mor_router_beyond_anchors_ratio_count": "0+10x90",
+        },
+        "60m",
+    ),
     "MorKlRunaway": ({f"mor_trainer_kl_nats{{{RUN}}}": "0.7x60"}, {f"mor_trainer_kl_nats{{{RUN}}}": "0.1x60"}, "20m"),
     "MorTruncation": (
         {f"mor_trainer_truncation_ratio{{{RUN}}}": "0.6x60"},

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from mor_router.learning.gates import dump, load
 from mor_router.learning.likeness import shares
 from mor_router.mathematics import gate
 from mor_router.mathematics.fit import Anchors, minimise
@@ -26,7 +27,8 @@ from mor_router.mathematics.fusion import (
     WorstClient,
 )
 from mor_router.mathematics.guidance import widths
-from mor_router.mathematics.mixture import fit_mixture
+from mor_router.mathematics.mixture import Mixture, fit_mixture
+from mor_router.mathematics.reach import fit_reach
 from mor_router.mathematics.regions import fit_regions
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from numpy import ndarray
@@ -251,6 +253,57 @@ def test_responsibilities_sum_to_one_at_every_scale(count: int) -> None:
     ends = np.cumsum(regions.scales)[:-1]
     for scale in np.split(found, ends, axis=1):
         np.testing.assert_allclose(scale.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("pairs", [24, 100, 600])
+def test_anchors_reach_as_far_as_inputs_like_them_and_not_to_another_kind(pairs: int) -> None:
+    random = np.random.default_rng(pairs)
+    centres = 3 * np.eye(3, 40)
+
+    def about(kinds: int, count: int) -> ndarray:
+        return centres[np.arange(count) % kinds] + 0.1 * random.normal(size=(count, 40))
+
+    reach = fit_reach(about(2, pairs))
+    assert len(reach.landmarks) <= 128
+    assert reach.beyond(about(2, 200)).max() < 0.2
+    assert reach.beyond(centres[[2]] + 0.1 * random.normal(size=(200, 40))).min() > 0.9
+
+
+def test_many_pairs_about_a_few_questions_do_not_make_all_others_strange() -> None:
+    random = np.random.default_rng(8)
+    asked = random.normal(size=(12, 20))
+    reach = fit_reach(np.repeat(asked, 5, axis=0))
+    assert len(reach.landmarks) == 12
+    assert reach.beyond(asked).max() == 0
+    assert reach.beyond(random.normal(size=(100, 20))).max() < 0.9
+    assert not fit_reach(np.repeat(asked[:1], 5, axis=0)).beyond(10 * asked).any()  # nothing to measure by
+
+
+def some_mixture() -> tuple[Mixture, ndarray]:
+    """One that trusts the first of three clients, and its inputs."""
+    random = np.random.default_rng(1)
+    inputs, scores = random.normal(size=(60, 6)), random.normal(size=(60, 3, 2))
+    scores[:, 0, 0] += 3
+    return fit_mixture("abc", inputs, scores, entropy_floor=0.1)[0], inputs
+
+
+def test_beyond_the_anchors_every_client_counts_what_clients_count_on_average() -> None:
+    mixture, inputs = some_mixture()
+    known = mixture.evidence(inputs)
+    assert mixture.weights(inputs, "abc")[:, 0].min() > 0.5
+    assert not mixture.beyond(inputs).any()
+    strange = 30 * inputs[:5]
+    np.testing.assert_allclose(mixture.evidence(strange), known.mean(), rtol=0.01)
+    np.testing.assert_allclose(mixture.weights(strange, "abc"), 1 / 3, rtol=0.01)
+
+
+def test_a_kept_gate_is_served_as_it_was_fitted_and_one_of_before_anchors_had_a_reach_as_it_was() -> None:
+    mixture, inputs = some_mixture()
+    kept = dump(mixture)
+    np.testing.assert_array_equal(load(kept).evidence(2 * inputs), mixture.evidence(2 * inputs))
+    old = load({name: value for name, value in kept.items() if name not in ("reach", "typical")})
+    assert not old.beyond(30 * inputs).any()
+    np.testing.assert_array_equal(old.evidence(inputs), mixture.evidence(inputs))
 
 
 def test_log_odds_of_independent_clients_add_up() -> None:

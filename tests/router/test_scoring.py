@@ -321,6 +321,7 @@ async def test_metrics_tell_of_rewards_weights_latency_and_failures(api: Api, en
         "mor_router_reward_std_logits_sum",
         "mor_router_mixture_entropy_nats_sum",
         "mor_router_disagreement_logits_sum",
+        "mor_router_beyond_anchors_ratio_sum",
     ):
         assert name in text, name
     await api.ok("DELETE", "/v1/clients/bad")

@@ -7,7 +7,7 @@ from quality.arms.best_single import BestSingle
 from quality.arms.competence import NearestCompetence
 from quality.arms.domain_classifier import DomainClassifier
 from quality.arms.linucb import LinUcb
-from quality.arms.mixture import MixtureOfRewards, ablations
+from quality.arms.mixture import MixtureOfRewards, ablations, without_reach
 from quality.arms.oracle import Oracle
 from quality.arms.other import OtherModel
 from quality.arms.pessimistic import mean_minus_variance, worst_client
@@ -24,6 +24,7 @@ __all__ = [
     "UniformRaw",
     "ablations",
     "baselines",
+    "without_reach",
 ]
 
 

@@ -63,11 +63,16 @@ def serve(mixture: Mixture, groups: Groups) -> Rewards:
     return np.asarray(np.einsum("nk,nkg->ng", trust, served))
 
 
+def without_reach() -> MixtureOfRewards:
+    return MixtureOfRewards("no reach: the fit counts beyond its anchors too", change=_everywhere)
+
+
 def ablations() -> list[MixtureOfRewards]:
-    """MoR without its gate, its regions, its entropy floor, its standardisation."""
+    """MoR without its gate, its regions, its reach, its entropy floor, its standardisation."""
     return [
         MixtureOfRewards("no gate: every client counts the same", change=_even),
         MixtureOfRewards("no regions: global instead of regional slopes", regions=False),
+        without_reach(),
         MixtureOfRewards("no entropy floor", entropy_floor=0.0),
         MixtureOfRewards("no standardisation", standardised=False),
     ]
@@ -77,3 +82,7 @@ def _even(mixture: Mixture) -> Mixture:
     everywhere = np.zeros_like(mixture.coefficients)
     everywhere[0] = 1.0
     return replace(mixture, coefficients=everywhere)
+
+
+def _everywhere(mixture: Mixture) -> Mixture:
+    return replace(mixture, reach=replace(mixture.reach, landmarks=mixture.reach.landmarks[:0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quality.arms import MixtureOfRewards, UniformRaw, baselines
+from quality.arms import MixtureOfRewards, UniformRaw, baselines, without_reach
 from quality.evidence import Evidence, Table
 from quality.population import SKILLS
 from quality.scored import agreement
@@ -32,7 +32,7 @@ def other_mixes(evidence: Evidence) -> Table:
     domains = np.array(evidence.held_out.domains)
     draws = max(2, evidence.draws // 4)
     found: Table = {}
-    for arm in [*baselines(), MixtureOfRewards()]:
+    for arm in [*baselines(), without_reach(), MixtureOfRewards()]:
         rare, unseen = [], []
         for domain in SKILLS:
             most = {name: 0.8 if name == domain else 0.2 / (len(SKILLS) - 1) for name in SKILLS}

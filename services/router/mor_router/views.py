@@ -50,6 +50,8 @@ class RouteResponse(_Documented):
     """Why there is no fitted gate, or why these objectives were taken."""
     entropy: Finite
     """Of the weights, nats."""
+    beyond_anchors: Finite
+    """0 where the anchors are about inputs like this one; towards 1 where none is, and every client counts the same."""
     clients: tuple[Routed, ...]
 
 

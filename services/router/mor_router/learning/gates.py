@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from mor_router.learning.report import FitReport
 from mor_router.mathematics.expectation import Expectation
 from mor_router.mathematics.mixture import Mixture
+from mor_router.mathematics.reach import Reach
 from mor_router.mathematics.regions import Regions
 from mor_router.mathematics.standardise import Standardiser
 from mor_router.store import VERSIONS, key
@@ -62,7 +63,7 @@ class GateSummary(Wire):
 
 class GateVersion(GateSummary):
     parameters: dict[str, Any]
-    """The mixture: standardisers, regions and coefficients as plain numbers."""
+    """The mixture: standardisers, regions, coefficients and reach as plain numbers."""
 
     def summary(self) -> GateSummary:
         return GateSummary(**{name: getattr(self, name) for name in GateSummary.model_fields})
@@ -74,7 +75,7 @@ def dump(mixture: Mixture) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, ndarray):
             return value.tolist()
-        if isinstance(value, Regions):
+        if isinstance(value, Regions | Reach):
             return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
         return value
 
@@ -84,8 +85,9 @@ def dump(mixture: Mixture) -> dict[str, Any]:
 
 
 def load(parameters: dict[str, Any]) -> Mixture:
-    """The inverse of ``dump``."""
+    """The inverse of ``dump``. A gate of before anchors had a reach is served as it was."""
     regions = parameters["regions"]
+    reach = parameters.get("reach", {"landmarks": [], "squared": 0.0})
     return Mixture(
         clients=tuple(parameters["clients"]),
         standardisers=tuple(Standardiser(**standardiser) for standardiser in parameters["standardisers"]),
@@ -97,6 +99,8 @@ def load(parameters: dict[str, Any]) -> Mixture:
             variances=tuple(regions["variances"]),
         ),
         coefficients=np.array(parameters["coefficients"], dtype=float),
+        reach=Reach(np.array(reach["landmarks"], dtype=float), reach["squared"]),
+        typical=parameters.get("typical", 0.0),
         entropy_floor=parameters["entropy_floor"],
     )
 

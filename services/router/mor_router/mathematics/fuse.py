@@ -32,6 +32,8 @@ class Lens:
     """Gate weight of each voter; sums to 1."""
     slopes: Mapping[str, float]
     """Of the same voters, logits per standardised unit."""
+    beyond: float = 0.0
+    """How far the input is beyond the anchors, 0 to 1, see ``reach``."""
 
 
 def combined(lenses: Sequence[Lens]) -> dict[str, float]:
@@ -41,6 +43,11 @@ def combined(lenses: Sequence[Lens]) -> dict[str, float]:
         for client, weight in lens.weights.items():
             total[client] = total.get(client, 0.0) + lens.share * weight
     return total
+
+
+def beyond(lenses: Sequence[Lens]) -> float:
+    """How far a group's input is beyond the anchors, mean over objectives by share."""
+    return sum(lens.share * lens.beyond for lens in lenses)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The fitted whole of one objective: standardisers, regions and coefficients. Fitting and serving share it."""
+"""The fitted whole of one objective: standardisers, regions, coefficients and reach. Fitting and serving share it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from mor_router.mathematics import calibration, gate
 from mor_router.mathematics.fit import Anchors, Fitted, fit
+from mor_router.mathematics.reach import Reach, fit_reach
 from mor_router.mathematics.regions import Regions, fit_regions
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 
@@ -23,11 +24,20 @@ class Mixture:
     regions: Regions
     coefficients: Float[ndarray, "features clients"]
     """θ: what each client is worth everywhere, and in each region besides."""
+    reach: Reach
+    typical: float
+    """Mean of β over clients and anchors: what every client is worth beyond the anchors' reach."""
     entropy_floor: float
 
     def evidence(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
-        """β(x): what a standardised unit of each client adds to the log-odds."""
-        return np.asarray(calibration.features(self.regions, inputs) @ self.coefficients)
+        """(1 − ν(x)) β(x) + ν(x) · ``typical``: what a standardised unit of each client adds to the log-odds."""
+        beyond = self.reach.beyond(inputs)[:, None]
+        known = calibration.features(self.regions, inputs) @ self.coefficients
+        return np.asarray((1 - beyond) * known + beyond * self.typical)
+
+    def beyond(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, " inputs"]:
+        """ν(x): 0 within the anchors' reach, towards 1 far from all of them."""
+        return self.reach.beyond(inputs)
 
     def weights(
         self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]
@@ -68,10 +78,11 @@ def fit_mixture(
     """
     units = tuple(standardisers) if standardisers is not None else fit_standardisers(scores)
     regions = fit_regions(inputs)
-    fitted = fit(
-        Anchors(calibration.features(regions, inputs), standardised_differences(units, scores), np.zeros(len(inputs)))
-    )
-    return Mixture(tuple(clients), units, regions, fitted.coefficients, entropy_floor), fitted
+    features = calibration.features(regions, inputs)
+    fitted = fit(Anchors(features, standardised_differences(units, scores), np.zeros(len(inputs))))
+    typical = float((features @ fitted.coefficients).mean())
+    mixture = Mixture(tuple(clients), units, regions, fitted.coefficients, fit_reach(inputs), typical, entropy_floor)
+    return mixture, fitted
 
 
 def extend_mixture(
@@ -92,7 +103,7 @@ def extend_mixture(
     old = len(known.clients)
     fresh = fit_standardisers(scores[:, old:])
     features = calibration.features(known.regions, inputs)
-    said = (features @ known.coefficients) * standardised_differences(known.standardisers, scores[:, :old])
+    said = known.evidence(inputs) * standardised_differences(known.standardisers, scores[:, :old])
     anchors = Anchors(features, standardised_differences(fresh, scores[:, old:]), said.sum(axis=1))
     fitted = fit(anchors, precisions=(precision,))
     mixture = replace(

@@ -42,14 +42,14 @@ class Regions:
 
     def responsibilities(self, embeddings: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs regions"]:
         """φ(x): non-negative, sums to 1 over the regions of each scale."""
-        squared = _squared_distances((embeddings - self.mean) @ self.directions, self.centres)
+        squared = squared_distances((embeddings - self.mean) @ self.directions, self.centres)
         kernel = np.power(1 + squared / np.repeat(self.variances, self.scales), -_POWER)
         starts = np.cumsum((0, *self.scales[:-1]))
         return np.asarray(kernel / np.repeat(np.add.reduceat(kernel, starts, axis=1), self.scales, axis=1))
 
     def cells(self, embeddings: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs regions"]:
         """1 for the nearest centre of each scale, 0 for all others."""
-        squared = _squared_distances((embeddings - self.mean) @ self.directions, self.centres)
+        squared = squared_distances((embeddings - self.mean) @ self.directions, self.centres)
         scales = np.split(squared, np.cumsum(self.scales[:-1]), axis=1)
         return np.concatenate([np.eye(scale.shape[1])[scale.argmin(axis=1)] for scale in scales], axis=1)
 
@@ -87,19 +87,19 @@ def _kmeans(
     """Lloyd's algorithm from k-means++ seeds: centres and the mean squared distance to them."""
     centres = points[[random.integers(len(points))]]
     while len(centres) < count:
-        nearest = _squared_distances(points, centres).min(axis=1)
+        nearest = squared_distances(points, centres).min(axis=1)
         centres = np.concatenate([centres, points[[random.choice(len(points), p=nearest / nearest.sum())]]])
     for _ in range(_STEPS):
-        member = np.eye(count)[_squared_distances(points, centres).argmin(axis=1)]
+        member = np.eye(count)[squared_distances(points, centres).argmin(axis=1)]
         size = member.sum(axis=0)[:, None]
         moved = np.where(size > 0, (member.T @ points) / np.maximum(size, 1), centres)
         if np.allclose(moved, centres):
             break
         centres = moved
-    return centres, float(_squared_distances(points, centres).min(axis=1).mean())
+    return centres, float(squared_distances(points, centres).min(axis=1).mean())
 
 
-def _squared_distances(
+def squared_distances(
     points: Float[ndarray, "inputs directions"], centres: Float[ndarray, "regions directions"]
 ) -> Float[ndarray, "inputs regions"]:
     between = -2 * points @ centres.T

@@ -9,7 +9,7 @@ from mor_core.wire import ClientScore, ModelRef
 from mor_router import metrics
 from mor_router.clients.answers import Answer
 from mor_router.clients.registry import ClientRecord
-from mor_router.mathematics.fuse import Fused, NoQuorum
+from mor_router.mathematics.fuse import Fused, Lens, NoQuorum, beyond
 
 
 def stale(serves: ModelRef | None, fitted: ModelRef) -> str:
@@ -97,8 +97,9 @@ def others(
     return tuple(scores)
 
 
-def observe(fused: Fused) -> None:
+def observe(fused: Fused, lenses: Sequence[Lens]) -> None:
     """Count a scored group in the metrics."""
+    metrics.BEYOND.observe(beyond(lenses))
     for k, client in enumerate(fused.clients):
         metrics.CLIENT_REWARD.labels(client).observe(fused.calibrated[k].mean())
         metrics.CLIENT_REWARD_STD.labels(client).observe(fused.calibrated[k].std())

@@ -315,7 +315,7 @@ class Rewarder:
                 problem=f"the clients that answered held {outcome.held:.2f} of the gate's weight, "
                 f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}",
             )
-        account.observe(outcome)
+        account.observe(outcome, opinion)
         if len(now.force.parts) == 1:
             self._agreement.note(now.force.parts[0], outcome)
         return replace(base, rewards=tuple(outcome.rewards.tolist()), entropy=outcome.entropy)
@@ -336,4 +336,5 @@ def _lens(part: Part, inputs: Float[ndarray, "1 features"], voters: Collection[s
         part.share,
         {client: float(weights[k]) for client, k in places.items()},
         {client: float(slopes[k]) for client, k in places.items()},
+        float(part.serving.beyond(inputs)[0]),
     )

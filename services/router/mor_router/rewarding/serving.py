@@ -37,6 +37,8 @@ class Serving(Protocol):
 
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]: ...
 
+    def beyond(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]: ...
+
 
 @dataclass(frozen=True)
 class ColdStart:
@@ -54,6 +56,9 @@ class ColdStart:
 
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:
         return np.ones((len(inputs), len(self.clients)))
+
+    def beyond(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]:
+        return np.ones(len(inputs))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mor_core.wire import Messages, image_hashes
 
 from mor_router.embedding import Input
 from mor_router.mathematics import gate
-from mor_router.mathematics.fuse import combined
+from mor_router.mathematics.fuse import beyond, combined
 from mor_router.rewarding.account import LESS_TRUSTED
 from mor_router.rewarding.rewarding import Groups, Verdict
 from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
@@ -63,6 +63,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
         gate_version=now.force.version,
         note=now.force.note,
         entropy=float(gate.entropy(np.array(list(weights.values())))),
+        beyond_anchors=beyond(lenses),
         clients=tuple(line for line in lines if sees(caller, line.client)),
     )
 
