@@ -33,10 +33,14 @@ class Podman:
     """Pods on a network of their own, on which the names of Services are resolved."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` takes the configuration: podman's own limits are above what some machines allow."""
+        """``folder`` takes the configuration: podman's own limits are above what some machines allow, and its first
+        choice, crun, refuses hybrid cgroups."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         ulimits = [f"nofile={files}:{files}", "nproc=4096:4096"]
-        (folder / "containers.conf").write_text(f"[containers]\ndefault_ulimits = {json.dumps(ulimits)}\n")
+        runtime = 'runtime = "runc"\n' if shutil.which("runc") else ""
+        (folder / "containers.conf").write_text(
+            f"[containers]\ndefault_ulimits = {json.dumps(ulimits)}\n[engine]\n{runtime}"
+        )
         self._environment = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf")}
         self._folder = folder
         self._pods: list[str] = []
