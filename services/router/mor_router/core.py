@@ -72,7 +72,7 @@ class Router:
     async def ready(self) -> str | None:
         """What is missing for this router to do its work. Clients are not: they enrol at a router that is ready."""
         await self.redis.ping()
-        return None
+        return None if self.pool.known else "the registry of clients has not been read yet"
 
 
 @asynccontextmanager
@@ -170,7 +170,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         decoys=decoys,
         worker=Worker(redis, settings, pool, rewarder),
     )
-    await pool.refresh()
+    await pool.try_refresh()  # a queue server that starts later than this router is waited for, in /readyz
     work = [pool.follow(), pool.probe(), *([router.worker.watch()] if settings.worker else [])]
     if settings.kubernetes_namespaces:
         work.append(_discovery(router, policy, vault).run())

@@ -42,6 +42,8 @@ class Pool:
         self._broken: dict[str, str] = {}
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
+        self.known = False
+        """Whether the registry was read since the start."""
 
     def named(self, *states: State) -> list[str]:
         """Names of the clients in one of ``states``."""
@@ -96,6 +98,7 @@ class Pool:
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
             self.records = records
+            self.known = True
 
     async def _drop(self, name: str) -> None:
         self._identity.pop(name, None)
@@ -112,10 +115,14 @@ class Pool:
         """Refresh until cancelled."""
         while True:
             await asyncio.sleep(_REFRESH_S)
-            try:
-                await self.refresh()
-            except RedisError as error:
-                log.warning("the registry cannot be read; the last one known stays in use", error=str(error))
+            await self.try_refresh()
+
+    async def try_refresh(self) -> None:
+        """Refresh, or keep the clients that are known while the registry cannot be read."""
+        try:
+            await self.refresh()
+        except RedisError as error:
+            log.warning("the registry cannot be read; the last one known stays in use", error=str(error))
 
     async def probe(self) -> None:
         """Ask every client for its card now and then, until cancelled, and note what it says."""
