@@ -76,7 +76,8 @@ images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda,
 	for service in $(IMAGES); do \
 	  $(ENGINE) build --file services/$$service/Dockerfile $(BUILD_ARGS) \
 	    --build-arg BASE="$(BASE)" --build-arg VARIANT="$(VARIANT)" --build-arg PIP_ARGS="$(PIP_ARGS)" \
-	    --build-arg VERSION="$(VERSION)" --build-arg REVISION="$$(git rev-parse HEAD)" \
+	    --label org.opencontainers.image.version="$(VERSION)" \
+	    --label org.opencontainers.image.revision="$$(git rev-parse HEAD)" \
 	    --tag $(IMAGE) .; \
 	done
 
@@ -101,8 +102,9 @@ observe: setup ## Prometheus with MoR's alerts beside 'make demo' or 'make up' (
 	$(BIN)/python -m three_domains.observe --state $(DEMO) \
 	  --prometheus "$$($(BIN)/python helm/tools.py --only prometheus | grep 'prometheus$$')"
 
-bench-quality: setup ## MoR against what else a server could do with the same scores (FULL=1: more of everything, and bench-grpo)
-	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full)
+bench-quality: setup ## MoR against what else a server could do with the same scores (PROMPTS=96: more of them for the policies; FULL=1: more of everything, and bench-grpo)
+	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full) \
+	  $(if $(PROMPTS),--prompts $(PROMPTS))
 	$(if $(FULL),$(MAKE) bench-grpo)
 
 bench-grpo: setup ## After bench-quality: policies trained by GRPO under the rewards of its four best arms

@@ -83,10 +83,11 @@ class Experiment:
         self.threads = threads
         self.clients = [replace(client, pairs=round(client.pairs * size.clients)) for client in CLIENTS]
         self.cache = self.state / "scores"
+        self.sampled = self.state / f"sampled-{size.prompts}"
 
     def make_material(self) -> None:
         cores.run_all(self._material(), self.threads)
-        sampling.sample(self.base, self.state / "sampled", self.size.responses, self.threads)
+        sampling.sample(self.base, self.sampled, self.size.responses, self.threads)
 
     def _material(self) -> Iterator[Callable[[], None]]:
         """What writes each folder of pictures and rows, the largest first."""
@@ -112,7 +113,7 @@ class Experiment:
         ):
             yield partial(write, self.state / name, shares, seed=name, judge=complete)
         prompts = material.evenly("server", self.size.prompts)
-        yield partial(material.write_prompts, self.state / "sampled", prompts, seed="prompts")
+        yield partial(material.write_prompts, self.sampled, prompts, seed="prompts")
 
     def train(self) -> None:
         cores.run_all(self._trainings(), self.threads)
@@ -144,14 +145,15 @@ class Experiment:
         """In the order of their scores."""
         return [self.state / "models" / client.name for client in self.clients]
 
-    def first_draw(self) -> Anchors:
-        """The anchors of the first draw, as scored."""
+    def drawn(self, seed: int) -> Anchors:
+        """The anchors of one draw, as scored; the first has seed 0."""
         names = tuple(client.name for client in self.clients)
         pool = Anchors(scoring.load(self.state / "anchors", self.cache, names, models.OTHERS))
-        return draw(pool, EVEN, ANCHORS, seed=0)
+        return draw(pool, EVEN, ANCHORS, seed)
 
     def score(self) -> None:
-        folders = [self.state / name for name in ("anchors", "held-out", "styled-anchors", "styled", "sampled")]
+        pairs = [self.state / name for name in ("anchors", "held-out", "styled-anchors", "styled")]
+        folders = [*pairs, self.sampled]
         names = [client.name for client in self.clients] + list(models.OTHERS)
         scoring.embed(folders, self.cache)
         found = [self.state / "models" / name for name in names]
@@ -169,15 +171,19 @@ class Experiment:
             pool=Anchors(load("anchors")),
             held_out=load("held-out"),
             pictures=tuple(gold["picture"] for gold in golds),
-            sampled=load("sampled"),
+            sampled=load(self.sampled.name),
             truth=self._truth(),
             supervised=supervised.measure(
-                self.base, self._first_draw().parent, self.state / "sampled", self.state / "supervised", self.threads
+                self.base,
+                self._first_draw().parent,
+                self.sampled,
+                self.state / f"supervised-{self.size.prompts}",
+                self.threads,
             ),
             styled=Anchors(load("styled-anchors")),
             styled_held_out=load("styled"),
             agrees=(self._agrees("styled-anchors"), self._agrees("styled")),
-            wire=wire.traffic(self.state / "sampled", self.state / "models" / models.AVERAGED),
+            wire=wire.traffic(self.sampled, self.state / "models" / models.AVERAGED),
             draws=self.size.draws,
             executor=executor,
         )
@@ -194,7 +200,7 @@ class Experiment:
         return folder / "prefs.jsonl"
 
     def _truth(self) -> dict[str, Rewards]:
-        golds, asked = material.read_gold(self.state / "sampled"), scoring.groups(self.state / "sampled")
+        golds, asked = material.read_gold(self.sampled), scoring.groups(self.sampled)
         return {"correct": truth.correctness(golds, asked), "taste": truth.liking(golds, asked)}
 
     def _agrees(self, name: str) -> np.ndarray:
@@ -217,9 +223,14 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".mor/quality"))
     parser.add_argument("--demo", type=Path, default=Path(".mor/demo"), help="where base model and parts are or go")
     parser.add_argument("--size", choices=tuple(SIZES), default="quick")
+    parser.add_argument(
+        "--prompts", type=int, help="of each domain, to sample responses to; what --size says if left out"
+    )
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     size = SIZES[chosen.size]
+    if chosen.prompts:
+        size = replace(size, prompts=chosen.prompts)
     for step in prepare.steps(chosen.demo, "default", 0)[:3]:
         step.run()
     experiment = Experiment(chosen.state, chosen.demo, size, chosen.threads)

@@ -23,20 +23,22 @@ _NO_RIVALS = (REFERENCE, BASE, GOLD, Oracle.title, OTHERS["central"])
 """Beside MoR and where it begins, what no server can have: the truth, or everybody's data."""
 
 
-def compare(correct: Mapping[str, Float[ndarray, " questions"]], domains: Sequence[str]) -> dict[str, Any]:
+def compare(correct: Mapping[str, Float[ndarray, "runs questions"]], domains: Sequence[str]) -> dict[str, Any]:
     """Gold accuracy in %, mean over domains and by domain, and how far MoR is ahead in points, paired over questions.
 
-    ``correct``: by arm, how much of each question's answers is right.
+    ``correct``: by arm, how much of each question's answers is right; all arms have MoR's runs, or one.
     """
     of = np.array(domains)
     found = {}
     for title, values in correct.items():
-        by_domain = {name: 100 * float(values[of == name].mean()) for name in sorted(set(domains))}
+        runs = {name: 100 * values[:, of == name].mean(axis=1) for name in sorted(set(domains))}
+        by_domain = {name: float(levels.mean()) for name, levels in runs.items()}
         ahead = lead(correct[REFERENCE], values, domains)
         found[title] = {
             "accuracy": float(np.mean(list(by_domain.values()))),
             "worst": min(by_domain.values()),
             "domains": by_domain,
+            "runs": {name: levels.tolist() for name, levels in runs.items()},
             "MoR ahead": asdict(ahead.mean),
             "MoR ahead in the worst domain": asdict(ahead.worst),
         }

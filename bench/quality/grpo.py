@@ -1,9 +1,10 @@
 """GRPO under the rewards of the best arms: ``python -m quality.grpo``, after ``python -m quality``.
 
 Trainer, engine, queue and run control are the product's, as processes of their own; only in the router's place stands
-the arm, fitted on the experiment's first draw of anchors, with the clients' models in its process. All arms start from
-the demonstration's base model, see the same prompts, and answer the same questions on material that nothing was trained
-on. ``bench/results/quality-grpo-SIZE.json`` keeps what was found; an arm whose answers are there is not run again.
+the arm, with the clients' models in its process. All arms start from the demonstration's base model, see the same
+prompts, and answer the same questions on material that nothing was trained on. A seed decides on which draw of anchors
+the arms are fitted, the order of the prompts, and what is sampled. ``bench/results/quality-grpo-SIZE.json`` keeps what
+was found; a run whose answers are there is not repeated, so seeds may be run one by one, or beside each other.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class ClosedLoop:
         """Whether the base model's answers are right."""
         return self._kept("base", lambda running: None)
 
-    def arm(self, arm: Arm) -> Float[ndarray, " questions"]:
+    def arm(self, arm: Arm, seed: int) -> Float[ndarray, " questions"]:
         """Whether the answers of the model that the arm's reward trained are right."""
-        return self._kept(_slug(arm.title), lambda running: asyncio.run(self._train(running, arm)))
+        return self._kept(f"{_slug(arm.title)}-{seed}", lambda running: asyncio.run(self._train(running, arm, seed)))
 
     def _kept(self, name: str, train: Callable[[Stack], None]) -> Float[ndarray, " questions"]:
         file = self._state / f"{name}.json"
@@ -87,7 +88,7 @@ class ClosedLoop:
             ]
         )
 
-    async def _train(self, running: Stack, arm: Arm) -> None:
+    async def _train(self, running: Stack, arm: Arm, seed: int) -> None:
         session.stop_earlier_runs(running)
         spec = {
             **_SPEC,
@@ -95,10 +96,11 @@ class ClosedLoop:
             "model": str(self._experiment.base.resolve()),
             "prompts": str((self._prompts / "prompts.jsonl").resolve()),
             "steps": self._steps,
+            "seed": seed,
         }
         run = session.create_run(running, spec)
         redis_url = f"redis://127.0.0.1:{running.ports['redis']}/0"
-        score = arm.fit(self._experiment.first_draw())
+        score = arm.fit(self._experiment.drawn(seed))
         async with ArmRewards(redis_url, run, arm.title, self._experiment.client_models(), score) as rewards:
             serving = asyncio.create_task(rewards.serve())
             watching = asyncio.create_task(asyncio.to_thread(lambda: list(session.follow(running, run))))
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path(".mor/demo"))
     parser.add_argument("--size", choices=tuple(SIZES), default="quick")
     parser.add_argument("--arms", type=int, default=4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each is a run of every arm")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
@@ -142,13 +145,23 @@ def main() -> None:
         raise SystemExit(f"{offline} is not there; run `python -m quality --size {chosen.size}` first")
     loop = ClosedLoop(Experiment(chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads), chosen.steps)
     loop.make_material()
-    right = {BASE: loop.base()}
-    for arm in best_arms(json.loads(offline.read_text()), chosen.arms):
-        started = time.monotonic()
-        right[arm.title] = loop.arm(arm)
-        print(f"{arm.title}: {100 * right[arm.title].mean():.1f} %, {time.monotonic() - started:.0f} s", flush=True)
+    base, arms = loop.base(), best_arms(json.loads(offline.read_text()), chosen.arms)
+    runs: dict[str, list[ndarray]] = {arm.title: [] for arm in arms}
+    for seed in chosen.seeds:
+        for arm in arms:
+            started = time.monotonic()
+            answered = loop.arm(arm, seed)
+            runs[arm.title].append(answered)
+            spent = time.monotonic() - started
+            print(f"{arm.title}, seed {seed}: {100 * answered.mean():.1f} %, {spent:.0f} s", flush=True)
+    right = {BASE: base[None], **{title: np.stack(answers) for title, answers in runs.items()}}
     domains = [gold["domain"] for gold in material.read_gold(loop.questions)]
-    found = {"steps": chosen.steps, "questions": len(domains), "arms": compare(right, domains)}
+    found = {
+        "steps": chosen.steps,
+        "seeds": chosen.seeds,
+        "questions": len(domains),
+        "arms": compare(right, domains),
+    }
     print(f"{tables.trained(found)}\n{record(f'quality-grpo-{chosen.size}', found)}")
 
 

@@ -126,14 +126,19 @@ class Lead:
     """In each arm's worst domain."""
 
 
-def lead(ours: Float[ndarray, " rows"], theirs: Float[ndarray, " rows"], domains: Sequence[str]) -> Lead:
-    """Both arms on the same rows, which are resampled within each domain (paired bootstrap)."""
+def lead(ours: Float[ndarray, "runs rows"], theirs: Float[ndarray, "runs rows"], domains: Sequence[str]) -> Lead:
+    """Both arms on the same rows, which are resampled within each domain, and so are the runs (paired bootstrap).
+
+    An arm of a single run is set against each run of the other.
+    """
     random = np.random.default_rng(0)
-    values, of = np.stack([ours, theirs]), np.array(domains)
+    values, of = np.stack(np.broadcast_arrays(ours, theirs)), np.array(domains)
+    count = values.shape[1]
     members = [np.flatnonzero(of == name) for name in sorted(set(domains))]
-    level = np.stack([values[:, rows].mean(axis=1) for rows in members], axis=1)
+    level = np.stack([values[:, :, rows].mean(axis=(1, 2)) for rows in members], axis=1)
     drawn = [rows[random.integers(len(rows), size=(REPLICATES, len(rows)))] for rows in members]
-    levels = np.stack([values[:, rows].mean(axis=2) for rows in drawn], axis=2)
+    taken = random.multinomial(count, np.full(count, 1 / count), size=REPLICATES) / count
+    levels = np.stack([np.einsum("arn,nr->an", values[:, :, rows].mean(axis=3), taken) for rows in drawn], axis=2)
 
     def interval(of_domains: Callable[[ndarray], ndarray]) -> Interval:
         first, second = of_domains(levels)

@@ -147,8 +147,9 @@ def policies(found: Found) -> str:
     base = found["base"]
     tuned = found["supervised on anchors"]
     return (
-        f"{table(head, rows)}\n\n{verdict(compared)} The base policy answers {100 * base['correct']:.1f} % of the "
-        f"samples correctly. Tuned on the preferred answers of 64 anchors alone it gains "
+        f"{table(head, rows)}\n\n{verdict(compared)} The base policy answers {100 * base['correct']:.1f} % of its "
+        f"samples correctly, {found['responses']} to each of {found['prompts']} prompts. Intervals are over prompts "
+        f"and draws of anchors. Tuned on the preferred answers of 64 anchors alone it gains "
         f"{100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
     )
 
@@ -159,13 +160,20 @@ def trained(found: Found) -> str:
     domains = list(next(iter(arms.values()))["domains"])
     head = ["trained under", "accuracy, %", *domains, "worst domain", "MoR ahead by", "in the worst domain by"]
     rows = [
-        [name, f"{row['accuracy']:.1f}", *(f"{row['domains'][domain]:.1f}" for domain in domains), *_lead(row)]
+        [
+            name,
+            _range([fmean(levels) for levels in zip(*row["runs"].values(), strict=True)]),
+            *(_range(row["runs"][domain]) for domain in domains),
+            *_lead(row),
+        ]
         for name, row in arms.items()
     ]
+    runs = len(found["seeds"])
     return (
-        f"{table(head, rows)}\n\n{verdict(arms)} One run of {found['steps']} steps an arm, "
-        f"{found['questions']:,} questions on material that nothing was trained on; the intervals are over questions, "
-        "not over runs."
+        f"{table(head, rows)}\n\n{verdict(arms)} {runs} {'run' if runs == 1 else 'runs'} of {found['steps']} steps an "
+        f"arm (lowest to highest in brackets), each with anchors, order of prompts and samples of its own; "
+        f"{found['questions']:,} questions on material that nothing was trained on. The intervals are over questions"
+        f"{'; one run says nothing of others.' if runs == 1 else ' and runs, which few runs make too narrow.'}"
     )
 
 

@@ -114,11 +114,24 @@ class Podman:
     def restart(self, pod: str) -> None:
         """As an upgrade does: the process is told to end, and another one started. The address is another one then."""
         self("pod", "stop", "--time", "30", pod)
-        self("pod", "start", pod)
+        self._start_again(pod)
 
     def kill(self, pod: str) -> None:
         """As a crash does; what takes the process' place is started at once."""
         self("pod", "kill", pod)
+        self._start_again(pod)
+
+    def _start_again(self, pod: str, timeout_s: float = 60) -> None:
+        """Once podman has put away what ended, or it would take the new pod's network and process away with it."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            listed = self("ps", "--all", "--filter", f"pod={pod}", "--format", "{{.ID}}").split()
+            states = {found["State"]["Status"] for found in json.loads(self("inspect", *listed))}
+            if states == {"exited"}:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"containers of {pod} are {sorted(states)} after {timeout_s:g} s")
+            time.sleep(0.05)
         self("pod", "start", pod)
 
     def pid(self, container: str) -> int:

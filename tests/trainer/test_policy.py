@@ -69,6 +69,27 @@ def test_log_probabilities_equal_a_plain_forward(
     assert torch.allclose(got, wanted, atol=1e-5), (got - wanted).abs().max()
 
 
+@pytest.mark.parametrize("kind", ["idefics3", "qwen2_5_vl"])
+def test_a_model_that_takes_no_features_is_given_pixels_each_time(
+    models: dict[str, Path], kind: str, prompts: Path, rows_of: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers had them before 5.19: a forward that would drop features among its other arguments."""
+    inner = type(AutoModelForImageTextToText.from_pretrained(models[kind]).base_model)
+    whole = inner.forward
+
+    def forward(self: Any, input_ids: Any = None, pixel_values: Any = None, **rest: Any) -> Any:
+        rest.pop("mm_encoder_outputs", None)
+        return whole(self, input_ids=input_ids, pixel_values=pixel_values, **rest)
+
+    monkeypatch.setattr(inner, "forward", forward)
+    policy, _ = policy_of(models[kind], prompts)
+    prompt, response = rows_of[0], (30, 41, 52)
+    with torch.no_grad():
+        got = policy.logprobs([Row(policy.prepare(prompt.messages, prompt.images), (response,))])[0]
+        wanted = plain_logprobs(policy.model, policy.processor, prompt, response)
+    assert torch.allclose(got, wanted, atol=1e-5), (got - wanted).abs().max()
+
+
 def test_engine_and_trainer_agree_on_sampled_tokens(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     from mor_core.wire import PromptRecord, Sampling, WeightsRef
 

@@ -38,19 +38,19 @@ def _conflict(evidence: Evidence, count: int) -> Table:
             right = agreement(MixtureOfRewards().fit(Anchors(told))(evidence.styled_held_out))
             for asked in STYLES:
                 rights.setdefault((fitted, asked), []).append(_by(asked, right, evidence))
-    mean = {key: np.mean(right, axis=0) for key, right in rights.items()}
+    judged: dict[tuple[str, str], Float[ndarray, "draws pairs"]] = {key: np.stack(on) for key, on in rights.items()}
     found: Table = {}
-    for (fitted, asked), right in mean.items():
+    for (fitted, asked), right in judged.items():
         found[f"fitted {fitted}, asked {asked}"] = 100 * float(right.mean())
     for asked, other in zip(STYLES, reversed(STYLES), strict=True):
         for fitted in (other, _BOTH):
-            cost = lead(mean[asked, asked], mean[fitted, asked], evidence.styled_held_out.domains).mean
+            cost = lead(judged[asked, asked], judged[fitted, asked], evidence.styled_held_out.domains).mean
             found[f"what the gate fitted {fitted} costs, asked {asked}, points"] = asdict(cost)
     found["pairs on which the objectives disagree"] = 100 * float((~evidence.agrees[1]).mean())
     for style in STYLES:
         if style in evidence.clients:
-            right = agreement(evidence.styled_held_out.scores[:, evidence.clients.index(style)])
-            found[f"client {style} alone, asked {style}"] = 100 * float(_by(style, right, evidence).mean())
+            alone = agreement(evidence.styled_held_out.scores[:, evidence.clients.index(style)])
+            found[f"client {style} alone, asked {style}"] = 100 * float(_by(style, alone, evidence).mean())
     return found
 
 

@@ -22,7 +22,7 @@ def policies(evidence: Evidence) -> Table:
     """What the policy that is optimal for an arm's reward is worth, at equal KL to the base policy."""
     draws = evidence.drawn(draws=max(2, evidence.draws // 4))
     curves: dict[str, dict[str, list[Any]]] = {}
-    correct: dict[str, Float[ndarray, " prompts"]] = {}
+    correct: dict[str, Float[ndarray, "draws prompts"]] = {}
     level = evidence.truth["correct"].mean(axis=1)
     scorers: dict[str, Callable[[], list[Rewards]]] = {
         arm.title: lambda arm=arm: [arm.fit(anchors)(evidence.sampled) for anchors in draws]  # type: ignore[misc]
@@ -42,10 +42,12 @@ def policies(evidence: Evidence) -> Table:
             for name, found in reached.items():
                 curves[title][name].append(float(np.mean([one.gold for one in found])))
             if kl == 1.0:
-                correct[title] = level + np.mean([one.by_prompt for one in reached["correct"]], axis=0)
+                correct[title] = level + np.stack([one.by_prompt for one in reached["correct"]])
     base = {name: float(gold.mean()) for name, gold in evidence.truth.items()}
     tuned = asdict(evidence.supervised) | {"gain": evidence.supervised.correct - base["correct"]}
     return {
+        "prompts": len(evidence.sampled),
+        "responses": evidence.sampled.scores.shape[2],
         "base": base,
         "supervised on anchors": tuned,
         "curves": curves,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -54,6 +55,12 @@ class ImageFeatures:
     def bytes(self) -> int:
         tensors = [self.pooled] if isinstance(self.pooled, Tensor) else self.pooled
         return sum(tensor.nbytes for tensor in tensors)
+
+
+def takes_features(model: Any) -> bool:
+    """Whether a model takes features in place of pixel values. One that does not (transformers before 5.19, or code of
+    its own) would drop them unseen in its ``**kwargs`` and answer without the picture."""
+    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
 _FIELDS = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mor_trainer.model import loading, sharding, shared_prompt
 from mor_trainer.model.encoding import EncodedPrompt, PromptEncoder
-from mor_trainer.model.features import ByteBoundCache, ImageFeatures, features_of, joined
+from mor_trainer.model.features import ByteBoundCache, ImageFeatures, features_of, joined, takes_features
 from mor_trainer.model.logprobs import chosen_logprobs
 from mor_trainer.model.positions import positions_of
 from mor_trainer.model.rows import Layout, PreparedPrompt, Row, packed, padded
@@ -73,10 +73,11 @@ class Policy:
             forbidden_token_ids(processor, self._vocabulary), dtype=torch.long, device=self.device
         )
         self._encoder = PromptEncoder(processor)
-        self._reuses_features = spec.freeze_vision or self.adapter is not None
         self._prepared: ByteBoundCache[PreparedPrompt] = ByteBoundCache(cache_bytes // 2)
         self._features: ByteBoundCache[ImageFeatures] = ByteBoundCache(cache_bytes // 2)
         self._plain_head = self._head_is_plain()
+        frozen = spec.freeze_vision or self.adapter is not None
+        self._reuses_features = frozen and takes_features(model.base_model if self._plain_head else model)
         self.shares_prompts = spec.shared_prompt == "auto" and self._share_prompts()
         """Whether a row may hold several responses to its prompt, and rows are packed without padding."""
         if spec.gradient_checkpointing:
