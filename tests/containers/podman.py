@@ -113,6 +113,9 @@ class Podman:
 
     def restart(self, pod: str) -> None:
         """As an upgrade does: the process is told to end, and another one started. The address is another one then."""
+        self(
+            "stop", "--time", "30", *self._containers(pod)[1:]
+        )  # before its pod, which would take the network away from it
         self("pod", "stop", "--time", "30", pod)
         self._start_again(pod)
 
@@ -125,14 +128,19 @@ class Podman:
         """Once podman has put away what ended, or it would take the new pod's network and process away with it."""
         deadline = time.monotonic() + timeout_s
         while True:
-            listed = self("ps", "--all", "--filter", f"pod={pod}", "--format", "{{.ID}}").split()
-            states = {found["State"]["Status"] for found in json.loads(self("inspect", *listed))}
+            states = {found["State"]["Status"] for found in json.loads(self("inspect", *self._containers(pod)))}
             if states == {"exited"}:
                 break
             if time.monotonic() > deadline:
                 raise TimeoutError(f"containers of {pod} are {sorted(states)} after {timeout_s:g} s")
             time.sleep(0.05)
         self("pod", "start", pod)
+
+    def _containers(self, pod: str) -> list[str]:
+        """Ids of a pod's containers, that which only holds its network first."""
+        found = json.loads(self("pod", "inspect", pod))
+        infra = found["InfraContainerID"]
+        return [infra, *(one["Id"] for one in found["Containers"] if one["Id"] != infra)]
 
     def pid(self, container: str) -> int:
         return int(json.loads(self("inspect", container))[0]["State"]["Pid"])

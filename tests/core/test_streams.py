@@ -9,7 +9,7 @@ import pytest
 from mor_core import streams
 from mor_core.errors import LeaseLost, StreamFull
 from mor_core.settings import StreamSettings
-from mor_core.streams import Backlog, Consumer, Streams
+from mor_core.streams import Backlog, Consumer, Entry, Streams
 from mor_core.wire import PromptRecord, RolloutRecord
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -89,24 +89,33 @@ async def test_a_lease_that_is_kept_is_not_taken_over(redis: Redis, run_name: st
     assert await side.depth("prompts") == 0
 
 
-async def test_cancelled_work_is_another_consumers_at_once(redis: Redis, run_name: str) -> None:
+async def test_what_a_consumer_holds_at_its_end_is_anothers_at_once(redis: Redis, run_name: str) -> None:
     side = Streams(redis, run_name, bound=8)
     worker, other = consumer(side, lease_s=60), consumer(side, lease_s=60)
-    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await side.publish("prompts", prompt(run_name, "g1"), timeout_s=1)
+    await side.publish("prompts", prompt(run_name, "g2"), timeout_s=1)
     await worker.read(1, 0.01)
-    [entry] = await worker.read(1, 1)
+    read = asyncio.Event()
 
     async def work() -> None:
+        async with worker, asyncio.TaskGroup() as groups:
+            (begun,) = await worker.read(1, 1)
+            groups.create_task(keep(begun))
+            await worker.read(1, 1)  # and not begun with
+            read.set()
+            await asyncio.sleep(60)
+
+    async def keep(entry: Entry[PromptRecord]) -> None:
         async with worker.leased([entry]):
             await asyncio.sleep(60)
 
     task = asyncio.create_task(work())
-    await asyncio.sleep(0.05)
-    assert await other.read(1, 0.01) == []
+    await asyncio.wait_for(read.wait(), 5)
+    assert await other.read(2, 0.01) == []
     task.cancel()
     await asyncio.wait([task])
-    [taken] = await other.read(1, 0.01)
-    assert (taken.id, taken.deliveries) == (entry.id, 2)
+    taken = await other.read(2, 0.01)
+    assert [(entry.record.group_id, entry.deliveries) for entry in taken] == [("g1", 2), ("g2", 2)]
 
 
 async def test_a_full_stream_makes_its_producer_wait(redis: Redis, run_name: str) -> None:

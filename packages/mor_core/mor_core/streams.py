@@ -3,7 +3,8 @@
 An entry is settled only together with the next stage's record: ``Consumer.forward`` writes the record, acknowledges the
 entry and deletes it in one Lua script, so a group is handed on exactly once even when two consumers worked on it. A
 full stream slows its producer; nothing is trimmed. An entry of a consumer that went silent for ``lease_s`` is taken
-over by another; ``Consumer.leased`` keeps an entry while work on it goes on, and hands it back when that is cancelled.
+over by another; ``Consumer.leased`` keeps an entry while work on it goes on. A consumer that ends as it should hands
+back what it holds, whether work on it had begun or not.
 
 Keys carry the run as a hash tag (``mor:{RUN}:prompts``), so that one run lives in one cluster slot.
 """
@@ -19,7 +20,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -186,7 +188,10 @@ class Entry(Generic[R]):
 
 
 class Consumer(Generic[R]):
-    """One worker's side of one stream: reads, keeps, hands on, settles, gives up."""
+    """One worker's side of one stream: reads, keeps, hands on, settles, gives up.
+
+    Used as a context; on leaving it, the next consumer takes at once what this one still holds.
+    """
 
     def __init__(self, streams: Streams, stream: StreamName, stage: Stage, lease_s: float) -> None:
         self._streams = streams
@@ -197,6 +202,23 @@ class Consumer(Generic[R]):
         self._lease_ms = max(1, round(lease_s * 1000))
         self._type = RECORD_TYPES[stream]
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(RedisError):  # then it takes as long as the lease
+            held = await self._redis.xpending_range(
+                self._key, self._stage, min="-", max="+", count=self._streams.bound, consumername=self.name
+            )
+            if held:
+                await self._claim_for_itself([item["message_id"] for item in held], idle_ms=self._lease_ms)
+
+    async def _claim_for_itself(self, ids: Sequence[Any], idle_ms: int) -> None:
+        """Let entries of this consumer have been idle for so long."""
+        await self._redis.xclaim(self._key, self._stage, self.name, 0, list(ids), idle=idle_ms, justid=True)
 
     async def read(self, count: int, block_s: float) -> list[Entry[R]]:
         """Up to ``count`` entries: first those of silent consumers, then new ones, waiting up to ``block_s``.
@@ -254,29 +276,16 @@ class Consumer(Generic[R]):
 
     @contextlib.asynccontextmanager
     async def leased(self, entries: Sequence[Entry[R]]) -> AsyncIterator[None]:
-        """Keep ``entries`` this consumer's while the body runs, by renewing them every third of the lease.
-
-        A body that is cancelled leaves them as if the lease had ended: the next consumer takes them at once.
-        """
-
-        async def idle(milliseconds: int) -> None:
-            await self._redis.xclaim(
-                self._key, self._stage, self.name, 0, [entry.id for entry in entries], idle=milliseconds, justid=True
-            )
+        """Keep ``entries`` this consumer's while the body runs, by renewing them every third of the lease."""
 
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._lease_ms / 3000)
-                await idle(0)
+                await self._claim_for_itself([entry.id for entry in entries], idle_ms=0)
 
         task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:
             yield
-        except asyncio.CancelledError:
-            await stop([task])
-            with contextlib.suppress(RedisError):
-                await idle(self._lease_ms)
-            raise
         finally:
             (failure,) = await stop([task])
             if failure is not None and not isinstance(failure, RedisConnectionError | RedisTimeoutError):

@@ -107,7 +107,7 @@ class RolloutWorker:
                 " start one with the run's model"
             )
             log.error("run refused", run=run, reason=refusal)
-        async with asyncio.TaskGroup() as groups:
+        async with consumer, asyncio.TaskGroup() as groups:
             while True:
                 reserved = await self._reserve()
                 entries: list[Entry[PromptRecord]] = []

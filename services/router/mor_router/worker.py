@@ -91,8 +91,8 @@ class RunWorker:
         self._slots = asyncio.Semaphore(settings.batches_in_flight)
 
     async def work(self) -> None:
-        """Until cancelled; what is in flight then is another consumer's after its lease."""
-        async with asyncio.TaskGroup() as batches:
+        """Until cancelled; what is in flight then is handed back."""
+        async with self._consumer, asyncio.TaskGroup() as batches:
             while True:
                 if not self._pool.named("active"):
                     await asyncio.sleep(_PAUSE_S)  # without a client to ask, groups are safest in the stream

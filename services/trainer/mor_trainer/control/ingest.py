@@ -107,6 +107,15 @@ class Ingest:
     async def _read(self, run: str) -> None:
         streams = Streams(self.redis, run, self._bound)
         consumer: Consumer[EventRecord] = Consumer(streams, "events", "trainer", _LEASE_S)
+        async with consumer:
+            await self._relay(run, streams, consumer)
+        telemetry.forget(run)
+        if self._runs.snapshot(run).state is RunState.finished:
+            with contextlib.suppress(RedisError):
+                await streams.delete()
+
+    async def _relay(self, run: str, streams: Streams, consumer: Consumer[EventRecord]) -> None:
+        """Tell of a run's events until some time after its end."""
         spec, over = self._runs.spec(run), False
         while run in self._runs.active(_LINGER_S):
             try:
@@ -126,7 +135,3 @@ class Ingest:
             except (RedisError, StreamError, OSError) as error:
                 log.warning("events cannot be read", run=run, error=str(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))
-        telemetry.forget(run)
-        if self._runs.snapshot(run).state is RunState.finished:
-            with contextlib.suppress(RedisError):
-                await streams.delete()

@@ -288,9 +288,10 @@ class Groups:
 
     async def _read_rewards(self) -> None:
         consumer: Consumer[RewardRecord] = Consumer(self._streams, "rewards", "trainer", self._settings.lease_s)
-        while True:
-            for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                await self._receive(consumer, entry)
+        async with consumer:
+            while True:
+                for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
+                    await self._receive(consumer, entry)
 
     async def _receive(self, consumer: Consumer[RewardRecord], entry: Entry[RewardRecord]) -> None:
         record, group_id = entry.record, entry.record.group_id
@@ -325,10 +326,11 @@ class Groups:
 
     async def _read_dead(self) -> None:
         consumer: Consumer[DeadLetter] = Consumer(self._streams, "dead", "trainer", self._settings.lease_s)
-        while True:
-            for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                self._again(entry.record.group_id, entry.record.reason, entry.record)
-                await consumer.settle(entry)
+        async with consumer:
+            while True:
+                for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
+                    self._again(entry.record.group_id, entry.record.reason, entry.record)
+                    await consumer.settle(entry)
 
     def _again(self, group_id: str, reason: str, letter: DeadLetter | None = None) -> None:
         """Issue a group again that was lost or given up by a stage, as long as it has attempts left."""
