@@ -11,7 +11,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := packages/mor_core packages/mor_client services/reward services/router services/rollout services/trainer
-CODE := $(DISTRIBUTIONS) examples tests bench helm docs
+CODE := $(DISTRIBUTIONS) examples tests bench helm docs .ci
 STATE := .mor
 DEMO := $(STATE)/demo$(if $(filter-out default,$(PRESET)),-$(PRESET))
 
