@@ -8,6 +8,11 @@ python3 -m venv /opt/mor
 # shellcheck disable=SC2086
 /opt/mor/bin/pip install ${PIP_ARGS:-} "$@"
 packages=$(/opt/mor/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+torch=$(/opt/mor/bin/python -c 'from importlib.metadata import version; print(version("torch"))')
+if [ "${VARIANT:-cpu}" = cuda ] && [ "${torch%+cpu}" != "$torch" ]; then
+  echo "torch $torch was installed for a GPU build; see constraints-cuda.txt" >&2
+  exit 1
+fi
 if [ "${VARIANT:-cpu}" = cpu ]; then
   /opt/mor/bin/pip uninstall -q -y triton torchaudio torchcodec
   rm -rf "$packages"/{torch,pyarrow,numpy/_core}/include
