@@ -55,4 +55,6 @@ def verdict(found: Mapping[str, Any]) -> str:
         rest = f" (open: {', '.join(unclear)})" if unclear else ""
         if lows:
             told.append(f"{where} to {len(lows) - len(unclear)} of {len(lows)}{rest}")
+    if not told:
+        return "There is no rival to compare with."
     return f"With a margin of {MARGIN:g} points MoR is not inferior to what else a server could do, {'; '.join(told)}."

@@ -52,4 +52,5 @@ def test_what_no_server_can_have_is_no_rival_and_what_is_open_is_named() -> None
     arms = {BASE: answers(0.1, 0.1, 0.1), REFERENCE: like, "same": like, "better": better, OTHERS["central"]: better}
     found = compare(arms, DOMAINS)
     assert "in the mean to 1 of 2 (open: better); in the worst domain to 1 of 2 (open: better)" in verdict(found)
+    assert verdict({REFERENCE: found[REFERENCE], BASE: found[BASE]}) == "There is no rival to compare with."
     assert tables.trained({"arms": found, "steps": 100, "seeds": [0], "questions": 1600}).count("\n|") == len(arms) + 1

@@ -113,9 +113,8 @@ class Podman:
 
     def restart(self, pod: str) -> None:
         """As an upgrade does: the process is told to end, and another one started. The address is another one then."""
-        self(
-            "stop", "--time", "30", *self._containers(pod)[1:]
-        )  # before its pod, which would take the network away from it
+        # The process before its pod, which would take the network away from it.
+        self("stop", "--time", "30", *self._containers(pod)[1:])
         self("pod", "stop", "--time", "30", pod)
         self._start_again(pod)
 

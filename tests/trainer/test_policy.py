@@ -73,7 +73,7 @@ def test_log_probabilities_equal_a_plain_forward(
 def test_a_model_that_takes_no_features_is_given_pixels_each_time(
     models: dict[str, Path], kind: str, prompts: Path, rows_of: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As transformers had them before 5.19: a forward that would drop features among its other arguments."""
+    """As transformers had them before 5.18: a forward that would drop features among its other arguments."""
     inner = type(AutoModelForImageTextToText.from_pretrained(models[kind]).base_model)
     whole = inner.forward
 

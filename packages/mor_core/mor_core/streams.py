@@ -214,9 +214,9 @@ class Consumer(Generic[R]):
                 self._key, self._stage, min="-", max="+", count=self._streams.bound, consumername=self.name
             )
             if held:
-                await self._claim_for_itself([item["message_id"] for item in held], idle_ms=self._lease_ms)
+                await self._set_idle([item["message_id"] for item in held], idle_ms=self._lease_ms)
 
-    async def _claim_for_itself(self, ids: Sequence[Any], idle_ms: int) -> None:
+    async def _set_idle(self, ids: Sequence[Any], idle_ms: int) -> None:
         """Let entries of this consumer have been idle for so long."""
         await self._redis.xclaim(self._key, self._stage, self.name, 0, list(ids), idle=idle_ms, justid=True)
 
@@ -281,7 +281,7 @@ class Consumer(Generic[R]):
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._lease_ms / 3000)
-                await self._claim_for_itself([entry.id for entry in entries], idle_ms=0)
+                await self._set_idle([entry.id for entry in entries], idle_ms=0)
 
         task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:

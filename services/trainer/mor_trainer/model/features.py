@@ -58,7 +58,7 @@ class ImageFeatures:
 
 
 def takes_features(model: Any) -> bool:
-    """Whether a model takes features in place of pixel values. One that does not (transformers before 5.19, or code of
+    """Whether a model takes features in place of pixel values. One that does not (transformers before 5.18, or code of
     its own) would drop them unseen in its ``**kwargs`` and answer without the picture."""
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
