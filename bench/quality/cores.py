@@ -14,6 +14,7 @@ import torch
 
 
 def executor(cores: int) -> ProcessPoolExecutor:
+    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's linear algebra reads it as a process begins, and never again
     return ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_begin)
 
 

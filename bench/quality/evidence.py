@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Bool
 from numpy import ndarray
@@ -17,6 +17,7 @@ from quality.scored import Anchors, Groups, Rewards
 from quality.supervised import Tuned
 
 Table = dict[str, Any]
+_Answer = TypeVar("_Answer")
 
 OTHERS = {
     "averaged": "parameter-averaged reward model (FedAvg)",
@@ -58,6 +59,10 @@ class Evidence:
         self, count: int = ANCHORS, shares: Mapping[str, float] = EVEN, draws: int | None = None
     ) -> list[Anchors]:
         return [draw(self.pool, shares, count, seed) for seed in range(draws or self.draws)]
+
+    def each(self, ask: Callable[..., _Answer], *columns: Iterable[Any]) -> Iterable[_Answer]:
+        """``map``, on all cores where there is an executor."""
+        return (self.executor.map if self.executor else map)(ask, *columns)
 
     def judged(self, arm: Arm, draws: Sequence[Anchors]) -> Right:
         return judge(arm, draws, self.held_out, self.executor)

@@ -24,7 +24,6 @@ from quality.population import skill
 from quality.scored import Groups, Rewards
 
 _BATCH = 128
-_ITEMS = 64
 _FEATURE_BYTES = 6 << 30
 RESPONSES = "responses.json"
 
@@ -91,11 +90,10 @@ def scores(engine: Engine, asked: Sequence[Sequence[Example]], name: str) -> Rew
         RuntimeError: the model cannot score a group.
     """
     found = []
-    for start in range(0, len(asked), _ITEMS):
-        for verdict in engine.run(asked[start : start + _ITEMS]):
-            if verdict.scores is None:
-                raise RuntimeError(f"{name} cannot score a group: {verdict.detail}")
-            found.append(verdict.scores)
+    for verdict in engine.run(asked):
+        if verdict.scores is None:
+            raise RuntimeError(f"{name} cannot score a group: {verdict.detail}")
+        found.append(verdict.scores)
     return np.array(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import numpy as np
 from mor_router.mathematics.mixture import extend_mixture, fit_mixture
 
@@ -13,19 +15,24 @@ from quality.scored import Anchors, Groups, agreement
 
 def joining(evidence: Evidence) -> Table:
     """Each client in turn comes last. Accuracy, percent: on all pairs, and on the sub-skill that it is best at."""
-    right, skills = agreement(evidence.held_out.scores), np.array(evidence.held_out.skills)
-    names = sorted(set(skills.tolist()))
-    found: dict[str, dict[str, list[float]]] = {way: {"all": [], "own": []} for way in ("without", "joined", "refit")}
-    for anchors in evidence.drawn(draws=max(2, evidence.draws // 4)):
-        for last in range(len(evidence.clients)):
-            order = [*(k for k in range(len(evidence.clients)) if k != last), last]
-            told, live = _ordered(anchors.pairs, order), _ordered(evidence.held_out, order)
-            own = skills == max(names, key=lambda name: float(right[skills == name, last].mean()))
-            for way, rewards in _ways(told, live).items():
-                hits = agreement(rewards)
-                found[way]["all"].append(100 * float(hits.mean()))
-                found[way]["own"].append(100 * float(hits[own].mean()))
-    return {way: {name: float(np.mean(values)) for name, values in row.items()} for way, row in found.items()}
+    cases = [
+        (anchors, last)
+        for anchors in evidence.drawn(draws=max(2, evidence.draws // 4))
+        for last in range(len(evidence.clients))
+    ]
+    found = list(evidence.each(_joining, *zip(*cases, strict=True), repeat(evidence.held_out)))
+    return {
+        way: {of: float(np.mean([levels[way][of] for levels in found])) for of in ("all", "own")} for way in found[0]
+    }
+
+
+def _joining(anchors: Anchors, last: int, held_out: Groups) -> dict[str, dict[str, float]]:
+    right, skills = agreement(held_out.scores), np.array(held_out.skills)
+    own = skills == max(sorted(set(held_out.skills)), key=lambda skill: float(right[skills == skill, last].mean()))
+    order = [*(k for k in range(held_out.scores.shape[1]) if k != last), last]
+    ways = _ways(_ordered(anchors.pairs, order), _ordered(held_out, order))
+    hits = {way: agreement(rewards) for way, rewards in ways.items()}
+    return {way: {"all": 100 * float(hit.mean()), "own": 100 * float(hit[own].mean())} for way, hit in hits.items()}
 
 
 def _ways(told: Groups, live: Groups) -> dict[str, np.ndarray]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import repeat
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from quality.arms import MixtureOfRewards
+from quality.arms.mixture import serve
 from quality.evidence import Evidence, Table
-from quality.hostile import SCENARIOS, Scenario
+from quality.hostile import SCENARIOS
 from quality.population import SKILLS
 from quality.ranking import judge, judge_each
 from quality.scored import Anchors, Groups, agreement
@@ -21,45 +25,43 @@ def liars(evidence: Evidence) -> Table:
     """
     draws = evidence.drawn(draws=max(2, evidence.draws // 4))
     experts = _experts(evidence)
+    cases = [(anchors, evidence.held_out, expert, 2 * seed) for expert in experts for seed, anchors in enumerate(draws)]
     arm, found = MixtureOfRewards(), {}
     clean = np.tile(judge(arm, draws, evidence.held_out, evidence.executor), (len(experts), 1))
     absent = judge_each(
         arm,
-        [_without(anchors, evidence.held_out, expert) for expert in experts for anchors in draws],
+        [(Anchors(_without(anchors.pairs, expert)), _without(live, expert)) for anchors, live, expert, _ in cases],
         evidence.executor,
     )
     for scenario in SCENARIOS:
-        results = {"clean": clean, "absent": absent}
-        for way in ("joined", "turned"):
-            cases = [
-                _told(scenario, way, anchors, evidence.held_out, expert, seed)
-                for expert in experts
-                for seed, anchors in enumerate(draws)
-            ]
-            results[way] = judge_each(arm, cases, evidence.executor)
-        weights = [
-            _weight(_told(scenario, "joined", anchors, evidence.held_out, expert, seed)[0], len(evidence.clients))
-            for expert in experts
-            for seed, anchors in enumerate(draws)
-        ]
+        told = [scenario.joined(*case) for case in cases]
+        joined = list(evidence.each(_joined, *zip(*told, strict=True), repeat(len(evidence.clients))))
+        turned = judge_each(arm, [scenario.turned(*case) for case in cases], evidence.executor)
+        results = {
+            "clean": clean,
+            "absent": absent,
+            "joined": np.stack([right for right, _ in joined]),
+            "turned": turned,
+        }
         by_clean = evidence.standings(results, "clean")
         found[scenario.title] = {
-            "weight": 100 * max(weights),
+            "weight": 100 * max(weight for _, weight in joined),
             "joined": asdict(by_clean["joined"].behind),
             "turned": asdict(by_clean["turned"].behind),
             "turned against absent": asdict(evidence.standings(results, "absent")["turned"].behind),
             "worst expert, turned": max(
-                100 * float((clean - results["turned"]).reshape(len(experts), len(draws), -1)[k].mean())
+                100 * float((clean - turned).reshape(len(experts), len(draws), -1)[k].mean())
                 for k in range(len(experts))
             ),
         }
     return found
 
 
-def _weight(anchors: Anchors, honest: int) -> float:
-    """The largest mean gate weight that a liar among the clients has, over the anchors' own inputs."""
+def _joined(anchors: Anchors, live: Groups, honest: int) -> tuple[Float[ndarray, " pairs"], float]:
+    """Whether MoR ranks the pairs right, and the largest mean weight that one of the liars has over the anchors."""
     mixture = MixtureOfRewards().mixture(anchors)
-    return float(mixture.weights(anchors.pairs.inputs, mixture.clients)[:, honest:].mean(axis=0).max())
+    weights = mixture.weights(anchors.pairs.inputs, mixture.clients)[:, honest:]
+    return agreement(serve(mixture, live)), float(weights.mean(axis=0).max())
 
 
 def _experts(evidence: Evidence) -> list[int]:
@@ -67,15 +69,5 @@ def _experts(evidence: Evidence) -> list[int]:
     return [int(right[domains == domain].mean(axis=0).argmax()) for domain in SKILLS]
 
 
-def _told(
-    scenario: Scenario, way: str, anchors: Anchors, live: Groups, expert: int, seed: int
-) -> tuple[Anchors, Groups]:
-    tell = scenario.joined if way == "joined" else scenario.turned
-    return tell(anchors, live, expert, 2 * seed)
-
-
-def _without(anchors: Anchors, live: Groups, client: int) -> tuple[Anchors, Groups]:
-    def rest(groups: Groups) -> Groups:
-        return groups.said(np.delete(groups.scores, client, axis=1))
-
-    return Anchors(rest(anchors.pairs)), rest(live)
+def _without(groups: Groups, client: int) -> Groups:
+    return groups.said(np.delete(groups.scores, client, axis=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,13 +70,20 @@ class Engine:
             return _failed(error)
 
     def _score(self, items: Sequence[Sequence[Example]]) -> list[Verdict]:
-        distinct = list(dict.fromkeys(example for examples in items for example in examples))
-        known: dict[Example, float] = {}
+        distinct = list({self._seen(example): example for examples in items for example in examples}.values())
+        known: dict[Hashable, float] = {}
         for start in range(0, len(distinct), self._batch):
             chunk = distinct[start : start + self._batch]
             BATCH_RESPONSES.observe(len(chunk))
-            known.update(zip(chunk, self._scorer.score(chunk).double().tolist(), strict=True))
-        return [self._verdict([known[example] / self._temperature for example in examples]) for examples in items]
+            known.update(zip(map(self._seen, chunk), self._scorer.score(chunk).double().tolist(), strict=True))
+        return [
+            self._verdict([known[self._seen(example)] / self._temperature for example in examples])
+            for examples in items
+        ]
+
+    def _seen(self, example: Example) -> Hashable:
+        """Equal for examples that the scorer cannot tell apart."""
+        return example if self._scorer.sees_pictures else example.said
 
     def _verdict(self, scores: list[float]) -> Verdict:
         bad = [index for index, score in enumerate(scores) if not math.isfinite(score)]

@@ -52,6 +52,11 @@ class Example:
         """Equal for examples that differ in nothing but the response."""
         return self.messages
 
+    @cached_property
+    def said(self) -> Hashable:
+        """Equal for examples that differ in nothing but their pictures."""
+        return tuple((message.role, message.text) for message in self.messages), self.response
+
 
 class Scorer(Protocol):
     """Scores a batch of (messages, pictures, response)."""
