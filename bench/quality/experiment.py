@@ -155,9 +155,9 @@ class Experiment:
         pairs = [self.state / name for name in ("anchors", "held-out", "styled-anchors", "styled")]
         folders = [*pairs, self.sampled]
         names = [client.name for client in self.clients] + list(models.OTHERS)
-        scoring.embed(folders, self.cache)
         found = [self.state / "models" / name for name in names]
-        cores.run_all(scoring.missing(found, folders, self.cache), self.threads)
+        embedding = partial(scoring.embed, folders, self.cache)
+        cores.run_all([*scoring.missing(found, folders, self.cache), embedding], self.threads)
 
     def evidence(self, executor: ProcessPoolExecutor | None) -> Evidence:
         names = tuple(client.name for client in self.clients)

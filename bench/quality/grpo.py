@@ -33,6 +33,7 @@ from three_domains.stack import Stack
 from quality import material, tables
 from quality.arm_rewards import ArmRewards
 from quality.arms import Arm, MixtureOfRewards, baselines
+from quality.evidence import ANCHORS
 from quality.experiment import SIZES, Experiment
 from quality.gold import BASE, compare
 
@@ -115,7 +116,7 @@ class ClosedLoop:
 
 def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
     """MoR and the baselines that lead a policy furthest offline, at a KL of 1 nat, best first."""
-    curves = found["policies"]["curves"]
+    curves = found["policies"]["by anchors"][str(ANCHORS)]["curves"]
 
     def value(arm: Arm) -> float:
         curve = curves[arm.title]

@@ -62,8 +62,8 @@ def optimum(rewards: Rewards, gold: Rewards, beta: float) -> Optimum:
     )
 
 
-def at_divergence(rewards: Rewards, gold: Rewards, kl: float) -> Optimum | None:
-    """The optimum whose mean KL is ``kl`` nats; None where even the sharpest choice stays below it."""
+def temperature(rewards: Rewards, kl: float) -> float | None:
+    """The β at which the optimum's mean KL is ``kl`` nats; None where even the sharpest choice stays below it."""
     scale = float(rewards.std(axis=1).mean()) or 1.0
     low, high = 1e-4 * scale, 1e4 * scale
     if divergence(tilt(rewards, low)).mean() < kl:
@@ -74,4 +74,10 @@ def at_divergence(rewards: Rewards, gold: Rewards, kl: float) -> Optimum | None:
             low = middle
         else:
             high = middle
-    return optimum(rewards, gold, high)
+    return high
+
+
+def at_divergence(rewards: Rewards, gold: Rewards, kl: float) -> Optimum | None:
+    """The optimum whose mean KL is ``kl`` nats; None where there is none."""
+    beta = temperature(rewards, kl)
+    return None if beta is None else optimum(rewards, gold, beta)

@@ -63,7 +63,7 @@ def _anchors(figure: Figure, found: Found) -> None:
 
 def _policies(figure: Figure, found: Found) -> None:
     left, right = figure.subplots(1, 2)
-    for arm, curve in found["policies"]["curves"].items():
+    for arm, curve in found["policies"]["by anchors"]["64"]["curves"].items():
         if arm in _SHOWN:
             gained = [100 * value for value in curve["correct"]]
             left.plot(curve["kl"], gained, marker="o", **_line(arm))

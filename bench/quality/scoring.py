@@ -50,12 +50,13 @@ def groups(folder: Path) -> list[Group]:
 
 def missing(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> list[Callable[[], None]]:
     """What writes each ``cache/FOLDER/MODEL.npz`` that is not there, for all models with the same frozen towers in one,
-    because they share the features of pictures and texts."""
+    because they share the features of pictures and texts. What takes longest comes first."""
     alike: dict[str, list[Path]] = {}
     for model in models:
         if not all(_file(cache, folder, model).exists() for folder in folders):
             alike.setdefault(_towers(modeldir.read_manifest(model), model), []).append(model)
-    return [partial(_score, group, folders, cache) for group in sorted(alike.values(), key=len, reverse=True)]
+    longest_first = sorted(alike, key=lambda towers: (towers != "vlm", -len(alike[towers])))
+    return [partial(_score, alike[towers], folders, cache) for towers in longest_first]
 
 
 def _score(models: Sequence[Path], folders: Sequence[Path], cache: Path) -> None:

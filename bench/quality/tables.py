@@ -127,7 +127,21 @@ def objectives(found: Found) -> str:
 
 
 def policies(found: Found) -> str:
-    first = next(iter(found["curves"].values()))
+    base, tuned = found["base"], found["supervised on anchors"]
+    parts = [
+        f"Fitted on {count} anchors:\n\n{_policies(part)}\n\n{verdict(part['at KL 1'])}"
+        for count, part in found["by anchors"].items()
+    ]
+    of_all = (
+        f"The base policy answers {100 * base['correct']:.1f} % of its samples correctly, {found['responses']} to each "
+        f"of {found['prompts']} prompts. Intervals are over prompts and draws of anchors. Tuned on the preferred "
+        f"answers of 64 anchors alone it gains {100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
+    )
+    return "\n\n".join([*parts, of_all])
+
+
+def _policies(part: Found) -> str:
+    first = next(iter(part["curves"].values()))
     head = [
         "arm",
         *(f"correct at KL {kl:g}, points" for kl in first["kl"]),
@@ -136,22 +150,14 @@ def policies(found: Found) -> str:
         "MoR ahead at KL 1, points",
         "in the worst domain by",
     ]
-    compared = found["at KL 1"]
     rows = []
-    for name, curve in found["curves"].items():
+    for name, curve in part["curves"].items():
         correct = dict(zip(curve["kl"], curve["correct"], strict=True))
         taste = dict(zip(curve["kl"], curve["taste"], strict=True))
         shown = [f"{100 * correct[kl]:+.1f}" if kl in correct else "" for kl in first["kl"]]
-        row = compared.get(name)
+        row = part["at KL 1"].get(name)
         rows.append([name, *shown, f"{taste[1.0]:+.2f}" if 1.0 in taste else "", *(_lead(row) if row else [""] * 3)])
-    base = found["base"]
-    tuned = found["supervised on anchors"]
-    return (
-        f"{table(head, rows)}\n\n{verdict(compared)} The base policy answers {100 * base['correct']:.1f} % of its "
-        f"samples correctly, {found['responses']} to each of {found['prompts']} prompts. Intervals are over prompts "
-        f"and draws of anchors. Tuned on the preferred answers of 64 anchors alone it gains "
-        f"{100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
-    )
+    return table(head, rows)
 
 
 def trained(found: Found) -> str:

@@ -36,7 +36,7 @@ def test_the_arms_are_mor_and_those_that_lead_furthest_at_one_nat() -> None:
     titles = [arm.title for arm in baselines()]
     curves = {title: curve(0.1) for title in titles} | {REFERENCE: curve(0.3)}
     curves |= {titles[3]: curve(0.4), titles[7]: curve(0.2), titles[1]: {"kl": [0.5], "correct": [0.9]}}
-    found = best_arms({"policies": {"curves": curves}}, 3)
+    found = best_arms({"policies": {"by anchors": {"64": {"curves": curves}}}}, 3)
     assert [arm.title for arm in found] == [REFERENCE, titles[3], titles[7]]
 
 

@@ -64,8 +64,9 @@ def test_the_ranking_names_every_arm_once_and_puts_mor_before_one_client_for_all
 
 def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(evidence: Evidence, tmp_path: Path) -> None:
     found = policies(evidence)
-    at = {arm: dict(zip(curve["kl"], curve["taste"], strict=True)) for arm, curve in found["curves"].items()}
-    assert at["gold itself"][1.0] > at["MoR"][1.0] > at["best single client"][1.0]
+    for part in found["by anchors"].values():
+        at = {arm: dict(zip(curve["kl"], curve["taste"], strict=True)) for arm, curve in part["curves"].items()}
+        assert at["gold itself"][1.0] > at["MoR"][1.0] > at["best single client"][1.0]
     assert "gains" in tables.policies(found)
     counts = {"MoR": {str(count): [70.0, 80.0] for count in (16, 64, 256)}}
     plots.draw({"ranking": ranking(evidence), "anchor_counts": counts, "policies": found}, tmp_path, "test")
