@@ -102,7 +102,7 @@ observe: setup ## Prometheus with MoR's alerts beside 'make demo' or 'make up' (
 	$(BIN)/python -m three_domains.observe --state $(DEMO) \
 	  --prometheus "$$($(BIN)/python helm/tools.py --only prometheus | grep 'prometheus$$')"
 
-bench-quality: setup ## MoR against what else a server could do with the same scores (PROMPTS=96: more of them for the policies; FULL=1: more of everything, and bench-grpo)
+bench-quality: setup ## MoR against what else a server could do with the same scores (PROMPTS=96: policies alone, on more prompts; FULL=1: more of everything, and bench-grpo)
 	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full) \
 	  $(if $(PROMPTS),--prompts $(PROMPTS))
 	$(if $(FULL),$(MAKE) bench-grpo)

@@ -40,7 +40,7 @@ from quality import (
 from quality.evidence import ANCHORS, EVEN, Evidence
 from quality.material import Share
 from quality.population import CLIENTS, SKILLS, Client, options
-from quality.questions import QUESTIONS
+from quality.questions import QUESTIONS, policies
 from quality.ranking import draw, drawn_rows
 from quality.scored import Anchors, Groups, Rewards
 
@@ -224,13 +224,13 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path(".mor/demo"), help="where base model and parts are or go")
     parser.add_argument("--size", choices=tuple(SIZES), default="quick")
     parser.add_argument(
-        "--prompts", type=int, help="of each domain, to sample responses to; what --size says if left out"
+        "--prompts", type=int, help="compare policies alone, on responses to so many prompts of each domain"
     )
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
-    size = SIZES[chosen.size]
+    size, questions, name = SIZES[chosen.size], QUESTIONS, f"quality-{chosen.size}"
     if chosen.prompts:
-        size = replace(size, prompts=chosen.prompts)
+        size, questions, name = replace(size, prompts=chosen.prompts), (policies,), f"{name}-policies"
     for step in prepare.steps(chosen.demo, "default", 0)[:3]:
         step.run()
     experiment = Experiment(chosen.state, chosen.demo, size, chosen.threads)
@@ -240,27 +240,28 @@ def main() -> None:
         seconds[name] = round(time.monotonic() - begun, 1)
         print(f"{name}: {seconds[name]} s", flush=True)
 
-    for name, stage in (
+    for title, stage in (
         ("material", experiment.make_material),
         ("training", experiment.train),
         ("scoring", experiment.score),
     ):
         begun = time.monotonic()
         stage()
-        timed(name, begun)
+        timed(title, begun)
     found: dict[str, object] = {}
     with cores.executor(chosen.threads) as executor:
         begun = time.monotonic()
         evidence = experiment.evidence(executor)
         timed("supervised tuning", begun)
-        for question in QUESTIONS:
+        for question in questions:
             begun = time.monotonic()
             found[question.__name__] = question(evidence)
             timed(question.__name__, begun)
-    path = record(f"quality-{size.name}", {"pairs": len(evidence.held_out), "seconds": seconds, **found})
-    path.with_suffix(".md").write_text(tables.markdown(found), encoding="utf-8")
+    path = record(name, {"pairs": len(evidence.held_out), "seconds": seconds, **found})
     plots.draw(found, path.parent, size.name)
-    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    text = tables.markdown(found)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

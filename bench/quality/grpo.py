@@ -141,12 +141,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # the trainer and the engine beside it need the rest
-    offline = RESULTS / f"quality-{chosen.size}.json"
-    if not offline.is_file():
-        raise SystemExit(f"{offline} is not there; run `python -m quality --size {chosen.size}` first")
+    offline = [RESULTS / f"quality-{chosen.size}{of}.json" for of in ("-policies", "")]
+    measured = next((file for file in offline if file.is_file()), None)
+    if measured is None:
+        raise SystemExit(f"{offline[-1]} is not there; run `python -m quality --size {chosen.size}` first")
     loop = ClosedLoop(Experiment(chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads), chosen.steps)
     loop.make_material()
-    base, arms = loop.base(), best_arms(json.loads(offline.read_text()), chosen.arms)
+    base, arms = loop.base(), best_arms(json.loads(measured.read_text()), chosen.arms)
     runs: dict[str, list[ndarray]] = {arm.title: [] for arm in arms}
     for seed in chosen.seeds:
         for arm in arms:

@@ -29,12 +29,15 @@ _SHOWN = (
 
 
 def draw(found: Found, folder: Path, name: str) -> None:
-    """Write ``folder/quality-NAME-*.svg``."""
+    """Write ``folder/quality-NAME-*.svg`` of what was asked."""
     matplotlib.rcParams["svg.hashsalt"] = "quality"
-    for title, plot in (("ranking", _ranking), ("anchors", _anchors), ("policies", _policies)):
+    plots = {"ranking": _ranking, "anchor_counts": _anchors, "policies": _policies}
+    for title, plot in plots.items():
+        if title not in found:
+            continue
         figure = Figure(figsize=(9, 5), layout="constrained")
         plot(figure, found)
-        figure.savefig(folder / f"quality-{name}-{title}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"quality-{name}-{title.partition('_')[0]}.svg", metadata={"Date": None})
 
 
 def _ranking(figure: Figure, found: Found) -> None:

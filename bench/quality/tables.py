@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,22 +12,12 @@ Found = Mapping[str, Any]
 
 
 def markdown(found: Found, level: int = 2) -> str:
-    """All answers under headings of ``level``."""
+    """All answers that ``found`` has, under headings of ``level``."""
     parts = [
-        ("Clients: pairs ranked as labelled, %", clients(found["clients"])),
-        *(
-            (f"Arms on held-out pairs, fitted on {count} anchors, %", standings(arms))
-            for count, arms in found["ranking"].items()
-        ),
-        ("MoR without one of its parts, %", standings(found["without_parts"])),
-        ("Accuracy by number of anchors, % (lowest to highest draw)", counts(found["anchor_counts"])),
-        ("Anchors of another mix of domains, %", mixes(found["other_mixes"])),
-        ("A client that joins, %", joining(found["joining"])),
-        ("Liars, replayed on the scores: points of accuracy after one fit on 64 anchors", lies(found["liars"])),
-        ("Two objectives that conflict, %", objectives(found["objectives"])),
-        ("Many clients, of whom only the most trusted are called (simulated)", growth(found["growth"])),
-        ("Bytes over the wire, one client", wire(found["wire"])),
-        ("The optimal policy of each arm at equal KL: gold above base", policies(found["policies"])),
+        (title.format(count), text(answer))
+        for subject, title, text in _PARTS
+        if subject in found
+        for count, answer in (found[subject].items() if "{}" in title else [("", found[subject])])
     ]
     return "\n\n".join(f"{'#' * level} {title}\n\n{text}" for title, text in parts) + "\n"
 
@@ -194,3 +184,19 @@ def interval(found: Mapping[str, float]) -> str:
 
 def _range(values: Sequence[float]) -> str:
     return f"{fmean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else "")
+
+
+_PARTS: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
+    ("clients", "Clients: pairs ranked as labelled, %", clients),
+    ("ranking", "Arms on held-out pairs, fitted on {} anchors, %", standings),
+    ("without_parts", "MoR without one of its parts, %", standings),
+    ("anchor_counts", "Accuracy by number of anchors, % (lowest to highest draw)", counts),
+    ("other_mixes", "Anchors of another mix of domains, %", mixes),
+    ("joining", "A client that joins, %", joining),
+    ("liars", "Liars, replayed on the scores: points of accuracy after one fit on 64 anchors", lies),
+    ("objectives", "Two objectives that conflict, %", objectives),
+    ("growth", "Many clients, of whom only the most trusted are called (simulated)", growth),
+    ("wire", "Bytes over the wire, one client", wire),
+    ("policies", "The optimal policy of each arm at equal KL: gold above base", policies),
+)
+"""Subject, heading, and what makes its text; a heading with a place for it stands over each number of anchors."""

@@ -21,6 +21,10 @@ def experiment() -> str:
                 f"Measured on {result['pairs']:,} held-out pairs at commit {result['commit']}, {result['measured']}"
                 f"{_spent(result['seconds'])}; `bench/results/{name}.json` has all numbers.\n"
             )
+            more = read(f"{name}-policies")
+            if more is not None:
+                result["policies"] = more["policies"]
+                made += f"The policies are of `{name}-policies.json`, commit {more['commit']}, {more['measured']}.\n"
             return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
     return "Not measured yet: `make bench-quality` does.\n"
 

@@ -1,5 +1,10 @@
 """What the experiment asks of the scores: one file a subject, and each answer a table of plain numbers."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quality.evidence import Evidence, Table
 from quality.questions.anchors import anchor_counts, other_mixes
 from quality.questions.conflict import objectives
 from quality.questions.growth import growth
@@ -8,7 +13,7 @@ from quality.questions.liars import liars
 from quality.questions.policies import policies
 from quality.questions.ranking import clients, ranking, wire, without_parts
 
-QUESTIONS = (
+QUESTIONS: tuple[Callable[[Evidence], Table], ...] = (
     clients,
     ranking,
     policies,
