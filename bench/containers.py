@@ -1,4 +1,4 @@
-"""How large the images are, how fast their containers start, and what a restart in the middle of a run costs.
+"""How fast the images' containers start, and what a restart in the middle of a run costs.
 
 ``python bench/containers.py`` writes ``bench/results/containers.json``. The pods are those of the chart's tiny profile,
 run by podman from the rendered manifests (``tests/containers``): root, podman, ``make images`` and ``make test-helm``
@@ -22,7 +22,7 @@ from machine import record
 sys.path.append(str(Path(__file__).parent.parent))
 
 from tests.containers.podman import Podman, missing
-from tests.containers.release import IMAGES, Release
+from tests.containers.release import Release
 from tests.helm import charts
 from tests.tiny_models import build_tiny_vlm
 
@@ -31,17 +31,6 @@ _STARTS = 5
 _GROUPS = 4
 _APART = 20
 """Steps between one restart and the next: more than are scored already when the first comes."""
-
-
-def sizes(podman: Podman) -> dict[str, float]:
-    """Gigabytes of each image, unpacked, the base included."""
-    found = {}
-    for name, image in IMAGES.items():
-        inspected = podman.image(image)
-        if inspected is None:
-            raise SystemExit(f"{image} is not here: `make images` builds it")
-        found[name] = round(inspected["Size"] / 1e9, 2)
-    return found
 
 
 def starts(release: Release) -> dict[str, dict[str, float]]:
@@ -135,7 +124,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         podman = Podman(folder)
-        images = sizes(podman)
         podman.up()
         try:
             release = Release(folder, podman, build_tiny_vlm(folder / "tiny"), tls=False)
@@ -149,7 +137,6 @@ def main() -> None:
             podman.down()
     cores, memory_gib = charts.requests(charts.render(charts.CHARTS / "mor", f"--values={charts.TINY}"))
     figures = {
-        "images_gb": images,
         "start": started,
         "helm_test_s": tested,
         "restarts": restarted,

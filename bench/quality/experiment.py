@@ -124,10 +124,6 @@ class Experiment:
         pooled = models.pool(self.state, [client for client in self.clients if client.taste is None])
         how = options(self.size.central, 2 if self.size.central == "vlm" else 3, base, parts)
         yield models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how).run
-        for client in sorted(self.clients, key=lambda one: (one.architecture != "vlm", -one.pairs * one.epochs)):
-            yield models.client_training(client, self.state, self.base, self.parts).run
-        anchored = options("efficientnet", 8, base, parts)
-        yield models.training(models.ANCHORED, self._first_draw(), folder / models.ANCHORED, anchored).run
         sharing = [client for client in self.clients if client.architecture == "dinov2"]
         if not (folder / models.AVERAGED).exists():
             yield partial(
@@ -140,6 +136,10 @@ class Experiment:
                 folder / models.AVERAGED,
                 models.AVERAGED,
             )
+        for client in sorted(self.clients, key=lambda one: (one.architecture != "vlm", -one.pairs * one.epochs)):
+            yield models.client_training(client, self.state, self.base, self.parts).run
+        anchored = options("efficientnet", 8, base, parts)
+        yield models.training(models.ANCHORED, self._first_draw(), folder / models.ANCHORED, anchored).run
 
     def client_models(self) -> list[Path]:
         """In the order of their scores."""

@@ -55,21 +55,21 @@ def missing(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> lis
     for model in models:
         if not all(_file(cache, folder, model).exists() for folder in folders):
             alike.setdefault(_towers(modeldir.read_manifest(model), model), []).append(model)
-    longest_first = sorted(alike, key=lambda towers: (towers != "vlm", -len(alike[towers])))
+    longest_first = sorted(alike, key=lambda towers: (towers != "vlm", towers == "text", -len(alike[towers])))
     return [partial(_score, alike[towers], folders, cache) for towers in longest_first]
 
 
 def _score(models: Sequence[Path], folders: Sequence[Path], cache: Path) -> None:
     features: dict[str, Backbone] = {}
-    for model in models:
-        engine = open_model(model, features)
-        for folder in folders:
+    engines = {model: open_model(model, features) for model in models}
+    for folder in folders:
+        asked = [group.examples for group in groups(folder)]
+        for model, engine in engines.items():
             file = _file(cache, folder, model)
             if file.exists():
                 continue
             print(f"scoring {folder.name} by {model.name}", flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            asked = [group.examples for group in groups(folder)]
             np.savez_compressed(file, scores=scores(engine, asked, model.name))
 
 

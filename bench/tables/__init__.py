@@ -1,6 +1,6 @@
 """The tables that README and docs show, made from ``bench/results/*.json`` and nothing else: a file for each topic."""
 
-from tables.containers import containers
+from tables.containers import containers, images
 from tables.demonstration import demonstration
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
@@ -12,6 +12,7 @@ __all__ = [
     "demonstration",
     "experiment",
     "hostile",
+    "images",
     "on_gpu",
     "polling",
     "quarantine",

@@ -8,7 +8,7 @@ from tables.results import read, table
 
 
 def containers() -> str:
-    """Sizes of images, start-up and restarts of their containers, as Markdown."""
+    """Start-up and restarts of the images' containers, as Markdown."""
     result = read("containers")
     if result is None:
         return "Not measured yet: `python bench/containers.py` does.\n"
@@ -26,19 +26,31 @@ def containers() -> str:
     return "\n".join((_containers(result), *told)) + "\n"
 
 
+def images() -> str:
+    """Sizes of the images, as Markdown."""
+    result = read("images")
+    if result is None:
+        return "Not measured yet: `python bench/images.py` does.\n"
+    found: dict[str, Any] = result["images"]
+    rows = [
+        ["image", "GB, unpacked", "commit"],
+        ["---", "--:", "---"],
+        *([name, f"{image['gb']:.2f}", image["commit"]] for name, image in found.items()),
+    ]
+    return f"{table(rows)}\nThe base included. `python bench/images.py`, {result['measured']}.\n"
+
+
 def _containers(result: dict[str, Any]) -> str:
     names = {"control": "run control", "reward": "reward, with a function"}
-    images = {"control": "trainer", "worker": "trainer"}
     rows = [
-        ["container", "image, GB", "first start, s", "start again, s: median, longest", "memory at most, GB"],
-        ["---", *["--:"] * 4],
+        ["container", "first start, s", "start again, s: median, longest", "memory at most, GB"],
+        ["---", *["--:"] * 3],
     ]
     for name, peak in result["peak_memory_gb"].items():
-        size, start = result["images_gb"].get(images.get(name, name)), result["start"].get(name)
+        start = result["start"].get(name)
         rows.append(
             [
                 names.get(name, name),
-                "" if size is None else f"{size:.2f}",
                 *(
                     ("", "")
                     if start is None

@@ -19,6 +19,7 @@ from tests.shapes import copy_questions, write_rows
 
 TAG = "0.1.0"
 IMAGES = {name: f"localhost/mor/{name}:{TAG}" for name in ("router", "reward", "trainer", "rollout")}
+FOR_GPUS = {f"{name}-cuda": f"{IMAGES[name]}-cuda" for name in ("trainer", "rollout")}
 _VALKEY = "localhost/mor/valkey"
 _PORTS = {"control": 8300, "router": 8100, "rollout": 8200, "reward": 8400}
 _SCORER = '''"""A client that likes long answers."""

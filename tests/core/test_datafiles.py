@@ -118,6 +118,13 @@ def test_a_folder_that_is_a_link_and_names_inside_it_are_read(tmp_path: Path) ->
     assert [list(row.images.values()) for row in read_prompts(path)] == [[png()]] * 4
 
 
+def test_a_picture_that_several_rows_show_is_held_once(tmp_path: Path) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(png()).decode()
+    rows = read_prompts(write(tmp_path, *({"prompt": "Which?", "images": [name]} for name in ("a.png", uri, "a.png"))))
+    [first], *others = (list(row.images.values()) for row in rows)
+    assert all(content is first for [content] in others)
+
+
 def test_further_bad_lines_are_counted(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r":1: .*\(2 more bad lines: 2, 4\)"):
         read_prompts(write(tmp_path, {"prompt": 1}, {"prompt": []}, {"prompt": "good"}, "{"))

@@ -79,7 +79,28 @@ def read_preferences(path: Path) -> list[Preference]:
     return _read(path, _PREFERENCE_COLUMNS, _preference)
 
 
-def _read(path: Path, columns: set[str], parse: Callable[[dict[str, Any], Path, int], Row]) -> list[Row]:
+class _Pictures:
+    """The pictures of one data file: each is decoded and held once, however many rows show it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, bytes] = {}
+
+    def of(self, cell: Any) -> tuple[str, bytes]:
+        """Hash and encoded bytes of an image cell that can be decoded."""
+        name, content = _content(cell, self._folder)
+        digest = guarded.sha256(content)
+        if digest not in self._known:
+            try:
+                guarded.decode(content)
+            except MorError as error:
+                raise Invalid(f"images: {name}: {error}") from error
+            self._known[digest] = content
+        return digest, self._known[digest]
+
+
+def _read(path: Path, columns: set[str], parse: Callable[[dict[str, Any], _Pictures, int], Row]) -> list[Row]:
+    pictures = _Pictures(path.parent)
     parsed: list[Row] = []
     problems: list[tuple[int, str]] = []
     ids: dict[str, int] = {}
@@ -92,7 +113,7 @@ def _read(path: Path, columns: set[str], parse: Callable[[dict[str, Any], Path, 
             if name in ids:
                 raise Invalid(f"id {name!r} stands in line {ids[name]} too; give each row its own")
             ids[name] = line
-            parsed.append(parse(row, path, line))
+            parsed.append(parse(row, pictures, line))
         except MorError as error:
             problems.append((line, str(error)))
     if problems:
@@ -148,28 +169,27 @@ def _check_columns(row: dict[str, Any], columns: set[str]) -> None:
             raise Invalid(f"column {required!r} is missing; the columns are {', '.join(sorted(columns))}")
 
 
-def _prompt(row: dict[str, Any], path: Path, line: int) -> Prompt:
+def _prompt(row: dict[str, Any], pictures: _Pictures, line: int) -> Prompt:
     cells = row.get("images") or []
     if not isinstance(cells, list):
         raise Invalid(f"images: a list of files is wanted, got {type(cells).__name__}")
-    contents = [_image(cell, path.parent) for cell in cells]
-    hashes = [guarded.sha256(content) for content in contents]
+    shown = [pictures.of(cell) for cell in cells]
     domain = row.get("domain")
     if not isinstance(domain, str | None):
         raise Invalid(f"domain: a string is wanted, got {type(domain).__name__}")
     return Prompt(
         id=str(row.get("id") or line),
-        messages=_messages(row["prompt"], hashes),
-        images=dict(zip(hashes, contents, strict=True)),
+        messages=_messages(row["prompt"], [digest for digest, _ in shown]),
+        images=dict(shown),
         domain=domain,
     )
 
 
-def _preference(row: dict[str, Any], path: Path, line: int) -> Preference:
+def _preference(row: dict[str, Any], pictures: _Pictures, line: int) -> Preference:
     chosen, rejected = _response(row["chosen"], "chosen"), _response(row["rejected"], "rejected")
     if chosen == rejected:
         raise Invalid("chosen and rejected are the same text; drop the row")
-    return Preference(_prompt(row, path, line), chosen, rejected)
+    return Preference(_prompt(row, pictures, line), chosen, rejected)
 
 
 def _response(cell: Any, column: str) -> str:
@@ -225,30 +245,23 @@ def _is_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in ("image", "image_url")
 
 
-def _image(cell: Any, folder: Path) -> bytes:
-    """Encoded bytes of an image cell: a file name, a data URI, or Parquet's ``{"bytes", "path"}``."""
-    content: bytes
+def _content(cell: Any, folder: Path) -> tuple[str, bytes]:
+    """Name and bytes of an image cell: a file name, a data URI, or Parquet's ``{"bytes", "path"}``."""
     if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):
-        content, name = cell["bytes"], "embedded image"
-    elif isinstance(cell, dict) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
-        return _image(cell["path"], folder)
-    elif isinstance(cell, dict):
+        return "embedded image", cell["bytes"]
+    if isinstance(cell, dict) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
+        return _content(cell["path"], folder)
+    if isinstance(cell, dict):
         held = ", ".join(f"{name}: {type(value).__name__}" for name, value in list(cell.items())[:3])
         raise Invalid(f"images: Parquet's {{bytes: binary, path: string}} is wanted, got {{{held[:100]}}}")
-    elif isinstance(cell, str) and cell.startswith("data:"):
-        try:
-            content, name = base64.b64decode(cell.partition(",")[2], validate=True), "data URI"
-        except ValueError as error:
-            raise Invalid(f"images: a data URI that is not base64 ({error})") from error
-    elif isinstance(cell, str):
-        content, name = _file(cell, folder), cell
-    else:
+    if not isinstance(cell, str):
         raise Invalid(f"images: a file name or data URI is wanted, got {type(cell).__name__}")
+    if not cell.startswith("data:"):
+        return cell, _file(cell, folder)
     try:
-        guarded.decode(content)
-    except MorError as error:
-        raise Invalid(f"images: {name}: {error}") from error
-    return content
+        return "data URI", base64.b64decode(cell.partition(",")[2], validate=True)
+    except ValueError as error:
+        raise Invalid(f"images: a data URI that is not base64 ({error})") from error
 
 
 def _file(name: str, folder: Path) -> bytes:
