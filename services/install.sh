@@ -20,9 +20,11 @@ fi
 find "$packages" -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +
 find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete
 
-# Wheels come with their symbols. What auditwheel bundled, below *.libs, has been patched in ways that strip may break.
+# Wheels come with their symbols. What auditwheel bundled, below *.libs, has been patched in ways that strip may break;
+# stubs are of other processors too.
 command -v strip >/dev/null || { apt-get -q update && apt-get -q install -y --no-install-recommends binutils; }
-find "$packages" -name '*.so*' -type f -not -path '*.libs/*' -exec strip --strip-unneeded {} +
+find "$packages" \( -name '*.so' -o -name '*.so.[0-9]*' \) -type f -not -path '*.libs/*' -not -path '*/stubs/*' \
+  -exec strip --strip-unneeded {} +
 
 python3 -m venv /opt/tools
 # shellcheck disable=SC2086

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from mor_reward import modeldir
 from mor_reward.backbones import DualEncoderConfig, VlmConfig, build
 from mor_reward.backbones.towers import VisionTower
+from mor_reward.backbones.vision_features import VisionFeatures
 from mor_reward.progress import Silent
 from mor_reward.recipe import Recipe
 from mor_reward.trainer import margins
 from mor_reward.training import Job, train
-from transformers import AutoModel
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from tests.reward import reward_kit as kit
 
@@ -68,7 +71,6 @@ def test_sharing_a_prefix_changes_no_score(likelihood: float, tiny_vlm: Path, co
 def test_the_likelihood_is_that_of_the_plain_model(tiny_vlm: Path, colours: Path) -> None:
     """Against the checkpoint's own logits, one response at a time."""
     from mor_core.wire import chat_template_messages
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     backbone = build(VlmConfig(model=str(tiny_vlm), likelihood=1.0, precision="float32"), Path(), pretrained=True)
     plain = AutoModelForImageTextToText.from_pretrained(tiny_vlm).eval()
@@ -103,6 +105,26 @@ def test_a_vlm_of_any_family_trains_a_step(kind: str, freeze_vision: bool, tmp_p
     alone = [float(margins(backbone, [pair])[0]) for pair in pairs]
     assert together == pytest.approx(alone, abs=1e-4)
     assert abs(together).max() > 0
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen2_5_vl", "llava"])
+def test_pictures_that_are_encoded_together_have_the_features_that_each_has_alone(kind: str, tmp_path: Path) -> None:
+    from tests.tiny_models import build_tiny_vlm
+
+    checkpoint = build_tiny_vlm(tmp_path / "vlm", kind=kind)  # type: ignore[arg-type]
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    shown = [Image.open(io.BytesIO(kit.draw("red", seed))).resize((64, 32 + 32 * (seed % 3 > 0))) for seed in range(11)]
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": kit.QUESTION}]}
+    text = processor.apply_chat_template([message], add_generation_prompt=True)
+    contexts = [dict(processor(text=[text], images=[[picture]], return_tensors="pt")) for picture in shown]
+    vision, device = VisionFeatures(model.base_model), torch.device("cpu")
+    with torch.no_grad():
+        together = vision.encode(contexts, device)
+        alone = [vision.encode([context], device)[0] for context in contexts]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.cat([*one.pictures]).shape == torch.cat([*other.pictures]).shape
+        assert torch.cat([*one.pictures]) == pytest.approx(torch.cat([*other.pictures]), abs=1e-5)
 
 
 def test_a_picture_decides_the_score_of_a_vlm(tiny_vlm: Path, colours: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+ENCODED_TOGETHER = 8
+"""Contexts that go through a tower at once: on processors more gain nothing, and their pixels take memory."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,51 @@ class VisionFeatures:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        names = ("image_token_id", "image_token_index")
+        known = (getattr(model.config, name, None) for name in names)
+        self._placeholder = int(next((token for token in known if token is not None), -1))
 
-    def encode(self, processed: dict[str, Tensor], device: torch.device) -> Features:
-        """Features of the pictures in ``processed``, the processor's output for one context."""
-        inputs = {name: processed[name].to(device) for name in self._ARGUMENTS if name in processed}
+    def encode(self, contexts: Sequence[dict[str, Tensor]], device: torch.device) -> list[Features]:
+        """Features of the pictures of each context, for which the processor's output is given.
+
+        Those whose pictures have the same shapes go through the tower together, a few at a time.
+        """
+        alike: dict[Hashable, list[int]] = {}
+        for index, context in enumerate(contexts):
+            shapes = tuple(tuple(context[name].shape) for name in self._ARGUMENTS if name in context)
+            alike.setdefault(shapes, []).append(index)
+        found: dict[int, Features] = {}
+        for indices in alike.values():
+            for start in range(0, len(indices), ENCODED_TOGETHER):
+                chunk = indices[start : start + ENCODED_TOGETHER]
+                found.update(zip(chunk, self._encode([contexts[index] for index in chunk], device), strict=True))
+        return [found[index] for index in range(len(contexts))]
+
+    def _encode(self, contexts: Sequence[dict[str, Tensor]], device: torch.device) -> list[Features]:
+        inputs = {
+            name: torch.cat([context[name] for context in contexts]).to(device)
+            for name in self._ARGUMENTS
+            if name in contexts[0]
+        }
         output = self._model.get_image_features(**inputs, return_dict=True)
         pooled = output.pooler_output
-        deepstack = getattr(output, "deepstack_features", None) or ()
-        return Features(pooled if isinstance(pooled, Tensor) else tuple(pooled), tuple(deepstack))
+        deepstack = tuple(getattr(output, "deepstack_features", None) or ())
+        if len(contexts) == 1:
+            return [Features(pooled if isinstance(pooled, Tensor) else tuple(pooled), deepstack)]
+        places = [int(torch.eq(context["input_ids"], self._placeholder).sum()) for context in contexts]
+        if sum(places) != sum(row[..., 0].numel() for row in pooled):
+            # Some models leave out crops that look like padding: whose they were, only one by one can tell.
+            return [self._encode([context], device)[0] for context in contexts]
+        # Copies, so that none keeps the others' memory.
+        layers = [[part.clone() for part in torch.split(layer, places)] for layer in deepstack]
+        if isinstance(pooled, Tensor):
+            a_row = pooled[0, ..., 0].numel()
+            pictures: list[Any] = [part.clone() for part in torch.split(pooled, [count // a_row for count in places])]
+        else:
+            each = len(pooled) // len(contexts)
+            copies = [picture.clone() for picture in pooled]
+            pictures = [tuple(copies[start : start + each]) for start in range(0, len(copies), each)]
+        return [Features(shown, tuple(layer[row] for layer in layers)) for row, shown in enumerate(pictures)]
 
     @staticmethod
     def merge(contexts: Sequence[Features | None]) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 from mor_reward.backbones import adapters
 from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
 from mor_reward.backbones.towers import load_model
-from mor_reward.backbones.vision_features import Features, VisionFeatures
+from mor_reward.backbones.vision_features import ENCODED_TOGETHER, Features, VisionFeatures
 
 _PROMPTS_KEPT = 4096
 
@@ -159,7 +159,7 @@ class Vlm(Backbone):
             input_ids=ids,
             attention_mask=seen,
             position_ids=(seen.cumsum(1) - 1).clamp(min=0),
-            mm_encoder_outputs=self._vision.merge([self._image_features(example) for example in contexts]),
+            mm_encoder_outputs=self._vision.merge(self._image_features(contexts)),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1:]
@@ -196,7 +196,7 @@ class Vlm(Backbone):
         lengths = torch.tensor([len(response) for response in responses], device=device)
         width = int((starts + lengths).max())
         inputs["attention_mask"] = (torch.arange(width, device=device) < (starts + lengths)[:, None]).long()
-        features = [self._image_features(example) for example in contexts]
+        features = self._image_features(contexts)
         hidden = self.model(
             **inputs, mm_encoder_outputs=self._vision.merge([features[row] for row in rows]), use_cache=False
         ).last_hidden_state
@@ -208,29 +208,33 @@ class Vlm(Backbone):
         if not self.config.freeze_vision:
             return
         self.eval()
-        for example in {example.pictures: example for example in examples if example.pictures}.values():
-            before = self.features.bytes
+        shown = list({example.pictures: example for example in examples if example.pictures}.values())
+        for start in range(0, len(shown), ENCODED_TOGETHER):
             with torch.no_grad(), self._autocast():
-                self._image_features(example)
-            yield self.features.bytes - before
+                encoded = self._image_features(shown[start : start + ENCODED_TOGETHER])
+            yield from (features.nbytes for features in encoded if features is not None)
 
     def export(self, folder: Path) -> VlmConfig:
         self.model.config.save_pretrained(folder / "model")
         self.processor.save_pretrained(folder / "model")
         return self.config.model_copy(update={"model": "model", "lora_rank": 0})
 
-    def _image_features(self, example: Example) -> Features | None:
-        if not example.pictures:
-            return None
-        device = self.head.weight.device
-        if not self.config.freeze_vision:
-            return self._vision.encode(self._prompt(example), device)
-        key = ("pictures", *(picture.sha256 for picture in example.pictures))
-        features = self.features.get(key)
-        if features is None:
-            features = self._vision.encode(self._prompt(example, pixels=True), device)
-            self.features.put(key, features)
-        return features
+    def _image_features(self, contexts: Sequence[Example]) -> list[Features | None]:
+        """Of each context, ``None`` where it has no picture. What is not kept already is encoded together."""
+        frozen = self.config.freeze_vision
+        keys = [("pictures", *(picture.sha256 for picture in example.pictures)) for example in contexts]
+        found: dict[Hashable, Features | None] = {
+            key: self.features.get(key) if frozen and example.pictures else None
+            for key, example in zip(keys, contexts, strict=True)
+        }
+        wanted = {key: example for key, example in zip(keys, contexts, strict=True) if example.pictures}
+        missing = {key: example for key, example in wanted.items() if found[key] is None}
+        processed = [self._prompt(example, pixels=True) for example in missing.values()]
+        for key, features in zip(missing, self._vision.encode(processed, self.head.weight.device), strict=True):
+            found[key] = features
+            if frozen:
+                self.features.put(key, features)
+        return [found[key] for key in keys]
 
     def _prompt(self, example: Example, pixels: bool = False) -> dict[str, Tensor]:
         """Processed messages: ids with the placeholders of the pictures, and with ``pixels`` the pixel values.
