@@ -77,7 +77,7 @@ images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda,
 	  $(ENGINE) build --file services/$$service/Dockerfile $(BUILD_ARGS) \
 	    --build-arg BASE="$(BASE)" --build-arg VARIANT="$(VARIANT)" --build-arg PIP_ARGS="$(PIP_ARGS)" \
 	    --label org.opencontainers.image.version="$(VERSION)" \
-	    --label org.opencontainers.image.revision="$$(git rev-parse HEAD)" \
+	    --label org.opencontainers.image.revision="$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo +)" \
 	    --tag $(IMAGE) .; \
 	done
 
