@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,13 +31,12 @@ _SHOWN = (
 def draw(found: Found, folder: Path, name: str) -> None:
     """Write ``folder/quality-NAME-*.svg`` of what was asked."""
     matplotlib.rcParams["svg.hashsalt"] = "quality"
-    plots = {"ranking": _ranking, "anchor_counts": _anchors, "policies": _policies}
-    for title, plot in plots.items():
-        if title not in found:
+    for subject, title, plot in _PLOTS:
+        if subject not in found:
             continue
         figure = Figure(figsize=(9, 5), layout="constrained")
         plot(figure, found)
-        figure.savefig(folder / f"quality-{name}-{title.partition('_')[0]}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"quality-{name}-{title}.svg", metadata={"Date": None})
 
 
 def _ranking(figure: Figure, found: Found) -> None:
@@ -87,3 +86,11 @@ def _line(arm: str) -> dict[str, Any]:
 
 def _legend(axes: Axes) -> None:
     axes.legend(fontsize=7)
+
+
+_PLOTS: tuple[tuple[str, str, Callable[[Figure, Found], None]], ...] = (
+    ("ranking", "ranking", _ranking),
+    ("anchor_counts", "anchors", _anchors),
+    ("policies", "policies", _policies),
+)
+"""Subject, the file's name for it, and what draws it."""
