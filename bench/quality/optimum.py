@@ -62,7 +62,7 @@ def optimum(rewards: Rewards, gold: Rewards, beta: float) -> Optimum:
     )
 
 
-def temperature(rewards: Rewards, kl: float) -> float | None:
+def penalty(rewards: Rewards, kl: float) -> float | None:
     """The β at which the optimum's mean KL is ``kl`` nats; None where even the sharpest choice stays below it."""
     scale = float(rewards.std(axis=1).mean()) or 1.0
     low, high = 1e-4 * scale, 1e4 * scale
@@ -79,5 +79,5 @@ def temperature(rewards: Rewards, kl: float) -> float | None:
 
 def at_divergence(rewards: Rewards, gold: Rewards, kl: float) -> Optimum | None:
     """The optimum whose mean KL is ``kl`` nats; None where there is none."""
-    beta = temperature(rewards, kl)
+    beta = penalty(rewards, kl)
     return None if beta is None else optimum(rewards, gold, beta)

@@ -55,7 +55,7 @@ def missing(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> lis
     for model in models:
         if not all(_file(cache, folder, model).exists() for folder in folders):
             alike.setdefault(_towers(modeldir.read_manifest(model), model), []).append(model)
-    longest_first = sorted(alike, key=lambda towers: (towers != "vlm", towers == "text", -len(alike[towers])))
+    longest_first = sorted(alike, key=lambda towers: (towers != "vlm", -len(alike[towers])))
     return [partial(_score, alike[towers], folders, cache) for towers in longest_first]
 
 
@@ -131,8 +131,11 @@ def _file(cache: Path, folder: Path, model: Path) -> Path:
 
 
 def _towers(manifest: RewardManifest, folder: Path) -> str:
-    """What decides the features of frozen towers. All VLM clients start from the server's base model."""
+    """What decides the features of frozen towers. All VLM clients start from the server's base model; a text-only one
+    has no frozen tower, and nothing to share."""
     config = manifest.backbone
+    if config.kind == "text":
+        return str(folder)
     if config.kind != "dual-encoder":
         return config.kind
     tower = (folder / config.vision / "config.json").read_text(encoding="utf-8")

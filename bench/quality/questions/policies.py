@@ -12,7 +12,7 @@ import numpy as np
 from quality.arms import Arm
 from quality.evidence import Evidence, Table
 from quality.gold import GOLD, compare
-from quality.optimum import Optimum, optimum, temperature
+from quality.optimum import Optimum, optimum, penalty
 from quality.questions.ranking import COUNTS
 from quality.scored import Anchors, Groups, Rewards
 
@@ -60,7 +60,7 @@ def _led(arm: Arm, anchors: Anchors, sampled: Groups, truth: Mapping[str, Reward
 
 
 def _optima(rewards: Rewards, truth: Mapping[str, Rewards]) -> _Optima:
-    betas = {kl: temperature(rewards, kl) for kl in DIVERGENCES}
+    betas = {kl: penalty(rewards, kl) for kl in DIVERGENCES}
     return {
         kl: {name: optimum(rewards, gold, beta) for name, gold in truth.items()}
         for kl, beta in betas.items()
