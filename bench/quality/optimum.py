@@ -75,9 +75,3 @@ def penalty(rewards: Rewards, kl: float) -> float | None:
         else:
             high = middle
     return high
-
-
-def at_divergence(rewards: Rewards, gold: Rewards, kl: float) -> Optimum | None:
-    """The optimum whose mean KL is ``kl`` nats; None where there is none."""
-    beta = penalty(rewards, kl)
-    return None if beta is None else optimum(rewards, gold, beta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -119,8 +120,10 @@ def test_pictures_that_are_encoded_together_have_the_features_that_each_has_alon
     text = processor.apply_chat_template([message], add_generation_prompt=True)
     contexts = [dict(processor(text=[text], images=[[picture]], return_tensors="pt")) for picture in shown]
     vision, device = VisionFeatures(model.base_model), torch.device("cpu")
-    with torch.no_grad():
+    passes = mock.Mock(wraps=model.base_model.get_image_features)
+    with torch.no_grad(), mock.patch.object(model.base_model, "get_image_features", passes):
         together = vision.encode(contexts, device)
+        assert passes.call_count < len(contexts)
         alone = [vision.encode([context], device)[0] for context in contexts]
     for one, other in zip(together, alone, strict=True):
         assert torch.cat([*one.pictures]).shape == torch.cat([*other.pictures]).shape

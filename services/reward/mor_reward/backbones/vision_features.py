@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 ENCODED_TOGETHER = 8
-"""Contexts that go through a tower at once: on processors more gain nothing, and their pixels take memory."""
+"""Contexts that go through a tower at once: on processors more gain nothing."""
+_VALUES_TOGETHER = 1 << 20
+"""Most pixel values of them: larger pictures keep a tower busy alone, and take memory."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class VisionFeatures:
     def encode(self, contexts: Sequence[dict[str, Tensor]], device: torch.device) -> list[Features]:
         """Features of the pictures of each context, for which the processor's output is given.
 
-        Those whose pictures have the same shapes go through the tower together, a few at a time.
+        Those whose pictures have the same shapes go through the tower together, a few small ones at a time.
         """
         alike: dict[Hashable, list[int]] = {}
         for index, context in enumerate(contexts):
@@ -53,8 +55,10 @@ class VisionFeatures:
             alike.setdefault(shapes, []).append(index)
         found: dict[int, Features] = {}
         for indices in alike.values():
-            for start in range(0, len(indices), ENCODED_TOGETHER):
-                chunk = indices[start : start + ENCODED_TOGETHER]
+            values = contexts[indices[0]]["pixel_values"].numel()
+            together = max(1, min(ENCODED_TOGETHER, _VALUES_TOGETHER // values))
+            for start in range(0, len(indices), together):
+                chunk = indices[start : start + together]
                 found.update(zip(chunk, self._encode([contexts[index] for index in chunk], device), strict=True))
         return [found[index] for index in range(len(contexts))]
 

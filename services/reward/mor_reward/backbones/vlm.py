@@ -228,12 +228,15 @@ class Vlm(Backbone):
             for key, example in zip(keys, contexts, strict=True)
         }
         wanted = {key: example for key, example in zip(keys, contexts, strict=True) if example.pictures}
-        missing = {key: example for key, example in wanted.items() if found[key] is None}
-        processed = [self._prompt(example, pixels=True) for example in missing.values()]
-        for key, features in zip(missing, self._vision.encode(processed, self.head.weight.device), strict=True):
-            found[key] = features
+        missing = [key for key in wanted if found[key] is None]
+        for start in range(0, len(missing), ENCODED_TOGETHER):
+            chunk = missing[start : start + ENCODED_TOGETHER]  # the pixels of all would take much memory
+            processed = [self._prompt(wanted[key], pixels=True) for key in chunk]
+            encoded = self._vision.encode(processed, self.head.weight.device)
+            found.update(zip(chunk, encoded, strict=True))
             if frozen:
-                self.features.put(key, features)
+                for key, features in zip(chunk, encoded, strict=True):
+                    self.features.put(key, features)
         return [found[key] for key in keys]
 
     def _prompt(self, example: Example, pixels: bool = False) -> dict[str, Tensor]:
