@@ -72,7 +72,7 @@ class Services:
 
     def queue(self) -> None:
         """Start the queue server."""
-        command = [sys.executable, "-m", "mor_core.embedded", "--port", str(self._redis_port)]
+        command = [sys.executable, "-m", "mor_core.bundled_valkey", "--port", str(self._redis_port)]
         self._start("queue", [*command, "--dir", str(self.folder / "queue")], {})
 
     def scoring(self) -> None:

@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 from cryptography.fernet import Fernet
 from machine import record
-from mor_core import embedded
+from mor_core import bundled_valkey
 from mor_core.auth import hash_token
 from mor_router.app import create_app
 from mor_router.config import RouterSettings
@@ -127,7 +127,7 @@ def main() -> None:
     endpoints = Endpoints()
     with tempfile.TemporaryDirectory(prefix="mor-hostile-") as name:
         folder = Path(name)
-        command = [str(embedded.server_binary()), *embedded.arguments(_PORT, folder)]
+        command = [str(bundled_valkey.server_binary()), *bundled_valkey.arguments(_PORT, folder)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             time.sleep(1)

@@ -20,7 +20,7 @@ from mor_core.images import decode
 from mor_core.sampling import response_seed
 from mor_rollout import environment
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engine import Sampled, SampleParams, Shown
+from mor_rollout.engines.protocol import Sampled, SampleParams, Shown
 
 SEED = 0
 
@@ -33,9 +33,9 @@ class Group:
 
 async def sample(settings: RolloutSettings, prompts: Sequence[Prompt], size: int, max_tokens: int) -> list[Group]:
     """A group of ``size`` responses to each prompt, at temperature 1, all prompts at once as in a run."""
-    from mor_rollout.base import BaseModel
-    from mor_rollout.prompts import PromptEncoder
-    from mor_rollout.vllm_engine import VllmEngine
+    from mor_rollout.engines.prompts import PromptEncoder
+    from mor_rollout.engines.vllm.engine import VllmEngine
+    from mor_rollout.weights.base import BaseModel
 
     base = BaseModel(settings.model)
     engine = VllmEngine(settings, base, PromptEncoder(settings, base))

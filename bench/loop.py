@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl_side
 import vlm
 from cluster import Services
 from machine import commit, record
@@ -97,7 +96,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     shape = vlm.SHAPES[options.shape]
     total = options.warm_up + options.steps
-    model, processor = trl_side.model_of(options)
+    model, processor = trl_baseline.model_of(options)
     prompts = vlm.write_prompts(options.state / "trl-prompts", shape, options.prompt, total * options.groups)
     rows = [json.loads(line) for line in prompts.read_text().splitlines()]
     data = {
@@ -121,7 +120,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
     def reward(completions: list[Any], **_: Any) -> list[float]:
         return [score(completion[0]["content"]) for completion in completions]
 
-    config = trl_side.config(
+    config = trl_baseline.config(
         options,
         total,
         temperature=1.0,
@@ -150,7 +149,7 @@ def run(side: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     staleness = SIDES[side]
     if staleness is not None:
         return take_steps_of_mor(options, staleness)
-    command = [str(trl_side.environment(options.state)), __file__, "--side", side, "--shape", options.shape]
+    command = [str(trl_baseline.environment(options.state)), __file__, "--side", side, "--shape", options.shape]
     for name in (*_SETTINGS, "state", "model"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     threads = {"OMP_NUM_THREADS": str(options.cores), "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -234,7 +233,7 @@ def main() -> None:
         print({key: cases[-1][key] for key in ("prompt", "seconds", "speedup")}, flush=True)
         kept = ("shape", "size", "response", "groups", "budget", "steps", "warm_up", "rounds", "cores")
         figures = {key: getattr(options, key) for key in kept}
-        record(f"loop-{options.shape}", {**figures, "clock": "wall", "trl": trl_side.TRL, "cases": cases})
+        record(f"loop-{options.shape}", {**figures, "clock": "wall", "trl": trl_baseline.TRL, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -85,13 +85,13 @@ def sampler(options: argparse.Namespace) -> list[float]:
 
 def publish_all(options: argparse.Namespace, spec: RunSpec, folder: Path, run: str) -> None:
     """A version for each step, so that none has to be made while the sampler is measured."""
-    from mor_trainer.loop import weights
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
+    from mor_trainer.weights import files
 
     policy = Policy(*loading.load(options.model), spec)
     for version in range(spec.steps):
-        weights.publish(
+        files.publish(
             folder, run, version, options.model, model=policy.model, adapter=None, trainable=policy.trainable,
             keep=spec.steps,
         )  # fmt: skip
@@ -160,12 +160,12 @@ def trainer(options: argparse.Namespace) -> list[float]:
 
 
 def train_alone(options: argparse.Namespace) -> list[float]:
-    from mor_trainer.loop import weights
-    from mor_trainer.loop.publication import Publication
-    from mor_trainer.loop.shares import TimeShares
-    from mor_trainer.loop.update import Updater
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
+    from mor_trainer.update.step_timer import TimeShares
+    from mor_trainer.update.update import Updater
+    from mor_trainer.weights import files
+    from mor_trainer.weights.publication import Publication
 
     folder = options.state / "trainer"
     shutil.rmtree(folder, ignore_errors=True)
@@ -174,7 +174,7 @@ def train_alone(options: argparse.Namespace) -> list[float]:
     updater = Updater(policy, spec)
 
     def publish(version: int, trainable: Mapping[str, torch.Tensor]) -> None:
-        weights.publish(
+        files.publish(
             folder, "run", version, options.model, model=policy.model, adapter=None, trainable=trainable, keep=4
         )
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from mor_trainer.loop.published import published
+from mor_trainer.weights.published import published
 
 sys.path.append(str(Path(__file__).parent.parent))
 

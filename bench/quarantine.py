@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float, Int
 from machine import record
-from mor_router.mathematics.usefulness import LEAST_ANCHORS, LEAST_FOR_DOUBT, USELESS, p_value, regions
+from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, LEAST_FOR_DOUBT, USELESS, p_value, regions
 from numpy import ndarray
 from numpy.random import Generator
 

@@ -25,8 +25,8 @@ from machine import record
 from mor_core.datafiles import read_prompts
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop.learner import Learner, StepGroup, follow
 from mor_trainer.ranks import Ranks
+from mor_trainer.update.learner import Learner, StepGroup, follow
 from safetensors.torch import load_file, save_file
 
 SIDES = {"one": (1, 2), "two": (2, 1)}

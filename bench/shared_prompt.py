@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import vlm
 from machine import CLOCKS, RESULTS, record
-from mor_trainer.loop.shares import TimeShares
-from mor_trainer.loop.update import Updater
 from mor_trainer.model.loading import autocast_dtype
 from mor_trainer.model.policy import Policy
 from mor_trainer.ranks import Ranks
+from mor_trainer.update.step_timer import TimeShares
+from mor_trainer.update.update import Updater
 
 PATHS = ("plain", "shared")
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 from machine import record
-from mor_core import embedded
+from mor_core import bundled_valkey
 from mor_core.auth import hash_token
 from polling import during_training
 
@@ -47,7 +47,7 @@ def serving(folder: Path) -> Iterator[str]:
         "MOR_LOG_LEVEL": "error",
     }
     (folder / "queue").mkdir()
-    queue = [str(embedded.server_binary()), *embedded.arguments(QUEUE_PORT, folder / "queue")]
+    queue = [str(bundled_valkey.server_binary()), *bundled_valkey.arguments(QUEUE_PORT, folder / "queue")]
     script = "from mor_trainer.cli import main; main()"
     control = [sys.executable, "-c", script, "serve", "--port-file", str(address)]
     with (

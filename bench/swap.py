@@ -33,15 +33,15 @@ _CHUNK = 1 << 20
 async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str, Any]:
     """Publish and take over versions; the seconds of each stage."""
     from mor_rollout import environment
-    from mor_rollout.base import BaseModel
     from mor_rollout.config import RolloutSettings
-    from mor_rollout.policy import Policy as Held
-    from mor_rollout.prompts import PromptEncoder
-    from mor_rollout.vllm_engine import VllmEngine
-    from mor_rollout.weights import WeightsStore
-    from mor_trainer.loop import weights
+    from mor_rollout.engines.prompts import PromptEncoder
+    from mor_rollout.engines.vllm.engine import VllmEngine
+    from mor_rollout.swaps import Policy as Held
+    from mor_rollout.weights.base import BaseModel
+    from mor_rollout.weights.pull import WeightsStore
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
+    from mor_trainer.weights import files
 
     model = options.state / shape
     vlm.save(vlm.SHAPES[shape], model)
@@ -79,7 +79,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
                     for parameter in policy.trainable.values():
                         parameter.add_(1e-3)
                 begun = time.perf_counter()
-                manifest = weights.publish(
+                manifest = files.publish(
                     folder / "runs" / run, run, version, str(model), model=policy.model, adapter=policy.adapter,
                     trainable=policy.trainable, keep=2,
                 )  # fmt: skip

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl_side
 import vlm
 from machine import CLOCKS, record
 
@@ -70,11 +69,11 @@ def _status(field: str) -> int:
 
 
 def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
-    from mor_trainer.loop.shares import TimeShares
-    from mor_trainer.loop.update import Updater
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
     from mor_trainer.ranks import Ranks
+    from mor_trainer.update.step_timer import TimeShares
+    from mor_trainer.update.update import Updater
 
     shape = vlm.SHAPES[options.shape]
     alone = options.prompt + options.size * (options.response - 1)
@@ -113,7 +112,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
 
     shape = vlm.SHAPES[options.shape]
     total = WARM_UP + options.steps
-    model, processor = trl_side.model_of(options)
+    model, processor = trl_baseline.model_of(options)
     rows: dict[str, list[Any]] = {"prompt": [], "image": []}
     for seed in range(total * options.groups):
         messages, images = vlm.question(shape, options.prompt, seed)
@@ -137,7 +136,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             meter.end()
 
-    config = trl_side.config(options, total, options.device, gradient_checkpointing=options.recompute)
+    config = trl_baseline.config(options, total, options.device, gradient_checkpointing=options.recompute)
     trainer = Replayed(
         model=model,
         args=config,
@@ -180,7 +179,7 @@ def run(python: Path, side: str, options: argparse.Namespace, *, memory: bool) -
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    python = trl_side.environment(options.state)
+    python = trl_baseline.environment(options.state)
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(options.rounds):
         for side in SIDES:
@@ -233,7 +232,7 @@ def main() -> None:
         cases.append({"prompt": prompt, **compare(options)})
         print(cases[-1], flush=True)
         kept = ("shape", "device", "size", "response", "groups", "budget", "rounds", "threads", "clock", "recompute")
-        record(name, {**{key: getattr(options, key) for key in kept}, "trl": trl_side.TRL, "cases": cases})
+        record(name, {**{key: getattr(options, key) for key in kept}, "trl": trl_baseline.TRL, "cases": cases})
 
 
 if __name__ == "__main__":

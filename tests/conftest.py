@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from mor_core import embedded
+from mor_core import bundled_valkey
 from mor_core.settings import StreamSettings
 from mor_core.streams import connect
 from pydantic import SecretStr
@@ -39,7 +39,7 @@ class Valkey:
         self.start()
 
     def start(self) -> None:
-        command = [str(embedded.server_binary()), *embedded.arguments(self.port, self._directory)]
+        command = [str(bundled_valkey.server_binary()), *bundled_valkey.arguments(self.port, self._directory)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         with SyncRedis(port=self.port) as client:

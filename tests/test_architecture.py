@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,32 @@ def test_a_service_imports_the_core_and_itself_only(package: str) -> None:
     for path in PACKAGES[package].rglob("*.py"):
         foreign = {name.split(".")[0] for name in imports(path)} & ours
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}; only {ALLOWED[package]} is allowed"
+
+
+def rooms(package: str) -> dict[str, set[str]]:
+    """Rooms that each room of a package imports. A room is a folder, or a module at the root of the package."""
+    base = PACKAGES[package]
+    room_of: dict[str, str] = {}
+    for path in base.rglob("*.py"):
+        parts = path.relative_to(base).with_suffix("").parts
+        folder = parts[:-1] if len(parts) > 1 else parts
+        room_of[".".join((package, *parts)).removesuffix(".__init__")] = "/".join(folder)
+    graph: dict[str, set[str]] = {}
+    for path in base.rglob("*.py"):
+        parts = path.relative_to(base).with_suffix("").parts
+        here = room_of[".".join((package, *parts)).removesuffix(".__init__")]
+        graph.setdefault(here, set()).update(
+            {room_of[name] for name in imports(path) & set(room_of)} - {here, "__init__"}
+        )
+    return graph
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_room_imports_one_that_imports_it_back(package: str) -> None:
+    try:
+        graphlib.TopologicalSorter(rooms(package)).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("rooms import each other in a circle: " + " -> ".join(reversed(error.args[1])))
 
 
 def test_the_core_needs_neither_torch_nor_redis() -> None:

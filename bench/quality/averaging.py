@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from mor_core.datafiles import read_preferences
-from mor_reward import calibration, modeldir
+from mor_reward import calibration, model_store
 from mor_reward.backbones import AnyConfig, Backbone, build
 from mor_reward.files import folder_whole
 from mor_reward.loss import bradley_terry_loss
-from mor_reward.modeldir import TrainingReport
-from mor_reward.recipe import Recipe
+from mor_reward.model_store import TrainingReport
 from mor_reward.splits import materials, split_rows
+from mor_reward.train_config import Recipe
 from mor_reward.trainer import Pair, margins
 from torch import Tensor
 
@@ -59,12 +59,12 @@ def average(files: Sequence[Path], config: AnyConfig, recipe: Recipe, out: Path,
     temperature = calibration.fit_temperature(margins(backbone, held_out[0]))
     report = calibration.report(margins(backbone, held_out[1]), temperature)
     with folder_whole(out, overwrite=False) as folder:
-        modeldir.save(
+        model_store.save(
             folder,
             backbone,
             name=name,
             domains="",
-            calibration=modeldir.card_calibration(report, temperature),
+            calibration=model_store.card_calibration(report, temperature),
             recipe=recipe,
             training=TrainingReport(
                 train_pairs=total,

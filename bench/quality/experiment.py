@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from machine import record
 from mor_reward.backbones import DualEncoderConfig
-from mor_reward.recipe import Recipe
+from mor_reward.train_config import Recipe
 from three_domains import prepare
-from three_domains.asks import Split
+from three_domains.questions import Split
 
 from quality import (
     averaging,

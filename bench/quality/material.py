@@ -17,8 +17,8 @@ from random import Random
 from typing import Any
 
 from PIL import Image
-from three_domains.asks import Gold, Split, preference
 from three_domains.domains import ANSWERS, picture_maker
+from three_domains.questions import Gold, Split, preference
 
 from quality.population import SKILLS, skill
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import Literal
 
-from three_domains.asks import Gold
 from three_domains.domains import ANSWERS
+from three_domains.questions import Gold
 
 _TRUTH = 2.0
 _WORD = 0.25

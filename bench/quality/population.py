@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from three_domains.asks import Gold
+from three_domains.questions import Gold
 
 from quality.objectives import Style
 

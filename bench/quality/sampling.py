@@ -11,7 +11,7 @@ from mor_core.images import decode
 from mor_core.sampling import response_seed
 from mor_rollout import environment
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engine import SampleParams, Shown
+from mor_rollout.engines.protocol import SampleParams, Shown
 
 from quality.scoring import RESPONSES
 
@@ -33,9 +33,9 @@ def sample(model: Path, folder: Path, size: int, threads: int) -> None:
 
 
 async def _responses(settings: RolloutSettings, prompts: list[Prompt], size: int) -> list[list[str]]:
-    from mor_rollout.base import BaseModel
-    from mor_rollout.prompts import PromptEncoder
-    from mor_rollout.transformers_engine import TransformersEngine
+    from mor_rollout.engines.prompts import PromptEncoder
+    from mor_rollout.engines.transformers import TransformersEngine
+    from mor_rollout.weights.base import BaseModel
 
     base = BaseModel(settings.model)
     encoder = PromptEncoder(settings, base)

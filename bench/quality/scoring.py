@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float
 from mor_core.datafiles import Prompt, read_preferences, read_prompts
 from mor_core.wire import image_hashes
-from mor_reward import modeldir
+from mor_reward import model_store
 from mor_reward.backbones import Backbone, Example, Picture
 from mor_reward.engine import Engine
-from mor_reward.modeldir import RewardManifest
+from mor_reward.model_store import RewardManifest
 from mor_router.embedding import Input, build_embedder
 from numpy import ndarray
 
@@ -54,7 +54,7 @@ def missing(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> lis
     alike: dict[str, list[Path]] = {}
     for model in models:
         if not all(_file(cache, folder, model).exists() for folder in folders):
-            alike.setdefault(_towers(modeldir.read_manifest(model), model), []).append(model)
+            alike.setdefault(_towers(model_store.read_manifest(model), model), []).append(model)
     longest_first = sorted(alike, key=lambda towers: (towers != "vlm", -len(alike[towers])))
     return [partial(_score, alike[towers], folders, cache) for towers in longest_first]
 
@@ -75,7 +75,7 @@ def _score(models: Sequence[Path], folders: Sequence[Path], cache: Path) -> None
 
 def open_model(model: Path, features: dict[str, Backbone]) -> Engine:
     """The model in a folder. ``features``: a model for each kind of towers, whose features are shared."""
-    manifest, backbone = modeldir.load(model)
+    manifest, backbone = model_store.load(model)
     towers = _towers(manifest, model)
     if towers in features:
         backbone.features = features[towers].features

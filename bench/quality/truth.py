@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from three_domains.asks import Gold
 from three_domains.domains import ANSWERS
+from three_domains.questions import Gold
 
 from quality.population import SKILLS
 from quality.scored import Rewards

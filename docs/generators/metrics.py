@@ -9,14 +9,14 @@ from typing import Any
 import mor_reward.metrics
 import mor_rollout.metrics
 import mor_router.metrics
-import mor_trainer.control.telemetry
+import mor_trainer.metrics
 from prometheus_client.metrics import MetricWrapperBase
 
 SERVICES: dict[str, ModuleType] = {
     "reward": mor_reward.metrics,
     "router": mor_router.metrics,
     "rollout": mor_rollout.metrics,
-    "trainer": mor_trainer.control.telemetry,
+    "trainer": mor_trainer.metrics,
 }
 _SUFFIX = {"counter": "_total"}
 _HEAD = """# Metrics

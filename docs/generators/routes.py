@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from mor_core import about, health
+from mor_core import health, service_info
 from mor_reward.app import create_app as reward
 from mor_reward.config import RewardSettings
 from mor_rollout.app import create_app as rollout
@@ -42,7 +42,7 @@ def page() -> str:
                 RewardSettings(function=f"{folder / 'scorer.py'}:score", threads=1)
             ),
         }
-    shared = {route.path for part in (health.router, about.router) for route in part.routes if _is_api(route)}
+    shared = {route.path for part in (health.router, service_info.router) for route in part.routes if _is_api(route)}
     own = "".join(_section(title, app, lambda route: route.path not in shared) for title, app in services.items())
     first = next(iter(services.values()))
     return _HEAD + _section("All services", first, lambda route: route.path in shared) + own

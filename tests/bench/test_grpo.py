@@ -12,7 +12,7 @@ from mor_core.streams import Streams, announce, withdraw
 from mor_core.tasks import stop
 from mor_reward.backbones import DualEncoderConfig
 from mor_reward.progress import Silent
-from mor_reward.recipe import Recipe
+from mor_reward.train_config import Recipe
 from mor_reward.training import Job, train
 from quality.arm_rewards import ArmRewards
 from quality.arms import baselines

@@ -12,11 +12,11 @@ from quality.material import Share, questions, taste, write_preferences
 from quality.models import pool
 from quality.objectives import brief, complete, prefer
 from quality.population import CLIENTS, SKILLS, options, skill
-from three_domains.asks import Ask
 from three_domains.chart import count_ask, value_ask
 from three_domains.detail import asks as detail_asks
 from three_domains.domains import ANSWERS
 from three_domains.medical import asks as medical_asks
+from three_domains.questions import Ask
 
 ASKS: list[Ask] = [
     *detail_asks({"top left": "bird", "bottom right": "coin"}, Random(0)),

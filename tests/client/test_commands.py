@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from mor_client.commands.common import complete
-from mor_client.exits import Exit
+from mor_client.exit_codes import Exit
 from mor_core.settings import StreamSettings
 from mor_core.streams import Streams, connect
 from mor_core.wire import EventRecord
-from mor_trainer.loop.events import event_id
+from mor_trainer.event_log import event_id
 from pydantic import SecretStr
 
 from tests.client.installation import TOKENS, Installation

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from mor_client import checks
 from mor_client.checks import Told
-from mor_client.exits import Exit
+from mor_client.exit_codes import Exit
 from mor_client.findings import Finding, Verdict
-from mor_core.about import About, Disk, Facts, QueueServer
 from mor_core.auth import Principal, Scope
 from mor_core.run_status import WorkerStatus
+from mor_core.service_info import About, Disk, Facts, QueueServer
 
 from tests.client.installation import Installation
 

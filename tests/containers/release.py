@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from mor_core import embedded
+from mor_core import bundled_valkey
 
 from tests.certificates import self_signed
 from tests.containers.kubelet import Kubelet, service_of
@@ -76,7 +76,7 @@ class Release:
         """An image with the chart's server: no registry is asked, and the binary is that of the embedded default."""
         context = folder / "valkey-image"
         context.mkdir()
-        shutil.copy(embedded.server_binary(), context / "valkey-server")
+        shutil.copy(bundled_valkey.server_binary(), context / "valkey-server")
         file = f"FROM {IMAGES['router']}\nCOPY valkey-server /usr/local/bin/valkey-server\nENTRYPOINT []\n"
         (context / "Dockerfile").write_text(file)
         self.podman("build", "--isolation", "chroot", "--tag", f"{_VALKEY}:{TAG}", str(context))

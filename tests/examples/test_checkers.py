@@ -6,8 +6,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from three_domains.asks import numbers, preference
 from three_domains.domains import ANSWERS
+from three_domains.questions import numbers, preference
 
 LIST = {"domain": "detail", "task": "list", "kinds": ["bird", "coin"]}
 COUNT = {"domain": "detail", "task": "count", "kinds": ["bird", "coin", "flower"]}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from mor_reward.backbones import DualEncoderConfig
 from mor_reward.progress import Silent
-from mor_reward.recipe import Recipe
+from mor_reward.train_config import Recipe
 from mor_reward.training import Job, train
 from three_domains import session
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack, StackError, prepare

@@ -9,8 +9,8 @@ from random import Random
 import numpy as np
 import pytest
 from PIL import Image
-from three_domains.asks import PICTURE_SIZE, SPLITS, PictureMaker
 from three_domains.plots import Plots, Quantity
+from three_domains.questions import PICTURE_SIZE, SPLITS, PictureMaker
 from three_domains.scenes import Scenes
 from three_domains.slices import BLOCKS, GAP_MM, Slices, Volume
 

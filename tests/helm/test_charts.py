@@ -13,14 +13,14 @@ from typing import Any
 import kubernetes_validate
 import mor_rollout.metrics
 import mor_router.metrics
-import mor_trainer.control.telemetry
+import mor_trainer.metrics
 import pytest
 import yaml
 from mor_core.auth import hash_token
 from mor_core.settings import unknown_variables
 from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
-from mor_router.clients.vault import Vault
+from mor_router.clients.secret_store import Vault
 from mor_router.config import RouterSettings
 from mor_trainer.config import ControlSettings, WorkerSettings
 from prometheus_client import REGISTRY
@@ -321,7 +321,7 @@ def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str
 
 
 def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
-    assert all((mor_rollout.metrics, mor_router.metrics, mor_trainer.control.telemetry))
+    assert all((mor_rollout.metrics, mor_router.metrics, mor_trainer.metrics))
     known = {
         f"{metric.name}{suffix}"
         for metric in REGISTRY.collect()

@@ -13,7 +13,7 @@ from typing import Any
 
 import mor_rollout.metrics
 import mor_router.metrics
-import mor_trainer.control.telemetry
+import mor_trainer.metrics
 import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
@@ -42,7 +42,7 @@ def panels(file: Path) -> list[dict[str, Any]]:
 def label_names() -> dict[str, tuple[str, ...]]:
     """Of every series that a service may have."""
     found = {"up": ()}
-    for module in (mor_rollout.metrics, mor_router.metrics, mor_trainer.control.telemetry):
+    for module in (mor_rollout.metrics, mor_router.metrics, mor_trainer.metrics):
         for value in vars(module).values():
             for metric in value.values() if isinstance(value, dict) else (value,):
                 if isinstance(metric, MetricWrapperBase):

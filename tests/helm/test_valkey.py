@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mor_core import embedded
+from mor_core import bundled_valkey
 from mor_core.blobs import Blobs
 from mor_core.settings import StreamSettings
 from mor_core.streams import Consumer, Streams, active_runs, announce, connect
@@ -37,7 +37,7 @@ def url(tmp_path: Path) -> Iterator[str]:
             text = text.replace(place, str(folder))  # noqa: PLW2901
         (tmp_path / name).write_text(text.replace("port 6379", f"port {port}\nbind 127.0.0.1"))
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "valkey-server").symlink_to(embedded.server_binary())
+    (tmp_path / "bin" / "valkey-server").symlink_to(bundled_valkey.server_binary())
     environment = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(["sh", str(tmp_path / "start.sh")], env=environment, stdout=subprocess.DEVNULL)
     yield secret["url"].replace("m-mor-valkey:6379", f"127.0.0.1:{port}")

@@ -13,7 +13,7 @@ from mor_core.auth import hash_token
 from mor_reward.backbones import DualEncoderConfig
 from mor_reward.config import RewardSettings
 from mor_reward.progress import Silent
-from mor_reward.recipe import Recipe
+from mor_reward.train_config import Recipe
 from mor_reward.training import Job, train
 
 from tests.reward import reward_kit as kit

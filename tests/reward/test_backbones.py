@@ -8,12 +8,12 @@ from unittest import mock
 
 import pytest
 import torch
-from mor_reward import modeldir
+from mor_reward import model_store
 from mor_reward.backbones import DualEncoderConfig, VlmConfig, build
-from mor_reward.backbones.towers import VisionTower
+from mor_reward.backbones.encoders import VisionTower
 from mor_reward.backbones.vision_features import VisionFeatures
 from mor_reward.progress import Silent
-from mor_reward.recipe import Recipe
+from mor_reward.train_config import Recipe
 from mor_reward.trainer import margins
 from mor_reward.training import Job, train
 from PIL import Image
@@ -36,7 +36,7 @@ def test_a_dual_encoder_takes_towers_of_any_family(
         precision="float32",
     )
     manifest = train(Job(colours, tmp_path / "m", "m", "", config, Recipe(epochs=2, lr=3e-3, mismatch=2)), Silent())
-    again, backbone = modeldir.load(tmp_path / "m")
+    again, backbone = model_store.load(tmp_path / "m")
     assert again == manifest
     chosen = [pair.chosen for pair in kit.pairs_of(colours)]
     one_text = [example for example in chosen if example.response == chosen[0].response]
@@ -100,7 +100,7 @@ def test_a_vlm_of_any_family_trains_a_step(kind: str, freeze_vision: bool, tmp_p
     config = VlmConfig(model=str(checkpoint), freeze_vision=freeze_vision, precision="float32")
     recipe = Recipe(epochs=1, batch_size=4, heldout_fraction=0.4)
     train(Job(data, tmp_path / "m", "m", "", config, recipe), Silent())
-    _, backbone = modeldir.load(tmp_path / "m")
+    _, backbone = model_store.load(tmp_path / "m")
     pairs = kit.pairs_of(data)
     together = margins(backbone, pairs)
     alone = [float(margins(backbone, [pair])[0]) for pair in pairs]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mor_core.errors import Invalid
 from mor_reward import calibration
 from mor_reward.loss import bradley_terry_loss
-from mor_reward.recipe import Recipe, learning_rate
 from mor_reward.splits import split_rows
+from mor_reward.train_config import Recipe, learning_rate
 
 
 def test_loss_and_gradient_follow_the_plain_formula() -> None:

@@ -86,10 +86,10 @@ async def test_the_card_tells_calibration_and_limits(http: httpx.AsyncClient, tr
 @pytest.mark.anyio
 async def test_served_scores_are_raw_scores_over_the_temperature(http: httpx.AsyncClient, trained: Path) -> None:
     from mor_core.wire import ScoreRequest
-    from mor_reward import modeldir
+    from mor_reward import model_store
     from mor_reward.backbones import Example, Picture
 
-    manifest, backbone = modeldir.load(trained)
+    manifest, backbone = model_store.load(trained)
     body = kit.score_body(ANSWERS, RED)
     messages = ScoreRequest.model_validate_json(json.dumps(body)).items[0].messages
     raw = backbone.score([Example(messages, (Picture(sha256(RED), RED),), answer) for answer in ANSWERS])

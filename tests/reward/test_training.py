@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from mor_core.errors import Conflict, DataFileError, Invalid
-from mor_reward import modeldir
+from mor_reward import model_store
 from mor_reward.backbones import AnyConfig, DualEncoderConfig, TextConfig, VlmConfig
 from mor_reward.cli import app
 from mor_reward.progress import Silent
-from mor_reward.recipe import Recipe
+from mor_reward.train_config import Recipe
 from mor_reward.trainer import Interrupted, margins
 from mor_reward.training import Job, evaluate, train
 from safetensors.torch import load_file
@@ -82,11 +82,11 @@ def test_a_saved_model_scores_as_the_trained_one_did(configuration: AnyConfig, t
     manifest = train(Job(data, tmp_path / "model", "m", "", configuration, recipe), Silent())
     moved = (tmp_path / "model").rename(tmp_path / "elsewhere")
 
-    again, backbone = modeldir.load(moved)
+    again, backbone = model_store.load(moved)
     assert again == manifest
     rows = kit.pairs_of(data)
     first = margins(backbone, rows)
-    shifted = margins(modeldir.load(moved)[1], list(reversed(rows)))[::-1]
+    shifted = margins(model_store.load(moved)[1], list(reversed(rows)))[::-1]
     assert first == pytest.approx(shifted, abs=1e-5)
     assert abs(first).max() > 0
     for path in moved.rglob("*.json"):
@@ -109,7 +109,7 @@ def test_a_resumed_training_ends_bit_equal_to_an_uninterrupted_one(configuration
     parts = train(job("parts", resume=True), Silent())
 
     assert parts.version == whole.version
-    one, other = (load_file(tmp_path / name / modeldir.WEIGHTS) for name in ("whole", "parts"))
+    one, other = (load_file(tmp_path / name / model_store.WEIGHTS) for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not (tmp_path / "parts.training").exists()
 
@@ -241,7 +241,7 @@ def test_a_damaged_model_folder_is_refused(
     folder = Path(shutil.copytree(trained, tmp_path / "model"))
     damage(folder)
     with pytest.raises(Invalid, match=message):
-        modeldir.load(folder)
+        model_store.load(folder)
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

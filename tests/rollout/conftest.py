@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from mor_rollout import environment
-from mor_rollout.base import BaseModel
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engine import Engine
-from mor_rollout.policy import Policy
-from mor_rollout.prompts import PromptEncoder
-from mor_rollout.weights import WeightsStore
+from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.protocol import Engine
+from mor_rollout.swaps import Policy
+from mor_rollout.weights.base import BaseModel
+from mor_rollout.weights.pull import WeightsStore
 
 from tests.rollout.publisher import Publisher
 from tests.rollout.reference import Reference, make_adapter
@@ -50,7 +50,7 @@ def encoder(settings: RolloutSettings, base: BaseModel) -> PromptEncoder:
 
 @pytest.fixture(scope="session")
 async def started(settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> AsyncIterator[Engine]:
-    from mor_rollout.vllm_engine import VllmEngine
+    from mor_rollout.engines.vllm.engine import VllmEngine
 
     engine = VllmEngine(settings, base, encoder)
     await engine.start()

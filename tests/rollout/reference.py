@@ -12,7 +12,7 @@ from mor_core import images as guarded
 from mor_core.sampling import forbidden_token_ids
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import ImagePart, Message, TextPart
-from mor_rollout.engine import Sampled, Shown
+from mor_rollout.engines.protocol import Sampled, Shown
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor

@@ -9,7 +9,7 @@ from typing import Any
 from mor_core.blobs import Blobs
 from mor_core.streams import Consumer, Streams
 from mor_core.wire import DeadLetter, PromptRecord, RolloutRecord, Sampling, TokenBlock, WeightsRef
-from mor_rollout.engine import Sampled
+from mor_rollout.engines.protocol import Sampled
 from redis.asyncio import Redis
 
 from tests.rollout.reference import Reference, messages, picture, shown

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from mor_core.about import About
 from mor_core.auth import hash_token
+from mor_core.service_info import About
 from mor_rollout.app import create_app
 
 from tests.rollout.conftest import settings_for

@@ -6,9 +6,9 @@ import pytest
 from mor_core.errors import Invalid
 from mor_core.sampling import response_seed
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engine import Engine, EngineError, ImageMismatch, SampleParams
-from mor_rollout.prompts import PromptEncoder
-from mor_rollout.self_test import self_test
+from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.protocol import Engine, EngineError, ImageMismatch, SampleParams
+from mor_rollout.engines.self_test import self_test
 
 from tests.rollout.reference import Reference, picture, shown
 

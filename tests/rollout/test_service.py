@@ -18,7 +18,7 @@ from mor_core.settings import StreamSettings
 from mor_core.streams import announce, connect
 from mor_core.wire import WeightsRef
 from mor_rollout.app import create_app
-from mor_rollout.engine import SwapFailed
+from mor_rollout.engines.protocol import SwapFailed
 from pydantic import SecretStr
 from redis.asyncio import Redis
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mor_rollout.engine import Engine, SampleParams, SwapFailed
-from mor_rollout.policy import Policy
-from mor_rollout.weights import WeightsError, WeightsStore
+from mor_rollout.engines.protocol import Engine, SampleParams, SwapFailed
+from mor_rollout.swaps import Policy
+from mor_rollout.weights.pull import WeightsError, WeightsStore
 
 from tests.rollout.publisher import Publisher
 from tests.rollout.reference import Reference, base_tensors, moved, picture, shown

@@ -17,10 +17,11 @@ from mor_core.auth import hash_token
 from mor_core.errors import Unavailable
 from mor_core.streams import announce
 from mor_core.wire import WeightsRef
-from mor_rollout import environment, vllm_arguments
+from mor_rollout import environment
 from mor_rollout.app import create_app
+from mor_rollout.engines.vllm import arguments
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop.transfer import Broadcast
+from mor_trainer.weights.broadcast import Broadcast
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
@@ -64,13 +65,13 @@ def address(tied: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: str
         port=free_port(),
     )
     environment.prepare(settings)
-    arguments_of = vllm_arguments.engine_arguments
+    arguments_of = arguments.engine_arguments
 
     def with_gloo(*parts: Any) -> dict[str, Any]:
         return arguments_of(*parts) | {"worker_extension_cls": "tests.rollout.gloo.GlooWeightsExtension"}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_arguments, "engine_arguments", with_gloo)
+        patch.setattr(arguments, "engine_arguments", with_gloo)
         patch.syspath_prepend(
             Path(__file__).parents[2]
         )  # vLLM's worker, which imports the tests' extension, inherits it

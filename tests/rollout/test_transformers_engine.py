@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mor_rollout.base import BaseModel
-from mor_rollout.engine import Engine, SampleParams
-from mor_rollout.policy import Policy
-from mor_rollout.prompts import PromptEncoder
-from mor_rollout.self_test import self_test
-from mor_rollout.transformers_engine import TransformersEngine
-from mor_rollout.weights import WeightsStore
+from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.protocol import Engine, SampleParams
+from mor_rollout.engines.self_test import self_test
+from mor_rollout.engines.transformers import TransformersEngine
+from mor_rollout.swaps import Policy
+from mor_rollout.weights.base import BaseModel
+from mor_rollout.weights.pull import WeightsStore
 
 from tests.rollout.conftest import settings_for
 from tests.rollout.publisher import Publisher

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from mor_core.errors import Invalid
 from mor_core.wire import WeightsRef
-from mor_rollout import checkpoint
-from mor_rollout.base import BaseModel
 from mor_rollout.config import RolloutSettings
-from mor_rollout.weights import WeightsError, WeightsStore
+from mor_rollout.weights import checkpoint
+from mor_rollout.weights.base import BaseModel
+from mor_rollout.weights.pull import WeightsError, WeightsStore
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 

@@ -16,7 +16,7 @@ from mor_core.auth import hash_token
 from mor_router.app import create_app
 from mor_router.clients.egress import EgressPolicy
 from mor_router.config import RouterSettings
-from mor_router.core import Router
+from mor_router.wiring import Router
 from pydantic import SecretStr
 from redis.asyncio import Redis
 

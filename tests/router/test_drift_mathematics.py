@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from mor_router.mathematics.betting import log_evidence
-from mor_router.mathematics.consistency import p_value
-from mor_router.mathematics.expectation import depart, expect
+from mor_router.mathematics.drift_test import depart, expect
+from mor_router.mathematics.e_process import log_evidence
+from mor_router.mathematics.permutation_test import p_value
 from numpy import ndarray
 
 ALPHA = 0.05

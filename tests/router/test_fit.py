@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from mor_router.learning.gates import dump, load
 from mor_router.mathematics.fit import Anchors, minimise
 from mor_router.mathematics.fuse import Fused, Lens, fuse
 from mor_router.mathematics.fusion import (
     Weighted,
 )
-from mor_router.mathematics.guidance import widths
 from mor_router.mathematics.mixture import Mixture, fit_mixture
-from mor_router.mathematics.reach import fit_reach
+from mor_router.mathematics.prior_widths import widths
 from mor_router.mathematics.regions import fit_regions
+from mor_router.mathematics.support import fit_reach
+from mor_router.objectives.gates import dump, load
 from numpy import ndarray
 
 effort.register_profile("steady", deadline=None)  # a busy machine is no failure

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from mor_core.wire import ImagePart, Message
-from mor_router.learning.objectives import Anchor
+from mor_router.clients.honeypot_scores import LiveAnswers
+from mor_router.objectives.anchor_holdout import Reserve
+from mor_router.objectives.objectives import Anchor
 from mor_router.trust.disguise import disguise
-from mor_router.trust.live_answers import LiveAnswers
-from mor_router.trust.reserve import Reserve
 from redis.asyncio import Redis
 
 from tests.router.conftest import Api, Start

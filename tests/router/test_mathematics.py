@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mor_router.learning.likeness import shares
 from mor_router.mathematics import gate
 from mor_router.mathematics.fuse import Fused, Lens, NoQuorum, fuse
 from mor_router.mathematics.fusion import (
@@ -25,6 +24,7 @@ from mor_router.mathematics.fusion import (
     WorstClient,
 )
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
+from mor_router.objectives.similarity import shares
 from numpy import ndarray
 
 effort.register_profile("steady", deadline=None)  # a busy machine is no failure

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mor_core.clients import State
 from mor_router.clients.registry import ClientRecord
-from mor_router.mathematics.usefulness import LEAST_ANCHORS, USELESS, p_value, regions
+from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, USELESS, p_value, regions
 from mor_router.trust.quarantine import Evidence, Finding, judge
 from numpy import ndarray
 

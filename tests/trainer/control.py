@@ -10,7 +10,7 @@ import httpx
 from mor_core.runs import RunSpec
 from mor_core.streams import Streams
 from mor_core.wire import EventRecord
-from mor_trainer.loop.events import event_id
+from mor_trainer.event_log import event_id
 from redis.asyncio import Redis
 
 from tests.trainer.kit import bearer

@@ -22,7 +22,7 @@ from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop.worker import Worker
+from mor_trainer.run.worker import Worker
 from PIL import Image
 
 TOKENS = {

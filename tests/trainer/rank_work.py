@@ -16,10 +16,10 @@ from mor_core.datafiles import read_prompts
 from mor_core.errors import Invalid
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop.checkpoint import LoopState
-from mor_trainer.loop.learner import Learner, StepGroup, follow
-from mor_trainer.loop.ledger import Ledger
+from mor_trainer.groups.ledger import Ledger
 from mor_trainer.ranks import Ranks, depart
+from mor_trainer.update.checkpoint import LoopState
+from mor_trainer.update.learner import Learner, StepGroup, follow
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")

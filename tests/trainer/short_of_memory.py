@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from mor_trainer.cli import app
-from mor_trainer.loop.update import Updater
 from mor_trainer.model.batching import Unit
+from mor_trainer.update.update import Updater
 
 _LIMIT = int(sys.argv[1])
 _compute = Updater._accumulate

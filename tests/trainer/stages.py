@@ -20,7 +20,7 @@ import torch
 from mor_core import images as guarded
 from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, MorError
-from mor_core.pixels import pixel_sha256
+from mor_core.pixel_hash import pixel_sha256
 from mor_core.sampling import forbidden_token_ids, response_seed
 from mor_core.settings import StreamSettings
 from mor_core.streams import Consumer, Entry, Streams, active_runs, connect

@@ -10,11 +10,11 @@ import pytest
 import torch
 from mor_core.datafiles import read_prompts
 from mor_core.wire import PromptRecord, Sampling, WeightsRef
-from mor_trainer.loop.shares import TimeShares
-from mor_trainer.loop.update import Updater
 from mor_trainer.model import loading
 from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
+from mor_trainer.update.step_timer import TimeShares
+from mor_trainer.update.update import Updater
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import make_spec

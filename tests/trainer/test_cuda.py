@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from mor_core.datafiles import Prompt
 from mor_trainer.config import WorkerSettings
-from mor_trainer.loop.budget import OutOfMemory
-from mor_trainer.loop.learner import Learner
-from mor_trainer.loop.shares import TimeShares
-from mor_trainer.loop.update import Updater
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
 from mor_trainer.ranks import Ranks
+from mor_trainer.update.budget import OutOfMemory
+from mor_trainer.update.learner import Learner
+from mor_trainer.update.step_timer import TimeShares
+from mor_trainer.update.update import Updater
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 

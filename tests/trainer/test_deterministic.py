@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from mor_core.errors import Invalid
-from mor_trainer.loop.budget import OutOfMemory, TokenBudget
-from mor_trainer.loop.record import Conditions, Record
+from mor_trainer.groups.replay_log import Conditions, Record
 from mor_trainer.model.batching import Response, Unit
 from mor_trainer.model.rows import Row
+from mor_trainer.update.budget import OutOfMemory, TokenBudget
 
 from tests.trainer.kit import Processes, make_spec
 from tests.trainer.stages import Stages, until

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 from mor_core.runs import Claim, Heartbeat, HeartbeatReply, RunState
-from mor_trainer.loop.hold import Hold, RunControl
+from mor_trainer.run.lease import Hold, RunControl
 
 from tests.trainer.kit import make_spec
 

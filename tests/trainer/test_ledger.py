@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mor_core.errors import Invalid
-from mor_trainer.loop.ledger import Ledger, Verdict
+from mor_trainer.groups.ledger import Ledger, Verdict
 
 STEP = 3
 ACTIONS = st.lists(

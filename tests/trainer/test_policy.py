@@ -14,12 +14,12 @@ from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import TokenBlock
-from mor_trainer.loop.shares import TimeShares
-from mor_trainer.loop.update import Updater, UpdateReport
 from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.encoding import PromptMismatch, check
 from mor_trainer.model.features import ByteBoundCache
 from mor_trainer.model.rows import PreparedPrompt, Row
+from mor_trainer.update.step_timer import TimeShares
+from mor_trainer.update.update import Updater, UpdateReport
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 

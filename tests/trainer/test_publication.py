@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from mor_core.errors import Unavailable
-from mor_trainer.loop.publication import Publication
-from mor_trainer.loop.shares import TimeShares
+from mor_trainer.update.step_timer import TimeShares
+from mor_trainer.weights.publication import Publication
 
 from tests.trainer.kit import Processes
 from tests.trainer.stages import Stages

@@ -15,13 +15,13 @@ from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
 from mor_core.wire import Message
-from mor_trainer.loop.budget import OutOfMemory
-from mor_trainer.loop.shares import TimeShares
-from mor_trainer.loop.update import Diverged, Updater, UpdateReport
 from mor_trainer.model import loading, shared_prompt
 from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
 from mor_trainer.model.rows import Row
+from mor_trainer.update.budget import OutOfMemory
+from mor_trainer.update.step_timer import TimeShares
+from mor_trainer.update.update import Diverged, Updater, UpdateReport
 from structlog.testing import capture_logs
 
 from tests.tiny_models import build_tiny_vlm

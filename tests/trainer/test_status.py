@@ -22,7 +22,7 @@ from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.database import SCHEMAS, Database
-from mor_trainer.loop import thumbnails
+from mor_trainer.reporting import thumbnails
 from mor_trainer.routes.dependencies import known_query
 from PIL import Image
 from pydantic import SecretStr

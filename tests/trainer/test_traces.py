@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from mor_core.wire import RewardRecord, TokenBlock
-from mor_trainer.loop.scored import ScoredGroup, Taken
-from mor_trainer.loop.traces import GroupTraces
+from mor_trainer.groups.scored import ScoredGroup, Taken
+from mor_trainer.groups.traces import GroupTraces
 
 from tests.collector import Collector, traced
 from tests.trainer.records import rollout_of

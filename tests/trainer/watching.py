@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from mor_trainer.loop.ledger import Ledger
+from mor_trainer.groups.ledger import Ledger
 
 from tests.trainer.kit import Processes, make_spec
 from tests.trainer.stages import until

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quality.evidence import Evidence, Table
+from quality.questions.adversarial import liars
 from quality.questions.anchors import anchor_counts, other_mixes
 from quality.questions.conflict import objectives
-from quality.questions.growth import growth
-from quality.questions.joining import joining
-from quality.questions.liars import liars
+from quality.questions.onboarding import joining
 from quality.questions.policies import policies
 from quality.questions.ranking import clients, ranking, wire, without_parts
+from quality.questions.scaling import growth
 
 QUESTIONS: tuple[Callable[[Evidence], Table], ...] = (
     clients,

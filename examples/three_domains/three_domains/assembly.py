@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
-from three_domains.asks import PICTURE_SIZE
-from three_domains.parts import dinov2_small
+from three_domains.export_encoders import dinov2_small
+from three_domains.questions import PICTURE_SIZE
 from three_domains.tower import PATCH, WIDTH, siglip_state
 
 START, END, IMAGE, AROUND, WHOLE = "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>"

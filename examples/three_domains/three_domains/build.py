@@ -27,8 +27,8 @@ from typing import Any
 
 from rich.progress import track
 
-from three_domains.asks import Ask, Picture, Split, preference
 from three_domains.domains import ANSWERS, fetch_pictures, picture_maker
+from three_domains.questions import Ask, Picture, Split, preference
 from three_domains.sources import SourceError
 
 Row = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from three_domains.asks import Ask, Gold, choose, listing, mentioned, numbers, word_patterns
+from three_domains.questions import Ask, Gold, choose, listing, mentioned, numbers, word_patterns
 
 _UNIT = word_patterns(
     {"years": r"years?(?:\s+old)?", "children": "child(?:ren)?", "percent": "percent|per cent", "bars": "bars?"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from three_domains.asks import Ask, Gold, choose, listing, mentioned, numbers, word_patterns
+from three_domains.questions import Ask, Gold, choose, listing, mentioned, numbers, word_patterns
 
 ARTICLED = {
     "bird": "a bird",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 from three_domains import sources
-from three_domains.asks import Answers, PictureMaker
 from three_domains.chart import ChartAnswers
 from three_domains.detail import DetailAnswers
 from three_domains.medical import MedicalAnswers
 from three_domains.plots import Plots, load_quantities
+from three_domains.questions import Answers, PictureMaker
 from three_domains.scenes import Scenes, emoji_files, stamp_files
 from three_domains.slices import Slices, load_regions, load_volumes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from three_domains.asks import Ask, Gold, choose, mentioned, word_patterns
+from three_domains.questions import Ask, Gold, choose, mentioned, word_patterns
 
 REGIONS = {
     "frontal": "frontal lobe",

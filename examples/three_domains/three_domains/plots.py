@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from three_domains.asks import PICTURE_SIZE, SPLITS, Picture, Split
 from three_domains.chart import caption, count_ask, value_ask
+from three_domains.questions import PICTURE_SIZE, SPLITS, Picture, Split
 
 _SHARES: dict[Split, float] = {"server": 0.4, "client": 0.3, "anchor": 0.06, "dev": 0.06, "test": 0.18}
 _COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:orange", "tab:purple", "tab:cyan", "0.35")

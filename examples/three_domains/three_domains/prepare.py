@@ -157,7 +157,9 @@ def steps(state: Path, preset: str, seed: int) -> list[Step]:
             base,
             [*python, "three_domains.base_vlm", "--data", str(data), "--out", str(base), "--preset", preset, *seeded],
         ),
-        Step("pretrained parts for the clients", parts, [*python, "three_domains.parts", "--out", str(parts)]),
+        Step(
+            "pretrained parts for the clients", parts, [*python, "three_domains.export_encoders", "--out", str(parts)]
+        ),
     ]
 
 

@@ -11,8 +11,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from three_domains.asks import PICTURE_SIZE, SPLITS, Picture, Split
 from three_domains.detail import ARTICLED, CORNERS, asks, caption
+from three_domains.questions import PICTURE_SIZE, SPLITS, Picture, Split
 
 _STAMPS: dict[str, tuple[str, ...]] = {
     "bird": ("animals/birds",),

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from three_domains.asks import PICTURE_SIZE, Picture, Split
 from three_domains.medical import asks, caption
+from three_domains.questions import PICTURE_SIZE, Picture, Split
 
 GAP_MM = 10
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}

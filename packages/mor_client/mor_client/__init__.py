@@ -12,7 +12,7 @@ Every call has a time limit, and raises ``ServiceError`` with what to do.
 
 from mor_client.config import ClientSettings
 from mor_client.errors import ServiceError
-from mor_client.mor import Mor
+from mor_client.sdk import Mor
 
 __version__ = "0.1.0"
 

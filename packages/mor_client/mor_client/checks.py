@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mor_core.about import About, QueueServer
 from mor_core.auth import Scope
 from mor_core.clients import ClientStatus
 from mor_core.run_status import Alert, WorkerStatus
 from mor_core.runs import RunSnapshot, RunState
+from mor_core.service_info import About, QueueServer
 
 from mor_client.findings import Finding, failed, ok, warning
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import httpx
-from mor_core.about import About
 from mor_core.clients import ClientStatus
+from mor_core.service_info import About
 from pydantic import BaseModel
 
 from mor_client import checks
@@ -16,7 +16,7 @@ from mor_client.checks import Told
 from mor_client.config import config_path
 from mor_client.errors import ServiceError
 from mor_client.findings import Finding, Verdict, failed, ok, skipped, warning
-from mor_client.mor import Mor
+from mor_client.sdk import Mor
 from mor_client.transport import Transport
 
 T = TypeVar("T")

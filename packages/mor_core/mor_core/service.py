@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mor_core import about, health, logs, problems, tracing
+from mor_core import health, logs, problems, service_info, tracing
 from mor_core.auth import TokenFile
 from mor_core.errors import TooLarge
 from mor_core.settings import ServiceSettings
@@ -66,7 +66,7 @@ def create_service(
     *,
     version: str,
     description: str = "",
-    facts: about.GatherFacts | None = None,
+    facts: service_info.GatherFacts | None = None,
 ) -> FastAPI:
     """A FastAPI app with what all services share: problem+json, tokens, request limits, health, facts and metrics.
 
@@ -80,7 +80,7 @@ def create_service(
     problems.install(app)
     app.add_middleware(LimitRequestSize, max_bytes=settings.max_request_bytes)
     app.include_router(health.router)
-    app.include_router(about.router)
+    app.include_router(service_info.router)
     return app
 
 

@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Train and calibrate a reward model; print how it does on pairs that it never saw."""
     with _errors():
-        from mor_reward.recipe import Recipe
+        from mor_reward.train_config import Recipe
 
         given = {"model": model, "vision": vision, "text": text, "lora_rank": lora_rank, "max_length": max_length}
         named = {key: value for key, value in given.items() if value is not None}
@@ -117,10 +117,10 @@ def evaluate(
     """Print how a trained model agrees with the preferences of a file, at its own temperature."""
     with _errors():
         _quiet(threads)
-        from mor_reward import modeldir, training
+        from mor_reward import model_store, training
 
         manifest, report = training.evaluate(data, model, device)
-        figures = modeldir.card_calibration(report, manifest.calibration.temperature).model_dump()
+        figures = model_store.card_calibration(report, manifest.calibration.temperature).model_dump()
         _show(manifest.name, figures, f"version {manifest.version} on {data}")
 
 

@@ -14,7 +14,7 @@ from mor_core.errors import Conflict, Invalid, Overloaded, TooLarge
 from mor_core.images import sha256
 from mor_core.wire import Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
 
-from mor_reward import modeldir
+from mor_reward import model_store
 from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
 from mor_reward.batcher import Batcher
 from mor_reward.caches import ByteBoundCache
@@ -165,7 +165,7 @@ def open_model(settings: RewardSettings) -> ScoringService:
         )
         return ScoringService(scorer, card, 1.0, settings)
     assert settings.model_dir is not None
-    manifest, backbone = modeldir.load(settings.model_dir, settings.device)
+    manifest, backbone = model_store.load(settings.model_dir, settings.device)
     backbone.use_cache(settings.feature_cache_bytes)
     card = Card(
         model=ModelRef(name=settings.name or manifest.name, version=manifest.version),

@@ -21,8 +21,8 @@ from mor_reward import calibration, checkpoint
 from mor_reward.backbones import Backbone, Example, Picture
 from mor_reward.loss import bradley_terry_loss
 from mor_reward.progress import Reporter
-from mor_reward.recipe import Recipe, learning_rate
 from mor_reward.splits import Splits
+from mor_reward.train_config import Recipe, learning_rate
 
 _SCORE_BATCH = 64
 _FEATURE_BYTES = 4 << 30

@@ -12,14 +12,14 @@ import torch
 from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import Conflict
 
-from mor_reward import calibration, checkpoint, modeldir
+from mor_reward import calibration, checkpoint, model_store
 from mor_reward.backbones import AnyConfig, build, on_device
 from mor_reward.calibration import PairReport
 from mor_reward.files import folder_whole
-from mor_reward.modeldir import RewardManifest, TrainingReport
+from mor_reward.model_store import RewardManifest, TrainingReport
 from mor_reward.progress import Reporter
-from mor_reward.recipe import Recipe
 from mor_reward.splits import materials, split_rows
+from mor_reward.train_config import Recipe
 from mor_reward.trainer import Pair, Trainer, check, margins
 
 
@@ -84,12 +84,12 @@ def train(job: Job, reporter: Reporter, stopped: Callable[[], bool] = lambda: Fa
         temperature = calibration.fit_temperature(margins(backbone, [pairs[row] for row in splits.calibration]))
         report = calibration.report(margins(backbone, [pairs[row] for row in splits.report]), temperature)
         with folder_whole(job.out, overwrite=job.overwrite) as folder:
-            manifest = modeldir.save(
+            manifest = model_store.save(
                 folder,
                 backbone,
                 name=job.name,
                 domains=job.domains,
-                calibration=modeldir.card_calibration(report, temperature),
+                calibration=model_store.card_calibration(report, temperature),
                 recipe=job.recipe,
                 training=TrainingReport(
                     train_pairs=len(splits.train),
@@ -114,7 +114,7 @@ def evaluate(data: Path, folder: Path, device: str = "cpu") -> tuple[RewardManif
     Raises:
         DataFileError, Invalid: the data or the folder is bad, or the model cannot score a row.
     """
-    manifest, backbone = modeldir.load(folder, device)
+    manifest, backbone = model_store.load(folder, device)
     rows = read_preferences(data)
     pairs = [Pair.of(row) for row in rows]
     check(pairs, rows, backbone)

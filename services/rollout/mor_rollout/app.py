@@ -13,9 +13,9 @@ from mor_core.service import create_service
 from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 
-from mor_rollout import __version__, transfer
-from mor_rollout.chat import POLICY, ChatRequest, ChatResponse
-from mor_rollout.completions import Completions
+from mor_rollout import __version__, broadcast
+from mor_rollout.chat.chat import POLICY, ChatRequest, ChatResponse
+from mor_rollout.chat.completions import Completions
 from mor_rollout.config import RolloutSettings
 from mor_rollout.service import RolloutService
 from mor_rollout.status import ModelList, Status
@@ -43,7 +43,7 @@ def create_app(settings: RolloutSettings) -> FastAPI:
     )
     app.state.service = service
     if settings.weight_transfer != "http":
-        app.include_router(transfer.router)
+        app.include_router(broadcast.router)
 
     @app.get("/v1/status", summary="The policy in use and what the engine does", tags=["status"])
     async def status(_: Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]) -> Status:

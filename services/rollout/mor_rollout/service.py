@@ -10,22 +10,22 @@ from dataclasses import asdict
 from typing import Any
 
 import structlog
-from mor_core import about
+from mor_core import service_info
 from mor_core.errors import MorError, Unavailable
 from mor_core.streams import connect
 from mor_core.tasks import stop
 from redis.asyncio import Redis
 
 from mor_rollout import environment
-from mor_rollout.base import BaseModel
+from mor_rollout.broadcast import Receiver
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engine import Engine, EngineError
-from mor_rollout.policy import Policy
-from mor_rollout.prompts import PromptEncoder
-from mor_rollout.self_test import self_test
-from mor_rollout.transfer import Receiver
-from mor_rollout.vllm_engine import VllmEngine
-from mor_rollout.weights import WeightsStore
+from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.protocol import Engine, EngineError
+from mor_rollout.engines.self_test import self_test
+from mor_rollout.engines.vllm.engine import VllmEngine
+from mor_rollout.swaps import Policy
+from mor_rollout.weights.base import BaseModel
+from mor_rollout.weights.pull import WeightsStore
 from mor_rollout.worker import RolloutWorker
 
 log = structlog.get_logger(__name__)
@@ -103,13 +103,13 @@ class RolloutService:
         await self._redis.ping()
         return None
 
-    async def facts(self) -> about.Facts:
+    async def facts(self) -> service_info.Facts:
         """What ``/v1/about`` tells of this machine."""
         on_cuda = self.settings.device == "cuda"
-        return about.Facts(
-            disks=about.disks({"pulled weights": self.settings.weights_dir}),
-            devices=about.cuda_devices() if on_cuda else (about.Device(name="cpu"),),
-            queue_server=await about.queue_server(self._redis) if self._redis is not None else None,
+        return service_info.Facts(
+            disks=service_info.disks({"pulled weights": self.settings.weights_dir}),
+            devices=service_info.cuda_devices() if on_cuda else (service_info.Device(name="cpu"),),
+            queue_server=await service_info.queue_server(self._redis) if self._redis is not None else None,
         )
 
     def sampling_parts(self) -> tuple[Engine, Policy, PromptEncoder]:
@@ -153,7 +153,7 @@ class RolloutService:
 
 def _engine(settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> Engine:
     if settings.backend == "transformers":
-        from mor_rollout.transformers_engine import TransformersEngine
+        from mor_rollout.engines.transformers import TransformersEngine
 
         return TransformersEngine(settings, base, encoder)
     try:

@@ -21,11 +21,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_rollout import metrics
-from mor_rollout.base import BaseModel
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engine import EncodedPrompt, Engine, ImageMismatch, Sampled, SampleParams, Shown
-from mor_rollout.policy import Policy
-from mor_rollout.prompts import PromptEncoder
+from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.protocol import EncodedPrompt, Engine, ImageMismatch, Sampled, SampleParams, Shown
+from mor_rollout.swaps import Policy
+from mor_rollout.weights.base import BaseModel
 
 _HOPELESS = (BlobMissing, Invalid, TooLarge, ImageMismatch)
 _READ_BLOCK_S = 1.0

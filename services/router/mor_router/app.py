@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from mor_core import about
+from mor_core import service_info
 from mor_core.health import ReadyCheck
 from mor_core.service import create_service
 
@@ -14,8 +14,8 @@ from mor_router import __version__
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.pool import Tokens
 from mor_router.config import RouterSettings
-from mor_router.core import running
 from mor_router.routes import clients, objectives, rewards, status
+from mor_router.wiring import running
 
 _DESCRIPTION = """\
 Enrols clients, asks them for scores, and fuses the scores into one reward, trusting each client as the gate learned to
@@ -35,8 +35,8 @@ def create_app(settings: RouterSettings, policy: EgressPolicy | None = None) -> 
             checks["router"] = router.ready
             yield
 
-    async def facts() -> about.Facts:
-        return about.Facts(queue_server=await about.queue_server(app.state.router.redis))
+    async def facts() -> service_info.Facts:
+        return service_info.Facts(queue_server=await service_info.queue_server(app.state.router.redis))
 
     app = create_service(
         "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, facts=facts

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from mor_router.audit import Audit
 from mor_router.clients.enrolment import reseal
 from mor_router.clients.registry import Registry
-from mor_router.clients.vault import Vault
+from mor_router.clients.secret_store import Vault
 from mor_router.config import RouterSettings
 from mor_router.learning.labels.labellers import reseal as reseal_labellers
 from mor_router.store import Snapshot, export, restore

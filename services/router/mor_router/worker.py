@@ -21,7 +21,7 @@ from mor_router import metrics
 from mor_router.clients.pool import Pool
 from mor_router.clients.scoring import Answers
 from mor_router.config import RouterSettings
-from mor_router.rewarding.rewarding import Groups, Rewarder, Verdict
+from mor_router.rewarding.pipeline import Groups, Rewarder, Verdict
 
 _WATCH_S = 1.0
 _BLOCK_S = 1.0

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 from fastapi import Depends, FastAPI
-from mor_core import about
+from mor_core import service_info
 from mor_core.service import create_service
 from mor_core.tasks import stop
 
@@ -17,13 +17,13 @@ from mor_trainer.config import ControlSettings
 from mor_trainer.control.alerts import Alerts
 from mor_trainer.control.client_tokens import ClientTokens
 from mor_trainer.control.database import Database
+from mor_trainer.control.dead_letter_store import Letters
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
-from mor_trainer.control.letters import Letters
 from mor_trainer.control.router import Router
 from mor_trainer.control.store import RunStore
 from mor_trainer.control.webhook import Webhook
-from mor_trainer.control.workers import Workers
+from mor_trainer.control.worker_registry import Workers
 from mor_trainer.routes import ROUTERS
 from mor_trainer.routes.dashboard import add_dashboard
 from mor_trainer.routes.dependencies import known_query
@@ -72,10 +72,10 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     async def queue_server() -> str | None:
         return "not started" if ingest is None else ingest.reachable
 
-    async def facts() -> about.Facts:
-        return about.Facts(
-            disks=about.disks({"runs": settings.runs_dir}),
-            queue_server=None if ingest is None else await about.queue_server(ingest.redis),
+    async def facts() -> service_info.Facts:
+        return service_info.Facts(
+            disks=service_info.disks({"runs": settings.runs_dir}),
+            queue_server=None if ingest is None else await service_info.queue_server(ingest.redis),
         )
 
     app = create_service(

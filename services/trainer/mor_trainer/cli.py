@@ -37,8 +37,8 @@ def work(
     from mor_core import logs, tracing
 
     from mor_trainer.config import WorkerSettings
-    from mor_trainer.loop.worker import Worker
     from mor_trainer.ranks import RanksBroken, depart, launched
+    from mor_trainer.run.worker import Worker
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic runs need on CUDA
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)

@@ -15,9 +15,9 @@ from rich.markup import escape
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from mor_client.config import read_settings
-from mor_client.exits import Exit, exit_of
-from mor_client.mor import Mor
+from mor_client.exit_codes import Exit, exit_of
 from mor_client.output import err, print_error
+from mor_client.sdk import Mor
 
 _COMPLETION_S = 1.0
 

@@ -7,7 +7,7 @@ import typer
 from mor_client import __version__
 from mor_client.commands.common import Json, session
 from mor_client.doctor import examine, healthy
-from mor_client.exits import Exit
+from mor_client.exit_codes import Exit
 from mor_client.findings import Verdict
 from mor_client.output import STATE_STYLES, cell, out, print_json
 

@@ -14,7 +14,7 @@ from mor_core.runs import RunSnapshot, RunSpec, RunState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mor_client.commands.common import Json, RunName, session
-from mor_client.exits import Exit
+from mor_client.exit_codes import Exit
 from mor_client.output import err, out, print_fields, print_json, print_table, span, when
 
 app = typer.Typer(no_args_is_help=True, help="Create, look at, follow and control runs.")

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.encoders import TextTower, VisionTower
 from mor_reward.backbones.fusion import Fusion
-from mor_reward.backbones.towers import TextTower, VisionTower
 
 _CHUNK = 16
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Precision, resolve_precision
-from mor_reward.backbones.towers import load_model, load_tokenizer
+from mor_reward.backbones.encoders import load_model, load_tokenizer
 
 
 class TextConfig(BackboneConfig):

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 
 from mor_reward.backbones import adapters
 from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
-from mor_reward.backbones.towers import load_model
+from mor_reward.backbones.encoders import load_model
 from mor_reward.backbones.vision_features import ENCODED_TOGETHER, Features, VisionFeatures
 
 _PROMPTS_KEPT = 4096

@@ -20,11 +20,11 @@ from pydantic import SecretStr, ValidationError
 
 from mor_router import metrics
 from mor_router.clients import batching
-from mor_router.clients.answers import Answer, ClientFailure, Status, parse, size_limit
 from mor_router.clients.egress import EgressPolicy, PinnedTransport
-from mor_router.clients.exchange import Exchange, bearer, missing_images
+from mor_router.clients.http import Exchange, bearer, missing_images
+from mor_router.clients.probe_item import TRIAL_IMAGES, TRIAL_ITEM
 from mor_router.clients.registry import ClientRecord
-from mor_router.clients.trial import TRIAL_IMAGES, TRIAL_ITEM
+from mor_router.clients.responses import Answer, ClientFailure, Status, parse, size_limit
 from mor_router.config import RouterSettings
 
 _CARD_BYTES = 64 << 10

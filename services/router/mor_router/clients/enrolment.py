@@ -11,13 +11,13 @@ from mor_core.wire import Card
 
 from mor_router import metrics
 from mor_router.audit import Audit
-from mor_router.clients.answers import ClientFailure
 from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.honeypot_scores import LiveAnswers
 from mor_router.clients.pool import Pool
+from mor_router.clients.probe_item import TRIAL_IMAGES, TRIAL_ITEM
 from mor_router.clients.registry import ClientRecord, Registry, new_revision
-from mor_router.clients.trial import TRIAL_IMAGES, TRIAL_ITEM
-from mor_router.clients.vault import Vault
-from mor_router.trust.live_answers import LiveAnswers
+from mor_router.clients.responses import ClientFailure
+from mor_router.clients.secret_store import Vault
 
 _CARD_TIMEOUT_S = 10.0
 _TRIAL_TIMEOUT_S = 30.0

@@ -15,11 +15,11 @@ from mor_core.wire import Limits
 from redis.exceptions import RedisError
 
 from mor_router import metrics
-from mor_router.clients.answers import ClientFailure
 from mor_router.clients.client import RewardClient, tls_context
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.registry import ClientRecord, Registry
-from mor_router.clients.vault import Vault
+from mor_router.clients.responses import ClientFailure
+from mor_router.clients.secret_store import Vault
 from mor_router.config import RouterSettings
 
 _REFRESH_S = 1.0

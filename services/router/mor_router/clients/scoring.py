@@ -14,8 +14,8 @@ from mor_core.errors import NotFound
 from mor_core.tasks import stop
 from mor_core.wire import ScoreItem
 
-from mor_router.clients.answers import Answer, ClientFailure
 from mor_router.clients.pool import Pool
+from mor_router.clients.responses import Answer, ClientFailure
 
 _MOST_SHADOW_TASKS = 64
 

@@ -22,17 +22,17 @@ from mor_router.clients.pool import Pool
 from mor_router.clients.registry import Registry
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, Input
-from mor_router.learning.anchor_scores import AnchorScorer, AnchorScores, score_all
-from mor_router.learning.gates import Gates, GateVersion, Refitted, dump, load
-from mor_router.learning.objectives import COLD_START, Anchor, Objective, Objectives
-from mor_router.learning.report import FitReport, report
-from mor_router.mathematics import concord
-from mor_router.mathematics.expectation import Expectation, expect, influences
+from mor_router.mathematics import loo_agreement
+from mor_router.mathematics.drift_test import Expectation, expect, influences
 from mor_router.mathematics.mixture import Mixture, extend_mixture, fit_mixture, standardised_differences
+from mor_router.objectives.anchor_holdout import Reserve
+from mor_router.objectives.anchor_scores import AnchorScorer, AnchorScores, score_all
+from mor_router.objectives.gates import Gates, GateVersion, Refitted, dump, load
+from mor_router.objectives.objectives import COLD_START, Anchor, Objective, Objectives
+from mor_router.objectives.report import FitReport, report
 from mor_router.store import key
-from mor_router.trust.honesty import Honesty
+from mor_router.trust.answer_reconciliation import Honesty
 from mor_router.trust.quarantine import Quarantine
-from mor_router.trust.reserve import Reserve
 
 _LEAST_PAIRS = 8
 _LEAST_SHARE = 0.5
@@ -261,10 +261,10 @@ def expectations(
         for k, client in enumerate(mixture.clients)
         if known[:, k].any()
     }
-    if len(mixture.clients) >= concord.LEAST_CLIENTS:
-        agrees = concord.of_pairs(slopes * standardised_differences(mixture.standardisers, scores), weights)
+    if len(mixture.clients) >= loo_agreement.LEAST_CLIENTS:
+        agrees = loo_agreement.of_pairs(slopes * standardised_differences(mixture.standardisers, scores), weights)
         for k, client in enumerate(mixture.clients):
             if client in found:
-                least = concord.least(agrees[known[:, k], k], influence[known[:, k], k])
+                least = loo_agreement.least(agrees[known[:, k], k], influence[known[:, k], k])
                 found[client] = found[client].model_copy(update={"least_concord": least})
     return found

@@ -17,15 +17,15 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_router.audit import Audit
-from mor_router.clients.answers import ClientFailure
+from mor_router.clients.responses import ClientFailure
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder
 from mor_router.learning.fitting import Fitting
-from mor_router.learning.gates import Gates, GateVersion, Refitted
 from mor_router.learning.labels import Labeller, Labellers, Sampled
-from mor_router.learning.objectives import COLD_START, Anchor, Objective, Objectives, digest_of
 from mor_router.learning.sampler import PolicySampler
 from mor_router.mathematics.density import effective_share, thin, weights
+from mor_router.objectives.gates import Gates, GateVersion, Refitted
+from mor_router.objectives.objectives import COLD_START, Anchor, Objective, Objectives, digest_of
 from mor_router.store import key
 
 _AT_ONCE = 4

@@ -11,8 +11,8 @@ import httpx
 from mor_core.errors import Conflict
 from mor_core.wire import Message
 
-from mor_router.clients.answers import ClientFailure
-from mor_router.clients.exchange import Exchange, bearer
+from mor_router.clients.http import Exchange, bearer
+from mor_router.clients.responses import ClientFailure
 from mor_router.config import RouterSettings
 from mor_router.learning.labels.judge import contents, openai_messages
 

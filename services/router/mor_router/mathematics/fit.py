@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from mor_router.mathematics.guidance import widths
+from mor_router.mathematics.prior_widths import widths
 
 Coefficients = Float[ndarray, "features clients"]
 

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from mor_router.mathematics import calibration, gate
+from mor_router.mathematics import gate, regional_slopes
 from mor_router.mathematics.fit import Anchors, Fitted, fit
-from mor_router.mathematics.reach import Reach, fit_reach
 from mor_router.mathematics.regions import Regions, fit_regions
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
+from mor_router.mathematics.support import Reach, fit_reach
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Mixture:
     def evidence(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
         """(1 − ν(x)) β(x) + ν(x) · ``typical``: what a standardised unit of each client adds to the log-odds."""
         beyond = self.reach.beyond(inputs)[:, None]
-        known = calibration.features(self.regions, inputs) @ self.coefficients
+        known = regional_slopes.features(self.regions, inputs) @ self.coefficients
         return np.asarray((1 - beyond) * known + beyond * self.typical)
 
     def beyond(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, " inputs"]:
@@ -52,7 +52,7 @@ class Mixture:
     def slopes(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
         """a(x) in logits per standardised unit."""
         evidence = self.evidence(inputs)
-        return calibration.slopes(evidence, self._weights(evidence, self.clients))
+        return regional_slopes.slopes(evidence, self._weights(evidence, self.clients))
 
     def _weights(
         self, evidence: Float[ndarray, "inputs clients"], available: Collection[str]
@@ -78,7 +78,7 @@ def fit_mixture(
     """
     units = tuple(standardisers) if standardisers is not None else fit_standardisers(scores)
     regions = fit_regions(inputs)
-    features = calibration.features(regions, inputs)
+    features = regional_slopes.features(regions, inputs)
     fitted = fit(Anchors(features, standardised_differences(units, scores), np.zeros(len(inputs))))
     typical = float((features @ fitted.coefficients).mean())
     mixture = Mixture(tuple(clients), units, regions, fitted.coefficients, fit_reach(inputs), typical, entropy_floor)
@@ -102,7 +102,7 @@ def extend_mixture(
     """
     old = len(known.clients)
     fresh = fit_standardisers(scores[:, old:])
-    features = calibration.features(known.regions, inputs)
+    features = regional_slopes.features(known.regions, inputs)
     said = known.evidence(inputs) * standardised_differences(known.standardisers, scores[:, :old])
     anchors = Anchors(features, standardised_differences(fresh, scores[:, old:]), said.sum(axis=1))
     fitted = fit(anchors, precisions=(precision,))

@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from mor_core.auth import Principal, Scope, require
 from mor_core.errors import Forbidden
 
-from mor_router.core import Router
+from mor_router.wiring import Router
 
 
 async def _router(request: Request) -> Router:

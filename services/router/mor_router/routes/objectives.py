@@ -10,9 +10,9 @@ from mor_core.images import MAX_BYTES
 from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange, RefitRequest
 from starlette.datastructures import UploadFile
 
-from mor_router.learning.gates import GateSummary, GateVersion
 from mor_router.learning.labels import LabellerChoice, StoredLabeller
-from mor_router.learning.upload import read_upload
+from mor_router.objectives.gates import GateSummary, GateVersion
+from mor_router.objectives.upload import read_upload
 from mor_router.routes.context import Admin, Reader, Running
 
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])

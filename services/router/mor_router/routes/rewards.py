@@ -15,10 +15,10 @@ from mor_core.wire import Messages, image_hashes
 from mor_router.embedding import Input
 from mor_router.mathematics import gate
 from mor_router.mathematics.fuse import beyond, combined
-from mor_router.rewarding.account import LESS_TRUSTED
-from mor_router.rewarding.rewarding import Groups, Verdict
+from mor_router.rewarding.client_scores import LESS_TRUSTED
+from mor_router.rewarding.pipeline import Groups, Verdict
 from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
-from mor_router.views import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
+from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
 
 routes = APIRouter(prefix="/v1", tags=["rewards"])
 

@@ -9,7 +9,7 @@ from mor_core.clients import ClientStatus
 
 from mor_router import __version__
 from mor_router.routes.context import Reader, Running
-from mor_router.views import Status
+from mor_router.schemas import Status
 
 routes = APIRouter(prefix="/v1", tags=["status"])
 

@@ -20,11 +20,11 @@ from numpy import ndarray
 
 from mor_router import metrics
 from mor_router.audit import Audit
+from mor_router.clients.honeypot_scores import LiveAnswer, LiveAnswers
 from mor_router.clients.registry import ClientRecord, Registry
-from mor_router.learning.objectives import COLD_START, Objectives
-from mor_router.mathematics.expectation import Departure, depart, influences
-from mor_router.rewarding.serving import Loaded, ServedGates
-from mor_router.trust.live_answers import LiveAnswer, LiveAnswers
+from mor_router.mathematics.drift_test import Departure, depart, influences
+from mor_router.objectives.active_gates import Loaded, ServedGates
+from mor_router.objectives.objectives import COLD_START, Objectives
 
 log = structlog.get_logger(__name__)
 

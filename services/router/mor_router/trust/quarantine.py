@@ -23,10 +23,10 @@ from redis.asyncio import Redis
 
 from mor_router.audit import Audit
 from mor_router.clients.registry import ClientRecord, Registry
-from mor_router.learning.anchor_scores import AnchorScores
-from mor_router.learning.objectives import Objective
+from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, LEAST_FOR_DOUBT, USEFUL, USELESS, p_value, regions
 from mor_router.mathematics.standardise import fit_standardiser
-from mor_router.mathematics.usefulness import LEAST_ANCHORS, LEAST_FOR_DOUBT, USEFUL, USELESS, p_value, regions
+from mor_router.objectives.anchor_scores import AnchorScores
+from mor_router.objectives.objectives import Objective
 from mor_router.store import OBJECTIVES, key
 
 _MOST_ANCHORS = 1280

@@ -8,7 +8,7 @@ import time
 from mor_core.errors import NotFound
 from mor_core.run_status import Alert
 
-from mor_trainer.control import telemetry
+from mor_trainer import metrics
 from mor_trainer.control.database import Database
 
 _REASON_CHARACTERS = 2000
@@ -32,7 +32,7 @@ class Alerts:
         at: float | None = None,
     ) -> None:
         """Raise an alert as a part of the transaction of ``sql``."""
-        telemetry.count_alert(run, name)
+        metrics.count_alert(run, name)
         at, reason = at or time.time(), reason[:_REASON_CHARACTERS]
         known = sql.execute(
             "SELECT id FROM alerts WHERE run=? AND name=? AND acknowledged_at IS NULL", (run, name)

@@ -11,9 +11,9 @@ from collections import OrderedDict
 from pathlib import Path
 
 import httpx
-from mor_core.about import About
 from mor_core.auth import Principal, Scope, TokenFile, hash_token
 from mor_core.errors import Unauthorized, Unavailable
+from mor_core.service_info import About
 
 from mor_trainer.control.router import Router
 

@@ -17,9 +17,9 @@ from mor_core.wire import EventRecord
 
 from mor_trainer.control.alerts import Alerts
 from mor_trainer.control.database import Database
-from mor_trainer.control.letters import Letters
+from mor_trainer.control.dead_letter_store import Letters
 from mor_trainer.control.store import RunStore
-from mor_trainer.loop.events import parse_event_id
+from mor_trainer.event_log import parse_event_id
 
 _DROPPED = ("group_dropped", "unreadable_record")
 _KEPT_APART = ("thumbnails", "letter")

@@ -16,8 +16,8 @@ from mor_core.tasks import stop
 from mor_core.wire import EventRecord
 from redis.exceptions import RedisError
 
+from mor_trainer import metrics
 from mor_trainer.config import ControlSettings
-from mor_trainer.control import telemetry
 from mor_trainer.control.history import History
 from mor_trainer.control.store import RunStore
 from mor_trainer.trackers import Trackers
@@ -109,7 +109,7 @@ class Ingest:
         consumer: Consumer[EventRecord] = Consumer(streams, "events", "trainer", _LEASE_S)
         async with consumer:
             await self._relay(run, streams, consumer)
-        telemetry.forget(run)
+        metrics.forget(run)
         if self._runs.snapshot(run).state is RunState.finished:
             with contextlib.suppress(RedisError):
                 await streams.delete()
@@ -121,7 +121,7 @@ class Ingest:
             try:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
                     if self._history.add(entry.record):
-                        telemetry.observe(entry.record)
+                        metrics.observe(entry.record)
                         self._trackers.tell(entry.record, spec)
                     await consumer.settle(entry)
                     self._watchers.wake(run)
@@ -129,9 +129,9 @@ class Ingest:
                 if state.over and not over:
                     self._trackers.ended(run, spec, state)
                 over = state.over
-                telemetry.observe_run(run, state, spec)
+                metrics.observe_run(run, state, spec)
                 for name in _WATCHED:
-                    telemetry.observe_stream(run, name, await streams.backlog(name))
+                    metrics.observe_stream(run, name, await streams.backlog(name))
             except (RedisError, StreamError, OSError) as error:
                 log.warning("events cannot be read", run=run, error=str(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))

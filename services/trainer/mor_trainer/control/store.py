@@ -24,8 +24,8 @@ from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot
 from mor_trainer.control.alerts import Alerts
 from mor_trainer.control.cursors import event_cursor
 from mor_trainer.control.database import Database
+from mor_trainer.control.dead_letter_store import Letters
 from mor_trainer.control.kubeflow import trainer_status
-from mor_trainer.control.letters import Letters
 
 _PACE_STEPS = 20
 _HELD = (RunState.running, RunState.paused)

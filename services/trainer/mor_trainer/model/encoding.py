@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mor_core import images as guarded
 from mor_core.errors import Invalid
-from mor_core.pixels import pixel_sha256
+from mor_core.pixel_hash import pixel_sha256
 from mor_core.vision import encode_prompt
 from mor_core.wire import Message, RolloutRecord, TokenBlock, image_hashes
 from torch import Tensor

@@ -12,12 +12,12 @@ from mor_core.errors import Invalid
 
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.dead_letter_store import Letters
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
-from mor_trainer.control.letters import Letters
 from mor_trainer.control.router import Router
 from mor_trainer.control.store import RunStore
-from mor_trainer.control.workers import Workers
+from mor_trainer.control.worker_registry import Workers
 
 
 def _part(name: str) -> Callable[[Request], Any]:

@@ -12,10 +12,10 @@ from mor_core.datafiles import read_prompts
 from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
-from mor_trainer.control import visible
-from mor_trainer.control.checkfolder import check_folder
+from mor_trainer.control import redaction
+from mor_trainer.control.checkpoint_check import check_folder
 from mor_trainer.routes.dependencies import Admin, ReaderOrClient, Runs, Watching
-from mor_trainer.routes.revalidation import IfNoneMatch, responses, revalidated
+from mor_trainer.routes.etag import IfNoneMatch, responses, revalidated
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -60,7 +60,7 @@ async def list_runs(runs: Runs, caller: ReaderOrClient, if_none_match: IfNoneMat
     return await revalidated(
         f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
         if_none_match,
-        lambda: _Runs([visible.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
+        lambda: _Runs([redaction.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
     )
 
 

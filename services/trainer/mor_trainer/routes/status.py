@@ -8,10 +8,10 @@ from fastapi import APIRouter, Path, Query, Response
 from mor_core.run_status import Checkpoints, ClientHistory, MetricsHistory, RunClients, Samples
 from mor_core.runs import RunSnapshot, RunSpec
 
-from mor_trainer.control import visible
+from mor_trainer.control import redaction
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import Past, Reader, ReaderOrClient, Runs
-from mor_trainer.routes.revalidation import IfNoneMatch, PolledRoute, etag_of, responses, revalidated
+from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, etag_of, responses, revalidated
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledRoute)
@@ -27,7 +27,7 @@ async def snapshot(run: str, runs: Runs, caller: ReaderOrClient, if_none_match: 
     """``ETag`` changes with every change of the run; send it back as ``If-None-Match`` and get 304 until then. A
     client's token shows progress and its own figures."""
     return await revalidated(
-        etag_of(run, runs, caller), if_none_match, lambda: visible.snapshot(runs.snapshot(run), caller)
+        etag_of(run, runs, caller), if_none_match, lambda: redaction.snapshot(runs.snapshot(run), caller)
     )
 
 
@@ -69,7 +69,7 @@ async def samples(
     return await revalidated(
         etag_of(run, runs, caller),
         if_none_match,
-        lambda: Samples(run=run, samples=tuple(visible.samples(history.samples(run, limit), caller))),
+        lambda: Samples(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
     )
 
 
@@ -96,7 +96,7 @@ async def clients(
 
     def content() -> RunClients:
         found = history.clients(run)
-        if not visible.sees_all(caller):
+        if not redaction.sees_all(caller):
             found = {name: figures for name, figures in found.items() if name == caller.name}
         return RunClients(run=run, clients=found)
 
@@ -118,7 +118,7 @@ async def client(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Weight, by domain too, mean reward and failures. A client's token shows its own only."""
-    visible.check_sees(caller, name)
+    redaction.check_sees(caller, name)
     return await revalidated(
         etag_of(run, runs, caller), if_none_match, lambda: history.client(run, name, since_step, max_points)
     )

@@ -9,9 +9,9 @@ from fastapi.responses import FileResponse
 from mor_core.errors import NotFound
 from mor_core.wire import WeightsManifest
 
-from mor_trainer.loop.published import published, read_manifest, weights_folder
 from mor_trainer.routes.dependencies import Configured, Runs, Service
-from mor_trainer.routes.revalidation import matches
+from mor_trainer.routes.etag import matches
+from mor_trainer.weights.published import published, read_manifest, weights_folder
 
 router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
 

@@ -12,8 +12,8 @@ import structlog
 from mor_core.runs import RunSpec, RunState
 from mor_core.wire import EventRecord
 
+from mor_trainer import metrics
 from mor_trainer.config import ControlSettings
-from mor_trainer.control import telemetry
 from mor_trainer.trackers.figures import figures
 from mor_trainer.trackers.mlflow import MLflow
 from mor_trainer.trackers.tensorboard import TensorBoard
@@ -97,7 +97,7 @@ class _Line:
         with self._changed:
             if len(self._waiting) == self._bound:
                 lost = self._waiting.popleft()
-                telemetry.TRACKER_LOST.labels(self._tracker.name).inc()
+                metrics.TRACKER_LOST.labels(self._tracker.name).inc()
                 if not self._failing:  # it hangs
                     self._fail(lost.run, f"{self._bound} figures wait for it already (MOR_TRACKER_QUEUE)")
             self._waiting.append(news)
@@ -114,7 +114,7 @@ class _Line:
             try:
                 self._tell(news)
             except Exception as error:  # whatever a library raises
-                telemetry.TRACKER_LOST.labels(self._tracker.name).inc()
+                metrics.TRACKER_LOST.labels(self._tracker.name).inc()
                 self._begun.discard(news.run)
                 if not self._failing:
                     self._fail(news.run, f"{type(error).__name__}: {str(error)[:_REASON_CHARACTERS]}")

@@ -22,7 +22,7 @@ from mor_router.clients.discovery.cluster import OUTAGE, Cluster, Offer, connect
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.enrolment import Enroller
 from mor_router.clients.registry import ClientRecord, Registry
-from mor_router.clients.vault import Vault
+from mor_router.clients.secret_store import Vault
 from mor_router.config import RouterSettings
 from mor_router.leadership import Leadership
 

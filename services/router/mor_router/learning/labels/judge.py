@@ -16,8 +16,8 @@ from mor_core.errors import Unavailable
 from mor_core.wire import ImagePart, Message
 from PIL import Image
 
-from mor_router.clients.answers import ClientFailure
-from mor_router.clients.exchange import Exchange
+from mor_router.clients.http import Exchange
+from mor_router.clients.responses import ClientFailure
 from mor_router.learning.labels.labeller import Pair, Sampled
 
 _ANSWER_BYTES = 64 << 10

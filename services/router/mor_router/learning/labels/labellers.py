@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 
 from mor_router.clients.client import tls_context
 from mor_router.clients.egress import EgressPolicy, PinnedTransport
-from mor_router.clients.exchange import Exchange, bearer
+from mor_router.clients.http import Exchange, bearer
 from mor_router.clients.pool import Pool
 from mor_router.clients.registry import ClientRecord, new_revision
-from mor_router.clients.vault import Vault
+from mor_router.clients.secret_store import Vault
 from mor_router.config import RouterSettings
 from mor_router.learning.labels.checker import EndpointChecker
 from mor_router.learning.labels.choice import CheckerFunction, Judge, LabellerChoice, StoredLabeller

@@ -17,7 +17,7 @@ class DapoObjective:
     """J = 1/Σ_i|o_i| Σ_i Σ_t min(ρ_it A_i, clip(ρ_it, 1 − ε_low, 1 + ε_high) A_i) with ε_high > ε_low: each token of
     the update counts the same, and rare tokens may gain more than others lose (DAPO, arXiv 2503.14476, eq. 8).
 
-    The paper's dynamic sampling chooses the groups: ``mor_trainer.algorithm.informative``.
+    The paper's dynamic sampling chooses the groups: ``mor_trainer.algorithm.dynamic_sampling``.
     """
 
     clip: Clip

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible chat API on the current policy."""

@@ -1,0 +1,259 @@
+"""Samples chat completions: turns tokens into text as they come, and ends a response at its stop texts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mor_core.errors import Invalid, MorError, NotFound, Unavailable
+from mor_core.sampling import response_seed
+
+from mor_rollout import metrics
+from mor_rollout.chat.chat import (
+    POLICY,
+    AssistantMessage,
+    ChatRequest,
+    ChatResponse,
+    Choice,
+    ChoiceLogprobs,
+    TokenLogprob,
+    Usage,
+)
+from mor_rollout.config import RolloutSettings
+from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.protocol import EncodedPrompt, Engine, SampleParams, Shown
+from mor_rollout.service import RolloutService
+from mor_rollout.swaps import Policy
+
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass
+class Text:
+    """The text of a response while its tokens come in; holds back what a stop text or a byte might still change."""
+
+    encoder: PromptEncoder
+    stops: list[str]
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    sent: int = 0
+    stopped: bool = False
+
+    def add(self, token_id: int) -> str:
+        """What may be shown more after this token."""
+        self.token_ids.append(token_id)
+        self.text = self.encoder.decode(tuple(self.token_ids))
+        ends = [position for stop in self.stops if (position := self.text.find(stop)) >= 0]
+        if ends:
+            self.text, self.stopped = self.text[: min(ends)], True
+            return self.rest()
+        if self.text.endswith(_UNFINISHED):
+            return ""
+        held = max((len(stop) - 1 for stop in self.stops), default=0)
+        return self._upto(max(self.sent, len(self.text) - held))
+
+    def rest(self) -> str:
+        """What was held back."""
+        return self._upto(len(self.text))
+
+    def _upto(self, end: int) -> str:
+        delta, self.sent = self.text[self.sent : end], max(self.sent, end)
+        return delta
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of one response. ``finish_reason`` stands in the last."""
+
+    index: int
+    text: str
+    logprob: TokenLogprob | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completions:
+    """Chat completions on the current policy, at most ``max_chats`` at a time."""
+
+    def __init__(self, settings: RolloutSettings, service: RolloutService) -> None:
+        self._settings = settings
+        self._service = service
+        self._in_flight = 0
+
+    async def check(self, request: ChatRequest) -> None:
+        """Refuse what cannot be sampled.
+
+        Raises:
+            NotFound: another model is asked for.
+            Invalid: ``n`` is over the limit, or the stop texts are bad.
+        """
+        if request.model not in (POLICY, self._settings.model):
+            raise NotFound(f"model {request.model!r}: this service serves {POLICY!r}")
+        if request.n > self._settings.max_chat_choices:
+            raise Invalid(f"n: at most {self._settings.max_chat_choices} responses, got {request.n}")
+        request.stops()
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        if self._in_flight >= self._settings.max_chats:
+            raise Unavailable(
+                f"{self._in_flight} chat completions are in flight, the limit; try again", retry_after_s=2
+            )
+        self._in_flight += 1
+        metrics.CHATS.inc()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            metrics.CHATS.dec()
+
+    @asynccontextmanager
+    async def _session(self, request: ChatRequest) -> AsyncIterator[_Session]:
+        """The encoded prompt, and the policy held in place while it is answered."""
+        engine, policy, encoder = self._service.sampling_parts()
+        async with self._admitted():
+            messages, images = await asyncio.to_thread(request.conversation)
+            prompt = await engine.encode(Shown(messages, images))
+            limit = request.limit(len(prompt.token_ids), self._settings.max_model_len)
+            params = SampleParams(limit, request.temperature, request.top_p)
+            try:
+                async with asyncio.timeout(self._settings.generate_timeout_s), policy.sampling_current():
+                    yield _Session(request, engine, encoder, prompt, params, _fingerprint(policy))
+            except TimeoutError as error:
+                raise Unavailable(
+                    f"not answered in {self._settings.generate_timeout_s:g} s (MOR_GENERATE_TIMEOUT_S)"
+                ) from error
+
+    async def complete(self, request: ChatRequest) -> ChatResponse:
+        """All responses at once."""
+        async with self._session(request) as session:
+            texts = [""] * request.n
+            logprobs: list[list[TokenLogprob]] = [[] for _ in range(request.n)]
+            reasons: list[Literal["stop", "length"]] = ["stop"] * request.n
+            async with aclosing(session.deltas()) as deltas:
+                async for delta in deltas:
+                    texts[delta.index] += delta.text
+                    if delta.logprob is not None:
+                        logprobs[delta.index].append(delta.logprob)
+                    if delta.finish_reason is not None:
+                        reasons[delta.index] = delta.finish_reason
+            choices = [
+                Choice(
+                    index=index,
+                    message=AssistantMessage(content=text),
+                    finish_reason=reason,
+                    logprobs=ChoiceLogprobs(content=content) if request.logprobs else None,
+                )
+                for index, (text, content, reason) in enumerate(zip(texts, logprobs, reasons, strict=True))
+            ]
+            return ChatResponse(
+                id=session.id,
+                created=session.created,
+                model=POLICY,
+                system_fingerprint=session.fingerprint,
+                choices=choices,
+                usage=session.usage(),
+            )
+
+    async def events(self, request: ChatRequest) -> AsyncIterator[str]:
+        """The data of each server-sent event. An error becomes an event, as the status has been sent by then."""
+        try:
+            async with self._session(request) as session, aclosing(session.deltas()) as deltas:
+                for index in range(request.n):
+                    yield session.chunk(index, {"role": "assistant", "content": ""}, None, None)
+                async for delta in deltas:
+                    content = {"content": delta.text} if delta.text else {}
+                    logprob = delta.logprob if request.logprobs else None
+                    yield session.chunk(delta.index, content, logprob, delta.finish_reason)
+                if request.stream_options is not None and request.stream_options.include_usage:
+                    yield json.dumps({**session.envelope(), "choices": [], "usage": session.usage().model_dump()})
+            yield "[DONE]"
+        except MorError as error:
+            yield json.dumps({"error": {"message": str(error), "type": error.title, "code": error.status}})
+
+
+@dataclass
+class _Session:
+    request: ChatRequest
+    engine: Engine
+    encoder: PromptEncoder
+    prompt: EncodedPrompt
+    params: SampleParams
+    fingerprint: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    tokens: int = 0
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """Pieces of all responses, as they come."""
+        seed = secrets.randbits(62) if self.request.seed is None else self.request.seed
+        queue: asyncio.Queue[Delta | BaseException] = asyncio.Queue(maxsize=64)
+        tasks = [
+            asyncio.create_task(self._follow(index, response_seed(seed, "chat", "", index), queue))
+            for index in range(self.request.n)
+        ]
+        left = len(tasks)
+        try:
+            while left:
+                item = await queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                left -= item.finish_reason is not None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, index: int, seed: int, queue: asyncio.Queue[Delta | BaseException]) -> None:
+        text = Text(self.encoder, self.request.stops())
+        try:
+            async with aclosing(self.engine.stream(self.prompt, self.params, seed)) as tokens:
+                async for token in tokens:
+                    self.tokens += 1
+                    metrics.TOKENS.labels("chat").inc()
+                    shown = text.add(token.token_id)
+                    reason = "stop" if text.stopped else token.finish_reason
+                    if reason is not None:
+                        shown += text.rest()
+                    await queue.put(Delta(index, shown, self._logprob(token.token_id, token.logprob), reason))
+                    if reason is not None:
+                        return
+        except Exception as error:
+            await queue.put(error)
+
+    def _logprob(self, token_id: int, logprob: float) -> TokenLogprob:
+        token = self.encoder.processor.tokenizer.decode([token_id])
+        return TokenLogprob(token=token, logprob=logprob, bytes=None if _UNFINISHED in token else list(token.encode()))
+
+    def envelope(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": POLICY,
+            "system_fingerprint": self.fingerprint,
+        }
+
+    def chunk(self, index: int, delta: dict[str, str], logprob: TokenLogprob | None, reason: str | None) -> str:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": {"content": [logprob.model_dump()]} if logprob is not None else None,
+            "finish_reason": reason,
+        }
+        return json.dumps({**self.envelope(), "choices": [choice]})
+
+    def usage(self) -> Usage:
+        prompt = len(self.prompt.token_ids)
+        return Usage(prompt_tokens=prompt, completion_tokens=self.tokens, total_tokens=prompt + self.tokens)
+
+
+def _fingerprint(policy: Policy) -> str:
+    return "base" if policy.version is None else f"{policy.run}:{policy.version}"

@@ -1,0 +1,1 @@
+"""Engines that sample groups: one protocol, vLLM and transformers behind it."""

@@ -1,0 +1,1 @@
+"""The vLLM engine, and the code that runs inside its workers."""

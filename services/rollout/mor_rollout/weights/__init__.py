@@ -1,0 +1,1 @@
+"""Weights from outside: base checkpoints, and published versions pulled over HTTP."""

@@ -1,0 +1,1 @@
+"""Objectives: anchors, gates in force, and uploads."""

@@ -1,0 +1,1 @@
+"""Exchange of groups with the other services: dispatch, ledger, rewards, replay."""

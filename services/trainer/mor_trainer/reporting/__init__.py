@@ -1,0 +1,1 @@
+"""Reports of a run: events, step metrics and thumbnails."""

@@ -1,0 +1,79 @@
+"""Entity tags: a poller that has the run as it stands is told so (304) and sent nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import Header, Request, Response
+from mor_core import auth
+from mor_core.auth import Principal
+from pydantic import BaseModel
+
+from mor_trainer.control import redaction
+from mor_trainer.control.store import RunStore
+from mor_trainer.routes.compressed import CompressedRoute
+from mor_trainer.routes.dependencies import READERS_AND_CLIENTS
+
+REVALIDATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+"""A cache asks each time, and for each caller apart."""
+
+IfNoneMatch = Annotated[str | None, Header(description="ETag of an earlier answer: 304 while nothing has changed.")]
+
+
+def responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI tells of a route that revalidates."""
+    return {200: {"model": model}, 304: {"description": "Not changed."}}
+
+
+def etag_of(run: str, runs: RunStore, caller: Principal) -> str:
+    """Changes with every change of the run, and is another for each client's token.
+
+    Raises:
+        NotFound: no such run.
+    """
+    who = "" if redaction.sees_all(caller) else f".{caller.name}"
+    return f'"{run}.{runs.revision(run)}{who}"'
+
+
+def matches(header: str | None, etag: str) -> bool:
+    """Whether an ``If-None-Match`` header names the entity tag, by weak comparison (RFC 9110, 13.1.2)."""
+    if header is None:
+        return False
+    return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
+
+
+async def revalidated(etag: str, if_none_match: str | None, content: Callable[[], BaseModel]) -> Response:
+    """304 when the caller has what ``etag`` names, else ``content()`` as JSON, made on another thread."""
+    if matches(if_none_match, etag):
+        return _unchanged(etag)
+    body = await to_thread.run_sync(lambda: content().model_dump_json())
+    return Response(body, headers=_headers(etag), media_type="application/json")
+
+
+class PolledRoute(CompressedRoute):
+    """A route below ``/v1/runs/{run}``, for all who may see the run, that is asked again and again: an unchanged answer
+    is given before FastAPI resolves dependencies, which takes longer than all the rest.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def polled(request: Request) -> Response:
+            held = request.headers.get("if-none-match")
+            if held is None or request.query_params:
+                return await answer(request)
+            caller = await auth.caller(request, *READERS_AND_CLIENTS)
+            current = etag_of(request.path_params["run"], request.app.state.runs, caller)
+            return _unchanged(current) if matches(held, current) else await answer(request)
+
+        return polled
+
+
+def _unchanged(etag: str) -> Response:
+    return Response(status_code=304, headers=_headers(etag))
+
+
+def _headers(etag: str) -> dict[str, str]:
+    return {"ETag": etag, **REVALIDATE}

@@ -1,0 +1,168 @@
+"""The training process: claims queued runs and trains them, one after the other."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+from types import FrameType
+
+import httpx
+import structlog
+import torch
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from mor_core.errors import MorError
+from mor_core.runs import Claim, ClaimRequest, RunState
+
+from mor_trainer import __version__
+from mor_trainer.config import WorkerSettings
+from mor_trainer.event_log import EventLog
+from mor_trainer.ranks import Ranks, RanksBroken, device_of, launched
+from mor_trainer.run.lease import Hold, HoldLost, RunControl
+from mor_trainer.run.loop import Interrupted, Training
+from mor_trainer.update.learner import follow
+
+_SETTLE_S = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Works until it is told to end; on SIGTERM or Ctrl-C the run is checkpointed and handed back."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._ranks = Ranks(torch.device("cpu"))
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+
+    def end(self, signum: int | None = None, frame: FrameType | None = None) -> None:
+        """Finish the step, write the checkpoint, hand the run back and return."""
+        del frame
+        log.info("ending", signal=signum)
+        self._ranks.ending = True
+
+    def install_signals(self) -> None:
+        """A signal to one of several ranks ends them all, at the end of the step."""
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, self.end)
+
+    def work(self, *, once: bool = False) -> int:
+        """Claim and train runs; with ``once``, return after the first. Returns the number of runs that failed.
+
+        Raises:
+            RanksBroken: one of several ranks ended; whoever started them starts all of them again.
+        """
+        torch.set_num_threads(self._settings.torch_threads)
+        asked = self._ranks.ending
+        self._ranks = Ranks.join(device_of(self._settings.device))
+        self._ranks.ending |= asked
+        failed = 0
+        if self._ranks.leads:
+            failed = self._lead(once=once)
+        else:
+            follow(self._settings, self._ranks)
+        self._ranks.leave()
+        return failed
+
+    def _lead(self, *, once: bool) -> int:
+        failed = 0
+        with start_blocking_portal("asyncio") as portal:
+            control = portal.call(self._connect)
+            try:
+                while not self._ranks.ending:
+                    claim = self._claim(portal, control)
+                    if claim is None:
+                        self._sleep(self._settings.poll_s * random.uniform(0.75, 1.25))
+                        continue
+                    failed += not self._train(portal, control, claim)
+                    if once:
+                        break
+                self._ranks.tell(None)
+            finally:
+                portal.call(control.close)
+        return failed
+
+    async def _connect(self) -> RunControl:
+        asked = ClaimRequest(worker=self.name, version=__version__, device=_devices(self._settings.device))
+        return RunControl(self._settings, asked)
+
+    def _claim(self, portal: BlockingPortal, control: RunControl) -> Claim | None:
+        try:
+            return portal.call(control.claim)
+        except httpx.HTTPError as error:
+            log.warning("run control is out of reach", address=self._settings.control_url, error=str(error))
+            return None
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._ranks.ending and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _train(self, portal: BlockingPortal, control: RunControl, claim: Claim) -> bool:
+        """One attempt at a run, whatever becomes of it. Returns whether it went as it should.
+
+        Raises:
+            RanksBroken: the ranks cannot go on together; the run was handed back, or has failed.
+        """
+        log.info("claimed", run=claim.run, attempt=claim.attempt, model=claim.spec.model)
+
+        async def prepare() -> tuple[EventLog, Hold]:
+            events = EventLog(claim.run, claim.attempt)
+            return events, Hold(control, claim, self._settings.heartbeat_s, events.seen)
+
+        events, hold = portal.call(prepare)
+        with portal.wrap_async_context_manager(hold.kept()):
+            try:
+                training = Training(self._settings, claim, portal=portal, hold=hold, events=events, ranks=self._ranks)
+                final = training.run()
+            except HoldLost as error:
+                log.warning("the run is not ours any more", run=claim.run, reason=str(error))
+                return False
+            except Interrupted as end:
+                log.info("handed back" if end.state is RunState.queued else "stopped", run=claim.run)
+                return self._report(portal, hold, events, end.state)
+            except RanksBroken as error:
+                log.error("the ranks cannot go on together", run=claim.run, reason=str(error), again=error.again)
+                if error.again:
+                    self._report(portal, hold, events, RunState.queued)
+                else:
+                    self._report(portal, hold, events, RunState.failed, error=str(error))
+                raise
+            except MorError as error:
+                log.error("the run failed", run=claim.run, error=str(error))
+                self._report(portal, hold, events, RunState.failed, error=str(error))
+                return False
+            except Exception as error:
+                log.exception("the run failed", run=claim.run)
+                self._report(
+                    portal, hold, events, RunState.failed, error=f"{type(error).__name__}: {str(error)[:1500]}"
+                )
+                return False
+            log.info("finished", run=claim.run, final=str(final))
+            return self._report(portal, hold, events, RunState.finished, final=str(final))
+
+    def _report(
+        self,
+        portal: BlockingPortal,
+        hold: Hold,
+        events: EventLog,
+        state: RunState,
+        *,
+        error: str | None = None,
+        final: str | None = None,
+    ) -> bool:
+        try:
+            portal.call(hold.settle, lambda: events.all_seen, _SETTLE_S)
+            portal.call(hold.report, state, error, final)
+        except (HoldLost, httpx.HTTPError) as failure:
+            log.warning("the end of the run could not be reported", state=state, error=str(failure))
+            return False
+        return True
+
+
+def _devices(setting: str) -> str:
+    """What the ranks will run on, as an operator knows it."""
+    name = torch.cuda.get_device_name() if device_of(setting).type == "cuda" else "cpu"
+    return f"{launched()} x {name}" if launched() > 1 else str(name)

@@ -1,0 +1,1 @@
+"""Weight versions: files, publication, and broadcast to engines."""
