@@ -46,8 +46,8 @@ def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
 _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     ROOT / "README.md": (demonstration,),
     DOCS / "algorithm.md": (experiment,),
-    DOCS / "client-states.md": (quarantine, hostile),
-    DOCS / "install.md": (images, containers),
+    DOCS / "client-lifecycle.md": (quarantine, hostile),
+    DOCS / "installation.md": (images, containers),
     DOCS / "status.md": (polling,),
     DOCS / "training.md": (trainer, on_gpu, whole_loop),
     DOCS / "reward-contract.md": (contract.clauses,),
