@@ -74,16 +74,25 @@ _POD: Schema = {
     "properties": {
         "annotations": {**_STRINGS, "description": "Annotations of the pods."},
         "labels": {**_STRINGS, "description": "Further labels of the pods."},
-        "nodeSelector": {**_STRINGS, "description": "Labels of the nodes that may run them."},
-        "tolerations": {**_OBJECTS, "description": "Taints of nodes that they bear."},
-        "affinity": {"type": "object", "description": "Affinity; what shares a volume is kept together besides."},
-        "topologySpreadConstraints": {**_OBJECTS, "description": "Replace the spread over nodes."},
-        "priorityClassName": {"type": "string", "description": "Instead of the chart's priorityClassName."},
-        "serviceAccountName": {"type": "string", "description": "An existing service account instead of one made."},
-        "serviceAccountAnnotations": {**_STRINGS, "description": "Annotations of the service account that is made."},
+        "nodeSelector": {**_STRINGS, "description": "Labels that a node must have to run them."},
+        "tolerations": {**_OBJECTS, "description": "Tolerated taints of nodes."},
+        "affinity": {
+            "type": "object",
+            "description": "Affinity; the chart also keeps pods that share a volume on one node.",
+        },
+        "topologySpreadConstraints": {
+            **_OBJECTS,
+            "description": "Constraints instead of the chart's spread over nodes.",
+        },
+        "priorityClassName": {
+            "type": "string",
+            "description": "Priority class instead of the chart's priorityClassName.",
+        },
+        "serviceAccountName": {"type": "string", "description": "Existing service account instead of the chart's own."},
+        "serviceAccountAnnotations": {**_STRINGS, "description": "Annotations of the chart's own service account."},
         "extraEnv": {**_OBJECTS, "description": "Further environment variables."},
         "extraVolumes": {**_OBJECTS, "description": "Further volumes."},
-        "extraVolumeMounts": {**_OBJECTS, "description": "Where the container mounts them."},
+        "extraVolumeMounts": {**_OBJECTS, "description": "Mount points of these volumes in the container."},
     },
 }
 _RESOURCES: Schema = {
@@ -164,7 +173,7 @@ def _schema_of(value: Value, definitions: Schema) -> Schema:
         objective = _model(NewObjective, definitions)
         objective["properties"] |= {
             "anchors": {"type": "string", "pattern": "^/data/", "description": "mor.prefs/1 file below /data."},
-            "fit": {"type": "boolean", "description": "Whether to fit a gate once the anchors are uploaded."},
+            "fit": {"type": "boolean", "description": "Whether to fit a gate after the upload of the anchors."},
         }
         return {"type": "array", "items": objective, **said}
     if "runs" in value.marks:
