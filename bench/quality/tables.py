@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -9,6 +10,16 @@ from typing import Any
 from quality.gold import verdict
 
 Found = Mapping[str, Any]
+
+_LABELS = (
+    (r"^no reach: the fit counts beyond its anchors too$", "no support: the fit counts everywhere"),
+    (r"^what the gate fitted (\w+) costs, asked (\w+)", r"cost of the gate fitted \1, evaluated on \2"),
+    (r", asked (\w+)", r", evaluated on \1"),
+    (r"^says the opposite of what it knows$", "inverts its scores"),
+    (r"^flips the sign of what it knows at random$", "inverts its scores at random"),
+    (r"^always says the same$", "constant"),
+)
+"""Patterns of names in records, and the words that tables show in their place."""
 
 
 def markdown(found: Found, level: int = 2) -> str:
@@ -20,6 +31,13 @@ def markdown(found: Found, level: int = 2) -> str:
         for count, answer in (found[subject].items() if "{}" in title else [("", found[subject])])
     ]
     return "\n\n".join(f"{'#' * level} {title}\n\n{text}" for title, text in parts) + "\n"
+
+
+def label(name: str) -> str:
+    """Return the label of a name in a record; the names themselves stay, because records of other commits have them."""
+    for pattern, words in _LABELS:
+        name = re.sub(pattern, words, name)
+    return name
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -39,7 +57,7 @@ def standings(found: Found) -> str:
     head = ["arm", "accuracy", *domains, "worst domain", "MoR is ahead by", "in the worst domain by"]
     rows = [
         [
-            name,
+            label(name),
             f"{row['accuracy']['mean']:.1f}",
             *(f"{row['domains'][domain]:.1f}" for domain in domains),
             f"{row['worst']:.1f}",
@@ -60,17 +78,17 @@ def counts(found: Found) -> str:
 
 
 def mixes(found: Found) -> str:
-    head = ["arm", "on the two domains with a fifth of the anchors", "on a domain without any"]
-    return table(head, [[name, f"{row['rare']:.1f}", f"{row['unseen']:.1f}"] for name, row in found.items()])
+    head = ["arm", "on the two domains with a fifth of the anchors", "on a domain without anchors"]
+    return table(head, [[label(name), f"{row['rare']:.1f}", f"{row['unseen']:.1f}"] for name, row in found.items()])
 
 
 def lies(found: Found) -> str:
     head = [
         "scenario",
-        "liar joins: MoR loses",
-        "liar's weight, %",
-        "an expert turns: MoR loses against the same population without it",
-        "and against the expert honest",
+        "an adversarial client joins: MoR loses",
+        "its weight, %",
+        "an expert turns adversarial: MoR loses against the same population without it",
+        "and against the honest expert",
     ]
     return table(
         head,
@@ -88,13 +106,13 @@ def lies(found: Found) -> str:
 
 
 def joining(found: Found) -> str:
-    head = ["gate", "all pairs", "the sub-skill that the newcomer is best at"]
-    names = {"without": "without the newcomer", "joined": "newcomer added, the others as they were", "refit": "refit"}
+    head = ["gate", "all pairs", "best sub-skill of the newcomer"]
+    names = {"without": "without the newcomer", "joined": "newcomer added, the others unchanged", "refit": "refit"}
     return table(head, [[names[way], f"{row['all']:.1f}", f"{row['own']:.1f}"] for way, row in found.items()])
 
 
 def growth(found: Found) -> str:
-    head = ["clients", "calls a group", "accuracy, %", "accuracy if all were called, %", "gate, ms a group"]
+    head = ["clients", "calls a group", "accuracy, %", "accuracy if all are called, %", "gate, ms a group"]
     return table(
         head,
         [
@@ -110,7 +128,7 @@ def wire(found: Found) -> str:
 
 def objectives(found: Found) -> str:
     rows = [
-        [name, *(interval(value) if isinstance(value, Mapping) else f"{value:.1f}" for value in values)]
+        [label(name), *(interval(value) if isinstance(value, Mapping) else f"{value:.1f}" for value in values)]
         for name, values in ((name, [part[name] for part in found.values()]) for name in next(iter(found.values())))
     ]
     return table(["accuracy, or points", *(f"{count} anchors" for count in found)], rows)
@@ -192,11 +210,11 @@ _PARTS: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("without_parts", "MoR without one of its parts, %", standings),
     ("anchor_counts", "Accuracy by number of anchors, % (lowest to highest draw)", counts),
     ("other_mixes", "Anchors of another mix of domains, %", mixes),
-    ("joining", "A client that joins, %", joining),
-    ("liars", "Liars, replayed on the scores: points of accuracy after one fit on 64 anchors", lies),
-    ("objectives", "Two objectives that conflict, %", objectives),
-    ("growth", "Many clients, of whom only the most trusted are called (simulated)", growth),
+    ("joining", "A new client, %", joining),
+    ("liars", "Adversarial clients, simulated on the scores: points of accuracy after one fit on 64 anchors", lies),
+    ("objectives", "Two conflicting objectives, %", objectives),
+    ("growth", "Many clients, calls to the most trusted ones only (simulated)", growth),
     ("wire", "Bytes over the wire, one client", wire),
-    ("policies", "The optimal policy of each arm at equal KL: gold above base", policies),
+    ("policies", "Optimal policy of each arm at equal KL: gold above base", policies),
 )
 """Subject, heading, and what makes its text; a heading with a place for it stands over each number of anchors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quality.tables import markdown, trained
+from quality.tables import label, markdown, trained
 
 from tables.results import read, table
 
@@ -61,7 +61,7 @@ def quarantine() -> str:
         ],
         ["---", "---", *["--:"] * len(sizes)],
         *(
-            [arrangement, client, *(f"{100 * share:.0f} %" for share in shares.values())]
+            [arrangement, label(client), *(f"{100 * share:.0f} %" for share in shares.values())]
             for arrangement, clients in arrangements.items()
             for client, shares in clients.items()
         ),
