@@ -48,13 +48,14 @@ def compare(correct: Mapping[str, Float[ndarray, "runs questions"]], domains: Se
 def verdict(found: Mapping[str, Any]) -> str:
     """Among what a server can have, how many arms MoR is shown not to be inferior to, and for which that is open."""
     rivals = {name: row for name, row in found.items() if name not in _NO_RIVALS}
-    told = []
+    sentences = []
     for column, where in (("MoR ahead", "in the mean"), ("MoR ahead in the worst domain", "in the worst domain")):
         lows = {name: row[column]["low"] for name, row in rivals.items() if column in row}
         unclear = [name for name, low in lows.items() if low < -MARGIN]
         rest = f" (open: {', '.join(unclear)})" if unclear else ""
         if lows:
-            told.append(f"{where} to {len(lows) - len(unclear)} of {len(lows)}{rest}")
-    if not told:
+            sentences.append(f"{where} to {len(lows) - len(unclear)} of {len(lows)}{rest}")
+    if not sentences:
         return "There is no rival to compare with."
-    return f"With a margin of {MARGIN:g} points MoR is not inferior to what else a server could do, {'; '.join(told)}."
+    found = "; ".join(sentences)
+    return f"With a margin of {MARGIN:g} points MoR is not inferior to the alternatives of a server, {found}."

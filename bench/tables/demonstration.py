@@ -20,7 +20,7 @@ def demonstration(name: str = "demo-default") -> str:
     """Gold accuracy of base and arms by domain, and what the run cost, as Markdown."""
     result = read(name)
     if result is None:
-        return "Not measured yet: `python bench/demo.py` does.\n"
+        return "Not measured yet: run `python bench/demo.py`.\n"
     arms = result["arms"]
     runs = arms["aligned"]["runs"]
     domains = list(runs[0]["accuracy"]["base"])
@@ -70,6 +70,6 @@ def _minutes(runs: list[dict[str, Any]]) -> str:
     """Minutes of each whole demonstration, and the median of their longest phases."""
     seconds = {phase: median(run["phase_seconds"][phase] for run in runs) for phase in runs[0]["phase_seconds"]}
     longest = sorted(seconds, key=lambda phase: -seconds[phase])[:_PHASES]
-    told = ", ".join(f"{phase} {seconds[phase] / 60:.1f}" for phase in longest)
+    phases = ", ".join(f"{phase} {seconds[phase] / 60:.1f}" for phase in longest)
     each = ", ".join(f"{whole / 60:.1f}" for whole in sorted(run["wall_seconds"] for run in runs))
-    return f"{each} minutes (longest phases, median over seeds: {told})"
+    return f"{each} minutes (longest phases, median over seeds: {phases})"

@@ -26,7 +26,7 @@ def experiment() -> str:
                 result["policies"] = more["policies"]
                 made += f"The policies are of `{name}-policies.json`, commit {more['commit']}, {more['measured']}.\n"
             return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
-    return "Not measured yet: `make bench-quality` does.\n"
+    return "Not measured yet: run `make bench-quality`.\n"
 
 
 def _spent(seconds: dict[str, float]) -> str:
@@ -35,22 +35,22 @@ def _spent(seconds: dict[str, float]) -> str:
     if not all(seconds[stage] > _KEPT_S for stage in stages):
         return ""
     rest = sum(spent for stage, spent in seconds.items() if stage not in stages)
-    told = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
-    return f", in {sum(seconds.values()) / 60:.0f} minutes ({told}, comparing {rest / 60:.1f})"
+    text = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
+    return f", in {sum(seconds.values()) / 60:.0f} minutes ({text}, comparing {rest / 60:.1f})"
 
 
 def _closed_loop(experiment: str) -> str:
     name = experiment.replace("quality", "quality-grpo")
     result = read(name)
-    told = "Not run yet: `make bench-grpo` does.\n" if result is None else f"{trained(result)}\n"
-    return f"#### Policies trained by GRPO under the rewards of the best arms\n\n{told}"
+    text = "Not run yet: run `make bench-grpo`.\n" if result is None else f"{trained(result)}\n"
+    return f"#### Policies trained by GRPO under the rewards of the best arms\n\n{text}"
 
 
 def quarantine() -> str:
     """How often the test of usefulness errs, as Markdown."""
     result = read("quarantine")
     if result is None:
-        return "Not measured yet: `python bench/quarantine.py` does.\n"
+        return "Not measured yet: run `python bench/quarantine.py`.\n"
     arrangements: dict[str, Any] = result["failed"]
     sizes = list(next(iter(next(iter(arrangements.values())).values())))
     rows = [
@@ -74,7 +74,7 @@ def hostile() -> str:
     """What hostile and broken clients do to the served router, as Markdown."""
     result = read("hostile")
     if result is None:
-        return "Not measured yet: `python bench/hostile.py` does.\n"
+        return "Not measured yet: run `python bench/hostile.py`.\n"
     scenarios: dict[str, Any] = result["scenarios"]
     clean = scenarios["clean"]["ranking_accuracy"]
     rows = [
@@ -105,9 +105,9 @@ def hostile() -> str:
             ]
         )
     plan = result["plan"]
-    told = (
+    text = (
         f"Accuracy: pairs within {plan['held_out']} held-out groups of 8 that the reward ranks as the truth does, "
         f"after {plan['refits']} refits with {plan['anchors']} fresh anchors each; weight: the largest of the "
         f"scenario's clients there. `python bench/hostile.py`, {result['measured']}, commit {result['commit']}."
     )
-    return f"{table(rows)}\n{told}\n"
+    return f"{table(rows)}\n{text}\n"

@@ -9,11 +9,11 @@ def polling() -> str:
     """Answers a second, a long history, and polls of a training that goes on, as Markdown."""
     result = read("status")
     if result is None:
-        return "Not measured yet: `python bench/status.py` does.\n"
+        return "Not measured yet: run `python bench/status.py`.\n"
     unchanged, history, training = (result[name] for name in ("unchanged", "history", "during_training"))
     low, high = training["longer_percent_quartiles"]
     lines = (
-        f"- On one core {unchanged['answers_per_second']:,.0f} unchanged snapshots (304) a second, asked for over "
+        f"- On one core {unchanged['answers_per_second']:,.0f} unchanged snapshots (304) a second, over "
         f"{unchanged['connections']} connections.",
         f"- A history of {history['steps']:,} steps comes down-sampled to {history['points']:,} points in "
         f"{history['median_ms']:.0f} ms.",
