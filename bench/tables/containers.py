@@ -16,8 +16,8 @@ def containers() -> str:
     stalls = ", ".join(f"{event} {seconds:.0f} s" for event, seconds in run["stall_s"].items())
     sentences = (
         f"The tiny profile requests {requests['memory_gib']:.1f} GiB and {requests['cores']:.2f} cores in all. Its "
-        "pods run from the rendered manifests, with a random model of under a million parameters; a start is the time from "
-        "the process's start until `/readyz` succeeds. `helm test`, with its run of two steps, took "
+        "pods run from the rendered manifests, with a random model of under a million parameters; a start is the time "
+        "from the process's start until `/readyz` succeeds. `helm test`, with its run of two steps, took "
         f"{result['helm_test_s']:.0f} s.",
         f"In a run of {run['steps']} steps of {run['step_median_s']:.1f} s, the longest time without a step after an "
         f"interruption: {stalls}. {run['groups_applied_once']} of {run['groups']} groups were applied, none twice.",
