@@ -77,6 +77,14 @@ def test_pages_that_code_and_charts_name_exist() -> None:
                 assert (ROOT / "docs" / page).exists(), f"{name} names docs/{page}, which is not there"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_that_a_page_names_exist(page: Path) -> None:
+    for path in re.findall(r"`((?:services|packages|bench|tests|helm|examples|docs)/[\w./-]+)`", page.read_text()):
+        assert (ROOT / path).exists(), f"{page.name} names {path}, which is not there"
+    for path in re.findall(r"`(mor_\w+/[\w./-]+)`", page.read_text()):
+        assert [*ROOT.glob(f"*/*/{path}")], f"{page.name} names {path}, which is not there"
+
+
 def _settings(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
     for found in base.__subclasses__():
         yield found
