@@ -22,10 +22,10 @@ from redis.exceptions import RedisError
 
 from mor_rollout import metrics
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.prompts import PromptEncoder
-from mor_rollout.engines.protocol import EncodedPrompt, Engine, ImageMismatch, Sampled, SampleParams, Shown
-from mor_rollout.swaps import Policy
-from mor_rollout.weights.base import BaseModel
+from mor_rollout.engines.prompt_codec import PromptCodec
+from mor_rollout.engines.protocol import Engine, EnginePrompt, ImageMismatch, PromptInput, SampledResponse, SampleParams
+from mor_rollout.swaps import PolicySwapper
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
 _HOPELESS = (BlobMissing, Invalid, TooLarge, ImageMismatch)
 _READ_BLOCK_S = 1.0
@@ -34,7 +34,7 @@ _RATE_WINDOW_S = 60.0
 log = structlog.get_logger(__name__)
 
 
-class RolloutWorker:
+class RolloutStage:
     """Works on every run that is announced, until it is cancelled or the engine fails."""
 
     def __init__(
@@ -42,17 +42,17 @@ class RolloutWorker:
         *,
         settings: RolloutSettings,
         redis: Redis,
-        base: BaseModel,
+        base: BaseCheckpoint,
         engine: Engine,
-        encoder: PromptEncoder,
-        policy: Policy,
+        codec: PromptCodec,
+        swapper: PolicySwapper,
     ) -> None:
         self._settings = settings
         self._redis = redis
         self._base = base
         self._engine = engine
-        self._encoder = encoder
-        self._policy = policy
+        self._codec = codec
+        self._swapper = swapper
         self._slots = asyncio.Semaphore(settings.max_groups_in_flight)
         self.in_flight = 0
         """Groups being worked on."""
@@ -72,7 +72,7 @@ class RolloutWorker:
             Unavailable: the engine failed.
         """
         try:
-            while self._policy.failure is None:
+            while self._swapper.failure is None:
                 try:
                     await self._follow(await active_runs(self._redis))
                 except RedisError as error:
@@ -170,7 +170,7 @@ class RolloutWorker:
                     attempts += 1
                     rollout = await self._sample(blobs, entry.record)
         except (MorError, TimeoutError) as error:
-            if self._policy.failure is None:  # otherwise another service, or this one restarted, takes the group over
+            if self._swapper.failure is None:  # otherwise another service, or this one restarted, takes the group over
                 await self._give_up(consumer, entry, error, attempts)
             return
         await consumer.forward(entry, "rollouts", rollout, timeout_s=self._settings.forward_timeout_s)
@@ -188,7 +188,7 @@ class RolloutWorker:
             with tracing.span("encode"):
                 prompt = await self._encode(blobs, record)
             params = self._params(record, prompt)
-            async with self._policy.sampling(record.run, record.weights, kept=record.purpose == "train"):
+            async with self._swapper.sampling(record.run, record.weights, interruptible=record.purpose == "train"):
                 started = time.monotonic()
                 with tracing.span("generate") as generating:
                     responses = await self._draw(record, prompt, params)
@@ -210,7 +210,7 @@ class RolloutWorker:
             trace=record.trace,
             stamps=record.stamped("rollout"),
             prompt=record,
-            responses=tuple(self._encoder.decode(response.token_ids) for response in responses),
+            responses=tuple(self._codec.decode(response.token_ids) for response in responses),
             finish_reasons=tuple(response.finish_reason for response in responses),
             tokens=await blobs.put(block.model_dump_json().encode(), record.group_id),
             weights_version=min(versions),
@@ -219,13 +219,13 @@ class RolloutWorker:
             pixels=prompt.pixels,
         )
 
-    async def _encode(self, blobs: Blobs, record: PromptRecord) -> EncodedPrompt:
+    async def _encode(self, blobs: Blobs, record: PromptRecord) -> EnginePrompt:
         digests = sorted(set(image_hashes(record.messages)))
         contents = await asyncio.gather(*(blobs.get(digest) for digest in digests))
         decoded = await asyncio.to_thread(lambda: [guarded.decode(content) for content in contents])
-        return await self._engine.encode(Shown(record.messages, dict(zip(digests, decoded, strict=True))))
+        return await self._engine.encode(PromptInput(record.messages, dict(zip(digests, decoded, strict=True))))
 
-    def _params(self, record: PromptRecord, prompt: EncodedPrompt) -> SampleParams:
+    def _params(self, record: PromptRecord, prompt: EnginePrompt) -> SampleParams:
         sampling = record.sampling
         if len(prompt.token_ids) + sampling.max_tokens > self._settings.max_model_len:
             raise Invalid(
@@ -235,7 +235,7 @@ class RolloutWorker:
             )
         return SampleParams(sampling.max_tokens, sampling.temperature, sampling.top_p)
 
-    async def _draw(self, record: PromptRecord, prompt: EncodedPrompt, params: SampleParams) -> list[Sampled]:
+    async def _draw(self, record: PromptRecord, prompt: EnginePrompt, params: SampleParams) -> list[SampledResponse]:
         seeds = [
             response_seed(record.sampling.seed, record.run, record.group_id, index)
             for index in range(record.sampling.group_size)
@@ -247,7 +247,9 @@ class RolloutWorker:
         except TimeoutError as error:
             raise TimeoutError(f"not sampled in {limit:g} s (MOR_GENERATE_TIMEOUT_S)") from error
 
-    def _count(self, record: PromptRecord, prompt: EncodedPrompt, responses: list[Sampled], seconds: float) -> None:
+    def _count(
+        self, record: PromptRecord, prompt: EnginePrompt, responses: list[SampledResponse], seconds: float
+    ) -> None:
         tokens = sum(len(response.token_ids) for response in responses)
         metrics.TOKENS.labels(record.purpose).inc(tokens)
         metrics.PROMPT_TOKENS.inc(len(prompt.token_ids))
