@@ -52,7 +52,7 @@ class PromptEncoder:
             token_ids=tuple(encoded["input_ids"][0].tolist()),
             token_types=None if types is None else types[0].to(torch.long),
             vision=vision,
-            pixels=pixel_sha256([vision["pixel_values"]] if "pixel_values" in vision else []),
+            pixels=pixel_sha256(encoded),
         )
 
 
