@@ -11,13 +11,13 @@ import torch
 from mor_core.datafiles import read_prompts
 from mor_core.wire import PromptRecord, Sampling, WeightsRef
 from mor_trainer.model import loading
-from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import Updater
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import Updater
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import make_spec
+from tests.trainer.policies import training_group
 from tests.trainer.stages import Sampler
 
 
@@ -50,9 +50,9 @@ def mean_rewards(tiny: Path, prompts: Path, steps: int, **changes: Any) -> list[
             block, _, _ = sampler.sample(record, prompt.images)
             rewards = tuple(4.0 * sum(t % 2 == 0 for t in ids) / len(ids) for ids in block.response_token_ids)
             prepared = policy.prepare(prompt.messages, prompt.images)
-            groups.append(TrainingGroup(prepared, block.response_token_ids, block.response_logprobs, rewards))
+            groups.append(training_group(prepared, block.response_token_ids, block.response_logprobs, rewards))
         means.append(statistics.fmean(reward for group in groups for reward in group.rewards))
-        updater.step(groups, step, TimeShares())
+        updater.step(groups, step, StepTimer())
     return means
 
 

@@ -15,19 +15,18 @@ import torch.distributed as dist
 from mor_core.datafiles import Prompt
 from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
-from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
 from mor_trainer.ranks import Ranks
 from mor_trainer.update.budget import OutOfMemory
 from mor_trainer.update.learner import Learner
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import Updater
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import Updater
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from tests.trainer.kit import make_spec
-from tests.trainer.policies import groups_of, policy_of
-from tests.trainer.rank_work import state_at, step_group
+from tests.trainer.policies import groups_of, policy_of, training_group
+from tests.trainer.rank_work import state_at, training_group_of
 from tests.trainer.test_ranks import steps_of
 from tests.trainer.test_shared_prompt import gradient
 
@@ -95,9 +94,9 @@ def test_a_response_that_does_not_fit_alone_fails_with_a_cure(tiny: Path, prompt
     )
     long = tuple(random.Random(0).choices(range(20, 300), k=1 << 15))
     prompt = policy.prepare(rows_of[0].messages, rows_of[0].images)
-    group = TrainingGroup(prompt, (long, long), ((-5.0,) * len(long),) * 2, (0.0, 1.0))
+    group = training_group(prompt, (long, long), ((-5.0,) * len(long),) * 2, (0.0, 1.0))
     with little_memory(1 << 26), pytest.raises(OutOfMemory, match="set gradient_checkpointing"):
-        Updater(policy, spec).step([group], 1, TimeShares())
+        Updater(policy, spec).step([group], 1, StepTimer())
 
 
 def test_products_are_computed_in_bfloat16_and_all_else_stays_float32(
@@ -126,7 +125,7 @@ def test_a_deterministic_run_repeats_its_bits(
         policy, spec = policy_of(tiny, prompts, torch.float32, device="cuda", optimiser=OPTIMISER, deterministic=True)
         updater = Updater(policy, spec)
         for step in range(1, 4):
-            updater.step(groups_of(policy, rows_of[:4], seed=step), step, TimeShares())
+            updater.step(groups_of(policy, rows_of[:4], seed=step), step, StepTimer())
         found.append(torch.cat([p.detach().flatten() for p in policy.trainable.values()]))
     assert found[0].equal(found[1])
 
@@ -139,7 +138,7 @@ def test_shards_over_nccl_train_save_and_restore_as_one_process_does(
 ) -> None:
     spec = make_spec(tiny, prompts, optimiser=OPTIMISER, micro_batch_tokens=80)
     settings = WorkerSettings(device="cuda", precision="float32")
-    steps = [[step_group(told) for told in step] for step in steps_of(tiny, prompts, rows_of, 3)]
+    steps = [[training_group_of(fields) for fields in step] for step in steps_of(tiny, prompts, rows_of, 3)]
 
     def trained(ranks: Ranks, folder: Path, first: int = 0, restored: Path | None = None) -> tuple[Any, Path | None]:
         folder.mkdir(exist_ok=True)
@@ -152,7 +151,7 @@ def test_shards_over_nccl_train_save_and_restore_as_one_process_does(
             learner.update(steps[step], step + 1)
             if step == 1:
                 saved = learner.save(state_at(2, spec))
-        return {name: sharding.full(p.detach()).cpu() for name, p in learner.policy.trainable.items()}, saved
+        return {name: sharding.full_tensor(p.detach()).cpu() for name, p in learner.policy.trainable.items()}, saved
 
     alone, _ = trained(Ranks(CUDA), tmp_path / "alone")
     shards, saved = trained(joined, tmp_path / "shards")

@@ -12,9 +12,9 @@ from mor_core.algorithms import Algorithm, Cispo, Clip, Dapo, DrGrpo, Grpo, Gspo
 from mor_core.runs import RunSpec
 from mor_trainer.algorithm.advantage import advantages
 from mor_trainer.algorithm.importance import correction
-from mor_trainer.algorithm.loss import LossSums, policy_loss
-from mor_trainer.algorithm.losses import objective_of
-from mor_trainer.algorithm.losses.tokens import Tokens
+from mor_trainer.algorithm.loss import LossSums, micro_batch_loss
+from mor_trainer.algorithm.losses import policy_loss_of
+from mor_trainer.algorithm.losses.loss_tokens import LossTokens
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -34,7 +34,7 @@ CORRECTIONS = [
 ]
 
 
-def tokens_of(lengths: list[int], seed: int = 1, **changes: Tensor) -> Tokens:
+def tokens_of(lengths: list[int], seed: int = 1, **changes: Tensor) -> LossTokens:
     """Log-probabilities that are apart far enough for every clip and cap to bite."""
     dice = torch.Generator().manual_seed(seed)
     n = sum(lengths)
@@ -46,25 +46,25 @@ def tokens_of(lengths: list[int], seed: int = 1, **changes: Tensor) -> Tokens:
         "policy": near[0], "old": old, "engine": near[1], "reference": near[2], "advantage": ones, "weight": ones / n,
         "response": response,
     }  # fmt: skip
-    return Tokens(**{**fields, **changes})
+    return LossTokens(**{**fields, **changes})
 
 
-def part_of(tokens: Tokens, place: slice) -> Tokens:
+def part_of(tokens: LossTokens, place: slice) -> LossTokens:
     """A micro-batch: tokens of whole responses, numbered from 0."""
     fields = {name: value[place] for name, value in vars(tokens).items()}
-    return Tokens(**{**fields, "response": fields["response"] - fields["response"][0]})
+    return LossTokens(**{**fields, "response": fields["response"] - fields["response"][0]})
 
 
 def agrees(config: Algorithm) -> LossSums:
     """Value and gradient of an update in two micro-batches equal the plain computation's; returns the metrics."""
     counts = torch.tensor(LENGTHS)
     values = advantages(torch.tensor(REWARDS, dtype=torch.float64), config.advantage).flatten()
-    shares = objective_of(config.loss).shares(counts, 16)
+    shares = policy_loss_of(config.loss).token_weights(counts, 16)
     tokens = tokens_of(LENGTHS, advantage=values.repeat_interleave(counts), weight=shares.repeat_interleave(counts))
     tokens.policy.requires_grad_()
     border = sum(LENGTHS[:5])
     losses, sums = zip(
-        *(policy_loss(part_of(tokens, place), config) for place in (slice(0, border), slice(border, None))),
+        *(micro_batch_loss(part_of(tokens, place), config) for place in (slice(0, border), slice(border, None))),
         strict=True,
     )
     ours = torch.autograd.grad(sum(losses), tokens.policy)[0]
@@ -109,7 +109,7 @@ def test_all_losses_are_the_policy_gradient_where_policy_and_sampler_agree(loss)
     advantage = torch.randn(len(tokens.old), dtype=torch.float64)
     policy = tokens.old.clone().requires_grad_()
     same = tokens_of(LENGTHS, policy=policy, engine=tokens.old, advantage=advantage)
-    loss_value, sums = policy_loss(same, Algorithm(loss=loss, kl=Kl(beta=0.0)))
+    loss_value, sums = micro_batch_loss(same, Algorithm(loss=loss, kl=Kl(beta=0.0)))
     loss_value.backward()
     if loss.kind == "gspo":  # one advantage to a response, as groups have
         return_of = [advantage[same.response == row].mean() for row in range(len(LENGTHS))]
@@ -125,7 +125,7 @@ def test_gspo_clips_whole_responses_and_cispo_no_gradient() -> None:
     for loss in (Grpo(), Gspo(), Cispo(clip=WeightClip(high=0.1))):
         policy = tokens.policy.clone().requires_grad_()
         config = Algorithm(loss=loss, kl=Kl(beta=0.0), importance=Importance(cap=100))
-        policy_loss(tokens_of(LENGTHS, policy=policy), config)[0].backward()
+        micro_batch_loss(tokens_of(LENGTHS, policy=policy), config)[0].backward()
         gradients[loss.kind] = [policy.grad[tokens.response == row] for row in range(len(LENGTHS))]
     assert any(0 < (row == 0).sum() < len(row) for row in gradients["grpo"]), "some tokens of a response"
     assert all((row == 0).all() or (row != 0).all() for row in gradients["gspo"])
@@ -135,7 +135,7 @@ def test_gspo_clips_whole_responses_and_cispo_no_gradient() -> None:
 
 def test_the_share_of_a_response_is_what_its_algorithm_says() -> None:
     lengths = torch.tensor([1, 3, 6])
-    totals = {loss.kind: (objective_of(loss).shares(lengths, 8) * lengths).tolist() for loss in LOSSES}
+    totals = {loss.kind: (policy_loss_of(loss).token_weights(lengths, 8) * lengths).tolist() for loss in LOSSES}
     assert totals["grpo"] == totals["gspo"] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
     assert totals["dapo"] == totals["cispo"] == pytest.approx([0.1, 0.3, 0.6])
     assert totals["dr_grpo"] == pytest.approx([1 / 24, 3 / 24, 6 / 24])
@@ -184,10 +184,10 @@ def expected_gradient(logits: Tensor, sampler: Tensor, rewards: Tensor, level) -
     for first, second in itertools.product(range(3), repeat=2):
         policy, engine = logprobs(logits, first, second), logprobs(sampler, first, second)
         ones = torch.ones(2, dtype=torch.float64)
-        tokens = Tokens(
+        tokens = LossTokens(
             policy, policy.detach(), engine, None, rewards[first, second] * ones, ones, torch.tensor([0, 0])
         )
-        total = total + engine.exp().prod() * policy_loss(tokens, config)[0]
+        total = total + engine.exp().prod() * micro_batch_loss(tokens, config)[0]
     return torch.autograd.grad(-total, logits)[0]
 
 

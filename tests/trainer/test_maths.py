@@ -15,11 +15,11 @@ from mor_core.runs import Optimiser
 from mor_trainer.algorithm import kl
 from mor_trainer.algorithm.advantage import advantages
 from mor_trainer.algorithm.importance import RatioStatistics
-from mor_trainer.algorithm.loss import policy_loss
-from mor_trainer.algorithm.losses.tokens import Tokens
+from mor_trainer.algorithm.loss import micro_batch_loss
+from mor_trainer.algorithm.losses.loss_tokens import LossTokens
 from mor_trainer.algorithm.schedule import learning_rate
 from mor_trainer.model.logprobs import chosen_logprobs
-from mor_trainer.model.packing import packed_batches, padded_batches
+from mor_trainer.model.micro_batches import packed_batches, padded_batches
 
 NONE = torch.tensor([], dtype=torch.long)
 
@@ -96,9 +96,9 @@ def test_the_loss_moves_towards_the_reference_by_the_exact_gradient(categorical,
     policy = logits.log_softmax(-1)
     exact = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)[0]
     old = sampler if kind == "none" else (policy.detach() + sampler) / 2
-    tokens = Tokens(policy, old, sampler, reference, torch.zeros(7), sampler.exp(), torch.arange(7))
+    tokens = LossTokens(policy, old, sampler, reference, torch.zeros(7), sampler.exp(), torch.arange(7))
     config = Algorithm(kl=Kl(estimator=estimator, beta=0.5), importance={"kind": kind, "cap": 1e6})
-    loss, sums = policy_loss(tokens, config)
+    loss, sums = micro_batch_loss(tokens, config)
     got = torch.autograd.grad(loss, logits)[0]
     assert torch.allclose(got, 0.5 * exact, rtol=1e-10, atol=1e-12)
     assert sums.kl == pytest.approx(kl.k3(policy.detach(), reference).sum().item())
@@ -107,8 +107,8 @@ def test_the_loss_moves_towards_the_reference_by_the_exact_gradient(categorical,
 def test_a_token_beyond_the_cap_keeps_a_gradient_of_the_size_of_the_cap() -> None:
     policy = torch.tensor([0.0], dtype=torch.float64, requires_grad=True)
     engine, one = torch.tensor([-3.0], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    tokens = Tokens(policy, policy.detach(), engine, None, -one, one, torch.tensor([0]))
-    policy_loss(tokens, Algorithm(importance=Importance(cap=2.0)))[0].backward()
+    tokens = LossTokens(policy, policy.detach(), engine, None, -one, one, torch.tensor([0]))
+    micro_batch_loss(tokens, Algorithm(importance=Importance(cap=2.0)))[0].backward()
     assert policy.grad.item() == pytest.approx(2.0)  # without truncation: e^3
 
 

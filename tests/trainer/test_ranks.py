@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mor_core.datafiles import Prompt
 from mor_core.runs import LoraTuning
-from mor_trainer.ranks import Ranks, divided
+from mor_trainer.ranks import Ranks, balanced_partition
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -54,7 +54,7 @@ def torchrun(cases: Path, out: Path, ranks: int = 2) -> None:
 def steps_of(
     model: Path, prompts: Path, rows: list[Prompt], count: int, *, groups: int = 4
 ) -> list[list[dict[str, Any]]]:
-    """Steps of scored groups of unlike lengths, as rank 0 tells them."""
+    """Steps of scored groups of different lengths, as rank 0 sends them."""
     policy, _ = policy_of(model, prompts, torch.float32)
     dice = random.Random(0)
     steps = []
@@ -65,7 +65,7 @@ def steps_of(
             [
                 {
                     "prompt": index,
-                    "prompt_tokens": len(group.prompt.encoded.token_ids) if group.prompt else 0,
+                    "prompt_tokens": group.prompt_tokens,
                     "responses": group.responses,
                     "engine_logprobs": group.engine_logprobs,
                     "rewards": group.rewards,
@@ -171,7 +171,7 @@ def test_what_cannot_be_is_told_and_ends_no_rank(made: Made) -> None:
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.integers(1, 8))
 def test_groups_are_divided_evenly(sizes: list[int], ranks: int) -> None:
-    parts = divided(sizes, ranks)
+    parts = balanced_partition(sizes, ranks)
     assert sorted(index for part in parts for index in part) == list(range(len(sizes)))
     assert all(part == sorted(part) for part in parts)
     loads = [sum(sizes[index] for index in part) for part in parts]

@@ -1,4 +1,4 @@
-"""Image features of a frozen vision tower, computed once for each distinct image and kept up to a byte bound."""
+"""Image features of a frozen vision tower, computed once for each distinct image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ByteBoundCache(Generic[V]):
 
 
 class ImageFeatures:
-    """Features of a prompt's images, as the model's ``get_image_features`` gives them in ``pooler_output``.
+    """Features of a prompt's images: ``pooler_output`` of the model's ``get_image_features``.
 
     Either one tensor ``[images, tokens, width]`` or a sequence of tensors ``[tokens, width]``, one for each image.
     """
@@ -58,8 +58,11 @@ class ImageFeatures:
 
 
 def takes_features(model: Any) -> bool:
-    """Whether a model takes features in place of pixel values. One that does not (transformers before 5.18, or code of
-    its own) would drop them unseen in its ``**kwargs`` and answer without the picture."""
+    """Return whether a model takes features in place of pixel values.
+
+    A model that does not (transformers before 5.18, or code of its own) would drop them unseen in its ``**kwargs`` and
+    compute without the picture.
+    """
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
@@ -67,10 +70,10 @@ _FIELDS = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
 
 
 def features_of(output: Any) -> ImageFeatures | None:
-    """The features in a ``get_image_features`` output.
+    """Return the features in a ``get_image_features`` output, or ``None`` where they are not enough.
 
-    ``None`` when the language model needs more of the tower than one set of features (Qwen3-VL's deep stack): such a
-    model takes pixel values each time.
+    They are not when the language model needs more of the tower than one set of features (Qwen3-VL's deep stack). Such
+    a model takes pixel values each time.
     """
     if set(output.keys()) - _FIELDS or output.pooler_output is None:
         return None
@@ -78,7 +81,7 @@ def features_of(output: Any) -> ImageFeatures | None:
 
 
 def joined(features: Sequence[ImageFeatures]) -> Any:
-    """What a model's ``mm_encoder_outputs`` takes for a batch of prompts, in row order."""
+    """Join the features of a batch of prompts, in order, into a model's ``mm_encoder_outputs``."""
     import torch
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
