@@ -23,7 +23,7 @@ from tests.trainer.stages import Sampler
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Larger matrices than elsewhere: a frozen head must let an adapter make a token likely."""
+    """A model with larger weights than elsewhere, so that an adapter can make a token likely through a frozen head."""
     return build_tiny_vlm(tmp_path_factory.mktemp("peaked"), scale=5.0)
 
 
@@ -82,6 +82,6 @@ def test_the_reward_rises(tiny: Path, prompts: Path, changes: dict[str, Any]) ->
     assert statistics.fmean(means[-3:]) > statistics.fmean(means[:3]) + 0.7, means
 
 
-def test_shuffled_rewards_teach_nothing(tiny: Path, prompts: Path) -> None:
+def test_shuffled_rewards_do_not_raise_the_reward(tiny: Path, prompts: Path) -> None:
     means = mean_rewards(tiny, prompts, 12, control_rewards="shuffled")
     assert abs(statistics.fmean(means[-3:]) - statistics.fmean(means[:3])) < 0.6, means

@@ -1,4 +1,4 @@
-"""What only a GPU does: memory that really runs out, tensors that travel over NCCL, kernels that may not repeat."""
+"""Behaviour that needs a GPU: memory that really runs out, tensors over NCCL, kernels that may not repeat."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OPTIMISER = {"lr": 1e-3, "warmup_steps": 0, "grad_clip": 1e9}
 
 @pytest.fixture
 def joined(tmp_path: Path) -> Iterator[Ranks]:
-    """One rank as ``Ranks.join`` makes several: over NCCL, which takes no two ranks on one GPU."""
+    """One rank set up as ``Ranks.join`` sets up several: over NCCL, which allows only one rank for each GPU."""
     torch.cuda.set_device(0)
     dist.init_process_group("nccl", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     ranks = Ranks(torch.device("cuda", 0))
@@ -56,11 +56,11 @@ def deterministic() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def little_memory(more: float) -> Iterator[None]:
-    """An allocator that may take only so many bytes more."""
+def little_memory(extra_bytes: float) -> Iterator[None]:
+    """Limit the allocator to ``extra_bytes`` beyond what it has reserved."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + more) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + extra_bytes) / total)
     try:
         yield
     finally:
@@ -88,7 +88,7 @@ def test_memory_that_really_runs_out_halves_the_micro_batch_and_loses_nothing(
     assert (got - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-def test_a_response_that_does_not_fit_alone_fails_with_a_cure(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_a_response_that_does_not_fit_alone_names_the_cure(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, spec = policy_of(
         tiny, prompts, torch.float32, device="cuda", optimiser=OPTIMISER, micro_batch_tokens=1 << 20
     )
@@ -99,9 +99,7 @@ def test_a_response_that_does_not_fit_alone_fails_with_a_cure(tiny: Path, prompt
         Updater(policy, spec).step([group], 1, StepTimer())
 
 
-def test_products_are_computed_in_bfloat16_and_all_else_stays_float32(
-    tiny: Path, prompts: Path, rows_of: list[Prompt]
-) -> None:
+def test_only_products_are_computed_in_bfloat16(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     assert loading.autocast_dtype("auto", "cuda") == torch.bfloat16
     found = []
     for autocast in (None, torch.bfloat16):
@@ -133,7 +131,7 @@ def test_a_deterministic_run_repeats_its_bits(
 @pytest.mark.skipif(
     not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason="shards need torch 2.13 or later"
 )
-def test_shards_over_nccl_train_save_and_restore_as_one_process_does(
+def test_shards_over_nccl_train_save_and_restore_as_one_process(
     tiny: Path, prompts: Path, rows_of: list[Prompt], tmp_path: Path, joined: Ranks
 ) -> None:
     spec = make_spec(tiny, prompts, optimiser=OPTIMISER, micro_batch_tokens=80)

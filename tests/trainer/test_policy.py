@@ -15,7 +15,6 @@ from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import TokenBlock
-from mor_trainer.model.features import ByteBoundCache
 from mor_trainer.model.packed_sequences import PackedSequence, PreparedPrompt
 from mor_trainer.model.prompt_tokenizer import PromptMismatch, check_same_prompt
 from mor_trainer.update.step_timer import StepTimer
@@ -35,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def plain_logprobs(model: Any, processor: Any, prompt: Prompt, response: tuple[int, ...]) -> torch.Tensor:
-    """One response, one full forward with pixel values, all logits: nothing of the policy's code."""
+    """Log-probabilities of one response from one full forward pass with pixel values, without the policy's code."""
     from mor_core.vision import encode_prompt
 
     images = {digest: Image.open(io.BytesIO(content)).convert("RGB") for digest, content in prompt.images.items()}
@@ -70,10 +69,10 @@ def test_log_probabilities_equal_a_plain_forward(
 
 
 @pytest.mark.parametrize("kind", ["idefics3", "qwen2_5_vl"])
-def test_a_model_that_takes_no_features_is_given_pixels_each_time(
+def test_a_model_without_feature_inputs_gets_pixels_each_time(
     models: dict[str, Path], kind: str, prompts: Path, rows_of: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As transformers had them before 5.18: a forward that would drop features among its other arguments."""
+    """Models of transformers before 5.18: their forward drops features among its other arguments."""
     inner = type(AutoModelForImageTextToText.from_pretrained(models[kind]).base_model)
     whole = inner.forward
 
@@ -110,7 +109,7 @@ def test_engine_and_trainer_agree_on_sampled_tokens(tiny: Path, prompts: Path, r
 
 
 @pytest.mark.parametrize("kind", ["idefics3", "qwen2_5_vl"])
-def test_the_parameter_gradient_equals_a_plain_implementations(
+def test_the_parameter_gradient_equals_that_of_a_plain_implementation(
     models: dict[str, Path], kind: str, prompts: Path, rows_of: list[Prompt]
 ) -> None:
     """Micro-batches, shared prompts, cached features, reference and clip against loops over whole forwards."""
@@ -153,7 +152,7 @@ def test_the_parameter_gradient_equals_a_plain_implementations(
     assert (difference / size).sqrt() < 1e-5
 
 
-def test_the_same_batch_twice_gives_the_same_bits(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_the_same_groups_give_the_same_bits(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     ends = []
     for _ in range(2):
         policy, spec = policy_of(tiny, prompts, torch.float32, optimiser={"lr": 1e-3, "updates_per_step": 2})
@@ -165,7 +164,7 @@ def test_the_same_batch_twice_gives_the_same_bits(tiny: Path, prompts: Path, row
 
 
 @pytest.mark.parametrize("loss", ["grpo", "gspo", "cispo"])
-def test_the_clip_range_holds_how_far_a_step_moves_the_policy_not_how_far_the_engine_was(
+def test_the_clip_range_limits_how_far_a_step_moves_the_policy_not_the_difference_to_the_engine(
     tiny: Path, prompts: Path, rows_of: list[Prompt], loss: str
 ) -> None:
     def report(updates: int, **importance: str) -> UpdateReport:
@@ -178,13 +177,15 @@ def test_the_clip_range_holds_how_far_a_step_moves_the_policy_not_how_far_the_en
     assert first.sums.clipped_low + first.sums.clipped_high == 0, "the first update's ratio is 1"
     assert second.sums.clipped_low + second.sums.clipped_high > 0, "the second update's is not"
     assert direct.sums.clipped_low + direct.sums.clipped_high > 0, "the engine's log-probabilities are the old ones"
-    assert first.sums.ratio == direct.sums.ratio, "the raw ratio is told either way"
+    assert first.sums.ratio == direct.sums.ratio, "the raw ratio is reported either way"
     assert first.sums.limited > 0
     assert direct.sums.limited == 0
     assert second.processed_tokens > first.processed_tokens
 
 
-def test_an_indifferent_group_hardly_moves_the_policy(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_groups_with_nearly_equal_rewards_hardly_move_the_policy(
+    tiny: Path, prompts: Path, rows_of: list[Prompt]
+) -> None:
     norms = []
     for spread in (1.0, 1e-4):
         policy, spec = policy_of(tiny, prompts, algorithm={"kl": {"beta": 0.0}})
@@ -196,7 +197,7 @@ def test_an_indifferent_group_hardly_moves_the_policy(tiny: Path, prompts: Path,
     assert norms[1] < 0.003 * norms[0]
 
 
-def test_a_non_finite_gradient_is_left_out_and_counted(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_an_update_that_is_not_finite_is_left_out_and_counted(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, spec = policy_of(tiny, prompts)
     before = {name: p.detach().clone() for name, p in policy.trainable.items()}
     groups = groups_of(policy, rows_of[:2])
@@ -220,7 +221,9 @@ def test_shuffled_rewards_are_a_permutation_and_differ_by_step(
     assert max(abs(a) for row in first for a in row) > 3, "rewards crossed over groups"
 
 
-def test_the_frozen_reference_shares_what_is_not_trained(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_the_reference_shares_the_tensors_that_are_not_trained(
+    tiny: Path, prompts: Path, rows_of: list[Prompt]
+) -> None:
     policy, spec = policy_of(tiny, prompts)
     reference = policy._reference.model
     ours = dict(policy.model.named_parameters())
@@ -236,12 +239,12 @@ def test_the_frozen_reference_shares_what_is_not_trained(tiny: Path, prompts: Pa
         assert not policy.logprobs(rows)[0].equal(before)
 
 
-def test_lora_targets_that_name_nothing_are_refused(tiny: Path, prompts: Path) -> None:
+def test_lora_targets_that_match_no_layer_are_refused(tiny: Path, prompts: Path) -> None:
     with pytest.raises(Invalid, match=r"tuning.targets \['nonsense'\] name no linear layer of the language model"):
         policy_of(tiny, prompts, tuning=LoraTuning(targets=("nonsense",)).model_dump())
 
 
-def test_images_are_encoded_once_and_the_cache_is_bounded(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_each_image_is_encoded_once(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, _ = policy_of(tiny, prompts)
     calls = []
     policy.model.base_model.vision_model.register_forward_hook(lambda *_: calls.append(1))
@@ -250,17 +253,8 @@ def test_images_are_encoded_once_and_the_cache_is_bounded(tiny: Path, prompts: P
             policy.prepare(prompt.messages, prompt.images)
     assert len(calls) == 4
 
-    class Value:
-        bytes = 40
 
-    cache: ByteBoundCache[Value] = ByteBoundCache(100)
-    for name in "abc":
-        cache.put(name, Value())
-    assert cache.get("a") is None
-    assert cache.get("c") is not None
-
-
-def test_gradient_checkpointing_changes_nothing(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_gradient_checkpointing_does_not_change_the_gradient(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     norms = []
     for recompute in (False, True):
         policy, spec = policy_of(tiny, prompts, gradient_checkpointing=recompute)
@@ -268,7 +262,7 @@ def test_gradient_checkpointing_changes_nothing(tiny: Path, prompts: Path, rows_
     assert norms[0] == pytest.approx(norms[1], rel=1e-9)
 
 
-def test_an_unfrozen_tower_is_trained(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_a_vision_tower_that_is_not_frozen_is_trained(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, spec = policy_of(tiny, prompts, freeze_vision=False)
     before = {name: p.detach().clone() for name, p in policy.trainable.items()}
     Updater(policy, spec).step(groups_of(policy, rows_of[:2]), 1, StepTimer())

@@ -1,4 +1,4 @@
-"""Shared prompts against the plain path: the same losses and gradients, whatever the model and the step."""
+"""Shared prompts against the plain path: the same losses and gradients for every model and tuning."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def uneven_groups(policy: Policy, prompts: list[Prompt]) -> list[TrainingGroup]:
 
 
 def gradient(updater: Updater, policy: Policy, groups: list[TrainingGroup]) -> tuple[torch.Tensor, UpdateReport]:
-    """All gradients of one step as a vector, and what the step reported."""
+    """All gradients of one step as a vector, and the step's report."""
     found: list[torch.Tensor] = []
     hook = updater.optimiser.register_step_pre_hook(
         lambda *_: found.extend(p.grad.flatten().clone() for p in policy.trainable.values() if p.grad is not None)
@@ -81,7 +81,7 @@ def gradient(updater: Updater, policy: Policy, groups: list[TrainingGroup]) -> t
 
 
 def displaced(policy: Policy) -> None:
-    """Step away from the reference, and let adapters do something."""
+    """Move the policy away from the reference, so that adapters have an effect."""
     with torch.no_grad():
         for index, parameter in enumerate(policy.trainable.values()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
@@ -113,7 +113,7 @@ def both(
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_and_gradients_are_those_of_the_plain_path(
+def test_losses_and_gradients_equal_those_of_the_plain_path(
     models: dict[str, Path],
     kind: str,
     tuning: str,
@@ -136,17 +136,17 @@ def test_losses_and_gradients_are_those_of_the_plain_path(
         assert report.processed_tokens < 0.5 * wanted.processed_tokens
 
 
-def test_a_model_that_cannot_share_takes_the_plain_path_and_says_so_once(
+def test_a_model_that_cannot_share_prompts_takes_the_plain_path_and_logs_it_once(
     models: dict[str, Path], prompts: Path, rows_of: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the reason: an error, or states that are not the same."""
+    """For either reason: an error, or hidden states that differ."""
     right = shared_prompt.attention
 
     def refusing(*_: Any, **options: Any) -> Any:
         raise Invalid("a layer with sliding-window attention cannot share prompts")
 
     def blind(*arguments: Any, packed_groups: Any = None, **options: Any) -> Any:
-        return right(*arguments, packed_groups=None, **options)  # as if the model kept the argument to itself
+        return right(*arguments, packed_groups=None, **options)  # as if the model did not pass the argument on
 
     for broken, reason in ((refusing, "sliding-window"), (blind, "hidden states differ")):
         monkeypatch.setattr(shared_prompt, "attention", broken)
@@ -160,8 +160,8 @@ def test_a_model_that_cannot_share_takes_the_plain_path_and_says_so_once(
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(0, 9), max_size=6)), min_size=1, max_size=8))
-def test_any_groups_are_attended_as_one_mask_says(lengths: list[tuple[int, list[int]]]) -> None:
-    """The mask over the whole sequence: a token sees its prompt and what is before it in its own response."""
+def test_groups_are_attended_as_under_one_mask(lengths: list[tuple[int, list[int]]]) -> None:
+    """One mask over the whole sequence: a token sees its prompt and the earlier tokens of its own response."""
     groups = [shared_prompt.PromptGroup(prompt, responses) for prompt, responses in lengths]
     owner = [
         (i, j) for i, (prompt, rest) in enumerate(lengths) for j, n in enumerate((prompt, *rest)) for _ in range(n)
@@ -182,8 +182,8 @@ def test_groups_of_one_size_take_two_calls() -> None:
     assert [call.mask is None for call in packed.calls] == [True, False]
 
 
-def test_a_window_over_the_keys_is_not_shared() -> None:
-    """The check's prompt may be shorter than the window, so the window itself counts."""
+def test_a_layer_with_sliding_window_attention_is_refused() -> None:
+    """The trial prompt may be shorter than the window and show no difference, so the window itself is the reason."""
     states = torch.zeros(1, 1, 4, 8)
     groups = shared_prompt.plan([shared_prompt.PromptGroup(2, [1, 1])], torch.device("cpu"))
     with pytest.raises(Invalid, match="sliding-window"):
@@ -192,8 +192,8 @@ def test_a_window_over_the_keys_is_not_shared() -> None:
         )
 
 
-def test_a_model_that_shares_prompts_otherwise_computes_as_before(models: dict[str, Path], prompts: Path) -> None:
-    """With a key-value cache and with padding, which need masks of transformers' own."""
+def test_calls_without_packed_groups_compute_as_before(models: dict[str, Path], prompts: Path) -> None:
+    """With a key-value cache and with padding, which need transformers' own masks."""
     from transformers import AutoModelForImageTextToText, DynamicCache
 
     sharing = policy_of(models["llava"], prompts)[0].model
@@ -210,9 +210,7 @@ def test_a_model_that_shares_prompts_otherwise_computes_as_before(models: dict[s
     assert torch.allclose(*found, atol=1e-6)
 
 
-def test_bfloat16_products_leave_parameters_and_log_probabilities_in_float32(
-    models: dict[str, Path], prompts: Path, rows_of: list[Prompt]
-) -> None:
+def test_only_products_are_computed_in_bfloat16(models: dict[str, Path], prompts: Path, rows_of: list[Prompt]) -> None:
     assert loading.autocast_dtype("auto", "cpu") is None, "engine and trainer must agree"
     found = []
     for precision in ("float32", "bfloat16"):
@@ -269,7 +267,9 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_loses_nothing(
         updater.step(groups, 2, StepTimer())
 
 
-def test_updates_that_are_never_finite_fail_after_a_few(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_a_run_fails_after_several_updates_that_are_not_finite(
+    tiny: Path, prompts: Path, rows_of: list[Prompt]
+) -> None:
     policy, spec = policy_of(tiny, prompts, optimiser={"lr": 1e-3, "max_skipped_updates": 3})
     before = {name: p.detach().clone() for name, p in policy.trainable.items()}
     updater = Updater(policy, spec)

@@ -3,43 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from torch import Tensor
-
-
-class Sized(Protocol):
-    @property
-    def bytes(self) -> int: ...
-
-
-V = TypeVar("V", bound=Sized)
-
-
-class ByteBoundCache(Generic[V]):
-    """Least recently used first out, by the bytes of the values. A value over the bound is not kept."""
-
-    def __init__(self, bound: int) -> None:
-        self._bound = bound
-        self._held = 0
-        self._values: OrderedDict[str, V] = OrderedDict()
-
-    def get(self, name: str) -> V | None:
-        if name in self._values:
-            self._values.move_to_end(name)
-        return self._values.get(name)
-
-    def put(self, name: str, value: V) -> None:
-        if name in self._values:
-            self._held -= self._values.pop(name).bytes
-        if value.bytes > self._bound:
-            return
-        self._values[name] = value
-        self._held += value.bytes
-        while self._held > self._bound:
-            self._held -= self._values.popitem(last=False)[1].bytes
 
 
 class ImageFeatures:

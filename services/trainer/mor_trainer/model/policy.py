@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 import torch
 from jaxtyping import Float, Int
+from mor_core.byte_cache import ByteBoundCache
 from mor_core.runs import RunSpec
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import ImagePart, Message, TextPart
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mor_trainer.model import loading, sharding, shared_prompt
-from mor_trainer.model.features import ByteBoundCache, ImageFeatures, features_of, joined, takes_features
+from mor_trainer.model.features import ImageFeatures, features_of, joined, takes_features
 from mor_trainer.model.logprobs import chosen_logprobs
 from mor_trainer.model.packed_sequences import PackedSequence, PreparedPrompt, packed_inputs, padded_inputs
 from mor_trainer.model.positions import rotary_positions
@@ -77,8 +78,8 @@ class Policy:
             forbidden_token_ids(processor, self._vocabulary), dtype=torch.long, device=self.device
         )
         self._tokenizer = PromptTokenizer(processor)
-        self._prepared: ByteBoundCache[PreparedPrompt] = ByteBoundCache(cache_bytes // 2)
-        self._features: ByteBoundCache[ImageFeatures] = ByteBoundCache(cache_bytes // 2)
+        self._prepared = ByteBoundCache[PreparedPrompt](cache_bytes // 2, lambda prompt: prompt.bytes)
+        self._features = ByteBoundCache[ImageFeatures](cache_bytes // 2, lambda features: features.bytes)
         self._plain_head = self._head_is_plain()
         frozen = spec.freeze_vision or self.adapter is not None
         self._reuses_features = frozen and takes_features(model.base_model if self._plain_head else model)
