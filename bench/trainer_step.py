@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl_baseline
 import vlm
 from machine import CLOCKS, record
 
