@@ -90,7 +90,10 @@ def _with_adapters(model: Any, tuning: LoraTuning) -> Any:
         if id(module) in inside and isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in tuning.targets
     ]
     if not targets:
-        raise Invalid(f"tuning.targets {list(tuning.targets)} name no linear layer of the language model")
+        raise Invalid(
+            f"tuning.targets {list(tuning.targets)} name no linear layer of the language model; "
+            "give the last parts of its layers' names, such as q_proj"
+        )
     config = LoraConfig(
         r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )

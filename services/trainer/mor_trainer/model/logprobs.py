@@ -13,7 +13,7 @@ Head = Callable[[Tensor], Tensor]
 """Map of hidden states ``[n, width]`` to logits ``[n, vocab]``."""
 
 _CHUNK_ELEMENTS = 1 << 24
-"""Logits that exist at once: 64 MB in float32, little beside a model and enough rows to keep a device busy."""
+"""Logits that exist at once: 64 MB in float32, little beside a model's own memory."""
 
 
 def chosen_logprobs(
@@ -26,7 +26,7 @@ def chosen_logprobs(
     vocabulary: int,
     chunk_elements: int = _CHUNK_ELEMENTS,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Return the log-probability of each chosen id under the sampling distribution, and its entropy, in nats.
+    """Compute log-probabilities of the chosen ids and entropies of the sampling distributions, in nats.
 
     The sampling distribution is softmax(logits / temperature) over the ids that are not ``forbidden``, as the engine
     samples. At most ``chunk_elements`` logits exist at once. With more than one chunk, the backward pass computes a

@@ -65,7 +65,7 @@ class Policy:
         self.adapter = loading.tune(model, spec.tuning, spec.freeze_vision)
         self.has_reference = spec.algorithm.kl.beta > 0
         reference = loading.frozen_copy(model) if self.has_reference and self.adapter is None else None
-        replicated = sharding.replicated(model)
+        replicated = sharding.replicated_parameters(model)
         self._policy = sharding.shard(model, ranks, replicated)
         self._reference = None if reference is None else sharding.shard(reference, ranks, replicated)
         self.trainable: dict[str, nn.Parameter] = {

@@ -32,7 +32,7 @@ class ShardedModel(nn.Module):
         return compute(self.model)
 
 
-def replicated(model: Any) -> set[str]:
+def replicated_parameters(model: Any) -> set[str]:
     """Return the names of the parameters that every rank keeps whole: frozen ones outside the language model.
 
     They are those of a frozen vision tower. One rank can then compute the features of a picture without the others.
