@@ -25,7 +25,7 @@ class OutOfMemory(MorError):
 
 
 class RetryWithSmallerBatch(Exception):
-    """Memory ran out where one process cannot begin the update again: all ranks compute it together.
+    """Signal that memory ran out in an update that all ranks compute together, which one process cannot begin again.
 
     ``tokens``: token budget of the next attempt.
     """
