@@ -1,4 +1,4 @@
-"""The documentation says what the code does."""
+"""Documentation and code agree."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_links_and_make_targets_exist(page: Path) -> None:
 
 
 def _sections(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub and GitLab make them."""
+    """Return the anchors of a page's headings in the form of GitHub and GitLab."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {
         re.sub(r"[^\w -]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", one)).lower().replace(" ", "-") for one in titles
@@ -103,8 +103,8 @@ def test_every_setting_is_documented() -> None:
             assert f"| `{variable}` |" in text, f"{variable} of {found.__module__} is not in docs/settings.md"
 
 
-def test_every_metric_is_made_where_the_page_looks() -> None:
-    """docs/metrics.md is made from these modules; what another one registered would be missing there."""
+def test_every_metric_is_registered_in_a_documented_module() -> None:
+    """docs/metrics.md is generated from these modules; a metric of another module would be missing there."""
     looked_at = {f"{service}/metrics.py" for service in ("mor_reward", "mor_router", "mor_rollout", "mor_trainer")}
     for path in MODULES:
         if {f"prometheus_client.{kind}" for kind in ("Counter", "Gauge", "Histogram", "Summary")} & imports(path):
@@ -127,7 +127,7 @@ def test_every_command_of_a_service_is_documented(service: ModuleType) -> None:
     program = service.__name__.partition(".")[0].replace("_", "-")
     root = typer.main.get_command(service.app)
     for command in root.commands:  # type: ignore[attr-defined]
-        assert f"{program} {command}" in text, f"no page says what `{program} {command}` is"
+        assert f"{program} {command}" in text, f"no page documents `{program} {command}`"
 
 
 def test_every_command_and_exit_status_is_documented() -> None:
