@@ -9,7 +9,7 @@ import pytest
 from tests.router.conftest import Start
 from tests.router.endpoints import Endpoints, words
 from tests.router.planted import KINDS, question
-from tests.router.test_interleaving import traffic
+from tests.router.test_honeypots import traffic
 from tests.router.test_objectives import objective, specialists
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ async def test_each_client_is_asked_about_what_it_has_the_most_weight_for(start:
         for expert in experts.values():
             expert.calls.clear()
         found = await traffic(api, calls=4, groups=6, size=3, seed=1)
-        await api.router.decoys.settled()
+        await api.router.honeypots.settled()
         for kind, expert in experts.items():
             assert asked_about_other_kinds(kind, expert.calls) == []
         for item in found:

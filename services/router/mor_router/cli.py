@@ -24,7 +24,7 @@ from mor_router.clients.enrolment import reseal
 from mor_router.clients.registry import Registry
 from mor_router.clients.secret_store import Vault
 from mor_router.config import RouterSettings
-from mor_router.learning.labels.labellers import reseal as reseal_labellers
+from mor_router.learning.labels.labeller_store import reseal as reseal_labellers
 from mor_router.store import Snapshot, export, restore
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="MoR's router: fuses the clients' scores.")

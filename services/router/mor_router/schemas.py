@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from mor_core.clients import ClientStatus
 from mor_core.objectives import AskedObjective
 from mor_core.stored_objectives import Objective
-from mor_core.wire import ClientScore, Finite, Messages, ObjectiveShare, RewardItem, Sha256, Wire
+from mor_core.wire import Finite, Messages, ObjectiveShare, RewardExplanation, RewardItem, Sha256, Wire
 from pydantic import Base64Bytes, ConfigDict, Field
 
 from mor_router.mathematics.fusion import FusionChoice
@@ -87,24 +87,19 @@ class RewardRequest(_Documented):
     """Seconds that clients have; the router's own limit without."""
 
 
-class ItemReward(_Documented):
+class ItemReward(RewardExplanation):
+    """Reward of one item, or why it has none. A client's own token shows only its own line of ``clients``."""
+
     item_id: str
     status: Literal["ok", "error"]
     rewards: tuple[Finite, ...] | None
     """One for each response, in logits; null unless ``status`` is ``ok``, and for a client's own token."""
     detail: str | None
     """Why there is no reward."""
-    objectives: tuple[ObjectiveShare, ...]
-    """What was rewarded, largest share first."""
-    gate_version: int
-    """Of the first of ``objectives``; 0: cold start."""
-    fusion: str
     entropy: Finite
-    """Of the mixture weights, nats."""
+    """Entropy of the mixture weights, nats; 0 without a reward."""
     note: str | None
-    """Why there is no fitted gate, or why these objectives were taken."""
-    clients: tuple[ClientScore, ...]
-    """What each client said and what it counted for; a client's own token shows its own line only."""
+    """Why there is no fitted gate, or why these objectives were chosen."""
 
 
 class RewardResponse(_Documented):

@@ -25,21 +25,21 @@ from mor_router.clients.scoring import Scoring
 from mor_router.clients.secret_store import Vault
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, build_embedder
-from mor_router.learning.fitting import Fitting
-from mor_router.learning.labels import Labellers
-from mor_router.learning.refit import Refitting
+from mor_router.learning.gate_fitter import GateFitter
+from mor_router.learning.labels import LabellerStore
+from mor_router.learning.online_refit import OnlineRefit
 from mor_router.objectives.active_gates import ServedGates
 from mor_router.objectives.anchor_holdout import Reserve
 from mor_router.objectives.anchor_scores import AnchorScorer
 from mor_router.objectives.gates import Gates
 from mor_router.objectives.objectives import Objectives
-from mor_router.rewarding.influence import Influences
-from mor_router.rewarding.pipeline import Rewarder
+from mor_router.rewarding.influence import InfluenceLog
+from mor_router.rewarding.pipeline import RewardPipeline
 from mor_router.rewarding.recent_scores import RecentScores
-from mor_router.trust.answer_reconciliation import Honesty
-from mor_router.trust.disagreement_monitor import Agreement
+from mor_router.trust.answer_reconciliation import AnswerReconciliation
+from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
-from mor_router.trust.honeypots import Decoys
+from mor_router.trust.honeypots import Honeypots
 from mor_router.trust.quarantine import Quarantine
 from mor_router.worker import Worker
 
@@ -61,12 +61,12 @@ class Router:
     gates: Gates
     served: ServedGates
     embedder: Embedder
-    fitting: Fitting
-    labellers: Labellers
-    refitting: Refitting
-    rewarder: Rewarder
-    influences: Influences
-    decoys: Decoys
+    gate_fitter: GateFitter
+    labellers: LabellerStore
+    online_refit: OnlineRefit
+    reward_pipeline: RewardPipeline
+    influences: InfluenceLog
+    honeypots: Honeypots
     worker: Worker
 
     async def ready(self) -> str | None:
@@ -93,7 +93,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     pool = Pool(registry, vault, settings, policy)
     scoring = Scoring(pool)
     served = ServedGates(redis, objectives, gates, embedder, settings.objective_likeness)
-    influences = Influences(redis)
+    influences = InfluenceLog(redis)
     live = LiveAnswers(redis)
     reserve = Reserve(redis, settings.anchor_reserve if settings.anchor_share else 0.0)
     drift = Drift(
@@ -104,7 +104,7 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         audit=audit,
         false_alarm=settings.drift_false_alarm,
     )
-    decoys = Decoys(
+    honeypots = Honeypots(
         redis=redis,
         objectives=objectives,
         reserve=reserve,
@@ -114,19 +114,19 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         embedder=embedder,
         share=settings.anchor_share,
     )
-    rewarder = Rewarder(
+    reward_pipeline = RewardPipeline(
         settings=settings,
         pool=pool,
         scoring=scoring,
         served=served,
         recent=RecentScores(redis),
         influences=influences,
-        decoys=decoys,
+        honeypots=honeypots,
         drift=drift,
-        agreement=Agreement(audit, settings.drift_false_alarm),
+        disagreement=DisagreementMonitor(audit, settings.drift_false_alarm),
         embedder=embedder,
     )
-    fitting = Fitting(
+    gate_fitter = GateFitter(
         redis=redis,
         settings=settings,
         registry=registry,
@@ -136,18 +136,18 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         embedder=embedder,
         scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
         reserve=reserve,
-        honesty=Honesty(live, drift),
+        reconciliation=AnswerReconciliation(live, drift),
         quarantine=Quarantine(redis, registry, audit),
         audit=audit,
     )
-    labellers = Labellers(redis, vault, settings, policy, pool)
-    refitting = Refitting(
+    labellers = LabellerStore(redis, vault, settings, policy, pool)
+    online_refit = OnlineRefit(
         redis=redis,
         settings=settings,
         objectives=objectives,
         gates=gates,
         labellers=labellers,
-        fitting=fitting,
+        gate_fitter=gate_fitter,
         embedder=embedder,
         audit=audit,
     )
@@ -162,26 +162,26 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         gates=gates,
         served=served,
         embedder=embedder,
-        fitting=fitting,
+        gate_fitter=gate_fitter,
         labellers=labellers,
-        refitting=refitting,
-        rewarder=rewarder,
+        online_refit=online_refit,
+        reward_pipeline=reward_pipeline,
         influences=influences,
-        decoys=decoys,
-        worker=Worker(redis, settings, pool, rewarder),
+        honeypots=honeypots,
+        worker=Worker(redis, settings, pool, reward_pipeline),
     )
     await pool.try_refresh()  # a queue server that starts later than this router is waited for, in /readyz
     work = [pool.follow(), pool.probe(), *([router.worker.watch()] if settings.worker else [])]
     if settings.kubernetes_namespaces:
         work.append(_discovery(router, policy, vault).run())
     if settings.refit_interval_s and settings.policy_url:
-        work.append(refitting.follow())
+        work.append(online_refit.follow())
     tasks = [asyncio.create_task(part) for part in work]
     try:
         yield router
     finally:
         await stop(tasks)
-        await decoys.close()
+        await honeypots.close()
         await scoring.close()
         await pool.close()
         await redis.aclose()

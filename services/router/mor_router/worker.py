@@ -13,7 +13,7 @@ from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, LeaseLost, MorError, StreamFull
 from mor_core.streams import Consumer, Entry, Streams, active_runs
 from mor_core.tasks import stop
-from mor_core.wire import RewardItem, RewardRecord, RolloutRecord, image_hashes
+from mor_core.wire import GroupReward, RewardItem, RewardRecord, RolloutRecord, image_hashes
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -21,7 +21,7 @@ from mor_router import metrics
 from mor_router.clients.pool import Pool
 from mor_router.clients.scoring import Answers
 from mor_router.config import RouterSettings
-from mor_router.rewarding.pipeline import Groups, Rewarder, Verdict
+from mor_router.rewarding.pipeline import GroupBatch, RewardPipeline, Unrewarded
 
 _WATCH_S = 1.0
 _BLOCK_S = 1.0
@@ -37,11 +37,11 @@ log = structlog.get_logger(__name__)
 class Worker:
     """Scores the groups of all active runs."""
 
-    def __init__(self, redis: Redis, settings: RouterSettings, pool: Pool, rewarder: Rewarder) -> None:
+    def __init__(self, redis: Redis, settings: RouterSettings, pool: Pool, reward_pipeline: RewardPipeline) -> None:
         self._redis = redis
         self._settings = settings
         self._pool = pool
-        self._rewarder = rewarder
+        self._reward_pipeline = reward_pipeline
         self._runs: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -74,17 +74,20 @@ class Worker:
         for run in sorted(announced - set(self._runs)):
             log.info("scoring a run", run=run)
             self._runs[run] = asyncio.create_task(
-                RunWorker(run, self._redis, self._settings, self._pool, self._rewarder).work(), name=f"score {run}"
+                RunWorker(run, self._redis, self._settings, self._pool, self._reward_pipeline).work(),
+                name=f"score {run}",
             )
 
 
 class RunWorker:
     """Scores the groups of one run."""
 
-    def __init__(self, run: str, redis: Redis, settings: RouterSettings, pool: Pool, rewarder: Rewarder) -> None:
+    def __init__(
+        self, run: str, redis: Redis, settings: RouterSettings, pool: Pool, reward_pipeline: RewardPipeline
+    ) -> None:
         self._settings = settings
         self._pool = pool
-        self._rewarder = rewarder
+        self._reward_pipeline = reward_pipeline
         self._blobs = Blobs(redis, run, settings.blob_dir)
         streams = Streams(redis, run, settings.stream_bound)
         self._consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", settings.lease_s)
@@ -136,19 +139,21 @@ class RunWorker:
             if not waiting:
                 return
             traces = {name: spans[name].traceparent for name in waiting}
-            groups = Groups([_item(entry) for entry in waiting.values()], images, traces)
-            verdicts, known = await self._rewarder.reward(groups, self._settings.deadline_s, known=known)
-            for verdict in verdicts:
-                if verdict.rewards is not None:
-                    await self._forward(waiting.pop(verdict.item_id), verdict)
-            failed = [verdict for verdict in verdicts if verdict.rewards is None]
+            groups = GroupBatch([_item(entry) for entry in waiting.values()], images, traces)
+            outcomes, known = await self._reward_pipeline.reward(groups, self._settings.deadline_s, known=known)
+            problems: dict[str, str] = {}
+            for outcome in outcomes:
+                if isinstance(outcome.result, Unrewarded):
+                    problems[outcome.item_id] = outcome.result.problem
+                else:
+                    await self._forward(waiting.pop(outcome.item_id), outcome.result)
             if attempt == self._settings.group_attempts:
-                for verdict in failed:
-                    entry, span = waiting[verdict.item_id], spans[verdict.item_id]
-                    await self._give_up(entry, verdict.problem or "no reward", attempt, span)
-            elif failed:
-                metrics.GROUPS.labels("retried").inc(len(failed))
-                log.warning("groups are retried", groups=len(failed), attempt=attempt, reason=failed[0].problem)
+                for item_id, problem in problems.items():
+                    await self._give_up(waiting[item_id], problem, attempt, spans[item_id])
+            elif problems:
+                metrics.GROUPS.labels("retried").inc(len(problems))
+                reason = next(iter(problems.values()))
+                log.warning("groups are retried", groups=len(problems), attempt=attempt, reason=reason)
                 await asyncio.sleep(random.uniform(0.5, 1.5) * self._settings.group_retry_s * 2 ** (attempt - 1))
 
     async def _open(self, entry: RolloutEntry, images: dict[str, bytes], span: tracing.Span) -> bool:
@@ -168,21 +173,15 @@ class RunWorker:
             return False
         return True
 
-    async def _forward(self, entry: RolloutEntry, verdict: Verdict) -> None:
+    async def _forward(self, entry: RolloutEntry, reward: GroupReward) -> None:
         rollout = entry.record
-        assert verdict.rewards is not None
         record = RewardRecord(
             run=rollout.run,
             group_id=rollout.group_id,
             trace=rollout.trace,
             stamps=rollout.stamped("router"),
             rollout=rollout,
-            rewards=verdict.rewards,
-            clients=verdict.clients,
-            objectives=verdict.objectives,
-            gate_version=verdict.gate_version,
-            fusion=verdict.fusion,
-            entropy=verdict.entropy,
+            **dict(reward),
         )
         try:
             await self._consumer.forward(entry, "rewards", record, timeout_s=_FORWARD_TIMEOUT_S)

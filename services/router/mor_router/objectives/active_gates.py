@@ -16,7 +16,7 @@ from numpy import ndarray
 from redis.asyncio import Redis
 
 from mor_router.embedding import Embedder
-from mor_router.mathematics.drift_test import Expectation
+from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.mixture import Mixture
 from mor_router.objectives.gates import Gates, load
 from mor_router.objectives.objectives import COLD_START, Objective, Objectives
@@ -37,7 +37,7 @@ class Serving(Protocol):
 
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]: ...
 
-    def beyond(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]: ...
+    def ood_score(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ColdStart:
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:
         return np.ones((len(inputs), len(self.clients)))
 
-    def beyond(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]:
+    def ood_score(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]:
         return np.ones(len(inputs))
 
 
@@ -68,7 +68,7 @@ class Loaded:
     mixture: Mixture
     models: Mapping[str, ModelRef]
     """Client -> the model that its calibration was fitted on."""
-    expected: Mapping[str, Expectation]
+    expected: Mapping[str, DriftBaseline]
     """What the fit expects of each client from then on."""
 
 
@@ -84,7 +84,7 @@ class Part:
     """``None`` where none was named, or none is like the text asked."""
     models: Mapping[str, ModelRef]
     """Client -> the model that its calibration was fitted on."""
-    expected: Mapping[str, Expectation] = field(default_factory=dict)
+    expected: Mapping[str, DriftBaseline] = field(default_factory=dict)
     """What the fit expects of each client; nothing without a fit."""
 
 

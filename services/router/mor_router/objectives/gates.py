@@ -12,11 +12,11 @@ from numpy import ndarray
 from pydantic import ConfigDict, Field
 from redis.asyncio import Redis
 
-from mor_router.mathematics.drift_test import Expectation
+from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.mixture import Mixture
 from mor_router.mathematics.regions import Regions
 from mor_router.mathematics.standardise import Standardiser
-from mor_router.mathematics.support import Reach
+from mor_router.mathematics.support import Support
 from mor_router.objectives.report import FitReport
 from mor_router.store import VERSIONS, key
 
@@ -57,13 +57,13 @@ class GateSummary(Wire):
     """How good the fit is."""
     refitted: Refitted | None = None
     """What an online refit did; null: fitted on the anchors that were there."""
-    expected: dict[str, Expectation] = Field(default_factory=dict)
+    expected: dict[str, DriftBaseline] = Field(default_factory=dict)
     """Client -> what is expected of its later answers; drift is judged by it."""
 
 
 class GateVersion(GateSummary):
     parameters: dict[str, Any]
-    """The mixture: standardisers, regions, coefficients and reach as plain numbers."""
+    """The mixture: standardisers, regions, coefficients and support (``reach``) as plain numbers."""
 
     def summary(self) -> GateSummary:
         return GateSummary(**{name: getattr(self, name) for name in GateSummary.model_fields})
@@ -75,17 +75,18 @@ def dump(mixture: Mixture) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, ndarray):
             return value.tolist()
-        if isinstance(value, Regions | Reach):
+        if isinstance(value, Regions | Support):
             return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
         return value
 
     parameters = {item.name: plain(getattr(mixture, item.name)) for item in fields(mixture)}
+    parameters["reach"] = parameters.pop("support")  # the key of stored gates
     parameters["standardisers"] = [asdict(standardiser) for standardiser in mixture.standardisers]
     return parameters
 
 
 def load(parameters: dict[str, Any]) -> Mixture:
-    """The inverse of ``dump``. A gate of before anchors had a reach is served as it was."""
+    """The inverse of ``dump``. A gate of before anchors had a support is served as it was."""
     regions = parameters["regions"]
     reach = parameters.get("reach", {"landmarks": [], "squared": 0.0})
     return Mixture(
@@ -99,7 +100,7 @@ def load(parameters: dict[str, Any]) -> Mixture:
             variances=tuple(regions["variances"]),
         ),
         coefficients=np.array(parameters["coefficients"], dtype=float),
-        reach=Reach(np.array(reach["landmarks"], dtype=float), reach["squared"]),
+        support=Support(np.array(reach["landmarks"], dtype=float), reach["squared"]),
         typical=parameters.get("typical", 0.0),
         entropy_floor=parameters["entropy_floor"],
     )

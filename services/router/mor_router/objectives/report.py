@@ -11,7 +11,7 @@ from mor_core.wire import Wire
 from numpy import ndarray
 from pydantic import ConfigDict
 
-from mor_router.mathematics.fit import Fitted
+from mor_router.mathematics.coefficients import FitResult
 from mor_router.mathematics.mixture import Mixture
 
 _NO_LABEL = "(no domain)"
@@ -79,7 +79,7 @@ def share(hits: float, of: int) -> Share:
 
 def report(
     mixture: Mixture,
-    fitted: Fitted,
+    fitted: FitResult,
     *,
     inputs: Float[ndarray, "pairs features"],
     scores: Float[ndarray, "pairs clients 2"],

@@ -109,7 +109,7 @@ async def fit(name: str, router: Running, caller: Admin, request: FitRequest | N
     calibration and gate, and answers with the report. By default the version is put in force, which makes those of its
     clients active that were on probation."""
     asked = request or FitRequest()
-    gate = await router.fitting.fit(name, caller.name, activate=asked.activate, newcomers_only=asked.newcomers_only)
+    gate = await router.gate_fitter.fit(name, caller.name, activate=asked.activate, newcomers_only=asked.newcomers_only)
     router.served.forget()
     return gate.summary()
 
@@ -142,7 +142,7 @@ async def refit(name: str, router: Running, caller: Admin, request: RefitRequest
     """Has the policy answer questions of the anchors and the objective's checker or judge label the answers; the
     labelled pairs join the anchors, and a gate version is fitted on all. Without checker or judge the old anchors that
     are most like the policy's answers are fitted on. ``refitted`` of the answer tells what came of it."""
-    gate = await router.refitting.refit(name, caller.name, activate=(request or RefitRequest()).activate)
+    gate = await router.online_refit.refit(name, caller.name, activate=(request or RefitRequest()).activate)
     router.served.forget()
     return gate.summary()
 
@@ -160,7 +160,7 @@ async def version(name: str, version: int, router: Running, _: Reader) -> GateVe
 
 @routes.post("/{name}/gates/{version}/activate", summary="Put a gate version in force")
 async def activate(name: str, version: int, router: Running, caller: Admin) -> Objective:
-    objective = await router.fitting.activate(name, version, caller.name)
+    objective = await router.gate_fitter.activate(name, version, caller.name)
     router.served.forget()
     return objective
 

@@ -1,5 +1,8 @@
-"""A judge: an OpenAI-compatible model that is shown two responses, in both orders. It has told something only when it
-says the same both times, because models prefer a place (Zheng et al. 2023, "Judging LLM-as-a-judge")."""
+"""Labeller that calls a judge: an OpenAI-compatible model that compares two responses, in both orders.
+
+Its choice counts only where it is the same in both orders, because models prefer a position (Zheng et al. 2023,
+"Judging LLM-as-a-judge").
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ from PIL import Image
 
 from mor_router.clients.http import Exchange
 from mor_router.clients.responses import ClientFailure
-from mor_router.learning.labels.labeller import Pair, Sampled
+from mor_router.learning.labels.labeller import Pair, SampledGroup
 
 _ANSWER_BYTES = 64 << 10
+"""Bound on the judge's response."""
 _MAX_TOKENS = 8
-_TOLD = re.compile(r"\b([AB])\b")
+"""Room for a letter and some punctuation."""
+_LETTER = re.compile(r"\b([AB])\b")
 _TASK = """\
 You compare two answers, A and B, to the question above. What counts: {objective}
 
@@ -35,13 +40,15 @@ Answer B:
 Which answer is better? Reply with the single letter A or B."""
 
 
-class JudgeModel:
+class JudgeLabeller:
+    """Labels pairs of responses by a judge's choice."""
+
     def __init__(self, exchange: Exchange, model: str) -> None:
         self._exchange = exchange
         self._model = model
 
-    async def label(self, sampled: Sampled, objective: str, timeout_s: float) -> Pair | None:
-        """Of two responses drawn at random; a judge is asked about pairs."""
+    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
+        """Label two responses drawn at random, because a judge compares pairs."""
         one, other = random.sample(range(len(sampled.responses)), 2)
         try:
             async with asyncio.timeout(timeout_s):
@@ -58,23 +65,24 @@ class JudgeModel:
         return (one, other) if forth else (other, one)
 
     async def _first_is_better(
-        self, sampled: Sampled, first: int, second: int, objective: str, timeout_s: float
+        self, sampled: SampledGroup, first: int, second: int, objective: str, timeout_s: float
     ) -> bool | None:
+        """Return whether the judge prefers the first response; ``None`` where it names no letter, or both."""
         task = _TASK.format(objective=objective, first=sampled.responses[first], second=sampled.responses[second])
         messages = [*openai_messages(sampled.messages, sampled.images), {"role": "user", "content": task}]
         body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": _MAX_TOKENS}
         _, answer = await self._exchange.post(
             "/v1/chat/completions", json.dumps(body).encode(), _ANSWER_BYTES, round(1000 * timeout_s)
         )
-        told = set(_TOLD.findall(contents(answer)[0].upper()))
-        return None if len(told) != 1 else told == {"A"}
+        letters = set(_LETTER.findall(contents(answer)[0].upper()))
+        return None if len(letters) != 1 else letters == {"A"}
 
     async def close(self) -> None:
         await self._exchange.close()
 
 
 def openai_messages(messages: tuple[Message, ...], images: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """The conversation with its pictures as data URIs."""
+    """Convert a conversation to the OpenAI chat shape, with its pictures as data URIs."""
     turns: list[dict[str, Any]] = []
     for message in messages:
         if isinstance(message.content, str):
@@ -91,18 +99,18 @@ def openai_messages(messages: tuple[Message, ...], images: Mapping[str, bytes]) 
 
 
 def contents(body: bytes) -> list[str]:
-    """The texts of a chat completion's choices.
+    """Return the texts of a chat completion's choices.
 
     Raises:
-        ClientFailure: the body is none.
+        ClientFailure: the body is not a chat completion.
     """
     try:
         return [str(choice["message"]["content"]) for choice in json.loads(body)["choices"]] or [""]
     except (ValueError, KeyError, TypeError) as error:
-        raise ClientFailure("schema", "the answer is no chat completion") from error
+        raise ClientFailure("schema", "the answer is not a chat completion") from error
 
 
 def _data_uri(content: bytes) -> str:
-    """Anchors' pictures were decoded when they were uploaded."""
+    """Encode an anchor's picture, which was decoded once when it was uploaded, so its format is known."""
     kind = Image.open(io.BytesIO(content)).get_format_mimetype()
     return f"data:{kind or 'image/png'};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""Online refit: the policy is sampled, a checker or a judge labels what it says, and a gate is fitted on that."""
+"""Online refit: the policy is sampled, a checker or judge labels its responses, and a gate is fitted on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mor_router.learning.labels import best_and_worst
-from mor_router.mathematics.density import LIMIT, effective_share, thin, weights
+from mor_router.mathematics.density import LIMIT, effective_share, importance_weights, thin
 from pydantic import SecretStr
 
 from tests.router.conftest import Api, Start, eventually
@@ -92,7 +92,9 @@ async def test_samples_that_a_checker_endpoint_labelled_join_the_anchors(start: 
         assert len(await api.router.objectives.anchors("helpful")) == 63  # pairs of the old anchors' questions went
 
 
-async def test_a_function_is_a_checker_as_well(start: Start, endpoints: Endpoints, checker_package: None) -> None:
+async def test_an_installed_function_labels_like_a_checker_endpoint(
+    start: Start, endpoints: Endpoints, checker_package: None
+) -> None:
     async with start(**settings_for(drafts(endpoints))) as api:
         await ready(api, endpoints)
         unknown = await api.call("PUT", _LABELLER, {"kind": "function", "name": "silver"})
@@ -113,7 +115,9 @@ def _letter(body: dict[str, Any]) -> str:
     return "A" if float(first) > float(second) else "B"
 
 
-async def test_a_judge_counts_where_it_says_the_same_in_both_orders(start: Start, endpoints: Endpoints) -> None:
+async def test_a_judge_counts_where_it_chooses_the_same_response_in_both_orders(
+    start: Start, endpoints: Endpoints
+) -> None:
     judge = endpoints.chat(lambda body: [f"Answer {_letter(body)}."])
     async with start(**settings_for(drafts(endpoints))) as api:
         await ready(api, endpoints)
@@ -122,12 +126,12 @@ async def test_a_judge_counts_where_it_says_the_same_in_both_orders(start: Start
         assert "What counts: Answer what was asked." in judge.calls[0]["messages"][-1]["content"]
         for anchor in await api.router.objectives.anchors("helpful"):
             assert quality(anchor.chosen) > quality(anchor.rejected)
-        judge.reply = lambda body: ["A"]  # likes the first place
+        judge.reply = lambda body: ["A"]  # prefers the first position
         failed = await api.call("POST", _REFIT)
         assert (failed.status_code, "'undecided': 16" in failed.text) == (503, True)
 
 
-async def test_without_a_labeller_the_anchors_most_like_the_policy_count_most(
+async def test_without_a_labeller_the_anchors_nearest_to_the_policy_count_most(
     start: Start, endpoints: Endpoints
 ) -> None:
     policy = endpoints.chat(lambda body: [f"answer {i}" for i in range(body["n"])])
@@ -172,12 +176,12 @@ async def test_a_refit_needs_a_policy_that_answers(start: Start, endpoints: Endp
         assert (alike.status_code, "'all alike': 16" in alike.text) == (503, True)
 
 
-def test_anchors_like_the_policy_weigh_more_within_limits() -> None:
+def test_anchors_near_the_policy_weigh_more_within_limits() -> None:
     random = np.random.default_rng(0)
     anchors = random.normal(size=(200, 2, 8))
     anchors[:100, :, 0] += 3  # the first half is where the policy is
     policy = random.normal(size=(100, 8)) + np.eye(8)[0] * 3
-    importance = weights(anchors, policy)
+    importance = importance_weights(anchors, policy)
     assert importance.min() >= 1 / LIMIT
     assert importance.max() <= LIMIT
     assert importance[:100].mean() > 3 * importance[100:].mean()

@@ -1,4 +1,4 @@
-"""A fit from anchors to a gate version in force."""
+"""Fit of a gate version on an objective's anchors, and its activation."""
 
 from __future__ import annotations
 
@@ -23,25 +23,31 @@ from mor_router.clients.registry import Registry
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, Input
 from mor_router.mathematics import loo_agreement
-from mor_router.mathematics.drift_test import Expectation, expect, influences
+from mor_router.mathematics.drift_test import DriftBaseline, fit_baseline
 from mor_router.mathematics.mixture import Mixture, extend_mixture, fit_mixture, standardised_differences
+from mor_router.mathematics.regional_slopes import influences
 from mor_router.objectives.anchor_holdout import Reserve
 from mor_router.objectives.anchor_scores import AnchorScorer, AnchorScores, score_all
 from mor_router.objectives.gates import Gates, GateVersion, Refitted, dump, load
 from mor_router.objectives.objectives import COLD_START, Anchor, Objective, Objectives
 from mor_router.objectives.report import FitReport, report
 from mor_router.store import key
-from mor_router.trust.answer_reconciliation import Honesty
+from mor_router.trust.answer_reconciliation import AnswerReconciliation
 from mor_router.trust.quarantine import Quarantine
 
 _LEAST_PAIRS = 8
+"""Anchors that a fit needs, and that a client must have scored to be fitted."""
 _LEAST_SHARE = 0.5
+"""Share of the shown anchors that a client must have scored to be fitted."""
 _LOCK_S = 60.0
+"""Lifetime of a fit's lock, seconds; it is renewed three times as often, so a crash blocks fits for a minute at most."""
 
 log = structlog.get_logger(__name__)
 
 
-class Fitting:
+class GateFitter:
+    """Fits gate versions and activates them."""
+
     def __init__(
         self,
         *,
@@ -54,7 +60,7 @@ class Fitting:
         embedder: Embedder,
         scorer: AnchorScorer,
         reserve: Reserve,
-        honesty: Honesty,
+        reconciliation: AnswerReconciliation,
         quarantine: Quarantine,
         audit: Audit,
     ) -> None:
@@ -67,7 +73,7 @@ class Fitting:
         self._embedder = embedder
         self._scorer = scorer
         self._reserve = reserve
-        self._honesty = honesty
+        self._reconciliation = reconciliation
         self._quarantine = quarantine
         self._audit = audit
 
@@ -81,15 +87,15 @@ class Fitting:
         only: Collection[str] | None = None,
         refitted: Refitted | None = None,
     ) -> GateVersion:
-        """Score the anchors by every client that is not paused, judge who is of use, fit on those, keep the version.
+        """Have every client that is not paused score the anchors, fit on the useful clients, and store the version.
 
-        Reserved anchors are not shown; what clients said of them in live traffic counts beside what they say now.
-        With ``newcomers_only`` the clients of the version in force stay as they are; with ``only``, digests, the other
+        Held-out anchors are not shown; the clients' honeypot scores of them count beside the new scores. With
+        ``newcomers_only`` the clients of the active version keep their coefficients. With ``only``, digests, the other
         anchors are left out. ``refitted`` is recorded with the version.
 
         Raises:
             NotFound: no such objective.
-            Conflict: no anchors, another fit of the objective is going on, or no version that newcomers could join.
+            Conflict: another fit of the objective is running, or there is no version that newcomers could join.
             Invalid: too few anchors.
             Unavailable: no client scored enough of them.
         """
@@ -102,17 +108,17 @@ class Fitting:
             images = await self._objectives.images(name, anchors)
             await self._pool.refresh()
             trusted = self._pool.named("active", "probation")
-            asked = [*trusted, *self._pool.named("quarantined")]
+            called = [*trusted, *self._pool.named("quarantined")]
             shown, _ = await self._reserve.split(anchors)
-            scored = await score_all(self._scorer, asked, objective, shown, images)
+            scored = await score_all(self._scorer, called, objective, shown, images)
             inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
             vectors = {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}
-            scored, judged = await self._honesty.believed(name, vectors, scored, self._pool.records)
-            review = await self._quarantine.review(objective, judged, scored)
+            scored, reviewed = await self._reconciliation.reconcile(name, vectors, scored, self._pool.records)
+            review = await self._quarantine.review(objective, reviewed, scored)
             left_out = {client: finding.reason for client, finding in review.changed.items() if not finding.useful}
             left_out |= {client: reason for client, reason in review.doubted.items() if client in trusted}
-            unheard = {*review.changed, *review.doubted}
-            kept = [found.of(vectors) for found in scored if found.client in trusted and found.client not in unheard]
+            excluded = {*review.changed, *review.doubted}
+            kept = [found.of(vectors) for found in scored if found.client in trusted and found.client not in excluded]
             gate = await self._fit(objective, anchors, inputs, kept, shown=len(shown), left_out=left_out, base=base)
             gate = gate.model_copy(update={"refitted": refitted})
             await self._gates.put(gate)
@@ -125,7 +131,7 @@ class Fitting:
         return gate
 
     async def activate(self, name: str, version: int, by: str) -> Objective:
-        """Put a version in force. Its clients that were on probation have earned their weight and become active.
+        """Activate a version. Its clients that were on probation have earned their weight and become active.
 
         Raises:
             NotFound: no such objective or version.
@@ -141,9 +147,10 @@ class Fitting:
         return objective
 
     async def _base(self, objective: Objective) -> GateVersion:
-        """
+        """Load the active version, which newcomers join.
+
         Raises:
-            Conflict: no version is in force, or it was fitted with another embedder.
+            Conflict: there is no active version, or it was fitted with another embedder.
         """
         if objective.active == COLD_START:
             raise Conflict(f"objective {objective.name!r} has no gate that newcomers could join; fit all clients first")
@@ -165,9 +172,15 @@ class Fitting:
         left_out: Mapping[str, str],
         base: GateVersion | None,
     ) -> GateVersion:
+        """Fit the clients that scored enough anchors, or only those that are not in ``base``.
+
+        Raises:
+            Conflict: every such client is in ``base``.
+            Unavailable: no client scored enough anchors.
+        """
         enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * shown)]
         without = dict(left_out) | {
-            found.client: f"scored {len(found.scores)} anchors, was shown {shown}: {found.problem}"
+            found.client: f"scored {len(found.scores)} of {shown} shown anchors: {found.problem}"
             for found in scored
             if found not in enough
         }
@@ -185,7 +198,7 @@ class Fitting:
         useful = ~np.isnan(scores).all(axis=(1, 2))
         domains = [anchor.domain for anchor, used in zip(anchors, useful, strict=True) if used]
 
-        def work() -> tuple[dict[str, object], FitReport, dict[str, Expectation]]:
+        def work() -> tuple[dict[str, object], FitReport, dict[str, DriftBaseline]]:
             started = time.perf_counter()
             if known is not None and base is not None:
                 mixture, fitted = extend_mixture(
@@ -208,7 +221,7 @@ class Fitting:
                 left_out=without,
                 seconds=seconds,
             )
-            return dump(mixture), account, expectations(mixture, inputs[useful], scores[useful])
+            return dump(mixture), account, drift_baselines(mixture, inputs[useful], scores[useful])
 
         parameters, fit_report, expected = await asyncio.to_thread(work)
         metrics.FIT_SECONDS.observe(fit_report.seconds)
@@ -227,10 +240,14 @@ class Fitting:
 
     @asynccontextmanager
     async def _alone(self, name: str) -> AsyncIterator[None]:
-        """One fit of an objective at a time, over all replicas; the lock outlives its holder by a minute at most."""
+        """Hold the lock of an objective's fits, over all replicas.
+
+        Raises:
+            Conflict: another fit of the objective is running.
+        """
         lock = self._redis.lock(key("fitting", name), timeout=_LOCK_S, blocking=False)
         if not await lock.acquire():
-            raise Conflict(f"a fit of objective {name!r} is going on; wait for it")
+            raise Conflict(f"a fit of objective {name!r} is running; try again when it has ended")
 
         async def renew() -> None:
             while True:
@@ -245,26 +262,26 @@ class Fitting:
             try:
                 await lock.release()
             except LockError:
-                log.warning("the lock of a fit was lost before its end", objective=name)
+                log.warning("a fit lost its lock before it ended", objective=name)
 
 
-def expectations(
+def drift_baselines(
     mixture: Mixture, inputs: Float[ndarray, "pairs features"], scores: Float[ndarray, "pairs clients 2"]
-) -> dict[str, Expectation]:
-    """What is expected of each client's later answers, from what it said of the anchors."""
+) -> dict[str, DriftBaseline]:
+    """Compute each client's baseline for drift and disagreement from its scores of the anchors."""
     weights, slopes = mixture.weights(inputs, mixture.clients), mixture.slopes(inputs)
     influence = influences(weights, slopes)
     differences = scores[..., 0] - scores[..., 1]
     known = ~np.isnan(differences)
     found = {
-        client: expect(differences[known[:, k], k], influence[known[:, k], k])
+        client: fit_baseline(differences[known[:, k], k], influence[known[:, k], k])
         for k, client in enumerate(mixture.clients)
         if known[:, k].any()
     }
     if len(mixture.clients) >= loo_agreement.LEAST_CLIENTS:
-        agrees = loo_agreement.of_pairs(slopes * standardised_differences(mixture.standardisers, scores), weights)
+        agreement = loo_agreement.of_pairs(slopes * standardised_differences(mixture.standardisers, scores), weights)
         for k, client in enumerate(mixture.clients):
             if client in found:
-                least = loo_agreement.least(agrees[known[:, k], k], influence[known[:, k], k])
-                found[client] = found[client].model_copy(update={"least_concord": least})
+                least = loo_agreement.lower_limit(agreement[known[:, k], k], influence[known[:, k], k])
+                found[client] = found[client].model_copy(update={"least_agreement": least})
     return found

@@ -1,6 +1,8 @@
-"""Online refit: gates follow the policy. The policy is sampled on questions of the anchors and the samples are labelled
-by the objective's checker or judge; never by the fused reward. Where there is neither, the old anchors that are most
-like the samples count most (``density``)."""
+"""Online refit: gates follow the policy as it trains.
+
+The policy answers questions of the anchors, and the objective's checker or judge labels its responses; the fused reward
+never does. Without checker or judge, the old anchors most similar to the responses count most (``density``).
+"""
 
 from __future__ import annotations
 
@@ -20,34 +22,41 @@ from mor_router.audit import Audit
 from mor_router.clients.responses import ClientFailure
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder
-from mor_router.learning.fitting import Fitting
-from mor_router.learning.labels import Labeller, Labellers, Sampled
+from mor_router.learning.gate_fitter import GateFitter
+from mor_router.learning.labels import Labeller, LabellerStore, SampledGroup
 from mor_router.learning.sampler import PolicySampler
-from mor_router.mathematics.density import effective_share, thin, weights
+from mor_router.mathematics.density import effective_share, importance_weights, thin
 from mor_router.objectives.gates import Gates, GateVersion, Refitted
 from mor_router.objectives.objectives import COLD_START, Anchor, Objective, Objectives, digest_of
 from mor_router.store import key
 
 _AT_ONCE = 4
+"""Questions that are sampled and labelled at a time, to leave the engine to the training run."""
 _LEAST = 8
 """Questions that must have been sampled, or labelled, for a refit."""
 _WATCH_S = 5.0
+"""Longest pause between looks for a due refit, seconds."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass
-class Samples:
-    """What the policy said, and what became of the questions that it is not used for."""
+class PolicySamples:
+    """Responses of the policy to questions of the anchors, and the pairs labelled among them."""
 
     policy: str = "unknown"
-    found: list[Sampled] = field(default_factory=list)
+    """Run and weights version that was sampled."""
+    found: list[SampledGroup] = field(default_factory=list)
     labelled: list[Anchor] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    """Reason -> number of questions that gave no labelled pair."""
     problem: str | None = None
+    """Latest failure of the policy or the labeller."""
 
 
-class Refitting:
+class OnlineRefit:
+    """Refits gates on the policy's own responses, on request or at an interval."""
+
     def __init__(
         self,
         *,
@@ -55,8 +64,8 @@ class Refitting:
         settings: RouterSettings,
         objectives: Objectives,
         gates: Gates,
-        labellers: Labellers,
-        fitting: Fitting,
+        labellers: LabellerStore,
+        gate_fitter: GateFitter,
         embedder: Embedder,
         audit: Audit,
     ) -> None:
@@ -65,13 +74,15 @@ class Refitting:
         self._objectives = objectives
         self._gates = gates
         self._labellers = labellers
-        self._fitting = fitting
+        self._gate_fitter = gate_fitter
         self._embedder = embedder
         self._audit = audit
 
     async def follow(self) -> None:
-        """Refit every fitted objective at the interval of the settings, one replica each time, until cancelled; not
-        where the policy has not moved since."""
+        """Refit every fitted objective at the set interval until cancelled, where the policy has moved since.
+
+        One replica does it each time.
+        """
         interval = self._settings.refit_interval_s
         while True:
             await asyncio.sleep(random.uniform(0.5, 1.5) * min(_WATCH_S, interval))
@@ -83,12 +94,12 @@ class Refitting:
                     if due and await self._moved(objective):
                         await self.refit(objective.name, "router", activate=True)
             except (MorError, ClientFailure, RedisError) as error:
-                log.warning("an online refit failed; the gate in force stays", reason=str(error))
-            except Exception as error:  # the next interval is another try
-                log.error("an online refit broke off; the gate in force stays", exc_info=error)
+                log.warning("an online refit failed; the active gate stays", reason=str(error))
+            except Exception as error:  # the loop outlives one failure; the next interval tries again
+                log.error("an online refit broke off; the active gate stays", exc_info=error)
 
     async def _moved(self, objective: Objective) -> bool:
-        """Whether the policy is another one than the gate in force was fitted for."""
+        """Return whether the policy differs from the one that the active gate was fitted for."""
         gate = await self._gates.get(objective.name, objective.active)
         sampler = PolicySampler(self._settings)
         try:
@@ -97,12 +108,12 @@ class Refitting:
             await sampler.close()
 
     async def refit(self, name: str, by: str, *, activate: bool) -> GateVersion:
-        """Sample the policy, have it labelled, fit.
+        """Sample the policy, have its responses labelled, and fit.
 
         Raises:
             NotFound: no such objective.
-            Conflict: no policy to sample, no anchors, or a fit is going on.
-            Unavailable: too few questions were answered by the policy, or labelled.
+            Conflict: there is no policy to sample, or a fit is running.
+            Unavailable: the policy answered too few questions, or too few were labelled.
         """
         objective = await self._objectives.get(name)
         anchors = await self._objectives.uploaded(name)
@@ -129,20 +140,20 @@ class Refitting:
         else:
             await self._objectives.add_sampled(name, samples.labelled)
         self._audit.record("refit", name, by, policy=account.policy, labelled=account.labelled)
-        return await self._fitting.fit(name, by, activate=activate, only=only, refitted=account)
+        return await self._gate_fitter.fit(name, by, activate=activate, only=only, refitted=account)
 
     async def _samples(
         self, objective: Objective, anchors: Sequence[Anchor], sampler: PolicySampler, labeller: Labeller | None
-    ) -> Samples:
-        """The policy's responses to some of the anchors' questions, and the pairs that were labelled.
+    ) -> PolicySamples:
+        """Sample the policy on some of the anchors' questions and have its responses labelled.
 
         Raises:
-            Unavailable: too few.
+            Unavailable: too few questions were answered or labelled.
         """
         distinct = list({anchor.messages: anchor for anchor in anchors}.values())
-        asked = random.sample(distinct, min(self._settings.refit_questions, len(distinct)))
-        images = await self._objectives.images(objective.name, asked)
-        samples = Samples()
+        questions = random.sample(distinct, min(self._settings.refit_questions, len(distinct)))
+        images = await self._objectives.images(objective.name, questions)
+        samples = PolicySamples()
         slots = asyncio.Semaphore(_AT_ONCE)
 
         async def one(anchor: Anchor) -> None:
@@ -156,30 +167,30 @@ class Refitting:
 
         try:
             async with asyncio.timeout(self._settings.refit_timeout_s):
-                await asyncio.gather(*(one(anchor) for anchor in asked))
+                await asyncio.gather(*(one(anchor) for anchor in questions))
         except TimeoutError:
-            samples.dropped["out of time"] = len(asked) - len(samples.found) - samples.dropped["not sampled"]
+            samples.dropped["out of time"] = len(questions) - len(samples.found) - samples.dropped["not sampled"]
         enough = samples.found if labeller is None else samples.labelled
         if len(enough) < _LEAST:
             raise Unavailable(
-                f"{len(enough)} of {len(asked)} questions gave something to fit on, {_LEAST} are needed: "
+                f"{len(enough)} of {len(questions)} questions can be fitted on; at least {_LEAST} are needed: "
                 f"{dict(samples.dropped)}; {samples.problem}"
             )
         return samples
 
     async def _sampled(
-        self, anchor: Anchor, images: Mapping[str, bytes], sampler: PolicySampler, samples: Samples
-    ) -> Sampled | None:
+        self, anchor: Anchor, images: Mapping[str, bytes], sampler: PolicySampler, samples: PolicySamples
+    ) -> SampledGroup | None:
         try:
             samples.policy, texts = await sampler.sample(anchor.messages, images, self._settings.deadline_s)
         except ClientFailure as failure:
             samples.dropped["not sampled"] += 1
             samples.problem = str(failure)
             return None
-        return Sampled(anchor.messages, tuple(dict.fromkeys(texts)), images)
+        return SampledGroup(anchor.messages, tuple(dict.fromkeys(texts)), images)
 
     async def _label(
-        self, objective: Objective, anchor: Anchor, sampled: Sampled, labeller: Labeller, samples: Samples
+        self, objective: Objective, anchor: Anchor, sampled: SampledGroup, labeller: Labeller, samples: PolicySamples
     ) -> None:
         if len(sampled.responses) < 2:
             samples.dropped["all alike"] += 1
@@ -196,9 +207,9 @@ class Refitting:
             samples.labelled.append(_labelled(anchor, sampled, pair, samples.policy))
 
     async def _nearest(
-        self, account: Refitted, anchors: Sequence[Anchor], samples: Samples
+        self, account: Refitted, anchors: Sequence[Anchor], samples: PolicySamples
     ) -> tuple[Refitted, frozenset[str]]:
-        """The old anchors that stay for this policy, by their digests."""
+        """Choose the old anchors that are kept for this policy, by digest."""
         pairs = np.stack(
             [
                 np.stack([await self._embedder.text(anchor.chosen), await self._embedder.text(anchor.rejected)])
@@ -207,7 +218,7 @@ class Refitting:
         )
         texts = [text for sampled in samples.found for text in sampled.responses]
         policy = np.stack([await self._embedder.text(text) for text in texts])
-        importance = await asyncio.to_thread(weights, pairs, policy)
+        importance = await asyncio.to_thread(importance_weights, pairs, policy)
         uniform = np.array([int(anchor.digest[:13], 16) / 16**13 for anchor in anchors])
         stays = thin(importance, uniform)
         kept = frozenset(anchor.digest for anchor, stay in zip(anchors, stays, strict=True) if stay)
@@ -215,7 +226,7 @@ class Refitting:
         return account.model_copy(update={"effective_share": share}), kept
 
 
-def _labelled(anchor: Anchor, sampled: Sampled, pair: tuple[int, int], policy: str) -> Anchor:
+def _labelled(anchor: Anchor, sampled: SampledGroup, pair: tuple[int, int], policy: str) -> Anchor:
     better, worse = (sampled.responses[place] for place in pair)
     return Anchor(
         id=f"{anchor.id}@{policy}",

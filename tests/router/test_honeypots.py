@@ -1,4 +1,4 @@
-"""Anchors among live traffic: they look like it, and what clients say of them decides whom to trust."""
+"""Honeypots: they look like live traffic, and the clients' scores of them decide which clients are trusted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mor_core.wire import ImagePart, Message
 from mor_router.clients.honeypot_scores import LiveAnswers
 from mor_router.objectives.anchor_holdout import Reserve
 from mor_router.objectives.objectives import Anchor
-from mor_router.trust.disguise import disguise
+from mor_router.trust.honeypots import honeypot_group
 from redis.asyncio import Redis
 
 from tests.router.conftest import Api, Start
@@ -36,19 +36,17 @@ def anchor(*others: str) -> Anchor:
 
 
 @pytest.mark.parametrize(("size", "fillers"), [(2, ["x"]), (4, ["good", "x", "y", "z"]), (8, ["x"]), (5, [])])
-def test_a_disguised_anchor_holds_its_two_responses_somewhere_in_a_group_of_the_size_asked(
-    size: int, fillers: list[str]
-) -> None:
+def test_a_honeypot_group_has_the_requested_size_and_its_anchor_at_random_places(size: int, fillers: list[str]) -> None:
     places = set()
     for _ in range(60):
-        made = disguise(anchor(), size, fillers)
+        made = honeypot_group(anchor(), size, fillers)
         assert len(made.responses) == size
         assert (made.responses[made.chosen], made.responses[made.rejected]) == ("good", "bad")
         places.add((made.chosen, made.rejected))
     assert len(places) > size - 1
 
 
-async def test_the_reserve_is_by_picture_and_never_more_than_its_share(redis: Redis) -> None:
+async def test_the_holdout_is_by_picture_and_never_more_than_its_share(redis: Redis) -> None:
     pictures = [ImagePart.of(f"{number:064x}") for number in range(40)]
     anchors = [
         anchor().model_copy(
@@ -67,7 +65,7 @@ async def test_the_reserve_is_by_picture_and_never_more_than_its_share(redis: Re
 
 
 async def traffic(api: Api, calls: int, groups: int, size: int, seed: int) -> list[dict[str, Any]]:
-    """Live groups on new questions, one call after the other; what came of each group."""
+    """Send live groups on new questions, one call after the other; return each group's reward."""
     random = np.random.default_rng(seed)
     found: list[dict[str, Any]] = []
     for call in range(calls):
@@ -85,7 +83,7 @@ async def traffic(api: Api, calls: int, groups: int, size: int, seed: int) -> li
 
 
 async def experts(api: Api, endpoints: Endpoints) -> dict[str, Endpoint]:
-    """Two honest specialists for each kind of question."""
+    """Enrol two honest specialists for each kind of question."""
     made = {}
     for kind in KINDS:
         for place in ("a", "b"):
@@ -95,18 +93,18 @@ async def experts(api: Api, endpoints: Endpoints) -> dict[str, Endpoint]:
     return made
 
 
-async def test_calls_of_anchors_look_like_live_calls(start: Start, endpoints: Endpoints) -> None:
+async def test_honeypot_calls_look_like_live_calls(start: Start, endpoints: Endpoints) -> None:
     async with start(anchor_share=0.5, anchor_reserve=0.5) as api:
         expert = endpoints.endpoint("chart", specialist("chart"))
         await api.enrol(expert)
         await objective(api)
         await api.ok("POST", "/v1/objectives/helpful/fit")
         at_the_fit = {words(item) for call in expert.calls for item in call["items"]}
-        assert 31 < len(at_the_fit) < 55  # the others are kept back
+        assert 31 < len(at_the_fit) < 55  # the others are held out
         expert.calls.clear()
         expert.headers.clear()
         live = await traffic(api, calls=6, groups=3, size=4, seed=1)
-        await api.router.decoys.settled()
+        await api.router.honeypots.settled()
         assert len(live) == 18
         anchors = {f" {row['prompt']}" for row in rows(63)}
         kinds = {words(call["items"][0]) in anchors: call for call in expert.calls}
@@ -122,7 +120,7 @@ async def test_calls_of_anchors_look_like_live_calls(start: Start, endpoints: En
             assert 0 < int(headers["x-mor-deadline-ms"]) <= 10_000
             ids = {item["item_id"] for item in call["items"]}
             assert all(len(name) == 32 for name in ids)
-            if not call["images"]:  # what it is sent again with pictures has the same ids
+            if not call["images"]:  # a call repeated with pictures has the same ids
                 assert not ids & seen
             seen |= ids
         answers = await LiveAnswers(api.router.redis).all("helpful")
@@ -130,7 +128,7 @@ async def test_calls_of_anchors_look_like_live_calls(start: Start, endpoints: En
         assert len({answer.digest for answer in answers}) == len(answers)
 
 
-async def test_a_client_that_is_honest_about_anchors_only_is_found_out_and_stays_out_until_it_is_honest(
+async def test_a_client_honest_about_anchors_only_loses_its_weight_until_it_is_honest_everywhere(
     start: Start, endpoints: Endpoints
 ) -> None:
     async with start(anchor_share=0.4, anchor_reserve=0.4) as api:
@@ -143,7 +141,7 @@ async def test_a_client_that_is_honest_about_anchors_only_is_found_out_and_stays
         state: dict[str, Any] = {}
         for seed in range(12):
             await traffic(api, calls=4, groups=8, size=4, seed=seed)
-            await api.router.decoys.settled()
+            await api.router.honeypots.settled()
             state = (await api.ok("GET", "/v1/clients/two-faced"))["client"]
             if state["state"] == "probation":
                 break
@@ -161,7 +159,7 @@ async def test_a_client_that_is_honest_about_anchors_only_is_found_out_and_stays
         for seed in range(20, 26):
             await upload(api, jsonl(rows(90, seed=seed, start=300 * seed)))
             await traffic(api, calls=6, groups=8, size=4, seed=seed)
-            await api.router.decoys.settled()
+            await api.router.honeypots.settled()
             await api.ok("POST", "/v1/objectives/helpful/fit")
             state = (await api.ok("GET", "/v1/clients/two-faced"))["client"]
             if state["state"] == "active":
@@ -169,7 +167,7 @@ async def test_a_client_that_is_honest_about_anchors_only_is_found_out_and_stays
         assert (state["state"], state["reason"]) == ("active", None)
 
 
-async def test_a_client_that_knows_every_anchor_is_told_by_its_disagreement_and_keeps_its_weight(
+async def test_a_client_that_recognises_every_anchor_is_reported_for_disagreement_and_keeps_its_weight(
     start: Start, endpoints: Endpoints
 ) -> None:
     anchors = {f" {row['prompt']}" for row in rows(180)}
@@ -187,7 +185,7 @@ async def test_a_client_that_knows_every_anchor_is_told_by_its_disagreement_and_
         assert (await api.ok("GET", "/v1/clients/bad"))["client"]["state"] == "active"
 
 
-async def test_a_client_with_a_new_model_has_no_weight_where_its_calibration_is_of_the_old_one(
+async def test_a_client_with_a_new_model_has_no_weight_where_its_calibration_is_stale(
     api: Api, endpoints: Endpoints
 ) -> None:
     made = await experts(api, endpoints)
@@ -201,17 +199,17 @@ async def test_a_client_with_a_new_model_has_no_weight_where_its_calibration_is_
         return next(score for score in found["clients"] if score["client"] == "chart-a")
 
     made["chart-a"].version = "2"
-    assert (await line("helpful"))["weight"] > 0  # nobody knew
+    assert (await line("helpful"))["weight"] > 0  # the change is not known yet
     for name in ("helpful", "brief"):
-        told = await line(name)
-        assert (told["status"], told["weight"]) == ("shadow", 0)
-        assert "serves chart-a 2; its calibration was fitted on chart-a 1" in told["detail"]
+        found = await line(name)
+        assert (found["status"], found["weight"]) == ("shadow", 0)
+        assert "serves chart-a 2; its calibration was fitted on chart-a 1" in found["detail"]
     await api.ok("POST", "/v1/objectives/helpful/fit")
     assert (await line("helpful"))["weight"] > 0
     assert (await line("brief"))["status"] == "shadow"
     for endpoint in made.values():
         endpoint.version = "3"
     for _ in range(2):
-        told = await line("helpful")
-    assert told["weight"] > 0  # where all are stale, an old calibration is better than none
-    assert "fitted on chart-a 2" in told["detail"]
+        found = await line("helpful")
+    assert found["weight"] > 0  # where all are stale, an old calibration is better than none
+    assert "fitted on chart-a 2" in found["detail"]

@@ -1,4 +1,4 @@
-"""The labellers of objectives in the store, and as things that can be asked."""
+"""Store of the objectives' labellers, which opens them for use."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from mor_router.clients.pool import Pool
 from mor_router.clients.registry import ClientRecord, new_revision
 from mor_router.clients.secret_store import Vault
 from mor_router.config import RouterSettings
-from mor_router.learning.labels.checker import EndpointChecker
-from mor_router.learning.labels.choice import CheckerFunction, Judge, LabellerChoice, StoredLabeller
-from mor_router.learning.labels.function import FunctionChecker, load
-from mor_router.learning.labels.judge import JudgeModel
+from mor_router.learning.labels.checker_labeller import CheckerLabeller
+from mor_router.learning.labels.function_labeller import FunctionLabeller, load_checker
+from mor_router.learning.labels.judge_labeller import JudgeLabeller
 from mor_router.learning.labels.labeller import Labeller
+from mor_router.learning.labels.labeller_choice import CheckerFunction, Judge, LabellerChoice, StoredLabeller
 from mor_router.store import LABELLERS
 
-_NO_ONE = "0" * 64
+_NO_TOKEN = "0" * 64
+"""Hash of no token: a checker has no page on the router."""
 
 
 class _Record(Wire):
@@ -36,7 +37,9 @@ class _Record(Wire):
 _RECORD = TypeAdapter(_Record)
 
 
-class Labellers:
+class LabellerStore:
+    """Labellers by objective, in Redis."""
+
     def __init__(self, redis: Redis, vault: Vault, settings: RouterSettings, policy: EgressPolicy, pool: Pool) -> None:
         self._redis = redis
         self._vault = vault
@@ -45,12 +48,13 @@ class Labellers:
         self._pool = pool
 
     async def put(self, objective: str, choice: LabellerChoice) -> StoredLabeller:
-        """
+        """Store an objective's labeller.
+
         Raises:
-            Invalid: the address is outside of the egress policy, or no such function is installed.
+            Invalid: the egress policy refuses the address, or no such function is installed.
         """
         if isinstance(choice, CheckerFunction):
-            load(choice.name)
+            load_checker(choice.name)
             record = _Record(shown=StoredLabeller(kind=choice.kind, name=choice.name), secret=None)
         else:
             shown = StoredLabeller(
@@ -75,9 +79,10 @@ class Labellers:
         return _RECORD.validate_json(value) if value is not None else None
 
     async def open(self, objective: str) -> Labeller | None:
-        """The objective's labeller, to be closed by the caller; ``None`` where it has none.
+        """Open the objective's labeller, which the caller closes; ``None`` where it has none.
 
         Raises:
+            Conflict: it was stored without a secret.
             Invalid: its secret cannot be decrypted, or its function is not installed here.
         """
         record = await self._get(objective)
@@ -85,20 +90,20 @@ class Labellers:
             return None
         shown = record.shown
         if shown.kind == "function":
-            return FunctionChecker(shown.name)
+            return FunctionLabeller(shown.name)
         if record.secret is None or shown.source is None:
             raise Conflict(f"the {shown.kind} of objective {objective!r} has no secret; define it again")
         if shown.kind == "checker":
-            return EndpointChecker(self._pool.connect(_as_client(objective, shown, record.secret)))
+            return CheckerLabeller(self._pool.connect(_as_client(objective, shown, record.secret)))
         secret = self._vault.decrypt(record.secret, f"labeller of {objective}")
         transport = PinnedTransport(
             self._policy, shown.source, httpx.AsyncHTTPTransport(verify=tls_context(self._settings), trust_env=False)
         )
-        return JudgeModel(Exchange(bearer(transport, secret), shown.name, secret), shown.model or "")
+        return JudgeLabeller(Exchange(bearer(transport, secret), shown.name, secret), shown.model or "")
 
 
 async def reseal(redis: Redis, vault: Vault) -> int:
-    """Put the secrets of all labellers under the vault's first key; how many there are.
+    """Encrypt the secrets of all labellers with the vault's first key; return their number.
 
     Raises:
         Invalid: none of the vault's keys opens one.
@@ -115,7 +120,7 @@ async def reseal(redis: Redis, vault: Vault) -> int:
 
 
 def _as_client(objective: str, shown: StoredLabeller, secret: str) -> ClientRecord:
-    """A checker is called like a client, and is none: it is in no registry."""
+    """Describe a checker as a client record, so that it is called like a client; it is in no registry."""
     assert shown.source is not None
     return ClientRecord(
         name=f"{objective[:50]}.checker",
@@ -125,6 +130,6 @@ def _as_client(objective: str, shown: StoredLabeller, secret: str) -> ClientReco
         state="paused",
         enrolled_at=0.0,
         secret=secret,
-        inbound_sha256=_NO_ONE,
+        inbound_sha256=_NO_TOKEN,
         revision=new_revision(),
     )

@@ -1,4 +1,4 @@
-"""What every fusion strategy sees of one group."""
+"""Input and protocol of the fusion strategies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy import ndarray
 
 
 @dataclass(frozen=True)
-class Panel:
-    """The clients that answered the whole group. Deviations only: no strategy can depend on a client's level."""
+class GroupDeviations:
+    """Deviations of the clients that scored the whole group. No strategy can depend on a client's level."""
 
     calibrated: Float[ndarray, "clients group"]
     """Calibrated scores less the client's median over the group, logits."""
@@ -19,7 +19,7 @@ class Panel:
     """Mixture weights, summing to 1."""
 
 
-class Fusion(Protocol):
-    """One number per response, in logits, from a panel. Moving all of a client's scores changes nothing."""
+class FusionStrategy(Protocol):
+    """Function from deviations to one reward per response, in logits."""
 
-    def __call__(self, panel: Panel) -> Float[ndarray, " group"]: ...
+    def __call__(self, group: GroupDeviations) -> Float[ndarray, " group"]: ...

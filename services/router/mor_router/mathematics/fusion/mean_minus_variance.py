@@ -8,11 +8,11 @@ from mor_core.wire import Wire
 from numpy import ndarray
 from pydantic import ConfigDict, Field
 
-from mor_router.mathematics.fusion.panel import Panel
+from mor_router.mathematics.fusion.deviations import GroupDeviations
 
 
 class MeanMinusVariance(Wire):
-    """R_i = μ_i − λ·σ²_i with the weighted mean and variance over clients (Coste et al. 2024, uncertainty-weighted)."""
+    """Uncertainty-weighted mean (Coste et al. 2024): R_i = μ_i − λ·σ²_i, weighted mean and variance over clients."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -20,7 +20,7 @@ class MeanMinusVariance(Wire):
     penalty: float = Field(0.5, ge=0)
     """λ, per logit."""
 
-    def __call__(self, panel: Panel) -> Float[ndarray, " group"]:
-        mean = panel.weights @ panel.calibrated
-        variance = panel.weights @ np.square(panel.calibrated - mean)
+    def __call__(self, group: GroupDeviations) -> Float[ndarray, " group"]:
+        mean = group.weights @ group.calibrated
+        variance = group.weights @ np.square(group.calibrated - mean)
         return np.asarray(mean - self.penalty * variance)

@@ -1,4 +1,4 @@
-"""The definitions of labellers, as an objective's API takes them and as they are stored."""
+"""Definitions of labellers: as the objectives API accepts them and as they are stored."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ class _Documented(Wire):
 
 
 class CheckerEndpoint(_Documented):
-    """Scores responses by what is known to be true, over HTTP."""
+    """A service that scores responses by known facts, over HTTP."""
 
     kind: Literal["checker"] = "checker"
     url: Url
-    """Base address of a service that keeps the reward contract (``mor.reward/1``), such as
+    """Base address of a service that implements the reward contract (``mor.reward/1``), such as
     ``mor-reward serve --function``: the response with the higher score is the better one."""
     token: Secret
-    """The bearer token that it wants."""
+    """Bearer token of the service."""
 
 
 class CheckerFunction(_Documented):
-    """The same as a Python function that is installed beside the router."""
+    """A Python function, installed beside the router, that scores responses by known facts."""
 
     kind: Literal["function"] = "function"
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     """Name of an entry point in the group ``mor_router.checkers``: ``f(messages, responses, images) -> scores``, with
-    messages in the OpenAI chat shape, images as bytes by SHA-256, and one score for each response or ``None`` where it
-    cannot tell."""
+    messages in the OpenAI chat shape, images as bytes by SHA-256, and one score for each response, or ``None`` for a
+    response that it cannot score."""
 
 
 class Judge(_Documented):
-    """A model that is shown two responses and says which one serves the objective better."""
+    """A model that compares two responses and chooses the one that serves the objective better."""
 
     kind: Literal["judge"] = "judge"
     url: Url
@@ -52,11 +52,11 @@ LabellerChoice = Annotated[CheckerEndpoint | CheckerFunction | Judge, Field(disc
 
 
 class StoredLabeller(_Documented):
-    """A labeller as it is kept and shown; the secret stays with the router, encrypted."""
+    """A labeller without its secret, which stays with the router, encrypted."""
 
     kind: Literal["checker", "function", "judge"]
     name: str
-    """The address, or the name of the function."""
+    """Address of the service, or name of the function."""
     model: str | None = None
     source: Source | None = None
-    """How its address was let in."""
+    """Source of the address, which decides the hosts that it may have."""

@@ -1,4 +1,4 @@
-"""What is fitted on anchors: the optimum, its priors, regions and reach, and that it is served as it was fitted."""
+"""Fit of a mixture on anchors: optimum, priors, regions and support; fitting and serving agree."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from mor_router.mathematics.fit import Anchors, minimise
-from mor_router.mathematics.fuse import Fused, Lens, fuse
-from mor_router.mathematics.fusion import (
-    Weighted,
-)
+from mor_router.mathematics.coefficients import Anchors, minimise
+from mor_router.mathematics.fusion import Weighted
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.prior_widths import widths
 from mor_router.mathematics.regions import fit_regions
-from mor_router.mathematics.support import fit_reach
+from mor_router.mathematics.support import fit_support
 from mor_router.objectives.gates import dump, load
 from numpy import ndarray
 
@@ -24,13 +22,13 @@ effort.load_profile("steady")
 
 
 def some_anchors(random: np.random.Generator, pairs: int = 40) -> Anchors:
-    """3 clients who do not answer everything."""
+    """Anchors with 3 clients that left some pairs unscored."""
     answered = random.random((pairs, 3)) < 0.8
     differences = random.normal(0.3, 1, size=(pairs, 3)) * answered
     return Anchors(random.random((pairs, 5)), differences, random.normal(size=pairs))
 
 
-def test_the_function_that_is_fitted_is_the_function_that_is_served() -> None:
+def test_the_fitted_function_is_the_served_function() -> None:
     random = np.random.default_rng(3)
     inputs, scores = random.normal(size=(40, 6)), random.normal(0.2, 1, size=(40, 3, 2))
     mixture, fitted = fit_mixture("abc", inputs, scores, entropy_floor=0.2)
@@ -38,27 +36,29 @@ def test_the_function_that_is_fitted_is_the_function_that_is_served() -> None:
     assert (slopes >= 0).all()
     margins = []
     for n in range(40):
-        lens = Lens(1.0, dict(zip("abc", weights[n], strict=True)), dict(zip("abc", slopes[n], strict=True)))
+        mixed = ObjectiveWeights(
+            1.0, dict(zip("abc", weights[n], strict=True)), dict(zip("abc", slopes[n], strict=True))
+        )
         units = dict(zip("abc", mixture.standardisers, strict=True))
-        said = dict(zip("abc", scores[n].tolist(), strict=True))
-        fused = fuse(said, lenses=[lens], standardisers=[units], fusion=Weighted(), quorum=0.5)
-        assert isinstance(fused, Fused)
+        given = dict(zip("abc", scores[n].tolist(), strict=True))
+        fused = fuse(raw_scores, objective_weights=[at], standardisers=[units], fusion=Weighted(), quorum=0.5)
+        assert isinstance(fused, FusedGroup)
         margins.append(fused.rewards[0] - fused.rewards[1])
     assert np.logaddexp(0, -np.array(margins)).mean() == pytest.approx(fitted.loss, abs=1e-12)
 
 
-def test_the_gradient_is_that_of_the_loss_as_it_is_written() -> None:
+def test_the_gradient_is_that_of_the_documented_loss() -> None:
     random = np.random.default_rng(6)
     anchors, at = some_anchors(random), random.random((5, 3))
-    guided = anchors.guided()
+    penalised = anchors.penalised_loss()
 
     def stated(at: ndarray) -> float:
-        theta = guided.widths * at
+        theta = penalised.widths * at
         margins = anchors.known + np.einsum("nf,fk,nk->n", anchors.features, theta, anchors.differences)
-        prior = np.square(theta / guided.widths).sum()
+        prior = np.square(theta / penalised.widths).sum()
         return float(-np.log(1 / (1 + np.exp(-margins))).sum() + 2.0 / 2 * prior)
 
-    loss, gradient = guided.loss_and_gradient(at, 2.0)
+    loss, gradient = penalised.loss_and_gradient(at, 2.0)
     assert loss == pytest.approx(stated(at))
     for place in np.ndindex(at.shape):
         step = np.zeros_like(at)
@@ -68,26 +68,26 @@ def test_the_gradient_is_that_of_the_loss_as_it_is_written() -> None:
 
 def test_the_fit_ends_at_the_one_minimum_wherever_it_starts() -> None:
     random = np.random.default_rng(4)
-    guided = some_anchors(random, 200).guided()
-    found = minimise(guided, 1.0)
+    penalised = some_anchors(random, 200).penalised_loss()
+    found = minimise(penalised, 1.0)
     assert (found >= 0).all()
-    _, gradient = guided.loss_and_gradient(found, 1.0)
+    _, gradient = penalised.loss_and_gradient(found, 1.0)
     assert np.abs(gradient[found > 0]).max() < 1e-8  # the conditions of Karush, Kuhn and Tucker
     assert gradient[found == 0].min() > -1e-8
-    np.testing.assert_allclose(minimise(guided, 1.0, start=5 * random.random((5, 3))), found, atol=1e-7)
+    np.testing.assert_allclose(minimise(penalised, 1.0, start=5 * random.random((5, 3))), found, atol=1e-7)
 
 
 @pytest.mark.parametrize("tolerance", [1.0, 1e-1, 1e-2])
 def test_a_rough_fit_is_as_near_as_its_gradient_says(tolerance: float) -> None:
-    guided = some_anchors(np.random.default_rng(9), 200).guided()
-    rough, exact = minimise(guided, 2.0, tolerance=tolerance), minimise(guided, 2.0)
-    _, gradient = guided.loss_and_gradient(rough, 2.0)
+    penalised = some_anchors(np.random.default_rng(9), 200).penalised_loss()
+    rough, exact = minimise(penalised, 2.0, tolerance=tolerance), minimise(penalised, 2.0)
+    _, gradient = penalised.loss_and_gradient(rough, 2.0)
     left = np.where((rough > 0) | (gradient < 0), gradient, 0)
     assert np.abs(left).max() <= tolerance
     assert np.linalg.norm(rough - exact) <= np.linalg.norm(left) / 2
 
 
-def test_a_prior_is_wide_where_a_client_is_worth_much_and_narrow_where_it_misleads() -> None:
+def test_a_prior_is_wide_where_a_client_is_good_and_narrow_where_it_misleads() -> None:
     random = np.random.default_rng(7)
     home = np.arange(120) % 3 == 0
     expert = np.where(home, 2.0, -1.0) + random.normal(size=120)
@@ -99,7 +99,7 @@ def test_a_prior_is_wide_where_a_client_is_worth_much_and_narrow_where_it_mislea
     assert abroad[0] <= everywhere[0]
 
 
-def test_priors_of_clients_that_are_worth_nothing_are_alike() -> None:
+def test_priors_of_useless_clients_are_equal() -> None:
     np.testing.assert_allclose(widths(np.ones((6, 1)), -np.ones((6, 2)), np.zeros(6)), np.sqrt(0.1))
 
 
@@ -124,58 +124,60 @@ def test_responsibilities_sum_to_one_at_every_scale(count: int) -> None:
 
 
 @pytest.mark.parametrize("pairs", [24, 100, 600])
-def test_anchors_reach_as_far_as_inputs_like_them_and_not_to_another_kind(pairs: int) -> None:
+def test_the_support_covers_inputs_like_the_anchors_and_no_other_kind(pairs: int) -> None:
     random = np.random.default_rng(pairs)
     centres = 3 * np.eye(3, 40)
 
     def about(kinds: int, count: int) -> ndarray:
         return centres[np.arange(count) % kinds] + 0.1 * random.normal(size=(count, 40))
 
-    reach = fit_reach(about(2, pairs))
-    assert len(reach.landmarks) <= 128
-    assert reach.beyond(about(2, 200)).max() < 0.2
-    assert reach.beyond(centres[[2]] + 0.1 * random.normal(size=(200, 40))).min() > 0.9
+    support = fit_support(about(2, pairs))
+    assert len(support.landmarks) <= 128
+    assert support.ood_score(about(2, 200)).max() < 0.2
+    assert support.ood_score(centres[[2]] + 0.1 * random.normal(size=(200, 40))).min() > 0.9
 
 
-def test_many_pairs_about_a_few_questions_do_not_make_all_others_strange() -> None:
+def test_many_pairs_about_a_few_questions_do_not_put_all_others_out_of_distribution() -> None:
     random = np.random.default_rng(8)
     asked = random.normal(size=(12, 20))
-    reach = fit_reach(np.repeat(asked, 5, axis=0))
-    assert len(reach.landmarks) == 12
-    assert reach.beyond(asked).max() == 0
-    assert reach.beyond(random.normal(size=(100, 20))).max() < 0.9
-    assert not fit_reach(np.repeat(asked[:1], 5, axis=0)).beyond(10 * asked).any()  # nothing to measure by
+    support = fit_support(np.repeat(asked, 5, axis=0))
+    assert len(support.landmarks) == 12
+    assert support.ood_score(asked).max() == 0
+    assert support.ood_score(random.normal(size=(100, 20))).max() < 0.9
+    assert (
+        not fit_support(np.repeat(asked[:1], 5, axis=0)).ood_score(10 * asked).any()
+    )  # there is no distance to measure by
 
 
 def some_mixture() -> tuple[Mixture, ndarray]:
-    """One that trusts the first of three clients, and its inputs."""
+    """Return a mixture that trusts the first of three clients, and its inputs."""
     random = np.random.default_rng(1)
     inputs, scores = random.normal(size=(60, 6)), random.normal(size=(60, 3, 2))
     scores[:, 0, 0] += 3
     return fit_mixture("abc", inputs, scores, entropy_floor=0.1)[0], inputs
 
 
-def test_beyond_the_anchors_every_client_counts_what_clients_count_on_average() -> None:
+def test_far_from_the_anchors_every_client_counts_the_same() -> None:
     mixture, inputs = some_mixture()
     known = mixture.evidence(inputs)
     assert mixture.weights(inputs, "abc")[:, 0].min() > 0.5
-    assert not mixture.beyond(inputs).any()
-    strange = 30 * inputs[:5]
-    np.testing.assert_allclose(mixture.evidence(strange), known.mean(), rtol=0.01)
-    np.testing.assert_allclose(mixture.weights(strange, "abc"), 1 / 3, rtol=0.01)
+    assert not mixture.ood_score(inputs).any()
+    far = 30 * inputs[:5]
+    np.testing.assert_allclose(mixture.evidence(far), known.mean(), rtol=0.01)
+    np.testing.assert_allclose(mixture.weights(far, "abc"), 1 / 3, rtol=0.01)
 
 
-def test_a_kept_gate_is_served_as_it_was_fitted_and_one_of_before_anchors_had_a_reach_as_it_was() -> None:
+def test_a_stored_gate_is_served_as_it_was_fitted_with_or_without_a_support() -> None:
     mixture, inputs = some_mixture()
     kept = dump(mixture)
     np.testing.assert_array_equal(load(kept).evidence(2 * inputs), mixture.evidence(2 * inputs))
     old = load({name: value for name, value in kept.items() if name not in ("reach", "typical")})
-    assert not old.beyond(30 * inputs).any()
+    assert not old.ood_score(30 * inputs).any()
     np.testing.assert_array_equal(old.evidence(inputs), mixture.evidence(inputs))
 
 
 def test_log_odds_of_independent_clients_add_up() -> None:
-    """Two clients with independent errors are worth more together than either: the mixture says so in logits."""
+    """Two clients with independent errors have more evidence together than either alone, in logits."""
     random = np.random.default_rng(2)
     truth = np.abs(random.normal(size=(2000, 1)))
     differences = truth + random.normal(size=(2000, 2))
@@ -189,7 +191,7 @@ def test_log_odds_of_independent_clients_add_up() -> None:
 @pytest.mark.parametrize(
     ("factor", "shift"), [*((10.0**k, 0.0) for k in range(-3, 7)), (1.0, 1e6), (1.0, -1e6), (1.0, 12345.678)]
 )
-def test_a_refit_takes_every_scale_and_offset_of_a_client_away(factor: float, shift: float) -> None:
+def test_a_refit_removes_every_scale_and_offset_of_a_client(factor: float, shift: float) -> None:
     random = np.random.default_rng(8)
     inputs = np.concatenate([random.normal(centre, 0.3, size=(24, 6)) for centre in (-1.0, 0.0, 1.0)])
     scores = random.normal(size=(72, 3, 2))
@@ -204,11 +206,17 @@ def test_a_refit_takes_every_scale_and_offset_of_a_client_away(factor: float, sh
         for place in range(3):
             x = inputs[[24 * place]]
             weights, slopes = mixture.weights(x, mixture.clients)[0], mixture.slopes(x)[0]
-            lens = Lens(1.0, dict(zip("abc", weights, strict=True)), dict(zip("abc", slopes, strict=True)))
+            mixed = ObjectiveWeights(1.0, dict(zip("abc", weights, strict=True)), dict(zip("abc", slopes, strict=True)))
             for group in raw[place]:
-                said = dict(zip("abc", group.tolist(), strict=True))
-                fused = fuse(said, lenses=[lens], standardisers=[units], fusion=Weighted(), quorum=0.5)
-                assert isinstance(fused, Fused)
+                given = dict(zip("abc", group.tolist(), strict=True))
+                fused = fuse(
+                    raw_scores,
+                    objective_weights=[at],
+                    standardisers=[units],
+                    fusion=Weighted(),
+                    quorum=0.5,
+                )
+                assert isinstance(fused, FusedGroup)
                 found.append(fused.rewards)
         return np.array(found)
 

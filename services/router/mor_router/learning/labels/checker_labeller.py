@@ -1,4 +1,4 @@
-"""A checker behind the reward contract: called like a client, within the same bounds."""
+"""Labeller that calls a checker over the reward contract, within the same bounds as a client."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from mor_core.errors import Unavailable
 from mor_core.wire import ScoreItem
 
 from mor_router.clients.client import RewardClient
-from mor_router.learning.labels.labeller import Pair, Sampled, best_and_worst
+from mor_router.learning.labels.labeller import Pair, SampledGroup, best_and_worst
 
 
-class EndpointChecker:
+class CheckerLabeller:
+    """Labels the responses with the checker's highest and lowest score."""
+
     def __init__(self, client: RewardClient) -> None:
         self._client = client
 
-    async def label(self, sampled: Sampled, objective: str, timeout_s: float) -> Pair | None:
+    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
         item = ScoreItem(
             item_id=secrets.token_hex(16),
             messages=sampled.messages,
