@@ -16,7 +16,7 @@ from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.prior_widths import widths
 from mor_router.mathematics.regions import fit_regions
 from mor_router.mathematics.support import fit_reach
-from mor_router.objectives.gates import dump, load
+from mor_router.objectives.gates import dump_mixture, load_mixture
 from numpy import ndarray
 
 effort.register_profile("steady", deadline=None)  # a busy machine is no failure
@@ -167,9 +167,9 @@ def test_beyond_the_anchors_every_client_counts_what_clients_count_on_average() 
 
 def test_a_kept_gate_is_served_as_it_was_fitted_and_one_of_before_anchors_had_a_reach_as_it_was() -> None:
     mixture, inputs = some_mixture()
-    kept = dump(mixture)
-    np.testing.assert_array_equal(load(kept).evidence(2 * inputs), mixture.evidence(2 * inputs))
-    old = load({name: value for name, value in kept.items() if name not in ("reach", "typical")})
+    kept = dump_mixture(mixture)
+    np.testing.assert_array_equal(load_mixture(kept).evidence(2 * inputs), mixture.evidence(2 * inputs))
+    old = load_mixture({name: value for name, value in kept.items() if name not in ("reach", "typical")})
     assert not old.beyond(30 * inputs).any()
     np.testing.assert_array_equal(old.evidence(inputs), mixture.evidence(inputs))
 

@@ -13,7 +13,7 @@ REWARD_STD = Summary("mor_router_reward_std_logits", "Within-group standard devi
 WEIGHT = Summary("mor_router_mixture_weight_ratio", "A client's share in the mixture of a group", ["client"])
 SLOPE = Summary("mor_router_calibration_slope_logits", "A client's slope for the inputs that were scored", ["client"])
 ENTROPY = Summary("mor_router_mixture_entropy_nats", "Entropy of the mixture of a group")
-BEYOND = Summary(
+OOD_SCORE = Summary(
     "mor_router_beyond_anchors_ratio",
     "How far a group's input is beyond the anchors: 0 within their reach, 1 where every client counts the same",
 )

@@ -16,7 +16,7 @@ from mor_core.errors import MorError, Unavailable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mor_router.audit import Audit
+from mor_router.audit import AuditLog
 from mor_router.clients.responses import ClientFailure
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder
@@ -24,8 +24,8 @@ from mor_router.learning.fitting import Fitting
 from mor_router.learning.labels import Labeller, Labellers, Sampled
 from mor_router.learning.sampler import PolicySampler
 from mor_router.mathematics.density import effective_share, thin, weights
-from mor_router.objectives.gates import Gates, GateVersion, Refitted
-from mor_router.objectives.objectives import COLD_START, Anchor, Objective, Objectives, digest_of
+from mor_router.objectives.gates import GateStore, GateVersion, RefitSummary
+from mor_router.objectives.objective_store import COLD_START, Anchor, Objective, ObjectiveStore, digest_of
 from mor_router.store import key
 
 _AT_ONCE = 4
@@ -53,12 +53,12 @@ class Refitting:
         *,
         redis: Redis,
         settings: RouterSettings,
-        objectives: Objectives,
-        gates: Gates,
+        objectives: ObjectiveStore,
+        gates: GateStore,
         labellers: Labellers,
         fitting: Fitting,
         embedder: Embedder,
-        audit: Audit,
+        audit: AuditLog,
     ) -> None:
         self._redis = redis
         self._settings = settings
@@ -116,7 +116,7 @@ class Refitting:
                     await labeller.close()
         finally:
             await sampler.close()
-        account = Refitted(
+        account = RefitSummary(
             policy=samples.policy,
             questions=len(samples.found),
             labelled=len(samples.labelled),
@@ -196,8 +196,8 @@ class Refitting:
             samples.labelled.append(_labelled(anchor, sampled, pair, samples.policy))
 
     async def _nearest(
-        self, account: Refitted, anchors: Sequence[Anchor], samples: Samples
-    ) -> tuple[Refitted, frozenset[str]]:
+        self, account: RefitSummary, anchors: Sequence[Anchor], samples: Samples
+    ) -> tuple[RefitSummary, frozenset[str]]:
         """The old anchors that stay for this policy, by their digests."""
         pairs = np.stack(
             [

@@ -8,7 +8,7 @@ from mor_core.wire import ClientScore, ModelRef
 
 from mor_router import metrics
 from mor_router.clients.registry import ClientRecord
-from mor_router.clients.responses import Answer
+from mor_router.clients.responses import ClientResponse
 from mor_router.mathematics.fuse import Fused, Lens, NoQuorum, beyond
 
 
@@ -20,7 +20,7 @@ def stale(serves: ModelRef | None, fitted: ModelRef) -> str:
 
 def voters(
     gate_weights: Mapping[str, float],
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, ClientResponse],
     outcome: Fused | NoQuorum,
     fitted_on: Sequence[Mapping[str, ModelRef]],
 ) -> tuple[ClientScore, ...]:
@@ -72,7 +72,7 @@ def others(
     records: Mapping[str, ClientRecord],
     shadows: Sequence[str],
     outdated: Mapping[str, str],
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, ClientResponse],
 ) -> tuple[ClientScore, ...]:
     """The clients without a say, and why."""
     scores = []
@@ -85,7 +85,7 @@ def others(
                 why += "; slower than the clients with a say"
             elif answer.status != "ok":
                 why += f"; {answer.status}: {answer.detail}"
-            heard = answer or Answer("ok")
+            heard = answer or ClientResponse("ok")
             scores.append(
                 ClientScore(
                     client=name, status="shadow", detail=why, model=heard.model, raw=heard.scores, seconds=heard.seconds
@@ -99,7 +99,7 @@ def others(
 
 def observe(fused: Fused, lenses: Sequence[Lens]) -> None:
     """Count a scored group in the metrics."""
-    metrics.BEYOND.observe(beyond(lenses))
+    metrics.OOD_SCORE.observe(beyond(lenses))
     for k, client in enumerate(fused.clients):
         metrics.CLIENT_REWARD.labels(client).observe(fused.calibrated[k].mean())
         metrics.CLIENT_REWARD_STD.labels(client).observe(fused.calibrated[k].std())

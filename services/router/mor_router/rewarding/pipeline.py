@@ -19,17 +19,17 @@ from mor_core.wire import ClientScore, ObjectiveShare, RewardItem, ScoreItem
 from numpy import ndarray
 
 from mor_router import metrics
-from mor_router.clients.pool import Pool
+from mor_router.clients.pool import ClientPool
 from mor_router.clients.registry import ClientRecord
-from mor_router.clients.responses import Answer
-from mor_router.clients.scoring import Answers, Batch, Scoring
+from mor_router.clients.responses import ClientResponse
+from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
 from mor_router.config import RouterSettings
-from mor_router.embedding import Embedder, Input
+from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.fuse import Lens, NoQuorum, combined, fuse
 from mor_router.mathematics.fusion import FusionChoice
 from mor_router.mathematics.mixture import Mixture
 from mor_router.mathematics.standardise import Standardiser
-from mor_router.objectives.active_gates import InForce, Part, ServedGates
+from mor_router.objectives.active_gates import ActiveGates, GateResolver, ObjectivePart
 from mor_router.rewarding import client_scores
 from mor_router.rewarding.influence import Influences
 from mor_router.rewarding.recent_scores import RecentScores
@@ -69,7 +69,7 @@ class Verdict:
 class Round:
     """Who is asked, and by which gate and fusion the answers are weighed."""
 
-    force: InForce
+    force: ActiveGates
     records: Mapping[str, ClientRecord]
     voters: Sequence[str]
     shadows: Sequence[str]
@@ -84,9 +84,9 @@ class Rewarder:
         self,
         *,
         settings: RouterSettings,
-        pool: Pool,
-        scoring: Scoring,
-        served: ServedGates,
+        pool: ClientPool,
+        requester: ScoreRequester,
+        gate_resolver: GateResolver,
         recent: RecentScores,
         influences: Influences,
         decoys: Decoys,
@@ -96,8 +96,8 @@ class Rewarder:
     ) -> None:
         self._settings = settings
         self._pool = pool
-        self._scoring = scoring
-        self._served = served
+        self._requester = requester
+        self._gate_resolver = gate_resolver
         self._recent = recent
         self._influences = influences
         self._decoys = decoys
@@ -111,8 +111,8 @@ class Rewarder:
         deadline_s: float,
         *,
         fusion: FusionChoice | None = None,
-        known: Mapping[str, Mapping[str, Answer]] | None = None,
-    ) -> tuple[list[Verdict], Answers]:
+        known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+    ) -> tuple[list[Verdict], ClientResponses]:
         """A verdict on each of ``groups``, in their order, and the good answers, to be given as ``known`` when a group
         is tried again.
 
@@ -129,7 +129,7 @@ class Rewarder:
         answers = {item_id: by_client for _, part in parts for item_id, by_client in part.items()}
         return [verdicts[item.item_id] for item in groups.items], answers
 
-    async def opinion(self, x: Input, force: InForce, voters: Collection[str]) -> tuple[Lens, ...]:
+    async def opinion(self, x: GateInput, force: ActiveGates, voters: Collection[str]) -> tuple[Lens, ...]:
         """What the gate of each objective thinks, for an input, of those of ``voters`` that are asked about it.
 
         Raises:
@@ -141,7 +141,7 @@ class Rewarder:
         return self._lenses(await self._embedder.inputs([x]), force, voters)
 
     def _lenses(
-        self, inputs: Float[ndarray, "1 features"], force: InForce, voters: Collection[str]
+        self, inputs: Float[ndarray, "1 features"], force: ActiveGates, voters: Collection[str]
     ) -> tuple[Lens, ...]:
         lenses = tuple(_lens(part, inputs, voters) for part in force.parts)
         most = self._settings.most_clients
@@ -160,7 +160,7 @@ class Rewarder:
         """
         records = dict(self._pool.records)
         active = [name for name, record in records.items() if record.state == "active"]
-        force = await self._served.in_force(objective, active)
+        force = await self._gate_resolver.resolve(objective, active)
         known = [name for name in active if name in force.clients]
         stale = {name: why for name in known if (why := _stale(records[name], force)) is not None}
         # When all are stale an old calibration is better than none; each line of the account tells of it.
@@ -175,8 +175,8 @@ class Rewarder:
         groups: Groups,
         deadline_s: float,
         fusion: FusionChoice | None,
-        known: Mapping[str, Mapping[str, Answer]] | None,
-    ) -> tuple[list[Verdict], Answers]:
+        known: Mapping[str, Mapping[str, ClientResponse]] | None,
+    ) -> tuple[list[Verdict], ClientResponses]:
         """Groups of one objective."""
         try:
             now = await self.round(groups.items[0].objective, fusion)
@@ -192,8 +192,8 @@ class Rewarder:
         started = time.perf_counter()
         opinions = asyncio.gather(*(self._opinion(item, groups, now) for item in items))
         voters = await self._asked(items, opinions, now)
-        batch = Batch(items, groups.images, groups.traces)
-        answers = await self._scoring.fan_out(batch, voters, now.shadows, deadline_s, known)
+        batch = ScoreBatch(items, groups.images, groups.traces)
+        answers = await self._requester.fan_out(batch, voters, now.shadows, deadline_s, known)
         standardisers = await self._standardisers(now.force, answers, first=known is None)
         verdicts = []
         for item, opinion in zip(items, await opinions, strict=True):
@@ -235,7 +235,7 @@ class Rewarder:
         voters = combined(self._lenses(inputs[None], now.force, now.voters)) if now.voters else ()
         return (*voters, *now.shadows)
 
-    async def _note_renewed(self, force: InForce, answers: Answers) -> None:
+    async def _note_renewed(self, force: ActiveGates, answers: ClientResponses) -> None:
         """Tell of the clients that answered with another model than they are known to serve."""
         serves = {
             client: answer.model
@@ -251,16 +251,16 @@ class Rewarder:
     async def _opinion(self, item: ScoreItem, groups: Groups, now: Round) -> tuple[Lens, ...] | str:
         with tracing.span("gate", parent=groups.traces.get(item.item_id)) as span:
             try:
-                return await self.opinion(Input(item.messages, groups.images), now.force, now.voters)
+                return await self.opinion(GateInput(item.messages, groups.images), now.force, now.voters)
             except (MorError, ValueError) as error:
                 span.fail(str(error))
                 return str(error)
 
     async def _standardisers(
-        self, force: InForce, answers: Answers, *, first: bool
+        self, force: ActiveGates, answers: ClientResponses, *, first: bool
     ) -> tuple[Mapping[str, Standardiser], ...]:
         """One set for each part in force."""
-        servings = [part.serving for part in force.parts]
+        servings = [part.gate for part in force.parts]
         cold = next((serving.clients for serving in servings if not isinstance(serving, Mixture)), ())
         recent = await self._recent_standardisers(cold, answers, first=first)
         return tuple(
@@ -269,7 +269,7 @@ class Rewarder:
         )
 
     async def _recent_standardisers(
-        self, clients: Sequence[str], answers: Answers, *, first: bool
+        self, clients: Sequence[str], answers: ClientResponses, *, first: bool
     ) -> dict[str, Standardiser]:
         found: dict[str, Standardiser] = {}
         for client in clients:
@@ -285,7 +285,7 @@ class Rewarder:
         self,
         item: ScoreItem,
         opinion: tuple[Lens, ...] | str,
-        answers: Mapping[str, Answer],
+        answers: Mapping[str, ClientResponse],
         now: Round,
         standardisers: Sequence[Mapping[str, Standardiser]],
     ) -> Verdict:
@@ -321,7 +321,7 @@ class Rewarder:
         return replace(base, rewards=tuple(outcome.rewards.tolist()), entropy=outcome.entropy)
 
 
-def _stale(record: ClientRecord, force: InForce) -> str | None:
+def _stale(record: ClientRecord, force: ActiveGates) -> str | None:
     for part in force.parts:
         fitted = part.models.get(record.name)
         if fitted is not None and record.model is not None and record.model != fitted:
@@ -329,12 +329,12 @@ def _stale(record: ClientRecord, force: InForce) -> str | None:
     return None
 
 
-def _lens(part: Part, inputs: Float[ndarray, "1 features"], voters: Collection[str]) -> Lens:
-    weights, slopes = part.serving.weights(inputs, voters)[0], part.serving.slopes(inputs)[0]
-    places = {client: k for k, client in enumerate(part.serving.clients) if client in voters}
+def _lens(part: ObjectivePart, inputs: Float[ndarray, "1 features"], voters: Collection[str]) -> Lens:
+    weights, slopes = part.gate.weights(inputs, voters)[0], part.gate.slopes(inputs)[0]
+    places = {client: k for k, client in enumerate(part.gate.clients) if client in voters}
     return Lens(
         part.share,
         {client: float(weights[k]) for client, k in places.items()},
         {client: float(slopes[k]) for client, k in places.items()},
-        float(part.serving.beyond(inputs)[0]),
+        float(part.gate.beyond(inputs)[0]),
     )

@@ -12,13 +12,13 @@ from mor_core.errors import Conflict, Invalid
 from mor_core.images import sha256
 from mor_core.wire import Messages, image_hashes
 
-from mor_router.embedding import Input
+from mor_router.embedding import GateInput
 from mor_router.mathematics import gate
 from mor_router.mathematics.fuse import beyond, combined
 from mor_router.rewarding.client_scores import LESS_TRUSTED
 from mor_router.rewarding.pipeline import Groups, Verdict
 from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
-from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
+from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
 
 routes = APIRouter(prefix="/v1", tags=["rewards"])
 
@@ -28,7 +28,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
     _check_images([request.messages], request.images)
     now = await router.rewarder.round(request.objective)
     try:
-        lenses = await router.rewarder.opinion(Input(request.messages, request.images), now.force, now.voters)
+        lenses = await router.rewarder.opinion(GateInput(request.messages, request.images), now.force, now.voters)
     except ValueError as error:
         if isinstance(error, Invalid):
             raise
@@ -40,7 +40,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
     }
     total = sum(loudness.values())
     lines = [
-        Routed(
+        RoutedClient(
             client=name,
             asked=True,
             weight=weight,
@@ -54,10 +54,10 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
         if name in now.shadows:
             missing = now.stale.get(name, "not in the gate: fit again")
             reason = "on probation: asked in shadow" if record.state == "probation" else missing
-            lines.append(Routed(client=name, asked=True, weight=0, slope=None, influence=None, reason=reason))
+            lines.append(RoutedClient(client=name, asked=True, weight=0, slope=None, influence=None, reason=reason))
         elif name not in weights:
             reason = LESS_TRUSTED if name in now.voters else f"{record.state}: {record.reason or 'no reason given'}"
-            lines.append(Routed(client=name, asked=False, weight=0, slope=None, influence=None, reason=reason))
+            lines.append(RoutedClient(client=name, asked=False, weight=0, slope=None, influence=None, reason=reason))
     return RouteResponse(
         objectives=now.force.objectives,
         gate_version=now.force.version,

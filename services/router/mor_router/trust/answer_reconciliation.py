@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from mor_router.clients.honeypot_scores import LiveAnswer, LiveAnswers
+from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores
 from mor_router.clients.registry import ClientRecord
 from mor_router.mathematics.permutation_test import p_value
 from mor_router.objectives.anchor_scores import AnchorScores
@@ -34,8 +34,8 @@ Pairs = Mapping[str, tuple[float, float]]
 
 
 class Honesty:
-    def __init__(self, live: LiveAnswers, drift: Drift) -> None:
-        self._live = live
+    def __init__(self, live: HoneypotScores, drift: Drift) -> None:
+        self._honeypot_scores = live
         self._drift = drift
 
     async def believed(
@@ -50,9 +50,12 @@ class Honesty:
 
         Takes the weight of clients whose live answers contradict those.
         """
-        await self._live.prune(objective)
-        answers = await self._live.all(objective)
-        vectors = {**present, **{d: v for d, v in (await self._live.vectors(objective)).items() if d not in present}}
+        await self._honeypot_scores.prune(objective)
+        answers = await self._honeypot_scores.all(objective)
+        vectors = {
+            **present,
+            **{d: v for d, v in (await self._honeypot_scores.embeddings(objective)).items() if d not in present},
+        }
         found = []
         for shown in scored:
             record = records.get(shown.client)
@@ -64,7 +67,7 @@ class Honesty:
         return found, vectors
 
     async def _counted(
-        self, record: ClientRecord, shown: AnchorScores, answers: Sequence[LiveAnswer], vectors: Vectors
+        self, record: ClientRecord, shown: AnchorScores, answers: Sequence[HoneypotScore], vectors: Vectors
     ) -> AnchorScores:
         since = record.distrusted_at
         live = {

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mor_router.objectives.objectives import Anchor
+from mor_router.objectives.objective_store import Anchor
 
 _random = random.SystemRandom()  # what a client could predict would give anchors away
 

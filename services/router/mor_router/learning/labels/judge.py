@@ -16,7 +16,7 @@ from mor_core.errors import Unavailable
 from mor_core.wire import ImagePart, Message
 from PIL import Image
 
-from mor_router.clients.http import Exchange
+from mor_router.clients.http import BoundedHttpClient
 from mor_router.clients.responses import ClientFailure
 from mor_router.learning.labels.labeller import Pair, Sampled
 
@@ -36,7 +36,7 @@ Which answer is better? Reply with the single letter A or B."""
 
 
 class JudgeModel:
-    def __init__(self, exchange: Exchange, model: str) -> None:
+    def __init__(self, exchange: BoundedHttpClient, model: str) -> None:
         self._exchange = exchange
         self._model = model
 
