@@ -185,7 +185,7 @@ async def test_a_blend_goes_through_the_streams_as_it_was_asked(
         assert [(line.name, line.share) for line in record.objectives] == [("brief", 0.75), ("complete", 0.25)]
         assert record.gate_version == record.objectives[0].gate_version
         [letter] = await all_of(redis, run_name, "dead")
-        assert "no objective 'polite', which the blend asks for" in letter.reason
+        assert "no objective 'polite', which the blend names" in letter.reason
         await withdraw(redis, run_name)
 
 

@@ -40,7 +40,7 @@ async def test_enrolment_reads_the_card_and_tries_a_group_with_an_image(api: Api
         (lambda e: setattr(e, "mangle", lambda items: [{**i, "scores": [float("nan"), 1]} for i in items]), "nan"),
         (lambda e: setattr(e, "url", e.url + "/nowhere"), "answered 404"),
         (lambda e: setattr(e, "url", "http://127.0.0.1:1"), "cannot reach http://127.0.0.1:1"),
-        (lambda e: e.limits.update(items=0), "/v1/card is no card of the contract: limits.items: Input should be"),
+        (lambda e: e.limits.update(items=0), "/v1/card is not a card of the contract: limits.items: Input should be"),
     ],
 )
 async def test_an_endpoint_that_fails_its_trial_is_refused_with_the_reason(

@@ -47,7 +47,7 @@ def policy(**names: list[str]) -> EgressPolicy:
     ],
 )
 def test_addresses_that_a_source_may_have(address: str, source: Source) -> None:
-    policy().judge(address, address, source)
+    policy().check(address, address, source)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_addresses_that_a_source_may_have(address: str, source: Source) -> None:
 )
 def test_addresses_that_a_source_may_not_have(address: str, source: Source, cure: str) -> None:
     with pytest.raises(EgressRefused, match=cure):
-        policy().judge(address, address, source)
+        policy().check(address, address, source)
 
 
 @pytest.mark.parametrize(

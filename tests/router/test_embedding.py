@@ -12,9 +12,9 @@ import torch
 from mor_core.errors import Invalid
 from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, TextPart
-from mor_router.embedding import Input, build_embedder
+from mor_router.embedding import GateInput, build_embedder
 from mor_router.embedding.embedder import Embedder
-from mor_router.embedding.features import ColoursAndEdges, HashedWords
+from mor_router.embedding.hashed_features import ColoursAndEdges, HashedWords
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTImageProcessorFast, ViTModel
 
@@ -23,9 +23,9 @@ from tests.router.planted import KINDS, picture
 pytestmark = pytest.mark.anyio
 
 
-def ask(text: str, *pictures: bytes) -> Input:
+def ask(text: str, *pictures: bytes) -> GateInput:
     parts = [*(ImagePart.of(sha256(content)) for content in pictures), TextPart(text=text)]
-    return Input((Message(role="user", content=tuple(parts)),), {sha256(content): content for content in pictures})
+    return GateInput((Message(role="user", content=tuple(parts)),), {sha256(content): content for content in pictures})
 
 
 async def test_questions_of_one_kind_are_closer_than_questions_of_two() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from mor_core.wire import ImagePart, Message
-from mor_router.clients.honeypot_scores import LiveAnswers
-from mor_router.objectives.anchor_holdout import Reserve
-from mor_router.objectives.objectives import Anchor
+from mor_router.clients.honeypot_scores import HoneypotScores
+from mor_router.objectives.anchor_holdout import AnchorHoldout
+from mor_router.objectives.objective_store import Anchor
 from mor_router.trust.honeypots import honeypot_group
 from redis.asyncio import Redis
 
@@ -54,14 +54,14 @@ async def test_the_holdout_is_by_picture_and_never_more_than_its_share(redis: Re
         )
         for n in range(200)
     ]
-    shown, kept = await Reserve(redis, 0.3).split(anchors)
+    shown, kept = await AnchorHoldout(redis, 0.3).split(anchors)
     assert 0 < len(kept) <= 60
     assert len(shown) + len(kept) == 200
     assert not {a.messages for a in shown} & {a.messages for a in kept}
-    assert await Reserve(redis, 0.3).split(anchors) == (shown, kept)  # of another process
+    assert await AnchorHoldout(redis, 0.3).split(anchors) == (shown, kept)  # of another process
     few = [a for a in anchors if a.messages == kept[0].messages]
-    assert await Reserve(redis, 0.3).split(few) == (few, [])
-    assert await Reserve(redis, 0).split(anchors) == (anchors, [])
+    assert await AnchorHoldout(redis, 0.3).split(few) == (few, [])
+    assert await AnchorHoldout(redis, 0).split(anchors) == (anchors, [])
 
 
 async def traffic(api: Api, calls: int, groups: int, size: int, seed: int) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ async def test_honeypot_calls_look_like_live_calls(start: Start, endpoints: Endp
             if not call["images"]:  # a call repeated with pictures has the same ids
                 assert not ids & seen
             seen |= ids
-        answers = await LiveAnswers(api.router.redis).all("helpful")
+        answers = await HoneypotScores(api.router.redis).all("helpful")
         assert {answer.client for answer in answers} == {"chart"}
         assert len({answer.digest for answer in answers}) == len(answers)
 

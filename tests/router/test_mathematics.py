@@ -24,7 +24,7 @@ from mor_router.mathematics.fusion import (
 )
 from mor_router.mathematics.group_fusion import FusedGroup, NoQuorum, ObjectiveWeights, fuse
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
-from mor_router.objectives.similarity import shares
+from mor_router.objectives.similarity import objective_shares
 from numpy import ndarray
 
 effort.register_profile("steady", deadline=None)  # a busy machine is no failure
@@ -209,8 +209,8 @@ def test_a_blend_is_the_sum_of_its_parts(raw: ndarray, share: float, failed: boo
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=6))
 def test_a_text_is_shared_by_similarity(similarity: list[float]) -> None:
-    found = shares(np.array(similarity))
+    found = objective_shares(np.array(similarity))
     assert found.sum() == pytest.approx(1)
     order = np.argsort(similarity, kind="stable")
     assert (np.diff(found[order]) >= -1e-12).all()
-    np.testing.assert_allclose(shares(np.array(similarity) - 0.25), found, atol=1e-9)
+    np.testing.assert_allclose(objective_shares(np.array(similarity) - 0.25), found, atol=1e-9)

@@ -14,7 +14,7 @@ from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.prior_widths import widths
 from mor_router.mathematics.regions import fit_regions
 from mor_router.mathematics.support import fit_support
-from mor_router.objectives.gates import dump, load
+from mor_router.objectives.gates import dump_mixture, load_mixture
 from numpy import ndarray
 
 effort.register_profile("steady", deadline=None)  # a busy machine is no failure
@@ -36,12 +36,10 @@ def test_the_fitted_function_is_the_served_function() -> None:
     assert (slopes >= 0).all()
     margins = []
     for n in range(40):
-        mixed = ObjectiveWeights(
-            1.0, dict(zip("abc", weights[n], strict=True)), dict(zip("abc", slopes[n], strict=True))
-        )
+        at = ObjectiveWeights(1.0, *(dict(zip("abc", row[n], strict=True)) for row in (weights, slopes)))
         units = dict(zip("abc", mixture.standardisers, strict=True))
         given = dict(zip("abc", scores[n].tolist(), strict=True))
-        fused = fuse(raw_scores, objective_weights=[at], standardisers=[units], fusion=Weighted(), quorum=0.5)
+        fused = fuse(given, objective_weights=[at], standardisers=[units], fusion=Weighted(), quorum=0.5)
         assert isinstance(fused, FusedGroup)
         margins.append(fused.rewards[0] - fused.rewards[1])
     assert np.logaddexp(0, -np.array(margins)).mean() == pytest.approx(fitted.loss, abs=1e-12)
@@ -169,9 +167,9 @@ def test_far_from_the_anchors_every_client_counts_the_same() -> None:
 
 def test_a_stored_gate_is_served_as_it_was_fitted_with_or_without_a_support() -> None:
     mixture, inputs = some_mixture()
-    kept = dump(mixture)
-    np.testing.assert_array_equal(load(kept).evidence(2 * inputs), mixture.evidence(2 * inputs))
-    old = load({name: value for name, value in kept.items() if name not in ("reach", "typical")})
+    kept = dump_mixture(mixture)
+    np.testing.assert_array_equal(load_mixture(kept).evidence(2 * inputs), mixture.evidence(2 * inputs))
+    old = load_mixture({name: value for name, value in kept.items() if name not in ("reach", "typical")})
     assert not old.ood_score(30 * inputs).any()
     np.testing.assert_array_equal(old.evidence(inputs), mixture.evidence(inputs))
 
@@ -206,11 +204,11 @@ def test_a_refit_removes_every_scale_and_offset_of_a_client(factor: float, shift
         for place in range(3):
             x = inputs[[24 * place]]
             weights, slopes = mixture.weights(x, mixture.clients)[0], mixture.slopes(x)[0]
-            mixed = ObjectiveWeights(1.0, dict(zip("abc", weights, strict=True)), dict(zip("abc", slopes, strict=True)))
+            at = ObjectiveWeights(1.0, *(dict(zip("abc", row, strict=True)) for row in (weights, slopes)))
             for group in raw[place]:
                 given = dict(zip("abc", group.tolist(), strict=True))
                 fused = fuse(
-                    raw_scores,
+                    given,
                     objective_weights=[at],
                     standardisers=[units],
                     fusion=Weighted(),

@@ -44,7 +44,7 @@ MANGLED = {
     "none": (swap(None), "'scores' go with status 'ok'"),
     "text": (swap(["1", "two"]), "malformed item"),
     "left out": (lambda items: [], "leaves this item out"),
-    "unknown": (lambda items: [{**items[0], "item_id": "other"}], "'other', which was not asked about"),
+    "unknown": (lambda items: [{**items[0], "item_id": "other"}], "'other', which was not sent"),
     "twice": (lambda items: items * 2, "twice"),
     "unscorable": (
         lambda items: [{"item_id": items[0]["item_id"], "status": "unscorable", "scores": None, "detail": "no image"}],
@@ -71,7 +71,7 @@ BROKEN = {
     "html": (html, "answered with text/html"),
     "redirect": (redirect, "a redirect"),
     "not json": (lambda _: Response(b"{", media_type="application/json"), "not JSON"),
-    "a list": (lambda _: JSONResponse([1]), "no ScoreResponse"),
+    "a list": (lambda _: JSONResponse([1]), "not a ScoreResponse"),
     "no model": (lambda _: JSONResponse({"items": []}), "names no model"),
     "compressed": (
         lambda _: Response(b"x" * 20, media_type="application/json", headers={"Content-Encoding": "gzip"}),
@@ -236,7 +236,7 @@ async def test_a_client_that_forgets_images_at_once_is_an_error(api: Api, endpoi
     item = {"item_id": "g", "messages": [{"role": "user", "content": parts}], "responses": ["a 1", "b 2"]}
     images = {digest: base64.b64encode(content.getvalue()).decode()}
     found = (await api.ok("POST", "/v1/reward", {"items": [item], "images": images}))["items"][0]
-    assert "keeps asking for images" in line(found, "good")["detail"]
+    assert "keeps requesting images" in line(found, "good")["detail"]
 
 
 async def test_requests_respect_the_limits_on_the_card(api: Api, endpoints: Endpoints) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from mor_core import tracing
 from mor_core.wire import Message, ScoreItem
-from mor_router.clients.scoring import Batch, Scoring
+from mor_router.clients.scoring import ScoreBatch, ScoreRequester
 from redis.asyncio import Redis
 
 from tests.collector import Collector, traced
@@ -89,7 +89,7 @@ async def asked(api: Api, endpoint: Endpoint, **traces: str | None) -> str:
     """The traceparent with which the client is asked."""
     endpoint.headers.clear()
     item = ScoreItem(item_id="i", messages=(Message(role="user", content="?"),), responses=("a", "b"), objective=None)
-    await Scoring(api.router.pool).ask(endpoint.name, Batch([item], {}, traces), 5)
+    await ScoreRequester(api.router.pool).request(endpoint.name, ScoreBatch([item], {}, traces), 5)
     [headers] = endpoint.headers
     return headers["traceparent"]
 

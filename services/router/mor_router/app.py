@@ -12,7 +12,7 @@ from mor_core.service import create_service
 
 from mor_router import __version__
 from mor_router.clients.egress import EgressPolicy
-from mor_router.clients.pool import Tokens
+from mor_router.clients.pool import RouterTokens
 from mor_router.config import RouterSettings
 from mor_router.routes import clients, objectives, rewards, status
 from mor_router.wiring import running
@@ -23,15 +23,15 @@ for the input and the objective. Errors are `application/problem+json` (RFC 9457
 """
 
 
-def create_app(settings: RouterSettings, policy: EgressPolicy | None = None) -> FastAPI:
+def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> FastAPI:
     """The service. ``policy`` replaces the egress policy of the settings, for a resolver of its own."""
     checks: dict[str, ReadyCheck] = {}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(settings, policy or EgressPolicy.of(settings)) as router:
+        async with running(settings, egress or EgressPolicy.from_settings(settings)) as router:
             app.state.router = router
-            app.state.tokens = Tokens(app.state.tokens, router.pool)
+            app.state.tokens = RouterTokens(app.state.tokens, router.pool)
             checks["router"] = router.ready
             yield
 

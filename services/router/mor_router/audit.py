@@ -32,7 +32,7 @@ Action = Literal[
 log = structlog.get_logger("audit")
 
 
-class Audit:
+class AuditLog:
     """Appends to ``path``, or to the log where there is none. Values must hold no secrets."""
 
     def __init__(self, path: Path | None) -> None:

@@ -19,13 +19,13 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mor_router.audit import Audit
-from mor_router.clients.enrolment import reseal
-from mor_router.clients.registry import Registry
-from mor_router.clients.secret_store import Vault
+from mor_router.audit import AuditLog
+from mor_router.clients.enrolment import reencrypt
+from mor_router.clients.registry import ClientRegistry
+from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
-from mor_router.learning.labels.labeller_store import reseal as reseal_labellers
-from mor_router.store import Snapshot, export, restore
+from mor_router.learning.labels.labeller_store import reencrypt as reencrypt_labellers
+from mor_router.store import RouterSnapshot, export, restore
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="MoR's router: fuses the clients' scores.")
 log = structlog.get_logger(__name__)
@@ -75,7 +75,7 @@ def serve(
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = _settings().model_copy(update=given)
     try:
-        Vault(settings.secret_key)
+        SecretStore(settings.secret_key)
     except Invalid as error:
         _fail(str(error))
     for name in unknown_variables([RouterSettings]):
@@ -87,7 +87,7 @@ def serve(
 def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write.")]) -> None:
     """Write clients, objectives, anchors and gate versions to a file. Secrets in it stay encrypted."""
 
-    async def work(redis: Redis, _: RouterSettings) -> Snapshot:
+    async def work(redis: Redis, _: RouterSettings) -> RouterSnapshot:
         return await export(redis)
 
     snapshot = _with_store(work)
@@ -105,7 +105,7 @@ def import_state(
 ) -> None:
     """Put exported state back. The secrets need the MOR_SECRET_KEY that they were encrypted with."""
     try:
-        snapshot = Snapshot.model_validate_json(file.read_bytes())
+        snapshot = RouterSnapshot.model_validate_json(file.read_bytes())
     except OSError as error:
         _fail(f"{file}: {error.strerror}")
         raise
@@ -115,7 +115,7 @@ def import_state(
 
     async def work(redis: Redis, settings: RouterSettings) -> None:
         await restore(redis, snapshot, replace=replace)
-        Audit(settings.audit_log).record("import", file.name, "command line")
+        AuditLog(settings.audit_log).record("import", file.name, "command line")
 
     _with_store(work)
     typer.echo(f"{file}: {len(snapshot.hashes.get('clients', {}))} clients imported")
@@ -126,12 +126,14 @@ def rekey() -> None:
     """Encrypt all secrets with the first key of MOR_SECRET_KEY; the others can be removed afterwards."""
 
     async def work(redis: Redis, settings: RouterSettings) -> int:
-        vault, registry = Vault(settings.secret_key), Registry(redis)
+        secret_store, registry = SecretStore(settings.secret_key), ClientRegistry(redis)
         records = await registry.all()
         for record in records:
-            await registry.update(record.name, lambda known: reseal(known, vault))
-        labellers = await reseal_labellers(redis, vault)
-        Audit(settings.audit_log).record("rekey", "secrets", "command line", clients=len(records), labellers=labellers)
+            await registry.update(record.name, lambda known: reencrypt(known, secret_store))
+        labellers = await reencrypt_labellers(redis, secret_store)
+        AuditLog(settings.audit_log).record(
+            "rekey", "secrets", "command line", clients=len(records), labellers=labellers
+        )
         return len(records) + labellers
 
     typer.echo(f"{_with_store(work)} secrets are under the first key now")

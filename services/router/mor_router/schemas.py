@@ -28,7 +28,7 @@ class RouteRequest(_Documented):
     """The images that the messages name, base64 by hash."""
 
 
-class Routed(_Documented):
+class RoutedClient(_Documented):
     client: str
     asked: bool
     weight: Finite
@@ -52,7 +52,7 @@ class RouteResponse(_Documented):
     """Of the weights, nats."""
     beyond_anchors: Finite
     """0 where the anchors are about inputs like this one; towards 1 where none is, and every client counts the same."""
-    clients: tuple[Routed, ...]
+    clients: tuple[RoutedClient, ...]
 
 
 class RewardRequest(_Documented):
@@ -106,7 +106,7 @@ class RewardResponse(_Documented):
     items: tuple[ItemReward, ...]
 
 
-class Status(_Documented):
+class RouterStatus(_Documented):
     version: str
     embedder: str
     """How inputs are embedded for the gate."""

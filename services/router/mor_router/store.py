@@ -43,7 +43,7 @@ def key(*parts: str) -> str:
 CLIENTS = key("clients")
 OBJECTIVES = key("objectives")
 ANCHORS = key("anchors")
-RESERVE = key("reserve")
+ANCHOR_HOLDOUT = key("reserve")
 LABELLERS = key("labellers")
 VERSIONS = key("versions")
 
@@ -52,7 +52,7 @@ KINDS = ("images", "scores", "gates", "judged", "evidence", "live", "seen", "ask
 """Hashes that each objective has."""
 
 
-class Snapshot(Wire):
+class RouterSnapshot(Wire):
     """The router's whole state. Secrets in it are encrypted with ``MOR_SECRET_KEY``, which is not in it."""
 
     schema_: Literal["mor.router/1"] = "mor.router/1"
@@ -65,7 +65,7 @@ def _binary(name: str) -> bool:
     return name.startswith(("images:", "judged:", "seen:"))
 
 
-async def export(redis: Redis) -> Snapshot:
+async def export(redis: Redis) -> RouterSnapshot:
     names = ["clients", "objectives", "anchors", "reserve", "labellers"]
     objectives: Any = await redis.hkeys(OBJECTIVES)
     for objective in objectives:
@@ -77,10 +77,10 @@ async def export(redis: Redis) -> Snapshot:
             field.decode(): base64.b64encode(value).decode() if _binary(name) else value.decode()
             for field, value in fields.items()
         }
-    return Snapshot(versions=int(await redis.get(VERSIONS) or 0), hashes=hashes)
+    return RouterSnapshot(versions=int(await redis.get(VERSIONS) or 0), hashes=hashes)
 
 
-async def restore(redis: Redis, snapshot: Snapshot, *, replace: bool) -> None:
+async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> None:
     """Put ``snapshot`` back in one transaction.
 
     Raises:

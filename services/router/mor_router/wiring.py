@@ -15,24 +15,25 @@ from mor_core.streams import connect
 from mor_core.tasks import stop
 from redis.asyncio import Redis
 
-from mor_router.audit import Audit
+from mor_router.audit import AuditLog
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.enrolment import Enroller
-from mor_router.clients.honeypot_scores import LiveAnswers
-from mor_router.clients.pool import Pool
-from mor_router.clients.registry import Registry
-from mor_router.clients.scoring import Scoring
-from mor_router.clients.secret_store import Vault
+from mor_router.clients.honeypot_scores import HoneypotScores
+from mor_router.clients.pool import ClientPool
+from mor_router.clients.registry import ClientRegistry
+from mor_router.clients.scoring import ScoreRequester
+from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, build_embedder
 from mor_router.learning.gate_fitter import GateFitter
 from mor_router.learning.labels import LabellerStore
 from mor_router.learning.online_refit import OnlineRefit
-from mor_router.objectives.active_gates import ServedGates
-from mor_router.objectives.anchor_holdout import Reserve
+from mor_router.objectives.active_gates import GateResolver
+from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.anchor_scores import AnchorScorer
-from mor_router.objectives.gates import Gates
-from mor_router.objectives.objectives import Objectives
+from mor_router.objectives.gates import GateStore
+from mor_router.objectives.objective_store import ObjectiveStore
+from mor_router.reward_stage import Worker
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.pipeline import RewardPipeline
 from mor_router.rewarding.recent_scores import RecentScores
@@ -41,7 +42,6 @@ from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
 from mor_router.trust.honeypots import Honeypots
 from mor_router.trust.quarantine import Quarantine
-from mor_router.worker import Worker
 
 if TYPE_CHECKING:
     from mor_router.clients.discovery import Discovery
@@ -53,13 +53,13 @@ log = structlog.get_logger(__name__)
 class Router:
     settings: RouterSettings
     redis: Redis
-    audit: Audit
-    registry: Registry
-    pool: Pool
+    audit: AuditLog
+    registry: ClientRegistry
+    pool: ClientPool
     enroller: Enroller
-    objectives: Objectives
-    gates: Gates
-    served: ServedGates
+    objectives: ObjectiveStore
+    gates: GateStore
+    gate_resolver: GateResolver
     embedder: Embedder
     gate_fitter: GateFitter
     labellers: LabellerStore
@@ -72,44 +72,44 @@ class Router:
     async def ready(self) -> str | None:
         """What is missing for this router to do its work. Clients are not: they enrol at a router that is ready."""
         await self.redis.ping()
-        return None if self.pool.known else "the registry of clients has not been read yet"
+        return None if self.pool.loaded else "the registry of clients has not been read yet"
 
 
 @asynccontextmanager
-async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterator[Router]:
+async def running(settings: RouterSettings, egress: EgressPolicy) -> AsyncIterator[Router]:
     """A router at work until the body ends.
 
     Raises:
         Invalid: no usable ``MOR_SECRET_KEY``, or an embedding model that cannot be loaded.
     """
-    vault = Vault(settings.secret_key)
+    secret_store = SecretStore(settings.secret_key)
     torch.set_num_threads(settings.torch_threads)
     embedder = await asyncio.to_thread(
         build_embedder, settings.embed_text_model, settings.embed_image_model, settings.embed_cache
     )
     redis = connect(settings)
-    audit = Audit(settings.audit_log)
-    registry, objectives, gates = Registry(redis), Objectives(redis), Gates(redis)
-    pool = Pool(registry, vault, settings, policy)
-    scoring = Scoring(pool)
-    served = ServedGates(redis, objectives, gates, embedder, settings.objective_likeness)
+    audit = AuditLog(settings.audit_log)
+    registry, objectives, gates = ClientRegistry(redis), ObjectiveStore(redis), GateStore(redis)
+    pool = ClientPool(registry, secret_store, settings, egress)
+    requester = ScoreRequester(pool)
+    gate_resolver = GateResolver(objectives, gates, embedder, settings.objective_likeness)
     influences = InfluenceLog(redis)
-    live = LiveAnswers(redis)
-    reserve = Reserve(redis, settings.anchor_reserve if settings.anchor_share else 0.0)
+    honeypot_scores = HoneypotScores(redis)
+    holdout = AnchorHoldout(redis, settings.anchor_reserve if settings.anchor_share else 0.0)
     drift = Drift(
         registry=registry,
         objectives=objectives,
-        served=served,
-        live=live,
+        gate_resolver=gate_resolver,
+        honeypot_scores=honeypot_scores,
         audit=audit,
         false_alarm=settings.drift_false_alarm,
     )
     honeypots = Honeypots(
         redis=redis,
         objectives=objectives,
-        reserve=reserve,
-        scoring=scoring,
-        live=live,
+        holdout=holdout,
+        requester=requester,
+        honeypot_scores=honeypot_scores,
         drift=drift,
         embedder=embedder,
         share=settings.anchor_share,
@@ -117,8 +117,8 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     reward_pipeline = RewardPipeline(
         settings=settings,
         pool=pool,
-        scoring=scoring,
-        served=served,
+        requester=requester,
+        gate_resolver=gate_resolver,
         recent=RecentScores(redis),
         influences=influences,
         honeypots=honeypots,
@@ -134,13 +134,13 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         objectives=objectives,
         gates=gates,
         embedder=embedder,
-        scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
-        reserve=reserve,
-        reconciliation=AnswerReconciliation(live, drift),
+        scorer=AnchorScorer(redis, pool, requester, settings.deadline_s),
+        holdout=holdout,
+        reconciliation=AnswerReconciliation(honeypot_scores, drift),
         quarantine=Quarantine(redis, registry, audit),
         audit=audit,
     )
-    labellers = LabellerStore(redis, vault, settings, policy, pool)
+    labellers = LabellerStore(redis, secret_store, settings, egress, pool)
     online_refit = OnlineRefit(
         redis=redis,
         settings=settings,
@@ -157,10 +157,17 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         audit=audit,
         registry=registry,
         pool=pool,
-        enroller=Enroller(registry=registry, pool=pool, vault=vault, policy=policy, live=live, audit=audit),
+        enroller=Enroller(
+            registry=registry,
+            pool=pool,
+            secret_store=secret_store,
+            egress=egress,
+            honeypot_scores=honeypot_scores,
+            audit=audit,
+        ),
         objectives=objectives,
         gates=gates,
-        served=served,
+        gate_resolver=gate_resolver,
         embedder=embedder,
         gate_fitter=gate_fitter,
         labellers=labellers,
@@ -171,9 +178,9 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
         worker=Worker(redis, settings, pool, reward_pipeline),
     )
     await pool.try_refresh()  # a queue server that starts later than this router is waited for, in /readyz
-    work = [pool.follow(), pool.probe(), *([router.worker.watch()] if settings.worker else [])]
+    work = [pool.keep_refreshed(), pool.keep_probing(), *([router.worker.watch()] if settings.worker else [])]
     if settings.kubernetes_namespaces:
-        work.append(_discovery(router, policy, vault).run())
+        work.append(_discovery(router, egress, secret_store).run())
     if settings.refit_interval_s and settings.policy_url:
         work.append(online_refit.follow())
     tasks = [asyncio.create_task(part) for part in work]
@@ -182,12 +189,12 @@ async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterat
     finally:
         await stop(tasks)
         await honeypots.close()
-        await scoring.close()
+        await requester.close()
         await pool.close()
         await redis.aclose()
 
 
-def _discovery(router: Router, policy: EgressPolicy, vault: Vault) -> Discovery:
+def _discovery(router: Router, egress: EgressPolicy, secret_store: SecretStore) -> Discovery:
     """
     Raises:
         Invalid: the Kubernetes client is not installed.
@@ -201,6 +208,6 @@ def _discovery(router: Router, policy: EgressPolicy, vault: Vault) -> Discovery:
         redis=router.redis,
         registry=router.registry,
         enroller=router.enroller,
-        policy=policy,
-        vault=vault,
+        egress=egress,
+        secret_store=secret_store,
     )

@@ -17,20 +17,20 @@ from redis.asyncio import Redis
 from redis.exceptions import LockError
 
 from mor_router import metrics
-from mor_router.audit import Audit
-from mor_router.clients.pool import Pool
-from mor_router.clients.registry import Registry
+from mor_router.audit import AuditLog
+from mor_router.clients.pool import ClientPool
+from mor_router.clients.registry import ClientRegistry
 from mor_router.config import RouterSettings
-from mor_router.embedding import Embedder, Input
+from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics import loo_agreement
 from mor_router.mathematics.drift_test import DriftBaseline, fit_baseline
 from mor_router.mathematics.mixture import Mixture, extend_mixture, fit_mixture, standardised_differences
 from mor_router.mathematics.regional_slopes import influences
-from mor_router.objectives.anchor_holdout import Reserve
+from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.anchor_scores import AnchorScorer, AnchorScores, score_all
-from mor_router.objectives.gates import Gates, GateVersion, Refitted, dump, load
-from mor_router.objectives.objectives import COLD_START, Anchor, Objective, Objectives
-from mor_router.objectives.report import FitReport, report
+from mor_router.objectives.gate_report import FitReport, build_report
+from mor_router.objectives.gates import GateStore, GateVersion, RefitSummary, dump_mixture, load_mixture
+from mor_router.objectives.objective_store import COLD_START, Anchor, Objective, ObjectiveStore
 from mor_router.store import key
 from mor_router.trust.answer_reconciliation import AnswerReconciliation
 from mor_router.trust.quarantine import Quarantine
@@ -40,7 +40,7 @@ _LEAST_PAIRS = 8
 _LEAST_SHARE = 0.5
 """Share of the shown anchors that a client must have scored to be fitted."""
 _LOCK_S = 60.0
-"""Lifetime of a fit's lock, seconds; it is renewed three times as often, so a crash blocks fits for a minute at most."""
+"""Lifetime of a fit's lock, seconds, renewed three times as often: a crash blocks fits for a minute at most."""
 
 log = structlog.get_logger(__name__)
 
@@ -53,16 +53,16 @@ class GateFitter:
         *,
         redis: Redis,
         settings: RouterSettings,
-        registry: Registry,
-        pool: Pool,
-        objectives: Objectives,
-        gates: Gates,
+        registry: ClientRegistry,
+        pool: ClientPool,
+        objectives: ObjectiveStore,
+        gates: GateStore,
         embedder: Embedder,
         scorer: AnchorScorer,
-        reserve: Reserve,
+        holdout: AnchorHoldout,
         reconciliation: AnswerReconciliation,
         quarantine: Quarantine,
-        audit: Audit,
+        audit: AuditLog,
     ) -> None:
         self._redis = redis
         self._settings = settings
@@ -72,7 +72,7 @@ class GateFitter:
         self._gates = gates
         self._embedder = embedder
         self._scorer = scorer
-        self._reserve = reserve
+        self._holdout = holdout
         self._reconciliation = reconciliation
         self._quarantine = quarantine
         self._audit = audit
@@ -85,7 +85,7 @@ class GateFitter:
         activate: bool,
         newcomers_only: bool = False,
         only: Collection[str] | None = None,
-        refitted: Refitted | None = None,
+        refitted: RefitSummary | None = None,
     ) -> GateVersion:
         """Have every client that is not paused score the anchors, fit on the useful clients, and store the version.
 
@@ -107,24 +107,28 @@ class GateFitter:
         async with self._alone(name):
             images = await self._objectives.images(name, anchors)
             await self._pool.refresh()
-            trusted = self._pool.named("active", "probation")
-            called = [*trusted, *self._pool.named("quarantined")]
-            shown, _ = await self._reserve.split(anchors)
+            trusted = self._pool.names_in_state("active", "probation")
+            called = [*trusted, *self._pool.names_in_state("quarantined")]
+            shown, _ = await self._holdout.split(anchors)
             scored = await score_all(self._scorer, called, objective, shown, images)
-            inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in anchors])
+            inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in anchors])
             vectors = {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}
             scored, reviewed = await self._reconciliation.reconcile(name, vectors, scored, self._pool.records)
             review = await self._quarantine.review(objective, reviewed, scored)
             left_out = {client: finding.reason for client, finding in review.changed.items() if not finding.useful}
             left_out |= {client: reason for client, reason in review.doubted.items() if client in trusted}
             excluded = {*review.changed, *review.doubted}
-            kept = [found.of(vectors) for found in scored if found.client in trusted and found.client not in excluded]
+            kept = [
+                found.restricted_to(vectors)
+                for found in scored
+                if found.client in trusted and found.client not in excluded
+            ]
             gate = await self._fit(objective, anchors, inputs, kept, shown=len(shown), left_out=left_out, base=base)
             gate = gate.model_copy(update={"refitted": refitted})
             await self._gates.put(gate)
         for found in kept:
             if found.model is not None:
-                await self._registry.serves(found.client, found.model)
+                await self._registry.record_model(found.client, found.model)
         self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)
         if activate:
             await self.activate(name, gate.version, by)
@@ -140,7 +144,7 @@ class GateFitter:
         objective = await self._objectives.activate(name, version)
         self._audit.record("activate", name, by, version=version)
         kept = (await self._gates.get(name, gate.extends)).models if gate.extends is not None else {}
-        for client in set(gate.models) & set(self._pool.named("probation")):
+        for client in set(gate.models) & set(self._pool.names_in_state("probation")):
             if gate.models[client] != kept.get(client) and await self._registry.promote(client, gate.created_at):
                 self._audit.record("change", client, by, state="active", version=version)
         await self._pool.refresh()
@@ -188,7 +192,7 @@ class GateFitter:
             reasons = "; ".join(f"{client}: {reason}" for client, reason in without.items())
             raise Unavailable(f"no client scored enough anchors of {objective.name!r}: {reasons or 'none is enrolled'}")
         lines = {found.client: found for found in enough}
-        known = load(base.parameters) if base is not None else None
+        known = load_mixture(base.parameters) if base is not None else None
         newcomers = [client for client in lines if known is None or client not in known.clients]
         if not newcomers:
             raise Conflict(f"every client that scored enough anchors of {objective.name!r} is in the gate already")
@@ -212,7 +216,7 @@ class GateFitter:
                     entropy_floor=self._settings.entropy_floor,
                 )
             seconds = time.perf_counter() - started
-            account = report(
+            account = build_report(
                 mixture,
                 fitted,
                 inputs=inputs[useful],
@@ -221,7 +225,7 @@ class GateFitter:
                 left_out=without,
                 seconds=seconds,
             )
-            return dump(mixture), account, drift_baselines(mixture, inputs[useful], scores[useful])
+            return dump_mixture(mixture), account, drift_baselines(mixture, inputs[useful], scores[useful])
 
         parameters, fit_report, expected = await asyncio.to_thread(work)
         metrics.FIT_SECONDS.observe(fit_report.seconds)

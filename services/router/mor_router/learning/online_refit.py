@@ -18,7 +18,7 @@ from mor_core.errors import MorError, Unavailable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mor_router.audit import Audit
+from mor_router.audit import AuditLog
 from mor_router.clients.responses import ClientFailure
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder
@@ -26,8 +26,8 @@ from mor_router.learning.gate_fitter import GateFitter
 from mor_router.learning.labels import Labeller, LabellerStore, SampledGroup
 from mor_router.learning.sampler import PolicySampler
 from mor_router.mathematics.density import effective_share, importance_weights, thin
-from mor_router.objectives.gates import Gates, GateVersion, Refitted
-from mor_router.objectives.objectives import COLD_START, Anchor, Objective, Objectives, digest_of
+from mor_router.objectives.gates import GateStore, GateVersion, RefitSummary
+from mor_router.objectives.objective_store import COLD_START, Anchor, Objective, ObjectiveStore, digest_of
 from mor_router.store import key
 
 _AT_ONCE = 4
@@ -62,12 +62,12 @@ class OnlineRefit:
         *,
         redis: Redis,
         settings: RouterSettings,
-        objectives: Objectives,
-        gates: Gates,
+        objectives: ObjectiveStore,
+        gates: GateStore,
         labellers: LabellerStore,
         gate_fitter: GateFitter,
         embedder: Embedder,
-        audit: Audit,
+        audit: AuditLog,
     ) -> None:
         self._redis = redis
         self._settings = settings
@@ -127,7 +127,7 @@ class OnlineRefit:
                     await labeller.close()
         finally:
             await sampler.close()
-        account = Refitted(
+        account = RefitSummary(
             policy=samples.policy,
             questions=len(samples.found),
             labelled=len(samples.labelled),
@@ -207,8 +207,8 @@ class OnlineRefit:
             samples.labelled.append(_labelled(anchor, sampled, pair, samples.policy))
 
     async def _nearest(
-        self, account: Refitted, anchors: Sequence[Anchor], samples: PolicySamples
-    ) -> tuple[Refitted, frozenset[str]]:
+        self, account: RefitSummary, anchors: Sequence[Anchor], samples: PolicySamples
+    ) -> tuple[RefitSummary, frozenset[str]]:
         """Choose the old anchors that are kept for this policy, by digest."""
         pairs = np.stack(
             [

@@ -11,7 +11,7 @@ import httpx
 from mor_core.errors import Conflict
 from mor_core.wire import Message
 
-from mor_router.clients.http import Exchange, bearer
+from mor_router.clients.http import BoundedHttpClient, bearer_client
 from mor_router.clients.responses import ClientFailure
 from mor_router.config import RouterSettings
 from mor_router.learning.labels.judge_labeller import contents, openai_messages
@@ -32,7 +32,7 @@ class PolicySampler:
         secret = settings.service_token
         tls = ssl.create_default_context(cafile=settings.policy_ca_file)
         transport = httpx.AsyncHTTPTransport(verify=tls, trust_env=False)
-        self._exchange = Exchange(bearer(transport, secret), settings.policy_url, secret)
+        self._exchange = BoundedHttpClient(bearer_client(transport, secret), settings.policy_url, secret)
 
     async def sample(
         self, messages: tuple[Message, ...], images: Mapping[str, bytes], timeout_s: float

@@ -60,7 +60,7 @@ class Anchors:
     def take(self, pairs: Int[ndarray, " some"] | Bool[ndarray, " pairs"]) -> Anchors:
         return Anchors(self.features[pairs], self.differences[pairs], self.known[pairs])
 
-    def penalised(self) -> PenalisedLoss:
+    def penalised_loss(self) -> PenalisedLoss:
         """Return the loss on these anchors, with the prior widths that they imply."""
         return PenalisedLoss(self, widths(self.features, self.differences, self.known))
 

@@ -16,10 +16,9 @@ exceedance in both directions with a margin of 0.2. The mean of the three e-proc
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from jaxtyping import Float
+from mor_core.intervals import Z_95_ONE_SIDED, wilson
 from mor_core.wire import Wire
 from numpy import ndarray
 from pydantic import Field
@@ -30,8 +29,6 @@ _ACCURACY_SLACK = 0.05
 """Loss of accuracy below its lower limit at the fit that does not count as drift."""
 _EXCEEDANCE_SLACK = 0.2
 """Change of the scale exceedance, in either direction, that does not count as drift."""
-_Z = 1.6449
-"""Normal quantile of a one-sided 95 % limit."""
 
 
 class DriftBaseline(Wire):
@@ -81,7 +78,7 @@ def fit_baseline(differences: Float[ndarray, " anchors"], influence: Float[ndarr
     count = float(total**2 / np.square(stakes).sum()) if total > 0 else 0.0
     return DriftBaseline(
         accuracy=accuracy,
-        least_accuracy=max(0.0, _lower_limit(accuracy, count) - _SLACK),
+        least_accuracy=max(0.0, _lower_limit(accuracy, count) - _ACCURACY_SLACK),
         influence=most,
         spread=spread,
         scale_exceedance=float((np.abs(differences) > spread).mean()),
@@ -126,9 +123,5 @@ def _stakes(
 
 
 def _lower_limit(share: float, count: float) -> float:
-    """Compute Wilson's one-sided 95 % limit."""
-    if not count:
-        return 0.0
-    middle = share + _Z**2 / (2 * count)
-    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return (middle - half) / (1 + _Z**2 / count)
+    """Compute Wilson's one-sided 95 % limit; 0 without observations."""
+    return wilson(share * count, count, Z_95_ONE_SIDED)[0] if count else 0.0

@@ -16,14 +16,13 @@ import math
 
 import numpy as np
 from jaxtyping import Float
+from mor_core.intervals import Z_95_ONE_SIDED
 from numpy import ndarray
 
 LEAST_CLIENTS = 3
 """With two clients, neither can be identified as the one that disagrees."""
 _SLACK = 0.1
 """Loss of agreement below its lower limit at the fit that does not count."""
-_Z = 1.6449
-"""Normal quantile of a one-sided 95 % limit."""
 
 
 def of_group(
@@ -52,10 +51,10 @@ def of_pairs(
 
 
 def lower_limit(outcomes: Float[ndarray, " pairs"], stakes: Float[ndarray, " pairs"]) -> float:
-    """Compute the bound that later means of z are tested against: the lower 95 % limit of the weighted mean, less 0.1."""
+    """Compute the bound that later means of z are tested against: the lower 95 % limit of the mean, less 0.1."""
     total = float(stakes.sum())
     if not total:
         return 0.0
     mean = float(stakes @ outcomes / total)
     error = math.sqrt(float(np.square(stakes) @ np.square(outcomes - mean))) / total
-    return max(0.0, mean - _Z * error - _SLACK)
+    return max(0.0, mean - Z_95_ONE_SIDED * error - _SLACK)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from mor_core.wire import ClientScore
 
 from mor_router import metrics
-from mor_router.clients.responses import Answer
+from mor_router.clients.responses import ClientResponse
 from mor_router.mathematics.group_fusion import FusedGroup, NoQuorum, ObjectiveWeights, ood_score
 from mor_router.rewarding.scoring_plan import ScoringPlan, stale_reason
 
@@ -15,7 +15,7 @@ from mor_router.rewarding.scoring_plan import ScoringPlan, stale_reason
 def weighted(
     plan: ScoringPlan,
     gate_weights: Mapping[str, float],
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, ClientResponse],
     outcome: FusedGroup | NoQuorum,
 ) -> tuple[ClientScore, ...]:
     """List the clients with weight in this group, in the gate's order."""
@@ -55,7 +55,7 @@ def not_called(plan: ScoringPlan, called: Collection[str]) -> tuple[ClientScore,
     )
 
 
-def unweighted(plan: ScoringPlan, answers: Mapping[str, Answer]) -> tuple[ClientScore, ...]:
+def unweighted(plan: ScoringPlan, answers: Mapping[str, ClientResponse]) -> tuple[ClientScore, ...]:
     """List the clients that have no weight in any group of this plan, and why."""
     scores = []
     for name, record in plan.records.items():
@@ -66,7 +66,7 @@ def unweighted(plan: ScoringPlan, answers: Mapping[str, Answer]) -> tuple[Client
                 why += "; slower than the weighted clients"
             elif answer.status != "ok":
                 why += f"; {answer.status}: {answer.detail}"
-            given = answer or Answer("ok")
+            given = answer or ClientResponse("ok")
             scores.append(
                 ClientScore(
                     client=name, status="shadow", detail=why, model=given.model, raw=given.scores, seconds=given.seconds

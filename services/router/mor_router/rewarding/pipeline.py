@@ -29,16 +29,16 @@ from mor_core.wire import GroupReward, RewardExplanation, RewardItem, ScoreItem
 from numpy import ndarray
 
 from mor_router import metrics
-from mor_router.clients.pool import Pool
-from mor_router.clients.responses import Answer
-from mor_router.clients.scoring import Answers, Batch, Scoring
+from mor_router.clients.pool import ClientPool
+from mor_router.clients.responses import ClientResponse
+from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
 from mor_router.config import RouterSettings
-from mor_router.embedding import Embedder, Input
+from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.fusion import FusionChoice
 from mor_router.mathematics.group_fusion import NoQuorum, ObjectiveWeights, blended_weights, fuse
 from mor_router.mathematics.mixture import Mixture
 from mor_router.mathematics.standardise import Standardiser
-from mor_router.objectives.active_gates import InForce, Part, ServedGates
+from mor_router.objectives.active_gates import ActiveGates, GateResolver, ObjectivePart
 from mor_router.rewarding import client_scores
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.recent_scores import RecentScores
@@ -82,9 +82,9 @@ class RewardPipeline:
         self,
         *,
         settings: RouterSettings,
-        pool: Pool,
-        scoring: Scoring,
-        served: ServedGates,
+        pool: ClientPool,
+        requester: ScoreRequester,
+        gate_resolver: GateResolver,
         recent: RecentScores,
         influences: InfluenceLog,
         honeypots: Honeypots,
@@ -94,8 +94,8 @@ class RewardPipeline:
     ) -> None:
         self._settings = settings
         self._pool = pool
-        self._scoring = scoring
-        self._served = served
+        self._requester = requester
+        self._gate_resolver = gate_resolver
         self._recent = recent
         self._influences = influences
         self._honeypots = honeypots
@@ -109,8 +109,8 @@ class RewardPipeline:
         deadline_s: float,
         *,
         fusion: FusionChoice | None = None,
-        known: Mapping[str, Mapping[str, Answer]] | None = None,
-    ) -> tuple[list[GroupOutcome], Answers]:
+        known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+    ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward ``groups``; return an outcome for each, in their order, and the good answers.
 
         The good answers are passed as ``known`` when a group is tried again, so that no client scores it twice.
@@ -132,7 +132,7 @@ class RewardPipeline:
         return [outcomes[item.item_id] for item in groups.items], answers
 
     async def gate_weights(
-        self, x: Input, gates: InForce, weighted_clients: Collection[str]
+        self, x: GateInput, gates: ActiveGates, weighted_clients: Collection[str]
     ) -> tuple[ObjectiveWeights, ...]:
         """Compute each objective's weights for an input, over those of ``weighted_clients`` that are called for it.
 
@@ -153,11 +153,11 @@ class RewardPipeline:
         """
         records = dict(self._pool.records)
         active = [name for name, record in records.items() if record.state == "active"]
-        gates = await self._served.in_force(objective, active)
+        gates = await self._gate_resolver.resolve(objective, active)
         return make_plan(records, gates, fusion or self._settings.fusion)
 
     def _objective_weights(
-        self, inputs: Float[ndarray, "1 features"], gates: InForce, weighted_clients: Collection[str]
+        self, inputs: Float[ndarray, "1 features"], gates: ActiveGates, weighted_clients: Collection[str]
     ) -> tuple[ObjectiveWeights, ...]:
         found = tuple(_weights_of(part, inputs, weighted_clients) for part in gates.parts)
         most = self._settings.most_clients
@@ -172,15 +172,15 @@ class RewardPipeline:
         groups: GroupBatch,
         deadline_s: float,
         fusion: FusionChoice | None,
-        known: Mapping[str, Mapping[str, Answer]] | None,
-    ) -> tuple[list[GroupOutcome], Answers]:
+        known: Mapping[str, Mapping[str, ClientResponse]] | None,
+    ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward groups that share one objective."""
         try:
             plan = await self.plan(groups.items[0].objective, fusion)
         except NotFound as error:
             kind = (fusion or self._settings.fusion).kind
-            result = Unrewarded(problem=str(error), clients=(), gate_version=0, fusion=kind)
-            return [GroupOutcome(item.item_id, result, None) for item in groups.items], {}
+            unrewarded = Unrewarded(problem=str(error), clients=(), gate_version=0, fusion=kind)
+            return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], {}
         items = [
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
             for g in groups.items
@@ -190,8 +190,8 @@ class RewardPipeline:
         started = time.perf_counter()
         gate_weights = asyncio.gather(*(self._try_gate_weights(item, groups, plan) for item in items))
         called = await self._called_clients(items, gate_weights, plan)
-        batch = Batch(items, groups.images, groups.traces)
-        answers = await self._scoring.fan_out(batch, called, plan.shadows, deadline_s, known)
+        batch = ScoreBatch(items, groups.images, groups.traces)
+        answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known)
         standardisers = await self._standardisers(plan.gates, answers, first=known is None)
         outcomes = []
         for item, weights in zip(items, await gate_weights, strict=True):
@@ -237,7 +237,7 @@ class RewardPipeline:
             weighted = blended_weights(self._objective_weights(inputs[None], plan.gates, plan.weighted_clients))
         return (*weighted, *plan.shadows)
 
-    async def _record_models(self, gates: InForce, answers: Answers) -> None:
+    async def _record_models(self, gates: ActiveGates, answers: ClientResponses) -> None:
         """Record the model of each client that answered with another than the one in the registry."""
         serves = {
             client: answer.model
@@ -256,16 +256,18 @@ class RewardPipeline:
         """Compute a group's gate weights, or return why there are none."""
         with tracing.span("gate", parent=groups.traces.get(item.item_id)) as span:
             try:
-                return await self.gate_weights(Input(item.messages, groups.images), plan.gates, plan.weighted_clients)
+                return await self.gate_weights(
+                    GateInput(item.messages, groups.images), plan.gates, plan.weighted_clients
+                )
             except (MorError, ValueError) as error:
                 span.fail(str(error))
                 return str(error)
 
     async def _standardisers(
-        self, gates: InForce, answers: Answers, *, first: bool
+        self, gates: ActiveGates, answers: ClientResponses, *, first: bool
     ) -> tuple[Mapping[str, Standardiser], ...]:
         """Return the clients' standardisers for each objective; those of the cold start come from recent scores."""
-        servings = [part.serving for part in gates.parts]
+        servings = [part.gate for part in gates.parts]
         cold = next((serving.clients for serving in servings if not isinstance(serving, Mixture)), ())
         recent = await self._recent_standardisers(cold, answers, first=first)
         return tuple(
@@ -274,7 +276,7 @@ class RewardPipeline:
         )
 
     async def _recent_standardisers(
-        self, clients: Sequence[str], answers: Answers, *, first: bool
+        self, clients: Sequence[str], answers: ClientResponses, *, first: bool
     ) -> dict[str, Standardiser]:
         found: dict[str, Standardiser] = {}
         for client in clients:
@@ -289,7 +291,7 @@ class RewardPipeline:
     def _result(
         self,
         gate_weights: tuple[ObjectiveWeights, ...] | str,
-        answers: Mapping[str, Answer],
+        answers: Mapping[str, ClientResponse],
         plan: ScoringPlan,
         standardisers: Sequence[Mapping[str, Standardiser]],
     ) -> GroupReward | Unrewarded:
@@ -329,13 +331,13 @@ class RewardPipeline:
 
 
 def _weights_of(
-    part: Part, inputs: Float[ndarray, "1 features"], weighted_clients: Collection[str]
+    part: ObjectivePart, inputs: Float[ndarray, "1 features"], weighted_clients: Collection[str]
 ) -> ObjectiveWeights:
-    weights, slopes = part.serving.weights(inputs, weighted_clients)[0], part.serving.slopes(inputs)[0]
-    places = {client: k for k, client in enumerate(part.serving.clients) if client in weighted_clients}
+    weights, slopes = part.gate.weights(inputs, weighted_clients)[0], part.gate.slopes(inputs)[0]
+    places = {client: k for k, client in enumerate(part.gate.clients) if client in weighted_clients}
     return ObjectiveWeights(
         part.share,
         {client: float(weights[k]) for client, k in places.items()},
         {client: float(slopes[k]) for client, k in places.items()},
-        float(part.serving.ood_score(inputs)[0]),
+        float(part.gate.ood_score(inputs)[0]),
     )

@@ -9,7 +9,7 @@ from mor_core.wire import ModelRef
 
 from mor_router.clients.registry import ClientRecord
 from mor_router.mathematics.fusion import FusionChoice
-from mor_router.objectives.active_gates import InForce
+from mor_router.objectives.active_gates import ActiveGates
 
 LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS limits how many are called"
 
@@ -18,7 +18,7 @@ LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS lim
 class ScoringPlan:
     """Clients, gates and fusion for the groups of one objective."""
 
-    gates: InForce
+    gates: ActiveGates
     records: Mapping[str, ClientRecord]
     weighted_clients: Sequence[str]
     shadows: Sequence[str]
@@ -38,7 +38,7 @@ class ScoringPlan:
         return f"{record.state}: {record.reason or 'no reason given'}"
 
 
-def make_plan(records: Mapping[str, ClientRecord], gates: InForce, fusion: FusionChoice) -> ScoringPlan:
+def make_plan(records: Mapping[str, ClientRecord], gates: ActiveGates, fusion: FusionChoice) -> ScoringPlan:
     """Divide the enrolled clients into weighted ones and shadows."""
     known = [name for name, record in records.items() if record.state == "active" and name in gates.clients]
     fitted_on = [part.models for part in gates.parts]

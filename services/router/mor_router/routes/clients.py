@@ -44,7 +44,7 @@ async def one(name: str, router: Running, caller: ReaderOrClient) -> ClientStatu
     await router.pool.refresh()
     circuit: Any = await router.pool.circuit(name)
     return ClientStatus(
-        client=router.pool.records[name].public(), circuit=circuit, last_error=router.pool.problem(name)
+        client=router.pool.records[name].public(), circuit=circuit, last_error=router.pool.last_error(name)
     )
 
 

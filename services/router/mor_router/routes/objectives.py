@@ -46,7 +46,7 @@ _UPLOAD = {
 async def make(request: NewObjective, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.add(request.name, request.text, request.paraphrases)
     router.audit.record("objective", request.name, caller.name)
-    router.served.forget()
+    router.gate_resolver.invalidate()
     return objective
 
 
@@ -64,7 +64,7 @@ async def one(name: str, router: Running, _: Reader) -> Objective:
 async def change(name: str, request: ObjectiveChange, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.rephrase(name, request.paraphrases)
     router.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
-    router.served.forget()
+    router.gate_resolver.invalidate()
     return objective
 
 
@@ -72,7 +72,7 @@ async def change(name: str, request: ObjectiveChange, router: Running, caller: A
 async def remove(name: str, router: Running, caller: Admin) -> None:
     await router.objectives.remove(name)
     router.audit.record("objective", name, caller.name, deleted="true")
-    router.served.forget()
+    router.gate_resolver.invalidate()
 
 
 @routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
@@ -110,7 +110,7 @@ async def fit(name: str, router: Running, caller: Admin, request: FitRequest | N
     clients active that were on probation."""
     asked = request or FitRequest()
     gate = await router.gate_fitter.fit(name, caller.name, activate=asked.activate, newcomers_only=asked.newcomers_only)
-    router.served.forget()
+    router.gate_resolver.invalidate()
     return gate.summary()
 
 
@@ -143,7 +143,7 @@ async def refit(name: str, router: Running, caller: Admin, request: RefitRequest
     labelled pairs join the anchors, and a gate version is fitted on all. Without checker or judge the old anchors that
     are most like the policy's answers are fitted on. ``refitted`` of the answer tells what came of it."""
     gate = await router.online_refit.refit(name, caller.name, activate=(request or RefitRequest()).activate)
-    router.served.forget()
+    router.gate_resolver.invalidate()
     return gate.summary()
 
 
@@ -161,7 +161,7 @@ async def version(name: str, version: int, router: Running, _: Reader) -> GateVe
 @routes.post("/{name}/gates/{version}/activate", summary="Put a gate version in force")
 async def activate(name: str, version: int, router: Running, caller: Admin) -> Objective:
     objective = await router.gate_fitter.activate(name, version, caller.name)
-    router.served.forget()
+    router.gate_resolver.invalidate()
     return objective
 
 
@@ -169,5 +169,5 @@ async def activate(name: str, version: int, router: Running, caller: Admin) -> O
 async def rollback(name: str, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.roll_back(name)
     router.audit.record("rollback", name, caller.name, version=objective.active)
-    router.served.forget()
+    router.gate_resolver.invalidate()
     return objective

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -10,15 +11,15 @@ from mor_core import tracing
 from mor_core.auth import Scope
 from mor_core.errors import Conflict, Invalid
 from mor_core.images import sha256
-from mor_core.wire import GroupReward, Messages, RewardExplanation, image_hashes
+from mor_core.wire import Messages, RewardExplanation, image_hashes
 
-from mor_router.embedding import Input
+from mor_router.embedding import GateInput
 from mor_router.mathematics import gate
 from mor_router.mathematics.group_fusion import blended_slopes, blended_weights, ood_score
 from mor_router.mathematics.regional_slopes import influences
-from mor_router.rewarding.pipeline import GroupBatch, GroupOutcome
+from mor_router.rewarding.pipeline import GroupBatch, GroupOutcome, Unrewarded
 from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
-from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
+from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
 
 routes = APIRouter(prefix="/v1", tags=["rewards"])
 
@@ -29,7 +30,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
     plan = await router.reward_pipeline.plan(request.objective)
     try:
         objective_weights = await router.reward_pipeline.gate_weights(
-            Input(request.messages, request.images), plan.gates, plan.weighted_clients
+            GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
         )
     except ValueError as error:
         if isinstance(error, Invalid):
@@ -39,7 +40,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
     slopes = blended_slopes(objective_weights)
     shares = influences(np.array([list(weights.values())]), np.array([list(slopes.values())]))[0]
     lines = [
-        Routed(
+        RoutedClient(
             client=name,
             asked=True,
             weight=weight,
@@ -50,7 +51,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
         for (name, weight), share in zip(weights.items(), shares, strict=True)
     ]
     lines += [
-        Routed(
+        RoutedClient(
             client=name,
             asked=name in plan.shadows,
             weight=0,
@@ -94,18 +95,12 @@ async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient
 
 def _shown(outcome: GroupOutcome, visible: Callable[[str], bool]) -> ItemReward:
     result = outcome.result
-    given = isinstance(result, GroupReward)
     explanation = {name: getattr(result, name) for name in RewardExplanation.model_fields}
     explanation["clients"] = tuple(line for line in result.clients if visible(line.client))
-    return ItemReward(
-        item_id=outcome.item_id,
-        status="ok" if given else "error",
-        rewards=result.rewards if given else None,
-        detail=None if given else result.problem,
-        entropy=result.entropy if given else 0.0,
-        note=outcome.note,
-        **explanation,
-    )
+    shared: dict[str, Any] = {**explanation, "item_id": outcome.item_id, "note": outcome.note}
+    if isinstance(result, Unrewarded):
+        return ItemReward(status="error", rewards=None, detail=result.problem, entropy=0.0, **shared)
+    return ItemReward(status="ok", rewards=result.rewards, detail=None, entropy=result.entropy, **shared)
 
 
 def _check_images(conversations: Iterable[Messages], images: Mapping[str, bytes]) -> None:

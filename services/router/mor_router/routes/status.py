@@ -9,7 +9,7 @@ from mor_core.clients import ClientStatus
 
 from mor_router import __version__
 from mor_router.routes.context import Reader, Running
-from mor_router.schemas import Status
+from mor_router.schemas import RouterStatus
 
 routes = APIRouter(prefix="/v1", tags=["status"])
 
@@ -20,13 +20,13 @@ _DEFAULT_EMBEDDER = (
 
 
 @routes.get("/status", summary="What this router is doing")
-async def status(router: Running, _: Reader) -> Status:
+async def status(router: Running, _: Reader) -> RouterStatus:
     lines = []
     for name, record in sorted(router.pool.records.items()):
         circuit: Any = await router.pool.circuit(name)
-        lines.append(ClientStatus(client=record.public(), circuit=circuit, last_error=router.pool.problem(name)))
+        lines.append(ClientStatus(client=record.public(), circuit=circuit, last_error=router.pool.last_error(name)))
     modelless = router.settings.embed_text_model is None or router.settings.embed_image_model is None
-    return Status(
+    return RouterStatus(
         version=__version__,
         embedder=router.embedder.name,
         embedder_note=_DEFAULT_EMBEDDER if modelless else None,

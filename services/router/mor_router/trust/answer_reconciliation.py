@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from mor_router.clients.honeypot_scores import LiveAnswer, LiveAnswers
+from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores
 from mor_router.clients.registry import ClientRecord
 from mor_router.mathematics.permutation_test import p_value
 from mor_router.objectives.anchor_scores import AnchorScores
@@ -36,8 +36,8 @@ Pairs = Mapping[str, tuple[float, float]]
 class AnswerReconciliation:
     """Choice of the scores that a fit uses of each client."""
 
-    def __init__(self, live: LiveAnswers, drift: Drift) -> None:
-        self._live = live
+    def __init__(self, honeypot_scores: HoneypotScores, drift: Drift) -> None:
+        self._honeypot_scores = honeypot_scores
         self._drift = drift
 
     async def reconcile(
@@ -52,9 +52,12 @@ class AnswerReconciliation:
         ``scored`` are the clients' scores of the ``present`` anchors, shown at this fit. Honeypots count also where
         their anchors are no longer present. Clients whose honeypot scores contradict ``scored`` lose their weight.
         """
-        await self._live.prune(objective)
-        answers = await self._live.all(objective)
-        vectors = {**present, **{d: v for d, v in (await self._live.vectors(objective)).items() if d not in present}}
+        await self._honeypot_scores.prune(objective)
+        answers = await self._honeypot_scores.all(objective)
+        vectors = {
+            **present,
+            **{d: v for d, v in (await self._honeypot_scores.embeddings(objective)).items() if d not in present},
+        }
         found = []
         for shown in scored:
             record = records.get(shown.client)
@@ -66,7 +69,7 @@ class AnswerReconciliation:
         return found, vectors
 
     async def _reconciled(
-        self, record: ClientRecord, shown: AnchorScores, answers: Sequence[LiveAnswer], vectors: Vectors
+        self, record: ClientRecord, shown: AnchorScores, answers: Sequence[HoneypotScore], vectors: Vectors
     ) -> AnchorScores:
         since = record.distrusted_at
         live = {

@@ -12,12 +12,12 @@ import math
 import structlog
 
 from mor_router import metrics
-from mor_router.audit import Audit
+from mor_router.audit import AuditLog
 from mor_router.mathematics import loo_agreement
 from mor_router.mathematics.e_process import EProcess
 from mor_router.mathematics.group_fusion import FusedGroup
 from mor_router.mathematics.regional_slopes import influences
-from mor_router.objectives.active_gates import Part
+from mor_router.objectives.active_gates import ObjectivePart
 
 log = structlog.get_logger(__name__)
 
@@ -25,14 +25,14 @@ log = structlog.get_logger(__name__)
 class DisagreementMonitor:
     """One e-process for each client and gate version, over the groups that this process scored."""
 
-    def __init__(self, audit: Audit, false_alarm: float) -> None:
+    def __init__(self, audit: AuditLog, false_alarm: float) -> None:
         self._audit = audit
         self._threshold = -math.log(false_alarm)
         self._processes: dict[str, dict[str, EProcess]] = {}
         self._versions: dict[str, int] = {}
         self._reported: set[tuple[int, str]] = set()
 
-    def observe(self, part: Part, group: FusedGroup) -> None:
+    def observe(self, part: ObjectivePart, group: FusedGroup) -> None:
         """Test one group that was rewarded for one fitted objective."""
         if part.objective is None or not part.expected or len(group.clients) < loo_agreement.LEAST_CLIENTS:
             return

@@ -19,13 +19,13 @@ from mor_core.wire import ModelRef
 from numpy import ndarray
 
 from mor_router import metrics
-from mor_router.audit import Audit
-from mor_router.clients.honeypot_scores import LiveAnswer, LiveAnswers
-from mor_router.clients.registry import ClientRecord, Registry
+from mor_router.audit import AuditLog
+from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores
+from mor_router.clients.registry import ClientRecord, ClientRegistry
 from mor_router.mathematics.drift_test import DriftResult, drift_result
 from mor_router.mathematics.regional_slopes import influences
-from mor_router.objectives.active_gates import Loaded, ServedGates
-from mor_router.objectives.objectives import COLD_START, Objectives
+from mor_router.objectives.active_gates import GateResolver, LoadedGate
+from mor_router.objectives.objective_store import COLD_START, ObjectiveStore
 
 log = structlog.get_logger(__name__)
 
@@ -36,17 +36,17 @@ class Drift:
     def __init__(
         self,
         *,
-        registry: Registry,
-        objectives: Objectives,
-        served: ServedGates,
-        live: LiveAnswers,
-        audit: Audit,
+        registry: ClientRegistry,
+        objectives: ObjectiveStore,
+        gate_resolver: GateResolver,
+        honeypot_scores: HoneypotScores,
+        audit: AuditLog,
         false_alarm: float,
     ) -> None:
         self._registry = registry
         self._objectives = objectives
-        self._served = served
-        self._live = live
+        self._gate_resolver = gate_resolver
+        self._honeypot_scores = honeypot_scores
         self._audit = audit
         self._threshold = -math.log(false_alarm)
 
@@ -60,13 +60,13 @@ class Drift:
         objective = await self._objectives.get(name)
         if objective.active == COLD_START:
             return {}
-        gate = await self._served.load(objective)
+        gate = await self._gate_resolver.load(objective)
         answers = [
             answer
-            for answer in await self._live.all(name)
+            for answer in await self._honeypot_scores.all(name)
             if answer.gate == objective.active and gate.models.get(answer.client) == answer.model
         ]
-        found = await asyncio.to_thread(_drift_results, gate, answers, await self._live.vectors(name))
+        found = await asyncio.to_thread(_drift_results, gate, answers, await self._honeypot_scores.embeddings(name))
         for client, result in found.items():
             metrics.DRIFT.labels(client).set(result.log_evidence / math.log(10))
             if result.log_evidence >= self._threshold:
@@ -94,7 +94,7 @@ class Drift:
 
     async def record_model(self, client: str, serves: ModelRef) -> None:
         """Record the model that a client serves; gates fitted on another model give it no weight from now on."""
-        before = await self._registry.serves(client, serves)
+        before = await self._registry.record_model(client, serves)
         if before is not None:
             self._audit.record("drift", client, "router", model=_text(serves), before=_text(before))
             log.warning("a client serves another model; fit again", client=client, model=_text(serves))
@@ -105,9 +105,9 @@ def _text(model: ModelRef) -> str:
 
 
 def _drift_results(
-    gate: Loaded, answers: Sequence[LiveAnswer], vectors: Mapping[str, Float[ndarray, " features"]]
+    gate: LoadedGate, answers: Sequence[HoneypotScore], vectors: Mapping[str, Float[ndarray, " features"]]
 ) -> dict[str, DriftResult]:
-    by_client: dict[str, list[LiveAnswer]] = {}
+    by_client: dict[str, list[HoneypotScore]] = {}
     for answer in answers:
         if answer.digest in vectors and answer.client in gate.expected:
             by_client.setdefault(answer.client, []).append(answer)

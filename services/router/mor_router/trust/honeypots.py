@@ -24,11 +24,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_router import metrics
-from mor_router.clients.honeypot_scores import LiveAnswer, LiveAnswers, answered
-from mor_router.clients.scoring import Batch, Scoring
-from mor_router.embedding import Embedder, Input
-from mor_router.objectives.anchor_holdout import Reserve
-from mor_router.objectives.objectives import Anchor, Objective, Objectives
+from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores, scored_now
+from mor_router.clients.scoring import ScoreBatch, ScoreRequester
+from mor_router.embedding import Embedder, GateInput
+from mor_router.objectives.anchor_holdout import AnchorHoldout
+from mor_router.objectives.objective_store import Anchor, Objective, ObjectiveStore
 from mor_router.store import key
 from mor_router.trust.drift import Drift
 
@@ -95,19 +95,19 @@ class Honeypots:
         self,
         *,
         redis: Redis,
-        objectives: Objectives,
-        reserve: Reserve,
-        scoring: Scoring,
-        live: LiveAnswers,
+        objectives: ObjectiveStore,
+        holdout: AnchorHoldout,
+        requester: ScoreRequester,
+        honeypot_scores: HoneypotScores,
         drift: Drift,
         embedder: Embedder,
         share: float,
     ) -> None:
         self._redis = redis
         self._objectives = objectives
-        self._reserve = reserve
-        self._scoring = scoring
-        self._live = live
+        self._holdout = holdout
+        self._requester = requester
+        self._honeypot_scores = honeypot_scores
         self._drift = drift
         self._embedder = embedder
         self._odds = share / (1 - share)
@@ -147,7 +147,7 @@ class Honeypots:
 
     async def _send(self, call: HoneypotCall) -> None:
         name = call.objective.name
-        shown, kept = await self._reserve.split(await self._objectives.anchors(name))
+        shown, kept = await self._holdout.split(await self._objectives.anchors(name))
         groups, vectors = await self._groups(name, kept or shown, call.sizes)
         if not groups:
             return
@@ -162,15 +162,15 @@ class Honeypots:
             for group in groups
         ]
         clients = {digest: call.clients_for(vector) for digest, vector in vectors.items()}
-        found = await self._scoring.fan_out(Batch(items, images), clients, (), call.deadline_s)
-        scores: list[LiveAnswer] = []
+        found = await self._requester.fan_out(ScoreBatch(items, images), clients, (), call.deadline_s)
+        scores: list[HoneypotScore] = []
         for group in groups:
             for client, answer in found[group.anchor.digest].items():
                 metrics.INTERLEAVED.labels(client, answer.status).inc()
                 if answer.scores is not None and answer.model is not None:
                     pair = answer.scores[group.chosen], answer.scores[group.rejected]
-                    scores.append(answered(client, answer.model, call.gate, group.anchor.digest, pair))
-        await self._live.note(name, scores, vectors)
+                    scores.append(scored_now(client, answer.model, call.gate, group.anchor.digest, pair))
+        await self._honeypot_scores.add(name, scores, vectors)
         await self._drift.review(name)
 
     async def _groups(
@@ -188,7 +188,7 @@ class Honeypots:
         taken = order[: len(sizes)]
         around = _random.sample(list(candidates), min(_NEIGHBOURS, len(candidates)))
         images = await self._objectives.images(objective, [*taken, *around])
-        inputs = await self._embedder.inputs([Input(anchor.messages, images) for anchor in [*taken, *around]])
+        inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in [*taken, *around]])
         own, near = inputs[: len(taken)], inputs[len(taken) :]
         groups = []
         for anchor, vector, size in zip(taken, own, sizes, strict=False):

@@ -21,12 +21,12 @@ from mor_core.wire import Wire
 from numpy import ndarray
 from redis.asyncio import Redis
 
-from mor_router.audit import Audit
-from mor_router.clients.registry import ClientRecord, Registry
+from mor_router.audit import AuditLog
+from mor_router.clients.registry import ClientRecord, ClientRegistry
 from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, LEAST_FOR_DOUBT, USEFUL, USELESS, p_value, region_cells
 from mor_router.mathematics.standardise import fit_standardiser
 from mor_router.objectives.anchor_scores import AnchorScores
-from mor_router.objectives.objectives import Objective
+from mor_router.objectives.objective_store import Objective
 from mor_router.store import OBJECTIVES, key
 
 _MOST_ANCHORS = 1280
@@ -89,7 +89,7 @@ class QuarantineReview:
 class Quarantine:
     """Review of every client's usefulness at each fit."""
 
-    def __init__(self, redis: Redis, registry: Registry, audit: Audit) -> None:
+    def __init__(self, redis: Redis, registry: ClientRegistry, audit: AuditLog) -> None:
         self._redis = redis
         self._registry = registry
         self._audit = audit

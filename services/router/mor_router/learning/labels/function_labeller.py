@@ -53,7 +53,7 @@ class FunctionLabeller:
             raise Unavailable(f"checker {self._name!r} failed: {error}") from error
         if len(scores) != len(sampled.responses):
             raise Unavailable(
-                f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses; return one for each"
+                f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses"
             )
         known = [(place, score) for place, score in enumerate(scores) if score is not None and math.isfinite(score)]
         pair = best_and_worst([score for _, score in known]) if len(known) > 1 else None

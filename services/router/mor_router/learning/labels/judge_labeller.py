@@ -19,7 +19,7 @@ from mor_core.errors import Unavailable
 from mor_core.wire import ImagePart, Message
 from PIL import Image
 
-from mor_router.clients.http import Exchange
+from mor_router.clients.http import BoundedHttpClient
 from mor_router.clients.responses import ClientFailure
 from mor_router.learning.labels.labeller import Pair, SampledGroup
 
@@ -31,10 +31,10 @@ _LETTER = re.compile(r"\b([AB])\b")
 _TASK = """\
 You compare two answers, A and B, to the question above. What counts: {objective}
 
-Answer A:
+ClientResponse A:
 {first}
 
-Answer B:
+ClientResponse B:
 {second}
 
 Which answer is better? Reply with the single letter A or B."""
@@ -43,7 +43,7 @@ Which answer is better? Reply with the single letter A or B."""
 class JudgeLabeller:
     """Labels pairs of responses by a judge's choice."""
 
-    def __init__(self, exchange: Exchange, model: str) -> None:
+    def __init__(self, exchange: BoundedHttpClient, model: str) -> None:
         self._exchange = exchange
         self._model = model
 

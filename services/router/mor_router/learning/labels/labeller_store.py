@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 
 from mor_router.clients.client import tls_context
 from mor_router.clients.egress import EgressPolicy, PinnedTransport
-from mor_router.clients.http import Exchange, bearer
-from mor_router.clients.pool import Pool
+from mor_router.clients.http import BoundedHttpClient, bearer_client
+from mor_router.clients.pool import ClientPool
 from mor_router.clients.registry import ClientRecord, new_revision
-from mor_router.clients.secret_store import Vault
+from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_router.learning.labels.checker_labeller import CheckerLabeller
 from mor_router.learning.labels.function_labeller import FunctionLabeller, load_checker
@@ -40,11 +40,13 @@ _RECORD = TypeAdapter(_Record)
 class LabellerStore:
     """Labellers by objective, in Redis."""
 
-    def __init__(self, redis: Redis, vault: Vault, settings: RouterSettings, policy: EgressPolicy, pool: Pool) -> None:
+    def __init__(
+        self, redis: Redis, secret_store: SecretStore, settings: RouterSettings, egress: EgressPolicy, pool: ClientPool
+    ) -> None:
         self._redis = redis
-        self._vault = vault
+        self._secret_store = secret_store
         self._settings = settings
-        self._policy = policy
+        self._egress = egress
         self._pool = pool
 
     async def put(self, objective: str, choice: LabellerChoice) -> StoredLabeller:
@@ -61,9 +63,9 @@ class LabellerStore:
                 kind=choice.kind,
                 name=choice.url.rstrip("/"),
                 model=choice.model if isinstance(choice, Judge) else None,
-                source=await self._policy.admit(choice.url),
+                source=await self._egress.admit(choice.url),
             )
-            record = _Record(shown=shown, secret=self._vault.encrypt(choice.token))
+            record = _Record(shown=shown, secret=self._secret_store.encrypt(choice.token))
         await self._redis.hset(LABELLERS, objective, record.model_dump_json())
         return record.shown
 
@@ -95,25 +97,25 @@ class LabellerStore:
             raise Conflict(f"the {shown.kind} of objective {objective!r} has no secret; define it again")
         if shown.kind == "checker":
             return CheckerLabeller(self._pool.connect(_as_client(objective, shown, record.secret)))
-        secret = self._vault.decrypt(record.secret, f"labeller of {objective}")
+        secret = self._secret_store.decrypt(record.secret, f"labeller of {objective}")
         transport = PinnedTransport(
-            self._policy, shown.source, httpx.AsyncHTTPTransport(verify=tls_context(self._settings), trust_env=False)
+            self._egress, shown.source, httpx.AsyncHTTPTransport(verify=tls_context(self._settings), trust_env=False)
         )
-        return JudgeLabeller(Exchange(bearer(transport, secret), shown.name, secret), shown.model or "")
+        return JudgeLabeller(BoundedHttpClient(bearer_client(transport, secret), shown.name, secret), shown.model or "")
 
 
-async def reseal(redis: Redis, vault: Vault) -> int:
-    """Encrypt the secrets of all labellers with the vault's first key; return their number.
+async def reencrypt(redis: Redis, secret_store: SecretStore) -> int:
+    """Encrypt the secrets of all labellers with the secret_store's first key; return their number.
 
     Raises:
-        Invalid: none of the vault's keys opens one.
+        Invalid: none of the secret_store's keys opens one.
     """
     stored: Any = await redis.hgetall(LABELLERS)
     count = 0
     for objective, value in stored.items():
         record = _RECORD.validate_json(value)
         if record.secret is not None:
-            sealed = vault.reseal(record.secret, f"labeller of {objective.decode()}")
+            sealed = secret_store.reencrypt(record.secret, f"labeller of {objective.decode()}")
             await redis.hset(LABELLERS, objective, record.model_copy(update={"secret": sealed}).model_dump_json())
             count += 1
     return count

@@ -1,4 +1,4 @@
-"""What a fit tells about itself and about the clients. Domain labels of the anchors are used here and nowhere else."""
+"""Report of a fit: its quality, and each client's accuracy. The anchors' domain labels are used here only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mor_router.mathematics.mixture import Mixture
 _NO_LABEL = "(no domain)"
 
 
-class Share(Wire):
-    """A share with its 95 % Wilson interval."""
+class Proportion(Wire):
+    """Proportion with its 95 % Wilson interval."""
 
     value: float
     low: float
@@ -28,34 +28,38 @@ class Share(Wire):
 
 
 class ClientReport(Wire):
+    """Report on one client of a fit."""
+
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     client: str
-    accuracy: Share
-    """Anchors that its own scores rank as labelled; a tie counts one half."""
-    accuracy_by_domain: dict[str, Share]
+    accuracy: Proportion
+    """Anchors that the client's own scores rank as labelled; a tie counts one half."""
+    accuracy_by_domain: dict[str, Proportion]
     evidence_by_domain: dict[str, float]
-    """Mean over the domain's anchors of what one of its standardised units adds to the log-odds."""
+    """Mean over the domain's anchors of the log-odds that one standardised unit of the client adds."""
     weight_by_domain: dict[str, float]
     """Mean gate weight on the domain's anchors."""
     spread: float
-    """Median absolute difference of its raw scores within an anchor, raw units."""
+    """Median absolute difference of the client's raw scores within an anchor, in raw units."""
 
 
 class FitReport(Wire):
+    """Report on a fit."""
+
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     pairs: int
-    """Anchor pairs that were fitted on."""
+    """Anchor pairs of the fit."""
     clients: tuple[ClientReport, ...]
     left_out: dict[str, str]
-    """Clients that are not in the mixture, with the reason."""
-    held_out_accuracy: Share
-    """Anchors that the mixture ranks as labelled, each by a fit that did not see it."""
-    uniform_accuracy: Share
+    """Client that is not in the mixture -> reason."""
+    held_out_accuracy: Proportion
+    """Anchors that the mixture ranks as labelled, each by a fit without it."""
+    uniform_accuracy: Proportion
     """Anchors that the plain average of the standardised scores ranks as labelled."""
     loss: float
-    """Mean Bradley-Terry loss on the anchors, nats."""
+    """Mean Bradley-Terry loss on the anchors, in nats."""
     held_out_loss: float
     """The same by cross-validation; log 2 = 0.693 is chance."""
     regions: int
@@ -63,21 +67,21 @@ class FitReport(Wire):
     precision: float
     """Strength of the priors, chosen by cross-validation."""
     seconds: float
-    """Time of the fit, scoring apart."""
+    """Time of the fit without scoring, in seconds."""
 
 
-def share(hits: float, of: int) -> Share:
-    """``hits`` of ``of`` with the interval of Wilson (1927); 0 to 1 when there is nothing to judge by."""
+def proportion(hits: float, of: int) -> Proportion:
+    """Return ``hits`` / ``of`` with the interval of Wilson (1927); 0 to 1 where ``of`` is 0."""
     if not of:
-        return Share(value=0.5, low=0.0, high=1.0, of=0)
+        return Proportion(value=0.5, low=0.0, high=1.0, of=0)
     z = 1.959964
     value = hits / of
     middle = (value + z * z / (2 * of)) / (1 + z * z / of)
     half = z * math.sqrt(value * (1 - value) / of + z * z / (4 * of * of)) / (1 + z * z / of)
-    return Share(value=value, low=max(0.0, middle - half), high=min(1.0, middle + half), of=of)
+    return Proportion(value=value, low=max(0.0, middle - half), high=min(1.0, middle + half), of=of)
 
 
-def report(
+def build_report(
     mixture: Mixture,
     fitted: FitResult,
     *,
@@ -87,6 +91,7 @@ def report(
     left_out: dict[str, str],
     seconds: float,
 ) -> FitReport:
+    """Build the report of a fit on ``scores`` of (chosen, rejected)."""
     differences = scores[..., 0] - scores[..., 1]
     answered: Bool[ndarray, "pairs clients"] = ~np.isnan(differences)
     weights, evidence = mixture.weights(inputs, mixture.clients), mixture.evidence(inputs)
@@ -112,7 +117,7 @@ def report(
         pairs=len(inputs),
         clients=tuple(clients),
         left_out=left_out,
-        held_out_accuracy=share(fitted.held_out_accuracy * fitted.held_out_pairs, fitted.held_out_pairs),
+        held_out_accuracy=proportion(fitted.held_out_accuracy * fitted.held_out_pairs, fitted.held_out_pairs),
         uniform_accuracy=_accuracy(average),
         loss=fitted.loss,
         held_out_loss=fitted.held_out_loss,
@@ -122,5 +127,5 @@ def report(
     )
 
 
-def _accuracy(differences: Float[ndarray, " pairs"]) -> Share:
-    return share(float((differences > 0).sum() + 0.5 * (differences == 0).sum()), len(differences))
+def _accuracy(differences: Float[ndarray, " pairs"]) -> Proportion:
+    return proportion(float((differences > 0).sum() + 0.5 * (differences == 0).sum()), len(differences))

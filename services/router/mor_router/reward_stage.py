@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_router import metrics
-from mor_router.clients.pool import Pool
-from mor_router.clients.scoring import Answers
+from mor_router.clients.pool import ClientPool
+from mor_router.clients.scoring import ClientResponses
 from mor_router.config import RouterSettings
 from mor_router.rewarding.pipeline import GroupBatch, RewardPipeline, Unrewarded
 
@@ -37,7 +37,9 @@ log = structlog.get_logger(__name__)
 class Worker:
     """Scores the groups of all active runs."""
 
-    def __init__(self, redis: Redis, settings: RouterSettings, pool: Pool, reward_pipeline: RewardPipeline) -> None:
+    def __init__(
+        self, redis: Redis, settings: RouterSettings, pool: ClientPool, reward_pipeline: RewardPipeline
+    ) -> None:
         self._redis = redis
         self._settings = settings
         self._pool = pool
@@ -83,7 +85,7 @@ class RunWorker:
     """Scores the groups of one run."""
 
     def __init__(
-        self, run: str, redis: Redis, settings: RouterSettings, pool: Pool, reward_pipeline: RewardPipeline
+        self, run: str, redis: Redis, settings: RouterSettings, pool: ClientPool, reward_pipeline: RewardPipeline
     ) -> None:
         self._settings = settings
         self._pool = pool
@@ -97,7 +99,7 @@ class RunWorker:
         """Until cancelled; what is in flight then is handed back."""
         async with self._consumer, asyncio.TaskGroup() as batches:
             while True:
-                if not self._pool.named("active"):
+                if not self._pool.names_in_state("active"):
                     await asyncio.sleep(_PAUSE_S)  # without a client to ask, groups are safest in the stream
                     continue
                 await self._slots.acquire()
@@ -134,7 +136,7 @@ class RunWorker:
         images: dict[str, bytes] = {}
         readable = [entry for entry in entries if await self._open(entry, images, spans[entry.id])]
         waiting = {entry.id: entry for entry in readable}
-        known: Answers | None = None
+        known: ClientResponses | None = None
         for attempt in range(1, self._settings.group_attempts + 1):
             if not waiting:
                 return

@@ -1,7 +1,7 @@
-"""Features that need no model: hashed words for text; colours, edges and layout for images.
+"""Features without a model: hashed words for text; colours, edges and layout for images.
 
-Good enough to tell kinds of pictures and questions apart, which is what regions of input space need; a text or image
-model by setting tells apart more.
+They separate kinds of pictures and questions, which the regions of input space need. A text or image model, by
+setting, separates more finely.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ from numpy import ndarray
 from PIL import Image
 
 _TEXT_FEATURES = 256
-_SIDE = 64
+"""Length of a text vector, well above the number of words in a question, so that few of them collide."""
+_SIDE_PIXELS = 64
+"""Side to which pictures are scaled: colours, layout and dominant edges survive it."""
 _COLOUR_LEVELS = 4
+"""Levels per colour channel: 64 colours in the histogram."""
 _ORIENTATIONS = 8
+"""Edge orientations over 180°."""
 _CELLS = 2
+"""Cells per side in which edges are counted: quarters of the picture."""
 _WORD = re.compile(r"\w+")
 
 
 def unit(vector: Float[ndarray, " features"]) -> Float[ndarray, " features"]:
-    """Scaled to length 1; a zero vector stays zero."""
+    """Scale a vector to length 1; a zero vector stays zero."""
     length = float(np.linalg.norm(vector))
     return vector / length if length else vector
 
 
 class HashedWords:
-    """Words and word pairs, hashed with a sign (Weinberger et al. 2009); counts enter as 1 + log(count)."""
+    """Words and word pairs, hashed with a sign (Weinberger et al. 2009); a count enters as 1 + log(count)."""
 
     name = f"hashed-words-{_TEXT_FEATURES}"
     size = _TEXT_FEATURES
@@ -49,13 +54,13 @@ class HashedWords:
 
 
 class ColoursAndEdges:
-    """Colour histogram, and a histogram of edge orientations in each quarter of the picture, at 64 × 64 pixels."""
+    """Colour histogram, and edge orientation histograms of the picture's quarters, at 64 × 64 pixels."""
 
-    name = f"colours-and-edges-{_SIDE}"
+    name = f"colours-and-edges-{_SIDE_PIXELS}"
     size = _COLOUR_LEVELS**3 + _ORIENTATIONS * _CELLS**2
 
     def __call__(self, content: bytes) -> Float[ndarray, " features"]:
-        picture = images.decode(content).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+        picture = images.decode(content).resize((_SIDE_PIXELS, _SIDE_PIXELS), Image.Resampling.BILINEAR)
         pixels = np.asarray(picture, dtype=np.float64)
         levels = (pixels * _COLOUR_LEVELS / 256).astype(int)
         colour = np.bincount(
@@ -70,10 +75,10 @@ class ColoursAndEdges:
 def _edges(grey: Float[ndarray, "height width"]) -> Float[ndarray, " features"]:
     down, right = np.gradient(grey)
     strength = np.hypot(down, right)
-    turn = ((np.arctan2(down, right) % np.pi) * _ORIENTATIONS / np.pi).astype(int) % _ORIENTATIONS
-    cell = np.arange(_SIDE) * _CELLS // _SIDE
-    place = cell[:, None] * _CELLS + cell[None, :]
+    orientation = ((np.arctan2(down, right) % np.pi) * _ORIENTATIONS / np.pi).astype(int) % _ORIENTATIONS
+    row = np.arange(_SIDE_PIXELS) * _CELLS // _SIDE_PIXELS
+    cell = row[:, None] * _CELLS + row[None, :]
     cells = np.bincount(
-        (place * _ORIENTATIONS + turn).ravel(), weights=strength.ravel(), minlength=_ORIENTATIONS * _CELLS**2
+        (cell * _ORIENTATIONS + orientation).ravel(), weights=strength.ravel(), minlength=_ORIENTATIONS * _CELLS**2
     )
     return np.asarray(cells)

@@ -1,4 +1,4 @@
-"""Objectives: a name, a text, an anchor set, and which gate version is in force."""
+"""Store of the objectives: name, text, anchor set, and the active gate version."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ from redis.exceptions import WatchError
 
 from mor_router.store import ANCHORS, KINDS, LABELLERS, OBJECTIVES, key
 
-__all__ = ["COLD_START", "Anchor", "Objective", "Objectives"]
+__all__ = ["COLD_START", "Anchor", "Objective", "ObjectiveStore"]
 
-_CONTENTION = 20
+_MOST_UPDATE_ATTEMPTS = 20
+"""Optimistic attempts of one update; each lost one means that another writer got through."""
 _MOST_SAMPLED = 512
+"""Labelled pairs of the policy that are kept, so that old policies' responses leave the fits."""
 _SAMPLED = "anchors"
 
 
 class Anchor(Wire):
-    """A preference pair of the server's own."""
+    """Preference pair of the server's own."""
 
     id: str
     digest: Sha256
-    """Hash of question, pictures and both responses: scores are cached under it."""
+    """Hash of question, pictures and both responses; scores are cached under it."""
     messages: Messages
     chosen: str
     rejected: str
     domain: str | None
     """For reports only."""
     others: tuple[str, ...] = ()
-    """Further responses to the same question, where there are: what stands beside the two in a group."""
+    """Further responses to the same question, if any; a honeypot group is filled with them."""
     policy: str | None = None
-    """Run and weights version that gave the responses; null: uploaded."""
+    """Run and weights version that sampled the responses; null: uploaded."""
 
 
 def digest_of(messages: Messages, chosen: str, rejected: str) -> str:
-    """The identity of an anchor."""
+    """Return the digest that identifies an anchor."""
     identity = json.dumps([[message.model_dump(mode="json") for message in messages], chosen, rejected])
     return hashlib.sha256(identity.encode()).hexdigest()
 
@@ -51,8 +53,8 @@ def digest_of(messages: Messages, chosen: str, rejected: str) -> str:
 _ANCHORS = TypeAdapter(tuple[Anchor, ...])
 
 
-class Objectives:
-    """The objectives in the store."""
+class ObjectiveStore:
+    """Store of the objectives and their anchors."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -62,17 +64,19 @@ class Objectives:
         return sorted((Objective.model_validate_json(value) for value in values), key=lambda found: found.name)
 
     async def get(self, name: str) -> Objective:
-        """
+        """Return one objective.
+
         Raises:
             NotFound: no such objective.
         """
         value = await self._redis.hget(OBJECTIVES, name)
         if value is None:
-            raise NotFound(f"no objective {name!r}; POST /v1/objectives makes one")
+            raise NotFound(f"no objective {name!r}; POST /v1/objectives creates one")
         return Objective.model_validate_json(value)
 
     async def add(self, name: str, text: str, paraphrases: Sequence[str]) -> Objective:
-        """
+        """Add an objective.
+
         Raises:
             Conflict: the name is taken.
         """
@@ -82,7 +86,7 @@ class Objectives:
         return objective
 
     async def rephrase(self, name: str, paraphrases: Sequence[str]) -> Objective:
-        """Replace the other wordings.
+        """Replace the paraphrases of an objective.
 
         Raises:
             NotFound: no such objective.
@@ -92,7 +96,7 @@ class Objectives:
         )
 
     async def remove(self, name: str) -> None:
-        """The objective with its anchors, cached scores and gate versions.
+        """Delete an objective with its anchors, cached scores and gate versions.
 
         Raises:
             NotFound: no such objective.
@@ -106,7 +110,7 @@ class Objectives:
             await pipe.execute()
 
     async def put_anchors(self, name: str, anchors: Sequence[Anchor], images: Mapping[str, bytes]) -> Objective:
-        """Replace the anchor set, all of it or nothing.
+        """Replace the whole anchor set in one transaction.
 
         Raises:
             NotFound: no such objective.
@@ -123,18 +127,19 @@ class Objectives:
         return objective
 
     async def anchors(self, name: str) -> tuple[Anchor, ...]:
-        """Those that were uploaded, and the latest labelled pairs of the policy's own responses.
+        """Return the uploaded anchors and the latest labelled pairs of the policy's own responses.
 
         Raises:
-            Conflict: none were uploaded.
+            Conflict: no anchors were uploaded.
         """
         sampled = await self._redis.hget(key("sampled", name), _SAMPLED)
         return (*await self.uploaded(name), *(_ANCHORS.validate_json(sampled) if sampled is not None else ()))
 
     async def uploaded(self, name: str) -> tuple[Anchor, ...]:
-        """
+        """Return the uploaded anchors.
+
         Raises:
-            Conflict: none were uploaded.
+            Conflict: no anchors were uploaded.
         """
         value = await self._redis.hget(ANCHORS, name)
         if value is None:
@@ -142,7 +147,7 @@ class Objectives:
         return await asyncio.to_thread(_ANCHORS.validate_json, value)
 
     async def add_sampled(self, name: str, anchors: Sequence[Anchor]) -> int:
-        """Keep labelled pairs of the policy's own responses, the latest 512; how many there are."""
+        """Add labelled pairs of the policy's own responses, keep the latest 512, and return how many are kept."""
         stored = await self._redis.hget(key("sampled", name), _SAMPLED)
         known = {anchor.digest: anchor for anchor in (_ANCHORS.validate_json(stored) if stored is not None else ())}
         latest = tuple({**known, **{anchor.digest: anchor for anchor in anchors}}.values())[-_MOST_SAMPLED:]
@@ -150,7 +155,7 @@ class Objectives:
         return len(latest)
 
     async def images(self, name: str, anchors: Sequence[Anchor]) -> dict[str, bytes]:
-        """The images that ``anchors`` name."""
+        """Return the images that ``anchors`` name, by hash."""
         wanted = list(dict.fromkeys(digest for anchor in anchors for digest in image_hashes(anchor.messages)))
         if not wanted:
             return {}
@@ -158,7 +163,7 @@ class Objectives:
         return dict(zip(wanted, found, strict=True))
 
     async def activate(self, name: str, version: int) -> Objective:
-        """Put a gate version in force; the one before it goes into the history."""
+        """Activate a gate version and add the present one to the history."""
 
         def change(objective: Objective) -> Objective:
             if objective.active == version:
@@ -169,7 +174,7 @@ class Objectives:
         return await self._update(name, change)
 
     async def roll_back(self, name: str) -> Objective:
-        """Put the version in force that was before.
+        """Activate the version before the present one.
 
         Raises:
             Conflict: there was none.
@@ -183,7 +188,7 @@ class Objectives:
         return await self._update(name, change)
 
     async def _update(self, name: str, change: Callable[[Objective], Objective]) -> Objective:
-        for _ in range(_CONTENTION):
+        for _ in range(_MOST_UPDATE_ATTEMPTS):
             async with self._redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(OBJECTIVES)
                 objective = change(await self.get(name))
@@ -194,4 +199,4 @@ class Objectives:
                 except WatchError:
                     continue
                 return objective
-        raise Conflict(f"objective {name!r} is being changed by others; try again")
+        raise Conflict(f"objective {name!r} is being changed by other requests; try again")
