@@ -165,7 +165,7 @@ async def test_a_client_that_cannot_score_the_anchors_is_left_out_with_the_reaso
         {**item, "status": "unscorable", "scores": None, "detail": "no photo"} for item in items
     ]
     gate = await api.ok("POST", "/v1/objectives/helpful/fit")
-    assert gate["report"]["left_out"] == {"detail": "scored 0 anchors, was shown 63: no photo"}
+    assert gate["report"]["left_out"] == {"detail": "scored 0 of 63 shown anchors: no photo"}
     assert sorted(line["client"] for line in gate["report"]["clients"]) == ["chart", "medical"]
     made["detail"].mangle = None
     found = await api.reward("answer 1", "answer 2", objective="helpful")

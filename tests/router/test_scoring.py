@@ -127,7 +127,7 @@ async def test_a_slow_shadow_costs_nothing(api: Api, endpoints: Endpoints) -> No
     found = await api.reward("answer 1", "answer 3")
     assert slow.answered == before  # the group did not wait for it
     assert (line(found, "slow")["status"], line(found, "slow")["weight"]) == ("shadow", 0)
-    assert "slower than the clients with a say" in line(found, "slow")["detail"]
+    assert "slower than the weighted clients" in line(found, "slow")["detail"]
     slow.delay_s, good.delay_s = 0, 0.3
     found = await api.reward("answer 1", "answer 3")
     assert line(found, "slow")["raw"] == [1, 3]

@@ -1,4 +1,4 @@
-"""What a router adds to the trace of a group, and what its clients see of it."""
+"""Spans that a router adds to the trace of a group, and the part of the trace that its clients see."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_each_group_has_its_spans_and_a_shared_request_belongs_to_the_firs
             rollout(run_name, name, ("answer 1", "answer 2")).model_copy(update={"trace": span.traceparent})
             for name, span in groups.items()
         ]
-        await publish(side, *sent)  # nobody is there to ask: both wait
+        await publish(side, *sent)  # no client is enrolled yet, so both wait
         await api.enrol(other, state="probation")
         await api.enrol(one)
         await count(redis, run_name, rollouts=0, rewards=2, dead=0)
@@ -58,7 +58,7 @@ async def test_each_group_has_its_spans_and_a_shared_request_belongs_to_the_firs
         assert not any(span.failed for span in below)
     for endpoint in (one, other):
         asked_with = [headers["traceparent"] for headers in endpoint.headers if "traceparent" in headers]
-        [parent] = [traceparent.split("-")[2] for traceparent in asked_with]  # enrolment's trial apart
+        [parent] = [traceparent.split("-")[2] for traceparent in asked_with]  # without the probe at enrolment
         calls = [s for s in collector.named("call") if s.attributes["mor.client"] == endpoint.name]
         [asked], [beside] = [s for s in calls if s.id == parent], [s for s in calls if s.id != parent]
         assert beside.links == (asked.id,) and asked.links == (scores[_other(asked, scores)].id,)
@@ -69,7 +69,7 @@ def _other(asked: object, scores: dict[str, object]) -> str:
     return name
 
 
-async def test_a_client_that_fails_and_a_group_that_is_given_up_are_told(
+async def test_a_failed_client_and_a_group_given_up_are_marked_as_failed(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str, collector: Collector
 ) -> None:
     broken = endpoints.endpoint("broken")
@@ -86,7 +86,7 @@ async def test_a_client_that_fails_and_a_group_that_is_given_up_are_told(
 
 
 async def asked(api: Api, endpoint: Endpoint, **traces: str | None) -> str:
-    """The traceparent with which the client is asked."""
+    """Have a client score one item; return the traceparent of the request."""
     endpoint.headers.clear()
     item = ScoreItem(item_id="i", messages=(Message(role="user", content="?"),), responses=("a", "b"), objective=None)
     await ScoreRequester(api.router.pool).request(endpoint.name, ScoreBatch([item], {}, traces), 5)
@@ -94,10 +94,10 @@ async def asked(api: Api, endpoint: Endpoint, **traces: str | None) -> str:
     return headers["traceparent"]
 
 
-async def test_a_client_cannot_tell_anchors_by_their_trace(
+async def test_a_client_cannot_recognise_honeypots_by_their_trace(
     api: Api, endpoints: Endpoints, collector: Collector
 ) -> None:
-    """Anchors belong to no group; their requests have traces of their own, also when they follow a live call."""
+    """Honeypots belong to no group: their requests have their own traces, also when they follow a live call."""
     client = endpoints.endpoint("client")
     await api.enrol(client)
     with tracing.span("live", parent="") as live:

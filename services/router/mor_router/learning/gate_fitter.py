@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 class GateFitter:
-    """Fits gate versions and activates them."""
+    """Fitter of gate versions, one fit of an objective at a time."""
 
     def __init__(
         self,

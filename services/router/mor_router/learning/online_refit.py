@@ -55,7 +55,7 @@ class PolicySamples:
 
 
 class OnlineRefit:
-    """Refits gates on the policy's own responses, on request or at an interval."""
+    """Refit of gates on the policy's own responses, on request or at an interval."""
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ class GroupOutcome:
 
 
 class RewardPipeline:
-    """Rewards groups, for the worker and for ``/v1/reward``."""
+    """Pipeline from groups to rewards, for the reward stage and for ``/v1/reward``."""
 
     def __init__(
         self,

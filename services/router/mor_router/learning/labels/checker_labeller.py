@@ -12,7 +12,7 @@ from mor_router.learning.labels.labeller import Pair, SampledGroup, best_and_wor
 
 
 class CheckerLabeller:
-    """Labels the responses with the checker's highest and lowest score."""
+    """Labeller by the highest and the lowest score of a checker."""
 
     def __init__(self, client: RewardClient) -> None:
         self._client = client

@@ -36,7 +36,7 @@ def load_checker(name: str) -> Check:
 
 
 class FunctionLabeller:
-    """Labels the responses with the function's highest and lowest score."""
+    """Labeller by the highest and the lowest score of a function."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -41,7 +41,7 @@ Which answer is better? Reply with the single letter A or B."""
 
 
 class JudgeLabeller:
-    """Labels pairs of responses by a judge's choice."""
+    """Labeller by the choice of a judge between two responses."""
 
     def __init__(self, exchange: BoundedHttpClient, model: str) -> None:
         self._exchange = exchange

@@ -105,7 +105,7 @@ class LabellerStore:
 
 
 async def reencrypt(redis: Redis, secret_store: SecretStore) -> int:
-    """Encrypt the secrets of all labellers with the secret_store's first key; return their number.
+    """Encrypt the secrets of all labellers with the first key; return their number.
 
     Raises:
         Invalid: none of the secret_store's keys opens one.
