@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import Endpoints
 from tests.router.planted import jsonl
-from tests.router.test_worker import all_of, count, rollout
+from tests.router.test_reward_stage import all_of, count, rollout
 
 pytestmark = pytest.mark.anyio
 
@@ -170,7 +170,7 @@ async def test_a_blend_goes_through_the_streams_as_it_was_asked(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     blend = {"complete": 0.25, "brief": 0.75}
-    async with start(worker=True, group_attempts=1) as api:
+    async with start(worker=True, quorum_attempts=1) as api:
         await conflicting(api, endpoints)
         await announce(redis, run_name, "model")
         side = Streams(redis, run_name, 256)

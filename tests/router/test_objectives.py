@@ -90,12 +90,12 @@ async def test_a_fit_finds_each_specialist_and_keeps_it_for_its_domain(api: Api,
         influence = {line["client"]: line["influence"] for line in route["clients"]}
         assert max(influence, key=lambda name: influence[name]) == kind
         assert influence[kind] > 0.7
-        assert route["beyond_anchors"] < 0.2
+        assert route["ood_score"] < 0.2
     strange = [
         {"role": "user", "content": "Translate the second verse of the poem into Portuguese, keeping its metre."}
     ]
     route = await api.ok("POST", "/v1/route", {"messages": strange, "objective": "helpful"})
-    assert route["beyond_anchors"] > 0.9  # nothing is known of who is good at that
+    assert route["ood_score"] > 0.9  # nothing is known of who is good at that
     assert all(line["weight"] == pytest.approx(1 / 3, abs=0.03) for line in route["clients"])
 
 

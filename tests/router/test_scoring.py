@@ -308,10 +308,10 @@ async def test_a_client_token_sees_its_own_influence_only(api: Api, endpoints: E
 
 async def test_metrics_tell_of_rewards_weights_latency_and_failures(api: Api, endpoints: Endpoints) -> None:
     _, bad = await two(api, endpoints)
-    told = [REGISTRY.get_sample_value(f"mor_router_beyond_anchors_ratio_{part}") or 0.0 for part in ("count", "sum")]
+    told = [REGISTRY.get_sample_value(f"mor_router_ood_score_ratio_{part}") or 0.0 for part in ("count", "sum")]
     await api.reward("answer 1", "answer 3")
     for part, before in zip(("count", "sum"), told, strict=True):  # one group, and no anchors that it could be near to
-        assert REGISTRY.get_sample_value(f"mor_router_beyond_anchors_ratio_{part}") == before + 1
+        assert REGISTRY.get_sample_value(f"mor_router_ood_score_ratio_{part}") == before + 1
     bad.broken = html
     await api.reward("answer 1", "answer 3")
     text = (await api.http.get("/metrics")).text

@@ -1,4 +1,4 @@
-"""The router's HTTP service."""
+"""HTTP service of the router."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mor_router.routes import clients, objectives, rewards, status
 from mor_router.wiring import running
 
 _DESCRIPTION = """\
-Enrols clients, asks them for scores, and fuses the scores into one reward, trusting each client as the gate learned to
+Enrols clients, requests their scores, and fuses the scores into one reward, weighing each client as the gate learned
 for the input and the objective. Errors are `application/problem+json` (RFC 9457).
 """
 
 
 def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> FastAPI:
-    """The service. ``policy`` replaces the egress policy of the settings, for a resolver of its own."""
+    """Create the service. ``egress`` replaces the egress policy of the settings, for another resolver."""
     checks: dict[str, ReadyCheck] = {}
 
     @asynccontextmanager

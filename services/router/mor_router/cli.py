@@ -1,4 +1,4 @@
-"""The command ``mor-router``."""
+"""Command ``mor-router``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import structlog
 import typer
 from cryptography.fernet import Fernet
+from mor_core import logs
 from mor_core.errors import Invalid, MorError
 from mor_core.problems import describe
 from mor_core.service import serve as serve_app
@@ -27,7 +28,12 @@ from mor_router.config import RouterSettings
 from mor_router.learning.labels.labeller_store import reencrypt as reencrypt_labellers
 from mor_router.store import RouterSnapshot, export, restore
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="MoR's router: fuses the clients' scores.")
+_RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
+"""Former variable -> present one. The former is not read any more, and a silent default could surprise an operator."""
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Router of MoR: fuses the clients' scores into rewards."
+)
 log = structlog.get_logger(__name__)
 
 Result = TypeVar("Result")
@@ -46,7 +52,7 @@ def _fail(message: str) -> None:
     raise typer.Exit(2)
 
 
-def _with_store(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> Result:
+def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> Result:
     settings = _settings()
 
     async def run() -> Result:
@@ -78,19 +84,27 @@ def serve(
         SecretStore(settings.secret_key)
     except Invalid as error:
         _fail(str(error))
-    for name in unknown_variables([RouterSettings]):
-        log.debug("a variable that the router does not read", name=name)
+    logs.configure(settings.log_level, settings.log_format, service="router")
+    _report_unknown_variables()
     serve_app(create_app(settings), settings, name="router", port_file=port_file)
+
+
+def _report_unknown_variables() -> None:
+    for name in unknown_variables([RouterSettings]):
+        if name in _RENAMED:
+            log.warning("the router does not read this variable any more", name=name, use=_RENAMED[name])
+        else:
+            log.debug("the router does not read this variable", name=name)
 
 
 @app.command("export")
 def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write.")]) -> None:
-    """Write clients, objectives, anchors and gate versions to a file. Secrets in it stay encrypted."""
+    """Write clients, objectives, anchors and gate versions to a file. Its secrets stay encrypted."""
 
     async def work(redis: Redis, _: RouterSettings) -> RouterSnapshot:
         return await export(redis)
 
-    snapshot = _with_store(work)
+    snapshot = _with_redis(work)
     partial = file.with_name(f"{file.name}.part")
     partial.touch(mode=0o600)
     partial.write_text(snapshot.model_dump_json(indent=1))
@@ -101,29 +115,29 @@ def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write."
 @app.command("import")
 def import_state(
     file: Annotated[Path, typer.Argument(help="JSON file of 'mor-router export'.")],
-    replace: Annotated[bool, typer.Option(help="Discard what the router has now.")] = False,
+    replace: Annotated[bool, typer.Option(help="Discard the router's present state.")] = False,
 ) -> None:
-    """Put exported state back. The secrets need the MOR_SECRET_KEY that they were encrypted with."""
+    """Restore exported state. Its secrets need the MOR_SECRET_KEY that encrypted them."""
     try:
         snapshot = RouterSnapshot.model_validate_json(file.read_bytes())
     except OSError as error:
         _fail(f"{file}: {error.strerror}")
         raise
     except ValidationError as error:
-        _fail(f"{file}: no file of 'mor-router export': {describe(error)}")
+        _fail(f"{file}: not a file of 'mor-router export': {describe(error)}")
         raise
 
     async def work(redis: Redis, settings: RouterSettings) -> None:
         await restore(redis, snapshot, replace=replace)
         AuditLog(settings.audit_log).record("import", file.name, "command line")
 
-    _with_store(work)
+    _with_redis(work)
     typer.echo(f"{file}: {len(snapshot.hashes.get('clients', {}))} clients imported")
 
 
 @app.command()
 def rekey() -> None:
-    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the others can be removed afterwards."""
+    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the other keys can be removed afterwards."""
 
     async def work(redis: Redis, settings: RouterSettings) -> int:
         secret_store, registry = SecretStore(settings.secret_key), ClientRegistry(redis)
@@ -136,10 +150,10 @@ def rekey() -> None:
         )
         return len(records) + labellers
 
-    typer.echo(f"{_with_store(work)} secrets are under the first key now")
+    typer.echo(f"{_with_redis(work)} secrets are encrypted with the first key")
 
 
 @app.command()
 def key() -> None:
-    """Print a fresh key for MOR_SECRET_KEY."""
+    """Print a new key for MOR_SECRET_KEY."""
     typer.echo(Fernet.generate_key().decode())

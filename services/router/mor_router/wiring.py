@@ -33,7 +33,7 @@ from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.anchor_scores import AnchorScorer
 from mor_router.objectives.gates import GateStore
 from mor_router.objectives.objective_store import ObjectiveStore
-from mor_router.reward_stage import Worker
+from mor_router.reward_stage import RewardStage
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.pipeline import RewardPipeline
 from mor_router.rewarding.recent_scores import RecentScores
@@ -67,7 +67,7 @@ class Router:
     reward_pipeline: RewardPipeline
     influences: InfluenceLog
     honeypots: Honeypots
-    worker: Worker
+    reward_stage: RewardStage
 
     async def ready(self) -> str | None:
         """What is missing for this router to do its work. Clients are not: they enrol at a router that is ready."""
@@ -175,10 +175,10 @@ async def running(settings: RouterSettings, egress: EgressPolicy) -> AsyncIterat
         reward_pipeline=reward_pipeline,
         influences=influences,
         honeypots=honeypots,
-        worker=Worker(redis, settings, pool, reward_pipeline),
+        reward_stage=RewardStage(redis, settings, pool, reward_pipeline),
     )
     await pool.try_refresh()  # a queue server that starts later than this router is waited for, in /readyz
-    work = [pool.keep_refreshed(), pool.keep_probing(), *([router.worker.watch()] if settings.worker else [])]
+    work = [pool.keep_refreshed(), pool.keep_probing(), *([router.reward_stage.work()] if settings.worker else [])]
     if settings.kubernetes_namespaces:
         work.append(_discovery(router, egress, secret_store).run())
     if settings.refit_interval_s and settings.policy_url:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
-from mor_core.wire import Wire
+from mor_core.intervals import wilson
+from mor_core.wire import Documented, Wire
 from numpy import ndarray
-from pydantic import ConfigDict
 
 from mor_router.mathematics.coefficients import FitResult
 from mor_router.mathematics.mixture import Mixture
@@ -27,10 +26,8 @@ class Proportion(Wire):
     """Number of pairs."""
 
 
-class ClientReport(Wire):
+class ClientReport(Documented):
     """Report on one client of a fit."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     client: str
     accuracy: Proportion
@@ -44,10 +41,8 @@ class ClientReport(Wire):
     """Median absolute difference of the client's raw scores within an anchor, in raw units."""
 
 
-class FitReport(Wire):
+class FitReport(Documented):
     """Report on a fit."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     pairs: int
     """Anchor pairs of the fit."""
@@ -74,11 +69,8 @@ def proportion(hits: float, of: int) -> Proportion:
     """Return ``hits`` / ``of`` with the interval of Wilson (1927); 0 to 1 where ``of`` is 0."""
     if not of:
         return Proportion(value=0.5, low=0.0, high=1.0, of=0)
-    z = 1.959964
-    value = hits / of
-    middle = (value + z * z / (2 * of)) / (1 + z * z / of)
-    half = z * math.sqrt(value * (1 - value) / of + z * z / (4 * of * of)) / (1 + z * z / of)
-    return Proportion(value=value, low=max(0.0, middle - half), high=min(1.0, middle + half), of=of)
+    low, high = wilson(hits, of)
+    return Proportion(value=hits / of, low=low, high=high, of=of)
 
 
 def build_report(

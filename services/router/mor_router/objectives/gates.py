@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from mor_core.errors import NotFound
-from mor_core.wire import ModelRef, Wire
+from mor_core.wire import Documented, ModelRef
 from numpy import ndarray
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from redis.asyncio import Redis
 
 from mor_router.mathematics.drift_test import DriftBaseline
@@ -21,10 +21,8 @@ from mor_router.objectives.gate_report import FitReport
 from mor_router.store import VERSIONS, key
 
 
-class RefitSummary(Wire):
+class RefitSummary(Documented):
     """Origin of a gate version in the policy's own responses."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     policy: str
     """Run and weights version that were sampled."""
@@ -39,10 +37,8 @@ class RefitSummary(Wire):
     responses, as a share of their number."""
 
 
-class GateSummary(Wire):
+class GateSummary(Documented):
     """Gate version without its parameters."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     version: int
     """Number of the version, from 1; distinct over all objectives."""

@@ -24,9 +24,9 @@ routes = APIRouter(prefix="/v1/clients", tags=["clients"])
 
 @routes.post("", status_code=201, summary="Enrol a client")
 async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -> Enrolled:
-    """Judges the address, reads the card, has a tiny group scored with the given token; keeps the client if all went
-    well. The answer holds the token of the client's own page, once. A token of scope ``enrolment`` starts no client
-    as ``active``."""
+    """Check the address, read the card and have a probe item scored with the given token; store the client if all
+    succeeds. The response contains the token of the client's own page, once. A token of scope ``enrolment`` cannot
+    enrol a client as ``active``."""
     if caller.scope == Scope.enrolment and request.state != "probation":
         raise Forbidden("a token of scope enrolment enrols on probation only; ask the platform team to activate")
     return await router.enroller.enrol(request, caller.name)
@@ -48,10 +48,11 @@ async def one(name: str, router: Running, caller: ReaderOrClient) -> ClientStatu
     )
 
 
-@routes.get("/{name}/influence", summary="What a client's scores did to recent rewards")
+@routes.get("/{name}/influence", summary="Influence of a client's scores on recent rewards")
 async def influence(name: str, router: Running, caller: ReaderOrClient) -> Influence:
-    """By objective, over the latest groups that got a reward: mean weight, share of the within-group variance, and in
-    how many groups its scores did not count, by reason. A client's own token shows its own only."""
+    """Return, by objective and over the latest rewarded groups: mean weight, share of the within-group variance, and
+    the number of groups in which the client's scores did not count, by reason. A client's own token shows its own
+    influence only."""
     check_sees(caller, name)
     await router.registry.get(name)
     return await router.influences.of(name)
@@ -69,6 +70,6 @@ async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -
 
 @routes.delete("/{name}", status_code=204, summary="Revoke a client")
 async def revoke(name: str, router: Running, caller: ClientOrAdmin) -> None:
-    """It is not asked again, its secret is deleted and its own token ends. A client may revoke itself."""
+    """Delete the client and its secret, end its own token, and call it no more. A client may revoke itself."""
     check_sees(caller, name)
     await router.enroller.revoke(name, caller.name)

@@ -1,4 +1,4 @@
-"""``/v1/objectives``: make, give anchors, fit, choose the gate version in force."""
+"""``/v1/objectives``: create objectives, upload anchors, fit gates, choose the active gate version."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mor_router.routes.context import Admin, Reader, Running
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
 
 _MOST_FILES = 20_000
+"""Pictures in one upload: more than anchors in any sensible set; the bytes of a request have a bound of their own."""
 _UPLOAD = {
     "requestBody": {
         "required": True,
@@ -42,8 +43,8 @@ _UPLOAD = {
 }
 
 
-@routes.post("", status_code=201, summary="Make an objective")
-async def make(request: NewObjective, router: Running, caller: Admin) -> Objective:
+@routes.post("", status_code=201, summary="Create an objective")
+async def create(request: NewObjective, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.add(request.name, request.text, request.paraphrases)
     router.audit.record("objective", request.name, caller.name)
     router.gate_resolver.invalidate()
@@ -60,7 +61,7 @@ async def one(name: str, router: Running, _: Reader) -> Objective:
     return await router.objectives.get(name)
 
 
-@routes.patch("/{name}", summary="Change the other wordings of an objective")
+@routes.patch("/{name}", summary="Change the paraphrases of an objective")
 async def change(name: str, request: ObjectiveChange, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.rephrase(name, request.paraphrases)
     router.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
@@ -77,9 +78,9 @@ async def remove(name: str, router: Running, caller: Admin) -> None:
 
 @routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
 async def anchors(name: str, request: Request, router: Running, caller: Admin) -> Objective:
-    """Replaces the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
-    ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is kept; an error
-    names the line. Scores that clients gave to anchors which stay are kept."""
+    """Replace the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
+    ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error
+    names the line. Cached scores of anchors that stay are kept."""
     await router.objectives.get(name)
     lines, files = await _read(request)
     pairs, images = await asyncio.to_thread(read_upload, lines, files)
@@ -105,43 +106,47 @@ async def _read(request: Request) -> tuple[bytes, dict[str, bytes]]:
 
 @routes.post("/{name}/fit", summary="Fit a gate version on the anchors")
 async def fit(name: str, router: Running, caller: Admin, request: FitRequest | None = None) -> GateSummary:
-    """Has every client that is active or on probation score the anchors it has not scored with its present model, fits
-    calibration and gate, and answers with the report. By default the version is put in force, which makes those of its
-    clients active that were on probation."""
-    asked = request or FitRequest()
-    gate = await router.gate_fitter.fit(name, caller.name, activate=asked.activate, newcomers_only=asked.newcomers_only)
+    """Have every client that is active or on probation score the anchors that it has not scored with its present model,
+    fit calibration and gate, and return the report. By default the version becomes active, and with it those of its
+    clients that were on probation."""
+    options = request or FitRequest()
+    gate = await router.gate_fitter.fit(
+        name, caller.name, activate=options.activate, newcomers_only=options.newcomers_only
+    )
     router.gate_resolver.invalidate()
     return gate.summary()
 
 
-@routes.put("/{name}/labeller", summary="Say who labels the policy's own responses")
+@routes.put("/{name}/labeller", summary="Set the labeller of the policy's own responses")
 async def put_labeller(name: str, choice: LabellerChoice, router: Running, caller: Admin) -> StoredLabeller:
-    """A checker (an endpoint of the reward contract, or a function installed beside the router) or a judge (an
-    OpenAI-compatible model). Its token is kept encrypted and never shown."""
+    """Set a checker (an endpoint of the reward contract, or a function installed beside the router) or a judge (an
+    OpenAI-compatible model). Its token is stored encrypted and never returned."""
     await router.objectives.get(name)
     stored = await router.labellers.put(name, choice)
     router.audit.record("labeller", name, caller.name, kind=stored.kind, name=stored.name)
     return stored
 
 
-@routes.get("/{name}/labeller", summary="Who labels the policy's own responses")
+@routes.get("/{name}/labeller", summary="Labeller of the policy's own responses")
 async def get_labeller(name: str, router: Running, _: Reader) -> StoredLabeller | None:
     await router.objectives.get(name)
     return await router.labellers.get(name)
 
 
-@routes.delete("/{name}/labeller", status_code=204, summary="Go back to old anchors, weighted by likeness")
+@routes.delete(
+    "/{name}/labeller", status_code=204, summary="Remove the labeller; refits weight old anchors by similarity"
+)
 async def remove_labeller(name: str, router: Running, caller: Admin) -> None:
     await router.objectives.get(name)
     await router.labellers.remove(name)
     router.audit.record("labeller", name, caller.name, deleted="true")
 
 
-@routes.post("/{name}/refit", summary="Fit a gate version for what the policy says now")
+@routes.post("/{name}/refit", summary="Fit a gate version on the policy's present responses")
 async def refit(name: str, router: Running, caller: Admin, request: RefitRequest | None = None) -> GateSummary:
-    """Has the policy answer questions of the anchors and the objective's checker or judge label the answers; the
-    labelled pairs join the anchors, and a gate version is fitted on all. Without checker or judge the old anchors that
-    are most like the policy's answers are fitted on. ``refitted`` of the answer tells what came of it."""
+    """Have the policy answer questions of the anchors and the objective's checker or judge label the responses; add the
+    labelled pairs to the anchors, and fit a gate version on all. Without checker or judge, fit on the old anchors that
+    are most similar to the policy's responses. ``refitted`` of the returned summary has the outcome."""
     gate = await router.online_refit.refit(name, caller.name, activate=(request or RefitRequest()).activate)
     router.gate_resolver.invalidate()
     return gate.summary()
@@ -158,14 +163,14 @@ async def version(name: str, version: int, router: Running, _: Reader) -> GateVe
     return await router.gates.get(name, version)
 
 
-@routes.post("/{name}/gates/{version}/activate", summary="Put a gate version in force")
+@routes.post("/{name}/gates/{version}/activate", summary="Activate a gate version")
 async def activate(name: str, version: int, router: Running, caller: Admin) -> Objective:
     objective = await router.gate_fitter.activate(name, version, caller.name)
     router.gate_resolver.invalidate()
     return objective
 
 
-@routes.post("/{name}/gates/rollback", summary="Put the gate version in force that was before")
+@routes.post("/{name}/gates/rollback", summary="Activate the previous gate version")
 async def rollback(name: str, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.roll_back(name)
     router.audit.record("rollback", name, caller.name, version=objective.active)

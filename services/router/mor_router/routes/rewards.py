@@ -67,16 +67,16 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
         gate_version=plan.gates.version,
         note=plan.gates.note,
         entropy=float(gate.entropy(np.array(list(weights.values())))),
-        beyond_anchors=ood_score(objective_weights),
+        ood_score=ood_score(objective_weights),
         clients=tuple(line for line in lines if sees(caller, line.client)),
     )
 
 
 @routes.post("/reward", summary="Fused rewards of groups of responses")
 async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient, http: Request) -> RewardResponse:
-    """Asks the clients and fuses what they say. An item without a quorum has status ``error`` and no rewards; nothing
-    is ever scored 0 for want of an answer. A client's own token shows its own line and no rewards: beside one other
-    client, the sum less its own part would be the other's scores."""
+    """Request the clients' scores and fuse them. An item without a quorum has status ``error`` and no rewards; 0 never
+    stands for a missing score. A client's own token shows its own line and no rewards: with one other client, the
+    reward less its own part would reveal the other's scores."""
     names = [item.item_id for item in request.items]
     if len(set(names)) != len(names):
         raise Invalid("item_id must be distinct within a request")
@@ -104,9 +104,10 @@ def _shown(outcome: GroupOutcome, visible: Callable[[str], bool]) -> ItemReward:
 
 
 def _check_images(conversations: Iterable[Messages], images: Mapping[str, bytes]) -> None:
-    """
+    """Check that each named image was sent, under the hash of its bytes.
+
     Raises:
-        Invalid: an image is named and not sent, or its bytes have another hash.
+        Invalid: an image is missing, or has another hash.
     """
     for messages in conversations:
         for digest in image_hashes(messages):

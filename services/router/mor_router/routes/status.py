@@ -14,25 +14,25 @@ from mor_router.schemas import RouterStatus
 routes = APIRouter(prefix="/v1", tags=["status"])
 
 _DEFAULT_EMBEDDER = (
-    "words, colours and edges: tells kinds of questions and pictures apart and knows no meaning; "
+    "words, colours and edges: separates kinds of questions and pictures, without their meaning; "
     "set MOR_EMBED_TEXT_MODEL and MOR_EMBED_IMAGE_MODEL for finer regions"
 )
 
 
-@routes.get("/status", summary="What this router is doing")
+@routes.get("/status", summary="Configuration and state of this router")
 async def status(router: Running, _: Reader) -> RouterStatus:
     lines = []
     for name, record in sorted(router.pool.records.items()):
         circuit: Any = await router.pool.circuit(name)
         lines.append(ClientStatus(client=record.public(), circuit=circuit, last_error=router.pool.last_error(name)))
-    modelless = router.settings.embed_text_model is None or router.settings.embed_image_model is None
+    without_models = router.settings.embed_text_model is None or router.settings.embed_image_model is None
     return RouterStatus(
         version=__version__,
         embedder=router.embedder.name,
-        embedder_note=_DEFAULT_EMBEDDER if modelless else None,
+        embedder_note=_DEFAULT_EMBEDDER if without_models else None,
         fusion=router.settings.fusion,
         quorum=router.settings.quorum,
-        runs=tuple(router.worker.runs),
+        runs=tuple(router.reward_stage.runs),
         clients=tuple(lines),
         objectives=tuple(await router.objectives.all()),
     )

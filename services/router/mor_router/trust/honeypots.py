@@ -166,7 +166,7 @@ class Honeypots:
         scores: list[HoneypotScore] = []
         for group in groups:
             for client, answer in found[group.anchor.digest].items():
-                metrics.INTERLEAVED.labels(client, answer.status).inc()
+                metrics.HONEYPOTS.labels(client, answer.status).inc()
                 if answer.scores is not None and answer.model is not None:
                     pair = answer.scores[group.chosen], answer.scores[group.rejected]
                     scores.append(scored_now(client, answer.model, call.gate, group.anchor.digest, pair))
@@ -183,7 +183,7 @@ class Honeypots:
         """
         counts = await self._redis.hmget(key("asked", objective), [anchor.digest for anchor in candidates])
         times = {anchor.digest: int(count or 0) for anchor, count in zip(candidates, counts, strict=True)}
-        metrics.UNASKED.labels(objective).set(sum(not count for count in times.values()))
+        metrics.UNUSED_HONEYPOTS.labels(objective).set(sum(not count for count in times.values()))
         order = sorted(_random.sample(list(candidates), len(candidates)), key=lambda anchor: times[anchor.digest])
         taken = order[: len(sizes)]
         around = _random.sample(list(candidates), min(_NEIGHBOURS, len(candidates)))

@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from mor_core.clients import Source
-from mor_core.wire import Wire
-from pydantic import ConfigDict, Field, SecretStr, StringConstraints
+from mor_core.wire import Documented
+from pydantic import Field, SecretStr, StringConstraints
 
 Url = Annotated[str, StringConstraints(max_length=2000)]
 Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
 
 
-class _Documented(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class CheckerEndpoint(_Documented):
+class CheckerEndpoint(Documented):
     """A service that scores responses by known facts, over HTTP."""
 
     kind: Literal["checker"] = "checker"
@@ -27,7 +23,7 @@ class CheckerEndpoint(_Documented):
     """Bearer token of the service."""
 
 
-class CheckerFunction(_Documented):
+class CheckerFunction(Documented):
     """A Python function, installed beside the router, that scores responses by known facts."""
 
     kind: Literal["function"] = "function"
@@ -37,7 +33,7 @@ class CheckerFunction(_Documented):
     response that it cannot score."""
 
 
-class Judge(_Documented):
+class Judge(Documented):
     """A model that compares two responses and chooses the one that serves the objective better."""
 
     kind: Literal["judge"] = "judge"
@@ -51,7 +47,7 @@ class Judge(_Documented):
 LabellerChoice = Annotated[CheckerEndpoint | CheckerFunction | Judge, Field(discriminator="kind")]
 
 
-class StoredLabeller(_Documented):
+class StoredLabeller(Documented):
     """A labeller without its secret, which stays with the router, encrypted."""
 
     kind: Literal["checker", "function", "judge"]

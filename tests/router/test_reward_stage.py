@@ -144,7 +144,7 @@ async def test_without_a_quorum_a_group_is_retried_and_only_the_failed_are_asked
 async def test_a_group_that_never_gets_a_quorum_is_a_dead_letter_with_the_reasons(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
-    async with working(start, run_name, quorum=0.6, group_attempts=2, deadline_s=0.3) as (api, side):
+    async with working(start, run_name, quorum=0.6, quorum_attempts=2, deadline_s=0.3) as (api, side):
         good, bad = endpoints.endpoint("good"), endpoints.endpoint("bad")
         await api.enrol(good)
         await api.enrol(bad)
@@ -164,7 +164,7 @@ async def test_a_group_that_never_gets_a_quorum_is_a_dead_letter_with_the_reason
 async def test_a_group_whose_image_is_gone_or_broken_is_a_dead_letter(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
-    async with working(start, run_name, group_attempts=1) as (api, side):
+    async with working(start, run_name, quorum_attempts=1) as (api, side):
         await api.enrol(endpoints.endpoint("good"))
         await publish(side, rollout(run_name, "gone", ("answer 1", "answer 2"), "f" * 64))
         await publish(side, rollout(run_name, "fine", ("answer 1", "answer 2")))
@@ -205,13 +205,13 @@ async def test_a_run_that_is_over_is_let_go_and_taken_up_when_it_is_announced_ag
 ) -> None:
     async with working(start, run_name) as (api, side):
         await api.enrol(endpoints.endpoint("good"))
-        worker = api.router.worker
+        stage = api.router.reward_stage
 
         async def followed() -> bool:
-            return worker.runs == [run_name]
+            return stage.runs == [run_name]
 
         async def let_go() -> bool:
-            return worker.runs == []
+            return stage.runs == []
 
         await eventually(followed)
         await withdraw(redis, run_name)
