@@ -267,12 +267,12 @@ class RewardPipeline:
         self, gates: ActiveGates, answers: ClientResponses, *, first: bool
     ) -> tuple[Mapping[str, Standardiser], ...]:
         """Return the clients' standardisers for each objective; those of the cold start come from recent scores."""
-        servings = [part.gate for part in gates.parts]
-        cold = next((serving.clients for serving in servings if not isinstance(serving, Mixture)), ())
+        models = [part.gate for part in gates.parts]
+        cold = next((model.clients for model in models if not isinstance(model, Mixture)), ())
         recent = await self._recent_standardisers(cold, answers, first=first)
         return tuple(
-            dict(zip(serving.clients, serving.standardisers, strict=True)) if isinstance(serving, Mixture) else recent
-            for serving in servings
+            dict(zip(model.clients, model.standardisers, strict=True)) if isinstance(model, Mixture) else recent
+            for model in models
         )
 
     async def _recent_standardisers(
