@@ -61,7 +61,7 @@ class Api:
             raise SystemExit(f"anchors: {response.text}")
 
     async def settled(self) -> None:
-        await self._app.state.router.honeypots.settled()
+        await self._app.state.router.trust.honeypots.settled()
 
 
 @asynccontextmanager

@@ -104,7 +104,7 @@ async def test_honeypot_calls_look_like_live_calls(start: Start, endpoints: Endp
         expert.calls.clear()
         expert.headers.clear()
         live = await traffic(api, calls=6, groups=3, size=4, seed=1)
-        await api.router.honeypots.settled()
+        await api.router.trust.honeypots.settled()
         assert len(live) == 18
         anchors = {f" {row['prompt']}" for row in rows(63)}
         kinds = {words(call["items"][0]) in anchors: call for call in expert.calls}
@@ -123,7 +123,7 @@ async def test_honeypot_calls_look_like_live_calls(start: Start, endpoints: Endp
             if not call["images"]:  # a call repeated with pictures has the same ids
                 assert not ids & seen
             seen |= ids
-        answers = await HoneypotScores(api.router.redis).all("helpful")
+        answers = await HoneypotScores(api.router.resources.redis).all("helpful")
         assert {answer.client for answer in answers} == {"chart"}
         assert len({answer.digest for answer in answers}) == len(answers)
 
@@ -141,7 +141,7 @@ async def test_a_client_honest_about_anchors_only_loses_its_weight_until_it_is_h
         state: dict[str, Any] = {}
         for seed in range(12):
             await traffic(api, calls=4, groups=8, size=4, seed=seed)
-            await api.router.honeypots.settled()
+            await api.router.trust.honeypots.settled()
             state = (await api.ok("GET", "/v1/clients/two-faced"))["client"]
             if state["state"] == "probation":
                 break
@@ -149,7 +149,7 @@ async def test_a_client_honest_about_anchors_only_loses_its_weight_until_it_is_h
         assert state["reason"].startswith("drift for 'helpful' under gate version 1: right in ")
         others = [c["state"] for c in await api.ok("GET", "/v1/clients") if c["name"] != "two-faced"]
         assert set(others) == {"active"}
-        audit = [json.loads(line) for line in api.router.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
+        audit = [json.loads(line) for line in api.router.resources.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
         assert [line["subject"] for line in audit if line["action"] == "drift"] == ["two-faced"]
         assert 'mor_router_distrusted{client="two-faced"} 1.0' in (await api.http.get("/metrics")).text
 
@@ -159,7 +159,7 @@ async def test_a_client_honest_about_anchors_only_loses_its_weight_until_it_is_h
         for seed in range(20, 26):
             await upload(api, jsonl(rows(90, seed=seed, start=300 * seed)))
             await traffic(api, calls=6, groups=8, size=4, seed=seed)
-            await api.router.honeypots.settled()
+            await api.router.trust.honeypots.settled()
             await api.ok("POST", "/v1/objectives/helpful/fit")
             state = (await api.ok("GET", "/v1/clients/two-faced"))["client"]
             if state["state"] == "active":
@@ -180,7 +180,7 @@ async def test_a_client_that_recognises_every_anchor_is_reported_for_disagreemen
         await objective(api, 180)
         await api.ok("POST", "/v1/objectives/helpful/fit")
         await traffic(api, calls=20, groups=8, size=4, seed=1)
-        audit = [json.loads(line) for line in api.router.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
+        audit = [json.loads(line) for line in api.router.resources.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
         assert "bad" in [line["subject"] for line in audit if line["action"] == "disagreement"]
         assert (await api.ok("GET", "/v1/clients/bad"))["client"]["state"] == "active"
 
@@ -194,7 +194,7 @@ async def test_a_client_with_a_new_model_has_no_weight_where_its_calibration_is_
         await api.ok("POST", f"/v1/objectives/{name}/fit")
 
     async def line(name: str) -> dict[str, Any]:
-        await api.router.pool.refresh()
+        await api.router.clients.pool.refresh()
         found = await api.reward("answer 1", "answer 2", objective=name)
         return next(score for score in found["clients"] if score["client"] == "chart-a")
 

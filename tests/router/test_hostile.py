@@ -30,7 +30,7 @@ class _Caller:
         assert (await upload(self._api, content, name)).status_code == 200
 
     async def settled(self) -> None:
-        await self._api.router.honeypots.settled()
+        await self._api.router.trust.honeypots.settled()
 
 
 Life = Callable[[str], AbstractAsyncContextManager[Outcome]]

@@ -72,7 +72,7 @@ async def test_samples_that_a_checker_endpoint_labelled_join_the_anchors(start: 
         first = await ready(api, endpoints)
         shown = await api.ok("PUT", _LABELLER, {"kind": "checker", "url": checker.url, "token": TOKEN})
         assert TOKEN not in json.dumps(shown)
-        assert TOKEN.encode() not in await api.router.redis.hget("mor:{router}:labellers", "helpful")
+        assert TOKEN.encode() not in await api.router.resources.redis.hget("mor:{router}:labellers", "helpful")
         second = await api.ok("POST", _REFIT)
         assert second["refitted"] == {
             "policy": "run-1:7", "questions": 16, "labelled": 16, "dropped": {}, "effective_share": None
@@ -80,7 +80,9 @@ async def test_samples_that_a_checker_endpoint_labelled_join_the_anchors(start: 
         assert (first["refitted"], first["report"]["pairs"], second["report"]["pairs"]) == (None, 63, 79)
         assert all(call["n"] == 4 for call in policy.calls)
         assert policy.calls[0]["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
-        sampled = [anchor for anchor in await api.router.objectives.anchors("helpful") if anchor.policy == "run-1:7"]
+        sampled = [
+            anchor for anchor in await api.router.objectives.store.anchors("helpful") if anchor.policy == "run-1:7"
+        ]
         assert len(sampled) == 16
         for anchor in sampled:
             assert len(anchor.others) == 2
@@ -89,7 +91,9 @@ async def test_samples_that_a_checker_endpoint_labelled_join_the_anchors(start: 
         await api.ok("POST", "/v1/objectives/helpful/gates/rollback")
         assert (await api.reward("answer 1", "answer 2", objective="helpful"))["gate_version"] == first["version"]
         assert (await upload(api, jsonl(rows(63)))).status_code == 200
-        assert len(await api.router.objectives.anchors("helpful")) == 63  # pairs of the old anchors' questions went
+        assert (
+            len(await api.router.objectives.store.anchors("helpful")) == 63
+        )  # pairs of the old anchors' questions went
 
 
 async def test_an_installed_function_labels_like_a_checker_endpoint(
@@ -124,7 +128,7 @@ async def test_a_judge_counts_where_it_chooses_the_same_response_in_both_orders(
         await api.ok("PUT", _LABELLER, {"kind": "judge", "url": judge.url, "model": "wise", "token": TOKEN})
         assert (await api.ok("POST", _REFIT))["refitted"]["labelled"] == 16
         assert "What counts: Answer what was asked." in judge.calls[0]["messages"][-1]["content"]
-        for anchor in await api.router.objectives.anchors("helpful"):
+        for anchor in await api.router.objectives.store.anchors("helpful"):
             assert quality(anchor.chosen) > quality(anchor.rejected)
         judge.reply = lambda body: ["A"]  # prefers the first position
         failed = await api.call("POST", _REFIT)

@@ -130,7 +130,7 @@ async def test_useless_clients_are_excluded_within_five_refits_and_return_when_t
     lines = {line["client"]: line for line in found["clients"]}
     assert all((lines[name]["status"], lines[name]["weight"]) == ("not_asked", 0) for name in bad)
     assert "in no region of inputs do its scores rank the better responses higher" in lines["guess"]["detail"]
-    audit = [json.loads(line) for line in api.router.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
+    audit = [json.loads(line) for line in api.router.resources.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
     moved = [line for line in audit if line["action"] == "quarantine"]
     assert {(line["subject"], line["state"]) for line in moved} == {(name, "quarantined") for name in bad}
     metrics = (await api.http.get("/metrics")).text

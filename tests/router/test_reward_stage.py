@@ -1,4 +1,4 @@
-"""From ``rollouts`` to ``rewards``: every group comes out once, as a reward or as a dead letter with the reasons."""
+"""The reward stage: every group leaves once, as a reward or as a dead letter with the reasons."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ async def count(redis: Redis, run: str, **wanted: int) -> None:
 @asynccontextmanager
 async def working(start: Start, run: str, **changes: Any) -> AsyncIterator[tuple[Api, Streams]]:
     async with start(worker=True, **changes) as api:
-        await announce(api.router.redis, run, "model")
-        yield api, Streams(api.router.redis, run, 256)
-        await withdraw(api.router.redis, run)
+        await announce(api.router.resources.redis, run, "model")
+        yield api, Streams(api.router.resources.redis, run, 256)
+        await withdraw(api.router.resources.redis, run)
 
 
 async def publish(side: Streams, *records: Record) -> None:
@@ -88,7 +88,7 @@ async def publish(side: Streams, *records: Record) -> None:
         await side.publish("rollouts", record, timeout_s=5)
 
 
-async def test_groups_become_rewards_with_a_full_account(
+async def test_groups_become_rewards_with_every_clients_part(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     async with working(start, run_name) as (api, side):
@@ -128,7 +128,7 @@ async def test_waiting_groups_share_a_request(start: Start, endpoints: Endpoints
         assert [len(call["items"]) for call in good.calls] == [8, 8, 1]
 
 
-async def test_without_a_quorum_a_group_is_retried_and_only_the_failed_are_asked_again(
+async def test_without_a_quorum_only_the_failed_clients_are_called_again(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     async with working(start, run_name, quorum=1.0, client_attempts=1) as (api, side):
@@ -141,7 +141,7 @@ async def test_without_a_quorum_a_group_is_retried_and_only_the_failed_are_asked
         assert (len(good.calls), len(flaky.calls)) == (1, 2)
 
 
-async def test_a_group_that_never_gets_a_quorum_is_a_dead_letter_with_the_reasons(
+async def test_a_group_that_never_gets_a_quorum_becomes_a_dead_letter_with_the_reasons(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     async with working(start, run_name, quorum=0.6, quorum_attempts=2, deadline_s=0.3) as (api, side):
@@ -161,7 +161,7 @@ async def test_a_group_that_never_gets_a_quorum_is_a_dead_letter_with_the_reason
         assert json.loads(letters[0].record)["group_id"] == letters[0].group_id
 
 
-async def test_a_group_whose_image_is_gone_or_broken_is_a_dead_letter(
+async def test_a_group_whose_image_is_gone_becomes_a_dead_letter(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     async with working(start, run_name, quorum_attempts=1) as (api, side):
@@ -174,7 +174,7 @@ async def test_a_group_whose_image_is_gone_or_broken_is_a_dead_letter(
         assert "blob ffffffffffff" in letter.reason
 
 
-async def test_groups_wait_while_there_is_nobody_to_ask(
+async def test_groups_wait_while_no_client_is_active(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     async with working(start, run_name) as (api, side):
@@ -185,7 +185,7 @@ async def test_groups_wait_while_there_is_nobody_to_ask(
         await count(redis, run_name, rollouts=0, rewards=1, dead=0)
 
 
-async def test_groups_of_a_router_that_died_are_scored_by_another(
+async def test_groups_of_a_crashed_router_are_scored_by_another(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     good = endpoints.endpoint("good")
@@ -200,7 +200,7 @@ async def test_groups_of_a_router_that_died_are_scored_by_another(
         await count(redis, run_name, rollouts=0, rewards=3, dead=0)
 
 
-async def test_a_run_that_is_over_is_let_go_and_taken_up_when_it_is_announced_again(
+async def test_a_withdrawn_run_rests_until_it_is_announced_again(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     async with working(start, run_name) as (api, side):
@@ -210,12 +210,12 @@ async def test_a_run_that_is_over_is_let_go_and_taken_up_when_it_is_announced_ag
         async def followed() -> bool:
             return stage.runs == [run_name]
 
-        async def let_go() -> bool:
+        async def stopped() -> bool:
             return stage.runs == []
 
         await eventually(followed)
         await withdraw(redis, run_name)
-        await eventually(let_go)
+        await eventually(stopped)
         await publish(side, rollout(run_name, "g1", ("answer 1", "answer 2")))
         await asyncio.sleep(0.5)
         await count(redis, run_name, rollouts=1, rewards=0, dead=0)
@@ -234,7 +234,7 @@ async def test_two_routers_score_each_group_once(
         assert len({record.group_id for record in await all_of(redis, run_name, "rewards")}) == 30
 
 
-async def test_rewards_wait_for_room_and_none_is_lost(
+async def test_no_reward_is_lost_while_the_stream_is_full(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     async with working(start, run_name, stream_bound=4) as (api, side):
@@ -251,7 +251,7 @@ async def test_rewards_wait_for_room_and_none_is_lost(
         assert seen == {f"g{i}" for i in range(9)}
 
 
-async def test_status_tells_of_runs_clients_and_embedder(start: Start, endpoints: Endpoints, run_name: str) -> None:
+async def test_status_has_runs_clients_and_embedder(start: Start, endpoints: Endpoints, run_name: str) -> None:
     async with working(start, run_name) as (api, _):
         await api.enrol(endpoints.endpoint("good"))
 

@@ -89,7 +89,7 @@ async def traceparent_of(api: Api, endpoint: Endpoint, **traces: str | None) -> 
     """Have a client score one item; return the traceparent of the request."""
     endpoint.headers.clear()
     item = ScoreItem(item_id="i", messages=(Message(role="user", content="?"),), responses=("a", "b"), objective=None)
-    await ScoreRequester(api.router.pool).request(endpoint.name, ScoreBatch([item], {}, traces), 5)
+    await ScoreRequester(api.router.clients.pool).request(endpoint.name, ScoreBatch([item], {}, traces), 5)
     [headers] = endpoint.headers
     return headers["traceparent"]
 

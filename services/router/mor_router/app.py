@@ -15,7 +15,7 @@ from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.pool import RouterTokens
 from mor_router.config import RouterSettings
 from mor_router.routes import clients, objectives, rewards, status
-from mor_router.wiring import running
+from mor_router.wiring import open_router
 
 _DESCRIPTION = """\
 Enrols clients, requests their scores, and fuses the scores into one reward, weighing each client as the gate learned
@@ -29,14 +29,14 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(settings, egress or EgressPolicy.from_settings(settings)) as router:
+        async with open_router(settings, egress or EgressPolicy.from_settings(settings)) as router:
             app.state.router = router
-            app.state.tokens = RouterTokens(app.state.tokens, router.pool)
+            app.state.tokens = RouterTokens(app.state.tokens, router.clients.pool)
             checks["router"] = router.ready
             yield
 
     async def facts() -> service_info.Facts:
-        return service_info.Facts(queue_server=await service_info.queue_server(app.state.router.redis))
+        return service_info.Facts(queue_server=await service_info.queue_server(app.state.router.resources.redis))
 
     app = create_service(
         "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, facts=facts

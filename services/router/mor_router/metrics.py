@@ -79,7 +79,7 @@ _PER_CLIENT = (
 )
 
 
-def forget(client: str) -> None:
+def remove_client(client: str) -> None:
     """Remove the series of a client that was removed."""
     for metric in _PER_CLIENT:
         metric.remove_by_labels({"client": client})

@@ -1,4 +1,4 @@
-"""Reward stage: scores the groups of every active run, from the stream ``rollouts`` to the stream ``rewards``."""
+"""Reward stage: takes the groups of every active run from the stream ``rollouts`` to the stream ``rewards``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 
 class RunRewardStage(RunStage[RolloutRecord]):
-    """Scores the groups of one run.
+    """Part of the reward stage that scores the groups of one run.
 
     A group without a quorum is tried again, ``quorum_attempts`` times in all, and only the clients that failed are
     called again. Then it goes to the dead letters, as does a group whose images are gone.
@@ -126,7 +126,7 @@ class RunRewardStage(RunStage[RolloutRecord]):
 
 
 class RewardStage(Stage[RolloutRecord]):
-    """Scores the groups of all active runs."""
+    """Stage that scores the groups of all active runs."""
 
     def __init__(
         self, redis: Redis, settings: RouterSettings, pool: ClientPool, reward_pipeline: RewardPipeline

@@ -140,7 +140,7 @@ class Enroller:
         await self._honeypot_scores.remove_client(name)
         self._audit.record("revoke", name, by)
         await self._pool.refresh()
-        metrics.forget(name)
+        metrics.remove_client(name)
 
     async def _probe(self, record: ClientRecord) -> tuple[Card, str]:
         """Read the card and have the probe item scored; return the card and the outcome in words.

@@ -26,7 +26,7 @@ _MISSING_BYTES = 64 << 10
 """Largest list of missing images that is read: about 960 hashes."""
 _MISSING = TypeAdapter(set[Sha256])
 _LONGEST_RETRY_AFTER_S = 3600.0
-"""Upper bound of ``Retry-After``, in seconds: a client cannot ask for a longer pause."""
+"""Upper bound of ``Retry-After``, in seconds: a client cannot demand a longer pause."""
 
 
 def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.AsyncClient:

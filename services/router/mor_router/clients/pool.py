@@ -98,7 +98,7 @@ class ClientPool:
                         log.error("a client cannot be called", client=name, reason=str(error))
             for name in set(self._identity) - set(records):
                 await self._drop(name)
-                metrics.forget(name)
+                metrics.remove_client(name)
             for name, record in records.items():
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)

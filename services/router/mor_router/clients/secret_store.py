@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 
 class SecretStore:
-    """Encrypts with the first key and decrypts with any.
+    """Cipher for the clients' secrets: the first key encrypts, every key decrypts.
 
     Raises:
         Invalid: no key, or one that is not a Fernet key.

@@ -74,7 +74,7 @@ class LoadedGate:
 
 @dataclass(frozen=True)
 class ObjectivePart:
-    """One of the objectives that a group is rewarded for, with its gate."""
+    """One objective of a group's reward, with its share and its gate."""
 
     share: float
     """Share of the reward; the shares of a group's parts sum to 1."""
@@ -136,8 +136,8 @@ class GateResolver:
         """Have the next lookup read the objectives anew."""
         self._read_at = 0.0
 
-    async def resolve(self, asked: AskedObjective | None, active: Sequence[str]) -> ActiveGates:
-        """Return the active gates for a group whose objective is ``asked``, with the ``active`` clients.
+    async def resolve(self, requested: AskedObjective | None, active: Sequence[str]) -> ActiveGates:
+        """Return the active gates for a group whose objective is ``requested``, with the ``active`` clients.
 
         Raises:
             NotFound: a blend names an objective that does not exist, or a name has a gate version that does not exist.
@@ -147,14 +147,14 @@ class GateResolver:
             self._known = {objective.name: objective for objective in await self._objectives.all()}
             self._read_at = time.monotonic()
         text: str | None
-        if isinstance(asked, dict):
-            chosen = [(self._find_required(name), share) for name, share in asked.items()]
+        if isinstance(requested, dict):
+            chosen = [(self._find_required(name), share) for name, share in requested.items()]
             text, note = blend_texts([(objective.text, share) for objective, share in chosen]), None
-        elif asked is not None and (own := self._find(asked)) is not None:
+        elif requested is not None and (own := self._find(requested)) is not None:
             chosen, text, note = [(own, 1.0)], own.text, None
         else:
-            chosen, note = await self._find_similar(asked)
-            text = asked
+            chosen, note = await self._find_similar(requested)
+            text = requested
         parts = [await self._part(objective, share, active) for objective, share in chosen]
         notes = [note] if note is not None else []
         notes += [
@@ -169,32 +169,32 @@ class GateResolver:
         ordered = tuple(sorted(parts, key=lambda part: -part.share))
         return ActiveGates(ordered, text, "; ".join(notes) or None)
 
-    def _find_required(self, asked: str) -> Objective:
-        objective = self._find(asked)
+    def _find_required(self, requested: str) -> Objective:
+        objective = self._find(requested)
         if objective is None:
-            raise NotFound(f"no objective {asked!r}, which the blend names; POST /v1/objectives creates one")
+            raise NotFound(f"no objective {requested!r}, which the blend names; POST /v1/objectives creates one")
         return objective
 
-    def _find(self, asked: str) -> Objective | None:
+    def _find(self, requested: str) -> Objective | None:
         """Return the objective of this name or text, with the gate version that the name pins."""
-        name, version = unpinned(asked)
+        name, version = unpinned(requested)
         for objective in self._known.values():
             if name in (objective.name, objective.text):
                 return objective if version is None else objective.model_copy(update={"active": version})
         return None
 
-    async def _find_similar(self, asked: str | None) -> tuple[list[tuple[Objective, float]], str | None]:
-        """Return the objectives whose texts are similar to ``asked``, their shares, and a note with the reason."""
-        if asked is None:
+    async def _find_similar(self, requested: str | None) -> tuple[list[tuple[Objective, float]], str | None]:
+        """Return the objectives whose texts are similar to ``requested``, their shares, and a note with the reason."""
+        if requested is None:
             return [], "no objective was named"
         fitted = [objective for objective in self._known.values() if objective.active != COLD_START]
-        vector = await self._embedder.text(asked)
+        vector = await self._embedder.text(requested)
         similarity = np.array([await self._similarity(vector, objective) for objective in fitted])
         if not fitted or similarity.max() < self._least_similarity:
             nearest = ""
             if fitted:
                 nearest = f"; the most similar, {fitted[similarity.argmax()].name!r}, has {similarity.max():.2f}"
-            return [], f"no objective is named {asked[:80]!r} and no fitted one has a similar text{nearest}"
+            return [], f"no objective is named {requested[:80]!r} and no fitted one has a similar text{nearest}"
         shares = objective_shares(similarity)
         found = [(objective, float(share)) for objective, share in zip(fitted, shares, strict=True) if share > 0]
         listed = ", ".join(f"{objective.name!r} {share:.2f}" for objective, share in found)

@@ -16,7 +16,7 @@ from mor_router.routes.context import (
     Reader,
     ReaderOrClient,
     Running,
-    check_sees,
+    check_may_see,
 )
 
 routes = APIRouter(prefix="/v1/clients", tags=["clients"])
@@ -29,22 +29,24 @@ async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -
     enrol a client as ``active``."""
     if caller.scope == Scope.enrolment and request.state != "probation":
         raise Forbidden("a token of scope enrolment enrols on probation only; ask the platform team to activate")
-    return await router.enroller.enrol(request, caller.name)
+    return await router.clients.enroller.enrol(request, caller.name)
 
 
 @routes.get("", summary="All clients")
 async def listing(router: Running, _: Reader) -> list[Client]:
-    return [record.public() for record in await router.registry.all()]
+    return [record.public() for record in await router.clients.registry.all()]
 
 
 @routes.get("/{name}", summary="One client, with its health")
 async def one(name: str, router: Running, caller: ReaderOrClient) -> ClientStatus:
-    check_sees(caller, name)
-    await router.registry.get(name)
-    await router.pool.refresh()
-    circuit: Any = await router.pool.circuit(name)
+    check_may_see(caller, name)
+    await router.clients.registry.get(name)
+    await router.clients.pool.refresh()
+    circuit: Any = await router.clients.pool.circuit(name)
     return ClientStatus(
-        client=router.pool.records[name].public(), circuit=circuit, last_error=router.pool.last_error(name)
+        client=router.clients.pool.records[name].public(),
+        circuit=circuit,
+        last_error=router.clients.pool.last_error(name),
     )
 
 
@@ -53,23 +55,23 @@ async def influence(name: str, router: Running, caller: ReaderOrClient) -> Influ
     """Return, by objective and over the latest rewarded groups: mean weight, share of the within-group variance, and
     the number of groups in which the client's scores did not count, by reason. A client's own token shows its own
     influence only."""
-    check_sees(caller, name)
-    await router.registry.get(name)
-    return await router.influences.of(name)
+    check_may_see(caller, name)
+    await router.clients.registry.get(name)
+    return await router.rewarding.influences.of(name)
 
 
 @routes.patch("/{name}", summary="Pause, resume or move a client")
 async def change(name: str, request: Change, router: Running, caller: Admin) -> Client:
-    return (await router.enroller.change(name, request, caller.name)).public()
+    return (await router.clients.enroller.change(name, request, caller.name)).public()
 
 
 @routes.post("/{name}/rotate", summary="Replace a client's credentials")
 async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -> Rotated:
-    return await router.enroller.rotate(name, request, caller.name)
+    return await router.clients.enroller.rotate(name, request, caller.name)
 
 
 @routes.delete("/{name}", status_code=204, summary="Revoke a client")
 async def revoke(name: str, router: Running, caller: ClientOrAdmin) -> None:
     """Delete the client and its secret, end its own token, and call it no more. A client may revoke itself."""
-    check_sees(caller, name)
-    await router.enroller.revoke(name, caller.name)
+    check_may_see(caller, name)
+    await router.clients.enroller.revoke(name, caller.name)

@@ -45,35 +45,35 @@ _UPLOAD = {
 
 @routes.post("", status_code=201, summary="Create an objective")
 async def create(request: NewObjective, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.add(request.name, request.text, request.paraphrases)
-    router.audit.record("objective", request.name, caller.name)
-    router.gate_resolver.invalidate()
+    objective = await router.objectives.store.add(request.name, request.text, request.paraphrases)
+    router.resources.audit.record("objective", request.name, caller.name)
+    router.objectives.gate_resolver.invalidate()
     return objective
 
 
 @routes.get("", summary="All objectives")
 async def listing(router: Running, _: Reader) -> list[Objective]:
-    return await router.objectives.all()
+    return await router.objectives.store.all()
 
 
 @routes.get("/{name}", summary="One objective")
 async def one(name: str, router: Running, _: Reader) -> Objective:
-    return await router.objectives.get(name)
+    return await router.objectives.store.get(name)
 
 
 @routes.patch("/{name}", summary="Change the paraphrases of an objective")
 async def change(name: str, request: ObjectiveChange, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.rephrase(name, request.paraphrases)
-    router.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
-    router.gate_resolver.invalidate()
+    objective = await router.objectives.store.rephrase(name, request.paraphrases)
+    router.resources.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
+    router.objectives.gate_resolver.invalidate()
     return objective
 
 
 @routes.delete("/{name}", status_code=204, summary="Delete an objective with its anchors and gate versions")
 async def remove(name: str, router: Running, caller: Admin) -> None:
-    await router.objectives.remove(name)
-    router.audit.record("objective", name, caller.name, deleted="true")
-    router.gate_resolver.invalidate()
+    await router.objectives.store.remove(name)
+    router.resources.audit.record("objective", name, caller.name, deleted="true")
+    router.objectives.gate_resolver.invalidate()
 
 
 @routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
@@ -81,11 +81,11 @@ async def anchors(name: str, request: Request, router: Running, caller: Admin) -
     """Replace the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
     ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error
     names the line. Cached scores of anchors that stay are kept."""
-    await router.objectives.get(name)
+    await router.objectives.store.get(name)
     lines, files = await _read(request)
     pairs, images = await asyncio.to_thread(read_upload, lines, files)
-    objective = await router.objectives.put_anchors(name, pairs, images)
-    router.audit.record("anchors", name, caller.name, pairs=len(pairs))
+    objective = await router.objectives.store.put_anchors(name, pairs, images)
+    router.resources.audit.record("anchors", name, caller.name, pairs=len(pairs))
     return objective
 
 
@@ -110,10 +110,10 @@ async def fit(name: str, router: Running, caller: Admin, request: FitRequest | N
     fit calibration and gate, and return the report. By default the version becomes active, and with it those of its
     clients that were on probation."""
     options = request or FitRequest()
-    gate = await router.gate_fitter.fit(
+    gate = await router.learning.gate_fitter.fit(
         name, caller.name, activate=options.activate, newcomers_only=options.newcomers_only
     )
-    router.gate_resolver.invalidate()
+    router.objectives.gate_resolver.invalidate()
     return gate.summary()
 
 
@@ -121,25 +121,25 @@ async def fit(name: str, router: Running, caller: Admin, request: FitRequest | N
 async def put_labeller(name: str, choice: LabellerChoice, router: Running, caller: Admin) -> StoredLabeller:
     """Set a checker (an endpoint of the reward contract, or a function installed beside the router) or a judge (an
     OpenAI-compatible model). Its token is stored encrypted and never returned."""
-    await router.objectives.get(name)
-    stored = await router.labellers.put(name, choice)
-    router.audit.record("labeller", name, caller.name, kind=stored.kind, name=stored.name)
+    await router.objectives.store.get(name)
+    stored = await router.learning.labellers.put(name, choice)
+    router.resources.audit.record("labeller", name, caller.name, kind=stored.kind, name=stored.name)
     return stored
 
 
 @routes.get("/{name}/labeller", summary="Labeller of the policy's own responses")
 async def get_labeller(name: str, router: Running, _: Reader) -> StoredLabeller | None:
-    await router.objectives.get(name)
-    return await router.labellers.get(name)
+    await router.objectives.store.get(name)
+    return await router.learning.labellers.get(name)
 
 
 @routes.delete(
     "/{name}/labeller", status_code=204, summary="Remove the labeller; refits weight old anchors by similarity"
 )
 async def remove_labeller(name: str, router: Running, caller: Admin) -> None:
-    await router.objectives.get(name)
-    await router.labellers.remove(name)
-    router.audit.record("labeller", name, caller.name, deleted="true")
+    await router.objectives.store.get(name)
+    await router.learning.labellers.remove(name)
+    router.resources.audit.record("labeller", name, caller.name, deleted="true")
 
 
 @routes.post("/{name}/refit", summary="Fit a gate version on the policy's present responses")
@@ -147,32 +147,32 @@ async def refit(name: str, router: Running, caller: Admin, request: RefitRequest
     """Have the policy answer questions of the anchors and the objective's checker or judge label the responses; add the
     labelled pairs to the anchors, and fit a gate version on all. Without checker or judge, fit on the old anchors that
     are most similar to the policy's responses. ``refitted`` of the returned summary has the outcome."""
-    gate = await router.online_refit.refit(name, caller.name, activate=(request or RefitRequest()).activate)
-    router.gate_resolver.invalidate()
+    gate = await router.learning.online_refit.refit(name, caller.name, activate=(request or RefitRequest()).activate)
+    router.objectives.gate_resolver.invalidate()
     return gate.summary()
 
 
 @routes.get("/{name}/gates", summary="Gate versions of an objective")
 async def versions(name: str, router: Running, _: Reader) -> list[GateSummary]:
-    await router.objectives.get(name)
-    return await router.gates.all(name)
+    await router.objectives.store.get(name)
+    return await router.objectives.gates.all(name)
 
 
 @routes.get("/{name}/gates/{version}", summary="One gate version with all parameters")
 async def version(name: str, version: int, router: Running, _: Reader) -> GateVersion:
-    return await router.gates.get(name, version)
+    return await router.objectives.gates.get(name, version)
 
 
 @routes.post("/{name}/gates/{version}/activate", summary="Activate a gate version")
 async def activate(name: str, version: int, router: Running, caller: Admin) -> Objective:
-    objective = await router.gate_fitter.activate(name, version, caller.name)
-    router.gate_resolver.invalidate()
+    objective = await router.learning.gate_fitter.activate(name, version, caller.name)
+    router.objectives.gate_resolver.invalidate()
     return objective
 
 
 @routes.post("/{name}/gates/rollback", summary="Activate the previous gate version")
 async def rollback(name: str, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.roll_back(name)
-    router.audit.record("rollback", name, caller.name, version=objective.active)
-    router.gate_resolver.invalidate()
+    objective = await router.objectives.store.roll_back(name)
+    router.resources.audit.record("rollback", name, caller.name, version=objective.active)
+    router.objectives.gate_resolver.invalidate()
     return objective

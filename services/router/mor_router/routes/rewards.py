@@ -18,7 +18,7 @@ from mor_router.mathematics import gate
 from mor_router.mathematics.group_fusion import blended_slopes, blended_weights, ood_score
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.rewarding.pipeline import GroupBatch, GroupOutcome, Unrewarded
-from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
+from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, may_see
 from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
 
 routes = APIRouter(prefix="/v1", tags=["rewards"])
@@ -27,9 +27,9 @@ routes = APIRouter(prefix="/v1", tags=["rewards"])
 @routes.post("/route", summary="Weights for an input, explained")
 async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) -> RouteResponse:
     _check_images([request.messages], request.images)
-    plan = await router.reward_pipeline.plan(request.objective)
+    plan = await router.rewarding.pipeline.plan(request.objective)
     try:
-        objective_weights = await router.reward_pipeline.gate_weights(
+        objective_weights = await router.rewarding.pipeline.gate_weights(
             GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
         )
     except ValueError as error:
@@ -68,7 +68,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
         note=plan.gates.note,
         entropy=float(gate.entropy(np.array(list(weights.values())))),
         ood_score=ood_score(objective_weights),
-        clients=tuple(line for line in lines if sees(caller, line.client)),
+        clients=tuple(line for line in lines if may_see(caller, line.client)),
     )
 
 
@@ -82,12 +82,12 @@ async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient
         raise Invalid("item_id must be distinct within a request")
     _check_images([item.messages for item in request.items], request.images)
     with tracing.span("reward", parent=http.headers.get(tracing.HEADER, ""), kind="server") as span:
-        outcomes, _ = await router.reward_pipeline.reward(
+        outcomes, _ = await router.rewarding.pipeline.reward(
             GroupBatch(request.items, request.images, dict.fromkeys(names, span.traceparent)),
-            request.deadline_s or router.settings.deadline_s,
+            request.deadline_s or router.resources.settings.deadline_s,
             fusion=request.fusion,
         )
-    shown = [_shown(outcome, lambda name: sees(caller, name)) for outcome in outcomes]
+    shown = [_shown(outcome, lambda name: may_see(caller, name)) for outcome in outcomes]
     if caller.scope == Scope.client:
         shown = [item.model_copy(update={"rewards": None}) for item in shown]
     return RewardResponse(items=tuple(shown))

@@ -22,17 +22,21 @@ _DEFAULT_EMBEDDER = (
 @routes.get("/status", summary="Configuration and state of this router")
 async def status(router: Running, _: Reader) -> RouterStatus:
     lines = []
-    for name, record in sorted(router.pool.records.items()):
-        circuit: Any = await router.pool.circuit(name)
-        lines.append(ClientStatus(client=record.public(), circuit=circuit, last_error=router.pool.last_error(name)))
-    without_models = router.settings.embed_text_model is None or router.settings.embed_image_model is None
+    for name, record in sorted(router.clients.pool.records.items()):
+        circuit: Any = await router.clients.pool.circuit(name)
+        lines.append(
+            ClientStatus(client=record.public(), circuit=circuit, last_error=router.clients.pool.last_error(name))
+        )
+    without_models = (
+        router.resources.settings.embed_text_model is None or router.resources.settings.embed_image_model is None
+    )
     return RouterStatus(
         version=__version__,
-        embedder=router.embedder.name,
+        embedder=router.resources.embedder.name,
         embedder_note=_DEFAULT_EMBEDDER if without_models else None,
-        fusion=router.settings.fusion,
-        quorum=router.settings.quorum,
+        fusion=router.resources.settings.fusion,
+        quorum=router.resources.settings.quorum,
         runs=tuple(router.reward_stage.runs),
         clients=tuple(lines),
-        objectives=tuple(await router.objectives.all()),
+        objectives=tuple(await router.objectives.store.all()),
     )
