@@ -15,10 +15,10 @@ from mor_core.errors import NotFound
 from mor_core.run_status import Checkpoint, ClientFigures, ClientHistory, Event, MetricsHistory, Sample
 from mor_core.wire import EventRecord
 
-from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import Letters
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import parse_event_id
 
 _DROPPED = ("group_dropped", "unreadable_record")
@@ -31,8 +31,8 @@ class History:
         self,
         database: Database,
         runs: RunStore,
-        alerts: Alerts,
-        letters: Letters,
+        alerts: AlertStore,
+        dead_letters: DeadLetterStore,
         *,
         samples_kept: int,
         events_kept: int,
@@ -40,7 +40,7 @@ class History:
         self._database = database
         self._runs = runs
         self._alerts = alerts
-        self._letters = letters
+        self._dead_letters = dead_letters
         self._samples_kept = samples_kept
         self._events_kept = events_kept
 
@@ -88,7 +88,7 @@ class History:
 
     def _begin_attempt(self, sql: sqlite3.Connection, run: str, attempt: int, step: int) -> None:
         sql.execute("UPDATE attempts SET from_step=? WHERE run=? AND attempt=?", (step, run, attempt))
-        self._letters.rewind_in(sql, run, step)
+        self._dead_letters.rewind_in(sql, run, step)
         for table in ("metrics", "evaluations", "samples", "letters"):
             sql.execute(f"DELETE FROM {table} WHERE run=? AND step>? AND attempt<?", (run, step, attempt))  # noqa: S608
 
@@ -107,12 +107,12 @@ class History:
         elif event.kind == "samples":
             self._add_samples(sql, event, attempt)
         elif event.kind == "replay":
-            self._letters.replayed_in(sql, event.run, event.step, event.data)
+            self._dead_letters.replayed_in(sql, event.run, event.step, event.data)
         elif event.kind == "alert":
             name, reason, at = event.data["name"], event.data["reason"], event.stamps["trainer"]
             self._alerts.raise_in(sql, event.run, name, reason, step=event.step, at=at)
             if name in _DROPPED:
-                self._letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
+                self._dead_letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
 
     def _add_samples(self, sql: sqlite3.Connection, event: EventRecord, attempt: int) -> None:
         for group in event.data["groups"]:

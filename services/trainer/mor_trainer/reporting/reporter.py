@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Step:
+class FinishedStep:
     """One step, as far as it is told."""
 
     taken: Sequence[Taken]
@@ -38,7 +38,7 @@ class Step:
     """Totals of the run: groups applied, skipped, dropped, and so on; the version that was published."""
 
 
-class Teller:
+class StepReporter:
     """Every method is called from the training thread; events are kept on the portal's event loop."""
 
     def __init__(self, portal: BlockingPortal, events: EventLog, run: str, spec: RunSpec) -> None:
@@ -61,7 +61,7 @@ class Teller:
     def emit(self, kind: Any, step: int, data: dict[str, Any]) -> None:
         self._portal.call(self._events.add, kind, step, data)
 
-    def step(self, number: int, step: Step, images: Callable[[int], Mapping[str, bytes]]) -> None:
+    def step(self, number: int, step: FinishedStep, images: Callable[[int], Mapping[str, bytes]]) -> None:
         """Tell of a step that is done. ``images``: encoded pictures of a group's prompt, by its number."""
         records = [item.group.record for item in step.taken]
         scored = records + [item.group.record for item in step.skipped]

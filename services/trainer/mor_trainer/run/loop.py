@@ -23,7 +23,7 @@ from mor_trainer.groups.replay_log import Conditions, Record, StepRecord
 from mor_trainer.groups.scored import Taken
 from mor_trainer.model.encoding import PromptMismatch, check
 from mor_trainer.ranks import Ranks
-from mor_trainer.reporting.reporter import Step, Teller
+from mor_trainer.reporting.reporter import FinishedStep, StepReporter
 from mor_trainer.run.lease import Hold, HoldLost
 from mor_trainer.update import checkpoint
 from mor_trainer.update.learner import Learner, StepGroup
@@ -75,7 +75,7 @@ class Training:
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
         self._record = Record(self._folder)
-        self._teller = Teller(portal, events, claim.run, claim.spec)
+        self._reporter = StepReporter(portal, events, claim.run, claim.spec)
         self._shares = TimeShares()
 
     def run(self) -> Path:
@@ -136,7 +136,7 @@ class Training:
         state = checkpoint.read_state(found[-1])
         self._learner.restore(found[-1])
         self.step = self._checkpointed = state.step
-        self._teller.restore(state.gate_version, state.client_failures)
+        self._reporter.restore(state.gate_version, state.client_failures)
         log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(found[-1]))
         return state
 
@@ -270,12 +270,12 @@ class Training:
             "groups_retried": ledger.retried,
             "groups_duplicate": self._groups.duplicates,
         }
-        step = Step(taken, skipped, update, began_at, trained, seconds, named, counts)
+        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, named, counts)
         with self._shares.measure("processing"):
-            self._teller.step(self.step, step, self._images)
+            self._reporter.step(self.step, step, self._images)
 
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
-        self._teller.emit(kind, self.step, data)
+        self._reporter.emit(kind, self.step, data)
 
     # --- evaluation, versions, checkpoints ----------------------------------------------------------------------
 
@@ -314,9 +314,9 @@ class Training:
         state = checkpoint.LoopState(
             step=self.step,
             weights_version=self._version,
-            gate_version=self._teller.gate_version,
+            gate_version=self._reporter.gate_version,
             ledger=self._portal.call(self._ledger_state),
-            client_failures=dict(self._teller.client_failures),
+            client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
         )
         path = self._learner.save(state)
