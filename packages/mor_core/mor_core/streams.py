@@ -21,7 +21,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -36,12 +36,19 @@ from mor_core.errors import LeaseLost, StreamFull
 from mor_core.problems import describe
 from mor_core.settings import StreamSettings
 from mor_core.tasks import stop
-from mor_core.wire import DeadLetter, EventRecord, PromptRecord, Record, RewardRecord, RolloutRecord, Wire
+from mor_core.wire import (
+    DeadLetter,
+    EventRecord,
+    PromptRecord,
+    Record,
+    RewardRecord,
+    RolloutRecord,
+    StageName,
+    StreamName,
+    Wire,
+)
 
 R = TypeVar("R", bound=Record)
-
-StreamName = Literal["prompts", "rollouts", "rewards", "events", "dead"]
-Stage = Literal["rollout", "router", "trainer"]
 
 RECORD_TYPES: dict[StreamName, type[Record]] = {
     "prompts": PromptRecord,
@@ -50,6 +57,8 @@ RECORD_TYPES: dict[StreamName, type[Record]] = {
     "events": EventRecord,
     "dead": DeadLetter,
 }
+GROUP_STREAMS: tuple[StreamName, ...] = ("prompts", "rollouts", "rewards", "dead")
+"""Streams that carry groups; ``events`` carries the run's history."""
 
 _FIELD = "record"
 _RUNS_KEY = "mor:runs"
@@ -193,12 +202,12 @@ class Consumer(Generic[R]):
     Used as a context; on leaving it, the next consumer takes at once what this one still holds.
     """
 
-    def __init__(self, streams: Streams, stream: StreamName, stage: Stage, lease_s: float) -> None:
+    def __init__(self, streams: Streams, stream: StreamName, stage: StageName, lease_s: float) -> None:
         self._streams = streams
         self._redis = streams.redis
         self._stream: StreamName = stream
         self._key = streams.key(stream)
-        self._stage: Stage = stage
+        self._stage: StageName = stage
         self._lease_ms = max(1, round(lease_s * 1000))
         self._type = RECORD_TYPES[stream]
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"

@@ -14,7 +14,7 @@ Every type forbids unknown fields, so that a misspelt one is an error with a nam
 Numbers that cross the wire are finite: NaN and infinity are refused by the type, not by each reader.
 """
 
-from mor_core.wire.base import Finite, Sha256, Wire
+from mor_core.wire.base import Documented, Finite, Sha256, Wire
 from mor_core.wire.contract import (
     CONTRACT,
     Calibration,
@@ -43,12 +43,15 @@ from mor_core.wire.records import (
     ClientScore,
     DeadLetter,
     EventRecord,
+    GroupReward,
     ObjectiveShare,
     PromptRecord,
     Record,
     RewardRecord,
     RolloutRecord,
     Sampling,
+    StageName,
+    StreamName,
     TokenBlock,
 )
 from mor_core.wire.weights import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
@@ -60,8 +63,10 @@ __all__ = [
     "ClientScore",
     "Contract",
     "DeadLetter",
+    "Documented",
     "EventRecord",
     "Finite",
+    "GroupReward",
     "ImagePart",
     "ImageUrl",
     "ItemScores",
@@ -82,6 +87,8 @@ __all__ = [
     "ScoreRequest",
     "ScoreResponse",
     "Sha256",
+    "StageName",
+    "StreamName",
     "TensorInfo",
     "TextPart",
     "TokenBlock",

@@ -18,3 +18,9 @@ class Wire(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
     )
+
+
+class Documented(Wire):
+    """Base of the types whose attribute docstrings stand in the OpenAPI schema and the generated pages."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)

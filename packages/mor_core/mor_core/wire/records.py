@@ -13,6 +13,11 @@ from mor_core.wire.contract import ModelRef
 from mor_core.wire.messages import Messages
 from mor_core.wire.weights import WeightsRef
 
+StreamName = Literal["prompts", "rollouts", "rewards", "events", "dead"]
+"""Streams of a run; the table in ``mor_core.wire`` names their records, producers and consumers."""
+StageName = Literal["rollout", "router", "trainer"]
+"""Consumers of the streams; each is a consumer group of its own."""
+
 
 class Record(Wire):
     """Base of every stream record."""
@@ -132,11 +137,9 @@ class ObjectiveShare(Wire):
     """Gate version that R_j comes from; 0: the objective has no fitted gate, all active clients counted the same."""
 
 
-class RewardRecord(Record):
-    """A scored group."""
+class GroupReward(Wire):
+    """Reward of one group, and everything that led to it."""
 
-    schema_: Literal["mor.group_reward/1"] = Field("mor.group_reward/1", alias="schema")
-    rollout: RolloutRecord
     rewards: tuple[Finite, ...]
     """G fused rewards in logits."""
     clients: tuple[ClientScore, ...]
@@ -147,6 +150,13 @@ class RewardRecord(Record):
     fusion: str
     entropy: Finite
     """Entropy of the mixture weights, nats."""
+
+
+class RewardRecord(Record, GroupReward):
+    """A scored group."""
+
+    schema_: Literal["mor.group_reward/1"] = Field("mor.group_reward/1", alias="schema")
+    rollout: RolloutRecord
 
 
 class EventRecord(Record):
@@ -162,7 +172,7 @@ class DeadLetter(Record):
     """A record that a stage gave up on, with the reason and the whole record, so that it can be replayed."""
 
     schema_: Literal["mor.dead/1"] = Field("mor.dead/1", alias="schema")
-    stage: Literal["rollout", "router", "trainer"]
+    stage: StageName
     stream: str
     """Stream the record was read from, to replay it there."""
     reason: str
