@@ -20,6 +20,7 @@ from typing import Any
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
+from mor_core.step_metrics import StepMetrics
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.cursors import event_cursor
@@ -131,13 +132,13 @@ class RunStore:
         cursor = event_cursor(run, self.last_event(run))  # read first: what follows may be newer, never older
         spec = RunSpec.model_validate_json(row["spec"])
         recent = [
-            json.loads(found["data"])
+            StepMetrics.read(json.loads(found["data"]))
             for found in self._database.rows(
                 "SELECT data FROM metrics WHERE run=? ORDER BY step DESC LIMIT ?", run, _PACE_STEPS
             )
         ]
         evaluation = self._database.row("SELECT data FROM evaluations WHERE run=? ORDER BY step DESC LIMIT 1", run)
-        pace = [metrics["step_seconds"] for metrics in recent if metrics.get("step_seconds") is not None]
+        pace = [metrics.step_seconds for metrics in recent if metrics.step_seconds is not None]
         eta = (
             statistics.median(pace) * (spec.steps - step)
             if pace and step is not None and state is RunState.running

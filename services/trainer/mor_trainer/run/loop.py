@@ -12,6 +12,7 @@ from anyio.from_thread import BlockingPortal
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
+from mor_core.step_metrics import PhaseSeconds
 
 from mor_trainer import atomic
 from mor_trainer.algorithm.dynamic_sampling import replaceable, teaches
@@ -23,7 +24,8 @@ from mor_trainer.groups.replay_log import Conditions, Record, StepRecord
 from mor_trainer.groups.scored import Taken
 from mor_trainer.model.encoding import PromptMismatch, check
 from mor_trainer.ranks import Ranks
-from mor_trainer.reporting.reporter import FinishedStep, StepReporter
+from mor_trainer.reporting.measurement import FinishedStep, RunTotals
+from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.lease import Hold, HoldLost
 from mor_trainer.update import checkpoint
 from mor_trainer.update.learner import Learner, StepGroup
@@ -262,15 +264,16 @@ class Training:
         began_at = self._shares.began_at
         seconds, named = self._shares.finish()
         self._shares = TimeShares()  # telling belongs to the next step, so that no second is left out
-        counts = {
-            "weights_version": self._version,
-            "groups_applied": ledger.applied,
-            "groups_skipped": ledger.skipped,
-            "groups_dropped": ledger.dropped,
-            "groups_retried": ledger.retried,
-            "groups_duplicate": self._groups.duplicates,
-        }
-        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, named, counts)
+        totals = RunTotals(
+            weights_version=self._version,
+            groups_applied=ledger.applied,
+            groups_skipped=ledger.skipped,
+            groups_dropped=ledger.dropped,
+            groups_retried=ledger.retried,
+            groups_duplicate=self._groups.duplicates,
+        )
+        phases = PhaseSeconds(**named)
+        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, phases, totals)
         with self._shares.measure("processing"):
             self._reporter.step(self.step, step, self._images)
 
