@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -164,17 +164,17 @@ class ClientFigures(Documented):
     reward_mean: Annotated[
         Number, Metric("logits", gauge="client_reward_mean_logits", label="client", chart=REWARD)
     ] = None
-    """Mean of its calibrated scores; null where it answered nothing."""
+    """Mean calibrated score of the client; null where it answered nothing."""
     raw_mean: Number = None
-    """Mean of its scores as served."""
+    """Mean score of the client as served."""
     weight: Annotated[Number, Metric("ratio", gauge="client_weight_ratio", label="client", chart=WEIGHTS)] = None
-    """Mean share in the mixture."""
+    """Mean share of the client in the mixture."""
     seconds: Annotated[Number, Metric("seconds")] = None
-    """Mean time in which it answered the router."""
+    """Mean time in which the client answered the router."""
     failures: Annotated[dict[str, int], Metric("groups")] = Field(default_factory=dict)
-    """Groups of the step that it failed, by status."""
+    """Groups of the step that the client failed, by status."""
     failures_total: Annotated[dict[str, int], Metric("groups")] = Field(default_factory=dict)
-    """The same since the run began."""
+    """Groups of the run that the client failed, by status."""
 
 
 class DomainFigures(_Sparse):
@@ -186,9 +186,6 @@ class DomainFigures(_Sparse):
     """Mean fused reward."""
     weights: Annotated[dict[str, Number], Metric("ratio", chart=WEIGHTS)] = Field(default_factory=dict)
     """Mean share of each client in the mixture."""
-
-
-Phase = Literal["waiting", "processing", "forward_backward", "optimiser", "publication", "checkpoint", "unaccounted"]
 
 
 class PhaseSeconds(_Sparse):
@@ -203,7 +200,7 @@ class PhaseSeconds(_Sparse):
     optimiser: Number = None
     """Optimiser updates."""
     publication: Number = None
-    """Making the new weights version; writing that goes on beside later phases is not counted."""
+    """Publishing a weights version, and waiting for one that is still being written."""
     checkpoint: Number = None
     """Writing a checkpoint."""
     unaccounted: Number = None
@@ -214,9 +211,9 @@ class StageTimes(_Sparse):
     """First and last Unix time, in seconds, at which the step's groups left a stage."""
 
     sampled: tuple[float, float] | None = None
-    """Rollout."""
+    """When the rollout service sampled them."""
     scored: tuple[float, float] | None = None
-    """Router."""
+    """When the router scored them."""
     trained: tuple[float, float] | None = None
     """Beginning and end of the update."""
 
@@ -225,9 +222,9 @@ class Overlap(_Sparse):
     """Share of the step's groups that left a stage while an update was being computed."""
 
     sampled: Number = None
-    """Rollout."""
+    """Share that was sampled meanwhile."""
     scored: Number = None
-    """Router."""
+    """Share that was scored meanwhile."""
 
 
 class StepMetrics(_Sparse):
@@ -300,12 +297,12 @@ class StepMetrics(_Sparse):
     )
     """Largest staleness of a trained group."""
     queue_wait: Annotated[Number, Metric("seconds", gauge="queue_wait_seconds")] = None
-    """Mean time from scored to read, of the step's groups."""
+    """Mean time from scoring to reading of the step's groups."""
 
     weights_version: Annotated[int | None, Metric("", gauge="weights_version")] = None
     """Newest published weights version."""
     gate_version: Annotated[int | None, Metric("")] = None
-    """Newest gate version that scored a group of the run."""
+    """Newest gate version that scored a group of the step."""
     groups_applied: Annotated[int | None, Metric("groups", gauge="groups_applied")] = None
     """Groups of this run that were trained on."""
     groups_skipped: Annotated[int | None, Metric("groups", gauge="groups_skipped")] = None
@@ -315,7 +312,7 @@ class StepMetrics(_Sparse):
     groups_retried: Annotated[int | None, Metric("groups", gauge="groups_retried")] = None
     """Groups issued again in this run."""
     groups_duplicate: Annotated[int | None, Metric("groups", gauge="groups_duplicate")] = None
-    """Groups of this run that came back though nobody waited for them."""
+    """Groups of this run that came back and were not expected."""
     applied: tuple[str, ...] = ()
     """Ids of the groups that the step trained on."""
     sampled_by: tuple[int, ...] = ()

@@ -65,7 +65,7 @@ def measure(
     """Compute the metrics of a step.
 
     Args:
-        gate_version: newest gate version that scored a group of the run.
+        gate_version: newest gate version that scored a group of the step.
         failures_total: groups of the run that each client failed, by status.
         updates: Unix times of beginning and end of the latest updates, for the overlap with them.
     """

@@ -35,7 +35,7 @@ class StepReporter:
         self._updates: deque[tuple[float, float]] = deque(maxlen=spec.max_staleness + 1)
         """Unix times of the updates during which groups of the next step may have been sampled."""
         self.gate_version: int | None = None
-        """Newest gate version that scored a group of the run."""
+        """Newest gate version that scored a group of the last step."""
         self.client_failures: dict[str, dict[str, int]] = defaultdict(dict)
         """Client -> status -> groups, over the whole run."""
 
