@@ -1,4 +1,4 @@
-"""The types that cross a process boundary, once for HTTP and for streams.
+"""Types that cross a process boundary, shared by HTTP and streams.
 
 ========================  ============================================  =======================
 reward contract           ``ScoreRequest`` -> ``ScoreResponse``          router -> client, HTTP
@@ -10,8 +10,8 @@ stream ``events``         ``EventRecord``       (``mor.event/1``)        trainer
 stream ``dead``           ``DeadLetter``        (``mor.dead/1``)         any     -> trainer
 ========================  ============================================  =======================
 
-Every type forbids unknown fields, so that a misspelt one is an error with a name instead of a silent default.
-Numbers that cross the wire are finite: NaN and infinity are refused by the type, not by each reader.
+Every type forbids unknown fields, so a misspelt field is an error with its name instead of a silent default.
+Numbers on the wire are finite: the type refuses NaN and infinity, so that no reader has to.
 """
 
 from mor_core.wire.base import Documented, Finite, Sha256, Wire
