@@ -65,7 +65,7 @@ async def test_a_router_that_is_not_set_refuses_or_is_away_is_told(
     away = settings.model_copy(update={"router_url": AnyHttpUrl("http://127.0.0.1:1")})
     async with running(create_app(away)) as http:
         reply = await http.get("/v1/clients", headers=bearer("viewer"))
-        assert reply.status_code == 503 and "the router gives no answer" in reply.json()["detail"]
+        assert reply.status_code == 503 and "the router does not answer" in reply.json()["detail"]
         assert int(reply.headers["retry-after"]) > 0
     stranger = tmp_path / "others.json"
     stranger.write_text(json.dumps([{"name": "v", "scope": "viewer", "sha256": hash_token("another token")}]))

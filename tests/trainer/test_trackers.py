@@ -155,7 +155,7 @@ def test_a_tracker_that_hangs_holds_nobody_up_and_its_queue_is_bounded(spec: Run
     trackers = Trackers([hanging], lambda *warning: warned.append(warning), queue=3)
     begun = time.monotonic()
     for number in range(1, 21):
-        trackers.tell(step(number), spec)
+        trackers.add_event(step(number), spec)
     trackers.close(0.2)
     assert time.monotonic() - begun < 2
     [(run, reason)] = warned

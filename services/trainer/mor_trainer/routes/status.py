@@ -1,4 +1,4 @@
-"""Status of a run: snapshot, metrics, samples, clients, checkpoints."""
+"""Routes of a run's status: snapshot, metrics, samples, clients, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledR
 _FOR_EVER = "private, max-age=31536000, immutable"
 
 SinceStep = Annotated[int, Query(ge=0, description="Only steps after this one.")]
-MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many.")]
+MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many steps.")]
 
 
 @polled.get("", summary="The run as it stands", response_class=Response, responses=responses(RunSnapshot))
 async def snapshot(run: str, runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
-    """``ETag`` changes with every change of the run; send it back as ``If-None-Match`` and get 304 until then. A
-    client's token shows progress and its own figures."""
+    """Return the state of a run. ``ETag`` changes with every change; send it back as ``If-None-Match`` to get 304 until
+    then. A client's token shows progress and that client's own figures."""
     return await revalidated(
         etag_of(run, runs, caller), if_none_match, lambda: redaction.snapshot(runs.snapshot(run), caller)
     )
@@ -47,8 +47,8 @@ async def metrics(
     max_points: MaxPoints = 1000,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """All steps after ``since_step``, or every n-th (``stride``) so that there are at most ``max_points``, and always
-    the last one."""
+    """Return the metrics of all steps after ``since_step``, or of every n-th (``stride``) so that there are at most
+    ``max_points``, and always of the last one."""
     return await revalidated(
         etag_of(run, runs, caller), if_none_match, lambda: history.metrics(run, since_step, max_points)
     )
@@ -64,8 +64,8 @@ async def samples(
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Prompt, pictures, responses, scores of each client, weights, fused reward and advantage. A client's token shows
-    the groups that it scored, with its own scores alone."""
+    """List sample groups: prompt, pictures, responses, scores of each client, weights, fused reward and advantage. A
+    client's token shows the groups that the client scored, with its own scores alone."""
     return await revalidated(
         etag_of(run, runs, caller),
         if_none_match,
@@ -82,7 +82,7 @@ async def samples(
 async def image(
     run: str, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")], history: HistoryDep, _: ReaderOrClient
 ) -> Response:
-    """A JPEG of at most 192 x 192 pixels, named by the hash of the whole picture."""
+    """Return a JPEG of at most 192 x 192 pixels, named by the hash of the whole picture."""
     headers = {"Cache-Control": _FOR_EVER, "X-Content-Type-Options": "nosniff"}
     return Response(history.thumbnail(run, sha256), headers=headers, media_type="image/jpeg")
 
@@ -91,8 +91,8 @@ async def image(
 async def clients(
     run: str, runs: RunStoreDep, history: HistoryDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None
 ) -> Response:
-    """Mean reward, mixture weight and failures of each client; empty before the first step. A client's token shows its
-    own line."""
+    """List mean reward, mixture weight and failures of each client; empty before the first step. A client's token shows
+    that client."""
 
     def content() -> RunClients:
         found = history.clients(run)
@@ -117,7 +117,7 @@ async def client(
     max_points: MaxPoints = 1000,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Weight, by domain too, mean reward and failures. A client's token shows its own only."""
+    """Return weight, also by domain, mean reward and failures. A client's token shows that client only."""
     redaction.check_sees(caller, name)
     return await revalidated(
         etag_of(run, runs, caller), if_none_match, lambda: history.client(run, name, since_step, max_points)
