@@ -14,6 +14,7 @@ from mor_core.errors import NotFound
 from mor_core.run_status import Checkpoint, ClientHistory, ClientHistoryPoint, Event, MetricsHistory, Sample
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.wire import EventRecord
+from pydantic_core import from_json
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
@@ -175,7 +176,7 @@ class History:
             wanted,
         )
         return stride, [
-            StepPoint.read({**json.loads(row["data"]), "step": row["step"], "at": row["at"]}) for row in rows
+            StepPoint.read({**from_json(row["data"]), "step": row["step"], "at": row["at"]}) for row in rows
         ]
 
     def samples(self, run: str, limit: int) -> list[Sample]:

@@ -51,7 +51,7 @@ class FinishedStep:
 
     @property
     def scored(self) -> list[RewardRecord]:
-        """Records of all its groups, the skipped ones included."""
+        """Records of all groups, the skipped ones included."""
         return [item.group.record for item in (*self.taken, *self.skipped)]
 
 

@@ -22,7 +22,7 @@ REVALIDATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 IfNoneMatch = Annotated[str | None, Header(description="ETag of an earlier answer: 304 while nothing has changed.")]
 
 
-def responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def conditional_responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Describe the answers of a conditional route for OpenAPI."""
     return {200: {"model": model}, 304: {"description": "Not changed."}}
 
@@ -44,7 +44,7 @@ def matches(header: str | None, etag: str) -> bool:
     return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
-async def revalidated(etag: str, if_none_match: str | None, content: Callable[[], BaseModel]) -> Response:
+async def conditional_response(etag: str, if_none_match: str | None, content: Callable[[], BaseModel]) -> Response:
     """Return 304 if the caller has what ``etag`` names, else ``content()`` as JSON, made on another thread."""
     if matches(if_none_match, etag):
         return _unchanged(etag)

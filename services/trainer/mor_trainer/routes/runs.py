@@ -15,7 +15,7 @@ from pydantic import RootModel
 from mor_trainer.control import redaction
 from mor_trainer.control.checkpoint_check import check_folder
 from mor_trainer.routes.dependencies import Admin, ReaderOrClient, RunStoreDep, WatchersDep
-from mor_trainer.routes.etag import IfNoneMatch, responses, revalidated
+from mor_trainer.routes.etag import IfNoneMatch, conditional_response, conditional_responses
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -54,10 +54,10 @@ class _Runs(RootModel[list[RunSnapshot]]):
     pass
 
 
-@router.get("", summary="All runs, newest first", response_class=Response, responses=responses(_Runs))
+@router.get("", summary="All runs, newest first", response_class=Response, responses=conditional_responses(_Runs))
 async def list_runs(runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
     """List all runs. A client's token shows progress and that client's own figures."""
-    return await revalidated(
+    return await conditional_response(
         f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
         if_none_match,
         lambda: _Runs([redaction.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),

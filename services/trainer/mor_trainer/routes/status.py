@@ -11,7 +11,7 @@ from mor_core.runs import RunSnapshot, RunSpec
 from mor_trainer.control import redaction
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import HistoryDep, Reader, ReaderOrClient, RunStoreDep
-from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, etag_of, responses, revalidated
+from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, conditional_response, conditional_responses, etag_of
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledRoute)
@@ -22,11 +22,11 @@ SinceStep = Annotated[int, Query(ge=0, description="Only steps after this one.")
 MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many steps.")]
 
 
-@polled.get("", summary="The run as it stands", response_class=Response, responses=responses(RunSnapshot))
+@polled.get("", summary="The run as it stands", response_class=Response, responses=conditional_responses(RunSnapshot))
 async def snapshot(run: str, runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
     """Return the state of a run. ``ETag`` changes with every change; send it back as ``If-None-Match`` to get 304 until
     then. A client's token shows progress and that client's own figures."""
-    return await revalidated(
+    return await conditional_response(
         etag_of(run, runs, caller), if_none_match, lambda: redaction.snapshot(runs.snapshot(run), caller)
     )
 
@@ -36,7 +36,9 @@ async def spec(run: str, runs: RunStoreDep, _: Reader) -> RunSpec:
     return runs.spec(run)
 
 
-@router.get("/metrics", summary="Metrics by step", response_class=Response, responses=responses(MetricsHistory))
+@router.get(
+    "/metrics", summary="Metrics by step", response_class=Response, responses=conditional_responses(MetricsHistory)
+)
 async def metrics(
     run: str,
     *,
@@ -49,12 +51,14 @@ async def metrics(
 ) -> Response:
     """Return the metrics of all steps after ``since_step``, or of every n-th (``stride``) so that there are at most
     ``max_points``, and always of the last one."""
-    return await revalidated(
+    return await conditional_response(
         etag_of(run, runs, caller), if_none_match, lambda: history.metrics(run, since_step, max_points)
     )
 
 
-@router.get("/samples", summary="Newest sample groups", response_class=Response, responses=responses(Samples))
+@router.get(
+    "/samples", summary="Newest sample groups", response_class=Response, responses=conditional_responses(Samples)
+)
 async def samples(
     run: str,
     *,
@@ -66,7 +70,7 @@ async def samples(
 ) -> Response:
     """List sample groups: prompt, pictures, responses, scores of each client, weights, fused reward and advantage. A
     client's token shows the groups that the client scored, with its own scores alone."""
-    return await revalidated(
+    return await conditional_response(
         etag_of(run, runs, caller),
         if_none_match,
         lambda: Samples(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
@@ -87,7 +91,9 @@ async def image(
     return Response(history.thumbnail(run, sha256), headers=headers, media_type="image/jpeg")
 
 
-@router.get("/clients", summary="Clients in the last step", response_class=Response, responses=responses(RunClients))
+@router.get(
+    "/clients", summary="Clients in the last step", response_class=Response, responses=conditional_responses(RunClients)
+)
 async def clients(
     run: str, runs: RunStoreDep, history: HistoryDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None
 ) -> Response:
@@ -100,11 +106,14 @@ async def clients(
             found = {name: figures for name, figures in found.items() if name == caller.name}
         return RunClients(run=run, clients=found)
 
-    return await revalidated(etag_of(run, runs, caller), if_none_match, content)
+    return await conditional_response(etag_of(run, runs, caller), if_none_match, content)
 
 
 @router.get(
-    "/clients/{name}", summary="One client over the steps", response_class=Response, responses=responses(ClientHistory)
+    "/clients/{name}",
+    summary="One client over the steps",
+    response_class=Response,
+    responses=conditional_responses(ClientHistory),
 )
 async def client(
     run: str,
@@ -119,7 +128,7 @@ async def client(
 ) -> Response:
     """Return weight, also by domain, mean reward and failures. A client's token shows that client only."""
     redaction.check_sees(caller, name)
-    return await revalidated(
+    return await conditional_response(
         etag_of(run, runs, caller), if_none_match, lambda: history.client(run, name, since_step, max_points)
     )
 
