@@ -28,7 +28,7 @@ from mor_trainer.control.kubeflow import trainer_status
 from mor_trainer.groups.scored import ScoredGroup, Taken
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals, measure
 from mor_trainer.update import step_timer
-from mor_trainer.update.update import UpdateReport
+from mor_trainer.update.updater import UpdateReport
 from prometheus_client.metrics import MetricWrapperBase
 
 from tests.trainer.records import rollout_of
@@ -204,7 +204,7 @@ def test_every_chart_has_lines_and_every_line_a_chart() -> None:
 
 
 def test_the_timer_of_a_step_has_the_phases_that_are_declared() -> None:
-    assert set(get_args(step_timer.Share)) == set(PhaseSeconds.model_fields)
+    assert set(get_args(step_timer.Phase)) == set(PhaseSeconds.model_fields)
 
 
 def test_openapi_documents_each_metric_with_its_unit() -> None:

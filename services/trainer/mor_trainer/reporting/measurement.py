@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from mor_core.step_metrics import ClientFigures, DomainFigures, Overlap, PhaseSeconds, StageTimes, StepMetrics
 from mor_core.wire import RewardRecord
 
-from mor_trainer.algorithm.dynamic_sampling import alike
+from mor_trainer.algorithm.dynamic_sampling import zero_variance
 from mor_trainer.groups.scored import Taken
-from mor_trainer.update.update import UpdateReport
+from mor_trainer.update.updater import UpdateReport
 
 _FLAT_LOGITS = 1e-6
 """Standard deviation of a group's rewards, logits, up to which they count as all alike: no more than rounding."""
@@ -74,12 +74,15 @@ def measure(
     reasons = [reason for item in step.taken for reason in item.group.record.rollout.finish_reasons]
     staleness = [item.staleness for item in step.taken]
     rewards = [reward for record in records for reward in record.rewards]
+    flat = sum(zero_variance(record.rewards, _FLAT_LOGITS) for record in records)
     left = _left_at(step.taken)
     return StepMetrics(
         reward_mean=_mean(rewards),
         reward_std=statistics.pstdev(rewards) if rewards else None,
         group_reward_std=_mean([statistics.pstdev(record.rewards) for record in records]),
-        zero_variance_ratio=_share(sum(alike(record.rewards, _FLAT_LOGITS) for record in records), len(records)),
+        zero_variance_ratio=_share(
+            sum(zero_variance(record.rewards, _FLAT_LOGITS) for record in records), len(records)
+        ),
         mixture_entropy=_mean([record.entropy for record in records]),
         clients=_client_figures(records, failures_total),
         domains=_domain_figures(records),

@@ -15,7 +15,7 @@ from mor_core.wire import RewardRecord
 from mor_trainer.event_log import EventLog
 from mor_trainer.reporting.measurement import FinishedStep, client_failures, measure
 from mor_trainer.reporting.samples import sample_groups
-from mor_trainer.update.update import UpdateReport
+from mor_trainer.update.updater import UpdateReport
 
 log = structlog.get_logger(__name__)
 
