@@ -80,9 +80,7 @@ def measure(
         reward_mean=_mean(rewards),
         reward_std=statistics.pstdev(rewards) if rewards else None,
         group_reward_std=_mean([statistics.pstdev(record.rewards) for record in records]),
-        zero_variance_ratio=_share(
-            sum(zero_variance(record.rewards, _FLAT_LOGITS) for record in records), len(records)
-        ),
+        zero_variance_ratio=_share(flat, len(records)),
         mixture_entropy=_mean([record.entropy for record in records]),
         clients=_client_figures(records, failures_total),
         domains=_domain_figures(records),
