@@ -12,6 +12,7 @@ from anyio.from_thread import BlockingPortal
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
+from mor_core.step_metrics import PhaseSeconds
 
 from mor_trainer import atomic
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
@@ -24,7 +25,8 @@ from mor_trainer.groups.scored import Taken
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.prompt_tokenizer import PromptMismatch, check_same_prompt
 from mor_trainer.ranks import Ranks
-from mor_trainer.reporting.reporter import Step, Teller
+from mor_trainer.reporting.measurement import FinishedStep, RunTotals
+from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.lease import Hold, HoldLost
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import Learner
@@ -76,7 +78,7 @@ class Training:
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
         self._record = Record(self._folder)
-        self._teller = Teller(portal, events, claim.run, claim.spec)
+        self._reporter = StepReporter(portal, events, claim.run, claim.spec)
         self._shares = StepTimer()
 
     def run(self) -> Path:
@@ -137,7 +139,7 @@ class Training:
         state = loop_checkpoint.read_state(found[-1])
         self._learner.restore(found[-1])
         self.step = self._checkpointed = state.step
-        self._teller.restore(state.gate_version, state.client_failures)
+        self._reporter.restore(state.gate_version, state.client_failures)
         log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(found[-1]))
         return state
 
@@ -263,20 +265,21 @@ class Training:
         began_at = self._shares.began_at
         seconds, named = self._shares.finish()
         self._shares = StepTimer()  # telling belongs to the next step, so that no second is left out
-        counts = {
-            "weights_version": self._version,
-            "groups_applied": ledger.applied,
-            "groups_skipped": ledger.skipped,
-            "groups_dropped": ledger.dropped,
-            "groups_retried": ledger.retried,
-            "groups_duplicate": self._groups.duplicates,
-        }
-        step = Step(taken, skipped, update, began_at, trained, seconds, named, counts)
+        totals = RunTotals(
+            weights_version=self._version,
+            groups_applied=ledger.applied,
+            groups_skipped=ledger.skipped,
+            groups_dropped=ledger.dropped,
+            groups_retried=ledger.retried,
+            groups_duplicate=self._groups.duplicates,
+        )
+        phases = PhaseSeconds(**named)
+        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, phases, totals)
         with self._shares.measure("processing"):
-            self._teller.step(self.step, step, self._images)
+            self._reporter.step(self.step, step, self._images)
 
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
-        self._teller.emit(kind, self.step, data)
+        self._reporter.emit(kind, self.step, data)
 
     # --- evaluation, versions, checkpoints ----------------------------------------------------------------------
 
@@ -315,9 +318,9 @@ class Training:
         state = loop_checkpoint.LoopState(
             step=self.step,
             weights_version=self._version,
-            gate_version=self._teller.gate_version,
+            gate_version=self._reporter.gate_version,
             ledger=self._portal.call(self._ledger_state),
-            client_failures=dict(self._teller.client_failures),
+            client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
         )
         path = self._learner.save(state)
