@@ -22,7 +22,7 @@ from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
-from mor_trainer.run.worker import Worker
+from mor_trainer.run.worker import TrainingWorker
 from PIL import Image
 
 TOKENS = {
@@ -139,12 +139,12 @@ class Processes:
         return self._start("work", *launch, *given)
 
     @contextmanager
-    def working(self) -> Iterator[Worker]:
+    def working(self) -> Iterator[TrainingWorker]:
         """A worker on a thread of this process, for tests that do not kill it."""
         settings = WorkerSettings.model_validate(
             {name.removeprefix("MOR_").lower(): value for name, value in self.environment.items() if name[:4] == "MOR_"}
         )
-        worker = Worker(settings)
+        worker = TrainingWorker(settings)
         thread = threading.Thread(target=worker.work, daemon=True)
         thread.start()
         yield worker

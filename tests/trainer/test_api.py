@@ -260,7 +260,7 @@ async def test_an_event_stream_resumes_without_a_gap(
 
 async def test_weight_files(http: httpx.AsyncClient, spec: RunSpec, settings: ControlSettings, tiny: Path) -> None:
     import torch
-    from mor_trainer.weights import files
+    from mor_trainer.weights import version_writer
 
     run = await create(http, spec)
     reply = await http.get(f"/v1/runs/{run}/weights/latest")
@@ -268,7 +268,7 @@ async def test_weight_files(http: httpx.AsyncClient, spec: RunSpec, settings: Co
     assert "has published no weights yet" in reply.json()["detail"]
     tensors = {"a.weight": torch.arange(1000, dtype=torch.float32)}
     for version in (0, 1):
-        files.publish(
+        version_writer.write_version(
             settings.runs_dir / run, run, version, str(tiny), model=torch.nn.Linear(1, 1), adapter=None,
             trainable=tensors, keep=4,
         )  # fmt: skip

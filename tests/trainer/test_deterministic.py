@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from mor_core.errors import Invalid
-from mor_trainer.groups.replay_log import Conditions, Record
+from mor_trainer.groups.replay_log import ReplayConditions, ReplayLog
 from mor_trainer.model.batching import Response, Unit
 from mor_trainer.model.rows import Row
 from mor_trainer.update.budget import OutOfMemory, TokenBudget
@@ -99,17 +99,17 @@ def test_a_group_that_a_client_failed_is_not_trained_on(
 def test_what_a_deterministic_run_cannot_be(tiny: Path, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"max_staleness=1 lets timing decide .* set max_staleness=0"):
         make_spec(tiny, prompts, deterministic=True, max_staleness=1)
-    record = Record(tmp_path)
-    begun = Conditions(ranks=1, torch_threads=1, device="cpu", precision="auto")
-    record.hold_to(begun)
-    record.hold_to(begun)
+    replay_log = ReplayLog(tmp_path)
+    begun = ReplayConditions(ranks=1, torch_threads=1, device="cpu", precision="auto")
+    replay_log.pin_conditions(begun)
+    replay_log.pin_conditions(begun)
     with pytest.raises(Invalid, match=r"began with ranks=1 \(now 2\), .* start the worker as it was"):
-        Record(tmp_path).hold_to(begun.model_copy(update={"ranks": 2}))
+        ReplayLog(tmp_path).pin_conditions(begun.model_copy(update={"ranks": 2}))
     (tmp_path / "record" / "step-00000003.json").write_text(json.dumps({}))
     with pytest.raises(Invalid, match=r"step-00000002.json is missing and later steps are recorded"):
-        record.read(2)
+        replay_log.read(2)
     with pytest.raises(Invalid, match="restore it from a backup"):
-        record.read(3)
+        replay_log.read(3)
 
 
 def test_memory_that_runs_out_does_not_change_a_deterministic_runs_micro_batches(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mor_core.errors import Unavailable
 from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.weights.publication import Publication
+from mor_trainer.weights.background_publication import BackgroundPublication
 
 from tests.trainer.kit import Processes
 from tests.trainer.stages import Stages
@@ -25,7 +25,7 @@ def test_whoever_changes_the_parameters_waits_for_what_is_being_written() -> Non
         assert written.wait(10)
         announced.append(version)
 
-    publication = Publication(publish, timeout_s=10)
+    publication = BackgroundPublication(publish, timeout_s=10)
     publication.begin(1, {})
     publication.check()
     assert announced == []
@@ -44,7 +44,7 @@ def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
     def hang(*_: Any) -> None:
         never.wait(10)
 
-    publication = Publication(hang, timeout_s=0.05)
+    publication = BackgroundPublication(hang, timeout_s=0.05)
     publication.begin(7, {})
     with pytest.raises(Unavailable, match=r"weights version 7 was not written in 0.05 s \(MOR_PUBLICATION_TIMEOUT_S\)"):
         publication.finish()
@@ -57,7 +57,7 @@ def test_what_fails_beside_the_training_is_raised_in_it() -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    publication = Publication(full, timeout_s=10)
+    publication = BackgroundPublication(full, timeout_s=10)
     publication.begin(1, {})
     deadline = time.monotonic() + 5
     with pytest.raises(OSError, match="No space left"):

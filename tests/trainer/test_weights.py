@@ -20,7 +20,7 @@ from mor_trainer.ranks import Ranks
 from mor_trainer.update import checkpoint
 from mor_trainer.update.step_timer import TimeShares
 from mor_trainer.update.update import Updater
-from mor_trainer.weights import files
+from mor_trainer.weights import version_writer
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -44,7 +44,7 @@ def test_lora_trains_adapters_and_its_reference_is_the_adapter_off(
     before = policy.reference_logprobs(rows)
     Updater(policy, spec).step(groups, 1, TimeShares())
     assert policy.reference_logprobs(rows).equal(before)
-    manifest = files.publish(
+    manifest = version_writer.write_version(
         tmp_path, "r", 1, str(tiny), model=policy.model, adapter=policy.adapter, trainable=policy.trainable, keep=2
     )
     assert manifest.kind == "lora"
@@ -66,7 +66,7 @@ def test_published_tensors_have_the_names_of_save_pretrained(
     with torch.no_grad():
         for parameter in policy.trainable.values():
             parameter.add_(0.5)
-    manifest = files.publish(
+    manifest = version_writer.write_version(
         tmp_path, "r", 0, str(model), model=policy.model, adapter=None, trainable=policy.trainable, keep=2
     )
     published = load_file(tmp_path / "weights" / "0" / "model.safetensors")
@@ -88,7 +88,7 @@ def test_publication_is_checked_and_pruned(tiny: Path, prompts: Path, tmp_path: 
     policy, _ = policy_of(tiny, prompts, torch.float32)
     fifteen_million = {f"layer.{i}.weight": torch.randn(1000, 1500) for i in range(10)}
     for version in range(4):
-        manifest = files.publish(
+        manifest = version_writer.write_version(
             tmp_path, "r", version, str(tiny), model=policy.model, adapter=None, trainable=fifteen_million, keep=2
         )
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["2", "3"]
@@ -107,7 +107,9 @@ def test_publication_holds_no_second_copy_of_the_model(
     tensors = {f"layer.{i}.weight": torch.randn(1000, 500).to(dtype) for i in range(20)}
     tensors |= {"scale": torch.tensor(3.0), "head.weight": torch.randn(64, 32).T}
     tracemalloc.start()
-    files.publish(tmp_path, "r", 0, str(tiny), model=policy.model, adapter=None, trainable=tensors, keep=2)
+    version_writer.write_version(
+        tmp_path, "r", 0, str(tiny), model=policy.model, adapter=None, trainable=tensors, keep=2
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * tensors["layer.0.weight"].nbytes

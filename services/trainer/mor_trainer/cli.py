@@ -38,13 +38,13 @@ def work(
 
     from mor_trainer.config import WorkerSettings
     from mor_trainer.ranks import RanksBroken, depart, launched
-    from mor_trainer.run.worker import Worker
+    from mor_trainer.run.worker import TrainingWorker
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic runs need on CUDA
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
     logs.configure(settings.log_level, settings.log_format, service="trainer-worker")
     tracing.configure("mor-trainer-worker")
-    worker = Worker(settings)
+    worker = TrainingWorker(settings)
     worker.install_signals()
     try:
         failed = worker.work(once=once)

@@ -13,7 +13,7 @@ from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 
 from mor_trainer.event_log import EventLog
-from mor_trainer.groups.scored import Taken
+from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.reporting import step_metrics
 from mor_trainer.update.update import UpdateReport
 
@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 class Step:
     """One step, as far as it is told."""
 
-    taken: Sequence[Taken]
-    skipped: Sequence[Taken]
+    taken: Sequence[ScoredGroup]
+    skipped: Sequence[ScoredGroup]
     update: UpdateReport
     began_at: float
     """Unix time, seconds."""
@@ -63,8 +63,8 @@ class Teller:
 
     def step(self, number: int, step: Step, images: Callable[[int], Mapping[str, bytes]]) -> None:
         """Tell of a step that is done. ``images``: encoded pictures of a group's prompt, by its number."""
-        records = [item.group.record for item in step.taken]
-        scored = records + [item.group.record for item in step.skipped]
+        records = [item.record for item in step.taken]
+        scored = records + [item.record for item in step.skipped]
         self.gate_version = max(record.gate_version for record in scored)
         rewards = step_metrics.reward_metrics(scored)
         self._count_failures(rewards["clients"])

@@ -12,7 +12,7 @@ from typing import Any
 from mor_core.wire import RewardRecord
 
 from mor_trainer.algorithm.dynamic_sampling import alike
-from mor_trainer.groups.scored import Taken
+from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.reporting import thumbnails
 from mor_trainer.update.update import UpdateReport
 
@@ -104,15 +104,13 @@ def update_metrics(report: UpdateReport) -> dict[str, Any]:
     }
 
 
-def group_metrics(taken: Sequence[Taken]) -> dict[str, Any]:
+def group_metrics(taken: Sequence[ScoredGroup]) -> dict[str, Any]:
     """Lengths, truncation, staleness, and seconds from scored to read."""
-    lengths = [len(ids) for item in taken for ids in item.group.tokens.response_token_ids]
-    reasons = [reason for item in taken for reason in item.group.record.rollout.finish_reasons]
+    lengths = [len(ids) for item in taken for ids in item.tokens.response_token_ids]
+    reasons = [reason for item in taken for reason in item.record.rollout.finish_reasons]
     staleness = [item.staleness for item in taken]
     waits = [
-        max(0.0, item.group.received_at - item.group.record.stamps["router"])
-        for item in taken
-        if "router" in item.group.record.stamps
+        max(0.0, item.received_at - item.record.stamps["router"]) for item in taken if "router" in item.record.stamps
     ]
     return {
         "staleness_mean": mean(staleness),
@@ -123,13 +121,13 @@ def group_metrics(taken: Sequence[Taken]) -> dict[str, Any]:
     }
 
 
-def stages(taken: Sequence[Taken], updates: Iterable[tuple[float, float]]) -> dict[str, Any]:
+def stages(taken: Sequence[ScoredGroup], updates: Iterable[tuple[float, float]]) -> dict[str, Any]:
     """When a step's groups left each stage, first and last in Unix time, and what share of them left it while one of
     ``updates``, from beginning to end, was being computed."""
     updates = list(updates)
     times: dict[str, list[float]] = {}
     for name, stamp in (("sampled", "rollout"), ("scored", "router")):
-        found = [item.group.record.stamps[stamp] for item in taken if stamp in item.group.record.stamps]
+        found = [item.record.stamps[stamp] for item in taken if stamp in item.record.stamps]
         if found:
             times[name] = found
     during = {name: [any(begin < at < end for begin, end in updates) for at in found] for name, found in times.items()}
@@ -145,7 +143,7 @@ def finite(value: float | None) -> float | None:
 
 
 def samples(
-    taken: Sequence[Taken],
+    taken: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float]],
     step: int,
     images: Callable[[int], Mapping[str, bytes]],
@@ -157,7 +155,7 @@ def samples(
     chosen = sorted(random.Random(step).sample(range(len(taken)), min(_SAMPLES, len(taken))))
     pictures = {digest: content for index in chosen for digest, content in images(taken[index].number).items()}
     return {
-        "groups": [_sample(taken[index].group.record, advantages[index]) for index in chosen],
+        "groups": [_sample(taken[index].record, advantages[index]) for index in chosen],
         "thumbnails": thumbnails.encoded(pictures),
     }
 
