@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mor_core import atomic
 from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
-from mor_trainer import atomic
 from mor_trainer.groups.ledger import Ledger
 from mor_trainer.model import loading
 from mor_trainer.model.policy import Policy

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.wire import RewardRecord
 from pydantic import BaseModel, ValidationError
 
-from mor_trainer import atomic
 from mor_trainer.config import WorkerSettings
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.groups.scored_group import ScoredGroup

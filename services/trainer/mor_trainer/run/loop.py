@@ -19,11 +19,11 @@ from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
+from mor_core import atomic
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
 
-from mor_trainer import atomic
 from mor_trainer.algorithm.dynamic_sampling import replaceable, teaches
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.runs import RunSpec
 from pydantic import BaseModel, ValidationError
@@ -21,7 +22,6 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from mor_trainer import atomic
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.ranks import Ranks
 

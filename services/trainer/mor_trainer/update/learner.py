@@ -10,12 +10,12 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 import torch
+from mor_core import atomic
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, MorError
 from mor_core.runs import RunSpec
 from torch import Tensor
 
-from mor_trainer import atomic
 from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.batching import TrainingGroup

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mor_core import atomic
 from pydantic import BaseModel
-
-from mor_trainer import atomic
 
 _FILE = "memory.json"
 

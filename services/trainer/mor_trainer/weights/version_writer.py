@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from mor_core import atomic
 from mor_core.wire import WeightsFile, WeightsManifest
 from torch import Tensor
 
-from mor_trainer import atomic
 from mor_trainer.weights import tensor_file
 from mor_trainer.weights.version_files import MANIFEST, published_versions, weights_folder
 
