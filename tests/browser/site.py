@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from tests.browser import story
 from tests.router.endpoints import TOKEN, Endpoints
-from tests.trainer.control import Worker, claim, create, eventually
+from tests.trainer.control import EventSender, claim, create, eventually
 from tests.trainer.kit import TOKENS, Processes, bearer, make_spec, write_prompts
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -68,7 +68,7 @@ class Site:
     processes: Processes
     redis: Redis
     folder: Path
-    workers: dict[str, Worker] = field(default_factory=dict)
+    workers: dict[str, EventSender] = field(default_factory=dict)
 
     @contextlib.asynccontextmanager
     async def http(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -82,7 +82,7 @@ class Site:
         spec = make_spec(model, prompts, name=name, steps=steps)
         async with self.http() as http:
             run = await create(http, spec)
-            self.workers[run] = Worker(self.redis, run, (await claim(http))["attempt"])
+            self.workers[run] = EventSender(self.redis, run, (await claim(http))["attempt"])
         await self.tell(run, 1, told)
         return run
 
@@ -90,12 +90,12 @@ class Site:
         """Steps with all that comes with them; ``arrives``: wait until run control has them."""
         worker = self.workers[run]
         for step in range(first, last + 1):
-            await worker.tell("samples", step, story.samples(step))
-            await worker.tell("step", step, story.step_data(step))
+            await worker.send("samples", step, story.samples(step))
+            await worker.send("step", step, story.step_data(step))
             if step % 10 == 0:
-                await worker.tell("evaluation", step, story.evaluation(step))
-                await worker.tell("checkpoint", step, {"path": f"/runs/{run}/checkpoints/{step}", "seconds": 1.2})
-        await worker.tell("weights", last, {"version": last})
+                await worker.send("evaluation", step, story.evaluation(step))
+                await worker.send("checkpoint", step, {"path": f"/runs/{run}/checkpoints/{step}", "seconds": 1.2})
+        await worker.send("weights", last, {"version": last})
         if arrives:
             async with self.http() as http:
                 await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == last, _TOLD_S)

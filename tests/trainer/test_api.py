@@ -18,7 +18,7 @@ from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
 from redis.asyncio import Redis
 
-from tests.trainer.control import Worker, claim, create, eventually, lines
+from tests.trainer.control import EventSender, claim, create, eventually, lines
 from tests.trainer.kit import bearer, running, served
 
 pytestmark = pytest.mark.anyio
@@ -138,7 +138,7 @@ async def test_the_snapshot_is_revalidated_by_etag(http: httpx.AsyncClient, spec
     changed = await http.get(f"/v1/runs/{run}", headers=tagged)
     assert changed.status_code == 200
     assert changed.json()["state"] == "running"
-    await Worker(redis, run, held["attempt"]).step(1, 0.5)
+    await EventSender(redis, run, held["attempt"]).step(1, 0.5)
     found = await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
     assert found["progress"] == 0.1
     assert found["eta_s"] == pytest.approx(18)
@@ -147,7 +147,7 @@ async def test_the_snapshot_is_revalidated_by_etag(http: httpx.AsyncClient, spec
 
 async def test_metrics_since_a_step_and_down_sampled(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run = await create(http, spec)
-    worker = Worker(redis, run, (await claim(http))["attempt"])
+    worker = EventSender(redis, run, (await claim(http))["attempt"])
     for step in range(1, 31):
         await worker.step(step, step / 10)
     path = f"/v1/runs/{run}/metrics"
@@ -167,14 +167,14 @@ async def test_events_twice_or_out_of_order_change_nothing(
 ) -> None:
     run = await create(http, spec)
     held = await claim(http)
-    worker = Worker(redis, run, held["attempt"])
+    worker = EventSender(redis, run, held["attempt"])
     for sequence in (1, 3, 3, 1):
-        await worker.tell("checkpoint", sequence, {"path": f"/c/{sequence}"}, sequence)
+        await worker.send("checkpoint", sequence, {"path": f"/c/{sequence}"}, sequence)
     await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 2)
     beat = {"attempt": held["attempt"], "state": "running"}
     reply = await http.post(f"/v1/runs/{run}/heartbeat", json=beat)
     assert reply.json() == {"desired": "run", "events_seen": 1, "replay": {}}, "2 is missing"
-    await worker.tell("checkpoint", 2, {"path": "/c/2"}, 2)
+    await worker.send("checkpoint", 2, {"path": "/c/2"}, 2)
     await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 3)
     assert (await http.post(f"/v1/runs/{run}/heartbeat", json=beat)).json()["events_seen"] == 3
 
@@ -184,16 +184,16 @@ async def test_a_resumed_run_replaces_the_steps_it_lost(
 ) -> None:
     http = impatient
     run = await create(http, spec)
-    first = Worker(redis, run, (await claim(http))["attempt"])
-    await first.tell("state", 0, {"name": "started", "from_step": 0})
+    first = EventSender(redis, run, (await claim(http))["attempt"])
+    await first.send("state", 0, {"name": "started", "from_step": 0})
     for step in range(1, 6):
         await first.step(step, 1.0)
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 5)
     await eventually(http, f"/v1/runs/{run}", lambda found: found["state"] == "queued")  # the lease ended
     held = await claim(http)
     assert held["attempt"] == 2
-    second = Worker(redis, run, 2)
-    await second.tell("state", 3, {"name": "resumed", "from_step": 3})
+    second = EventSender(redis, run, 2)
+    await second.send("state", 3, {"name": "resumed", "from_step": 3})
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 3)
     await first.step(6, 1.0)  # a late word of the dead worker
     await second.step(4, 2.0)
@@ -240,7 +240,7 @@ async def test_an_event_stream_resumes_without_a_gap(
     async with served(create_app(settings)) as address, httpx.AsyncClient(base_url=address) as http:
         http.headers.update(bearer("admin"))
         run = await create(http, spec)
-        worker = Worker(redis, run, (await claim(http))["attempt"])
+        worker = EventSender(redis, run, (await claim(http))["attempt"])
         listening = asyncio.create_task(lines(http, run, 2))
         await asyncio.sleep(0.3)
         for step in (1, 2, 3, 4):
@@ -292,7 +292,7 @@ async def test_weight_files(http: httpx.AsyncClient, spec: RunSpec, settings: Co
 
 async def test_health_metrics_and_the_status_page(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run = await create(http, spec)
-    worker = Worker(redis, run, (await claim(http))["attempt"])
+    worker = EventSender(redis, run, (await claim(http))["attempt"])
     await worker.step(1, 0.25)
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
     await eventually(http, "/readyz", lambda found: found["ready"])
@@ -311,7 +311,7 @@ async def test_the_history_survives_a_restart(settings: ControlSettings, spec: R
     async with running(create_app(settings)) as http:
         http.headers.update(bearer("admin"))
         run = await create(http, spec)
-        await Worker(redis, run, (await claim(http))["attempt"]).step(1, 0.5)
+        await EventSender(redis, run, (await claim(http))["attempt"]).step(1, 0.5)
         before = await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
     async with running(create_app(settings)) as http:
         http.headers.update(bearer("admin"))

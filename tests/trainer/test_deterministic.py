@@ -1,4 +1,4 @@
-"""Deterministic runs: killed at any point, the final weights are those of an undisturbed run, bit for bit."""
+"""Deterministic runs: killed at any point, they end with the weights of an undisturbed run, bit for bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 8
 
 
 def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool], what: str) -> None:
-    """End a process as a crash would, at the moment at which the condition holds."""
+    """Kill a process at the moment at which the condition holds, as a crash would."""
     deadline = time.monotonic() + 90
     while not condition():
         assert process.poll() is None, "the process ended by itself"
@@ -39,7 +39,7 @@ def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool], w
 
 
 @pytest.mark.timeout(400)
-def test_killed_anywhere_the_final_weights_are_those_of_an_undisturbed_run(
+def test_a_run_killed_anywhere_ends_with_the_weights_of_an_undisturbed_run(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
@@ -78,7 +78,7 @@ def test_killed_anywhere_the_final_weights_are_those_of_an_undisturbed_run(
     worker = processes.work("--once")
     undisturbed = finish(processes, again, 120)
     assert worker.wait(timeout=20) == 0
-    assert stages.sampled.total() == sampled, "computed from the record alone"
+    assert stages.sampled.total() == sampled, "computed from the replay log alone"
     one, other = (Path(end["final"]) / "model.safetensors" for end in (disturbed, undisturbed))
     assert one.read_bytes() == other.read_bytes()
     assert one.read_bytes() != (tiny / "model.safetensors").read_bytes()
@@ -100,7 +100,9 @@ def test_a_group_that_a_client_failed_is_not_trained_on(
     assert not list((processes.runs_dir / run / "record").glob("step-*"))
 
 
-def test_what_a_deterministic_run_cannot_be(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+def test_a_deterministic_run_refuses_staleness_other_conditions_and_a_broken_log(
+    tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"max_staleness=1 lets timing decide .* set max_staleness=0"):
         make_spec(tiny, prompts, deterministic=True, max_staleness=1)
     replay_log = ReplayLog(tmp_path)
@@ -116,7 +118,7 @@ def test_what_a_deterministic_run_cannot_be(tiny: Path, prompts: Path, tmp_path:
         replay_log.read(3)
 
 
-def test_memory_that_runs_out_does_not_change_a_deterministic_runs_micro_batches(
+def test_a_deterministic_run_keeps_its_micro_batches_when_memory_runs_out(
     tiny: Path, prompts: Path, rows_of: list[Any]
 ) -> None:
     from tests.trainer.policies import policy_of

@@ -54,12 +54,12 @@ def test_each_group_is_applied_once_whatever_happens(actions: list[str], stalene
         elif action == "take":
             taken, _ = ledger.take(STEP, deadline=1.0)
             assert len(taken) in (0, STEP)
-            alike = data.draw(st.integers(0, len(taken)))
-            ledger.skip_taken(alike)
+            zero_variance = data.draw(st.integers(0, len(taken)))
+            ledger.skip_taken(zero_variance)
             for place, (number, group, stale) in enumerate(taken):
                 assert ledger.group_id(number) == group
                 assert stale <= staleness
-                (skipped if place < alike else applied)[number] += 1
+                (skipped if place < zero_variance else applied)[number] += 1
             if taken:
                 version += 1
                 ledger.advance_version(version)
@@ -76,7 +76,7 @@ def test_each_group_is_applied_once_whatever_happens(actions: list[str], stalene
         assert len(under_way) == len(ledger.outstanding) + len(ledger.ready)
         assert not under_way & set(applied + skipped)
         settled = ledger.applied + ledger.skipped + ledger.dropped
-        assert ledger.cursor == len(under_way) + settled, "no group is lost from the books"
+        assert ledger.cursor == len(under_way) + settled, "every group is accounted for"
         assert len(under_way) <= STEP * (1 + staleness)
 
 
@@ -102,7 +102,7 @@ def test_a_group_is_dropped_after_its_last_attempt_and_replaced() -> None:
     assert ledger.receive(group, 0, "late") is Receipt.duplicate
 
 
-def test_groups_that_went_stale_while_they_waited_are_sampled_again() -> None:
+def test_groups_that_become_stale_while_they_wait_are_sampled_again() -> None:
     ledger = ledger_of(staleness=0)
     first, second = (ledger.group_id(issue.number) for issue in ledger.issue(2, deadline=1.0))
     assert ledger.receive(first, 0, "a") is Receipt.accepted
@@ -140,7 +140,7 @@ def test_a_dropped_group_can_be_reopened_once_and_after_a_restart() -> None:
         assert (found.dropped, set(found.outstanding)) == (0, {first, second})
 
 
-def test_what_a_step_took_can_be_put_back() -> None:
+def test_groups_that_a_step_took_can_be_put_back() -> None:
     ledger = ledger_of(staleness=0)
     for issue in ledger.issue(2, deadline=1.0):
         ledger.receive(ledger.group_id(issue.number), 0, "x")
@@ -167,7 +167,7 @@ def test_the_number_of_groups_under_way_is_bounded(staleness: int) -> None:
     assert ledger.room(STEP, held=STEP) == 0
 
 
-def test_no_group_is_issued_that_no_step_is_left_for() -> None:
+def test_no_group_is_issued_for_a_step_after_the_last() -> None:
     ledger = ledger_of(staleness=2)
     assert ledger.room(STEP, steps_left=2) == 2 * STEP
     ledger.issue(2 * STEP, deadline=1.0)
@@ -175,7 +175,7 @@ def test_no_group_is_issued_that_no_step_is_left_for() -> None:
     assert ledger.room(STEP, held=STEP, steps_left=1) == 0
 
 
-def test_a_changed_prompts_file_is_noticed() -> None:
+def test_a_changed_prompts_file_is_refused() -> None:
     state = ledger_of(prompts=7).state()
     with pytest.raises(Invalid, match="has 8 rows, the checkpoint was written with 7; restore the file"):
         ledger_of(prompts=8).restore(state, deadline=1.0)

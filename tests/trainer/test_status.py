@@ -28,7 +28,7 @@ from PIL import Image
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from tests.trainer.control import Worker, claim, create, eventually, lines
+from tests.trainer.control import EventSender, claim, create, eventually, lines
 from tests.trainer.kit import bearer, running, served
 
 pytestmark = pytest.mark.anyio
@@ -79,14 +79,14 @@ def sample(*clients: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def trained(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> tuple[str, Worker]:
+async def trained(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> tuple[str, EventSender]:
     """A run with two steps and their samples."""
     run = await create(http, spec)
-    worker = Worker(redis, run, (await claim(http))["attempt"])
+    worker = EventSender(redis, run, (await claim(http))["attempt"])
     for number in (1, 2):
         groups = [sample("alpha", "beta"), sample("beta")]
-        await worker.tell("samples", number, {"groups": groups, "thumbnails": thumbnails.encoded({DIGEST: picture()})})
-        await worker.tell("step", number, step_data(0.1 * number, -0.1 * number))
+        await worker.send("samples", number, {"groups": groups, "thumbnails": thumbnails.encoded({DIGEST: picture()})})
+        await worker.send("step", number, step_data(0.1 * number, -0.1 * number))
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 2)
     return run, worker
 
@@ -115,7 +115,7 @@ async def test_every_read_is_revalidated(http: httpx.AsyncClient, spec: RunSpec,
         assert (again.status_code, again.content) == (304, b""), path
         assert again.headers["cache-control"] == "private, no-cache"
         assert again.headers["vary"] == "Authorization"
-    await worker.tell("step", 3, step_data(0.3, -0.3))
+    await worker.send("step", 3, step_data(0.3, -0.3))
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 3)
     for path, tag in tags.items():
         assert (await http.get(path, headers={"If-None-Match": tag})).status_code == 200, path
@@ -143,7 +143,7 @@ async def test_what_a_poller_holds_does_not_spare_it_the_checks(
 async def test_a_long_history_is_sent_compressed(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run, worker = await trained(http, spec, redis)
     for number in range(3, 81):
-        await worker.tell("step", number, step_data(0.1 * number, -0.1 * number))
+        await worker.send("step", number, step_data(0.1 * number, -0.1 * number))
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 80)
     path = f"/v1/runs/{run}/metrics"
     small = await http.get(path)
@@ -204,9 +204,9 @@ async def test_a_cursor_older_than_what_is_kept_is_told_of_the_gap(
         http.headers.update(bearer("admin"))
         run = await create(http, spec)
         cursor = (await http.get(f"/v1/runs/{run}")).json()["cursor"]
-        worker = Worker(redis, run, (await claim(http))["attempt"])
+        worker = EventSender(redis, run, (await claim(http))["attempt"])
         for number in range(1, 131):
-            await worker.tell("checkpoint", number, {"path": str(number)})
+            await worker.send("checkpoint", number, {"path": str(number)})
 
         def whole(found: dict[str, Any]) -> bool:
             return bool(found["checkpoints"]) and found["checkpoints"][-1]["step"] == 130
@@ -234,9 +234,9 @@ async def test_open_event_streams_are_bounded(settings: ControlSettings, spec: R
 async def test_alerts_are_one_entry_until_acknowledged(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run = await create(http, spec)
     held = await claim(http)
-    worker = Worker(redis, run, held["attempt"])
+    worker = EventSender(redis, run, held["attempt"])
     for reason in ("first", "second"):
-        await worker.tell("alert", 1, {"name": "non_finite", "reason": reason})
+        await worker.send("alert", 1, {"name": "non_finite", "reason": reason})
     found = await eventually(http, "/v1/alerts", lambda found: found and found[0]["count"] == 2)
     assert (found[0]["reason"], found[0]["webhook"]) == ("second", "off")
     path = f"/v1/alerts/{found[0]['id']}/acknowledge"
@@ -244,7 +244,7 @@ async def test_alerts_are_one_entry_until_acknowledged(http: httpx.AsyncClient, 
     acknowledged = (await http.post(path, json={"note": "smaller lr"})).json()
     assert (acknowledged["acknowledged_by"], acknowledged["note"]) == ("admin", "smaller lr")
     assert (await http.post(path, json={"note": "again"})).json() == acknowledged, "twice changes nothing"
-    await worker.tell("alert", 2, {"name": "non_finite", "reason": "third"})
+    await worker.send("alert", 2, {"name": "non_finite", "reason": "third"})
     open_ = await eventually(http, "/v1/alerts?acknowledged=false", lambda found: len(found) == 1)
     assert open_[0]["count"] == 1
     await http.post(f"/v1/runs/{run}/heartbeat", json={"attempt": 1, "state": "failed", "error": "out of memory"})

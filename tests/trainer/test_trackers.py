@@ -22,7 +22,7 @@ from mor_trainer.trackers import Trackers, configured
 from mor_trainer.trackers.figures import figures
 from redis.asyncio import Redis
 
-from tests.trainer.control import Worker, claim, create, eventually
+from tests.trainer.control import EventSender, claim, create, eventually
 from tests.trainer.kit import bearer, running
 
 pytestmark = pytest.mark.anyio
@@ -46,12 +46,12 @@ async def train(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> str:
     run = await create(http, spec)
     for first, rewards in ((1, (1.0, 2.0, 3.0)), (3, (30.0, 40.0))):
         attempt = (await claim(http))["attempt"]
-        worker = Worker(redis, run, attempt)
-        await worker.tell("state", first - 1, {"name": "resumed", "from_step": first - 1})
+        worker = EventSender(redis, run, attempt)
+        await worker.send("state", first - 1, {"name": "resumed", "from_step": first - 1})
         for step, reward in enumerate(rewards, first):
             await worker.step(step, reward)
         last = first + len(rewards) - 1
-        await worker.tell("evaluation", last, {"step": last, "reward": rewards[-1] / 10, "domains": {}, "version": 1})
+        await worker.send("evaluation", last, {"step": last, "reward": rewards[-1] / 10, "domains": {}, "version": 1})
         await eventually(http, f"/v1/runs/{run}/metrics", partial(_ends_with, rewards[-1]))
         await report(http, run, attempt, "finished" if last == 4 else "queued")
     return run

@@ -1,4 +1,4 @@
-"""What leaves a policy and comes back: published weights, adapters and checkpoints."""
+"""Published weights, adapters and checkpoints: written by a policy and read back."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def test_published_tensors_have_the_names_of_save_pretrained(
     assert all(tensor.equal(saved[name]) for name, tensor in published.items())
 
 
-def test_publication_is_checked_and_pruned(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+def test_published_files_match_their_hashes_and_old_versions_are_deleted(
+    tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
     import hashlib
 
     policy, _ = policy_of(tiny, prompts, torch.float32)
@@ -160,7 +162,7 @@ def test_a_checkpoint_of_another_tuning_is_refused(tiny: Path, prompts: Path, tm
         checkpoint.restore(path, lora.trainable, Updater(lora, lora_spec).optimiser, ALONE)
 
 
-def test_a_folder_that_is_no_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(Invalid, match="cannot be loaded"):
         loading.load(str(tmp_path))
