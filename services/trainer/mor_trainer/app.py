@@ -1,4 +1,4 @@
-"""Run control and status API."""
+"""App factory of run control and status API."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from mor_trainer.routes.dependencies import known_query
 from mor_trainer.trackers import Trackers, configured
 
 _TRACKERS_S = 3.0
-"""In which trackers are told what still waits when the service stops."""
+"""Seconds for the figures that still wait for trackers when the service stops; then they are discarded."""
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
-    """The run-control service. ``router_transport``: another way to the router than the network, for tests."""
+    """Create the run-control service. ``router_transport`` replaces the network to the router, for tests."""
     database = Database(settings.runs_dir / "history.sqlite3")
     alerts = Alerts(database, webhook=settings.alert_webhook_url is not None)
     letters = Letters(database, settings.letters_kept)
@@ -60,12 +60,12 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
 
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
         ingest = Ingest(settings, runs, history, watchers, trackers)
-        telling = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
+        webhook = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
             async with ingest.running():
                 yield
         finally:
-            await stop([telling])
+            await stop([webhook])
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
             database.close()
 
@@ -84,7 +84,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         lifespan,
         {"queue_server": queue_server},
         version=__version__,
-        description="Runs: create, watch, pause, resume, stop. Weight files for the rollout service.",
+        description="Create, watch, pause, resume and stop runs. Weight files for the rollout service.",
         facts=facts,
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
