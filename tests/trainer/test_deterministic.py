@@ -16,8 +16,7 @@ import pytest
 import torch
 from mor_core.errors import Invalid
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayLog
-from mor_trainer.model.batching import Response, Unit
-from mor_trainer.model.rows import Row
+from mor_trainer.model.micro_batches import MicroBatchItem
 from mor_trainer.update.budget import OutOfMemory, TokenBudget
 
 from tests.trainer.kit import Processes, make_spec
@@ -125,11 +124,10 @@ def test_a_deterministic_run_keeps_its_micro_batches_when_memory_runs_out(
 
     policy, _ = policy_of(tiny, prompts)
     prompt = policy.prepare(rows_of[0].messages, rows_of[0].images)
-    responses = tuple(Response(0, prompt, (7, 8, 9), (0.0,) * 3, 0.0, 1.0) for _ in range(4))
-    units = [Unit(Row(prompt, tuple(one.ids for one in responses)), responses)]
+    batch = [MicroBatchItem(prompt, ((7, 8, 9),) * 4, 0, (0, 1, 2, 3))]
 
     def fail(_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TB")
 
     with pytest.raises(OutOfMemory, match=r"would change the bits .* smaller micro_batch_tokens, such as \d+"):
-        TokenBudget(256, fixed=True).spend(lambda tokens: [units], fail)
+        TokenBudget(256, fixed=True).run(lambda tokens: [batch], fail)

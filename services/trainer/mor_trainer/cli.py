@@ -39,12 +39,11 @@ def work(
     from mor_core import logs, tracing
 
     from mor_trainer.config import WorkerSettings
-    from mor_trainer.ranks import RanksBroken, depart, launched
+    from mor_trainer.ranks import RanksBroken, exit_rank, world_size
     from mor_trainer.run.worker import TrainingWorker
 
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # deterministic runs on CUDA need it; cuBLAS reads it once
+    # Deterministic runs on CUDA need it, and cuBLAS reads it only once.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
     logs.configure(settings.log_level, settings.log_format, service="trainer-worker")
     tracing.configure("mor-trainer-worker")
@@ -55,8 +54,8 @@ def work(
     except RanksBroken:
         raise typer.Exit(1) from None
     status = 1 if failed else 0
-    if launched() > 1:
-        depart(status)
+    if world_size() > 1:
+        exit_rank(status)
     raise typer.Exit(status)
 
 

@@ -24,21 +24,22 @@ from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
 
-from mor_trainer.algorithm.dynamic_sampling import replaceable, teaches
+from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import GroupExchange
 from mor_trainer.groups.ledger import prompt_of_group
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, ReplayLog
 from mor_trainer.groups.scored_group import ScoredGroup
-from mor_trainer.model.encoding import PromptMismatch, check
+from mor_trainer.model.micro_batches import TrainingGroup
+from mor_trainer.model.prompt_tokenizer import PromptMismatch, check_same_prompt
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.reporter import Step, Teller
 from mor_trainer.run.lease import RunLease, RunLeaseLost
-from mor_trainer.update import checkpoint
-from mor_trainer.update.learner import Learner, StepGroup
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import UpdateReport
+from mor_trainer.update import loop_checkpoint
+from mor_trainer.update.learner import Learner
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import UpdateReport
 from mor_trainer.weights.background_publication import BackgroundPublication
 from mor_trainer.weights.publisher import Publisher
 from mor_trainer.weights.version_files import published_versions
@@ -88,7 +89,7 @@ class TrainingLoop:
         self._checkpointed: int | None = None
         self._replay_log = ReplayLog(self._folder)
         self._teller = Teller(portal, events, claim.run, claim.spec)
-        self._shares = TimeShares()
+        self._timer = StepTimer()
 
     def run(self) -> Path:
         """Train to the last step, export the model and return its folder.
@@ -116,7 +117,7 @@ class TrainingLoop:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
             self._publish()
             self._publication.finish()
-            self._shares = TimeShares()
+            self._timer = StepTimer()
             while self.step < self._spec.steps:
                 self._obey_run_control()
                 self._one_step()
@@ -133,13 +134,13 @@ class TrainingLoop:
     async def _make_exchange(self) -> GroupExchange:
         return GroupExchange(self._settings, self._claim.run, self._spec, prompts=self._prompts, events=self._events)
 
-    def _restore(self) -> checkpoint.LoopState | None:
+    def _restore(self) -> loop_checkpoint.LoopState | None:
         """Continue from the newest checkpoint, if there is one."""
         atomic.sweep(self._folder)
-        found = checkpoint.checkpoints(self._folder)
+        found = loop_checkpoint.checkpoints(self._folder)
         if not found:
             return None
-        state = checkpoint.read_state(found[-1])
+        state = loop_checkpoint.read_state(found[-1])
         self._learner.restore(found[-1])
         self.step = self._checkpointed = state.step
         self._teller.restore(state.gate_version, state.client_failures)
@@ -149,7 +150,7 @@ class TrainingLoop:
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _one_step(self) -> None:
-        with self._shares.measure("processing"):
+        with self._timer.measure("processing"):
             self._evaluate()
             self._portal.call(self._exchange.replay, self._lease.replay_requests)
             replayed = self._replay()
@@ -158,26 +159,26 @@ class TrainingLoop:
             taken, skipped, groups = replayed or self._collect()
         began = time.time()
         with self._exchange.traces.updating(self._claim.run, self.step + 1, taken, skipped):
-            update = self._learner.update(groups, self.step + 1, shares=self._shares)
+            update = self._learner.update(groups, self.step + 1, timer=self._timer)
         trained = (began, time.time())
         self.step += 1
-        with self._shares.measure("publication"):
+        with self._timer.measure("publication"):
             self._publish()
             if not self._spec.max_staleness:  # nothing to compute before the new version has sampled
                 self._publication.finish()
         if self.step % self._spec.checkpoint_every == 0:
-            with self._shares.measure("checkpoint"):
+            with self._timer.measure("checkpoint"):
                 self._checkpoint()
         self._report_step(taken, skipped, update, trained)
 
-    def _replay(self) -> tuple[list[ScoredGroup], list[ScoredGroup], list[StepGroup]] | None:
+    def _replay(self) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]] | None:
         """Return the groups that a deterministic run took for this step in an attempt that died, if it did."""
         replayed = self._replayed_step(self.step + 1)
         self._portal.call(self._exchange.set_issuing, replayed is None)
         if replayed is None:
             return None
         self._portal.call(self._exchange.adopt, replayed.ledger)
-        return replayed.taken, replayed.skipped, [self._step_group(group) for group in replayed.taken]
+        return replayed.taken, replayed.skipped, [self._training_group(group) for group in replayed.taken]
 
     def _replayed_step(self, step: int) -> ReplayedStep | None:
         return self._replay_log.read(step) if self._spec.deterministic else None
@@ -190,14 +191,14 @@ class TrainingLoop:
         """
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
         for prompt in prompts:
-            tokens = len(self._learner.encoded(prompt).token_ids)
+            tokens = len(self._learner.tokenize(prompt).token_ids)
             if tokens + response - 1 > budget:
                 raise Invalid(
                     f"prompt {prompt.id!r} has {tokens} tokens and with a response of sampling.max_tokens={response} "
                     f"does not fit micro_batch_tokens={budget}; raise micro_batch_tokens or use shorter prompts"
                 )
 
-    def _collect(self) -> tuple[list[ScoredGroup], list[ScoredGroup], list[StepGroup]]:
+    def _collect(self) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]]:
         """Collect the groups of a step: those to train on, those skipped, and the former as the update takes them.
 
         A group whose prompt differs between engine and trainer is dropped and replaced. A group whose rewards are all
@@ -207,17 +208,17 @@ class TrainingLoop:
         dynamic = self._spec.algorithm.dynamic_sampling
         taken: list[ScoredGroup] = []
         skipped: list[ScoredGroup] = []
-        groups: list[StepGroup] = []
+        groups: list[TrainingGroup] = []
         while len(groups) < wanted:
-            with self._shares.measure("waiting"):
+            with self._timer.measure("waiting"):
                 arrived = self._portal.call(self._exchange.take, wanted - len(groups), _SLICE_S)
             for scored in arrived:
                 try:
-                    group = self._step_group(scored)
+                    group = self._training_group(scored)
                 except PromptMismatch as error:
                     self._portal.call(self._exchange.reject, scored, str(error))
                     continue
-                if teaches(group.rewards, dynamic) or len(skipped) == replaceable(dynamic, wanted):
+                if has_signal(group.rewards, dynamic) or len(skipped) == max_replacements(dynamic, wanted):
                     groups.append(group)
                     taken.append(scored)
                 else:
@@ -237,7 +238,7 @@ class TrainingLoop:
         self._portal.call(self._exchange.top_up, len(groups))
         return taken, skipped, groups
 
-    def _step_group(self, group: ScoredGroup) -> StepGroup:
+    def _training_group(self, group: ScoredGroup) -> TrainingGroup:
         """Return a group as the update takes it.
 
         Raises:
@@ -248,9 +249,9 @@ class TrainingLoop:
         if self._spec.deterministic:
             self._replay_log.check_gate(record)
         index = self._prompt_index(group.number)
-        prompt = self._learner.encoded(self._prompts[index])
-        check(prompt, record.rollout, tokens)
-        return StepGroup(
+        prompt = self._learner.tokenize(self._prompts[index])
+        check_same_prompt(prompt, record.rollout, tokens)
+        return TrainingGroup(
             index, len(prompt.token_ids), tokens.response_token_ids, tokens.response_logprobs, record.rewards
         )
 
@@ -279,9 +280,9 @@ class TrainingLoop:
         trained: tuple[float, float],
     ) -> None:
         groups = self._portal.call(self._exchange.counts)
-        began_at = self._shares.began_at
-        seconds, named = self._shares.finish()
-        self._shares = TimeShares()  # reporting counts into the next step, so that no second is left out
+        began_at = self._timer.began_at
+        seconds, named = self._timer.finish()
+        self._timer = StepTimer()  # reporting counts into the next step, so that no second is left out
         counts = {
             "weights_version": self._version,
             "groups_applied": groups.applied,
@@ -291,7 +292,7 @@ class TrainingLoop:
             "groups_duplicate": groups.duplicate,
         }
         step = Step(taken, skipped, update, began_at, trained, seconds, named, counts)
-        with self._shares.measure("processing"):
+        with self._timer.measure("processing"):
             self._teller.step(self.step, step, self._images)
 
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
@@ -322,7 +323,7 @@ class TrainingLoop:
         self._publication.begin(self._version, self._learner.gather())
 
     def _finish_publication(self) -> None:
-        with self._shares.measure("publication"):
+        with self._timer.measure("publication"):
             self._publication.finish()
 
     def _checkpoint(self) -> None:
@@ -331,7 +332,7 @@ class TrainingLoop:
             return
         self._check_lease()
         begun = time.perf_counter()
-        state = checkpoint.LoopState(
+        state = loop_checkpoint.LoopState(
             step=self.step,
             weights_version=self._version,
             gate_version=self._teller.gate_version,
@@ -377,6 +378,6 @@ class TrainingLoop:
             self._portal.call(self._lease.report, RunState.paused)
             while self._lease.desired == "pause" and not self._ranks.ending and self._lease.lost is None:
                 time.sleep(_LOOK_S)
-            self._shares.restart()
+            self._timer.restart()
             self._portal.call(self._lease.report, RunState.running)
             self._obey_run_control()
