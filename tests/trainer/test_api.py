@@ -162,6 +162,18 @@ async def test_metrics_since_a_step_and_down_sampled(http: httpx.AsyncClient, sp
     assert (await http.get(path, params={"max_points": 0})).status_code == 422
 
 
+async def test_metrics_of_a_newer_worker_are_left_out_of_answers(
+    http: httpx.AsyncClient, spec: RunSpec, redis: Redis
+) -> None:
+    run = await create(http, spec)
+    worker = EventSender(redis, run, (await claim(http))["attempt"])
+    await worker.send("step", 1, {"kl": 0.5, "surprise": 1.0, "seconds": {"waiting": 1.0, "dreaming": 2.0}})
+    found = await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
+    assert found["metrics"] == {"kl": 0.5, "seconds": {"waiting": 1.0}}
+    [point] = (await http.get(f"/v1/runs/{run}/metrics")).json()["points"]
+    assert point == {"step": 1, "at": point["at"], "kl": 0.5, "seconds": {"waiting": 1.0}}
+
+
 async def test_events_twice_or_out_of_order_change_nothing(
     http: httpx.AsyncClient, spec: RunSpec, redis: Redis
 ) -> None:

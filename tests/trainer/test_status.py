@@ -22,7 +22,7 @@ from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.database import SCHEMAS, Database
-from mor_trainer.reporting import thumbnails
+from mor_trainer.reporting.thumbnails import encode_thumbnails
 from mor_trainer.routes.dependencies import known_query
 from PIL import Image
 from pydantic import SecretStr
@@ -85,7 +85,7 @@ async def trained(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> tuple
     worker = EventSender(redis, run, (await claim(http))["attempt"])
     for number in (1, 2):
         groups = [sample("alpha", "beta"), sample("beta")]
-        await worker.send("samples", number, {"groups": groups, "thumbnails": thumbnails.encoded({DIGEST: picture()})})
+        await worker.send("samples", number, {"groups": groups, "thumbnails": encode_thumbnails({DIGEST: picture()})})
         await worker.send("step", number, step_data(0.1 * number, -0.1 * number))
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 2)
     return run, worker
@@ -368,5 +368,5 @@ async def test_openapi_has_a_description_and_valid_examples(http: httpx.AsyncCli
 
 
 def test_thumbnails_are_small() -> None:
-    encoded = thumbnails.encoded({DIGEST: picture()})
+    encoded = encode_thumbnails({DIGEST: picture()})
     assert len(base64.b64decode(encoded[DIGEST])) < 4000

@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
+from mor_core.step_metrics import ClientFigures, StepPoint
 from mor_core.wire import Documented, Finite, Sha256
-
-
-class ClientFigures(Documented):
-    """A client in one step."""
-
-    reward_mean: Finite | None = None
-    """Mean of its calibrated scores, logits; null where it answered nothing."""
-    raw_mean: Finite | None = None
-    """Mean of its scores as served."""
-    weight: Finite | None = None
-    """Mean share in the mixture."""
-    seconds: Finite | None = None
-    """Mean time in which it answered the router."""
-    failures: dict[str, int] = Field(default_factory=dict)
-    """Groups of the step that it failed, by status."""
-    failures_total: dict[str, int] = Field(default_factory=dict)
-    """The same since the run began."""
 
 
 class MetricsHistory(Documented):
@@ -43,8 +27,8 @@ class MetricsHistory(Documented):
     )
 
     run: str
-    points: tuple[dict[str, Any], ...]
-    """``step``, ``at`` (Unix time) and the metrics of the step."""
+    points: tuple[StepPoint, ...]
+    """Step, time, and the metrics of the step."""
     evaluations: tuple[dict[str, Any], ...]
     """Finished evaluations after the step that was asked for."""
     stride: int

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from mor_core.algorithms import Algorithm
 from mor_core.objectives import AskedObjective
 from mor_core.run_status import TrainerStatus
+from mor_core.step_metrics import StepMetrics
 from mor_core.wire import Documented
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
@@ -256,7 +257,7 @@ class RunSnapshot(Documented):
     """Version of the router's gate that scored the last step."""
     control_rewards: Literal["fused", "shuffled"]
     """``shuffled`` marks a control run."""
-    metrics: dict[str, Any] | None
+    metrics: StepMetrics | None
     """Metrics of the last step."""
     evaluation: dict[str, Any] | None
     """The last finished evaluation."""

@@ -14,16 +14,16 @@ from mor_core.tasks import stop
 
 from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
-from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.client_tokens import ClientTokens
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import Letters
+from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
-from mor_trainer.control.router import Router
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.webhook import Webhook
-from mor_trainer.control.worker_registry import Workers
+from mor_trainer.control.worker_registry import WorkerRegistry
 from mor_trainer.routes import ROUTERS
 from mor_trainer.routes.dashboard import add_dashboard
 from mor_trainer.routes.dependencies import known_query
@@ -36,11 +36,11 @@ _TRACKERS_S = 3.0
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Create the run-control service. ``router_transport`` replaces the network to the router, for tests."""
     database = Database(settings.runs_dir / "history.sqlite3")
-    alerts = Alerts(database, webhook=settings.alert_webhook_url is not None)
-    letters = Letters(database, settings.letters_kept)
-    runs = RunStore(database, alerts, letters, settings.run_lease_s)
+    alerts = AlertStore(database, webhook=settings.alert_webhook_url is not None)
+    dead_letters = DeadLetterStore(database, settings.letters_kept)
+    runs = RunStore(database, alerts, dead_letters, settings.run_lease_s)
     history = History(
-        database, runs, alerts, letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
+        database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
     )
     watchers = Watchers()
     ingest: Ingest | None = None
@@ -88,9 +88,9 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         facts=facts,
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
-    app.state.alerts, app.state.letters, app.state.workers = alerts, letters, Workers()
-    app.state.registry = Router(settings, router_transport)
-    app.state.tokens = ClientTokens(settings.tokens_file, app.state.registry)
+    app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
+    app.state.router = RouterClient(settings, router_transport)
+    app.state.tokens = ClientTokens(settings.tokens_file, app.state.router)
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(known_query)])
     add_dashboard(app)

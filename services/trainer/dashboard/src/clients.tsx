@@ -55,7 +55,7 @@ export function Clients({ held, run, version }: { held: Held; run: string; versi
                   <td>{circuit(known.get(name))}</td>
                   <td class="share"><Share value={figures?.weight} /></td>
                   {domains.map((domain) => (
-                    <td key={domain} class="share"><Share value={last?.domains?.[domain]?.weights[name]} /></td>
+                    <td key={domain} class="share"><Share value={last?.domains?.[domain]?.weights?.[name]} /></td>
                   ))}
                   <td class="number">{number(figures?.reward_mean)}</td>
                   <td class="number">{number(figures?.raw_mean)}</td>

@@ -1,6 +1,7 @@
 /** A run's history as the page holds it: what was loaded, and what events add. Pure. */
 
-import type { ClientHistory, Evaluation, History, Metrics, Point, RunEvent } from "./types.ts";
+import type { StepMetrics } from "./step_metrics.ts";
+import type { ClientHistory, Evaluation, History, Point, RunEvent } from "./types.ts";
 
 /** Most points that the charts hold; past that, older ones are thinned. */
 export const MOST_POINTS = 1200;
@@ -30,7 +31,7 @@ export function ownPoints(name: string, history: ClientHistory): Held {
 export function apply(held: Held, event: RunEvent): Held {
   const step = event.step ?? 0;
   if (event.kind === "step") {
-    const point: Point = { ...(event.data as Metrics), step, at: event.at };
+    const point: Point = { ...(event.data as StepMetrics), step, at: event.at };
     return { ...held, points: thin(placed(held.points, point)) };
   }
   if (event.kind === "evaluation") {

@@ -3,7 +3,8 @@ import { clock, duration, number, progress } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import { Lost, Progress, State } from "./parts.tsx";
 import { runAddress } from "./route.ts";
-import type { Alert, Caller, ClientFigures, RunState, Snapshot } from "./types.ts";
+import type { ClientFigures } from "./step_metrics.ts";
+import type { Alert, Caller, RunState, Snapshot } from "./types.ts";
 
 const EVERY_S = 4;
 const STATES: RunState[] = ["running", "queued", "paused", "finished", "failed", "stopped"];

@@ -15,7 +15,7 @@ from mor_core.auth import Principal, Scope, TokenFile, hash_token
 from mor_core.errors import Unauthorized, Unavailable
 from mor_core.service_info import About
 
-from mor_trainer.control.router import Router
+from mor_trainer.control.router_client import RouterClient
 
 _KNOWN_S = 60.0
 _UNKNOWN_S = 10.0
@@ -23,7 +23,7 @@ _MOST = 1024
 
 
 class ClientTokens(TokenFile):
-    def __init__(self, tokens_file: Path | None, router: Router) -> None:
+    def __init__(self, tokens_file: Path | None, router: RouterClient) -> None:
         super().__init__(tokens_file)
         self._router = router
         self._answers: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()

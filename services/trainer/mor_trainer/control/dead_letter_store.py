@@ -14,7 +14,7 @@ UNREADABLE = "unreadable"
 _ASKED_AT_ONCE = 100
 
 
-class Letters:
+class DeadLetterStore:
     """Dead letters of all runs. The training process settles a letter when an operator asks for a replay: it issues
     the group again from the prompts file, with its own id and seeds."""
 

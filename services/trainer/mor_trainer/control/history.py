@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import sqlite3
 from base64 import b64decode
-from typing import Any
 
 from mor_core.errors import NotFound
-from mor_core.run_status import Checkpoint, ClientFigures, ClientHistory, Event, MetricsHistory, Sample
+from mor_core.run_status import Checkpoint, ClientHistory, ClientHistoryPoint, Event, MetricsHistory, Sample
+from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.wire import EventRecord
 
-from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import Letters
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import parse_event_id
 
 _DROPPED = ("group_dropped", "unreadable_record")
@@ -31,8 +31,8 @@ class History:
         self,
         database: Database,
         runs: RunStore,
-        alerts: Alerts,
-        letters: Letters,
+        alerts: AlertStore,
+        dead_letters: DeadLetterStore,
         *,
         samples_kept: int,
         events_kept: int,
@@ -40,7 +40,7 @@ class History:
         self._database = database
         self._runs = runs
         self._alerts = alerts
-        self._letters = letters
+        self._dead_letters = dead_letters
         self._samples_kept = samples_kept
         self._events_kept = events_kept
 
@@ -88,7 +88,7 @@ class History:
 
     def _begin_attempt(self, sql: sqlite3.Connection, run: str, attempt: int, step: int) -> None:
         sql.execute("UPDATE attempts SET from_step=? WHERE run=? AND attempt=?", (step, run, attempt))
-        self._letters.rewind_in(sql, run, step)
+        self._dead_letters.rewind_in(sql, run, step)
         for table in ("metrics", "evaluations", "samples", "letters"):
             sql.execute(f"DELETE FROM {table} WHERE run=? AND step>? AND attempt<?", (run, step, attempt))  # noqa: S608
 
@@ -107,12 +107,12 @@ class History:
         elif event.kind == "samples":
             self._add_samples(sql, event, attempt)
         elif event.kind == "replay":
-            self._letters.replayed_in(sql, event.run, event.step, event.data)
+            self._dead_letters.replayed_in(sql, event.run, event.step, event.data)
         elif event.kind == "alert":
             name, reason, at = event.data["name"], event.data["reason"], event.stamps["trainer"]
             self._alerts.raise_in(sql, event.run, name, reason, step=event.step, at=at)
             if name in _DROPPED:
-                self._letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
+                self._dead_letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
 
     def _add_samples(self, sql: sqlite3.Connection, event: EventRecord, attempt: int) -> None:
         for group in event.data["groups"]:
@@ -157,7 +157,7 @@ class History:
             stride=stride,
         )
 
-    def _points(self, run: str, since_step: int, max_points: int) -> tuple[int, list[dict[str, Any]]]:
+    def _points(self, run: str, since_step: int, max_points: int) -> tuple[int, list[StepPoint]]:
         """Stride and points. The steps are known from their range, so that only the rows that are told are read."""
         self._runs.revision(run)
         span = self._database.row(  # one aggregate a query: two in one would read every row
@@ -176,7 +176,9 @@ class History:
             run,
             wanted,
         )
-        return stride, [{"step": row["step"], "at": row["at"], **json.loads(row["data"])} for row in rows]
+        return stride, [
+            StepPoint.read({**json.loads(row["data"]), "step": row["step"], "at": row["at"]}) for row in rows
+        ]
 
     def samples(self, run: str, limit: int) -> list[Sample]:
         """The newest sample groups, newest first."""
@@ -197,30 +199,29 @@ class History:
         return bytes(row["content"])
 
     def clients(self, run: str) -> dict[str, ClientFigures]:
-        """Per-client figures of the last step."""
-        found = (self._runs.snapshot(run).metrics or {}).get("clients", {})
-        return {client: ClientFigures.model_validate(figures, extra="ignore") for client, figures in found.items()}
+        """Return the figures of each client in the last step."""
+        return self._last(run).clients
 
     def client(self, run: str, name: str, since_step: int, max_points: int) -> ClientHistory:
-        """One client over the steps."""
-        last = self._runs.snapshot(run).metrics or {}
+        """Return one client's figures over the steps."""
+        last = self._last(run)
         stride, points = self._points(run, since_step, max_points)
-        own = [(point, point.get("clients", {}).get(name)) for point in points]
-        return ClientHistory.model_validate(
-            {
-                "run": run,
-                "client": name,
-                "latest": last.get("clients", {}).get(name),
-                "weight_by_domain": {
-                    domain: figures["weights"][name]
-                    for domain, figures in last.get("domains", {}).items()
-                    if name in figures["weights"]
-                },
-                "points": [{"step": p["step"], "at": p["at"], **figures} for p, figures in own if figures is not None],
-                "stride": stride,
+        own = [(point, point.clients[name]) for point in points if name in point.clients]
+        return ClientHistory(
+            run=run,
+            client=name,
+            latest=last.clients.get(name),
+            weight_by_domain={
+                domain: figures.weights[name] for domain, figures in last.domains.items() if name in figures.weights
             },
-            extra="ignore",
+            points=tuple(
+                ClientHistoryPoint(step=point.step, at=point.at, **figures.model_dump()) for point, figures in own
+            ),
+            stride=stride,
         )
+
+    def _last(self, run: str) -> StepMetrics:
+        return self._runs.snapshot(run).metrics or StepMetrics()
 
     def checkpoints(self, run: str) -> list[Checkpoint]:
         """Checkpoints written so far, oldest first; older ones may have been deleted since."""

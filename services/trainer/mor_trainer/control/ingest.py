@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from mor_trainer import metrics
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.history import History
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.trackers import Trackers
 
 _LEASE_S = 5.0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mor_core.auth import Principal, Scope
 from mor_core.errors import Forbidden
 from mor_core.run_status import Sample
 from mor_core.runs import RunSnapshot
+from mor_core.step_metrics import StepMetrics
 
 from mor_trainer.control.kubeflow import trainer_status
 
@@ -29,15 +28,14 @@ def snapshot(run: RunSnapshot, caller: Principal) -> RunSnapshot:
     """Progress of the run, with the caller's own figures of the last step alone."""
     if sees_all(caller):
         return run
-    clients: dict[str, Any] = (run.metrics or {}).get("clients", {})
-    own = {name: figures for name, figures in clients.items() if name == caller.name}
+    own = {} if run.metrics is None else {n: f for n, f in run.metrics.clients.items() if n == caller.name}
     return run.model_copy(
         update={
             "model": "",
             "final": None,
             "error": None,
             "evaluation": None,
-            "metrics": None if run.metrics is None else {"clients": own},
+            "metrics": None if run.metrics is None else StepMetrics(clients=own),
             "trainer_status": trainer_status(
                 progress=run.progress, eta_s=run.eta_s, metrics=None, updated_at=run.updated_at
             ),

@@ -11,7 +11,7 @@ import httpx
 import structlog
 
 from mor_trainer.config import ControlSettings
-from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.alert_store import AlertStore
 
 _LOOK_S = 0.5
 _MINUTE_S = 60.0
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 class Webhook:
     """Posts each alert as JSON once; tries again with growing, jittered pauses."""
 
-    def __init__(self, settings: ControlSettings, alerts: Alerts) -> None:
+    def __init__(self, settings: ControlSettings, alerts: AlertStore) -> None:
         self._settings = settings
         self._alerts = alerts
         self._sent: deque[float] = deque()

@@ -11,7 +11,7 @@ _FORGOTTEN_S = 600.0
 _MOST = 256
 
 
-class Workers:
+class WorkerRegistry:
     """In memory: a process that lives asks again within seconds."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from mor_core.auth import Principal
 from pydantic import BaseModel
 
 from mor_trainer.control import redaction
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import READERS_AND_CLIENTS
 

@@ -15,7 +15,7 @@ from sse_starlette.sse import EventSourceResponse
 from mor_trainer.control.cursors import event_cursor, parse_cursor
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
-from mor_trainer.routes.dependencies import Configured, Past, Reader, Runs, Watching
+from mor_trainer.routes.dependencies import HistoryDep, Reader, RunStoreDep, SettingsDep, WatchersDep
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"])
 
@@ -34,10 +34,10 @@ _EXAMPLE = (
 async def events(
     run: str,
     *,
-    runs: Runs,
-    history: Past,
-    watchers: Watching,
-    settings: Configured,
+    runs: RunStoreDep,
+    history: HistoryDep,
+    watchers: WatchersDep,
+    settings: SettingsDep,
     _: Reader,
     last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
 ) -> EventSourceResponse:

@@ -14,7 +14,7 @@ from pydantic import RootModel
 
 from mor_trainer.control import redaction
 from mor_trainer.control.checkpoint_check import check_folder
-from mor_trainer.routes.dependencies import Admin, ReaderOrClient, Runs, Watching
+from mor_trainer.routes.dependencies import Admin, ReaderOrClient, RunStoreDep, WatchersDep
 from mor_trainer.routes.etag import IfNoneMatch, responses, revalidated
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
@@ -36,8 +36,8 @@ def _check(spec: RunSpec) -> None:
 @router.post("", status_code=201, summary="Create a run")
 async def create(
     spec: RunSpec,
-    runs: Runs,
-    watchers: Watching,
+    runs: RunStoreDep,
+    watchers: WatchersDep,
     caller: Admin,
     response: Response,
 ) -> RunSnapshot:
@@ -55,7 +55,7 @@ class _Runs(RootModel[list[RunSnapshot]]):
 
 
 @router.get("", summary="All runs, newest first", response_class=Response, responses=responses(_Runs))
-async def list_runs(runs: Runs, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
+async def list_runs(runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
     """A client's token shows progress and its own figures."""
     return await revalidated(
         f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
@@ -64,7 +64,7 @@ async def list_runs(runs: Runs, caller: ReaderOrClient, if_none_match: IfNoneMat
     )
 
 
-def _want(run: str, desired: Desired, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
+def _want(run: str, desired: Desired, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     runs.want(run, desired)
     audit.info("run control", run=run, desired=desired, by=caller.name)
     watchers.wake(run)
@@ -72,15 +72,15 @@ def _want(run: str, desired: Desired, runs: Runs, watchers: Watching, caller: Ad
 
 
 @router.post("/{run}/pause", status_code=202, summary="Pause after the current step")
-async def pause(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
+async def pause(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _want(run, "pause", runs, watchers, caller)
 
 
 @router.post("/{run}/resume", status_code=202, summary="Go on after a pause, a stop or a failure")
-async def resume(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
+async def resume(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _want(run, "run", runs, watchers, caller)
 
 
 @router.post("/{run}/stop", status_code=202, summary="Write a checkpoint and stop")
-async def stop(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
+async def stop(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _want(run, "stop", runs, watchers, caller)

@@ -10,7 +10,7 @@ from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
 from mor_trainer.routes.compressed import CompressedRoute
-from mor_trainer.routes.dependencies import Past, Reader, ReaderOrClient, Runs
+from mor_trainer.routes.dependencies import HistoryDep, Reader, ReaderOrClient, RunStoreDep
 from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, etag_of, responses, revalidated
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
@@ -23,7 +23,7 @@ MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced cho
 
 
 @polled.get("", summary="The run as it stands", response_class=Response, responses=responses(RunSnapshot))
-async def snapshot(run: str, runs: Runs, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
+async def snapshot(run: str, runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
     """``ETag`` changes with every change of the run; send it back as ``If-None-Match`` and get 304 until then. A
     client's token shows progress and its own figures."""
     return await revalidated(
@@ -32,7 +32,7 @@ async def snapshot(run: str, runs: Runs, caller: ReaderOrClient, if_none_match: 
 
 
 @router.get("/spec", summary="What the run was created with")
-async def spec(run: str, runs: Runs, _: Reader) -> RunSpec:
+async def spec(run: str, runs: RunStoreDep, _: Reader) -> RunSpec:
     return runs.spec(run)
 
 
@@ -40,8 +40,8 @@ async def spec(run: str, runs: Runs, _: Reader) -> RunSpec:
 async def metrics(
     run: str,
     *,
-    runs: Runs,
-    history: Past,
+    runs: RunStoreDep,
+    history: HistoryDep,
     caller: Reader,
     since_step: SinceStep = 0,
     max_points: MaxPoints = 1000,
@@ -58,8 +58,8 @@ async def metrics(
 async def samples(
     run: str,
     *,
-    runs: Runs,
-    history: Past,
+    runs: RunStoreDep,
+    history: HistoryDep,
     caller: ReaderOrClient,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
     if_none_match: IfNoneMatch = None,
@@ -80,7 +80,7 @@ async def samples(
     responses={200: {"content": {"image/jpeg": {}}}},
 )
 async def image(
-    run: str, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")], history: Past, _: ReaderOrClient
+    run: str, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")], history: HistoryDep, _: ReaderOrClient
 ) -> Response:
     """A JPEG of at most 192 x 192 pixels, named by the hash of the whole picture."""
     headers = {"Cache-Control": _FOR_EVER, "X-Content-Type-Options": "nosniff"}
@@ -89,7 +89,7 @@ async def image(
 
 @router.get("/clients", summary="Clients in the last step", response_class=Response, responses=responses(RunClients))
 async def clients(
-    run: str, runs: Runs, history: Past, caller: ReaderOrClient, if_none_match: IfNoneMatch = None
+    run: str, runs: RunStoreDep, history: HistoryDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Mean reward, mixture weight and failures of each client; empty before the first step. A client's token shows its
     own line."""
@@ -110,8 +110,8 @@ async def client(
     run: str,
     name: str,
     *,
-    runs: Runs,
-    history: Past,
+    runs: RunStoreDep,
+    history: HistoryDep,
     caller: ReaderOrClient,
     since_step: SinceStep = 0,
     max_points: MaxPoints = 1000,
@@ -125,5 +125,5 @@ async def client(
 
 
 @router.get("/checkpoints", summary="Checkpoints, oldest first")
-async def checkpoints(run: str, history: Past, _: Reader) -> Checkpoints:
+async def checkpoints(run: str, history: HistoryDep, _: Reader) -> Checkpoints:
     return Checkpoints(run=run, checkpoints=tuple(history.checkpoints(run)))

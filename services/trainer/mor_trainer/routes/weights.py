@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from mor_core.errors import NotFound
 from mor_core.wire import WeightsManifest
 
-from mor_trainer.routes.dependencies import Configured, Runs, Service
+from mor_trainer.routes.dependencies import RunStoreDep, Service, SettingsDep
 from mor_trainer.routes.etag import matches
 from mor_trainer.weights.version_files import published_versions, read_manifest, weights_folder
 
@@ -23,7 +23,7 @@ class _WeightsResponse(FileResponse):
 
 
 @router.get("/latest", summary="Newest published version")
-async def latest(run: str, runs: Runs, settings: Configured, _: Service) -> WeightsManifest:
+async def latest(run: str, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
     runs.revision(run)
     versions = published_versions(settings.runs_dir / run)
     if not versions:
@@ -32,7 +32,7 @@ async def latest(run: str, runs: Runs, settings: Configured, _: Service) -> Weig
 
 
 @router.get("/{version}", summary="Manifest of a version")
-async def manifest(run: str, version: int, runs: Runs, settings: Configured, _: Service) -> WeightsManifest:
+async def manifest(run: str, version: int, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
     """Files with sizes and hashes, and the hash of each tensor."""
     runs.revision(run)
     return _manifest(run, version, settings)
@@ -44,8 +44,8 @@ async def weights_file(
     version: int,
     file: str,
     *,
-    runs: Runs,
-    settings: Configured,
+    runs: RunStoreDep,
+    settings: SettingsDep,
     _: Service,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -61,7 +61,7 @@ async def weights_file(
     return _WeightsResponse(path, headers=headers, media_type="application/octet-stream")
 
 
-def _manifest(run: str, version: int, settings: Configured) -> WeightsManifest:
+def _manifest(run: str, version: int, settings: SettingsDep) -> WeightsManifest:
     found = read_manifest(settings.runs_dir / run, version)
     if found is None:
         kept = published_versions(settings.runs_dir / run)

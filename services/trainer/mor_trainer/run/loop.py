@@ -6,7 +6,7 @@
     TrainingLoop ─▶ Learner                              update, save and gather, on all ranks
     TrainingLoop ──portal──▶ GroupExchange               issue and take groups
     TrainingLoop ─▶ BackgroundPublication ─▶ Publisher ──portal──▶ GroupExchange
-    TrainingLoop ─▶ ReplayLog; Teller ──portal──▶ EventLog
+    TrainingLoop ─▶ ReplayLog; StepReporter ──portal──▶ EventLog
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mor_core import atomic
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
+from mor_core.step_metrics import PhaseSeconds
 
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
@@ -34,7 +35,8 @@ from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.prompt_tokenizer import PromptMismatch, check_same_prompt
 from mor_trainer.ranks import Ranks
-from mor_trainer.reporting.reporter import Step, Teller
+from mor_trainer.reporting.measurement import FinishedStep, RunTotals
+from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.lease import RunLease, RunLeaseLost
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import Learner
@@ -88,7 +90,7 @@ class TrainingLoop:
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
         self._replay_log = ReplayLog(self._folder)
-        self._teller = Teller(portal, events, claim.run, claim.spec)
+        self._reporter = StepReporter(portal, events, claim.run, claim.spec)
         self._timer = StepTimer()
 
     def run(self) -> Path:
@@ -143,7 +145,7 @@ class TrainingLoop:
         state = loop_checkpoint.read_state(found[-1])
         self._learner.restore(found[-1])
         self.step = self._checkpointed = state.step
-        self._teller.restore(state.gate_version, state.client_failures)
+        self._reporter.restore(state.gate_version, state.client_failures)
         log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(found[-1]))
         return state
 
@@ -283,20 +285,20 @@ class TrainingLoop:
         began_at = self._timer.began_at
         seconds, named = self._timer.finish()
         self._timer = StepTimer()  # reporting counts into the next step, so that no second is left out
-        counts = {
-            "weights_version": self._version,
-            "groups_applied": groups.applied,
-            "groups_skipped": groups.skipped,
-            "groups_dropped": groups.dropped,
-            "groups_retried": groups.retried,
-            "groups_duplicate": groups.duplicate,
-        }
-        step = Step(taken, skipped, update, began_at, trained, seconds, named, counts)
+        totals = RunTotals(
+            weights_version=self._version,
+            groups_applied=groups.applied,
+            groups_skipped=groups.skipped,
+            groups_dropped=groups.dropped,
+            groups_retried=groups.retried,
+            groups_duplicate=groups.duplicate,
+        )
+        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, PhaseSeconds(**named), totals)
         with self._timer.measure("processing"):
-            self._teller.step(self.step, step, self._images)
+            self._reporter.step(self.step, step, self._images)
 
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
-        self._teller.emit(kind, self.step, data)
+        self._reporter.emit(kind, self.step, data)
 
     # --- evaluation, versions, checkpoints ----------------------------------------------------------------------
 
@@ -335,9 +337,9 @@ class TrainingLoop:
         state = loop_checkpoint.LoopState(
             step=self.step,
             weights_version=self._version,
-            gate_version=self._teller.gate_version,
+            gate_version=self._reporter.gate_version,
             ledger=self._portal.call(self._exchange.state),
-            client_failures=dict(self._teller.client_failures),
+            client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
         )
         path = self._learner.save(state)

@@ -14,7 +14,7 @@ from mor_trainer.control.database import Database
 _REASON_CHARACTERS = 2000
 
 
-class Alerts:
+class AlertStore:
     """The same alert of the same run is one entry until it is acknowledged, so that their number stays bounded."""
 
     def __init__(self, database: Database, *, webhook: bool) -> None:

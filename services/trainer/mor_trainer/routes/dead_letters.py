@@ -10,7 +10,7 @@ from mor_core.errors import Conflict
 from mor_core.run_status import DeadGroup, DeadGroupRecord
 from mor_core.runs import RunState
 
-from mor_trainer.routes.dependencies import Admin, Dead, Reader, Runs
+from mor_trainer.routes.dependencies import Admin, DeadLettersDep, Reader, RunStoreDep
 
 router = APIRouter(prefix="/v1/runs/{run}/dead", tags=["dead letters"])
 
@@ -19,27 +19,31 @@ audit = structlog.get_logger("audit")
 
 @router.get("", summary="Groups that were given up, newest first")
 async def list_dead(
-    run: str, letters: Dead, runs: Runs, _: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    run: str,
+    dead_letters: DeadLettersDep,
+    runs: RunStoreDep,
+    _: Reader,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[DeadGroup]:
     """A group that a stage gives up is issued again by itself, MOR_GROUP_ATTEMPTS times in all; here are those that
     failed every time."""
     runs.revision(run)
-    return letters.list(run, limit)
+    return dead_letters.list(run, limit)
 
 
 @router.get("/{letter}", summary="One of them, with the record")
-async def one(run: str, letter: int, letters: Dead, runs: Runs, _: Reader) -> DeadGroupRecord:
+async def one(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, _: Reader) -> DeadGroupRecord:
     runs.revision(run)
-    return letters.get(run, letter)
+    return dead_letters.get(run, letter)
 
 
 @router.post("/{letter}/replay", status_code=202, summary="Issue the group again")
-async def replay(run: str, letter: int, letters: Dead, runs: Runs, caller: Admin) -> DeadGroup:
+async def replay(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, caller: Admin) -> DeadGroup:
     """The training process does it at the beginning of its next step, with all attempts anew; ``replay`` tells how far
     it is. A run that is stopped or failed does it once it is resumed."""
     state = runs.snapshot(run).state
     if state is RunState.finished:
         raise Conflict(f"run {run} is finished and takes no group any more; create a new run to go on")
-    found = letters.ask(run, letter, caller.name)
+    found = dead_letters.ask(run, letter, caller.name)
     audit.info("dead letter replayed", run=run, letter=letter, group=found.group_id, by=caller.name)
     return found

@@ -6,17 +6,23 @@ from fastapi import APIRouter, Response
 from mor_core.run_status import WorkerStatus
 from mor_core.runs import Claim, ClaimRequest, Heartbeat, HeartbeatReply
 
-from mor_trainer.routes.dependencies import Crew, Reader, Runs, Service, Watching
+from mor_trainer.routes.dependencies import Reader, RunStoreDep, Service, WatchersDep, WorkersDep
 
 router = APIRouter(prefix="/v1", tags=["workers"])
 
 
 @router.post("/runs/claim", summary="Take the oldest queued run", responses={204: {"description": "No run is queued."}})
 async def claim(
-    request: ClaimRequest, *, runs: Runs, watchers: Watching, crew: Crew, _: Service, response: Response
+    request: ClaimRequest,
+    *,
+    runs: RunStoreDep,
+    watchers: WatchersDep,
+    registry: WorkersDep,
+    _: Service,
+    response: Response,
 ) -> Claim | None:
     taken = runs.claim(request.worker)
-    crew.asked(request, taken.run if taken else None)
+    registry.asked(request, taken.run if taken else None)
     if taken is None:
         response.status_code = 204
         return None
@@ -26,17 +32,17 @@ async def claim(
 
 @router.post("/runs/{run}/heartbeat", summary="Keep a run, report its state, hear what is wanted")
 async def heartbeat(
-    run: str, beat: Heartbeat, *, runs: Runs, watchers: Watching, crew: Crew, _: Service
+    run: str, beat: Heartbeat, *, runs: RunStoreDep, watchers: WatchersDep, registry: WorkersDep, _: Service
 ) -> HeartbeatReply:
     before, worker = runs.revision(run), runs.worker(run)
     reply = runs.beat(run, beat)
     if worker is not None:
-        crew.beat(worker, runs.worker(run) and run)
+        registry.beat(worker, runs.worker(run) and run)
     if runs.revision(run) != before:
         watchers.wake(run)
     return reply
 
 
 @router.get("/workers", summary="Training processes that asked within the last ten minutes")
-async def workers(crew: Crew, _: Reader) -> list[WorkerStatus]:
-    return crew.list()
+async def workers(registry: WorkersDep, _: Reader) -> list[WorkerStatus]:
+    return registry.list()

@@ -13,7 +13,7 @@ _TIMEOUT_S = 5.0
 _RETRY_S = 5.0
 
 
-class Router:
+class RouterClient:
     """``transport``: another way to it than the network, for tests."""
 
     def __init__(self, settings: ControlSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:

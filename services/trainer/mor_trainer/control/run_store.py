@@ -20,11 +20,12 @@ from typing import Any
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
+from mor_core.step_metrics import StepMetrics
 
-from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.cursors import event_cursor
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import Letters
+from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.kubeflow import trainer_status
 
 _PACE_STEPS = 20
@@ -34,10 +35,10 @@ _HELD = (RunState.running, RunState.paused)
 class RunStore:
     """All runs. A change of a run raises its ``revision``, which is its ETag."""
 
-    def __init__(self, database: Database, alerts: Alerts, letters: Letters, lease_s: float) -> None:
+    def __init__(self, database: Database, alerts: AlertStore, dead_letters: DeadLetterStore, lease_s: float) -> None:
         self._database = database
         self._alerts = alerts
-        self._letters = letters
+        self._dead_letters = dead_letters
         self._lease_s = lease_s
         self.generation = 0
         """Rises with every change of any run."""
@@ -131,13 +132,13 @@ class RunStore:
         cursor = event_cursor(run, self.last_event(run))  # read first: what follows may be newer, never older
         spec = RunSpec.model_validate_json(row["spec"])
         recent = [
-            json.loads(found["data"])
+            StepMetrics.read(json.loads(found["data"]))
             for found in self._database.rows(
                 "SELECT data FROM metrics WHERE run=? ORDER BY step DESC LIMIT ?", run, _PACE_STEPS
             )
         ]
         evaluation = self._database.row("SELECT data FROM evaluations WHERE run=? ORDER BY step DESC LIMIT 1", run)
-        pace = [metrics["step_seconds"] for metrics in recent if metrics.get("step_seconds") is not None]
+        pace = [metrics.step_seconds for metrics in recent if metrics.step_seconds is not None]
         eta = (
             statistics.median(pace) * (spec.steps - step)
             if pace and step is not None and state is RunState.running
@@ -224,7 +225,7 @@ class RunStore:
             )
         seen = self._database.row("SELECT seen FROM attempts WHERE run=? AND attempt=?", run, heartbeat.attempt)
         return HeartbeatReply(
-            desired=row["desired"], events_seen=seen["seen"] if seen else 0, replay=self._letters.asked(run)
+            desired=row["desired"], events_seen=seen["seen"] if seen else 0, replay=self._dead_letters.asked(run)
         )
 
     def requeue_lost(self) -> list[str]:
