@@ -20,7 +20,7 @@ from mor_core.images import decode
 from mor_core.sampling import response_seed
 from mor_rollout import environment
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.protocol import Sampled, SampleParams, Shown
+from mor_rollout.engines.protocol import PromptInput, SampledResponse, SampleParams
 
 SEED = 0
 
@@ -28,23 +28,23 @@ SEED = 0
 @dataclass(frozen=True)
 class Group:
     prompt: Prompt
-    responses: list[Sampled]
+    responses: list[SampledResponse]
 
 
 async def sample(settings: RolloutSettings, prompts: Sequence[Prompt], size: int, max_tokens: int) -> list[Group]:
     """A group of ``size`` responses to each prompt, at temperature 1, all prompts at once as in a run."""
-    from mor_rollout.engines.prompts import PromptEncoder
-    from mor_rollout.engines.vllm.engine import VllmEngine
-    from mor_rollout.weights.base import BaseModel
+    from mor_rollout.engines.prompt_codec import PromptCodec
+    from mor_rollout.engines.vllm.vllm_engine import VllmEngine
+    from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
-    base = BaseModel(settings.model)
-    engine = VllmEngine(settings, base, PromptEncoder(settings, base))
+    base = BaseCheckpoint(settings.model)
+    engine = VllmEngine(settings, base, PromptCodec(settings, base))
     await engine.start()
     params = SampleParams(max_tokens=max_tokens, temperature=1.0, top_p=1.0)
 
     async def group(prompt: Prompt) -> Group:
         images = {name: decode(content) for name, content in prompt.images.items()}
-        encoded = await engine.encode(Shown(prompt.messages, images))
+        encoded = await engine.encode(PromptInput(prompt.messages, images))
         seeds = [response_seed(SEED, "bench", prompt.id, index) for index in range(size)]
         return Group(prompt, await engine.sample(encoded, params, seeds))
 

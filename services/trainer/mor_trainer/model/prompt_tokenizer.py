@@ -53,7 +53,7 @@ class PromptTokenizer:
             token_ids=tuple(outputs["input_ids"][0].tolist()),
             token_types=None if types is None else types[0].to(torch.long),
             vision=vision,
-            pixels=pixel_sha256([vision["pixel_values"]] if "pixel_values" in vision else []),
+            pixels=pixel_sha256(outputs),
         )
 
 

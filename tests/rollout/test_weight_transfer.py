@@ -173,7 +173,7 @@ async def test_what_comes_damaged_is_refused_and_the_version_before_goes_on(
     name = next(name for name in tensors if "q_proj" in name)
     gloo.GlooTrainer.damage = staticmethod(lambda sent, tensor: tensor * 2 if sent == name else tensor)
     try:
-        with pytest.raises(Unavailable, match=f"tensor '{name}' did not come as it was sent"):
+        with pytest.raises(Unavailable, match=f"tensor '{name}' was not received as it was sent"):
             await asyncio.to_thread(WeightBroadcast(trainer, run.name, str(tied)).send, 2, tensors)
     finally:
         gloo.GlooTrainer.damage = staticmethod(lambda _, tensor: tensor)
@@ -191,5 +191,5 @@ def test_calls_out_of_order_are_refused(address: str, tied: Path) -> None:
 
 
 def test_only_vllm_takes_broadcasts(tied: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="weight_transfer='nccl' needs backend='vllm', not 'transformers'"):
+    with pytest.raises(ValidationError, match="weight_transfer='nccl' needs backend='vllm', got 'transformers'"):
         settings_for(tied, tmp_path, weight_transfer="nccl", backend="transformers")

@@ -1,6 +1,7 @@
-"""What runs inside vLLM's worker: in-place weight swaps, the read-back of what is computed with, the token ban.
+"""Code that runs inside vLLM's workers: in-place weight swaps, their verification, and the ban of forbidden tokens.
 
-Imported by vLLM by name (``worker_extension_cls``, ``logits_processors``), never by the service itself.
+vLLM imports this module by its name (``worker_extension_cls`` and ``logits_processors`` in ``arguments.py``). The
+service itself never does.
 """
 
 from __future__ import annotations
@@ -11,28 +12,26 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
-from vllm.config import VllmConfig, set_current_vllm_config
+from torch import Tensor, nn
+from vllm.config import ModelConfig, VllmConfig, set_current_vllm_config
 from vllm.lora.utils import parse_fine_tuned_lora_name
-from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
-from mor_rollout.engines.noise import perturbed
-from mor_rollout.engines.vllm.names import NameMap
-from mor_rollout.engines.vllm.transfer import TransferExtension, close, module_product, product, repack_heads
+from mor_rollout.engines.self_test_noise import perturbed
+from mor_rollout.engines.vllm.tensor_names import TensorNameMap
+from mor_rollout.engines.vllm.weight_comparison import ReceivedTensors, matches_tensor, repack_heads
 
 FORBIDDEN = "mor_forbidden_token_ids"
 _RELOAD_LOGGER = "vllm.model_executor.model_loader.reload.layerwise"
 
 
 class ForbidTokens(LogitsProcessor):  # type: ignore[misc]
-    """Takes the forbidden ids out of the distribution of every request, see ``mor_core.sampling``."""
+    """Removal of forbidden token ids from every request's distribution, see ``mor_core.sampling``."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         ids = vllm_config.additional_config[FORBIDDEN]
@@ -48,31 +47,43 @@ class ForbidTokens(LogitsProcessor):  # type: ignore[misc]
         return logits.index_fill_(1, self._ids[self._ids < logits.shape[1]], float("-inf"))
 
 
-class WeightsExtension(TransferExtension):
-    """Methods that vLLM mixes into its worker; the service calls them by ``collective_rpc``.
+class _ModelRunner(Protocol):
+    """The part of vLLM's model runner that is used here."""
 
-    ``sources`` lists a checkpoint's tensors as ``[name, file]``. With ``noise`` each tensor is perturbed on its way.
+    model_config: ModelConfig
+    lora_manager: Any
+
+    def get_model(self) -> nn.Module: ...
+
+
+class WeightsExtension:
+    """Methods that vLLM mixes into its worker class. The service calls them by ``collective_rpc``.
+
+    ``sources`` lists a checkpoint's tensors as ``[name, file]``. With ``noise``, a seed, each tensor is perturbed.
     """
 
-    model_runner: Any
+    model_runner: _ModelRunner
     vllm_config: VllmConfig
+    start_weight_update: Callable[[], None]
+    finish_weight_update: Callable[[], None]
+    _mor_received: ReceivedTensors
 
     def mor_vision_tensors(self, names: list[str]) -> list[str]:
-        """Those of ``names`` that are not known to belong to the language model: encoder outputs may depend on them."""
-        model = self.model_runner.get_model()
+        """Return those of ``names`` that may lie outside the language model, so that encoder outputs depend on them."""
+        model: Any = self.model_runner.get_model()
         mapping = model.get_mm_mapping().language_model if hasattr(model, "get_mm_mapping") else []
-        known = (*(prefix.rstrip(".") + "." for prefix in mapping), "lm_head.")
+        language = (*(prefix.rstrip(".") + "." for prefix in mapping), "lm_head.")
         engine_name = self._mor_names(names).engine_name
-        return [name for name in names if not engine_name(name).startswith(known)]
+        return [name for name in names if not engine_name(name).startswith(language)]
 
-    def _mor_names(self, names: list[str]) -> NameMap:
+    def _mor_names(self, names: list[str]) -> TensorNameMap:
         text = self.vllm_config.model_config.hf_config.get_text_config()
-        return NameMap(self.model_runner.get_model(), names, tied=bool(text.tie_word_embeddings))
+        return TensorNameMap(self.model_runner.get_model(), names, tied=bool(text.tie_word_embeddings))
 
     def mor_load(self, sources: list[list[str]], noise: int | None) -> None:
-        """Swap the given tensors in place; every fused tensor's parts must be among them. Others stay."""
-        model = self.model_runner.get_model()
-        with torch.no_grad(), set_current_vllm_config(self.vllm_config), _quiet(_RELOAD_LOGGER):
+        """Swap the given tensors in place and keep all others. All parts of a fused tensor must be given."""
+        model: Any = self.model_runner.get_model()
+        with torch.no_grad(), set_current_vllm_config(self.vllm_config), _without_warnings(_RELOAD_LOGGER):
             initialize_layerwise_reload(model)
             try:
                 model.load_weights(_tensors(sources, noise))
@@ -83,20 +94,22 @@ class WeightsExtension(TransferExtension):
     def mor_verify(self, sources: list[list[str]], noise: int | None) -> dict[str, Any]:
         """Compare every module with the tensors that it should hold.
 
-        Linear layers, the head included, are compared by their product with a fixed vector, because their weights may
-        exist only packed; other parameters by value.
+        Linear layers and the head are compared by products, because their weights may exist only packed; other
+        parameters are compared by value.
         """
         if self.vllm_config.parallel_config.tensor_parallel_size > 1:
             return {"verified": [], "mismatched": []}
-        tensors = _Lookup(sources, noise)
+        tensors = _CheckpointTensors(sources, noise)
 
-        def same(module: Any, name: str, actual: Tensor, parts: list[str]) -> bool:
-            return _same(module, name, actual, torch.cat([tensors[part] for part in parts]))
+        def matches(module: Any, name: str, actual: Tensor, parts: list[str]) -> bool:
+            return matches_tensor(module, name, actual, torch.cat([tensors[part] for part in parts]))
 
-        return self._mor_compare([name for name, _ in sources], same)
+        return self._mor_compare([name for name, _ in sources], matches)
 
-    def _mor_compare(self, tensors: list[str], same: Callable[[Any, str, Tensor, list[str]], bool]) -> dict[str, Any]:
-        """``same`` tells whether a module's parameter is made of these of ``tensors``."""
+    def _mor_compare(
+        self, tensors: list[str], matches: Callable[[Any, str, Tensor, list[str]], bool]
+    ) -> dict[str, Any]:
+        """Apply ``matches`` to every parameter that is made of some of ``tensors``."""
         names = self._mor_names(tensors)
         verified: set[str] = set()
         mismatched: list[str] = []
@@ -104,14 +117,14 @@ class WeightsExtension(TransferExtension):
             for path, module in self.model_runner.get_model().named_modules():
                 for name, actual in module.named_parameters(recurse=False):
                     parts = names.parts(path.removesuffix(".base_layer"), name)
-                    if parts and same(module, name, actual, parts):
+                    if parts and matches(module, name, actual, parts):
                         verified.update(parts)
                     elif parts:
                         mismatched.append(f"{path}.{name}")
         return {"verified": sorted(verified), "mismatched": mismatched}
 
     def mor_verify_adapter(self, folder: str, adapter_id: int) -> dict[str, Any]:
-        """Compare each layer's adapter with the one in ``folder``; layers that it leaves out must hold zeros."""
+        """Compare each layer's adapter with the one in ``folder``. Layers that it leaves out must hold zeros."""
         if self.vllm_config.parallel_config.tensor_parallel_size > 1:
             return {"verified": [], "mismatched": []}
         manager = self.model_runner.lora_manager._adapter_manager
@@ -120,7 +133,7 @@ class WeightsExtension(TransferExtension):
         verified: list[str] = []
         mismatched: list[str] = []
         for path, layer in manager.modules.items():
-            if not isinstance(getattr(layer, "lora_a_stacked", None), tuple):  # no linear map
+            if not isinstance(getattr(layer, "lora_a_stacked", None), tuple):  # not a linear map
                 continue
             parts = manager.packed_modules.get(path, [path])
             stacks = zip(parts, layer.lora_a_stacked, layer.lora_b_stacked, strict=True)
@@ -130,9 +143,29 @@ class WeightsExtension(TransferExtension):
                 mismatched.append(path)
         return {"verified": verified, "mismatched": mismatched}
 
+    def mor_begin_transfer(self) -> None:
+        """Begin vLLM's own weight update, and record every tensor that it loads until ``mor_end_transfer``."""
+        model: Any = self.model_runner.get_model()
+        received = self._mor_received = ReceivedTensors(self.vllm_config.model_config.dtype)
+        load = type(model).load_weights
+        model.load_weights = lambda weights: load(model, received.record(weights))
+        self.start_weight_update()
+
+    def mor_end_transfer(self) -> dict[str, Any]:
+        """Finish the update. Return the hashes of the received tensors, and compare the modules with them."""
+        received = self._mor_received
+        model: Any = self.model_runner.get_model()
+        del model.load_weights
+        with torch.no_grad(), set_current_vllm_config(self.vllm_config):
+            self.finish_weight_update()
+            repack_heads(model)
+        if self.vllm_config.parallel_config.tensor_parallel_size > 1:
+            return {"received": received.hashes, "verified": [], "mismatched": []}
+        return {"received": received.hashes, **self._mor_compare(list(received.hashes), received.matches)}
+
 
 class _Adapter:
-    """A PEFT adapter's factors by the engine's module names."""
+    """Factors of a PEFT adapter, by the engine's module names."""
 
     def __init__(self, folder: Path, mapper: Any) -> None:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -147,25 +180,26 @@ class _Adapter:
                 self._tensors[name] = opened.get_tensor(name)
 
     def names(self, module: str) -> list[str]:
-        """The file's tensors for a module."""
+        """Return the file's tensors for a module."""
         return [self._names[key] for key in ((module, True), (module, False)) if key in self._names]
 
     def equals(self, module: str, held_a: Tensor, held_b: Tensor) -> bool:
-        """Whether a layer holds the module's factors: ``held_a`` ``[rank, in]``, ``held_b`` ``[out, rank]``, scaled."""
+        """Return whether a layer holds the module's factors: ``held_a`` ``[rank, in]``, ``held_b`` ``[out, rank]``,
+        scaled."""
         a, b = (self._tensors.get(self._names.get((module, is_a), "")) for is_a in (True, False))
         return _holds(held_a, a) and _holds(held_b, None if b is None else b.to(held_b) * self._scaling)
 
 
 def _holds(held: Tensor, wanted: Tensor | None) -> bool:
-    """Whether ``held`` is ``wanted`` with zeros around it."""
+    """Return whether ``held`` is ``wanted`` padded with zeros."""
     padded = torch.zeros_like(held)
     if wanted is not None:
         padded[: wanted.shape[0], : wanted.shape[1]] = wanted.to(held)
     return bool(torch.equal(held, padded))
 
 
-class _Lookup:
-    """Tensors of a checkpoint by name, read when asked for."""
+class _CheckpointTensors:
+    """Tensors of a checkpoint by name, read on access."""
 
     def __init__(self, sources: list[list[str]], noise: int | None) -> None:
         self._files = dict(sources)
@@ -181,24 +215,13 @@ class _Lookup:
 
 
 def _tensors(sources: list[list[str]], noise: int | None) -> Iterator[tuple[str, Tensor]]:
-    lookup = _Lookup(sources, noise)
-    return ((name, lookup[name]) for name, _ in sources)
-
-
-def _same(module: Any, name: str, actual: Tensor, expected: Tensor) -> bool:
-    if name == "weight" and isinstance(module, LinearBase | ParallelLMHead):
-        dtype = module.params_dtype if hasattr(module, "params_dtype") else module.weight.dtype
-        held = module_product(module, expected.shape[1])[:, : expected.shape[0]]
-        return close(held, product(expected.to(dtype)), dtype, module.weight.device)
-    rows = expected.shape[0] if expected.dim() else 0
-    held = actual[:rows] if actual.dim() and actual.shape[0] > rows else actual  # vocabularies are padded
-    wanted = expected.to(device=held.device, dtype=held.dtype)
-    return held.shape == wanted.shape and bool(torch.equal(held, wanted))
+    tensors = _CheckpointTensors(sources, noise)
+    return ((name, tensors[name]) for name, _ in sources)
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without the logger's warnings: a partial reload leaves modules out on purpose."""
+def _without_warnings(name: str) -> Iterator[None]:
+    """Suppress a logger's warnings: a partial reload leaves modules out on purpose."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What ``/v1/status`` and ``/v1/models`` answer."""
+"""Response schemas of ``/v1/status`` and ``/v1/models``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class _Answer(BaseModel):
+class _Schema(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class Weights(_Answer):
-    """Read back from the engine after the last swap."""
+class WeightsCheck(_Schema):
+    """Result of the read-back after the last swap."""
 
     run: str | None
     version: int | None
@@ -25,14 +25,14 @@ class Weights(_Answer):
     mismatched: tuple[str, ...]
 
 
-class SwapSeconds(_Answer):
+class SwapSeconds(_Schema):
     pull_s: float
     drain_s: float
     swap_s: float
 
 
-class Status(_Answer):
-    """Unknown is null."""
+class RolloutStatus(_Schema):
+    """State of the service. Unknown values are null."""
 
     state: Literal["starting", "self-test", "ready", "failed"]
     failure: str | None
@@ -42,7 +42,7 @@ class Status(_Answer):
     run: str | None
     """Run whose policy is in use; null for the base checkpoint."""
     weights_version: int | None
-    weights: Weights | None
+    weights: WeightsCheck | None
     swaps: int
     last_swap: SwapSeconds | None
     groups_in_flight: int
@@ -50,7 +50,7 @@ class Status(_Answer):
     """Mean over the last minute."""
 
 
-class Model(_Answer):
+class ServedModel(_Schema):
     id: str
     object: Literal["model"]
     owned_by: str
@@ -58,6 +58,6 @@ class Model(_Answer):
     """Base checkpoint."""
 
 
-class ModelList(_Answer):
+class ModelList(_Schema):
     object: Literal["list"]
-    data: list[Model]
+    data: list[ServedModel]

@@ -1,4 +1,4 @@
-"""Names of a checkpoint's tensors inside a vLLM model, which renames modules and fuses some of them."""
+"""Mapping of a checkpoint's tensor names to those of a vLLM model, which renames modules and fuses some of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections import defaultdict
 from typing import Any
 
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Fused modules of models that declare none themselves."""
 _SHARD_ORDER = {"q": 0, "k": 1, "v": 2}
+"""Order of the attention projections in a fused tensor."""
 
 
-class NameMap:
-    """From a module's tensor to the checkpoint's tensors that it is made of."""
+class TensorNameMap:
+    """Checkpoint tensors by the engine's tensor that they are part of."""
 
     def __init__(self, model: Any, names: list[str], *, tied: bool) -> None:
         self._tied = tied
@@ -23,10 +25,11 @@ class NameMap:
         self._found = {mapped: [name for _, name in sorted(parts)] for mapped, parts in found.items()}
 
     def engine_name(self, name: str) -> str:
+        """Return the engine's name of a checkpoint tensor."""
         return self._map(name)[0]
 
     def parts(self, module: str, tensor: str) -> list[str]:
-        """Checkpoint names of the parts of ``module.tensor`` in the order in which they are fused; empty if unknown."""
+        """Return the checkpoint names of the parts of ``module.tensor``, in the order of fusion; empty if unknown."""
         whole = self._found.get(f"{module}.{tensor}")
         if whole is not None:
             return whole
@@ -34,7 +37,7 @@ class NameMap:
         parts = [self._found.get(f"{parent}.{part}.{tensor}") for part in self._fused.get(leaf, ())]
         if parts and all(parts):
             return [name for part in parts if part for name in part]
-        if leaf == "lm_head" and self._tied:  # the checkpoint holds it as the embedding only
+        if leaf == "lm_head" and self._tied:  # the checkpoint stores a tied head only as the embedding
             for mapped, names in self._found.items():
                 if mapped.endswith("embed_tokens.weight"):
                     return names

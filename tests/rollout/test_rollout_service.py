@@ -158,7 +158,7 @@ async def test_adapters_are_hot_loaded(
         assert rollout.weights_version == version
         assert await worst(run, rollout, reference) > 1e-3
         assert await worst(run, rollout, reference.adapted(adapter)) < AGREE
-        read_back = app.state.service.policy.read_back
+        read_back = app.state.service.swapper.read_back
         of_adapter = 2 * 2 * 3  # factors, layers, adapted modules in each
         assert (read_back.version, read_back.unverified) == (version, 0)
         assert read_back.verified == len(base_tensors(tied)) + of_adapter
@@ -176,7 +176,7 @@ async def test_an_adapter_that_the_engine_did_not_take_is_noticed(
         publisher.publish_adapter(run.name, version, make_adapter(tied, tmp_path / f"adapter{version}", version))
         for version in (1, 2)
     )
-    async with service.policy.sampling(run.name, first):
+    async with service.swapper.sampling(run.name, first):
         pass
 
     async def deaf(_: object) -> bool:
@@ -184,10 +184,10 @@ async def test_an_adapter_that_the_engine_did_not_take_is_noticed(
 
     monkeypatch.setattr(service.engine._engine, "add_lora", deaf)
     with pytest.raises(SwapFailed, match=r"4 layers do not compute with the adapter they were given, .*qkv_proj"):
-        async with service.policy.sampling(run.name, second):
+        async with service.swapper.sampling(run.name, second):
             raise AssertionError("must not be sampled")
-    assert service.policy.version == 1
-    assert service.policy.failure is None
+    assert service.swapper.version == 1
+    assert service.swapper.failure is None
 
 
 async def test_an_adapter_of_the_vision_tower_is_refused(
@@ -195,7 +195,7 @@ async def test_an_adapter_of_the_vision_tower_is_refused(
 ) -> None:
     adapter = make_adapter(tied, tmp_path / "adapter", 1, r".*vision_model.*(q_proj|v_proj)")
     await run.issue("g1", publisher.publish_adapter(run.name, 1, adapter))
-    letter = await run.letter()
+    letter = await run.dead_letter()
     assert "outside the language model" in letter.reason
     assert "publish full weights" in letter.reason
 
@@ -205,17 +205,17 @@ async def test_groups_that_cannot_be_sampled_are_given_up_with_the_reason(
 ) -> None:
     ref = publisher.publish(run.name, 1, {})
     await run.issue("g1", ref, image=picture(999))
-    missing = await run.letter()
+    missing = await run.dead_letter()
     assert (missing.group_id, missing.stage, missing.attempts) == ("g1", "rollout", 1)
     assert "is gone; the trainer issues its group again" in missing.reason
     await run.issue("g2", ref, max_tokens=500)
-    assert "raise MOR_MAX_MODEL_LEN or sample fewer" in (await run.letter()).reason
+    assert "raise MOR_MAX_MODEL_LEN or sample fewer" in (await run.dead_letter()).reason
     await run.blobs.put(b"no picture", "g3")
     await run.issue("g3", ref, image=b"no picture")
-    assert "not a readable image" in (await run.letter()).reason
+    assert "not a readable image" in (await run.dead_letter()).reason
     await run.issue("g4", WeightsRef(version=7, url=f"{publisher.url}/weights/{run.name}/7"))
-    unpublished = await run.letter()
-    assert "answered 404; is the version published" in unpublished.reason
+    unpublished = await run.dead_letter()
+    assert "answered 404; check that the version is published" in unpublished.reason
     assert unpublished.attempts == 3
     await run.issue("g5", ref)
     assert (await run.rollouts(1))["g5"].weights_version == 1, "the service goes on"
@@ -227,7 +227,7 @@ async def test_a_run_of_another_model_is_refused(
     await announce(redis, run_name, "/models/another")
     run = Run(redis, run_name)
     await run.issue("g1", publisher.publish(run_name, 1, {}))
-    reason = (await run.letter()).reason
+    reason = (await run.dead_letter()).reason
     assert "trains '/models/another', this rollout service holds" in reason
 
 
@@ -295,12 +295,12 @@ async def test_a_stop_text_ends_the_response_before_it(client: httpx.AsyncClient
     ("changes", "status", "message"),
     [
         ({"frequency_penalty": 1}, 422, "frequency_penalty"),
-        ({"model": "gpt"}, 404, "serves 'policy'"),
+        ({"model": "gpt"}, 404, "is not served; use 'policy'"),
         ({"n": 99}, 422, "at most 16 responses"),
         ({"max_tokens": 1000}, 422, "leaves"),
-        ({"stop": ["a"] * 5}, 422, "at most four"),
+        ({"stop": ["a"] * 5}, 422, "give at most four"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]},
-         422, "addresses are not fetched"),
+         422, "URLs are not fetched"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,%%"}}]}]},
          422, "neither a base64 data URI nor base64"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "aGVsbG8="}}]}]},

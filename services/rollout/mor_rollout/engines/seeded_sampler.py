@@ -1,4 +1,4 @@
-"""Draws each response with a seed of its own, inside transformers' ``generate``."""
+"""Sampling with one seed per response, inside transformers' ``generate``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mor_rollout.engines.protocol import SampleParams
 
 
 class SeededSampler(LogitsProcessor):  # type: ignore[misc]
-    """Chooses the next token of each row itself and leaves nothing else to choose from.
+    """Logits processor that chooses the next token of each row and leaves that token as the only choice.
 
     ``logprobs`` holds, for each row, the log-probability of every token chosen, by the rule of ``mor_core.sampling``.
     """
@@ -24,6 +24,7 @@ class SeededSampler(LogitsProcessor):  # type: ignore[misc]
         forbidden: Sequence[int],
         on_step: Callable[[list[tuple[int, float]]], None],
     ) -> None:
+        """``on_step`` receives each step's chosen token and log-probability, by row."""
         self._params = params
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._forbidden = torch.tensor(forbidden, dtype=torch.long)
@@ -31,7 +32,7 @@ class SeededSampler(LogitsProcessor):  # type: ignore[misc]
         self.logprobs: list[list[float]] = [[] for _ in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """``scores`` and the result: ``[row, vocab]``."""
+        """Choose a token of each row. ``scores`` and the result: ``[row, vocab]``."""
         logits = scores.float().cpu().index_fill(1, self._forbidden, float("-inf"))
         if self._params.temperature > 0:
             logits = nucleus(logits / self._params.temperature, self._params.top_p)
@@ -44,15 +45,15 @@ class SeededSampler(LogitsProcessor):  # type: ignore[misc]
         else:
             chosen = logprobs.argmax(dim=-1)
         step = [(int(token), float(row[token])) for token, row in zip(chosen, logprobs, strict=True)]
-        for known, (_, logprob) in zip(self.logprobs, step, strict=True):
-            known.append(logprob)
+        for row_logprobs, (_, logprob) in zip(self.logprobs, step, strict=True):
+            row_logprobs.append(logprob)
         self._on_step(step)
         only = torch.full_like(scores, float("-inf"))
         return only.scatter(1, chosen.to(scores.device)[:, None], 0.0)
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """``logits`` ``[row, vocab]`` with -inf outside the smallest set of likely tokens that holds ``top_p``."""
+    """Set ``logits`` ``[row, vocab]`` to -inf outside the smallest set of likely tokens with probability ``top_p``."""
     if top_p >= 1:
         return logits
     ascending, order = logits.sort(dim=-1)

@@ -1,4 +1,4 @@
-"""The self-test's perturbation of a checkpoint."""
+"""Noise that the self-test puts into a checkpoint's tensors or into an adapter."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from torch import Tensor
 
 
 def perturbed(tensor: Tensor, name: str, seed: int) -> Tensor:
-    """The tensor with noise of about its own size, always the same for a name and a seed."""
+    """Return the tensor plus noise of about its own magnitude. The noise depends on ``name`` and ``seed`` only."""
     number = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(number)
     values = tensor.float()
     noise = torch.randn(values.shape, generator=generator)
+    # Half of the tensor's root mean square moves every output; 0.02 moves tensors that are zero, such as new biases.
     return (values + noise * (0.5 * values.square().mean().sqrt() + 0.02)).to(tensor.dtype)
 
 
-def write_adapter(folder: Path, modules: Mapping[str, tuple[int, ...]], rank: int, seed: int) -> None:
-    """A PEFT adapter for ``modules``, weight shapes ``(out, in)`` by name, with an effect on each of them."""
+def write_noise_adapter(folder: Path, modules: Mapping[str, tuple[int, ...]], rank: int, seed: int) -> None:
+    """Write a PEFT adapter of noise that changes the output of every module.
+
+    ``modules``: weight shapes ``(out, in)`` by module name.
+    """
     tensors = {}
     generator = torch.Generator().manual_seed(seed)
     for name, (width_out, width_in) in modules.items():

@@ -1,4 +1,4 @@
-"""A checkpoint on disk as named tensors: where they lie, what they hash to, which of them a swap must move."""
+"""Tensors of a checkpoint on disk: their files, their hashes, and which of them a swap must load."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any
 from mor_core.errors import Invalid
 
 _LONGEST_HEADER = 100 << 20
+"""Bytes; safetensors itself refuses longer headers."""
 _HASH_THREADS = 2
+"""hashlib releases the interpreter lock. More threads would take cores from the engine."""
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor in a safetensors file and the SHA-256 of its contiguous little-endian bytes."""
+    """Tensor in a safetensors file, with the SHA-256 of its contiguous little-endian bytes."""
 
     file: Path
     sha256: str
@@ -28,10 +30,10 @@ class TensorSource:
 
 
 def resolve(model: str) -> Path:
-    """Folder of a checkpoint given by path or hub name; a hub name is downloaded into the hub's own cache.
+    """Return the folder of a checkpoint given by path or hub name. Download a hub name into the hub's own cache.
 
     Raises:
-        Invalid: there is none, or it has no safetensors weights.
+        Invalid: there is no such checkpoint, or it has no safetensors weights.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -56,15 +58,15 @@ def _download(model: str) -> Path:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise Invalid(
-            f"model {model!r}: no such folder, and not to be had from the hub ({error}); check the path or the name"
+            f"model {model!r}: no such folder, and the hub did not return it ({error}); check the path or the name"
         ) from error
 
 
 def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """Entries of a safetensors file by tensor name, and the offset of the first tensor's bytes.
+    """Return the entries of a safetensors file by tensor name, and the offset of the first tensor's bytes.
 
     Raises:
-        Invalid: not a safetensors file, or cut short.
+        Invalid: the file is no safetensors file, or is truncated.
     """
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -75,17 +77,20 @@ def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
         entries.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise Invalid(f"{file.name}: not a safetensors file") from error
+        raise Invalid(f"{file.name}: not a safetensors file; save the checkpoint with save_pretrained") from error
     if file.stat().st_size != 8 + length + end:
-        raise Invalid(f"{file.name}: {file.stat().st_size} bytes, its header says {8 + length + end}: cut short")
+        raise Invalid(
+            f"{file.name}: {file.stat().st_size} bytes, its header says {8 + length + end};"
+            " the file is truncated, copy it again"
+        )
     return entries, 8 + length
 
 
 def tensors_in(file: Path) -> dict[str, TensorSource]:
-    """Every tensor of a safetensors file, by name.
+    """Read and hash every tensor of a safetensors file. Return them by name.
 
     Raises:
-        Invalid: not a safetensors file, or cut short.
+        Invalid: the file is no safetensors file, or is truncated.
     """
     entries, start = read_header(file)
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -103,20 +108,20 @@ def tensors_in(file: Path) -> dict[str, TensorSource]:
 
 
 def tensors_of(folder: Path) -> dict[str, TensorSource]:
-    """Every tensor of a checkpoint folder, by the checkpoint's names."""
+    """Read and hash every tensor of a checkpoint folder. Return them by the checkpoint's names."""
     return {name: source for file in sorted(folder.glob("*.safetensors")) for name, source in tensors_in(file).items()}
 
 
 def digest(tensors: Mapping[str, str]) -> str:
-    """One SHA-256 for a set of named tensors, from their own."""
+    """Return one SHA-256 for a set of named tensors, given the SHA-256 of each."""
     lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(tensors.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def unit(name: str) -> str:
-    """The smallest part of a model that is loaded as a whole: a numbered layer, else the module that holds the tensor.
+def load_unit(name: str) -> str:
+    """Return the name of the numbered layer that holds the tensor, or else of its module.
 
-    Engines fuse tensors of one layer (query, key and value; all experts) into one, so a layer is moved whole.
+    A swap loads such a unit as a whole, because engines fuse tensors of one layer (query, key and value; all experts).
     """
     parts = name.split(".")
     for position, part in enumerate(parts):
@@ -125,7 +130,7 @@ def unit(name: str) -> str:
     return ".".join(parts[:-1])
 
 
-def with_units(names: Iterable[str], changed: Iterable[str]) -> Iterator[str]:
-    """Those of ``names`` that lie in one unit with a changed tensor, in order."""
-    units = {unit(name) for name in changed}
-    return (name for name in names if unit(name) in units)
+def with_load_units(names: Iterable[str], changed: Iterable[str]) -> Iterator[str]:
+    """Yield those of ``names`` that share a load unit with a changed tensor, in order."""
+    units = {load_unit(name) for name in changed}
+    return (name for name in names if load_unit(name) in units)

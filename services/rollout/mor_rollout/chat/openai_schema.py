@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions schema, as far as this service goes; anything else is refused by name."""
+"""Schema of OpenAI chat completions: the supported fields. Requests with any other field are refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 POLICY = "policy"
+"""Model name of the current policy."""
 
 
 class _Schema(BaseModel):
@@ -26,7 +27,7 @@ class ChatText(_Schema):
 
 class ChatImageUrl(_Schema):
     url: str
-    """Data URI (``data:image/png;base64,…``) or plain base64. Addresses are not fetched."""
+    """Data URI (``data:image/png;base64,…``) or plain base64. Other URLs are not fetched."""
 
 
 class ChatImage(_Schema):
@@ -41,7 +42,7 @@ class ChatMessage(_Schema):
 
 class StreamOptions(_Schema):
     include_usage: bool = False
-    """Send the token counts in a last chunk."""
+    """Send the token counts in the last chunk."""
 
 
 class ChatRequest(_Schema):
@@ -69,20 +70,20 @@ class ChatRequest(_Schema):
     )
 
     model: str = POLICY
-    """``policy``, or the base checkpoint's name: both mean the current policy."""
+    """``policy`` or the base checkpoint's name; both mean the current policy."""
     messages: list[ChatMessage] = Field(min_length=1)
     n: int = Field(1, ge=1)
-    """Responses to sample."""
+    """Number of responses."""
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
-    """Longest response, tokens; without one, what the prompt leaves of the engine's length."""
+    """Longest response, tokens; by default, the engine's length less the prompt."""
     max_completion_tokens: int | None = Field(None, ge=1)
-    """The newer name of ``max_tokens``; give one of them."""
+    """Newer name of ``max_tokens``; give only one of the two."""
     seed: int | None = Field(None, ge=0)
     """The same seed, messages and weights give the same responses."""
     stop: str | list[str] | None = Field(None)
-    """Texts before which a response ends; at most four."""
+    """At most four texts. A response ends before the first of them."""
     logprobs: bool = False
     """Return the log-probability of every sampled token."""
     stream: bool = False
@@ -90,35 +91,38 @@ class ChatRequest(_Schema):
     stream_options: StreamOptions | None = None
 
     def stops(self) -> list[str]:
-        """Texts that end a response.
+        """Return the texts that end a response.
 
         Raises:
-            Invalid: more than four, or an empty one.
+            Invalid: there are more than four, or one is empty.
         """
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > 4 or not all(stops):
-            raise Invalid("stop: at most four texts, none of them empty")
+            raise Invalid(f"stop: got {len(stops)} texts; give at most four, none of them empty")
         return stops
 
     def limit(self, prompt_tokens: int, max_model_len: int) -> int:
-        """Tokens that a response may have.
+        """Return the largest number of tokens of a response.
 
         Raises:
             Invalid: both names are given, or prompt and response do not fit.
         """
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise Invalid("give max_tokens or max_completion_tokens, not both")
+            raise Invalid("got max_tokens and max_completion_tokens; give only one of them")
         wanted = self.max_tokens or self.max_completion_tokens
         left = max_model_len - prompt_tokens
         if wanted is not None and wanted > left:
-            raise Invalid(f"the prompt has {prompt_tokens} tokens, which leaves {left} for the response, not {wanted}")
+            raise Invalid(
+                f"the prompt has {prompt_tokens} tokens, which leaves {left} for the response, not {wanted};"
+                " lower max_tokens or raise MOR_MAX_MODEL_LEN"
+            )
         return wanted or left
 
     def conversation(self) -> tuple[tuple[Message, ...], dict[str, Image.Image]]:
-        """Messages that name images by hash, and the decoded images.
+        """Return the messages, which name images by hash, and the decoded images by hash.
 
         Raises:
-            Invalid: an image is no data URI, no base64 or no picture.
+            Invalid: an image is neither a data URI nor base64, or not readable.
             TooLarge: an image is over the limits.
         """
         images: dict[str, Image.Image] = {}
@@ -142,18 +146,20 @@ class ChatRequest(_Schema):
 
 def _image_bytes(url: str) -> bytes:
     if url.startswith(("http://", "https://", "file:")):
-        raise Invalid("image_url: addresses are not fetched; send the image as a data URI")
+        raise Invalid("image_url: got a URL, and URLs are not fetched; send the image as a data URI")
     encoded = url.partition(",")[2] if url.startswith("data:") else url
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Invalid(f"image_url: neither a base64 data URI nor base64 ({error})") from error
+        raise Invalid(
+            f"image_url: neither a base64 data URI nor base64 ({error}); send the image as a data URI"
+        ) from error
 
 
 class TokenLogprob(_Schema):
     token: str
     logprob: float
-    """Nats, of the distribution sampled from."""
+    """In nats, of the distribution that the token was sampled from."""
     bytes: list[int] | None
     top_logprobs: list[Any] = Field(default_factory=list)
 
@@ -186,6 +192,6 @@ class ChatResponse(_Schema):
     created: int
     model: str
     system_fingerprint: str
-    """Run and weights version that sampled the response."""
+    """Run and weights version that sampled the response, ``run:version``, or ``base``."""
     choices: list[Choice]
     usage: Usage

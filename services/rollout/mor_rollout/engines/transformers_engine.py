@@ -1,4 +1,4 @@
-"""transformers behind the seam: slower than vLLM, and nothing but torch is needed."""
+"""Engine on transformers: slower than vLLM, but it needs nothing except torch."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.protocol import (
-    EncodedPrompt,
     EngineError,
+    EnginePrompt,
     ImageMismatch,
+    PromptInput,
     ReadBack,
-    Sampled,
+    SampledResponse,
     SampledToken,
     SampleParams,
-    Shown,
-    Span,
     SwapFailed,
+    VersionSpan,
 )
-from mor_rollout.weights import checkpoint
-from mor_rollout.weights.base import BaseModel
-from mor_rollout.weights.checkpoint import TensorSource
+from mor_rollout.weights import checkpoint_files
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+from mor_rollout.weights.checkpoint_files import TensorSource
 from mor_rollout.weights.pull import PreparedWeights
 
 Result = TypeVar("Result")
 
 
 class TransformersEngine:
-    """One model in this process, one prompt at a time; see ``mor_rollout.engines.protocol.Engine``."""
+    """Engine with one model in this process, which samples one prompt at a time.
+
+    ``mor_rollout.engines.protocol.Engine`` documents the methods.
+    """
 
     name: Literal["transformers"] = "transformers"
     paused = None
 
-    def __init__(self, settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> None:
+    def __init__(self, settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec) -> None:
         self._settings = settings
         self._base = base
-        self._encoder = encoder
+        self._codec = codec
         self._model: Any = None
         self._loaded: PreparedWeights | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers")
@@ -51,22 +54,21 @@ class TransformersEngine:
         try:
             self._model = await self._run(lambda: self._build(self._base.tensors, None))
         except (OSError, ValueError, RuntimeError) as error:
-            raise EngineError(f"the model did not load: {error}") from error
+            raise EngineError(f"the base checkpoint did not load: {error}") from error
 
-    async def encode(self, shown: Shown) -> EncodedPrompt:
-        inputs, token_ids, image_tokens, pixels = await asyncio.to_thread(self._encoder.encode, shown)
+    async def encode(self, prompt: PromptInput) -> EnginePrompt:
+        inputs, token_ids, image_tokens, pixels = await asyncio.to_thread(self._codec.encode, prompt)
         if bool(image_tokens) != (pixels is not None):
             raise ImageMismatch(
-                f"the prompt has {image_tokens} image tokens and {'no' if pixels is None else 'some'} pixels"
+                f"the prompt has {image_tokens} image tokens and {'no' if pixels is None else 'some'} pixels;"
+                " use the processor files of this checkpoint"
             )
-        return EncodedPrompt(token_ids, image_tokens, pixels, inputs)
+        return EnginePrompt(token_ids, image_tokens, pixels, inputs)
 
-    async def sample(self, prompt: EncodedPrompt, params: SampleParams, seeds: Sequence[int]) -> list[Sampled]:
+    async def sample(self, prompt: EnginePrompt, params: SampleParams, seeds: Sequence[int]) -> list[SampledResponse]:
         return await self._run(lambda: self._generate(prompt, params, seeds, lambda _: None))
 
-    async def stream(
-        self, prompt: EncodedPrompt, params: SampleParams, seed: int
-    ) -> AsyncGenerator[SampledToken, None]:
+    async def stream(self, prompt: EnginePrompt, params: SampleParams, seed: int) -> AsyncGenerator[SampledToken, None]:
         loop = asyncio.get_running_loop()
         tokens: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
         closed = False
@@ -92,17 +94,17 @@ class TransformersEngine:
 
     def _generate(
         self,
-        prompt: EncodedPrompt,
+        prompt: EnginePrompt,
         params: SampleParams,
         seeds: Sequence[int],
         on_step: Callable[[list[tuple[int, float]]], None],
-    ) -> list[Sampled]:
+    ) -> list[SampledResponse]:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
-        from mor_rollout.engines.seeded import SeededSampler
+        from mor_rollout.engines.seeded_sampler import SeededSampler
 
-        sampler = SeededSampler(params, seeds, self._encoder.forbidden, on_step)
+        sampler = SeededSampler(params, seeds, self._codec.forbidden, on_step)
         device, dtype = self._model.device, self._model.dtype
         inputs = {
             name: value.to(device, dtype if value.is_floating_point() else value.dtype)
@@ -110,10 +112,10 @@ class TransformersEngine:
         }
         config = GenerationConfig(
             max_new_tokens=params.max_tokens,
-            eos_token_id=list(self._encoder.stops),
-            pad_token_id=self._encoder.stops[0],
+            eos_token_id=list(self._codec.stops),
+            pad_token_id=self._codec.stops[0],
             num_return_sequences=len(seeds),
-            do_sample=True,  # from a distribution in which the sampler left one token
+            do_sample=True,  # from the one token that the sampler left
             top_k=0,
         )
         with torch.inference_mode():
@@ -125,12 +127,14 @@ class TransformersEngine:
             for row, logprobs in zip(output[:, len(prompt.token_ids) :].tolist(), sampler.logprobs, strict=True)
         ]
 
-    def _cut(self, row: list[int], logprobs: list[float]) -> Sampled:
-        """A response without what pads it to the longest of its group."""
-        end = next((position for position, token in enumerate(row) if token in self._encoder.stops), None)
+    def _cut(self, row: list[int], logprobs: list[float]) -> SampledResponse:
+        """Return a response without the padding to the longest of its group."""
+        end = next((position for position, token in enumerate(row) if token in self._codec.stops), None)
         length = len(row) if end is None else end + 1
-        spans = (Span(self._loaded.version if self._loaded is not None else None, 0),)
-        return Sampled(tuple(row[:length]), tuple(logprobs[:length]), "length" if end is None else "stop", spans)
+        spans = (VersionSpan(self._loaded.version if self._loaded is not None else None, 0),)
+        return SampledResponse(
+            tuple(row[:length]), tuple(logprobs[:length]), "length" if end is None else "stop", spans
+        )
 
     async def load(self, weights: PreparedWeights | None) -> ReadBack:
         full = weights.tensors if weights is not None and weights.kind == "full" else {}
@@ -145,13 +149,15 @@ class TransformersEngine:
 
     async def perturb(self, seed: int, *, adapter: bool = False) -> ReadBack:
         def build() -> Any:
-            return self._adapted_by_noise(seed) if adapter else self._build(self._base.tensors, None, noise=seed)
+            return (
+                self._build_with_noise_adapter(seed) if adapter else self._build(self._base.tensors, None, noise=seed)
+            )
 
         self._model = await self._run(build)
         self._loaded = None
         return ReadBack(None, None, f"perturbed with seed {seed}", 0, len(self._base.tensors), ())
 
-    def _adapted_by_noise(self, seed: int) -> Any:
+    def _build_with_noise_adapter(self, seed: int) -> Any:
         import torch
         from peft import LoraConfig, get_peft_model
 
@@ -164,12 +170,12 @@ class TransformersEngine:
     def _build(
         self, sources: Mapping[str, TensorSource], adapter: PreparedWeights | None, noise: int | None = None
     ) -> Any:
-        """A model of these tensors, built anew by transformers' own loader, which knows every renaming and tie."""
+        """Build a model of these tensors by transformers' own loader, which knows every renamed and tied tensor."""
         import torch
         from safetensors import safe_open
         from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
-        from mor_rollout.engines.noise import perturbed
+        from mor_rollout.engines.self_test_noise import perturbed
 
         tensors: dict[str, Any] = {}
         for file in sorted({source.file for source in sources.values()}):
@@ -195,21 +201,21 @@ class TransformersEngine:
         sums = {name: source.sha256 for name, source in self._base.tensors.items()}
         if loaded is not None:
             sums |= {name: source.sha256 for name, source in loaded.tensors.items()}
-        verified = await self._run(lambda: self._verified(loaded))
+        verified = await self._run(lambda: self._verified_tensors(loaded))
         return ReadBack(
             run=loaded.run if loaded else None,
             version=loaded.version if loaded else None,
-            digest=checkpoint.digest(sums),
+            digest=checkpoint_files.digest(sums),
             verified=len(verified),
             unverified=len(self._base.tensors) - len(verified),
             mismatched=(),
         )
 
-    def _verified(self, loaded: PreparedWeights | None) -> list[str]:
-        """Tensors of the checkpoint that the model holds under the same name.
+    def _verified_tensors(self, loaded: PreparedWeights | None) -> list[str]:
+        """Return the tensors of the checkpoint that the model holds under the same name.
 
         Raises:
-            SwapFailed: one of them is held with other values.
+            SwapFailed: the model holds one of them with other values.
         """
         from safetensors import safe_open
 
@@ -224,7 +230,7 @@ class TransformersEngine:
             with safe_open((full.get(name) or source).file, framework="pt") as opened:
                 expected = opened.get_tensor(name)
             if not bool((held[name].cpu() == expected.to(held[name].dtype)).all()):
-                raise SwapFailed(f"the model holds other values in {name!r} than it was given")
+                raise SwapFailed(f"the model holds other values in tensor {name!r} than it was given")
             found.append(name)
         return found
 
