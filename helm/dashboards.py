@@ -1,4 +1,4 @@
-"""Grafana dashboards of the chart, by Grafana's own library: what a run does, and what the platform does.
+"""Grafana dashboards of the chart, one for runs and one for the platform, built with Grafana's own library.
 
 ``helm/generate.py`` writes them; a test fails when they are out of date.
 """
@@ -20,28 +20,32 @@ _HERE = 'namespace="$namespace"'
 _RUN = f'{_HERE},run=~"$run"'
 _RATE = "[$__rate_interval]"
 _HEIGHT, _WIDTH = 8, 8
+"""Grid units of a panel; a row is 24 wide."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over time."""
+    """Panel of lines over time."""
 
     title: str
     lines: dict[str, str]
     """PromQL by legend."""
     unit: str = "short"
-    """Grafana's name of it: short, percentunit, s, ops."""
+    """Grafana's name of the unit: short, percentunit, s, ops."""
     about: str = ""
     stacked: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
+    """Titled row of panels."""
+
     title: str
     panels: Sequence[Panel] = field(default_factory=tuple)
 
 
 def _run(metric: str) -> str:
+    """Select a gauge of the chosen runs that is no step metric."""
     return f"{PROMETHEUS_PREFIX}{metric}{{{_RUN}}}"
 
 
@@ -93,7 +97,7 @@ RUN = (
                 "Groups whose rewards are alike",
                 {"{{run}}": _step("zero_variance_ratio")},
                 "percentunit",
-                about="They teach nothing: see the runbook MorNothingToLearn.",
+                about="They carry no signal: see the runbook MorNothingToLearn.",
             ),
         ),
     ),
@@ -110,7 +114,7 @@ RUN = (
             Panel(
                 "Raw importance ratio",
                 {"{{run}} mean": _step("importance_ratio_mean"), "{{run}} max": _step("importance_ratio_max")},
-                about="Trainer over engine; near 1 when both compute the same.",
+                about="Trainer over engine; near 1 where both compute the same.",
             ),
             Panel("Effective sample size", {"{{run}}": _step("effective_sample_share")}, "percentunit"),
             Panel("Gradient norm", {"{{run}}": _step("grad_norm")}, about="Before clipping."),
@@ -127,7 +131,7 @@ RUN = (
                 {"{{share}}": _step("seconds")},
                 "s",
                 stacked=True,
-                about="What the last step was spent on; waiting is for sampled and scored groups.",
+                about="Phases of the last step; waiting is for sampled and scored groups.",
             ),
             Panel("Tokens trained on", {"{{run}}": _step("tokens_per_second")}, "ops"),
             Panel(
@@ -175,7 +179,7 @@ PLATFORM = (
             Panel(
                 "Circuit",
                 {"{{client}}": _most("mor_router_circuit_state", "client")},
-                about="0 closed, 1 half open, 2 open: not asked.",
+                about="0 closed, 1 half open, 2 open: not called.",
             ),
             Panel(
                 "Out of the mixture",
@@ -279,7 +283,7 @@ PLATFORM = (
 
 
 def dashboards() -> dict[str, str]:
-    """JSON of each dashboard by the name of its file."""
+    """Build the dashboards, as JSON by file name."""
     per_run = dashboard.QueryVariable("run").query(f"label_values(mor_trainer_step{{{_HERE}}}, run)")
     variable = per_run.datasource(_SOURCE).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True).include_all(True)
     run = _dashboard("MoR: runs", "mor-run", RUN).with_variable(variable)

@@ -1,4 +1,4 @@
-"""The table of step metrics in docs/status.md, and the dashboard's TypeScript, from the declarations in mor_core."""
+"""Table of step metrics in docs/status.md, and the dashboard's TypeScript, from the declarations in mor_core."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ export interface DeclaredChart {
 
 
 def table() -> str:
-    """The step metrics as a Markdown table."""
+    """Write the step metrics as a Markdown table."""
     rows = [
         f"| `{name}` | {metric.unit if metric else ''} | {_prometheus(metric)} | {_chart(metric)} | {_text(field)} |"
         for name, field, metric in _rows(StepMetrics)
@@ -39,7 +39,7 @@ def table() -> str:
 
 
 def typescript() -> str:
-    """The dashboard's ``step_metrics.ts``: types of the metrics, and the charts with their lines."""
+    """Write the dashboard's ``step_metrics.ts``: types of the metrics, and the charts with their lines."""
     numeric = [name for name, field in StepMetrics.model_fields.items() if _type(field.annotation) == "Figure"]
     return "\n".join(
         (
@@ -61,7 +61,7 @@ def _union(name: str, values: list[str]) -> str:
 
 
 def _rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo, Metric | None]]:
-    """Every metric with its name in JSON; a metric of a map has the key's kind in braces."""
+    """Yield every metric with its name in JSON; a metric of a map has the key's kind in braces."""
     metrics = {name: metric for name, metric, _ in declared(model)}
     for name, field in model.model_fields.items():
         inner = _inner(field.annotation)
@@ -73,13 +73,13 @@ def _rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Field
 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, itself or as the values of a map."""
+    """Return the model that a field holds, itself or as the values of a map."""
     value = get_args(annotation)[1] if get_origin(annotation) is dict else annotation
     return value if isinstance(value, type) and issubclass(value, BaseModel) else None
 
 
 def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """The model after those that it holds."""
+    """List the model after those that it holds."""
     inner = [_inner(field.annotation) for field in model.model_fields.values()]
     return [*dict.fromkeys(one for found in inner if found is not None for one in _models(found)), model]
 
@@ -108,7 +108,7 @@ def _interface(model: type[BaseModel]) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """TypeScript of a field's type."""
+    """Return the TypeScript of a field's type."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         known = [one for one in inner if one is not types.NoneType]

@@ -1,4 +1,4 @@
-"""Callers of run control: people, and a training process."""
+"""Calls to run control, as people and a training process make them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async def claim(http: httpx.AsyncClient) -> dict[str, Any]:
     return dict(reply.json())
 
 
-class EventSender:
-    """Sender of a training process's events."""
+class Worker:
+    """Events of a worker, without its training."""
 
     def __init__(self, redis: Redis, run: str, attempt: int) -> None:
         self._streams = Streams(redis, run, 1000)
         self._run, self._attempt, self.sequence = run, attempt, 0
 
-    async def send(self, kind: Any, step: int, data: dict[str, Any], sequence: int | None = None) -> None:
+    async def report(self, kind: Any, step: int, data: dict[str, Any], sequence: int | None = None) -> None:
         if sequence is None:
             self.sequence += 1
         record = EventRecord(
@@ -52,11 +52,11 @@ class EventSender:
     async def step(self, step: int, reward: float) -> None:
         clients = {"alpha": {"reward_mean": reward, "weight": 1.0, "failures": {}}}
         data = {"reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients, "gate_version": 1}
-        await self.send("step", step, data)
+        await self.report("step", step, data)
 
 
 async def eventually(http: httpx.AsyncClient, path: str, wanted: Any, timeout_s: float = 60) -> Any:
-    """Return the JSON at ``path`` once ``wanted(json)`` holds."""
+    """Poll ``path`` and return its JSON once ``wanted(json)`` holds."""
     deadline = time.monotonic() + timeout_s
     while True:
         found = (await http.get(path)).raise_for_status().json()

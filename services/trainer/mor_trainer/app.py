@@ -30,11 +30,11 @@ from mor_trainer.routes.dependencies import known_query
 from mor_trainer.trackers import Trackers, configured
 
 _TRACKERS_S = 3.0
-"""Seconds for the figures that still wait for trackers when the service stops; then they are discarded."""
+"""Time for trackers to take what still waits when the service stops; Kubernetes allows 30 s for the whole."""
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
-    """Create the run-control service. ``router_transport`` replaces the network to the router, for tests."""
+    """Create the run-control service. ``router_transport`` replaces the network to the router in tests."""
     database = Database(settings.runs_dir / "history.sqlite3")
     alerts = AlertStore(database, webhook=settings.alert_webhook_url is not None)
     dead_letters = DeadLetterStore(database, settings.letters_kept)
@@ -60,12 +60,12 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
 
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
         ingest = Ingest(settings, runs, history, watchers, trackers)
-        webhook = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
+        delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
             async with ingest.running():
                 yield
         finally:
-            await stop([webhook])
+            await stop([delivery])
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
             database.close()
 

@@ -1,4 +1,4 @@
-/** The newest sample groups: prompt, picture, and what made up each response's advantage. */
+/** Newest sample groups: prompt, pictures, and the scores behind each response's advantage. */
 
 import { useEffect, useState } from "preact/hooks";
 import { runPath } from "./api.ts";
@@ -87,7 +87,7 @@ function Group({ run, sample }: { run: string; sample: Sample }) {
       </div>
       <p class="note">
         Prompt {sample.prompt_id} · sampled by weights version {sample.weights_version} · gate version{" "}
-        {sample.gate_version} · fusion {sample.fusion}. Scores are calibrated logits; under them the scores as served.
+        {sample.gate_version} · fusion {sample.fusion}. Scores are calibrated logits, with the scores as served below.
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Responses and scores">
         <table>

@@ -1,13 +1,13 @@
-/** Which charts a run has, and how each is read from its history. */
+/** Charts of a run, and the reading of each from its history. */
 
-import { clientsOf, domainsOf, type Held } from "./history.ts";
+import { clientsOf, domainsOf, type RunHistory } from "./history.ts";
 import { type ChartId, type DeclaredChart, PHASES, SECTIONS, type StepMetrics } from "./step_metrics.ts";
 import type { Evaluation, Figure } from "./types.ts";
 
 export interface Line<Row> {
   name: string;
   of: (row: Row) => Figure;
-  /** Which of the colours --c0 to --c8 of the style. */
+  /** Number of the colour, --c0 to --c8 of the style. */
   colour: number;
 }
 
@@ -15,7 +15,7 @@ export interface ChartSpec<Row> {
   id: string;
   title: string;
   unit: string;
-  /** What a person should know to read it. */
+  /** Explanation for the reader. */
   note: string;
   rows: Row[];
   lines: Line<Row>[];
@@ -29,7 +29,7 @@ export interface Section {
 
 export type Row = (StepMetrics | Evaluation) & { step: number; at?: number };
 
-/** Clients' colours begin after that of the fused reward. */
+/** Colours of clients begin after that of the fused reward. */
 const FIRST_CLIENT = 1;
 const CLIENT_COLOURS = 8;
 
@@ -37,13 +37,13 @@ export function clientColour(clients: string[], client: string): number {
   return FIRST_CLIENT + (Math.max(0, clients.indexOf(client)) % CLIENT_COLOURS);
 }
 
-/** Sections of charts, without charts and lines that have no value at all. */
-export function sections(held: Held): Section[] {
-  const special = chartsWithLinesOfMaps(held);
+/** Return the sections of charts, without charts and lines that have no value at all. */
+export function sections(runHistory: RunHistory): Section[] {
+  const special = chartsWithLinesOfMaps(runHistory);
   return SECTIONS.map(({ title, charts }) => ({
     title,
     charts: charts
-      .map((chart) => declaredChart(chart, held))
+      .map((chart) => declaredChart(chart, runHistory))
       .flatMap((chart) => special[chart.id]?.(chart) ?? [chart])
       .map(known)
       .filter((chart) => chart.lines.length > 0),
@@ -52,16 +52,16 @@ export function sections(held: Held): Section[] {
 
 type DeclaredSpec = ChartSpec<Row> & { id: ChartId };
 
-function declaredChart(chart: DeclaredChart, held: Held): DeclaredSpec {
+function declaredChart(chart: DeclaredChart, runHistory: RunHistory): DeclaredSpec {
   const lines = chart.lines.map(({ metric, name }, colour): Line<Row> => (
     { name, of: (row) => (row as StepMetrics)[metric], colour }
   ));
-  return { ...chart, rows: held.points, lines };
+  return { ...chart, rows: runHistory.points, lines };
 }
 
-/** Charts whose lines are the clients, domains or phases of the run, and the chart of evaluations. */
-function chartsWithLinesOfMaps(held: Held): Partial<Record<ChartId, (chart: ChartSpec<Row>) => ChartSpec<Row>[]>> {
-  const clients = clientsOf(held);
+/** Return the charts whose lines are clients, domains or phases, and the chart of evaluations. */
+function chartsWithLinesOfMaps(runHistory: RunHistory): Partial<Record<ChartId, (chart: ChartSpec<Row>) => ChartSpec<Row>[]>> {
+  const clients = clientsOf(runHistory);
   const each = (of: (row: Row, client: string) => Figure) =>
     clients.map((name): Line<Row> => ({ name, of: (row) => of(row, name), colour: clientColour(clients, name) }));
   const evaluation: ChartSpec<Row> = {
@@ -69,7 +69,7 @@ function chartsWithLinesOfMaps(held: Held): Partial<Record<ChartId, (chart: Char
     title: "Evaluation reward",
     unit: "logits",
     note: "Greedy answers to prompts that are never trained on.",
-    rows: held.evaluations,
+    rows: runHistory.evaluations,
     lines: [
       { name: "fused", of: (row) => (row as Evaluation).reward, colour: 0 },
       ...each((row, client) => (row as Evaluation).clients?.[client]),
@@ -82,7 +82,7 @@ function chartsWithLinesOfMaps(held: Held): Partial<Record<ChartId, (chart: Char
     ],
     weights: (chart) => [
       { ...chart, lines: each((row, client) => (row as StepMetrics).clients?.[client]?.weight) },
-      ...domainsOf(held).map((domain) => ({
+      ...domainsOf(runHistory).map((domain) => ({
         ...chart,
         id: `${chart.id}-${domain}`,
         title: `${chart.title}: ${domain}`,
@@ -104,7 +104,7 @@ function known(chart: ChartSpec<Row>): ChartSpec<Row> {
   return { ...chart, lines: chart.lines.filter((line) => chart.rows.some((row) => line.of(row) != null)) };
 }
 
-/** Exponential moving average that begins without a bias; unknown values stay unknown. */
+/** Return the exponential moving average, without a bias at the beginning; unknown values stay unknown. */
 export function smooth(values: Figure[], factor: number): (number | null)[] {
   let sum = 0;
   let mass = 0;
@@ -116,7 +116,7 @@ export function smooth(values: Figure[], factor: number): (number | null)[] {
   });
 }
 
-/** Columns summed up from the first; what is unknown counts nothing where another line of the row is known. */
+/** Sum up the columns from the first; an unknown value counts as 0 where another of its row is known. */
 export function stack(columns: Figure[][]): (number | null)[][] {
   const known = (columns[0] ?? []).map((_, row) => columns.some((column) => column[row] != null));
   const total = known.map(() => 0);

@@ -1,10 +1,10 @@
-/** What the dashboard reads of the trainer's API; /openapi.json has the whole. Unknown is null, never 0. */
+/** Types of the answers of run control that the dashboard reads; /openapi.json has all. Unknown is null, never 0. */
 
 import type { ClientFigures, StepMetrics } from "./step_metrics.ts";
 
 export type Figure = number | null | undefined;
 
-/** A client as the router knows it. */
+/** State of a client at the router. */
 export interface ClientStatus {
   client: {
     name: string;

@@ -1,4 +1,4 @@
-"""Alerts: what a person should look at, kept until somebody acknowledges it and a webhook was told."""
+"""Store of alerts: each is kept until a person acknowledges it and the webhook has received it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from mor_trainer import metrics
 from mor_trainer.control.database import Database
 
 _REASON_CHARACTERS = 2000
+"""A longer reason, such as a traceback, is cut: alerts are listed a hundred at a time."""
 
 
 class AlertStore:
-    """The same alert of the same run is one entry until it is acknowledged, so that their number stays bounded."""
+    """Alerts of all runs.
+
+    The same alert of the same run is one entry until it is acknowledged, so that their number stays bounded.
+    """
 
     def __init__(self, database: Database, *, webhook: bool) -> None:
         self._database = database
@@ -31,7 +35,7 @@ class AlertStore:
         step: int | None = None,
         at: float | None = None,
     ) -> None:
-        """Raise an alert as a part of the transaction of ``sql``."""
+        """Raise an alert within the transaction of ``sql``."""
         metrics.count_alert(run, name)
         at, reason = at or time.time(), reason[:_REASON_CHARACTERS]
         known = sql.execute(
@@ -51,7 +55,7 @@ class AlertStore:
         )
 
     def list(self, run: str | None, *, acknowledged: bool | None, limit: int) -> list[Alert]:
-        """Newest first; of one run or of all."""
+        """List the alerts of one run or of all, newest first."""
         query = "SELECT * FROM alerts WHERE (? IS NULL OR run=?)"
         if acknowledged is not None:
             query += f" AND acknowledged_at IS {'NOT ' if acknowledged else ''}NULL"
@@ -59,7 +63,8 @@ class AlertStore:
         return [_alert(row) for row in rows]
 
     def get(self, alert: int) -> Alert:
-        """
+        """Return an alert.
+
         Raises:
             NotFound: no such alert.
         """
@@ -69,7 +74,7 @@ class AlertStore:
         return _alert(row)
 
     def acknowledge(self, alert: int, by: str, note: str | None) -> Alert:
-        """Somebody takes care of it; the first one stays noted. A webhook that was not told yet need not be.
+        """Note that ``by`` takes care of the alert, unless somebody did before; a waiting webhook is not called then.
 
         Raises:
             NotFound: no such alert.
@@ -85,22 +90,21 @@ class AlertStore:
         )
         return self.get(alert)
 
-    # --- the webhook's side -------------------------------------------------------------------------------------
-
     def due(self) -> tuple[Alert, int] | None:
-        """The alert that the webhook should be told of next, and the attempts so far."""
+        """Return the alert to send to the webhook next, and the number of attempts so far."""
         row = self._database.row(
             "SELECT * FROM alerts WHERE webhook_due <= ? ORDER BY webhook_due LIMIT 1", time.time()
         )
         return None if row is None else (_alert(row), row["webhook_attempts"])
 
-    def told(self, alert: int) -> None:
+    def mark_sent(self, alert: int) -> None:
+        """Note that the webhook received the alert."""
         self._database.rows(
             "UPDATE alerts SET webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1 WHERE id=?", alert
         )
 
-    def not_told(self, alert: int, again_at: float | None) -> None:
-        """An attempt failed; the next is at ``again_at``, or there is none."""
+    def mark_failed(self, alert: int, again_at: float | None) -> None:
+        """Note a failed attempt; the next one is due at ``again_at`` (Unix time), or the alert is given up."""
         self._database.rows(
             "UPDATE alerts SET webhook=?, webhook_due=?, webhook_attempts=webhook_attempts+1 "
             "WHERE id=? AND webhook='waiting'",

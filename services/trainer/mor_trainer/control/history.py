@@ -1,7 +1,7 @@
-"""What happened in each run: events, metrics, evaluations, samples. Idempotent, and consistent when a run resumes.
+"""History of the runs: events, metrics, evaluations, samples. Idempotent, and consistent when a run resumes.
 
-An event is known by (run, attempt, number). When an attempt begins at an older step than another had reached, the rows
-of the lost steps are replaced: the history is that of the lineage whose weights survive.
+The key of an event is (run, attempt, number). When an attempt begins at an older step than an earlier attempt had
+reached, the rows of the lost steps are replaced: the history follows the lineage whose weights survive.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from mor_core.errors import NotFound
 from mor_core.run_status import Checkpoint, ClientHistory, ClientHistoryPoint, Event, MetricsHistory, Sample
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.wire import EventRecord
+from pydantic_core import from_json
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
@@ -23,10 +24,12 @@ from mor_trainer.event_log import parse_event_id
 
 _DROPPED = ("group_dropped", "unreadable_record")
 _KEPT_APART = ("thumbnails", "letter")
-"""What has a table of its own; the event tells of the rest."""
+"""Parts of an event that have a table of their own and are not stored with it."""
 
 
 class History:
+    """Store of everything that the training processes report."""
+
     def __init__(
         self,
         database: Database,
@@ -44,16 +47,14 @@ class History:
         self._samples_kept = samples_kept
         self._events_kept = events_kept
 
-    # --- writing ------------------------------------------------------------------------------------------------
-
     def add(self, event: EventRecord) -> bool:
-        """Take an event in. Returns whether it was new and of the surviving lineage."""
+        """Store an event. Returns whether it is new and of the surviving lineage."""
         attempt, sequence = parse_event_id(event.group_id)
-        told = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
+        kept = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
         with self._database.transaction() as sql:
             fresh = sql.execute(
                 "INSERT OR IGNORE INTO events (run, attempt, sequence, kind, step, at, data) VALUES (?,?,?,?,?,?,?)",
-                (event.run, attempt, sequence, event.kind, event.step, event.stamps["trainer"], json.dumps(told)),
+                (event.run, attempt, sequence, event.kind, event.step, event.stamps["trainer"], json.dumps(kept)),
             ).rowcount
             self._advance(sql, event.run, attempt)
             if not fresh:
@@ -78,7 +79,7 @@ class History:
             sql.execute("UPDATE runs SET pruned=? WHERE id=?", (old["id"], run))
 
     def _advance(self, sql: sqlite3.Connection, run: str, attempt: int) -> None:
-        """Move the attempt's mark of gapless events."""
+        """Raise the number up to which the attempt's events are here without a gap."""
         sql.execute("INSERT OR IGNORE INTO attempts (run, attempt) VALUES (?, ?)", (run, attempt))
         seen: int = sql.execute("SELECT seen FROM attempts WHERE run=? AND attempt=?", (run, attempt)).fetchone()[0]
         query = "SELECT 1 FROM events WHERE run=? AND attempt=? AND sequence=?"
@@ -94,7 +95,7 @@ class History:
 
     @staticmethod
     def _lost(sql: sqlite3.Connection, run: str, attempt: int, step: int) -> bool:
-        """Whether a later attempt began at an older step: the event tells of weights that are gone."""
+        """Return whether a later attempt began at an older step, so that the event is of lost weights."""
         query = "SELECT 1 FROM attempts WHERE run=? AND attempt>? AND from_step<?"
         return sql.execute(query, (run, attempt, step)).fetchone() is not None
 
@@ -143,10 +144,8 @@ class History:
         else:
             self._runs.touch(event.run)
 
-    # --- reading ------------------------------------------------------------------------------------------------
-
     def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
-        """Metrics of the steps after ``since_step``; at most ``max_points``, evenly spaced, with the last one."""
+        """Return the metrics after ``since_step``: at most ``max_points`` steps, evenly spaced, with the last one."""
         stride, points = self._points(run, since_step, max_points)
         after = since_step or -1  # an evaluation of the base model is at step 0
         rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, after)
@@ -158,7 +157,7 @@ class History:
         )
 
     def _points(self, run: str, since_step: int, max_points: int) -> tuple[int, list[StepPoint]]:
-        """Stride and points. The steps are known from their range, so that only the rows that are told are read."""
+        """Return stride and points. The steps follow from their range, so that only the chosen rows are read."""
         self._runs.revision(run)
         span = self._database.row(  # one aggregate a query: two in one would read every row
             "SELECT (SELECT min(step) FROM metrics WHERE run=?) AS low, "
@@ -177,25 +176,25 @@ class History:
             wanted,
         )
         return stride, [
-            StepPoint.read({**json.loads(row["data"]), "step": row["step"], "at": row["at"]}) for row in rows
+            StepPoint.read({**from_json(row["data"]), "step": row["step"], "at": row["at"]}) for row in rows
         ]
 
     def samples(self, run: str, limit: int) -> list[Sample]:
-        """The newest sample groups, newest first."""
+        """List the newest sample groups, newest first."""
         self._runs.revision(run)
         rows = self._database.rows("SELECT step, data FROM samples WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
         return [Sample.model_validate({"step": row["step"], **json.loads(row["data"])}, extra="ignore") for row in rows]
 
     def thumbnail(self, run: str, digest: str) -> bytes:
-        """JPEG of a sample's picture.
+        """Return the thumbnail of a sample's picture, a JPEG.
 
         Raises:
-            NotFound: no sample that is kept has that picture.
+            NotFound: no kept sample has that picture.
         """
         self._runs.revision(run)
         row = self._database.row("SELECT content FROM thumbnails WHERE run=? AND sha256=?", run, digest)
         if row is None:
-            raise NotFound(f"no sample that run {run} keeps has a picture {digest[:12]}; /samples lists them")
+            raise NotFound(f"no kept sample of run {run} has a picture {digest[:12]}; /samples lists them")
         return bytes(row["content"])
 
     def clients(self, run: str) -> dict[str, ClientFigures]:
@@ -224,7 +223,7 @@ class History:
         return self._runs.snapshot(run).metrics or StepMetrics()
 
     def checkpoints(self, run: str) -> list[Checkpoint]:
-        """Checkpoints written so far, oldest first; older ones may have been deleted since."""
+        """List the checkpoints written so far, oldest first; older ones may have been deleted since."""
         self._runs.revision(run)
         rows = self._database.rows(
             "SELECT step, at, data FROM events WHERE run=? AND kind='checkpoint' ORDER BY id", run
@@ -235,12 +234,12 @@ class History:
         ]
 
     def pruned(self, run: str) -> int:
-        """The newest event that is no longer kept; 0 when all are."""
+        """Return the newest event that is no longer kept; 0 when all are."""
         row = self._database.row("SELECT pruned FROM runs WHERE id=?", run)
         return int(row["pruned"]) if row else 0
 
     def events(self, run: str, after: int, limit: int = 500) -> list[Event]:
-        """Events after the one with id ``after``, oldest first."""
+        """List the events after the one with id ``after``, oldest first."""
         rows = self._database.rows("SELECT * FROM events WHERE run=? AND id>? ORDER BY id LIMIT ?", run, after, limit)
         return [
             Event(id=row["id"], kind=row["kind"], step=row["step"], at=row["at"], data=json.loads(row["data"]))

@@ -1,4 +1,4 @@
-"""A run in the shape of Kubeflow Trainer's ``trainerStatus`` (KEP-2779)."""
+"""Status of a run in the shape of Kubeflow Trainer's ``trainerStatus`` (KEP-2779)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mor_core.step_metrics import StepMetrics
 def trainer_status(
     *, progress: float | None, eta_s: float | None, metrics: StepMetrics | None, updated_at: float
 ) -> TrainerStatus:
-    """``metrics``: those of the last step; the ones that are plain numbers are told."""
+    """Build the status from the metrics of the last step; those that are plain numbers are included."""
     numbers = {} if metrics is None else metrics.numbers()
     updated = datetime.fromtimestamp(updated_at, UTC).isoformat(timespec="seconds")
     return TrainerStatus(

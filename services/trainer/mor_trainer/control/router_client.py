@@ -1,4 +1,4 @@
-"""Run control's calls to the router, each with the token of who asks: the router decides what that may see."""
+"""Client of the router. Each request carries the caller's token, so that the router decides what the caller may see."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from mor_core.errors import Unavailable
 from mor_trainer.config import ControlSettings
 
 _TIMEOUT_S = 5.0
+"""The router answers from memory; a person waits for the page meanwhile."""
 _RETRY_S = 5.0
+"""``Retry-After`` of a failure: a restarted router is ready within seconds."""
 
 
 class RouterClient:
-    """``transport``: another way to it than the network, for tests."""
+    """HTTP client of the router.
+
+    ``transport`` replaces the network in tests.
+    """
 
     def __init__(self, settings: ControlSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url = None if settings.router_url is None else str(settings.router_url)
@@ -22,10 +27,10 @@ class RouterClient:
         self._transport = transport
 
     async def get(self, path: str, token: str) -> httpx.Response:
-        """Whatever it answers, errors of its own apart.
+        """Request ``path`` and return the answer, which may be a refusal.
 
         Raises:
-            Unavailable: no address is set, or it does not answer.
+            Unavailable: no address is set, or the router does not answer or fails.
         """
         if self.url is None:
             raise Unavailable("run control knows no router; set MOR_ROUTER_URL", _RETRY_S)
@@ -40,7 +45,9 @@ class RouterClient:
                 reply = await http.get(path)
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
-            raise Unavailable(f"the router gives no answer: {reason}", _RETRY_S) from error
+            raise Unavailable(
+                f"the router does not answer: {reason}; check MOR_ROUTER_URL and its log", _RETRY_S
+            ) from error
         if reply.is_server_error:
-            raise Unavailable(f"the router answered {reply.status_code}", _RETRY_S)
+            raise Unavailable(f"the router answered {reply.status_code}; see its log", _RETRY_S)
         return reply

@@ -1,4 +1,4 @@
-"""Runs and their states: who may take a run, who has it, what is wanted of it.
+"""Store of the runs: their states, the workers that hold them, and the requests of their operators.
 
 ::
 
@@ -29,11 +29,12 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.kubeflow import trainer_status
 
 _PACE_STEPS = 20
+"""Steps whose median duration gives the time left: enough to even out checkpoints, few enough to follow a change."""
 _HELD = (RunState.running, RunState.paused)
 
 
 class RunStore:
-    """All runs. A change of a run raises its ``revision``, which is its ETag."""
+    """All runs. Each change of a run raises its ``revision``, which its ETag contains."""
 
     def __init__(self, database: Database, alerts: AlertStore, dead_letters: DeadLetterStore, lease_s: float) -> None:
         self._database = database
@@ -47,10 +48,8 @@ class RunStore:
             row["id"]: row["revision"] for row in database.rows("SELECT id, revision FROM runs")
         }
 
-    # --- users --------------------------------------------------------------------------------------------------
-
     def create(self, spec: RunSpec) -> str:
-        """Queue a run; returns its id."""
+        """Queue a run and return its id."""
         run, now = f"{spec.name}-{secrets.token_hex(3)}", time.time()
         with self._database.transaction() as sql:
             sql.execute(
@@ -58,25 +57,25 @@ class RunStore:
                 "VALUES (?, ?, 'queued', 'run', ?, ?)",
                 (run, spec.model_dump_json(), now, now),
             )
-            self._tell(sql, run, {"state": RunState.queued})
+            self._add_event(sql, run, {"state": RunState.queued})
         self._revisions[run] = 0
         self.generation += 1
         return run
 
-    def want(self, run: str, desired: Desired) -> None:
-        """Pause, resume or stop.
+    def request(self, run: str, desired: Desired) -> None:
+        """Request that a run pauses, goes on or stops.
 
         Raises:
             NotFound: no such run.
-            Conflict: its state does not allow it.
+            Conflict: the state of the run does not allow it.
         """
         row = self._row(run)
         state = RunState(row["state"])
         if desired == "run" and state is RunState.finished:
             raise Conflict(f"run {run} is finished; create a new run to go on from {row['final']}")
         if desired != "run" and state.over:
-            asked = {"pause": "paused", "stop": "stopped"}[desired]
-            raise Conflict(f"run {run} is {state}; only a run that is queued, running or paused can be {asked}")
+            participle = {"pause": "paused", "stop": "stopped"}[desired]
+            raise Conflict(f"run {run} is {state}; only a run that is queued, running or paused can be {participle}")
         held = row["worker"] is not None
         if held:
             self._change(run, desired=desired)
@@ -88,23 +87,27 @@ class RunStore:
             self._change(run, desired="stop", state=RunState.stopped, finished_at=time.time())
 
     def ids(self) -> list[str]:
-        """All runs, newest first."""
+        """List the ids of all runs, newest first."""
         return [row["id"] for row in self._database.rows("SELECT id FROM runs ORDER BY created_at DESC, id")]
 
     def active(self, linger_s: float) -> list[str]:
-        """Runs that go on or ended less than ``linger_s`` ago."""
+        """List the runs that go on or ended less than ``linger_s`` ago."""
         query = "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at > ?"
         return [row["id"] for row in self._database.rows(query, time.time() - linger_s)]
 
     def revision(self, run: str) -> int:
-        """Raises NotFound for an unknown run."""
+        """Return a number that rises with every change of the run.
+
+        Raises:
+            NotFound: no such run.
+        """
         try:
             return self._revisions[run]
         except KeyError:
             raise NotFound(f"no run {run!r}; GET /v1/runs lists them") from None
 
     def snapshot(self, run: str) -> RunSnapshot:
-        """The run as it stands.
+        """Return the state of a run.
 
         Raises:
             NotFound: no such run.
@@ -116,20 +119,24 @@ class RunStore:
         return known[1]
 
     def worker(self, run: str) -> str | None:
-        """The worker that has the run."""
+        """Return the worker that holds the run."""
         worker: str | None = self._row(run)["worker"]
         return worker
 
     def last_event(self, run: str) -> int:
+        """Return the id of the run's newest event; 0 before the first."""
         row = self._database.row("SELECT max(id) AS id FROM events WHERE run=?", run)
         return int(row["id"] or 0) if row else 0
 
     def spec(self, run: str) -> RunSpec:
+        """Return what the run was created with."""
         return RunSpec.model_validate_json(self._row(run)["spec"])
 
     def _snapshot(self, row: sqlite3.Row) -> RunSnapshot:
         run, state, step = row["id"], RunState(row["state"]), row["step"]
-        cursor = event_cursor(run, self.last_event(run))  # read first: what follows may be newer, never older
+        cursor = event_cursor(
+            run, self.last_event(run)
+        )  # read first: the rest may be newer than the cursor, never older
         spec = RunSpec.model_validate_json(row["spec"])
         recent = [
             StepMetrics.read(json.loads(found["data"]))
@@ -171,10 +178,8 @@ class RunStore:
             trainer_status=trainer_status(progress=progress, eta_s=eta, metrics=metrics, updated_at=row["updated_at"]),
         )
 
-    # --- workers ------------------------------------------------------------------------------------------------
-
     def claim(self, worker: str) -> Claim | None:
-        """Give the oldest queued run to ``worker``."""
+        """Give the oldest queued run to ``worker``; returns None if no run is queued."""
         self.requeue_lost()
         row = self._database.row("SELECT * FROM runs WHERE state='queued' ORDER BY created_at LIMIT 1")
         if row is None:
@@ -197,10 +202,10 @@ class RunStore:
         )
 
     def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
-        """A worker's report.
+        """Note a worker's report, renew its lease, and return what is wanted of it.
 
         Raises:
-            Conflict: the run is not this attempt's any more.
+            Conflict: another attempt holds the run, or none.
         """
         row = self._row(run)
         if row["worker"] is None or row["attempt"] != heartbeat.attempt:
@@ -225,11 +230,13 @@ class RunStore:
             )
         seen = self._database.row("SELECT seen FROM attempts WHERE run=? AND attempt=?", run, heartbeat.attempt)
         return HeartbeatReply(
-            desired=row["desired"], events_seen=seen["seen"] if seen else 0, replay=self._dead_letters.asked(run)
+            desired=row["desired"],
+            events_seen=seen["seen"] if seen else 0,
+            replay=self._dead_letters.requested_replays(run),
         )
 
     def requeue_lost(self) -> list[str]:
-        """Queue the runs whose worker went silent; they resume from their last checkpoint."""
+        """Release the runs whose lease is over; those that shall go on are queued and resume from their checkpoint."""
         lost = self._database.rows(
             "SELECT id, desired FROM runs WHERE worker IS NOT NULL AND lease_until < ?", time.time()
         )
@@ -240,28 +247,26 @@ class RunStore:
         return [row["id"] for row in lost]
 
     def warn(self, run: str, name: AlertName, reason: str) -> None:
-        """Raise an alert of run control's own, and tell who follows the run."""
+        """Raise an alert of run control's own, also as an event of the run."""
         with self._database.transaction() as sql:
             step = sql.execute("SELECT step FROM runs WHERE id=?", (run,)).fetchone()["step"]
             self._alerts.raise_in(sql, run, name, reason, step=step)
-            self._tell(sql, run, {"name": name, "reason": reason}, kind="alert")
+            self._add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
             self._set(sql, run, {})
 
-    # --- changes ------------------------------------------------------------------------------------------------
-
     def touch(self, run: str, **columns: Any) -> None:
-        """Set columns that tell of progress, and raise the revision."""
+        """Set columns of the run's progress and raise its revision."""
         with self._database.transaction() as sql:
             self._set(sql, run, columns)
 
     def _change(self, run: str, *, alert: AlertName | None = None, **columns: Any) -> None:
-        """Set columns; a change of state or of what is wanted becomes an event too, and with ``alert`` an alert."""
+        """Set columns; a change of state or of the request becomes an event too, and with ``alert`` an alert."""
         with self._database.transaction() as sql:
             if columns.get("state") is RunState.running:
                 columns.setdefault("error", None)
             self._set(sql, run, columns)
-            told = {name: columns[name] for name in ("state", "desired", "error", "final") if columns.get(name)}
-            self._tell(sql, run, told)
+            changed = {name: columns[name] for name in ("state", "desired", "error", "final") if columns.get(name)}
+            self._add_event(sql, run, changed)
             if alert is not None:
                 self._alerts.raise_in(sql, run, alert, columns.get("error") or "no reason was given")
 
@@ -273,7 +278,7 @@ class RunStore:
         self.generation += 1
 
     @staticmethod
-    def _tell(sql: sqlite3.Connection, run: str, data: dict[str, Any], kind: str = "state") -> None:
+    def _add_event(sql: sqlite3.Connection, run: str, data: dict[str, Any], kind: str = "state") -> None:
         sql.execute(
             "INSERT INTO events (run, attempt, kind, step, at, data) SELECT id, 0, ?, step, ?, ? FROM runs WHERE id=?",
             (kind, time.time(), json.dumps(data), run),

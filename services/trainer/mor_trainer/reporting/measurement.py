@@ -51,7 +51,7 @@ class FinishedStep:
 
     @property
     def scored(self) -> list[RewardRecord]:
-        """Records of all its groups, the skipped ones included."""
+        """Records of all groups, the skipped ones included."""
         return [item.record for item in (*self.taken, *self.skipped)]
 
 
@@ -74,14 +74,13 @@ def measure(
     reasons = [reason for item in step.taken for reason in item.record.rollout.finish_reasons]
     staleness = [item.staleness for item in step.taken]
     rewards = [reward for record in records for reward in record.rewards]
+    flat = sum(zero_variance(record.rewards, _FLAT_LOGITS) for record in records)
     left = _left_at(step.taken)
     return StepMetrics(
         reward_mean=_mean(rewards),
         reward_std=statistics.pstdev(rewards) if rewards else None,
         group_reward_std=_mean([statistics.pstdev(record.rewards) for record in records]),
-        zero_variance_ratio=_share(
-            sum(zero_variance(record.rewards, _FLAT_LOGITS) for record in records), len(records)
-        ),
+        zero_variance_ratio=_share(flat, len(records)),
         mixture_entropy=_mean([record.entropy for record in records]),
         clients=_client_figures(records, failures_total),
         domains=_domain_figures(records),

@@ -1,4 +1,4 @@
-"""The routes of run control, one file for each noun."""
+"""Routes of run control, one module for each resource."""
 
 from mor_trainer.routes import alerts, clients, dead_letters, events, runs, status, weights, workers
 
@@ -7,4 +7,4 @@ ROUTERS = (
     status.polled,
     *(part.router for part in (status, events, clients, dead_letters, alerts, weights, workers)),
 )
-"""Paths are compared in this order."""
+"""In the order in which paths are matched."""

@@ -1,4 +1,4 @@
-"""Dead letters: list, look at one, issue the group again."""
+"""Routes of dead letters."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ async def list_dead(
     _: Reader,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[DeadGroup]:
-    """A group that a stage gives up is issued again by itself, MOR_GROUP_ATTEMPTS times in all; here are those that
-    failed every time."""
+    """List dead letters. The trainer issues a group that a stage gives up again, MOR_GROUP_ATTEMPTS times in all; a
+    group that fails every time becomes a dead letter."""
     runs.revision(run)
     return dead_letters.list(run, limit)
 
 
-@router.get("/{letter}", summary="One of them, with the record")
+@router.get("/{letter}", summary="One dead letter, with its record")
 async def one(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, _: Reader) -> DeadGroupRecord:
     runs.revision(run)
     return dead_letters.get(run, letter)
@@ -39,11 +39,11 @@ async def one(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStor
 
 @router.post("/{letter}/replay", status_code=202, summary="Issue the group again")
 async def replay(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, caller: Admin) -> DeadGroup:
-    """The training process does it at the beginning of its next step, with all attempts anew; ``replay`` tells how far
-    it is. A run that is stopped or failed does it once it is resumed."""
+    """Request a replay. The training process issues the group at the beginning of its next step, with all attempts
+    anew; ``replay`` shows the progress. A stopped or failed run does it once it is resumed."""
     state = runs.snapshot(run).state
     if state is RunState.finished:
-        raise Conflict(f"run {run} is finished and takes no group any more; create a new run to go on")
-    found = dead_letters.ask(run, letter, caller.name)
+        raise Conflict(f"run {run} is finished and takes no group any more; create a new run to continue")
+    found = dead_letters.request_replay(run, letter, caller.name)
     audit.info("dead letter replayed", run=run, letter=letter, group=found.group_id, by=caller.name)
     return found

@@ -1,4 +1,4 @@
-"""What routes are given: the parts of the service, and who may call."""
+"""Dependencies of routes: the parts of the service, and the callers that a route admits."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from mor_trainer.control.worker_registry import WorkerRegistry
 
 
 def _part(name: str) -> Callable[[Request], Any]:
-    """A part that the application was made with."""
+    """Return a dependency on a part of the application."""
 
-    async def given(request: Request) -> Any:  # what is no coroutine takes a thread
+    async def given(request: Request) -> Any:  # a plain function would run on a thread of the pool
         return getattr(request.app.state, name)
 
     return given
 
 
 async def known_query(request: Request) -> None:
-    """
+    """Check that the route takes each query parameter; a misspelt one would filter nothing.
+
     Raises:
-        Invalid: a query parameter that the route does not take; misspelt, it would filter nothing.
+        Invalid: unknown query parameter.
     """
     if not request.query_params:
         return

@@ -1,4 +1,4 @@
-"""Weight files for the rollout service."""
+"""Routes of weight files, for the rollout service."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ async def latest(run: str, runs: RunStoreDep, settings: SettingsDep, _: Service)
     runs.revision(run)
     versions = published_versions(settings.runs_dir / run)
     if not versions:
-        raise NotFound(f"run {run} has published no weights yet; they come when a worker starts it")
+        raise NotFound(f"run {run} has published no weights yet; wait until a worker starts the run")
     return _manifest(run, versions[-1], settings)
 
 
 @router.get("/{version}", summary="Manifest of a version")
 async def manifest(run: str, version: int, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
-    """Files with sizes and hashes, and the hash of each tensor."""
+    """Return the files with sizes and hashes, and the hash of each tensor."""
     runs.revision(run)
     return _manifest(run, version, settings)
 
@@ -49,7 +49,7 @@ async def weights_file(
     _: Service,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The bytes; ``Range`` works, ``ETag`` is the file's SHA-256."""
+    """Return the bytes of a file, or a ``Range`` of them; ``ETag`` is the file's SHA-256."""
     runs.revision(run)
     listed = {item.name: item for item in _manifest(run, version, settings).files}
     if file not in listed:

@@ -1,4 +1,4 @@
-"""What training processes ask: the next run, and to keep it."""
+"""Routes of training processes: claim a run, renew its lease; and the list of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from mor_trainer.routes.dependencies import Reader, RunStoreDep, Service, Watche
 router = APIRouter(prefix="/v1", tags=["workers"])
 
 
-@router.post("/runs/claim", summary="Take the oldest queued run", responses={204: {"description": "No run is queued."}})
+@router.post(
+    "/runs/claim", summary="Claim the oldest queued run", responses={204: {"description": "No run is queued."}}
+)
 async def claim(
     request: ClaimRequest,
     *,
@@ -22,7 +24,7 @@ async def claim(
     response: Response,
 ) -> Claim | None:
     taken = runs.claim(request.worker)
-    registry.asked(request, taken.run if taken else None)
+    registry.claimed(request, taken.run if taken else None)
     if taken is None:
         response.status_code = 204
         return None
@@ -30,7 +32,7 @@ async def claim(
     return taken
 
 
-@router.post("/runs/{run}/heartbeat", summary="Keep a run, report its state, hear what is wanted")
+@router.post("/runs/{run}/heartbeat", summary="Renew the lease of a run, report its state, get what is wanted")
 async def heartbeat(
     run: str, beat: Heartbeat, *, runs: RunStoreDep, watchers: WatchersDep, registry: WorkersDep, _: Service
 ) -> HeartbeatReply:
@@ -43,6 +45,6 @@ async def heartbeat(
     return reply
 
 
-@router.get("/workers", summary="Training processes that asked within the last ten minutes")
+@router.get("/workers", summary="Training processes that called within the last ten minutes")
 async def workers(registry: WorkersDep, _: Reader) -> list[WorkerStatus]:
     return registry.list()
