@@ -189,12 +189,27 @@ def test_every_declared_metric_is_registered_under_a_name_that_ends_in_its_unit(
                     assert prometheus.endswith(metric.unit), (name, prometheus)
 
 
-def test_rules_and_runbooks_name_registered_metrics_only() -> None:
+def test_rules_panels_and_runbooks_name_registered_metrics_only() -> None:
     suffixes = ("_total", "_bucket", "_sum", "_count", "")
     known = {f"{name}{suffix}" for name in registered() for suffix in suffixes}
-    for path in (ROOT / "helm" / "mor" / "files" / "rules.yaml", ROOT / "docs" / "runbooks.md"):
-        for name in re.findall(r"\bmor_trainer_\w+", path.read_text()):
-            assert name in known, f"{path.name}: no metric {name}"
+    files = ROOT / "helm" / "mor" / "files"
+    for path in (files / "rules.yaml", *sorted(files.glob("dashboards/*.json")), ROOT / "docs" / "runbooks.md"):
+        found = set(re.findall(r"\bmor_trainer_\w+", path.read_text()))
+        assert found <= known, f"{path.name}: no metric {found - known}"
+        assert found, path.name
+
+
+def test_every_metric_is_documented() -> None:
+    text = (ROOT / "docs" / "status.md").read_text()
+    for prefix, model in (
+        ("", StepMetrics),
+        ("clients.{client}.", ClientFigures),
+        ("domains.{domain}.", DomainFigures),
+    ):
+        for name, metric, _ in declared(model):
+            assert f"| `{prefix}{name}` | {metric.unit} |" in text
+    for name in StepMetrics.model_fields:
+        assert f"| `{name}" in text
 
 
 def test_every_chart_has_lines_and_every_line_a_chart() -> None:

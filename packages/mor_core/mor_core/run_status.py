@@ -104,7 +104,7 @@ class SampleScore(Documented):
     """Logits."""
 
 
-class Sample(Documented):
+class SampleGroup(Documented):
     """A sample group with everything that led to its advantages."""
 
     step: int
@@ -127,7 +127,7 @@ class Sample(Documented):
     """Scores and weight of each client; for a client's token, of that client alone."""
 
 
-class Samples(Documented):
+class SampleGroups(Documented):
     """Sample groups, newest first."""
 
     model_config = ConfigDict(
@@ -166,10 +166,10 @@ class Samples(Documented):
     )
 
     run: str
-    samples: tuple[Sample, ...]
+    samples: tuple[SampleGroup, ...]
 
 
-class Checkpoint(Documented):
+class RunCheckpoint(Documented):
     """A checkpoint of a run."""
 
     step: int
@@ -180,7 +180,7 @@ class Checkpoint(Documented):
     """Time to write it."""
 
 
-class Checkpoints(Documented):
+class RunCheckpoints(Documented):
     """Checkpoints written so far, oldest first; older ones may have been deleted since."""
 
     model_config = ConfigDict(
@@ -202,7 +202,7 @@ class Checkpoints(Documented):
     )
 
     run: str
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[RunCheckpoint, ...]
 
 
 class Event(Documented):

@@ -11,7 +11,7 @@ import sqlite3
 from base64 import b64decode
 
 from mor_core.errors import NotFound
-from mor_core.run_status import Checkpoint, ClientHistory, ClientHistoryPoint, Event, MetricsHistory, Sample
+from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint, SampleGroup
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.wire import EventRecord
 from pydantic_core import from_json
@@ -23,6 +23,7 @@ from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import parse_event_id
 
 _DROPPED = ("group_dropped", "unreadable_record")
+"""Alerts that carry a dead letter."""
 _KEPT_APART = ("thumbnails", "letter")
 """Parts of an event that have a table of their own and are not stored with it."""
 
@@ -179,11 +180,13 @@ class History:
             StepPoint.read({**from_json(row["data"]), "step": row["step"], "at": row["at"]}) for row in rows
         ]
 
-    def samples(self, run: str, limit: int) -> list[Sample]:
+    def samples(self, run: str, limit: int) -> list[SampleGroup]:
         """List the newest sample groups, newest first."""
         self._runs.revision(run)
         rows = self._database.rows("SELECT step, data FROM samples WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
-        return [Sample.model_validate({"step": row["step"], **json.loads(row["data"])}, extra="ignore") for row in rows]
+        return [
+            SampleGroup.model_validate({"step": row["step"], **json.loads(row["data"])}, extra="ignore") for row in rows
+        ]
 
     def thumbnail(self, run: str, digest: str) -> bytes:
         """Return the thumbnail of a sample's picture, a JPEG.
@@ -222,14 +225,16 @@ class History:
     def _last(self, run: str) -> StepMetrics:
         return self._runs.snapshot(run).metrics or StepMetrics()
 
-    def checkpoints(self, run: str) -> list[Checkpoint]:
+    def checkpoints(self, run: str) -> list[RunCheckpoint]:
         """List the checkpoints written so far, oldest first; older ones may have been deleted since."""
         self._runs.revision(run)
         rows = self._database.rows(
             "SELECT step, at, data FROM events WHERE run=? AND kind='checkpoint' ORDER BY id", run
         )
         return [
-            Checkpoint.model_validate({"step": row["step"], "at": row["at"], **json.loads(row["data"])}, extra="ignore")
+            RunCheckpoint.model_validate(
+                {"step": row["step"], "at": row["at"], **json.loads(row["data"])}, extra="ignore"
+            )
             for row in rows
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mor_core.auth import Principal, Scope
 from mor_core.errors import Forbidden
-from mor_core.run_status import Sample
+from mor_core.run_status import SampleGroup
 from mor_core.runs import RunSnapshot
 from mor_core.step_metrics import StepMetrics
 
@@ -45,7 +45,7 @@ def snapshot(run: RunSnapshot, caller: Principal) -> RunSnapshot:
     )
 
 
-def samples(found: list[Sample], caller: Principal) -> list[Sample]:
+def samples(found: list[SampleGroup], caller: Principal) -> list[SampleGroup]:
     """Return the samples; for a client, those that it scored, with its own scores alone.
 
     The fused reward is left out because it reveals the scores of others.

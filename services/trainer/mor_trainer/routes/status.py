@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
-from mor_core.run_status import Checkpoints, ClientHistory, MetricsHistory, RunClients, Samples
+from mor_core.run_status import ClientHistory, MetricsHistory, RunCheckpoints, RunClients, SampleGroups
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
@@ -57,7 +57,7 @@ async def metrics(
 
 
 @router.get(
-    "/samples", summary="Newest sample groups", response_class=Response, responses=conditional_responses(Samples)
+    "/samples", summary="Newest sample groups", response_class=Response, responses=conditional_responses(SampleGroups)
 )
 async def samples(
     run: str,
@@ -73,7 +73,7 @@ async def samples(
     return await conditional_response(
         etag_of(run, runs, caller),
         if_none_match,
-        lambda: Samples(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
+        lambda: SampleGroups(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
     )
 
 
@@ -134,5 +134,5 @@ async def client(
 
 
 @router.get("/checkpoints", summary="Checkpoints, oldest first")
-async def checkpoints(run: str, history: HistoryDep, _: Reader) -> Checkpoints:
-    return Checkpoints(run=run, checkpoints=tuple(history.checkpoints(run)))
+async def checkpoints(run: str, history: HistoryDep, _: Reader) -> RunCheckpoints:
+    return RunCheckpoints(run=run, checkpoints=tuple(history.checkpoints(run)))
