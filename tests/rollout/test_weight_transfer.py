@@ -21,7 +21,7 @@ from mor_rollout import environment
 from mor_rollout.app import create_app
 from mor_rollout.engines.vllm import arguments
 from mor_trainer.config import WorkerSettings
-from mor_trainer.weights.broadcast import Broadcast
+from mor_trainer.weights.broadcast import WeightBroadcast
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
@@ -132,7 +132,7 @@ def standing(address: str) -> dict[str, Any]:
 async def test_broadcast_weights_are_sampled_from(
     address: str, trainer: WorkerSettings, run: Run, reference: Reference, publisher: Publisher, tied: Path
 ) -> None:
-    broadcast = Broadcast(trainer, run.name, str(tied))
+    broadcast = WeightBroadcast(trainer, run.name, str(tied))
     for version in (1, 2):
         tensors = moved(base_tensors(tied), version, "text_model")
         await asyncio.to_thread(broadcast.send, version, tensors)
@@ -157,7 +157,7 @@ async def test_a_trainer_that_comes_again_makes_a_new_group(
 ) -> None:
     tensors = moved(base_tensors(tied), 1, "text_model")
     for version in (1, 2):
-        broadcast = Broadcast(trainer, run.name, str(tied))
+        broadcast = WeightBroadcast(trainer, run.name, str(tied))
         await asyncio.to_thread(broadcast.send, version, tensors)
         broadcast.close()
     assert standing(address)["weights_version"] == 2
@@ -174,7 +174,7 @@ async def test_what_comes_damaged_is_refused_and_the_version_before_goes_on(
     gloo.GlooTrainer.damage = staticmethod(lambda sent, tensor: tensor * 2 if sent == name else tensor)
     try:
         with pytest.raises(Unavailable, match=f"tensor '{name}' was not received as it was sent"):
-            await asyncio.to_thread(Broadcast(trainer, run.name, str(tied)).send, 2, tensors)
+            await asyncio.to_thread(WeightBroadcast(trainer, run.name, str(tied)).send, 2, tensors)
     finally:
         gloo.GlooTrainer.damage = staticmethod(lambda _, tensor: tensor)
     assert standing(address)["weights_version"] == 1

@@ -276,7 +276,7 @@ async def test_weight_files_are_served_whole_in_ranges_and_with_etags(
     http: httpx.AsyncClient, spec: RunSpec, settings: ControlSettings, tiny: Path
 ) -> None:
     import torch
-    from mor_trainer.weights import files
+    from mor_trainer.weights import version_writer
 
     run = await create(http, spec)
     reply = await http.get(f"/v1/runs/{run}/weights/latest")
@@ -284,7 +284,7 @@ async def test_weight_files_are_served_whole_in_ranges_and_with_etags(
     assert "has published no weights yet" in reply.json()["detail"]
     tensors = {"a.weight": torch.arange(1000, dtype=torch.float32)}
     for version in (0, 1):
-        files.publish(
+        version_writer.write_version(
             settings.runs_dir / run, run, version, str(tiny), model=torch.nn.Linear(1, 1), adapter=None,
             trainable=tensors, keep=4,
         )  # fmt: skip

@@ -25,7 +25,7 @@ from mor_core.step_metrics import (
 from mor_core.wire import ClientScore, RewardRecord, TokenBlock
 from mor_trainer.algorithm.loss import LossSums
 from mor_trainer.control.kubeflow import trainer_status
-from mor_trainer.groups.scored import ScoredGroup, Taken
+from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals, measure
 from mor_trainer.update import step_timer
 from mor_trainer.update.updater import UpdateReport
@@ -109,7 +109,9 @@ def finished_step() -> FinishedStep:
             entropy=0.0,
         )
         tokens = TokenBlock(prompt_token_ids=(1,), response_token_ids=((1, 2),), response_logprobs=((-1.0, -1.0),))
-        taken.append(Taken(number, ScoredGroup(record, tokens, received_at=22.0 + number), staleness=number))
+        taken.append(
+            ScoredGroup(number=number, staleness=number, record=record, tokens=tokens, received_at=22.0 + number)
+        )
     update = UpdateReport(
         advantages=[[1.0]] * 2, sums=LossSums(tokens=4, objective=0.5, clipped_low=1), loss=math.nan, entropy=1.0,
         kl=0.1, grad_norm=math.inf, lr=1e-5, skipped=0, processed_tokens=8, micro_batch_tokens=64, divided_groups=0,
@@ -187,12 +189,27 @@ def test_every_declared_metric_is_registered_under_a_name_that_ends_in_its_unit(
                     assert prometheus.endswith(metric.unit), (name, prometheus)
 
 
-def test_rules_and_runbooks_name_registered_metrics_only() -> None:
+def test_rules_panels_and_runbooks_name_registered_metrics_only() -> None:
     suffixes = ("_total", "_bucket", "_sum", "_count", "")
     known = {f"{name}{suffix}" for name in registered() for suffix in suffixes}
-    for path in (ROOT / "helm" / "mor" / "files" / "rules.yaml", ROOT / "docs" / "runbooks.md"):
-        for name in re.findall(r"\bmor_trainer_\w+", path.read_text()):
-            assert name in known, f"{path.name}: no metric {name}"
+    files = ROOT / "helm" / "mor" / "files"
+    for path in (files / "rules.yaml", *sorted(files.glob("dashboards/*.json")), ROOT / "docs" / "runbooks.md"):
+        found = set(re.findall(r"\bmor_trainer_\w+", path.read_text()))
+        assert found <= known, f"{path.name}: no metric {found - known}"
+        assert found, path.name
+
+
+def test_every_metric_is_documented() -> None:
+    text = (ROOT / "docs" / "status.md").read_text()
+    for prefix, model in (
+        ("", StepMetrics),
+        ("clients.{client}.", ClientFigures),
+        ("domains.{domain}.", DomainFigures),
+    ):
+        for name, metric, _ in declared(model):
+            assert f"| `{prefix}{name}` | {metric.unit} |" in text
+    for name in StepMetrics.model_fields:
+        assert f"| `{name}" in text
 
 
 def test_every_chart_has_lines_and_every_line_a_chart() -> None:

@@ -1,4 +1,4 @@
-"""Run control and status API."""
+"""App factory of run control and status API."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         lifespan,
         {"queue_server": queue_server},
         version=__version__,
-        description="Runs: create, watch, pause, resume, stop. Weight files for the rollout service.",
+        description="Create, watch, pause, resume and stop runs. Weight files for the rollout service.",
         facts=facts,
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers

@@ -1,5 +1,6 @@
 /** A restart of run control takes seconds: the first attempts are quick, later ones spare it. */
 const FIRST_S = 0.5;
+/** A page that was left open recovers within this time. */
 const LONGEST_S = 20;
 
 /** Return the seconds until the attempt after ``failures`` failed ones: doubled each time, bounded, jittered by half. */

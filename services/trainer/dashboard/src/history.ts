@@ -5,6 +5,7 @@ import type { ClientHistory, Evaluation, History, Point, RunEvent } from "./type
 
 /** Most points of the charts, about one for each pixel; past that, older ones are thinned. */
 export const MOST_POINTS = 1200;
+/** Newest points that are never thinned. */
 const WHOLE_TAIL = 300;
 
 export interface RunHistory {

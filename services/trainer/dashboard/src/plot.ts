@@ -5,6 +5,7 @@ import { type ChartSpec, type Row, stack } from "./series.ts";
 import { colour } from "./theme.ts";
 
 const SYNC = "step";
+/** Part of the range that one zoom step keeps. */
 const ZOOM = 0.6;
 
 interface Options {

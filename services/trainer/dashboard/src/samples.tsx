@@ -7,6 +7,7 @@ import { useRead } from "./hooks.ts";
 import { Picture } from "./parts.tsx";
 import type { Sample } from "./types.ts";
 
+/** Groups that are loaded at first, and at most: the API serves no more. */
 const FEW = 20;
 const MOST = 200;
 

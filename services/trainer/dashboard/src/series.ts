@@ -31,6 +31,7 @@ export type Row = (StepMetrics | Evaluation) & { step: number; at?: number };
 
 /** Colours of clients begin after that of the fused reward. */
 const FIRST_CLIENT = 1;
+/** Colours of the style; further clients begin again at the first. */
 const CLIENT_COLOURS = 8;
 
 export function clientColour(clients: string[], client: string): number {

@@ -1,6 +1,7 @@
 import { clock, number } from "./format.ts";
 import type { ChartSpec, Row } from "./series.ts";
 
+/** Rows of a table; the CSV file has all steps. */
 const SHOWN = 50;
 
 /** Table of a chart's values at evenly chosen steps, newest first, with all of them as a file. */

@@ -21,6 +21,8 @@ _KNOWN_S = 60.0
 """Seconds for which an owner is cached: a revoked token works that long."""
 _UNKNOWN_S = 10.0
 """Seconds for which an unknown token is cached: a client that was just enrolled waits that long at most."""
+_RETRY_S = 5.0
+"""``Retry-After`` when the router fails: a restarted router is ready within seconds."""
 _MOST = 1024
 """Cached tokens, so that made-up ones cannot fill the memory."""
 
@@ -64,7 +66,7 @@ class ClientTokens(TokenFile):
         if not reply.is_success:
             raise Unavailable(
                 f"the router answered {reply.status_code} to the look-up of a client's token; see its log",
-                5.0,
+                _RETRY_S,
             )
         caller = About.model_validate_json(reply.content, extra="ignore").caller
         return caller if caller.scope is Scope.client else None

@@ -125,6 +125,10 @@ SCHEMAS = (_FIRST, _SECOND)
 """Statements that lead from each version of the schema to the next."""
 
 
+_LOCK_TIMEOUT_S = 10.0
+"""Wait for another process that holds the file, such as a backup."""
+
+
 class Database:
     """One SQLite file with one connection, used by one thread at a time.
 
@@ -133,7 +137,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10.0)
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_LOCK_TIMEOUT_S)
         self._connection.row_factory = sqlite3.Row
         self._lock = threading.RLock()
         self._connection.execute("PRAGMA journal_mode=WAL")

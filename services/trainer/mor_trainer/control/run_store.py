@@ -31,6 +31,7 @@ from mor_trainer.control.kubeflow import trainer_status
 _PACE_STEPS = 20
 """Steps whose median duration gives the time left: enough to even out checkpoints, few enough to follow a change."""
 _HELD = (RunState.running, RunState.paused)
+"""States in which a worker holds the run."""
 
 
 class RunStore:

@@ -11,7 +11,7 @@ from mor_core.step_metrics import ClientFigures, DomainFigures, Overlap, PhaseSe
 from mor_core.wire import RewardRecord
 
 from mor_trainer.algorithm.dynamic_sampling import zero_variance
-from mor_trainer.groups.scored import Taken
+from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.update.updater import UpdateReport
 
 _FLAT_LOGITS = 1e-6
@@ -36,9 +36,9 @@ class RunTotals:
 class FinishedStep:
     """A training step with everything that is reported of it."""
 
-    taken: Sequence[Taken]
+    taken: Sequence[ScoredGroup]
     """Groups that were trained on."""
-    skipped: Sequence[Taken]
+    skipped: Sequence[ScoredGroup]
     """Groups that were replaced because their rewards were all alike."""
     update: UpdateReport
     began_at: float
@@ -52,7 +52,7 @@ class FinishedStep:
     @property
     def scored(self) -> list[RewardRecord]:
         """Records of all groups, the skipped ones included."""
-        return [item.group.record for item in (*self.taken, *self.skipped)]
+        return [item.record for item in (*self.taken, *self.skipped)]
 
 
 def measure(
@@ -70,8 +70,8 @@ def measure(
         updates: Unix times of beginning and end of the latest updates, for the overlap with them.
     """
     records, update, sums = step.scored, step.update, step.update.sums
-    lengths = [len(ids) for item in step.taken for ids in item.group.tokens.response_token_ids]
-    reasons = [reason for item in step.taken for reason in item.group.record.rollout.finish_reasons]
+    lengths = [len(ids) for item in step.taken for ids in item.tokens.response_token_ids]
+    reasons = [reason for item in step.taken for reason in item.record.rollout.finish_reasons]
     staleness = [item.staleness for item in step.taken]
     rewards = [reward for record in records for reward in record.rewards]
     flat = sum(zero_variance(record.rewards, _FLAT_LOGITS) for record in records)
@@ -111,8 +111,8 @@ def measure(
         groups_dropped=step.totals.groups_dropped,
         groups_retried=step.totals.groups_retried,
         groups_duplicate=step.totals.groups_duplicate,
-        applied=tuple(item.group.record.group_id for item in step.taken),
-        sampled_by=tuple(sorted({one for item in step.taken for one in item.group.record.rollout.versions})),
+        applied=tuple(item.record.group_id for item in step.taken),
+        sampled_by=tuple(sorted({one for item in step.taken for one in item.record.rollout.versions})),
         step_seconds=step.seconds,
         seconds=step.phases,
         tokens_per_second=sums.tokens / step.seconds,
@@ -176,19 +176,17 @@ def _mean_weights(records: Iterable[RewardRecord]) -> dict[str, float | None]:
     return {client: _mean(values) for client, values in sorted(weights.items())}
 
 
-def _waits(taken: Iterable[Taken]) -> list[float]:
+def _waits(taken: Iterable[ScoredGroup]) -> list[float]:
     """List the seconds from scored to read; clocks of two machines may differ, so none is less than 0."""
     return [
-        max(0.0, item.group.received_at - item.group.record.stamps["router"])
-        for item in taken
-        if "router" in item.group.record.stamps
+        max(0.0, item.received_at - item.record.stamps["router"]) for item in taken if "router" in item.record.stamps
     ]
 
 
-def _left_at(taken: Sequence[Taken]) -> dict[str, list[float]]:
+def _left_at(taken: Sequence[ScoredGroup]) -> dict[str, list[float]]:
     """List the Unix times at which groups left each stage, for the stages that stamped any."""
     times = {
-        stage: [item.group.record.stamps[stamp] for item in taken if stamp in item.group.record.stamps]
+        stage: [item.record.stamps[stamp] for item in taken if stamp in item.record.stamps]
         for stage, stamp in _STAMP_OF_STAGE.items()
     }
     return {stage: found for stage, found in times.items() if found}

@@ -8,7 +8,7 @@ from typing import Any
 
 from mor_core.wire import RewardRecord
 
-from mor_trainer.groups.scored import Taken
+from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.reporting.thumbnails import encode_thumbnails
 
 _GROUPS = 2
@@ -18,7 +18,7 @@ _TEXT_CHARACTERS = 2000
 
 
 def sample_groups(
-    taken: Sequence[Taken],
+    taken: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float]],
     step: int,
     images: Callable[[int], Mapping[str, bytes]],
@@ -30,7 +30,7 @@ def sample_groups(
     chosen = sorted(random.Random(step).sample(range(len(taken)), min(_GROUPS, len(taken))))
     pictures = {digest: content for index in chosen for digest, content in images(taken[index].number).items()}
     return {
-        "groups": [_sample(taken[index].group.record, advantages[index]) for index in chosen],
+        "groups": [_sample(taken[index].record, advantages[index]) for index in chosen],
         "thumbnails": encode_thumbnails(pictures),
     }
 

@@ -54,6 +54,7 @@ RouterClientDep = Annotated[RouterClient, Depends(_part("router"))]
 SettingsDep = Annotated[ControlSettings, Depends(_part("settings"))]
 
 READERS_AND_CLIENTS = (Scope.viewer, Scope.service, Scope.client)
+"""Scopes, besides admin, that may read; a client's answers are redacted."""
 
 Admin = Annotated[Principal, Depends(require())]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]

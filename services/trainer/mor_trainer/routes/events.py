@@ -21,6 +21,10 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["status"])
 
 _LONGEST_SILENCE_S = 5.0
 """Longest wait before the history is read again, so that a missed wake-up delays an event by no more."""
+_SEND_TIMEOUT_S = 30.0
+"""A reader that takes nothing for this long is gone."""
+_RETRY_S = 10.0
+"""``Retry-After`` of a refused reader; a page that was closed frees its stream by then."""
 _EXAMPLE = (
     'id: first-1a2b3c/41\nevent: step\ndata: {"id": 41, "kind": "step", "step": 7, "at": 1767225600.0, "data": {}}'
 )
@@ -50,10 +54,12 @@ async def events(
     if watchers.readers >= settings.max_event_readers:
         raise Unavailable(
             f"{watchers.readers} event streams are open, MOR_MAX_EVENT_READERS allows no more; close one, or raise it",
-            10.0,
+            _RETRY_S,
         )
     return EventSourceResponse(
-        _follow(run, after, history, watchers), ping=max(1, round(settings.sse_heartbeat_s)), send_timeout=30.0
+        _follow(run, after, history, watchers),
+        ping=max(1, round(settings.sse_heartbeat_s)),
+        send_timeout=_SEND_TIMEOUT_S,
     )
 
 

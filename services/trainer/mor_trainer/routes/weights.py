@@ -11,7 +11,7 @@ from mor_core.wire import WeightsManifest
 
 from mor_trainer.routes.dependencies import RunStoreDep, Service, SettingsDep
 from mor_trainer.routes.etag import matches
-from mor_trainer.weights.published import published, read_manifest, weights_folder
+from mor_trainer.weights.version_files import published_versions, read_manifest, weights_folder
 
 router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
 
@@ -25,7 +25,7 @@ class _WeightsResponse(FileResponse):
 @router.get("/latest", summary="Newest published version")
 async def latest(run: str, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
     runs.revision(run)
-    versions = published(settings.runs_dir / run)
+    versions = published_versions(settings.runs_dir / run)
     if not versions:
         raise NotFound(f"run {run} has published no weights yet; wait until a worker starts the run")
     return _manifest(run, versions[-1], settings)
@@ -64,6 +64,6 @@ async def weights_file(
 def _manifest(run: str, version: int, settings: SettingsDep) -> WeightsManifest:
     found = read_manifest(settings.runs_dir / run, version)
     if found is None:
-        kept = published(settings.runs_dir / run)
+        kept = published_versions(settings.runs_dir / run)
         raise NotFound(f"run {run} has no weights version {version}; it keeps {kept or 'none'}, take /weights/latest")
     return found

@@ -1,8 +1,8 @@
-"""Where published versions of the policy lie.
+"""Folders of published weight versions: where they are, and how they are listed and read.
 
 ``{run folder}/weights/{version}/`` holds ``manifest.json`` and the files that it names. A version is there whole or not
-at all, and never changes. Versions only grow over the life of a run, also when it resumes from an older step: engines
-keep the newest version that they saw.
+at all, and never changes. Version numbers only grow over the life of a run, also when it resumes from an older step,
+because engines keep the newest version that they saw.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def weights_folder(run_folder: Path) -> Path:
     return run_folder / "weights"
 
 
-def published(run_folder: Path) -> list[int]:
-    """Versions that are there, oldest first."""
+def published_versions(run_folder: Path) -> list[int]:
+    """List the versions of a run that are on the disk, oldest first."""
     folder = weights_folder(run_folder)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())

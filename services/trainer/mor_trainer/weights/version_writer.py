@@ -1,4 +1,4 @@
-"""A version of the policy as files: the trained tensors in a folder of their own, with a checksum for each."""
+"""Writer of weight versions: the trained tensors in a folder of their own, with a checksum for each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from mor_core import atomic
 from mor_core.wire import WeightsFile, WeightsManifest
 from torch import Tensor
 
-from mor_trainer import atomic
 from mor_trainer.weights import tensor_file
-from mor_trainer.weights.published import MANIFEST, published, weights_folder
+from mor_trainer.weights.version_files import MANIFEST, published_versions, weights_folder
 
 _FULL_FILE = "model.safetensors"
 _ADAPTER_FILE = "adapter_model.safetensors"
@@ -21,10 +21,10 @@ _ADAPTER_CONFIG = "adapter_config.json"
 
 
 def full_tensors(model: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained tensors by the names that ``save_pretrained`` gives them, which loaders know.
+    """Return the trained tensors under the names that ``save_pretrained`` gives them, which loaders know.
 
     transformers renames parts of some classes when it loads them (``model.language_model.…`` is
-    ``model.…`` in a Qwen2.5-VL checkpoint); the same rules are applied backwards here.
+    ``model.…`` in a Qwen2.5-VL checkpoint). This function applies the same rules backwards.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -34,7 +34,7 @@ def full_tensors(model: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def adapter_tensors(adapter: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained tensors, which are those of a PEFT adapter, by the names of its file."""
+    """Return the tensors of a PEFT adapter under the names that its file gives them."""
     from peft import get_peft_model_state_dict
 
     named = {f"base_model.model.{name}": tensor for name, tensor in trainable.items()}
@@ -42,7 +42,7 @@ def adapter_tensors(adapter: Any, trainable: Mapping[str, Tensor]) -> dict[str, 
     return state
 
 
-def publish(
+def write_version(
     run_folder: Path,
     run: str,
     version: int,
@@ -53,7 +53,7 @@ def publish(
     trainable: Mapping[str, Tensor],
     keep: int,
 ) -> WeightsManifest:
-    """Write a version and delete those before the last ``keep``. The tensors must not change meanwhile."""
+    """Write a version and delete all but the newest ``keep``. The tensors must not change meanwhile."""
     kind: Literal["full", "lora"] = "full" if adapter is None else "lora"
     tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter, trainable)
     with atomic.folder(weights_folder(run_folder) / str(version), durable=False) as folder:
@@ -66,7 +66,7 @@ def publish(
             files.append(WeightsFile(name=_ADAPTER_CONFIG, bytes=len(content), sha256=sha256))
         manifest = WeightsManifest(run=run, version=version, base=base, kind=kind, files=tuple(files), tensors=infos)
         (folder / MANIFEST).write_text(manifest.model_dump_json())
-    atomic.keep_newest([weights_folder(run_folder) / str(v) for v in published(run_folder)], keep)
+    atomic.keep_newest([weights_folder(run_folder) / str(v) for v in published_versions(run_folder)], keep)
     return manifest
 
 

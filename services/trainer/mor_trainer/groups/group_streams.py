@@ -1,4 +1,4 @@
-"""What stands in the streams that a run's groups travel on."""
+"""The streams that a run's groups travel on, seen from outside: their depths and what they hold."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ _NAMES = ("prompts", "rollouts", "rewards", "dead")
 
 
 class GroupStreams:
+    """The four streams of a run that hold groups."""
+
     def __init__(self, redis: Redis, run: str) -> None:
         self._redis = redis
         self._keys = {name: key(run, name) for name in _NAMES}
 
     async def depths(self) -> dict[str, int]:
-        """Entries in each of them."""
+        """Count the entries of each stream."""
         return {name: int(await self._redis.xlen(stream)) for name, stream in self._keys.items()}
 
     async def holding(self, group_ids: Sequence[str]) -> set[str]:
-        """Those of ``group_ids`` that stand in one of them."""
-        held: set[str] = set()
+        """Return those of ``group_ids`` that a stream holds."""
+        found: set[str] = set()
         for stream in self._keys.values():
             entries: Any = await self._redis.xrange(stream)
             for _, fields in entries:
                 content = fields.get(b"record", b"")
-                held |= {group_id for group_id in group_ids if group_id.encode() in content}
-        return held
+                found |= {group_id for group_id in group_ids if group_id.encode() in content}
+        return found
 
     async def clear(self) -> None:
-        """Empty them; consumer groups stay."""
+        """Empty the streams; their consumer groups stay."""
         for stream in self._keys.values():
             await self._redis.xtrim(stream, maxlen=0, approximate=False)

@@ -1,4 +1,4 @@
-"""Publishes versions of the policy beside the training."""
+"""Publication of weight versions on a thread beside the training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mor_core.errors import Unavailable
 from torch import Tensor
 
 
-class Publication:
-    """Publishes one version at a time on a thread of its own, from the tensors as they stand: they are not copied.
+class BackgroundPublication:
+    """Publication of one version at a time on a thread of its own, from the policy's tensors without a copy.
 
-    Whoever changes these calls ``finish`` before. Until then the training thread may compute with them.
+    The training thread may compute with the tensors meanwhile, and calls ``finish`` before it changes them.
     """
 
     def __init__(self, publish: Callable[[int, Mapping[str, Tensor]], None], timeout_s: float) -> None:
-        """``publish`` makes a version's files and tells of them; it is called on the publishing thread."""
+        """``publish`` writes a version's files and announces them; it is called on the publishing thread."""
         self._publish = publish
         self._timeout_s = timeout_s
         self._thread: threading.Thread | None = None
@@ -26,7 +26,7 @@ class Publication:
         self._failure: Exception | None = None
 
     def begin(self, version: int, trainable: Mapping[str, Tensor]) -> None:
-        """Start to publish; what was begun before is finished first."""
+        """Start to publish a version, after the one before is finished."""
         self.finish()
         self._version, self._begun = version, time.monotonic()
         name = f"publish {version}"
@@ -40,18 +40,18 @@ class Publication:
             self._failure = error
 
     def check(self) -> None:
-        """Raise what ``finish`` would raise by now; does not wait."""
+        """Raise what ``finish`` would raise by now, without waiting."""
         if self._thread is not None and not self._thread.is_alive():
             self.finish()
         elif self._thread is not None and time.monotonic() > self._begun + self._timeout_s:
             raise self._overdue()
 
     def finish(self) -> None:
-        """Wait until what was begun is out.
+        """Wait until the version that was begun is published.
 
         Raises:
-            Unavailable: it took longer than ``timeout_s``.
-            Exception: what ``publish`` failed with.
+            Unavailable: publication took longer than ``timeout_s``.
+            Exception: the error of ``publish``.
         """
         if self._thread is None:
             return
@@ -64,12 +64,12 @@ class Publication:
             raise failure
 
     def close(self) -> None:
-        """Wait as ``finish`` does; what fails now concerns nobody any more."""
+        """Wait as ``finish`` does, but ignore a failure: the run is over."""
         if self._thread is not None:
             self._thread.join(max(0.0, self._begun + self._timeout_s - time.monotonic()))
 
     def _overdue(self) -> Unavailable:
         return Unavailable(
             f"weights version {self._version} was not written in {self._timeout_s:g} s (MOR_PUBLICATION_TIMEOUT_S); "
-            "is the disk of MOR_RUNS_DIR full or slow? Resume the run from its last checkpoint when it is not"
+            "check whether the disk of MOR_RUNS_DIR is full or slow, then resume the run from its last checkpoint"
         )
