@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from mor_router.mathematics.drift_test import drift_result, fit_baseline
+from mor_router.mathematics.drift_test import DriftBaseline, drift_result, fit_baseline
 from mor_router.mathematics.e_process import log_evidence
 from mor_router.mathematics.permutation_test import p_value
 from numpy import ndarray
@@ -54,6 +54,14 @@ def test_a_client_with_equal_scores_does_not_drift_while_they_stay_equal() -> No
     flat = np.zeros(40)
     baseline = fit_baseline(flat, np.full(40, 0.1))
     assert drift_result(baseline, flat, np.full(40, 0.1)).log_evidence == 0
+
+
+def test_a_stored_baseline_keeps_its_json_keys() -> None:
+    _, differences, influence = client(np.random.default_rng(0), 60)
+    baseline = fit_baseline(differences, influence)
+    stored = baseline.model_dump(mode="json")
+    assert set(stored) == {"accuracy", "least_accuracy", "influence", "spread", "loudness", "least_concord"}
+    assert DriftBaseline.model_validate(stored) == baseline
 
 
 def test_a_two_faced_client_is_distinguished_from_an_honest_one() -> None:

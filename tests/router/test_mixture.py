@@ -168,6 +168,7 @@ def test_far_from_the_anchors_every_client_counts_the_same() -> None:
 def test_a_stored_gate_is_served_as_it_was_fitted_with_or_without_a_support() -> None:
     mixture, inputs = some_mixture()
     kept = dump_mixture(mixture)
+    assert {"clients", "standardisers", "regions", "coefficients", "reach", "typical", "entropy_floor"} == set(kept)
     np.testing.assert_array_equal(load_mixture(kept).evidence(2 * inputs), mixture.evidence(2 * inputs))
     old = load_mixture({name: value for name, value in kept.items() if name not in ("reach", "typical")})
     assert not old.ood_score(30 * inputs).any()

@@ -57,15 +57,15 @@ async def test_each_group_has_its_spans_and_a_shared_request_belongs_to_the_firs
         assert {s.attributes["mor.client"] for s in below if s.name == "call"} == {"one", "other"}
         assert not any(span.failed for span in below)
     for endpoint in (one, other):
-        asked_with = [headers["traceparent"] for headers in endpoint.headers if "traceparent" in headers]
-        [parent] = [traceparent.split("-")[2] for traceparent in asked_with]  # without the probe at enrolment
+        sent_with = [headers["traceparent"] for headers in endpoint.headers if "traceparent" in headers]
+        [parent] = [traceparent.split("-")[2] for traceparent in sent_with]  # without the probe at enrolment
         calls = [s for s in collector.named("call") if s.attributes["mor.client"] == endpoint.name]
-        [asked], [beside] = [s for s in calls if s.id == parent], [s for s in calls if s.id != parent]
-        assert beside.links == (asked.id,) and asked.links == (scores[_other(asked, scores)].id,)
+        [first], [beside] = [s for s in calls if s.id == parent], [s for s in calls if s.id != parent]
+        assert beside.links == (first.id,) and first.links == (scores[_other(first, scores)].id,)
 
 
-def _other(asked: object, scores: dict[str, object]) -> str:
-    [name] = [name for name, score in scores.items() if score.trace != asked.trace]  # type: ignore[attr-defined]
+def _other(call: object, scores: dict[str, object]) -> str:
+    [name] = [name for name, score in scores.items() if score.trace != call.trace]  # type: ignore[attr-defined]
     return name
 
 
@@ -85,7 +85,7 @@ async def test_a_failed_client_and_a_group_given_up_are_marked_as_failed(
     assert score.trace == "0af7651916cd43dd8448eb211c80319c", "the group's own"
 
 
-async def asked(api: Api, endpoint: Endpoint, **traces: str | None) -> str:
+async def traceparent_of(api: Api, endpoint: Endpoint, **traces: str | None) -> str:
     """Have a client score one item; return the traceparent of the request."""
     endpoint.headers.clear()
     item = ScoreItem(item_id="i", messages=(Message(role="user", content="?"),), responses=("a", "b"), objective=None)
@@ -101,8 +101,8 @@ async def test_a_client_cannot_recognise_honeypots_by_their_trace(
     client = endpoints.endpoint("client")
     await api.enrol(client)
     with tracing.span("live", parent="") as live:
-        of_group = await asked(api, client, i=live.traceparent)
-        of_anchor = await asked(api, client)
+        of_group = await traceparent_of(api, client, i=live.traceparent)
+        of_anchor = await traceparent_of(api, client)
     assert live.traceparent is not None
     assert of_group.split("-")[1] == live.traceparent.split("-")[1] != of_anchor.split("-")[1]
     assert len(of_group) == len(of_anchor)

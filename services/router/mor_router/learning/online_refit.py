@@ -31,7 +31,7 @@ from mor_router.objectives.objective_store import COLD_START, Anchor, Objective,
 from mor_router.store import key
 
 _AT_ONCE = 4
-"""Questions that are sampled and labelled at a time, to leave the engine to the training run."""
+"""Questions that are sampled and labelled at a time, to bound the load on the engine."""
 _LEAST = 8
 """Questions that must have been sampled, or labelled, for a refit."""
 _WATCH_S = 5.0

@@ -58,6 +58,7 @@ class Anchors:
     """Log-odds from clients whose coefficients stay fixed."""
 
     def take(self, pairs: Int[ndarray, " some"] | Bool[ndarray, " pairs"]) -> Anchors:
+        """Return some of the pairs."""
         return Anchors(self.features[pairs], self.differences[pairs], self.known[pairs])
 
     def penalised_loss(self) -> PenalisedLoss:

@@ -109,6 +109,7 @@ def _kmeans(
 def squared_distances(
     points: Float[ndarray, "inputs directions"], centres: Float[ndarray, "regions directions"]
 ) -> Float[ndarray, "inputs regions"]:
+    """Compute the squared Euclidean distance of each point to each centre."""
     between = -2 * points @ centres.T
     between += np.square(points).sum(axis=1)[:, None]
     between += np.square(centres).sum(axis=1)

@@ -14,7 +14,7 @@ random flips give the distribution of T, with the dependence between regions. A 
 p = 1. Regions are cells, not the gate's soft responsibilities: those mix in scores from neighbouring regions, and a
 specialist that misleads there would fail.
 
-``bench/quarantine.py`` counts the errors of the test (docs/client-states.md shows the table). Narrow specialists need
+``bench/quarantine.py`` counts the errors of the test (table in docs/client-lifecycle.md). Narrow specialists need
 several hundred anchors, so anchors are pooled over fits. A client that fails on 320 gets no weight at that fit, which
 the next fit can restore; no client is quarantined on fewer than 640.
 """

@@ -1,12 +1,12 @@
 """Reward pipeline: groups in, rewards out, with an account of every client.
 
-Who uses what, in order, for the groups of one objective:
+The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for the groups of one objective:
 
-1. plan        ``objectives.active_gates`` and ``clients.pool`` -> ``ScoringPlan``: who scores, and who has weight
-2. weights     ``embedding`` and the gates -> ``ObjectiveWeights`` of each group
-3. scores      ``clients.scoring`` calls the clients; ``trust.honeypots`` may follow with a call of anchors
-4. fusion      ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
-5. account     ``client_scores`` and ``influence``; ``trust.disagreement_monitor`` and ``trust.drift`` observe
+1. plan      ``clients.pool`` and ``objectives.active_gates`` -> ``ScoringPlan``: clients with weight, and shadows
+2. weights   ``embedding`` and the gates -> ``ObjectiveWeights`` of each group
+3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may follow with a honeypot call
+4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
+5. account   ``client_scores`` and ``influence``; ``trust.disagreement_monitor`` and ``trust.drift`` observe
 """
 
 from __future__ import annotations
@@ -267,12 +267,12 @@ class RewardPipeline:
         self, gates: ActiveGates, answers: ClientResponses, *, first: bool
     ) -> tuple[Mapping[str, Standardiser], ...]:
         """Return the clients' standardisers for each objective; those of the cold start come from recent scores."""
-        servings = [part.gate for part in gates.parts]
-        cold = next((serving.clients for serving in servings if not isinstance(serving, Mixture)), ())
+        models = [part.gate for part in gates.parts]
+        cold = next((model.clients for model in models if not isinstance(model, Mixture)), ())
         recent = await self._recent_standardisers(cold, answers, first=first)
         return tuple(
-            dict(zip(serving.clients, serving.standardisers, strict=True)) if isinstance(serving, Mixture) else recent
-            for serving in servings
+            dict(zip(model.clients, model.standardisers, strict=True)) if isinstance(model, Mixture) else recent
+            for model in models
         )
 
     async def _recent_standardisers(

@@ -1,4 +1,4 @@
-"""Plan of a round of scoring: which clients score a group, which of them have weight, and why others have none."""
+"""Scoring plan: the clients that score a group, those of them with weight, and why others have none."""
 
 from __future__ import annotations
 

@@ -80,11 +80,11 @@ class AnswerReconciliation:
             return replace(
                 shown,
                 scores=live,
-                problem=f"distrusted ({record.reason}); it has answered {len(live)} interleaved anchors since, and is "
+                problem=f"distrusted ({record.reason}); it has answered {len(live)} honeypots since, and is "
                 f"trusted again after {_LEAST_SINCE} that agree with its scores at fits (p = {p:.2g})",
             )
         if since is None and p <= _CONTRADICTS:
-            reason = f"scores {len(live)} interleaved anchors differently from those shown at fits (p = {p:.2g})"
+            reason = f"scores {len(live)} honeypots differently from anchors shown at fits (p = {p:.2g})"
             await self._drift.distrust(record.name, reason)
             return replace(shown, scores=live, problem=reason)
         return replace(shown, scores={**shown.scores, **live})
