@@ -70,7 +70,7 @@ async def test_the_event_loop_runs_while_a_model_works() -> None:
             time.sleep(0.3)
             return super().__call__(text)
 
-    embedding = asyncio.create_tgate_input(Embedder(Slow(), ColoursAndEdges(), cache=2).text("a"))
+    embedding = asyncio.create_task(Embedder(Slow(), ColoursAndEdges(), cache=2).text("a"))
     turns = 0
     while not embedding.done():
         await asyncio.sleep(0.01)
