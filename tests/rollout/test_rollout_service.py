@@ -228,7 +228,7 @@ async def test_a_run_of_another_model_is_refused(
     run = Run(redis, run_name)
     await run.issue("g1", publisher.publish(run_name, 1, {}))
     reason = (await run.dead_letter()).reason
-    assert "trains '/models/another', this rollout service holds" in reason
+    assert "trains '/models/another', this rollout service has" in reason
 
 
 async def test_groups_of_two_runs_are_not_mixed(

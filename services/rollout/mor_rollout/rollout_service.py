@@ -22,6 +22,7 @@ from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.protocol import Engine, EngineError
 from mor_rollout.engines.self_test import self_test
 from mor_rollout.engines.vllm.vllm_engine import VllmEngine
+from mor_rollout.group_sampler import GroupSampler
 from mor_rollout.rollout_stage import RolloutStage
 from mor_rollout.swaps import PolicySwapper
 from mor_rollout.weight_receiver import WeightReceiver
@@ -36,7 +37,7 @@ class RolloutService:
 
     They start in the background, so that the service answers health checks meanwhile. In order: base checkpoint,
     ``PromptCodec``, engine, self-test, ``WeightsStore``, ``PolicySwapper``, ``WeightReceiver`` (with vLLM),
-    ``RolloutStage``.
+    ``GroupSampler``, ``RolloutStage``.
     """
 
     def __init__(self, settings: RolloutSettings) -> None:
@@ -47,6 +48,7 @@ class RolloutService:
         self.engine: Engine | None = None
         self.swapper: PolicySwapper | None = None
         self.codec: PromptCodec | None = None
+        self.sampler: GroupSampler | None = None
         self.stage: RolloutStage | None = None
         self.receiver: WeightReceiver | None = None
         self._redis: Redis | None = None
@@ -61,7 +63,7 @@ class RolloutService:
             await self._bring_up()
             assert self.stage is not None and self.swapper is not None
             self.state = "ready"
-            await self.stage.run()
+            await self.stage.work()
             self.failure = self.swapper.failure
         except MorError as error:
             self.failure = str(error)
@@ -92,9 +94,8 @@ class RolloutService:
         self.codec, self.swapper = codec, swapper
         if isinstance(engine, VllmEngine):
             self.receiver = WeightReceiver(settings, base, engine, swapper)
-        self.stage = RolloutStage(
-            settings=settings, redis=self._redis, base=base, engine=engine, codec=codec, swapper=swapper
-        )
+        self.sampler = GroupSampler(settings=settings, engine=engine, codec=codec, swapper=swapper)
+        self.stage = RolloutStage(settings=settings, redis=self._redis, base=base, sampler=self.sampler)
 
     async def ready(self) -> str | None:
         """Return the reason why no groups can be sampled; ``None`` if they can."""
@@ -129,7 +130,7 @@ class RolloutService:
         return self.engine, self.swapper, self.codec
 
     def status(self) -> dict[str, Any]:
-        swapper, stage = self.swapper, self.stage
+        swapper, sampler, stage = self.swapper, self.sampler, self.stage
         read_back = swapper.read_back if swapper else None
         return {
             "state": self.state,
@@ -143,7 +144,7 @@ class RolloutService:
             "swaps": swapper.swaps if swapper else 0,
             "last_swap": asdict(swapper.times) if swapper and swapper.times else None,
             "groups_in_flight": stage.in_flight if stage else 0,
-            "tokens_per_second": round(stage.tokens_per_second, 1) if stage else None,
+            "tokens_per_second": round(sampler.tokens_per_second, 1) if sampler else None,
         }
 
     async def close(self) -> None:

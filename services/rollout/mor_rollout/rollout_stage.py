@@ -1,264 +1,158 @@
-"""From stream ``prompts`` to stream ``rollouts``: one consumer for each active run, groups sampled side by side."""
+"""Stage between the streams ``prompts`` and ``rollouts``: a group of responses for each prompt of the active runs."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import stamina
 import structlog
-from mor_core import images as guarded
 from mor_core import tracing
-from mor_core.blobs import Blobs
-from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, StreamFull, TooLarge
-from mor_core.sampling import response_seed
-from mor_core.streams import Consumer, Entry, RunAnnouncement, Streams, active_runs
-from mor_core.tasks import stop
-from mor_core.wire import PromptRecord, RolloutRecord, TokenBlock, image_hashes
+from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, TooLarge
+from mor_core.stage import RunStage, Stage
+from mor_core.streams import Entry, RunAnnouncement
+from mor_core.wire import PromptRecord, RolloutRecord
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_rollout import metrics
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.prompt_codec import PromptCodec
-from mor_rollout.engines.protocol import Engine, EnginePrompt, ImageMismatch, PromptInput, SampledResponse, SampleParams
-from mor_rollout.swaps import PolicySwapper
+from mor_rollout.engines.protocol import ImageMismatch
+from mor_rollout.group_sampler import GroupSampler
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
-_HOPELESS = (BlobMissing, Invalid, TooLarge, ImageMismatch)
-_READ_BLOCK_S = 1.0
-_RATE_WINDOW_S = 60.0
+_HOPELESS = (BlobMissing, Invalid, TooLarge, ImageMismatch, LeaseLost)
+"""Failures that another attempt cannot cure."""
 
 log = structlog.get_logger(__name__)
 
 
-class RolloutStage:
-    """Works on every run that is announced, until it is cancelled or the engine fails."""
+class RolloutStage(Stage[PromptRecord]):
+    """The rollout service's work on all active runs. It ends when the engine has failed."""
 
-    def __init__(
-        self,
-        *,
-        settings: RolloutSettings,
-        redis: Redis,
-        base: BaseCheckpoint,
-        engine: Engine,
-        codec: PromptCodec,
-        swapper: PolicySwapper,
-    ) -> None:
+    def __init__(self, *, settings: RolloutSettings, redis: Redis, base: BaseCheckpoint, sampler: GroupSampler) -> None:
+        super().__init__(redis, settings.watch_interval_s)
         self._settings = settings
-        self._redis = redis
         self._base = base
-        self._engine = engine
-        self._codec = codec
-        self._swapper = swapper
+        self._sampler = sampler
         self._slots = asyncio.Semaphore(settings.max_groups_in_flight)
         self.in_flight = 0
-        """Groups being worked on."""
-        self._runs: dict[str, asyncio.Task[None]] = {}
-        self._recent: deque[tuple[float, int]] = deque(maxlen=10_000)
+        """Number of groups that are being processed."""
 
     @property
-    def tokens_per_second(self) -> float:
-        """Sampled tokens per second over the last minute."""
-        horizon = time.monotonic() - _RATE_WINDOW_S
-        return sum(tokens for when, tokens in self._recent if when > horizon) / _RATE_WINDOW_S
+    def ended(self) -> bool:
+        """Whether the engine has failed."""
+        return self._sampler.failure is not None
 
-    async def run(self) -> None:
-        """Follow the list of active runs.
-
-        Raises:
-            Unavailable: the engine failed.
-        """
-        try:
-            while self._swapper.failure is None:
-                try:
-                    await self._follow(await active_runs(self._redis))
-                except RedisError as error:
-                    log.warning("cannot read the list of runs", reason=str(error))
-                await asyncio.sleep(self._settings.watch_interval_s)
-        finally:
-            await stop(self._runs.values())
-
-    async def _follow(self, announced: list[RunAnnouncement]) -> None:
-        names = {announcement.run for announcement in announced}
-        for run, task in list(self._runs.items()):
-            if run not in names or task.done():
-                (failure,) = await stop([task])
-                if failure is not None:
-                    log.error("work on the run stopped and starts again", run=run, exc_info=failure)
-                del self._runs[run]
-        for announcement in announced:
-            if announcement.run not in self._runs:
-                self._runs[announcement.run] = asyncio.create_task(
-                    self._serve(announcement), name=f"run {announcement.run}"
-                )
-
-    async def _serve(self, announcement: RunAnnouncement) -> None:
-        run = announcement.run
-        streams = Streams(self._redis, run, self._settings.stream_bound)
-        consumer: Consumer[PromptRecord] = Consumer(streams, "prompts", "rollout", self._settings.lease_s)
-        blobs = Blobs(self._redis, run, self._settings.blob_dir)
+    async def open(self, announcement: RunAnnouncement) -> RunRollouts:
+        """Start work on a run. If it trains another model, all its groups go to the dead letters."""
         refusal = None
         if not await asyncio.to_thread(self._base.is_same, announcement.model):
             refusal = (
-                f"run {run!r} trains {announcement.model!r}, this rollout service holds {self._base.model!r};"
-                " start one with the run's model"
+                f"run {announcement.run!r} trains {announcement.model!r}, this rollout service has"
+                f" {self._base.model!r}; start a rollout service with the run's model"
             )
-            log.error("run refused", run=run, reason=refusal)
-        async with consumer, asyncio.TaskGroup() as groups:
-            while True:
-                reserved = await self._reserve()
-                entries: list[Entry[PromptRecord]] = []
-                try:
-                    entries = await consumer.read(reserved, _READ_BLOCK_S)
-                except RedisError as error:
-                    log.warning("cannot read prompts", run=run, reason=str(error))
-                    await asyncio.sleep(self._settings.watch_interval_s)
-                finally:
-                    for _ in range(reserved - len(entries)):
-                        self._slots.release()
-                for entry in entries:
-                    groups.create_task(self._work(consumer, blobs, entry, refusal))
+            log.error("run refused", run=announcement.run, reason=refusal)
+        return RunRollouts(
+            announcement.run,
+            self._redis,
+            self._settings,
+            self._slots,
+            sampler=self._sampler,
+            refusal=refusal,
+            share=self._share,
+            counted=self._counted,
+        )
 
-    async def _reserve(self) -> int:
-        """Take at least one slot, at most this run's share of all; a group keeps its slot until it is done."""
-        share = max(1, self._settings.max_groups_in_flight // max(1, len(self._runs)))
-        await self._slots.acquire()
-        taken = 1
-        while taken < share and not self._slots.locked():
-            await self._slots.acquire()
-            taken += 1
-        return taken
+    def _share(self) -> int:
+        """Return the number of slots that one run may take at a time."""
+        return max(1, self._settings.max_groups_in_flight // max(1, len(self.runs)))
 
-    async def _work(
-        self, consumer: Consumer[PromptRecord], blobs: Blobs, entry: Entry[PromptRecord], refusal: str | None
-    ) -> None:
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a group as in flight during the body."""
         self.in_flight += 1
         metrics.IN_FLIGHT.inc()
-        record = entry.record
-        if record.stamps:
-            metrics.QUEUE_WAIT.observe(max(0.0, time.time() - max(record.stamps.values())))
         try:
-            with _traced(record):
-                async with consumer.leased([entry]):
-                    if refusal is not None:
-                        await self._give_up(consumer, entry, Invalid(refusal), 1)
-                    else:
-                        await self._attempt(consumer, blobs, entry)
-        except LeaseLost as error:
-            log.info("another service was first", group=record.group_id, reason=str(error))
-        except (RedisError, StreamFull) as error:  # the entry stays pending and is taken over when its lease ends
-            log.warning("group left in the stream", group=record.group_id, reason=str(error))
+            yield
         finally:
             self.in_flight -= 1
             metrics.IN_FLIGHT.dec()
-            self._slots.release()
 
-    async def _attempt(self, consumer: Consumer[PromptRecord], blobs: Blobs, entry: Entry[PromptRecord]) -> None:
+
+class RunRollouts(RunStage[PromptRecord]):
+    """The rollout service's work on one run."""
+
+    stage, source, target = "rollout", "prompts", "rollouts"
+
+    def __init__(
+        self,
+        run: str,
+        redis: Redis,
+        settings: RolloutSettings,
+        slots: asyncio.Semaphore,
+        *,
+        sampler: GroupSampler,
+        refusal: str | None,
+        share: Callable[[], int],
+        counted: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """``refusal``: reason why this service cannot sample for the run, if it cannot."""
+        super().__init__(run, redis, settings, slots, forward_timeout_s=settings.forward_timeout_s)
+        self._max_attempts = settings.max_attempts
+        self._sampler = sampler
+        self._refusal = refusal
+        self._share = share
+        self._counted = counted
+
+    def share(self) -> int:
+        return self._share()
+
+    async def process(self, entries: Sequence[Entry[PromptRecord]]) -> None:
+        """Sample each entry's group and forward it, or give it up."""
+        for entry in entries:
+            record = entry.record
+            if record.stamps:
+                metrics.QUEUE_WAIT.observe(max(0.0, time.time() - max(record.stamps.values())))
+            with self._counted(), _sample_span(record):
+                if self._refusal is not None:
+                    await self._fail(entry, Invalid(self._refusal), 1)
+                else:
+                    await self._sample_and_forward(entry)
+
+    async def give_up(
+        self, entry: Entry[PromptRecord], reason: str, *, attempts: int | None = None, cause: str = "NeverSettled"
+    ) -> None:
+        metrics.DEAD.labels(cause).inc()
+        await super().give_up(entry, reason, attempts=attempts)
+
+    async def _sample_and_forward(self, entry: Entry[PromptRecord]) -> None:
         attempts = 0
         try:
             async for attempt in stamina.retry_context(
-                on=_worth_another_attempt,
-                attempts=self._settings.max_attempts,
-                wait_initial=0.2,
-                wait_max=10.0,
-                timeout=None,
+                on=_is_worth_retrying, attempts=self._max_attempts, wait_initial=0.2, wait_max=10.0, timeout=None
             ):
                 with attempt:
                     attempts += 1
-                    rollout = await self._sample(blobs, entry.record)
+                    rollout: RolloutRecord = await self._sampler.sample(self.blobs, entry.record)
         except (MorError, TimeoutError) as error:
-            if self._swapper.failure is None:  # otherwise another service, or this one restarted, takes the group over
-                await self._give_up(consumer, entry, error, attempts)
+            if self._sampler.failure is not None:
+                return  # the engine failed, not the group: after the restart it is delivered again
+            await self._fail(entry, error, attempts)
             return
-        await consumer.forward(entry, "rollouts", rollout, timeout_s=self._settings.forward_timeout_s)
-        metrics.GROUPS.labels(entry.record.purpose).inc()
+        if await self.forward(entry, rollout):
+            metrics.GROUPS.labels(entry.record.purpose).inc()
 
-    async def _give_up(
-        self, consumer: Consumer[PromptRecord], entry: Entry[PromptRecord], error: Exception, attempts: int
-    ) -> None:
-        metrics.DEAD.labels(type(error).__name__).inc()
+    async def _fail(self, entry: Entry[PromptRecord], error: Exception, attempts: int) -> None:
+        cause = type(error).__name__
         tracing.current().fail(str(error))
-        await consumer.give_up(entry, str(error) or type(error).__name__, attempts=max(attempts, entry.deliveries))
-
-    async def _sample(self, blobs: Blobs, record: PromptRecord) -> RolloutRecord:
-        try:
-            with tracing.span("encode"):
-                prompt = await self._encode(blobs, record)
-            params = self._params(record, prompt)
-            async with self._swapper.sampling(record.run, record.weights, interruptible=record.purpose == "train"):
-                started = time.monotonic()
-                with tracing.span("generate") as generating:
-                    responses = await self._draw(record, prompt, params)
-                    versions = {part.version for one in responses for part in one.spans if part.version is not None}
-                    tokens = sum(len(response.token_ids) for response in responses)
-                    generating.set(tokens=tokens, weights_version=min(versions))
-        except Exception as error:
-            metrics.FAILURES.labels(type(error).__name__).inc()
-            raise
-        self._count(record, prompt, responses, time.monotonic() - started)
-        block = TokenBlock(
-            prompt_token_ids=prompt.token_ids,
-            response_token_ids=tuple(response.token_ids for response in responses),
-            response_logprobs=tuple(response.logprobs for response in responses),
-        )
-        return RolloutRecord(
-            run=record.run,
-            group_id=record.group_id,
-            trace=record.trace,
-            stamps=record.stamped("rollout"),
-            prompt=record,
-            responses=tuple(self._codec.decode(response.token_ids) for response in responses),
-            finish_reasons=tuple(response.finish_reason for response in responses),
-            tokens=await blobs.put(block.model_dump_json().encode(), record.group_id),
-            weights_version=min(versions),
-            newest_version=max(versions),
-            image_tokens=prompt.image_tokens,
-            pixels=prompt.pixels,
-        )
-
-    async def _encode(self, blobs: Blobs, record: PromptRecord) -> EnginePrompt:
-        digests = sorted(set(image_hashes(record.messages)))
-        contents = await asyncio.gather(*(blobs.get(digest) for digest in digests))
-        decoded = await asyncio.to_thread(lambda: [guarded.decode(content) for content in contents])
-        return await self._engine.encode(PromptInput(record.messages, dict(zip(digests, decoded, strict=True))))
-
-    def _params(self, record: PromptRecord, prompt: EnginePrompt) -> SampleParams:
-        sampling = record.sampling
-        if len(prompt.token_ids) + sampling.max_tokens > self._settings.max_model_len:
-            raise Invalid(
-                f"group {record.group_id}: {len(prompt.token_ids)} prompt tokens and {sampling.max_tokens} to sample"
-                f" are more than the {self._settings.max_model_len} that this engine holds; raise MOR_MAX_MODEL_LEN or"
-                " sample fewer"
-            )
-        return SampleParams(sampling.max_tokens, sampling.temperature, sampling.top_p)
-
-    async def _draw(self, record: PromptRecord, prompt: EnginePrompt, params: SampleParams) -> list[SampledResponse]:
-        seeds = [
-            response_seed(record.sampling.seed, record.run, record.group_id, index)
-            for index in range(record.sampling.group_size)
-        ]
-        limit = self._settings.generate_timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                return await self._engine.sample(prompt, params, seeds)
-        except TimeoutError as error:
-            raise TimeoutError(f"not sampled in {limit:g} s (MOR_GENERATE_TIMEOUT_S)") from error
-
-    def _count(
-        self, record: PromptRecord, prompt: EnginePrompt, responses: list[SampledResponse], seconds: float
-    ) -> None:
-        tokens = sum(len(response.token_ids) for response in responses)
-        metrics.TOKENS.labels(record.purpose).inc(tokens)
-        metrics.PROMPT_TOKENS.inc(len(prompt.token_ids))
-        metrics.GENERATE.observe(seconds)
-        self._recent.append((time.monotonic(), tokens))
+        await self.give_up(entry, str(error) or cause, attempts=max(attempts, entry.deliveries), cause=cause)
 
 
-def _traced(record: PromptRecord) -> AbstractContextManager[tracing.Span]:
-    """The span of sampling a group."""
+def _sample_span(record: PromptRecord) -> AbstractContextManager[tracing.Span]:
+    """Return the span of a group in this service."""
     return tracing.span(
         "sample",
         parent=record.trace or "",
@@ -269,5 +163,6 @@ def _traced(record: PromptRecord) -> AbstractContextManager[tracing.Span]:
     )
 
 
-def _worth_another_attempt(error: Exception) -> bool:
-    return isinstance(error, MorError | TimeoutError | RedisError) and not isinstance(error, (*_HOPELESS, LeaseLost))
+def _is_worth_retrying(error: Exception) -> bool:
+    """Return whether another attempt, some 0.2 to 10 s later, may succeed."""
+    return isinstance(error, MorError | TimeoutError | RedisError) and not isinstance(error, _HOPELESS)
