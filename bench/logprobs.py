@@ -59,8 +59,8 @@ def differences(model: str, groups: Sequence[Group]) -> list[float]:
     import torch
     from mor_core.runs import RunSpec
     from mor_trainer.model import loading
+    from mor_trainer.model.packed_sequences import PackedSequence
     from mor_trainer.model.policy import Policy
-    from mor_trainer.model.rows import Row
 
     spec = RunSpec.model_validate({"name": "bench", "model": model, "prompts": "-", "objective": "-", "steps": 1})
     policy = Policy(*loading.load(model), spec)
@@ -68,9 +68,10 @@ def differences(model: str, groups: Sequence[Group]) -> list[float]:
     for group in groups:
         prepared = policy.prepare(group.prompt.messages, group.prompt.images)
         responses = tuple(response.token_ids for response in group.responses)
-        rows = [Row(prepared, responses)] if policy.shares_prompts else [Row(prepared, (one,)) for one in responses]
+        parts = [responses] if policy.shares_prompts else [(one,) for one in responses]
+        sequences = [PackedSequence(prepared, part) for part in parts]
         with torch.no_grad():
-            ours, _ = policy.logprobs(rows)
+            ours, _ = policy.logprobs(sequences)
         theirs = [value for response in group.responses for value in response.logprobs]
         found.extend((ours.double() - torch.tensor(theirs, dtype=torch.double)).tolist())
     return found

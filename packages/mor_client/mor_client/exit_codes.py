@@ -1,4 +1,4 @@
-"""Exit statuses of ``mor``, as docs/command.md has them."""
+"""Exit statuses of ``mor``, as docs/command-line.md has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt as the model takes it: one call of the checkpoint's own processor, checked against what was sampled from."""
+"""A prompt as the checkpoint's own processor makes it, and the check that the engine sampled from the same prompt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from mor_core import images as guarded
 from mor_core.errors import Invalid
 from mor_core.pixel_hash import pixel_sha256
@@ -19,45 +20,45 @@ _TYPES = "mm_token_type_ids"
 
 
 class PromptMismatch(Invalid):
-    """Engine and trainer did not see the same prompt; the group must not be trained on."""
+    """Difference between the engine's prompt and the trainer's; the group must not be trained on."""
 
 
 @dataclass(frozen=True)
-class EncodedPrompt:
-    """What the processor makes of a prompt."""
+class TokenizedPrompt:
+    """Output of the processor for a prompt."""
 
     token_ids: tuple[int, ...]
     """Prompt tokens, image placeholders expanded."""
-    token_types: Tensor | None
-    """``mm_token_type_ids`` of the prompt, ``[prompt]``, for models that take them."""
+    token_types: Int[Tensor, " prompt"] | None
+    """``mm_token_type_ids`` of the prompt, for models that take them."""
     vision: dict[str, Tensor]
     """All other processor outputs: pixel values and their masks or grids. Empty without images."""
     pixels: str | None
     """Hash of the processed pixel values."""
 
 
-class PromptEncoder:
-    """Runs a checkpoint's processor."""
+class PromptTokenizer:
+    """A checkpoint's processor."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
 
-    def encode(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> EncodedPrompt:
-        """``images``: encoded bytes by SHA-256, at least those that ``messages`` name."""
-        shown = {digest: guarded.decode(images[digest]) for digest in dict.fromkeys(image_hashes(messages))}
-        encoded = encode_prompt(self._processor, messages, shown)
-        types = encoded.get(_TYPES)
-        vision = {name: value for name, value in encoded.items() if name not in (*_SEQUENCE_INPUTS, _TYPES)}
-        return EncodedPrompt(
-            token_ids=tuple(encoded["input_ids"][0].tolist()),
+    def tokenize(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> TokenizedPrompt:
+        """Run the processor. ``images``: encoded bytes by SHA-256, at least those that ``messages`` name."""
+        pictures = {digest: guarded.decode(images[digest]) for digest in dict.fromkeys(image_hashes(messages))}
+        outputs = encode_prompt(self._processor, messages, pictures)
+        types = outputs.get(_TYPES)
+        vision = {name: value for name, value in outputs.items() if name not in (*_SEQUENCE_INPUTS, _TYPES)}
+        return TokenizedPrompt(
+            token_ids=tuple(outputs["input_ids"][0].tolist()),
             token_types=None if types is None else types[0].to(torch.long),
             vision=vision,
-            pixels=pixel_sha256(encoded),
+            pixels=pixel_sha256(outputs),
         )
 
 
-def check(prompt: EncodedPrompt, rollout: RolloutRecord, tokens: TokenBlock) -> None:
-    """Raise unless the engine sampled from exactly this prompt.
+def check_same_prompt(prompt: TokenizedPrompt, rollout: RolloutRecord, tokens: TokenBlock) -> None:
+    """Refuse a group that the engine did not sample from exactly this prompt.
 
     Raises:
         PromptMismatch: other token ids, another pixel hash or another number of responses.

@@ -1,4 +1,4 @@
-"""Response tokens of a micro-batch as the loss takes them."""
+"""Response tokens of a micro-batch with all that the loss needs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Response tokens, flat, in row order. Responses are whole: none has tokens in another micro-batch."""
+class LossTokens:
+    """Response tokens of a micro-batch, flat. Responses are whole: none has tokens in another micro-batch."""
 
     policy: Float[Tensor, " n"]
     """Log-probability under the policy, with gradient, nats."""
     old: Float[Tensor, " n"]
-    """The same under the policy as it was when the step began, or under the engine where nothing is corrected: what
-    the clip range is measured from."""
+    """Log-probability under the policy as the step began, or under the engine where nothing is corrected: the centre of
+    the clip range."""
     engine: Float[Tensor, " n"]
-    """Log-probability as the engine sampled it."""
+    """Log-probability under the engine that sampled the token."""
     reference: Float[Tensor, " n"] | None
     """Log-probability under the reference policy; ``None`` leaves the penalty out."""
     advantage: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
-    """Share of the token in the update, by ``Objective.shares``."""
+    """Weight of the token in the update, by ``PolicyLoss.token_weights``."""
     response: Int[Tensor, " n"]
     """Number of the response within the micro-batch, from 0."""
 
@@ -34,5 +34,5 @@ class Tokens:
 
 
 def by_response(values: Float[Tensor, " n"], response: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """For each token, the sum of ``values`` over the tokens of its response."""
+    """Return, for each token, the sum of ``values`` over the tokens of its response."""
     return values.new_zeros(len(values)).index_add(0, response, values)[response]

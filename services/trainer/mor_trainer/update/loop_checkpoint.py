@@ -1,8 +1,9 @@
-"""A checkpoint is the whole loop: trained tensors, optimiser, random state, ledger, versions, step.
+"""Checkpoints of the whole loop: trained tensors, optimiser, random state, ledger, versions, step.
 
-``{run folder}/checkpoints/step-00000020/``: ``shard-….safetensors``, written by ``torch.distributed.checkpoint``, each
-rank its part (nothing is pickled), and ``state.json``. Another number of ranks reads it as well. It is there whole or
-not at all; the newest few are kept. The learning rate is a function of the step and needs no state.
+``{run folder}/checkpoints/step-00000020/`` contains ``state.json`` and ``shard-….safetensors``. Each rank writes its
+part of these with ``torch.distributed.checkpoint`` (nothing is pickled), and another number of ranks can read them. A
+checkpoint exists whole or not at all; the newest few are kept. The learning rate is a function of the step and needs no
+state.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.runs import RunSpec
 from pydantic import BaseModel, ValidationError
@@ -21,7 +23,6 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from mor_trainer import atomic
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.ranks import Ranks
 
@@ -30,7 +31,7 @@ _MODEL, _OPTIMISER, _RNG = "model/", "optimiser/", "rng"
 
 
 class LoopState(BaseModel):
-    """Everything of the loop that is not a tensor."""
+    """State of the loop without its tensors."""
 
     step: int
     weights_version: int
@@ -42,7 +43,7 @@ class LoopState(BaseModel):
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
+    """List the checkpoints of a run, oldest first."""
     return sorted((run_folder / "checkpoints").glob("step-*"))
 
 
@@ -55,7 +56,7 @@ def save(
     keep: int,
     ranks: Ranks,
 ) -> Path:
-    """Write a checkpoint and delete those before the last ``keep``. All ranks call it; they share the folder."""
+    """Write a checkpoint and delete those before the last ``keep``. All ranks call it and share the folder."""
     target = run_folder / "checkpoints" / f"step-{state.step:08d}"
     tensors: dict[str, Tensor] = {_RNG: torch.get_rng_state()}
     tensors |= {f"{_MODEL}{name}": parameter.detach() for name, parameter in trainable.items()}
@@ -65,7 +66,7 @@ def save(
 
     def write(folder: Path) -> None:
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        _quietly(lambda: state_dict_saver.save(tensors, storage_writer=writer, process_group=ranks.group))
+        _without_warning(lambda: state_dict_saver.save(tensors, storage_writer=writer, process_group=ranks.group))
 
     if ranks.leads:
         with atomic.folder(target) as folder:
@@ -79,10 +80,10 @@ def save(
 
 
 def read_state(folder: Path) -> LoopState:
-    """The state of a checkpoint.
+    """Read the state of a checkpoint.
 
     Raises:
-        Invalid: it is not a checkpoint of this version.
+        Invalid: the folder is not a checkpoint of this version.
     """
     try:
         return LoopState.model_validate_json((folder / _STATE).read_bytes())
@@ -93,10 +94,10 @@ def read_state(folder: Path) -> LoopState:
 def restore(
     folder: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, ranks: Ranks
 ) -> None:
-    """Put a checkpoint's tensors and random state into place. All ranks call it; their number may have changed.
+    """Load a checkpoint's tensors and random state. All ranks call it; their number may have changed.
 
     Raises:
-        Invalid: it is a checkpoint of another model or another tuning, or cannot be read.
+        Invalid: the checkpoint is of another model or tuning, or cannot be read.
     """
     error = None
     moments: dict[str, Tensor] = {}
@@ -104,11 +105,11 @@ def restore(
         moments = _moments(folder, trainable)
     except Invalid as found:
         error = found
-    ranks.agree(error)
+    ranks.raise_first(error)
     tensors = {_RNG: torch.get_rng_state(), **moments}
     tensors |= {f"{_MODEL}{name}": parameter.detach() for name, parameter in trainable.items()}
     reader = HuggingFaceStorageReader(str(folder))
-    _quietly(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
+    _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
     torch.set_rng_state(tensors[_RNG])
     optimiser.state.clear()
     for key, value in moments.items():
@@ -117,7 +118,7 @@ def restore(
 
 
 def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Room for the optimiser's state in a checkpoint, whose parameters are those of the model."""
+    """Allocate tensors for the optimiser's state in a checkpoint, after a check that its parameters are the model's."""
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, SafetensorError, ValueError) as error:
@@ -139,7 +140,7 @@ def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, T
     return moments
 
 
-def _quietly(do: Callable[[], object]) -> None:
+def _without_warning(call: Callable[[], object]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # true of a single process
-        do()
+        call()
