@@ -1,4 +1,4 @@
-"""``mor-rollout serve`` as a process: what stops it, and how it says why."""
+"""``mor-rollout serve`` as a process: failures stop it, and it reports the reason."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Log of the exceptions in vLLM's processes, from which the service reports why its engine failed.
 
-vLLM runs its engine in another process. When that fails, the exception here says only "See root cause above", and the
-root cause is in the other process's log. vLLM applies a logging configuration in each of its processes, so a handler
-in that configuration writes every exception that they log to one file, which this process reads.
+vLLM runs its engine in another process. When that fails, this process receives "See root cause above", and the root
+cause is only in the other process's log. vLLM applies one logging configuration in all its processes, so a handler in
+that configuration writes every exception that they log to one file, which this process reads.
 """
 
 from __future__ import annotations
