@@ -127,7 +127,7 @@ def test_a_run_goes_from_prompts_to_an_aligned_checkpoint(loop: Loop) -> None:
     points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
     assert [point["step"] for point in points] == [1, 2, 3, 4]
     for point in points:
-        assert point["sampled_by"] == [point["step"] - 1], "on-policy: a step trains on samples of the version before"
+        assert point["sampled_by"] == [point["step"] - 1], "on-policy: a step trains on samples of the previous version"
         assert abs(point["importance_ratio_mean"] - 1) < 1e-3
         assert point["importance_ratio_max"] < 1.01
         assert set(point["clients"]) == {"length", "vowels"}

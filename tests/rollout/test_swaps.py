@@ -217,7 +217,7 @@ async def test_an_incomplete_swap_is_undone(
     tiny_vlm: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The worker loses a layer. The read-back notices it, and the version before is restored."""
+    """The worker loses a layer. The read-back notices it, and the previous version is restored."""
     call = engine._call  # type: ignore[attr-defined]
 
     async def lossy(method: str, *arguments: object) -> object:

@@ -164,7 +164,7 @@ async def test_a_restarted_trainer_makes_a_new_group(
     assert status(address)["weights_version"] == 2
 
 
-async def test_damaged_tensors_are_refused_and_the_version_before_stays(
+async def test_damaged_tensors_are_refused_and_the_previous_version_stays(
     address: str, trainer: WorkerSettings, run: Run, reference: Reference, publisher: Publisher, tied: Path, gloo: Any
 ) -> None:
     before = moved(base_tensors(tied), 1)

