@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from machine import record
 from mor_reward.backbones import DualEncoderConfig
-from mor_reward.train_config import Recipe
+from mor_reward.train_config import TrainConfig
 from three_domains import prepare
 from three_domains.questions import Split
 
@@ -132,7 +132,7 @@ class Experiment:
                 DualEncoderConfig(
                     vision=f"{parts}/dinov2-small", text=f"{parts}/minilm", image_size=168, vision_layers=(8,)
                 ),
-                Recipe(lr=1e-3, weight_decay=0.05, mismatch=4),
+                TrainConfig(lr=1e-3, weight_decay=0.05, mismatch=4),
                 folder / models.AVERAGED,
                 models.AVERAGED,
             )

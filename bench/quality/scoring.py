@@ -14,8 +14,8 @@ from mor_core.datafiles import Prompt, read_preferences, read_prompts
 from mor_core.wire import image_hashes
 from mor_reward import model_store
 from mor_reward.backbones import Backbone, Example, Picture
-from mor_reward.engine import Engine
 from mor_reward.model_store import RewardManifest
+from mor_reward.scoring_engine import ScoringEngine
 from mor_router.embedding import Input, build_embedder
 from numpy import ndarray
 
@@ -73,7 +73,7 @@ def _score(models: Sequence[Path], folders: Sequence[Path], cache: Path) -> None
             np.savez_compressed(file, scores=scores(engine, asked, model.name))
 
 
-def open_model(model: Path, features: dict[str, Backbone]) -> Engine:
+def open_model(model: Path, features: dict[str, Backbone]) -> ScoringEngine:
     """The model in a folder. ``features``: a model for each kind of towers, whose features are shared."""
     manifest, backbone = model_store.load(model)
     towers = _towers(manifest, model)
@@ -82,19 +82,19 @@ def open_model(model: Path, features: dict[str, Backbone]) -> Engine:
     else:
         backbone.use_cache(_FEATURE_BYTES)
         features[towers] = backbone
-    return Engine(backbone, manifest.calibration.temperature, _BATCH)
+    return ScoringEngine(backbone, manifest.calibration.temperature, _BATCH)
 
 
-def scores(engine: Engine, asked: Sequence[Sequence[Example]], name: str) -> Rewards:
+def scores(engine: ScoringEngine, asked: Sequence[Sequence[Example]], name: str) -> Rewards:
     """
     Raises:
         RuntimeError: the model cannot score a group.
     """
     found = []
-    for verdict in engine.run(asked):
-        if verdict.scores is None:
-            raise RuntimeError(f"{name} cannot score a group: {verdict.detail}")
-        found.append(verdict.scores)
+    for outcome in engine.run(asked):
+        if outcome.scores is None:
+            raise RuntimeError(f"{name} cannot score a group: {outcome.detail}")
+        found.append(outcome.scores)
     return np.array(found)
 
 

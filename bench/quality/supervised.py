@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from mor_reward.backbones import VlmConfig, build
 from three_domains.base_vlm import read_rows
-from three_domains.tuning import Recipe, pack, tower_features, tune
+from three_domains.tuning import TuningConfig, pack, tower_features, tune
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from quality import sampling, scoring
 from quality.material import read_gold
 from quality.truth import correctness
 
-_RECIPE = Recipe(epochs=6, batch=8, rate=3e-4, decoder_rate=3e-4, muon=False)
+_RECIPE = TuningConfig(epochs=6, batch=8, rate=3e-4, decoder_rate=3e-4, muon=False)
 _SAMPLES = 16
 _RESULT = "supervised.json"
 

@@ -11,9 +11,9 @@ from mor_core.blobs import Blobs
 from mor_core.streams import Streams, announce, withdraw
 from mor_core.tasks import stop
 from mor_reward.backbones import DualEncoderConfig
-from mor_reward.progress import Silent
-from mor_reward.train_config import Recipe
-from mor_reward.training import Job, train
+from mor_reward.progress import NoProgress
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, train
 from quality.arm_rewards import ArmRewards
 from quality.arms import baselines
 from quality.evidence import REFERENCE
@@ -46,7 +46,7 @@ async def test_an_arm_stands_in_the_routers_place(redis: Redis, redis_url: str, 
     prefs = kit.write_colour_preferences(tmp_path / "data", 20)
     models = [tmp_path / name for name in ("one", "two")]
     for seed, model in enumerate(models):
-        train(Job(prefs, model, model.name, "shapes", config, Recipe(epochs=1, seed=seed)), Silent())
+        train(TrainingJob(prefs, model, model.name, "shapes", config, TrainConfig(epochs=1, seed=seed)), NoProgress())
     seen: list[Groups] = []
 
     def last_client(groups: Groups) -> Rewards:

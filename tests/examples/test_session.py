@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from mor_reward.backbones import DualEncoderConfig
-from mor_reward.progress import Silent
-from mor_reward.train_config import Recipe
-from mor_reward.training import Job, train
+from mor_reward.progress import NoProgress
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, train
 from three_domains import session
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack, StackError, prepare
 
@@ -33,7 +33,7 @@ def make_models(state: Path) -> None:
     anchors = kit.write_colour_preferences(state / "data/server", 20)
     anchors.rename(anchors.with_name("anchors.jsonl"))
     prefs = kit.write_colour_preferences(state / "data/clients", 20, seed=1)
-    train(Job(prefs, state / "model", "m", "shapes", config, Recipe(epochs=1)), Silent())
+    train(TrainingJob(prefs, state / "model", "m", "shapes", config, TrainConfig(epochs=1)), NoProgress())
     for client in CLIENTS:
         shutil.copytree(state / "model", state / "clients" / client / "model")
     build_tiny_vlm(state / "base")

@@ -21,7 +21,7 @@ from three_domains.assembly import Shape, build_model, build_processor, save, tr
 from three_domains.smollm2 import load_smollm2
 from three_domains.sources import SourceError
 from three_domains.tower import standardise
-from three_domains.tuning import Recipe, pack, tower_features, tune
+from three_domains.tuning import TuningConfig, pack, tower_features, tune
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -40,13 +40,15 @@ class Preset:
     """What to assemble and how to tune it: ``pretrained`` takes SmolLM2 for the language model."""
 
     shape: Shape
-    recipe: Recipe
+    recipe: TuningConfig
     pretrained: bool
 
 
 PRESETS = {
-    "default": Preset(Shape(), Recipe(), pretrained=False),
-    "small": Preset(Shape(), Recipe(epochs=1, batch=8, rate=1e-3, decoder_rate=3e-4, muon=False), pretrained=True),
+    "default": Preset(Shape(), TuningConfig(), pretrained=False),
+    "small": Preset(
+        Shape(), TuningConfig(epochs=1, batch=8, rate=1e-3, decoder_rate=3e-4, muon=False), pretrained=True
+    ),
 }
 
 

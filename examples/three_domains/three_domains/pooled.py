@@ -16,9 +16,9 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from three_domains.assembly import save
 from three_domains.base_vlm import read_rows
-from three_domains.tuning import Recipe, pack, tower_features, tune
+from three_domains.tuning import TuningConfig, pack, tower_features, tune
 
-RECIPE = Recipe(epochs=3, rate=3e-4, decoder_rate=3e-4, muon=False)
+RECIPE = TuningConfig(epochs=3, rate=3e-4, decoder_rate=3e-4, muon=False)
 
 
 def tune_on_pooled(data: Path, base: Path, out: Path, seed: int) -> None:

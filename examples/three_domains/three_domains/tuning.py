@@ -32,7 +32,7 @@ _SORTED = 16
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TuningConfig:
     """``epochs`` passes over the pictures, ``batch`` pictures a step, learning rates warmed up and decayed by a cosine.
 
     ``rate`` is AdamW's for connector, embeddings and head; ``decoder_rate`` that of the decoder's layers, by Muon or
@@ -115,7 +115,7 @@ def tower_features(
 
 
 def tune(
-    model: Idefics3ForConditionalGeneration, packed: list[Packed], features: Tensor, recipe: Recipe, seed: int
+    model: Idefics3ForConditionalGeneration, packed: list[Packed], features: Tensor, recipe: TuningConfig, seed: int
 ) -> list[float]:
     """Tunes connector and language model on packed sequences; returns the loss of every step.
 
@@ -145,7 +145,7 @@ def tune(
     return losses
 
 
-def _optimisers(model: Idefics3ForConditionalGeneration, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimisers(model: Idefics3ForConditionalGeneration, recipe: TuningConfig) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) learns a fresh decoder in about two thirds of AdamW's steps."""
     decoder: list[Tensor] = []
     others: list[Tensor] = []
@@ -194,7 +194,7 @@ def _block_mask(segments: Tensor) -> Tensor:
     return ((((query == key) | (key == 0)) & (key >= 0) & causal) | itself)[:, None]
 
 
-def _batches(packed: list[Packed], recipe: Recipe, seed: int) -> Iterator[list[Packed]]:
+def _batches(packed: list[Packed], recipe: TuningConfig, seed: int) -> Iterator[list[Packed]]:
     rng = Random(seed)
     for _ in range(recipe.epochs):
         order = rng.sample(packed, len(packed))

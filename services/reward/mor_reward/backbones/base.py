@@ -1,4 +1,4 @@
-"""The seam between a reward model and everything around it."""
+"""Interface of reward models: examples to score, scorers, trainable backbones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
-from mor_core import images as guarded
+from mor_core import images as safe_images
 from mor_core.wire import Message
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -24,52 +24,52 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture and its identity."""
+    """Encoded picture and its hash."""
 
     sha256: str
     content: bytes = field(repr=False, compare=False)
 
     def decode(self) -> Image.Image:
-        """RGB.
+        """Decode the picture to RGB.
 
         Raises:
             Invalid, TooLarge: see ``mor_core.images.decode``.
         """
-        return guarded.decode(self.content)
+        return safe_images.decode(self.content)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One response to score in its context."""
+    """Response to score in its context."""
 
     messages: tuple[Message, ...]
     pictures: tuple[Picture, ...]
-    """In the order in which ``messages`` show them; repeats kept."""
+    """In the order of ``messages``, with repeats."""
     response: str
 
     @cached_property
     def context(self) -> Hashable:
-        """Equal for examples that differ in nothing but the response."""
+        """Key that is equal for examples which differ only in the response."""
         return self.messages
 
     @cached_property
-    def said(self) -> Hashable:
-        """Equal for examples that differ in nothing but their pictures."""
+    def text_key(self) -> Hashable:
+        """Key that is equal for examples which differ only in their pictures."""
         return tuple((message.role, message.text) for message in self.messages), self.response
 
 
 class Scorer(Protocol):
-    """Scores a batch of (messages, pictures, response)."""
+    """Function from a batch of (messages, pictures, response) to scores."""
 
-    sees_pictures: bool
-    """Whether ``Example.pictures`` is looked at."""
+    uses_pictures: bool
+    """``False`` if the scorer ignores ``Example.pictures``."""
 
-    def refuse(self, example: Example) -> str | None:
-        """Why ``example`` cannot be scored, as a sentence; ``None`` when it can."""
+    def unscorable_reason(self, example: Example) -> str | None:
+        """Return a sentence why ``example`` cannot be scored, or ``None`` if it can."""
         ...
 
     def score(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:
-        """A score for each example, whatever else is in the batch."""
+        """Score each example, independently of the rest of the batch."""
         ...
 
 
@@ -80,43 +80,43 @@ class BackboneConfig(BaseModel):
 
 
 class Backbone(nn.Module, ABC):
-    """A trainable reward model: raw scores with gradients, and what it needs to be saved and loaded again.
+    """Trainable reward model: raw scores with gradients, export of its configuration files.
 
-    A subclass is built by ``Subclass(config, root, pretrained)``: with ``pretrained`` it loads the checkpoints that the
-    configuration names, else it builds their architectures from the files that ``export`` wrote, without weights; paths
-    are relative to ``root``.
+    A subclass is built by ``Subclass(config, root, pretrained)``. With ``pretrained`` it loads the checkpoints that the
+    configuration names; otherwise it builds their architectures, without weights, from the files that ``export`` wrote.
+    Paths are relative to ``root``.
     """
 
-    sees_pictures = True
+    uses_pictures = True
     features: ByteBoundCache[Any]
 
     def __init__(self) -> None:
         super().__init__()
-        self.use_cache(256 << 20)
+        self.use_cache(256 << 20)  # the default of MOR_FEATURE_CACHE_BYTES
 
     def use_cache(self, max_bytes: int) -> None:
-        """Keep features of frozen towers in a new cache of ``max_bytes``; 0 keeps none."""
+        """Replace the cache of frozen encoder features by an empty one of ``max_bytes``; 0 caches nothing."""
         self.features = ByteBoundCache("features", max_bytes, lambda feature: feature.nbytes)
 
     @abstractmethod
-    def refuse(self, example: Example) -> str | None: ...
+    def unscorable_reason(self, example: Example) -> str | None: ...
 
     @abstractmethod
     def forward(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]: ...
 
-    def fold(self) -> None:
-        """Fold trained adapters into the weights, once, after training; nothing for a model without."""
+    def merge_adapters(self) -> None:
+        """Merge trained adapters into the weights, once, after training. No effect on a model without adapters."""
 
-    def feature_jobs(self, examples: Sequence[Example]) -> Iterator[int]:
-        """Compute the frozen features of ``examples`` into the cache, in a fixed order.
+    def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:
+        """Compute the frozen features of ``examples`` and cache them, in a fixed order.
 
-        Yields the bytes that each step added, so that the caller can show progress and stop when they do not fit.
+        Yields the bytes that each step added: the caller shows progress, and stops when the cache overflows.
         """
         yield from ()
 
     @abstractmethod
     def export(self, folder: Path) -> BackboneConfig:
-        """Write configurations, tokenizer and processor under ``folder``; the configuration to load them from there."""
+        """Write configurations, tokenizer and processor under ``folder``; return the configuration that loads them."""
 
     def score(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:
         with torch.no_grad():
@@ -125,7 +125,7 @@ class Backbone(nn.Module, ABC):
 
 
 def resolve_precision(precision: Precision) -> torch.dtype:
-    """The type that ``precision`` means here: ``auto`` is bfloat16 where the hardware multiplies it, else float32."""
+    """Return the type for ``precision``; ``auto`` is bfloat16 if the hardware multiplies it, otherwise float32."""
     if precision == "auto":
         native = torch.cuda.is_available() or bool(torch.cpu.get_capabilities().get("amx_bf16", False))
         return torch.bfloat16 if native else torch.float32
