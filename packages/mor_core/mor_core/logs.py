@@ -9,6 +9,10 @@ from typing import Any, Literal
 import structlog
 
 _SECRET_WORDS = ("token", "secret", "password", "authorization", "credential")
+# structlog's own renderers write the local variables of every frame, tokens and private prompts among them.
+_JSON_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
 
 
 def _hide_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -22,7 +26,7 @@ def configure(level: str = "info", style: Literal["auto", "json", "console"] = "
     """Send the logs of structlog and of the standard library to standard error.
 
     ``bound`` are fields of every line, the service's name for example. Values under a key that names a secret are
-    hidden.
+    hidden, and tracebacks carry no local variables.
     """
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
@@ -32,10 +36,12 @@ def configure(level: str = "info", style: Literal["auto", "json", "console"] = "
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
         _hide_secrets,
-        *([structlog.processors.dict_tracebacks] if as_json else []),
+        *([_JSON_TRACEBACKS] if as_json else []),
     ]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -6,14 +6,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from mor_core.wire import Finite, Sha256, Wire
+from mor_core.wire import Documented, Finite, Sha256
 
 
-class _Documented(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class ClientFigures(_Documented):
+class ClientFigures(Documented):
     """A client in one step."""
 
     reward_mean: Finite | None = None
@@ -30,7 +26,7 @@ class ClientFigures(_Documented):
     """The same since the run began."""
 
 
-class MetricsHistory(_Documented):
+class MetricsHistory(Documented):
     """Metrics by step, oldest first."""
 
     model_config = ConfigDict(
@@ -60,7 +56,7 @@ class ClientHistoryPoint(ClientFigures):
     at: float
 
 
-class ClientHistory(_Documented):
+class ClientHistory(Documented):
     """One client in a run."""
 
     model_config = ConfigDict(
@@ -90,7 +86,7 @@ class ClientHistory(_Documented):
     """Steps between points."""
 
 
-class RunClients(_Documented):
+class RunClients(Documented):
     """The clients in the last step; empty before the first."""
 
     model_config = ConfigDict(
@@ -108,7 +104,7 @@ class RunClients(_Documented):
     clients: dict[str, ClientFigures]
 
 
-class SampleScore(_Documented):
+class SampleScore(Documented):
     """What one client said of a sample group."""
 
     client: str
@@ -122,7 +118,7 @@ class SampleScore(_Documented):
     """Logits."""
 
 
-class Sample(_Documented):
+class Sample(Documented):
     """A group with everything that led to its advantages."""
 
     step: int
@@ -145,7 +141,7 @@ class Sample(_Documented):
     """Each client's scores and weight; its own only for a client's token."""
 
 
-class Samples(_Documented):
+class Samples(Documented):
     """Newest sample groups first."""
 
     model_config = ConfigDict(
@@ -187,7 +183,7 @@ class Samples(_Documented):
     samples: tuple[Sample, ...]
 
 
-class Checkpoint(_Documented):
+class Checkpoint(Documented):
     step: int
     at: float
     """Unix time, seconds."""
@@ -196,7 +192,7 @@ class Checkpoint(_Documented):
     """Time to write it."""
 
 
-class Checkpoints(_Documented):
+class Checkpoints(Documented):
     """Checkpoints written so far, oldest first; older ones may have been deleted since."""
 
     model_config = ConfigDict(
@@ -221,7 +217,7 @@ class Checkpoints(_Documented):
     checkpoints: tuple[Checkpoint, ...]
 
 
-class Event(_Documented):
+class Event(Documented):
     """An event as readers of the stream get it."""
 
     id: int
@@ -249,7 +245,7 @@ AlertName = Literal[
 """What a run may raise; docs/status.md says when."""
 
 
-class Alert(_Documented):
+class Alert(Documented):
     """Something that a person should look at. The same alert of the same run is one entry until it is acknowledged."""
 
     model_config = ConfigDict(
@@ -291,14 +287,14 @@ class Alert(_Documented):
     """Whether the webhook was told; ``off`` where none was set when the alert was raised."""
 
 
-class Acknowledgement(_Documented):
+class Acknowledgement(Documented):
     model_config = ConfigDict(json_schema_extra={"examples": [{"note": "the client's certificate was renewed"}]})
 
     note: str | None = None
     """What was done, for colleagues."""
 
 
-class DeadGroup(_Documented):
+class DeadGroup(Documented):
     """A group that was given up: no stage could do its work in all attempts."""
 
     model_config = ConfigDict(
@@ -344,7 +340,7 @@ class DeadGroupRecord(DeadGroup):
     """The record as it stood in the stream (JSON), cut at 64,000 characters; null where none came back."""
 
 
-class WorkerStatus(_Documented):
+class WorkerStatus(Documented):
     """A training process, as it last asked run control."""
 
     model_config = ConfigDict(
@@ -370,12 +366,12 @@ class WorkerStatus(_Documented):
     """The run that it has; null while it asks for one."""
 
 
-class KubeflowMetric(_Documented):
+class KubeflowMetric(Documented):
     name: str
     value: str
 
 
-class TrainerStatus(_Documented):
+class TrainerStatus(Documented):
     """The run in the shape of Kubeflow Trainer's ``status.trainerStatus`` (KEP-2779), for tools that read that."""
 
     model_config = ConfigDict(

@@ -10,16 +10,12 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from mor_core.algorithms import Algorithm
 from mor_core.objectives import AskedObjective
 from mor_core.run_status import TrainerStatus
-from mor_core.wire import Wire
+from mor_core.wire import Documented
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
 
-class _Documented(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class SamplingSpec(_Documented):
+class SamplingSpec(Documented):
     """How responses are sampled for training."""
 
     temperature: float = Field(1.0, gt=0, le=5)
@@ -30,7 +26,7 @@ class SamplingSpec(_Documented):
     """Most tokens of a response; a longer one is cut and counted as truncated."""
 
 
-class Optimiser(_Documented):
+class Optimiser(Documented):
     """AdamW and its schedule."""
 
     lr: float = Field(1e-5, gt=0)
@@ -51,13 +47,13 @@ class Optimiser(_Documented):
     """Optimiser updates over which a step's groups are divided; weights are published once a step."""
 
 
-class FullTuning(_Documented):
+class FullTuning(Documented):
     """Every parameter that is not frozen is trained; the reference is a frozen copy of those parameters."""
 
     kind: Literal["full"] = "full"
 
 
-class LoraTuning(_Documented):
+class LoraTuning(Documented):
     """Low-rank adapters are trained (PEFT); the reference is the same model with the adapters off."""
 
     kind: Literal["lora"] = "lora"
@@ -72,7 +68,7 @@ class LoraTuning(_Documented):
 Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]
 
 
-class RunSpec(_Documented):
+class RunSpec(Documented):
     """Everything that determines a run. Paths are those of the trainer's machines."""
 
     model_config = ConfigDict(
@@ -189,7 +185,7 @@ Desired = Literal["run", "pause", "stop"]
 """What run control wants of the worker that has the run."""
 
 
-class RunSnapshot(_Documented):
+class RunSnapshot(Documented):
     """A run as it stands. What is not known yet is null, never 0."""
 
     model_config = ConfigDict(
@@ -274,7 +270,7 @@ class RunSnapshot(_Documented):
     """The same in the shape of Kubeflow Trainer's status."""
 
 
-class ClaimRequest(_Documented):
+class ClaimRequest(Documented):
     """A training process asks for a run."""
 
     worker: str
@@ -285,7 +281,7 @@ class ClaimRequest(_Documented):
     """Where it trains: ``cpu``, or the accelerator's name."""
 
 
-class Claim(_Documented):
+class Claim(Documented):
     """A worker's hold on a run."""
 
     run: str
@@ -298,7 +294,7 @@ class Claim(_Documented):
     """Seconds after which the run goes to another worker unless a heartbeat came."""
 
 
-class Heartbeat(_Documented):
+class Heartbeat(Documented):
     """What a worker tells of its run, every few seconds and at every change of state."""
 
     attempt: int
@@ -311,7 +307,7 @@ class Heartbeat(_Documented):
     """With ``finished``: folder of the exported checkpoint."""
 
 
-class HeartbeatReply(_Documented):
+class HeartbeatReply(Documented):
     """What run control answers."""
 
     desired: Desired

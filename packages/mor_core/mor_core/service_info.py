@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import ConfigDict
 
 from mor_core.auth import Principal, Scope, require
-from mor_core.wire import Wire
+from mor_core.wire import Documented
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 5.0
 
 
-class _Documented(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Disk(_Documented):
+class Disk(Documented):
     purpose: str
     """What the service keeps there."""
     path: str
@@ -37,7 +33,7 @@ class Disk(_Documented):
     total_bytes: int
 
 
-class Device(_Documented):
+class Device(Documented):
     name: str
     """``cpu``, or the accelerator's name."""
     free_bytes: int | None = None
@@ -45,7 +41,7 @@ class Device(_Documented):
     total_bytes: int | None = None
 
 
-class QueueServer(_Documented):
+class QueueServer(Documented):
     """The Redis or Valkey server as this service sees it. What its ACL hides is null."""
 
     server_id: str | None
@@ -61,7 +57,7 @@ class QueueServer(_Documented):
     round_trip_s: float
 
 
-class Facts(_Documented):
+class Facts(Documented):
     """What a service tells of the machine it runs on."""
 
     disks: tuple[Disk, ...] = ()
@@ -69,7 +65,7 @@ class Facts(_Documented):
     queue_server: QueueServer | None = None
 
 
-class About(_Documented):
+class About(Documented):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [

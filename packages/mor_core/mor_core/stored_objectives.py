@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints
 
 from mor_core.objectives import ObjectiveName
-from mor_core.wire import Wire
+from mor_core.wire import Documented
 
 COLD_START = 0
 """The gate version that stands for none: uniform over the active clients."""
@@ -16,11 +16,7 @@ ObjectiveText = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
 Paraphrases = Annotated[tuple[ObjectiveText, ...], Field(max_length=32)]
 
 
-class _Documented(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Objective(_Documented):
+class Objective(Documented):
     name: ObjectiveName
     text: str
     """What a run with this objective aligns to, in words; sent to the clients."""
@@ -36,7 +32,7 @@ class Objective(_Documented):
     """Gate versions that were in force before, the latest last."""
 
 
-class NewObjective(_Documented):
+class NewObjective(Documented):
     """``POST /v1/objectives``."""
 
     model_config = ConfigDict(
@@ -50,14 +46,14 @@ class NewObjective(_Documented):
     """The same in other words; a text that a run asks for is compared with each of them too."""
 
 
-class ObjectiveChange(_Documented):
+class ObjectiveChange(Documented):
     """``PATCH /v1/objectives/{name}``."""
 
     paraphrases: Paraphrases
     """Replace the ones there are."""
 
 
-class FitRequest(_Documented):
+class FitRequest(Documented):
     """``POST /v1/objectives/{name}/fit``."""
 
     activate: bool = True
@@ -66,7 +62,7 @@ class FitRequest(_Documented):
     """Whether the clients of the version in force stay as they are and only those are fitted that are not in it."""
 
 
-class RefitRequest(_Documented):
+class RefitRequest(Documented):
     """``POST /v1/objectives/{name}/refit``."""
 
     activate: bool = True

@@ -1,10 +1,10 @@
-"""The streams of a run: at-least-once hand-over between stages, bounded, with nothing dropped.
+"""Streams of a run: bounded, at-least-once delivery between stages that drops nothing.
 
 An entry is settled only together with the next stage's record: ``Consumer.forward`` writes the record, acknowledges the
-entry and deletes it in one Lua script, so a group is handed on exactly once even when two consumers worked on it. A
-full stream slows its producer; nothing is trimmed. An entry of a consumer that went silent for ``lease_s`` is taken
-over by another; ``Consumer.leased`` keeps an entry while work on it goes on. A consumer that ends as it should hands
-back what it holds, whether work on it had begun or not.
+entry and deletes it in one Lua script, so a group moves on exactly once even when two consumers worked on it. A full
+stream slows its producer; nothing is trimmed. Another consumer takes over an entry when its holder is silent for
+``lease_s``; ``Consumer.leased`` renews the lease during work. A consumer that ends in order releases every entry that
+it holds.
 
 Keys carry the run as a hash tag (``mor:{RUN}:prompts``), so that one run lives in one cluster slot.
 """
@@ -21,7 +21,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -36,12 +36,19 @@ from mor_core.errors import LeaseLost, StreamFull
 from mor_core.problems import describe
 from mor_core.settings import StreamSettings
 from mor_core.tasks import stop
-from mor_core.wire import DeadLetter, EventRecord, PromptRecord, Record, RewardRecord, RolloutRecord, Wire
+from mor_core.wire import (
+    DeadLetter,
+    EventRecord,
+    PromptRecord,
+    Record,
+    RewardRecord,
+    RolloutRecord,
+    StageName,
+    StreamName,
+    Wire,
+)
 
 R = TypeVar("R", bound=Record)
-
-StreamName = Literal["prompts", "rollouts", "rewards", "events", "dead"]
-Stage = Literal["rollout", "router", "trainer"]
 
 RECORD_TYPES: dict[StreamName, type[Record]] = {
     "prompts": PromptRecord,
@@ -50,12 +57,17 @@ RECORD_TYPES: dict[StreamName, type[Record]] = {
     "events": EventRecord,
     "dead": DeadLetter,
 }
+GROUP_STREAMS: tuple[StreamName, ...] = ("prompts", "rollouts", "rewards", "dead")
+"""Streams that carry groups; ``events`` carries the run's history."""
 
 _FIELD = "record"
 _RUNS_KEY = "mor:runs"
 _RUN_TTL_S = 60.0
+"""Age at which an announcement no longer counts, seconds: twelve renewals of the trainer."""
 _SOCKET_TIMEOUT_S = 15.0
+"""Longest wait for an answer of the queue server, seconds: three times the longest blocking read."""
 _LONGEST_BLOCK_S = 5.0
+"""Longest blocking read, seconds: well below the socket's time limit."""
 
 _ADMIT = """
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
@@ -76,7 +88,7 @@ log = structlog.get_logger(__name__)
 
 
 def connect(settings: StreamSettings) -> Redis:
-    """A Redis client with time limits, and a bounded number of retries with jitter, on every operation."""
+    """Return a Redis client whose operations have time limits and a bounded number of jittered retries."""
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_timeout=_SOCKET_TIMEOUT_S,
@@ -90,11 +102,12 @@ def connect(settings: StreamSettings) -> Redis:
 
 
 def key(run: str, name: str) -> str:
+    """Return the Redis key of a run's part."""
     return f"mor:{{{run}}}:{name}"
 
 
 class RunAnnouncement(Wire):
-    """What the stages must know of a run that is going on."""
+    """Announcement of an active run to the stages."""
 
     run: str
     model: str
@@ -104,18 +117,18 @@ class RunAnnouncement(Wire):
 
 
 async def announce(redis: Redis, run: str, model: str) -> None:
-    """Tell the stages that ``run`` is going on; the trainer repeats it every few seconds."""
+    """Announce an active run to the stages; the trainer repeats this every few seconds."""
     announcement = RunAnnouncement(run=run, model=model, renewed_at=time.time())
     await redis.hset(_RUNS_KEY, run, announcement.model_dump_json())
 
 
 async def withdraw(redis: Redis, run: str) -> None:
-    """The run is over: stages stop reading its streams."""
+    """Remove the announcement of a run; stages then stop reading its streams."""
     await redis.hdel(_RUNS_KEY, run)
 
 
 async def active_runs(redis: Redis) -> list[RunAnnouncement]:
-    """Runs announced within the last minute, oldest name first."""
+    """Return the runs announced within the last minute, in the order of their names."""
     found = [RunAnnouncement.model_validate_json(value) for value in (await redis.hgetall(_RUNS_KEY)).values()]
     horizon = time.time() - _RUN_TTL_S
     return sorted((run for run in found if run.renewed_at > horizon), key=lambda run: run.run)
@@ -123,11 +136,11 @@ async def active_runs(redis: Redis) -> list[RunAnnouncement]:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What stands in a stream, read or not: an entry leaves when its stage has settled it."""
+    """Entries in a stream, read or not: an entry leaves when its stage has settled it."""
 
     entries: int
     oldest_s: float
-    """Age of the oldest entry by the queue server's clock, seconds; 0 where there is none."""
+    """Age of the oldest entry by the queue server's clock, seconds; 0 for an empty stream."""
 
 
 class Streams:
@@ -157,11 +170,11 @@ class Streams:
         await _until_admitted(attempt, self.key(stream), timeout_s)
 
     async def depth(self, stream: StreamName) -> int:
-        """Unsettled entries."""
+        """Return the number of unsettled entries."""
         return int(await self.redis.xlen(self.key(stream)))
 
     async def backlog(self, stream: StreamName) -> Backlog:
-        """Unsettled entries, and how long the oldest has been there."""
+        """Return the number of unsettled entries and the age of the oldest."""
         asked = self.redis.pipeline(transaction=False)
         asked.xlen(self.key(stream))
         asked.xrange(self.key(stream), count=1)
@@ -173,32 +186,32 @@ class Streams:
         return Backlog(int(entries), max(0.0, seconds + microseconds / 1e6 - milliseconds / 1e3))
 
     async def delete(self) -> None:
-        """Remove the streams of a run that is over."""
+        """Delete the streams of a finished run."""
         await self.redis.delete(*(self.key(name) for name in RECORD_TYPES))
 
 
 @dataclass(frozen=True)
 class Entry(Generic[R]):
-    """A record that this consumer holds."""
+    """Record that a consumer holds."""
 
     id: str
     record: R
     deliveries: int
-    """How often it was delivered, this time included; more than one after a consumer died."""
+    """Number of deliveries, this one included; more than one after a failure or a consumer's death."""
 
 
 class Consumer(Generic[R]):
-    """One worker's side of one stream: reads, keeps, hands on, settles, gives up.
+    """Consumer of one stream: reads entries, leases them, and forwards, settles or gives up each.
 
-    Used as a context; on leaving it, the next consumer takes at once what this one still holds.
+    On leaving its context, another consumer can take at once every entry that this one still holds.
     """
 
-    def __init__(self, streams: Streams, stream: StreamName, stage: Stage, lease_s: float) -> None:
+    def __init__(self, streams: Streams, stream: StreamName, stage: StageName, lease_s: float) -> None:
         self._streams = streams
         self._redis = streams.redis
         self._stream: StreamName = stream
         self._key = streams.key(stream)
-        self._stage: Stage = stage
+        self._stage: StageName = stage
         self._lease_ms = max(1, round(lease_s * 1000))
         self._type = RECORD_TYPES[stream]
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -209,7 +222,7 @@ class Consumer(Generic[R]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(RedisError):  # then it takes as long as the lease
+        with contextlib.suppress(RedisError):  # the entries are then free when their lease ends
             held = await self._redis.xpending_range(
                 self._key, self._stage, min="-", max="+", count=self._streams.bound, consumername=self.name
             )
@@ -217,11 +230,11 @@ class Consumer(Generic[R]):
                 await self._set_idle([item["message_id"] for item in held], idle_ms=self._lease_ms)
 
     async def _set_idle(self, ids: Sequence[Any], idle_ms: int) -> None:
-        """Let entries of this consumer have been idle for so long."""
+        """Set the idle time of entries that this consumer holds."""
         await self._redis.xclaim(self._key, self._stage, self.name, 0, list(ids), idle=idle_ms, justid=True)
 
     async def read(self, count: int, block_s: float) -> list[Entry[R]]:
-        """Up to ``count`` entries: first those of silent consumers, then new ones, waiting up to ``block_s``.
+        """Return up to ``count`` entries: those of silent consumers, else new ones, waiting up to ``block_s`` for them.
 
         An entry that is no valid record goes to the dead letters at once.
         """
@@ -276,7 +289,7 @@ class Consumer(Generic[R]):
 
     @contextlib.asynccontextmanager
     async def leased(self, entries: Sequence[Entry[R]]) -> AsyncIterator[None]:
-        """Keep ``entries`` this consumer's while the body runs, by renewing them every third of the lease."""
+        """Renew the lease on ``entries`` while the body runs, every third of its time."""
 
         async def renew() -> None:
             while True:
@@ -295,8 +308,8 @@ class Consumer(Generic[R]):
         """Write ``record`` to the next stream and settle ``entry``, both or neither.
 
         Raises:
-            StreamFull: the next stream had no room within ``timeout_s``; the entry is still held.
-            LeaseLost: another consumer has settled the entry meanwhile; ``record`` was not written.
+            StreamFull: the next stream had no room within ``timeout_s``; this consumer still holds the entry.
+            LeaseLost: another consumer has settled the entry; ``record`` was not written.
         """
         payload = record.model_dump_json()
         destination = self._streams.key(to)
@@ -309,14 +322,14 @@ class Consumer(Generic[R]):
             raise LeaseLost(f"{self._key} entry {entry.id} was settled by another consumer")
 
     async def settle(self, entry: Entry[R]) -> None:
-        """The entry is done and has no successor."""
+        """Remove an entry that needs no successor."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.xack(self._key, self._stage, entry.id)
             pipe.xdel(self._key, entry.id)
             await pipe.execute()
 
     async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
-        """Move the entry to the dead letters with the reason."""
+        """Move an entry to the dead letters with the reason."""
         await self._bury(
             entry.id,
             entry.record.model_dump_json(),
@@ -346,7 +359,11 @@ class Consumer(Generic[R]):
 
 
 async def _until_admitted(attempt: Any, stream_key: str, timeout_s: float) -> int:
-    """Repeat ``attempt`` with jittered back-off until it returns non-zero: there was room."""
+    """Repeat ``attempt`` with jittered back-off until it finds room, and return its result; 0 means no room.
+
+    Raises:
+        StreamFull: there was no room within ``timeout_s``.
+    """
     deadline = time.monotonic() + timeout_s
     pause = 0.01
     while (result := int(await attempt())) == 0:

@@ -1,4 +1,4 @@
-"""Ending background tasks for certain."""
+"""Reliable cancellation of background tasks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from typing import Any
 
 _AGAIN_S = 0.5
+"""Time after which a cancellation is repeated, seconds: longer than a task needs to end, short for a person."""
 
 
 async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]:
-    """Cancel ``tasks`` and wait until they have ended; returns what each failed with, ``None`` for nothing.
+    """Cancel ``tasks``, wait until they have ended, and return the exception of each, ``None`` where it had none.
 
-    Until Python 3.12 ``asyncio.wait_for`` drops a cancellation that comes in the very moment in which it is done, and
-    redis-py sends every command through it, so a single ``cancel()`` may be lost and a loop over a stream goes on for
-    ever. The cancellation is therefore repeated until it is heard. So may be that of the caller by its own stop, in
-    turn: it is raised when the tasks have ended, not before.
+    Until Python 3.12 ``asyncio.wait_for`` drops a cancellation that arrives at the moment of its own completion, and
+    redis-py sends every command through it. A single ``cancel()`` may therefore be lost, and a loop over a stream goes
+    on for ever; so it is repeated until the tasks end. A cancellation of the caller is raised after that, not before.
     """
     ordered = list(tasks)
     pending = {task for task in ordered if not task.done()}

@@ -1,8 +1,8 @@
-"""One OpenTelemetry trace for each group, from its prompt to the gradient, over all services and streams.
+"""OpenTelemetry traces: one for each group, from its prompt to the gradient, over all services and streams.
 
-Off, and then nothing is imported, unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``
-names a collector; every other ``OTEL_*`` variable is OpenTelemetry's own. What joins the spans is a W3C
-``traceparent``: on the streams in ``Record.trace``, to clients in the HTTP header of that name.
+Tracing is on where ``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` names a collector; without
+it nothing is imported. Every other ``OTEL_*`` variable is OpenTelemetry's own. A W3C ``traceparent`` joins the spans:
+in ``Record.trace`` on the streams, in the HTTP header of that name to clients.
 """
 
 from __future__ import annotations
@@ -29,32 +29,33 @@ _tracer: Any = None
 
 
 class Span:
-    """A stretch of time of one trace; where tracing is off, nothing at all."""
+    """Span of a trace; does nothing where tracing is off."""
 
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
     @property
     def traceparent(self) -> str | None:
-        """What spans of other processes take as their parent."""
+        """Identity that spans of other processes take as their parent."""
         if self._span is None:
             return None
         context = self._span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
     def set(self, **attributes: Attribute) -> None:
-        """Set attributes, ``mor.`` before their names; those that are ``None`` are not known and left out."""
+        """Set attributes with the prefix ``mor.``; a value of ``None`` is unknown and left out."""
         if self._span is not None:
             self._span.set_attributes(_named(attributes))
 
     def fail(self, reason: str) -> None:
+        """Mark the span as failed."""
         if self._span is not None:
             from opentelemetry.trace import Status, StatusCode
 
             self._span.set_status(Status(StatusCode.ERROR, reason))
 
     def end(self, at: float | None = None) -> None:
-        """``at``: Unix time in seconds; now where it is not given."""
+        """End the span, now or at the Unix time ``at``, seconds."""
         if self._span is not None:
             self._span.end(_nanoseconds(at))
 
@@ -63,14 +64,17 @@ OFF = Span()
 
 
 def configure(service: str) -> None:
-    """Turn tracing on for this process, where its environment asks for it. ``service`` is ``service.name``, unless
-    ``OTEL_SERVICE_NAME`` gives another. What cannot be traced is warned of, and everything else works on."""
+    """Turn tracing on for this process if its environment names a collector.
+
+    ``service`` is ``service.name``, unless ``OTEL_SERVICE_NAME`` gives another. Where tracing cannot work, a warning is
+    logged and the process goes on without it.
+    """
     global _tracer  # noqa: PLW0603
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or not any(map(os.environ.get, _ENDPOINTS)):
         return
     asked = next((value for name in _PROTOCOLS if (value := os.environ.get(name))), _PROTOCOL)
     if asked != _PROTOCOL:
-        log.warning("no traces: OTLP is spoken over HTTP only", asked=asked, cure=f"set {_PROTOCOLS[1]}={_PROTOCOL}")
+        log.warning("no traces: only OTLP over HTTP works", protocol=asked, cure=f"set {_PROTOCOLS[1]}={_PROTOCOL}")
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -96,9 +100,12 @@ def begin(
     at: float | None = None,
     **attributes: Attribute,
 ) -> Span:
-    """A span that its owner ends. ``parent``: a traceparent; an empty or unreadable one begins a trace of its own, none
-    makes it a child of the span that is entered here. ``links``: traceparents of other spans that it belongs to.
-    ``at``: Unix time in seconds at which it began, if not now."""
+    """Begin a span that the caller ends.
+
+    ``parent``: a traceparent; an empty or unreadable one begins a new trace, ``None`` makes the span a child of the
+    current one. ``links``: traceparents of other spans that it belongs to. ``at``: its begin in Unix time, seconds; now
+    by default.
+    """
     if _tracer is None:
         return OFF
     from opentelemetry.trace import Link, SpanKind
@@ -125,8 +132,10 @@ def span(
     links: Sequence[str | None] = (),
     **attributes: Attribute,
 ) -> Iterator[Span]:
-    """A span for the length of the body, which is entered: spans that begin in there are its children. An exception
-    that leaves the body is noted."""
+    """Make a span the current one for the length of the body; spans that begin there are its children.
+
+    It records an exception that leaves the body.
+    """
     if _tracer is None:
         yield OFF
         return
@@ -139,7 +148,7 @@ def span(
 
 
 def current() -> Span:
-    """The span that is entered here."""
+    """Return the current span."""
     if _tracer is None:
         return OFF
     from opentelemetry.trace import get_current_span
@@ -149,13 +158,13 @@ def current() -> Span:
 
 
 def headers() -> dict[str, str]:
-    """The HTTP header that makes a request part of the span that is entered here; empty where there is none."""
+    """Return the HTTP header that makes a request part of the current span; empty where there is none."""
     traceparent = current().traceparent
     return {} if traceparent is None else {HEADER: traceparent}
 
 
 def _remote(traceparent: str | None) -> Any:
-    """OpenTelemetry's context with that parent; ``None`` is the context of here."""
+    """Return OpenTelemetry's context with that parent; ``None`` means the current context."""
     if traceparent is None:
         return None
     from opentelemetry.context import Context
@@ -165,7 +174,7 @@ def _remote(traceparent: str | None) -> Any:
 
 
 def _context(traceparent: str | None) -> Any:
-    """The span that a traceparent names; ``None`` where it names none."""
+    """Return the context of the span that a traceparent names, or ``None``."""
     from opentelemetry.trace import get_current_span
 
     found = get_current_span(_remote(traceparent or "")).get_span_context()

@@ -1,4 +1,4 @@
-"""The types that cross a process boundary, once for HTTP and for streams.
+"""Types that cross a process boundary, shared by HTTP and streams.
 
 ========================  ============================================  =======================
 reward contract           ``ScoreRequest`` -> ``ScoreResponse``          router -> client, HTTP
@@ -10,11 +10,11 @@ stream ``events``         ``EventRecord``       (``mor.event/1``)        trainer
 stream ``dead``           ``DeadLetter``        (``mor.dead/1``)         any     -> trainer
 ========================  ============================================  =======================
 
-Every type forbids unknown fields, so that a misspelt one is an error with a name instead of a silent default.
-Numbers that cross the wire are finite: NaN and infinity are refused by the type, not by each reader.
+Every type forbids unknown fields, so a misspelt field is an error with its name instead of a silent default.
+Numbers on the wire are finite: the type refuses NaN and infinity, so that no reader has to.
 """
 
-from mor_core.wire.base import Finite, Sha256, Wire
+from mor_core.wire.base import Documented, Finite, Sha256, Wire
 from mor_core.wire.contract import (
     CONTRACT,
     Calibration,
@@ -43,12 +43,15 @@ from mor_core.wire.records import (
     ClientScore,
     DeadLetter,
     EventRecord,
+    GroupReward,
     ObjectiveShare,
     PromptRecord,
     Record,
     RewardRecord,
     RolloutRecord,
     Sampling,
+    StageName,
+    StreamName,
     TokenBlock,
 )
 from mor_core.wire.weights import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
@@ -60,8 +63,10 @@ __all__ = [
     "ClientScore",
     "Contract",
     "DeadLetter",
+    "Documented",
     "EventRecord",
     "Finite",
+    "GroupReward",
     "ImagePart",
     "ImageUrl",
     "ItemScores",
@@ -82,6 +87,8 @@ __all__ = [
     "ScoreRequest",
     "ScoreResponse",
     "Sha256",
+    "StageName",
+    "StreamName",
     "TensorInfo",
     "TextPart",
     "TokenBlock",

@@ -1,4 +1,4 @@
-"""What everything on the wire is made of."""
+"""Base types of everything that crosses a process boundary."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Wire(BaseModel):
-    """Base of everything on the wire: immutable, no unknown fields."""
+    """Base of every type on the wire: immutable, without unknown fields."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
     )
+
+
+class Documented(Wire):
+    """Base of the types whose attribute docstrings stand in the OpenAPI schema and the generated pages."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)

@@ -1,4 +1,4 @@
-"""The reward contract ``mor.reward/1``: what a client is asked, answers and claims."""
+"""The reward contract ``mor.reward/1``: requests to a client, its scores and its card."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RewardItem(Wire):
 
 
 class ScoreItem(RewardItem):
-    """The same as a client is asked to score it, with the objective in words."""
+    """Item in a request to a client, with the objective in words."""
 
     objective: str | None = None
 
@@ -68,10 +68,10 @@ class ScoreResponse(Wire):
 
 
 class Calibration(Wire):
-    """How well a reward model's logits predict held-out preferences of its own client."""
+    """Accuracy of a reward model's logits on held-out preferences of its own client."""
 
     temperature: Finite
-    """Divisor of the raw score differences, fitted on held-out pairs."""
+    """Divisor of raw score differences, fitted on held-out pairs."""
     ece: Finite
     """Expected calibration error of the calibrated pair probabilities, 0 to 1."""
     pair_accuracy: Finite
@@ -91,27 +91,27 @@ _AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class Limits(Wire):
-    """What a client takes. Its service refuses what is over a limit; the router keeps to them and does not try."""
+    """Limits of a client's service. The service refuses requests over a limit; the router never sends one knowingly."""
 
     items: _AtLeastOne
-    """Most items per request. The router cuts its batches to it; the service answers more with 413."""
+    """Most items per request. The router divides its batches accordingly; the service answers more with 413."""
     responses: _AtLeastOne
-    """Most responses per item, however many items a request has. The router cannot cut a group, so it does not ask the
-    client about one that has more and counts it as failed there; the service answers 413."""
+    """Most responses per item, for any number of items. A group cannot be divided, so the router does not send a larger
+    one and counts it as failed there; the service answers 413."""
     request_bytes: _AtLeastOne
-    """Most bytes per request body, images in base64 included. The router cuts its batches so that they fit with all
-    their images; an item that alone may have more is tried. The service answers more with 413."""
+    """Most bytes per request body, images in base64 included. The router divides its batches so that they fit with all
+    their images; it sends an item that alone may be larger. The service answers more with 413."""
     concurrency: _AtLeastOne
-    """Most score requests at a time. Each router makes no more; the service answers further ones with 429."""
+    """Most score requests at a time. A router sends no more; the service answers further ones with 429."""
 
 
 class Card(Wire):
-    """What a client claims about its reward model. A claim, not evidence: the router weighs by anchors."""
+    """Claims of a client about its reward model. The router weighs clients by anchors, not by their claims."""
 
     contract: Contract = CONTRACT
     model: ModelRef
     domains: str
-    """Free text: what the model knows about."""
+    """Subjects that the model knows about, free text."""
     calibration: Calibration | None
     privacy: Privacy | None
     limits: Limits

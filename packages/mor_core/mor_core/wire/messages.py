@@ -1,4 +1,4 @@
-"""Conversations in OpenAI's chat shape; images are named by hash and their bytes travel apart, once."""
+"""Conversations in OpenAI's chat shape, with images named by hash; the bytes are sent apart, once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ImageUrl(Wire):
 
 
 class ImagePart(Wire):
-    """OpenAI's image part; the URL is ``sha256:<hex>`` and the bytes travel apart, once."""
+    """OpenAI's image part, with ``sha256:<hex>`` as its URL."""
 
     type: Literal["image_url"] = "image_url"
     image_url: ImageUrl
@@ -66,12 +66,12 @@ Messages = Annotated[tuple[Message, ...], Field(min_length=1)]
 
 
 def image_hashes(messages: tuple[Message, ...]) -> tuple[str, ...]:
-    """Hashes of the images of a conversation, in the order in which they are shown; repeats kept."""
+    """Return the hashes of a conversation's images in the order of their appearance, repeats included."""
     return tuple(digest for message in messages for digest in message.image_hashes)
 
 
 def chat_template_messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-    """The same conversation as Hugging Face chat templates take it (``{"type": "image"}`` for each image)."""
+    """Return the conversation in the form of Hugging Face chat templates, ``{"type": "image"}`` for each image."""
     turns: list[dict[str, Any]] = []
     for message in messages:
         if isinstance(message.content, str):

@@ -1,4 +1,4 @@
-"""What travels on the streams."""
+"""Records on the streams."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from mor_core.wire.contract import ModelRef
 from mor_core.wire.messages import Messages
 from mor_core.wire.weights import WeightsRef
 
+StreamName = Literal["prompts", "rollouts", "rewards", "events", "dead"]
+"""Streams of a run; the table in ``mor_core.wire`` names their records, producers and consumers."""
+StageName = Literal["rollout", "router", "trainer"]
+"""Consumers of the streams; each is a consumer group of its own."""
+
 
 class Record(Wire):
     """Base of every stream record."""
@@ -21,18 +26,18 @@ class Record(Wire):
     group_id: str
     """Identity of the group over every stage and every attempt."""
     trace: str | None = None
-    """W3C ``traceparent`` of the group's span, which begins where the group is issued and ends when it is trained on;
-    none where tracing is off."""
+    """W3C ``traceparent`` of the group's span, which lasts from the issue of the group to its update; none where
+    tracing is off."""
     stamps: dict[str, float] = Field(default_factory=dict)
     """Unix time in seconds at which each stage finished."""
 
     def stamped(self, stage: str) -> dict[str, float]:
-        """The stamps with ``stage`` set to now, for the next stage's record."""
+        """Return the stamps with ``stage`` set to now, for the next stage's record."""
         return {**self.stamps, stage: time.time()}
 
 
 class Sampling(Wire):
-    """How a group is sampled. The same values and the same weights give the same group."""
+    """Sampling parameters of a group. The same values and the same weights give the same group."""
 
     group_size: Annotated[int, Field(ge=1)]
     max_tokens: Annotated[int, Field(ge=1)]
@@ -54,17 +59,17 @@ class PromptRecord(Record):
     weights: WeightsRef
     """The policy to sample from: this version or a newer one."""
     attempt: int = 0
-    """How often this group was issued before."""
+    """Number of times that this group was issued before."""
     purpose: Literal["train", "evaluation"] = "train"
     """Evaluation groups are scored like any other and never trained on."""
 
 
 class TokenBlock(Wire):
-    """The token arrays of a group, sent once as a blob (``RolloutRecord.tokens``)."""
+    """Token arrays of a group, sent once as a blob (``RolloutRecord.tokens``)."""
 
     prompt_token_ids: tuple[int, ...]
     response_token_ids: tuple[tuple[int, ...], ...]
-    """G sequences of sampled ids, end-of-sequence token included where it was sampled."""
+    """G sequences of sampled ids, including the end-of-sequence token where it was sampled."""
     response_logprobs: tuple[tuple[Finite, ...], ...]
     """Log-probability of each sampled id under the sampling distribution, in nats."""
 
@@ -81,28 +86,28 @@ class RolloutRecord(Record):
     schema_: Literal["mor.rollout/1"] = Field("mor.rollout/1", alias="schema")
     prompt: PromptRecord
     responses: tuple[str, ...]
-    """G decoded responses, special tokens removed: what clients score."""
+    """G decoded responses without special tokens: the texts that clients score."""
     finish_reasons: tuple[Literal["stop", "length"], ...]
     tokens: Sha256
     """Blob of the group's ``TokenBlock`` as JSON."""
     weights_version: int
-    """Oldest version that sampled a token of the group: what its staleness is counted from."""
+    """Oldest version that sampled a token of the group; its staleness counts from there."""
     newest_version: int | None = None
-    """Newest version that sampled a token of the group; another where weights were swapped in the midst of it."""
+    """Newest version that sampled a token of the group; another one where weights were swapped during sampling."""
     image_tokens: int
-    """Placeholder tokens of the prompt, as the sampling engine counted them."""
+    """Image placeholder tokens of the prompt, counted by the sampling engine."""
     pixels: Sha256 | None
-    """Hash of the processed pixel values; the trainer compares its own."""
+    """Hash of the processed pixel values; the trainer compares it with its own."""
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """The versions at either end; one where they are the same."""
+        """Oldest and newest version; one where they are the same."""
         newest = self.weights_version if self.newest_version is None else self.newest_version
         return tuple(dict.fromkeys((self.weights_version, newest)))
 
 
 class ClientScore(Wire):
-    """What one client said about a group and what became of it."""
+    """One client's scores of a group, and their part in the reward."""
 
     client: str
     model: ModelRef | None = None
@@ -111,46 +116,52 @@ class ClientScore(Wire):
     raw: tuple[Finite, ...] | None = None
     """Scores as served."""
     standardised: tuple[Finite, ...] | None = None
-    """Winsorised and divided by the client's spread on the anchors, in anchor units."""
+    """Scores, winsorised and divided by the client's spread on the anchors; in anchor units."""
     calibrated: tuple[Finite, ...] | None = None
     """Standardised scores times the client's slope for this input, in logits."""
     weight: Finite = 0.0
-    """Share in the mixture after renormalising over the clients that answered; sums to 1 over them."""
+    """Share in the mixture, renormalised over the clients that answered; sums to 1 over them."""
     gate_weight: Finite = 0.0
-    """Share the gate gave before renormalising."""
+    """Share from the gate, before renormalising."""
     seconds: Finite | None = None
-    """Time to answer."""
+    """Time to answer, seconds."""
 
 
 class ObjectiveShare(Wire):
-    """One objective's part α_j R_j in a reward R = Σ_j α_j R_j."""
+    """One objective's part α_j R_j of a reward R = Σ_j α_j R_j."""
 
     name: ObjectiveName
     share: Finite
     """The shares of a reward sum to 1."""
     gate_version: int
-    """Gate version that R_j comes from; 0: the objective has no fitted gate, all active clients counted the same."""
+    """Gate version behind R_j; 0: the objective has no fitted gate, and all active clients count the same."""
 
 
-class RewardRecord(Record):
-    """A scored group."""
+class GroupReward(Wire):
+    """Reward of one group, and everything that led to it."""
 
-    schema_: Literal["mor.group_reward/1"] = Field("mor.group_reward/1", alias="schema")
-    rollout: RolloutRecord
     rewards: tuple[Finite, ...]
     """G fused rewards in logits."""
     clients: tuple[ClientScore, ...]
     objectives: tuple[ObjectiveShare, ...] = ()
-    """What was rewarded, largest share first; empty where no objective was named or none was like the text asked."""
+    """Objectives of the reward, largest share first; empty where the group names none, or its text is unlike every
+    known objective."""
     gate_version: int
-    """Of the first of ``objectives``; 0: none was fitted."""
+    """Gate version of the first of ``objectives``; 0: none was fitted."""
     fusion: str
     entropy: Finite
     """Entropy of the mixture weights, nats."""
 
 
+class RewardRecord(Record, GroupReward):
+    """A scored group."""
+
+    schema_: Literal["mor.group_reward/1"] = Field("mor.group_reward/1", alias="schema")
+    rollout: RolloutRecord
+
+
 class EventRecord(Record):
-    """Something that happened in a run, for its history. ``group_id`` is the event's identity."""
+    """Event of a run, for its history. ``group_id`` is the event's identity."""
 
     schema_: Literal["mor.event/1"] = Field("mor.event/1", alias="schema")
     kind: Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert", "replay"]
@@ -159,13 +170,13 @@ class EventRecord(Record):
 
 
 class DeadLetter(Record):
-    """A record that a stage gave up on, with the reason and the whole record, so that it can be replayed."""
+    """Record that a stage gave up, with the reason and its whole content, so that it can be replayed."""
 
     schema_: Literal["mor.dead/1"] = Field("mor.dead/1", alias="schema")
-    stage: Literal["rollout", "router", "trainer"]
+    stage: StageName
     stream: str
-    """Stream the record was read from, to replay it there."""
+    """Stream of the record, where a replay goes."""
     reason: str
     attempts: int
     record: str
-    """The record as it stood in the stream (JSON)."""
+    """The record in JSON, as read from the stream."""

@@ -1,4 +1,4 @@
-"""A published version of the policy: where it is and what it consists of."""
+"""Published versions of the policy: address, files and tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mor_core.wire.base import Sha256, Wire
 
 
 class WeightsRef(Wire):
-    """A published version of the policy and where its files are."""
+    """Reference to a published version of the policy."""
 
     version: Annotated[int, Field(ge=0)]
     url: str
@@ -25,19 +25,19 @@ class WeightsFile(Wire):
 
 class TensorInfo(Wire):
     dtype: str
-    """As safetensors names it: ``F32``, ``BF16``."""
+    """Name of the type in safetensors: ``F32``, ``BF16``."""
     shape: tuple[int, ...]
     sha256: Sha256
     """Hash of the tensor's contiguous little-endian bytes."""
 
 
 class WeightsManifest(Wire):
-    """What a published version of the policy consists of."""
+    """Files and tensors of a published version of the policy."""
 
     run: str
     version: int
     base: str
-    """Checkpoint that holds every tensor which is not listed here: local path or hub name."""
+    """Checkpoint that holds every tensor that is not listed here: local path or hub name."""
     kind: Literal["full", "lora"]
     """``full``: ``tensors`` replace the base's by name. ``lora``: the files are a PEFT adapter folder."""
     files: tuple[WeightsFile, ...]

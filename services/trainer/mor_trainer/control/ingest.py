@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import structlog
 from mor_core.errors import StreamError
 from mor_core.runs import RunState
-from mor_core.streams import Consumer, StreamName, Streams, connect
+from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import EventRecord
 from redis.exceptions import RedisError
@@ -27,7 +27,6 @@ _LOOK_S = 1.0
 _READ_COUNT = 100
 _BLOCK_S = 1.0
 _LINGER_S = 60.0
-_WATCHED: tuple[StreamName, ...] = ("prompts", "rollouts", "rewards", "dead")
 
 log = structlog.get_logger(__name__)
 
@@ -130,7 +129,7 @@ class Ingest:
                     self._trackers.ended(run, spec, state)
                 over = state.over
                 metrics.observe_run(run, state, spec)
-                for name in _WATCHED:
+                for name in GROUP_STREAMS:
                     metrics.observe_stream(run, name, await streams.backlog(name))
             except (RedisError, StreamError, OSError) as error:
                 log.warning("events cannot be read", run=run, error=str(error))

@@ -1,0 +1,75 @@
+"""Files and folders appear whole or not at all."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from mor_core import atomic
+from mor_core.errors import Conflict
+
+
+def test_a_file_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file"
+    atomic.write(target, b"old")
+    atomic.write(target, b"new", mode=0o600)
+    assert target.read_bytes() == b"new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    atomic.write(target, b"old")
+    with pytest.raises(TypeError):
+        atomic.write(target, "text")  # type: ignore[arg-type]
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_folder_replaces_the_old_one(tmp_path: Path, durable: bool) -> None:
+    target = tmp_path / "folder"
+    for content in ("old", "new"):
+        with atomic.folder(target, durable=durable) as partial:
+            (partial / "deep").mkdir()
+            (partial / "deep" / content).write_text(content)
+    assert [path.name for path in (target / "deep").iterdir()] == ["new"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_body_that_fails_keeps_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with atomic.folder(target) as partial:
+        (partial / "old").touch()
+    with pytest.raises(RuntimeError), atomic.folder(target) as partial:
+        (partial / "new").touch()
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_kept_where_it_must_not_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Conflict, match="exists"), atomic.folder(tmp_path / "folder", replace=False):
+        pytest.fail("the body must not run")
+
+
+def test_sweep_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    kept = tmp_path / "run" / "kept"
+    kept.mkdir(parents=True)
+    context = atomic.folder(kept.parent / "half")
+    (context.__enter__() / "file").touch()  # as if the process were killed in the body
+    (kept.parent / ".state.json.abc.part").touch()
+    atomic.sweep(tmp_path)
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_only_the_newest_folders_are_kept(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    for path in folders:
+        path.mkdir()
+    atomic.keep_newest(folders, 2)
+    assert sorted(tmp_path.iterdir()) == folders[1:]

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SECRET = "key-5e0f17"
+# The secret comes in by an argument, so that no line of source that a traceback quotes contains it.
+SCRIPT = """
+import logging
+import sys
+
+import structlog
+from mor_core import logs
+
+
+def fail(token, kind):
+    prompt = {"private": [token]}
+    if kind == "cause":
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise ValueError("last") from error
+    if kind == "context":
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise ValueError("last")
+    if kind == "group":
+        try:
+            fail(token, "context")
+        except ValueError as error:
+            raise ExceptionGroup("last", [error, KeyError("first")])
+    raise ValueError(f"last, first: {len(prompt)}")
+
+
+logs.configure("info", sys.argv[1], service="test")
+for kind in ("plain", "cause", "context", "group"):
+    for logger in (structlog.get_logger("mor"), logging.getLogger("library")):
+        try:
+            fail(sys.argv[2], kind)
+        except Exception:
+            logger.exception("request failed")
+"""
+
+
+@pytest.fixture(params=["json", "console"])
+def style(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def logged(style: str) -> str:
+    """Standard error of a process that logs failures whose frames hold a secret in local variables."""
+    command = [sys.executable, "-c", SCRIPT, style, SECRET]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr
+
+
+def test_a_logged_exception_carries_no_local_variables(logged: str, style: str) -> None:
+    assert logged.count("request failed") == 8
+    assert logged.count("last") >= 8
+    assert logged.count("first") >= 8
+    assert "in fail" in logged if style == "console" else '"name": "fail"' in logged
+    assert SECRET not in logged
+
+
+@pytest.mark.parametrize("style", ["json"])
+def test_a_logged_exception_is_one_json_line(logged: str) -> None:
+    for line in logged.splitlines():
+        exception = json.loads(line)["exception"]
+        assert exception[0]["exc_type"] in ("ValueError", "ExceptionGroup")
+        assert not any(frame.get("locals") for failure in exception for frame in failure["frames"])
