@@ -12,11 +12,11 @@ from random import Random
 from typing import Any
 
 import torch
+from mor_core import atomic
 from mor_core.datafiles import read_preferences
 from mor_reward import calibration, model_store
 from mor_reward.backbones import AnyConfig, Backbone, build
 from mor_reward.bradley_terry import bradley_terry_loss
-from mor_reward.files import folder_whole
 from mor_reward.model_store import TrainingReport
 from mor_reward.preference_trainer import PreferencePair, margins
 from mor_reward.splits import materials, split_rows
@@ -58,7 +58,7 @@ def average(files: Sequence[Path], config: AnyConfig, train_config: TrainConfig,
     _load(backbone, common)
     temperature = calibration.fit_temperature(margins(backbone, held_out[0]))
     report = calibration.report(margins(backbone, held_out[1]), temperature)
-    with folder_whole(out, overwrite=False) as folder:
+    with atomic.folder(out, replace=False) as folder:
         model_store.save(
             folder,
             backbone,

@@ -59,20 +59,6 @@ def test_a_temperature_needs_finite_margins(bad: list[float]) -> None:
         calibration.fit_temperature(np.array(bad))
 
 
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval_of_published_examples(successes: int, trials: int, low: float, high: float) -> None:
-    """Newcombe 1998, table I, method 3."""
-    assert calibration.wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
-
-
-def test_an_interval_of_no_trials_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one trial"):
-        calibration.wilson_interval(0, 0)
-
-
 def test_calibration_error_of_known_bins() -> None:
     confident = math.log(0.9 / 0.1)
     margins = np.array([confident] * 6 + [-confident] * 4)

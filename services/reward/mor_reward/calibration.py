@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from mor_core.intervals import wilson
 
 Margins = Float[np.ndarray, " pairs"]
 
-_Z95 = 1.959963984540054
 _MAX_SHARPNESS = 1e4
 _MIN_SHARPNESS = 1e-4
 """Bracket of the bisection for 1/T in units of the mean |margin|; wide enough for any usable model."""
@@ -30,21 +30,6 @@ class PairReport:
     ece: float
     nll: float
     """Mean negative log-likelihood of the labels, nats per pair; ln 2 is chance level."""
-
-
-def wilson_interval(successes: float, trials: int, z: float = _Z95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927). ``z`` is the normal quantile, 1.96 for 95 %.
-
-    Raises:
-        ValueError: ``trials`` is not positive.
-    """
-    if trials <= 0:
-        raise ValueError(f"an interval needs at least one trial, got {trials}")
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def fit_temperature(margins: Margins) -> float:
@@ -72,7 +57,7 @@ def fit_temperature(margins: Margins) -> float:
     low, high = _MIN_SHARPNESS, _MAX_SHARPNESS
     if slope(low) <= 0:
         return unit / low
-    for _ in range(100):  # halves the logarithm's range of 18 below the precision of a float
+    for _ in range(100):  # far below the precision of a float
         middle = math.sqrt(low * high)
         if slope(middle) > 0:
             low = middle
@@ -101,7 +86,7 @@ def report(margins: Margins, temperature: float) -> PairReport:
     return PairReport(
         pairs=int(margins.size),
         accuracy=right / margins.size,
-        interval=wilson_interval(right, margins.size),
+        interval=wilson(right, margins.size),
         ece=expected_calibration_error(calibrated),
         nll=float(np.logaddexp(0.0, -calibrated).mean()),
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mor_core import atomic
 from mor_core.auth import Scope, hash_token, new_token
 from mor_core.errors import Conflict, Invalid
-
-from mor_reward.files import write_whole
 
 
 def issue(tokens_file: Path, name: str, scope: Scope) -> str:
@@ -33,5 +32,5 @@ def issue(tokens_file: Path, name: str, scope: Scope) -> str:
             )
     token = new_token()
     entry = {"name": name, "scope": scope.value, "sha256": hash_token(token)}
-    write_whole(tokens_file, json.dumps([*known, entry], indent=2).encode() + b"\n", mode=0o600)
+    atomic.write(tokens_file, json.dumps([*known, entry], indent=2).encode() + b"\n", mode=0o600)
     return token

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from mor_core import atomic
 from mor_core.errors import Invalid, MorError
 from mor_core.problems import describe
 from pydantic import TypeAdapter, ValidationError
@@ -219,7 +220,6 @@ def register(
 ) -> None:
     """Enrol a running reward service at a router."""
     with _errors():
-        from mor_reward.files import write_whole
         from mor_reward.router_registration import register as register_at
 
         if not secret_file.is_file():
@@ -237,7 +237,7 @@ def register(
         elif page_token_file is None:
             out.print(f"token of this client's page, shown once: {enrolled.token}", soft_wrap=True)
         else:
-            write_whole(page_token_file, enrolled.token.encode(), mode=0o600)
+            atomic.write(page_token_file, enrolled.token.encode(), mode=0o600)
             out.print(f"token of this client's page: {page_token_file}")
 
 
@@ -274,7 +274,6 @@ def token(
         from mor_core.auth import Scope
 
         from mor_reward.caller_tokens import issue
-        from mor_reward.files import write_whole
 
         if scope not in list(Scope):
             raise Invalid(f"--scope {scope!r}: the scopes are {', '.join(Scope)}; choose one")
@@ -282,7 +281,7 @@ def token(
         if secret_file is None:
             sys.stdout.write(issued + "\n")
         else:
-            write_whole(secret_file, issued.encode(), mode=0o600)
+            atomic.write(secret_file, issued.encode(), mode=0o600)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from mor_core.errors import Invalid
 from mor_core.problems import describe
-from mor_core.wire import Calibration
-from pydantic import BaseModel, ConfigDict, ValidationError
+from mor_core.wire import Calibration, Wire
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
@@ -21,10 +21,8 @@ MANIFEST = "reward.json"
 WEIGHTS = "model.safetensors"
 
 
-class TrainingReport(BaseModel):
+class TrainingReport(Wire):
     """Record of the training; scoring does not need it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     train_pairs: int
     calibration_pairs: int
@@ -36,10 +34,8 @@ class TrainingReport(BaseModel):
     """Time of encoding pictures and texts by frozen encoders, in seconds."""
 
 
-class RewardManifest(BaseModel):
+class RewardManifest(Wire):
     """Content of ``reward.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str = "mor.reward_model/1"
     name: str

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import torch
+from mor_core.byte_cache import ByteBoundCache
 from mor_core.errors import Conflict, Invalid, Overloaded, TooLarge
 from mor_core.images import sha256
 from mor_core.wire import Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
@@ -17,9 +18,8 @@ from mor_core.wire import Card, ItemScores, ModelRef, ScoreRequest, ScoreRespons
 from mor_reward import model_store
 from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
 from mor_reward.batcher import Batcher
-from mor_reward.caches import ByteBoundCache
 from mor_reward.config import RewardSettings
-from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS
+from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS, count_lookups
 from mor_reward.scoring_engine import ScoringEngine
 
 
@@ -38,7 +38,7 @@ class ScoringService:
         self.card = card
         self._settings = settings
         self._sees_pictures = scorer.uses_pictures
-        self._images = ByteBoundCache[bytes]("images", settings.image_cache_bytes, len)
+        self._images = ByteBoundCache[bytes](settings.image_cache_bytes, len, count_lookups("images"))
         self._batcher = Batcher(
             ScoringEngine(scorer, temperature, settings.batch_responses),
             batch_responses=settings.batch_responses,

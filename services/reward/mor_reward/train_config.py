@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-from pydantic import BaseModel, ConfigDict, Field
+from mor_core.wire import Documented
+from pydantic import Field
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Documented):
     """Hyper-parameters of training. Equal configuration, data, backbone and thread count give equal weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     epochs: int = Field(8, ge=0)
     """Passes over the training pairs; 0 calibrates an existing reward model without training it."""

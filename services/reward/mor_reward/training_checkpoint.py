@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mor_core import atomic
 from mor_core.errors import Conflict, Invalid
 from torch import Tensor
-
-from mor_reward.files import write_whole
 
 FILE = "checkpoint.pt"
 
@@ -51,7 +50,7 @@ def set_rng_states(states: list[Tensor]) -> None:
 def write(folder: Path, checkpoint: TrainingCheckpoint) -> None:
     buffer = io.BytesIO()
     torch.save(asdict(checkpoint), buffer)
-    write_whole(folder / FILE, buffer.getvalue())
+    atomic.write(folder / FILE, buffer.getvalue())
 
 
 def read(folder: Path, fingerprint: str) -> TrainingCheckpoint:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mor_core import atomic
 from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import Conflict
 
 from mor_reward import calibration, model_store, training_checkpoint
 from mor_reward.backbones import AnyConfig, build, on_device
 from mor_reward.calibration import PairReport
-from mor_reward.files import folder_whole
 from mor_reward.model_store import RewardManifest, TrainingReport
 from mor_reward.preference_trainer import PreferencePair, PreferenceTrainer, margins, require_scorable
 from mor_reward.progress import ProgressReporter
@@ -83,7 +83,7 @@ def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bo
         outcome = trainer.run()
         temperature = calibration.fit_temperature(margins(backbone, [pairs[row] for row in splits.calibration]))
         report = calibration.report(margins(backbone, [pairs[row] for row in splits.report]), temperature)
-        with folder_whole(job.out, overwrite=job.overwrite) as folder:
+        with atomic.folder(job.out, replace=job.overwrite) as folder:
             manifest = model_store.save(
                 folder,
                 backbone,

@@ -12,12 +12,12 @@ from typing import Any, Literal, Protocol
 import torch
 from jaxtyping import Float
 from mor_core import images as safe_images
-from mor_core.wire import Message
+from mor_core.byte_cache import ByteBoundCache
+from mor_core.wire import Documented, Message
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from mor_reward.caches import ByteBoundCache
+from mor_reward.metrics import count_lookups
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -73,10 +73,8 @@ class Scorer(Protocol):
         ...
 
 
-class BackboneConfig(BaseModel):
+class BackboneConfig(Documented):
     """Base of the typed configurations of trainable backbones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Backbone(nn.Module, ABC):
@@ -96,7 +94,7 @@ class Backbone(nn.Module, ABC):
 
     def use_cache(self, max_bytes: int) -> None:
         """Replace the cache of frozen encoder features by an empty one of ``max_bytes``; 0 caches nothing."""
-        self.features = ByteBoundCache("features", max_bytes, lambda feature: feature.nbytes)
+        self.features = ByteBoundCache(max_bytes, lambda feature: int(feature.nbytes), count_lookups("features"))
 
     @abstractmethod
     def unscorable_reason(self, example: Example) -> str | None: ...
