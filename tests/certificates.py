@@ -1,4 +1,4 @@
-"""Certificates for tests of TLS: self-signed, so that each is its own authority."""
+"""Self-signed certificates for tests of TLS; each is its own authority."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def self_signed(*names: str) -> tuple[bytes, bytes]:
-    """Certificate and private key, PEM, of 127.0.0.1 and of host ``names``."""
+    """Return a certificate and private key (PEM) for 127.0.0.1 and the host ``names``."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.now(UTC)

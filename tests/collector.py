@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry spans: OTLP over HTTP, kept in memory."""
+"""Collector of OpenTelemetry spans by OTLP over HTTP, in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class Received:
-    """A span, ids in hexadecimal."""
+    """Span with its ids in hexadecimal."""
 
     service: str
     name: str
@@ -32,7 +32,7 @@ class Received:
     """Ids of spans."""
     failed: bool
     reason: str
-    """Why it failed."""
+    """Reason of its failure."""
     attributes: dict[str, Any]
 
 
@@ -45,7 +45,7 @@ class Collector:
         return [span for span in list(self.spans) if span.name == name]
 
     def in_trace(self, trace: str) -> list[Received]:
-        """In the order in which they began."""
+        """Return the spans in the order of their begin."""
         return sorted((span for span in list(self.spans) if span.trace == trace), key=lambda span: span.began)
 
     def take(self, body: bytes) -> None:
@@ -76,7 +76,7 @@ def _value(value: Any) -> Any:
 
 @contextmanager
 def traced(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """Tracing is on in this process, to a collector of its own."""
+    """Turn tracing on in this process, with a collector of its own."""
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
@@ -91,7 +91,7 @@ def traced(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector on a free port."""
+    """Start a collector on a free port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

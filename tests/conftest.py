@@ -1,4 +1,4 @@
-"""Fixtures that every test folder uses: a real Valkey server on loopback, and a fresh run name."""
+"""Fixtures of all test folders: a real Valkey server on loopback, and a fresh run name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 class Valkey:
-    """A server that a test may kill and start again on the same data."""
+    """Server that a test may kill and start again on the same data."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -62,7 +62,7 @@ class Valkey:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a server for the whole session."""
+    """Return the address of a server for the whole session."""
     server = Valkey(tmp_path_factory.mktemp("valkey"))
     yield server.url
     server.stop()
@@ -70,7 +70,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A server of this test's own, to be killed and restarted."""
+    """Return a server for one test, which may kill and restart it."""
     server = Valkey(tmp_path)
     yield server
     server.stop()
@@ -78,7 +78,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of the session's server, emptied first."""
+    """Return a client of the session's server after emptying it."""
     client = connect(StreamSettings(redis_url=SecretStr(redis_url)))
     await client.flushall()
     yield client
@@ -92,7 +92,7 @@ def run_name() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Idefics3 checkpoint with random weights, shared by the session: never write to it."""
+    """Return a tiny Idefics3 checkpoint with random weights, shared by the session: never write to it."""
     from tests.tiny_models import build_tiny_vlm
 
     return build_tiny_vlm(tmp_path_factory.mktemp("tiny") / "idefics3")

@@ -1,4 +1,4 @@
-"""Settings of services that tests of several folders start."""
+"""Settings of services for tests in several folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 
 def router_settings(redis_url: str, tokens_file: Path, folder: Path) -> RouterSettings:
-    """A router that reaches clients on loopback and takes no groups from the streams."""
+    """Return the settings of a router that calls clients on loopback and reads no stream."""
     return RouterSettings(
         redis_url=SecretStr(redis_url),
         tokens_file=tokens_file,

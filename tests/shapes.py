@@ -1,4 +1,4 @@
-"""Questions about drawn shapes, easy-vqa's, as rows of a prompts file."""
+"""Questions of easy-vqa about drawn shapes, as rows of a prompts file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import easy_vqa
 
 
 def copy_questions(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The first ``count`` questions; their pictures are copied to ``folder``."""
+    """Return the first ``count`` questions and copy their pictures to ``folder``."""
     texts, _, pictures = easy_vqa.get_train_questions()
     paths = easy_vqa.get_train_image_paths()
     rows = []

@@ -1,4 +1,4 @@
-"""The house keeps its order: who may import whom, and which files are pure mathematics."""
+"""Imports go in one direction, and mathematics does nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODULES = sorted(path for package in PACKAGES.values() for path in package.rglob
 
 
 def imports(path: Path, *, when_loaded: bool = False) -> set[str]:
-    """Names that a module imports anywhere, or only those that it imports as soon as it is loaded."""
+    """Return the names that a module imports: all of them, or only those at its top level."""
     names: set[str] = set()
     tree = ast.parse(path.read_text())
     for node in tree.body if when_loaded else ast.walk(tree):
@@ -49,7 +49,7 @@ def test_a_service_imports_the_core_and_itself_only(package: str) -> None:
 
 
 def rooms(package: str) -> dict[str, set[str]]:
-    """Rooms that each room of a package imports. A room is a folder, or a module at the root of the package."""
+    """Return the rooms that each room of a package imports. A room is a folder, or a module at the package's root."""
     base = PACKAGES[package]
     room_of: dict[str, str] = {}
     for path in base.rglob("*.py"):
@@ -86,8 +86,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
         assert heavy <= allowed, f"{path.relative_to(ROOT)} imports {heavy - allowed}"
 
 
-def test_the_command_speaks_http_only() -> None:
-    """Neither it nor what it takes from the core loads a queue client, a model or a database."""
+def test_the_command_loads_no_queue_client_no_model_and_no_database() -> None:
     script = "import sys, mor_client.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert not set(loaded.stdout.split()) & {"redis", "torch", "transformers", "vllm", "sqlite3"}

@@ -1,4 +1,4 @@
-"""From rendered workloads to pods that podman plays: what a kubelet does for volumes is done here.
+"""Pods for podman from rendered workloads, with the volumes that a kubelet would mount.
 
 podman knows neither Secrets nor probes, and gives volumes no group. Everything else of a pod stays as it was rendered:
 image, command, environment, security contexts, resources, mounts.
@@ -16,7 +16,7 @@ from tests.helm.charts import Document
 
 
 class Kubelet:
-    """Volumes of pods as folders below one folder."""
+    """Volumes of pods, as folders below one folder."""
 
     def __init__(self, folder: Path, documents: list[Document], claims: dict[str, Path]) -> None:
         """``claims``: the folders of PersistentVolumeClaims; what they hold belongs to the pods' group from now on."""
@@ -31,7 +31,7 @@ class Kubelet:
         return self._files["Secret", secret][key].decode()
 
     def pod(self, documents: list[Document], name: str) -> Document:
-        """The pod of the Deployment, StatefulSet, Job or Pod ``name``, with folders of this machine as volumes."""
+        """Return the pod of the Deployment, StatefulSet, Job or Pod ``name``, with local folders as volumes."""
         (workload,) = (
             document
             for document in documents
@@ -84,7 +84,7 @@ class Kubelet:
 
 
 def _give(folder: Path, group: int) -> None:
-    """What ``fsGroup`` does: all belongs to the group, which may write where the owner may."""
+    """Give everything to the group, with the owner's permissions, as ``fsGroup`` does."""
     for path in [folder, *folder.rglob("*")]:
         os.chown(path, -1, group)
         mode = path.stat().st_mode
@@ -92,7 +92,7 @@ def _give(folder: Path, group: int) -> None:
 
 
 def service_of(documents: list[Document], pod: Document) -> str | None:
-    """The Service that selects a pod; its port must be the container's, because nothing translates it here."""
+    """Return the Service that selects a pod; its port must be the container's, since nothing translates it here."""
     for name, service in charts.of(documents, "Service").items():
         if service["spec"]["selector"].items() <= pod["metadata"]["labels"].items():
             exposed: list[dict[str, Any]] = pod["spec"]["containers"][0].get("ports", [])

@@ -1,4 +1,4 @@
-"""podman, as the tests and ``bench/containers.py`` drive it."""
+"""Pods by podman, for the tests and ``bench/containers.py``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NETWORK = "mor-test"
 
 
 def missing() -> str | None:
-    """Why pods cannot be run here; None where they can."""
+    """Return the reason why pods cannot run here, or None."""
     if os.geteuid() != 0:
         return "volumes get their groups from root only"
     if shutil.which("podman") is None:
@@ -30,7 +30,7 @@ def missing() -> str | None:
 
 
 class Podman:
-    """Pods on a network of their own, on which the names of Services are resolved."""
+    """Pods on a network that resolves the names of Services."""
 
     def __init__(self, folder: Path) -> None:
         """``folder`` takes the configuration: podman's own limits are above what some machines allow, and its first
@@ -46,12 +46,12 @@ class Podman:
         self._pods: list[str] = []
 
     def up(self) -> None:
-        """Make the network of the pods, which ``down`` removes with them; what an earlier process left goes first."""
+        """Create the network of the pods after removing leftovers of an earlier process; ``down`` removes both."""
         self("network", "rm", "--force", _NETWORK)
         self("network", "create", "--subnet", SUBNET, _NETWORK)
 
     def __call__(self, *arguments: str, given: str = "", timeout_s: float = 600) -> str:
-        """What the command prints.
+        """Run a command and return its standard output.
 
         Raises:
             RuntimeError: it failed, with what it said.
@@ -70,7 +70,7 @@ class Podman:
         return done.stdout
 
     def play(self, pod: dict[str, Any], alias: str | None) -> str:
-        """Start a pod of one container, known as ``alias``; its container's name."""
+        """Start a pod of one container under the name ``alias``, and return the container's name."""
         name = pod["metadata"]["name"]
         file = self._folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(pod))
@@ -85,12 +85,12 @@ class Podman:
         return str(networks[_NETWORK]["IPAddress"])
 
     def started(self, container: str) -> float:
-        """When its process was started, in seconds since the epoch."""
+        """Return the start of its process, Unix time in seconds."""
         state = json.loads(self("inspect", container))[0]["State"]
         return datetime.fromisoformat(state["StartedAt"]).timestamp()
 
     def wait(self, container: str, timeout_s: float) -> int:
-        """The exit status of a container that ends by itself."""
+        """Wait for a container that ends by itself, and return its exit status."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             state = json.loads(self("inspect", container))[0]["State"]
@@ -112,19 +112,19 @@ class Podman:
         return done.stdout[-6000:]
 
     def restart(self, pod: str) -> None:
-        """As an upgrade does: the process is told to end, and another one started. The address is another one then."""
+        """Stop the process and start another one at a new address, as an upgrade does."""
         # The process before its pod, which would take the network away from it.
         self("stop", "--time", "30", *self._containers(pod)[1:])
         self("pod", "stop", "--time", "30", pod)
         self._start_again(pod)
 
     def kill(self, pod: str) -> None:
-        """As a crash does; what takes the process' place is started at once."""
+        """Kill the process and start another one at once, as after a crash."""
         self("pod", "kill", pod)
         self._start_again(pod)
 
     def _start_again(self, pod: str, timeout_s: float = 60) -> None:
-        """Once podman has put away what ended, or it would take the new pod's network and process away with it."""
+        """Wait until podman has removed an ended pod; its removal would end the new pod too."""
         deadline = time.monotonic() + timeout_s
         while True:
             states = {found["State"]["Status"] for found in json.loads(self("inspect", *self._containers(pod)))}
@@ -136,7 +136,7 @@ class Podman:
         self("pod", "start", pod)
 
     def _containers(self, pod: str) -> list[str]:
-        """Ids of a pod's containers, that which only holds its network first."""
+        """Return the ids of a pod's containers, the one of its network first."""
         found = json.loads(self("pod", "inspect", pod))
         infra = found["InfraContainerID"]
         return [infra, *(one["Id"] for one in found["Containers"] if one["Id"] != infra)]
@@ -151,7 +151,7 @@ class Podman:
             return None
 
     def unusable(self, name: str) -> str | None:
-        """Why an image tells nothing of this commit; None where it does."""
+        """Return the reason why an image is not of this commit, or None."""
         found = self.image(name)
         if found is None:
             return f"{name} is not here: `make images` builds it"

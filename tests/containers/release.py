@@ -1,4 +1,4 @@
-"""The tiny profile of the chart, and a client by the other chart, as containers of this machine."""
+"""Tiny profile of the server's chart, and a client of the other chart, as local containers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def score(messages, responses, images):
 
 
 class Release:
-    """Pods of the release ``m``, each started when it is asked for."""
+    """Pods of the release ``m``, each started on demand."""
 
     def __init__(self, folder: Path, podman: Podman, model: Path, *, tls: bool) -> None:
         """``model`` is a tiny checkpoint; the data are pictures and questions of easy-vqa."""
@@ -73,7 +73,7 @@ class Release:
         self._build_valkey(folder)
 
     def _build_valkey(self, folder: Path) -> None:
-        """An image with the chart's server: no registry is asked, and the binary is that of the embedded default."""
+        """Build an image with the queue server from the embedded binary, without a registry."""
         context = folder / "valkey-image"
         context.mkdir()
         shutil.copy(bundled_valkey.server_binary(), context / "valkey-server")
@@ -82,7 +82,7 @@ class Release:
         self.podman("build", "--isolation", "chroot", "--tag", f"{_VALKEY}:{TAG}", str(context))
 
     def start(self, name: str) -> str:
-        """Start the pod of a component, by the name without the release's; its container."""
+        """Start the pod of a component, named without the release, and return its container."""
         documents = self._reward if name.startswith("reward") else self._mor
         pod = self._kubelet.pod(documents, f"m-mor-{name}")
         self._containers[name] = self.podman.play(pod, service_of(documents, pod))
@@ -94,7 +94,7 @@ class Release:
             self._addresses[name] = self.podman.address(self._containers[name])
 
     def ready(self, name: str, timeout_s: float = 600) -> float:
-        """Wait for a service; the seconds from the start of its process until it was ready."""
+        """Wait for a service, and return the seconds from the start of its process to readiness."""
         container = self._containers[name]
         started = self.podman.started(container)
         deadline = time.monotonic() + timeout_s
@@ -115,7 +115,7 @@ class Release:
         return f"{scheme}://{self._addresses[name]}:{_PORTS[name]}"
 
     def job(self, name: str, timeout_s: float) -> str:
-        """Run a job or a test of the charts to its end; what it says.
+        """Run a job or a test of the charts to its end, and return its log.
 
         Raises:
             RuntimeError: it failed, with what it said.
@@ -126,7 +126,7 @@ class Release:
         return self.podman.logs(container)
 
     def execute(self, name: str, script: str, given: str = "") -> str:
-        """What a shell in the container prints, as `kubectl exec -i` has it run."""
+        """Run a shell command in the container, as `kubectl exec -i` does, and return its output."""
         return self.podman("exec", "--interactive", self._containers[name], "sh", "-c", script, given=given)
 
     def restart(self, name: str) -> None:
@@ -153,14 +153,14 @@ class Release:
         return self.call("GET", name, path, token=token)
 
     def call(self, method: str, name: str, path: str, body: Any = None, token: str | None = None) -> Any:
-        """What a service answers to the administrator, or to the holder of ``token``."""
+        """Call a service with the administrator's token or with ``token``, and return its answer."""
         headers = {"Authorization": f"Bearer {token or self.secret('m-mor-auth', 'admin-token')}"}
         answer = self._http.request(method, f"{self.url(name)}{path}", json=body, headers=headers)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
     def finished(self, run: str, timeout_s: float) -> dict[str, Any]:
-        """The snapshot of a run that ends within the time."""
+        """Wait for the end of a run, and return its snapshot."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             snapshot: dict[str, Any] = self.get("control", f"/v1/runs/{run}")
@@ -171,7 +171,7 @@ class Release:
 
 
 def write_data(folder: Path, count: int) -> None:
-    """``prompts.jsonl``, and ``anchors.jsonl`` whose longer answer is the better one."""
+    """Write ``prompts.jsonl``, and ``anchors.jsonl`` in which the longer answer is the better one."""
     folder.mkdir()
     prompts = copy_questions(folder, count)
     anchors = [{**row, "chosen": f"A long answer, {i}.", "rejected": "No."} for i, row in enumerate(prompts)]

@@ -1,4 +1,4 @@
-"""What is in the images, and how they may be run."""
+"""Content of the images, and the restrictions they run under."""
 
 from __future__ import annotations
 

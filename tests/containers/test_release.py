@@ -1,5 +1,4 @@
-"""The tiny profile as `helm install` leaves it and `helm test` finds it, in containers made from what is rendered, with
-TLS between the services."""
+"""The tiny profile installs and passes `helm test` in containers of the rendered pods, with TLS between services."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ def release(podman: Podman, tmp_path_factory: pytest.TempPathFactory, tiny_vlm: 
 
 
 def test_the_release_installs_and_passes_helm_test(release: Release) -> None:
-    """The client's job enrols it; the server's makes the objective, fits its gate and creates the run of the values;
-    `helm test` finds all of it ready and has another run of two steps made."""
+    """The client's job enrols it; the server's job creates the objective, its gate and the run of the values."""
     assert "length" in release.job("reward-register", 600)
     applied = release.job("apply", 600)
     assert "objective helpful: gate version 1 in force" in applied
@@ -51,7 +49,7 @@ def test_the_release_installs_and_passes_helm_test(release: Release) -> None:
     assert said.rstrip().endswith("finished")
 
 
-def test_run_control_asks_the_router_who_a_clients_token_belongs_to(release: Release) -> None:
+def test_run_control_resolves_a_clients_token_with_the_router(release: Release) -> None:
     assert [run["name"] for run in release.get("control", "/v1/runs", release.secret("m-mor-reward", "page-token"))]
 
 
@@ -62,7 +60,7 @@ def test_the_router_samples_the_policy_for_a_refit(release: Release) -> None:
     assert gate["refitted"]["labelled"] >= 8
 
 
-def test_the_routers_state_goes_into_a_file_and_back(release: Release) -> None:
+def test_the_routers_state_is_exported_and_imported(release: Release) -> None:
     """The commands of docs/install.md."""
     state = release.execute("router", "mor-router export /tmp/state.json >&2 && cat /tmp/state.json")
     assert "helpful" in json.loads(state)["hashes"]["objectives"]

@@ -1,4 +1,4 @@
-"""Sound records for tests to start from."""
+"""Valid records as a starting point for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data files are read whole or refused with the line and the cure."""
+"""Data files are read whole, or refused with the line and the cure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every service answers errors as problem+json, checks tokens and limits, and tells its health."""
+"""Every service answers errors as problem+json, checks tokens and limits, and reports its health."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_errors_are_problems_with_a_cure(client: httpx.AsyncClient) -> Non
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "3")
 
 
-async def test_an_unexpected_error_tells_its_kind_and_nothing_more(client: httpx.AsyncClient) -> None:
+async def test_an_unexpected_error_names_its_type_and_nothing_more(client: httpx.AsyncClient) -> None:
     answer = await client.get("/broken")
     assert answer.status_code == 500
     assert "RuntimeError" in answer.text
@@ -132,7 +132,7 @@ async def test_tokens_have_scopes_and_can_be_rotated(client: httpx.AsyncClient, 
     assert (await get(fresh)).status_code == 200
 
 
-async def test_health_says_what_is_missing(client: httpx.AsyncClient) -> None:
+async def test_readiness_names_what_is_missing(client: httpx.AsyncClient) -> None:
     assert (await client.get("/healthz")).status_code == 200
     ready = await client.get("/readyz")
     assert ready.status_code == 503

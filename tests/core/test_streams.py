@@ -1,4 +1,4 @@
-"""Streams hand each record on once, wait when full, and lose nothing when a consumer dies."""
+"""Streams forward each record once, wait when full, and lose nothing when a consumer dies."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_forward_settles_the_entry_and_writes_its_successor(redis: Redis, 
     assert await side.depth("rollouts") == 1
 
 
-async def test_two_workers_on_one_entry_hand_it_on_once(redis: Redis, run_name: str) -> None:
+async def test_two_consumers_of_one_entry_forward_it_once(redis: Redis, run_name: str) -> None:
     side = Streams(redis, run_name, bound=4)
     slow, heir = consumer(side, lease_s=0.05), consumer(side, lease_s=0.05)
     await side.publish("prompts", prompt(run_name), timeout_s=1)
@@ -89,7 +89,7 @@ async def test_a_lease_that_is_kept_is_not_taken_over(redis: Redis, run_name: st
     assert await side.depth("prompts") == 0
 
 
-async def test_what_a_consumer_holds_at_its_end_is_anothers_at_once(redis: Redis, run_name: str) -> None:
+async def test_entries_of_a_consumer_that_ends_are_free_at_once(redis: Redis, run_name: str) -> None:
     side = Streams(redis, run_name, bound=8)
     worker, other = consumer(side, lease_s=60), consumer(side, lease_s=60)
     await side.publish("prompts", prompt(run_name, "g1"), timeout_s=1)

@@ -9,7 +9,7 @@ from mor_core.tasks import stop
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_task_that_takes_a_cancellation_for_its_own_ends_all_the_same() -> None:
+async def test_a_task_that_swallows_a_cancellation_still_ends() -> None:
     async def stubborn() -> None:
         for _ in range(2):
             try:
@@ -30,7 +30,7 @@ async def test_a_task_that_takes_a_cancellation_for_its_own_ends_all_the_same() 
     assert isinstance(failures[1], ValueError)
 
 
-async def test_who_is_stopped_while_it_stops_others_sees_them_to_their_end() -> None:
+async def test_a_caller_cancelled_while_it_stops_tasks_waits_until_they_end() -> None:
     ended = False
 
     async def deaf() -> None:

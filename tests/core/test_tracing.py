@@ -28,7 +28,7 @@ print(json.dumps([outer.traceparent, sent, sorted(name for name in sys.modules i
 
 
 def run(**environment: str) -> tuple[str | None, dict[str, str], list[str], str]:
-    """What the script prints, and what it says on standard error."""
+    """Standard output and standard error of the script."""
     done = subprocess.run(
         [sys.executable, "-c", SPANS], env=environment, capture_output=True, text=True, timeout=60, check=True
     )
@@ -58,19 +58,19 @@ def test_spans_reach_the_collector_that_the_environment_names() -> None:
     assert (apart.began, apart.ended, apart.failed) == (1_500_000_000, 2_500_000_000, True)
 
 
-def test_the_name_of_the_service_can_be_another() -> None:
+def test_the_environment_may_name_the_service() -> None:
     with collecting() as collector:
         run(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.address}/v1/traces", OTEL_SERVICE_NAME="mine")
         assert {span.service for span in collector.spans} == {"mine"}
 
 
-def test_a_protocol_that_is_not_spoken_is_told_and_no_more() -> None:
+def test_an_unsupported_protocol_is_a_warning() -> None:
     traceparent, _, _, said = run(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
     assert traceparent is None
     assert "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in said
 
 
-def test_a_package_that_is_missing_is_told_and_no_more() -> None:
+def test_a_missing_package_is_a_warning() -> None:
     script = f"import sys; sys.modules['opentelemetry.sdk.trace'] = None\n{SPANS}"
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -84,6 +84,6 @@ def test_a_package_that_is_missing_is_told_and_no_more() -> None:
     assert json.loads(done.stdout.splitlines()[-1])[0] is None
 
 
-def test_a_collector_that_is_away_holds_nobody_up() -> None:
+def test_an_unreachable_collector_delays_nothing() -> None:
     traceparent, _, _, _ = run(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_TIMEOUT="1")
     assert traceparent is not None

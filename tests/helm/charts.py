@@ -1,4 +1,4 @@
-"""The charts as tests render them."""
+"""Charts rendered for tests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Document = dict[str, Any]
 
 
 def helm(*arguments: str, binary: Path = HELM, home: Path | None = None, **environment: str) -> str:
-    """What the command prints.
+    """Run helm and return its standard output.
 
     Raises:
-        RuntimeError: it failed, with what it said.
+        RuntimeError: it failed; the message is its standard error.
     """
     own = {"HOME": str(home or TOOLS), "KUBECONFIG": "/nowhere", **environment}
     done = subprocess.run(
@@ -39,7 +39,7 @@ def chart_of(profile: Path) -> Path:
 
 
 def render(chart: Path, *options: str, namespace: str = "mor", kubernetes: str = "1.34.0") -> list[Document]:
-    """Every object of the chart, hooks included, as release ``m``."""
+    """Return every object of the chart, hooks included, for the release ``m``."""
     text = helm("template", "m", str(chart), "--namespace", namespace, "--kube-version", kubernetes, *options)
     return [document for document in yaml.safe_load_all(text) if document]
 
@@ -49,7 +49,7 @@ def of(documents: list[Document], kind: str) -> dict[str, Document]:
 
 
 def pods(documents: list[Document]) -> dict[str, Document]:
-    """Pod specifications by the name of what makes them."""
+    """Return pod specifications by the names of their workloads."""
     found = {
         document["metadata"]["name"]: document.get("spec", {}) for document in documents if document["kind"] == "Pod"
     }
@@ -63,7 +63,7 @@ def variables(pod: Document) -> dict[str, str]:
 
 
 def requests(documents: list[Document]) -> tuple[float, float]:
-    """Cores and GiB of memory that all replicas request together."""
+    """Return the cores and GiB of memory that all replicas request together."""
     cores = memory = 0.0
     for kind in ("Deployment", "StatefulSet"):
         for document in of(documents, kind).values():

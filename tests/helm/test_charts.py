@@ -1,4 +1,4 @@
-"""What the charts render: valid on each Kubernetes, restricted, least privileged, and a contradiction says its cure."""
+"""Rendered charts are valid on each Kubernetes, restricted and least privileged; errors in values name their cure."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ def test_the_router_reaches_a_model_hub_only_for_models_of_its_own() -> None:
     assert "m-mor-from-router" in to_everywhere("--set=router.settings.embed_text_model=owner/encoder")
 
 
-def test_what_a_component_calls_is_addressed_trusted_and_admitted() -> None:
-    """Run control asks the router for clients' tokens, the router samples the rollout service for refits."""
+def test_a_component_reaches_and_trusts_the_services_that_it_calls() -> None:
+    """Run control checks clients' tokens with the router; the router samples the rollout service for refits."""
     rendered = charts.render(MOR, f"--values={MOR / 'ci' / 'external-redis-values.yaml'}")
     control, router = (charts.variables(charts.pods(rendered)[f"m-mor-{name}"]) for name in ("control", "router"))
     assert (control["MOR_ROUTER_URL"], control["MOR_ROUTER_CA_FILE"]) == (

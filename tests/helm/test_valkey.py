@@ -1,4 +1,4 @@
-"""The bundled server's own start script and ACL: enough for MoR, and for nothing else."""
+"""Start script and ACL of the bundled server permit what MoR does and nothing else."""
 
 from __future__ import annotations
 

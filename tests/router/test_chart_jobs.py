@@ -64,7 +64,7 @@ async def test_what_is_declared_is_made_once(
         job = Job(tmp_path / "job", "apply.py", router=router, control=trainer)
         status, said = await job.run(wanted)
         assert status == 0, said
-        assert "objective helpful: made" in said
+        assert "objective helpful: created" in said
         assert "objective helpful: 20 anchors" in said
         assert "queued" in said
         assert await job.run(wanted) == (0, "")

@@ -1,4 +1,4 @@
-"""Makes the objectives and runs that the values declare, where they are not there; run again, it changes nothing."""
+"""Create the objectives and runs that the values declare and that do not exist yet. Safe to run again."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from service import Service
 
 
 def objective(router: Service, wanted: dict[str, Any]) -> None:
-    """An objective without its anchors, or without a gate, is completed: an earlier job may have ended in between."""
+    """Create an objective, or complete one without anchors or gate: an earlier job may have ended in between."""
     path = f"/v1/objectives/{wanted['name']}"
     known = router.call("GET", path, missing=None)
     if known is None:
         described = {key: wanted[key] for key in ("name", "text", "paraphrases") if key in wanted}
         known = router.call("POST", "/v1/objectives", json=described)
-        print(f"objective {wanted['name']}: made")
+        print(f"objective {wanted['name']}: created")
     if wanted.get("anchors") and not known["anchors"]:
         known = router.call("PUT", f"{path}/anchors", files=upload(Path(wanted["anchors"])))
         print(f"objective {wanted['name']}: {known['anchors']} anchors")
@@ -26,7 +26,7 @@ def objective(router: Service, wanted: dict[str, Any]) -> None:
 
 
 def upload(anchors: Path) -> list[tuple[str, tuple[str, bytes]]]:
-    """Form fields of a mor.prefs/1 file and of the pictures that it names by path."""
+    """Return the form fields of a mor.prefs/1 file and of the pictures that it names by path."""
     lines = anchors.read_bytes()
     rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
     names = {name for row in rows for name in row.get("images") or [] if not name.startswith("data:")}

@@ -1,4 +1,4 @@
-"""What `helm test` asks: is every service ready, do the clients that count answer, does a run of two steps finish."""
+"""Checks of `helm test`: every service is ready, the active clients answer, and a run of two steps finishes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OVER = ("finished", "failed", "stopped")
 
 
 def clients(router: Service) -> list[str]:
-    """Names of the active clients, each of which has answered last time that it was asked."""
+    """Return the names of the active clients; exit where the last call to one of them failed."""
     status = router.call("GET", "/v1/status")
     for line in status["clients"]:
         client = line["client"]
@@ -34,6 +34,7 @@ def clients(router: Service) -> list[str]:
 
 
 def reward(router: Service) -> None:
+    """Reward one group; exit where there is no reward."""
     item = router.call("POST", "/v1/reward", json={"items": [_GROUP]})["items"][0]
     if item["status"] != "ok":
         sys.exit(f"no reward for a group of two: {item['detail']}")
@@ -41,7 +42,7 @@ def reward(router: Service) -> None:
 
 
 def run(control: Service, model: str) -> None:
-    """Two steps of two groups each, with a learning rate that changes next to nothing."""
+    """Run two steps of two groups each, with a learning rate that leaves the weights nearly as they are."""
     spec: dict[str, Any] = {
         "name": "helm-test",
         "model": model,
@@ -71,7 +72,7 @@ def main() -> None:
         service.call("GET", "/readyz")
         print(f"{service.name}: ready")
     if not clients(router):
-        print("no client is active yet: no reward and no run was asked for")
+        print("no client is active yet: skipped the reward and the run")
         return
     reward(router)
     if wanted["model"]:

@@ -1,4 +1,4 @@
-"""One of MoR's services, as the chart's jobs call it."""
+"""HTTP client of one of MoR's services, for the chart's jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BUSY = (429, 502, 503, 504)
 
 
 class Service:
-    """HTTP client with the administrator's token; what is not up yet is asked again until ``MOR_TIMEOUT_S``."""
+    """HTTP client with the administrator's token, which retries until ``MOR_TIMEOUT_S`` while the service starts."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -28,17 +28,17 @@ class Service:
         )
 
     def call(self, method: str, path: str, *, missing: Any = ..., **request: Any) -> Any:
-        """The answer's JSON; ``missing`` for a 404 where it is given. A refusal ends the job with what it says."""
+        """Return the answer's JSON, or ``missing`` for a 404 where it is given; exit on any other error status."""
         while True:
             try:
                 answer = self._http.request(method, path, **request)
                 if answer.status_code not in _BUSY:
                     break
-                said = f"{answer.status_code} {answer.text[:300]}"
+                problem = f"{answer.status_code} {answer.text[:300]}"
             except httpx.TransportError as error:
-                said = str(error) or type(error).__name__
+                problem = str(error) or type(error).__name__
             if time.monotonic() > self.deadline:
-                sys.exit(f"{self.name}: {method} {path}: {said}; gave up")
+                sys.exit(f"{self.name}: {method} {path}: {problem}; gave up")
             time.sleep(random.uniform(1, 3))
         if answer.status_code == 404 and missing is not ...:
             return missing
