@@ -12,7 +12,7 @@ from mor_client.exit_codes import ExitCode
 from mor_client.findings import Finding, Verdict
 from mor_core.auth import Principal, Scope
 from mor_core.run_status import WorkerStatus
-from mor_core.service_info import About, Disk, Facts, QueueServer
+from mor_core.service_info import Disk, HostInfo, QueueServer, ServiceInfo
 
 from tests.client.installation import Installation
 
@@ -25,9 +25,9 @@ HEALTHY = QueueServer(
 def report(**changes: object) -> ServiceReport:
     """Make the report of a healthy service, with ``changes``."""
     now = time.time()
-    about = About(
+    about = ServiceInfo(
         service="MoR", version="1", now=now, started_at=now, caller=Principal(name="ops", scope=Scope.admin),
-        facts=Facts(queue_server=HEALTHY), problem=None,
+        facts=HostInfo(queue_server=HEALTHY), problem=None,
     )  # fmt: skip
     return ServiceReport(about.model_copy(update=changes), now, 0.01)
 
@@ -73,7 +73,7 @@ def test_clocks_versions_and_host_reports_are_checked() -> None:
     assert [finding.verdict for finding in doctor_checks.clocks(late)] == [Verdict.warning, Verdict.failed]
     two = {
         "control": report(),
-        "router": report(facts=Facts(queue_server=HEALTHY.model_copy(update={"server_id": "b"}))),
+        "router": report(facts=HostInfo(queue_server=HEALTHY.model_copy(update={"server_id": "b"}))),
     }
     assert Verdict.failed in verdicts(list(doctor_checks.queue_servers(two)))
     broken = {"control": report(facts=None, problem="ConnectionError: refused")}
@@ -90,7 +90,7 @@ def test_clocks_versions_and_host_reports_are_checked() -> None:
     ],
 )
 def test_a_faulty_queue_server_gets_a_warning_with_the_cure(change: dict[str, object], cure: str) -> None:
-    server = {"control": report(facts=Facts(queue_server=HEALTHY.model_copy(update=change)))}
+    server = {"control": report(facts=HostInfo(queue_server=HEALTHY.model_copy(update=change)))}
     (finding,) = doctor_checks.queue_servers(server)
     assert (finding.verdict, cure in str(finding.cure)) == (Verdict.warning, True)
 
@@ -98,7 +98,7 @@ def test_a_faulty_queue_server_gets_a_warning_with_the_cure(change: dict[str, ob
 @pytest.mark.parametrize(("free_gib", "verdict"), [(0.5, Verdict.failed), (5, Verdict.warning), (50, Verdict.ok)])
 def test_full_disks_are_found(free_gib: float, verdict: Verdict) -> None:
     disk = Disk(purpose="runs", path="/runs", free_bytes=int(free_gib * 2**30), total_bytes=200 << 30)
-    (finding,) = doctor_checks.disks({"control": report(facts=Facts(disks=(disk,)))})
+    (finding,) = doctor_checks.disks({"control": report(facts=HostInfo(disks=(disk,)))})
     assert finding.verdict is verdict
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 from mor_core.clients import ClientStatus
-from mor_core.service_info import About
+from mor_core.service_info import ServiceInfo
 from pydantic import BaseModel
 
 from mor_client import doctor_checks
@@ -90,7 +90,7 @@ def _service(transport: Transport, reports: dict[str, ServiceReport]) -> Iterato
     yield _ready(transport)
     begun, clock = time.time(), time.perf_counter()
     try:
-        about: About = transport.get("/v1/about", About)
+        about: ServiceInfo = transport.get("/v1/about", ServiceInfo)
     except ServiceError as error:
         yield failed(f"token at {name}", error.detail, error.cure)
         return

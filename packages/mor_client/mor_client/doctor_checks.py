@@ -9,7 +9,7 @@ from mor_core.auth import Scope
 from mor_core.clients import ClientStatus
 from mor_core.run_status import Alert, WorkerStatus
 from mor_core.runs import RunSnapshot, RunState
-from mor_core.service_info import About, QueueServer
+from mor_core.service_info import QueueServer, ServiceInfo
 
 from mor_client.findings import Finding, failed, ok, warning
 
@@ -33,7 +33,7 @@ _SILENT_S = 60.0
 class ServiceReport:
     """Self-description of a service, with its time of receipt by the local clock."""
 
-    about: About
+    about: ServiceInfo
     received_at: float
     """Unix time at the middle of the request, in seconds."""
     round_trip_s: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from mor_core.clients import ClientStatus
-from mor_core.objectives import AskedObjective
+from mor_core.objectives import RequestedObjective
 from mor_core.stored_objectives import Objective
 from mor_core.wire import ClientScore, Finite, Messages, ObjectiveShare, RewardItem, Sha256, Wire
 from pydantic import Base64Bytes, ConfigDict, Field
@@ -21,7 +21,7 @@ class RouteRequest(_Documented):
     """``POST /v1/route``: who would be asked about an input, with which weight."""
 
     messages: Messages
-    objective: AskedObjective | None = None
+    objective: RequestedObjective | None = None
     """Name of an objective (``name@3``: with gate version 3), a text that says what is wanted, or a blend
     ``{name: share}`` with shares that sum to 1."""
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)

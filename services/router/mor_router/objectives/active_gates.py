@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 from mor_core.errors import Conflict, NotFound
-from mor_core.objectives import AskedObjective, unpinned
+from mor_core.objectives import RequestedObjective, split_version
 from mor_core.wire import ModelRef, ObjectiveShare
 from numpy import ndarray
 from redis.asyncio import Redis
@@ -135,7 +135,7 @@ class ServedGates:
         """Read the objectives anew at the next question."""
         self._read_at = 0.0
 
-    async def in_force(self, asked: AskedObjective | None, active: Sequence[str]) -> InForce:
+    async def in_force(self, asked: RequestedObjective | None, active: Sequence[str]) -> InForce:
         """What to fuse with when a group's objective is ``asked``: a name, a blend, or a text like the objectives'.
 
         Raises:
@@ -176,7 +176,7 @@ class ServedGates:
 
     def _own(self, asked: str) -> Objective | None:
         """The objective of this name or text, with the gate version that it is asked with."""
-        name, version = unpinned(asked)
+        name, version = split_version(asked)
         for objective in self._known.values():
             if name in (objective.name, objective.text):
                 return objective if version is None else objective.model_copy(update={"active": version})

@@ -14,7 +14,7 @@ from functools import partial
 from jaxtyping import Float
 from mor_core import tracing
 from mor_core.errors import MorError, NotFound
-from mor_core.objectives import AskedObjective
+from mor_core.objectives import RequestedObjective
 from mor_core.wire import ClientScore, ObjectiveShare, RewardItem, ScoreItem
 from numpy import ndarray
 
@@ -151,7 +151,7 @@ class Rewarder:
         asked = heapq.nlargest(most, weights, key=weights.__getitem__)
         return tuple(_lens(part, inputs, asked) for part in force.parts)
 
-    async def round(self, objective: AskedObjective | None, fusion: FusionChoice | None = None) -> Round:
+    async def round(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> Round:
         """Who is asked about a group with this objective, and what is in force for it now.
 
         Raises:
