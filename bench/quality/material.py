@@ -61,10 +61,10 @@ def taste(gold: Gold, rng: Random) -> tuple[str, str] | None:
 def questions(share: Share, rng: Random) -> Iterator[list[Question]]:
     """Without end: at most three of each picture, and none that is not about one of the skills."""
     for picture in picture_maker(share.domain, SPLIT_SEED).pictures(share.split, 1_000_000, rng):
-        asks = list({ask.question: ask for ask in picture.asks if skill(ask.gold) in share.skills}.values())
-        if asks:
-            chosen = rng.sample(asks, min(3, len(asks)))
-            yield [Question(picture.image, ask.question, ask.gold) for ask in chosen]
+        questions = list({one.text: one for one in picture.questions if skill(one.gold) in share.skills}.values())
+        if questions:
+            chosen = rng.sample(questions, min(3, len(questions)))
+            yield [Question(picture.image, one.text, one.gold) for one in chosen]
 
 
 def write_preferences(

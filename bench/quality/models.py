@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from three_domains.prepare import Step
+from three_domains.prepare import PreparationStep
 
 from quality.population import CLIENTS, Client, options
 
@@ -16,15 +16,15 @@ AVERAGED, ANCHORED, CENTRAL = "averaged", "anchored", "central"
 OTHERS = (AVERAGED, ANCHORED, CENTRAL)
 
 
-def training(name: str, data: Path, out: Path, how: Sequence[str]) -> Step:
+def training(name: str, data: Path, out: Path, how: Sequence[str]) -> PreparationStep:
     """One reward model, trained as a client trains its own; an interrupted training goes on."""
     command = [str(Path(sys.executable).with_name("mor-reward")), "train"]
     told = ["--data", str(data), "--out", str(out), "--name", name, "--threads", "1"]
     again = ["--resume"] if out.with_name(f"{out.name}.training").exists() else []
-    return Step(f"reward model {name}", out, [*command, *told, *how, *again])
+    return PreparationStep(f"reward model {name}", out, [*command, *told, *how, *again])
 
 
-def client_training(client: Client, state: Path, base: Path, parts: Path) -> Step:
+def client_training(client: Client, state: Path, base: Path, parts: Path) -> PreparationStep:
     how = options(client.architecture, client.epochs, str(base), str(parts))
     return training(client.name, state / "clients" / client.name / "prefs.jsonl", state / "models" / client.name, how)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mor_reward.backbones import VlmConfig, build
 from three_domains.base_vlm import read_rows
-from three_domains.tuning import TuningConfig, pack, tower_features, tune
+from three_domains.tuning import TuningConfig, encoder_features, pack, tune
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from quality import sampling, scoring
@@ -62,7 +62,7 @@ def _tune(base: Path, anchors: Path, out: Path) -> None:
     processor = Idefics3Processor.from_pretrained(base)
     model = Idefics3ForConditionalGeneration.from_pretrained(base)
     pictures, packed = pack(rows, processor)
-    tune(model, packed, tower_features(model, processor, [Path(name) for name in pictures]), _RECIPE, seed=0)
+    tune(model, packed, encoder_features(model, processor, [Path(name) for name in pictures]), _RECIPE, seed=0)
     model.save_pretrained(out)
     processor.save_pretrained(out)
 

@@ -12,22 +12,22 @@ from quality.material import Share, questions, taste, write_preferences
 from quality.models import pool
 from quality.objectives import brief, complete, prefer
 from quality.population import CLIENTS, SKILLS, options, skill
-from three_domains.chart import count_ask, value_ask
-from three_domains.detail import asks as detail_asks
+from three_domains.chart import count_question, value_question
+from three_domains.detail import make_questions as detail_questions
 from three_domains.domains import ANSWERS
-from three_domains.medical import asks as medical_asks
-from three_domains.questions import Ask
+from three_domains.medical import make_questions as medical_questions
+from three_domains.questions import Question
 
-ASKS: list[Ask] = [
-    *detail_asks({"top left": "bird", "bottom right": "coin"}, Random(0)),
-    *medical_asks("axial", "frontal", "left", Random(0)),
-    *(value_ask(target, 42.0, "years") for target in ("tallest", "last", "start", "end")),
-    count_ask(4),
+QUESTIONS: list[Question] = [
+    *detail_questions({"top left": "bird", "bottom right": "coin"}, Random(0)),
+    *medical_questions("axial", "frontal", "left", Random(0)),
+    *(value_question(target, 42.0, "years") for target in ("tallest", "last", "start", "end")),
+    count_question(4),
 ]
 
 
 def test_every_question_asks_for_a_known_skill_and_every_skill_is_asked_for() -> None:
-    assert {skill(ask.gold) for ask in ASKS} == {one for skills in SKILLS.values() for one in skills}
+    assert {skill(question.gold) for question in QUESTIONS} == {one for skills in SKILLS.values() for one in skills}
 
 
 def test_each_skill_has_clients_that_know_it_and_clients_that_do_not() -> None:
@@ -45,32 +45,35 @@ def test_options_name_the_parts_that_they_are_given() -> None:
         assert not any("{" in option for option in told)
 
 
-@pytest.mark.parametrize("ask", ASKS, ids=lambda ask: ask.question)
-def test_the_objectives_agree_on_truth_and_differ_on_words(ask: Ask) -> None:
-    answers = ANSWERS[ask.gold["domain"]]
-    right, wrong = answers.right(ask.gold, Random(1)), answers.wrong(ask.gold, Random(1))
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.text)
+def test_the_objectives_agree_on_truth_and_differ_on_words(question: Question) -> None:
+    answers = ANSWERS[question.gold["domain"]]
+    right, wrong = answers.right(question.gold, Random(1)), answers.wrong(question.gold, Random(1))
     for objective in (complete, brief):
-        assert objective(ask.gold, right) > objective(ask.gold, wrong) - 0.75
-    pairs = [pair for seed in range(60) if (pair := prefer("complete", ask.gold, Random(seed)))]
+        assert objective(question.gold, right) > objective(question.gold, wrong) - 0.75
+    pairs = [pair for seed in range(60) if (pair := prefer("complete", question.gold, Random(seed)))]
     assert pairs
-    assert all(complete(ask.gold, chosen) > complete(ask.gold, rejected) for chosen, rejected in pairs)
+    assert all(complete(question.gold, chosen) > complete(question.gold, rejected) for chosen, rejected in pairs)
 
 
 def test_some_pairs_set_the_objectives_against_each_other() -> None:
     pairs = [
-        (ask.gold, pair) for ask in ASKS for seed in range(20) if (pair := prefer("complete", ask.gold, Random(seed)))
+        (question.gold, pair)
+        for question in QUESTIONS
+        for seed in range(20)
+        if (pair := prefer("complete", question.gold, Random(seed)))
     ]
     against = [brief(gold, chosen) < brief(gold, rejected) for gold, (chosen, rejected) in pairs]
     assert 0.2 < sum(against) / len(against) < 0.9
 
 
 def test_labels_are_the_tastes() -> None:
-    for ask in ASKS:
-        answers = ANSWERS[ask.gold["domain"]]
+    for question in QUESTIONS:
+        answers = ANSWERS[question.gold["domain"]]
         for seed in range(20):
-            pair = taste(ask.gold, Random(seed))
+            pair = taste(question.gold, Random(seed))
             if pair:
-                assert answers.taste(ask.gold, pair[0]) > answers.taste(ask.gold, pair[1])
+                assert answers.taste(question.gold, pair[0]) > answers.taste(question.gold, pair[1])
 
 
 @pytest.mark.downloads

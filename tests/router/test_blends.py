@@ -205,7 +205,7 @@ async def test_clients_are_told_the_whole_blend(api: Api, endpoints: Endpoints) 
 @pytest.mark.parametrize(
     ("blend", "says"),
     [
-        ({"complete": 0.5, "brief": 0.6}, "sum to 1, these to 1.1"),
+        ({"complete": 0.5, "brief": 0.6}, "sum to 1.1, not 1"),
         ({"complete": 1.5, "brief": -0.5}, "objective"),
         ({}, "objective"),
     ],
