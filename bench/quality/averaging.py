@@ -1,6 +1,6 @@
-"""A reward model whose parameters are averaged over the clients that share an architecture (FedAvg).
+"""Federated averaging (FedAvg) of the reward model of clients that share an architecture.
 
-McMahan et al. 2017: each round every client trains the common weights on its own pairs, and the server takes
+McMahan et al. 2017: in each round every client trains the common weights on its own pairs, and the server takes
 their mean, weighted by the number of pairs. All rounds run in this one process.
 """
 
@@ -30,7 +30,7 @@ _FEATURE_BYTES = 4 << 30
 def average(files: Sequence[Path], config: AnyConfig, train_config: TrainConfig, out: Path, name: str) -> None:
     """Train on the pairs of ``files`` by federated averaging and write the model folder ``out``.
 
-    One local epoch a round; pairs made up from mismatched pictures as in the clients' own training.
+    One local epoch per round; synthetic pairs from mismatched pictures as in the clients' own training.
     """
     torch.manual_seed(train_config.seed)
     backbone = build(config, Path.cwd(), pretrained=True)

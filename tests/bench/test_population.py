@@ -1,4 +1,4 @@
-"""The population, the labels of its pairs, and the two objectives."""
+"""Population, labels of its pairs, and the two objectives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 from mor_core.datafiles import read_preferences
-from quality.material import Share, questions, taste, write_preferences
+from quality.material import PairShare, questions, taste, write_preferences
 from quality.models import pool
 from quality.objectives import brief, complete, prefer
 from quality.population import CLIENTS, SKILLS, options, skill
@@ -26,7 +26,7 @@ QUESTIONS: list[Question] = [
 ]
 
 
-def test_every_question_asks_for_a_known_skill_and_every_skill_is_asked_for() -> None:
+def test_every_question_has_a_known_skill_and_every_skill_has_a_question() -> None:
     assert {skill(question.gold) for question in QUESTIONS} == {one for skills in SKILLS.values() for one in skills}
 
 
@@ -38,7 +38,7 @@ def test_each_skill_has_clients_that_know_it_and_clients_that_do_not() -> None:
     assert len({client.architecture for client in CLIENTS}) >= 4
 
 
-def test_options_name_the_parts_that_they_are_given() -> None:
+def test_options_name_the_given_encoders() -> None:
     for client in CLIENTS:
         told = options(client.architecture, client.epochs, "/of/base", "/of/parts")
         assert any(option.startswith("/of/") for option in told)
@@ -46,7 +46,7 @@ def test_options_name_the_parts_that_they_are_given() -> None:
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.text)
-def test_the_objectives_agree_on_truth_and_differ_on_words(question: Question) -> None:
+def test_the_objectives_agree_on_truth_and_differ_in_length(question: Question) -> None:
     answers = ANSWERS[question.gold["domain"]]
     right, wrong = answers.right(question.gold, Random(1)), answers.wrong(question.gold, Random(1))
     for objective in (complete, brief):
@@ -56,7 +56,7 @@ def test_the_objectives_agree_on_truth_and_differ_on_words(question: Question) -
     assert all(complete(question.gold, chosen) > complete(question.gold, rejected) for chosen, rejected in pairs)
 
 
-def test_some_pairs_set_the_objectives_against_each_other() -> None:
+def test_the_objectives_disagree_on_some_pairs() -> None:
     pairs = [
         (question.gold, pair)
         for question in QUESTIONS
@@ -78,16 +78,16 @@ def test_labels_are_the_tastes() -> None:
 
 @pytest.mark.downloads
 def test_questions_are_of_the_wanted_skills_only() -> None:
-    share = Share("chart", ("chart/line",), "dev", 0)
+    share = PairShare("chart", ("chart/line",), "dev", 0)
     asked = [question for found in itertools.islice(questions(share, Random(0)), 4) for question in found]
     assert asked
     assert {skill(question.gold) for question in asked} == {"chart/line"}
 
 
-def test_a_row_of_a_clients_own_file_is_told_from_another_clients_in_the_pool(tmp_path: Path) -> None:
+def test_rows_of_different_clients_are_distinct_in_the_pool(tmp_path: Path) -> None:
     clients = CLIENTS[:2]
     for client in clients:
-        share = Share(client.domains[0], client.skills, "client", 2)
+        share = PairShare(client.domains[0], client.skills, "client", 2)
         write_preferences(tmp_path / "clients" / client.name, [share], seed=client.name)
     rows = list(read_preferences(pool(tmp_path, clients)))
     assert [row.prompt.id.partition("/")[0] for row in rows] == [client.name for client in clients for _ in range(2)]

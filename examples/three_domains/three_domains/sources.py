@@ -147,7 +147,7 @@ def verify(file: Path, source: Source) -> None:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != source.sha256:
         raise SourceError(
-            f"{source.package} {source.version}: the downloaded file has SHA-256 {digest}, expected {source.sha256}.  "
+            f"{source.package} {source.version}: the downloaded file has SHA-256 {digest}, expected {source.sha256}. "
             "The registry or a proxy served another file: retry, or fetch it through another mirror."
         )
 
@@ -172,7 +172,7 @@ def _download(source: Source, scratch: Path) -> Path:
     files = sorted(path for path in got.iterdir() if path.suffix in {".deb", ".tgz", ".whl"})
     if len(files) != 1:
         raise SourceError(
-            f"{source.package} {source.version}: {source.client} left {len(files)} files, expected one.  "
+            f"{source.package} {source.version}: {source.client} left {len(files)} files, expected one. "
             "Check that the registry carries this version."
         )
     return files[0]

@@ -1,19 +1,19 @@
-"""Liars on the synthetic population."""
+"""Adversarial clients on the synthetic population."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from quality.arms import MixtureOfRewards
-from quality.hostile import SCENARIOS, Scenario
-from quality.scored import Anchors, Groups, agreement
+from quality.attacks import SCENARIOS, Scenario
+from quality.group_scores import AnchorPairs, GroupScores, agreement
 
 from tests.bench.synthetic import anchors, groups
 
 LIVE = groups(800, seed=1)
 
 
-def accuracy(told: Anchors, live: Groups) -> float:
+def accuracy(told: AnchorPairs, live: GroupScores) -> float:
     return float(agreement(MixtureOfRewards().fit(told)(live)).mean())
 
 
@@ -21,9 +21,9 @@ CLEAN = accuracy(anchors(), LIVE)
 
 
 @pytest.mark.parametrize("scenario", [one for one in SCENARIOS if not one.sleeper], ids=lambda one: one.title)
-def test_a_liar_who_shows_it_on_the_anchors_costs_little(scenario: Scenario) -> None:
+def test_an_adversary_that_attacks_on_the_anchors_costs_little(scenario: Scenario) -> None:
     told, live = scenario.joined(anchors(), LIVE, model=0, seed=0)
-    assert live.scores.shape[1] == LIVE.scores.shape[1] + scenario.liars
+    assert live.scores.shape[1] == LIVE.scores.shape[1] + scenario.adversaries
     assert accuracy(told, live) > CLEAN - 0.03
 
 
