@@ -43,7 +43,7 @@ def _flipper(random: Generator, cluster: Int[ndarray, " anchors"]) -> Float[ndar
     return np.asarray(_specialist(0.9, 0.9)(random, cluster) * random.choice((-1, 1), size=len(cluster)))
 
 
-CLIENTS: dict[str, Client] = {
+CLIENTS: dict[str, Differences] = {
     "right in one cluster of five, guesses elsewhere": _specialist(_SKILL, 0.5),
     "right in one cluster of five, misleads elsewhere": _specialist(_SKILL, 1 - _SKILL),
     "random": lambda random, cluster: random.standard_normal(len(cluster)),
