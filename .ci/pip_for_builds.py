@@ -1,4 +1,4 @@
-"""What a build is told so that pip in it finds packages where pip on this machine does: ``pip_for_builds.py FOLDER``.
+"""Options with which pip in a build uses the package indexes of this machine's pip: ``pip_for_builds.py FOLDER``.
 
 Writes FOLDER/pip.conf with this machine's settings, and prints the options of ``podman build`` and ``run`` that mount
 it with the folders and certificates that it names.
@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 _OURS = {"constraint", "requirement", "target", "prefix"}
-"""Settings that the Dockerfiles decide."""
+"""Settings that the Dockerfiles set themselves."""
 
 
 def settings() -> dict[str, str]:
-    """pip's own, those of the environment last: they take precedence."""
+    """Return pip's settings, those of the environment last, because they take precedence."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -27,7 +27,7 @@ def settings() -> dict[str, str]:
 
 
 def mounts(value: str) -> set[Path]:
-    """What of this machine's files a setting names. An index links to files beside its own folder."""
+    """Return the files of this machine that a setting names. An index links to files beside its own folder."""
     found = set()
     for word in value.split():
         if word.startswith("file://"):

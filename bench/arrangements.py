@@ -61,10 +61,10 @@ class TokenGroups:
     def packed(self) -> Tensor:
         length = len(self._places)
         sequence = torch.cat([self._prompts, self._responses.flatten(1)], 1).flatten()[None]
-        groups = [shared_prompt.Group(self._prompt, [self._response] * self._size)] * self._count
+        groups = [shared_prompt.PromptGroup(self._prompt, [self._response] * self._size)] * self._count
         places = self._places.repeat(self._count)[None]
         states = self._states(
-            input_ids=sequence, position_ids=places, **shared_prompt.arguments(groups, sequence.device)
+            input_ids=sequence, position_ids=places, **shared_prompt.forward_arguments(groups, sequence.device)
         )
         return states.unflatten(1, (self._count, length))[0, :, self._prompt :]
 
@@ -98,7 +98,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     shape = vlm.SHAPES[options.shape]
     decoder = vlm.build(shape)[0].get_decoder()
-    shared_prompt.use(decoder)
+    shared_prompt.install(decoder)
     cases = []
     for name in options.cases:
         prompt, response = map(int, name.split("x"))

@@ -20,7 +20,7 @@ from mor_core.images import decode
 from mor_core.sampling import response_seed
 from mor_rollout import environment
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.protocol import Sampled, SampleParams, Shown
+from mor_rollout.engines.protocol import PromptInput, SampledResponse, SampleParams
 
 SEED = 0
 
@@ -28,25 +28,25 @@ SEED = 0
 @dataclass(frozen=True)
 class SampledTokens:
     prompt: Prompt
-    responses: list[Sampled]
+    responses: list[SampledResponse]
 
 
 async def sample(
     settings: RolloutSettings, prompts: Sequence[Prompt], size: int, max_tokens: int
 ) -> list[SampledTokens]:
     """Sample ``size`` responses to each prompt, at temperature 1, all prompts at once as in a run."""
-    from mor_rollout.engines.prompts import PromptEncoder
-    from mor_rollout.engines.vllm.engine import VllmEngine
-    from mor_rollout.weights.base import BaseModel
+    from mor_rollout.engines.prompt_codec import PromptCodec
+    from mor_rollout.engines.vllm.vllm_engine import VllmEngine
+    from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
-    base = BaseModel(settings.model)
-    engine = VllmEngine(settings, base, PromptEncoder(settings, base))
+    base = BaseCheckpoint(settings.model)
+    engine = VllmEngine(settings, base, PromptCodec(settings, base))
     await engine.start()
     params = SampleParams(max_tokens=max_tokens, temperature=1.0, top_p=1.0)
 
     async def group(prompt: Prompt) -> SampledTokens:
         images = {name: decode(content) for name, content in prompt.images.items()}
-        encoded = await engine.encode(Shown(prompt.messages, images))
+        encoded = await engine.encode(PromptInput(prompt.messages, images))
         seeds = [response_seed(SEED, "bench", prompt.id, index) for index in range(size)]
         return SampledTokens(prompt, await engine.sample(encoded, params, seeds))
 
@@ -61,8 +61,8 @@ def differences(model: str, groups: Sequence[SampledTokens]) -> list[float]:
     import torch
     from mor_core.runs import RunSpec
     from mor_trainer.model import loading
+    from mor_trainer.model.packed_sequences import PackedSequence
     from mor_trainer.model.policy import Policy
-    from mor_trainer.model.rows import Row
 
     spec = RunSpec.model_validate({"name": "bench", "model": model, "prompts": "-", "objective": "-", "steps": 1})
     policy = Policy(*loading.load(model), spec)
@@ -70,9 +70,10 @@ def differences(model: str, groups: Sequence[SampledTokens]) -> list[float]:
     for group in groups:
         prepared = policy.prepare(group.prompt.messages, group.prompt.images)
         responses = tuple(response.token_ids for response in group.responses)
-        rows = [Row(prepared, responses)] if policy.shares_prompts else [Row(prepared, (one,)) for one in responses]
+        parts = [responses] if policy.shares_prompts else [(one,) for one in responses]
+        sequences = [PackedSequence(prepared, part) for part in parts]
         with torch.no_grad():
-            ours, _ = policy.logprobs(rows)
+            ours, _ = policy.logprobs(sequences)
         theirs = [value for response in group.responses for value in response.logprobs]
         found.extend((ours.double() - torch.tensor(theirs, dtype=torch.double)).tolist())
     return found

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl_baseline
 import vlm
 from cluster import Services
 from machine import commit, record

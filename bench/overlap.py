@@ -162,8 +162,8 @@ def trainer(options: argparse.Namespace) -> list[float]:
 def train_alone(options: argparse.Namespace) -> list[float]:
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
-    from mor_trainer.update.step_timer import TimeShares
-    from mor_trainer.update.update import Updater
+    from mor_trainer.update.step_timer import StepTimer
+    from mor_trainer.update.updater import Updater
     from mor_trainer.weights import files
     from mor_trainer.weights.publication import Publication
 
@@ -186,7 +186,7 @@ def train_alone(options: argparse.Namespace) -> list[float]:
             policy, vlm.SHAPES[options.shape], prompt=options.prompt, size=options.size, response=options.response,
             count=options.groups, first=step * options.groups,
         )  # fmt: skip
-        updater.step(groups, step + 1, TimeShares())
+        updater.step(groups, step + 1, StepTimer())
         publication.begin(step, policy.trainable)
         begun.append(time.perf_counter())
     publication.finish()

@@ -25,8 +25,9 @@ from machine import record
 from mor_core.datafiles import read_prompts
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
+from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.ranks import Ranks
-from mor_trainer.update.learner import Learner, StepGroup, follow
+from mor_trainer.update.learner import Learner, follow_leader
 from safetensors.torch import load_file, save_file
 
 SIDES = {"one": (1, 2), "two": (2, 1)}
@@ -85,14 +86,14 @@ def take_steps(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     return {"seconds": seconds[WARM_UP:], "gather_seconds": gathered, "metrics": metrics}
 
 
-def group_of(learner: Learner, number: int, options: argparse.Namespace) -> StepGroup:
-    tokens = len(learner.encoded(learner.prompts[number]).token_ids)
+def group_of(learner: Learner, number: int, options: argparse.Namespace) -> TrainingGroup:
+    tokens = len(learner.tokenize(learner.prompts[number]).token_ids)
     assert tokens == options.prompt, tokens
     dice = random.Random(number)
     longest = vlm.completions(options.size, options.response, number)
     responses = tuple(ids[: options.response - place % 4] for place, ids in enumerate(longest))
     engine = tuple(tuple(-10.0 for _ in one) for one in responses)
-    return StepGroup(number, tokens, responses, engine, tuple(dice.gauss(0, 1) for _ in responses))
+    return TrainingGroup(number, tokens, responses, engine, tuple(dice.gauss(0, 1) for _ in responses))
 
 
 def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -156,10 +157,10 @@ def main() -> None:
         ranks = Ranks.join(torch.device("cpu"))
         if ranks.leads:
             found = take_steps(options, ranks)
-            ranks.tell(None)
+            ranks.broadcast(None)
             print("\n" + json.dumps(found))
         else:
-            follow(WorkerSettings(device="cpu"), ranks)
+            follow_leader(WorkerSettings(device="cpu"), ranks)
         ranks.leave()
         return
     options.state.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,8 @@ from machine import CLOCKS, RESULTS, record
 from mor_trainer.model.loading import autocast_dtype
 from mor_trainer.model.policy import Policy
 from mor_trainer.ranks import Ranks
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import Updater
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import Updater
 
 PATHS = ("plain", "shared")
 
@@ -45,7 +45,7 @@ def timed(policy: Policy, updater: Updater, path: str, step: list[Any], clock: s
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated() if cuda else 0
-    shares = TimeShares(CLOCKS[clock])
+    shares = StepTimer(CLOCKS[clock])
     updater.step(step, 1, shares)
     if cuda:
         torch.cuda.synchronize()

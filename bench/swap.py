@@ -34,10 +34,10 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
     """Publish and load versions; measure the seconds of each stage."""
     from mor_rollout import environment
     from mor_rollout.config import RolloutSettings
-    from mor_rollout.engines.prompts import PromptEncoder
-    from mor_rollout.engines.vllm.engine import VllmEngine
-    from mor_rollout.swaps import Policy as Held
-    from mor_rollout.weights.base import BaseModel
+    from mor_rollout.engines.prompt_codec import PromptCodec
+    from mor_rollout.engines.vllm.vllm_engine import VllmEngine
+    from mor_rollout.swaps import PolicySwapper
+    from mor_rollout.weights.base_checkpoint import BaseCheckpoint
     from mor_rollout.weights.pull import WeightsStore
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
@@ -67,12 +67,12 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
             log_level="error",
         )
         environment.prepare(settings)
-        base = BaseModel(settings.model)
-        engine = VllmEngine(settings, base, PromptEncoder(settings, base))
+        base = BaseCheckpoint(settings.model)
+        engine = VllmEngine(settings, base, PromptCodec(settings, base))
         store = WeightsStore(settings, base)
         try:
             await engine.start()
-            held = Held(settings, engine, store)
+            swapper = PolicySwapper(settings, engine, store)
             rounds = []
             for version in range(options.rounds + 1):
                 with torch.no_grad():
@@ -87,12 +87,13 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
                 ref = WeightsRef(
                     version=version, url=f"{services.addresses['control']}/v1/runs/{run}/weights/{version}"
                 )
-                async with held.sampling(run, ref):
+                async with swapper.sampling(run, ref):
                     total = time.perf_counter() - begun
-                assert held.times is not None and held.read_back is not None
-                assert (held.read_back.version, held.read_back.unverified) == (version, 0)
+                assert swapper.times is not None and swapper.read_back is not None
+                assert (swapper.read_back.version, swapper.read_back.unverified) == (version, 0)
                 rounds.append({
-                    "published": published, "pulled": held.times.pull_s, "swapped": held.times.swap_s, "total": total,
+                    "published": published, "pulled": swapper.times.pull_s, "swapped": swapper.times.swap_s,
+                    "total": total,
                 })  # fmt: skip
                 print(shape, kind, version, {name: round(value, 3) for name, value in rounds[-1].items()}, flush=True)
         finally:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl_baseline
 import vlm
 from machine import CLOCKS, record
 
@@ -72,8 +73,8 @@ def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
     from mor_trainer.ranks import Ranks
-    from mor_trainer.update.step_timer import TimeShares
-    from mor_trainer.update.update import Updater
+    from mor_trainer.update.step_timer import StepTimer
+    from mor_trainer.update.updater import Updater
 
     shape = vlm.SHAPES[options.shape]
     alone = options.prompt + options.size * (options.response - 1)
@@ -99,7 +100,7 @@ def take_steps_of_mor(options: argparse.Namespace) -> list[dict[str, float]]:
             count=options.groups,
             first=step * options.groups,
         )
-        updater.step(groups, step + 1, TimeShares())
+        updater.step(groups, step + 1, StepTimer())
         meter.end()
     return meter.steps
 

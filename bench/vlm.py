@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mor_core.runs import RunSpec
 from mor_core.wire import ImagePart, Message, TextPart, image_hashes
-from mor_trainer.model.batching import TrainingGroup
+from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
 from PIL import Image
 
@@ -159,11 +159,12 @@ def groups(
         messages, images = question(shape, prompt, seed)
         assert image_hashes(messages)
         prepared = policy.prepare(messages, images)
-        assert len(prepared.encoded.token_ids) == prompt, len(prepared.encoded.token_ids)
+        assert len(prepared.tokenized.token_ids) == prompt, len(prepared.tokenized.token_ids)
         responses = tuple(completions(size, response, seed))
         dice = random.Random(seed)
         engine = tuple(tuple(-10.0 for _ in one) for one in responses)
-        made.append(TrainingGroup(prepared, responses, engine, tuple(dice.gauss(0, 1) for _ in responses)))
+        rewards = tuple(dice.gauss(0, 1) for _ in responses)
+        made.append(TrainingGroup(0, prompt, responses, engine, rewards, prepared))
     return made
 
 

@@ -16,6 +16,7 @@ sys.path += [str(DOCS), str(ROOT / "bench")]
 
 from generators import contract, metrics, routes, settings  # noqa: E402
 from tables import (  # noqa: E402
+    averaging,
     containers,
     demonstration,
     experiment,
@@ -24,6 +25,7 @@ from tables import (  # noqa: E402
     on_gpu,
     polling,
     quarantine,
+    requirements,
     trainer,
     whole_loop,
 )
@@ -44,10 +46,10 @@ def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
 
 
 _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
-    ROOT / "README.md": (demonstration,),
+    ROOT / "README.md": (requirements, averaging, demonstration),
     DOCS / "algorithm.md": (experiment,),
-    DOCS / "client-states.md": (quarantine, hostile),
-    DOCS / "install.md": (images, containers),
+    DOCS / "client-lifecycle.md": (quarantine, hostile),
+    DOCS / "installation.md": (images, containers),
     DOCS / "status.md": (polling,),
     DOCS / "training.md": (trainer, on_gpu, whole_loop),
     DOCS / "reward-contract.md": (contract.clauses,),

@@ -178,7 +178,7 @@ def _schema_of(value: Value, definitions: Schema) -> Schema:
         objective = _model(NewObjective, definitions)
         objective["properties"] |= {
             "anchors": {"type": "string", "pattern": "^/data/", "description": "mor.prefs/1 file below /data."},
-            "fit": {"type": "boolean", "description": "Whether to fit a gate once the anchors are uploaded."},
+            "fit": {"type": "boolean", "description": "Whether to fit a gate after the upload of the anchors."},
         }
         return {"type": "array", "items": objective, **described}
     if "runs" in value.marks:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a base image with Python 3.11 from Debian packages alone, where none can be pulled: base.sh ENGINE NAME
-# Needs debootstrap and root. DEBIAN is another mirror than debootstrap's own; a snapshot's makes the same image again.
+# Build a base image with Python 3.11 from Debian packages alone, for machines that cannot pull one: base.sh ENGINE NAME
+# Needs debootstrap and root. DEBIAN replaces debootstrap's own mirror; a snapshot mirror makes the image reproducible.
 set -euo pipefail
 
 engine=$1 name=$2

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installs a service into /opt/mor for its image: install.sh REQUIREMENT...
-# Adds a bill of materials, and leaves out what no service loads: tests, headers, symbols, pip, GPU code in a CPU build.
+# Install a service into /opt/mor for its image: install.sh REQUIREMENT...
+# Add a bill of materials; remove files that no service loads: tests, headers, symbols, pip, GPU code in a CPU build.
 set -euo pipefail
 
 python3 -m venv /opt/mor
@@ -10,7 +10,7 @@ python3 -m venv /opt/mor
 packages=$(/opt/mor/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 torch=$(/opt/mor/bin/python -c 'from importlib.metadata import version; print(version("torch"))')
 if [ "${VARIANT:-cpu}" = cuda ] && [ "${torch%+cpu}" != "$torch" ]; then
-  echo "torch $torch was installed for a GPU build; see constraints-cuda.txt" >&2
+  echo "got torch $torch, a CPU build, in an image for GPUs; point pip at torch's CUDA build, see constraints-cuda.txt" >&2
   exit 1
 fi
 if [ "${VARIANT:-cpu}" = cpu ]; then
@@ -20,8 +20,8 @@ fi
 find "$packages" -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +
 find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete
 
-# Wheels come with their symbols. What auditwheel bundled, below *.libs, has been patched in ways that strip may break;
-# stubs are of other processors too.
+# Wheels contain their symbols. strip may break the libraries that auditwheel bundled and patched below *.libs; stubs
+# belong to other processors too.
 command -v strip >/dev/null || { apt-get -q update && apt-get -q install -y --no-install-recommends binutils; }
 find "$packages" \( -name '*.so' -o -name '*.so.[0-9]*' \) -type f -not -path '*.libs/*' -not -path '*/stubs/*' \
   -exec strip --strip-unneeded {} +
@@ -32,5 +32,5 @@ PIP_CONSTRAINT='' /opt/tools/bin/pip install ${PIP_ARGS:-} cyclonedx-bom==7.5.0
 /opt/tools/bin/cyclonedx-py environment /opt/mor --output-file /opt/mor/sbom.cdx.json
 
 /opt/mor/bin/pip uninstall -q -y pip
-# Some libraries ship templates as .py, which do not compile.
+# Some libraries ship templates as .py files, which do not compile.
 python3 -m compileall -q --invalidation-mode unchecked-hash "$packages" || true

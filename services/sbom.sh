@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Takes the bill of materials out of an image, where its build put it: sbom.sh ENGINE IMAGE FILE
+# Copy the bill of materials out of an image: sbom.sh ENGINE IMAGE FILE
 set -euo pipefail
 
 engine=$1 image=$2 file=$3

@@ -47,10 +47,34 @@ def test_generated_pages_are_up_to_date() -> None:
 def test_links_and_make_targets_exist(page: Path) -> None:
     text = page.read_text()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
+    for link, section in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        linked = page.parent / link if link else page
+        assert linked.exists(), f"{page.name} links to {link}, which is not there"
+        if section:
+            assert section in _sections(linked), f"{page.name} links to section {section} of {linked.name}, not there"
     for target in re.findall(r"`make ([a-z-]+)", text):
         assert target in targets, f"{page.name} names `make {target}`, which is no target"
+
+
+def _sections(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and GitLab make them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", one)).lower().replace(" ", "-") for one in titles
+    }
+
+
+def test_pages_that_code_and_charts_name_exist() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        file = ROOT / name
+        if (
+            file.suffix in {".py", ".sh", ".md", ".yaml", ".yml", ".json", ".tpl", ".txt", ".toml", ""}
+            and file.is_file()
+        ):
+            text = file.read_text(errors="ignore")
+            for page in re.findall(r"(?<![\w/.-])docs/([\w-]+\.md)", text):
+                assert (ROOT / "docs" / page).exists(), f"{name} names docs/{page}, which is not there"
 
 
 def _settings(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
@@ -99,7 +123,7 @@ def test_every_command_of_a_service_is_documented(service: ModuleType) -> None:
 
 
 def test_every_command_and_exit_status_is_documented() -> None:
-    text = (ROOT / "docs" / "command.md").read_text()
+    text = (ROOT / "docs" / "command-line.md").read_text()
     root = typer.main.get_command(mor_client.cli.app)
     commands = [
         f"mor {group} {name}"
@@ -108,9 +132,9 @@ def test_every_command_and_exit_status_is_documented() -> None:
     ]
     assert len(commands) > 20
     for command in commands:
-        assert f"`{command.strip()}" in text, f"docs/command.md does not name `{command}`"
+        assert f"`{command.strip()}" in text, f"docs/command-line.md does not name `{command}`"
     for status in ExitCode:
-        assert f"| {status.value} |" in text, f"docs/command.md does not have status {status.value}"
+        assert f"| {status.value} |" in text, f"docs/command-line.md does not have status {status.value}"
 
 
 def test_every_route_for_people_is_documented() -> None:

@@ -11,7 +11,7 @@ from mor_core.images import decode
 from mor_core.sampling import response_seed
 from mor_rollout import environment
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.protocol import SampleParams, Shown
+from mor_rollout.engines.protocol import PromptInput, SampleParams
 
 from quality.scoring import RESPONSES
 
@@ -33,23 +33,23 @@ def sample(model: Path, folder: Path, size: int, threads: int) -> None:
 
 
 async def _responses(settings: RolloutSettings, prompts: list[Prompt], size: int) -> list[list[str]]:
-    from mor_rollout.engines.prompts import PromptEncoder
-    from mor_rollout.engines.transformers import TransformersEngine
-    from mor_rollout.weights.base import BaseModel
+    from mor_rollout.engines.prompt_codec import PromptCodec
+    from mor_rollout.engines.transformers_engine import TransformersEngine
+    from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
-    base = BaseModel(settings.model)
-    encoder = PromptEncoder(settings, base)
-    engine = TransformersEngine(settings, base, encoder)
+    base = BaseCheckpoint(settings.model)
+    codec = PromptCodec(settings, base)
+    engine = TransformersEngine(settings, base, codec)
     await engine.start()
     params = SampleParams(max_tokens=_MAX_TOKENS, temperature=1.0, top_p=1.0)
     found = []
     try:
         for prompt in prompts:
             images = {name: decode(content) for name, content in prompt.images.items()}
-            encoded = await engine.encode(Shown(prompt.messages, images))
+            encoded = await engine.encode(PromptInput(prompt.messages, images))
             seeds = [response_seed(_SEED, "quality", prompt.id, index) for index in range(size)]
             sampled = await engine.sample(encoded, params, seeds)
-            found.append([encoder.decode(response.token_ids) for response in sampled])
+            found.append([codec.decode(response.token_ids) for response in sampled])
     finally:
         await engine.close()
     return found

@@ -1,13 +1,16 @@
 """Tables of README and docs, generated from ``bench/results/*.json`` alone: one file per topic."""
 
+from tables.averaging import averaging
 from tables.containers import containers, images
 from tables.demonstration import demonstration
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
+from tables.requirements import requirements
 from tables.trainer import on_gpu, trainer
 
 __all__ = [
+    "averaging",
     "containers",
     "demonstration",
     "experiment",
@@ -16,6 +19,7 @@ __all__ = [
     "on_gpu",
     "polling",
     "quarantine",
+    "requirements",
     "trainer",
     "whole_loop",
 ]

@@ -13,7 +13,7 @@ _ARMS = {
     "supervised": "reference: supervised tuning on pooled answers",
 }
 _PHASES = 4
-"""Longest phases whose minutes are listed."""
+"""Number of phases whose duration is shown: the longest ones."""
 
 
 def demonstration(name: str = "demo-default") -> str:
@@ -51,17 +51,19 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     swap = fmean(one["run"]["weight_swaps"]["mean_seconds"] for one in runs)
     memory = max(one["peak_memory_gb"] for one in runs)
     whole = [one for one in runs if one["from_nothing"]]
-    minutes = f"everything from the pictures to the table in {_minutes(whole)}, " if whole else ""
-    return (
-        f"Mean over {len(runs)} seeds (lowest to highest), each with its own pictures, base model and reward models; "
-        f"{questions} test questions per seed. {run['steps']} steps of {run['groups_per_step']} prompts x "
-        f"{run['group_size']} responses at {steps} s per step (median of each seed); {minutes}"
-        f"{memory:.1f} GB at peak, without downloads; a weight swap took {swap:.2f} s. "
-        f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats per token. "
+    lines = (
+        f"Mean over {len(runs)} seeds (lowest to highest); each seed has its own pictures, base model, reward models "
+        f"and {questions} test questions.",
+        f"Training: {run['steps']} steps of {run['groups_per_step']} prompts x {run['group_size']} responses; "
+        f"{steps} s per step (median of each seed).",
+        *([f"Duration from the pictures to the table, downloads excluded: {_minutes(whole)}."] if whole else []),
+        f"Memory: {memory:.1f} GB at peak. A weight swap took {swap:.2f} s.",
+        f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats per token.",
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py` at commit "
-        f"{result['commit']}."
+        f"{result['commit']}.",
     )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _minutes(runs: list[dict[str, Any]]) -> str:
@@ -70,4 +72,4 @@ def _minutes(runs: list[dict[str, Any]]) -> str:
     longest = sorted(seconds, key=lambda phase: -seconds[phase])[:_PHASES]
     listed = ", ".join(f"{phase} {seconds[phase] / 60:.1f}" for phase in longest)
     each = ", ".join(f"{whole / 60:.1f}" for whole in sorted(run["wall_seconds"] for run in runs))
-    return f"{each} minutes (phases, in the median: {listed})"
+    return f"{each} minutes (longest phases, median over seeds: {listed})"

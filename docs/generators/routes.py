@@ -22,7 +22,7 @@ _HEAD = """# Routes
 
 Every HTTP route of every service. `/docs` of a running service is its OpenAPI page, with all fields and examples.
 Errors are `application/problem+json` (RFC 9457) and say what to do. What the routes are for:
-[status of a run](status.md), [objectives](objectives.md), [clients](client-states.md),
+[status of a run](status.md), [objectives](objectives.md), [clients](client-lifecycle.md),
 [the reward contract](reward-contract.md).
 
 This page is made by `python docs/generate.py` from the code; a test fails when it is out of date.

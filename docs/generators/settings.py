@@ -26,7 +26,7 @@ _HEAD = f"""# Settings
 
 Every setting is an environment variable with the prefix `{PREFIX}`. This page is made by `python docs/generate.py` from
 the classes in each service's `config.py`; a test fails when it is out of date. Traces are set by OpenTelemetry's own
-variables ([observing](observing.md#traces)).
+variables ([observing](observability.md#traces)).
 """
 
 

@@ -61,7 +61,7 @@ def test_the_router_samples_the_policy_for_a_refit(release: Release) -> None:
 
 
 def test_the_routers_state_is_exported_and_imported(release: Release) -> None:
-    """The commands of docs/install.md."""
+    """The commands of docs/installation.md."""
     state = release.execute("router", "mor-router export /tmp/state.json >&2 && cat /tmp/state.json")
     assert "helpful" in json.loads(state)["hashes"]["objectives"]
     assert "1 clients imported" in release.execute(

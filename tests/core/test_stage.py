@@ -131,7 +131,11 @@ async def test_an_entry_that_always_fails_goes_to_the_dead_letters(
     assert await streams.depth("rollouts") == 4
 
 
-async def test_entries_wait_while_the_next_stream_is_full(redis: Redis, run_name: str) -> None:
+async def test_entries_wait_while_the_next_stream_is_full(
+    redis: Redis, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait longer than the bounded number of deliveries takes."""
+    monkeypatch.setattr(stage_module, "MOST_DELIVERIES", 2)
     streams = Streams(redis, run_name, bound=16)
     async with working(Copy(redis, never, bound=2)):
         for index in range(3):
@@ -142,6 +146,8 @@ async def test_entries_wait_while_the_next_stream_is_full(redis: Redis, run_name
             return await streams.depth("rollouts") == 2
 
         await eventually(full)
+        await asyncio.sleep(4 * (0.2 + 2 * LEASE_S))
+        assert await letters(redis, streams) == []
         await redis.xtrim(streams.key("rollouts"), maxlen=0, approximate=False)
 
         async def all_through() -> bool:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from mor_rollout import environment
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.protocol import Engine
-from mor_rollout.swaps import Policy
-from mor_rollout.weights.base import BaseModel
+from mor_rollout.swaps import PolicySwapper
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsStore
 
 from tests.rollout.publisher import Publisher
@@ -39,20 +39,20 @@ def settings(tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Rollou
 
 
 @pytest.fixture(scope="session")
-def base(settings: RolloutSettings) -> BaseModel:
-    return BaseModel(settings.model)
+def base(settings: RolloutSettings) -> BaseCheckpoint:
+    return BaseCheckpoint(settings.model)
 
 
 @pytest.fixture(scope="session")
-def encoder(settings: RolloutSettings, base: BaseModel) -> PromptEncoder:
-    return PromptEncoder(settings, base)
+def codec(settings: RolloutSettings, base: BaseCheckpoint) -> PromptCodec:
+    return PromptCodec(settings, base)
 
 
 @pytest.fixture(scope="session")
-async def started(settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> AsyncIterator[Engine]:
-    from mor_rollout.engines.vllm.engine import VllmEngine
+async def started(settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec) -> AsyncIterator[Engine]:
+    from mor_rollout.engines.vllm.vllm_engine import VllmEngine
 
-    engine = VllmEngine(settings, base, encoder)
+    engine = VllmEngine(settings, base, codec)
     await engine.start()
     yield engine
     await engine.close()
@@ -78,15 +78,15 @@ def publisher(tmp_path: Path, tiny_vlm: Path) -> Iterator[Publisher]:
 
 
 @pytest.fixture
-async def store(settings: RolloutSettings, base: BaseModel, tmp_path: Path) -> AsyncIterator[WeightsStore]:
+async def store(settings: RolloutSettings, base: BaseCheckpoint, tmp_path: Path) -> AsyncIterator[WeightsStore]:
     store = WeightsStore(settings.model_copy(update={"weights_dir": tmp_path / "cache"}), base)
     yield store
     await store.aclose()
 
 
 @pytest.fixture
-async def policy(settings: RolloutSettings, engine: Engine, store: WeightsStore) -> Policy:
-    return Policy(settings, engine, store)
+async def swapper(settings: RolloutSettings, engine: Engine, store: WeightsStore) -> PolicySwapper:
+    return PolicySwapper(settings, engine, store)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from mor_core import images as guarded
 from mor_core.sampling import forbidden_token_ids
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import ImagePart, Message, TextPart
-from mor_rollout.engines.protocol import Sampled, Shown
+from mor_rollout.engines.protocol import PromptInput, SampledResponse
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
@@ -39,9 +39,9 @@ def messages(*pictures: bytes, text: str = TEXT) -> tuple[Message, ...]:
     return (Message(role="user", content=(*images, TextPart(text=text))),)
 
 
-def shown(*pictures: bytes, text: str = TEXT) -> Shown:
+def prompt_input(*pictures: bytes, text: str = TEXT) -> PromptInput:
     decoded = {guarded.sha256(content): guarded.decode(content) for content in pictures}
-    return Shown(messages(*pictures, text=text), decoded)
+    return PromptInput(messages(*pictures, text=text), decoded)
 
 
 def base_tensors(folder: Path) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class Reference:
         reference.model = PeftModel.from_pretrained(reference.model, str(adapter)).eval()
         return reference
 
-    def logprobs(self, prompt: Shown, response: Sampled, temperature: float = 1.0) -> Tensor:
+    def logprobs(self, prompt: PromptInput, response: SampledResponse, temperature: float = 1.0) -> Tensor:
         """Log-probability of each sampled token by the rule of ``mor_core.sampling``, ``[token]``."""
         inputs = encode_prompt(self.processor, prompt.messages, prompt.images)
         length = inputs["input_ids"].shape[1]
@@ -111,7 +111,7 @@ class Reference:
         logits[:, self.forbidden] = float("-inf")
         return torch.log_softmax(logits / (temperature or 1.0), -1).gather(1, sampled[0][:, None])[:, 0]
 
-    def distance(self, prompt: Shown, response: Sampled, temperature: float = 1.0) -> float:
+    def distance(self, prompt: PromptInput, response: SampledResponse, temperature: float = 1.0) -> float:
         """Largest difference to the response's own log-probabilities, nats."""
         own = torch.tensor(response.logprobs)
         return float((self.logprobs(prompt, response, temperature) - own).abs().max())

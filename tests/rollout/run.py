@@ -9,10 +9,10 @@ from typing import Any
 from mor_core.blobs import Blobs
 from mor_core.streams import Consumer, Streams
 from mor_core.wire import DeadLetter, PromptRecord, RolloutRecord, Sampling, TokenBlock, WeightsRef
-from mor_rollout.engines.protocol import Sampled
+from mor_rollout.engines.protocol import SampledResponse
 from redis.asyncio import Redis
 
-from tests.rollout.reference import Reference, messages, picture, shown
+from tests.rollout.reference import Reference, messages, picture, prompt_input
 
 
 class Run:
@@ -49,7 +49,7 @@ class Run:
                     await self._rollouts.settle(entry)
         return found
 
-    async def letter(self) -> DeadLetter:
+    async def dead_letter(self) -> DeadLetter:
         async with asyncio.timeout(40):
             while True:
                 for entry in await self._dead.read(1, 0.2):
@@ -63,9 +63,9 @@ class Run:
 async def worst(run: Run, rollout: RolloutRecord, reference: Reference) -> float:
     """The largest distance of a token's log-probability from the reference's, over the group, in nats."""
     block = await run.tokens(rollout)
-    prompt = shown(picture(int(rollout.group_id.removeprefix("g"))))
+    prompt = prompt_input(picture(int(rollout.group_id.removeprefix("g"))))
     responses = [
-        Sampled(ids, logprobs, "stop")
+        SampledResponse(ids, logprobs, "stop")
         for ids, logprobs in zip(block.response_token_ids, block.response_logprobs, strict=True)
     ]
     return max(reference.distance(prompt, response) for response in responses)

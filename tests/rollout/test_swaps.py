@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from mor_rollout.engines.protocol import Engine, SampleParams, SwapFailed
-from mor_rollout.swaps import Policy
+from mor_rollout.swaps import PolicySwapper
 from mor_rollout.weights.pull import WeightsError, WeightsStore
 
 from tests.rollout.publisher import Publisher
-from tests.rollout.reference import Reference, base_tensors, moved, picture, shown
+from tests.rollout.reference import Reference, base_tensors, moved, picture, prompt_input
 
 pytestmark = [
     pytest.mark.anyio,
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 AGREE = 1e-4
 PARAMS = SampleParams(max_tokens=8, temperature=1.0, top_p=1.0)
-PROMPT = shown(picture(1))
+PROMPT = prompt_input(picture(1))
 
 
 async def distance(engine: Engine, reference: Reference) -> float:
@@ -36,7 +36,7 @@ async def distance(engine: Engine, reference: Reference) -> float:
     ["", "vision_model", "connector", "text_model", "q_proj", "embed_tokens", "lm_head", "layernorm", "mlp.up_proj"],
 )
 async def test_every_part_of_the_model_follows(
-    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path, only: str
+    swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path, only: str
 ) -> None:
     """Warm caches before each swap: a stale prefix, a stale image or a stale head would show as nats of error."""
     reference.use({})
@@ -45,29 +45,29 @@ async def test_every_part_of_the_model_follows(
         tensors = moved(base_tensors(tiny_vlm), version, only)
         reference.use(tensors)
         assert await distance(engine, reference) > 1e-3, "the change must be visible"
-        async with policy.sampling("run", publisher.publish("run", version, tensors)) as loaded:
+        async with swapper.sampling("run", publisher.publish("run", version, tensors)) as loaded:
             assert loaded == version
             assert await distance(engine, reference) < AGREE
-    assert policy.read_back is not None
-    assert (policy.read_back.version, policy.read_back.unverified) == (2, 0)
+    assert swapper.read_back is not None
+    assert (swapper.read_back.version, swapper.read_back.unverified) == (2, 0)
 
 
 async def test_tensors_that_a_version_does_not_list_come_from_the_base(
-    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+    swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
 ) -> None:
     tensors = base_tensors(tiny_vlm)
     first = publisher.publish("run", 1, moved(tensors, 1, "layers.0"))
     only_head = moved(tensors, 2, "lm_head")
     second = publisher.publish("run", 2, only_head)
-    async with policy.sampling("run", first):
+    async with swapper.sampling("run", first):
         pass
-    async with policy.sampling("run", second):
+    async with swapper.sampling("run", second):
         reference.use(only_head)
         assert await distance(engine, reference) < AGREE
 
 
 async def test_the_encoder_cache_outlives_swaps_that_leave_vision_alone(
-    policy: Policy,
+    swapper: PolicySwapper,
     engine: Engine,
     publisher: Publisher,
     reference: Reference,
@@ -86,14 +86,14 @@ async def test_the_encoder_cache_outlives_swaps_that_leave_vision_alone(
     tensors = base_tensors(tiny_vlm)
     for version, only, expected in ((1, "text_model", 0), (2, "vision_model", 1), (3, "lm_head", 2), (4, "lm_head", 2)):
         changed = moved(tensors, version, only)
-        async with policy.sampling("run", publisher.publish("run", version, changed)):
+        async with swapper.sampling("run", publisher.publish("run", version, changed)):
             reference.use(changed)
             assert await distance(engine, reference) < AGREE
         assert resets == expected, f"version {version}"
 
 
 async def test_a_group_finishes_on_its_version_before_the_swap(
-    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+    swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
 ) -> None:
     tensors = {version: moved(base_tensors(tiny_vlm), version) for version in (1, 2)}
     refs = {version: publisher.publish("run", version, tensors[version]) for version in tensors}
@@ -102,7 +102,7 @@ async def test_a_group_finishes_on_its_version_before_the_swap(
     entered = asyncio.Event()
 
     async def group(version: int) -> None:
-        async with policy.sampling("run", refs[version]) as loaded:
+        async with swapper.sampling("run", refs[version]) as loaded:
             order.append(("in", loaded))
             entered.set()
             (response,) = await engine.sample(prompt, SampleParams(200, 1.0, 1.0), [version])
@@ -115,12 +115,17 @@ async def test_a_group_finishes_on_its_version_before_the_swap(
     await asyncio.gather(first, group(2))
     await group(1)
     assert order == [("in", 1), ("out", 1), ("in", 2), ("out", 2), ("in", 2), ("out", 2)]
-    assert policy.times is not None
-    assert policy.times.drain_s > 0
+    assert swapper.times is not None
+    assert swapper.times.drain_s > 0
 
 
 async def test_a_kept_response_goes_on_under_the_newer_version(
-    policy: Policy, engine: Engine, publisher: Publisher, store: WeightsStore, reference: Reference, tiny_vlm: Path
+    swapper: PolicySwapper,
+    engine: Engine,
+    publisher: Publisher,
+    store: WeightsStore,
+    reference: Reference,
+    tiny_vlm: Path,
 ) -> None:
     """Each token's log-probability is the one under the version that its span names, given all tokens before it."""
     tensors = {version: moved(base_tensors(tiny_vlm), version) for version in (1, 2)}
@@ -130,10 +135,10 @@ async def test_a_kept_response_goes_on_under_the_newer_version(
     long = SampleParams(180, 1.0, 1.0)
 
     async def swap() -> None:
-        async with policy.sampling("run", refs[2]) as version:
+        async with swapper.sampling("run", refs[2]) as version:
             assert version == 2
 
-    async with policy.sampling("run", refs[1], kept=True):
+    async with swapper.sampling("run", refs[1], interruptible=True):
         group = asyncio.create_task(engine.sample(prompt, long, [1, 2, 3, 4]))
         swapping = None
         streamed = 0
@@ -156,7 +161,7 @@ async def test_a_kept_response_goes_on_under_the_newer_version(
 
 
 async def test_an_engine_that_cannot_be_paused_is_given_up_in_time(
-    policy: Policy, engine: Engine, publisher: Publisher, tiny_vlm: Path, monkeypatch: pytest.MonkeyPatch
+    swapper: PolicySwapper, engine: Engine, publisher: Publisher, tiny_vlm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refs = [publisher.publish("run", version, moved(base_tensors(tiny_vlm), version)) for version in (1, 2)]
 
@@ -165,46 +170,46 @@ async def test_an_engine_that_cannot_be_paused_is_given_up_in_time(
 
     inner = engine._engine  # type: ignore[attr-defined]
     monkeypatch.setattr(engine, "_failure", None)
-    async with policy.sampling("run", refs[0], kept=True):
+    async with swapper.sampling("run", refs[0], interruptible=True):
         monkeypatch.setattr(inner, "pause_generation", never)
         quick = engine._settings.model_copy(update={"swap_timeout_s": 0.3})  # type: ignore[attr-defined]
         monkeypatch.setattr(engine, "_settings", quick)
         with pytest.raises(SwapFailed, match=r"pausing took over 0.3 s \(MOR_SWAP_TIMEOUT_S\)"):
-            async with policy.sampling("run", refs[1]):
+            async with swapper.sampling("run", refs[1]):
                 raise AssertionError("must not be sampled")
-    assert policy.failure == "pausing took over 0.3 s (MOR_SWAP_TIMEOUT_S)", "the service restarts"
+    assert swapper.failure == "pausing took over 0.3 s (MOR_SWAP_TIMEOUT_S)", "the service restarts"
 
 
 async def test_two_runs_keep_their_own_weights(
-    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+    swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
 ) -> None:
     tensors = {run: moved(base_tensors(tiny_vlm), seed) for seed, run in enumerate(("a", "b"), 1)}
     refs = {"a": publisher.publish("a", 5, tensors["a"]), "b": publisher.publish("b", 2, tensors["b"])}
     older = publisher.publish("a", 4, moved(base_tensors(tiny_vlm), 9))
     for run, ref, expected in (("a", refs["a"], 5), ("b", refs["b"], 2), ("a", older, 5), ("b", refs["b"], 2)):
-        async with policy.sampling(run, ref) as version:
-            assert (policy.run, version) == (run, expected)
+        async with swapper.sampling(run, ref) as version:
+            assert (swapper.run, version) == (run, expected)
             reference.use(tensors[run])
             assert await distance(engine, reference) < AGREE
 
 
 async def test_bad_weights_leave_the_old_ones_serving(
-    policy: Policy, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+    swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
 ) -> None:
     good = moved(base_tensors(tiny_vlm), 1)
-    async with policy.sampling("run", publisher.publish("run", 1, good)):
+    async with swapper.sampling("run", publisher.publish("run", 1, good)):
         pass
     bad = publisher.publish("run", 2, moved(base_tensors(tiny_vlm), 2), base="elsewhere/model")
     with pytest.raises(WeightsError, match=r"published for base 'elsewhere/model'.*start a rollout service"):
-        async with policy.sampling("run", bad):
+        async with swapper.sampling("run", bad):
             raise AssertionError("must not be sampled")
-    assert (policy.version, policy.failure) == (1, None)
+    assert (swapper.version, swapper.failure) == (1, None)
     reference.use(good)
     assert await distance(engine, reference) < AGREE
 
 
 async def test_a_swap_that_the_engine_did_not_take_is_undone(
-    policy: Policy,
+    swapper: PolicySwapper,
     engine: Engine,
     publisher: Publisher,
     reference: Reference,
@@ -221,16 +226,16 @@ async def test_a_swap_that_the_engine_did_not_take_is_undone(
         return await call(method, *arguments)
 
     first = moved(base_tensors(tiny_vlm), 1)
-    async with policy.sampling("run", publisher.publish("run", 1, first)):
+    async with swapper.sampling("run", publisher.publish("run", 1, first)):
         pass
     second = publisher.publish("run", 2, moved(base_tensors(tiny_vlm), 2, "layers.1"))
     monkeypatch.setattr(engine, "_call", lossy)
     with pytest.raises(SwapFailed, match="do not compute with the weights they were given"):
-        async with policy.sampling("run", second):
+        async with swapper.sampling("run", second):
             raise AssertionError("must not be sampled")
     monkeypatch.undo()
     reference.use(first)
-    assert policy.version == 1
+    assert swapper.version == 1
     assert await distance(engine, reference) < AGREE
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from mor_rollout.engines.prompts import PromptEncoder
+from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.protocol import Engine, SampleParams
 from mor_rollout.engines.self_test import self_test
-from mor_rollout.engines.transformers import TransformersEngine
-from mor_rollout.swaps import Policy
-from mor_rollout.weights.base import BaseModel
+from mor_rollout.engines.transformers_engine import TransformersEngine
+from mor_rollout.swaps import PolicySwapper
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsStore
 
 from tests.rollout.conftest import settings_for
 from tests.rollout.publisher import Publisher
-from tests.rollout.reference import Reference, base_tensors, moved, picture, shown
+from tests.rollout.reference import Reference, base_tensors, moved, picture, prompt_input
 from tests.tiny_models import Kind, build_tiny_vlm
 
 pytestmark = [
@@ -33,10 +33,10 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 @pytest.fixture(params=DEVICES)
 async def plain(
-    request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path: Path, base: BaseModel, encoder: PromptEncoder
+    request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path: Path, base: BaseCheckpoint, codec: PromptCodec
 ) -> AsyncIterator[Engine]:
     settings = settings_for(tiny_vlm, tmp_path, backend="transformers", device=request.param)
-    engine = TransformersEngine(settings, base, encoder)
+    engine = TransformersEngine(settings, base, codec)
     await engine.start()
     yield engine
     await engine.close()
@@ -47,13 +47,13 @@ async def test_logprobs_are_those_of_the_distribution_sampled_from(
     plain: Engine, reference: Reference, temperature: float
 ) -> None:
     reference.use({})
-    prompt = shown(picture(1))
+    prompt = prompt_input(picture(1))
     responses = await plain.sample(await plain.encode(prompt), SampleParams(12, temperature, 1.0), [1, 2, 3])
     assert max(reference.distance(prompt, response, temperature) for response in responses) < AGREE
 
 
 async def test_a_seed_decides_a_response_whatever_is_sampled_beside_it(plain: Engine) -> None:
-    prompt = await plain.encode(shown(picture(1)))
+    prompt = await plain.encode(prompt_input(picture(1)))
     group = await plain.sample(prompt, PARAMS, [1, 2, 3, 4])
     assert len({response.token_ids for response in group}) == 4
     (alone,) = await plain.sample(prompt, PARAMS, [3])
@@ -63,20 +63,20 @@ async def test_a_seed_decides_a_response_whatever_is_sampled_beside_it(plain: En
     assert streamed[-1].finish_reason == alone.finish_reason
 
 
-async def test_image_tokens_are_never_sampled(plain: Engine, encoder: PromptEncoder) -> None:
-    prompt = await plain.encode(shown(picture(1)))
+async def test_image_tokens_are_never_sampled(plain: Engine, codec: PromptCodec) -> None:
+    prompt = await plain.encode(prompt_input(picture(1)))
     responses = await plain.sample(prompt, SampleParams(48, 2.0, 0.9), list(range(8)))
-    assert not {token for response in responses for token in response.token_ids} & set(encoder.forbidden)
+    assert not {token for response in responses for token in response.token_ids} & set(codec.forbidden)
 
 
-async def test_responses_end_with_their_stop_token(plain: Engine, encoder: PromptEncoder) -> None:
-    prompt = await plain.encode(shown(picture(1)))
+async def test_responses_end_with_their_stop_token(plain: Engine, codec: PromptCodec) -> None:
+    prompt = await plain.encode(prompt_input(picture(1)))
     responses = await plain.sample(prompt, SampleParams(180, 2.0, 1.0), list(range(24)))
     ended = [response for response in responses if response.finish_reason == "stop"]
     assert ended
     for response in ended:
-        assert response.token_ids[-1] in encoder.stops
-        assert not set(response.token_ids[:-1]) & set(encoder.stops)
+        assert response.token_ids[-1] in codec.stops
+        assert not set(response.token_ids[:-1]) & set(codec.stops)
         assert len(response.logprobs) == len(response.token_ids)
 
 
@@ -84,11 +84,11 @@ async def test_swaps_and_self_test(
     plain: TransformersEngine, store: WeightsStore, publisher: Publisher, reference: Reference, tiny_vlm: Path
 ) -> None:
     await self_test(plain._settings, plain)
-    policy = Policy(plain._settings, plain, store)
-    prompt = shown(picture(1))
+    swapper = PolicySwapper(plain._settings, plain, store)
+    prompt = prompt_input(picture(1))
     for version, only in ((1, ""), (2, "vision_model"), (3, "lm_head")):
         tensors = moved(base_tensors(tiny_vlm), version, only)
-        async with policy.sampling("run", publisher.publish("run", version, tensors)):
+        async with swapper.sampling("run", publisher.publish("run", version, tensors)):
             reference.use(tensors)
             (response,) = await plain.sample(await plain.encode(prompt), PARAMS, [1])
             assert reference.distance(prompt, response) < AGREE
@@ -102,14 +102,14 @@ async def test_adapters_are_merged_and_leave_no_trace(
     tiny_vlm: Path,
     adapter: Path,
 ) -> None:
-    policy = Policy(plain._settings, plain, store)
-    prompt = shown(picture(1))
-    async with policy.sampling("run", publisher.publish_adapter("run", 1, adapter)):
+    swapper = PolicySwapper(plain._settings, plain, store)
+    prompt = prompt_input(picture(1))
+    async with swapper.sampling("run", publisher.publish_adapter("run", 1, adapter)):
         (response,) = await plain.sample(await plain.encode(prompt), PARAMS, [1])
         reference.use({})
         assert reference.distance(prompt, response) > 1e-3
         assert reference.adapted(adapter).distance(prompt, response) < AGREE
-    async with policy.sampling("run", publisher.publish("run", 2, {})):
+    async with swapper.sampling("run", publisher.publish("run", 2, {})):
         (response,) = await plain.sample(await plain.encode(prompt), PARAMS, [1])
         assert reference.distance(prompt, response) < AGREE
 
@@ -118,11 +118,11 @@ async def test_adapters_are_merged_and_leave_no_trace(
 async def test_other_architectures(kind: Kind, tmp_path: Path) -> None:
     folder = build_tiny_vlm(tmp_path / kind, tied=True, kind=kind)
     settings = settings_for(folder, tmp_path, backend="transformers")
-    base = BaseModel(str(folder))
-    engine = TransformersEngine(settings, base, PromptEncoder(settings, base))
+    base = BaseCheckpoint(str(folder))
+    engine = TransformersEngine(settings, base, PromptCodec(settings, base))
     await engine.start()
     await self_test(settings, engine)
-    prompt = shown(picture(1), picture(2))
+    prompt = prompt_input(picture(1), picture(2))
     encoded = await engine.encode(prompt)
     assert encoded.image_tokens > 0
     responses = await engine.sample(encoded, PARAMS, [1, 2])
@@ -134,7 +134,7 @@ async def test_other_architectures(kind: Kind, tmp_path: Path) -> None:
 @pytest.mark.vllm
 async def test_both_backends_agree(engine: Engine, plain: Engine) -> None:
     """What is most likely, and how likely it is; seeds of the two draw differently."""
-    prompt = shown(picture(4), picture(5))
+    prompt = prompt_input(picture(4), picture(5))
     greedy = SampleParams(24, 0.0, 1.0)
     one, other = await engine.encode(prompt), await plain.encode(prompt)
     assert (one.token_ids, one.image_tokens, one.pixels) == (other.token_ids, other.image_tokens, other.pixels)

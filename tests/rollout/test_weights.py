@@ -8,8 +8,8 @@ import pytest
 from mor_core.errors import Invalid
 from mor_core.wire import WeightsRef
 from mor_rollout.config import RolloutSettings
-from mor_rollout.weights import checkpoint
-from mor_rollout.weights.base import BaseModel
+from mor_rollout.weights import checkpoint_files
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsError, WeightsStore
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -45,11 +45,11 @@ def times(count: int, response: Response) -> Fault:
 @pytest.mark.parametrize(
     ("path", "answer", "message"),
     [
-        ("", Response(status_code=404), r"answered 404; is the version published"),
+        ("", Response(status_code=404), r"answered 404; check that the version is published"),
         ("", HTMLResponse("<html>Welcome</html>"), r"not a weights manifest"),
         ("", Response(status_code=401), r"answered 401; .*service token"),
         ("/" + FILE, Response(status_code=404), r"model.safetensors answered 404"),
-        ("/" + FILE, HTMLResponse("<html>Welcome</html>"), r"bytes came, the manifest says"),
+        ("/" + FILE, HTMLResponse("<html>Welcome</html>"), r"received \d+ bytes, the manifest says"),
     ],
 )
 async def test_answers_that_are_no_weights(
@@ -62,7 +62,7 @@ async def test_answers_that_are_no_weights(
 
 
 async def test_a_trainer_that_never_answers(
-    settings: RolloutSettings, base: BaseModel, publisher: Publisher, ref: WeightsRef, tmp_path: Path
+    settings: RolloutSettings, base: BaseCheckpoint, publisher: Publisher, ref: WeightsRef, tmp_path: Path
 ) -> None:
     publisher.faults["/weights/run/1"] = lambda _: Silence()
     store = WeightsStore(settings.model_copy(update={"weights_dir": tmp_path, "pull_timeout_s": 0.5}), base)
@@ -119,7 +119,7 @@ async def test_tensors_must_be_the_listed_ones(store: WeightsStore, publisher: P
     manifest = publisher.manifests[path]
     info = manifest.tensors["lm_head.weight"].model_copy(update={"sha256": "0" * 64})
     publisher.manifests[path] = manifest.model_copy(update={"tensors": {**manifest.tensors, "lm_head.weight": info}})
-    with pytest.raises(WeightsError, match=r"tensor 'lm_head.weight' is not the one that the manifest lists"):
+    with pytest.raises(WeightsError, match=r"tensor 'lm_head.weight' differs from the manifest"):
         await store.pull("run", ref)
     publisher.manifests[path] = manifest.model_copy(update={"tensors": {}})
     with pytest.raises(WeightsError, match=r"is not listed"):
@@ -128,7 +128,7 @@ async def test_tensors_must_be_the_listed_ones(store: WeightsStore, publisher: P
 
 async def test_tensors_must_fit_the_base(store: WeightsStore, publisher: Publisher, tiny_vlm: Path) -> None:
     head = base_tensors(tiny_vlm)["lm_head.weight"]
-    with pytest.raises(WeightsError, match=r"the base has no tensor 'head'; publish tensors by the base's own names"):
+    with pytest.raises(WeightsError, match=r"the base has no tensor 'head'; publish tensors under"):
         await store.pull("run", publisher.publish("run", 2, {"head": head}))
     with pytest.raises(WeightsError, match=r"'lm_head.weight' has shape \(320, 128\), the base's has \(640, 128\)"):
         await store.pull("run", publisher.publish("run", 3, {"lm_head.weight": head[:320]}))
@@ -166,21 +166,21 @@ async def test_the_cache_is_bounded(store: WeightsStore, publisher: Publisher, t
 )
 def test_a_wrong_checkpoint_path(model: str, message: str) -> None:
     with pytest.raises(Invalid, match=message):
-        BaseModel(model)
+        BaseCheckpoint(model)
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=r"has no config.json"):
-        BaseModel(str(tmp_path))
+        BaseCheckpoint(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(Invalid, match=r"has no \*.safetensors; save it with save_pretrained"):
-        BaseModel(str(tmp_path))
+        BaseCheckpoint(str(tmp_path))
     (tmp_path / FILE).write_bytes(b"not tensors")
     with pytest.raises(Invalid, match=r"not a safetensors file"):
-        BaseModel(str(tmp_path))
+        BaseCheckpoint(str(tmp_path))
 
 
-def test_a_copy_of_the_base_is_the_same_base(base: BaseModel, tiny_vlm: Path, tmp_path: Path) -> None:
+def test_a_copy_of_the_base_is_the_same_base(base: BaseCheckpoint, tiny_vlm: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "copy"
@@ -197,5 +197,5 @@ def test_a_copy_of_the_base_is_the_same_base(base: BaseModel, tiny_vlm: Path, tm
 
 def test_units_hold_what_engines_fuse() -> None:
     names = ["a.layers.0.q.weight", "a.layers.0.k.weight", "a.layers.1.q.weight", "a.norm.weight", "a.norm.bias", "h.w"]
-    assert list(checkpoint.with_units(names, ["a.layers.0.k.weight"])) == names[:2]
-    assert list(checkpoint.with_units(names, ["a.norm.bias"])) == names[3:5]
+    assert list(checkpoint_files.with_load_units(names, ["a.layers.0.k.weight"])) == names[:2]
+    assert list(checkpoint_files.with_load_units(names, ["a.norm.bias"])) == names[3:5]

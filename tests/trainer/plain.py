@@ -1,4 +1,4 @@
-"""The algorithms as their papers write them: loops over responses and tokens, sharing no line with the trainer."""
+"""The algorithms as in their papers: loops over responses and tokens, without any code of the trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plain_advantages(rewards: Sequence[Sequence[float]], config: Advantage) -> l
 
 
 def plain_correction(log_ratio: float, config: Importance) -> float:
-    """``log_ratio``: of the token or of its response, as ``config.level`` says."""
+    """Correction of one token. ``log_ratio``: of the token or of its response, by ``config.level``."""
     ratio = math.exp(log_ratio)
     if config.kind == "none":
         return 1.0
@@ -33,7 +33,7 @@ def plain_correction(log_ratio: float, config: Importance) -> float:
 
 
 def plain_penalty(policy: Tensor, reference: float, ratio: Tensor, config: Kl) -> Tensor:
-    """One token's."""
+    """Penalty of one token."""
     difference = policy - reference
     if config.estimator == "k1":
         return ratio * difference
@@ -52,7 +52,7 @@ def pessimistic(ratio: Tensor, advantage: float, low: float, high: float) -> Ten
     return ratio * advantage
 
 
-def plain_share(config: Loss, lengths: Sequence[int], row: int, max_tokens: int) -> float:
+def plain_weight(config: Loss, lengths: Sequence[int], row: int, max_tokens: int) -> float:
     """Weight of one token of response ``row`` in the update."""
     if config.kind in ("grpo", "gspo"):
         return 1 / (len(lengths) * lengths[row])
@@ -76,7 +76,7 @@ def plain_loss(
     for row, (advantage, length) in enumerate(zip(advantages, lengths, strict=True)):
         places = range(start, start + length)
         start += length
-        share = plain_share(config.loss, lengths, row, max_tokens)
+        weight = plain_weight(config.loss, lengths, row, max_tokens)
         clip = config.loss.clip
         mismatch = sum(old[t] - engine[t] for t in places)
         likelihood = torch.zeros((), dtype=torch.float64)
@@ -94,5 +94,5 @@ def plain_loss(
                     torch.exp(likelihood) if config.loss.kind == "gspo" else ratio, advantage, clip.low, clip.high
                 )
             penalty = plain_penalty(policy[t], reference[t], factor * ratio, config.kl)
-            total = total - share * (factor * term - config.kl.beta * penalty)
+            total = total - weight * (factor * term - config.kl.beta * penalty)
     return total

@@ -1,4 +1,4 @@
-"""What a rank of the tests does: it trains on given groups, without queue server and run control.
+"""Work of a rank in the tests: training on given groups, without queue server and run control.
 
 As a script, started by torchrun: ``rank_work.py CASES.json OUT``.
 """
@@ -17,16 +17,17 @@ from mor_core.errors import Invalid
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.groups.ledger import Ledger
-from mor_trainer.ranks import Ranks, depart
-from mor_trainer.update.checkpoint import LoopState
-from mor_trainer.update.learner import Learner, StepGroup, follow
+from mor_trainer.model.micro_batches import TrainingGroup
+from mor_trainer.ranks import Ranks, exit_rank
+from mor_trainer.update.learner import Learner, follow_leader
+from mor_trainer.update.loop_checkpoint import LoopState
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
 
 
 def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
-    """Restore, train, save and export as ``case`` says; tensors, reports and what was wrong are written to ``out``."""
+    """Restore, train, save and export as ``case`` describes; write tensors, reports and errors to ``out``."""
     spec = RunSpec.model_validate(case["spec"])
     folder = out / case["name"]
     folder.mkdir()
@@ -40,7 +41,7 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
         return
     reports = []
     for step, groups in enumerate(case["steps"], case.get("first", 1)):
-        report = learner.update([step_group(group) for group in groups], step)
+        report = learner.update([training_group_of(group) for group in groups], step)
         reports.append(dataclasses.asdict(report))
         if case.get("save_after") == step:
             learner.save(state_at(step, spec))
@@ -57,19 +58,20 @@ def state_at(step: int, spec: RunSpec) -> LoopState:
     return LoopState(step=step, weights_version=step, gate_version=None, ledger=ledger, client_failures={}, spec=spec)
 
 
-def step_group(told: dict[str, Any]) -> StepGroup:
-    sequences = {name: tuple(map(tuple, told[name])) for name in ("responses", "engine_logprobs")}
-    return StepGroup(told["prompt"], told["prompt_tokens"], **sequences, rewards=tuple(told["rewards"]))
+def training_group_of(fields: dict[str, Any]) -> TrainingGroup:
+    """A group from its JSON."""
+    sequences = {name: tuple(map(tuple, fields[name])) for name in ("responses", "engine_logprobs")}
+    return TrainingGroup(fields["prompt"], fields["prompt_tokens"], **sequences, rewards=tuple(fields["rewards"]))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    together = Ranks.join(CPU)
-    if together.leads:
+    joined = Ranks.join(CPU)
+    if joined.leads:
         for one in json.loads(Path(sys.argv[1]).read_text()):
-            train(one, Path(sys.argv[2]), together)
-        together.tell(None)
+            train(one, Path(sys.argv[2]), joined)
+        joined.broadcast(None)
     else:
-        follow(WorkerSettings(device="cpu"), together)
-    together.leave()
-    depart(0)
+        follow_leader(WorkerSettings(device="cpu"), joined)
+    joined.leave()
+    exit_rank(0)

@@ -1,4 +1,4 @@
-"""``mor-trainer work`` whose second rank has no memory for micro-batches of more than so many tokens: a script."""
+"""Script: ``mor-trainer work`` whose second rank runs out of memory in micro-batches over a number of tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 from mor_trainer.cli import app
-from mor_trainer.model.batching import Unit
-from mor_trainer.update.update import Updater
+from mor_trainer.model.micro_batches import MicroBatchItem
+from mor_trainer.update.updater import Updater
 
 _LIMIT = int(sys.argv[1])
 _compute = Updater._accumulate
 
 
-def _limited(self: Updater, units: Sequence[Unit], part: Any) -> None:
-    if os.environ["RANK"] == "1" and sum(len(unit.row) for unit in units) > _LIMIT:
+def _limited(self: Updater, batch: Sequence[MicroBatchItem], part: Any, totals: Any) -> None:
+    if os.environ["RANK"] == "1" and sum(map(len, batch)) > _LIMIT:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TB")
-    _compute(self, units, part)
+    _compute(self, batch, part, totals)
 
 
 if __name__ == "__main__":

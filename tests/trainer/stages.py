@@ -82,7 +82,7 @@ class Sampler:
         how = record.sampling
         decoded = {digest: guarded.decode(content) for digest, content in images.items()}
         encoded = encode_prompt(self.processor, record.messages, decoded)
-        pixels = pixel_sha256([encoded["pixel_values"]] if "pixel_values" in encoded else [])
+        pixels = pixel_sha256(encoded)
         prompt = encoded.pop("input_ids")
         encoded.pop("attention_mask")
         generators = [

@@ -11,19 +11,19 @@ import torch
 from mor_core.datafiles import read_prompts
 from mor_core.wire import PromptRecord, Sampling, WeightsRef
 from mor_trainer.model import loading
-from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import Updater
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import Updater
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import make_spec
+from tests.trainer.policies import training_group
 from tests.trainer.stages import Sampler
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Larger matrices than elsewhere: a frozen head must let an adapter make a token likely."""
+    """A model with larger weights than elsewhere, so that an adapter can make a token likely through a frozen head."""
     return build_tiny_vlm(tmp_path_factory.mktemp("peaked"), scale=5.0)
 
 
@@ -50,9 +50,9 @@ def mean_rewards(tiny: Path, prompts: Path, steps: int, **changes: Any) -> list[
             block, _, _ = sampler.sample(record, prompt.images)
             rewards = tuple(4.0 * sum(t % 2 == 0 for t in ids) / len(ids) for ids in block.response_token_ids)
             prepared = policy.prepare(prompt.messages, prompt.images)
-            groups.append(TrainingGroup(prepared, block.response_token_ids, block.response_logprobs, rewards))
+            groups.append(training_group(prepared, block.response_token_ids, block.response_logprobs, rewards))
         means.append(statistics.fmean(reward for group in groups for reward in group.rewards))
-        updater.step(groups, step, TimeShares())
+        updater.step(groups, step, StepTimer())
     return means
 
 
@@ -82,6 +82,6 @@ def test_the_reward_rises(tiny: Path, prompts: Path, changes: dict[str, Any]) ->
     assert statistics.fmean(means[-3:]) > statistics.fmean(means[:3]) + 0.7, means
 
 
-def test_shuffled_rewards_teach_nothing(tiny: Path, prompts: Path) -> None:
+def test_shuffled_rewards_do_not_raise_the_reward(tiny: Path, prompts: Path) -> None:
     means = mean_rewards(tiny, prompts, 12, control_rewards="shuffled")
     assert abs(statistics.fmean(means[-3:]) - statistics.fmean(means[:3])) < 0.6, means

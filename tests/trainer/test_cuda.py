@@ -1,4 +1,4 @@
-"""What only a GPU does: memory that really runs out, tensors that travel over NCCL, kernels that may not repeat."""
+"""Behaviour that needs a GPU: memory that really runs out, tensors over NCCL, kernels that may not repeat."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ import torch.distributed as dist
 from mor_core.datafiles import Prompt
 from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
-from mor_trainer.model.batching import TrainingGroup
 from mor_trainer.model.policy import Policy
 from mor_trainer.ranks import Ranks
 from mor_trainer.update.budget import OutOfMemory
 from mor_trainer.update.learner import Learner
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import Updater
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import Updater
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from tests.trainer.kit import make_spec
-from tests.trainer.policies import groups_of, policy_of
-from tests.trainer.rank_work import state_at, step_group
+from tests.trainer.policies import groups_of, policy_of, training_group
+from tests.trainer.rank_work import state_at, training_group_of
 from tests.trainer.test_ranks import steps_of
 from tests.trainer.test_shared_prompt import gradient
 
@@ -39,7 +38,7 @@ OPTIMISER = {"lr": 1e-3, "warmup_steps": 0, "grad_clip": 1e9}
 
 @pytest.fixture
 def joined(tmp_path: Path) -> Iterator[Ranks]:
-    """One rank as ``Ranks.join`` makes several: over NCCL, which takes no two ranks on one GPU."""
+    """One rank set up as ``Ranks.join`` sets up several: over NCCL, which allows only one rank for each GPU."""
     torch.cuda.set_device(0)
     dist.init_process_group("nccl", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     ranks = Ranks(torch.device("cuda", 0))
@@ -57,11 +56,11 @@ def deterministic() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def little_memory(more: float) -> Iterator[None]:
-    """An allocator that may take only so many bytes more."""
+def little_memory(extra_bytes: float) -> Iterator[None]:
+    """Limit the allocator to ``extra_bytes`` beyond what it has reserved."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + more) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + extra_bytes) / total)
     try:
         yield
     finally:
@@ -89,20 +88,18 @@ def test_memory_that_really_runs_out_halves_the_micro_batch_and_loses_nothing(
     assert (got - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-def test_a_response_that_does_not_fit_alone_fails_with_a_cure(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_a_response_that_does_not_fit_alone_names_the_cure(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, spec = policy_of(
         tiny, prompts, torch.float32, device="cuda", optimiser=OPTIMISER, micro_batch_tokens=1 << 20
     )
     long = tuple(random.Random(0).choices(range(20, 300), k=1 << 15))
     prompt = policy.prepare(rows_of[0].messages, rows_of[0].images)
-    group = TrainingGroup(prompt, (long, long), ((-5.0,) * len(long),) * 2, (0.0, 1.0))
+    group = training_group(prompt, (long, long), ((-5.0,) * len(long),) * 2, (0.0, 1.0))
     with little_memory(1 << 26), pytest.raises(OutOfMemory, match="set gradient_checkpointing"):
-        Updater(policy, spec).step([group], 1, TimeShares())
+        Updater(policy, spec).step([group], 1, StepTimer())
 
 
-def test_products_are_computed_in_bfloat16_and_all_else_stays_float32(
-    tiny: Path, prompts: Path, rows_of: list[Prompt]
-) -> None:
+def test_only_products_are_computed_in_bfloat16(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     assert loading.autocast_dtype("auto", "cuda") == torch.bfloat16
     found = []
     for autocast in (None, torch.bfloat16):
@@ -126,7 +123,7 @@ def test_a_deterministic_run_repeats_its_bits(
         policy, spec = policy_of(tiny, prompts, torch.float32, device="cuda", optimiser=OPTIMISER, deterministic=True)
         updater = Updater(policy, spec)
         for step in range(1, 4):
-            updater.step(groups_of(policy, rows_of[:4], seed=step), step, TimeShares())
+            updater.step(groups_of(policy, rows_of[:4], seed=step), step, StepTimer())
         found.append(torch.cat([p.detach().flatten() for p in policy.trainable.values()]))
     assert found[0].equal(found[1])
 
@@ -134,12 +131,12 @@ def test_a_deterministic_run_repeats_its_bits(
 @pytest.mark.skipif(
     not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason="shards need torch 2.13 or later"
 )
-def test_shards_over_nccl_train_save_and_restore_as_one_process_does(
+def test_shards_over_nccl_train_save_and_restore_as_one_process(
     tiny: Path, prompts: Path, rows_of: list[Prompt], tmp_path: Path, joined: Ranks
 ) -> None:
     spec = make_spec(tiny, prompts, optimiser=OPTIMISER, micro_batch_tokens=80)
     settings = WorkerSettings(device="cuda", precision="float32")
-    steps = [[step_group(told) for told in step] for step in steps_of(tiny, prompts, rows_of, 3)]
+    steps = [[training_group_of(fields) for fields in step] for step in steps_of(tiny, prompts, rows_of, 3)]
 
     def trained(ranks: Ranks, folder: Path, first: int = 0, restored: Path | None = None) -> tuple[Any, Path | None]:
         folder.mkdir(exist_ok=True)
@@ -152,7 +149,7 @@ def test_shards_over_nccl_train_save_and_restore_as_one_process_does(
             learner.update(steps[step], step + 1)
             if step == 1:
                 saved = learner.save(state_at(2, spec))
-        return {name: sharding.full(p.detach()).cpu() for name, p in learner.policy.trainable.items()}, saved
+        return {name: sharding.full_tensor(p.detach()).cpu() for name, p in learner.policy.trainable.items()}, saved
 
     alone, _ = trained(Ranks(CUDA), tmp_path / "alone")
     shards, saved = trained(joined, tmp_path / "shards")

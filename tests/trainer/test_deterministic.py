@@ -16,8 +16,7 @@ import pytest
 import torch
 from mor_core.errors import Invalid
 from mor_trainer.groups.replay_log import Conditions, Record
-from mor_trainer.model.batching import Response, Unit
-from mor_trainer.model.rows import Row
+from mor_trainer.model.micro_batches import MicroBatchItem
 from mor_trainer.update.budget import OutOfMemory, TokenBudget
 
 from tests.trainer.kit import Processes, make_spec
@@ -51,8 +50,12 @@ def test_killed_anywhere_the_final_weights_are_those_of_an_undisturbed_run(
     folder = processes.runs_dir / run
     recorded = folder / "record" / "step-00000002.json"
     kill_when(processes.work(), recorded.exists, "in the middle of step 2")
-    half = folder / "checkpoints" / ".step-00000003.part"
-    kill_when(processes.work(), half.exists, "while the checkpoint of step 3 is written")
+    checkpoints = folder / "checkpoints"
+    kill_when(
+        processes.work(),
+        lambda: any(checkpoints.glob(".step-00000003.*.part")),
+        "while the checkpoint of step 3 is written",
+    )
     assert not (folder / "checkpoints" / "step-00000003").exists()
     published = len(list((folder / "weights").glob("[0-9]*")))
     assert published
@@ -119,11 +122,10 @@ def test_memory_that_runs_out_does_not_change_a_deterministic_runs_micro_batches
 
     policy, _ = policy_of(tiny, prompts)
     prompt = policy.prepare(rows_of[0].messages, rows_of[0].images)
-    responses = tuple(Response(0, prompt, (7, 8, 9), (0.0,) * 3, 0.0, 1.0) for _ in range(4))
-    units = [Unit(Row(prompt, tuple(one.ids for one in responses)), responses)]
+    batch = [MicroBatchItem(prompt, ((7, 8, 9),) * 4, 0, (0, 1, 2, 3))]
 
     def fail(_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TB")
 
     with pytest.raises(OutOfMemory, match=r"would change the bits .* smaller micro_batch_tokens, such as \d+"):
-        TokenBudget(256, fixed=True).spend(lambda tokens: [units], fail)
+        TokenBudget(256, fixed=True).run(lambda tokens: [batch], fail)

@@ -1,4 +1,4 @@
-"""Each algorithm against a plain computation, and what its objective promises."""
+"""Each algorithm against a plain computation, and the properties of its loss."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mor_core.algorithms import Algorithm, Cispo, Clip, Dapo, DrGrpo, Grpo, Gspo
 from mor_core.runs import RunSpec
 from mor_trainer.algorithm.advantage import advantages
 from mor_trainer.algorithm.importance import correction
-from mor_trainer.algorithm.loss import LossSums, policy_loss
-from mor_trainer.algorithm.losses import objective_of
-from mor_trainer.algorithm.losses.tokens import Tokens
+from mor_trainer.algorithm.loss import LossSums, micro_batch_loss
+from mor_trainer.algorithm.losses import policy_loss_of
+from mor_trainer.algorithm.losses.loss_tokens import LossTokens
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -34,8 +34,8 @@ CORRECTIONS = [
 ]
 
 
-def tokens_of(lengths: list[int], seed: int = 1, **changes: Tensor) -> Tokens:
-    """Log-probabilities that are apart far enough for every clip and cap to bite."""
+def tokens_of(lengths: list[int], seed: int = 1, **changes: Tensor) -> LossTokens:
+    """Tokens whose log-probabilities differ enough for every clip and cap to take effect."""
     dice = torch.Generator().manual_seed(seed)
     n = sum(lengths)
     old = -torch.rand(n, dtype=torch.float64, generator=dice) * 3
@@ -46,25 +46,25 @@ def tokens_of(lengths: list[int], seed: int = 1, **changes: Tensor) -> Tokens:
         "policy": near[0], "old": old, "engine": near[1], "reference": near[2], "advantage": ones, "weight": ones / n,
         "response": response,
     }  # fmt: skip
-    return Tokens(**{**fields, **changes})
+    return LossTokens(**{**fields, **changes})
 
 
-def part_of(tokens: Tokens, place: slice) -> Tokens:
+def part_of(tokens: LossTokens, place: slice) -> LossTokens:
     """A micro-batch: tokens of whole responses, numbered from 0."""
     fields = {name: value[place] for name, value in vars(tokens).items()}
-    return Tokens(**{**fields, "response": fields["response"] - fields["response"][0]})
+    return LossTokens(**{**fields, "response": fields["response"] - fields["response"][0]})
 
 
-def agrees(config: Algorithm) -> LossSums:
-    """Value and gradient of an update in two micro-batches equal the plain computation's; returns the metrics."""
+def check_against_plain(config: Algorithm) -> LossSums:
+    """Compare value and gradient of an update in two micro-batches with the plain computation; return the metrics."""
     counts = torch.tensor(LENGTHS)
     values = advantages(torch.tensor(REWARDS, dtype=torch.float64), config.advantage).flatten()
-    shares = objective_of(config.loss).shares(counts, 16)
-    tokens = tokens_of(LENGTHS, advantage=values.repeat_interleave(counts), weight=shares.repeat_interleave(counts))
+    weights = policy_loss_of(config.loss).token_weights(counts, 16)
+    tokens = tokens_of(LENGTHS, advantage=values.repeat_interleave(counts), weight=weights.repeat_interleave(counts))
     tokens.policy.requires_grad_()
     border = sum(LENGTHS[:5])
     losses, sums = zip(
-        *(policy_loss(part_of(tokens, place), config) for place in (slice(0, border), slice(border, None))),
+        *(micro_batch_loss(part_of(tokens, place), config) for place in (slice(0, border), slice(border, None))),
         strict=True,
     )
     ours = torch.autograd.grad(sum(losses), tokens.policy)[0]
@@ -83,7 +83,9 @@ def agrees(config: Algorithm) -> LossSums:
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda config: config.kind)
 def test_value_and_gradient_equal_a_plain_computation(loss, advantage: str) -> None:
     importance = Importance(cap=1.4)
-    sums = agrees(Algorithm(loss=loss, advantage={"kind": advantage}, kl=Kl(beta=0.1), importance=importance))
+    sums = check_against_plain(
+        Algorithm(loss=loss, advantage={"kind": advantage}, kl=Kl(beta=0.1), importance=importance)
+    )
     assert sums.clipped_low > 0
     assert sums.clipped_high > 0
     assert 0 < sums.limited < sums.tokens
@@ -91,25 +93,25 @@ def test_value_and_gradient_equal_a_plain_computation(loss, advantage: str) -> N
 
 @pytest.mark.parametrize("importance", CORRECTIONS, ids=lambda config: f"{config.kind} {config.level}")
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda config: config.kind)
-def test_every_correction_with_every_loss(loss, importance: Importance) -> None:
-    assert agrees(Algorithm(loss=loss, importance=importance, kl=Kl(beta=0.1))).limited > 0
+def test_every_correction_with_every_loss_equals_a_plain_computation(loss, importance: Importance) -> None:
+    assert check_against_plain(Algorithm(loss=loss, importance=importance, kl=Kl(beta=0.1))).limited > 0
 
 
 @pytest.mark.parametrize(
     ("estimator", "corrected"), [("k1", True), ("k2", True), ("k2", False), ("k3", True), ("k3", False)]
 )
-def test_every_penalty(estimator, corrected: bool) -> None:
-    agrees(Algorithm(kl=Kl(estimator=estimator, corrected=corrected, beta=0.5)))
+def test_every_penalty_equals_a_plain_computation(estimator, corrected: bool) -> None:
+    check_against_plain(Algorithm(kl=Kl(estimator=estimator, corrected=corrected, beta=0.5)))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda config: config.kind)
 def test_all_losses_are_the_policy_gradient_where_policy_and_sampler_agree(loss) -> None:
-    """At ratio 1, −∂loss/∂log π_t is share times advantage: REINFORCE with a baseline."""
+    """At ratio 1, −∂loss/∂log π_t is weight times advantage: REINFORCE with a baseline."""
     tokens = tokens_of(LENGTHS)
     advantage = torch.randn(len(tokens.old), dtype=torch.float64)
     policy = tokens.old.clone().requires_grad_()
     same = tokens_of(LENGTHS, policy=policy, engine=tokens.old, advantage=advantage)
-    loss_value, sums = policy_loss(same, Algorithm(loss=loss, kl=Kl(beta=0.0)))
+    loss_value, sums = micro_batch_loss(same, Algorithm(loss=loss, kl=Kl(beta=0.0)))
     loss_value.backward()
     if loss.kind == "gspo":  # one advantage to a response, as groups have
         return_of = [advantage[same.response == row].mean() for row in range(len(LENGTHS))]
@@ -119,13 +121,13 @@ def test_all_losses_are_the_policy_gradient_where_policy_and_sampler_agree(loss)
     assert sums.ratio.effective_sample_share == pytest.approx(1)
 
 
-def test_gspo_clips_whole_responses_and_cispo_no_gradient() -> None:
+def test_gspo_clips_whole_responses_and_cispo_keeps_every_gradient() -> None:
     tokens = tokens_of(LENGTHS)
     gradients = {}
     for loss in (Grpo(), Gspo(), Cispo(clip=WeightClip(high=0.1))):
         policy = tokens.policy.clone().requires_grad_()
         config = Algorithm(loss=loss, kl=Kl(beta=0.0), importance=Importance(cap=100))
-        policy_loss(tokens_of(LENGTHS, policy=policy), config)[0].backward()
+        micro_batch_loss(tokens_of(LENGTHS, policy=policy), config)[0].backward()
         gradients[loss.kind] = [policy.grad[tokens.response == row] for row in range(len(LENGTHS))]
     assert any(0 < (row == 0).sum() < len(row) for row in gradients["grpo"]), "some tokens of a response"
     assert all((row == 0).all() or (row != 0).all() for row in gradients["gspo"])
@@ -133,9 +135,9 @@ def test_gspo_clips_whole_responses_and_cispo_no_gradient() -> None:
     assert all((row != 0).all() for row in gradients["cispo"])
 
 
-def test_the_share_of_a_response_is_what_its_algorithm_says() -> None:
+def test_the_weight_of_a_response_is_its_algorithms() -> None:
     lengths = torch.tensor([1, 3, 6])
-    totals = {loss.kind: (objective_of(loss).shares(lengths, 8) * lengths).tolist() for loss in LOSSES}
+    totals = {loss.kind: (policy_loss_of(loss).token_weights(lengths, 8) * lengths).tolist() for loss in LOSSES}
     assert totals["grpo"] == totals["gspo"] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
     assert totals["dapo"] == totals["cispo"] == pytest.approx([0.1, 0.3, 0.6])
     assert totals["dr_grpo"] == pytest.approx([1 / 24, 3 / 24, 6 / 24])
@@ -144,7 +146,7 @@ def test_the_share_of_a_response_is_what_its_algorithm_says() -> None:
 # --- importance correction ----------------------------------------------------------------------------------------
 
 
-def weights(ratios: list[float], **config: Any) -> list[float]:
+def correction_weights(ratios: list[float], **config: Any) -> list[float]:
     """Correction of the tokens of two responses, the first of two tokens."""
     response = torch.tensor([0, 0] + [1] * (len(ratios) - 2))
     log_ratio = torch.tensor(ratios, dtype=torch.float64).log()
@@ -153,15 +155,17 @@ def weights(ratios: list[float], **config: Any) -> list[float]:
 
 def test_truncation_and_masking_by_token_and_by_sequence() -> None:
     ratios = [1.5, 3.0, 0.9, 0.4, 1.25]
-    assert weights(ratios, kind="truncate") == pytest.approx([1.5, 2.0, 0.9, 0.4, 1.25])
-    assert weights(ratios, kind="mask") == pytest.approx([1.5, 0.0, 0.9, 0.0, 1.25])
-    assert weights(ratios, kind="truncate", level="sequence") == pytest.approx([2.0, 2.0, 0.45, 0.45, 0.45])
-    assert weights(ratios, kind="mask", level="sequence") == [0.0] * 5
-    assert weights(ratios, kind="mask", level="sequence", cap=3.0) == pytest.approx([0.0, 0.0, 0.45, 0.45, 0.45])
-    assert weights(ratios, kind="none") == [1.0] * 5
+    assert correction_weights(ratios, kind="truncate") == pytest.approx([1.5, 2.0, 0.9, 0.4, 1.25])
+    assert correction_weights(ratios, kind="mask") == pytest.approx([1.5, 0.0, 0.9, 0.0, 1.25])
+    assert correction_weights(ratios, kind="truncate", level="sequence") == pytest.approx([2.0, 2.0, 0.45, 0.45, 0.45])
+    assert correction_weights(ratios, kind="mask", level="sequence") == [0.0] * 5
+    assert correction_weights(ratios, kind="mask", level="sequence", cap=3.0) == pytest.approx(
+        [0.0, 0.0, 0.45, 0.45, 0.45]
+    )
+    assert correction_weights(ratios, kind="none") == [1.0] * 5
 
 
-def test_a_hopeless_ratio_gives_no_nan() -> None:
+def test_an_extreme_ratio_gives_no_nan() -> None:
     response, apart = torch.tensor([0, 0]), torch.tensor([500.0, 500.0])
     for level in ("token", "sequence"):
         assert correction(apart, response, Importance(kind="mask", level=level)).weight.tolist() == [0.0, 0.0]
@@ -170,7 +174,7 @@ def test_a_hopeless_ratio_gives_no_nan() -> None:
 
 
 def expected_gradient(logits: Tensor, sampler: Tensor, rewards: Tensor, level) -> Tensor:
-    """Gradient of the loss in expectation over all responses of two tokens that ``sampler`` gives.
+    """Gradient of the loss in expectation over all responses of two tokens under ``sampler``.
 
     Logits: of the first token, and of the second given the first, as rows of one table.
     """
@@ -184,10 +188,10 @@ def expected_gradient(logits: Tensor, sampler: Tensor, rewards: Tensor, level) -
     for first, second in itertools.product(range(3), repeat=2):
         policy, engine = logprobs(logits, first, second), logprobs(sampler, first, second)
         ones = torch.ones(2, dtype=torch.float64)
-        tokens = Tokens(
+        tokens = LossTokens(
             policy, policy.detach(), engine, None, rewards[first, second] * ones, ones, torch.tensor([0, 0])
         )
-        total = total + engine.exp().prod() * policy_loss(tokens, config)[0]
+        total = total + engine.exp().prod() * micro_batch_loss(tokens, config)[0]
     return torch.autograd.grad(-total, logits)[0]
 
 
@@ -237,7 +241,7 @@ def test_dynamic_sampling_that_could_replace_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda config: config.kind)
-def test_a_configuration_survives_a_checkpoint(loss) -> None:
+def test_a_configuration_survives_json(loss) -> None:
     config = Algorithm(loss=loss)
     assert TypeAdapter(Algorithm).validate_json(config.model_dump_json()) == config
 

@@ -1,4 +1,4 @@
-"""Advantage, loss, KL, importance correction, log-probabilities and packing, against plain independent computations."""
+"""Advantage, loss, KL, importance correction, log-probabilities and packing against plain independent computations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mor_core.runs import Optimiser
 from mor_trainer.algorithm import kl
 from mor_trainer.algorithm.advantage import advantages
 from mor_trainer.algorithm.importance import RatioStatistics
-from mor_trainer.algorithm.loss import policy_loss
-from mor_trainer.algorithm.losses.tokens import Tokens
+from mor_trainer.algorithm.loss import micro_batch_loss
+from mor_trainer.algorithm.losses.loss_tokens import LossTokens
 from mor_trainer.algorithm.schedule import learning_rate
 from mor_trainer.model.logprobs import chosen_logprobs
-from mor_trainer.model.packing import packed_batches, padded_batches
+from mor_trainer.model.micro_batches import packed_batches, padded_batches
 
 NONE = torch.tensor([], dtype=torch.long)
 
@@ -32,13 +32,13 @@ def test_advantages_are_standardised_within_the_group() -> None:
     assert advantages(rewards, MeanOnly())[0].tolist() == [-2.0, -1.0, 0.0, 3.0]
 
 
-def test_a_group_all_clients_are_indifferent_to_gets_almost_no_advantage() -> None:
+def test_a_group_with_nearly_equal_rewards_gets_almost_no_advantage() -> None:
     noise = torch.tensor([[1.0, 1.001, 0.999, 1.0]], dtype=torch.float64)
     assert advantages(noise, GroupStd(floor=0.1)).abs().max() < 0.011
     assert not advantages(torch.full((1, 8), 3.0), GroupStd()).any()
 
 
-def test_batch_whitening_keeps_the_relative_weight_of_groups() -> None:
+def test_standardising_over_the_step_keeps_the_relative_weight_of_groups() -> None:
     rewards = torch.tensor([[1.0, 3.0], [10.0, 16.0]], dtype=torch.float64)
     values = advantages(rewards, BatchStd())
     spread = math.sqrt((1 + 1 + 9 + 9) / 4)
@@ -56,7 +56,7 @@ def categorical() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("estimator", "unbiased"), [("k1", True), ("k2", False), ("k3", True)])
-def test_kl_estimators_in_expectation(categorical, estimator: str, unbiased: bool) -> None:
+def test_k1_and_k3_are_unbiased_and_k2_is_positive(categorical, estimator: str, unbiased: bool) -> None:
     policy, reference, _ = (logits.log_softmax(-1) for logits in categorical)
     exact = (policy.exp() * (policy - reference)).sum()
     estimate = (policy.exp() * getattr(kl, estimator)(policy, reference)).sum()
@@ -89,26 +89,26 @@ def test_the_uncorrected_k3_has_another_gradient(categorical) -> None:
 
 @pytest.mark.parametrize("kind", ["truncate", "none"])
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_the_loss_moves_towards_the_reference_by_the_exact_gradient(categorical, estimator, kind) -> None:
-    """The whole penalty path, policy apart from both its old self and the engine, in expectation over the engine."""
+def test_the_penalty_in_the_loss_has_the_gradient_of_the_kl(categorical, estimator, kind) -> None:
+    """The whole penalty path in expectation over the engine; policy, old policy and engine all differ."""
     logits, reference, sampler = categorical
     logits, reference, sampler = logits.requires_grad_(), reference.log_softmax(-1), sampler.log_softmax(-1)
     policy = logits.log_softmax(-1)
     exact = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)[0]
     old = sampler if kind == "none" else (policy.detach() + sampler) / 2
-    tokens = Tokens(policy, old, sampler, reference, torch.zeros(7), sampler.exp(), torch.arange(7))
+    tokens = LossTokens(policy, old, sampler, reference, torch.zeros(7), sampler.exp(), torch.arange(7))
     config = Algorithm(kl=Kl(estimator=estimator, beta=0.5), importance={"kind": kind, "cap": 1e6})
-    loss, sums = policy_loss(tokens, config)
+    loss, sums = micro_batch_loss(tokens, config)
     got = torch.autograd.grad(loss, logits)[0]
     assert torch.allclose(got, 0.5 * exact, rtol=1e-10, atol=1e-12)
     assert sums.kl == pytest.approx(kl.k3(policy.detach(), reference).sum().item())
 
 
-def test_a_token_beyond_the_cap_keeps_a_gradient_of_the_size_of_the_cap() -> None:
+def test_a_token_over_the_cap_has_a_gradient_of_the_size_of_the_cap() -> None:
     policy = torch.tensor([0.0], dtype=torch.float64, requires_grad=True)
     engine, one = torch.tensor([-3.0], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    tokens = Tokens(policy, policy.detach(), engine, None, -one, one, torch.tensor([0]))
-    policy_loss(tokens, Algorithm(importance=Importance(cap=2.0)))[0].backward()
+    tokens = LossTokens(policy, policy.detach(), engine, None, -one, one, torch.tensor([0]))
+    micro_batch_loss(tokens, Algorithm(importance=Importance(cap=2.0)))[0].backward()
     assert policy.grad.item() == pytest.approx(2.0)  # without truncation: e^3
 
 
@@ -149,7 +149,7 @@ def test_chunked_log_probabilities_equal_plain_ones(temperature: float) -> None:
 
 
 @given(st.lists(st.integers(1, 60), max_size=60), st.integers(60, 400))
-def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+def test_micro_batches_hold_every_sequence_once_within_the_budget(lengths: list[int], budget: int) -> None:
     padded, packed = padded_batches(lengths, budget), packed_batches(lengths, budget)
     for batches in (padded, packed):
         assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
@@ -160,7 +160,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int],
 
 
 @pytest.mark.parametrize("divide", [padded_batches, packed_batches])
-def test_a_row_over_the_budget_names_the_cure(divide: Callable[[list[int], int], object]) -> None:
+def test_a_sequence_over_the_budget_names_the_cure(divide: Callable[[list[int], int], object]) -> None:
     with pytest.raises(Invalid, match="500 tokens does not fit micro_batch_tokens=400; raise micro_batch_tokens"):
         divide([20, 500], 400)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,10 @@ from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import TokenBlock
-from mor_trainer.model.batching import TrainingGroup
-from mor_trainer.model.encoding import PromptMismatch, check
-from mor_trainer.model.features import ByteBoundCache
-from mor_trainer.model.rows import PreparedPrompt, Row
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import Updater, UpdateReport
+from mor_trainer.model.packed_sequences import PackedSequence, PreparedPrompt
+from mor_trainer.model.prompt_tokenizer import PromptMismatch, check_same_prompt
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import Updater, UpdateReport
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
@@ -35,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def plain_logprobs(model: Any, processor: Any, prompt: Prompt, response: tuple[int, ...]) -> torch.Tensor:
-    """One response, one full forward with pixel values, all logits: nothing of the policy's code."""
+    """Log-probabilities of one response from one full forward pass with pixel values, without the policy's code."""
     from mor_core.vision import encode_prompt
 
     images = {digest: Image.open(io.BytesIO(content)).convert("RGB") for digest, content in prompt.images.items()}
@@ -58,9 +57,9 @@ def test_log_probabilities_equal_a_plain_forward(
     policy, _ = policy_of(models[kind], prompts)
     assert policy.shares_prompts
     responses = ((30, 41, 52, 63, 74), (99,), (120, 33))
-    rows = [Row(policy.prepare(prompt.messages, prompt.images), responses) for prompt in rows_of[:2]]
+    rows = [PackedSequence(policy.prepare(prompt.messages, prompt.images), responses) for prompt in rows_of[:2]]
     if not policy.shares_prompts:
-        rows = [Row(row.prompt, (response,)) for row in rows for response in row.responses]
+        rows = [PackedSequence(row.prompt, (response,)) for row in rows for response in row.responses]
     with torch.no_grad():
         got = policy.logprobs(rows)[0]
         wanted = torch.cat(
@@ -70,10 +69,10 @@ def test_log_probabilities_equal_a_plain_forward(
 
 
 @pytest.mark.parametrize("kind", ["idefics3", "qwen2_5_vl"])
-def test_a_model_that_takes_no_features_is_given_pixels_each_time(
+def test_a_model_without_feature_inputs_gets_pixels_each_time(
     models: dict[str, Path], kind: str, prompts: Path, rows_of: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As transformers had them before 5.18: a forward that would drop features among its other arguments."""
+    """Models of transformers before 5.18: their forward drops features among its other arguments."""
     inner = type(AutoModelForImageTextToText.from_pretrained(models[kind]).base_model)
     whole = inner.forward
 
@@ -85,7 +84,7 @@ def test_a_model_that_takes_no_features_is_given_pixels_each_time(
     policy, _ = policy_of(models[kind], prompts)
     prompt, response = rows_of[0], (30, 41, 52)
     with torch.no_grad():
-        got = policy.logprobs([Row(policy.prepare(prompt.messages, prompt.images), (response,))])[0]
+        got = policy.logprobs([PackedSequence(policy.prepare(prompt.messages, prompt.images), (response,))])[0]
         wanted = plain_logprobs(policy.model, policy.processor, prompt, response)
     assert torch.allclose(got, wanted, atol=1e-5), (got - wanted).abs().max()
 
@@ -101,16 +100,16 @@ def test_engine_and_trainer_agree_on_sampled_tokens(tiny: Path, prompts: Path, r
     )  # fmt: skip
     block, _, pixels = Sampler(tiny).sample(record, prompt.images)
     prepared = policy.prepare(prompt.messages, prompt.images)
-    assert prepared.encoded.pixels == pixels
-    assert prepared.encoded.token_ids == block.prompt_token_ids
+    assert prepared.tokenized.pixels == pixels
+    assert prepared.tokenized.token_ids == block.prompt_token_ids
     with torch.no_grad():
-        ours = policy.logprobs([Row(prepared, block.response_token_ids)])[0]
+        ours = policy.logprobs([PackedSequence(prepared, block.response_token_ids)])[0]
     theirs = torch.tensor([value for row in block.response_logprobs for value in row])
     assert (ours - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["idefics3", "qwen2_5_vl"])
-def test_the_parameter_gradient_equals_a_plain_implementations(
+def test_the_parameter_gradient_equals_that_of_a_plain_implementation(
     models: dict[str, Path], kind: str, prompts: Path, rows_of: list[Prompt]
 ) -> None:
     """Micro-batches, shared prompts, cached features, reference and clip against loops over whole forwards."""
@@ -131,7 +130,7 @@ def test_the_parameter_gradient_equals_a_plain_implementations(
         lambda *_: captured.update({n: p.grad.clone() for n, p in policy.trainable.items() if p.grad is not None})
     )
     trained = {name: parameter.detach().clone() for name, parameter in policy.trainable.items()}
-    updater.step(groups, 1, TimeShares())
+    updater.step(groups, 1, StepTimer())
 
     with torch.no_grad():
         for name, parameter in policy.trainable.items():
@@ -153,58 +152,57 @@ def test_the_parameter_gradient_equals_a_plain_implementations(
     assert (difference / size).sqrt() < 1e-5
 
 
-def test_the_same_batch_twice_gives_the_same_bits(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_the_same_groups_give_the_same_bits(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     ends = []
     for _ in range(2):
         policy, spec = policy_of(tiny, prompts, torch.float32, optimiser={"lr": 1e-3, "updates_per_step": 2})
         updater = Updater(policy, spec)
         for step in (1, 2):
-            updater.step(groups_of(policy, rows_of[:4], seed=step), step, TimeShares())
+            updater.step(groups_of(policy, rows_of[:4], seed=step), step, StepTimer())
         ends.append({name: p.detach().clone() for name, p in policy.trainable.items()})
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
 
 
 @pytest.mark.parametrize("loss", ["grpo", "gspo", "cispo"])
-def test_the_clip_range_holds_how_far_a_step_moves_the_policy_not_how_far_the_engine_was(
+def test_the_clip_range_limits_how_far_a_step_moves_the_policy_not_the_difference_to_the_engine(
     tiny: Path, prompts: Path, rows_of: list[Prompt], loss: str
 ) -> None:
     def report(updates: int, **importance: str) -> UpdateReport:
         algorithm = {"loss": {"kind": loss, "clip": {"low": 0.01, "high": 0.01}}, "importance": importance}
         optimiser = {"lr": 1e-2, "warmup_steps": 0, "updates_per_step": updates}
         policy, spec = policy_of(tiny, prompts, algorithm=algorithm, optimiser=optimiser)
-        return Updater(policy, spec).step(groups_of(policy, rows_of[:4]), 1, TimeShares())
+        return Updater(policy, spec).step(groups_of(policy, rows_of[:4]), 1, StepTimer())
 
     first, second, direct = report(1), report(2), report(1, kind="none")
     assert first.sums.clipped_low + first.sums.clipped_high == 0, "the first update's ratio is 1"
     assert second.sums.clipped_low + second.sums.clipped_high > 0, "the second update's is not"
     assert direct.sums.clipped_low + direct.sums.clipped_high > 0, "the engine's log-probabilities are the old ones"
-    assert first.sums.ratio == direct.sums.ratio, "the raw ratio is told either way"
+    assert first.sums.ratio == direct.sums.ratio, "the raw ratio is reported either way"
     assert first.sums.limited > 0
     assert direct.sums.limited == 0
     assert second.processed_tokens > first.processed_tokens
 
 
-def test_an_indifferent_group_hardly_moves_the_policy(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_groups_with_nearly_equal_rewards_hardly_move_the_policy(
+    tiny: Path, prompts: Path, rows_of: list[Prompt]
+) -> None:
     norms = []
     for spread in (1.0, 1e-4):
         policy, spec = policy_of(tiny, prompts, algorithm={"kl": {"beta": 0.0}})
         assert not policy.has_reference
         groups = [
-            TrainingGroup(g.prompt, g.responses, g.engine_logprobs, tuple(1.0 + spread * r for r in g.rewards))
-            for g in groups_of(policy, rows_of[:2])
+            replace(g, rewards=tuple(1.0 + spread * r for r in g.rewards)) for g in groups_of(policy, rows_of[:2])
         ]
-        norms.append(Updater(policy, spec).step(groups, 1, TimeShares()).grad_norm)
+        norms.append(Updater(policy, spec).step(groups, 1, StepTimer()).grad_norm)
     assert norms[1] < 0.003 * norms[0]
 
 
-def test_a_non_finite_gradient_is_left_out_and_counted(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_an_update_that_is_not_finite_is_left_out_and_counted(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, spec = policy_of(tiny, prompts)
     before = {name: p.detach().clone() for name, p in policy.trainable.items()}
     groups = groups_of(policy, rows_of[:2])
-    broken = TrainingGroup(
-        groups[0].prompt, groups[0].responses, groups[0].engine_logprobs, (1e308, -1e308, 1e308, 0.0)
-    )
-    report = Updater(policy, spec).step([broken, groups[1]], 1, TimeShares())
+    broken = replace(groups[0], rewards=(1e308, -1e308, 1e308, 0.0))
+    report = Updater(policy, spec).step([broken, groups[1]], 1, StepTimer())
     assert report.skipped == 1
     assert all(parameter.equal(before[name]) for name, parameter in policy.trainable.items())
 
@@ -214,16 +212,18 @@ def test_shuffled_rewards_are_a_permutation_and_differ_by_step(
 ) -> None:
     policy, spec = policy_of(tiny, prompts, control_rewards="shuffled", algorithm={"advantage": {"kind": "mean_only"}})
     groups = [
-        TrainingGroup(g.prompt, g.responses, g.engine_logprobs, (10.0 * i, 10.0 * i + 1, 10.0 * i + 2, 10.0 * i + 3))
+        replace(g, rewards=(10.0 * i, 10.0 * i + 1, 10.0 * i + 2, 10.0 * i + 3))
         for i, g in enumerate(groups_of(policy, rows_of[:3]))
     ]
     updater = Updater(policy, spec)
-    first, second = (updater.step(groups, step, TimeShares()).advantages for step in (1, 2))
+    first, second = (updater.step(groups, step, StepTimer()).advantages for step in (1, 2))
     assert first != second
     assert max(abs(a) for row in first for a in row) > 3, "rewards crossed over groups"
 
 
-def test_the_frozen_reference_shares_what_is_not_trained(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_the_reference_shares_the_tensors_that_are_not_trained(
+    tiny: Path, prompts: Path, rows_of: list[Prompt]
+) -> None:
     policy, spec = policy_of(tiny, prompts)
     reference = policy._reference.model
     ours = dict(policy.model.named_parameters())
@@ -231,20 +231,20 @@ def test_the_frozen_reference_shares_what_is_not_trained(tiny: Path, prompts: Pa
         assert (parameter is ours[name]) == (name not in policy.trainable), name
         assert not parameter.requires_grad
     groups = groups_of(policy, rows_of[:2])
-    rows = [Row(group.prompt, group.responses) for group in groups]
+    rows = [PackedSequence(group.prepared, group.responses) for group in groups]
     before = policy.reference_logprobs(rows)
-    Updater(policy, spec).step(groups, 1, TimeShares())
+    Updater(policy, spec).step(groups, 1, StepTimer())
     assert policy.reference_logprobs(rows).equal(before)
     with torch.no_grad():
         assert not policy.logprobs(rows)[0].equal(before)
 
 
-def test_lora_targets_that_name_nothing_are_refused(tiny: Path, prompts: Path) -> None:
+def test_lora_targets_that_match_no_layer_are_refused(tiny: Path, prompts: Path) -> None:
     with pytest.raises(Invalid, match=r"tuning.targets \['nonsense'\] name no linear layer of the language model"):
         policy_of(tiny, prompts, tuning=LoraTuning(targets=("nonsense",)).model_dump())
 
 
-def test_images_are_encoded_once_and_the_cache_is_bounded(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_each_image_is_encoded_once(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, _ = policy_of(tiny, prompts)
     calls = []
     policy.model.base_model.vision_model.register_forward_hook(lambda *_: calls.append(1))
@@ -253,28 +253,19 @@ def test_images_are_encoded_once_and_the_cache_is_bounded(tiny: Path, prompts: P
             policy.prepare(prompt.messages, prompt.images)
     assert len(calls) == 4
 
-    class Value:
-        bytes = 40
 
-    cache: ByteBoundCache[Value] = ByteBoundCache(100)
-    for name in "abc":
-        cache.put(name, Value())
-    assert cache.get("a") is None
-    assert cache.get("c") is not None
-
-
-def test_gradient_checkpointing_changes_nothing(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_gradient_checkpointing_does_not_change_the_gradient(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     norms = []
     for recompute in (False, True):
         policy, spec = policy_of(tiny, prompts, gradient_checkpointing=recompute)
-        norms.append(Updater(policy, spec).step(groups_of(policy, rows_of[:2]), 1, TimeShares()).grad_norm)
+        norms.append(Updater(policy, spec).step(groups_of(policy, rows_of[:2]), 1, StepTimer()).grad_norm)
     assert norms[0] == pytest.approx(norms[1], rel=1e-9)
 
 
-def test_an_unfrozen_tower_is_trained(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+def test_a_vision_tower_that_is_not_frozen_is_trained(tiny: Path, prompts: Path, rows_of: list[Prompt]) -> None:
     policy, spec = policy_of(tiny, prompts, freeze_vision=False)
     before = {name: p.detach().clone() for name, p in policy.trainable.items()}
-    Updater(policy, spec).step(groups_of(policy, rows_of[:2]), 1, TimeShares())
+    Updater(policy, spec).step(groups_of(policy, rows_of[:2]), 1, StepTimer())
     moved = {name for name, p in policy.trainable.items() if not p.equal(before[name])}
     assert any("vision_model" in name for name in moved)
     assert any("text_model" in name for name in moved)
@@ -287,13 +278,13 @@ def test_a_prompt_that_differs_between_engine_and_trainer_is_refused(
 
     policy, _ = policy_of(tiny, prompts)
     prepared: PreparedPrompt = policy.prepare(rows_of[0].messages, rows_of[0].images)
-    ids, pixels = prepared.encoded.token_ids, prepared.encoded.pixels
+    ids, pixels = prepared.tokenized.token_ids, prepared.tokenized.pixels
 
     def block(prompt_ids: tuple[int, ...]) -> TokenBlock:
         return TokenBlock(prompt_token_ids=prompt_ids, response_token_ids=((5,),), response_logprobs=((-1.0,),))
 
-    check(prepared.encoded, rollout_of(pixels=pixels), block(ids))
+    check_same_prompt(prepared.tokenized, rollout_of(pixels=pixels), block(ids))
     with pytest.raises(PromptMismatch, match=r"engine's prompt has .* \(first difference at 3\); run the same transf"):
-        check(prepared.encoded, rollout_of(pixels=pixels), block((*ids[:3], 7, *ids[4:])))
+        check_same_prompt(prepared.tokenized, rollout_of(pixels=pixels), block((*ids[:3], 7, *ids[4:])))
     with pytest.raises(PromptMismatch, match="the engine's pixels hash to 0000"):
-        check(prepared.encoded, rollout_of(pixels="0" * 64), block(ids))
+        check_same_prompt(prepared.tokenized, rollout_of(pixels="0" * 64), block(ids))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from mor_core.errors import Unavailable
-from mor_trainer.update.step_timer import TimeShares
+from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.weights.publication import Publication
 
 from tests.trainer.kit import Processes
@@ -73,7 +73,7 @@ def test_shares_of_a_step_add_up_and_an_inner_one_takes_from_the_outer() -> None
         nonlocal now
         now += seconds
 
-    shares = TimeShares(lambda: now)
+    shares = StepTimer(lambda: now)
     with shares.measure("optimiser"):
         spend(1)
         with shares.measure("publication"):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mor_core.datafiles import Prompt
 from mor_core.runs import LoraTuning
-from mor_trainer.ranks import Ranks, divided
+from mor_trainer.ranks import Ranks, balanced_partition
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -40,10 +40,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def torchrun(cases: Path, out: Path, ranks: int = 2) -> None:
-    """The cases by that many ranks on this machine."""
+    """Run the cases on that many ranks of this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [*command, str(Path(rank_work.__file__)), str(cases), str(out)],
         env=environment, cwd=root, capture_output=True, timeout=280, check=False,
@@ -54,7 +55,7 @@ def torchrun(cases: Path, out: Path, ranks: int = 2) -> None:
 def steps_of(
     model: Path, prompts: Path, rows: list[Prompt], count: int, *, groups: int = 4
 ) -> list[list[dict[str, Any]]]:
-    """Steps of scored groups of unlike lengths, as rank 0 tells them."""
+    """Steps of scored groups of different lengths, as rank 0 sends them."""
     policy, _ = policy_of(model, prompts, torch.float32)
     dice = random.Random(0)
     steps = []
@@ -65,7 +66,7 @@ def steps_of(
             [
                 {
                     "prompt": index,
-                    "prompt_tokens": len(group.prompt.encoded.token_ids) if group.prompt else 0,
+                    "prompt_tokens": group.prompt_tokens,
                     "responses": group.responses,
                     "engine_logprobs": group.engine_logprobs,
                     "rewards": group.rewards,
@@ -76,14 +77,14 @@ def steps_of(
     return steps
 
 
-class Made:
-    """What one process and what two ranks made of each case."""
+class Results:
+    """Results of each case, by one process and by two ranks."""
 
     def __init__(self, alone: Path, two: Path) -> None:
         self.alone, self.two = alone, two
 
-    def expect_alike(self, name: str, other: str | None = None, tolerance: float = 3e-6) -> None:
-        """Two ranks made the same of ``name`` as one process of ``other``."""
+    def expect_equal(self, name: str, other: str | None = None, tolerance: float = 3e-6) -> None:
+        """Two ranks have the same weights after ``name`` as one process after ``other``."""
         ours = load_file(self.alone / f"{other or name}.safetensors")
         theirs = load_file(self.two / f"{name}.safetensors")
         assert ours.keys() == theirs.keys()
@@ -93,7 +94,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path, rows_of: list[Prompt]) -> Made:
+def results(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path, rows_of: list[Prompt]) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
     alone, two = folder / "alone", folder / "two"
     qwen = build_tiny_vlm(folder / "qwen", kind="qwen2_5_vl", scale=1.5)
@@ -109,12 +110,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path, ro
         out.mkdir()
     for case in cases.values():
         rank_work.train(case, alone, ALONE)
-    for name in ("full", "lora"):  # what one process saved, taken up by two ranks
+    for name in ("full", "lora"):  # checkpoints of one process, restored by two ranks
         saved = str(alone / name / "checkpoints" / "step-00000002")
-        taken = {**cases[name], "name": f"{name}-taken-up", "restore": saved, "first": 3, "save_after": None}
-        cases[taken["name"]] = {**taken, "steps": cases[name]["steps"][2:]}
+        case = {**cases[name], "name": f"{name}-restored", "restore": saved, "first": 3, "save_after": None}
+        cases[case["name"]] = {**case, "steps": cases[name]["steps"][2:]}
     cases["wrong"] = {
-        **cases["full-taken-up"],
+        **cases["full-restored"],
         "name": "wrong",
         "restore": str(alone / "lora/checkpoints/step-00000002"),
     }
@@ -122,16 +123,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path, ro
     order = ["wrong", "few", *(name for name in cases if name not in ("wrong", "few"))]
     (folder / "cases.json").write_text(json.dumps([cases[name] for name in order]))
     torchrun(folder / "cases.json", two)
-    for name in ("full", "lora"):  # and the other way round
-        taken = {**cases[f"{name}-taken-up"], "restore": str(two / name / "checkpoints" / "step-00000002")}
-        rank_work.train(taken, alone, ALONE)
-    return Made(alone, two)
+    for name in ("full", "lora"):  # checkpoints of two ranks, restored by one process
+        case = {**cases[f"{name}-restored"], "restore": str(two / name / "checkpoints" / "step-00000002")}
+        rank_work.train(case, alone, ALONE)
+    return Results(alone, two)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_do_what_one_process_does(made: Made, name: str) -> None:
-    made.expect_alike(name)
-    one, other = (json.loads((folder / f"{name}.json").read_text()) for folder in (made.alone, made.two))
+def test_two_ranks_compute_the_same_as_one_process(results: Results, name: str) -> None:
+    results.expect_equal(name)
+    one, other = (json.loads((folder / f"{name}.json").read_text()) for folder in (results.alone, results.two))
     assert one["held"] == 1.0
     assert other["held"] == pytest.approx(0.5, abs=0.1), "each rank holds its half"
     for ours, theirs in zip(one["reports"], other["reports"], strict=True):
@@ -146,32 +147,33 @@ def test_two_ranks_do_what_one_process_does(made: Made, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
-def test_a_checkpoint_is_taken_up_by_another_number_of_ranks(made: Made, name: str) -> None:
-    assert len(list((made.two / name / "checkpoints" / "step-00000002").glob("shard-*"))) == 2
-    made.expect_alike(f"{name}-taken-up", name)  # one to two
-    made.expect_alike(name, f"{name}-taken-up")  # two to one
+def test_another_number_of_ranks_restores_a_checkpoint(results: Results, name: str) -> None:
+    assert len(list((results.two / name / "checkpoints" / "step-00000002").glob("shard-*"))) == 2
+    results.expect_equal(f"{name}-restored", name)  # one to two
+    results.expect_equal(name, f"{name}-restored")  # two to one
 
 
-def test_the_exported_model_is_that_of_one_process(made: Made) -> None:
+def test_two_ranks_export_the_same_model_as_one_process(results: Results) -> None:
     for name in ("full", "lora"):
         one, other = (
-            AutoModelForImageTextToText.from_pretrained(folder / name / "final") for folder in (made.alone, made.two)
+            AutoModelForImageTextToText.from_pretrained(folder / name / "final")
+            for folder in (results.alone, results.two)
         )
         theirs = dict(other.named_parameters())
         for key, tensor in one.named_parameters():
             assert torch.allclose(tensor, theirs[key], rtol=1e-4, atol=1e-5), key
 
 
-def test_what_cannot_be_is_told_and_ends_no_rank(made: Made) -> None:
-    wrong = (made.two / "wrong.error").read_text()
+def test_a_wrong_checkpoint_or_too_few_groups_are_reported_and_end_no_rank(results: Results) -> None:
+    wrong = (results.two / "wrong.error").read_text()
     assert re.search(r"tensors do not fit the model .* it belongs to another model or tuning", wrong)
-    few = (made.two / "few.error").read_text()
+    few = (results.two / "few.error").read_text()
     assert "are 1 groups for an update, too few for 2 ranks; raise groups_per_step or start fewer ranks" in few
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.integers(1, 8))
 def test_groups_are_divided_evenly(sizes: list[int], ranks: int) -> None:
-    parts = divided(sizes, ranks)
+    parts = balanced_partition(sizes, ranks)
     assert sorted(index for part in parts for index in part) == list(range(len(sizes)))
     assert all(part == sorted(part) for part in parts)
     loads = [sum(sizes[index] for index in part) for part in parts]

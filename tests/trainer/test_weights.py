@@ -14,12 +14,12 @@ from mor_core.runs import LoraTuning
 from mor_trainer import atomic
 from mor_trainer.groups.ledger import Ledger
 from mor_trainer.model import loading
+from mor_trainer.model.packed_sequences import PackedSequence
 from mor_trainer.model.policy import Policy
-from mor_trainer.model.rows import Row
 from mor_trainer.ranks import Ranks
-from mor_trainer.update import checkpoint
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import Updater
+from mor_trainer.update import loop_checkpoint
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import Updater
 from mor_trainer.weights import files
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
@@ -40,9 +40,9 @@ def test_lora_trains_adapters_and_its_reference_is_the_adapter_off(
     assert policy._reference is None
     assert all("lora_" in name and "text_model" in name for name in policy.trainable)
     groups = groups_of(policy, rows_of[:2])
-    rows = [Row(group.prompt, group.responses) for group in groups]
+    rows = [PackedSequence(group.prepared, group.responses) for group in groups]
     before = policy.reference_logprobs(rows)
-    Updater(policy, spec).step(groups, 1, TimeShares())
+    Updater(policy, spec).step(groups, 1, StepTimer())
     assert policy.reference_logprobs(rows).equal(before)
     manifest = files.publish(
         tmp_path, "r", 1, str(tiny), model=policy.model, adapter=policy.adapter, trainable=policy.trainable, keep=2
@@ -121,30 +121,30 @@ def test_a_checkpoint_restores_the_whole_loop(tiny: Path, prompts: Path, rows_of
     updater = Updater(straight, spec)
     batches = [groups_of(straight, rows_of[:4], seed=step) for step in range(4)]
     for step in range(4):
-        updater.step(batches[step], step + 1, TimeShares())
+        updater.step(batches[step], step + 1, StepTimer())
         if step == 1:
-            state = checkpoint.LoopState(
+            state = loop_checkpoint.LoopState(
                 step=2, weights_version=2, gate_version=None, ledger=Ledger("r", 12, 0, 0, 3).state(),
                 client_failures={}, spec=spec,
             )  # fmt: skip
-            path = checkpoint.save(tmp_path, state, straight.trainable, updater.optimiser, keep=1, ranks=ALONE)
+            path = loop_checkpoint.save(tmp_path, state, straight.trainable, updater.optimiser, keep=1, ranks=ALONE)
     resumed, _ = policy_of(tiny, prompts, torch.float32)
     again = Updater(resumed, spec)
-    assert checkpoint.read_state(path) == state
-    checkpoint.restore(path, resumed.trainable, again.optimiser, ALONE)
+    assert loop_checkpoint.read_state(path) == state
+    loop_checkpoint.restore(path, resumed.trainable, again.optimiser, ALONE)
     for step in (2, 3):
-        again.step(batches[step], step + 1, TimeShares())
+        again.step(batches[step], step + 1, StepTimer())
     assert all(p.equal(resumed.trainable[name]) for name, p in straight.trainable.items()), "bit-identical"
     assert not list(tmp_path.rglob("*.part"))
     (tmp_path / "checkpoints" / ".step-00000009.part").mkdir()  # a process was killed while it wrote
-    assert checkpoint.checkpoints(tmp_path) == [path]
+    assert loop_checkpoint.checkpoints(tmp_path) == [path]
     atomic.sweep(tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == [path]
 
 
 def test_a_checkpoint_of_another_tuning_is_refused(tiny: Path, prompts: Path, tmp_path: Path) -> None:
     policy, spec = policy_of(tiny, prompts, torch.float32)
-    state = checkpoint.LoopState(
+    state = loop_checkpoint.LoopState(
         step=1,
         weights_version=1,
         gate_version=None,
@@ -152,10 +152,10 @@ def test_a_checkpoint_of_another_tuning_is_refused(tiny: Path, prompts: Path, tm
         client_failures={},
         spec=spec,
     )
-    path = checkpoint.save(tmp_path, state, policy.trainable, Updater(policy, spec).optimiser, keep=1, ranks=ALONE)
+    path = loop_checkpoint.save(tmp_path, state, policy.trainable, Updater(policy, spec).optimiser, keep=1, ranks=ALONE)
     lora, lora_spec = policy_of(tiny, prompts, torch.float32, tuning=LoraTuning().model_dump())
     with pytest.raises(Invalid, match=r"tensors do not fit the model .* it belongs to another model or tuning"):
-        checkpoint.restore(path, lora.trainable, Updater(lora, lora_spec).optimiser, ALONE)
+        loop_checkpoint.restore(path, lora.trainable, Updater(lora, lora_spec).optimiser, ALONE)
 
 
 def test_a_folder_that_is_no_checkpoint_is_a_clear_error(tmp_path: Path) -> None:

@@ -86,10 +86,10 @@ annotations:
 {{- $v := .Values -}}
 {{- $sources := compact (list $v.model.existingClaim $v.model.image $v.function.existingConfigMap) -}}
 {{- if ne (len $sources) 1 -}}
-{{- fail "exactly one of model.existingClaim, model.image and function.existingConfigMap says what is served; set one" -}}
+{{- fail "model.existingClaim, model.image and function.existingConfigMap: exactly one of them must be set" -}}
 {{- end -}}
 {{- if and (hasSuffix "-cuda" $v.image.tag) (eq (int $v.gpus) 0) -}}
-{{- fail "image.tag is a CUDA image and gpus is 0: set gpus=1, or take the CPU image" -}}
+{{- fail "image.tag is a CUDA image and gpus is 0: set gpus=1, or use the CPU image" -}}
 {{- end -}}
 {{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas is above maxReplicas: raise maxReplicas" -}}

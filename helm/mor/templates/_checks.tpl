@@ -1,8 +1,8 @@
-{{/* Values that contradict each other, each with its cure. Included once, by the Secrets. */}}
+{{/* Refuse contradictory values, each with a remedy. Included once, by the Secrets. */}}
 {{- define "mor.checks" -}}
 {{- $v := .Values -}}
 {{- if gt (int $v.control.replicas) 1 -}}
-{{- fail "control.replicas: run control owns the history's database file and cannot be more than one; set it to 1 and scale worker.replicas instead" -}}
+{{- fail "control.replicas is above 1, but run control owns the history's database file: set it to 1 and scale worker.replicas instead" -}}
 {{- end -}}
 {{- if and (gt (add (int $v.rollout.replicas) (int $v.worker.replicas)) 0) (not $v.model.name) -}}
 {{- fail "model.name is not set: name the checkpoint to align, a folder below /models (with model.existingClaim) or a hub name owner/name; or set rollout.replicas and worker.replicas to 0" -}}
@@ -25,11 +25,11 @@
 {{- range $name := list "worker" "rollout" -}}
 {{- $part := get $v $name -}}
 {{- if and (hasSuffix "-cuda" $part.image.tag) (eq (int $part.gpus) 0) -}}
-{{- fail (printf "%s.image.tag is a CUDA image and %s.gpus is 0: set %s.gpus, or take the CPU image" $name $name $name) -}}
+{{- fail (printf "%s.image.tag is a CUDA image and %s.gpus is 0: set %s.gpus, or use the CPU image" $name $name $name) -}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq (int $v.rollout.gpus) 0) (eq (toString $v.rollout.settings.eager) "false") -}}
-{{- fail "rollout.settings.eager=false compiles the model, which pays on GPUs only: set rollout.gpus, or leave it out" -}}
+{{- fail "rollout.settings.eager=false compiles the model, which is faster on GPUs only: set rollout.gpus, or remove the setting" -}}
 {{- end -}}
 {{- if and $v.router.autoscaling.enabled (gt (int $v.router.autoscaling.minReplicas) (int $v.router.autoscaling.maxReplicas)) -}}
 {{- fail "router.autoscaling.minReplicas is above maxReplicas: raise maxReplicas" -}}
@@ -45,20 +45,20 @@
 {{- end -}}
 {{- range $token := $v.auth.tokens -}}
 {{- if has $token.name (list "operator" "mor") -}}
-{{- fail (printf "auth.tokens: %q is a name of the chart's own tokens; choose another" $token.name) -}}
+{{- fail (printf "auth.tokens: %q is the name of one of the chart's own tokens: choose another" $token.name) -}}
 {{- end -}}
 {{- end -}}
 {{- range $objective := $v.objectives -}}
 {{- if and $objective.anchors (not $v.data.existingClaim) -}}
-{{- fail (printf "objectives: the anchors of %q are below /data, where nothing is mounted; set data.existingClaim" $objective.name) -}}
+{{- fail (printf "objectives: the anchors of %q are below /data, where nothing is mounted: set data.existingClaim" $objective.name) -}}
 {{- end -}}
 {{- if and $objective.fit (not $objective.anchors) -}}
-{{- fail (printf "objectives: %q shall be fitted and has no anchors; name a mor.prefs/1 file below /data" $objective.name) -}}
+{{- fail (printf "objectives: %q has fit set and no anchors: name a mor.prefs/1 file below /data" $objective.name) -}}
 {{- end -}}
 {{- end -}}
 {{- range $run := $v.runs -}}
 {{- if ne $run.model $v.model.name -}}
-{{- fail (printf "runs: %q trains %q and the rollout service holds model.name=%q; they must be the same" $run.name $run.model $v.model.name) -}}
+{{- fail (printf "runs: %q trains %q and the rollout service holds model.name=%q: set both to the same model" $run.name $run.model $v.model.name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

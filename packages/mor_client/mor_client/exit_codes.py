@@ -1,4 +1,4 @@
-"""Exit statuses of ``mor``, documented in docs/command.md."""
+"""Exit statuses of ``mor``, documented in docs/command-line.md."""
 
 from __future__ import annotations
 

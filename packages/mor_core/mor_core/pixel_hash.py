@@ -1,24 +1,29 @@
-"""The identity of processed pixels: both ends of a rollout hash what their processor made of the images and compare."""
+"""Hash of processed pixels, by which the trainer verifies that the engine saw the same pixels."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
+PIXEL_FIELDS = ("pixel_values", "pixel_values_videos")
+"""Processor outputs that hold pixels, in the order in which they are hashed."""
 
-def pixel_sha256(blocks: Iterable[Any]) -> str | None:
-    """SHA-256 of ``pixel_values``: the little-endian float32 bytes of each block, contiguous, one after the other.
 
-    ``blocks`` are arrays or CPU tensors in the order in which the images are shown: the processor's ``pixel_values``
-    alone, or an engine's share for each image. Shapes are not hashed, because engines cut the same values into other
-    blocks. Without blocks the hash is ``None``: the prompt has no image.
+def pixel_sha256(*outputs: Mapping[str, Any]) -> str | None:
+    """Return the SHA-256 of every pixel field, or ``None`` if there is none, as for a prompt without images.
+
+    ``outputs`` is a processor's whole output, or an engine's share of it for each image in the order of the prompt.
+    The values are arrays or CPU tensors. For each of ``PIXEL_FIELDS`` the hash covers the little-endian float32 bytes
+    of that field in each output. Shapes are not hashed, because engines cut the same values into other blocks.
     """
     import numpy as np
 
     digest = hashlib.sha256()
     empty = True
-    for block in blocks:
-        digest.update(np.ascontiguousarray(np.asarray(block, dtype="<f4")).tobytes())
-        empty = False
+    for field in PIXEL_FIELDS:
+        for output in outputs:
+            if field in output:
+                digest.update(np.ascontiguousarray(np.asarray(output[field], dtype="<f4")).tobytes())
+                empty = False
     return None if empty else digest.hexdigest()

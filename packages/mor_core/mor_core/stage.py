@@ -3,7 +3,8 @@
 ``Stage`` follows the announced runs and keeps one ``RunStage`` for each. A ``RunStage`` reads its stream in batches as
 its slots allow, keeps the lease on what it reads, and moves each entry to the next stream or to the dead letters. After
 any exception the entry stays in the stream and is delivered again when its lease ends; after ``MOST_DELIVERIES``
-deliveries it goes to the dead letters with the last failure as the reason.
+deliveries it goes to the dead letters with the last failure as the reason. Deliveries that ended at a full stream do
+not count: the entry is not at fault, and the stream may be full for as long as the next stage is down.
 
 A new stage is a subclass of each: ``Stage.open`` makes the part of a run, ``RunStage.process`` works on a batch.
 """
@@ -114,6 +115,7 @@ class RunStage(abc.ABC, Generic[R]):
             log.info("another consumer was first", group=entry.record.group_id, reason=str(error))
             return False
         except StreamFull as error:
+            await self._consumer.uncount(entry)
             self._defer([entry], error)
             return False
         self._failures.pop(entry.id, None)

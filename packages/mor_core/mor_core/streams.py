@@ -321,6 +321,12 @@ class Consumer(Generic[R]):
         if await _until_admitted(attempt, destination, timeout_s) < 0:
             raise LeaseLost(f"{self._key} entry {entry.id} was settled by another consumer")
 
+    async def uncount(self, entry: Entry[R]) -> None:
+        """Take back the count of this delivery, after a failure that is not the entry's own."""
+        await self._redis.xclaim(
+            self._key, self._stage, self.name, 0, [entry.id], retrycount=entry.deliveries - 1, justid=True
+        )
+
     async def settle(self, entry: Entry[R]) -> None:
         """Remove an entry that needs no successor."""
         async with self._redis.pipeline(transaction=True) as pipe:

@@ -1,3 +1,3 @@
-"""Samples groups of responses from the current policy and swaps its weights in place."""
+"""MoR's rollout service: samples groups of responses from the current policy and swaps its weights in place."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The HTTP face of the rollout service."""
+"""HTTP application of the rollout service: factory and routes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mor_core.service import create_service
 from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 
-from mor_rollout import __version__, broadcast
-from mor_rollout.chat.chat import POLICY, ChatRequest, ChatResponse
+from mor_rollout import __version__, weight_receiver
 from mor_rollout.chat.completions import Completions
+from mor_rollout.chat.openai_schema import POLICY, ChatRequest, ChatResponse
 from mor_rollout.config import RolloutSettings
-from mor_rollout.service import RolloutService
-from mor_rollout.status import ModelList, Status
+from mor_rollout.rollout_service import RolloutService
+from mor_rollout.rollout_status import ModelList, RolloutStatus
 
-_DESCRIPTION = """Samples groups of responses from the current policy for the runs announced in Redis, swaps the weights
-in place, and answers chat completions on them."""
+_DESCRIPTION = """Samples groups of responses from the current policy for the runs announced in Redis, swaps its
+weights in place, and serves chat completions from it."""
 
 
 def create_app(settings: RolloutSettings) -> FastAPI:
-    """The service for ``settings``; its lifespan owns the engine and the stream worker."""
+    """Create the service. Its lifespan owns the engine and the rollout stage."""
     service = RolloutService(settings)
     completions = Completions(settings, service)
     checks: dict[str, ReadyCheck] = {"engine": service.ready, "streams": service.stream_server}
@@ -49,11 +49,11 @@ def create_app(settings: RolloutSettings) -> FastAPI:
     )
     app.state.service = service
     if settings.weight_transfer != "http":
-        app.include_router(broadcast.router)
+        app.include_router(weight_receiver.router)
 
-    @app.get("/v1/status", summary="The policy in use and what the engine does", tags=["status"])
-    async def status(_: Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]) -> Status:
-        return Status(**service.status())
+    @app.get("/v1/status", summary="Policy in use and state of the engine", tags=["status"])
+    async def status(_: Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]) -> RolloutStatus:
+        return RolloutStatus(**service.status())
 
     @app.get("/v1/models", summary="Models for chat completions: the current policy", tags=["chat"])
     async def models(_: Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]) -> ModelList:
@@ -64,10 +64,13 @@ def create_app(settings: RolloutSettings) -> FastAPI:
     @app.post(
         "/v1/chat/completions",
         summary="Chat completion on the current policy, OpenAI-compatible",
-        description="With `stream` the answer is a stream of server-sent events that ends with `[DONE]`. "
-        "Fields of the OpenAI API that are not listed are answered 422.",
+        description="With `stream` the response is a stream of server-sent events that ends with `[DONE]`. "
+        "Requests with fields of the OpenAI API that are not listed receive 422.",
         response_model=ChatResponse,
-        responses={404: {"description": "Another model."}, 503: {"description": "Not ready, or too many at once."}},
+        responses={
+            404: {"description": "Unknown model."},
+            503: {"description": "Not ready, or too many chat completions at once."},
+        },
         tags=["chat"],
     )
     async def chat(request: ChatRequest, _: Annotated[Principal, Depends(require(Scope.service))]) -> Any:

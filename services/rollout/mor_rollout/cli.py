@@ -1,4 +1,4 @@
-"""The command ``mor-rollout``."""
+"""Command line of the rollout service, ``mor-rollout``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 @app.callback()
 def _main() -> None:
-    """Samples groups of responses from the current policy."""
+    """Sample groups of responses from the current policy."""
 
 
 @app.command()
@@ -30,10 +30,12 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [MOR_DTYPE]")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Prompt and response, tokens. [MOR_MAX_MODEL_LEN]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [MOR_HOST]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [MOR_PORT]")] = None,
-    port_file: Annotated[Path | None, typer.Option(help="Write the address here once it listens.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for a free one. [MOR_PORT]")] = None,
+    port_file: Annotated[
+        Path | None, typer.Option(help="Write the service's address to this file when it listens.")
+    ] = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. Every setting can be given as an environment variable MOR_<NAME> too."""
+    """Serve until SIGTERM or Ctrl-C. Environment variables MOR_<NAME> can give every setting too."""
     from mor_rollout import environment
     from mor_rollout.app import create_app
     from mor_rollout.config import RolloutSettings
@@ -59,7 +61,7 @@ def serve(
 
 
 class _Terminated(SystemExit):
-    """The process was told to stop."""
+    """The process received SIGTERM."""
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

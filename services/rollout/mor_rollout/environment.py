@@ -1,4 +1,4 @@
-"""What must stand in the environment before torch or vLLM is imported: both read it once, at import."""
+"""Environment variables of torch and vLLM. Both read them once, when they are imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mor_rollout.config import RolloutSettings
 
 
 def prepare(settings: RolloutSettings) -> None:
-    """Set thread counts and vLLM's switches for this process and the engine's; values already set are kept."""
+    """Set thread counts and vLLM's switches for this process and the engine's. Keep values that are already set."""
     defaults = {
         "OMP_NUM_THREADS": str(settings.threads),
         "MKL_NUM_THREADS": str(settings.threads),
@@ -19,12 +19,12 @@ def prepare(settings: RolloutSettings) -> None:
         "VLLM_LOGGING_LEVEL": {"debug": "DEBUG", "info": "WARNING"}.get(settings.log_level, "ERROR"),
     }
     if settings.device == "cpu":
-        # Spinning threads bound to fixed cores starve the other processes of the machine.
+        # Spinning threads that are bound to fixed cores would starve the other processes of the machine.
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if settings.eager:
             defaults["TORCH_COMPILE_DISABLE"] = "1"
         if settings.tensor_parallel_size == 1:
-            # The worker then lives in the engine's process: half the start time, no shared-memory polling between two.
+            # The worker then runs in the engine's process: half the start time, and no polling of shared memory.
             defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

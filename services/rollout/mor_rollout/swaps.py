@@ -1,4 +1,4 @@
-"""The policy in use: which weights the engine holds, who samples from them, and when they are swapped."""
+"""Weight swaps: which weights the engine holds, who samples from them, and when they are replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mor_core.wire import WeightsRef
 
 from mor_rollout import metrics
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.protocol import Engine, EngineError, ReadBack, SwapFailed, gone
+from mor_rollout.engines.protocol import Engine, EngineError, ReadBack, SwapFailed, engine_stopped
 from mor_rollout.weights.pull import PreparedWeights, WeightsStore
 
 log = structlog.get_logger(__name__)
@@ -23,31 +23,33 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class SwapTimes:
-    """How long the last swap took, seconds."""
+    """Durations of one swap, seconds."""
 
     pull_s: float
     drain_s: float
     swap_s: float
 
 
-class Policy:
-    """Lets many sample at once, and swaps weights in turns, in order of arrival, so that no version starves.
+class PolicySwapper:
+    """Coordinator of sampling and weight swaps. Many groups sample at once; swaps run one by one in order of arrival.
 
-    Who needs other weights waits until what must end on the old ones has ended: everything of another run, and what was
-    not entered as ``kept``. What was kept is paused meanwhile and goes on under the newer version, where the engine can
-    do that. Who comes later waits for the swap.
+    A swap waits until two kinds of groups have ended: those of another run, and those that are not interruptible.
+    Interruptible groups are paused during the swap and continue under the newer version, if the engine can pause.
+    Groups that arrive later wait for the swap, so no version starves.
     """
 
     def __init__(self, settings: RolloutSettings, engine: Engine, store: WeightsStore) -> None:
         self._engine = engine
         self._store = store
+        # A group ends within the first limit; the second is a margin.
         self._drain_s = settings.generate_timeout_s + settings.swap_timeout_s
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
         self._sampling = {True: 0, False: 0}
-        """Who samples, by whether they may be kept over a swap."""
+        """Number of groups that are being sampled, by whether they are interruptible."""
         self._weights: PreparedWeights | None = None
         self._newest: dict[str, WeightsRef] = {}
+        """Newest version that was loaded, by run."""
         self._failure: str | None = None
         self.read_back: ReadBack | None = None
         self.swaps = 0
@@ -55,107 +57,113 @@ class Policy:
 
     @property
     def failure(self) -> str | None:
-        """Why nothing can be sampled any more; ``None`` while it can."""
+        """Reason why nothing can be sampled any more; ``None`` while sampling works."""
         return self._failure or self._engine.failure
 
     @property
     def run(self) -> str | None:
+        """Run whose policy the engine holds; ``None`` for the base checkpoint."""
         return self._weights.run if self._weights else None
 
     @property
     def version(self) -> int | None:
-        """``None``: the base checkpoint, no version was asked for yet."""
+        """Version that the engine holds; ``None`` for the base checkpoint."""
         return self._weights.version if self._weights else None
 
     @asynccontextmanager
-    async def sampling(self, run: str, ref: WeightsRef, *, kept: bool = False) -> AsyncIterator[int]:
-        """Holds ``ref`` or a newer version of ``run`` in the engine for the length of the body; yields its version.
+    async def sampling(self, run: str, ref: WeightsRef, *, interruptible: bool = False) -> AsyncIterator[int]:
+        """Load ``ref`` or a newer version of ``run`` if needed, keep it for the body and yield its version.
 
-        ``kept``: a newer one may take its place meanwhile; the responses' spans tell which sampled what.
+        With ``interruptible`` a newer version may replace it during the body. The spans of the responses record which
+        version sampled which tokens.
 
         Raises:
-            WeightsError: the version cannot be had; what the engine held before stays in use.
-            SwapFailed: the engine did not take it.
-            EngineError: groups of the old version did not come to an end.
+            WeightsError: the version cannot be downloaded. The engine keeps its weights.
+            SwapFailed: the engine did not load the version.
+            EngineError: groups of the old version did not end in time.
         """
-        known = self._newest.get(run)
-        if known is None or known.version < ref.version:
-            known = ref
+        newest = self._newest.get(run)
+        if newest is None or newest.version < ref.version:
+            newest = ref
         prepared = None
         started = time.monotonic()
-        if not self._serves(run, known):
+        if not self._serves(run, newest):
             in_use = self._weights.folder if self._weights else None
-            prepared = await self._store.pull(run, known, in_use=in_use)
+            prepared = await self._store.pull(run, newest, in_use=in_use)
             metrics.PULL.observe(time.monotonic() - started)
         async with self._turn:
             if not self._serves(run, ref):
                 if prepared is None:
-                    prepared = await self._store.pull(run, known)
+                    prepared = await self._store.pull(run, newest)
                 await self._swap_to(prepared, time.monotonic() - started)
-                self._newest[run] = known
+                self._newest[run] = newest
             version = self.version
             assert version is not None
-            self._enter(kept)
+            self._enter(interruptible)
         try:
             yield version
         finally:
-            self._leave(kept)
+            self._leave(interruptible)
 
     @asynccontextmanager
     async def sampling_current(self) -> AsyncIterator[None]:
-        """Keeps whatever the engine holds for the length of the body."""
+        """Keep the engine's present weights for the body."""
         async with self._turn:
-            self._enter(kept=False)
+            self._enter(interruptible=False)
         try:
             yield
         finally:
-            self._leave(kept=False)
+            self._leave(interruptible=False)
 
     def _serves(self, run: str, ref: WeightsRef) -> bool:
         return self._weights is not None and self._weights.run == run and self._weights.version >= ref.version
 
-    def _enter(self, kept: bool) -> None:
+    def _enter(self, interruptible: bool) -> None:
         if self.failure is not None:
-            raise gone(self._engine) if self._failure is None else EngineError(self._failure)
-        self._sampling[kept] += 1
+            raise engine_stopped(self._engine) if self._failure is None else EngineError(self._failure)
+        self._sampling[interruptible] += 1
 
-    def _leave(self, kept: bool) -> None:
-        self._sampling[kept] -= 1
+    def _leave(self, interruptible: bool) -> None:
+        self._sampling[interruptible] -= 1
         self._left.set()
 
-    async def _drained(self, *, kept_too: bool) -> None:
+    async def _drain(self, *, interruptible_too: bool) -> None:
+        """Wait until the groups that a swap cannot pause have ended."""
         try:
             async with asyncio.timeout(self._drain_s):
-                while self._sampling[False] or (kept_too and self._sampling[True]):
+                while self._sampling[False] or (interruptible_too and self._sampling[True]):
                     self._left.clear()
                     await self._left.wait()
         except TimeoutError as error:
-            raise EngineError(f"groups of the old weights were still sampled after {self._drain_s:g} s") from error
+            raise EngineError(
+                f"groups of the old weights were still being sampled after {self._drain_s:g} s"
+                " (MOR_GENERATE_TIMEOUT_S and MOR_SWAP_TIMEOUT_S); raise these limits or sample fewer tokens"
+            ) from error
 
     async def _swap_to(self, prepared: PreparedWeights, pull_s: float) -> None:
         waited = time.monotonic()
-        async with self._nothing_sampled(prepared.run, prepared.kind) as started:
+        async with self._sampling_stopped(prepared.run, prepared.kind) as started:
             with tracing.span("swap", run=prepared.run, weights_version=prepared.version):
                 read_back = await self._load(prepared)
-            self.took(prepared, read_back, SwapTimes(pull_s, started - waited, time.monotonic() - started))
+            self.record_swap(prepared, read_back, SwapTimes(pull_s, started - waited, time.monotonic() - started))
 
     @asynccontextmanager
-    async def exchanging(self, run: str) -> AsyncIterator[float]:
-        """The body puts other full weights of ``run`` in the engine and tells of them by ``took``; nothing is sampled.
+    async def replacing(self, run: str) -> AsyncIterator[float]:
+        """Stop sampling while the body puts other full weights of ``run`` in the engine and calls ``record_swap``.
 
-        What the engine held before is restored when the body fails. Yields when it began, in ``time.monotonic``.
+        If the body fails, the weights before are restored. Yields the start time, by ``time.monotonic``.
         """
-        async with self._turn, self._nothing_sampled(run, "full") as started:
+        async with self._turn, self._sampling_stopped(run, "full") as started:
             yield started
 
     @asynccontextmanager
-    async def _nothing_sampled(self, run: str, kind: str) -> AsyncIterator[float]:
+    async def _sampling_stopped(self, run: str, kind: str) -> AsyncIterator[float]:
         previous, paused = self._weights, self._engine.paused
-        goes_on = previous is not None and (previous.run, previous.kind) == (run, kind) and paused is not None
-        await self._drained(kept_too=not goes_on)
+        continues = previous is not None and (previous.run, previous.kind) == (run, kind) and paused is not None
+        await self._drain(interruptible_too=not continues)
         started = time.monotonic()
-        kept = self._sampling[True]
-        async with paused() if kept and paused else nullcontext():
+        interrupted = self._sampling[True]
+        async with paused() if interrupted and paused else nullcontext():
             try:
                 yield started
             except MorError as error:
@@ -163,10 +171,10 @@ class Policy:
                 log.error("swap failed", run=run, reason=str(error))
                 await self._restore(previous)
                 raise
-        metrics.KEPT.inc(kept)
+        metrics.KEPT.inc(interrupted)
 
-    def took(self, weights: PreparedWeights, read_back: ReadBack, times: SwapTimes) -> None:
-        """The engine was seen to compute with ``weights``."""
+    def record_swap(self, weights: PreparedWeights, read_back: ReadBack, times: SwapTimes) -> None:
+        """Record that the engine computes with ``weights``."""
         self._weights, self.read_back, self.times = weights, read_back, times
         self.swaps += 1
         metrics.SWAPS.labels("done").inc()
@@ -178,7 +186,7 @@ class Policy:
     async def _load(self, weights: PreparedWeights | None) -> ReadBack:
         read_back = await self._engine.load(weights)
         if weights is not None and read_back.digest != weights.digest:
-            raise SwapFailed(f"the engine holds {read_back.digest[:12]}, not {weights.digest[:12]}")
+            raise SwapFailed(f"the engine holds weights {read_back.digest[:12]}, expected {weights.digest[:12]}")
         self._weights = weights
         return read_back
 

@@ -72,7 +72,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     async def queue_server() -> str | None:
         return "not started" if ingest is None else ingest.reachable
 
-    async def host_info() ->  service_info.HostInfo:
+    async def host_info() -> service_info.HostInfo:
         return service_info.HostInfo(
             disks=service_info.disks({"runs": settings.runs_dir}),
             queue_server=None if ingest is None else await service_info.queue_server(ingest.redis),

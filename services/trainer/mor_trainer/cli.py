@@ -37,7 +37,7 @@ def work(
     from mor_core import logs, tracing
 
     from mor_trainer.config import WorkerSettings
-    from mor_trainer.ranks import RanksBroken, depart, launched
+    from mor_trainer.ranks import RanksBroken, exit_rank, world_size
     from mor_trainer.run.worker import Worker
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic runs need on CUDA
@@ -51,8 +51,8 @@ def work(
     except RanksBroken:
         raise typer.Exit(1) from None
     status = 1 if failed else 0
-    if launched() > 1:
-        depart(status)
+    if world_size() > 1:
+        exit_rank(status)
     raise typer.Exit(status)
 
 

@@ -1,8 +1,8 @@
-"""The processes that train one model together, as ``torchrun`` starts them, and what they tell each other.
+"""The processes that train one model together, as ``torchrun`` starts them, and the messages between them.
 
-Rank 0 leads: it alone talks to run control and the queue server, and tells the others what to do. Objects travel over a
-gloo group of their own, whatever the tensors travel over; they are pickled, as ``torch.distributed`` does it, and come
-from processes of the same job only.
+Rank 0 is the leader: it alone calls run control and the queue server, and sends orders to the others. Objects travel
+over a gloo group of their own, whatever the tensors travel over. ``torch.distributed`` pickles them; they come from
+processes of the same job only.
 """
 
 from __future__ import annotations
@@ -25,30 +25,34 @@ from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
-_FOR_EVER = timedelta(days=365)
-"""A paused run keeps the other ranks waiting. A rank that ends closes its connections, which ends their wait."""
-_START = timedelta(minutes=10)
+_ORDER_TIMEOUT = timedelta(days=365)
+"""In effect none: a paused run keeps the other ranks waiting. A rank that ends closes its connections, which ends their
+wait."""
+_JOIN_TIMEOUT = timedelta(minutes=10)
+"""Longest wait for all ranks to start: nodes may pull an image first."""
+_JOIN_POLL_S = 0.02
+"""Seconds between two looks for ranks that have not joined; the whole start takes seconds."""
 _FAILURE = "failure"
 
 
 class RanksBroken(MorError):
-    """Another rank ended, or this one left the others behind; all must be started again.
+    """Failure of a rank in the middle of common work; all ranks must be started again.
 
-    ``again``: the run may go on then; otherwise it failed.
+    ``retryable``: the run may go on then; otherwise it failed.
     """
 
-    def __init__(self, reason: str, *, again: bool) -> None:
+    def __init__(self, reason: str, *, retryable: bool) -> None:
         super().__init__(reason)
-        self.again = again
+        self.retryable = retryable
 
 
-def launched() -> int:
-    """Number of ranks that ``torchrun`` started, 1 without it."""
+def world_size() -> int:
+    """Return the number of ranks that ``torchrun`` started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def device_of(setting: str) -> torch.device:
-    """Where this process trains: the accelerator of its local rank, or the CPU."""
+    """Return the device that this process trains on: the accelerator of its local rank, or the CPU."""
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -62,7 +66,7 @@ class Ranks:
         self.rank = rank
         self.size = size
         self.ending = False
-        """Whether this process, or on rank 0 any, was asked to end."""
+        """Whether an operator or the system asked this process, or on rank 0 any rank, to end."""
         self.mesh: DeviceMesh | None = None
         self.group: dist.ProcessGroup | None = None
         """For objects; ``None`` in a single process."""
@@ -70,24 +74,25 @@ class Ranks:
 
     @classmethod
     def join(cls, device: torch.device) -> Ranks:
-        """The ranks that ``torchrun`` started; waits for all of them. Tensors travel over NCCL on CUDA and over gloo on
-        the CPU."""
-        if launched() == 1:
+        """Join the ranks that ``torchrun`` started, and wait for all of them. Tensors travel over NCCL on CUDA and over
+        gloo on the CPU."""
+        if world_size() == 1:
             return cls(device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         store, rank, size = next(rendezvous("env://"))
-        store = dist.PrefixStore(f"mor/{_start(store, rank, size)}", store)  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"mor/{_agree_on_prefix(store, rank, size)}", store)  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         ranks = cls(device, rank, size)
         ranks._store = store
         ranks.mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-        ranks.group = dist.new_group(backend="gloo", timeout=_FOR_EVER)
+        ranks.group = dist.new_group(backend="gloo", timeout=_ORDER_TIMEOUT)
         return ranks
 
     @property
     def leads(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def leave(self) -> None:
@@ -97,89 +102,92 @@ class Ranks:
 
     # --- orders -------------------------------------------------------------------------------------------------
 
-    def tell(self, order: Any) -> None:
-        """Rank 0 tells all others, which hear it; another rank that calls this has heard it.
+    def broadcast(self, order: Any) -> None:
+        """Send an order from rank 0 to all others, which ``receive`` it. Do nothing on another rank.
 
         Raises:
-            RanksBroken: one of them is not there any more.
+            RanksBroken: one of them has ended.
         """
         if self.group is None or not self.leads:
             return
         try:
             dist.broadcast_object_list([order], src=0, group=self.group)
         except RuntimeError as error:
-            reason, again = self.failure() or (str(error), True)
-            raise RanksBroken(reason, again=again) from error
+            reason, retryable = self.reported_failure() or (str(error), True)
+            raise RanksBroken(reason, retryable=retryable) from error
 
-    def hear(self) -> Any:
-        """What rank 0 tells next; waits for it."""
+    def receive(self) -> Any:
+        """Wait for the next order of rank 0 and return it."""
         orders = [None]
         dist.broadcast_object_list(orders, src=0, group=self.group)
         return orders[0]
 
-    # --- agreement ----------------------------------------------------------------------------------------------
+    # --- exchange -----------------------------------------------------------------------------------------------
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of the ranks, on every rank."""
+        """Return every rank's value, in the order of the ranks, on every rank."""
         if self.group is None:
             return [value]
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value, group=self.group)
         return found
 
-    def agree(self, error: MorError | None) -> None:
-        """Raise on every rank what the first that failed met."""
-        for met in self.gather(error):
-            if met is not None:
-                raise met
+    def raise_first(self, error: MorError | None) -> None:
+        """Raise on every rank the error of the first rank that has one."""
+        for raised in self.gather(error):
+            if raised is not None:
+                raise raised
 
     # --- failure ------------------------------------------------------------------------------------------------
 
-    def fail(self, reason: str, *, again: bool) -> None:
-        """Leave word for rank 0 before this rank ends in the middle of a step. ``again``: the run may go on."""
+    def report_failure(self, reason: str, *, retryable: bool) -> None:
+        """Leave the reason for rank 0 before this rank ends in the middle of a step. ``retryable``: the run may go on
+        after a restart."""
         if self._store is not None:
-            self._store.set(_FAILURE, f"{'again' if again else 'failed'}:rank {self.rank}: {reason}")
+            self._store.set(_FAILURE, f"{'again' if retryable else 'failed'}:rank {self.rank}: {reason}")
 
-    def failure(self) -> tuple[str, bool] | None:
-        """Why a rank ended, and whether the run may go on; nothing when it could not say."""
+    def reported_failure(self) -> tuple[str, bool] | None:
+        """Return the reason that a rank left when it ended, and whether the run may go on; ``None`` if it left none."""
         if self._store is None or not self._store.check([_FAILURE]):
             return None
         kind, _, reason = self._store.get(_FAILURE).decode().partition(":")
         return reason, kind == "again"
 
 
-def _start(store: Any, rank: int, size: int) -> str:
-    """A name that the ranks of this start share, and no earlier one has.
+def _agree_on_prefix(store: Any, rank: int, size: int) -> str:
+    """Return a name that all ranks of this start share and that no earlier start has used.
 
     ``torchrun`` keeps its store when it starts all ranks again, and with it the addresses of those that ended. So each
-    rank tells rank 0 a name that only it has, and is told the start's name by that.
+    rank sends rank 0 a name that only it has, and rank 0 answers under that name with the name of this start.
 
     Raises:
-        RanksBroken: not all ranks came.
+        RanksBroken: a rank did not join in time.
     """
     own = uuid.uuid4().hex
     if rank:
         store.set(f"mor/hello/{rank}", own)
-        store.wait([f"mor/welcome/{own}"], _START)
+        store.wait([f"mor/welcome/{own}"], _JOIN_TIMEOUT)
         name = str(store.get(f"mor/welcome/{own}").decode())
         store.set(f"mor/came/{name}/{rank}", "")
         return name
-    deadline = time.monotonic() + _START.total_seconds()
+    deadline = time.monotonic() + _JOIN_TIMEOUT.total_seconds()
     missing = set(range(1, size))
     while missing:
         if time.monotonic() > deadline:
-            raise RanksBroken(f"ranks {sorted(missing)} of {size} did not come in {_START}", again=True)
+            raise RanksBroken(f"ranks {sorted(missing)} of {size} did not join within {_JOIN_TIMEOUT}", retryable=True)
         for other in missing:
             if store.check([f"mor/hello/{other}"]):
                 store.set(f"mor/welcome/{store.get(f'mor/hello/{other}').decode()}", own)
         missing = {other for other in missing if not store.check([f"mor/came/{own}/{other}"])}
-        time.sleep(0.02)
+        time.sleep(_JOIN_POLL_S)
     return own
 
 
-def divided(sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Divide items over ranks so that the sums of their sizes are nearly alike: largest first, each to the rank with
-    least so far (R. L. Graham, 1969: at most 4/3 of the best). A function of the sizes alone; items keep their order.
+def balanced_partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Divide items over ranks so that the sums of their sizes are nearly equal; items keep their order.
+
+    Largest first, each to the rank with the smallest sum so far: at most 4/3 of the best (R. L. Graham, 1969). A
+    function of the sizes alone.
     """
     parts: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
@@ -190,9 +198,11 @@ def divided(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
-def depart(status: int) -> NoReturn:
-    """End the process of one of several ranks whose work is done. Not by the interpreter's own way out: threads of gloo
-    may outlive the group for a moment, and C++ aborts a process that destroys them then."""
+def exit_rank(status: int) -> NoReturn:
+    """End the process of one of several ranks whose work is done, without the interpreter's own shutdown.
+
+    Threads of gloo may outlive the group for a moment, and C++ aborts a process that destroys them then.
+    """
     atexit._run_exitfuncs()
     logging.shutdown()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Samples chat completions: turns tokens into text as they come, and ends a response at its stop texts."""
+"""Sampling of chat completions: text from tokens as they are sampled, up to a stop text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mor_core.errors import Invalid, MorError, NotFound, Unavailable
 from mor_core.sampling import response_seed
 
 from mor_rollout import metrics
-from mor_rollout.chat.chat import (
+from mor_rollout.chat.openai_schema import (
     POLICY,
     AssistantMessage,
     ChatRequest,
@@ -27,19 +27,22 @@ from mor_rollout.chat.chat import (
     Usage,
 )
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.prompts import PromptEncoder
-from mor_rollout.engines.protocol import EncodedPrompt, Engine, SampleParams, Shown
-from mor_rollout.service import RolloutService
-from mor_rollout.swaps import Policy
+from mor_rollout.engines.prompt_codec import PromptCodec
+from mor_rollout.engines.protocol import Engine, EnginePrompt, PromptInput, SampleParams
+from mor_rollout.rollout_service import RolloutService
+from mor_rollout.swaps import PolicySwapper
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""Decoded in place of a character whose bytes are not complete yet."""
+_QUEUE_LENGTH = 64
+"""Deltas that may wait for a slow reader before no more tokens are taken from the engine."""
 
 
 @dataclass
-class Text:
-    """The text of a response while its tokens come in; holds back what a stop text or a byte might still change."""
+class ResponseText:
+    """Text of a response while it is sampled, without the end that a stop text or later bytes may still change."""
 
-    encoder: PromptEncoder
+    codec: PromptCodec
     stops: list[str]
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -47,20 +50,20 @@ class Text:
     stopped: bool = False
 
     def add(self, token_id: int) -> str:
-        """What may be shown more after this token."""
+        """Add a token and return the new text that can be sent."""
         self.token_ids.append(token_id)
-        self.text = self.encoder.decode(tuple(self.token_ids))
+        self.text = self.codec.decode(tuple(self.token_ids))
         ends = [position for stop in self.stops if (position := self.text.find(stop)) >= 0]
         if ends:
             self.text, self.stopped = self.text[: min(ends)], True
             return self.rest()
         if self.text.endswith(_UNFINISHED):
             return ""
-        held = max((len(stop) - 1 for stop in self.stops), default=0)
-        return self._upto(max(self.sent, len(self.text) - held))
+        withheld = max((len(stop) - 1 for stop in self.stops), default=0)
+        return self._upto(max(self.sent, len(self.text) - withheld))
 
     def rest(self) -> str:
-        """What was held back."""
+        """Return the text that was withheld."""
         return self._upto(len(self.text))
 
     def _upto(self, end: int) -> str:
@@ -70,7 +73,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of one response. ``finish_reason`` stands in the last."""
+    """Piece of one response. Only the last has a ``finish_reason``."""
 
     index: int
     text: str
@@ -79,7 +82,7 @@ class Delta:
 
 
 class Completions:
-    """Chat completions on the current policy, at most ``max_chats`` at a time."""
+    """Sampling of chat completions on the current policy, at most ``max_chats`` at a time."""
 
     def __init__(self, settings: RolloutSettings, service: RolloutService) -> None:
         self._settings = settings
@@ -87,23 +90,27 @@ class Completions:
         self._in_flight = 0
 
     async def check(self, request: ChatRequest) -> None:
-        """Refuse what cannot be sampled.
+        """Check that the request can be served.
 
         Raises:
-            NotFound: another model is asked for.
-            Invalid: ``n`` is over the limit, or the stop texts are bad.
+            NotFound: the request names another model.
+            Invalid: ``n`` is over the limit, or the stop texts are not valid.
         """
         if request.model not in (POLICY, self._settings.model):
-            raise NotFound(f"model {request.model!r}: this service serves {POLICY!r}")
+            raise NotFound(f"model {request.model!r} is not served; use {POLICY!r}")
         if request.n > self._settings.max_chat_choices:
-            raise Invalid(f"n: at most {self._settings.max_chat_choices} responses, got {request.n}")
+            raise Invalid(
+                f"n: got {request.n}, at most {self._settings.max_chat_choices} responses are sampled; lower n or raise"
+                " MOR_MAX_CHAT_CHOICES"
+            )
         request.stops()
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[None]:
         if self._in_flight >= self._settings.max_chats:
             raise Unavailable(
-                f"{self._in_flight} chat completions are in flight, the limit; try again", retry_after_s=2
+                f"{self._in_flight} chat completions are in flight, the limit (MOR_MAX_CHATS); try again",
+                retry_after_s=2,
             )
         self._in_flight += 1
         metrics.CHATS.inc()
@@ -115,23 +122,24 @@ class Completions:
 
     @asynccontextmanager
     async def _session(self, request: ChatRequest) -> AsyncIterator[_Session]:
-        """The encoded prompt, and the policy held in place while it is answered."""
-        engine, policy, encoder = self._service.sampling_parts()
+        """Encode the prompt and keep the policy unchanged for the body."""
+        engine, swapper, codec = self._service.sampling_parts()
         async with self._admitted():
             messages, images = await asyncio.to_thread(request.conversation)
-            prompt = await engine.encode(Shown(messages, images))
+            prompt = await engine.encode(PromptInput(messages, images))
             limit = request.limit(len(prompt.token_ids), self._settings.max_model_len)
             params = SampleParams(limit, request.temperature, request.top_p)
             try:
-                async with asyncio.timeout(self._settings.generate_timeout_s), policy.sampling_current():
-                    yield _Session(request, engine, encoder, prompt, params, _fingerprint(policy))
+                async with asyncio.timeout(self._settings.generate_timeout_s), swapper.sampling_current():
+                    yield _Session(request, engine, codec, prompt, params, _fingerprint(swapper))
             except TimeoutError as error:
                 raise Unavailable(
-                    f"not answered in {self._settings.generate_timeout_s:g} s (MOR_GENERATE_TIMEOUT_S)"
+                    f"not sampled in {self._settings.generate_timeout_s:g} s (MOR_GENERATE_TIMEOUT_S);"
+                    " try again with fewer tokens"
                 ) from error
 
     async def complete(self, request: ChatRequest) -> ChatResponse:
-        """All responses at once."""
+        """Sample all responses and return them together."""
         async with self._session(request) as session:
             texts = [""] * request.n
             logprobs: list[list[TokenLogprob]] = [[] for _ in range(request.n)]
@@ -162,7 +170,7 @@ class Completions:
             )
 
     async def events(self, request: ChatRequest) -> AsyncIterator[str]:
-        """The data of each server-sent event. An error becomes an event, as the status has been sent by then."""
+        """Yield the data of each server-sent event. An error becomes an event, as the HTTP status is sent before it."""
         try:
             async with self._session(request) as session, aclosing(session.deltas()) as deltas:
                 for index in range(request.n):
@@ -180,10 +188,12 @@ class Completions:
 
 @dataclass
 class _Session:
+    """State of one chat completion."""
+
     request: ChatRequest
     engine: Engine
-    encoder: PromptEncoder
-    prompt: EncodedPrompt
+    codec: PromptCodec
+    prompt: EnginePrompt
     params: SampleParams
     fingerprint: str
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
@@ -191,11 +201,11 @@ class _Session:
     tokens: int = 0
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """Pieces of all responses, as they come."""
+        """Yield the deltas of all responses as they are sampled."""
         seed = secrets.randbits(62) if self.request.seed is None else self.request.seed
-        queue: asyncio.Queue[Delta | BaseException] = asyncio.Queue(maxsize=64)
+        queue: asyncio.Queue[Delta | BaseException] = asyncio.Queue(maxsize=_QUEUE_LENGTH)
         tasks = [
-            asyncio.create_task(self._follow(index, response_seed(seed, "chat", "", index), queue))
+            asyncio.create_task(self._stream_response(index, response_seed(seed, "chat", "", index), queue))
             for index in range(self.request.n)
         ]
         left = len(tasks)
@@ -211,25 +221,25 @@ class _Session:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, index: int, seed: int, queue: asyncio.Queue[Delta | BaseException]) -> None:
-        text = Text(self.encoder, self.request.stops())
+    async def _stream_response(self, index: int, seed: int, queue: asyncio.Queue[Delta | BaseException]) -> None:
+        text = ResponseText(self.codec, self.request.stops())
         try:
             async with aclosing(self.engine.stream(self.prompt, self.params, seed)) as tokens:
                 async for token in tokens:
                     self.tokens += 1
                     metrics.TOKENS.labels("chat").inc()
-                    shown = text.add(token.token_id)
+                    piece = text.add(token.token_id)
                     reason = "stop" if text.stopped else token.finish_reason
                     if reason is not None:
-                        shown += text.rest()
-                    await queue.put(Delta(index, shown, self._logprob(token.token_id, token.logprob), reason))
+                        piece += text.rest()
+                    await queue.put(Delta(index, piece, self._logprob(token.token_id, token.logprob), reason))
                     if reason is not None:
                         return
         except Exception as error:
             await queue.put(error)
 
     def _logprob(self, token_id: int, logprob: float) -> TokenLogprob:
-        token = self.encoder.processor.tokenizer.decode([token_id])
+        token = self.codec.processor.tokenizer.decode([token_id])
         return TokenLogprob(token=token, logprob=logprob, bytes=None if _UNFINISHED in token else list(token.encode()))
 
     def envelope(self) -> dict[str, Any]:
@@ -255,5 +265,5 @@ class _Session:
         return Usage(prompt_tokens=prompt, completion_tokens=self.tokens, total_tokens=prompt + self.tokens)
 
 
-def _fingerprint(policy: Policy) -> str:
-    return "base" if policy.version is None else f"{policy.run}:{policy.version}"
+def _fingerprint(swapper: PolicySwapper) -> str:
+    return "base" if swapper.version is None else f"{swapper.run}:{swapper.version}"

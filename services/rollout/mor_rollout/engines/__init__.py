@@ -1,1 +1,1 @@
-"""Engines that sample groups: one protocol, vLLM and transformers behind it."""
+"""Engines that sample groups: vLLM and transformers, behind one protocol."""

@@ -1,4 +1,4 @@
-"""The seam between the service and what samples: two backends, one protocol."""
+"""Protocol of the sampling engine, and the values that pass through it."""
 
 from __future__ import annotations
 
@@ -8,47 +8,49 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from mor_core.errors import MorError, Unavailable
+from mor_core.wire import Message
 from PIL import Image
 
 from mor_rollout.weights.pull import PreparedWeights
 
 
 class EngineError(MorError):
-    """The engine failed. Sampling may be tried again unless ``Engine.failure`` says that the engine is gone."""
+    """The engine failed. Sampling may be tried again unless ``Engine.failure`` is set."""
 
 
 class ImageMismatch(MorError):
-    """The engine did not get the image tokens or pixels that the processor call made."""
+    """The engine received other image tokens or pixels than the processor produced."""
 
 
 class SwapFailed(EngineError):
-    """The engine does not compute with the weights that it was given."""
+    """The engine does not compute with the weights it was given."""
 
 
 @dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as the one processor call made it, in the engine's own form beside."""
+class EnginePrompt:
+    """Processed prompt, ready for the engine that encoded it."""
 
     token_ids: tuple[int, ...]
     image_tokens: int
-    """Placeholder tokens among them."""
+    """Number of image placeholders in ``token_ids``."""
     pixels: str | None
     """``mor_core.pixel_hash.pixel_sha256`` of the processed pixel values."""
     engine_input: Any = field(repr=False)
-    """What the engine that encoded it takes."""
+    """The prompt in the engine's own type."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A prompt before the processor call: its text in the chat template, its messages' images in order."""
+class PromptInput:
+    """Prompt before processing."""
 
-    messages: Any
+    messages: tuple[Message, ...]
     images: dict[str, Image.Image]
+    """Decoded images by SHA-256, all that ``messages`` name."""
 
 
 @dataclass(frozen=True)
 class SampleParams:
-    """How to draw responses, see ``mor_core.sampling``."""
+    """Parameters of the sampling distribution, see ``mor_core.sampling``."""
 
     max_tokens: int
     temperature: float
@@ -56,28 +58,30 @@ class SampleParams:
 
 
 @dataclass(frozen=True)
-class Span:
-    """Tokens of a response that one version sampled."""
+class VersionSpan:
+    """Part of a response that one weights version sampled."""
 
     version: int | None
     """``None``: the base checkpoint."""
     first: int
-    """Index of the first of them; they end where the next span begins."""
+    """Index of its first token. It ends where the next span begins."""
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """One response: ids as sampled, the stop token included, and their log-probabilities in nats."""
+class SampledResponse:
+    """Sampled response: token ids with the stop token, and their log-probabilities in nats."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
-    spans: tuple[Span, ...] = ()
-    """In order; several where weights were swapped while the response was being sampled."""
+    spans: tuple[VersionSpan, ...] = ()
+    """In order. There are several if weights were swapped while the response was sampled."""
 
 
 @dataclass(frozen=True)
 class SampledToken:
+    """One token of a streamed response."""
+
     token_id: int
     logprob: float
     finish_reason: Literal["stop", "length"] | None
@@ -85,7 +89,7 @@ class SampledToken:
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What the engine says that it computes with, after comparing its own modules with the tensors on disk."""
+    """Result of comparing the engine's modules with the weights that it should hold."""
 
     run: str | None
     """``None``: the base checkpoint."""
@@ -93,76 +97,79 @@ class ReadBack:
     digest: str
     """SHA-256 over all tensors of the policy."""
     verified: int
-    """Tensors of the checkpoint whose copy in the engine, packed or tied ones included, was found to be the same."""
+    """Tensors of the policy whose copy in the engine is the same, packed and tied ones included."""
     unverified: int
-    """Tensors that could not be compared, those of a model split over several GPUs for example."""
+    """Tensors that could not be compared, for example those of a model that is split over several GPUs."""
     mismatched: tuple[str, ...]
-    """Modules that compute with something else."""
+    """Modules that hold other values."""
 
 
 class Engine(Protocol):
-    """Samples with one set of weights at a time.
+    """Sampling engine that holds one set of weights at a time.
 
-    The caller sees to it that nothing is sampled during ``load``: it waits for what is, or holds it by ``paused``.
+    The caller guarantees that nothing is sampled during ``load``: it waits for running responses or pauses them.
     """
 
     @property
     def name(self) -> Literal["vllm", "transformers"]:
-        """The backend."""
+        """Name of the backend."""
 
     @property
     def failure(self) -> str | None:
-        """Why the engine can do no more work; ``None`` while it can."""
+        """Reason why the engine cannot continue; ``None`` while it works."""
 
     async def start(self) -> None:
         """Load the base checkpoint.
 
         Raises:
-            EngineError: it did not start.
+            EngineError: the engine did not start.
         """
 
-    async def encode(self, shown: Shown) -> EncodedPrompt:
-        """The processor call, compared with what the engine makes of the same prompt.
+    async def encode(self, prompt: PromptInput) -> EnginePrompt:
+        """Process a prompt and compare the result with what the engine makes of the same prompt.
 
         Raises:
-            Invalid: the prompt is longer than the engine takes or has too many images.
-            ImageMismatch: the engine sees other image tokens or pixels.
+            Invalid: the prompt is too long for the engine or has too many images.
+            ImageMismatch: the engine makes other image tokens or pixels.
         """
 
-    async def sample(self, prompt: EncodedPrompt, params: SampleParams, seeds: Sequence[int]) -> list[Sampled]:
-        """One response for each seed."""
+    async def sample(self, prompt: EnginePrompt, params: SampleParams, seeds: Sequence[int]) -> list[SampledResponse]:
+        """Sample one response for each seed."""
 
-    def stream(self, prompt: EncodedPrompt, params: SampleParams, seed: int) -> AsyncGenerator[SampledToken, None]:
-        """One response, token by token. Closing the iterator ends the sampling."""
+    def stream(self, prompt: EnginePrompt, params: SampleParams, seed: int) -> AsyncGenerator[SampledToken, None]:
+        """Sample one response token by token. Closing the iterator stops the sampling."""
 
     @property
     def paused(self) -> Callable[[], AbstractAsyncContextManager[None]] | None:
-        """Holds the responses that are being sampled for the length of the body; ``None``: this engine cannot.
+        """Context manager that pauses running responses; ``None`` if the engine cannot pause.
 
-        They go on after it with the tokens they have, everything cached recomputed under the weights that the engine
-        holds then, and their spans tell of it.
+        After the body the responses continue from the tokens they have. Cached keys and values are recomputed under
+        the weights that the engine holds then, and a new span records the version.
 
         Raises:
-            SwapFailed: the engine did not stop, or did not go on, in ``swap_timeout_s``; it is of no more use.
+            SwapFailed: the engine did not pause or resume within ``swap_timeout_s``; it cannot be used any more.
         """
 
     async def load(self, weights: PreparedWeights | None) -> ReadBack:
-        """Swap to ``weights`` in place (``None``: the base), reset what was cached under the old, and read back.
+        """Swap to ``weights`` in place (``None``: the base checkpoint), empty the caches and read back.
 
         Raises:
             SwapFailed: the engine does not compute with ``weights``.
         """
 
     async def perturb(self, seed: int, *, adapter: bool = False) -> ReadBack:
-        """Swap to the base with noise on every tensor, or with an adapter of noise, for the self-test; ``load(None)``
-        swaps back."""
+        """Swap to the base checkpoint plus noise on every tensor, or plus an adapter of noise.
+
+        Only the self-test does this. ``load(None)`` swaps back.
+        """
 
     async def read_back(self) -> ReadBack:
         """Compare the engine's modules with the weights that it should hold."""
 
     async def close(self) -> None:
-        """Stop; nothing of the engine is left running."""
+        """Stop the engine and its processes."""
 
 
-def gone(engine: Engine) -> Unavailable:
-    return Unavailable(f"the engine stopped: {engine.failure}; the service is about to restart", retry_after_s=10)
+def engine_stopped(engine: Engine) -> Unavailable:
+    """Return the error for calls to an engine that has failed. A restart takes some ten seconds."""
+    return Unavailable(f"the engine stopped: {engine.failure}; the service restarts, try again", retry_after_s=10)

@@ -1,4 +1,4 @@
-"""The start-up self-test: does what the engine computes follow the weights it is given, and come back?"""
+"""Start-up self-test: the engine's log-probabilities must follow its weights and return with them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from mor_core.wire import ImagePart, Message, TextPart
 from PIL import Image
 
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.protocol import Engine, EngineError, SampleParams, Shown
+from mor_rollout.engines.protocol import Engine, EngineError, PromptInput, SampleParams
 
 _TOKENS = 4
-_FOLLOWED = 1e-3
-_SAME = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
-_SEED = 20_26
+"""Tokens to sample: later ones depend on the cached keys and values of earlier ones."""
+_MOVED = 1e-3
+"""Smallest change of a log-probability under noise, nats. An engine that ignores the noise repeats itself exactly."""
+_UNCHANGED = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
+"""Largest difference after the base is restored, nats: rounding of the number format."""
+_SEED = 2026
 
 
 async def self_test(settings: RolloutSettings, engine: Engine) -> None:
-    """Swap in noise on every tensor and back, looking at log-probabilities before, between and after; the same with an
-    adapter of noise, where adapters are loaded.
+    """Swap to noise on every tensor and back, and compare log-probabilities before, between and after.
 
-    The prompt has an image, where the engine takes any, and is sampled with prefix and encoder caches warm: stale
-    caches fail the test like stale weights do.
+    Where the engine loads adapters, the test is repeated with an adapter of noise. The prompt has an image if the
+    engine accepts images. It is sampled twice each time, so the prefix and encoder caches are warm and a stale cache
+    fails the test as stale weights do.
 
     Raises:
-        EngineError: log-probabilities did not follow, or did not come back.
+        EngineError: log-probabilities did not follow the weights, or did not return.
     """
-    prompt = await engine.encode(_shown(settings))
+    prompt = await engine.encode(_test_prompt(settings))
     params = SampleParams(max_tokens=_TOKENS, temperature=0.0, top_p=1.0)
 
     async def probe() -> list[float]:
@@ -37,18 +40,20 @@ async def self_test(settings: RolloutSettings, engine: Engine) -> None:
     for adapter in (False, True) if settings.lora_max_rank else (False,):
         await engine.perturb(_SEED, adapter=adapter)
         moved = _distance(before, await probe())
-        if moved < _FOLLOWED:
+        if moved < _MOVED:
             noise = "an adapter of noise" if adapter else "noise on every tensor"
             raise EngineError(
-                f"self-test: log-probabilities moved by {moved:.1e} nats under {noise}; this engine does not compute"
-                " with the weights that it is given. Use another build of it, or MOR_BACKEND=transformers"
+                f"self-test: log-probabilities moved by {moved:.1e} nats under {noise}, at least {_MOVED:g} expected;"
+                " this engine does not compute with the weights it is given. Use another build of it, or"
+                " MOR_BACKEND=transformers"
             )
         await engine.load(None)
         left = _distance(before, await probe())
-        if left > _SAME[settings.dtype]:
+        if left > _UNCHANGED[settings.dtype]:
             raise EngineError(
-                f"self-test: after swapping the base back, log-probabilities differ by {left:.1e} nats; weights or"
-                " caches of another version stayed. Use another build of the engine, or MOR_BACKEND=transformers"
+                f"self-test: log-probabilities differ by {left:.1e} nats after the base was restored, at most"
+                f" {_UNCHANGED[settings.dtype]:g} allowed; the engine kept weights or caches of another version. Use"
+                " another build of it, or MOR_BACKEND=transformers"
             )
 
 
@@ -58,7 +63,8 @@ def _distance(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-def _shown(settings: RolloutSettings) -> Shown:
+def _test_prompt(settings: RolloutSettings) -> PromptInput:
+    # At least one whole cache block of text, so that a prefix is cached, in a sixteenth of the engine's length.
     words = max(4, min(settings.block_size, settings.max_model_len // 16))
     parts: list[ImagePart | TextPart] = [TextPart(text=" ".join(["What is in the picture?"] * (words // 4)))]
     images = {}
@@ -67,4 +73,4 @@ def _shown(settings: RolloutSettings) -> Shown:
         digest = sha256(picture.tobytes())
         images[digest] = picture
         parts.insert(0, ImagePart.of(digest))
-    return Shown((Message(role="user", content=tuple(parts)),), images)
+    return PromptInput((Message(role="user", content=tuple(parts)),), images)

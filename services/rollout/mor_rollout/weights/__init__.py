@@ -1,1 +1,1 @@
-"""Weights from outside: base checkpoints, and published versions pulled over HTTP."""
+"""Base checkpoints, and published weights pulled over HTTP."""

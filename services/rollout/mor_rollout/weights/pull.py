@@ -1,4 +1,4 @@
-"""Pulls published weights over HTTP into a bounded local cache: resumable, checked per file and per tensor, atomic."""
+"""Download of published weights into a bounded local cache: resumable, verified by file and by tensor, atomic."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
 
 from mor_rollout.config import RolloutSettings
-from mor_rollout.weights import checkpoint
-from mor_rollout.weights.base import BaseModel
-from mor_rollout.weights.checkpoint import TensorSource
+from mor_rollout.weights import checkpoint_files
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+from mor_rollout.weights.checkpoint_files import TensorSource
 
 _CHUNK = 1 << 20
+"""Bytes written at a time: hashing and writing one chunk overlap with the download of the next."""
 _LARGEST_MANIFEST = 32 << 20
+"""Bytes. A manifest lists about 200 bytes per tensor, so this allows far more tensors than any model has."""
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
+"""Seconds without any data. A trainer that hashes its files may pause for a few seconds."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""Plain names only, so that a manifest cannot write outside its folder."""
 
 
 class WeightsError(MorError):
-    """Published weights could not be had or are not what their manifest says. The weights in use stay in use."""
+    """Published weights could not be downloaded or differ from their manifest. The weights in use stay in use."""
 
     status = 502
     title = "Weights not usable"
 
 
 class _Transient(WeightsError):
-    """Worth another attempt: a broken connection, a server error, a file that arrived damaged."""
+    """Failure that a retry may cure: a broken connection, a server error, a damaged file."""
 
 
 _RETRY: dict[str, Any] = {
@@ -50,34 +54,35 @@ _RETRY: dict[str, Any] = {
     "wait_max": 5.0,
     "timeout": None,
 }
+"""Retries of one file, in seconds; ``pull_timeout_s`` bounds all files and attempts together."""
 
 
 @dataclass(frozen=True)
 class PreparedWeights:
-    """A version of a run's policy that lies complete and checked on this machine."""
+    """Version of a run's policy, complete and verified on this machine."""
 
     run: str
     version: int
     kind: Literal["full", "lora"]
     folder: Path | None
-    """``None``: it was broadcast, and is nowhere but in the engine."""
+    """``None``: the weights came by broadcast and are in the engine only."""
     tensors: Mapping[str, TensorSource]
-    """``full``: what replaces the base's tensors, by its names. ``lora``: the adapter's tensors."""
+    """``full``: the tensors that replace the base's, by its names. ``lora``: the adapter's tensors."""
     digest: str
     """SHA-256 over every tensor of the policy, the base's included."""
 
 
 class WeightsStore:
-    """Versions pulled from trainers."""
+    """Local cache of the versions pulled from trainers."""
 
-    def __init__(self, settings: RolloutSettings, base: BaseModel) -> None:
+    def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
         self._base = base
         self._folder = settings.weights_dir
         self._kept = settings.weights_kept
         self._timeout_s = settings.pull_timeout_s
         token = settings.service_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        limits = httpx.Limits(max_connections=4)
+        limits = httpx.Limits(max_connections=4)  # one per version: a version's files are downloaded in turn
         self._http = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=limits, verify=settings.control_tls())
         self._pulls: dict[tuple[str, int], asyncio.Task[PreparedWeights]] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -87,10 +92,10 @@ class WeightsStore:
         await self._http.aclose()
 
     async def pull(self, run: str, ref: WeightsRef, *, in_use: Path | None = None) -> PreparedWeights:
-        """The version's files, complete and checked; pulled once however many groups ask for it.
+        """Download and verify a version, once for all groups that need it.
 
         Raises:
-            WeightsError: not to be had in ``pull_timeout_s``, or not what the manifest says.
+            WeightsError: the download was not complete within ``pull_timeout_s``, or differs from the manifest.
         """
         identity = (run, ref.version)
         task = self._pulls.get(identity)
@@ -111,8 +116,8 @@ class WeightsStore:
                 prepared = await asyncio.to_thread(self._prepare, manifest, folder)
         except TimeoutError as error:
             raise WeightsError(
-                f"weights {run} version {ref.version}: {ref.url} gave no complete answer in {self._timeout_s:g} s;"
-                " is the trainer's API up? (limit: MOR_PULL_TIMEOUT_S)"
+                f"weights {run} version {ref.version}: {ref.url} gave no complete answer in {self._timeout_s:g} s"
+                " (MOR_PULL_TIMEOUT_S); check that the trainer's API is up, or raise the limit"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise WeightsError(
@@ -130,21 +135,28 @@ class WeightsStore:
                     async for chunk in response.aiter_bytes():
                         content += chunk
                         if len(content) > _LARGEST_MANIFEST:
-                            raise WeightsError(f"{where}: the manifest has over {_LARGEST_MANIFEST} bytes")
+                            raise WeightsError(f"{where}: the manifest has over {_LARGEST_MANIFEST} bytes, the limit")
         try:
             manifest = WeightsManifest.model_validate_json(content)
         except ValidationError as error:
-            raise WeightsError(f"{where}: not a weights manifest ({describe(error)})") from error
+            raise WeightsError(
+                f"{where}: not a weights manifest ({describe(error)}); check that the address is run control's"
+            ) from error
         if (manifest.run, manifest.version) != (run, ref.version):
-            raise WeightsError(f"{where}: the manifest is of run {manifest.run!r} version {manifest.version}")
+            raise WeightsError(
+                f"{where}: the manifest is of run {manifest.run!r} version {manifest.version};"
+                " publish the version again"
+            )
         if not await asyncio.to_thread(self._base.is_same, manifest.base):
             raise WeightsError(
-                f"{where}: published for base {manifest.base!r}, this engine holds {self._base.model!r};"
+                f"{where}: published for base {manifest.base!r}, this engine has {self._base.model!r};"
                 " start a rollout service with that model"
             )
         for file in manifest.files:
             if _FILE_NAME.fullmatch(file.name) is None:
-                raise WeightsError(f"{where}: file name {file.name!r} is not a plain name")
+                raise WeightsError(
+                    f"{where}: file name {file.name!r} is not a plain name of letters, digits, '.', '_' and '-'"
+                )
         return manifest
 
     async def _fetch_all(self, manifest: WeightsManifest, ref: WeightsRef, folder: Path) -> None:
@@ -153,14 +165,15 @@ class WeightsStore:
         needed = sum(file.bytes for file in manifest.files)
         if shutil.disk_usage(partial).free < needed:
             raise WeightsError(
-                f"{self._folder}: no room for {needed} bytes of weights; free some or set another folder"
+                f"{self._folder}: no room for {needed} bytes of weights;"
+                " free some or set MOR_WEIGHTS_DIR to another folder"
             )
         for file in manifest.files:
             await self._fetch(file, f"{ref.url}/{file.name}", partial / file.name)
         partial.rename(folder)
 
     async def _fetch(self, file: WeightsFile, url: str, target: Path) -> None:
-        """Download one file into ``target``, going on where an interrupted attempt stopped."""
+        """Download one file into ``target``. Resume where an interrupted attempt stopped."""
         async for attempt in stamina.retry_context(**_RETRY):
             with attempt:
                 part = await asyncio.to_thread(_Part, target)
@@ -172,29 +185,29 @@ class WeightsStore:
                 part.check(file, url)
 
     async def _download(self, file: WeightsFile, url: str, part: _Part) -> None:
-        """Write and hash each piece while the next one comes."""
+        """Write and hash each chunk while the next one is downloaded."""
         headers = {"Range": f"bytes={part.bytes}-"} if part.bytes else {}
         async with _get(self._http, url, headers) as response:
             if response.status_code != 206:
                 part.empty()
-            kept = asyncio.create_task(asyncio.to_thread(part.add, b""))
+            written = asyncio.create_task(asyncio.to_thread(part.add, b""))
             try:
                 async for chunk in response.aiter_bytes(_CHUNK):
-                    await kept
+                    await written
                     have = part.bytes
-                    kept = asyncio.create_task(asyncio.to_thread(part.add, chunk[: file.bytes - have]))
+                    written = asyncio.create_task(asyncio.to_thread(part.add, chunk[: file.bytes - have]))
                     if have + len(chunk) >= file.bytes:
                         break
             finally:
-                await kept
+                await written
         if part.bytes < file.bytes:
-            raise _Transient(f"{url}: {part.bytes} bytes came, the manifest says {file.bytes}")
+            raise _Transient(f"{url}: received {part.bytes} bytes, the manifest says {file.bytes}")
 
     def _prepare(self, manifest: WeightsManifest, folder: Path) -> PreparedWeights:
-        """Check every tensor against manifest and base."""
+        """Verify every tensor against the manifest and the base."""
         where = f"weights {manifest.run} version {manifest.version}"
         try:
-            tensors = checkpoint.tensors_of(folder)
+            tensors = checkpoint_files.tensors_of(folder)
             if manifest.kind == "full":
                 self._base.check_replaceable(tensors)
         except Invalid as error:
@@ -202,18 +215,25 @@ class WeightsStore:
         for name in sorted(set(manifest.tensors) | set(tensors)):
             listed, found = manifest.tensors.get(name), tensors.get(name)
             if listed is None or found is None:
-                raise WeightsError(f"{where}: tensor {name!r} is {'not listed' if found else 'in no file'}")
+                raise WeightsError(
+                    f"{where}: tensor {name!r} is {'not listed in the manifest' if found else 'in no file'};"
+                    " publish the version again"
+                )
             if found.sha256 != listed.sha256 or found.shape != listed.shape:
                 shutil.rmtree(folder)
-                raise WeightsError(f"{where}: tensor {name!r} is not the one that the manifest lists")
+                raise WeightsError(
+                    f"{where}: tensor {name!r} differs from the manifest in hash or shape; publish the version again"
+                )
         if manifest.kind == "lora" and not (folder / "adapter_config.json").is_file():
-            raise WeightsError(f"{where}: an adapter without adapter_config.json; publish the whole PEFT folder")
+            raise WeightsError(f"{where}: the adapter has no adapter_config.json; publish the whole PEFT folder")
         sums = {name: source.sha256 for name, source in (*self._base.tensors.items(), *tensors.items())}
         os.utime(folder)
-        return PreparedWeights(manifest.run, manifest.version, manifest.kind, folder, tensors, checkpoint.digest(sums))
+        return PreparedWeights(
+            manifest.run, manifest.version, manifest.kind, folder, tensors, checkpoint_files.digest(sums)
+        )
 
     def _trim(self, keep: set[Path | None]) -> None:
-        """Remove all but the versions used last."""
+        """Remove all versions except those used last and those in ``keep``."""
         folders = sorted(
             (entry for entry in self._folder.iterdir() if entry.is_dir()),
             key=lambda entry: entry.stat().st_mtime,
@@ -226,18 +246,18 @@ class WeightsStore:
 
 @asynccontextmanager
 async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
-    """A streamed GET that was answered 200 or 206."""
+    """Send a GET and yield the streamed response if its status is 200 or 206."""
     async with http.stream("GET", url, headers=headers) as response:
         if response.status_code not in (200, 206):
             message = f"{url} answered {response.status_code}"
             if response.status_code >= 500 or response.status_code in (408, 429):
                 raise _Transient(message)
-            raise WeightsError(f"{message}; is the version published, and the service token right?")
+            raise WeightsError(f"{message}; check that the version is published and the service token is right")
         yield response
 
 
 class _Part:
-    """A file as far as it came. What an earlier attempt left is hashed first, what comes is hashed on its way."""
+    """Partially downloaded file. Hashes what an earlier attempt left, then every chunk that is added."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -260,9 +280,10 @@ class _Part:
         self._file.close()
 
     def check(self, file: WeightsFile, url: str) -> None:
-        """
+        """Check size and hash. Remove the file if they differ, so that the next attempt starts again.
+
         Raises:
-            _Transient: it is another file than the manifest lists; it is removed.
+            _Transient: the file differs from the manifest.
         """
         if self._hash.hexdigest() != file.sha256 or self.bytes != file.bytes:
             self._path.unlink()

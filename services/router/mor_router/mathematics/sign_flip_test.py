@@ -11,7 +11,7 @@ tests at once (Westfall & Young 1993). A client that never makes a difference ha
 gate's soft responsibilities: those mix into each region what the client says in its neighbours, and a specialist that
 misleads there would fail.
 
-``bench/quarantine.py`` counts how often it errs (docs/client-states.md shows the table). Narrow specialists need some
+``bench/quarantine.py`` counts how often it errs (table in docs/client-lifecycle.md). Narrow specialists need some
 hundred anchors, so anchors are pooled over fits: whoever fails on 320 gets no weight at that fit, which the next can
 give back; nobody is quarantined on fewer than 640.
 """

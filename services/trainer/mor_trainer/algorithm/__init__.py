@@ -1,1 +1,1 @@
-"""Pure mathematics of policy optimisation: rewards in, a loss and its gradient out."""
+"""Mathematics of policy optimisation, pure: rewards in, a loss and its gradient out."""

@@ -1,4 +1,4 @@
-"""Correction between the engine that sampled the tokens and the trainer that learns from them."""
+"""Correction for the difference between the sampling engine and the trainer."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from jaxtyping import Bool, Float, Int
 from mor_core.algorithms import Importance
 from torch import Tensor
 
-from mor_trainer.algorithm.losses.tokens import by_response
+from mor_trainer.algorithm.losses.loss_tokens import by_response
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What each token's term is multiplied with; no gradient flows through it."""
+    """Factor of each token's term, without gradient."""
 
     weight: Float[Tensor, " n"]
     limited: Bool[Tensor, " n"]
-    """Where the weight is not the ratio itself."""
+    """Tokens whose weight is not the ratio itself."""
 
 
 def correction(log_ratio: Float[Tensor, " n"], response: Int[Tensor, " n"], config: Importance) -> Correction:
-    """c = f(r), where r = π_old/π_engine of the token, or R = Π_t r_t of its response.
+    """Compute the correction c = f(r), where r = π_old/π_engine of the token, or r = Π_t r_t of its response.
+
+    Deviation: one cap C gives both limits of ``mask``, 1/C and C.
 
     ``truncate``: c = min(r, C), truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly
-    brings you off-policy RL training"). ``mask``: c = r where 1/C ≤ r ≤ C and 0 elsewhere, masked importance sampling:
-    such a token, or response, says more about numerics than about the policy (Ling team 2025, "IcePop", for tokens; Liu
-    et al. 2025, "When speed kills stability", for sequences).
+    brings you off-policy RL training").
+
+    ``mask``: c = r where 1/C ≤ r ≤ C and 0 elsewhere, masked importance sampling (Ling team 2025, "IcePop", for tokens;
+    Liu et al. 2025, "When speed kills stability", for sequences). A token or response outside the limits shows a
+    difference in numerics rather than in policy.
     """
     log_ratio = log_ratio.detach()
     if config.kind == "none":
@@ -42,7 +46,7 @@ def correction(log_ratio: Float[Tensor, " n"], response: Int[Tensor, " n"], conf
 
 @dataclass(frozen=True)
 class RatioStatistics:
-    """Raw importance ratios of a set of tokens; sums, so that parts can be added up."""
+    """Sums over the raw importance ratios of a set of tokens, so that parts can be added up."""
 
     count: float = 0.0
     total: float = 0.0

@@ -29,12 +29,15 @@ def penalty(
     ratio: Float[Tensor, "*n"],
     config: Kl,
 ) -> Float[Tensor, "*n"]:
-    """The estimator as it enters the loss, for tokens drawn from a sampler with ``ratio`` = π/sampler (with gradient).
+    """Compute the penalty of each token. ``ratio``: π/sampler of the token, with gradient.
 
-    Differentiating k1 or k3 at sampled tokens ignores that the tokens themselves depend on π. Weighted by the ratio,
-    ``E_sampler[(π/sampler)·k] = E_π[k] = KL`` holds as a function of π, so the gradient is the KL's too (k3:
-    DeepSeek-V3.2, arXiv 2512.02556, eq. 7). k2 differentiates to score function times log-ratio, which is the KL's
-    gradient under π already; its weight therefore carries no gradient.
+    Deviation from GRPO (arXiv 2402.03300, eq. 4), which adds plain k3: estimators are weighted by the ratio unless
+    ``corrected`` is false. Differentiating k1 or k3 at sampled tokens ignores that the tokens themselves depend on π.
+    With the weight, ``E_sampler[(π/sampler)·k] = E_π[k] = KL`` holds as a function of π, so the gradient is the KL's
+    too (k3: DeepSeek-V3.2, arXiv 2512.02556, eq. 7). The gradient of k2 is score function times log-ratio, which is the
+    KL's gradient under π already; its weight therefore carries no gradient.
+
+    ratio · k, or k where it is not corrected.
     """
     match config.estimator:
         case "k1":

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: the algorithm's objective, corrected for the engine, less the KL penalty."""
+"""Loss of a micro-batch: the algorithm's surrogate, corrected for the engine, less the KL penalty."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mor_trainer.algorithm import kl
 from mor_trainer.algorithm.importance import RatioStatistics, correction
-from mor_trainer.algorithm.losses import objective_of
-from mor_trainer.algorithm.losses.tokens import Tokens
+from mor_trainer.algorithm.losses import policy_loss_of
+from mor_trainer.algorithm.losses.loss_tokens import LossTokens
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ class LossSums:
         )
 
 
-def policy_loss(tokens: Tokens, config: Algorithm) -> tuple[Float[Tensor, ""], LossSums]:
-    """−Σ_t w_t [ c_t J_t(π/π_old) − β KL_t(c_t π/π_old) ], with c = f(π_old/π_engine) of ``importance.correction``.
+def micro_batch_loss(tokens: LossTokens, config: Algorithm) -> tuple[Float[Tensor, ""], LossSums]:
+    """Compute a micro-batch's part of the update's loss, and its metrics.
 
-    Three policies as in decoupled PPO (arXiv 2110.00641, eq. 3; AReaL, arXiv 2505.24298, eq. 5): the clip range holds
-    how far the updates of a step move the policy, the correction how far the sampling engine was from the policy that
-    the step began with. The sum over the micro-batches of an update is the loss of the update.
+    Deviation from decoupled PPO (arXiv 2110.00641, eq. 3; AReaL, arXiv 2505.24298, eq. 5): J is any of ``losses``, and
+    the correction c limits the ratio of policy to engine. As there, the clip range limits how far the updates of a step
+    move the policy, and the correction makes up for how far the engine was from the policy as the step began.
+
+    −Σ_t w_t [ c_t J_t(π/π_old) − β KL_t(c_t π/π_old) ], with c = f(π_old/π_engine). Micro-batches add up to the update.
     """
-    surrogate = objective_of(config.loss).surrogate(tokens)
+    surrogate = policy_loss_of(config.loss).surrogate(tokens)
     corrected = correction(tokens.old - tokens.engine, tokens.response, config.importance)
     objective = corrected.weight * surrogate.value
     weighted = tokens.weight * objective

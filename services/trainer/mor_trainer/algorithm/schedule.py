@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, so that a resumed run needs no schedule state."""
+"""Learning rate as a function of the step, so that a resumed run needs no schedule state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mor_core.runs import Optimiser
 
 
 def learning_rate(config: Optimiser, step: int, total: int) -> float:
-    """Learning rate of ``step`` (1-based) of ``total``: linear warm-up to ``lr``, then constant, linear or cosine."""
+    """Return the rate of ``step`` (1-based) of ``total``: linear warm-up to ``lr``, then constant, linear or cosine."""
     if step <= config.warmup_steps:
         return config.lr * step / (config.warmup_steps + 1)
     done = (step - config.warmup_steps - 1) / max(1, total - config.warmup_steps)

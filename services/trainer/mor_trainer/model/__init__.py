@@ -1,1 +1,1 @@
-"""The policy: loading, encoding prompts once, laying responses out, log-probabilities."""
+"""The policy: loading, tokenized prompts, sequences and micro-batches, log-probabilities."""

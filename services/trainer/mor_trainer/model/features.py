@@ -1,49 +1,16 @@
-"""Image features of a frozen vision tower, computed once for each distinct image and kept up to a byte bound."""
+"""Image features of a frozen vision tower, computed once for each distinct image."""
 
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 
-class Sized(Protocol):
-    @property
-    def bytes(self) -> int: ...
-
-
-V = TypeVar("V", bound=Sized)
-
-
-class ByteBoundCache(Generic[V]):
-    """Least recently used first out, by the bytes of the values. A value over the bound is not kept."""
-
-    def __init__(self, bound: int) -> None:
-        self._bound = bound
-        self._held = 0
-        self._values: OrderedDict[str, V] = OrderedDict()
-
-    def get(self, name: str) -> V | None:
-        if name in self._values:
-            self._values.move_to_end(name)
-        return self._values.get(name)
-
-    def put(self, name: str, value: V) -> None:
-        if name in self._values:
-            self._held -= self._values.pop(name).bytes
-        if value.bytes > self._bound:
-            return
-        self._values[name] = value
-        self._held += value.bytes
-        while self._held > self._bound:
-            self._held -= self._values.popitem(last=False)[1].bytes
-
-
 class ImageFeatures:
-    """Features of a prompt's images, as the model's ``get_image_features`` gives them in ``pooler_output``.
+    """Features of a prompt's images: ``pooler_output`` of the model's ``get_image_features``.
 
     Either one tensor ``[images, tokens, width]`` or a sequence of tensors ``[tokens, width]``, one for each image.
     """
@@ -58,8 +25,11 @@ class ImageFeatures:
 
 
 def takes_features(model: Any) -> bool:
-    """Whether a model takes features in place of pixel values. One that does not (transformers before 5.18, or code of
-    its own) would drop them unseen in its ``**kwargs`` and answer without the picture."""
+    """Return whether a model takes features in place of pixel values.
+
+    A model that does not (transformers before 5.18, or code of its own) would drop them unseen in its ``**kwargs`` and
+    compute without the picture.
+    """
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
@@ -67,10 +37,10 @@ _FIELDS = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
 
 
 def features_of(output: Any) -> ImageFeatures | None:
-    """The features in a ``get_image_features`` output.
+    """Return the features in a ``get_image_features`` output, or ``None`` where they are not enough.
 
-    ``None`` when the language model needs more of the tower than one set of features (Qwen3-VL's deep stack): such a
-    model takes pixel values each time.
+    They are not when the language model needs more of the tower than one set of features (Qwen3-VL's deep stack). Such
+    a model takes pixel values each time.
     """
     if set(output.keys()) - _FIELDS or output.pooler_output is None:
         return None
@@ -78,7 +48,7 @@ def features_of(output: Any) -> ImageFeatures | None:
 
 
 def joined(features: Sequence[ImageFeatures]) -> Any:
-    """What a model's ``mm_encoder_outputs`` takes for a batch of prompts, in row order."""
+    """Join the features of a batch of prompts, in order, into a model's ``mm_encoder_outputs``."""
     import torch
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 

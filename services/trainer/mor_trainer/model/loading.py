@@ -1,4 +1,4 @@
-"""A checkpoint made ready for training: what is frozen, what is trained, and the reference policy."""
+"""Loading of a checkpoint for training: frozen and trained parameters, adapters, and the reference policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Model and processor of any Hugging Face image-text-to-text checkpoint, by folder or hub name.
+    """Load model and processor of any Hugging Face image-text-to-text checkpoint, by folder or hub name.
 
     Raises:
         Invalid: it cannot be loaded.
@@ -32,7 +32,7 @@ def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
 
 
 def autocast_dtype(precision: Literal["auto", "float32", "bfloat16"], device: str) -> torch.dtype | None:
-    """Type of autocast, if any; see the setting ``precision``."""
+    """Return the type of autocast, if any; see the setting ``precision``."""
     if precision == "auto":
         capable = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if capable else None
@@ -40,23 +40,29 @@ def autocast_dtype(precision: Literal["auto", "float32", "bfloat16"], device: st
 
 
 def prepare_cuda() -> None:
-    """Set this process's CUDA kernels: no product in float32 is rounded to TF32, not even a convolution's, and cuDNN is
-    not asked to attend. It makes a kernel for each new shape, and the shapes of packed groups are new in every step.
+    """Set this process's CUDA kernels: no TF32, and no attention by cuDNN.
+
+    No product in float32 is rounded to TF32, not even a convolution's. cuDNN compiles a kernel for each new shape, and
+    the shapes of packed groups are new in every step.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def decoder_of(model: Any) -> nn.Module:
-    """The language model inside a vision-language model."""
+    """Return the language model inside a vision-language model.
+
+    Raises:
+        Invalid: the class names no such part.
+    """
     decoder = model.get_decoder()
     if not isinstance(decoder, nn.Module) or decoder is model:
-        raise Invalid(f"{type(model).__name__} does not tell which part is its language model; use another class")
+        raise Invalid(f"{type(model).__name__} names no part as its language model (get_decoder); use another model")
     return decoder
 
 
 def tune(model: Any, tuning: Tuning, freeze_vision: bool) -> Any | None:
-    """Choose what is trained: adapters in the language model, or all parameters but those that are frozen.
+    """Select the trained parameters: adapters in the language model, or all parameters except the frozen ones.
 
     Returns the PEFT model around ``model`` when adapters are trained.
 
@@ -84,7 +90,10 @@ def _with_adapters(model: Any, tuning: LoraTuning) -> Any:
         if id(module) in inside and isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in tuning.targets
     ]
     if not targets:
-        raise Invalid(f"tuning.targets {list(tuning.targets)} name no linear layer of the language model")
+        raise Invalid(
+            f"tuning.targets {list(tuning.targets)} name no linear layer of the language model; "
+            "give the last parts of its layers' names, such as q_proj"
+        )
     config = LoraConfig(
         r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
@@ -92,14 +101,14 @@ def _with_adapters(model: Any, tuning: LoraTuning) -> Any:
 
 
 def frozen_copy(model: Any) -> Any:
-    """A copy that shares every frozen tensor with ``model`` and has its own of those that are trained."""
+    """Return a copy that shares every frozen tensor with ``model`` and has trained tensors of its own."""
     shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, shared).requires_grad_(False)
 
 
 def recompute_activations(model: Any) -> None:
-    """Gradient checkpointing. It is active in training mode only, so every dropout is set to zero first."""
+    """Switch on gradient checkpointing. It is active in training mode only, so every dropout is set to zero first."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

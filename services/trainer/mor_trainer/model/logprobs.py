@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, a bounded slice of the vocabulary matrix at a time."""
+"""Log-probabilities of chosen tokens, computed for a bounded number of logits at a time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]
-"""Hidden states ``[n, width]`` to logits ``[n, vocab]``."""
+"""Map of hidden states ``[n, width]`` to logits ``[n, vocab]``."""
 
 _CHUNK_ELEMENTS = 1 << 24
-"""Logits that exist at once: 64 MB in float32."""
+"""Logits that exist at once: 64 MB in float32, little beside a model's own memory."""
 
 
 def chosen_logprobs(
@@ -26,11 +26,11 @@ def chosen_logprobs(
     vocabulary: int,
     chunk_elements: int = _CHUNK_ELEMENTS,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Log-probability of each chosen id under the sampling distribution, and that distribution's entropy, in nats.
+    """Compute log-probabilities of the chosen ids and entropies of the sampling distributions, in nats.
 
     The sampling distribution is softmax(logits / temperature) over the ids that are not ``forbidden``, as the engine
-    samples. At most ``chunk_elements`` logits exist at once: with more than one chunk, a chunk's logits are computed
-    again in the backward pass instead of being kept. The entropy carries no gradient.
+    samples. At most ``chunk_elements`` logits exist at once. With more than one chunk, the backward pass computes a
+    chunk's logits again instead of keeping them. The entropy carries no gradient.
     """
 
     def scored(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

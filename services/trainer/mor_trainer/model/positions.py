@@ -1,4 +1,4 @@
-"""Rotary positions of a prompt's tokens, as its model would place them."""
+"""Rotary positions of a prompt's tokens, as its model computes them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mor_trainer.model.encoding import EncodedPrompt
+from mor_trainer.model.prompt_tokenizer import TokenizedPrompt
 
 
-def positions_of(model: Any, prompt: EncodedPrompt) -> Int[Tensor, "axes prompt"]:
-    """One axis that counts the tokens; in multimodal rotary embeddings (Qwen2-VL, arXiv 2409.12191, section 2.1) three,
-    for time, height and width. A response goes on, on every axis, after the largest of them.
+def rotary_positions(model: Any, prompt: TokenizedPrompt) -> Int[Tensor, "axes prompt"]:
+    """Return the position of each token: one axis that counts the tokens, or three for time, height and width.
+
+    Three in multimodal rotary embeddings (Qwen2-VL, arXiv 2409.12191, section 2.1). A response continues, on every
+    axis, after the largest position of its prompt.
     """
     counted = torch.arange(len(prompt.token_ids))
     rope_index = getattr(model.base_model, "get_rope_index", None)

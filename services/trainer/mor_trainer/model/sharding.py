@@ -1,4 +1,4 @@
-"""A model in one piece, or in shards over ranks (FSDP2, arXiv 2304.11277, ``torch.distributed.fsdp.fully_shard``)."""
+"""Models in one piece, or in shards over ranks (FSDP2, arXiv 2304.11277, ``torch.distributed.fsdp.fully_shard``)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mor_trainer.ranks import Ranks
 T = TypeVar("T")
 
 
-class Whole(nn.Module):
-    """A model whose parameters are whole within a call, and may be in shards outside.
+class ShardedModel(nn.Module):
+    """A model whose parameters may be in shards over ranks, and are gathered for the time of a call.
 
-    Whatever is computed with the language model goes through here: its parameters are gathered for a call, and what the
-    backward pass needs of them is gathered then.
+    All that is computed with the language model goes through a call. The backward pass gathers again the parameters
+    that it needs.
     """
 
     def __init__(self, model: Any) -> None:
@@ -32,29 +32,32 @@ class Whole(nn.Module):
         return compute(self.model)
 
 
-def beside(model: Any) -> set[str]:
-    """Names of the parameters that every rank keeps whole: frozen ones outside the language model, as those of a frozen
-    vision tower. Features of a picture are then computed by one rank without the others."""
+def replicated_parameters(model: Any) -> set[str]:
+    """Return the names of the parameters that every rank keeps whole: frozen ones outside the language model.
+
+    They are those of a frozen vision tower. One rank can then compute the features of a picture without the others.
+    """
     language = {id(p) for p in (*decoder_of(model).parameters(), *model.get_output_embeddings().parameters())}
     return {name for name, p in model.named_parameters() if not p.requires_grad and id(p) not in language}
 
 
-def place(model: Any, ranks: Ranks, whole: set[str]) -> Whole:
-    """Move ``model`` to the ranks' devices: one layer of the language model is a unit, gathered and freed at a time.
+def shard(model: Any, ranks: Ranks, replicated: set[str]) -> ShardedModel:
+    """Move ``model`` to the ranks' devices, in shards where there are several ranks.
 
-    Gradients are summed over ranks, not averaged: shares of the loss are those of the whole update. The parameters
-    named in ``whole`` are not divided.
+    Each layer of the language model is a unit, gathered and freed by itself. Gradients are summed over ranks, not
+    averaged: token weights of the loss are those of the whole update. The parameters named in ``replicated`` are not
+    divided.
     """
     if ranks.mesh is None:
         model.to(ranks.device)
-        return Whole(model)
+        return ShardedModel(model)
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    ignored = {parameter for name, parameter in model.named_parameters() if name in whole}
+    ignored = {parameter for name, parameter in model.named_parameters() if name in replicated}
     for parameter in ignored:
         parameter.data = parameter.data.to(ranks.device)
     units = [m for m in decoder_of(model).modules() if type(m).__name__ in set(model._no_split_modules or ())]
-    root = Whole(model)
+    root = ShardedModel(model)
     for unit in (*units, root):
         fully_shard(unit, mesh=ranks.mesh, reshard_after_forward=True, ignored_params=ignored)
     for module in root.modules():
@@ -65,16 +68,16 @@ def place(model: Any, ranks: Ranks, whole: set[str]) -> Whole:
     return root
 
 
-def recover(whole: Whole) -> None:
+def reset(sharded: ShardedModel) -> None:
     """Make a model usable again after a call that failed on every rank at the same place."""
     from torch.distributed.fsdp import FSDPModule
 
-    if isinstance(whole, FSDPModule):
-        whole.reset_iter_state()
+    if isinstance(sharded, FSDPModule):
+        sharded.reset_iter_state()
 
 
-def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be in shards; all ranks call it together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor that may be in shards; all ranks call it together."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

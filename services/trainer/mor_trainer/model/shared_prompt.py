@@ -1,13 +1,13 @@
-"""Attention over groups that are packed into one sequence, each prompt once: for any model of transformers' attention
-interface.
+"""Attention over groups that are packed into one sequence, each prompt once.
 
-A group lies in the sequence as its prompt and, after it, its responses. The prompt is attended causally; a response
-sees the prompt and itself. Queries of responses are attended tile by tile: a tile is a run of whole responses no longer
-than the prompt (or one response), so that masked products are never more than those that count, and short responses,
-the common case, are one tile.
+For any model that attends through transformers' attention interface. A group lies in the sequence as its prompt and,
+after it, its responses. The prompt is attended causally; a response sees the prompt and itself.
 
-Prompts of like length take one call together, and so do tiles: on a GPU the many small calls of a group each would cost
-more than their products.
+Queries of responses are attended tile by tile. A tile is a run of whole responses no longer than the prompt, or one
+response. So masked products are never more than those that count, and short responses, the common case, are one tile.
+
+Prompts of similar length take one call together, and so do tiles: on a GPU the many small calls of single groups would
+cost more than their products.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 ATTENTION = "mor_shared_prompt"
 """Name of the implementation in transformers' ``AttentionInterface``."""
 
-_PADDED = 1.5
-"""Most products of a call, over those that count without its padding."""
+_MAX_PADDING = 1.5
+"""Largest ratio of a call's products to those that count without its padding: few calls against few padded products."""
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """Numbers of tokens of a prompt and of the responses that follow it in the sequence."""
 
     prompt: int
@@ -39,8 +39,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Call:
-    """What is attended at once: places in the sequence, padded on the right with places whose results are not used."""
+class AttentionCall:
+    """Places in the sequence that are attended at once, padded on the right with places whose results are not used."""
 
     queries: Int[Tensor, "batch queries"]
     keys: Int[Tensor, "batch keys"]
@@ -49,21 +49,24 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The calls of a sequence of groups, and where in their flattened results each place of the sequence is."""
+class AttentionPlan:
+    """The attention calls of a sequence of groups."""
 
-    calls: tuple[Call, ...]
+    calls: tuple[AttentionCall, ...]
     results: Int[Tensor, " length"]
+    """Index of each place of the sequence in the flattened results of all calls."""
 
 
-def arguments(groups: Sequence[Group], device: torch.device) -> dict[str, Any]:
-    """Forward arguments of a sequence of groups. The mask is for show: models hand one of four dimensions on as it is
-    instead of building one, and ``attention`` does not look at it.
+def forward_arguments(groups: Sequence[PromptGroup], device: torch.device) -> dict[str, Any]:
+    """Return the forward arguments for a sequence of groups.
+
+    The mask is a placeholder: models pass one of four dimensions on instead of building one, and ``attention`` ignores
+    it.
     """
-    return {"packed_groups": pack(groups, device), "attention_mask": torch.ones(1, 1, 1, 1, device=device).bool()}
+    return {"packed_groups": plan(groups, device), "attention_mask": torch.ones(1, 1, 1, 1, device=device).bool()}
 
 
-def pack(groups: Sequence[Group], device: torch.device) -> Packed:
+def plan(groups: Sequence[PromptGroup], device: torch.device) -> AttentionPlan:
     """Divide the attention of a sequence of groups into calls. A function of the lengths alone."""
     ends = list(accumulate((group.prompt + sum(group.responses) for group in groups), initial=0))
     prompts = [_Span(start, group.prompt, ()) for start, group in zip(ends[:-1], groups, strict=True)]
@@ -78,7 +81,7 @@ def pack(groups: Sequence[Group], device: torch.device) -> Packed:
         for row, span in enumerate(batch):
             results[span.places] = done + row * width + np.arange(span.queries)
         done += len(batch) * width
-    return Packed(tuple(calls), torch.from_numpy(results).to(device))
+    return AttentionPlan(tuple(calls), torch.from_numpy(results).to(device))
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,11 @@ class _Span:
     """Consecutive places that are attended together: a prompt, or the responses of a tile."""
 
     start: int
-    """Of the prompt."""
+    """Place of the first prompt token."""
     prompt: int
+    """Tokens of the prompt."""
     tile: tuple[int, ...]
-    """Lengths of responses; none where the prompt itself is attended."""
+    """Lengths of responses; empty where the prompt itself is attended."""
     before: int = 0
     """Tokens of responses between prompt and tile."""
 
@@ -121,14 +125,14 @@ def _tiles(prompt: _Span, responses: Sequence[int]) -> list[_Span]:
 
 
 def _batches(spans: Sequence[_Span]) -> list[list[_Span]]:
-    """Spans of like size together, as long as padding does not cost more than ``_PADDED`` allows."""
+    """Group spans of similar size, within the padding that ``_MAX_PADDING`` allows."""
     batches: list[list[_Span]] = []
     counted = 0
     for span in sorted(spans, key=lambda span: (-span.prompt, -span.queries)):
         counted += span.queries * span.keys
         batch = [*batches[-1], span] if batches else [span]
         padded = len(batch) * max(one.queries for one in batch) * max(one.keys for one in batch)
-        if batches and padded <= _PADDED * counted:
+        if batches and padded <= _MAX_PADDING * counted:
             batches[-1] = batch
         else:
             batches.append([span])
@@ -136,17 +140,17 @@ def _batches(spans: Sequence[_Span]) -> list[list[_Span]]:
     return batches
 
 
-def _call(batch: Sequence[_Span], device: torch.device) -> Call:
+def _call(batch: Sequence[_Span], device: torch.device) -> AttentionCall:
     queries, keys = (max(sizes) for sizes in zip(*((span.queries, span.keys) for span in batch), strict=True))
-    asking = np.empty((len(batch), queries), dtype=np.int64)
-    seen = np.empty((len(batch), keys), dtype=np.int64)
+    query_places = np.empty((len(batch), queries), dtype=np.int64)
+    key_places = np.empty((len(batch), keys), dtype=np.int64)
     for row, span in enumerate(batch):
-        asking[row] = seen[row] = span.start
-        asking[row, : span.queries] = np.r_[span.places]
-        seen[row, : span.prompt] = np.arange(span.start, span.start + span.prompt)
-        seen[row, span.keys - sum(span.tile) : span.keys] = np.r_[span.places][: sum(span.tile)]
+        query_places[row] = key_places[row] = span.start
+        query_places[row, : span.queries] = np.r_[span.places]
+        key_places[row, : span.prompt] = np.arange(span.start, span.start + span.prompt)
+        key_places[row, span.keys - sum(span.tile) : span.keys] = np.r_[span.places][: sum(span.tile)]
     mask = _mask(batch, queries, keys).to(device) if batch[0].tile else None
-    return Call(torch.from_numpy(asking).to(device), torch.from_numpy(seen).to(device), mask)
+    return AttentionCall(torch.from_numpy(query_places).to(device), torch.from_numpy(key_places).to(device), mask)
 
 
 def _mask(batch: Sequence[_Span], queries: int, keys: int) -> Bool[Tensor, "batch 1 queries keys"]:
@@ -166,13 +170,13 @@ def attention(
     value: Float[Tensor, "batch groups length width"],
     attention_mask: Tensor | None,
     *,
-    packed_groups: Packed | None = None,
+    packed_groups: AttentionPlan | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "batch length heads width"], None]:
-    """Scaled dot-product attention, of packed groups where ``packed_groups`` is given.
+    """Compute scaled dot-product attention, of packed groups where ``packed_groups`` is given.
 
     Raises:
-        Invalid: the layer attends in a window, which this does not do.
+        Invalid: the layer attends in a sliding window, which packed groups do not support.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -196,11 +200,11 @@ def _at(
     return states[0].index_select(1, places.flatten()).view(heads, *places.shape, width).transpose(0, 1)
 
 
-def use(decoder: Any) -> None:
-    """Let a language model attend with ``attention``, which is plain SDPA where no groups are packed.
+def install(decoder: Any) -> None:
+    """Make ``attention`` the implementation of a language model; it is plain SDPA where no groups are packed.
 
     Raises:
-        Invalid: it does not attend through transformers' attention interface.
+        Invalid: the model does not attend through transformers' attention interface.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

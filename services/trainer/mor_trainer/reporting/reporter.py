@@ -15,7 +15,7 @@ from mor_core.runs import RunSpec
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.scored import Taken
 from mor_trainer.reporting import step_metrics
-from mor_trainer.update.update import UpdateReport
+from mor_trainer.update.updater import UpdateReport
 
 log = structlog.get_logger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from mor_core.wire import RewardRecord
 
-from mor_trainer.algorithm.dynamic_sampling import alike
+from mor_trainer.algorithm.dynamic_sampling import zero_variance
 from mor_trainer.groups.scored import Taken
 from mor_trainer.reporting import thumbnails
-from mor_trainer.update.update import UpdateReport
+from mor_trainer.update.updater import UpdateReport
 
 _SAMPLES = 2
 _TEXT_CHARACTERS = 2000
@@ -45,7 +45,7 @@ def reward_metrics(records: Sequence[RewardRecord]) -> dict[str, Any]:
                 seconds[score.client].append(score.seconds)
             if score.status not in ("ok", "shadow"):
                 failures[score.client][score.status] += 1
-    flat = [record for record in records if alike(record.rewards, _ALIKE)]
+    flat = [record for record in records if zero_variance(record.rewards, _ALIKE)]
     return {
         "reward_mean": mean(rewards),
         "reward_std": statistics.pstdev(rewards) if rewards else None,

@@ -14,21 +14,22 @@ from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
 
 from mor_trainer import atomic
-from mor_trainer.algorithm.dynamic_sampling import replaceable, teaches
+from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import Groups
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.groups.replay_log import Conditions, Record, StepRecord
 from mor_trainer.groups.scored import Taken
-from mor_trainer.model.encoding import PromptMismatch, check
+from mor_trainer.model.micro_batches import TrainingGroup
+from mor_trainer.model.prompt_tokenizer import PromptMismatch, check_same_prompt
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.reporter import Step, Teller
 from mor_trainer.run.lease import Hold, HoldLost
-from mor_trainer.update import checkpoint
-from mor_trainer.update.learner import Learner, StepGroup
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import UpdateReport
+from mor_trainer.update import loop_checkpoint
+from mor_trainer.update.learner import Learner
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import UpdateReport
 from mor_trainer.weights.publication import Publication
 from mor_trainer.weights.published import published
 from mor_trainer.weights.publisher import Publisher
@@ -76,7 +77,7 @@ class Training:
         self._checkpointed: int | None = None
         self._record = Record(self._folder)
         self._teller = Teller(portal, events, claim.run, claim.spec)
-        self._shares = TimeShares()
+        self._shares = StepTimer()
 
     def run(self) -> Path:
         """Train to the last step and export the model; returns the exported folder.
@@ -103,7 +104,7 @@ class Training:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
             self._publish()
             self._publication.finish()
-            self._shares = TimeShares()
+            self._shares = StepTimer()
             while self.step < self._spec.steps:
                 self._obey()
                 self._one_step()
@@ -127,13 +128,13 @@ class Training:
             step=lambda: self.step,
         )
 
-    def _restore(self) -> checkpoint.LoopState | None:
+    def _restore(self) -> loop_checkpoint.LoopState | None:
         """Continue from the newest checkpoint, if there is one."""
         atomic.sweep(self._folder)
-        found = checkpoint.checkpoints(self._folder)
+        found = loop_checkpoint.checkpoints(self._folder)
         if not found:
             return None
-        state = checkpoint.read_state(found[-1])
+        state = loop_checkpoint.read_state(found[-1])
         self._learner.restore(found[-1])
         self.step = self._checkpointed = state.step
         self._teller.restore(state.gate_version, state.client_failures)
@@ -152,7 +153,7 @@ class Training:
             taken, skipped, groups = recorded or self._collect()
         began = time.time()
         with self._groups.traces.updating(self._claim.run, self.step + 1, taken, skipped):
-            update = self._learner.update(groups, self.step + 1, shares=self._shares)
+            update = self._learner.update(groups, self.step + 1, timer=self._shares)
         trained = (began, time.time())
         self.step += 1
         with self._shares.measure("publication"):
@@ -164,7 +165,7 @@ class Training:
                 self._checkpoint()
         self._tell(taken, skipped, update, trained)
 
-    def _recorded(self) -> tuple[list[Taken], list[Taken], list[StepGroup]] | None:
+    def _recorded(self) -> tuple[list[Taken], list[Taken], list[TrainingGroup]] | None:
         """What a deterministic run took for this step in an attempt that died."""
         found = self._record_of(self.step + 1)
         self._groups.issuing = found is None
@@ -180,14 +181,14 @@ class Training:
     def _prepare(self, prompts: Iterable[Prompt]) -> None:
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
         for prompt in prompts:
-            tokens = len(self._learner.encoded(prompt).token_ids)
+            tokens = len(self._learner.tokenize(prompt).token_ids)
             if tokens + response - 1 > budget:
                 raise Invalid(
                     f"prompt {prompt.id!r} has {tokens} tokens and with a response of sampling.max_tokens={response} "
                     f"does not fit micro_batch_tokens={budget}; raise the latter or use shorter prompts"
                 )
 
-    def _collect(self) -> tuple[list[Taken], list[Taken], list[StepGroup]]:
+    def _collect(self) -> tuple[list[Taken], list[Taken], list[TrainingGroup]]:
         """The step's groups: to train on, skipped, and those to train on as the update takes them.
 
         A group whose prompt differs between engine and trainer is dropped and replaced; one whose rewards are all alike
@@ -197,7 +198,7 @@ class Training:
         dynamic = self._spec.algorithm.dynamic_sampling
         taken: list[Taken] = []
         skipped: list[Taken] = []
-        groups: list[StepGroup] = []
+        groups: list[TrainingGroup] = []
         while len(groups) < wanted:
             with self._shares.measure("waiting"):
                 arrived = self._portal.call(self._groups.take, wanted - len(groups), _SLICE_S)
@@ -207,7 +208,7 @@ class Training:
                 except PromptMismatch as error:
                     self._portal.call(self._groups.reject, item, str(error))
                     continue
-                if teaches(group.rewards, dynamic) or len(skipped) == replaceable(dynamic, wanted):
+                if has_signal(group.rewards, dynamic) or len(skipped) == max_replacements(dynamic, wanted):
                     groups.append(group)
                     taken.append(item)
                 else:
@@ -227,14 +228,14 @@ class Training:
         self._portal.call(self._groups.top_up, len(groups))
         return taken, skipped, groups
 
-    def _step_group(self, item: Taken) -> StepGroup:
+    def _step_group(self, item: Taken) -> TrainingGroup:
         record, tokens = item.group.record, item.group.tokens
         if self._spec.deterministic:
             self._record.check_gate(record)
         index = self._prompt_index(item.number)
-        prompt = self._learner.encoded(self._prompts[index])
-        check(prompt, record.rollout, tokens)
-        return StepGroup(
+        prompt = self._learner.tokenize(self._prompts[index])
+        check_same_prompt(prompt, record.rollout, tokens)
+        return TrainingGroup(
             index, len(prompt.token_ids), tokens.response_token_ids, tokens.response_logprobs, record.rewards
         )
 
@@ -261,7 +262,7 @@ class Training:
         ledger = self._groups.ledger
         began_at = self._shares.began_at
         seconds, named = self._shares.finish()
-        self._shares = TimeShares()  # telling belongs to the next step, so that no second is left out
+        self._shares = StepTimer()  # telling belongs to the next step, so that no second is left out
         counts = {
             "weights_version": self._version,
             "groups_applied": ledger.applied,
@@ -311,7 +312,7 @@ class Training:
             return
         self._check_hold()
         begun = time.perf_counter()
-        state = checkpoint.LoopState(
+        state = loop_checkpoint.LoopState(
             step=self.step,
             weights_version=self._version,
             gate_version=self._teller.gate_version,

@@ -19,10 +19,10 @@ from mor_core.runs import Claim, ClaimRequest, RunState
 from mor_trainer import __version__
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
-from mor_trainer.ranks import Ranks, RanksBroken, device_of, launched
+from mor_trainer.ranks import Ranks, RanksBroken, device_of, world_size
 from mor_trainer.run.lease import Hold, HoldLost, RunControl
 from mor_trainer.run.loop import Interrupted, Training
-from mor_trainer.update.learner import follow
+from mor_trainer.update.learner import follow_leader
 
 _SETTLE_S = 10.0
 
@@ -62,7 +62,7 @@ class Worker:
         if self._ranks.leads:
             failed = self._lead(once=once)
         else:
-            follow(self._settings, self._ranks)
+            follow_leader(self._settings, self._ranks)
         self._ranks.leave()
         return failed
 
@@ -79,7 +79,7 @@ class Worker:
                     failed += not self._train(portal, control, claim)
                     if once:
                         break
-                self._ranks.tell(None)
+                self._ranks.broadcast(None)
             finally:
                 portal.call(control.close)
         return failed
@@ -124,8 +124,8 @@ class Worker:
                 log.info("handed back" if end.state is RunState.queued else "stopped", run=claim.run)
                 return self._report(portal, hold, events, end.state)
             except RanksBroken as error:
-                log.error("the ranks cannot go on together", run=claim.run, reason=str(error), again=error.again)
-                if error.again:
+                log.error("the ranks cannot go on together", run=claim.run, reason=str(error), again=error.retryable)
+                if error.retryable:
                     self._report(portal, hold, events, RunState.queued)
                 else:
                     self._report(portal, hold, events, RunState.failed, error=str(error))
@@ -165,4 +165,4 @@ class Worker:
 def _devices(setting: str) -> str:
     """What the ranks will run on, as an operator knows it."""
     name = torch.cuda.get_device_name() if device_of(setting).type == "cuda" else "cpu"
-    return f"{launched()} x {name}" if launched() > 1 else str(name)
+    return f"{world_size()} x {name}" if world_size() > 1 else str(name)

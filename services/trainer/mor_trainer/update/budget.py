@@ -1,4 +1,4 @@
-"""The tokens that go through the model at once, and what happens when memory does not suffice for them."""
+"""Token budget of a micro-batch, and the retry with half of it when memory runs out."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from mor_core.errors import MorError
 
-from mor_trainer.model.batching import Unit
+from mor_trainer.model.micro_batches import MicroBatchItem
 
 log = structlog.get_logger(__name__)
 
-Plan = Callable[[int], Sequence[Sequence[Unit]]]
-"""Micro-batches under a number of tokens, from the beginning: what was done of an earlier plan is undone."""
+Plan = Callable[[int], Sequence[Sequence[MicroBatchItem]]]
+"""Divide all work into micro-batches of at most a number of tokens, and undo what was done of an earlier plan."""
 
-Work = Callable[[Sequence[Unit]], None]
+Work = Callable[[Sequence[MicroBatchItem]], None]
 
 
 class OutOfMemory(MorError):
-    """A micro-batch that cannot be divided does not fit the memory."""
+    """Memory too small for a micro-batch that cannot be divided."""
 
 
-class Halved(Exception):
-    """Memory ran out where an update cannot begin again by itself: in the middle of what all ranks compute together.
+class RetryWithSmallerBatch(Exception):
+    """Signal that memory ran out in an update that all ranks compute together, which one process cannot begin again.
 
-    ``tokens``: what the next attempt may take at once.
+    ``tokens``: token budget of the next attempt.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -39,34 +39,36 @@ class TokenBudget:
     """``micro_batch_tokens``, halved each time memory runs out."""
 
     def __init__(self, tokens: int, *, alone: bool = True, fixed: bool = False) -> None:
-        """``alone``: no other process takes part in the work. ``fixed``: other micro-batches are no way out."""
+        """``alone``: no other process takes part in the work. ``fixed``: other micro-batches are not allowed."""
         self.tokens = tokens
         self._alone = alone
         self._fixed = fixed
 
-    def spend(self, plan: Plan, work: Work) -> None:
-        """``work`` on every micro-batch of ``plan``. When memory runs out, all of it again with half the tokens.
+    def run(self, plan: Plan, work: Work) -> None:
+        """Run ``work`` on every micro-batch of ``plan``; when memory runs out, begin again with half the tokens.
 
         Raises:
-            OutOfMemory: with a single response, or where the micro-batches are fixed.
-            Halved: other ranks wait for the work that failed.
+            OutOfMemory: a single response does not fit, or the micro-batches are fixed.
+            RetryWithSmallerBatch: other ranks wait for the work that failed.
         """
         while True:
             batches = plan(self.tokens)
             failed = _first_that_fails(batches, work)
             if failed is None:
                 return
-            self._halve(failed, longest=max(_longest(units) for units in batches))
+            self._halve(failed, longest=max(item.longest for batch in batches for item in batch))
 
-    def _halve(self, units: Sequence[Unit], longest: int) -> None:
-        """Half of what failed, yet room for each response alone. The exception, and with it the tensors of the failed
-        micro-batch, is gone by now."""
+    def _halve(self, batch: Sequence[MicroBatchItem], longest: int) -> None:
+        """Halve the tokens of the batch that failed, but leave room for each response alone.
+
+        The exception, and with it the tensors of the failed micro-batch, has been freed when this is called.
+        """
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        tokens = sum(len(unit.row) for unit in units)
+        tokens = sum(map(len, batch))
         half = max(tokens // 2, longest)
-        if half >= self.tokens or sum(len(unit.responses) for unit in units) == 1:
+        if half >= self.tokens or sum(len(item.responses) for item in batch) == 1:
             raise OutOfMemory(
                 f"memory ran out with {tokens} tokens at once, the least that the longest response takes with its "
                 "prompt; set gradient_checkpointing, train adapters (tuning.kind=lora) or use shorter prompts"
@@ -77,22 +79,17 @@ class TokenBudget:
                 f"deterministic run; create it anew with a smaller micro_batch_tokens, such as {half}"
             )
         if not self._alone:
-            raise Halved(half)
+            raise RetryWithSmallerBatch(half)
         self.tokens = half
         log.warning("memory ran out: micro-batches are halved", micro_batch_tokens=half)
 
 
-def _first_that_fails(batches: Sequence[Sequence[Unit]], work: Work) -> Sequence[Unit] | None:
-    for units in batches:
+def _first_that_fails(batches: Sequence[Sequence[MicroBatchItem]], work: Work) -> Sequence[MicroBatchItem] | None:
+    for batch in batches:
         try:
-            work(units)
+            work(batch)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            return units
+            return batch
     return None
-
-
-def _longest(units: Sequence[Unit]) -> int:
-    """Tokens of the longest response with its prompt."""
-    return max(response.length for unit in units for response in unit.responses)

@@ -1,31 +1,35 @@
-"""What all ranks do together: load the model, update it, save and gather it; and how the others follow rank 0."""
+"""Work that all ranks do together: load the model, update it, save and gather it.
+
+Rank 0 calls a ``Learner``, whose methods under ``on_all_ranks`` first send the call to the other ranks. Those run
+``follow_leader``, which makes the same calls. The way of a group through here is in ``model/micro_batches.py``.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 import torch
+from mor_core import atomic
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, MorError
 from mor_core.runs import RunSpec
 from torch import Tensor
 
-from mor_trainer import atomic
 from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
-from mor_trainer.model.batching import TrainingGroup
-from mor_trainer.model.encoding import EncodedPrompt
+from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
-from mor_trainer.ranks import Ranks, RanksBroken, divided
-from mor_trainer.update import checkpoint, microbatch_limit
-from mor_trainer.update.budget import Halved, OutOfMemory
-from mor_trainer.update.step_timer import TimeShares
-from mor_trainer.update.update import Updater, UpdateReport
+from mor_trainer.model.prompt_tokenizer import TokenizedPrompt
+from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
+from mor_trainer.update import loop_checkpoint, microbatch_limit
+from mor_trainer.update.budget import OutOfMemory, RetryWithSmallerBatch
+from mor_trainer.update.step_timer import StepTimer
+from mor_trainer.update.updater import Updater, UpdateReport
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,42 +38,27 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class StepGroup:
-    """A group of a step as rank 0 tells it to all ranks."""
-
-    prompt: int
-    """Row of the prompts file."""
-    prompt_tokens: int
-    responses: tuple[tuple[int, ...], ...]
-    engine_logprobs: tuple[tuple[float, ...], ...]
-    rewards: tuple[float, ...]
-
-    def __len__(self) -> int:
-        return self.prompt_tokens + sum(map(len, self.responses))
-
-
-@dataclass(frozen=True)
-class Begin:
-    """The order to take a run up."""
+class StartRun:
+    """Order to load the model of a run."""
 
     spec: RunSpec
     run_folder: Path
 
 
-def together(
+def on_all_ranks(
     method: Callable[Concatenate[Learner, P], R],
 ) -> Callable[Concatenate[Learner, P], R]:
-    """A method that runs on all ranks: rank 0 tells the others before it begins. Keyword arguments stay with rank 0."""
+    """Make a method run on all ranks: rank 0 sends the call to the others first. Keyword arguments stay on rank 0."""
 
     @functools.wraps(method)
     def called(self: Learner, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            self.ranks.tell((method.__name__, args))
+            self.ranks.broadcast((method.__name__, args))
             return method(self, *args, **kwargs)
-        except (Halved, OutOfMemory) as error:
+        except (RetryWithSmallerBatch, OutOfMemory) as error:
             self._out_of_memory(error)
             raise
-        except MorError:  # all ranks meet it
+        except MorError:  # raised on all ranks
             raise
         except Exception as error:
             if self.ranks.size > 1 and self.ranks.leads:
@@ -83,9 +72,9 @@ class Learner:
     """The policy of a run with its optimiser, of which each rank holds a part."""
 
     def __init__(
-        self, settings: WorkerSettings, order: Begin, ranks: Ranks, prompts: Sequence[Prompt] | None = None
+        self, settings: WorkerSettings, order: StartRun, ranks: Ranks, prompts: Sequence[Prompt] | None = None
     ) -> None:
-        """``prompts``: those of the run's file, where they have been read.
+        """Load the model on this rank. ``prompts``: those of the run's file, where they have been read.
 
         Raises:
             Invalid: a rank cannot load the model, or the run has too few groups for the ranks.
@@ -102,7 +91,7 @@ class Learner:
             error = found
         except Exception as found:
             error = Invalid(f"{type(found).__name__}: {found}")
-        ranks.agree(error)
+        ranks.raise_first(error)
         self.policy = Policy(
             *loaded,
             self.spec,
@@ -112,42 +101,42 @@ class Learner:
         )
         self.updater = Updater(self.policy, self.spec, ranks)
         if ranks.size > 1:
-            self.updater.budget.tokens = microbatch_limit.remembered(self._run_folder, self.spec.micro_batch_tokens)
+            self.updater.budget.tokens = microbatch_limit.read_limit(self._run_folder, self.spec.micro_batch_tokens)
 
     @classmethod
     def lead(
         cls, settings: WorkerSettings, spec: RunSpec, run_folder: Path, ranks: Ranks, prompts: Sequence[Prompt]
     ) -> Learner:
-        """Take a run up, on all ranks."""
-        order = Begin(spec, run_folder)
-        ranks.tell(order)
+        """Load the model of a run on all ranks."""
+        order = StartRun(spec, run_folder)
+        ranks.broadcast(order)
         return cls(settings, order, ranks, prompts)
 
     # --- on all ranks -------------------------------------------------------------------------------------------
 
-    @together
-    def update(self, groups: Sequence[StepGroup], step: int, *, shares: TimeShares | None = None) -> UpdateReport:
-        """Train on the groups of a step; see ``Updater.step``. Rank 0 hears whether a rank was asked to end."""
+    @on_all_ranks
+    def update(self, groups: Sequence[TrainingGroup], step: int, *, timer: StepTimer | None = None) -> UpdateReport:
+        """Train on the groups of a step; see ``Updater.step``. Sets ``ending`` on rank 0 where any rank has it set."""
         size = len(groups) // self.spec.optimiser.updates_per_step
         own = {
             first + index
             for first in range(0, len(groups), size)
-            for index in divided([len(group) for group in groups[first : first + size]], self.ranks.size)[
+            for index in balanced_partition([len(group) for group in groups[first : first + size]], self.ranks.size)[
                 self.ranks.rank
             ]
         }
-        shares = shares or TimeShares()
-        with shares.measure("processing"):
-            training = [self._training_group(group, index in own) for index, group in enumerate(groups)]
-        report = self.updater.step(training, step, shares)
+        timer = timer or StepTimer()
+        with timer.measure("processing"):
+            prepared = [self._prepared(group) if index in own else group for index, group in enumerate(groups)]
+        report = self.updater.step(prepared, step, timer)
         ending = any(self.ranks.gather(self.ranks.ending))
         self.ranks.ending |= ending and self.ranks.leads
         return report
 
-    @together
-    def save(self, state: checkpoint.LoopState) -> Path:
+    @on_all_ranks
+    def save(self, state: loop_checkpoint.LoopState) -> Path:
         """Write a checkpoint."""
-        return checkpoint.save(
+        return loop_checkpoint.save(
             self._run_folder,
             state,
             self.policy.trainable,
@@ -156,35 +145,37 @@ class Learner:
             ranks=self.ranks,
         )
 
-    @together
+    @on_all_ranks
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint."""
-        checkpoint.restore(folder, self.policy.trainable, self.updater.optimiser, self.ranks)
+        loop_checkpoint.restore(folder, self.policy.trainable, self.updater.optimiser, self.ranks)
 
-    @together
+    @on_all_ranks
     def gather(self) -> Mapping[str, Tensor]:
-        """The trained tensors whole, on rank 0: the parameters themselves in a single process, else copies in main
-        memory. One tensor at a time is whole on the other ranks, which get nothing."""
+        """Gather the trained tensors on rank 0: the parameters in a single process, else copies in main memory.
+
+        One tensor at a time is whole on the other ranks, which return nothing.
+        """
         trainable = self.policy.trainable
         if self.ranks.size == 1:
             return trainable
         gathered: dict[str, Tensor] = {}
         for name, parameter in trainable.items():
-            tensor = sharding.full(parameter.detach())
+            tensor = sharding.full_tensor(parameter.detach())
             if self.ranks.leads:
                 gathered[name] = tensor.cpu()
         return gathered
 
     # --- on rank 0 ----------------------------------------------------------------------------------------------
 
-    def encoded(self, prompt: Prompt) -> EncodedPrompt:
-        """A prompt as the model takes it; in a single process its image features are computed too, for the update."""
+    def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        """Tokenize a prompt; in a single process, compute its image features for the update too."""
         if self.ranks.size == 1:
-            return self.policy.prepare(prompt.messages, prompt.images).encoded
-        return self.policy.encode(prompt.messages, prompt.images)
+            return self.policy.prepare(prompt.messages, prompt.images).tokenized
+        return self.policy.tokenize(prompt.messages, prompt.images)
 
     def export(self, target: Path) -> None:
-        """The aligned model as a checkpoint like any other: model (adapters merged in) and processor."""
+        """Write the aligned model as a checkpoint like any other: model (adapters merged in) and processor."""
         trained = self.gather()
         model, processor = loading.load(self.spec.model)
         adapter = loading.tune(model, self.spec.tuning, self.spec.freeze_vision)
@@ -196,37 +187,43 @@ class Learner:
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _training_group(self, group: StepGroup, own: bool) -> TrainingGroup:
+    def _prepared(self, group: TrainingGroup) -> TrainingGroup:
         prompt = self.prompts[group.prompt]
-        prepared = self.policy.prepare(prompt.messages, prompt.images) if own else None
-        return TrainingGroup(prepared, group.responses, group.engine_logprobs, group.rewards)
+        return replace(group, prepared=self.policy.prepare(prompt.messages, prompt.images))
 
-    def _out_of_memory(self, error: Halved | OutOfMemory) -> None:
-        """The others wait in the middle of a step, so this process ends, and with it all; the next attempt knows."""
+    def _out_of_memory(self, error: RetryWithSmallerBatch | OutOfMemory) -> None:
+        """End this rank, and with it all, which wait in the middle of a step; the next attempt reads the new limit.
+
+        Raises:
+            RanksBroken: there are other ranks.
+        """
         if self.ranks.size == 1:
             return
-        again = isinstance(error, Halved)
-        if isinstance(error, Halved):
-            microbatch_limit.remember(self._run_folder, error.tokens)
-        self.ranks.fail(str(error), again=again)
-        raise RanksBroken(str(error), again=again) from error
+        retryable = isinstance(error, RetryWithSmallerBatch)
+        if isinstance(error, RetryWithSmallerBatch):
+            microbatch_limit.write_limit(self._run_folder, error.tokens)
+        self.ranks.report_failure(str(error), retryable=retryable)
+        raise RanksBroken(str(error), retryable=retryable) from error
 
     def _broken(self, error: Exception) -> RanksBroken:
-        """What ended a common task: what another rank left word of, or what rank 0 met."""
-        reason, again = self.ranks.failure() or (f"{type(error).__name__}: {error}", _connection_lost(error))
-        return RanksBroken(reason, again=again)
+        """Return the failure that another rank reported, or else ``error`` of rank 0."""
+        reason, retryable = self.ranks.reported_failure() or (
+            f"{type(error).__name__}: {error}",
+            _connection_lost(error),
+        )
+        return RanksBroken(reason, retryable=retryable)
 
 
-def follow(settings: WorkerSettings, ranks: Ranks) -> None:
-    """What every rank but the first does: whatever rank 0 tells, until it says that the work is over.
+def follow_leader(settings: WorkerSettings, ranks: Ranks) -> None:
+    """Carry out the orders of rank 0 on another rank until rank 0 ends the work.
 
     Raises:
         Exception: this rank cannot go on; all must be started again.
     """
     learner: Learner | None = None
-    while (order := ranks.hear()) is not None:
+    while (order := ranks.receive()) is not None:
         try:
-            if isinstance(order, Begin):
+            if isinstance(order, StartRun):
                 learner = None  # frees the memory of the run before
                 learner = Learner(settings, order, ranks)
             else:
@@ -235,9 +232,9 @@ def follow(settings: WorkerSettings, ranks: Ranks) -> None:
         except RanksBroken:
             raise
         except MorError as error:
-            log.info("rank 0 reports it", rank=ranks.rank, error=str(error))
+            log.info("rank 0 reports this error", rank=ranks.rank, error=str(error))
         except Exception as error:
-            ranks.fail(f"{type(error).__name__}: {error}", again=False)
+            ranks.report_failure(f"{type(error).__name__}: {error}", retryable=False)
             raise
 
 
@@ -252,7 +249,7 @@ def _check_groups(spec: RunSpec, ranks: int) -> None:
 
 
 def _connection_lost(error: Exception) -> bool:
-    """Whether another process ended or was out of reach, as gloo and NCCL tell it."""
+    """Return whether gloo or NCCL reports that another process ended or is out of reach."""
     from torch import distributed
 
     return isinstance(error, distributed.DistBackendError | distributed.DistNetworkError) or "gloo" in str(error)

@@ -1,33 +1,34 @@
-"""What a run learnt about the memory of its ranks, kept beside its checkpoints.
+"""Limit of a run's micro-batches after memory ran out, kept beside its checkpoints.
 
 A single process that runs out of memory begins the update again. One of several ranks cannot: the others wait for it in
-the middle of a layer. All of them end then and are started again, and take the halved number of tokens from here.
+the middle of a layer. All ranks end then, are started again, and read the halved number of tokens here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mor_core import atomic
 from pydantic import BaseModel
-
-from mor_trainer import atomic
 
 _FILE = "memory.json"
 
 
-class Memory(BaseModel):
+class MicroBatchLimit(BaseModel):
+    """Content of the file."""
+
     micro_batch_tokens: int
 
 
-def remember(run_folder: Path, tokens: int) -> None:
-    """Tokens that a micro-batch of the run may have from now on."""
-    atomic.write(run_folder / _FILE, Memory(micro_batch_tokens=tokens).model_dump_json().encode())
+def write_limit(run_folder: Path, tokens: int) -> None:
+    """Limit the run's micro-batches to ``tokens`` from the next attempt on."""
+    atomic.write(run_folder / _FILE, MicroBatchLimit(micro_batch_tokens=tokens).model_dump_json().encode())
 
 
-def remembered(run_folder: Path, tokens: int) -> int:
-    """The least of ``tokens`` and what was remembered."""
+def read_limit(run_folder: Path, tokens: int) -> int:
+    """Return ``tokens``, or the run's limit where that is less."""
     try:
-        known = Memory.model_validate_json((run_folder / _FILE).read_bytes())
+        limit = MicroBatchLimit.model_validate_json((run_folder / _FILE).read_bytes())
     except FileNotFoundError:
         return tokens
-    return min(tokens, known.micro_batch_tokens)
+    return min(tokens, limit.micro_batch_tokens)

@@ -1,4 +1,4 @@
-"""How vLLM is set up, and why."""
+"""Arguments with which vLLM is started, and their reasons."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 from vllm.config import WeightTransferConfig
 
 from mor_rollout.config import RolloutSettings
-from mor_rollout.engines.prompts import PromptEncoder
-from mor_rollout.weights.base import BaseModel
+from mor_rollout.engines.prompt_codec import PromptCodec
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts as ``max_lora_rank``."""
 
 
-def engine_arguments(settings: RolloutSettings, base: BaseModel, encoder: PromptEncoder) -> dict[str, Any]:
-    """Arguments of ``AsyncEngineArgs``."""
+def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec) -> dict[str, Any]:
+    """Return the arguments of ``AsyncEngineArgs``."""
     arguments: dict[str, Any] = {
         "model": str(base.folder),
         "dtype": settings.dtype,
@@ -26,23 +27,23 @@ def engine_arguments(settings: RolloutSettings, base: BaseModel, encoder: Prompt
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "seed": 0,
-        # Nothing but the record says how to sample: defaults of the checkpoint's generation_config do not slip in.
+        # Only the prompt record sets how to sample, not the defaults in the checkpoint's generation_config.
         "generation_config": "vllm",
-        # Log-probabilities of the distribution sampled from, see ``mor_core.sampling``.
+        # Log-probabilities of the distribution that tokens are sampled from, see ``mor_core.sampling``.
         "logprobs_mode": "processed_logprobs",
-        "logits_processors": ["mor_rollout.engines.vllm.worker:ForbidTokens"],
-        "additional_config": {"mor_forbidden_token_ids": list(encoder.forbidden)},
-        "worker_extension_cls": "mor_rollout.engines.vllm.worker.WeightsExtension",
-        "limit_mm_per_prompt": _modalities(settings, encoder),
-        # Processed pixels must come out of the renderer whole to be compared, so none are kept behind its back.
+        "logits_processors": ["mor_rollout.engines.vllm.worker_extension:ForbidTokens"],
+        "additional_config": {"mor_forbidden_token_ids": list(codec.forbidden)},
+        "worker_extension_cls": "mor_rollout.engines.vllm.worker_extension.WeightsExtension",
+        "limit_mm_per_prompt": _modalities(settings, codec),
+        # The renderer must return processed pixels to be compared, so none may be replaced by a cache's reference.
         "mm_processor_cache_gb": 0,
-        # Some models would normalise pixels on the device instead of in the processor: other values than the trainer's.
+        # Some models would normalise pixels on the device, not in the processor, to other values than the trainer's.
         "mm_device_do_normalize": False,
     }
     if settings.device == "cpu":
         arguments["kv_cache_memory_bytes"] = settings.kv_cache_bytes
-        # vLLM 0.32 on CPU dies when a prompt with a seed of its own is prefilled in parts ("CPU Generator does not use
-        # offset"), so whole prompts only, and room in a step and in the encoder cache for all that can be in flight.
+        # vLLM 0.32 on CPU fails when a prompt with its own seed is prefilled in parts ("CPU Generator does not use
+        # offset"). So prompts are prefilled whole, and a step and the encoder cache have room for all in flight.
         arguments["enable_chunked_prefill"] = False
         arguments["max_num_batched_tokens"] = settings.max_batched_tokens
     else:
@@ -56,8 +57,8 @@ def engine_arguments(settings: RolloutSettings, base: BaseModel, encoder: Prompt
     return arguments
 
 
-def _modalities(settings: RolloutSettings, encoder: PromptEncoder) -> dict[str, int]:
+def _modalities(settings: RolloutSettings, codec: PromptCodec) -> dict[str, int]:
     limits = {"image": settings.max_images}
-    if getattr(encoder.processor, "video_processor", None) is not None:
+    if getattr(codec.processor, "video_processor", None) is not None:
         limits["video"] = 0
     return limits

@@ -1,29 +1,29 @@
-"""Objectives of the policy optimisation: one file for each algorithm, behind ``Objective``."""
+"""Losses of policy optimisation: one file for each algorithm, behind ``PolicyLoss``."""
 
 from __future__ import annotations
 
 from mor_core.algorithms import Cispo, Dapo, DrGrpo, Grpo, Gspo, Loss
 
-from mor_trainer.algorithm.losses.cispo import CispoObjective
-from mor_trainer.algorithm.losses.dapo import DapoObjective
-from mor_trainer.algorithm.losses.dr_grpo import DrGrpoObjective
-from mor_trainer.algorithm.losses.grpo import GrpoObjective
-from mor_trainer.algorithm.losses.gspo import GspoObjective
-from mor_trainer.algorithm.losses.objective import Objective
+from mor_trainer.algorithm.losses.cispo import CispoLoss
+from mor_trainer.algorithm.losses.dapo import DapoLoss
+from mor_trainer.algorithm.losses.dr_grpo import DrGrpoLoss
+from mor_trainer.algorithm.losses.grpo import GrpoLoss
+from mor_trainer.algorithm.losses.gspo import GspoLoss
+from mor_trainer.algorithm.losses.policy_loss import PolicyLoss
 
-__all__ = ["Objective", "objective_of"]
+__all__ = ["PolicyLoss", "policy_loss_of"]
 
 
-def objective_of(config: Loss) -> Objective:
-    """The objective that a run was created with."""
+def policy_loss_of(config: Loss) -> PolicyLoss:
+    """Return the loss that a run was created with."""
     match config:
         case Grpo():
-            return GrpoObjective(config.clip)
+            return GrpoLoss(config.clip)
         case DrGrpo():
-            return DrGrpoObjective(config.clip)
+            return DrGrpoLoss(config.clip)
         case Dapo():
-            return DapoObjective(config.clip)
+            return DapoLoss(config.clip)
         case Gspo():
-            return GspoObjective(config.clip)
+            return GspoLoss(config.clip)
         case Cispo():
-            return CispoObjective(config.clip)
+            return CispoLoss(config.clip)

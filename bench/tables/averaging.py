@@ -1,0 +1,116 @@
+"""README's answer to whether the router beats averaging: MoR beside other uses of the same clients' scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from quality.tables import interval
+
+from tables.results import read, table
+
+Found = Mapping[str, Any]
+
+_ARMS = {
+    "best single client": "best single client",
+    "worst client": "lowest score of all clients",
+    "uniform, raw": "mean of the raw scores",
+    "stacking (logistic regression)": "stacking",
+    "parameter-averaged reward model (FedAvg)": "reward models averaged in parameter space (FedAvg)",
+    "MoR": "**MoR**",
+    "oracle (best client per sub-skill)": "oracle: the truly best client for each sub-skill",
+    "centralised reward model (pooled data)": "centralised: one reward model on everybody's data",
+}
+"""Arms that README shows, best-known alternatives first and what no server could have last, with their labels there."""
+_MEAN, _MOR = "uniform, raw", "MoR"
+_AVAILABLE = tuple(_ARMS)[:5]
+"""Arms that a server could run instead of MoR, with the clients' scores or parameters."""
+_EXPERIMENT = "quality-quick"
+
+
+def averaging() -> str:
+    """MoR against other uses of the same scores, as Markdown, with the cases in which it is not ahead."""
+    ranked = read(_EXPERIMENT)
+    policies = read(f"{_EXPERIMENT}-policies")
+    trained = read(_EXPERIMENT.replace("quality", "quality-grpo"))
+    if ranked is None or policies is None or trained is None:
+        return "Not measured yet: `make bench-quality` and `make bench-grpo` measure it.\n"
+    ranking, optimal = ranked["ranking"], policies["policies"]["by anchors"]
+    head = [
+        "reward",
+        "pairs ranked right, 64 anchors, %",
+        "MoR ahead by, points",
+        "256 anchors, %",
+        "worst domain, 64 anchors, %",
+        "best policy at KL 1, points over base",
+        "trained by GRPO, gold accuracy, %",
+    ]
+    rows = [
+        [
+            label,
+            f"{ranking['64'][arm]['accuracy']['mean']:.1f}",
+            "" if arm == _MOR else interval(ranking["64"][arm]["behind"]),
+            f"{ranking['256'][arm]['accuracy']['mean']:.1f}",
+            f"{ranking['64'][arm]['worst']:.1f}",
+            f"{_gain(optimal['64'], arm):+.1f}",
+            _trained(trained["arms"], arm),
+        ]
+        for arm, label in _ARMS.items()
+    ]
+    lines = [*_not_ahead(ranked, optimal, trained), *_method(ranked, policies, trained)]
+    return table([head, ["---", *["--:"] * (len(head) - 1)], *rows]) + "\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _not_ahead(ranked: Found, optimal: Found, trained: Found) -> list[str]:
+    """Sentences for the cases in which MoR loses or its lead is within the interval."""
+    lines = []
+    for anchors, part in optimal.items():
+        leads = {arm: part["at KL 1"][arm]["MoR ahead in the worst domain"] for arm in _AVAILABLE}
+        behind = [f"{_ARMS[arm]} {interval(lead)}" for arm, lead in leads.items() if lead["mean"] < 0]
+        if behind:
+            lines.append(
+                f"**MoR does not win the worst domain with {anchors} anchors.** Points by which its best policy at KL "
+                f"1 is ahead there: {', '.join(behind)}."
+            )
+    lead = optimal["64"]["at KL 1"]["worst client"]["MoR ahead"]
+    if lead["low"] < 0:
+        lines.append(f"In the mean, the lead over the {_ARMS['worst client']} is not settled: {interval(lead)} points.")
+    counts, mixes = ranked["anchor_counts"], ranked["other_mixes"]
+    few = [fmean(counts[arm]["16"]) for arm in (_MOR, _MEAN)]
+    lines.append(
+        f"With 16 anchors MoR ranks {few[0]:.1f} % of the pairs right and the {_ARMS[_MEAN]} {few[1]:.1f} %; on a "
+        f"domain without any anchor {mixes[_MOR]['unseen']:.1f} % and {mixes[_MEAN]['unseen']:.1f} %."
+    )
+    rival = trained["arms"]["stacking (logistic regression)"]["MoR ahead in the worst domain"]
+    return [
+        *lines,
+        f"GRPO does not settle the worst domain: MoR is {interval(rival)} points ahead of stacking there.",
+        "**Federated training of the policy itself (FedAvg, FedProx and others): none measured yet.** The row FedAvg "
+        "averages reward models of one architecture.",
+    ]
+
+
+def _method(ranked: Found, policies: Found, trained: Found) -> list[str]:
+    return [
+        f"{len(ranked['clients'])} clients and {ranked['pairs']:,} held-out pairs; policies on "
+        f"{policies['policies']['prompts']} prompts; GRPO: {len(trained['seeds'])} runs of {trained['steps']} steps, "
+        f"base model {_trained(trained['arms'], 'base model')} %, blank where it was not run. Brackets: interval, "
+        "for GRPO lowest to highest run.",
+        f"`make bench-quality` at commits {ranked['commit']} and {policies['commit']}, `make bench-grpo` at commit "
+        f"{trained['commit']}; [all arms and methods](docs/algorithm.md#results).",
+    ]
+
+
+def _gain(part: Found, arm: str) -> float:
+    """Points of gold accuracy by which the optimal policy of an arm at KL 1 beats the base policy."""
+    curve = part["curves"][arm]
+    return float(100 * dict(zip(curve["kl"], curve["correct"], strict=True))[1.0])
+
+
+def _trained(arms: Found, arm: str) -> str:
+    """Gold accuracy of the policies trained under an arm, mean over runs; empty where there are none."""
+    if arm not in arms:
+        return ""
+    runs = [fmean(levels) for levels in zip(*arms[arm]["runs"].values(), strict=True)]
+    return f"{fmean(runs):.1f}" + (f" ({min(runs):.1f} to {max(runs):.1f})" if len(runs) > 1 else "")

@@ -1,0 +1,79 @@
+"""Encoding of prompts by the checkpoint's processor, and decoding of sampled tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mor_core import vision
+from mor_core.errors import Invalid
+from mor_core.pixel_hash import pixel_sha256
+from mor_core.sampling import forbidden_token_ids
+
+from mor_rollout.config import RolloutSettings
+from mor_rollout.engines.protocol import PromptInput
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+
+
+class PromptCodec:
+    """The checkpoint's processor, its stop tokens and its forbidden tokens.
+
+    Raises:
+        Invalid: the checkpoint has no processor or no end-of-sequence token.
+    """
+
+    def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
+        self._max_model_len = settings.max_model_len
+        self._max_images = settings.max_images
+        self.processor = vision.load_processor(str(base.folder))
+        self.forbidden = forbidden_token_ids(self.processor, base.vocabulary_size)
+        self.stops = _stop_token_ids(self.processor, base)
+        self._placeholder = _placeholder_token_id(self.processor)
+
+    def encode(self, prompt: PromptInput) -> tuple[dict[str, Any], tuple[int, ...], int, str | None]:
+        """Return the model inputs as tensors, the token ids, the number of image placeholders and the pixel hash.
+
+        Raises:
+            Invalid: the prompt has too many images, or leaves no room for a response.
+        """
+        images = sum(len(message.image_hashes) for message in prompt.messages)
+        if images > self._max_images:
+            raise Invalid(
+                f"the prompt has {images} images, at most {self._max_images} are allowed;"
+                " send fewer or raise MOR_MAX_IMAGES"
+            )
+        inputs = vision.encode_prompt(self.processor, prompt.messages, prompt.images)
+        token_ids = tuple(inputs["input_ids"][0].tolist())
+        if len(token_ids) >= self._max_model_len:
+            raise Invalid(
+                f"the prompt has {len(token_ids)} tokens, prompt and response together may have {self._max_model_len};"
+                " shorten the prompt or raise MOR_MAX_MODEL_LEN"
+            )
+        return inputs, token_ids, token_ids.count(self._placeholder), pixel_sha256(inputs)
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """Return the text of a response, without special tokens."""
+        return str(self.processor.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def _stop_token_ids(processor: Any, base: BaseCheckpoint) -> tuple[int, ...]:
+    """Return the ids that end a response: the tokenizer's and those of ``generation_config.json``, ascending."""
+    from transformers import GenerationConfig
+
+    stops = {processor.tokenizer.eos_token_id}
+    if (base.folder / "generation_config.json").is_file():
+        listed = GenerationConfig.from_pretrained(base.folder).eos_token_id
+        stops |= set(listed if isinstance(listed, list) else [listed])
+    stops.discard(None)
+    if not stops:
+        raise Invalid(
+            f"model {base.model!r}: neither the tokenizer nor generation_config.json names an end-of-sequence token;"
+            " set eos_token_id in one of them"
+        )
+    return tuple(sorted(stops))
+
+
+def _placeholder_token_id(processor: Any) -> int | None:
+    placeholder = getattr(processor, "image_token_id", None)
+    if placeholder is None and getattr(processor, "image_token", None) is not None:
+        placeholder = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    return placeholder

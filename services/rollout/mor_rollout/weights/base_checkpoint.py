@@ -1,0 +1,69 @@
+"""The base checkpoint, with which the engine starts and whose tensors published weights replace."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from mor_core.errors import Invalid
+
+from mor_rollout.weights import checkpoint_files
+from mor_rollout.weights.checkpoint_files import TensorSource
+
+
+class BaseCheckpoint:
+    """Checkpoint folder and its tensors.
+
+    Raises:
+        Invalid: there is no such checkpoint.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.folder = checkpoint_files.resolve(model)
+        self.tensors: Mapping[str, TensorSource] = checkpoint_files.tensors_of(self.folder)
+        self.digest = checkpoint_files.digest({name: source.sha256 for name, source in self.tensors.items()})
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of the logits."""
+        from transformers import AutoConfig
+
+        return int(AutoConfig.from_pretrained(self.folder).get_text_config().vocab_size)
+
+    def is_same(self, model: str) -> bool:
+        """Return whether ``model`` is this checkpoint: the same name, the same folder, or a copy of its files."""
+        if model == self.model:
+            return True
+        folder = Path(model).expanduser()
+        if not folder.is_dir():
+            return False
+        return folder.resolve() == self.folder or _identity(folder.resolve()) == _identity(self.folder)
+
+    def check_replaceable(self, tensors: Mapping[str, TensorSource]) -> None:
+        """Check that the base has every tensor under the same name and in the same shape.
+
+        Raises:
+            Invalid: a name or a shape differs.
+        """
+        for name, source in tensors.items():
+            known = self.tensors.get(name)
+            if known is None:
+                raise Invalid(f"the base has no tensor {name!r}; publish tensors under the base's own names")
+            if known.shape != source.shape:
+                raise Invalid(
+                    f"tensor {name!r} has shape {source.shape}, the base's has {known.shape}; publish that shape"
+                )
+
+
+@cache
+def _identity(folder: Path) -> str:
+    """Return the SHA-256 over the configuration and the bytes of every weights file."""
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""Sequences that go through the model, a prompt with responses to it, and the model's inputs for a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mor_trainer.model import shared_prompt
+from mor_trainer.model.features import ImageFeatures
+from mor_trainer.model.prompt_tokenizer import TokenizedPrompt
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A prompt with its image features, or with its pixel values where features cannot be reused."""
+
+    tokenized: TokenizedPrompt
+    features: ImageFeatures | None
+    positions: Int[Tensor, "axes prompt"]
+    """Rotary positions of its tokens: one axis, or three (time, height, width) in multimodal rotary embeddings."""
+
+    @property
+    def bytes(self) -> int:
+        kept = self.positions.nbytes + sum(value.nbytes for value in self.tokenized.vision.values())
+        return kept + 8 * len(self.tokenized.token_ids) + (self.features.bytes if self.features else 0)
+
+
+@dataclass(frozen=True)
+class PackedSequence:
+    """A prompt and non-empty responses to it. The last token of a response predicts nothing and is left out."""
+
+    prompt: PreparedPrompt
+    responses: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt.tokenized.token_ids) + sum(len(response) - 1 for response in self.responses)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest response with the prompt: the least that the sequence can be divided into."""
+        return len(self.prompt.tokenized.token_ids) + max(map(len, self.responses)) - 1
+
+
+def padded_inputs(
+    sequences: Sequence[PackedSequence], padding_id: int, device: torch.device
+) -> tuple[dict[str, Any], Int[Tensor, " n"]]:
+    """Return the inputs that every model takes: sequences of one response each, padded on the right.
+
+    Neither mask nor positions are passed: under causal attention no token sees the padding after it.
+
+    Returns:
+        Forward arguments, and the predicting places as in ``packed_inputs``.
+    """
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), width), padding_id, dtype=torch.long)
+    types = torch.zeros_like(ids)
+    predicting: list[Tensor] = []
+    for index, sequence in enumerate(sequences):
+        prompt = sequence.prompt.tokenized
+        start = len(prompt.token_ids)
+        (response,) = sequence.responses
+        ids[index, : len(sequence)] = torch.tensor(prompt.token_ids + response[:-1])
+        if prompt.token_types is not None:
+            types[index, :start] = prompt.token_types
+        predicting.append(index * width + torch.arange(start - 1, len(sequence)))
+    inputs = {"input_ids": ids.to(device)}
+    if any(sequence.prompt.tokenized.token_types is not None for sequence in sequences):
+        inputs["mm_token_type_ids"] = types.to(device)
+    return inputs, torch.cat(predicting).to(device)
+
+
+def packed_inputs(
+    sequences: Sequence[PackedSequence], device: torch.device
+) -> tuple[dict[str, Any], Int[Tensor, " n"]]:
+    """Return the inputs of all sequences joined into one without padding, each prompt once.
+
+    A response continues its prompt's positions and sees the prompt and itself only, so that every token is computed as
+    if its response stood alone.
+
+    Returns:
+        Forward arguments: ``input_ids``, ``position_ids``, the attention plan and, where the model takes them,
+        ``mm_token_type_ids``. And the predicting places: for each response token the place, in the flattened batch,
+        whose hidden state predicts it, sequence after sequence, response after response. The last place of a prompt
+        predicts the first token of all its responses.
+    """
+    ids: list[int] = []
+    positions: list[Tensor] = []
+    types: list[Tensor] = []
+    groups = []
+    predicting: list[Tensor] = []
+    for sequence in sequences:
+        prompt = sequence.prompt.tokenized
+        lengths = [len(response) - 1 for response in sequence.responses]
+        groups.append(shared_prompt.PromptGroup(len(prompt.token_ids), lengths))
+        ids += prompt.token_ids
+        positions.append(sequence.prompt.positions)
+        axes, start = len(sequence.prompt.positions), int(sequence.prompt.positions.max()) + 1
+        last = torch.tensor([len(ids) - 1])
+        for response, length in zip(sequence.responses, lengths, strict=True):
+            positions.append((start + torch.arange(length)).expand(axes, -1))
+            predicting += [last, torch.arange(len(ids), len(ids) + length)]
+            ids += response[:-1]
+        sequence_types = torch.zeros(len(sequence), dtype=torch.long)
+        if prompt.token_types is not None:
+            sequence_types[: len(prompt.token_ids)] = prompt.token_types
+        types.append(sequence_types)
+    joined = torch.cat(positions, 1)
+    inputs: dict[str, Any] = {
+        "input_ids": torch.tensor([ids], device=device),
+        "position_ids": (joined if len(joined) == 1 else joined[:, None]).to(device),
+        **shared_prompt.forward_arguments(groups, device),
+    }
+    if any(sequence.prompt.tokenized.token_types is not None for sequence in sequences):
+        inputs["mm_token_type_ids"] = torch.cat(types)[None].to(device)
+    return inputs, torch.cat(predicting).to(device)
