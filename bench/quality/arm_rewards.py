@@ -67,12 +67,14 @@ class ArmRewards:
             pictures = tuple(Picture(digest, content) for digest, content in images.items())
             inputs.append(Input(messages, images))
             examples.append([Example(messages, pictures, response) for response in record.responses])
-        said = [scores(model, examples, name) for name, model in self._models]
-        asked = GroupScores(await self._embedder.inputs(inputs), np.stack(said, axis=1), skills=("",) * len(entries))
-        return self._score(asked)
+        client_scores = [scores(model, examples, name) for name, model in self._models]
+        batch = GroupScores(
+            await self._embedder.inputs(inputs), np.stack(client_scores, axis=1), skills=("",) * len(entries)
+        )
+        return self._score(batch)
 
     def _record(self, rollout: RolloutRecord, rewards: tuple[float, ...]) -> RewardRecord:
-        said = ClientScore(
+        client = ClientScore(
             client=self._title,
             status="ok",
             raw=rewards,
@@ -87,7 +89,7 @@ class ArmRewards:
             stamps=rollout.stamped("router"),
             rollout=rollout,
             rewards=rewards,
-            clients=(said,),
+            clients=(client,),
             gate_version=0,
             fusion=self._title,
             entropy=0.0,

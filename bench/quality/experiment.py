@@ -202,16 +202,16 @@ class Experiment:
         return folder / "prefs.jsonl"
 
     def _truth(self) -> dict[str, Rewards]:
-        golds, asked = material.read_gold(self.sampled), scoring.groups(self.sampled)
-        return {"correct": truth.correctness(golds, asked), "taste": truth.liking(golds, asked)}
+        golds, groups = material.read_gold(self.sampled), scoring.groups(self.sampled)
+        return {"correct": truth.correctness(golds, groups), "taste": truth.liking(golds, groups)}
 
     def _agrees(self, name: str) -> np.ndarray:
         golds = material.read_gold(self.state / name)
-        asked = scoring.groups(self.state / name)
+        groups = scoring.groups(self.state / name)
         return np.array(
             [
                 objectives.brief(gold, group.examples[0].response) > objectives.brief(gold, group.examples[1].response)
-                for gold, group in zip(golds, asked, strict=True)
+                for gold, group in zip(golds, groups, strict=True)
             ]
         )
 

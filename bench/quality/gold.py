@@ -48,13 +48,15 @@ def compare(correct: Mapping[str, Float[ndarray, "runs questions"]], domains: Se
 def conclusion(found: Mapping[str, Any]) -> str:
     """State to how many feasible arms MoR is shown to be non-inferior, and for which this is open."""
     rivals = {name: row for name, row in found.items() if name not in _NO_RIVALS}
-    told = []
+    parts = []
     for column, where in (("MoR ahead", "in the mean"), ("MoR ahead in the worst domain", "in the worst domain")):
         lows = {name: row[column]["low"] for name, row in rivals.items() if column in row}
         unclear = [name for name, low in lows.items() if low < -MARGIN]
         rest = f" (open: {', '.join(unclear)})" if unclear else ""
         if lows:
-            told.append(f"{where} to {len(lows) - len(unclear)} of {len(lows)}{rest}")
-    if not told:
+            parts.append(f"{where} to {len(lows) - len(unclear)} of {len(lows)}{rest}")
+    if not parts:
         return "There is no rival to compare with."
-    return f"With a margin of {MARGIN:g} points MoR is not inferior to the alternatives of a server, {'; '.join(told)}."
+    return (
+        f"With a margin of {MARGIN:g} points MoR is not inferior to the alternatives of a server, {'; '.join(parts)}."
+    )

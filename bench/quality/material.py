@@ -74,8 +74,8 @@ def write_preferences(
     rng = Random(seed)
 
     def rows(share: PairShare) -> Iterator[tuple[PictureQuestion, dict[str, Any]]]:
-        for asked in questions(share, rng):
-            for question in asked:
+        for batch in questions(share, rng):
+            for question in batch:
                 for _ in range(each):
                     pair = judge(question.gold, rng)
                     if pair is not None:
@@ -89,8 +89,8 @@ def write_prompts(folder: Path, shares: Sequence[PairShare], *, seed: str) -> No
     rng = Random(seed)
 
     def rows(share: PairShare) -> Iterator[tuple[PictureQuestion, dict[str, Any]]]:
-        for asked in questions(share, rng):
-            for question in asked[:2]:
+        for batch in questions(share, rng):
+            for question in batch[:2]:
                 yield question, {}
 
     _write(folder, "prompts.jsonl", shares, rows, rng)

@@ -19,9 +19,9 @@ OTHERS = (AVERAGED, ANCHORED, CENTRAL)
 def training(name: str, data: Path, out: Path, how: Sequence[str]) -> PreparationStep:
     """Return the step that trains a reward model as a client does; it resumes an interrupted training."""
     command = [str(Path(sys.executable).with_name("mor-reward")), "train"]
-    told = ["--data", str(data), "--out", str(out), "--name", name, "--threads", "1"]
+    paths = ["--data", str(data), "--out", str(out), "--name", name, "--threads", "1"]
     again = ["--resume"] if out.with_name(f"{out.name}.training").exists() else []
-    return PreparationStep(f"reward model {name}", out, [*command, *told, *how, *again])
+    return PreparationStep(f"reward model {name}", out, [*command, *paths, *how, *again])
 
 
 def client_training(client: SimulatedClient, state: Path, base: Path, parts: Path) -> PreparationStep:

@@ -89,7 +89,7 @@ def standings(
     clusters, count = len(number), len(next(iter(results.values())))
     taken = random.multinomial(clusters, np.full(clusters, 1 / clusters), size=REPLICATES)
     drawn = random.multinomial(count, np.full(count, 1 / count), size=REPLICATES) / count
-    asked = taken @ _by_cluster(member, cluster, clusters)
+    totals = taken @ _by_cluster(member, cluster, clusters)
 
     def resampled(right: Right) -> Float[ndarray, "replicates domains"]:
         sums = np.stack([_by_cluster(row[:, None] * member, cluster, clusters) for row in right])
@@ -100,8 +100,8 @@ def standings(
         return Interval(100 * mean, float(low), float(high))
 
     found = {arm: resampled(right) for arm, right in results.items()}
-    overall = {arm: hits.sum(axis=1) / asked.sum(axis=1) for arm, hits in found.items()}
-    worst = {arm: (hits / np.maximum(asked, 1)).min(axis=1) for arm, hits in found.items()}
+    overall = {arm: hits.sum(axis=1) / totals.sum(axis=1) for arm, hits in found.items()}
+    worst = {arm: (hits / np.maximum(totals, 1)).min(axis=1) for arm, hits in found.items()}
     accuracy = {arm: float(right.mean()) for arm, right in results.items()}
     by_domain = {arm: (right.mean(axis=0) @ member / member.sum(axis=0)).tolist() for arm, right in results.items()}
     return {

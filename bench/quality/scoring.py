@@ -65,14 +65,14 @@ def _score(models: Sequence[Path], folders: Sequence[Path], cache: Path) -> None
     features: dict[str, Backbone] = {}
     engines = {model: open_model(model, features) for model in models}
     for folder in folders:
-        asked = [group.examples for group in groups(folder)]
+        items = [group.examples for group in groups(folder)]
         for model, engine in engines.items():
             file = _file(cache, folder, model)
             if file.exists():
                 continue
             print(f"scoring {folder.name} by {model.name}", flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(file, scores=scores(engine, asked, model.name))
+            np.savez_compressed(file, scores=scores(engine, items, model.name))
 
 
 def open_model(model: Path, features: dict[str, Backbone]) -> ScoringEngine:
@@ -87,14 +87,14 @@ def open_model(model: Path, features: dict[str, Backbone]) -> ScoringEngine:
     return ScoringEngine(backbone, manifest.calibration.temperature, _BATCH)
 
 
-def scores(engine: ScoringEngine, asked: Sequence[Sequence[Example]], name: str) -> Rewards:
+def scores(engine: ScoringEngine, items: Sequence[Sequence[Example]], name: str) -> Rewards:
     """Score groups of examples.
 
     Raises:
         RuntimeError: the model cannot score a group.
     """
     found = []
-    for outcome in engine.run(asked):
+    for outcome in engine.run(items):
         if outcome.scores is None:
             raise RuntimeError(f"{name} cannot score a group: {outcome.detail}")
         found.append(outcome.scores)

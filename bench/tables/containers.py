@@ -14,7 +14,7 @@ def containers() -> str:
         return "Not measured yet; run `python bench/containers.py`.\n"
     requested, run, machine = result["tiny_profile_requests"], result["restarts"], result["machine"]
     stalls = ", ".join(f"{event} {seconds:.0f} s" for event, seconds in run["stall_s"].items())
-    told = (
+    text = (
         f"The tiny profile requests {requested['memory_gib']:.1f} GiB and {requested['cores']:.2f} cores in all. Its "
         "pods run from the rendered manifests, with a random model of under a million parameters; the start-up time is "
         f"from the start of the process until `/readyz` succeeds. `helm test` took {result['helm_test_s']:.0f} s, with "
@@ -24,7 +24,7 @@ def containers() -> str:
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gb']:.0f} GB, by `python bench/containers.py` at commit {result['commit']}.",
     )
-    return "\n".join((_containers(result), *told)) + "\n"
+    return "\n".join((_containers(result), *text)) + "\n"
 
 
 def images() -> str:

@@ -35,15 +35,15 @@ def _spent(seconds: dict[str, float]) -> str:
     if not all(seconds[stage] > _KEPT_S for stage in stages):
         return ""
     rest = sum(spent for stage, spent in seconds.items() if stage not in stages)
-    told = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
-    return f", in {sum(seconds.values()) / 60:.0f} minutes ({told}, comparing {rest / 60:.1f})"
+    listed = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
+    return f", in {sum(seconds.values()) / 60:.0f} minutes ({listed}, comparing {rest / 60:.1f})"
 
 
 def _closed_loop(experiment: str) -> str:
     name = experiment.replace("quality", "quality-grpo")
     result = read(name)
-    told = "Not measured yet; run `make bench-grpo`.\n" if result is None else f"{trained(result)}\n"
-    return f"#### Policies trained by GRPO with the rewards of the best arms\n\n{told}"
+    text = "Not measured yet; run `make bench-grpo`.\n" if result is None else f"{trained(result)}\n"
+    return f"#### Policies trained by GRPO with the rewards of the best arms\n\n{text}"
 
 
 def quarantine() -> str:
@@ -105,9 +105,9 @@ def hostile() -> str:
             ]
         )
     plan = result["plan"]
-    told = (
+    text = (
         f"Accuracy: pairs within {plan['held_out']} held-out groups of 8 that the reward ranks as the truth does, "
         f"after {plan['refits']} refits with {plan['anchors']} fresh anchors each; weight: the largest of the "
         f"scenario's clients there. `python bench/hostile.py`, {result['measured']}, commit {result['commit']}."
     )
-    return f"{table(rows)}\n{told}\n"
+    return f"{table(rows)}\n{text}\n"

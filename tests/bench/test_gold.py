@@ -37,9 +37,9 @@ def test_differing_runs_widen_an_interval_and_are_all_listed() -> None:
     assert found["other"]["MoR ahead"] == {"mean": 50, "low": 50, "high": 50}
     assert found["fickle"]["MoR ahead"] == {"mean": 50, "low": 0, "high": 100}
     assert found["fickle"]["runs"]["detail"] == [0, 100]
-    told = tables.trained({"arms": found, "steps": 100, "seeds": [0, 1], "questions": 1600})
-    assert "| fickle | 50.0 (0.0 to 100.0) |" in told
-    assert "2 runs of 100 steps" in told
+    text = tables.trained({"arms": found, "steps": 100, "seeds": [0, 1], "questions": 1600})
+    assert "| fickle | 50.0 (0.0 to 100.0) |" in text
+    assert "2 runs of 100 steps" in text
 
 
 def test_an_arm_of_one_run_is_compared_with_each_run_of_the_other() -> None:

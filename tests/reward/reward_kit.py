@@ -81,8 +81,8 @@ def build_text_encoder(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    said = "which colour is the shape it a circle on left right what in picture ? . ##s"
-    words = sorted({*said.split(), *COLOURS})
+    text = "which colour is the shape it a circle on left right what in picture ? . ##s"
+    words = sorted({*text.split(), *COLOURS})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *map(str, range(100))]
     ids = {word: number for number, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))

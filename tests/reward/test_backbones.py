@@ -10,7 +10,7 @@ import pytest
 import torch
 from mor_reward import model_store
 from mor_reward.backbones import DualEncoderConfig, VlmConfig, build
-from mor_reward.backbones.encoders import VisionEncoder
+from mor_reward.backbones.encoders import PretrainedImageEncoder
 from mor_reward.backbones.vision_features import VisionFeatures
 from mor_reward.preference_trainer import margins
 from mor_reward.progress import NoProgress
@@ -51,11 +51,11 @@ def test_an_image_encoder_computes_no_unused_layer(kind: str, tmp_path: Path) ->
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         states = AutoModel.from_pretrained(folder)(pixels, output_hidden_states=True).hidden_states
-        encoder = VisionEncoder(str(folder), Path(), pretrained=True, size=64, layers=(1, 2))
+        encoder = PretrainedImageEncoder(str(folder), Path(), pretrained=True, size=64, layers=(1, 2))
         assert torch.equal(encoder(pixels), torch.cat([states[1], states[2]], dim=-1))
     assert len(next(iter(encoder.model.encoder.children()))) == 3, "the deepest and one more"
     encoder.export(tmp_path / "kept")
-    again = VisionEncoder(str(tmp_path / "kept"), Path(), pretrained=False, size=64, layers=(1, 2))
+    again = PretrainedImageEncoder(str(tmp_path / "kept"), Path(), pretrained=False, size=64, layers=(1, 2))
     again.load_state_dict(encoder.state_dict())
 
 
@@ -83,12 +83,12 @@ def test_the_likelihood_is_that_of_the_plain_model(tiny_vlm: Path, colours: Path
     for example in examples:
         text = processor.apply_chat_template(chat_template_messages(example.messages), add_generation_prompt=True)
         inputs = dict(processor(text=[text], images=[[example.pictures[0].decode()]], return_tensors="pt"))
-        said = processor.tokenizer(example.response + "<|im_end|>", add_special_tokens=False)["input_ids"]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([said])], dim=1)
+        ids = processor.tokenizer(example.response + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
-            logprobs = plain(**inputs).logits[0, -len(said) - 1 : -1].log_softmax(-1)
-        expected.append(sum(float(row[token]) for row, token in zip(logprobs, said, strict=True)))
+            logprobs = plain(**inputs).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+        expected.append(sum(float(row[token]) for row, token in zip(logprobs, ids, strict=True)))
     assert backbone.eval().score(examples).tolist() == pytest.approx(expected, abs=1e-3)
 
 

@@ -30,13 +30,13 @@ class Router:
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, str]] = []
-        self.asked: list[tuple[str, str | None, dict[str, str]]] = []
+        self.requests: list[tuple[str, str | None, dict[str, str]]] = []
         router = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}")
-                router.asked.append((self.path, self.headers["Authorization"], body))
+                router.requests.append((self.path, self.headers["Authorization"], body))
                 status, content = router.answers.pop(0) if len(router.answers) > 1 else router.answers[0]
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -71,7 +71,7 @@ def test_enrolment_sends_the_services_own_secret(router: Router) -> None:
     router.answers = [(201, json.dumps({"client": {"name": "st-mary"}, "token": "page", "trial": "scored"}))]
     assert router.enrol() == EnrolmentReceipt(token="page", trial="scored")
     body = {"name": "st-mary", "url": "http://127.0.0.1:9", "domains": "brains", "token": "s" * 32}
-    assert router.asked == [("/v1/clients", "Bearer enrol-me", body)]
+    assert router.requests == [("/v1/clients", "Bearer enrol-me", body)]
 
 
 @pytest.mark.parametrize(
@@ -92,26 +92,26 @@ def test_a_refusal_has_reason_and_cure(status: int, error: type[Exception], mess
     router.answers = [(status, '{"detail": "because"}')]
     with pytest.raises(error, match=message):
         router.enrol()
-    assert len(router.asked) == 1
+    assert len(router.requests) == 1
 
 
 def test_calls_of_a_busy_router_are_retried_a_bounded_number_of_times(router: Router) -> None:
     busy = (503, '{"detail": "starting"}')
     router.answers = [busy, busy, (201, '{"token": "page"}')]
     assert router.enrol().token == "page"
-    router.asked.clear()
+    router.requests.clear()
     router.answers = [busy]
     with pytest.raises(RouterUnavailable, match="answered 503: starting"):
         router.enrol()
-    assert len(router.asked) == 3
+    assert len(router.requests) == 3
 
 
 def test_enrolment_with_an_own_page_token_is_idempotent(router: Router) -> None:
     given = {"name": "st-mary", "domains": "", "secret": "s" * 32, "page_token": "mine"}
     router.answers = [(401, "{}"), (201, '{"token": null, "trial": "scored"}')]
     assert register(router.url, "enrol-me", url="https://scores", **given).token is None
-    assert [asked[1] for asked in router.asked] == ["Bearer mine", "Bearer enrol-me"]
-    assert router.asked[1][2]["page_token_sha256"] == hash_token("mine")
+    assert [request[1] for request in router.requests] == ["Bearer mine", "Bearer enrol-me"]
+    assert router.requests[1][2]["page_token_sha256"] == hash_token("mine")
 
     router.answers = [(200, '{"client": {"url": "https://scores"}}')]
     assert register(router.url, "enrol-me", url="https://scores/", **given).trial == "already enrolled"

@@ -18,13 +18,13 @@ class Lengths:
 
     def __init__(self, uses_pictures: bool) -> None:
         self.uses_pictures = uses_pictures
-        self.asked: list[Example] = []
+        self.scored: list[Example] = []
 
     def unscorable_reason(self, example: Example) -> str | None:
         return None
 
     def score(self, batch: Sequence[Example]) -> Tensor:
-        self.asked += batch
+        self.scored += batch
         return torch.tensor([float(len(example.response)) for example in batch])
 
 
@@ -44,4 +44,4 @@ def test_examples_that_the_scorer_cannot_distinguish_are_scored_once(uses_pictur
     ]
     outcomes = ScoringEngine(scorer, temperature=2.0, batch_responses=2).run(items)
     assert [outcome.scores for outcome in outcomes] == [(2.5, 3.5, 2.5), (3.5, 2.5), (2.5,)]
-    assert len(scorer.asked) == passes
+    assert len(scorer.scored) == passes

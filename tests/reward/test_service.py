@@ -33,9 +33,9 @@ async def test_scores_prefer_the_response_that_matches_the_picture(http: httpx.A
 @pytest.mark.anyio
 async def test_bytes_are_needed_only_for_unknown_pictures(http: httpx.AsyncClient) -> None:
     by_hash = kit.score_body(ANSWERS, RED, send=False)
-    asked = await http.post("/v1/score", json=by_hash)
-    assert asked.status_code == 409
-    assert asked.json() == {"missing_images": [sha256(RED)]}
+    first = await http.post("/v1/score", json=by_hash)
+    assert first.status_code == 409
+    assert first.json() == {"missing_images": [sha256(RED)]}
 
     sent = scores(await http.post("/v1/score", json=kit.score_body(ANSWERS, RED)))
     assert scores(await http.post("/v1/score", json=by_hash)) == sent

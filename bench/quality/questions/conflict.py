@@ -37,16 +37,16 @@ def _conflict(evidence: ExperimentData, count: int) -> Table:
         for fitted in (*STYLES, _BOTH):
             relabelled = _relabelled(evidence.styled.pairs.take(rows), evidence.agrees[0][rows], fitted)
             right = agreement(MixtureOfRewards().fit(AnchorPairs(relabelled))(evidence.styled_held_out))
-            for asked in STYLES:
-                rights.setdefault((fitted, asked), []).append(_by(asked, right, evidence))
+            for requested in STYLES:
+                rights.setdefault((fitted, requested), []).append(_by(requested, right, evidence))
     judged: dict[tuple[str, str], Float[ndarray, "draws pairs"]] = {key: np.stack(on) for key, on in rights.items()}
     found: Table = {}
-    for (fitted, asked), right in judged.items():
-        found[f"fitted {fitted}, asked {asked}"] = 100 * float(right.mean())
-    for asked, other in zip(STYLES, reversed(STYLES), strict=True):
+    for (fitted, requested), right in judged.items():
+        found[f"fitted {fitted}, asked {requested}"] = 100 * float(right.mean())
+    for requested, other in zip(STYLES, reversed(STYLES), strict=True):
         for fitted in (other, _BOTH):
-            cost = lead(judged[asked, asked], judged[fitted, asked], evidence.styled_held_out.domains).mean
-            found[f"what the gate fitted {fitted} costs, asked {asked}, points"] = asdict(cost)
+            cost = lead(judged[requested, requested], judged[fitted, requested], evidence.styled_held_out.domains).mean
+            found[f"what the gate fitted {fitted} costs, asked {requested}, points"] = asdict(cost)
     found["pairs on which the objectives disagree"] = 100 * float((~evidence.agrees[1]).mean())
     for style in STYLES:
         if style in evidence.clients:
@@ -55,9 +55,9 @@ def _conflict(evidence: ExperimentData, count: int) -> Table:
     return found
 
 
-def _by(asked: str, right: Float[ndarray, " pairs"], evidence: ExperimentData) -> Float[ndarray, " pairs"]:
+def _by(requested: str, right: Float[ndarray, " pairs"], evidence: ExperimentData) -> Float[ndarray, " pairs"]:
     """Convert correctness by the label of ``complete`` to correctness by the requested objective."""
-    return right if asked == "complete" else np.where(evidence.agrees[1], right, 1 - right)
+    return right if requested == "complete" else np.where(evidence.agrees[1], right, 1 - right)
 
 
 def _relabelled(pairs: GroupScores, agrees: Bool[ndarray, " pairs"], fitted: str) -> GroupScores:

@@ -31,8 +31,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def texts(rows: list[dict[str, Any]]) -> list[str]:
     """Return every question and answer of ``sft.jsonl`` rows, and the chat frame, for training a tokenizer."""
-    asked = [part["text"] for row in rows for part in row["prompt"][0]["content"] if part["type"] == "text"]
-    return [*asked, *(row["completion"][0]["content"] for row in rows), "user\nassistant\nsystem\n"]
+    questions = [part["text"] for row in rows for part in row["prompt"][0]["content"] if part["type"] == "text"]
+    return [*questions, *(row["completion"][0]["content"] for row in rows), "user\nassistant\nsystem\n"]
 
 
 @dataclass(frozen=True)

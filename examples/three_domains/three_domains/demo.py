@@ -187,9 +187,11 @@ class Demonstration:
         questions = self.state / "data/gold/test.jsonl"
         file = self.state / f"answers-{name}.jsonl"
         with self.phase(f"answers of the {name} model to the test questions"):
-            asked = session.answer(running, questions, self.spec["sampling"]["max_tokens"])
+            answers = session.answer(running, questions, self.spec["sampling"]["max_tokens"])
             total = len(questions.read_text().splitlines())
-            rows = [{"id": row, "responses": [text]} for row, text in track(asked, "  asking", total, console=console)]
+            rows = [
+                {"id": row, "responses": [text]} for row, text in track(answers, "  generating", total, console=console)
+            ]
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return file
 
@@ -219,15 +221,15 @@ class Demonstration:
         """
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         now: dict[str, Any] = {}
-        told = 0
+        printed = 0
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("waiting for the first step", total=self.spec["steps"])
             for now in session.follow(running, run):
                 step = now["step"] or 0
                 progress.update(task, completed=step, description=report.one_line(now))
-                if not console.is_terminal and step >= told + _PRINT_EVERY:
-                    told = step
-                    console.print(f"  step {told} of {self.spec['steps']}: {report.one_line(now)}")
+                if not console.is_terminal and step >= printed + _PRINT_EVERY:
+                    printed = step
+                    console.print(f"  step {printed} of {self.spec['steps']}: {report.one_line(now)}")
         return now
 
 

@@ -45,7 +45,7 @@ def dinov2_small() -> Dinov2Model:
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     state = {name.removeprefix(_DINO_PREFIX): value for name, value in tensors.items() if name.startswith(_DINO_PREFIX)}
     for node in graph.node:
-        # The exporter folded Linear weights into anonymous, transposed MatMul operands; the node's name tells the
+        # The exporter folded Linear weights into anonymous, transposed MatMul operands; the node's name has the
         # layer.
         if node.op_type == "MatMul" and node.name.startswith("/backbone/"):
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")

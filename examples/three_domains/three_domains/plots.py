@@ -102,9 +102,9 @@ class Plots:
         ends = {"tallest": max(values), "shortest": min(values), "first": values[0], "last": values[-1]}
         targets = rng.sample(sorted(ends), 3)
         questions = [value_question(target, round(ends[target], 2), quantity.unit) for target in targets]
-        told = caption(values, quantity.unit, bars=True)
+        text = caption(values, quantity.unit, bars=True)
         return AnnotatedPicture(
-            sheet.take(), _sources(quantity, shown), told, (*questions, count_question(len(values)))
+            sheet.take(), _sources(quantity, shown), text, (*questions, count_question(len(values)))
         )
 
     def _line(self, quantity: Quantity, names: list[str], rng: Random) -> AnnotatedPicture:
@@ -121,8 +121,8 @@ class Plots:
         sheet.axes.set_xticks([0, len(values) - 1], [points[0][0], points[-1][0]], fontsize=5)
         ends = {"start": values[0], "end": values[-1]}
         questions = tuple(value_question(target, round(value, 2), quantity.unit) for target, value in ends.items())
-        told = caption(values, quantity.unit, bars=False)
-        return AnnotatedPicture(sheet.take(), _sources(quantity, [name]), told, questions)
+        text = caption(values, quantity.unit, bars=False)
+        return AnnotatedPicture(sheet.take(), _sources(quantity, [name]), text, questions)
 
 
 class _Sheet:

@@ -127,8 +127,8 @@ class Slices:
                 continue
             region, side, mask = self._mark(axis, millimetre, rng)
             aligned = _place(mask, grey.shape, self._offset(volume, axis))
-            told = caption(plane, region, side)
-            yield AnnotatedPicture(_render(grey, aligned, rng), source, told, make_questions(plane, region, side, rng))
+            text = caption(plane, region, side)
+            yield AnnotatedPicture(_render(grey, aligned, rng), source, text, make_questions(plane, region, side, rng))
 
     def _mark(self, axis: int, millimetre: int, rng: Random) -> tuple[str, str, npt.NDArray[np.uint8]]:
         if (axis, millimetre) not in self._masks:

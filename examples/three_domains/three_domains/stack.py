@@ -92,8 +92,8 @@ class Stack:
                 yield client
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
-            said = self._last_lines(name)
-            raise StackError(f"{name} at {self.url(name)} gives no answer ({reason})\n{said}") from error
+            output = self._last_lines(name)
+            raise StackError(f"{name} at {self.url(name)} gives no answer ({reason})\n{output}") from error
 
     def start(self, *names: str) -> None:
         """Start the named processes of the Procfile, or all, without waiting."""

@@ -11,7 +11,7 @@ from typing import Annotated
 from mor_core.errors import Invalid
 from pydantic import Field
 
-from mor_reward.backbones.base import Backbone, Example, Picture, Scorer
+from mor_reward.backbones.backbone import Backbone, Example, Picture, Scorer
 from mor_reward.backbones.dual_encoder import DualEncoder, DualEncoderConfig
 from mor_reward.backbones.function import FunctionScorer
 from mor_reward.backbones.text import TextClassifier, TextConfig

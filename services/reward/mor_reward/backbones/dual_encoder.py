@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
-from mor_reward.backbones.encoders import TextEncoder, VisionEncoder
+from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.encoders import PretrainedImageEncoder, PretrainedTextEncoder
 from mor_reward.backbones.fusion_head import FusionHead
 
 _CHUNK = 16
@@ -58,8 +58,8 @@ class DualEncoder(Backbone):
     def __init__(self, config: DualEncoderConfig, root: Path, pretrained: bool) -> None:
         super().__init__()
         self.config = config
-        self.vision = VisionEncoder(config.vision, root, pretrained, config.image_size, config.vision_layers)
-        self.text = TextEncoder(config.text, root, pretrained)
+        self.vision = PretrainedImageEncoder(config.vision, root, pretrained, config.image_size, config.vision_layers)
+        self.text = PretrainedTextEncoder(config.text, root, pretrained)
         self.fusion = FusionHead(
             self.text.dim,
             self.vision.dim,

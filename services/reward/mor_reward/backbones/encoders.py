@@ -49,7 +49,7 @@ def load_tokenizer(name: str, root: Path) -> Any:
         raise Invalid(f"{name!r} has no tokenizer that can be loaded ({error}); tokenizer.json is wanted") from error
 
 
-class VisionEncoder(nn.Module):
+class PretrainedImageEncoder(nn.Module):
     """Image encoder that returns patch features: DINOv2, SigLIP, CLIP, or any timm network by TimmWrapper.
 
     Pictures are stretched to a square, so that nothing is cropped away. Features of ``layers`` (indices of hidden
@@ -118,7 +118,7 @@ def _normalisation(name: str, root: Path) -> dict[str, list[float]]:
     return {key: [float(number) for number in saved.get(key, default)] for key, default in _IMAGENET.items()}
 
 
-class TextEncoder(nn.Module):
+class PretrainedTextEncoder(nn.Module):
     """Text encoder, such as MiniLM or BERT, that returns token features."""
 
     def __init__(self, name: str, root: Path, pretrained: bool) -> None:

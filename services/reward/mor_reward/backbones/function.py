@@ -13,7 +13,7 @@ from jaxtyping import Float
 from mor_core.errors import Invalid, MorError
 from torch import Tensor
 
-from mor_reward.backbones.base import Example
+from mor_reward.backbones.backbone import Example
 
 Function = Callable[[list[dict[str, Any]], list[str], list[Any]], Sequence[float]]
 

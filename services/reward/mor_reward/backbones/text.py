@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Precision, resolve_precision
+from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Precision, resolve_precision
 from mor_reward.backbones.encoders import load_model, load_tokenizer
 
 

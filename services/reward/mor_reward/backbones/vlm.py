@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from mor_reward.backbones import adapters
-from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
 from mor_reward.backbones.encoders import load_model
 from mor_reward.backbones.vision_features import ENCODED_TOGETHER, Features, VisionFeatures
 
