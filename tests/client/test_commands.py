@@ -168,7 +168,7 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
             "no folder",
         ),
         (("client", "enrol", "x", "--url", "http://x", "--secret-file", "/none"), ExitCode.usage, "creates one"),
-        (("objective", "fit", "nope"), ExitCode.not_found, "POST /v1/objectives makes one"),
+        (("objective", "fit", "nope"), ExitCode.not_found, "POST /v1/objectives creates one"),
         (("objective", "anchors", "nope", "/none.jsonl"), ExitCode.usage, "/none.jsonl"),
         (("dead", "list", "nope"), ExitCode.not_found, "no run"),
         (("alert", "acknowledge", "999"), ExitCode.not_found, "no alert 999"),

@@ -1,4 +1,4 @@
-"""Every service as a process of its own, by its command line, over real HTTP and a real server."""
+"""Services as processes, started by their command lines, over real HTTP and a real queue server."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from mor_core.auth import Scope, hash_token
 
 BIN = Path(sys.executable).parent
 START_S = 180.0
+"""Longest start of a service, seconds: a vLLM engine on a busy machine."""
 TOKENS = {"operator": ("admin-token-of-the-tests", Scope.admin), "mor": ("service-token-of-the-tests", Scope.service)}
 
 
 class Processes:
-    """The processes of a small cluster below one folder."""
+    """Processes of a small cluster with one folder for their files."""
 
     def __init__(self, folder: Path, redis_url: str, model: Path) -> None:
         self.folder = folder
@@ -60,19 +61,19 @@ class Processes:
             )
 
     def serve(self, name: str, *command: str, **environment: str) -> str:
-        """Start an HTTP service and return its address once it is ready."""
+        """Start an HTTP service, wait until it is ready and return its address."""
         port_file = self.folder / f"{name}.address"
         self.start(name, *command, "--port-file", str(port_file), **environment)
-        missing = "no answer"
+        missing = "no response"
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             assert self._running[name].poll() is None, f"{name} ended:\n{self.log(name)}"
             if port_file.is_file():
                 address = port_file.read_text()
                 try:
-                    answer = httpx.get(f"{address}/readyz", timeout=5)
-                    missing = answer.text
-                    if answer.is_success:
+                    response = httpx.get(f"{address}/readyz", timeout=5)
+                    missing = response.text
+                    if response.is_success:
                         return address
                 except httpx.TransportError:
                     pass
@@ -80,13 +81,13 @@ class Processes:
         raise AssertionError(f"{name} was not ready in {START_S:g} s: {missing}\n{self.log(name)}")
 
     def kill(self, name: str) -> None:
-        """End a process as a crash would."""
+        """Kill a process, as a crash does."""
         process = self._running.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=10)
 
     def end(self, name: str) -> None:
-        """End a process as an upgrade does."""
+        """Terminate a process, as an upgrade does."""
         process = self._running.pop(name)
         process.terminate()
         process.wait(timeout=60)
@@ -99,8 +100,10 @@ class Processes:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-6000:]
 
     def stop(self) -> dict[str, int]:
-        """End all, the last that was started first: a worker hands its run back to services that still answer. Returns
-        the exit status of each."""
+        """Terminate all processes and return their exit statuses.
+
+        The last that was started ends first, so a worker returns its run to services that still respond.
+        """
         statuses = {}
         for name, process in reversed(self._running.items()):
             process.terminate()

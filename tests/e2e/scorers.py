@@ -1,4 +1,4 @@
-"""Two clients' scoring functions, for ``mor-reward serve --function``: one likes long answers, one likes vowels."""
+"""Two clients' scoring functions, for ``mor-reward serve --function``: one rewards length, one rewards vowels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def length(messages: Any, responses: Sequence[str], images: Any) -> list[float]:
-    assert images, "the pictures must have come along"
+    assert images, "the request must contain the pictures"
     return [len(text) / 10 for text in responses]
 
 

@@ -1,5 +1,4 @@
-"""The whole loop on a GPU, engine and training process beside each other: transformers samples, as it needs no build of
-its own for each accelerator."""
+"""The whole loop on one GPU. The engine is transformers, which needs no build of its own for each accelerator."""
 
 from __future__ import annotations
 
@@ -40,22 +39,22 @@ def test_the_trainer_finds_the_log_probabilities_that_the_engine_sampled_with(
             "worker", "mor-trainer", "work", MOR_CONTROL_URL=control, MOR_PRECISION=dtype, MOR_POLL_S="0.2", **on_cuda
         )
 
-        def ask(method: str, url: str, body: Any = None) -> Any:
-            answer = httpx.request(method, url, json=body, headers=ADMIN, timeout=60)
-            assert answer.is_success, answer.text
-            return answer.json()
+        def call(method: str, url: str, body: Any = None) -> Any:
+            response = httpx.request(method, url, json=body, headers=ADMIN, timeout=60)
+            assert response.is_success, response.text
+            return response.json()
 
-        told = {"name": "client", "url": client, "domains": "shapes", "token": TOKENS["mor"][0]}
-        ask("POST", f"{router}/v1/clients", told)
-        ask("PATCH", f"{router}/v1/clients/client", {"state": "active", "reason": "no anchors in this test"})
+        enrolment = {"name": "client", "url": client, "domains": "shapes", "token": TOKENS["mor"][0]}
+        call("POST", f"{router}/v1/clients", enrolment)
+        call("PATCH", f"{router}/v1/clients/client", {"state": "active", "reason": "no anchors in this test"})
         spec = make_spec(tiny_vlm, write_prompts(tmp_path, 12), steps=4, tuning=tuning)
-        run = ask("POST", f"{control}/v1/runs", spec.model_dump(mode="json"))["id"]
+        run = call("POST", f"{control}/v1/runs", spec.model_dump(mode="json"))["id"]
         deadline = time.monotonic() + 120
-        while (snapshot := ask("GET", f"{control}/v1/runs/{run}"))["state"] != "finished":
+        while (snapshot := call("GET", f"{control}/v1/runs/{run}"))["state"] != "finished":
             assert snapshot["state"] != "failed", f"{snapshot['error']}\n{processes.log('worker')}"
             assert time.monotonic() < deadline, f"{snapshot}\n{processes.log('worker')}\n{processes.log('rollout')}"
             time.sleep(0.2)
-        points = ask("GET", f"{control}/v1/runs/{run}/metrics")["points"]
+        points = call("GET", f"{control}/v1/runs/{run}/metrics")["points"]
         assert [point["sampled_by"] for point in points] == [[0], [1], [2], [3]]
         assert [point["importance_ratio_mean"] for point in points] == pytest.approx([1.0] * len(points), abs=off)
         if dtype == "float32":

@@ -1,7 +1,7 @@
-"""The whole loop as a cluster runs it: clients, router, vLLM, run control and a training process, on real pictures.
+"""The whole loop as in a cluster: clients, router, vLLM, run control and a training process, on real pictures.
 
-The VLM is tiny and random, the pictures are easy-vqa's: what is tested is that every part does its work with the
-others, that what the engine samples with is what the trainer published, and that a killed process loses nothing.
+The VLM is tiny and random, the pictures are easy-vqa's. The tests show that all parts work together, that the engine
+samples with the weights that the trainer published, and that a killed process loses nothing.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def test_a_run_goes_from_prompts_to_an_aligned_checkpoint(loop: Loop) -> None:
     points = loop.get(f"{loop.control}/v1/runs/{run}/metrics")["points"]
     assert [point["step"] for point in points] == [1, 2, 3, 4]
     for point in points:
-        assert point["sampled_by"] == [point["step"] - 1], "on-policy: a step trains on what the last version sampled"
+        assert point["sampled_by"] == [point["step"] - 1], "on-policy: a step trains on samples of the previous version"
         assert abs(point["importance_ratio_mean"] - 1) < 1e-3
         assert point["importance_ratio_max"] < 1.01
         assert set(point["clients"]) == {"length", "vowels"}
@@ -168,7 +168,7 @@ def test_each_group_has_one_trace_from_prompt_to_gradient(loop: Loop) -> None:
     while trained().keys() != applied:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(1)  # every process sends its spans within a fifth of a second
+    time.sleep(1)  # every process sends its spans within 0.2 s
     spans = {span.id: span for span in loop.collector.spans}
     answered = {span.parent: span for span in loop.collector.named("answer")}
     for root in trained().values():
@@ -184,16 +184,18 @@ def test_each_group_has_one_trace_from_prompt_to_gradient(loop: Loop) -> None:
         assert sorted(s.name for s in below["score"]) == ["call", "call", "fuse", "gate"]
         calls = {s.attributes["mor.client"]: s for s in below["score"] if s.name == "call"}
         for client in ("length", "vowels"):
-            # groups that are scored together are one request, in the trace of the first of them
-            asked = [calls[client].id, *calls[client].links]
-            [answer] = [answered[call] for call in asked if call in answered]
+            # groups that are scored together share one request, in the trace of the first of them
+            requests = [calls[client].id, *calls[client].links]
+            [answer] = [answered[call] for call in requests if call in answered]
             assert (answer.service, answer.attributes["mor.model"]) == ("mor-reward", client)
             assert answer.trace == spans[answer.parent].trace
         [step] = [spans[link] for link in update.links]
         assert (step.name, step.attributes["mor.step"]) == ("step", update.attributes["mor.step"])
         assert update.id not in step.links and root.id in step.links
         failed = {s.name: s.reason for s in trace if s.failed}
-        assert set(failed) <= {"call"}, failed  # a client may be late on a busy machine; the other has half the weight
+        assert set(failed) <= {"call"}, (
+            failed
+        )  # on a busy machine a client may be late; the other has half of the weight
     requested = {answered[call.id].trace for call in loop.collector.named("call") if call.id in answered}
     assert requested & {root.trace for root in trained().values()}
 
@@ -218,7 +220,7 @@ def test_the_policy_answers_chat_completions(loop: Loop) -> None:
     assert answer.json()["usage"]["completion_tokens"] <= 4
 
 
-def test_the_router_refits_on_what_the_policy_says_as_a_checker_labels_it(loop: Loop) -> None:
+def test_the_router_refits_on_responses_of_the_policy_that_a_checker_labels(loop: Loop) -> None:
     objective = f"{loop.router}/v1/objectives/long"
     body = {"name": "long", "text": "Answer at length."}
     assert httpx.post(f"{loop.router}/v1/objectives", json=body, headers=ADMIN, timeout=30).is_success
@@ -241,8 +243,10 @@ def test_the_router_refits_on_what_the_policy_says_as_a_checker_labels_it(loop: 
 
 
 def test_a_restarted_router_or_rollout_service_loses_no_group(loop: Loop) -> None:
-    """As a rolling upgrade does it: what the ended process held is taken over as soon as the next one is up; how long
-    training stalls, ``bench/containers.py`` measures. The last test: the two services have other addresses afterwards.
+    """A rolling upgrade. The next process takes over the groups of the ended one as soon as it has started.
+
+    ``bench/containers.py`` measures how long training pauses. This is the last test, because the two services have
+    other addresses afterwards.
     """
     run = loop.create("restarted", steps=8)
     for name, step in (("router", 2), ("rollout", 5)):

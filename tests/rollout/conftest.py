@@ -1,4 +1,4 @@
-"""One vLLM engine for the whole folder, and what publishes weights for it."""
+"""Fixtures of the rollout tests: one vLLM engine for the session, and a publisher of weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def started(settings: RolloutSettings, base: BaseCheckpoint, codec: Prompt
 
 @pytest.fixture
 async def engine(started: Engine) -> Engine:
-    """vLLM holding the base checkpoint."""
+    """The vLLM engine with the base checkpoint."""
     await started.load(None)
     return started
 

@@ -1,7 +1,7 @@
 """vLLM's ``nccl`` weight transfer with gloo in NCCL's place: the same calls in the same order, on CPUs.
 
-Only what touches the device is replaced: how a group is entered, and how a tensor goes through it. The module is
-imported in vLLM's worker too, as the home of the worker extension.
+Only the device's part is replaced: how a group is joined and how a tensor is broadcast. vLLM's worker imports this
+module too, for the worker extension.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TIMEOUT = timedelta(seconds=30)
 
 
 class Group:
-    """Stands where a ``PyNcclCommunicator`` stands."""
+    """Replacement of a ``PyNcclCommunicator``."""
 
     def __init__(self, info: Any, rank: int) -> None:
         store = dist.TCPStore(info.master_address, info.master_port, info.world_size, rank == 0, _TIMEOUT)
@@ -59,7 +59,7 @@ class GlooTrainer(NCCLTrainerWeightTransferEngine):  # type: ignore[misc]
 
 
 class GlooWeightsExtension(WeightsExtension):
-    """The worker's, unchanged."""
+    """The worker extension, unchanged."""
 
 
 WeightTransferEngineFactory._registry["nccl"] = lambda: GlooEngine

@@ -1,4 +1,4 @@
-"""A trainer's weight files over real HTTP, with the faults that a network and a bad trainer bring."""
+"""HTTP server of a trainer's weight files, with the faults of a network and of a bad trainer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Fault = Callable[[Request], Response | None]
 
 
 class Publisher:
-    """Serves ``/weights/{run}/{version}[/{file}]``. ``faults`` answer first, by path; None lets the request through."""
+    """Server of ``/weights/{run}/{version}[/{file}]``. A path's fault may respond instead, or return None."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self._folder = folder
@@ -56,13 +56,13 @@ class Publisher:
         self._thread.join(timeout=10)
 
     def publish(self, run: str, version: int, tensors: dict[str, Tensor], **changes: Any) -> WeightsRef:
-        """Full weights: the given tensors replace the base's."""
+        """Publish full weights: the given tensors replace the base's."""
         folder = self._new(run, version)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
         return self._announce(run, version, folder, "full", **changes)
 
     def publish_adapter(self, run: str, version: int, adapter: Path) -> WeightsRef:
-        """A PEFT adapter folder."""
+        """Publish a PEFT adapter folder."""
         folder = self._new(run, version)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(adapter / name, folder / name)
@@ -100,31 +100,31 @@ class Publisher:
         return fault(request) if fault is not None else None
 
     async def _manifest(self, request: Request) -> Response:
-        answer = self._fault(request)
-        if answer is not None:
-            return answer
+        fault = self._fault(request)
+        if fault is not None:
+            return fault
         manifest = self.manifests.get(request.url.path)
         if manifest is None:
             return Response("no such version", 404)
         return Response(manifest.model_dump_json(), media_type="application/json")
 
     async def _file(self, request: Request) -> Response:
-        answer = self._fault(request)
-        if answer is not None:
-            return answer
+        fault = self._fault(request)
+        if fault is not None:
+            return fault
         path = request.path_params
         return FileResponse(self._folder / path["run"] / path["version"] / path["file"])
 
 
 class Silence(Response):
-    """Accepts the request and never answers."""
+    """Response that never comes."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(30)
 
 
 class CutShort(Response):
-    """Promises the whole body and breaks the connection after half of it."""
+    """Response that breaks the connection after half of the body."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-length", str(len(self.body)).encode())]

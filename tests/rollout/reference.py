@@ -1,4 +1,4 @@
-"""An independent recomputation of log-probabilities with transformers, and helpers to make prompts and weights."""
+"""Independent recomputation of log-probabilities with transformers, and builders of prompts and weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXT = "What is in the picture? There is a blue square on the left, and 3 red ci
 
 
 def picture(seed: int) -> bytes:
-    """An encoded picture, another for each seed."""
+    """Return an encoded picture, a different one for each seed."""
     numbers = np.random.default_rng(seed)
     image = Image.new("RGB", (56, 56), tuple(int(v) for v in numbers.integers(0, 255, 3)))
     draw = ImageDraw.Draw(image)
@@ -49,7 +49,7 @@ def base_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def moved(tensors: dict[str, Tensor], seed: int, only: str = "", scale: float = 0.1) -> dict[str, Tensor]:
-    """The tensors whose names hold ``only``, with noise."""
+    """Return the tensors whose names contain ``only``, plus noise."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: tensor + scale * torch.randn(tensor.shape, generator=generator)
@@ -61,7 +61,7 @@ def moved(tensors: dict[str, Tensor], seed: int, only: str = "", scale: float = 
 def make_adapter(
     model_folder: Path, folder: Path, seed: int, targets: str = r".*text_model.*(q_proj|v_proj|down_proj)"
 ) -> Path:
-    """A PEFT adapter of rank 4 whose effect is well visible."""
+    """Save a PEFT adapter of rank 4 with a clear effect."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -76,7 +76,7 @@ def make_adapter(
 
 
 class Reference:
-    """transformers' own forward pass on a checkpoint, whose tensors may be replaced."""
+    """transformers' own forward pass on a checkpoint whose tensors can be replaced."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ class Reference:
         assert set(missing) <= {"lm_head.weight"}
 
     def adapted(self, adapter: Path) -> Reference:
-        """Another reference of the same checkpoint, with a PEFT adapter that is applied and not merged."""
+        """Return another reference of the same checkpoint, with a PEFT adapter that is applied and not merged."""
         from peft import PeftModel
 
         reference = Reference(self.folder)
@@ -98,7 +98,7 @@ class Reference:
         return reference
 
     def logprobs(self, prompt: PromptInput, response: SampledResponse, temperature: float = 1.0) -> Tensor:
-        """Log-probability of each sampled token by the rule of ``mor_core.sampling``, ``[token]``."""
+        """Compute the log-probability of each sampled token by the rule of ``mor_core.sampling``, ``[token]``."""
         inputs = encode_prompt(self.processor, prompt.messages, prompt.images)
         length = inputs["input_ids"].shape[1]
         sampled = torch.tensor([response.token_ids])
@@ -112,6 +112,6 @@ class Reference:
         return torch.log_softmax(logits / (temperature or 1.0), -1).gather(1, sampled[0][:, None])[:, 0]
 
     def distance(self, prompt: PromptInput, response: SampledResponse, temperature: float = 1.0) -> float:
-        """Largest difference to the response's own log-probabilities, nats."""
+        """Return the largest difference from the response's own log-probabilities, nats."""
         own = torch.tensor(response.logprobs)
         return float((self.logprobs(prompt, response, temperature) - own).abs().max())

@@ -1,4 +1,4 @@
-"""A trainer's and a router's side of one run, against a rollout service."""
+"""The trainer's and the router's part of one run, in tests of a rollout service."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Run:
 
 
 async def worst(run: Run, rollout: RolloutRecord, reference: Reference) -> float:
-    """The largest distance of a token's log-probability from the reference's, over the group, in nats."""
+    """Return the largest difference of a token's log-probability from the reference's over a group, nats."""
     block = await run.tokens(rollout)
     prompt = prompt_input(picture(int(rollout.group_id.removeprefix("g"))))
     responses = [

@@ -1,4 +1,4 @@
-"""What the service tells of itself while its engine is still starting."""
+"""Facts of the service in ``/v1/about`` while its engine is still starting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.rollout.conftest import settings_for
 pytestmark = pytest.mark.anyio
 
 
-async def test_facts_are_told_before_the_engine_is_up(tmp_path: Path) -> None:
+async def test_facts_are_available_before_the_engine_has_started(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
     tokens.write_text(json.dumps([{"name": "ops", "scope": "viewer", "sha256": hash_token("a-token")}]))
     app = create_app(settings_for(tmp_path / "model", tmp_path, tokens_file=tokens))

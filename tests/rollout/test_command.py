@@ -1,4 +1,4 @@
-"""``mor-rollout serve`` as a process: what stops it, and how it says why."""
+"""``mor-rollout serve`` as a process: failures stop it, and it reports the reason."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ def test_a_setting_that_is_not_allowed_is_named(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert "backend" in done.stderr
+
+
+def test_an_engine_that_does_not_start_stops_the_command_with_the_root_cause(tiny_vlm: Path, tmp_path: Path) -> None:
+    """vLLM reports it in another process's log only."""
+    command = [sys.executable, "-m", "mor_rollout.cli", "serve", "--model", str(tiny_vlm), "--port", "0"]
+    environment = os.environ | {"MOR_KV_CACHE_BYTES": "4096", "MOR_WEIGHTS_DIR": str(tmp_path / "weights")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("mor-rollout: vLLM did not start: ValueError: No available memory for the cache"), last
 
 
 def test_a_dead_engine_stops_the_service_with_the_reason(tiny_vlm: Path, tmp_path: Path, redis_url: str) -> None:

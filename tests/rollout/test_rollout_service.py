@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
 AGREE = 1e-4
+"""Largest difference of log-probabilities in float32 that rounding explains, nats."""
 SERVICE = {"Authorization": "Bearer service-token"}
 VIEWER = {"Authorization": "Bearer viewer-token"}
 
@@ -110,7 +111,7 @@ async def run(app: FastAPI, redis: Redis, run_name: str, tied: Path) -> Run:
     return Run(redis, run_name)
 
 
-async def test_groups_are_sampled_from_the_version_asked_for(
+async def test_groups_are_sampled_from_the_requested_version(
     app: FastAPI, run: Run, publisher: Publisher, reference: Reference, tied: Path, client: httpx.AsyncClient
 ) -> None:
     for version in (1, 2):
@@ -168,7 +169,7 @@ async def test_adapters_are_hot_loaded(
     assert await worst(run, (await run.rollouts(1))["g2"], reference) < AGREE
 
 
-async def test_an_adapter_that_the_engine_did_not_take_is_noticed(
+async def test_an_adapter_that_the_engine_did_not_load_is_noticed(
     app: FastAPI, run: Run, publisher: Publisher, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = app.state.service
@@ -179,10 +180,10 @@ async def test_an_adapter_that_the_engine_did_not_take_is_noticed(
     async with service.swapper.sampling(run.name, first):
         pass
 
-    async def deaf(_: object) -> bool:
+    async def ignore(_: object) -> bool:
         return True
 
-    monkeypatch.setattr(service.engine._engine, "add_lora", deaf)
+    monkeypatch.setattr(service.engine._engine, "add_lora", ignore)
     with pytest.raises(SwapFailed, match=r"4 layers do not compute with the adapter they were given, .*qkv_proj"):
         async with service.swapper.sampling(run.name, second):
             raise AssertionError("must not be sampled")
@@ -195,9 +196,9 @@ async def test_an_adapter_of_the_vision_tower_is_refused(
 ) -> None:
     adapter = make_adapter(tied, tmp_path / "adapter", 1, r".*vision_model.*(q_proj|v_proj)")
     await run.issue("g1", publisher.publish_adapter(run.name, 1, adapter))
-    letter = await run.dead_letter()
-    assert "outside the language model" in letter.reason
-    assert "publish full weights" in letter.reason
+    dead = await run.dead_letter()
+    assert "outside the language model" in dead.reason
+    assert "publish full weights" in dead.reason
 
 
 async def test_groups_that_cannot_be_sampled_are_given_up_with_the_reason(
@@ -228,7 +229,7 @@ async def test_a_run_of_another_model_is_refused(
     run = Run(redis, run_name)
     await run.issue("g1", publisher.publish(run_name, 1, {}))
     reason = (await run.dead_letter()).reason
-    assert "trains '/models/another', this rollout service holds" in reason
+    assert "trains '/models/another', this rollout service has" in reason
 
 
 async def test_groups_of_two_runs_are_not_mixed(
@@ -267,7 +268,7 @@ async def test_chat_completion(client: httpx.AsyncClient) -> None:
     assert other["choices"] != first["choices"]
 
 
-async def test_streamed_chat_is_the_same_text(client: httpx.AsyncClient) -> None:
+async def test_streamed_chat_has_the_same_text(client: httpx.AsyncClient) -> None:
     whole = (await client.post("/v1/chat/completions", json=question(), headers=SERVICE)).json()
     body = question(stream=True, stream_options={"include_usage": True})
     async with client.stream("POST", "/v1/chat/completions", json=body, headers=SERVICE) as response:
@@ -307,7 +308,7 @@ async def test_a_stop_text_ends_the_response_before_it(client: httpx.AsyncClient
          422, "not a readable image"),
     ],
 )  # fmt: skip
-async def test_chat_refuses_what_it_cannot_do(
+async def test_chat_refuses_unsupported_requests(
     client: httpx.AsyncClient, changes: dict[str, Any], status: int, message: str
 ) -> None:
     answer = await client.post("/v1/chat/completions", json=question(**changes), headers=SERVICE)

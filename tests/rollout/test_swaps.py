@@ -1,4 +1,4 @@
-"""After a swap the engine samples with the new weights, all of them, and with nothing of the old."""
+"""After a swap the engine samples with all of the new weights and nothing of the old."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
 AGREE = 1e-4
+"""Largest difference of log-probabilities in float32 that rounding explains, nats."""
 PARAMS = SampleParams(max_tokens=8, temperature=1.0, top_p=1.0)
 PROMPT = prompt_input(picture(1))
 
 
 async def distance(engine: Engine, reference: Reference) -> float:
-    """Worst difference between the engine and the reference on the same prompt, caches as they are."""
+    """Return the largest difference between the engine, with its caches as they are, and the reference."""
     prompt = await engine.encode(PROMPT)
     responses = await engine.sample(prompt, PARAMS, [1, 2, 3])
     return max(reference.distance(PROMPT, response) for response in responses)
@@ -35,7 +36,7 @@ async def distance(engine: Engine, reference: Reference) -> float:
     "only",
     ["", "vision_model", "connector", "text_model", "q_proj", "embed_tokens", "lm_head", "layernorm", "mlp.up_proj"],
 )
-async def test_every_part_of_the_model_follows(
+async def test_every_part_of_the_model_follows_a_swap(
     swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path, only: str
 ) -> None:
     """Warm caches before each swap: a stale prefix, a stale image or a stale head would show as nats of error."""
@@ -66,7 +67,7 @@ async def test_tensors_that_a_version_does_not_list_come_from_the_base(
         assert await distance(engine, reference) < AGREE
 
 
-async def test_the_encoder_cache_outlives_swaps_that_leave_vision_alone(
+async def test_the_encoder_cache_survives_swaps_that_do_not_change_the_vision_tower(
     swapper: PolicySwapper,
     engine: Engine,
     publisher: Publisher,
@@ -119,7 +120,7 @@ async def test_a_group_finishes_on_its_version_before_the_swap(
     assert swapper.times.drain_s > 0
 
 
-async def test_a_kept_response_goes_on_under_the_newer_version(
+async def test_an_interruptible_response_continues_under_the_newer_version(
     swapper: PolicySwapper,
     engine: Engine,
     publisher: Publisher,
@@ -160,7 +161,7 @@ async def test_a_kept_response_goes_on_under_the_newer_version(
     assert await distance(engine, reference) < AGREE, "nothing of the old version is left in a cache"
 
 
-async def test_an_engine_that_cannot_be_paused_is_given_up_in_time(
+async def test_an_engine_that_does_not_pause_fails_after_the_time_limit(
     swapper: PolicySwapper, engine: Engine, publisher: Publisher, tiny_vlm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refs = [publisher.publish("run", version, moved(base_tensors(tiny_vlm), version)) for version in (1, 2)]
@@ -193,7 +194,7 @@ async def test_two_runs_keep_their_own_weights(
             assert await distance(engine, reference) < AGREE
 
 
-async def test_bad_weights_leave_the_old_ones_serving(
+async def test_bad_weights_leave_the_old_ones_in_use(
     swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
 ) -> None:
     good = moved(base_tensors(tiny_vlm), 1)
@@ -208,7 +209,7 @@ async def test_bad_weights_leave_the_old_ones_serving(
     assert await distance(engine, reference) < AGREE
 
 
-async def test_a_swap_that_the_engine_did_not_take_is_undone(
+async def test_an_incomplete_swap_is_undone(
     swapper: PolicySwapper,
     engine: Engine,
     publisher: Publisher,
@@ -216,7 +217,7 @@ async def test_a_swap_that_the_engine_did_not_take_is_undone(
     tiny_vlm: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The worker drops a layer on its way: the read-back notices, and the version before is put back."""
+    """The worker loses a layer. The read-back notices it, and the previous version is restored."""
     call = engine._call  # type: ignore[attr-defined]
 
     async def lossy(method: str, *arguments: object) -> object:

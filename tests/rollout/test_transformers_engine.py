@@ -1,4 +1,4 @@
-"""The transformers backend keeps the same promises as vLLM."""
+"""The transformers engine has the same guarantees as vLLM's."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
 AGREE = 1e-4
+"""Largest difference of log-probabilities in float32 that rounding explains, nats."""
 PARAMS = SampleParams(max_tokens=12, temperature=1.0, top_p=1.0)
 
 
@@ -52,7 +53,7 @@ async def test_logprobs_are_those_of_the_distribution_sampled_from(
     assert max(reference.distance(prompt, response, temperature) for response in responses) < AGREE
 
 
-async def test_a_seed_decides_a_response_whatever_is_sampled_beside_it(plain: Engine) -> None:
+async def test_a_seed_determines_a_response_in_any_group(plain: Engine) -> None:
     prompt = await plain.encode(prompt_input(picture(1)))
     group = await plain.sample(prompt, PARAMS, [1, 2, 3, 4])
     assert len({response.token_ids for response in group}) == 4
@@ -133,7 +134,7 @@ async def test_other_architectures(kind: Kind, tmp_path: Path) -> None:
 
 @pytest.mark.vllm
 async def test_both_backends_agree(engine: Engine, plain: Engine) -> None:
-    """What is most likely, and how likely it is; seeds of the two draw differently."""
+    """Compare the most likely tokens and their log-probabilities; equal seeds draw different tokens."""
     prompt = prompt_input(picture(4), picture(5))
     greedy = SampleParams(24, 0.0, 1.0)
     one, other = await engine.encode(prompt), await plain.encode(prompt)

@@ -1,4 +1,4 @@
-"""vLLM samples what the weights say, and its log-probabilities are the ones that a trainer computes."""
+"""vLLM samples from its weights, and its log-probabilities are those that a trainer computes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
 AGREE = 1e-4
+"""Largest difference of log-probabilities in float32 that rounding explains, nats."""
 PARAMS = SampleParams(max_tokens=12, temperature=1.0, top_p=1.0)
 
 
@@ -42,7 +43,7 @@ async def test_text_only_prompts(engine: Engine, reference: Reference) -> None:
     assert reference.distance(prompt, response) < AGREE
 
 
-async def test_a_seed_decides_a_response(engine: Engine) -> None:
+async def test_a_seed_determines_a_response(engine: Engine) -> None:
     seeds = [response_seed(3, "run", "group", index) for index in range(6)]
     prompt = await engine.encode(prompt_input(picture(1)))
     first = await engine.sample(prompt, PARAMS, seeds)
@@ -54,7 +55,7 @@ async def test_a_seed_decides_a_response(engine: Engine) -> None:
 
 
 async def test_image_tokens_are_never_sampled(engine: Engine, codec: PromptCodec, reference: Reference) -> None:
-    """At temperature 2 more than a third of these weights' probability lies on forbidden ids."""
+    """At temperature 2 the weights give forbidden ids more than a third of the probability."""
     tokenizer = codec.processor.tokenizer
     favoured = [tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<row_1_col_1>", "<global-img>")]
     assert set(favoured) <= set(codec.forbidden)
@@ -88,7 +89,7 @@ async def test_streamed_tokens_are_the_sampled_ones(engine: Engine) -> None:
 
 
 async def test_more_prompt_tokens_than_one_step_takes(engine: Engine, reference: Reference) -> None:
-    """Many groups at once, each with an image of its own: seeds survive, whatever the scheduler does."""
+    """Many groups at once, each with its own image: seeds hold for any schedule."""
     import asyncio
 
     reference.use({})
@@ -129,9 +130,9 @@ async def test_self_test_passes_and_leaves_the_base(
     assert reference.distance(prompt, response) < AGREE
 
 
-async def test_self_test_tells_an_engine_that_ignores_weights(engine: Engine, settings: RolloutSettings) -> None:
-    class Deaf:
-        """Takes weights and goes on with the old ones."""
+async def test_self_test_fails_for_an_engine_that_ignores_weights(engine: Engine, settings: RolloutSettings) -> None:
+    class Ignoring:
+        """Engine that accepts weights and keeps the old ones."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(engine, name)
@@ -140,12 +141,12 @@ async def test_self_test_tells_an_engine_that_ignores_weights(engine: Engine, se
             return
 
     with pytest.raises(EngineError, match="does not compute with the weights"):
-        await self_test(settings, Deaf())  # type: ignore[arg-type]
+        await self_test(settings, Ignoring())  # type: ignore[arg-type]
 
 
-async def test_self_test_tells_an_engine_that_ignores_adapters(engine: Engine, settings: RolloutSettings) -> None:
-    class Deaf:
-        """Takes an adapter and goes on without."""
+async def test_self_test_fails_for_an_engine_that_ignores_adapters(engine: Engine, settings: RolloutSettings) -> None:
+    class Ignoring:
+        """Engine that accepts an adapter and does not use it."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(engine, name)
@@ -155,4 +156,4 @@ async def test_self_test_tells_an_engine_that_ignores_adapters(engine: Engine, s
                 await engine.perturb(seed)
 
     with pytest.raises(EngineError, match=r"under an adapter of noise, .*; this engine does not compute"):
-        await self_test(settings.model_copy(update={"lora_max_rank": 4}), Deaf())  # type: ignore[arg-type]
+        await self_test(settings.model_copy(update={"lora_max_rank": 4}), Ignoring())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The contract of a weight transfer: vLLM's own handshake from the trainer to a real engine, over gloo for NCCL."""
+"""Weight transfers by vLLM's own handshake, from the trainer to a real engine, over gloo instead of NCCL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mor_rollout import environment
 from mor_rollout.app import create_app
 from mor_rollout.engines.vllm import arguments
 from mor_trainer.config import WorkerSettings
-from mor_trainer.weights.broadcast import Broadcast
+from mor_trainer.weights.broadcast import WeightBroadcast
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
@@ -38,9 +38,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
 AGREE = 1e-4
+"""Largest difference of log-probabilities in float32 that rounding explains, nats."""
 TOKEN = {"Authorization": "Bearer service-token"}
 NOWHERE = "http://127.0.0.1:9/nothing"
-"""No file is there: what samples must have come by the broadcast."""
+"""No file is there, so weights that are sampled from came by broadcast."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(tied: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[str]:
-    """A rollout service whose worker has gloo in NCCL's place."""
+    """Address of a rollout service whose worker uses gloo instead of NCCL."""
     folder = tmp_path_factory.mktemp("service")
     token = {"name": "service", "scope": "service", "sha256": hash_token("service-token")}
     (folder / "tokens.json").write_text(json.dumps([token]))
@@ -92,7 +93,7 @@ def address(tied: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: str
 
 @pytest.fixture(autouse=True)
 def gloo(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """gloo in NCCL's place on the trainer's side."""
+    """Use gloo instead of NCCL in the trainer."""
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory, nccl_engine
 
     from tests.rollout import gloo
@@ -125,20 +126,20 @@ def publisher(tmp_path: Path, tied: Path) -> Iterator[Publisher]:
     publisher.close()
 
 
-def standing(address: str) -> dict[str, Any]:
+def status(address: str) -> dict[str, Any]:
     return dict(httpx.get(f"{address}/v1/status", headers=TOKEN).raise_for_status().json())
 
 
 async def test_broadcast_weights_are_sampled_from(
     address: str, trainer: WorkerSettings, run: Run, reference: Reference, publisher: Publisher, tied: Path
 ) -> None:
-    broadcast = Broadcast(trainer, run.name, str(tied))
+    broadcast = WeightBroadcast(trainer, run.name, str(tied))
     for version in (1, 2):
         tensors = moved(base_tensors(tied), version, "text_model")
         await asyncio.to_thread(broadcast.send, version, tensors)
-        told = standing(address)
-        assert (told["run"], told["weights_version"]) == (run.name, version)
-        assert (told["weights"]["unverified"], told["weights"]["mismatched"]) == (0, [])
+        now = status(address)
+        assert (now["run"], now["weights_version"]) == (run.name, version)
+        assert (now["weights"]["unverified"], now["weights"]["mismatched"]) == (0, [])
         group = f"g{version}"
         await run.issue(group, WeightsRef(version=version, url=NOWHERE))
         rollout = (await run.rollouts(1))[group]
@@ -152,18 +153,18 @@ async def test_broadcast_weights_are_sampled_from(
     broadcast.close()
 
 
-async def test_a_trainer_that_comes_again_makes_a_new_group(
+async def test_a_restarted_trainer_makes_a_new_group(
     address: str, trainer: WorkerSettings, run: Run, tied: Path
 ) -> None:
     tensors = moved(base_tensors(tied), 1, "text_model")
     for version in (1, 2):
-        broadcast = Broadcast(trainer, run.name, str(tied))
+        broadcast = WeightBroadcast(trainer, run.name, str(tied))
         await asyncio.to_thread(broadcast.send, version, tensors)
         broadcast.close()
-    assert standing(address)["weights_version"] == 2
+    assert status(address)["weights_version"] == 2
 
 
-async def test_what_comes_damaged_is_refused_and_the_version_before_goes_on(
+async def test_damaged_tensors_are_refused_and_the_previous_version_stays(
     address: str, trainer: WorkerSettings, run: Run, reference: Reference, publisher: Publisher, tied: Path, gloo: Any
 ) -> None:
     before = moved(base_tensors(tied), 1)
@@ -174,10 +175,10 @@ async def test_what_comes_damaged_is_refused_and_the_version_before_goes_on(
     gloo.GlooTrainer.damage = staticmethod(lambda sent, tensor: tensor * 2 if sent == name else tensor)
     try:
         with pytest.raises(Unavailable, match=f"tensor '{name}' was not received as it was sent"):
-            await asyncio.to_thread(Broadcast(trainer, run.name, str(tied)).send, 2, tensors)
+            await asyncio.to_thread(WeightBroadcast(trainer, run.name, str(tied)).send, 2, tensors)
     finally:
         gloo.GlooTrainer.damage = staticmethod(lambda _, tensor: tensor)
-    assert standing(address)["weights_version"] == 1
+    assert status(address)["weights_version"] == 1
     await run.issue("g4", WeightsRef(version=1, url=NOWHERE))
     reference.use(before)
     assert await worst(run, (await run.rollouts(1))["g4"], reference) < AGREE

@@ -1,4 +1,4 @@
-"""Weights that cannot be had, or are not what they claim to be, never reach the engine."""
+"""Weights that cannot be downloaded or differ from their manifest never reach the engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def leftovers(store: WeightsStore) -> list[str]:
 
 
 def times(count: int, response: Response) -> Fault:
-    """Answers so often, then lets requests through."""
+    """Respond ``count`` times, then let requests through."""
     left = count
 
     def fault(_: Request) -> Response | None:
@@ -49,10 +49,10 @@ def times(count: int, response: Response) -> Fault:
         ("", HTMLResponse("<html>Welcome</html>"), r"not a weights manifest"),
         ("", Response(status_code=401), r"answered 401; .*service token"),
         ("/" + FILE, Response(status_code=404), r"model.safetensors answered 404"),
-        ("/" + FILE, HTMLResponse("<html>Welcome</html>"), r"received \d+ bytes, the manifest says"),
+        ("/" + FILE, HTMLResponse("<html>Welcome</html>"), r"received \d+ bytes, the manifest lists"),
     ],
 )
-async def test_answers_that_are_no_weights(
+async def test_responses_that_are_no_weights_are_refused(
     store: WeightsStore, publisher: Publisher, ref: WeightsRef, path: str, answer: Response, message: str
 ) -> None:
     publisher.faults[f"/weights/run/1{path}"] = lambda _: answer
@@ -61,7 +61,7 @@ async def test_answers_that_are_no_weights(
     assert not leftovers(store)
 
 
-async def test_a_trainer_that_never_answers(
+async def test_a_trainer_that_never_responds_is_an_error_in_time(
     settings: RolloutSettings, base: BaseCheckpoint, publisher: Publisher, ref: WeightsRef, tmp_path: Path
 ) -> None:
     publisher.faults["/weights/run/1"] = lambda _: Silence()
@@ -71,7 +71,7 @@ async def test_a_trainer_that_never_answers(
     await store.aclose()
 
 
-async def test_nobody_listens(store: WeightsStore) -> None:
+async def test_an_address_without_a_server_is_an_error(store: WeightsStore) -> None:
     with pytest.raises(WeightsError, match=r"weights run version 1: http://127\.0\.0\.1:9/w"):
         await store.pull("run", WeightsRef(version=1, url="http://127.0.0.1:9/w"))
 
@@ -81,7 +81,7 @@ async def test_server_errors_are_tried_again(store: WeightsStore, publisher: Pub
     assert (await store.pull("run", ref)).version == 1
 
 
-async def test_a_broken_download_goes_on_where_it_stopped(
+async def test_a_broken_download_resumes_where_it_stopped(
     store: WeightsStore, publisher: Publisher, ref: WeightsRef, tmp_path: Path
 ) -> None:
     content = (tmp_path / "published" / "run" / "1" / FILE).read_bytes()
@@ -94,7 +94,7 @@ async def test_a_broken_download_goes_on_where_it_stopped(
     assert 0 < int(rest.removeprefix("bytes=").removesuffix("-")) <= len(content) // 2
 
 
-async def test_damage_on_the_way_is_found_and_fetched_again(
+async def test_a_damaged_file_is_downloaded_again(
     store: WeightsStore, publisher: Publisher, ref: WeightsRef, tmp_path: Path
 ) -> None:
     content = (tmp_path / "published" / "run" / "1" / FILE).read_bytes()
@@ -109,12 +109,14 @@ async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publi
     manifest = publisher.manifests[path]
     wrong = manifest.files[0].model_copy(update={"sha256": "0" * 64})
     publisher.manifests[path] = manifest.model_copy(update={"files": (wrong,)})
-    with pytest.raises(WeightsError, match=r"SHA-256 is [0-9a-f]{64}, the manifest says 0{64}"):
+    with pytest.raises(WeightsError, match=r"SHA-256 is [0-9a-f]{64}, the manifest lists 0{64}"):
         await store.pull("run", ref)
     assert not leftovers(store)
 
 
-async def test_tensors_must_be_the_listed_ones(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
+async def test_tensors_must_be_those_of_the_manifest(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef
+) -> None:
     path = "/weights/run/1"
     manifest = publisher.manifests[path]
     info = manifest.tensors["lm_head.weight"].model_copy(update={"sha256": "0" * 64})
@@ -141,7 +143,7 @@ async def test_a_manifest_must_be_of_the_run_and_version(
         await store.pull("other", ref)
 
 
-async def test_file_names_do_not_leave_the_folder(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
+async def test_file_names_cannot_leave_the_folder(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
     path = "/weights/run/1"
     manifest = publisher.manifests[path]
     evil = manifest.files[0].model_copy(update={"name": "../../evil"})
@@ -195,7 +197,7 @@ def test_a_copy_of_the_base_is_the_same_base(base: BaseCheckpoint, tiny_vlm: Pat
     assert not base.is_same(str(other))
 
 
-def test_units_hold_what_engines_fuse() -> None:
+def test_load_units_contain_the_tensors_that_engines_fuse() -> None:
     names = ["a.layers.0.q.weight", "a.layers.0.k.weight", "a.layers.1.q.weight", "a.norm.weight", "a.norm.bias", "h.w"]
     assert list(checkpoint_files.with_load_units(names, ["a.layers.0.k.weight"])) == names[:2]
     assert list(checkpoint_files.with_load_units(names, ["a.norm.bias"])) == names[3:5]

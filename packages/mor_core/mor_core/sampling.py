@@ -1,14 +1,14 @@
-"""The sampling distribution, one definition for the engine that samples and the trainer that recomputes it.
+"""Sampling distribution, the same for the engine that samples and the trainer that recomputes it.
 
-The log-probability of a sampled token is taken from the distribution it was drawn from::
+The log-probability of a sampled token is that of the distribution it was drawn from::
 
     z = logits in float32                       [vocab]
     z[forbidden_token_ids(...)] = -inf          never sampled, no probability mass
-    z = z / temperature                         left out when temperature is 0: the most likely token is taken
+    z = z / temperature                         omitted if temperature is 0: the most likely token is taken
     logprob = log_softmax(z)
 
-With ``top_p < 1`` the engine further sets to -inf what lies outside the nucleus and renormalises, which a trainer
-cannot repeat from the sampled token alone: train on ``top_p = 1`` and leave the nucleus to evaluation and chat.
+With ``top_p < 1`` the engine also sets tokens outside the nucleus to -inf and renormalises. A trainer cannot repeat
+that from the sampled token alone, so train with ``top_p = 1`` and use a nucleus for evaluation and chat only.
 Stop tokens are sampled like any other token and belong to the response.
 """
 
@@ -23,18 +23,18 @@ _VISION_ATTRIBUTES = ("image_token_id", "video_token_id", "fake_image_token_id",
 
 
 def response_seed(seed: int, run: str, group_id: str, index: int) -> int:
-    """Seed of one response: 63 bits of SHA-256 over the run's seed, the run, the group and the response's index."""
+    """Return the seed of one response: 63 bits of SHA-256 over the run's seed, the run, the group and the index."""
     identity = "\x1f".join((str(seed), run, group_id, str(index)))
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") >> 1
 
 
 def forbidden_token_ids(processor: Any, vocabulary_size: int) -> tuple[int, ...]:
-    """Ids that a policy must not sample, ascending: mask them before every log-softmax, at both ends.
+    """Return the ids that a policy must not sample, ascending. Engine and trainer mask them before every log-softmax.
 
-    They are the added tokens which stand for images and videos (placeholder, row and column, start and end marks: a
-    sampled one would be taken for an image), and every id in ``[len(tokenizer), vocabulary_size)``, which no tokenizer
-    can decode. ``vocabulary_size`` is the width of the logits, ``config.get_text_config().vocab_size``. Tokens that end
-    a response are never forbidden.
+    They are the added tokens for images and videos (placeholder, row and column, start and end marks), because a
+    sampled one would be taken for an image; and every id in ``[len(tokenizer), vocabulary_size)``, because no tokenizer
+    can decode it. ``vocabulary_size`` is the width of the logits, ``config.get_text_config().vocab_size``. Tokens that
+    end a response are never forbidden.
     """
     tokenizer = processor.tokenizer
     forbidden = {

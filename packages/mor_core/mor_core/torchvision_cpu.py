@@ -1,12 +1,12 @@
-"""Lets torchvision from PyPI, a CUDA build, import beside a CPU build of torch.
+"""Import hook by which torchvision from PyPI, a CUDA build, works beside a CPU build of torch.
 
-``torchvision/_C.so`` of the PyPI wheel needs CUDA libraries, so beside a CPU torch it does not load, torchvision's
-import stops at "operator torchvision::nms does not exist", and every import of a transformers processor with it. What
-processors use of torchvision (resize, normalise) is plain torch; declaring the schemas of two operators that stay
-unavailable is enough. Nothing happens unless torchvision is imported beside a CPU torch.
+``torchvision/_C.so`` of the PyPI wheel needs CUDA libraries, so it does not load beside a CPU torch. torchvision's
+import then fails with "operator torchvision::nms does not exist", and with it every import of a transformers processor.
+Processors use only parts of torchvision that are plain torch (resize, normalise). So it is enough to declare the
+schemas of two operators, which stay unavailable. Without a CPU torch or without torchvision the hook does nothing.
 
-The distribution installs ``mor_torchvision_cpu.pth``, which calls ``install`` when an interpreter starts: the engine's
-processes and the processors' imports lie outside our control, an entry point would run too late.
+The distribution installs ``mor_torchvision_cpu.pth``, which calls ``install`` when an interpreter starts. An entry
+point would run too late, because the engine's processes import the processors on their own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 _libraries: list[Any] = []
+"""The library of this process, once declared."""
 
 
 def _declare_operators() -> None:
@@ -34,10 +35,12 @@ def _declare_operators() -> None:
     for schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, schema.split("(", maxsplit=1)[0]):
             library.define(schema)  # type: ignore[no-untyped-call]
-    _libraries.append(library)  # its operators live as long as it does
+    _libraries.append(library)  # its operators exist as long as this object
 
 
-class _Finder(MetaPathFinder):
+class _TorchvisionFinder(MetaPathFinder):
+    """Finder that declares the operators just before torchvision is imported."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
@@ -57,6 +60,6 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Watch for the import of torchvision. Calling it again changes nothing."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Install the import hook for torchvision. A second call has no effect."""
+    if not any(isinstance(finder, _TorchvisionFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TorchvisionFinder())

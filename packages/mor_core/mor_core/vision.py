@@ -1,7 +1,7 @@
-"""The processor call, one definition for every process that turns a prompt into token ids and pixel values.
+"""Processing of a prompt into token ids and pixel values, the same in every process.
 
 Engine and trainer must see the same pixels to the bit, whatever else is installed, so the image processor is the PIL
-one. transformers is imported on use: only processes that hold a model need it.
+one. transformers is imported on use, as only processes that hold a model need it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mor_core.wire import Message, chat_template_messages, image_hashes
 
 
 def load_processor(model: str) -> Any:
-    """The checkpoint's ``AutoProcessor`` with its PIL image processor.
+    """Load the checkpoint's ``AutoProcessor`` with its PIL image processor.
 
     Raises:
         Invalid: there is no processor under that path or name.
@@ -35,23 +35,23 @@ def load_processor(model: str) -> Any:
 
 
 def prompt_text(processor: Any, messages: tuple[Message, ...]) -> str:
-    """The conversation in the checkpoint's chat template, with the cue for the assistant's turn."""
+    """Return the conversation in the checkpoint's chat template, with the cue for the assistant's turn."""
     return str(
         processor.apply_chat_template(chat_template_messages(messages), tokenize=False, add_generation_prompt=True)
     )
 
 
 def encode_prompt(processor: Any, messages: tuple[Message, ...], images: Mapping[str, Image.Image]) -> dict[str, Any]:
-    """The model's inputs for a conversation: ``input_ids`` ``[1, prompt]`` and what goes with its images, as tensors.
+    """Return the model's inputs for a conversation as tensors: ``input_ids`` ``[1, prompt]`` and its images' inputs.
 
-    ``images`` are by hash, decoded by ``mor_core.images.decode``. The template writes every special token, so the
+    ``images``: by hash, decoded by ``mor_core.images.decode``. The template writes every special token, so the
     tokenizer adds none.
     """
-    shown = [images[digest] for digest in image_hashes(messages)]
+    in_order = [images[digest] for digest in image_hashes(messages)]
     return dict(
         processor(
             text=[prompt_text(processor, messages)],
-            images=[shown] if shown else None,
+            images=[in_order] if in_order else None,
             add_special_tokens=False,
             return_tensors="pt",
         )

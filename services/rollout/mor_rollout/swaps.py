@@ -151,7 +151,7 @@ class PolicySwapper:
     async def replacing(self, run: str) -> AsyncIterator[float]:
         """Stop sampling while the body puts other full weights of ``run`` in the engine and calls ``record_swap``.
 
-        If the body fails, the weights before are restored. Yields the start time, by ``time.monotonic``.
+        If the body fails, the previous weights are restored. Yields the start time, by ``time.monotonic``.
         """
         async with self._turn, self._sampling_stopped(run, "full") as started:
             yield started
@@ -194,4 +194,4 @@ class PolicySwapper:
         try:
             self.read_back = await self._load(previous)
         except MorError as error:
-            self._failure = f"the weights before a failed swap could not be restored: {error}"
+            self._failure = f"the weights could not be restored after a failed swap: {error}"

@@ -107,7 +107,7 @@ class WeightReceiver:
         self._deadline = asyncio.get_running_loop().call_later(limit, self._engine.mark_failed, reason)
 
     async def receive(self, request: ReceiveTensors) -> None:
-        """Receive the tensors of one broadcast. A failure ends the transfer and restores the weights before."""
+        """Receive the tensors of one broadcast. A failure ends the transfer and restores the previous weights."""
         try:
             await self._engine.receive_tensors(request.update_info)
         except MorError:
@@ -115,7 +115,7 @@ class WeightReceiver:
                 raise
 
     async def end(self, request: EndTransfer) -> None:
-        """Verify the received weights and resume sampling with them, or with those before if they differ."""
+        """Verify the received weights and resume sampling with them, or with the previous ones if they differ."""
         async with self._ending():
             weights, read_back = await self._engine.end_transfer(request.run, request.version, request.tensors)
             self._swapper.record_swap(weights, read_back, SwapTimes(0.0, 0.0, time.monotonic() - self._begun))

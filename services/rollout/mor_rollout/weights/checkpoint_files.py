@@ -80,7 +80,7 @@ def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
         raise Invalid(f"{file.name}: not a safetensors file; save the checkpoint with save_pretrained") from error
     if file.stat().st_size != 8 + length + end:
         raise Invalid(
-            f"{file.name}: {file.stat().st_size} bytes, its header says {8 + length + end};"
+            f"{file.name}: {file.stat().st_size} bytes, its header gives {8 + length + end};"
             " the file is truncated, copy it again"
         )
     return entries, 8 + length

@@ -201,7 +201,7 @@ class WeightsStore:
             finally:
                 await written
         if part.bytes < file.bytes:
-            raise _Transient(f"{url}: received {part.bytes} bytes, the manifest says {file.bytes}")
+            raise _Transient(f"{url}: received {part.bytes} bytes, the manifest lists {file.bytes}")
 
     def _prepare(self, manifest: WeightsManifest, folder: Path) -> PreparedWeights:
         """Verify every tensor against the manifest and the base."""
@@ -287,4 +287,4 @@ class _Part:
         """
         if self._hash.hexdigest() != file.sha256 or self.bytes != file.bytes:
             self._path.unlink()
-            raise _Transient(f"{url}: SHA-256 is {self._hash.hexdigest()}, the manifest says {file.sha256}")
+            raise _Transient(f"{url}: SHA-256 is {self._hash.hexdigest()}, the manifest lists {file.sha256}")

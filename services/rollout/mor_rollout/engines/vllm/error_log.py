@@ -1,0 +1,99 @@
+"""Log of the exceptions in vLLM's processes, from which the service reports why its engine failed.
+
+vLLM runs its engine in another process. When that fails, this process receives "See root cause above", and the root
+cause is only in the other process's log. vLLM applies one logging configuration in all its processes, so a handler in
+that configuration writes every exception that they log to one file, which this process reads.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mor_rollout.engines.vllm.native_libraries import with_advice
+
+_FATAL = "fatal error"
+"""Part of the message that vLLM logs when a running engine fails."""
+
+
+class ErrorLog:
+    """File of the exceptions that vLLM's processes log."""
+
+    def __init__(self) -> None:
+        self._folder: TemporaryDirectory[str] | None = None
+        self._file: Path | None = None
+
+    def open(self) -> Any:
+        """Return vLLM's logging configuration with a handler that writes to the file; ``None`` if it logs nothing."""
+        from vllm import envs
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import DEFAULT_LOGGING_CONFIG
+
+        if not envs.VLLM_CONFIGURE_LOGGING:
+            return None
+        if envs.VLLM_LOGGING_CONFIG_PATH:
+            config = json.loads(Path(envs.VLLM_LOGGING_CONFIG_PATH).read_text())
+        else:
+            config = copy.deepcopy(DEFAULT_LOGGING_CONFIG)
+            config["handlers"]["vllm"] |= {"level": envs.VLLM_LOGGING_LEVEL, "stream": envs.VLLM_LOGGING_STREAM}
+            config["loggers"]["vllm"]["level"] = envs.VLLM_LOGGING_LEVEL
+        self._folder = TemporaryDirectory(prefix="mor-vllm-")
+        self._file = Path(self._folder.name) / "errors.jsonl"
+        config.setdefault("formatters", {})["mor"] = {"()": f"{__name__}.{ExceptionFormatter.__name__}"}
+        config.setdefault("handlers", {})["mor"] = {
+            "class": "logging.FileHandler",
+            "filename": str(self._file),
+            "level": "ERROR",
+            "formatter": "mor",
+            "delay": True,
+        }
+        config.setdefault("loggers", {}).setdefault("vllm", {}).setdefault("handlers", []).append("mor")
+        path = Path(self._folder.name) / "logging.json"
+        path.write_text(json.dumps(config))
+        return LoggingConfig(pylogging_config_file=str(path))
+
+    def start_failure(self) -> str | None:
+        """Return the first exception: later ones, in processes that wait for the first, follow from it."""
+        found = [exception for _, exception in self._entries()]
+        return with_advice(found[0]) if found else None
+
+    def fatal_error(self) -> str | None:
+        """Return the exception that ended a running engine."""
+        found = [exception for message, exception in self._entries() if _FATAL in message]
+        return with_advice(found[-1]) if found else None
+
+    def _entries(self) -> list[tuple[str, str]]:
+        if self._file is None or not self._file.is_file():
+            return []
+        entries = [json.loads(line) for line in self._file.read_text().splitlines()]
+        return [(entry["message"], entry["exception"]) for entry in entries if entry["exception"] is not None]
+
+    def close(self) -> None:
+        """Remove the file, and the handler that writes to it in this process."""
+        logger = logging.getLogger("vllm")
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.FileHandler) and handler.baseFilename == str(self._file):
+                logger.removeHandler(handler)
+                handler.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+class ExceptionFormatter(logging.Formatter):
+    """Formatter that writes a record's message and exception as a line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        return json.dumps(
+            {"message": record.getMessage(), "exception": None if error is None else describe_chain(error)}
+        )
+
+
+def describe_chain(error: BaseException) -> str:
+    """Return the type and message of an exception and of its explicit causes, the root cause last."""
+    described = f"{type(error).__name__}: {error}"
+    return described if error.__cause__ is None else f"{described}; caused by {describe_chain(error.__cause__)}"

@@ -1,0 +1,67 @@
+"""An engine that does not start, or dies, names the root cause, which vLLM leaves in another process's log."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import logging.config
+from pathlib import Path
+
+import pytest
+from mor_rollout.config import RolloutSettings
+from mor_rollout.engines.protocol import EngineError
+from mor_rollout.engines.vllm.error_log import ErrorLog
+from mor_rollout.engines.vllm.native_libraries import check_native_libraries, with_advice
+
+pytestmark = pytest.mark.vllm
+
+
+def test_a_missing_libnuma_is_named_with_its_package_before_the_engine_starts(
+    settings: RolloutSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = ctypes.CDLL
+
+    def without_libnuma(name: str) -> object:
+        return load(name.replace("libnuma.so.1", "libnuma-that-is-not-there.so.1"))
+
+    check_native_libraries(settings)
+    monkeypatch.setattr(ctypes, "CDLL", without_libnuma)
+    with pytest.raises(EngineError, match=r"cannot be loaded: libnuma-that-is-not-there\.so\.1: .*; install"):
+        check_native_libraries(settings)
+    check_native_libraries(settings.model_copy(update={"device": "cuda"}))
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("ImportError: libnuma.so.1: cannot open shared object file: No such file", "the Debian package libnuma1"),
+        (
+            "OSError: libcudart.so.13: cannot open shared object file",
+            "the system package that contains libcudart.so.13",
+        ),
+    ],
+)
+def test_a_missing_library_is_named_with_its_cure(error: str, advice: str) -> None:
+    assert with_advice(error) == f"{error}; install {advice}"
+    assert with_advice("ValueError: no room") == "ValueError: no room"
+
+
+def test_the_exception_of_a_dead_engine_is_the_fatal_one() -> None:
+    errors = ErrorLog()
+    config = json.loads(Path(errors.open().pylogging_config_file).read_text())
+    logging.config.dictConfig(config)
+    logger = logging.getLogger("vllm.v1.engine.core")
+    try:
+        logger.error("a line without an exception")
+        assert errors.start_failure() is None
+        for number, message in enumerate(("a request failed", "EngineCore encountered a fatal error.", "a late error")):
+            try:
+                raise ValueError(f"number {number}") from OSError("the disk")
+            except ValueError:
+                logger.exception(message)
+        assert errors.start_failure() == "ValueError: number 0; caused by OSError: the disk"
+        assert errors.fatal_error() == "ValueError: number 1; caused by OSError: the disk"
+    finally:
+        errors.close()
+    logger.error("written to no removed file")
