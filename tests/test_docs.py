@@ -18,7 +18,7 @@ import mor_trainer.cli
 import pytest
 import typer
 import yaml
-from mor_client.exit_codes import Exit
+from mor_client.exit_codes import ExitCode
 from mor_core.run_status import AlertName
 from mor_core.settings import PREFIX, Settings
 from mor_trainer.routes import ROUTERS
@@ -141,7 +141,7 @@ def test_every_command_and_exit_status_is_documented() -> None:
     assert len(commands) > 20
     for command in commands:
         assert f"`{command.strip()}" in text, f"docs/command-line.md does not name `{command}`"
-    for status in Exit:
+    for status in ExitCode:
         assert f"| {status.value} |" in text, f"docs/command-line.md does not have status {status.value}"
 
 

@@ -1,4 +1,4 @@
-"""The experiment's answers as Markdown."""
+"""Results of the experiment as Markdown tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from quality.gold import verdict
+from quality.gold import conclusion
 
 Found = Mapping[str, Any]
 
@@ -23,7 +23,7 @@ _LABELS = (
 
 
 def markdown(found: Found, level: int = 2) -> str:
-    """All answers that ``found`` has, under headings of ``level``."""
+    """Format all results in ``found``, under headings of ``level``."""
     parts = [
         (title.format(count), text(answer))
         for subject, title, text in _PARTS
@@ -82,12 +82,12 @@ def mixes(found: Found) -> str:
     return table(head, [[label(name), f"{row['rare']:.1f}", f"{row['unseen']:.1f}"] for name, row in found.items()])
 
 
-def lies(found: Found) -> str:
+def adversarial(found: Found) -> str:
     head = [
         "scenario",
-        "an adversarial client joins: MoR loses",
-        "its weight, %",
-        "an expert turns adversarial: MoR loses against the same population without it",
+        "adversary joins: loss of MoR",
+        "adversary's weight, %",
+        "an expert turns adversarial: loss of MoR against the same population without it",
         "and against the honest expert",
     ]
     return table(
@@ -105,14 +105,14 @@ def lies(found: Found) -> str:
     )
 
 
-def joining(found: Found) -> str:
-    head = ["gate", "all pairs", "best sub-skill of the newcomer"]
+def onboarding(found: Found) -> str:
+    head = ["gate", "all pairs", "the sub-skill that the newcomer is best at"]
     names = {"without": "without the newcomer", "joined": "newcomer added, the others unchanged", "refit": "refit"}
     return table(head, [[names[way], f"{row['all']:.1f}", f"{row['own']:.1f}"] for way, row in found.items()])
 
 
-def growth(found: Found) -> str:
-    head = ["clients", "calls a group", "accuracy, %", "accuracy if all are called, %", "gate, ms a group"]
+def scaling(found: Found) -> str:
+    head = ["clients", "calls per group", "accuracy, %", "accuracy if all are called, %", "gate, ms per group"]
     return table(
         head,
         [
@@ -137,13 +137,13 @@ def objectives(found: Found) -> str:
 def policies(found: Found) -> str:
     base, tuned = found["base"], found["supervised on anchors"]
     parts = [
-        f"Fitted on {count} anchors:\n\n{_policies(part)}\n\n{verdict(part['at KL 1'])}"
+        f"Fitted on {count} anchors:\n\n{_policies(part)}\n\n{conclusion(part['at KL 1'])}"
         for count, part in found["by anchors"].items()
     ]
     of_all = (
-        f"The base policy answers {100 * base['correct']:.1f} % of its samples correctly, {found['responses']} to each "
-        f"of {found['prompts']} prompts. Intervals are over prompts and draws of anchors. Tuned on the preferred "
-        f"answers of 64 anchors alone it gains {100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
+        f"The base policy is correct in {100 * base['correct']:.1f} % of its samples, {found['responses']} to each "
+        f"of {found['prompts']} prompts. Intervals are over prompts and draws of anchors. Tuning on the preferred "
+        f"answers of 64 anchors alone gains {100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
     )
     return "\n\n".join([*parts, of_all])
 
@@ -169,7 +169,7 @@ def _policies(part: Found) -> str:
 
 
 def trained(found: Found) -> str:
-    """Policies that GRPO trained under an arm's reward."""
+    """Format the results of policies that GRPO trained with an arm's reward."""
     arms = found["arms"]
     domains = list(next(iter(arms.values()))["domains"])
     head = ["trained under", "accuracy, %", *domains, "worst domain", "MoR ahead by", "in the worst domain by"]
@@ -184,15 +184,15 @@ def trained(found: Found) -> str:
     ]
     runs = len(found["seeds"])
     return (
-        f"{table(head, rows)}\n\n{verdict(arms)} {runs} {'run' if runs == 1 else 'runs'} of {found['steps']} steps an "
-        f"arm (lowest to highest in brackets), each with anchors, order of prompts and samples of its own; "
-        f"{found['questions']:,} questions on material that nothing was trained on. The intervals are over questions"
-        f"{'; one run says nothing of others.' if runs == 1 else ' and runs, which few runs make too narrow.'}"
+        f"{table(head, rows)}\n\n{conclusion(arms)} {runs} {'run' if runs == 1 else 'runs'} of {found['steps']} steps "
+        f"per arm (lowest to highest in brackets), each with anchors, order of prompts and samples of its own; "
+        f"{found['questions']:,} questions on held-out material. The intervals are over questions"
+        f"{' of one run, without the variation between runs.' if runs == 1 else ' and runs; with few runs too narrow.'}"
     )
 
 
 def _lead(row: Found) -> list[str]:
-    """Worst domain, and by how much MoR is ahead in the mean and there."""
+    """Format the worst domain, and MoR's lead in the mean and there."""
     return [f"{row['worst']:.1f}", interval(row["MoR ahead"]), interval(row["MoR ahead in the worst domain"])]
 
 
@@ -210,11 +210,15 @@ _PARTS: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("without_parts", "MoR without one of its parts, %", standings),
     ("anchor_counts", "Accuracy by number of anchors, % (lowest to highest draw)", counts),
     ("other_mixes", "Anchors of another mix of domains, %", mixes),
-    ("joining", "A new client, %", joining),
-    ("liars", "Adversarial clients, simulated on the scores: points of accuracy after one fit on 64 anchors", lies),
-    ("objectives", "Two conflicting objectives, %", objectives),
-    ("growth", "Many clients, calls to the most trusted ones only (simulated)", growth),
+    ("onboarding", "Onboarding of a client, %", onboarding),
+    (
+        "adversarial",
+        "Adversarial clients, replayed on the scores: points of accuracy after one fit on 64 anchors",
+        adversarial,
+    ),
+    ("objectives", "Two objectives that conflict, %", objectives),
+    ("scaling", "Many clients, of which only those with the most weight are called (simulated)", scaling),
     ("wire", "Bytes over the wire, one client", wire),
     ("policies", "Optimal policy of each arm at equal KL: gold above base", policies),
 )
-"""Subject, heading, and what makes its text; a heading with a place for it stands over each number of anchors."""
+"""Subject, heading, and function that formats it; a heading with ``{}`` is repeated per number of anchors."""

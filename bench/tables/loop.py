@@ -1,4 +1,4 @@
-"""The whole loop: against TRL, sampling and training at once, weight swaps."""
+"""Tables on the whole loop: comparison with TRL, overlap of sampling and training, weight swaps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _STAGES = ("published", "pulled", "swapped", "total")
 
 
 def whole_loop() -> str:
-    """The loop against TRL, overlap, and weight swaps, as Markdown."""
+    """Format the loop against TRL, overlap, and weight swaps as Markdown."""
     loops = [_against_trl(shape, title) for shape, title in _LOOPS.items() if read(f"loop-{shape}") is not None]
-    parts = loops or ["Not measured yet: run `python bench/loop.py`.\n"]
+    parts = loops or ["Not measured yet; run `python bench/loop.py`.\n"]
     return "\n".join([*parts, _overlap(), _swaps()])
 
 
@@ -41,7 +41,7 @@ def _against_trl(shape: str, title: str) -> str:
 def _overlap() -> str:
     result = read("overlap-smollm2-10-layers") or read("overlap-tiny")
     if result is None:
-        return "Not measured yet: run `python bench/overlap.py`.\n"
+        return "Not measured yet; run `python bench/overlap.py`.\n"
     seconds = result["seconds"]
     rows = [
         ["sampler alone, s", "trainer alone, s", "overlapped, s", "of the slower"],
@@ -62,7 +62,7 @@ def _overlap() -> str:
 def _swaps() -> str:
     result = read("swap")
     if result is None:
-        return "Not measured yet: run `python bench/swap.py`.\n"
+        return "Not measured yet; run `python bench/swap.py`.\n"
     speeds = list(result["cases"][0]["machine_seconds"])
     rows = [["weights", "MB", *(f"{stage}, s" for stage in _STAGES), *(f"{speed}, s" for speed in speeds)]]
     rows.append(["---", *["--:"] * (len(rows[0]) - 1)])

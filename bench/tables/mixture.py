@@ -1,4 +1,4 @@
-"""How well the mixture of clients ranks, and what useless, broken and hostile clients do to it."""
+"""Tables on the mixture of clients: ranking accuracy, and the effect of useless, broken and hostile clients."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from quality.tables import label, markdown, trained
 from tables.results import read, table
 
 _KEPT_S = 10.0
-"""A stage that takes less found its files there already."""
+"""Seconds below which a stage counts as skipped, because its files existed."""
 
 
 def experiment() -> str:
-    """The answers of ``bench/quality``, of the largest size that was run, as Markdown."""
+    """Format the results of ``bench/quality``, of the largest size that was run, as Markdown."""
     for name in ("quality-full", "quality-quick"):
         result = read(name)
         if result is not None:
@@ -26,31 +26,31 @@ def experiment() -> str:
                 result["policies"] = more["policies"]
                 made += f"The policies are of `{name}-policies.json`, commit {more['commit']}, {more['measured']}.\n"
             return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
-    return "Not measured yet: run `make bench-quality`.\n"
+    return "Not measured yet; run `make bench-quality`.\n"
 
 
 def _spent(seconds: dict[str, float]) -> str:
-    """How long it took, where nothing was there already."""
+    """Format the duration of the stages, if no stage was skipped."""
     stages = ("material", "training", "scoring")
     if not all(seconds[stage] > _KEPT_S for stage in stages):
         return ""
     rest = sum(spent for stage, spent in seconds.items() if stage not in stages)
-    text = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
-    return f", in {sum(seconds.values()) / 60:.0f} minutes ({text}, comparing {rest / 60:.1f})"
+    listed = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
+    return f", in {sum(seconds.values()) / 60:.0f} minutes ({listed}, comparing {rest / 60:.1f})"
 
 
 def _closed_loop(experiment: str) -> str:
     name = experiment.replace("quality", "quality-grpo")
     result = read(name)
-    text = "Not run yet: run `make bench-grpo`.\n" if result is None else f"{trained(result)}\n"
-    return f"#### Policies trained by GRPO under the rewards of the best arms\n\n{text}"
+    text = "Not measured yet; run `make bench-grpo`.\n" if result is None else f"{trained(result)}\n"
+    return f"#### Policies trained by GRPO with the rewards of the best arms\n\n{text}"
 
 
 def quarantine() -> str:
-    """How often the test of usefulness errs, as Markdown."""
+    """Format the error rates of the test of usefulness as Markdown."""
     result = read("quarantine")
     if result is None:
-        return "Not measured yet: run `python bench/quarantine.py`.\n"
+        return "Not measured yet; run `python bench/quarantine.py`.\n"
     arrangements: dict[str, Any] = result["failed"]
     sizes = list(next(iter(next(iter(arrangements.values())).values())))
     rows = [
@@ -71,10 +71,10 @@ def quarantine() -> str:
 
 
 def hostile() -> str:
-    """What hostile and broken clients do to the served router, as Markdown."""
+    """Format the effect of hostile and broken clients on the served router as Markdown."""
     result = read("hostile")
     if result is None:
-        return "Not measured yet: run `python bench/hostile.py`.\n"
+        return "Not measured yet; run `python bench/hostile.py`.\n"
     scenarios: dict[str, Any] = result["scenarios"]
     clean = scenarios["clean"]["ranking_accuracy"]
     rows = [
@@ -86,7 +86,7 @@ def hostile() -> str:
             "weight, %",
             "state",
             "groups lost",
-            "ms a call, median (95 %)",
+            "ms per call, median (95 %)",
         ],
         ["---", *["--:"] * 4, "---", "--:", "--:"],
     ]

@@ -19,7 +19,7 @@ def requirements() -> str:
     if demo is None or containers is None or images is None:
         return "Not measured yet: run `bench/demo.py`, `bench/containers.py` and `bench/images.py`.\n"
     peak = max(run["peak_memory_gb"] for run in demo["arms"]["aligned"]["runs"])
-    requests, sizes = containers["tiny_profile_requests"], images["images"]
+    requested, sizes = containers["tiny_profile_requests"], images["images"]
     profile = yaml.safe_load(_GPU_PROFILE.read_text())
     rows = [
         ["installation", "CPU, cores", "memory", "disk", "GPU"],
@@ -33,8 +33,8 @@ def requirements() -> str:
         ],
         [
             "chart, [smallest profile](helm/mor/ci/tiny-cpu-values.yaml)",
-            f"{requests['cores']:.2f} requested",
-            f"{requests['memory_gib']:.1f} GiB requested",
+            f"{requested['cores']:.2f} requested",
+            f"{requested['memory_gib']:.1f} GiB requested",
             f"{sum(sizes[name]['gb'] for name in _CPU_IMAGES):.1f} GB of images",
             "none",
         ],

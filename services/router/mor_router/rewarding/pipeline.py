@@ -24,7 +24,7 @@ from typing import Any
 from jaxtyping import Float
 from mor_core import tracing
 from mor_core.errors import MorError, NotFound
-from mor_core.objectives import AskedObjective
+from mor_core.objectives import RequestedObjective
 from mor_core.wire import GroupReward, RewardExplanation, RewardItem, ScoreItem
 from numpy import ndarray
 
@@ -144,7 +144,7 @@ class RewardPipeline:
             raise ValueError("no active client is in the gate; PATCH a client to active, or fit the objective")
         return self._objective_weights(await self._embedder.inputs([x]), gates, weighted_clients)
 
-    async def plan(self, objective: AskedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
+    async def plan(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
         """Plan the scoring of groups with this objective by the clients and gates that are active now.
 
         Raises:
