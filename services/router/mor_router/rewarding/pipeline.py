@@ -35,8 +35,9 @@ from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequest
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.fusion import FusionChoice
-from mor_router.mathematics.group_fusion import NoQuorum, ObjectiveWeights, blended_weights, fuse
+from mor_router.mathematics.group_fusion import ObjectiveWeights, blended_weights, fuse
 from mor_router.mathematics.mixture import Mixture
+from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser
 from mor_router.objectives.active_gates import ActiveGates, GateResolver, ObjectivePart
 from mor_router.rewarding import client_scores
