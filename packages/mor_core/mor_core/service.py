@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mor_core import health, logs, problems, service_info, tracing
+from mor_core import atomic, health, logs, problems, service_info, tracing
 from mor_core.auth import TokenFile
 from mor_core.errors import TooLarge
 from mor_core.settings import ServiceSettings
@@ -93,9 +93,7 @@ def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path
         address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
         log.info("listening", address=address)
         if port_file is not None:
-            partial = port_file.with_suffix(".part")
-            partial.write_text(address)
-            partial.rename(port_file)
+            atomic.write(port_file, address.encode())
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from mor_core.wire import Documented
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class WeightsCheck(_Schema):
+class WeightsCheck(Documented):
     """Result of the read-back after the last swap."""
 
     run: str | None
@@ -25,13 +21,13 @@ class WeightsCheck(_Schema):
     mismatched: tuple[str, ...]
 
 
-class SwapSeconds(_Schema):
+class SwapSeconds(Documented):
     pull_s: float
     drain_s: float
     swap_s: float
 
 
-class RolloutStatus(_Schema):
+class RolloutStatus(Documented):
     """State of the service. Unknown values are null."""
 
     state: Literal["starting", "self-test", "ready", "failed"]
@@ -50,7 +46,7 @@ class RolloutStatus(_Schema):
     """Mean over the last minute."""
 
 
-class ServedModel(_Schema):
+class ServedModel(Documented):
     id: str
     object: Literal["model"]
     owned_by: str
@@ -58,6 +54,6 @@ class ServedModel(_Schema):
     """Base checkpoint."""
 
 
-class ModelList(_Schema):
+class ModelList(Documented):
     object: Literal["list"]
     data: list[ServedModel]

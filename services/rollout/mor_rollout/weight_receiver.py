@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from mor_core.auth import Scope, require
 from mor_core.errors import Conflict, Invalid, MorError, Unavailable
-from mor_core.wire.base import Sha256
-from pydantic import BaseModel, ConfigDict, Field
+from mor_core.wire import Documented, Sha256
+from pydantic import Field
 
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.vllm.vllm_engine import VllmEngine
@@ -23,11 +23,7 @@ from mor_rollout.swaps import PolicySwapper, SwapTimes
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class TransferStatus(_Schema):
+class TransferStatus(Documented):
     """Part of this service in weight transfers."""
 
     workers: int
@@ -36,25 +32,25 @@ class TransferStatus(_Schema):
     """Name of the group that the service entered last; null for none."""
 
 
-class JoinGroup(_Schema):
+class JoinGroup(Documented):
     group: str
     """Name that the trainer gave the group."""
     init_info: dict[str, Any]
     """Argument of vLLM's ``init_weight_transfer_engine``."""
 
 
-class BeginTransfer(_Schema):
+class BeginTransfer(Documented):
     run: str
     base: str
     """Checkpoint with every tensor that is not broadcast."""
 
 
-class ReceiveTensors(_Schema):
+class ReceiveTensors(Documented):
     update_info: dict[str, Any]
     """Argument of vLLM's ``update_weights``: names, types and shapes."""
 
 
-class EndTransfer(_Schema):
+class EndTransfer(Documented):
     run: str
     version: int = Field(ge=0)
     tensors: dict[str, Sha256]

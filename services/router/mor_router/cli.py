@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import structlog
 import typer
 from cryptography.fernet import Fernet
-from mor_core import logs
+from mor_core import atomic, logs
 from mor_core.errors import Invalid, MorError
 from mor_core.problems import describe
 from mor_core.service import serve as serve_app
@@ -105,10 +105,7 @@ def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write."
         return await export(redis)
 
     snapshot = _with_redis(work)
-    partial = file.with_name(f"{file.name}.part")
-    partial.touch(mode=0o600)
-    partial.write_text(snapshot.model_dump_json(indent=1))
-    partial.rename(file)
+    atomic.write(file, snapshot.model_dump_json(indent=1).encode(), mode=0o600)
     typer.echo(f"{len(snapshot.hashes['clients'])} clients, {len(snapshot.hashes['objectives'])} objectives -> {file}")
 
 

@@ -4,20 +4,18 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from mor_core.wire import Wire
+from mor_core.wire import Documented
 from numpy import ndarray
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from mor_router.mathematics.fusion.deviations import GroupDeviations
 
 
-class Gdpo(Wire):
+class Gdpo(Documented):
     """GDPO (arXiv 2601.05242) with a floor; without it an indifferent client would count as much as the rest.
 
     R_i = Σ_k w_k (c_ki − mean_i c_k) / max(std_i c_k, floor): each client is standardised within the group first.
     """
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     kind: Literal["gdpo"] = "gdpo"
     floor: float = Field(0.1, gt=0)
