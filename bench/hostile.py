@@ -26,7 +26,7 @@ from mor_core import bundled_valkey
 from mor_core.auth import hash_token
 from mor_router.app import create_app
 from mor_router.config import RouterSettings
-from mor_router.store import RESERVE
+from mor_router.store import ANCHOR_HOLDOUT
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from tables.results import read
@@ -61,7 +61,7 @@ class Api:
             raise SystemExit(f"anchors: {response.text}")
 
     async def settled(self) -> None:
-        await self._app.state.router.decoys.settled()
+        await self._app.state.router.trust.honeypots.settled()
 
 
 @asynccontextmanager
@@ -72,7 +72,7 @@ async def router(folder: Path, deadline_s: float) -> AsyncIterator[Api]:
     url = f"redis://127.0.0.1:{_PORT}/0"
     async with Redis.from_url(url) as redis:
         await redis.flushall()
-        await redis.hset(RESERVE, "key", _RESERVE_KEY)  # the same anchors are reserved in all scenarios
+        await redis.hset(ANCHOR_HOLDOUT, "key", _RESERVE_KEY)  # the same anchors are reserved in all scenarios
     settings = RouterSettings(
         redis_url=SecretStr(url),
         tokens_file=tokens,

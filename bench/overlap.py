@@ -87,11 +87,11 @@ def publish_all(options: argparse.Namespace, spec: RunSpec, folder: Path, run: s
     """A version for each step, so that none has to be made while the sampler is measured."""
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
-    from mor_trainer.weights import files
+    from mor_trainer.weights import version_writer
 
     policy = Policy(*loading.load(options.model), spec)
     for version in range(spec.steps):
-        files.publish(
+        version_writer.write_version(
             folder, run, version, options.model, model=policy.model, adapter=None, trainable=policy.trainable,
             keep=spec.steps,
         )  # fmt: skip
@@ -164,8 +164,8 @@ def train_alone(options: argparse.Namespace) -> list[float]:
     from mor_trainer.model.policy import Policy
     from mor_trainer.update.step_timer import StepTimer
     from mor_trainer.update.updater import Updater
-    from mor_trainer.weights import files
-    from mor_trainer.weights.publication import Publication
+    from mor_trainer.weights import version_writer
+    from mor_trainer.weights.background_publication import BackgroundPublication
 
     folder = options.state / "trainer"
     shutil.rmtree(folder, ignore_errors=True)
@@ -174,11 +174,11 @@ def train_alone(options: argparse.Namespace) -> list[float]:
     updater = Updater(policy, spec)
 
     def publish(version: int, trainable: Mapping[str, torch.Tensor]) -> None:
-        files.publish(
+        version_writer.write_version(
             folder, "run", version, options.model, model=policy.model, adapter=None, trainable=trainable, keep=4
         )
 
-    publication = Publication(publish, timeout_s=_TIMEOUT_S)
+    publication = BackgroundPublication(publish, timeout_s=_TIMEOUT_S)
     updater.optimiser.register_step_pre_hook(lambda *_: publication.finish())
     begun = [time.perf_counter()]
     for step in range(spec.steps):

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from mor_trainer.weights.published import published
+from mor_trainer.weights.version_files import published_versions
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -84,7 +84,7 @@ class _Run:
 
     def published(self) -> int:
         """Steps that are done: a version is published after each, and version 0 before the first."""
-        return max(published(self.folder), default=0)
+        return max(published_versions(self.folder), default=0)
 
     def wait_for(self, step: int) -> None:
         deadline = time.monotonic() + _PATIENCE_S

@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float, Int
 from machine import record
-from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, LEAST_FOR_DOUBT, USELESS, p_value, regions
+from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, LEAST_FOR_DOUBT, USELESS, p_value, region_cells
 from numpy import ndarray
 from numpy.random import Generator
 
@@ -81,7 +81,7 @@ def _failed(arrangement: str, trials: int) -> dict[str, dict[str, float]]:
         for size in _SIZES:
             random = np.random.default_rng((trial, size))
             features, cluster = inputs(random, size, _SPREADS[arrangement])
-            cells = regions(features)
+            cells = region_cells(features)
             for name, client in CLIENTS.items():
                 counts[name][str(size)] += p_value(cells, client(random, cluster)) > USELESS
     for name, sizes in counts.items():

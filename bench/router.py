@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from machine import record
 from mor_core.wire import Message
-from mor_router.embedding import Input, build_embedder
-from mor_router.mathematics.fuse import Lens, fuse
+from mor_router.embedding import GateInput, build_embedder
 from mor_router.mathematics.fusion import Weighted
+from mor_router.mathematics.group_fusion import ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import Mixture, fit_mixture
 from numpy import ndarray
 
@@ -73,16 +73,16 @@ def overhead() -> dict[str, float]:
 
     async def one(index: int) -> None:
         raw = {name: random.normal(size=GROUP).tolist() for name in mixture.clients}
-        question = Input((Message(role="user", content=f"Question {index}: how many bars has the chart?"),), {})
+        question = GateInput((Message(role="user", content=f"Question {index}: how many bars has the chart?"),), {})
         started = time.perf_counter()
         inputs = await embedder.inputs([question])
         weights, slopes = mixture.weights(inputs, mixture.clients)[0], mixture.slopes(inputs)[0]
-        lens = Lens(
+        weights_of_input = ObjectiveWeights(
             1.0,
             dict(zip(mixture.clients, weights.tolist(), strict=True)),
             dict(zip(mixture.clients, slopes.tolist(), strict=True)),
         )
-        fuse(raw, lenses=[lens], standardisers=[units], fusion=Weighted(), quorum=0.5)
+        fuse(raw, objective_weights=[weights_of_input], standardisers=[units], fusion=Weighted(), quorum=0.5)
         times.append(1e3 * (time.perf_counter() - started))
 
     async def run() -> None:

@@ -41,7 +41,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
     from mor_rollout.weights.pull import WeightsStore
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
-    from mor_trainer.weights import files
+    from mor_trainer.weights import version_writer
 
     model = options.state / shape
     vlm.save(vlm.SHAPES[shape], model)
@@ -79,7 +79,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
                     for parameter in policy.trainable.values():
                         parameter.add_(1e-3)
                 begun = time.perf_counter()
-                manifest = files.publish(
+                manifest = version_writer.write_version(
                     folder / "runs" / run, run, version, str(model), model=policy.model, adapter=policy.adapter,
                     trainable=policy.trainable, keep=2,
                 )  # fmt: skip

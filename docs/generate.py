@@ -1,6 +1,6 @@
-"""Writes what the documentation takes from code and from measurements: ``python docs/generate.py``.
+"""Writes what the documentation and the dashboard take from code and from measurements: ``python docs/generate.py``.
 
-Whole pages, or the part of a page between two markers; a test fails when one is out of date.
+Whole files, or the part of a page between two markers; a test fails when one is out of date.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
-from generators import contract, metrics, routes, settings  # noqa: E402
+from generators import contract, metrics, routes, settings, step_metrics  # noqa: E402
 from tables import (  # noqa: E402
     averaging,
     containers,
@@ -50,7 +50,7 @@ _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     DOCS / "algorithm.md": (experiment,),
     DOCS / "client-lifecycle.md": (quarantine, hostile),
     DOCS / "installation.md": (images, containers),
-    DOCS / "status.md": (polling,),
+    DOCS / "status.md": (step_metrics.table, polling),
     DOCS / "training.md": (trainer, on_gpu, whole_loop),
     DOCS / "reward-contract.md": (contract.clauses,),
 }
@@ -58,6 +58,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings.page,
     DOCS / "metrics.md": metrics.page,
     DOCS / "routes.md": routes.page,
+    ROOT / "services" / "trainer" / "dashboard" / "src" / "step_metrics.ts": step_metrics.typescript,
     **{file: partial(_within, file, parts) for file, parts in _PARTS.items()},
 }
 

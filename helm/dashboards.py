@@ -1,4 +1,4 @@
-"""Grafana dashboards of the chart, by Grafana's own library: what a run does, and what the platform does.
+"""Grafana dashboards of the chart, one for runs and one for the platform, built with Grafana's own library.
 
 ``helm/generate.py`` writes them; a test fails when they are out of date.
 """
@@ -13,35 +13,50 @@ from grafana_foundation_sdk.builders import common, dashboard, prometheus, times
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, StackingMode
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
+from mor_core.step_metrics import PROMETHEUS_PREFIX, ClientFigures, StepMetrics, gauge_name
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _HERE = 'namespace="$namespace"'
 _RUN = f'{_HERE},run=~"$run"'
 _RATE = "[$__rate_interval]"
 _HEIGHT, _WIDTH = 8, 8
+"""Grid units of a panel; a row is 24 wide."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over time."""
+    """Panel of lines over time."""
 
     title: str
     lines: dict[str, str]
     """PromQL by legend."""
     unit: str = "short"
-    """Grafana's name of it: short, percentunit, s, ops."""
+    """Grafana's name of the unit: short, percentunit, s, ops."""
     about: str = ""
     stacked: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
+    """Titled row of panels."""
+
     title: str
     panels: Sequence[Panel] = field(default_factory=tuple)
 
 
 def _run(metric: str) -> str:
-    return f"mor_trainer_{metric}{{{_RUN}}}"
+    """Select a gauge of the chosen runs that is no step metric."""
+    return f"{PROMETHEUS_PREFIX}{metric}{{{_RUN}}}"
+
+
+def _step(metric: str) -> str:
+    """Select the gauge of a step metric by the metric's own name."""
+    return f"{gauge_name(StepMetrics, metric)}{{{_RUN}}}"
+
+
+def _client(metric: str) -> str:
+    """Select the gauge of a client's metric by the metric's own name."""
+    return f"{gauge_name(ClientFigures, metric)}{{{_RUN}}}"
 
 
 def _quantile(metric: str, q: float, *labels: str) -> str:
@@ -69,43 +84,43 @@ RUN = (
             Panel(
                 "Reward",
                 {
-                    "{{run}}": _run("reward_mean_logits"),
+                    "{{run}}": _step("reward_mean"),
                     "{{run}} evaluation": _run("evaluation_reward_mean_logits"),
                 },
                 about="Fused reward in calibrated logits, mean of the step; of greedy answers at evaluations.",
             ),
-            Panel("Spread of the reward", {"{{run}}": _run("reward_std_logits")}),
-            Panel("Reward by client", {"{{client}}": _run("client_reward_mean_logits")}),
-            Panel("Weight by client", {"{{client}}": _run("client_weight_ratio")}, "percentunit", stacked=True),
-            Panel("Entropy of the mixture", {"{{run}}": _run("mixture_entropy_nats")}, about="nats; 0: one client."),
+            Panel("Spread of the reward", {"{{run}}": _step("reward_std")}),
+            Panel("Reward by client", {"{{client}}": _client("reward_mean")}),
+            Panel("Weight by client", {"{{client}}": _client("weight")}, "percentunit", stacked=True),
+            Panel("Entropy of the mixture", {"{{run}}": _step("mixture_entropy")}, about="nats; 0: one client."),
             Panel(
                 "Groups whose rewards are alike",
-                {"{{run}}": _run("zero_variance_group_ratio")},
+                {"{{run}}": _step("zero_variance_ratio")},
                 "percentunit",
-                about="They teach nothing: see the runbook MorNothingToLearn.",
+                about="They carry no signal: see the runbook MorNothingToLearn.",
             ),
         ),
     ),
     Row(
         "Policy",
         (
-            Panel("KL to the reference", {"{{run}}": _run("kl_nats")}, about="nats a token."),
-            Panel("Entropy of the policy", {"{{run}}": _run("entropy_nats")}, about="nats a token."),
+            Panel("KL to the reference", {"{{run}}": _step("kl")}, about="nats a token."),
+            Panel("Entropy of the policy", {"{{run}}": _step("entropy")}, about="nats a token."),
             Panel(
                 "Clipped tokens",
-                {"{{run}} low": _run("clip_low_ratio"), "{{run}} high": _run("clip_high_ratio")},
+                {"{{run}} low": _step("clip_low_ratio"), "{{run}} high": _step("clip_high_ratio")},
                 "percentunit",
             ),
             Panel(
                 "Raw importance ratio",
-                {"{{run}} mean": _run("importance_ratio_mean"), "{{run}} max": _run("importance_ratio_max")},
-                about="Trainer over engine; near 1 when both compute the same.",
+                {"{{run}} mean": _step("importance_ratio_mean"), "{{run}} max": _step("importance_ratio_max")},
+                about="Trainer over engine; near 1 where both compute the same.",
             ),
-            Panel("Effective sample size", {"{{run}}": _run("effective_sample_ratio")}, "percentunit"),
-            Panel("Gradient norm", {"{{run}}": _run("grad_norm")}, about="Before clipping."),
-            Panel("Learning rate", {"{{run}}": _run("learning_rate")}),
-            Panel("Response length", {"{{run}}": _run("response_length_tokens")}, about="Tokens."),
-            Panel("Truncated responses", {"{{run}}": _run("truncation_ratio")}, "percentunit"),
+            Panel("Effective sample size", {"{{run}}": _step("effective_sample_share")}, "percentunit"),
+            Panel("Gradient norm", {"{{run}}": _step("grad_norm")}, about="Before clipping."),
+            Panel("Learning rate", {"{{run}}": _step("lr")}),
+            Panel("Response length", {"{{run}}": _step("response_length_mean")}, about="Tokens."),
+            Panel("Truncated responses", {"{{run}}": _step("truncation_ratio")}, "percentunit"),
         ),
     ),
     Row(
@@ -113,15 +128,15 @@ RUN = (
         (
             Panel(
                 "Seconds of a step",
-                {"{{share}}": _run("step_share_seconds")},
+                {"{{share}}": _step("seconds")},
                 "s",
                 stacked=True,
-                about="What the last step was spent on; waiting is for sampled and scored groups.",
+                about="Phases of the last step; waiting is for sampled and scored groups.",
             ),
-            Panel("Tokens trained on", {"{{run}}": _run("tokens_per_second")}, "ops"),
+            Panel("Tokens trained on", {"{{run}}": _step("tokens_per_second")}, "ops"),
             Panel(
                 "Staleness",
-                {"{{run}}": _run("staleness_updates"), "{{run}} bound": _run("staleness_bound_updates")},
+                {"{{run}}": _step("staleness_max"), "{{run}} bound": _run("staleness_bound_updates")},
                 about="Updates between sampling and training.",
             ),
             Panel("Step", {"{{run}}": _run("step")}),
@@ -133,11 +148,11 @@ RUN = (
             Panel(
                 "Groups, in all",
                 {
-                    "applied": _run("groups_applied"),
-                    "skipped": _run("groups_skipped"),
-                    "issued again": _run("groups_retried"),
-                    "dropped": _run("groups_dropped"),
-                    "came back twice": _run("groups_duplicate"),
+                    "applied": _step("groups_applied"),
+                    "skipped": _step("groups_skipped"),
+                    "issued again": _step("groups_retried"),
+                    "dropped": _step("groups_dropped"),
+                    "came back twice": _step("groups_duplicate"),
                 },
             ),
         ),
@@ -164,7 +179,7 @@ PLATFORM = (
             Panel(
                 "Circuit",
                 {"{{client}}": _most("mor_router_circuit_state", "client")},
-                about="0 closed, 1 half open, 2 open: not asked.",
+                about="0 closed, 1 half open, 2 open: not called.",
             ),
             Panel(
                 "Out of the mixture",
@@ -214,7 +229,7 @@ PLATFORM = (
                 {
                     "rollout 95 %": _quantile("mor_rollout_queue_wait_seconds", 0.95),
                     "router 95 %": _quantile("mor_router_queue_wait_seconds", 0.95),
-                    "{{run}} trainer mean": _most("mor_trainer_queue_wait_seconds", "run"),
+                    "{{run}} trainer mean": _most(gauge_name(StepMetrics, "queue_wait"), "run"),
                 },
                 "s",
             ),
@@ -250,7 +265,7 @@ PLATFORM = (
             Panel(
                 "Weights version",
                 {
-                    "published, {{run}}": _most("mor_trainer_weights_version", "run"),
+                    "published, {{run}}": _most(gauge_name(StepMetrics, "weights_version"), "run"),
                     "{{instance}}": _most("mor_rollout_weights_version", "instance"),
                 },
             ),
@@ -268,7 +283,7 @@ PLATFORM = (
 
 
 def dashboards() -> dict[str, str]:
-    """JSON of each dashboard by the name of its file."""
+    """Build the dashboards, as JSON by file name."""
     per_run = dashboard.QueryVariable("run").query(f"label_values(mor_trainer_step{{{_HERE}}}, run)")
     variable = per_run.datasource(_SOURCE).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True).include_all(True)
     run = _dashboard("MoR: runs", "mor-run", RUN).with_variable(variable)

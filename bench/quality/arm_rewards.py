@@ -12,7 +12,7 @@ from mor_core.settings import StreamSettings
 from mor_core.streams import Consumer, Entry, Streams, connect
 from mor_core.wire import ClientScore, RewardRecord, RolloutRecord, image_hashes
 from mor_reward.backbones import Backbone, Example, Picture
-from mor_router.embedding import Input, build_embedder
+from mor_router.embedding import GateInput, build_embedder
 from pydantic import SecretStr
 
 from quality.arms.arm import Score
@@ -63,7 +63,7 @@ class ArmRewards:
             messages = record.prompt.messages
             images = {digest: await self._blobs.get(digest) for digest in image_hashes(messages)}
             pictures = tuple(Picture(digest, content) for digest, content in images.items())
-            inputs.append(Input(messages, images))
+            inputs.append(GateInput(messages, images))
             examples.append([Example(messages, pictures, response) for response in record.responses])
         said = [scores(model, examples, name) for name, model in self._models]
         asked = Groups(await self._embedder.inputs(inputs), np.stack(said, axis=1), skills=("",) * len(entries))

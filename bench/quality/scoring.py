@@ -16,7 +16,7 @@ from mor_reward import model_store
 from mor_reward.backbones import Backbone, Example, Picture
 from mor_reward.engine import Engine
 from mor_reward.model_store import RewardManifest
-from mor_router.embedding import Input, build_embedder
+from mor_router.embedding import GateInput, build_embedder
 from numpy import ndarray
 
 from quality.material import read_gold
@@ -105,7 +105,7 @@ def embed(folders: Sequence[Path], cache: Path) -> None:
         file = cache / folder.name / "inputs.npz"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            seen = [Input(group.prompt.messages, group.prompt.images) for group in groups(folder)]
+            seen = [GateInput(group.prompt.messages, group.prompt.images) for group in groups(folder)]
             np.savez_compressed(file, inputs=asyncio.run(embedder.inputs(seen)))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mor_router.mathematics.fuse import Fused, Lens, fuse
 from mor_router.mathematics.fusion import Weighted
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import fit_mixture
 from quality.arms import Arm, MixtureOfRewards, Oracle, OtherModel, UniformRaw, ablations, baselines
 from quality.arms.mixture import serve
@@ -58,12 +58,14 @@ def test_mor_is_what_the_router_serves_group_by_group() -> None:
     for n, ours in enumerate(serve(mixture, live)):
         served = fuse(
             dict(zip(clients, live.scores[n].tolist(), strict=True)),
-            lenses=[Lens(1.0, *(dict(zip(clients, row[n].tolist(), strict=True)) for row in (weights, slopes)))],
+            objective_weights=[
+                ObjectiveWeights(1.0, *(dict(zip(clients, row[n].tolist(), strict=True)) for row in (weights, slopes)))
+            ],
             standardisers=[dict(zip(clients, mixture.standardisers, strict=True))],
             fusion=Weighted(),
             quorum=0.5,
         )
-        assert isinstance(served, Fused)
+        assert isinstance(served, FusedGroup)
         np.testing.assert_allclose(ours, served.rewards, atol=1e-9)
 
 

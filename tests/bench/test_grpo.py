@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 
 from tests.reward import reward_kit as kit
 from tests.router.planted import picture
-from tests.router.test_worker import all_of, count, rollout
+from tests.router.test_reward_stage import all_of, count, rollout
 
 pytestmark = pytest.mark.anyio
 

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _finished_run(running: Stack) -> str:
-    """The newest run that went to its end."""
+    """Return the newest finished run."""
     with running.http("control") as http:
         newest_first = http.get("/v1/runs").raise_for_status().json()
     return str(next(run["id"] for run in newest_first if run["state"] == "finished"))
@@ -83,12 +83,12 @@ async def _settled(page: Page, place: str) -> None:
     await page.evaluate("place => { location.hash = place }", place)
     await page.locator("main canvas, main article img, main meter").first.wait_for()
     if place.endswith("/clients"):
-        await page.get_by_role("cell", name="closed").first.wait_for()  # what the router knows
+        await page.get_by_role("cell", name="closed").first.wait_for()  # from the router
     await page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def _save(path: Path, content: bytes) -> None:
-    """A palette is enough, and keeps the repository small."""
+    """Save with a palette, which is enough and keeps the repository small."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(content)) as image:
         image.convert("RGB").quantize(kmeans=3).save(path, optimize=True)

@@ -1,4 +1,4 @@
-"""The real run-control process with runs that a worker told of, and pages of a real browser that look at it."""
+"""The real run-control process with runs of a scripted worker, and pages of a real browser on it."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ CALIBRATION = {
     "pair_accuracy_interval": [0.8, 0.9],
     "pairs": 120,
 }
-_TOLD_S = 240.0
+_ARRIVAL_S = 240.0
 """Each event is a transaction on the disk; a busy one takes long."""
 
 
 def installed() -> str | None:
-    """The Chromium of this machine."""
+    """Return the Chromium of this machine, if any."""
     return next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 
 def write_tokens(folder: Path) -> Path:
-    """One token of each scope; that of scope ``client`` is the client ``detail``'s."""
+    """Write one token of each scope; that of scope ``client`` belongs to the client ``detail``."""
     names = {scope: "detail" if scope == "client" else scope for scope in TOKENS}
     path = folder / "tokens.json"
     rows = [{"name": names[scope], "scope": scope, "sha256": hash_token(token)} for scope, token in TOKENS.items()]
@@ -54,7 +54,7 @@ def write_tokens(folder: Path) -> Path:
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """Run control looks at the names of a checkpoint's files only."""
+    """Write empty files: run control checks the names of a checkpoint's files only."""
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
         (folder / name).touch()
@@ -63,7 +63,7 @@ def write_checkpoint(folder: Path) -> Path:
 
 @dataclass
 class Site:
-    """Run control, and who works on its runs."""
+    """Run control, and the scripted workers of its runs."""
 
     processes: Processes
     redis: Redis
@@ -75,30 +75,30 @@ class Site:
         async with httpx.AsyncClient(base_url=self.processes.address, headers=bearer("admin"), timeout=30) as client:
             yield client
 
-    async def begin(self, name: str, steps: int, told: int) -> str:
-        """A run of ``steps`` steps, the first ``told`` of which are done."""
+    async def begin(self, name: str, steps: int, done: int) -> str:
+        """Create a run of ``steps`` steps, the first ``done`` of which are finished."""
         model = self.folder / "checkpoint"
         prompts = self.folder / "prompts.jsonl"
         spec = make_spec(model, prompts, name=name, steps=steps)
         async with self.http() as http:
             run = await create(http, spec)
             self.workers[run] = Worker(self.redis, run, (await claim(http))["attempt"])
-        await self.tell(run, 1, told)
+        await self.report(run, 1, done)
         return run
 
-    async def tell(self, run: str, first: int, last: int, *, arrives: bool = True) -> None:
-        """Steps with all that comes with them; ``arrives``: wait until run control has them."""
+    async def report(self, run: str, first: int, last: int, *, arrives: bool = True) -> None:
+        """Report steps with samples, evaluations and checkpoints; ``arrives``: wait until run control has them."""
         worker = self.workers[run]
         for step in range(first, last + 1):
-            await worker.tell("samples", step, story.samples(step))
-            await worker.tell("step", step, story.step_data(step))
+            await worker.report("samples", step, story.samples(step))
+            await worker.report("step", step, story.step_data(step))
             if step % 10 == 0:
-                await worker.tell("evaluation", step, story.evaluation(step))
-                await worker.tell("checkpoint", step, {"path": f"/runs/{run}/checkpoints/{step}", "seconds": 1.2})
-        await worker.tell("weights", last, {"version": last})
+                await worker.report("evaluation", step, story.evaluation(step))
+                await worker.report("checkpoint", step, {"path": f"/runs/{run}/checkpoints/{step}", "seconds": 1.2})
+        await worker.report("weights", last, {"version": last})
         if arrives:
             async with self.http() as http:
-                await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == last, _TOLD_S)
+                await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == last, _ARRIVAL_S)
 
     def address(self, place: str = "/") -> str:
         return f"{self.processes.address}/#{place}"
@@ -106,7 +106,7 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def site(folder: Path, redis_url: str) -> AsyncIterator[Site]:
-    """Run control on ``folder``, and a router with the clients of the story."""
+    """Start run control on ``folder``, and a router with the clients of the story."""
     write_checkpoint(folder / "checkpoint")
     write_prompts(folder, 4)
     processes = Processes(folder / "runs", write_tokens(folder), redis_url, folder)
@@ -125,7 +125,7 @@ async def site(folder: Path, redis_url: str) -> AsyncIterator[Site]:
 
 
 async def _enrol(endpoints: Endpoints, router: str) -> None:
-    """The clients of the story, one of them paused, and one that takes no part in any run."""
+    """Enrol the clients of the story, one of them paused, and one that takes no part in any run."""
     async with httpx.AsyncClient(base_url=router, headers=bearer("admin"), timeout=30) as http:
         for name in (*story.CLIENTS, "newcomer"):
             endpoint = endpoints.endpoint(name)
@@ -147,10 +147,10 @@ async def browser(executable: str) -> AsyncIterator[Browser]:
 
 @contextlib.asynccontextmanager
 async def signed_in(context: BrowserContext, site: Site, scope: str) -> AsyncIterator[Page]:
-    """A page that came in by an address with the token of ``scope``.
+    """Open a page by an address with the token of ``scope``.
 
     Raises:
-        AssertionError: the page had an error, or did what its policy forbids.
+        AssertionError: an error of the page, or a violation of its content security policy.
     """
     context.set_default_timeout(_SLOW_MS)
     page = await context.new_page()

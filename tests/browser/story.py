@@ -1,4 +1,4 @@
-"""What a training process would tell of a plausible run: three clients, three domains, pictures, an alert."""
+"""Events of a plausible run: three clients, three domains, pictures, an alert."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHARES = {"waiting": 0.9, "processing": 0.2, "forward_backward": 1.0, "optimise
 
 
 def step_data(step: int) -> dict[str, Any]:
-    """Metrics of a step, as ``mor_trainer.loop`` tells them."""
+    """Return the metrics of a step, as a training process reports them."""
     chance = random.Random(step)
     risen = 1 - math.exp(-step / 40)
     weights = {domain: _weights(domain, risen, chance) for domain in CLIENTS}
@@ -59,7 +59,7 @@ def step_data(step: int) -> dict[str, Any]:
 
 
 def _weights(domain: str, risen: float, chance: random.Random) -> dict[str, float]:
-    """The client of the domain earns most of the weight."""
+    """Return weights that favour the client of the domain more and more."""
     mass = {name: math.exp((2.2 * risen if name == domain else 0.0) + chance.gauss(0, 0.05)) for name in CLIENTS}
     return {name: value / sum(mass.values()) for name, value in mass.items()}
 
@@ -71,7 +71,7 @@ def evaluation(step: int) -> dict[str, Any]:
 
 
 def samples(step: int) -> dict[str, Any]:
-    """A group of the step with its picture."""
+    """Return a sample group of the step with its picture."""
     content = _picture(step)
     digest = hashlib.sha256(content).hexdigest()
     rewards = [0.9, 1.2, -0.8, -1.3]

@@ -1,4 +1,4 @@
-"""What is served is what the sources say."""
+"""The committed build of the dashboard, and its delivery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboard in a headless Chromium, on the real run-control process and a history made by a worker's events."""
+"""The dashboard in a headless Chromium, on the real run-control process with a scripted worker's history."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_the_token_leaves_the_address_and_runs_are_listed(viewer: Page, ru
     await expect(viewer.get_by_role("heading", name=run, level=1)).to_be_focused()
 
 
-async def test_charts_are_drawn_for_each_figure(viewer: Page, run: str) -> None:
+async def test_every_metric_with_values_has_a_chart(viewer: Page, run: str) -> None:
     await go(viewer, f"/runs/{run}")
     for title in CHARTS:
         figure = viewer.get_by_role("figure", name=title, exact=True)
@@ -72,9 +72,9 @@ async def test_a_step_shows_as_it_happens(viewer: Page, control: Site) -> None:
     await go(viewer, f"/runs/{run}")
     figure = viewer.get_by_role("figure", name="Reward", exact=True)
     await expect(figure).to_contain_text("step 3")
-    await control.tell(run, 4, 4)
+    await control.report(run, 4, 4)
     await expect(figure).to_contain_text("step 4")
-    await expect(viewer.get_by_role("region", name="How it stands")).to_contain_text("4 of 20")
+    await expect(viewer.get_by_role("region", name="State of the run")).to_contain_text("4 of 20")
     await expect(viewer).to_have_title(f"20 % running · {run} · MoR")
 
 
@@ -85,9 +85,9 @@ async def test_a_restart_leaves_no_gap(viewer: Page, control: Site) -> None:
     [serving] = control.processes.running("mor-trainer")
     serving.send_signal(signal.SIGKILL)
     await expect(viewer.get_by_role("alert")).to_contain_text("Not live")
-    await control.tell(run, 4, 9, arrives=False)
+    await control.report(run, 4, 9, arrives=False)
     control.processes.serve()
-    await control.tell(run, 10, 12)
+    await control.report(run, 10, 12)
     await expect(viewer.get_by_text("live", exact=True)).to_be_visible()
     await expect(viewer.get_by_role("figure", name="Reward", exact=True)).to_contain_text("step 12")
     assert await table_of(viewer, "Reward") == list(range(1, 13))
@@ -97,8 +97,8 @@ async def test_steps_that_a_resumed_run_lost_leave_the_charts(viewer: Page, cont
     run = await control.begin("resumed", 20, 6)
     await go(viewer, f"/runs/{run}")
     await expect(viewer.get_by_role("figure", name="Reward", exact=True)).to_contain_text("step 6")
-    await control.workers[run].tell("state", 4, {"name": "resumed", "from_step": 4})
-    await control.tell(run, 5, 5)
+    await control.workers[run].report("state", 4, {"name": "resumed", "from_step": 4})
+    await control.report(run, 5, 5)
     await expect(viewer.get_by_role("figure", name="Reward", exact=True)).to_contain_text("step 5")
     assert await table_of(viewer, "Reward") == [1, 2, 3, 4, 5]
 
@@ -121,7 +121,7 @@ async def test_a_chart_is_read_and_zoomed_by_keys(viewer: Page, run: str) -> Non
     await expect(viewer.get_by_role("button", name="Show everything")).to_be_hidden()
 
 
-async def test_a_sample_shows_its_picture_and_what_made_its_advantage(viewer: Page, run: str) -> None:
+async def test_a_sample_shows_picture_scores_and_advantage(viewer: Page, run: str) -> None:
     await go(viewer, f"/runs/{run}/samples")
     group = viewer.get_by_role("article")
     await expect(group.get_by_role("img")).to_have_js_property("naturalWidth", 192)
@@ -143,7 +143,7 @@ async def test_clients_show_weights_failures_and_their_latest_answer(viewer: Pag
     await expect(row).to_contain_text("circuit open: five calls in a row failed")
 
 
-async def test_clients_show_what_the_router_knows_of_them(viewer: Page, run: str) -> None:
+async def test_clients_show_their_state_at_the_router(viewer: Page, run: str) -> None:
     await go(viewer, f"/runs/{run}/clients")
 
     def row(name: str) -> Locator:
@@ -173,7 +173,7 @@ async def test_an_alert_appears_and_is_acknowledged(admin: Page, control: Site) 
     run = await control.begin("alerted", 20, 2)
     await go(admin, f"/runs/{run}/alerts")
     await expect(admin.get_by_text("Nothing needs attention.")).to_be_visible()
-    await control.workers[run].tell("alert", 2, {"name": "non_finite", "reason": "1 update was left out"})
+    await control.workers[run].report("alert", 2, {"name": "non_finite", "reason": "1 update was left out"})
     await expect(admin.get_by_role("navigation", name="Parts of the run")).to_contain_text("1 open")
     await admin.get_by_label("Note for colleagues").fill("smaller lr")
     await admin.get_by_role("button", name="Acknowledge non finite").click()
@@ -182,10 +182,10 @@ async def test_an_alert_appears_and_is_acknowledged(admin: Page, control: Site) 
     await expect(admin.get_by_text("smaller lr")).to_be_visible()
 
 
-async def test_a_page_that_gets_no_answer_says_so_and_keeps_trying(viewer: Page, run: str) -> None:
+async def test_a_lost_connection_is_shown_and_retried(viewer: Page, run: str) -> None:
     await expect(viewer.get_by_role("link", name=run)).to_be_visible()
     await viewer.route("**/v1/**", lambda route: route.abort())
-    await expect(viewer.get_by_role("alert")).to_contain_text("run control gives no answer")
+    await expect(viewer.get_by_role("alert")).to_contain_text("run control does not answer")
     await expect(viewer.get_by_role("link", name=run), "what was read stays").to_be_visible()
     await viewer.unroute("**/v1/**")
     await expect(viewer.get_by_role("alert")).to_have_count(0)
@@ -210,7 +210,7 @@ async def test_a_client_sees_its_own_figures_only(client: Page, run: str) -> Non
             await expect(named, f"{other} at {tab}").to_have_count(0)
 
 
-async def test_a_wrong_token_is_told_and_asked_again(context: BrowserContext, control: Site, run: str) -> None:
+async def test_a_wrong_token_is_refused_and_asked_for_again(context: BrowserContext, control: Site, run: str) -> None:
     page = await context.new_page()
     await page.goto(control.address("token=wrong"))
     await expect(page.get_by_role("alert")).to_contain_text("unknown bearer token")
@@ -219,14 +219,14 @@ async def test_a_wrong_token_is_told_and_asked_again(context: BrowserContext, co
     await expect(page.get_by_role("link", name=run)).to_be_visible()
 
 
-async def test_an_unknown_run_and_an_unknown_page_are_told(viewer: Page) -> None:
+async def test_an_unknown_run_and_an_unknown_page_are_reported(viewer: Page) -> None:
     await go(viewer, "/runs/nope")
     await expect(viewer.get_by_role("alert")).to_contain_text("no run 'nope'")
     await go(viewer, "/nowhere")
     await expect(viewer.get_by_role("heading", name="No such page")).to_be_visible()
 
 
-async def test_an_address_that_changes_before_the_page_listens_is_heeded(viewer: Page) -> None:
+async def test_an_address_that_changes_while_the_page_loads_is_followed(viewer: Page) -> None:
     await viewer.add_init_script("""
         const listen = window.addEventListener;
         window.addEventListener = function (kind, ...rest) {
@@ -238,7 +238,7 @@ async def test_an_address_that_changes_before_the_page_listens_is_heeded(viewer:
     await expect(viewer.get_by_role("heading", name="No such page")).to_be_visible()
 
 
-async def test_it_is_small_and_asks_nobody_else(context: BrowserContext, control: Site, run: str) -> None:
+async def test_the_page_is_small_and_calls_run_control_only(context: BrowserContext, control: Site, run: str) -> None:
     replies: list[Response] = []
 
     def keep(reply: Response) -> None:
@@ -266,8 +266,8 @@ async def test_axe_finds_no_serious_problem(chromium: Browser, control: Site, ru
             serious = [
                 problem for problem in found.response["violations"] if problem["impact"] in ("serious", "critical")
             ]
-            told = [(p["id"], [node["html"][:200] for node in p["nodes"]][:3]) for p in serious]
-            assert not serious, (place, told)
+            problems = [(p["id"], [node["html"][:200] for node in p["nodes"]][:3]) for p in serious]
+            assert not serious, (place, problems)
     await context.close()
 
 

@@ -162,7 +162,7 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
         (("run", "create", "--set", "name=x"), Exit.usage, "model: Field required"),
         (("run", "create", "--set", "name=x", "--set", "model=/m", "--set", "prompts=/p"), Exit.refused, "no folder"),
         (("client", "enrol", "x", "--url", "http://x", "--secret-file", "/none"), Exit.usage, "makes one"),
-        (("objective", "fit", "nope"), Exit.not_found, "POST /v1/objectives makes one"),
+        (("objective", "fit", "nope"), Exit.not_found, "POST /v1/objectives creates one"),
         (("objective", "anchors", "nope", "/none.jsonl"), Exit.usage, "/none.jsonl"),
         (("dead", "list", "nope"), Exit.not_found, "no run"),
         (("alert", "acknowledge", "999"), Exit.not_found, "no alert 999"),

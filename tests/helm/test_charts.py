@@ -20,7 +20,7 @@ from mor_core.auth import hash_token
 from mor_core.settings import unknown_variables
 from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
-from mor_router.clients.secret_store import Vault
+from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_trainer.config import ControlSettings, WorkerSettings
 from prometheus_client import REGISTRY
@@ -291,7 +291,7 @@ def test_generated_tokens_are_those_of_the_tokens_file() -> None:
     }
     keys = {"operator": "admin-token", "mor": "service-token", "dashboard": "dashboard-token"}
     assert all(rows[name]["sha256"] == hash_token(secret[key]) for name, key in keys.items())
-    Vault(SecretStr(secret["secret-key"]))  # raises for what is no key
+    SecretStore(SecretStr(secret["secret-key"]))  # raises for what is no key
 
 
 @pytest.mark.parametrize(

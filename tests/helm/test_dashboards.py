@@ -1,4 +1,4 @@
-"""Grafana dashboards: what the generator makes, and that every panel finds something, by promtool."""
+"""Grafana dashboards: the committed files, and a series for every panel, by promtool."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def panels(file: Path) -> list[dict[str, Any]]:
 
 
 def label_names() -> dict[str, tuple[str, ...]]:
-    """Of every series that a service may have."""
+    """Return the labels of every series that a service may have."""
     found = {"up": ()}
     for module in (mor_rollout.metrics, mor_router.metrics, mor_trainer.metrics):
         for value in vars(module).values():
@@ -55,7 +55,7 @@ def label_names() -> dict[str, tuple[str, ...]]:
 
 
 def series() -> list[dict[str, str]]:
-    """A rising value for each of them; for a histogram two buckets."""
+    """Return a rising series for each metric; two buckets for a histogram."""
     found = []
     for name, own in label_names().items():
         for bound in ("1", "+Inf") if "le" in own else ("",):
@@ -66,11 +66,11 @@ def series() -> list[dict[str, str]]:
 
 
 def filled(expression: str) -> str:
-    """With Grafana's variables put in, as Grafana does."""
+    """Replace Grafana's variables, as Grafana does."""
     return expression.replace("$__rate_interval", "5m").replace("$namespace", "mor").replace("$run", "r")
 
 
-def test_the_files_are_what_the_generator_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_committed_files_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     made = generator(monkeypatch).dashboards()
     assert {file.name for file in FILES} == set(made) and len(made) >= 2
     for file in FILES:
@@ -78,7 +78,7 @@ def test_the_files_are_what_the_generator_makes(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_promtool
-def test_every_panel_finds_series(tmp_path: Path) -> None:
+def test_every_panel_has_series(tmp_path: Path) -> None:
     expressions = sorted({filled(t["expr"]) for file in FILES for panel in panels(file) for t in panel["targets"]})
     assert len(expressions) > 50
     cases = [
@@ -97,7 +97,7 @@ def test_every_panel_finds_series(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_panels_can_be_told_apart(file: Path) -> None:
+def test_panels_and_their_lines_are_distinct(file: Path) -> None:
     board = json.loads(file.read_text())
     numbers = [panel["id"] for panel in board["panels"]]
     assert len(set(numbers)) == len(numbers)

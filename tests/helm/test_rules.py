@@ -57,12 +57,12 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     ),
     "MorPromptsBeyondAnchors": (
         {
-            "mor_router_beyond_anchors_ratio_sum": "0+7x90",
-            "mor_router_beyond_anchors_ratio_count": "0+10x90",
+            "mor_router_ood_score_ratio_sum": "0+7x90",
+            "mor_router_ood_score_ratio_count": "0+10x90",
         },
         {
-            "mor_router_beyond_anchors_ratio_sum": "0+1x90",
-            "mor_router_beyond_anchors_ratio_count": "0+10x90",
+            "mor_router_ood_score_ratio_sum": "0+1x90",
+            "mor_router_ood_score_ratio_count": "0+10x90",
         },
         "60m",
     ),

@@ -14,7 +14,7 @@ from mor_core.blobs import Blobs
 from mor_core.settings import StreamSettings
 from mor_core.streams import Consumer, Streams, active_runs, announce, connect
 from mor_core.wire import EventRecord
-from mor_router.clients.registry import Registry
+from mor_router.clients.registry import ClientRegistry
 from mor_router.store import key
 from pydantic import SecretStr
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
@@ -73,7 +73,7 @@ async def test_mor_may_do_all_that_it_does_and_nothing_besides(url: str) -> None
     blobs = Blobs(redis, "r")
     await blobs.get(await blobs.put(b"picture", "g"))
     await blobs.release("g")
-    assert await Registry(redis).all() == []
+    assert await ClientRegistry(redis).all() == []
     async with redis.lock(key("leader", "test"), timeout=5):
         pass
     assert (await redis.info("server"))["run_id"]

@@ -21,7 +21,7 @@ from mor_rollout import environment
 from mor_rollout.app import create_app
 from mor_rollout.engines.vllm import arguments
 from mor_trainer.config import WorkerSettings
-from mor_trainer.weights.broadcast import Broadcast
+from mor_trainer.weights.broadcast import WeightBroadcast
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
@@ -133,7 +133,7 @@ def status(address: str) -> dict[str, Any]:
 async def test_broadcast_weights_are_sampled_from(
     address: str, trainer: WorkerSettings, run: Run, reference: Reference, publisher: Publisher, tied: Path
 ) -> None:
-    broadcast = Broadcast(trainer, run.name, str(tied))
+    broadcast = WeightBroadcast(trainer, run.name, str(tied))
     for version in (1, 2):
         tensors = moved(base_tensors(tied), version, "text_model")
         await asyncio.to_thread(broadcast.send, version, tensors)
@@ -158,7 +158,7 @@ async def test_a_restarted_trainer_makes_a_new_group(
 ) -> None:
     tensors = moved(base_tensors(tied), 1, "text_model")
     for version in (1, 2):
-        broadcast = Broadcast(trainer, run.name, str(tied))
+        broadcast = WeightBroadcast(trainer, run.name, str(tied))
         await asyncio.to_thread(broadcast.send, version, tensors)
         broadcast.close()
     assert status(address)["weights_version"] == 2
@@ -173,7 +173,7 @@ async def test_damaged_tensors_are_refused_and_the_previous_version_stays(
     tensors = moved(base_tensors(tied), 2, "text_model")
     name = next(name for name in tensors if "q_proj" in name)
     gloo.GlooTrainer.damage = staticmethod(lambda sent, tensor: tensor * 2 if sent == name else tensor)
-    broadcast = Broadcast(trainer, run.name, str(tied))
+    broadcast = WeightBroadcast(trainer, run.name, str(tied))
     try:
         with pytest.raises(Unavailable, match=f"tensor '{name}' was not received as it was sent"):
             await asyncio.to_thread(broadcast.send, 2, tensors)

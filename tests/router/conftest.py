@@ -1,4 +1,4 @@
-"""A router as users have it: the real app with its lifespan, a real Valkey, real reward services over loopback."""
+"""Fixtures of a router: the real app with its lifespan, a real Valkey, real reward services over loopback."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def eventually(check: Callable[[], Awaitable[bool]], within_s: float = 10)
 
 
 class Api:
-    """The router's API in the hands of its users."""
+    """Calls to the router's API."""
 
     def __init__(self, http: httpx.AsyncClient, router: Router) -> None:
         self.http = http
@@ -87,7 +87,7 @@ class Api:
         return enrolled
 
     async def reward(self, *responses: str, text: str = "What is it?", **more: Any) -> dict[str, Any]:
-        """The reward of one group."""
+        """Request the reward of one group."""
         item = {"item_id": "g", "messages": [{"role": "user", "content": text}], "responses": responses, **more}
         answer = await self.ok("POST", "/v1/reward", {"items": [item]}, token=TOKENS["service"])
         found = answer["items"][0]
@@ -100,7 +100,7 @@ Start = Callable[..., AbstractAsyncContextManager[Api]]
 
 @pytest.fixture
 def start(settings: RouterSettings) -> Start:
-    """Start a router, with other settings if need be."""
+    """Return a function that starts a router with changed settings."""
 
     @asynccontextmanager
     async def run(policy: EgressPolicy | None = None, **changes: Any) -> AsyncIterator[Api]:

@@ -1,4 +1,4 @@
-"""Reward services for tests: one real uvicorn server on loopback, honest, broken and hostile clients side by side."""
+"""Reward services for tests, honest, broken and hostile, on one real uvicorn server on loopback."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Score = Callable[[dict[str, Any], str], float]
 
 
 def words(item: dict[str, Any]) -> str:
-    """All text of an item's messages."""
+    """Return all text of an item's messages."""
     parts = [m["content"] if isinstance(m["content"], list) else [{"text": m["content"]}] for m in item["messages"]]
     return " ".join(part.get("text", "") for content in parts for part in content)
 
 
 def noise(*key: str) -> float:
-    """A number in [-1, 1) that depends on ``key`` only."""
+    """Return a number in [-1, 1) that depends on ``key`` only."""
     return int(hashlib.sha256("|".join(key).encode()).hexdigest()[:8], 16) / 2**31 - 1
 
 
 def quality(response: str) -> float:
-    """The number that a test response carries: ``answer 3.5``."""
+    """Return the number in a test response, such as ``answer 3.5``."""
     found = re.search(r"-?\d+(\.\d+)?", response)
     return float(found.group()) if found else 0.0
 
@@ -47,7 +47,7 @@ def honest(item: dict[str, Any], response: str) -> float:
 
 
 class Endpoint:
-    """A reward service that a test can watch and break while it runs."""
+    """Reward service that a test can observe and break while it runs."""
 
     def __init__(self, url: str, score: Score = honest) -> None:
         self.url = url
@@ -131,7 +131,7 @@ class Endpoint:
 
 
 class Chat:
-    """An OpenAI-compatible service, or a rollout service: ``reply`` makes the texts of a request's choices."""
+    """OpenAI-compatible service, or rollout service: ``reply`` makes the texts of a request's choices."""
 
     def __init__(self, url: str, reply: Callable[[dict[str, Any]], list[str]]) -> None:
         self.url = url
@@ -152,7 +152,7 @@ class Chat:
 
 
 def python_json(document: Any) -> bytes:
-    """JSON as Python's encoder writes it, NaN and Infinity included."""
+    """Encode as JSON the way Python does, including NaN and Infinity."""
     return json.dumps(document).encode()
 
 
@@ -174,7 +174,7 @@ def unavailable(_: dict[str, Any]) -> Response:
 
 
 class Flood:
-    """Ten gigabytes of answer, and how much of it was really taken."""
+    """Response of ten gigabytes that counts the bytes that were taken."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -184,7 +184,7 @@ class Flood:
             for _ in range(10 << 10):
                 self.sent += 1 << 20
                 yield b" " * (1 << 20)
-                await asyncio.sleep(0)  # lets the server see that nobody listens any more
+                await asyncio.sleep(0)  # lets the server notice that the connection is closed
 
         return StreamingResponse(body(), media_type="application/json")
 
@@ -198,7 +198,7 @@ def never(_: dict[str, Any]) -> Response:
 
 
 class Endpoints:
-    """The server; ``endpoint`` adds a reward service to it."""
+    """Server of the reward services; ``endpoint`` adds one."""
 
     def __init__(self) -> None:
         self.app = FastAPI()
@@ -237,7 +237,7 @@ class Endpoints:
 
 @contextlib.contextmanager
 def resetting() -> Iterator[str]:
-    """A server that takes a connection and resets it."""
+    """Run a server that accepts connections and resets them."""
     stop = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.1)

@@ -1,5 +1,8 @@
-"""Clients that mean harm or are broken, beside honest experts of each kind of question, through a whole life: fits on
-fresh anchors, live traffic in between, and in the end the same held-out groups for everybody."""
+"""Hostile and broken clients beside honest experts, through a router's whole life.
+
+A life is a sequence of fits on fresh anchors with live traffic in between; all scenarios end with the same held-out
+groups.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,22 @@ _HELD_OUT_FROM = 500_000
 
 
 def knowing(item: dict[str, Any], response: str) -> float:
-    """Knows all kinds of questions as well as each expert knows its own."""
+    """Score all kinds of questions as well as each expert scores its own."""
     return quality(response) + 1.5 * noise("knowing", words(item), response)
 
 
 def inflating() -> Score:
-    """Likes what it likes, and says so a thousand times louder than anybody."""
+    """Make a client that scores by taste, on a scale a thousand times larger than any other."""
     return lambda item, response: 1000 * noise("taste", words(item), response)
 
 
 def shifting() -> Score:
-    """The same, on a level that jumps by a million from group to group."""
+    """Make a client that scores by taste, on a level that jumps by a million from group to group."""
     return lambda item, response: 1e6 * noise("level", words(item)) + noise("taste", words(item), response)
 
 
 def flipping() -> Score:
-    """Says the opposite of what it knows."""
+    """Make a client that scores the opposite of what it knows."""
     return lambda item, response: -knowing(item, response)
 
 
@@ -48,18 +51,18 @@ def constant() -> Score:
 
 
 def unsteady() -> Score:
-    """Another number at each question, even for the same response."""
+    """Make a client that gives another number at each call, even for the same response."""
     turn = itertools.count()
     return lambda item, response: noise(str(next(turn)))
 
 
 def two_faced() -> Score:
-    """Honest about what looks like an anchor shown at a fit, a pair of responses, and hostile about all else."""
+    """Make a client that is honest about pairs, which look like anchors shown at a fit, and hostile about all else."""
     shown: set[str] = set()
 
     def score(item: dict[str, Any], response: str) -> float:
         if len(item["responses"]) == 2:
-            shown.add(words(item))  # and it knows the question again
+            shown.add(words(item))  # so that it recognises the question later
         return knowing(item, response) * (1 if words(item) in shown else -1)
 
     return score
@@ -78,18 +81,18 @@ HOSTILE: dict[str, tuple[Callable[[], Score], ...]] = {
 
 
 def slow(endpoint: Endpoint) -> None:
-    """Honest, and slower than any deadline here."""
+    """Make an honest client slower than any deadline here."""
     endpoint.delay_s = 30
 
 
 def flaky(endpoint: Endpoint) -> None:
-    """Honest, and fails at three of ten calls."""
+    """Make an honest client fail at three of ten calls."""
     luck = random.Random(0)
     endpoint.sometimes = lambda: JSONResponse({"detail": "out of memory"}, 500) if luck.random() < 0.3 else None
 
 
 BROKEN: dict[str, Callable[[Endpoint], None]] = {"slow": slow, "flaky": flaky}
-"""Scenario -> what becomes of a further expert after the first fit."""
+"""Scenario -> change to a further expert after the first fit."""
 
 
 class Caller(Protocol):
@@ -100,39 +103,41 @@ class Caller(Protocol):
     async def upload(self, name: str, content: bytes) -> None: ...
 
     async def settled(self) -> None:
-        """Wait for the anchors that are still to be asked."""
+        """Wait for the honeypot calls that are still to come."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a life is."""
+    """Length of a life."""
 
     refits: int = 5
     anchors: int = 180
-    """Fresh ones for each fit."""
+    """Fresh anchors for each fit."""
     calls: int = 12
-    """Of live traffic between two fits, with 8 groups of 4 responses each."""
+    """Calls of live traffic between two fits, each with 8 groups of 4 responses."""
     held_out: int = 240
-    """Groups of 8 responses that everybody is measured on, after the last fit."""
+    """Groups of 8 responses after the last fit, on which all clients are measured."""
 
 
 @dataclass
 class Outcome:
+    """Measurements of a life."""
+
     accuracy: float = 0.0
     """Share of the pairs within held-out groups that the reward ranks as the truth does."""
     weights: dict[str, float] = field(default_factory=dict)
     """Mean weight in held-out groups, by client."""
     states: dict[str, str] = field(default_factory=dict)
     accuracy_by_round: list[float] = field(default_factory=list)
-    """The same in the traffic after each fit."""
+    """The accuracy in the traffic after each fit."""
     lost: int = 0
     """Groups without a reward after three attempts."""
     call_seconds: list[float] = field(default_factory=list)
-    """Of each call of live traffic."""
+    """Duration of each call of live traffic."""
 
 
 async def live_through(api: Caller, endpoints: Endpoints, scenario: str, plan: Plan) -> Outcome:
-    """A router's life with honest experts and what ``scenario`` adds; ``clean`` adds nothing."""
+    """Run a router's life with honest experts and the clients of ``scenario``; ``clean`` adds none."""
     made = {name: endpoints.endpoint(name, specialist(kind, salt=salt)) for name, (kind, salt) in EXPERTS.items()}
     for index, build in enumerate(HOSTILE.get(scenario, ())):
         made[f"bad-{index}"] = endpoints.endpoint(f"bad-{index}", build())
@@ -165,7 +170,7 @@ async def live_through(api: Caller, endpoints: Endpoints, scenario: str, plan: P
 async def _ask(
     api: Caller, outcome: Outcome, first: int, *, count: int, size: int
 ) -> list[tuple[list[float], dict[str, Any] | None]]:
-    """One call of live traffic: true qualities and the answer for each group; ``None`` where it was lost."""
+    """Make one call of live traffic; return each group's true qualities and its reward, ``None`` where it was lost."""
     qualities = np.random.default_rng(first)
     items: list[dict[str, Any]] = []
     images: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Three kinds of questions and three clients, each of which knows one kind and misleads on the other two."""
+"""Planted truth: three kinds of questions, and clients that each know one kind and mislead on the other two."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLOURS = {"chart": "white", "medical": "black", "detail": "green"}
 
 
 def specialist(kind: str, scale: float = 1.0, shift: float = 0.0, salt: str = "") -> Score:
-    """Ranks its own kind well and the others by the opposite; its errors are its own by ``salt``."""
+    """Make a client that ranks its own kind well and the others in reverse; ``salt`` makes its errors independent."""
 
     def score(item: dict[str, Any], response: str) -> float:
         known = KINDS[kind].split(":")[0] in words(item)
@@ -41,7 +41,7 @@ def picture(kind: str, index: int) -> bytes:
 
 
 def question(kind: str, index: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Messages of a question with a picture, and the picture in base64 by hash."""
+    """Return the messages of a question with a picture, and the picture in base64 by hash."""
     content = picture(kind, index)
     digest = sha256(content)
     parts = [
@@ -52,8 +52,10 @@ def question(kind: str, index: int) -> tuple[list[dict[str, Any]], dict[str, str
 
 
 def rows(count: int, *, images: bool = True, seed: int = 11, start: int = 0) -> list[dict[str, Any]]:
-    """Preference rows in the columns of ``mor.prefs/1``, on the questions from number ``start`` on; the number in a
-    response is its true quality."""
+    """Make preference rows in the columns of ``mor.prefs/1``, on the questions from number ``start`` on.
+
+    The number in a response is its true quality.
+    """
     random = np.random.default_rng(seed)
     kinds = list(KINDS)
     made = []

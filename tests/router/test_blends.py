@@ -1,4 +1,4 @@
-"""Objectives that pull apart: weights follow what is asked, in any wording, and blends are sums."""
+"""Conflicting objectives: weights follow the requested objective in any wording, and blends are sums."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import Endpoints
 from tests.router.planted import jsonl
-from tests.router.test_worker import all_of, count, rollout
+from tests.router.test_reward_stage import all_of, count, rollout
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ _SYNONYMS = (
 
 @pytest.fixture(scope="session")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence encoder that knows synonyms: one embedding for each meaning, averaged over the words."""
+    """Make a sentence encoder that knows synonyms: one embedding for each meaning, averaged over the words."""
     folder = tmp_path_factory.mktemp("text")
     words = {word: meaning for meaning, group in enumerate(_SYNONYMS) for word in group.split()}
     vocabulary = {"[UNK]": 0, **{word: place for place, word in enumerate(words, 1)}}
@@ -71,7 +71,7 @@ def short(item: dict[str, Any], response: str) -> float:
 
 
 def anchors(objective: str) -> bytes:
-    """The same questions and answers under both objectives; what is preferred is the opposite."""
+    """Make anchors with the same questions and answers for both objectives, and opposite preferences."""
     random = np.random.default_rng(7)
     made = []
     for index in range(48):
@@ -111,15 +111,15 @@ async def rewarded(api: Api, objective: Any, **body: Any) -> dict[str, Any]:
     return found
 
 
-async def test_one_input_is_weighed_by_the_objective_in_any_wording(
+async def test_weights_follow_the_objective_in_any_wording(
     start: Start, endpoints: Endpoints, text_model: Path
 ) -> None:
     async with start(embed_text_model=str(text_model)) as api:
         await conflicting(api, endpoints)
         for client, objective in (("long", "complete"), ("short", "brief")):
-            for asked in (objective, TEXTS[objective], *PARAPHRASES[objective]):
-                shares = await influence(api, asked)
-                assert shares[client] > 0.8, (asked, shares)
+            for wording in (objective, TEXTS[objective], *PARAPHRASES[objective]):
+                shares = await influence(api, wording)
+                assert shares[client] > 0.8, (wording, shares)
             found = await rewarded(api, PARAPHRASES[objective][0])
             best = np.argmax(found["rewards"])
             assert best == {"long": 2, "short": 0}[client]
@@ -134,7 +134,7 @@ async def test_one_input_is_weighed_by_the_objective_in_any_wording(
         assert far["note"].startswith("cold start")
 
 
-async def test_a_paraphrase_makes_a_wording_known(api: Api, endpoints: Endpoints) -> None:
+async def test_an_added_paraphrase_is_recognised(api: Api, endpoints: Endpoints) -> None:
     await conflicting(api, endpoints)
     wording = "Spare no particular whatsoever"
     assert "cold start" in (await rewarded(api, wording))["note"]
@@ -166,17 +166,17 @@ async def test_a_blend_lies_between_its_objectives(api: Api, endpoints: Endpoint
     assert first["long"] < second["long"]
 
 
-async def test_a_blend_goes_through_the_streams_as_it_was_asked(
+async def test_a_blend_passes_through_the_streams_unchanged(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str
 ) -> None:
     blend = {"complete": 0.25, "brief": 0.75}
-    async with start(worker=True, group_attempts=1) as api:
+    async with start(worker=True, quorum_attempts=1) as api:
         await conflicting(api, endpoints)
         await announce(redis, run_name, "model")
         side = Streams(redis, run_name, 256)
-        for name, asked in (("g", blend), ("unknown", {"complete": 0.5, "polite": 0.5})):
+        for name, objective in (("g", blend), ("unknown", {"complete": 0.5, "polite": 0.5})):
             sent = rollout(run_name, name, ("one two", "one two three", "one"))
-            prompt = sent.prompt.model_copy(update={"objective": asked})
+            prompt = sent.prompt.model_copy(update={"objective": objective})
             await side.publish("rollouts", sent.model_copy(update={"prompt": prompt}), timeout_s=5)
         await count(redis, run_name, rollouts=0, rewards=1, dead=1)
         [record] = await all_of(redis, run_name, "rewards")
@@ -185,35 +185,35 @@ async def test_a_blend_goes_through_the_streams_as_it_was_asked(
         assert [(line.name, line.share) for line in record.objectives] == [("brief", 0.75), ("complete", 0.25)]
         assert record.gate_version == record.objectives[0].gate_version
         [letter] = await all_of(redis, run_name, "dead")
-        assert "no objective 'polite', which the blend asks for" in letter.reason
+        assert "no objective 'polite', which the blend names" in letter.reason
         await withdraw(redis, run_name)
 
 
-async def test_clients_are_told_the_whole_blend(api: Api, endpoints: Endpoints) -> None:
+async def test_clients_get_the_whole_blend_as_text(api: Api, endpoints: Endpoints) -> None:
     await conflicting(api, endpoints)
-    listener = endpoints.endpoint("listener")
-    await api.enrol(listener)
+    observer = endpoints.endpoint("observer")
+    await api.enrol(observer)
     await rewarded(api, {"complete": 0.25, "brief": 0.75})
 
-    async def heard() -> bool:
-        return bool(listener.calls)
+    async def called() -> bool:
+        return bool(observer.calls)
 
-    await eventually(heard)  # the reward does not wait for a client without weight
-    assert listener.calls[-1]["items"][0]["objective"] == f"75%: {TEXTS['brief']}\n25%: {TEXTS['complete']}"
+    await eventually(called)  # the reward does not wait for a client without weight
+    assert observer.calls[-1]["items"][0]["objective"] == f"75%: {TEXTS['brief']}\n25%: {TEXTS['complete']}"
 
 
 @pytest.mark.parametrize(
-    ("blend", "says"),
+    ("blend", "expected"),
     [
         ({"complete": 0.5, "brief": 0.6}, "sum to 1, these to 1.1"),
         ({"complete": 1.5, "brief": -0.5}, "objective"),
         ({}, "objective"),
     ],
 )
-async def test_a_blend_that_is_none_is_refused(api: Api, blend: dict[str, float], says: str) -> None:
+async def test_an_invalid_blend_is_refused(api: Api, blend: dict[str, float], expected: str) -> None:
     body = {"messages": [{"role": "user", "content": "?"}], "objective": blend}
     refused = await api.call("POST", "/v1/route", body)
     assert refused.status_code == 422
-    assert says in refused.text
+    assert expected in refused.text
     with pytest.raises(ValidationError, match="objective"):
         RunSpec(name="r", model="m", prompts="p", objective=blend)

@@ -1,4 +1,4 @@
-"""The scripts of the charts' jobs, on services as users have them."""
+"""Scripts of the charts' jobs, run against real services."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HELM = Path(__file__).parent.parent.parent / "helm"
 
 
 class Job:
-    """A job of the chart, its ConfigMap and its Secret in one folder."""
+    """Job of the chart, with its ConfigMap and its Secret in one folder."""
 
     def __init__(self, folder: Path, script: str, **addresses: str) -> None:
         shutil.copytree(HELM / "mor" / "files", folder, dirs_exist_ok=True)
@@ -37,7 +37,7 @@ class Job:
         self._environment |= {"MOR_TIMEOUT_S": "60", "MOR_ADMIN_TOKEN_FILE": str(folder / "admin-token")}
 
     async def run(self, wanted: dict[str, Any]) -> tuple[int, str]:
-        """Exit status, and what it says."""
+        """Run the script; return its exit status and output."""
         (self._folder / "wanted.json").write_text(json.dumps(wanted))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -46,11 +46,11 @@ class Job:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        said, _ = await asyncio.wait_for(process.communicate(), 120)
-        return process.returncode or 0, said.decode()
+        output, _ = await asyncio.wait_for(process.communicate(), 120)
+        return process.returncode or 0, output.decode()
 
 
-async def test_what_is_declared_is_made_once(
+async def test_declared_objectives_and_runs_are_created_once(
     settings: RouterSettings, redis_url: str, tiny_vlm: Path, tmp_path: Path
 ) -> None:
     anchors = tmp_path / "anchors.jsonl"
@@ -62,20 +62,20 @@ async def test_what_is_declared_is_made_once(
     )
     async with served(create_app(settings)) as router, served(create_control(control)) as trainer:
         job = Job(tmp_path / "job", "apply.py", router=router, control=trainer)
-        status, said = await job.run(wanted)
-        assert status == 0, said
-        assert "objective helpful: created" in said
-        assert "objective helpful: 20 anchors" in said
-        assert "queued" in said
+        status, output = await job.run(wanted)
+        assert status == 0, output
+        assert "objective helpful: created" in output
+        assert "objective helpful: 20 anchors" in output
+        assert "queued" in output
         assert await job.run(wanted) == (0, "")
 
         impossible = {"objectives": [{"name": "Not a name", "text": "x"}], "runs": []}
-        status, said = await job.run(impossible)
+        status, output = await job.run(impossible)
         assert status == 1
-        assert "answered 422" in said
+        assert "answered 422" in output
 
 
-async def test_helm_test_tells_a_client_that_does_not_answer(
+async def test_helm_test_names_a_client_that_does_not_answer(
     settings: RouterSettings, endpoints: Endpoints, start: Start, tmp_path: Path
 ) -> None:
     endpoint = endpoints.endpoint("clinic")
@@ -86,11 +86,11 @@ async def test_helm_test_tells_a_client_that_does_not_answer(
     )
     async with served(create_app(settings)) as router, served(create_control(control)) as trainer:
         job = Job(tmp_path / "job", "check.py", router=router, control=trainer)
-        status, said = await job.run({"model": "", "rollout": False})
-        assert status == 0, said
-        assert "control: ready" in said
-        assert "reward of a group of two" in said
+        status, output = await job.run({"model": "", "rollout": False})
+        assert status == 0, output
+        assert "control: ready" in output
+        assert "reward of a group of two" in output
         endpoint.token = "another"
-        status, said = await job.run({"model": "", "rollout": False})
+        status, output = await job.run({"model": "", "rollout": False})
         assert status == 1
-        assert "no reward for a group of two" in said or "do not answer: clinic" in said
+        assert "no reward for a group of two" in output or "do not answer: clinic" in output

@@ -1,4 +1,4 @@
-"""The command line as the platform team types it."""
+"""Command line of the router, as an operator uses it."""
 
 from __future__ import annotations
 
@@ -63,10 +63,12 @@ async def test_state_moves_to_another_server_as_one_file(
         calls = len(endpoint.calls)
         again = await api.ok("POST", "/v1/objectives/helpful/fit")
         assert again["version"] == gate["version"] + 1
-        assert len(endpoint.calls) == calls  # the anchors' scores came along
+        assert len(endpoint.calls) == calls  # the anchors' scores were exported too
 
 
-async def test_a_new_key_takes_over(start: Start, endpoints: Endpoints, redis_url: str) -> None:
+async def test_rekey_encrypts_all_secrets_with_the_first_key(
+    start: Start, endpoints: Endpoints, redis_url: str
+) -> None:
     async with start() as api:
         clinic = endpoints.endpoint("clinic")
         await api.enrol(clinic)
@@ -80,25 +82,25 @@ async def test_a_new_key_takes_over(start: Start, endpoints: Endpoints, redis_ur
     assert "2 secrets" in run("rekey", redis_url=redis_url, secret_key=newer).stdout
 
 
-def test_bad_input_is_told_with_the_cure(tmp_path: Path) -> None:
-    def told(*arguments: str, **variables: str) -> str:
+def test_bad_input_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    def error_of(*arguments: str, **variables: str) -> str:
         environment = {f"MOR_{name.upper()}": value for name, value in variables.items()}
         result = CliRunner().invoke(app, list(arguments), env=environment)
         assert result.exit_code == 2
         return result.stderr
 
-    assert "make a key with 'mor-router key'" in told("serve", secret_key="")
-    assert "MOR_SECRET_KEY" in told("serve", secret_key="abc")
-    assert "quorum: Input should be less than or equal to 1" in told("serve", secret_key=KEY, quorum="2")
-    assert "fusion" in told("serve", secret_key=KEY, fusion='{"kind": "best"}')
+    assert "make a key with 'mor-router key'" in error_of("serve", secret_key="")
+    assert "MOR_SECRET_KEY" in error_of("serve", secret_key="abc")
+    assert "quorum: Input should be less than or equal to 1" in error_of("serve", secret_key=KEY, quorum="2")
+    assert "fusion" in error_of("serve", secret_key=KEY, fusion='{"kind": "best"}')
     (tmp_path / "x.json").write_text('{"clients": 1}')
-    assert "no file of 'mor-router export'" in told("import", str(tmp_path / "x.json"))
-    assert "No such file" in told("import", str(tmp_path / "y.json"))
+    assert "not a file of 'mor-router export'" in error_of("import", str(tmp_path / "x.json"))
+    assert "No such file" in error_of("import", str(tmp_path / "y.json"))
 
 
-def test_serve_says_where_it_listens_and_stops_when_told(redis_url: str, tmp_path: Path) -> None:
+def test_serve_logs_its_address_and_renamed_variables_and_stops_at_sigterm(redis_url: str, tmp_path: Path) -> None:
     port_file = tmp_path / "router.address"
-    environment = {**os.environ, "MOR_SECRET_KEY": KEY, "MOR_REDIS_URL": redis_url}
+    environment = {**os.environ, "MOR_SECRET_KEY": KEY, "MOR_REDIS_URL": redis_url, "MOR_GROUP_ATTEMPTS": "7"}
     script = "from mor_router.cli import app; app()"
     command = [sys.executable, "-c", script, "serve", "--port-file", str(port_file)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -115,4 +117,7 @@ def test_serve_says_where_it_listens_and_stops_when_told(redis_url: str, tmp_pat
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=20)
         assert "Application shutdown complete" in log
-        assert json.loads(log.splitlines()[0])["event"] == "listening"
+        renamed, listening = (json.loads(line) for line in log.splitlines()[:2])
+        assert (renamed["level"], renamed["name"]) == ("warning", "MOR_GROUP_ATTEMPTS")
+        assert renamed["use"] == "MOR_QUORUM_ATTEMPTS"
+        assert listening["event"] == "listening"

@@ -1,4 +1,4 @@
-"""Enrolment, the registry over restarts, rotation and revocation, and who may do and see what."""
+"""Enrolment, the registry over restarts, rotation, revocation, and the rights of each scope."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from tests.router.endpoints import TOKEN, Endpoints, html
 pytestmark = pytest.mark.anyio
 
 
-async def test_enrolment_reads_the_card_and_tries_a_group_with_an_image(api: Api, endpoints: Endpoints) -> None:
+async def test_enrolment_reads_the_card_and_probes_with_an_image(api: Api, endpoints: Endpoints) -> None:
     endpoint = endpoints.endpoint("clinic")
     enrolled = await api.enrol(endpoint, state="probation")
     assert enrolled["client"]["model"] == {"name": "clinic", "version": "1"}
     assert enrolled["client"]["source"] == "loopback"
     assert enrolled["client"]["state"] == "probation"
     assert enrolled["trial"].startswith("ok")
-    assert len(endpoint.images) == 1  # hashes first, bytes when asked
+    assert len(endpoint.images) == 1  # hashes first, bytes when requested
     listed = await api.ok("GET", "/v1/clients", token=TOKENS["viewer"])
     assert [client["name"] for client in listed] == ["clinic"]
     assert not any("secret" in field or "inbound" in field for field in listed[0])
 
 
 @pytest.mark.parametrize(
-    ("break_it", "says"),
+    ("break_it", "expected"),
     [
         (lambda e: setattr(e, "token", "another"), "does not accept the token"),
         (lambda e: setattr(e, "broken", html), "answered with text/html; application/json is wanted"),
         (lambda e: setattr(e, "mangle", lambda items: [{**i, "scores": [float("nan"), 1]} for i in items]), "nan"),
         (lambda e: setattr(e, "url", e.url + "/nowhere"), "answered 404"),
         (lambda e: setattr(e, "url", "http://127.0.0.1:1"), "cannot reach http://127.0.0.1:1"),
-        (lambda e: e.limits.update(items=0), "/v1/card is no card of the contract: limits.items: Input should be"),
+        (lambda e: e.limits.update(items=0), "/v1/card is not a card of the contract: limits.items: Input should be"),
     ],
 )
-async def test_an_endpoint_that_fails_its_trial_is_refused_with_the_reason(
-    api: Api, endpoints: Endpoints, break_it: object, says: str
+async def test_an_endpoint_that_fails_the_probe_is_refused_with_the_reason(
+    api: Api, endpoints: Endpoints, break_it: object, expected: str
 ) -> None:
     endpoint = endpoints.endpoint("clinic")
     assert callable(break_it)
@@ -52,7 +52,7 @@ async def test_an_endpoint_that_fails_its_trial_is_refused_with_the_reason(
     body = {"name": "clinic", "url": endpoint.url, "token": TOKEN}
     answer = await api.call("POST", "/v1/clients", body)
     assert answer.status_code == 422
-    assert says in answer.json()["detail"]
+    assert expected in answer.json()["detail"]
     assert TOKEN not in answer.text
     assert await api.ok("GET", "/v1/clients") == []
 
@@ -128,7 +128,7 @@ async def test_a_client_sees_its_own_page_until_its_token_is_rotated(api: Api, e
     assert (await api.call("GET", "/v1/clients/clinic", token=rotated["token"])).status_code == 200
 
 
-async def test_a_revoked_client_is_not_asked_again_and_its_token_ends(api: Api, endpoints: Endpoints) -> None:
+async def test_a_revoked_client_is_not_called_again_and_its_token_ends(api: Api, endpoints: Endpoints) -> None:
     endpoint, other = endpoints.endpoint("clinic"), endpoints.endpoint("bank")
     own = (await api.enrol(endpoint))["token"]
     await api.enrol(other)
@@ -140,7 +140,7 @@ async def test_a_revoked_client_is_not_asked_again_and_its_token_ends(api: Api, 
     assert (await api.call("DELETE", "/v1/clients/clinic")).status_code == 404
 
 
-async def test_a_paused_client_is_left_out_and_the_reason_is_told(api: Api, endpoints: Endpoints) -> None:
+async def test_a_paused_client_is_left_out_with_the_reason(api: Api, endpoints: Endpoints) -> None:
     endpoint = endpoints.endpoint("clinic")
     await api.enrol(endpoint)
     await api.enrol(endpoints.endpoint("bank"))
@@ -155,7 +155,7 @@ async def test_a_paused_client_is_left_out_and_the_reason_is_told(api: Api, endp
     assert {score["client"]: score["weight"] for score in found["clients"]} == {"bank": 0.5, "clinic": 0.5}
 
 
-async def test_what_an_admin_did_is_in_the_audit_log_without_secrets(
+async def test_the_audit_log_has_an_admins_changes_without_secrets(
     api: Api, endpoints: Endpoints, settings: RouterSettings
 ) -> None:
     await api.enrol(endpoints.endpoint("clinic"))

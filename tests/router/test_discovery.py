@@ -1,4 +1,4 @@
-"""Services of Kubernetes become clients and cease to be, on an API server that forgets, lies down and comes back."""
+"""Kubernetes Services are enrolled and removed, with an API server that discards watches and has outages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.router.endpoints import TOKEN, Endpoint, Endpoints
 pytestmark = pytest.mark.anyio
 
 NEEDED = {("list", "services"), ("watch", "services"), ("list", "endpointslices"), ("get", "secrets")}
-"""What the charts' Role grants."""
+"""Rights that the charts' Role grants."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def cluster() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def scorer() -> Iterator[Endpoint]:
-    """A reward service at the root of its address, as one behind a Service is."""
+    """Run a reward service at the root of its address, as behind a Service."""
     server = Endpoints()
     endpoint = Endpoint(server.address)
     server.app.add_api_route("/v1/card", endpoint.card, methods=["GET"], response_model=None)
@@ -45,7 +45,7 @@ def scorer() -> Iterator[Endpoint]:
 
 
 class Team:
-    """What a team does in its namespace."""
+    """Changes that a team makes in its namespace."""
 
     def __init__(self, cluster: ApiServer, namespace: str, scorer: Endpoint) -> None:
         self._cluster = cluster
@@ -108,7 +108,7 @@ async def discovering(begin: Begin) -> AsyncIterator[Api]:
 
 
 async def clients(api: Api, *wanted: str, within_s: float = 30) -> dict[str, Any]:
-    """The enrolled clients, once they are ``wanted``."""
+    """Return the enrolled clients, once they are ``wanted``."""
     found: dict[str, Any] = {}
 
     async def there() -> bool:
@@ -130,11 +130,11 @@ async def test_a_labelled_service_is_enrolled_on_probation_and_removed_with_the_
     Team(cluster, "team-b", Endpoint(found["url"])).offer("stranger")
     team.withdraw("clinic")
     await clients(discovering)
-    assert {(asked.verb, asked.resource) for asked in cluster.requests} - {("create", "namespaces")} == NEEDED
-    assert {asked.namespace for asked in cluster.requests} == {"team-a"}
+    assert {(request.verb, request.resource) for request in cluster.requests} - {("create", "namespaces")} == NEEDED
+    assert {request.namespace for request in cluster.requests} == {"team-a"}
 
 
-async def test_a_forgetful_api_and_an_outage_lose_no_client_and_miss_none(
+async def test_discarded_watches_and_an_outage_lose_and_miss_no_client(
     discovering: Api, team: Team, cluster: ApiServer
 ) -> None:
     team.offer("clinic")
@@ -145,14 +145,14 @@ async def test_a_forgetful_api_and_an_outage_lose_no_client_and_miss_none(
     cluster.lie_down(True)
     team.withdraw("bank")
     team.offer("lab")
-    asked = len(cluster.requests)
+    count = len(cluster.requests)
     assert set(await clients(discovering, "clinic.team-a", "bank.team-a")) == {"clinic.team-a", "bank.team-a"}
-    assert len(cluster.requests) == asked
+    assert len(cluster.requests) == count
     cluster.lie_down(False)
     await clients(discovering, "clinic.team-a", "lab.team-a")
 
 
-async def test_a_restarted_router_finds_what_changed_meanwhile(begin: Begin, team: Team) -> None:
+async def test_a_restarted_router_finds_the_changes_meanwhile(begin: Begin, team: Team) -> None:
     async with begin() as api:
         team.offer("clinic")
         enrolled = (await clients(api, "clinic.team-a"))["clinic.team-a"]
@@ -178,8 +178,8 @@ async def test_tokens_addresses_and_readiness_are_followed(discovering: Api, tea
     team.offer("ward", token=scorer.token)
 
     async def answers() -> bool:
-        known = discovering.router.pool.records["ward.team-a"]
-        return (await discovering.router.pool.client(known.name).card(5)).model is not None
+        known = discovering.router.clients.pool.records["ward.team-a"]
+        return (await discovering.router.clients.pool.client(known.name).card(5)).model is not None
 
     async def rotated() -> bool:
         try:
@@ -199,7 +199,7 @@ async def test_tokens_addresses_and_readiness_are_followed(discovering: Api, tea
     await eventually(lambda: state("probation"), 30)
 
 
-async def test_a_name_that_came_by_api_is_not_taken_over(
+async def test_a_client_name_in_use_cannot_be_enrolled_again(
     discovering: Api, team: Team, endpoints: Endpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = endpoints.endpoint("clinic")

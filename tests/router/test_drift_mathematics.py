@@ -1,4 +1,4 @@
-"""The tests behind drift and honesty keep their error rates, and find what they are for."""
+"""Error rates and power of the tests behind drift and answer reconciliation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from mor_router.mathematics.drift_test import depart, expect
+from mor_router.mathematics.drift_test import DriftBaseline, drift_result, fit_baseline
 from mor_router.mathematics.e_process import log_evidence
 from mor_router.mathematics.permutation_test import p_value
 from numpy import ndarray
@@ -15,7 +15,7 @@ ALPHA = 0.05
 
 
 @pytest.mark.parametrize("mean", [0.3, 0.6, 0.9])
-def test_betting_against_a_mean_that_holds_wins_no_more_often_than_it_says(mean: float) -> None:
+def test_an_e_process_keeps_its_false_alarm_rate_while_the_mean_holds(mean: float) -> None:
     random = np.random.default_rng(0)
     alarms = 0
     for _ in range(400):
@@ -26,7 +26,7 @@ def test_betting_against_a_mean_that_holds_wins_no_more_often_than_it_says(mean:
 
 
 def client(random: np.random.Generator, count: int) -> tuple[ndarray, ndarray, ndarray]:
-    """Inputs, differences and influence of a specialist that misleads in two thirds of the inputs, without a say."""
+    """Return inputs, differences and influence of a specialist that misleads in two thirds of the inputs."""
     domain = random.integers(0, 3, size=count)
     inputs = 0.12 * random.normal(size=(count, 24))
     inputs[np.arange(count), domain] += 1
@@ -41,22 +41,30 @@ def test_a_client_that_stays_as_it_is_does_not_drift_and_one_that_changes_does()
     for trial in range(trials):
         random = np.random.default_rng(trial)
         _, differences, influence = client(random, 60)
-        expected = expect(differences, influence)
+        baseline = fit_baseline(differences, influence)
         _, later, stakes = client(random, 120)
         for kind, factor in {"same": 1.0, "flipped": -1.0, "louder": 1e3, "quieter": 1e-3}.items():
-            alarms[kind] += depart(expected, factor * later, stakes).log_evidence >= threshold
+            alarms[kind] += drift_result(baseline, factor * later, stakes).log_evidence >= threshold
     assert alarms["same"] == 0
     assert alarms["louder"] == alarms["quieter"] == trials
-    assert alarms["flipped"] >= 0.7 * trials  # two thirds of the anchors are outside of what it knows
+    assert alarms["flipped"] >= 0.7 * trials  # two thirds of the anchors are outside its domain
 
 
-def test_a_client_that_never_tells_responses_apart_is_expected_to_stay_so() -> None:
+def test_a_client_with_equal_scores_does_not_drift_while_they_stay_equal() -> None:
     flat = np.zeros(40)
-    expected = expect(flat, np.full(40, 0.1))
-    assert depart(expected, flat, np.full(40, 0.1)).log_evidence == 0
+    baseline = fit_baseline(flat, np.full(40, 0.1))
+    assert drift_result(baseline, flat, np.full(40, 0.1)).log_evidence == 0
 
 
-def test_two_faces_are_told_from_one() -> None:
+def test_a_stored_baseline_keeps_its_json_keys() -> None:
+    _, differences, influence = client(np.random.default_rng(0), 60)
+    baseline = fit_baseline(differences, influence)
+    stored = baseline.model_dump(mode="json")
+    assert set(stored) == {"accuracy", "least_accuracy", "influence", "spread", "loudness", "least_concord"}
+    assert DriftBaseline.model_validate(stored) == baseline
+
+
+def test_a_two_faced_client_is_distinguished_from_an_honest_one() -> None:
     honest, two_faced = [], []
     for trial in range(40):
         random = np.random.default_rng(trial)

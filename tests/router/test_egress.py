@@ -1,4 +1,4 @@
-"""The router connects to nothing that the policy does not allow, whatever a name server or an address form says."""
+"""The router connects only where the policy allows, for any answer of a name server and any form of an address."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def policy(**names: list[str]) -> EgressPolicy:
     ],
 )
 def test_addresses_that_a_source_may_have(address: str, source: Source) -> None:
-    policy().judge(address, address, source)
+    policy().check(address, address, source)
 
 
 @pytest.mark.parametrize(
-    ("address", "source", "cure"),
+    ("address", "source", "remedy"),
     [
         ("127.0.0.1", "api", "MOR_ALLOW_LOOPBACK"),
         ("::1", "api", "MOR_ALLOW_LOOPBACK"),
@@ -75,13 +75,13 @@ def test_addresses_that_a_source_may_have(address: str, source: Source) -> None:
         ("8.8.8.8", "loopback", "MOR_ALLOW_LOOPBACK"),
     ],
 )
-def test_addresses_that_a_source_may_not_have(address: str, source: Source, cure: str) -> None:
-    with pytest.raises(EgressRefused, match=cure):
-        policy().judge(address, address, source)
+def test_addresses_that_a_source_may_not_have(address: str, source: Source, remedy: str) -> None:
+    with pytest.raises(EgressRefused, match=remedy):
+        policy().check(address, address, source)
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "expected"),
     [
         ("ftp://clinic.example", "https://host"),
         ("https://user:pass@clinic.example", "without user"),
@@ -92,9 +92,9 @@ def test_addresses_that_a_source_may_not_have(address: str, source: Source, cure
         ("https://metadata.example", "never connected to"),
     ],
 )
-async def test_urls_that_are_refused_at_enrolment(url: str, says: str) -> None:
+async def test_bad_urls_are_refused_at_enrolment(url: str, expected: str) -> None:
     names = {"public": ["8.8.8.8"], "mixed": ["8.8.8.8", "10.0.0.1"], "metadata": ["169.254.169.254"]}
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=expected):
         await policy(**names).admit(url)
 
 
@@ -143,7 +143,7 @@ async def test_redirects_are_not_followed(start: Start, endpoints: Endpoints) ->
 
 @pytest.fixture
 def authority(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A certificate authority of one's own, and a server certificate for clinic.example: CA, certificate, key."""
+    """Make a certificate authority and a server certificate for clinic.example; return CA, certificate, key."""
     now = datetime.now(UTC)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
@@ -180,7 +180,7 @@ _USAGES = (
 
 @pytest.fixture
 def tls_server(endpoints: Endpoints, authority: tuple[Path, Path, Path]) -> Iterator[int]:
-    """The reward endpoints once more, behind TLS that asks for a client certificate."""
+    """Serve the reward endpoints behind TLS that requires a client certificate."""
     listener = endpoints.listen()
     config = uvicorn.Config(
         endpoints.app,

@@ -1,4 +1,4 @@
-"""Embeddings: the same input is the same vector, likeness follows content, models load by folder."""
+"""Embeddings: the same input is the same vector, similarity follows content, models load by folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from mor_core.errors import Invalid
 from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, TextPart
-from mor_router.embedding import Input, build_embedder
+from mor_router.embedding import GateInput, build_embedder
 from mor_router.embedding.embedder import Embedder
-from mor_router.embedding.features import ColoursAndEdges, HashedWords
+from mor_router.embedding.hashed_features import ColoursAndEdges, HashedWords
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTImageProcessorFast, ViTModel
 
@@ -23,31 +23,31 @@ from tests.router.planted import KINDS, picture
 pytestmark = pytest.mark.anyio
 
 
-def ask(text: str, *pictures: bytes) -> Input:
+def gate_input(text: str, *pictures: bytes) -> GateInput:
     parts = [*(ImagePart.of(sha256(content)) for content in pictures), TextPart(text=text)]
-    return Input((Message(role="user", content=tuple(parts)),), {sha256(content): content for content in pictures})
+    return GateInput((Message(role="user", content=tuple(parts)),), {sha256(content): content for content in pictures})
 
 
 async def test_questions_of_one_kind_are_closer_than_questions_of_two() -> None:
     embedder = build_embedder(None, None, 100)
-    inputs = [ask(KINDS[kind].format(i), picture(kind, i)) for kind in KINDS for i in range(4)]
+    inputs = [gate_input(KINDS[kind].format(i), picture(kind, i)) for kind in KINDS for i in range(4)]
     vectors = await embedder.inputs(inputs)
-    likeness = vectors @ vectors.T
+    similarity = vectors @ vectors.T
     same = np.kron(np.eye(3), np.ones((4, 4))).astype(bool)
-    assert likeness[same].min() > likeness[~same].max()
+    assert similarity[same].min() > similarity[~same].max()
     np.testing.assert_array_equal(vectors, await build_embedder(None, None, 100).inputs(inputs))
 
 
-async def test_an_input_without_image_or_text_has_a_vector_too() -> None:
+async def test_an_input_without_image_or_text_has_a_vector() -> None:
     embedder = build_embedder(None, None, 100)
-    vectors = await embedder.inputs([ask("only text"), ask("", picture("chart", 1)), ask("")])
+    vectors = await embedder.inputs([gate_input("only text"), gate_input("", picture("chart", 1)), gate_input("")])
     assert np.isfinite(vectors).all()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 0])
 
 
-async def test_a_corrupt_image_is_named() -> None:
+async def test_a_corrupt_image_is_an_error_that_names_it() -> None:
     with pytest.raises(Invalid, match="not a readable image"):
-        await build_embedder(None, None, 100).inputs([ask("?", b"no image")])
+        await build_embedder(None, None, 100).inputs([gate_input("?", b"no image")])
 
 
 async def test_embeddings_are_cached_and_the_cache_is_bounded() -> None:
@@ -64,7 +64,7 @@ async def test_embeddings_are_cached_and_the_cache_is_bounded() -> None:
     assert Counting.calls == 4  # a, b, c, and b again after c had pushed it out
 
 
-async def test_the_event_loop_goes_on_while_a_model_works() -> None:
+async def test_the_event_loop_runs_while_a_model_works() -> None:
     class Slow(HashedWords):
         def __call__(self, text: str) -> np.ndarray:
             time.sleep(0.3)
@@ -78,7 +78,7 @@ async def test_the_event_loop_goes_on_while_a_model_works() -> None:
     assert turns > 10
 
 
-async def test_models_by_folder(tmp_path: Path) -> None:
+async def test_models_are_loaded_by_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "how": 1, "many": 2, "bars": 3}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -88,12 +88,12 @@ async def test_models_by_folder(tmp_path: Path) -> None:
     ViTModel(ViTConfig(image_size=32, patch_size=16, **size)).save_pretrained(tmp_path / "image")
     ViTImageProcessorFast(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "image")
     embedder = build_embedder(str(tmp_path / "text"), str(tmp_path / "image"), 100)
-    vectors = await embedder.inputs([ask("how many bars", picture("chart", 1)), ask("how many " * 100)])
+    vectors = await embedder.inputs([gate_input("how many bars", picture("chart", 1)), gate_input("how many " * 100)])
     assert vectors.shape == (2, 64)
     np.testing.assert_allclose(np.linalg.norm(vectors[0].reshape(2, 32), axis=1), [1, 1])
     assert str(tmp_path / "text") in embedder.name
 
 
-def test_a_wrong_model_path_is_told() -> None:
+def test_a_wrong_model_path_is_an_error_that_names_it() -> None:
     with pytest.raises(Invalid, match=r"MOR_EMBED_TEXT_MODEL: './nowhere' cannot be loaded"):
         build_embedder("./nowhere", None, 10)

@@ -1,4 +1,4 @@
-"""A hostile client beside honest experts does no harm for long; a broken one costs no group."""
+"""A hostile client beside honest experts loses its weight; a broken one costs no group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.router.test_objectives import upload
 pytestmark = pytest.mark.anyio
 
 _SHORT = Plan(refits=5, anchors=72, calls=4, held_out=96)
-"""Enough to find who contradicts the labels; whoever is honest about anchors needs the whole plan to be found."""
+"""Enough to find a client that contradicts the labels; one honest about anchors is found only in a whole life."""
 
 
 class _Caller:
@@ -30,7 +30,7 @@ class _Caller:
         assert (await upload(self._api, content, name)).status_code == 200
 
     async def settled(self) -> None:
-        await self._api.router.decoys.settled()
+        await self._api.router.trust.honeypots.settled()
 
 
 Life = Callable[[str], AbstractAsyncContextManager[Outcome]]

@@ -1,4 +1,4 @@
-"""What a client's scores did to recent rewards: told by objective, and to each client its own only."""
+"""Influence on recent rewards: by objective, and each client sees only its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mor_core.wire import ClientScore
-from mor_router.rewarding.influence import summary, traces
+from mor_router.rewarding.influence import contributions, summary
 
 from tests.router.conftest import Api
 from tests.router.endpoints import Endpoints, html, quality
@@ -26,8 +26,10 @@ def test_shares_of_the_variance_sum_to_one_and_pulling_against_counts_below_zero
         line("c", 0.2, [5.0, 5.0, 5.0]),
         line("d", 0.0, None, status="timeout"),
     ]
-    found = traces("helpful", group, 1.0)
-    shares = {client: summary(client, [trace]).objectives[0].variance_share for client, trace in found.items()}
+    found = contributions("helpful", group, 1.0)
+    shares = {
+        client: summary(client, [contribution]).objectives[0].variance_share for client, contribution in found.items()
+    }
     mixture = 0.5 * np.array([0, 2, 4]) + 0.3 * np.array([1, 0, -1]) + 1
     assert shares["a"] == pytest.approx(np.cov(0.5 * np.array([0, 2, 4]), mixture)[0, 1] / mixture.var(ddof=1))
     assert sum(share or 0 for share in shares.values()) == pytest.approx(1)
@@ -38,12 +40,12 @@ def test_shares_of_the_variance_sum_to_one_and_pulling_against_counts_below_zero
 
 
 def test_without_any_variance_there_is_no_share() -> None:
-    found = traces("helpful", [line("a", 1.0, [2.0, 2.0])], 1.0)
+    found = contributions("helpful", [line("a", 1.0, [2.0, 2.0])], 1.0)
     assert summary("a", [found["a"]]).objectives[0].variance_share is None
     assert summary("a", []).objectives == ()
 
 
-async def test_a_client_sees_what_it_did_and_nobody_elses(api: Api, endpoints: Endpoints) -> None:
+async def test_a_client_sees_its_own_influence_and_no_other(api: Api, endpoints: Endpoints) -> None:
     loud, flat, failing = endpoints.endpoint("loud"), endpoints.endpoint("flat"), endpoints.endpoint("failing")
     token = (await api.enrol(loud))["token"]
     await api.enrol(flat)
@@ -64,8 +66,8 @@ async def test_a_client_sees_what_it_did_and_nobody_elses(api: Api, endpoints: E
     assert mine["objectives"][1]["variance_share"] == pytest.approx(1)
     assert mine["since"] > 0
     for name, left_out in (("failing", {"error": 2}), ("shadow", {"shadow": 2}), ("flat", {})):
-        told = (await api.ok("GET", f"/v1/clients/{name}/influence"))["objectives"][1]
-        assert (told["left_out"], told["variance_share"]) == (left_out, pytest.approx(0))
+        found = (await api.ok("GET", f"/v1/clients/{name}/influence"))["objectives"][1]
+        assert (found["left_out"], found["variance_share"]) == (left_out, pytest.approx(0))
     assert (await api.call("GET", "/v1/clients/flat/influence", token=token)).status_code == 403
     assert (await api.call("GET", "/v1/clients/nobody/influence")).status_code == 404
     await api.ok("DELETE", "/v1/clients/loud")

@@ -1,4 +1,4 @@
-"""One leader at a time, and another when it goes."""
+"""One leader at a time, and another one after it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_one_replica_leads_and_another_takes_over(redis: Redis) -> None:
     assert second != first
 
 
-async def test_work_that_fails_is_begun_again(redis: Redis) -> None:
+async def test_failed_work_is_started_again(redis: Redis) -> None:
     begun = 0
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Standardising, gating and fusing: properties that must hold for whatever clients say."""
+"""Properties of standardisation, gate and fusion that hold for any scores of any client."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mor_router.mathematics import gate
-from mor_router.mathematics.fuse import Fused, Lens, NoQuorum, fuse
 from mor_router.mathematics.fusion import (
     FusionChoice,
     Gdpo,
+    GroupDeviations,
     MeanMinusVariance,
     Median,
-    Panel,
     Uniform,
     Weighted,
     WorstClient,
 )
+from mor_router.mathematics.group_fusion import FusedGroup, NoQuorum, ObjectiveWeights, fuse
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
-from mor_router.objectives.similarity import shares
+from mor_router.objectives.similarity import objective_shares
 from numpy import ndarray
 
 effort.register_profile("steady", deadline=None)  # a busy machine is no failure
@@ -38,57 +38,59 @@ numbers = st.integers(-640, 640).map(lambda n: n / 64)
 
 
 @st.composite
-def panels(draw: st.DrawFn) -> Panel:
+def groups(draw: st.DrawFn) -> GroupDeviations:
     clients, group = draw(st.integers(1, 5)), draw(st.integers(1, 8))
     calibrated = draw(arrays(float, (clients, group), elements=numbers))
     weights = np.array(draw(st.lists(st.integers(1, 100), min_size=clients, max_size=clients)), dtype=float)
-    return Panel(calibrated, weights / weights.sum())
+    return GroupDeviations(calibrated, weights / weights.sum())
 
 
-@given(panels(), st.sampled_from(STRATEGIES))
-def test_fusion_does_not_depend_on_the_order_of_clients_or_responses(panel: Panel, fusion: FusionChoice) -> None:
-    generator = np.random.default_rng(0)
-    clients = generator.permutation(len(panel.weights))
-    responses = generator.permutation(panel.calibrated.shape[1])
-    moved = Panel(panel.calibrated[clients][:, responses], panel.weights[clients])
-    np.testing.assert_allclose(fusion(moved), fusion(panel)[responses], atol=1e-9)
-
-
-@given(panels(), st.sampled_from([Weighted(), Uniform(), Median(), WorstClient(), Gdpo()]))
-def test_a_response_that_every_client_finds_at_least_as_good_is_rewarded_at_least_as_much(
-    panel: Panel, fusion: FusionChoice
+@given(groups(), st.sampled_from(STRATEGIES))
+def test_fusion_does_not_depend_on_the_order_of_clients_or_responses(
+    group: GroupDeviations, fusion: FusionChoice
 ) -> None:
-    rewards = fusion(panel)
-    better = (panel.calibrated[:, :, None] >= panel.calibrated[:, None, :]).all(axis=0)
+    generator = np.random.default_rng(0)
+    clients = generator.permutation(len(group.weights))
+    responses = generator.permutation(group.calibrated.shape[1])
+    moved = GroupDeviations(group.calibrated[clients][:, responses], group.weights[clients])
+    np.testing.assert_allclose(fusion(moved), fusion(group)[responses], atol=1e-9)
+
+
+@given(groups(), st.sampled_from([Weighted(), Uniform(), Median(), WorstClient(), Gdpo()]))
+def test_a_response_that_every_client_scores_at_least_as_high_is_rewarded_at_least_as_much(
+    group: GroupDeviations, fusion: FusionChoice
+) -> None:
+    rewards = fusion(group)
+    better = (group.calibrated[:, :, None] >= group.calibrated[:, None, :]).all(axis=0)
     assert (rewards[:, None] >= rewards[None, :] - 1e-9)[better].all()
 
 
 @given(st.integers(1, 5), st.integers(1, 8), numbers, st.sampled_from(STRATEGIES))
 def test_an_indifferent_group_gets_equal_rewards(clients: int, group: int, score: float, fusion: FusionChoice) -> None:
-    panel = Panel(np.full((clients, group), score), np.full(clients, 1 / clients))
-    assert np.ptp(fusion(panel)) < 1e-12
+    group = GroupDeviations(np.full((clients, group), score), np.full(clients, 1 / clients))
+    assert np.ptp(fusion(group)) < 1e-12
 
 
 def test_strategies_by_hand() -> None:
-    panel = Panel(np.array([[0.0, 2.0], [1.0, -1.0], [4.0, 0.0]]), np.array([0.5, 0.25, 0.25]))
-    np.testing.assert_allclose(Weighted()(panel), [1.25, 0.75])
-    np.testing.assert_allclose(Uniform()(panel), [5 / 3, 1 / 3])
-    np.testing.assert_allclose(WorstClient()(panel), [0, -1])
-    np.testing.assert_allclose(Median()(panel), [0.5, 1.0])
+    group = GroupDeviations(np.array([[0.0, 2.0], [1.0, -1.0], [4.0, 0.0]]), np.array([0.5, 0.25, 0.25]))
+    np.testing.assert_allclose(Weighted()(group), [1.25, 0.75])
+    np.testing.assert_allclose(Uniform()(group), [5 / 3, 1 / 3])
+    np.testing.assert_allclose(WorstClient()(group), [0, -1])
+    np.testing.assert_allclose(Median()(group), [0.5, 1.0])
     variance = [0.5 * 1.25**2 + 0.25 * 0.25**2 + 0.25 * 2.75**2, 0.5 * 1.25**2 + 0.25 * 1.75**2 + 0.25 * 0.75**2]
-    np.testing.assert_allclose(MeanMinusVariance(penalty=2)(panel), np.array([1.25, 0.75]) - 2 * np.array(variance))
-    np.testing.assert_allclose(Gdpo()(panel), [-0.5 + 0.25 + 0.25, 0.5 - 0.25 - 0.25])
+    np.testing.assert_allclose(MeanMinusVariance(penalty=2)(group), np.array([1.25, 0.75]) - 2 * np.array(variance))
+    np.testing.assert_allclose(Gdpo()(group), [-0.5 + 0.25 + 0.25, 0.5 - 0.25 - 0.25])
 
 
 @given(st.lists(numbers, min_size=1, max_size=7))
 def test_the_median_with_equal_weights_is_the_plain_median(scores: list[float]) -> None:
-    panel = Panel(np.array(scores)[:, None], np.full(len(scores), 1 / len(scores)))
-    np.testing.assert_allclose(Median()(panel), [np.median(scores)])
+    group = GroupDeviations(np.array(scores)[:, None], np.full(len(scores), 1 / len(scores)))
+    np.testing.assert_allclose(Median()(group), [np.median(scores)])
 
 
-def test_gdpo_gives_a_nearly_indifferent_client_almost_no_voice() -> None:
-    panel = Panel(np.array([[0.0, 1e-3], [1.0, -1.0]]), np.array([0.5, 0.5]))
-    assert Gdpo(floor=0.1)(panel)[0] > 0.48
+def test_gdpo_gives_a_nearly_indifferent_client_almost_no_influence() -> None:
+    group = GroupDeviations(np.array([[0.0, 1e-3], [1.0, -1.0]]), np.array([0.5, 0.5]))
+    assert Gdpo(floor=0.1)(group)[0] > 0.48
 
 
 @given(
@@ -101,14 +103,16 @@ def test_standardising_removes_scale_and_offset(anchors: ndarray, groups: ndarra
     plain = fit_standardiser(anchors)
     moved = fit_standardiser(anchors * 10.0**exponent + shift)
     if not np.ptp(anchors, axis=1).any():
-        return  # a client that never tells two responses apart has no scale
+        return  # a client that scores every pair equally has no scale
     # Adding 10^6 leaves 10^-10 of a small score's digits.
     tolerance = 1e-6 * max(1.0, 10.0**-exponent)
     np.testing.assert_allclose(moved(groups * 10.0**exponent + shift), plain(groups), atol=tolerance)
 
 
 @given(arrays(float, (12, 2), elements=numbers), arrays(float, 6, elements=numbers), st.integers(0, 5))
-def test_an_outburst_moves_nothing_else_and_is_bounded(anchors: ndarray, group: ndarray, place: int) -> None:
+def test_an_outlier_is_bounded_and_keeps_the_order_of_the_other_scores(
+    anchors: ndarray, group: ndarray, place: int
+) -> None:
     standardiser = fit_standardiser(anchors)
     wild = group.copy()
     wild[place] = 1e9
@@ -128,7 +132,7 @@ def test_standardising_by_hand() -> None:
     np.testing.assert_allclose(found(np.array([2.5, 2.5, 1e6])), [0, 0, 2])
 
 
-def test_a_constant_client_says_nothing() -> None:
+def test_a_constant_client_gives_equal_scores() -> None:
     found = fit_standardiser(np.full((5, 2), 7.0))
     assert np.ptp(found(np.array([1.0, 2.0, 3.0]))) == 0
 
@@ -152,31 +156,33 @@ def test_without_clients_there_are_no_weights() -> None:
 def test_a_group_without_a_quorum_has_no_reward() -> None:
     unit = IDENTITY
     shares = {"expert": 0.7, "other": 0.3}
-    lens = Lens(1.0, shares, dict.fromkeys(shares, 1.0))
-    rest = {"lenses": [lens], "standardisers": [dict.fromkeys(shares, unit)], "fusion": Weighted()}
+    whole = ObjectiveWeights(1.0, shares, dict.fromkeys(shares, 1.0))
+    rest = {"objective_weights": [whole], "standardisers": [dict.fromkeys(shares, unit)], "fusion": Weighted()}
     assert fuse({"other": [0, 1]}, quorum=0.5, **rest) == NoQuorum(0.3)
     assert fuse({}, quorum=0.0, **rest) == NoQuorum(0.0)
     fused = fuse({"expert": [0, 1]}, quorum=0.5, **rest)
-    assert isinstance(fused, Fused)
+    assert isinstance(fused, FusedGroup)
     assert fused.weights.tolist() == [1.0]
     np.testing.assert_allclose(fused.rewards, [0, 1])
-    blend = [Lens(0.9, shares, lens.slopes), Lens(0.1, {"other": 1.0}, {"other": 1.0})]
-    lost = fuse({"expert": [0, 1]}, lenses=blend, standardisers=[{"expert": unit}, {}], fusion=Weighted(), quorum=0.1)
+    blend = [ObjectiveWeights(0.9, shares, whole.slopes), ObjectiveWeights(0.1, {"other": 1.0}, {"other": 1.0})]
+    lost = fuse(
+        {"expert": [0, 1]}, objective_weights=blend, standardisers=[{"expert": unit}, {}], fusion=Weighted(), quorum=0.1
+    )
     assert lost == NoQuorum(0.0)  # the smaller objective lost its only client
 
 
 @given(arrays(float, (3, 4), elements=numbers))
-def test_the_reward_is_the_sum_of_what_the_account_shows(raw: ndarray) -> None:
+def test_the_reward_is_the_sum_of_the_weighted_calibrated_scores(raw: ndarray) -> None:
     unit = Standardiser(2.0, 3.0, 0.5, -4.0, 4.0)
     names = ("a", "b", "c")
     fused = fuse(
         {name: row.tolist() for name, row in zip(names, raw, strict=True)},
-        lenses=[Lens(1.0, {"a": 0.2, "b": 0.5, "c": 0.3}, {"a": 1.0, "b": 0.5, "c": 0.0})],
+        objective_weights=[ObjectiveWeights(1.0, {"a": 0.2, "b": 0.5, "c": 0.3}, {"a": 1.0, "b": 0.5, "c": 0.0})],
         standardisers=[dict.fromkeys(names, unit)],
         fusion=Weighted(),
         quorum=0.5,
     )
-    assert isinstance(fused, Fused)
+    assert isinstance(fused, FusedGroup)
     np.testing.assert_allclose(fused.rewards, fused.weights @ fused.calibrated, atol=1e-12)
 
 
@@ -184,13 +190,15 @@ def test_the_reward_is_the_sum_of_what_the_account_shows(raw: ndarray) -> None:
 def test_a_blend_is_the_sum_of_its_parts(raw: ndarray, share: float, failed: bool) -> None:
     names = ("a", "b", "c")
     answered = {name: row.tolist() for name, row in zip(names, raw, strict=True) if not (failed and name == "b")}
-    first = Lens(1.0, {"a": 0.2, "b": 0.5, "c": 0.3}, {"a": 1.0, "b": 0.5, "c": 0.0})
-    second = Lens(1.0, {"a": 0.4, "c": 0.6}, {"a": 0.25, "c": 3.0})  # b is not in this one's gate
+    first = ObjectiveWeights(1.0, {"a": 0.2, "b": 0.5, "c": 0.3}, {"a": 1.0, "b": 0.5, "c": 0.0})
+    second = ObjectiveWeights(1.0, {"a": 0.4, "c": 0.6}, {"a": 0.25, "c": 3.0})  # b is not in this one's gate
     units = [dict.fromkeys(names, Standardiser(2.0, 3.0, 0.5, -4.0, 4.0)), dict.fromkeys(names, IDENTITY)]
 
-    def reward(*lenses: Lens, standardisers: list[dict[str, Standardiser]]) -> ndarray:
-        fused = fuse(answered, lenses=lenses, standardisers=standardisers, fusion=Weighted(), quorum=0.3)
-        assert isinstance(fused, Fused)
+    def reward(*objective_weights: ObjectiveWeights, standardisers: list[dict[str, Standardiser]]) -> ndarray:
+        fused = fuse(
+            answered, objective_weights=objective_weights, standardisers=standardisers, fusion=Weighted(), quorum=0.3
+        )
+        assert isinstance(fused, FusedGroup)
         np.testing.assert_allclose(fused.rewards, fused.weights @ fused.calibrated, atol=1e-9)
         return fused.rewards
 
@@ -200,9 +208,9 @@ def test_a_blend_is_the_sum_of_its_parts(raw: ndarray, share: float, failed: boo
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=6))
-def test_a_text_is_shared_by_likeness(likeness: list[float]) -> None:
-    found = shares(np.array(likeness))
+def test_a_text_is_shared_by_similarity(similarity: list[float]) -> None:
+    found = objective_shares(np.array(similarity))
     assert found.sum() == pytest.approx(1)
-    order = np.argsort(likeness, kind="stable")
+    order = np.argsort(similarity, kind="stable")
     assert (np.diff(found[order]) >= -1e-12).all()
-    np.testing.assert_allclose(shares(np.array(likeness) - 0.25), found, atol=1e-9)
+    np.testing.assert_allclose(objective_shares(np.array(similarity) - 0.25), found, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Many clients: only those with the most weight for an input are asked about it, live and in anchors' disguise."""
+"""Limit on clients: only those with the most weight for an input score it, in live groups and honeypots."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import pytest
 from tests.router.conftest import Start
 from tests.router.endpoints import Endpoints, words
 from tests.router.planted import KINDS, question
-from tests.router.test_interleaving import traffic
+from tests.router.test_honeypots import traffic
 from tests.router.test_objectives import objective, specialists
 
 pytestmark = pytest.mark.anyio
 
 
-def asked_about_other_kinds(kind: str, calls: list[dict[str, Any]]) -> list[str]:
+def questions_of_other_kinds(kind: str, calls: list[dict[str, Any]]) -> list[str]:
     texts = [words(item) for call in calls for item in call["items"]]
     assert texts
     return [text for text in texts if KINDS[kind].partition(":")[0] not in text]
 
 
-async def test_each_client_is_asked_about_what_it_has_the_most_weight_for(start: Start, endpoints: Endpoints) -> None:
+async def test_each_client_scores_the_inputs_for_which_it_has_the_most_weight(
+    start: Start, endpoints: Endpoints
+) -> None:
     async with start(most_clients=1, anchor_share=0.5, anchor_reserve=0.3) as api:
         experts = await specialists(api, endpoints)
         await objective(api, 180)
@@ -29,14 +31,14 @@ async def test_each_client_is_asked_about_what_it_has_the_most_weight_for(start:
         for expert in experts.values():
             expert.calls.clear()
         found = await traffic(api, calls=4, groups=6, size=3, seed=1)
-        await api.router.decoys.settled()
+        await api.router.trust.honeypots.settled()
         for kind, expert in experts.items():
-            assert asked_about_other_kinds(kind, expert.calls) == []
+            assert questions_of_other_kinds(kind, expert.calls) == []
         for item in found:
-            (voter,) = [line for line in item["clients"] if line["status"] == "ok"]
-            assert voter["weight"] == pytest.approx(1)
+            (weighted,) = [line for line in item["clients"] if line["status"] == "ok"]
+            assert weighted["weight"] == pytest.approx(1)
             others = [line for line in item["clients"] if line["status"] == "not_asked"]
-            assert {line["client"] for line in others} == set(KINDS) - {voter["client"]}
+            assert {line["client"] for line in others} == set(KINDS) - {weighted["client"]}
             assert all("MOR_MOST_CLIENTS" in line["detail"] for line in others)
 
         messages, images = question("chart", 7)
@@ -48,7 +50,7 @@ async def test_each_client_is_asked_about_what_it_has_the_most_weight_for(start:
         }
 
 
-async def test_without_a_gate_they_are_all_alike_and_as_many_are_asked(start: Start, endpoints: Endpoints) -> None:
+async def test_without_a_gate_the_limit_on_clients_holds_too(start: Start, endpoints: Endpoints) -> None:
     async with start(most_clients=2) as api:
         for name in ("a", "b", "c"):
             await api.enrol(endpoints.endpoint(name))

@@ -1,4 +1,4 @@
-"""A client that comes later earns its weight, and nothing else moves."""
+"""A client that joins later earns its weight, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_newcomer_earns_weight_in_its_domain_and_the_others_stay_as_they
     assert first["extends"] is None
     await api.enrol(made["detail"], state="probation")
     assert (await influence(api, "detail"))["detail"] is None  # in shadow
-    made["chart"].score = lambda item, response: quality(response) * 7  # what it says now must not matter
+    made["chart"].score = lambda item, response: quality(response) * 7  # its new scores must not matter
     second = await api.ok("POST", "/v1/objectives/helpful/fit", {"newcomers_only": True})
     assert second["extends"] == first["version"]
     assert set(second["models"]) == set(KINDS)

@@ -1,4 +1,4 @@
-"""Objectives from anchors to a gate in force: uploads, fits, what they recover, versions and roll-back."""
+"""Objectives: anchor uploads, fits and their accuracy, gate versions, roll-back."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def specialists(api: Api, endpoints: Endpoints, **scale_and_shift: tuple[f
 
 
 async def held_out(api: Api) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """What the router, and what the right specialist alone, finds the better response better by; by kind."""
+    """Return, by kind, the margins of the better response by the router and by the right specialist alone."""
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     oracle: dict[str, list[float]] = {kind: [] for kind in KINDS}
     random = np.random.default_rng(5)
@@ -90,12 +90,12 @@ async def test_a_fit_finds_each_specialist_and_keeps_it_for_its_domain(api: Api,
         influence = {line["client"]: line["influence"] for line in route["clients"]}
         assert max(influence, key=lambda name: influence[name]) == kind
         assert influence[kind] > 0.7
-        assert route["beyond_anchors"] < 0.2
+        assert route["ood_score"] < 0.2
     strange = [
         {"role": "user", "content": "Translate the second verse of the poem into Portuguese, keeping its metre."}
     ]
     route = await api.ok("POST", "/v1/route", {"messages": strange, "objective": "helpful"})
-    assert route["beyond_anchors"] > 0.9  # nothing is known of who is good at that
+    assert route["ood_score"] > 0.9  # nothing is known of who is good at that
     assert all(line["weight"] == pytest.approx(1 / 3, abs=0.03) for line in route["clients"])
 
 
@@ -103,8 +103,8 @@ async def test_scale_and_shift_of_a_client_change_no_reward(start: Start, endpoi
     rewards = []
     for moved in ({}, {"chart": (1e6, -1e6), "medical": (1e-3, 0.0)}, {"detail": (1e3, 1e6)}):
         async with start() as api:
-            await api.router.redis.flushall()
-            await api.router.pool.refresh()
+            await api.router.resources.redis.flushall()
+            await api.router.clients.pool.refresh()
             await specialists(api, endpoints, **moved)
             await objective(api)
             await api.ok("POST", "/v1/objectives/helpful/fit")
@@ -113,13 +113,13 @@ async def test_scale_and_shift_of_a_client_change_no_reward(start: Start, endpoi
     np.testing.assert_allclose(rewards[2], rewards[0], atol=1e-6)
 
 
-async def test_without_anchors_the_mixture_is_uniform_and_says_so(api: Api, endpoints: Endpoints) -> None:
+async def test_without_anchors_the_mixture_is_uniform_with_a_note(api: Api, endpoints: Endpoints) -> None:
     for name, scale in (("a", 1.0), ("b", 1e4)):
         await api.enrol(endpoints.endpoint(name, lambda item, response, scale=scale: scale * quality(response)))
     await api.enrol(endpoints.endpoint("newcomer"), state="probation")
-    found = await api.reward("answer 1", "answer 2", "answer 5", objective="unheard of")
+    found = await api.reward("answer 1", "answer 2", "answer 5", objective="unknown")
     assert found["gate_version"] == 0
-    assert found["note"].startswith("cold start, uniform over the active clients: no objective is named 'unheard of'")
+    assert found["note"].startswith("cold start, uniform over the active clients: no objective is named 'unknown'")
     lines = {line["client"]: line for line in found["clients"]}
     assert (lines["a"]["weight"], lines["b"]["weight"], lines["newcomer"]["weight"]) == (0.5, 0.5, 0)
     np.testing.assert_allclose(lines["a"]["calibrated"], lines["b"]["calibrated"])  # scales are evened out
@@ -139,13 +139,13 @@ async def test_an_indifferent_group_gets_equal_rewards_from_a_fitted_gate(api: A
     assert np.ptp(found["rewards"]) == 0
 
 
-async def test_anchors_are_asked_once_for_each_model_version_and_resumed(api: Api, endpoints: Endpoints) -> None:
+async def test_anchors_are_scored_once_for_each_model_version(api: Api, endpoints: Endpoints) -> None:
     made = await specialists(api, endpoints)
     await objective(api)
     await api.ok("POST", "/v1/objectives/helpful/fit")
-    asked = [item for call in made["chart"].calls for item in call["items"]]
-    assert len({item["item_id"] for item in asked}) == 63
-    first = sum(item["responses"][0] > item["responses"][1] for item in asked)
+    scored = [item for call in made["chart"].calls for item in call["items"]]
+    assert len({item["item_id"] for item in scored}) == 63
+    first = sum(item["responses"][0] > item["responses"][1] for item in scored)
     assert 15 < first < 90  # the order does not give the preferred response away
     for endpoint in made.values():
         endpoint.calls.clear()
@@ -165,7 +165,7 @@ async def test_a_client_that_cannot_score_the_anchors_is_left_out_with_the_reaso
         {**item, "status": "unscorable", "scores": None, "detail": "no photo"} for item in items
     ]
     gate = await api.ok("POST", "/v1/objectives/helpful/fit")
-    assert gate["report"]["left_out"] == {"detail": "scored 0 anchors, was shown 63: no photo"}
+    assert gate["report"]["left_out"] == {"detail": "scored 0 of 63 shown anchors: no photo"}
     assert sorted(line["client"] for line in gate["report"]["clients"]) == ["chart", "medical"]
     made["detail"].mangle = None
     found = await api.reward("answer 1", "answer 2", objective="helpful")
@@ -173,7 +173,7 @@ async def test_a_client_that_cannot_score_the_anchors_is_left_out_with_the_reaso
     assert (line["status"], line["weight"]) == ("shadow", 0)
 
 
-async def test_versions_are_kept_recorded_and_rolled_back(api: Api, endpoints: Endpoints) -> None:
+async def test_gate_versions_are_stored_recorded_and_rolled_back(api: Api, endpoints: Endpoints) -> None:
     await specialists(api, endpoints)
     await objective(api)
     first = await api.ok("POST", "/v1/objectives/helpful/fit")
@@ -194,18 +194,18 @@ async def test_versions_are_kept_recorded_and_rolled_back(api: Api, endpoints: E
     assert (await api.call("POST", "/v1/objectives/helpful/gates/99/activate")).status_code == 404
 
 
-async def test_a_run_may_stay_with_a_version_whatever_is_put_in_force(api: Api, endpoints: Endpoints) -> None:
+async def test_a_run_may_pin_a_gate_version(api: Api, endpoints: Endpoints) -> None:
     await specialists(api, endpoints)
     await objective(api)
     first = (await api.ok("POST", "/v1/objectives/helpful/fit"))["version"]
     await api.ok("PATCH", "/v1/clients/chart", {"state": "paused"})
     second = (await api.ok("POST", "/v1/objectives/helpful/fit"))["version"]
     await api.ok("PATCH", "/v1/clients/chart", {"state": "active"})
-    for asked, version, says in (("helpful", second, "shadow"), (f"helpful@{first}", first, "ok")):
-        for wanted in (asked, {asked: 1.0}):
+    for requested, version, expected in (("helpful", second, "shadow"), (f"helpful@{first}", first, "ok")):
+        for wanted in (requested, {requested: 1.0}):
             found = await api.reward("answer 1", "answer 2", objective=wanted)
             assert found["gate_version"] == version
-            assert next(line for line in found["clients"] if line["client"] == "chart")["status"] == says
+            assert next(line for line in found["clients"] if line["client"] == "chart")["status"] == expected
     route = {"messages": [{"role": "user", "content": "?"}], "objective": "helpful@99"}
     assert (await api.call("POST", "/v1/route", route)).status_code == 404
     none = await api.reward("answer 1", "answer 2", objective="helpful@99")
@@ -213,7 +213,7 @@ async def test_a_run_may_stay_with_a_version_whatever_is_put_in_force(api: Api, 
     assert "has no gate version 99" in none["detail"]
 
 
-async def test_an_objective_is_found_by_a_text_like_its_own(api: Api, endpoints: Endpoints) -> None:
+async def test_an_objective_is_found_by_a_similar_text(api: Api, endpoints: Endpoints) -> None:
     await specialists(api, endpoints)
     await objective(api)
     gate = await api.ok("POST", "/v1/objectives/helpful/fit")
@@ -222,7 +222,7 @@ async def test_an_objective_is_found_by_a_text_like_its_own(api: Api, endpoints:
     assert "by its text" in found["note"]
 
 
-async def test_a_new_model_version_is_pointed_out_until_the_next_fit(api: Api, endpoints: Endpoints) -> None:
+async def test_a_new_model_version_is_reported_until_the_next_fit(api: Api, endpoints: Endpoints) -> None:
     made = await specialists(api, endpoints)
     await objective(api)
     await api.ok("POST", "/v1/objectives/helpful/fit")
@@ -232,13 +232,13 @@ async def test_a_new_model_version_is_pointed_out_until_the_next_fit(api: Api, e
     assert "fitted on chart 1; fit the objective again" in line["detail"]
 
 
-async def test_a_gate_is_not_served_with_another_embedder(start: Start, endpoints: Endpoints) -> None:
+async def test_a_gate_is_not_used_with_another_embedder(start: Start, endpoints: Endpoints) -> None:
     async with start() as api:
         await specialists(api, endpoints)
         await objective(api)
         gate = await api.ok("POST", "/v1/objectives/helpful/fit")
-        stored = await api.router.gates.get("helpful", gate["version"])
-        await api.router.gates.put(stored.model_copy(update={"embedder": "another"}))
+        stored = await api.router.objectives.gates.get("helpful", gate["version"])
+        await api.router.objectives.gates.put(stored.model_copy(update={"embedder": "another"}))
     async with start() as api:
         item = {"item_id": "g", "messages": [{"role": "user", "content": "?"}], "responses": ["a 1", "b 2"]}
         answer = await api.call("POST", "/v1/reward", {"items": [{**item, "objective": "helpful"}]})
@@ -246,7 +246,7 @@ async def test_a_gate_is_not_served_with_another_embedder(start: Start, endpoint
         assert "fitted with embedder another" in answer.json()["detail"]
 
 
-async def test_multipart_uploads_bring_their_pictures(api: Api, endpoints: Endpoints) -> None:
+async def test_multipart_uploads_contain_their_pictures(api: Api, endpoints: Endpoints) -> None:
     await specialists(api, endpoints)
     await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer."})
     made = rows(12, images=False)
@@ -267,7 +267,7 @@ def broken_row(index: int, **change: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [
         (broken_row(3, chosen=None), "anchors.jsonl:4: column 'chosen' is missing"),
         (broken_row(3, choosen="x"), "anchors.jsonl:4: unknown column 'choosen'"),
@@ -286,16 +286,16 @@ def broken_row(index: int, **change: Any) -> bytes:
         (b"", "anchors.jsonl:1: the file has no rows"),
     ],
 )
-async def test_a_bad_line_is_named_and_nothing_is_kept(api: Api, content: bytes, says: str) -> None:
+async def test_a_bad_line_is_named_and_nothing_is_stored(api: Api, content: bytes, expected: str) -> None:
     await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer."})
     answer = await upload(api, content)
     assert answer.status_code == 422
-    assert says in answer.json()["detail"]
+    assert expected in answer.json()["detail"]
     assert "/tmp" not in answer.text
     assert (await api.ok("GET", "/v1/objectives/helpful"))["anchors"] == 0
 
 
-async def test_fits_that_cannot_be_made_say_what_is_missing(api: Api, endpoints: Endpoints) -> None:
+async def test_impossible_fits_fail_with_the_reason(api: Api, endpoints: Endpoints) -> None:
     missing = await api.call("POST", "/v1/objectives/helpful/fit")
     assert (missing.status_code, "no objective 'helpful'" in missing.text) == (404, True)
     await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer."})

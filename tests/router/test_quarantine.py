@@ -1,4 +1,4 @@
-"""Quarantine: useless everywhere is out within a few fits, a specialist never, and there is a way back."""
+"""Quarantine: clients useless everywhere are excluded within a few fits, specialists never; they can return."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from mor_core.clients import State
 from mor_router.clients.registry import ClientRecord
-from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, USELESS, p_value, regions
-from mor_router.trust.quarantine import Evidence, Finding, judge
+from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, USELESS, p_value, region_cells
+from mor_router.trust.quarantine import QuarantineEvidence, QuarantineFinding, judge
 from numpy import ndarray
 
 from tests.router.conftest import Api
@@ -24,37 +24,37 @@ _TRIALS = 16
 
 
 def anchors(random: np.random.Generator, count: int) -> tuple[ndarray, ndarray, ndarray]:
-    """Inputs in three touching clusters, which cluster, and the true difference of each pair."""
+    """Return inputs in three touching clusters, their cluster, and the true difference of each pair."""
     domain = random.integers(0, 3, size=count)
     inputs = 0.12 * random.normal(size=(count, 24))
     inputs[np.arange(count), domain] += 1
     return inputs, domain, np.abs(1.4 * random.normal(size=count))
 
 
-def test_the_test_tells_specialists_from_the_useless() -> None:
+def test_specialists_pass_the_test_and_useless_clients_fail() -> None:
     failed: dict[str, int] = {}
     for trial in range(_TRIALS):
         random = np.random.default_rng(trial)
         inputs, domain, truth = anchors(random, LEAST_ANCHORS)
         error = 2.1 * random.normal(size=LEAST_ANCHORS)  # ranks 69 % of the pairs that it knows
-        said = {
+        by_kind = {
             "misleading specialist": np.where(domain == 0, truth, -0.7 * truth) + error,
             "specialist": np.where(domain == 0, truth, 0.0) + error,
             "random": error,
             "flipping": (truth + 0.5 * error) * random.choice((-1, 1), size=LEAST_ANCHORS),
             "reversed": -(truth + 0.5 * error),
         }
-        found = regions(inputs)
-        for kind, differences in said.items():
+        found = region_cells(inputs)
+        for kind, differences in by_kind.items():
             failed[kind] = failed.get(kind, 0) + (p_value(found, differences) > USELESS)
     assert failed["misleading specialist"] == failed["specialist"] == 0
     assert min(failed["random"], failed["flipping"]) >= 0.75 * _TRIALS
     assert failed["reversed"] == _TRIALS
 
 
-def test_a_client_that_never_makes_a_difference_is_useless() -> None:
+def test_a_client_with_equal_scores_is_useless() -> None:
     inputs, _, _ = anchors(np.random.default_rng(0), 64)
-    assert p_value(regions(inputs), np.zeros(64)) == 1
+    assert p_value(region_cells(inputs), np.zeros(64)) == 1
 
 
 def record(state: State) -> ClientRecord:
@@ -71,8 +71,8 @@ def record(state: State) -> ClientRecord:
     )
 
 
-def evidence(count: int, p: float) -> Evidence:
-    return Evidence(differences={f"{n:064x}": 0.0 for n in range(count)}, p=p)
+def evidence(count: int, p: float) -> QuarantineEvidence:
+    return QuarantineEvidence(differences={f"{n:064x}": 0.0 for n in range(count)}, p=p)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def evidence(count: int, p: float) -> Evidence:
         ("active", {"a": evidence(639, 0.9)}, None),
         ("active", {"a": evidence(640, 0.9)}, False),
         ("active", {"a": evidence(640, 0.9), "b": evidence(64, 0.04)}, None),  # of use for another objective
-        ("active", {"a": evidence(640, 0.9), "b": evidence(64, 0.06)}, False),  # two tests: chance enough
+        ("active", {"a": evidence(640, 0.9), "b": evidence(64, 0.06)}, False),  # two tests: chance explains it
         ("quarantined", {"a": evidence(64, 0.02)}, None),
         ("quarantined", {"a": evidence(64, 0.01)}, True),
     ],
 )
-def test_what_follows_from_the_evidence(state: State, found: dict[str, Evidence], useful: bool | None) -> None:
+def test_evidence_decides_the_state(state: State, found: dict[str, QuarantineEvidence], useful: bool | None) -> None:
     finding = judge(record(state), found)
-    assert (finding.useful if isinstance(finding, Finding) else None) == useful
+    assert (finding.useful if isinstance(finding, QuarantineFinding) else None) == useful
 
 
 def guess(item: dict[str, Any], response: str) -> float:
@@ -111,7 +111,7 @@ async def states(api: Api) -> dict[str, str]:
     return {client["name"]: client["state"] for client in await api.ok("GET", "/v1/clients")}
 
 
-async def test_the_useless_are_out_within_five_refits_and_come_back_when_they_pass(
+async def test_useless_clients_are_excluded_within_five_refits_and_return_when_they_pass(
     api: Api, endpoints: Endpoints
 ) -> None:
     made = await specialists(api, endpoints)
@@ -129,8 +129,8 @@ async def test_the_useless_are_out_within_five_refits_and_come_back_when_they_pa
     found = await api.reward("answer 1", "answer 2", objective="helpful")
     lines = {line["client"]: line for line in found["clients"]}
     assert all((lines[name]["status"], lines[name]["weight"]) == ("not_asked", 0) for name in bad)
-    assert "in no region of inputs do its scores tell the better answers" in lines["guess"]["detail"]
-    audit = [json.loads(line) for line in api.router.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
+    assert "in no region of inputs do its scores rank the better responses higher" in lines["guess"]["detail"]
+    audit = [json.loads(line) for line in api.router.resources.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
     moved = [line for line in audit if line["action"] == "quarantine"]
     assert {(line["subject"], line["state"]) for line in moved} == {(name, "quarantined") for name in bad}
     metrics = (await api.http.get("/metrics")).text

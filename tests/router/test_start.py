@@ -1,4 +1,4 @@
-"""A router whose queue server is not there yet."""
+"""Start of a router before its queue server."""
 
 from __future__ import annotations
 

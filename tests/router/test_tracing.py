@@ -1,4 +1,4 @@
-"""What a router adds to the trace of a group, and what its clients see of it."""
+"""Spans that a router adds to the trace of a group, and the part of the trace that its clients see."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 from mor_core import tracing
 from mor_core.wire import Message, ScoreItem
-from mor_router.clients.scoring import Batch, Scoring
+from mor_router.clients.scoring import ScoreBatch, ScoreRequester
 from redis.asyncio import Redis
 
 from tests.collector import Collector, traced
 from tests.router.conftest import Api, Start, eventually
 from tests.router.endpoints import Endpoint, Endpoints, html
-from tests.router.test_worker import all_of, count, publish, rollout, working
+from tests.router.test_reward_stage import all_of, count, publish, rollout, working
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +41,7 @@ async def test_each_group_has_its_spans_and_a_shared_request_belongs_to_the_firs
             rollout(run_name, name, ("answer 1", "answer 2")).model_copy(update={"trace": span.traceparent})
             for name, span in groups.items()
         ]
-        await publish(side, *sent)  # nobody is there to ask: both wait
+        await publish(side, *sent)  # no client is enrolled yet, so both wait
         await api.enrol(other, state="probation")
         await api.enrol(one)
         await count(redis, run_name, rollouts=0, rewards=2, dead=0)
@@ -57,23 +57,23 @@ async def test_each_group_has_its_spans_and_a_shared_request_belongs_to_the_firs
         assert {s.attributes["mor.client"] for s in below if s.name == "call"} == {"one", "other"}
         assert not any(span.failed for span in below)
     for endpoint in (one, other):
-        asked_with = [headers["traceparent"] for headers in endpoint.headers if "traceparent" in headers]
-        [parent] = [traceparent.split("-")[2] for traceparent in asked_with]  # enrolment's trial apart
+        sent_with = [headers["traceparent"] for headers in endpoint.headers if "traceparent" in headers]
+        [parent] = [traceparent.split("-")[2] for traceparent in sent_with]  # without the probe at enrolment
         calls = [s for s in collector.named("call") if s.attributes["mor.client"] == endpoint.name]
-        [asked], [beside] = [s for s in calls if s.id == parent], [s for s in calls if s.id != parent]
-        assert beside.links == (asked.id,) and asked.links == (scores[_other(asked, scores)].id,)
+        [first], [beside] = [s for s in calls if s.id == parent], [s for s in calls if s.id != parent]
+        assert beside.links == (first.id,) and first.links == (scores[_other(first, scores)].id,)
 
 
-def _other(asked: object, scores: dict[str, object]) -> str:
-    [name] = [name for name, score in scores.items() if score.trace != asked.trace]  # type: ignore[attr-defined]
+def _other(call: object, scores: dict[str, object]) -> str:
+    [name] = [name for name, score in scores.items() if score.trace != call.trace]  # type: ignore[attr-defined]
     return name
 
 
-async def test_a_client_that_fails_and_a_group_that_is_given_up_are_told(
+async def test_a_failed_client_and_a_group_given_up_are_marked_as_failed(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str, collector: Collector
 ) -> None:
     broken = endpoints.endpoint("broken")
-    async with working(start, run_name, group_attempts=1) as (api, side):
+    async with working(start, run_name, quorum_attempts=1) as (api, side):
         await api.enrol(broken)
         broken.broken = html
         await publish(side, rollout(run_name, "g1", ("answer 1", "answer 2")))
@@ -85,24 +85,24 @@ async def test_a_client_that_fails_and_a_group_that_is_given_up_are_told(
     assert score.trace == "0af7651916cd43dd8448eb211c80319c", "the group's own"
 
 
-async def asked(api: Api, endpoint: Endpoint, **traces: str | None) -> str:
-    """The traceparent with which the client is asked."""
+async def traceparent_of(api: Api, endpoint: Endpoint, **traces: str | None) -> str:
+    """Have a client score one item; return the traceparent of the request."""
     endpoint.headers.clear()
     item = ScoreItem(item_id="i", messages=(Message(role="user", content="?"),), responses=("a", "b"), objective=None)
-    await Scoring(api.router.pool).ask(endpoint.name, Batch([item], {}, traces), 5)
+    await ScoreRequester(api.router.clients.pool).request(endpoint.name, ScoreBatch([item], {}, traces), 5)
     [headers] = endpoint.headers
     return headers["traceparent"]
 
 
-async def test_a_client_cannot_tell_anchors_by_their_trace(
+async def test_a_client_cannot_recognise_honeypots_by_their_trace(
     api: Api, endpoints: Endpoints, collector: Collector
 ) -> None:
-    """Anchors belong to no group; their requests have traces of their own, also when they follow a live call."""
+    """Honeypots belong to no group: their requests have their own traces, also when they follow a live call."""
     client = endpoints.endpoint("client")
     await api.enrol(client)
     with tracing.span("live", parent="") as live:
-        of_group = await asked(api, client, i=live.traceparent)
-        of_anchor = await asked(api, client)
+        of_group = await traceparent_of(api, client, i=live.traceparent)
+        of_anchor = await traceparent_of(api, client)
     assert live.traceparent is not None
     assert of_group.split("-")[1] == live.traceparent.split("-")[1] != of_anchor.split("-")[1]
     assert len(of_group) == len(of_anchor)

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import TOKENS, Processes, bearer, make_spec, running, write_prompts
-from tests.trainer.stages import Stages, liked
+from tests.trainer.stages import Stages, share_of_even_tokens
 
 torch.set_num_threads(1)
 
@@ -79,5 +79,5 @@ def spec(tiny: Path, prompts: Path) -> RunSpec:
 
 @pytest.fixture
 def stages(redis_url: str, tiny: Path):
-    with Stages(redis_url, tiny, liked, TOKENS["service"]) as played:
+    with Stages(redis_url, tiny, share_of_even_tokens, TOKENS["service"]) as played:
         yield played

@@ -1,4 +1,4 @@
-"""Run control in the hands of its callers: people, and a training process."""
+"""Calls to run control, as people and a training process make them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ async def claim(http: httpx.AsyncClient) -> dict[str, Any]:
 
 
 class Worker:
-    """The event side of a worker."""
+    """Events of a worker, without its training."""
 
     def __init__(self, redis: Redis, run: str, attempt: int) -> None:
         self._streams = Streams(redis, run, 1000)
         self._run, self._attempt, self.sequence = run, attempt, 0
 
-    async def tell(self, kind: Any, step: int, data: dict[str, Any], sequence: int | None = None) -> None:
+    async def report(self, kind: Any, step: int, data: dict[str, Any], sequence: int | None = None) -> None:
         if sequence is None:
             self.sequence += 1
         record = EventRecord(
@@ -52,11 +52,11 @@ class Worker:
     async def step(self, step: int, reward: float) -> None:
         clients = {"alpha": {"reward_mean": reward, "weight": 1.0, "failures": {}}}
         data = {"reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients, "gate_version": 1}
-        await self.tell("step", step, data)
+        await self.report("step", step, data)
 
 
 async def eventually(http: httpx.AsyncClient, path: str, wanted: Any, timeout_s: float = 60) -> Any:
-    """The JSON at ``path`` once ``wanted(json)`` holds."""
+    """Poll ``path`` and return its JSON once ``wanted(json)`` holds."""
     deadline = time.monotonic() + timeout_s
     while True:
         found = (await http.get(path)).raise_for_status().json()
@@ -69,7 +69,7 @@ async def eventually(http: httpx.AsyncClient, path: str, wanted: Any, timeout_s:
 async def lines(
     http: httpx.AsyncClient, run: str, count: int, cursor: str | None = None, *, heartbeats: bool = False
 ) -> list[dict[str, str]]:
-    """``count`` events of the stream, with or without the comments that keep it open."""
+    """Read ``count`` events of the stream, with or without the comments that keep it open."""
     headers = {} if cursor is None else {"Last-Event-ID": cursor}
     found: list[dict[str, str]] = []
     current: dict[str, str] = {}

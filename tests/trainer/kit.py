@@ -1,4 +1,4 @@
-"""What the trainer's tests share: tokens, prompts, specs, and the two processes."""
+"""Shared pieces of the trainer's tests: tokens, prompts, specs, and the two processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
-from mor_trainer.run.worker import Worker
+from mor_trainer.run.worker import TrainingWorker
 from PIL import Image
 
 TOKENS = {
@@ -39,7 +39,7 @@ def bearer(scope: str) -> dict[str, str]:
 
 
 def write_prompts(folder: Path, count: int, name: str = "prompts.jsonl") -> Path:
-    """A prompts file with a picture a row, in two domains."""
+    """Write a prompts file with one picture a row, in two domains."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for index in range(count):
@@ -53,7 +53,7 @@ def write_prompts(folder: Path, count: int, name: str = "prompts.jsonl") -> Path
 
 
 def make_spec(model: Path, prompts: Path, **changes: Any) -> RunSpec:
-    """A small run; ``changes`` are fields of ``RunSpec``."""
+    """Return the spec of a small run; ``changes`` are fields of ``RunSpec``."""
     return RunSpec.model_validate(
         {
             "name": "tiny",
@@ -72,7 +72,7 @@ def make_spec(model: Path, prompts: Path, **changes: Any) -> RunSpec:
 
 
 class Processes:
-    """The trainer's processes on one runs folder, started and killed at will."""
+    """Processes of the trainer on one runs folder, which tests start and kill."""
 
     def __init__(self, runs_dir: Path, tokens_file: Path, redis_url: str, logs: Path) -> None:
         self.runs_dir = runs_dir
@@ -115,7 +115,7 @@ class Processes:
         return process
 
     def route(self) -> str:
-        """Start a router; its address."""
+        """Start a router and return its address."""
         self.environment |= {"MOR_SECRET_KEY": Fernet.generate_key().decode(), "MOR_ALLOW_LOOPBACK": "true"}
         port_file = self._logs / "router-port"
         process = self._start("route", "mor-router", "serve", "--port-file", str(port_file))
@@ -133,18 +133,18 @@ class Processes:
         return self._start("work", "mor-trainer", "work", *arguments)
 
     def work_together(self, *command: str, restarts: int = 3) -> subprocess.Popen[bytes]:
-        """Two ranks on this machine, started by torchrun; ``command`` instead of ``mor-trainer work``."""
+        """Start two ranks on this machine by torchrun; ``command`` replaces ``mor-trainer work``."""
         given = command or (str(Path(sys.executable).parent / "mor-trainer"), "work")
         launch = ("torchrun", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}", "--no-python")
         return self._start("work", *launch, *given)
 
     @contextmanager
-    def working(self) -> Iterator[Worker]:
-        """A worker on a thread of this process, for tests that do not kill it."""
+    def working(self) -> Iterator[TrainingWorker]:
+        """Run a worker on a thread of this process, for tests that do not kill it."""
         settings = WorkerSettings.model_validate(
             {name.removeprefix("MOR_").lower(): value for name, value in self.environment.items() if name[:4] == "MOR_"}
         )
-        worker = Worker(settings)
+        worker = TrainingWorker(settings)
         thread = threading.Thread(target=worker.work, daemon=True)
         thread.start()
         yield worker
@@ -153,7 +153,7 @@ class Processes:
         assert not thread.is_alive()
 
     def running(self, program: str = "") -> list[subprocess.Popen[bytes]]:
-        """What was started and has not ended; with ``program``, of that name."""
+        """Return the processes that have not ended; with ``program``, only those of that name."""
         alive = [process for process in self._running if process.poll() is None]
         return [process for process in alive if not program or Path(cast(list[str], process.args)[0]).name == program]
 
@@ -177,7 +177,7 @@ class Processes:
 
 @asynccontextmanager
 async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an app whose lifespan runs."""
+    """Yield a client of an app whose lifespan runs."""
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         yield client
@@ -185,7 +185,7 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def served(app: FastAPI) -> AsyncIterator[str]:
-    """A real server on a free port, for what a transport without sockets cannot show: streams."""
+    """Serve an app on a free port, because event streams need real sockets, and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
         async with anyio.create_task_group() as tasks:

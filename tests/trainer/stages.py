@@ -1,7 +1,7 @@
-"""The two other stages of the loop, played over the real streams with a real tiny model: samples, scores by a rule.
+"""The two other stages of the loop over real streams: a tiny model that samples, and scores by a rule.
 
-Not a stand-in for their robustness, only for their part of the contract: same prompts, same sampling distribution, same
-records. It runs on a thread of its own, as the services run in processes of their own.
+They keep the services' part of the contract (same prompts, sampling distribution and records), not their robustness.
+They run on a thread of their own, as the services run in processes of their own.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ Rule = Callable[[tuple[int, ...], str], float]
 """Reward of a response, from its token ids and its text."""
 
 
-def liked(ids: tuple[int, ...], text: str) -> float:
-    """The rule reward: the share of the response's tokens with an even id, and a little to tell any two apart."""
+def share_of_even_tokens(ids: tuple[int, ...], text: str) -> float:
+    """Score a response: its share of tokens with an even id, plus a little so that any two responses differ."""
     del text
     return 4.0 * sum(token % 2 == 0 for token in ids) / len(ids) + sum(ids) % 1009 / 2000
 
 
 class Sampler:
-    """Samples from a checkpoint as the rollout service does, with plain transformers."""
+    """Sampler from a checkpoint with plain transformers, in the rollout service's way."""
 
     def __init__(self, model: Path) -> None:
         from transformers import AutoModelForImageTextToText
@@ -58,7 +58,7 @@ class Sampler:
 
     @classmethod
     def of(cls, model: Any, processor: Any) -> Sampler:
-        """A sampler of a model that lives here."""
+        """Wrap a model that is already loaded."""
         sampler = cls.__new__(cls)
         sampler._take(model, processor)
         return sampler
@@ -78,7 +78,7 @@ class Sampler:
 
     @torch.no_grad()
     def sample(self, record: PromptRecord, images: dict[str, bytes]) -> tuple[TokenBlock, list[str], str | None]:
-        """Responses of a group, ended by the end-of-sequence token or by ``max_tokens``."""
+        """Sample the responses of a group, up to the end-of-sequence token or ``max_tokens``."""
         how = record.sampling
         decoded = {digest: guarded.decode(content) for digest, content in images.items()}
         encoded = encode_prompt(self.processor, record.messages, decoded)
@@ -134,18 +134,18 @@ class Stages:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.sampled: Counter[str] = Counter()
-        """How often each group was sampled."""
+        """Number of times that each group was sampled."""
         self.evaluated: Counter[str] = Counter()
         self.rewards: list[float] = []
         self.lose: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true disappear after sampling."""
-        self.bury: Callable[[RolloutRecord], bool] = lambda record: False
+        self.fail: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true become dead letters."""
         self.flat: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true get one reward for all responses."""
         self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
         self.beta: Literal["timeout", "shadow"] = "timeout"
-        """What the second client does."""
+        """Behaviour of the second client: it times out, or it is on probation."""
         self.failure: BaseException | None = None
 
     def __enter__(self) -> Stages:
@@ -225,7 +225,7 @@ class Stages:
     ) -> None:
         if self.lose(rollout):
             await consumer.settle(entry)
-        elif self.bury(rollout):
+        elif self.fail(rollout):
             await consumer.give_up(entry, "the sampler broke down", attempts=1)
         else:
             self._last_block = block
@@ -254,7 +254,7 @@ class Stages:
 def reward_record(
     rollout: RolloutRecord, scores: tuple[float, ...], beta: Literal["timeout", "shadow"] = "timeout"
 ) -> RewardRecord:
-    """What a router with two clients makes of a group: one that knows, and one that times out or is on probation."""
+    """Return a router's record of a group with two clients: one scores, one times out or is on probation."""
     return RewardRecord(
         run=rollout.run,
         group_id=rollout.group_id,
@@ -275,7 +275,7 @@ def reward_record(
 
 
 def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Wait for a condition; fail with ``what`` when it does not come."""
+    """Wait for a condition; fail with ``what`` when it does not hold in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"

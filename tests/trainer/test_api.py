@@ -26,13 +26,13 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def impatient(settings: ControlSettings, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
-    """Run control that gives a worker up after a second."""
+    """Run control with a lease of one second."""
     async with running(create_app(settings.model_copy(update={"run_lease_s": 1.0}))) as client:
         client.headers.update(bearer("admin"))
         yield client
 
 
-async def test_what_is_not_known_yet_is_null(http: httpx.AsyncClient, spec: RunSpec) -> None:
+async def test_values_that_are_not_known_yet_are_null(http: httpx.AsyncClient, spec: RunSpec) -> None:
     run = await create(http, spec)
     found = (await http.get(f"/v1/runs/{run}")).json()
     assert (found["state"], found["total"]) == ("queued", 10)
@@ -79,7 +79,7 @@ async def test_bad_files_are_refused_with_place_and_cure(
     assert "lacks weights (*.safetensors), a processor" in reply.json()["detail"]
 
 
-async def test_scopes(http: httpx.AsyncClient, spec: RunSpec) -> None:
+async def test_each_scope_opens_its_routes_only(http: httpx.AsyncClient, spec: RunSpec) -> None:
     run = await create(http, spec)
     allowed = {
         ("GET", f"/v1/runs/{run}"): {"admin", "viewer", "service", "client"},
@@ -104,7 +104,7 @@ async def test_an_unknown_run_is_a_problem_with_the_cure(http: httpx.AsyncClient
 
 
 @pytest.mark.parametrize(
-    ("query", "says"),
+    ("query", "message"),
     [
         ("/metrics?since=3", "unknown query parameter 'since'; /v1/runs/{run}/metrics takes max_points, since_step"),
         ("/metrics?since_step=-1", "query.since_step: Input should be greater than or equal to 0"),
@@ -114,20 +114,20 @@ async def test_an_unknown_run_is_a_problem_with_the_cure(http: httpx.AsyncClient
     ],
 )
 async def test_a_malformed_filter_is_a_problem_with_the_cure(
-    http: httpx.AsyncClient, spec: RunSpec, query: str, says: str
+    http: httpx.AsyncClient, spec: RunSpec, query: str, message: str
 ) -> None:
     run = await create(http, spec)
     reply = await http.get(f"/v1/runs/{run}{query}")
     assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
-    assert says.replace("{run}", run) in reply.json()["detail"]
+    assert message.replace("{run}", run) in reply.json()["detail"]
 
 
-async def test_a_path_that_is_no_route_is_a_problem_with_the_cure(http: httpx.AsyncClient) -> None:
+async def test_an_unknown_path_is_a_problem_with_the_cure(http: httpx.AsyncClient) -> None:
     reply = await http.get("/v1/rns")
     assert (reply.status_code, reply.json()["detail"]) == (404, "no route /v1/rns; /docs lists them")
 
 
-async def test_the_snapshot_is_revalidated_by_etag(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
+async def test_the_snapshot_answers_304_until_it_changes(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run = await create(http, spec)
     first = await http.get(f"/v1/runs/{run}")
     assert "no-cache" in first.headers["cache-control"]
@@ -145,7 +145,9 @@ async def test_the_snapshot_is_revalidated_by_etag(http: httpx.AsyncClient, spec
     assert found["metrics"]["reward_mean"] == 0.5
 
 
-async def test_metrics_since_a_step_and_down_sampled(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
+async def test_metrics_start_after_a_step_and_are_down_sampled(
+    http: httpx.AsyncClient, spec: RunSpec, redis: Redis
+) -> None:
     run = await create(http, spec)
     worker = Worker(redis, run, (await claim(http))["attempt"])
     for step in range(1, 31):
@@ -162,19 +164,31 @@ async def test_metrics_since_a_step_and_down_sampled(http: httpx.AsyncClient, sp
     assert (await http.get(path, params={"max_points": 0})).status_code == 422
 
 
-async def test_events_twice_or_out_of_order_change_nothing(
+async def test_metrics_of_a_newer_worker_are_left_out_of_answers(
+    http: httpx.AsyncClient, spec: RunSpec, redis: Redis
+) -> None:
+    run = await create(http, spec)
+    worker = Worker(redis, run, (await claim(http))["attempt"])
+    await worker.report("step", 1, {"kl": 0.5, "surprise": 1.0, "seconds": {"waiting": 1.0, "dreaming": 2.0}})
+    found = await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
+    assert found["metrics"] == {"kl": 0.5, "seconds": {"waiting": 1.0}}
+    [point] = (await http.get(f"/v1/runs/{run}/metrics")).json()["points"]
+    assert point == {"step": 1, "at": point["at"], "kl": 0.5, "seconds": {"waiting": 1.0}}
+
+
+async def test_repeated_and_reordered_events_change_nothing(
     http: httpx.AsyncClient, spec: RunSpec, redis: Redis
 ) -> None:
     run = await create(http, spec)
     held = await claim(http)
     worker = Worker(redis, run, held["attempt"])
     for sequence in (1, 3, 3, 1):
-        await worker.tell("checkpoint", sequence, {"path": f"/c/{sequence}"}, sequence)
+        await worker.report("checkpoint", sequence, {"path": f"/c/{sequence}"}, sequence)
     await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 2)
     beat = {"attempt": held["attempt"], "state": "running"}
     reply = await http.post(f"/v1/runs/{run}/heartbeat", json=beat)
     assert reply.json() == {"desired": "run", "events_seen": 1, "replay": {}}, "2 is missing"
-    await worker.tell("checkpoint", 2, {"path": "/c/2"}, 2)
+    await worker.report("checkpoint", 2, {"path": "/c/2"}, 2)
     await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 3)
     assert (await http.post(f"/v1/runs/{run}/heartbeat", json=beat)).json()["events_seen"] == 3
 
@@ -185,7 +199,7 @@ async def test_a_resumed_run_replaces_the_steps_it_lost(
     http = impatient
     run = await create(http, spec)
     first = Worker(redis, run, (await claim(http))["attempt"])
-    await first.tell("state", 0, {"name": "started", "from_step": 0})
+    await first.report("state", 0, {"name": "started", "from_step": 0})
     for step in range(1, 6):
         await first.step(step, 1.0)
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 5)
@@ -193,16 +207,16 @@ async def test_a_resumed_run_replaces_the_steps_it_lost(
     held = await claim(http)
     assert held["attempt"] == 2
     second = Worker(redis, run, 2)
-    await second.tell("state", 3, {"name": "resumed", "from_step": 3})
+    await second.report("state", 3, {"name": "resumed", "from_step": 3})
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 3)
-    await first.step(6, 1.0)  # a late word of the dead worker
+    await first.step(6, 1.0)  # a late event of the dead worker
     await second.step(4, 2.0)
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 4)
     points = (await http.get(f"/v1/runs/{run}/metrics")).json()["points"]
     assert [(point["step"], point["reward_mean"]) for point in points] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
 
 
-async def test_a_worker_that_lost_its_run_is_told(impatient: httpx.AsyncClient, spec: RunSpec) -> None:
+async def test_a_worker_that_lost_its_run_gets_a_conflict(impatient: httpx.AsyncClient, spec: RunSpec) -> None:
     http = impatient
     run = await create(http, spec)
     assert (await claim(http))["run"] == run
@@ -258,9 +272,11 @@ async def test_an_event_stream_resumes_without_a_gap(
             assert f"is not a cursor of run {run}" in reply.json()["detail"]
 
 
-async def test_weight_files(http: httpx.AsyncClient, spec: RunSpec, settings: ControlSettings, tiny: Path) -> None:
+async def test_weight_files_are_served_whole_in_ranges_and_with_etags(
+    http: httpx.AsyncClient, spec: RunSpec, settings: ControlSettings, tiny: Path
+) -> None:
     import torch
-    from mor_trainer.weights import files
+    from mor_trainer.weights import version_writer
 
     run = await create(http, spec)
     reply = await http.get(f"/v1/runs/{run}/weights/latest")
@@ -268,7 +284,7 @@ async def test_weight_files(http: httpx.AsyncClient, spec: RunSpec, settings: Co
     assert "has published no weights yet" in reply.json()["detail"]
     tensors = {"a.weight": torch.arange(1000, dtype=torch.float32)}
     for version in (0, 1):
-        files.publish(
+        version_writer.write_version(
             settings.runs_dir / run, run, version, str(tiny), model=torch.nn.Linear(1, 1), adapter=None,
             trainable=tensors, keep=4,
         )  # fmt: skip
@@ -321,7 +337,7 @@ async def test_the_history_survives_a_restart(settings: ControlSettings, spec: R
 _NOT_FOR_PEOPLE = ("/healthz", "/readyz", "/metrics", "/v1/runs/claim")
 
 
-async def test_openapi_has_a_valid_example_of_all_that_people_send_and_read(http: httpx.AsyncClient) -> None:
+async def test_openapi_has_a_valid_example_of_every_request_and_answer(http: httpx.AsyncClient) -> None:
     document = (await http.get("/openapi.json")).raise_for_status().json()
     schemas = document["components"]["schemas"]
     checked = 0
@@ -329,8 +345,8 @@ async def test_openapi_has_a_valid_example_of_all_that_people_send_and_read(http
         if path in _NOT_FOR_PEOPLE or path.endswith("/heartbeat") or "/weights/" in path:
             continue
         for route in methods.values():
-            told = [answer for status, answer in route["responses"].items() if status.startswith("2")]
-            for part in [*told, *([route["requestBody"]] if "requestBody" in route else [])]:
+            answers = [answer for status, answer in route["responses"].items() if status.startswith("2")]
+            for part in [*answers, *([route["requestBody"]] if "requestBody" in route else [])]:
                 for schema in (
                     content["schema"] for kind, content in part.get("content", {}).items() if "json" in kind
                 ):

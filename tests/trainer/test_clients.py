@@ -1,4 +1,4 @@
-"""What run control tells of the router's clients: by the real router, as the caller's own token may see it."""
+"""Run control's view of the router's clients, from the real router, as the caller's own token may see it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_state_circuit_and_card_of_each_client_and_its_own_for_a_client(
     servers.stop()
 
 
-async def test_a_router_that_is_not_set_refuses_or_is_away_is_told(
+async def test_a_missing_refusing_or_absent_router_is_an_error_with_the_cure(
     settings: ControlSettings, router: httpx.AsyncClient, tmp_path: Path, redis: Redis
 ) -> None:
     async with running(create_app(settings)) as http:
@@ -65,7 +65,7 @@ async def test_a_router_that_is_not_set_refuses_or_is_away_is_told(
     away = settings.model_copy(update={"router_url": AnyHttpUrl("http://127.0.0.1:1")})
     async with running(create_app(away)) as http:
         reply = await http.get("/v1/clients", headers=bearer("viewer"))
-        assert reply.status_code == 503 and "the router gives no answer" in reply.json()["detail"]
+        assert reply.status_code == 503 and "the router does not answer" in reply.json()["detail"]
         assert int(reply.headers["retry-after"]) > 0
     stranger = tmp_path / "others.json"
     stranger.write_text(json.dumps([{"name": "v", "scope": "viewer", "sha256": hash_token("another token")}]))

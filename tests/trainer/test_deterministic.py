@@ -1,4 +1,4 @@
-"""Deterministic runs: killed at any point, the final weights are those of an undisturbed run, bit for bit."""
+"""Deterministic runs: killed at any point, they end with the weights of an undisturbed run, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from mor_core.errors import Invalid
-from mor_trainer.groups.replay_log import Conditions, Record
+from mor_trainer.groups.replay_log import ReplayConditions, ReplayLog
 from mor_trainer.model.micro_batches import MicroBatchItem
 from mor_trainer.update.budget import OutOfMemory, TokenBudget
 
@@ -27,7 +27,7 @@ STEPS = 8
 
 
 def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool], what: str) -> None:
-    """End a process as a crash would, at the moment at which the condition holds."""
+    """Kill a process at the moment at which the condition holds, as a crash would."""
     deadline = time.monotonic() + 90
     while not condition():
         assert process.poll() is None, "the process ended by itself"
@@ -38,7 +38,7 @@ def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool], w
 
 
 @pytest.mark.timeout(400)
-def test_killed_anywhere_the_final_weights_are_those_of_an_undisturbed_run(
+def test_a_run_killed_anywhere_ends_with_the_weights_of_an_undisturbed_run(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
@@ -56,7 +56,7 @@ def test_killed_anywhere_the_final_weights_are_those_of_an_undisturbed_run(
         lambda: any(checkpoints.glob(".step-00000003.*.part")),
         "while the checkpoint of step 3 is written",
     )
-    assert not (folder / "checkpoints" / "step-00000003").exists()
+    assert not (checkpoints / "step-00000003").exists()
     published = len(list((folder / "weights").glob("[0-9]*")))
     assert published
     later = folder / "record" / "step-00000005.json"
@@ -77,7 +77,7 @@ def test_killed_anywhere_the_final_weights_are_those_of_an_undisturbed_run(
     worker = processes.work("--once")
     undisturbed = finish(processes, again, 120)
     assert worker.wait(timeout=20) == 0
-    assert stages.sampled.total() == sampled, "computed from the record alone"
+    assert stages.sampled.total() == sampled, "computed from the replay log alone"
     one, other = (Path(end["final"]) / "model.safetensors" for end in (disturbed, undisturbed))
     assert one.read_bytes() == other.read_bytes()
     assert one.read_bytes() != (tiny / "model.safetensors").read_bytes()
@@ -99,23 +99,25 @@ def test_a_group_that_a_client_failed_is_not_trained_on(
     assert not list((processes.runs_dir / run / "record").glob("step-*"))
 
 
-def test_what_a_deterministic_run_cannot_be(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+def test_a_deterministic_run_refuses_staleness_other_conditions_and_a_broken_log(
+    tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"max_staleness=1 lets timing decide .* set max_staleness=0"):
         make_spec(tiny, prompts, deterministic=True, max_staleness=1)
-    record = Record(tmp_path)
-    begun = Conditions(ranks=1, torch_threads=1, device="cpu", precision="auto")
-    record.hold_to(begun)
-    record.hold_to(begun)
+    replay_log = ReplayLog(tmp_path)
+    begun = ReplayConditions(ranks=1, torch_threads=1, device="cpu", precision="auto")
+    replay_log.pin_conditions(begun)
+    replay_log.pin_conditions(begun)
     with pytest.raises(Invalid, match=r"began with ranks=1 \(now 2\), .* start the worker as it was"):
-        Record(tmp_path).hold_to(begun.model_copy(update={"ranks": 2}))
+        ReplayLog(tmp_path).pin_conditions(begun.model_copy(update={"ranks": 2}))
     (tmp_path / "record" / "step-00000003.json").write_text(json.dumps({}))
     with pytest.raises(Invalid, match=r"step-00000002.json is missing and later steps are recorded"):
-        record.read(2)
+        replay_log.read(2)
     with pytest.raises(Invalid, match="restore it from a backup"):
-        record.read(3)
+        replay_log.read(3)
 
 
-def test_memory_that_runs_out_does_not_change_a_deterministic_runs_micro_batches(
+def test_a_deterministic_run_keeps_its_micro_batches_when_memory_runs_out(
     tiny: Path, prompts: Path, rows_of: list[Any]
 ) -> None:
     from tests.trainer.policies import policy_of

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mor_core.errors import Invalid
-from mor_trainer.groups.ledger import Ledger, Verdict
+from mor_trainer.groups.ledger import Ledger, Receipt
 
 STEP = 3
 ACTIONS = st.lists(
@@ -20,7 +20,7 @@ ACTIONS = st.lists(
 
 def ledger_of(staleness: int = 1, attempts: int = 3, prompts: int = 7) -> Ledger[str]:
     ledger: Ledger[str] = Ledger("run", prompts, 0, staleness, attempts)
-    ledger.published(0)
+    ledger.advance_version(0)
     return ledger
 
 
@@ -39,44 +39,44 @@ def test_each_group_is_applied_once_whatever_happens(actions: list[str], stalene
             group = data.draw(st.sampled_from(waiting))
             sampled_by = data.draw(st.integers(max(0, version - 3), version))
             seen.append((group, sampled_by))
-            verdict = ledger.receive(group, sampled_by, group)
-            assert verdict is (Verdict.accepted if ledger.staleness(sampled_by) is not None else Verdict.stale)
+            receipt = ledger.receive(group, sampled_by, group)
+            assert receipt is (Receipt.accepted if ledger.staleness(sampled_by) is not None else Receipt.stale)
         elif action in ("duplicate", "late") and seen:
             group, sampled_by = data.draw(st.sampled_from(seen))
             outstanding = group in ledger.outstanding
-            verdict = ledger.receive(group, sampled_by, group)
-            assert outstanding or verdict is Verdict.duplicate
+            receipt = ledger.receive(group, sampled_by, group)
+            assert outstanding or receipt is Receipt.duplicate
         elif action == "lose" and waiting:
-            ledger.again(data.draw(st.sampled_from(waiting)), deadline=1.0)
+            ledger.reissue(data.draw(st.sampled_from(waiting)), deadline=1.0)
         elif action == "version":
             version += 1
-            ledger.published(version)
+            ledger.advance_version(version)
         elif action == "take":
             taken, _ = ledger.take(STEP, deadline=1.0)
             assert len(taken) in (0, STEP)
-            alike = data.draw(st.integers(0, len(taken)))
-            ledger.skip_taken(alike)
+            zero_variance = data.draw(st.integers(0, len(taken)))
+            ledger.skip_taken(zero_variance)
             for place, (number, group, stale) in enumerate(taken):
                 assert ledger.group_id(number) == group
                 assert stale <= staleness
-                (skipped if place < alike else applied)[number] += 1
+                (skipped if place < zero_variance else applied)[number] += 1
             if taken:
                 version += 1
-                ledger.published(version)
+                ledger.advance_version(version)
                 saved = (ledger.state(), applied.copy(), skipped.copy(), version)
         elif action == "crash":  # back to the last checkpoint; versions go on above everything that was published
             state, applied, skipped, _ = saved
             applied, skipped, version = applied.copy(), skipped.copy(), version + 1
             ledger = ledger_of(staleness)
             ledger.restore(state, deadline=1.0)
-            ledger.published(version)
+            ledger.advance_version(version)
         assert max((applied + skipped).values(), default=0) <= 1
         assert (ledger.applied, ledger.skipped) == (sum(applied.values()), sum(skipped.values()))
         under_way = {issue.number for issue in ledger.outstanding.values()} | set(ledger.ready)
         assert len(under_way) == len(ledger.outstanding) + len(ledger.ready)
         assert not under_way & set(applied + skipped)
         settled = ledger.applied + ledger.skipped + ledger.dropped
-        assert ledger.cursor == len(under_way) + settled, "no group is lost from the books"
+        assert ledger.cursor == len(under_way) + settled, "every group is accounted for"
         assert len(under_way) <= STEP * (1 + staleness)
 
 
@@ -94,24 +94,24 @@ def test_a_group_is_dropped_after_its_last_attempt_and_replaced() -> None:
     ledger = ledger_of(staleness=0, attempts=3)
     ledger.issue(ledger.room(2), deadline=1.0)
     group = next(iter(ledger.outstanding))
-    assert ledger.again(group, 2.0) is not None
+    assert ledger.reissue(group, 2.0) is not None
     assert ledger.overdue(1.5) == [other for other in ledger.outstanding if other != group]
-    assert ledger.again(group, 2.0) is not None
-    assert ledger.again(group, 2.0) is None
+    assert ledger.reissue(group, 2.0) is not None
+    assert ledger.reissue(group, 2.0) is None
     assert (ledger.dropped, ledger.retried, ledger.room(2)) == (1, 2, 1)
-    assert ledger.receive(group, 0, "late") is Verdict.duplicate
+    assert ledger.receive(group, 0, "late") is Receipt.duplicate
 
 
-def test_groups_that_went_stale_while_they_waited_are_sampled_again() -> None:
+def test_groups_that_become_stale_while_they_wait_are_sampled_again() -> None:
     ledger = ledger_of(staleness=0)
     first, second = (ledger.group_id(issue.number) for issue in ledger.issue(2, deadline=1.0))
-    assert ledger.receive(first, 0, "a") is Verdict.accepted
-    ledger.published(1)
+    assert ledger.receive(first, 0, "a") is Receipt.accepted
+    ledger.advance_version(1)
     taken, again = ledger.take(2, deadline=5.0)
     assert taken == []
     assert [ledger.group_id(issue.number) for issue in again] == [first]
-    assert ledger.receive(second, 0, "b") is Verdict.stale
-    assert ledger.receive(first, 1, "a") is Verdict.accepted
+    assert ledger.receive(second, 0, "b") is Receipt.stale
+    assert ledger.receive(first, 1, "a") is Receipt.accepted
 
 
 def test_versions_of_a_lost_lineage_are_stale() -> None:
@@ -120,11 +120,11 @@ def test_versions_of_a_lost_lineage_are_stale() -> None:
     state = ledger.state()
     resumed = ledger_of(staleness=2)
     resumed.restore(state, deadline=1.0)
-    resumed.published(7)  # 1 to 6 were published by an attempt that died
+    resumed.advance_version(7)  # 1 to 6 were published by an attempt that died
     group = next(iter(resumed.outstanding))
-    assert resumed.receive(group, 6, "x") is Verdict.stale
+    assert resumed.receive(group, 6, "x") is Receipt.stale
     assert resumed.staleness(7) == 0
-    assert resumed.receive(group, 7, "x") is Verdict.accepted
+    assert resumed.receive(group, 7, "x") is Receipt.accepted
 
 
 def test_a_dropped_group_can_be_reopened_once_and_after_a_restart() -> None:
@@ -140,7 +140,7 @@ def test_a_dropped_group_can_be_reopened_once_and_after_a_restart() -> None:
         assert (found.dropped, set(found.outstanding)) == (0, {first, second})
 
 
-def test_what_a_step_took_can_be_put_back() -> None:
+def test_groups_that_a_step_took_can_be_put_back() -> None:
     ledger = ledger_of(staleness=0)
     for issue in ledger.issue(2, deadline=1.0):
         ledger.receive(ledger.group_id(issue.number), 0, "x")
@@ -167,7 +167,7 @@ def test_the_number_of_groups_under_way_is_bounded(staleness: int) -> None:
     assert ledger.room(STEP, held=STEP) == 0
 
 
-def test_no_group_is_issued_that_no_step_is_left_for() -> None:
+def test_no_group_is_issued_for_a_step_after_the_last() -> None:
     ledger = ledger_of(staleness=2)
     assert ledger.room(STEP, steps_left=2) == 2 * STEP
     ledger.issue(2 * STEP, deadline=1.0)
@@ -175,7 +175,7 @@ def test_no_group_is_issued_that_no_step_is_left_for() -> None:
     assert ledger.room(STEP, held=STEP, steps_left=1) == 0
 
 
-def test_a_changed_prompts_file_is_noticed() -> None:
+def test_a_changed_prompts_file_is_refused() -> None:
     state = ledger_of(prompts=7).state()
     with pytest.raises(Invalid, match="has 8 rows, the checkpoint was written with 7; restore the file"):
         ledger_of(prompts=8).restore(state, deadline=1.0)

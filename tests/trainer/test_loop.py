@@ -1,4 +1,4 @@
-"""The whole loop: both processes of the trainer, a real queue server, a real tiny model that samples and is trained."""
+"""The whole loop: both processes of the trainer, a real queue server, and a tiny model that samples and is trained."""
 
 from __future__ import annotations
 
@@ -79,9 +79,7 @@ def test_a_run_from_creation_to_the_exported_model(
     assert not any("vision" in name or "connector" in name for name in changed), "the tower is frozen"
 
 
-def test_groups_that_teach_nothing_are_replaced(
-    processes: Processes, stages: Stages, tiny: Path, prompts: Path
-) -> None:
+def test_groups_without_signal_are_replaced(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
     processes.serve()
     stages.flat = lambda record: is_flat(record.group_id)
     algorithm = {"dynamic_sampling": {"max_factor": 10}}
@@ -94,10 +92,12 @@ def test_groups_that_teach_nothing_are_replaced(
     assert all(len(point["sampled_by"]) == 1 for point in history), "strictly on-policy"
     settled = history[-1]["groups_applied"] + history[-1]["groups_skipped"]
     assert set(stages.sampled) == set(groups_in_order(run, settled)), "no more groups are issued than a step needs"
-    assert 0 < max(point["zero_variance_ratio"] for point in history) < 1, "told of all groups that were scored"
+    assert 0 < max(point["zero_variance_ratio"] for point in history) < 1, (
+        "the metric covers all groups that were scored"
+    )
 
 
-def test_a_stop_in_the_middle_of_a_step_forgets_no_skipped_group(
+def test_a_stop_in_the_middle_of_a_step_keeps_skipped_groups(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
@@ -105,14 +105,14 @@ def test_a_stop_in_the_middle_of_a_step_forgets_no_skipped_group(
     order = groups_in_order(run, 120)
     flat, missing = order[1], order[4]  # of the first step, and what replaces it
     stages.flat = lambda record: record.group_id == flat
-    held = {missing}
-    stages.lose = lambda record: record.group_id in held
+    lost = {missing}
+    stages.lose = lambda record: record.group_id in lost
     with processes.client() as http, processes.working():
         until(lambda: stages.sampled[missing] > 0, 60, "the replacement was sampled, and lost")
         http.post(f"/v1/runs/{run}/stop").raise_for_status()
         until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "stopped in the first step")
         assert snapshot(processes, run)["step"] is None
-        held.clear()
+        lost.clear()
         http.post(f"/v1/runs/{run}/resume").raise_for_status()
         finish(processes, run)
     history = points(processes, run)
@@ -122,7 +122,7 @@ def test_a_stop_in_the_middle_of_a_step_forgets_no_skipped_group(
     assert stages.sampled[flat] == 2, "put back with the others, and skipped again"
 
 
-def test_a_step_ends_where_no_group_teaches(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+def test_a_step_ends_when_no_group_has_signal(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
     processes.serve()
     stages.flat = lambda record: True
     algorithm = {"dynamic_sampling": {"max_factor": 1.5}}
@@ -135,7 +135,9 @@ def test_a_step_ends_where_no_group_teaches(processes: Processes, stages: Stages
     assert [point["zero_variance_ratio"] for point in history] == [1.0, 1.0]
 
 
-def test_pause_resume_stop(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+def test_a_run_can_be_paused_resumed_and_stopped(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
     processes.serve()
     run = create(processes, model=tiny, prompts=prompts, steps=400, checkpoint_every=100)
     with processes.client() as http, processes.working() as worker:
@@ -156,7 +158,7 @@ def test_pause_resume_stop(processes: Processes, stages: Stages, tiny: Path, pro
     applied_once(points(processes, run))
 
 
-def test_groups_over_the_token_budget_are_divided_and_told_once(
+def test_groups_over_the_token_budget_are_divided_with_one_alert(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
@@ -164,11 +166,11 @@ def test_groups_over_the_token_budget_are_divided_and_told_once(
     with processes.working():
         finish(processes, run)
     applied_once(points(processes, run))
-    (told,) = [alert for alert in alerts(processes, run) if alert["name"] == "group_divided"]
-    assert "more than micro_batch_tokens=50 tokens" in told["reason"]
+    (alert,) = [found for found in alerts(processes, run) if found["name"] == "group_divided"]
+    assert "more than micro_batch_tokens=50 tokens" in alert["reason"]
 
 
-def test_a_prompt_that_cannot_fit_the_token_budget_fails_the_run_and_is_named(
+def test_a_prompt_over_the_token_budget_fails_the_run_and_is_named(
     processes: Processes, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()

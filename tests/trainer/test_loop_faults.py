@@ -1,4 +1,4 @@
-"""The whole loop when something breaks: nothing is lost, nothing is applied twice, and the reason is told."""
+"""The whole loop under faults: no group is lost or applied twice, and the reason is reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.kit import TOKENS, Processes
-from tests.trainer.stages import Stages, liked, until
+from tests.trainer.stages import Stages, share_of_even_tokens, until
 from tests.trainer.watching import (
     alerts,
     applied_once,
@@ -24,7 +24,7 @@ from tests.trainer.watching import (
 )
 
 
-def test_killed_at_any_time_it_resumes_and_applies_each_group_once(
+def test_a_killed_worker_resumes_and_applies_each_group_once(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
@@ -47,7 +47,7 @@ def test_killed_at_any_time_it_resumes_and_applies_each_group_once(
     expect_dynamic_sampling(history, run)
 
 
-def test_the_queue_server_may_be_flushed_and_killed(
+def test_a_run_survives_a_flushed_and_a_killed_queue_server(
     tmp_path: Path, tokens_file: Path, valkey: Any, tiny: Path, prompts: Path
 ) -> None:
     from redis import Redis
@@ -55,7 +55,7 @@ def test_the_queue_server_may_be_flushed_and_killed(
     processes = Processes(tmp_path / "runs", tokens_file, valkey.url, tmp_path)
     try:
         processes.serve()
-        with Stages(valkey.url, tiny, liked, TOKENS["service"]), ExitStack() as working:
+        with Stages(valkey.url, tiny, share_of_even_tokens, TOKENS["service"]), ExitStack() as working:
             run = create(processes, model=tiny, prompts=prompts, steps=14)
             working.enter_context(processes.working())
             until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 60, "step 3")
@@ -71,7 +71,9 @@ def test_the_queue_server_may_be_flushed_and_killed(
         processes.end()
 
 
-def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+def test_lost_and_failed_groups_are_issued_again_and_tampered_ones_dropped(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
     processes.serve()
     first_time: set[str] = set()
 
@@ -82,7 +84,7 @@ def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, t
         return chosen
 
     stages.lose = lambda record: once(0, record.group_id)
-    stages.bury = lambda record: once(1, record.group_id)
+    stages.fail = lambda record: once(1, record.group_id)
     stages.tamper = lambda record: (
         record.model_copy(update={"pixels": "0" * 64}) if int(record.group_id[0], 16) == 6 else record
     )
@@ -96,26 +98,26 @@ def test_lost_buried_and_tampered_groups(processes: Processes, stages: Stages, t
     assert max(point["staleness_max"] for point in history) <= 1
     tampered = {group for group in stages.sampled if int(group[0], 16) == 6}
     assert not tampered & {group for point in history for group in point["applied"]}
-    told = [alert for alert in alerts(processes, run) if alert["name"] == "group_dropped"]
-    assert history[-1]["groups_dropped"] == len(told)
-    assert {alert["group_id"] for alert in told} <= tampered
-    assert all("pixels hash to 0000" in alert["reason"] for alert in told)
+    dropped = [alert for alert in alerts(processes, run) if alert["name"] == "group_dropped"]
+    assert history[-1]["groups_dropped"] == len(dropped)
+    assert {alert["group_id"] for alert in dropped} <= tampered
+    assert all("pixels hash to 0000" in alert["reason"] for alert in dropped)
 
 
 @pytest.mark.timeout(600)
-def test_a_dropped_group_is_issued_again_when_an_operator_asks(
+def test_a_dropped_group_is_issued_again_at_an_operators_request(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
     processes.environment |= {"MOR_GROUP_ATTEMPTS": "1", "MOR_GROUP_TIMEOUT_S": "300"}
-    buried: set[str] = set()
+    failed: set[str] = set()
 
-    def bury_one(record: Any) -> bool:
-        if not buried:
-            buried.add(record.group_id)
-        return record.group_id in buried
+    def fail_one(record: Any) -> bool:
+        if not failed:
+            failed.add(record.group_id)
+        return record.group_id in failed
 
-    stages.bury = bury_one
+    stages.fail = fail_one
     run = create(processes, model=tiny, prompts=prompts, steps=10_000)
     with processes.working(), processes.client() as http:
 
@@ -125,9 +127,9 @@ def test_a_dropped_group_is_issued_again_when_an_operator_asks(
         until(lambda: bool(dead()), 120, "a group was given up")
         (letter,) = dead()
         assert (letter["reason"], letter["stage"], letter["replay"]) == ("the sampler broke down", "rollout", "no")
-        assert {letter["group_id"]} == buried
+        assert {letter["group_id"]} == failed
         assert http.get(f"/v1/runs/{run}/dead/{letter['id']}").json()["record"]
-        stages.bury = lambda record: False
+        stages.fail = lambda record: False
         assert http.post(f"/v1/runs/{run}/dead/{letter['id']}/replay").json()["replay"] == "asked"
         until(lambda: dead()[0]["replay"] == "issued", 120, "the group was issued again")
 
@@ -159,9 +161,7 @@ def test_a_run_whose_model_cannot_be_loaded_fails_with_the_reason(
     assert "broken" in snapshot(processes, run)["error"] or "header" in snapshot(processes, run)["error"]
 
 
-def test_a_run_that_nobody_samples_fails_and_says_who_is_missing(
-    processes: Processes, tiny: Path, prompts: Path
-) -> None:
+def test_a_run_without_a_rollout_service_fails_and_names_it(processes: Processes, tiny: Path, prompts: Path) -> None:
     processes.serve()
     processes.environment["MOR_STALL_TIMEOUT_S"] = "1"
     run = create(processes, model=tiny, prompts=prompts)

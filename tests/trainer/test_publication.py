@@ -1,4 +1,4 @@
-"""Versions are published beside the training, in time or not at all, and sampling overlaps with training."""
+"""Publication of versions beside the training, within its time limit, and sampling that overlaps with training."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 from mor_core.errors import Unavailable
 from mor_trainer.update.step_timer import StepTimer
-from mor_trainer.weights.publication import Publication
+from mor_trainer.weights.background_publication import BackgroundPublication
 
 from tests.trainer.kit import Processes
 from tests.trainer.stages import Stages
 from tests.trainer.watching import applied_once, create, finish, points
 
 
-def test_whoever_changes_the_parameters_waits_for_what_is_being_written() -> None:
+def test_parameters_change_only_after_their_version_is_written() -> None:
     written, announced = threading.Event(), []
 
     def publish(version: int, _: Any) -> None:
         assert written.wait(10)
         announced.append(version)
 
-    publication = Publication(publish, timeout_s=10)
+    publication = BackgroundPublication(publish, timeout_s=10)
     publication.begin(1, {})
     publication.check()
     assert announced == []
@@ -44,7 +44,7 @@ def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
     def hang(*_: Any) -> None:
         never.wait(10)
 
-    publication = Publication(hang, timeout_s=0.05)
+    publication = BackgroundPublication(hang, timeout_s=0.05)
     publication.begin(7, {})
     with pytest.raises(Unavailable, match=r"weights version 7 was not written in 0.05 s \(MOR_PUBLICATION_TIMEOUT_S\)"):
         publication.finish()
@@ -53,11 +53,11 @@ def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
     never.set()
 
 
-def test_what_fails_beside_the_training_is_raised_in_it() -> None:
+def test_a_failed_publication_is_raised_in_the_training_thread() -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    publication = Publication(full, timeout_s=10)
+    publication = BackgroundPublication(full, timeout_s=10)
     publication.begin(1, {})
     deadline = time.monotonic() + 5
     with pytest.raises(OSError, match="No space left"):
@@ -66,7 +66,7 @@ def test_what_fails_beside_the_training_is_raised_in_it() -> None:
     publication.finish()
 
 
-def test_shares_of_a_step_add_up_and_an_inner_one_takes_from_the_outer() -> None:
+def test_phases_of_a_step_add_up_and_an_inner_one_takes_from_the_outer() -> None:
     now = 0.0
 
     def spend(seconds: float) -> None:
@@ -96,8 +96,10 @@ def test_shares_of_a_step_add_up_and_an_inner_one_takes_from_the_outer() -> None
 def test_sampling_and_scoring_go_on_while_the_trainer_computes(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
-    """Told by the times at which groups left each stage: with staleness some are sampled and scored between the
-    beginning and the end of an update that others are trained in; strictly on-policy, none."""
+    """Compare the times at which groups left each stage with the updates.
+
+    With staleness, some groups are sampled and scored during an update of others; strictly on-policy, none are.
+    """
     processes.serve()
     slow = {"groups_per_step": 8, "group_size": 8, "shared_prompt": "off", "max_staleness": 2, "keep_weights": 4}
     steps, history = 6, []
@@ -119,8 +121,8 @@ def test_sampling_and_scoring_go_on_while_the_trainer_computes(
     for point in overlapped:
         assert point["importance_ratio_mean"] is not None
         assert sum(point["seconds"].values()) == pytest.approx(point["step_seconds"])
-    for told in history:
-        spent = sum(point["step_seconds"] for point in told)
-        assert sum(point["seconds"]["unaccounted"] for point in told) < 0.02 * spent
-        gaps = [after["begun_at"] - before["begun_at"] for before, after in itertools.pairwise(told)]
-        assert sum(gaps) == pytest.approx(sum(point["step_seconds"] for point in told[:-1]), rel=0.01)
+    for run_points in history:
+        spent = sum(point["step_seconds"] for point in run_points)
+        assert sum(point["seconds"]["unaccounted"] for point in run_points) < 0.02 * spent
+        gaps = [after["begun_at"] - before["begun_at"] for before, after in itertools.pairwise(run_points)]
+        assert sum(gaps) == pytest.approx(sum(point["step_seconds"] for point in run_points[:-1]), rel=0.01)

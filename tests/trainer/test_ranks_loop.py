@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 def rank(number: int, launcher: int) -> int:
-    """Process id of a rank that torchrun started."""
+    """Return the process id of a rank that torchrun started."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     wanted = f"RANK={number}".encode()
     return next(int(pid) for pid in children if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
@@ -66,5 +66,5 @@ def test_memory_that_runs_out_on_one_rank_halves_the_micro_batches_of_all(
     applied_once(points(processes, run))
     remembered = json.loads((processes.runs_dir / run / "memory.json").read_text())["micro_batch_tokens"]
     assert remembered <= 100
-    (told,) = [alert for alert in alerts(processes, run) if alert["name"] == "out_of_memory"]
-    assert f"hold at most {remembered} tokens" in told["reason"]
+    (alert,) = [found for found in alerts(processes, run) if found["name"] == "out_of_memory"]
+    assert f"hold at most {remembered} tokens" in alert["reason"]

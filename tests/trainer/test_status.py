@@ -1,4 +1,4 @@
-"""What pollers, clients and operators read of a run, and how they are told of what is wrong."""
+"""Status of a run for pollers, clients and operators: polling, redaction, samples, alerts, webhook, facts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.database import SCHEMAS, Database
-from mor_trainer.reporting import thumbnails
+from mor_trainer.reporting.thumbnails import encode_thumbnails
 from mor_trainer.routes.dependencies import known_query
 from PIL import Image
 from pydantic import SecretStr
@@ -85,25 +85,27 @@ async def trained(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> tuple
     worker = Worker(redis, run, (await claim(http))["attempt"])
     for number in (1, 2):
         groups = [sample("alpha", "beta"), sample("beta")]
-        await worker.tell("samples", number, {"groups": groups, "thumbnails": thumbnails.encoded({DIGEST: picture()})})
-        await worker.tell("step", number, step_data(0.1 * number, -0.1 * number))
+        await worker.report("samples", number, {"groups": groups, "thumbnails": encode_thumbnails({DIGEST: picture()})})
+        await worker.report("step", number, step_data(0.1 * number, -0.1 * number))
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 2)
     return run, worker
 
 
-async def test_the_snapshot_is_told_in_kubeflows_shape_too(
+async def test_the_snapshot_has_a_status_in_kubeflows_shape(
     http: httpx.AsyncClient, spec: RunSpec, redis: Redis
 ) -> None:
     run, _ = await trained(http, spec, redis)
     found = (await http.get(f"/v1/runs/{run}")).json()
-    told = found["trainer_status"]
-    assert (told["progressPercentage"], told["estimatedRemainingSeconds"]) == (20, 16)
-    assert {"name": "step_seconds", "value": "2"} in told["metrics"]
-    assert all(isinstance(metric["value"], str) for metric in told["metrics"])
-    assert told["lastUpdatedTime"].endswith("Z")
+    status = found["trainer_status"]
+    assert (status["progressPercentage"], status["estimatedRemainingSeconds"]) == (20, 16)
+    assert {"name": "step_seconds", "value": "2"} in status["metrics"]
+    assert all(isinstance(metric["value"], str) for metric in status["metrics"])
+    assert status["lastUpdatedTime"].endswith("Z")
 
 
-async def test_every_read_is_revalidated(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
+async def test_every_route_of_a_run_answers_304_until_it_changes(
+    http: httpx.AsyncClient, spec: RunSpec, redis: Redis
+) -> None:
     run, worker = await trained(http, spec, redis)
     paths = [
         "/v1/runs",
@@ -115,7 +117,7 @@ async def test_every_read_is_revalidated(http: httpx.AsyncClient, spec: RunSpec,
         assert (again.status_code, again.content) == (304, b""), path
         assert again.headers["cache-control"] == "private, no-cache"
         assert again.headers["vary"] == "Authorization"
-    await worker.tell("step", 3, step_data(0.3, -0.3))
+    await worker.report("step", 3, step_data(0.3, -0.3))
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 3)
     for path, tag in tags.items():
         assert (await http.get(path, headers={"If-None-Match": tag})).status_code == 200, path
@@ -131,7 +133,7 @@ async def test_every_read_is_revalidated(http: httpx.AsyncClient, spec: RunSpec,
     ],
     ids=["no token", "an unknown token", "a token that may not", "an unknown parameter"],
 )
-async def test_what_a_poller_holds_does_not_spare_it_the_checks(
+async def test_an_etag_does_not_replace_authorisation(
     http: httpx.AsyncClient, spec: RunSpec, headers: dict[str, str], query: str, status: int
 ) -> None:
     run = await create(http, spec)
@@ -143,7 +145,7 @@ async def test_what_a_poller_holds_does_not_spare_it_the_checks(
 async def test_a_long_history_is_sent_compressed(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run, worker = await trained(http, spec, redis)
     for number in range(3, 81):
-        await worker.tell("step", number, step_data(0.1 * number, -0.1 * number))
+        await worker.report("step", number, step_data(0.1 * number, -0.1 * number))
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 80)
     path = f"/v1/runs/{run}/metrics"
     small = await http.get(path)
@@ -196,7 +198,7 @@ async def test_a_client_sees_its_own_figures_only(clinic: httpx.AsyncClient, spe
     assert other.status_code == 200, "what one caller has is not what another has"
 
 
-async def test_a_cursor_older_than_what_is_kept_is_told_of_the_gap(
+async def test_a_cursor_older_than_the_kept_events_gets_a_gap(
     settings: ControlSettings, spec: RunSpec, redis: Redis
 ) -> None:
     app = create_app(settings.model_copy(update={"events_kept": 100}))
@@ -206,7 +208,7 @@ async def test_a_cursor_older_than_what_is_kept_is_told_of_the_gap(
         cursor = (await http.get(f"/v1/runs/{run}")).json()["cursor"]
         worker = Worker(redis, run, (await claim(http))["attempt"])
         for number in range(1, 131):
-            await worker.tell("checkpoint", number, {"path": str(number)})
+            await worker.report("checkpoint", number, {"path": str(number)})
 
         def whole(found: dict[str, Any]) -> bool:
             return bool(found["checkpoints"]) and found["checkpoints"][-1]["step"] == 130
@@ -216,7 +218,7 @@ async def test_a_cursor_older_than_what_is_kept_is_told_of_the_gap(
         assert [event["event"] for event in first] == ["gap", "checkpoint"]
         assert json.loads(first[1]["data"])["step"] == 31
         assert (await lines(http, run, 1, first[0]["id"]))[0]["event"] == "checkpoint", (
-            "told once to a reader who goes on"
+            "sent once to a reader that follows on"
         )
 
 
@@ -236,7 +238,7 @@ async def test_alerts_are_one_entry_until_acknowledged(http: httpx.AsyncClient, 
     held = await claim(http)
     worker = Worker(redis, run, held["attempt"])
     for reason in ("first", "second"):
-        await worker.tell("alert", 1, {"name": "non_finite", "reason": reason})
+        await worker.report("alert", 1, {"name": "non_finite", "reason": reason})
     found = await eventually(http, "/v1/alerts", lambda found: found and found[0]["count"] == 2)
     assert (found[0]["reason"], found[0]["webhook"]) == ("second", "off")
     path = f"/v1/alerts/{found[0]['id']}/acknowledge"
@@ -244,7 +246,7 @@ async def test_alerts_are_one_entry_until_acknowledged(http: httpx.AsyncClient, 
     acknowledged = (await http.post(path, json={"note": "smaller lr"})).json()
     assert (acknowledged["acknowledged_by"], acknowledged["note"]) == ("admin", "smaller lr")
     assert (await http.post(path, json={"note": "again"})).json() == acknowledged, "twice changes nothing"
-    await worker.tell("alert", 2, {"name": "non_finite", "reason": "third"})
+    await worker.report("alert", 2, {"name": "non_finite", "reason": "third"})
     open_ = await eventually(http, "/v1/alerts?acknowledged=false", lambda found: len(found) == 1)
     assert open_[0]["count"] == 1
     await http.post(f"/v1/runs/{run}/heartbeat", json={"attempt": 1, "state": "failed", "error": "out of memory"})
@@ -254,13 +256,15 @@ async def test_alerts_are_one_entry_until_acknowledged(http: httpx.AsyncClient, 
     assert (await http.get("/v1/alerts/999")).status_code == 404
 
 
-async def test_the_webhook_is_told_once_and_tried_again(settings: ControlSettings, spec: RunSpec, redis: Redis) -> None:
-    hook, told = FastAPI(), []
+async def test_the_webhook_receives_an_alert_once_after_a_failed_attempt(
+    settings: ControlSettings, spec: RunSpec, redis: Redis
+) -> None:
+    hook, received = FastAPI(), []
 
     @hook.post("/hook")
     async def take(request: Request) -> Response:
-        told.append((request.headers["authorization"], await request.json()))
-        return Response(status_code=500 if len(told) == 1 else 200)
+        received.append((request.headers["authorization"], await request.json()))
+        return Response(status_code=500 if len(received) == 1 else 200)
 
     async with served(hook) as address:
         changes = {
@@ -276,8 +280,8 @@ async def test_the_webhook_is_told_once_and_tried_again(settings: ControlSetting
             await http.post(f"/v1/runs/{run}/heartbeat", json=beat)
             await eventually(http, "/v1/alerts", lambda found: found[0]["webhook"] == "sent")
             await asyncio.sleep(1)
-    assert len(told) == 2
-    authorization, body = told[-1]
+    assert len(received) == 2
+    authorization, body = received[-1]
     assert authorization == "Bearer hook-token"
     assert (body["contract"], body["alert"]["run"], body["alert"]["reason"]) == ("mor.alert/1", run, "out of memory")
 
@@ -296,7 +300,7 @@ async def test_a_webhook_that_never_answers_is_given_up(settings: ControlSetting
         await eventually(http, "/v1/alerts", lambda found: found[0]["webhook"] == "given up")
 
 
-async def test_a_long_history_is_down_sampled_from_the_rows_that_are_told(
+async def test_a_long_history_is_down_sampled_to_evenly_spaced_rows(
     http: httpx.AsyncClient, spec: RunSpec, settings: ControlSettings
 ) -> None:
     run = await create(http, spec)
@@ -311,7 +315,7 @@ async def test_a_long_history_is_down_sampled_from_the_rows_that_are_told(
     assert (len(few["points"]), few["stride"]) == (10, 1)
 
 
-async def test_the_history_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+async def test_the_database_of_an_earlier_version_is_migrated(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with sqlite3.connect(path) as file:
         file.executescript(f"{SCHEMAS[0]} PRAGMA user_version=1;")
@@ -340,8 +344,8 @@ async def test_workers_and_facts(http: httpx.AsyncClient, spec: RunSpec) -> None
     assert (await http.get("/v1/about", headers={"Authorization": ""})).status_code == 401
 
 
-async def test_what_routes_are_given_takes_no_thread(settings: ControlSettings) -> None:
-    """A dependency that is no coroutine runs on a thread of the pool, which costs a poll several times its own work."""
+async def test_no_dependency_of_a_route_runs_on_a_thread(settings: ControlSettings) -> None:
+    """A dependency that is no coroutine runs on a thread of the pool and makes a poll several times as expensive."""
     routes = [route for route in create_app(settings).routes if isinstance(route, APIRoute)]
     given = [route.dependant for route in routes]
     for dependant in given:  # grows
@@ -360,13 +364,13 @@ async def test_openapi_has_a_description_and_valid_examples(http: httpx.AsyncCli
     for name, schema in document["components"]["schemas"].items():
         for example in schema.get("examples", []):
             root = {**schema, "components": document["components"]}
-            told = dict.fromkeys(schema.get("required", ())) | example  # FastAPI leaves nulls out of examples
-            Draft202012Validator(root).validate(told)
+            completed = dict.fromkeys(schema.get("required", ())) | example  # FastAPI leaves nulls out of examples
+            Draft202012Validator(root).validate(completed)
             examples += 1
             assert name
     assert examples >= 8
 
 
 def test_thumbnails_are_small() -> None:
-    encoded = thumbnails.encoded({DIGEST: picture()})
+    encoded = encode_thumbnails({DIGEST: picture()})
     assert len(base64.b64decode(encoded[DIGEST])) < 4000

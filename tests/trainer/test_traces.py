@@ -1,4 +1,4 @@
-"""The trainer's part of a group's trace: where it begins, and every way in which it ends."""
+"""Trace of a group in the trainer: its beginning, and every way in which it ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from mor_core.wire import RewardRecord, TokenBlock
-from mor_trainer.groups.scored import ScoredGroup, Taken
+from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
 
 from tests.collector import Collector, traced
@@ -21,17 +21,16 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
         yield collector
 
 
-def scored(traces: GroupTraces, group_id: str) -> Taken:
+def scored(traces: GroupTraces, group_id: str) -> ScoredGroup:
     """A group that was issued and came back."""
     rollout = rollout_of(group_id)
     issued = traces.issued(rollout.prompt)
     record: RewardRecord = reward_record(rollout, (1.0,)).model_copy(update={"trace": issued.trace})
-    return Taken(
-        0, ScoredGroup(record, TokenBlock(prompt_token_ids=(), response_token_ids=(), response_logprobs=())), 2
-    )
+    tokens = TokenBlock(prompt_token_ids=(), response_token_ids=(), response_logprobs=())
+    return ScoredGroup(number=0, staleness=2, record=record, tokens=tokens)
 
 
-def test_a_group_has_one_span_for_all_attempts_and_it_tells_the_outcome(collector: Collector) -> None:
+def test_a_group_has_one_span_for_all_attempts_with_its_outcome(collector: Collector) -> None:
     traces = GroupTraces()
     prompt = rollout_of("again").prompt
     assert traces.issued(prompt).trace == traces.issued(prompt.model_copy(update={"attempt": 1})).trace
@@ -69,6 +68,6 @@ def test_an_update_that_fails_leaves_its_groups_under_way(collector: Collector) 
 def test_without_tracing_records_carry_none() -> None:
     traces = GroupTraces()
     taken = scored(traces, "g")
-    assert taken.group.record.trace is None
+    assert taken.record.trace is None
     with traces.updating("r", 1, [taken], []):
         pass

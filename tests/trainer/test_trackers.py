@@ -1,4 +1,4 @@
-"""Experiment trackers through their own libraries: what they hold of a run, and a run whose tracker fails."""
+"""Experiment trackers, read back with their own libraries: the figures of a run, and trackers that fail or hang."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ async def train(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> str:
     for first, rewards in ((1, (1.0, 2.0, 3.0)), (3, (30.0, 40.0))):
         attempt = (await claim(http))["attempt"]
         worker = Worker(redis, run, attempt)
-        await worker.tell("state", first - 1, {"name": "resumed", "from_step": first - 1})
+        await worker.report("state", first - 1, {"name": "resumed", "from_step": first - 1})
         for step, reward in enumerate(rewards, first):
             await worker.step(step, reward)
         last = first + len(rewards) - 1
-        await worker.tell("evaluation", last, {"step": last, "reward": rewards[-1] / 10, "domains": {}, "version": 1})
+        await worker.report("evaluation", last, {"step": last, "reward": rewards[-1] / 10, "domains": {}, "version": 1})
         await eventually(http, f"/v1/runs/{run}/metrics", partial(_ends_with, rewards[-1]))
         await report(http, run, attempt, "finished" if last == 4 else "queued")
     return run
@@ -75,8 +75,8 @@ async def test_tensorboard_and_mlflow_hold_the_run(
     from mlflow import MlflowClient
 
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    told = {"tensorboard_dir": tmp_path / "boards", "mlflow_tracking_uri": store, "mlflow_experiment": "here"}
-    async with running(create_app(settings.model_copy(update=told))) as http:
+    changes = {"tensorboard_dir": tmp_path / "boards", "mlflow_tracking_uri": store, "mlflow_experiment": "here"}
+    async with running(create_app(settings.model_copy(update=changes))) as http:
         http.headers.update(bearer("admin"))
         run = await train(http, spec, redis)
         mlflow = MlflowClient(store)
@@ -103,12 +103,12 @@ def _finished(mlflow: Any) -> Any:
     return found[0] if found and found[0].info.status == "FINISHED" else None
 
 
-async def test_a_run_goes_on_when_its_trackers_fail(
+async def test_a_run_continues_when_its_trackers_fail(
     settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    told = {"tensorboard_dir": tmp_path / "file", "mlflow_tracking_uri": NOWHERE}
-    async with running(create_app(settings.model_copy(update=told))) as http:
+    changes = {"tensorboard_dir": tmp_path / "file", "mlflow_tracking_uri": NOWHERE}
+    async with running(create_app(settings.model_copy(update=changes))) as http:
         http.headers.update(bearer("admin"))
         run = await train(http, spec, redis)
         assert (await http.get(f"/v1/runs/{run}")).json()["state"] == "finished"
@@ -150,12 +150,12 @@ def step(number: int, **data: Any) -> EventRecord:
     return EventRecord(run="r", group_id=f"{number}", stamps={"trainer": 1.0}, kind="step", step=number, data=data)
 
 
-def test_a_tracker_that_hangs_holds_nobody_up_and_its_queue_is_bounded(spec: RunSpec, hanging: Hanging) -> None:
+def test_a_tracker_that_hangs_delays_nobody_and_its_queue_is_bounded(spec: RunSpec, hanging: Hanging) -> None:
     warned: list[tuple[str, str]] = []
     trackers = Trackers([hanging], lambda *warning: warned.append(warning), queue=3)
     begun = time.monotonic()
     for number in range(1, 21):
-        trackers.tell(step(number), spec)
+        trackers.add_event(step(number), spec)
     trackers.close(0.2)
     assert time.monotonic() - begun < 2
     [(run, reason)] = warned
@@ -176,7 +176,7 @@ def test_figures_are_the_finite_numbers_by_name() -> None:
 
 
 @pytest.mark.parametrize("setting", [{"tensorboard_dir": Path("x")}, {"mlflow_tracking_uri": NOWHERE}])
-def test_a_library_that_is_missing_is_named(
+def test_a_missing_library_is_named_with_the_cure(
     settings: ControlSettings, setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

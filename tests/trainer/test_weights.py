@@ -1,4 +1,4 @@
-"""What leaves a policy and comes back: published weights, adapters and checkpoints."""
+"""Published weights, adapters and checkpoints: written by a policy and read back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mor_core import atomic
 from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
 from mor_core.runs import LoraTuning
-from mor_trainer import atomic
 from mor_trainer.groups.ledger import Ledger
 from mor_trainer.model import loading
 from mor_trainer.model.packed_sequences import PackedSequence
@@ -20,7 +20,7 @@ from mor_trainer.ranks import Ranks
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import Updater
-from mor_trainer.weights import files
+from mor_trainer.weights import version_writer
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -44,7 +44,7 @@ def test_lora_trains_adapters_and_its_reference_is_the_adapter_off(
     before = policy.reference_logprobs(rows)
     Updater(policy, spec).step(groups, 1, StepTimer())
     assert policy.reference_logprobs(rows).equal(before)
-    manifest = files.publish(
+    manifest = version_writer.write_version(
         tmp_path, "r", 1, str(tiny), model=policy.model, adapter=policy.adapter, trainable=policy.trainable, keep=2
     )
     assert manifest.kind == "lora"
@@ -66,7 +66,7 @@ def test_published_tensors_have_the_names_of_save_pretrained(
     with torch.no_grad():
         for parameter in policy.trainable.values():
             parameter.add_(0.5)
-    manifest = files.publish(
+    manifest = version_writer.write_version(
         tmp_path, "r", 0, str(model), model=policy.model, adapter=None, trainable=policy.trainable, keep=2
     )
     published = load_file(tmp_path / "weights" / "0" / "model.safetensors")
@@ -82,13 +82,15 @@ def test_published_tensors_have_the_names_of_save_pretrained(
     assert all(tensor.equal(saved[name]) for name, tensor in published.items())
 
 
-def test_publication_is_checked_and_pruned(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+def test_published_files_match_their_hashes_and_old_versions_are_deleted(
+    tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
     import hashlib
 
     policy, _ = policy_of(tiny, prompts, torch.float32)
     fifteen_million = {f"layer.{i}.weight": torch.randn(1000, 1500) for i in range(10)}
     for version in range(4):
-        manifest = files.publish(
+        manifest = version_writer.write_version(
             tmp_path, "r", version, str(tiny), model=policy.model, adapter=None, trainable=fifteen_million, keep=2
         )
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["2", "3"]
@@ -107,7 +109,9 @@ def test_publication_holds_no_second_copy_of_the_model(
     tensors = {f"layer.{i}.weight": torch.randn(1000, 500).to(dtype) for i in range(20)}
     tensors |= {"scale": torch.tensor(3.0), "head.weight": torch.randn(64, 32).T}
     tracemalloc.start()
-    files.publish(tmp_path, "r", 0, str(tiny), model=policy.model, adapter=None, trainable=tensors, keep=2)
+    version_writer.write_version(
+        tmp_path, "r", 0, str(tiny), model=policy.model, adapter=None, trainable=tensors, keep=2
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * tensors["layer.0.weight"].nbytes
@@ -158,7 +162,7 @@ def test_a_checkpoint_of_another_tuning_is_refused(tiny: Path, prompts: Path, tm
         loop_checkpoint.restore(path, lora.trainable, Updater(lora, lora_spec).optimiser, ALONE)
 
 
-def test_a_folder_that_is_no_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(Invalid, match="cannot be loaded"):
         loading.load(str(tmp_path))

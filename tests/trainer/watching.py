@@ -1,4 +1,4 @@
-"""A run as its users see it: created, followed and judged over HTTP; and which groups it should train on."""
+"""Checks of a run over HTTP, as its users see it, and the groups that it should train on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def points(processes: Processes, run: str) -> list[dict[str, Any]]:
 
 
 def alerts(processes: Processes, run: str) -> list[dict[str, Any]]:
-    """Alerts as the event stream tells them to a reader who starts from the beginning."""
+    """Read the alerts from the beginning of the event stream."""
     found: list[dict[str, Any]] = []
     headers = {"Last-Event-ID": f"{run}/0"}
     with processes.client("viewer") as http, http.stream("GET", f"/v1/runs/{run}/events", headers=headers) as reply:
@@ -55,14 +55,14 @@ def alerts(processes: Processes, run: str) -> list[dict[str, Any]]:
 
 
 def applied_once(history: list[dict[str, Any]]) -> None:
-    """Every step is there once, and no group was applied twice."""
+    """Assert that every step is there once and no group was applied twice."""
     assert [point["step"] for point in history] == list(range(1, len(history) + 1))
     counts = Counter(group for point in history for group in point["applied"])
     assert set(counts.values()) == {1}
 
 
 def groups_in_order(run: str, count: int) -> list[str]:
-    """Ids of a run's groups in the order in which prompts are drawn from a file of twelve."""
+    """Return the ids of a run's groups in the order in which prompts are drawn from a file of twelve."""
     ledger: Ledger[None] = Ledger(run, 12, 0, 0, 1)
     return [ledger.group_id(number) for number in range(count)]
 
@@ -72,10 +72,10 @@ def is_flat(group: str) -> bool:
 
 
 def expect_dynamic_sampling(history: list[dict[str, Any]], run: str) -> None:
-    """Each step took the next four groups that teach; those between them are skipped."""
+    """Assert that each step took the next four groups with signal and skipped those between them."""
     order = groups_in_order(run, 120)
-    teaching = [group for group in order if not is_flat(group)]
-    assert [point["applied"] for point in history] == [teaching[4 * s : 4 * s + 4] for s in range(len(history))]
+    with_signal = [group for group in order if not is_flat(group)]
+    assert [point["applied"] for point in history] == [with_signal[4 * s : 4 * s + 4] for s in range(len(history))]
     last = order.index(history[-1]["applied"][-1])
     assert history[-1]["groups_skipped"] == sum(map(is_flat, order[:last]))
     assert history[-1]["groups_applied"] == 4 * len(history)

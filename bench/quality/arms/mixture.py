@@ -57,7 +57,7 @@ class MixtureOfRewards:
 
 
 def serve(mixture: Mixture, groups: Groups) -> Rewards:
-    """What ``mor_router.mathematics.fuse`` with the weighted fusion gives group by group, for all groups at once."""
+    """What ``group_fusion`` with the weighted fusion gives group by group, for all groups at once."""
     trust = mixture.weights(groups.inputs, mixture.clients) * mixture.slopes(groups.inputs)
     served = np.stack([unit(groups.scores[:, k]) for k, unit in enumerate(mixture.standardisers)], axis=1)
     return np.asarray(np.einsum("nk,nkg->ng", trust, served))
@@ -85,4 +85,4 @@ def _even(mixture: Mixture) -> Mixture:
 
 
 def _everywhere(mixture: Mixture) -> Mixture:
-    return replace(mixture, reach=replace(mixture.reach, landmarks=mixture.reach.landmarks[:0]))
+    return replace(mixture, support=replace(mixture.support, landmarks=mixture.support.landmarks[:0]))

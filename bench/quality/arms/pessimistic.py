@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mor_router.mathematics.fusion import Fusion, MeanMinusVariance, Panel, WorstClient
+from mor_router.mathematics.fusion import FusionStrategy, GroupDeviations, MeanMinusVariance, WorstClient
 
 from quality.arms.arm import Score
 from quality.arms.uniform import standardise, standardisers
@@ -14,7 +14,7 @@ class Pessimistic:
     Worst client and mean − λ·variance are the two conservative objectives of Coste et al. 2024 (arXiv 2310.02743).
     """
 
-    def __init__(self, title: str, fusion: Fusion) -> None:
+    def __init__(self, title: str, fusion: FusionStrategy) -> None:
         self.title = title
         self._fusion = fusion
 
@@ -25,7 +25,7 @@ class Pessimistic:
         def score(groups: Groups) -> Rewards:
             served = standardise(groups, units)
             deviations = served - np.median(served, axis=2, keepdims=True)
-            return np.stack([self._fusion(Panel(panel, weights)) for panel in deviations])
+            return np.stack([self._fusion(GroupDeviations(panel, weights)) for panel in deviations])
 
         return score
 

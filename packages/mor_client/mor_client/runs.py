@@ -10,14 +10,14 @@ from typing import Any
 import httpx
 from mor_core.run_status import (
     Alert,
-    Checkpoints,
     ClientHistory,
     DeadGroup,
     DeadGroupRecord,
     Event,
     MetricsHistory,
+    RunCheckpoints,
     RunClients,
-    Samples,
+    SampleGroups,
     WorkerStatus,
 )
 from mor_core.runs import RunSnapshot, RunSpec
@@ -62,8 +62,8 @@ class Runs:
         )
         return found
 
-    def samples(self, run: str, limit: int = 20) -> Samples:
-        found: Samples = self._control.get(f"/v1/runs/{run}/samples", Samples, limit=limit)
+    def samples(self, run: str, limit: int = 20) -> SampleGroups:
+        found: SampleGroups = self._control.get(f"/v1/runs/{run}/samples", SampleGroups, limit=limit)
         return found
 
     def clients(self, run: str) -> RunClients:
@@ -76,8 +76,8 @@ class Runs:
         )
         return found
 
-    def checkpoints(self, run: str) -> Checkpoints:
-        found: Checkpoints = self._control.get(f"/v1/runs/{run}/checkpoints", Checkpoints)
+    def checkpoints(self, run: str) -> RunCheckpoints:
+        found: RunCheckpoints = self._control.get(f"/v1/runs/{run}/checkpoints", RunCheckpoints)
         return found
 
     def pause(self, run: str) -> RunSnapshot:

@@ -1,23 +1,18 @@
-"""Typed configuration of the policy optimisation: one class for each loss, advantage, KL estimator and correction.
+"""Configuration of the policy optimisation: one class for each loss, advantage, KL estimator and correction.
 
-The mathematics is the trainer's (``mor_trainer.algorithm``); these are the values a run is created with. Equations,
-sources and defaults stand together in ``docs/algorithm.md``.
+``mor_trainer.algorithm`` has the mathematics, ``docs/algorithm.md`` the equations, sources and defaults.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from mor_core.wire import Wire
-
-
-class Config(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
+from mor_core.wire import Documented
 
 
-class Clip(Config):
+class Clip(Documented):
     """Range of the probability ratio (policy over the policy that began the step) within which a gradient counts.
 
     The first update of a step has ratio 1, so the range matters with ``optimiser.updates_per_step`` over 1, or with
@@ -25,13 +20,13 @@ class Clip(Config):
     """
 
     low: float = Field(0.2, gt=0, lt=1)
-    """Distance below 1: what fell under the ratio ``1 - low`` is not pushed down further."""
+    """Distance below 1: a ratio that fell under ``1 - low`` is not pushed down further."""
     high: float = Field(0.2, gt=0)
-    """Distance above 1: what rose over the ratio ``1 + high`` is not pushed up further."""
+    """Distance above 1: a ratio that rose over ``1 + high`` is not pushed up further."""
 
 
-class WeightClip(Config):
-    """Range into which the ratio is limited where it is a weight: beyond it the gradient is smaller, never cut."""
+class WeightClip(Documented):
+    """Range to which a ratio that serves as a weight is limited: beyond it the gradient is smaller, never zero."""
 
     low: float = Field(1.0, gt=0, le=1)
     """Distance below 1: no weight is under ``1 - low``. 1 sets no lower limit."""
@@ -39,7 +34,7 @@ class WeightClip(Config):
     """Distance above 1: no weight is over ``1 + high``."""
 
 
-class Grpo(Config):
+class Grpo(Documented):
     """Each response counts the same: mean over its tokens, then over responses (arXiv 2402.03300, eq. 3)."""
 
     kind: Literal["grpo"] = "grpo"
@@ -47,7 +42,7 @@ class Grpo(Config):
     """Clip range of a token's ratio, the same above and below by default."""
 
 
-class DrGrpo(Config):
+class DrGrpo(Documented):
     """Each token counts the same, divided by the constant ``max_tokens`` (arXiv 2503.20783)."""
 
     kind: Literal["dr_grpo"] = "dr_grpo"
@@ -55,10 +50,10 @@ class DrGrpo(Config):
     """Clip range of a token's ratio, the same above and below by default."""
 
 
-class Dapo(Config):
+class Dapo(Documented):
     """Each token of an update counts the same, wider clip above (arXiv 2503.14476).
 
-    Its third part, dynamic sampling, is ``Algorithm.dynamic_sampling`` and goes with any loss.
+    The paper's dynamic sampling is ``Algorithm.dynamic_sampling`` and combines with any loss.
     """
 
     kind: Literal["dapo"] = "dapo"
@@ -66,7 +61,7 @@ class Dapo(Config):
     """Clip range of a token's ratio, wider above by default."""
 
 
-class Gspo(Config):
+class Gspo(Documented):
     """The ratio of a whole response, normalised by its length, is clipped; responses count the same (2507.18071)."""
 
     kind: Literal["gspo"] = "gspo"
@@ -74,7 +69,7 @@ class Gspo(Config):
     """Clip range of a response's ratio: the geometric mean of its tokens' ratios, hence far narrower than a token's."""
 
 
-class Cispo(Config):
+class Cispo(Documented):
     """Every token keeps its gradient, weighted by its clipped ratio; tokens count the same (arXiv 2506.13585)."""
 
     kind: Literal["cispo"] = "cispo"
@@ -85,21 +80,21 @@ class Cispo(Config):
 Loss = Annotated[Grpo | DrGrpo | Dapo | Gspo | Cispo, Field(discriminator="kind")]
 
 
-class GroupStd(Config):
+class GroupStd(Documented):
     """(R - mean) / max(std, floor) within the group."""
 
     kind: Literal["group_std"] = "group_std"
     floor: float = Field(0.1, gt=0)
-    """Smallest divisor, logits: a group all clients are indifferent to gets almost no advantage."""
+    """Smallest divisor, logits: a group without a preference of any client gets almost no advantage."""
 
 
-class MeanOnly(Config):
+class MeanOnly(Documented):
     """R - mean within the group (Dr.GRPO)."""
 
     kind: Literal["mean_only"] = "mean_only"
 
 
-class BatchStd(Config):
+class BatchStd(Documented):
     """(R - mean within the group) / max(std over all responses of the step, floor) (REINFORCE++, arXiv 2501.03262)."""
 
     kind: Literal["batch_std"] = "batch_std"
@@ -110,7 +105,7 @@ class BatchStd(Config):
 Advantage = Annotated[GroupStd | MeanOnly | BatchStd, Field(discriminator="kind")]
 
 
-class Kl(Config):
+class Kl(Documented):
     """Penalty on the divergence of the policy from the reference policy."""
 
     estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -118,8 +113,8 @@ class Kl(Config):
     beta: float = Field(0.02, ge=0)
     """Weight of the penalty in the loss, per nat; 0 leaves the reference out of the computation."""
     corrected: bool = True
-    """Weight each token by the policy/sampler ratio, limited as ``importance`` says, so that the expected gradient is
-    the gradient of the KL."""
+    """Weight each token by the policy/sampler ratio, limited as in ``importance``, so that the expected gradient is the
+    gradient of the KL."""
 
     @model_validator(mode="after")
     def _k1_needs_correction(self) -> Kl:
@@ -128,7 +123,7 @@ class Kl(Config):
         return self
 
 
-class Importance(Config):
+class Importance(Documented):
     """Correction for the probability ratio of the trainer at the beginning of a step to the engine that sampled.
 
     The two differ by numerics and, where groups may be stale, by updates.
@@ -138,10 +133,10 @@ class Importance(Config):
     """``truncate``: terms are weighted by the ratio, at most ``cap``; ``mask``: by the ratio where it is in
     [1/cap, cap], by 0 elsewhere; ``none``: no weight, and the loss clips the ratio of policy to engine directly."""
     level: Literal["token", "sequence"] = "token"
-    """Whose ratio it is. ``token``: the token's own, little variance, some bias; ``sequence``: the product over the
-    response, the same for all its tokens, no bias until the cap bites, variance that grows with the length."""
+    """Ratio that a token is weighted by. ``token``: its own, little variance, some bias; ``sequence``: the product over
+    the response, no bias up to the cap, variance that grows with the length."""
     cap: float = Field(2.0, gt=1)
-    """Largest ratio trainer/engine that is taken at face value."""
+    """Largest ratio trainer/engine that is used unchanged."""
 
     @model_validator(mode="after")
     def _none_has_no_level(self) -> Importance:
@@ -152,30 +147,30 @@ class Importance(Config):
         return self
 
 
-class DynamicSampling(Config):
-    """Groups whose rewards are all alike have no advantage to teach; they are replaced by groups of further prompts."""
+class DynamicSampling(Documented):
+    """Replacement of groups whose rewards are all alike, and so carry no signal, by groups of further prompts."""
 
     tolerance: float = Field(0.01, ge=0)
     """Standard deviation of a group's rewards up to which they count as alike, logits."""
     max_factor: float = Field(3.0, gt=1)
-    """Most groups that are sampled for a step, in multiples of ``groups_per_step``; beyond it groups are taken as they
-    come, so that a step ends even where all rewards are alike."""
+    """Most groups that are sampled for a step, in multiples of ``groups_per_step``; beyond it groups are trained on
+    whatever their rewards, so that a step ends even where all are alike."""
 
     def most_groups(self, groups_per_step: int) -> int:
-        """Most groups that are sampled for a step."""
+        """Return how many groups are sampled for a step at most."""
         return int(self.max_factor * groups_per_step + 1e-9)
 
 
-class Algorithm(Config):
-    """How scored groups become an update."""
+class Algorithm(Documented):
+    """Algorithm that turns scored groups into an update."""
 
     loss: Loss = Grpo()
-    """Clipped objective, and how its tokens are averaged."""
+    """Clipped objective, and the average over its tokens."""
     advantage: Advantage = GroupStd()
     """Baseline and scale of rewards within a group."""
     kl: Kl = Kl()
-    """Penalty towards the reference policy, which is the model that the run started from."""
+    """Penalty on the distance from the reference policy, the model that the run started from."""
     importance: Importance = Importance()
-    """Correction between the engine that sampled and the trainer."""
+    """Correction for the difference between sampling engine and trainer."""
     dynamic_sampling: DynamicSampling | None = None
     """Replace groups whose rewards are all alike; null trains on all groups (their KL penalty still counts)."""

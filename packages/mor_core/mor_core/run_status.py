@@ -1,29 +1,13 @@
-"""What the trainer's status API tells of a run besides its snapshot. What is not known is null, never 0."""
+"""Answers of the trainer's status API besides the snapshot. A value that is not known is null, never 0."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
+from mor_core.step_metrics import ClientFigures, StepPoint
 from mor_core.wire import Documented, Finite, Sha256
-
-
-class ClientFigures(Documented):
-    """A client in one step."""
-
-    reward_mean: Finite | None = None
-    """Mean of its calibrated scores, logits; null where it answered nothing."""
-    raw_mean: Finite | None = None
-    """Mean of its scores as served."""
-    weight: Finite | None = None
-    """Mean share in the mixture."""
-    seconds: Finite | None = None
-    """Mean time in which it answered the router."""
-    failures: dict[str, int] = Field(default_factory=dict)
-    """Groups of the step that it failed, by status."""
-    failures_total: dict[str, int] = Field(default_factory=dict)
-    """The same since the run began."""
 
 
 class MetricsHistory(Documented):
@@ -43,21 +27,23 @@ class MetricsHistory(Documented):
     )
 
     run: str
-    points: tuple[dict[str, Any], ...]
-    """``step``, ``at`` (Unix time) and the metrics of the step."""
+    points: tuple[StepPoint, ...]
+    """Step, time, and the metrics of the step."""
     evaluations: tuple[dict[str, Any], ...]
-    """Finished evaluations after the step that was asked for."""
+    """Finished evaluations after ``since_step``."""
     stride: int
-    """Steps between points: 1, or more where the history was down-sampled. The last step is always there."""
+    """Steps between points: 1, or more where the history is down-sampled. The last step is always included."""
 
 
 class ClientHistoryPoint(ClientFigures):
+    """A client's figures in one step."""
+
     step: int
     at: float
 
 
 class ClientHistory(Documented):
-    """One client in a run."""
+    """A client's figures over the steps of a run."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -77,7 +63,7 @@ class ClientHistory(Documented):
     run: str
     client: str
     latest: ClientFigures | None
-    """In the last step; null before the first, or where the client took no part."""
+    """Figures of the last step; null before the first, or where the client took no part."""
     weight_by_domain: dict[str, Finite | None]
     """Mean weight in the last step by domain label of the prompts."""
     points: tuple[ClientHistoryPoint, ...]
@@ -87,7 +73,7 @@ class ClientHistory(Documented):
 
 
 class RunClients(Documented):
-    """The clients in the last step; empty before the first."""
+    """Clients of the last step; empty before the first."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -105,7 +91,7 @@ class RunClients(Documented):
 
 
 class SampleScore(Documented):
-    """What one client said of a sample group."""
+    """A client's scores of a sample group."""
 
     client: str
     status: str
@@ -118,8 +104,8 @@ class SampleScore(Documented):
     """Logits."""
 
 
-class Sample(Documented):
-    """A group with everything that led to its advantages."""
+class SampleGroup(Documented):
+    """A sample group with everything that led to its advantages."""
 
     step: int
     group_id: str
@@ -128,7 +114,7 @@ class Sample(Documented):
     prompt: str
     """Text of the prompt, cut at 2,000 characters."""
     images: tuple[Sha256, ...]
-    """Pictures of the prompt; ``/images/{sha256}`` has a thumbnail of each."""
+    """Hashes of the prompt's pictures; ``/images/{sha256}`` serves a thumbnail of each."""
     weights_version: int
     gate_version: int
     fusion: str
@@ -138,11 +124,11 @@ class Sample(Documented):
     advantages: tuple[Finite, ...] | None
     """Null for a client's token."""
     clients: tuple[SampleScore, ...]
-    """Each client's scores and weight; its own only for a client's token."""
+    """Scores and weight of each client; for a client's token, of that client alone."""
 
 
-class Samples(Documented):
-    """Newest sample groups first."""
+class SampleGroups(Documented):
+    """Sample groups, newest first."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -180,10 +166,12 @@ class Samples(Documented):
     )
 
     run: str
-    samples: tuple[Sample, ...]
+    samples: tuple[SampleGroup, ...]
 
 
-class Checkpoint(Documented):
+class RunCheckpoint(Documented):
+    """A checkpoint of a run."""
+
     step: int
     at: float
     """Unix time, seconds."""
@@ -192,7 +180,7 @@ class Checkpoint(Documented):
     """Time to write it."""
 
 
-class Checkpoints(Documented):
+class RunCheckpoints(Documented):
     """Checkpoints written so far, oldest first; older ones may have been deleted since."""
 
     model_config = ConfigDict(
@@ -214,16 +202,16 @@ class Checkpoints(Documented):
     )
 
     run: str
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[RunCheckpoint, ...]
 
 
 class Event(Documented):
-    """An event as readers of the stream get it."""
+    """An event of a run, as readers of the stream receive it."""
 
     id: int
     kind: str
     """``step``, ``state``, ``samples``, ``evaluation``, ``weights``, ``checkpoint``, ``alert``, ``replay``; or ``gap``:
-    events after the cursor are no longer kept, read ``/metrics`` again."""
+    events after the cursor are no longer kept; read ``/metrics`` again."""
     step: int | None
     at: float
     """Unix time, seconds."""
@@ -242,11 +230,11 @@ AlertName = Literal[
     "run_failed",
     "tracker_failed",
 ]
-"""What a run may raise; docs/status.md says when."""
+"""Names of alerts; docs/status.md lists their causes."""
 
 
 class Alert(Documented):
-    """Something that a person should look at. The same alert of the same run is one entry until it is acknowledged."""
+    """An alert for a person. The same alert of the same run is one entry until somebody acknowledges it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -273,29 +261,31 @@ class Alert(Documented):
     run: str
     name: str
     reason: str
-    """Of the latest occurrence."""
+    """Reason of the latest occurrence."""
     step: int | None
     first_at: float
     """Unix time, seconds."""
     last_at: float
     count: int
-    """Occurrences until it was acknowledged."""
+    """Occurrences until somebody acknowledged it."""
     acknowledged_at: float | None
     acknowledged_by: str | None
     note: str | None
     webhook: Literal["off", "waiting", "sent", "given up"]
-    """Whether the webhook was told; ``off`` where none was set when the alert was raised."""
+    """Delivery to the webhook; ``off`` where none was set when the alert was raised."""
 
 
 class Acknowledgement(Documented):
+    """Request to acknowledge an alert."""
+
     model_config = ConfigDict(json_schema_extra={"examples": [{"note": "the client's certificate was renewed"}]})
 
     note: str | None = None
-    """What was done, for colleagues."""
+    """Remark for colleagues: what was done."""
 
 
 class DeadGroup(Documented):
-    """A group that was given up: no stage could do its work in all attempts."""
+    """A dead letter: a group that was given up because a stage failed on it in every attempt."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -322,7 +312,7 @@ class DeadGroup(Documented):
     group_id: str
     """``unreadable`` where the record could not be parsed."""
     stage: str | None
-    """Where it was given up; null where it never came back."""
+    """Stage that gave the group up; null where it never came back."""
     stream: str | None
     reason: str
     attempts: int | None
@@ -330,18 +320,20 @@ class DeadGroup(Documented):
     at: float
     """Unix time, seconds."""
     replay: Literal["no", "asked", "issued", "not dropped"]
-    """``asked``: the training process issues it again at its next step. ``issued``: it did. ``not dropped``: the group
-    was under way or applied in this lineage."""
+    """``asked``: the training process issues the group again at its next step. ``issued``: it was issued again.
+    ``not dropped``: the group is under way or applied in this lineage."""
     replay_asked_by: str | None
 
 
 class DeadGroupRecord(DeadGroup):
+    """A dead letter with its record."""
+
     record: str | None
-    """The record as it stood in the stream (JSON), cut at 64,000 characters; null where none came back."""
+    """Record of the group as it was in the stream (JSON), cut at 64,000 characters; null where none came back."""
 
 
 class WorkerStatus(Documented):
-    """A training process, as it last asked run control."""
+    """A training process, as of its last request to run control."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -363,16 +355,18 @@ class WorkerStatus(Documented):
     seen_at: float
     """Unix time, seconds."""
     run: str | None
-    """The run that it has; null while it asks for one."""
+    """The run that it holds; null while it waits for one."""
 
 
 class KubeflowMetric(Documented):
+    """A metric in Kubeflow's shape."""
+
     name: str
     value: str
 
 
 class TrainerStatus(Documented):
-    """The run in the shape of Kubeflow Trainer's ``status.trainerStatus`` (KEP-2779), for tools that read that."""
+    """Status of a run in the shape of Kubeflow Trainer's ``status.trainerStatus`` (KEP-2779), for its tools."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -388,9 +382,9 @@ class TrainerStatus(Documented):
     )
 
     progressPercentage: int | None  # noqa: N815 - Kubeflow's names
-    """0 to 100."""
+    """Finished steps, 0 to 100."""
     estimatedRemainingSeconds: int | None  # noqa: N815
     metrics: tuple[KubeflowMetric, ...]
-    """The numbers of the last step."""
+    """Plain numbers of the last step."""
     lastUpdatedTime: str  # noqa: N815
     """RFC 3339, UTC."""

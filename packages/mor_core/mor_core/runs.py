@@ -1,4 +1,4 @@
-"""What a run is created with, and what run control tells about it. Shared by the trainer and its callers."""
+"""Specification and snapshot of a run, and the messages between run control and a worker."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from mor_core.algorithms import Algorithm
 from mor_core.objectives import AskedObjective
 from mor_core.run_status import TrainerStatus
+from mor_core.step_metrics import StepMetrics
 from mor_core.wire import Documented
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
 
 class SamplingSpec(Documented):
-    """How responses are sampled for training."""
+    """Sampling of responses for training."""
 
     temperature: float = Field(1.0, gt=0, le=5)
-    """Divisor of the logits. The policy that is trained is the one at this temperature."""
+    """Divisor of the logits. The policy is trained at this temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus mass. Under 1 the engine samples from a truncated distribution, which the importance ratios show."""
+    """Nucleus mass. Under 1 the engine samples from a truncated distribution, so importance ratios differ from 1."""
     max_tokens: int = Field(64, ge=1)
     """Most tokens of a response; a longer one is cut and counted as truncated."""
 
@@ -32,9 +33,9 @@ class Optimiser(Documented):
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(5, ge=0)
-    """Steps over which the learning rate rises linearly to its peak."""
+    """Steps in which the learning rate rises linearly to its peak."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up; the last two end at zero with the last step."""
+    """Learning rate after the warm-up; ``linear`` and ``cosine`` end at zero with the last step."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     """Decay rates of AdamW's moments."""
     weight_decay: float = Field(0.0, ge=0)
@@ -42,19 +43,19 @@ class Optimiser(Documented):
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm; a longer gradient is scaled down to it."""
     max_skipped_updates: int = Field(5, ge=1)
-    """Updates in a row without a finite loss and gradient, each of them left out, after which the run fails."""
+    """Consecutive updates without a finite loss and gradient, each left out, after which the run fails."""
     updates_per_step: int = Field(1, ge=1)
-    """Optimiser updates over which a step's groups are divided; weights are published once a step."""
+    """Optimiser updates between which a step's groups are divided; weights are published once a step."""
 
 
 class FullTuning(Documented):
-    """Every parameter that is not frozen is trained; the reference is a frozen copy of those parameters."""
+    """Training of every parameter that is not frozen; the reference is a frozen copy of those parameters."""
 
     kind: Literal["full"] = "full"
 
 
 class LoraTuning(Documented):
-    """Low-rank adapters are trained (PEFT); the reference is the same model with the adapters off."""
+    """Training of low-rank adapters (PEFT); the reference is the same model with the adapters off."""
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1)
@@ -69,7 +70,7 @@ Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]
 
 
 class RunSpec(Documented):
-    """Everything that determines a run. Paths are those of the trainer's machines."""
+    """Specification of a run. Paths are those of the trainer's machines."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -93,11 +94,11 @@ class RunSpec(Documented):
     prompts: str
     """Prompts to train on, a ``mor.prompts/1`` file."""
     objective: AskedObjective | None = None
-    """What the router aligns to: the name of an objective (``name@3``: with gate version 3, whatever is put in force),
-    a text that says what is wanted, or a blend ``{name: share}`` with shares that sum to 1; all clients count the same
-    when null."""
+    """Objective that the router aligns to: its name (``name@3``: with gate version 3, whichever version is active), a
+    text that describes it, or a blend ``{name: share}`` with shares that sum to 1. All clients count the same when
+    null."""
     evaluation_prompts: str | None = None
-    """Prompts that are answered greedily and scored at intervals, never trained on."""
+    """Prompts that are answered greedily and scored at intervals, and never trained on."""
     steps: int = Field(100, ge=1)
     """Training steps."""
     groups_per_step: int = Field(16, ge=1)
@@ -105,42 +106,43 @@ class RunSpec(Documented):
     group_size: int = Field(8, ge=2)
     """Responses to a prompt."""
     sampling: SamplingSpec = SamplingSpec()
-    """How responses are sampled."""
+    """Sampling of responses."""
     algorithm: Algorithm = Algorithm()
-    """How scored groups become an update."""
+    """Loss, advantage, KL penalty and corrections."""
     optimiser: Optimiser = Optimiser()
-    """How the update is made."""
+    """Optimiser and learning rate."""
     tuning: Tuning = FullTuning()
-    """What is trained."""
+    """Trained parameters: all, or low-rank adapters."""
     freeze_vision: bool = True
-    """Keep vision tower and connector as they are; image features are then computed once for each image."""
+    """Do not train vision tower and connector; image features are then computed once for each image."""
     shared_prompt: Literal["auto", "off"] = "auto"
-    """``auto``: a prompt goes through the model once for all its responses, wherever that is exact for the model;
-    ``off``: once for each response."""
+    """``auto``: compute a prompt once for all its responses, wherever that is exact for the model; ``off``: once for
+    each response."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     max_staleness: int = Field(0, ge=0)
-    """Updates that may lie between the version that sampled a group and the one it updates. 0: strictly on-policy.
-    More: prompts are issued ahead, so that sampling and training overlap."""
+    """Most updates between the version that samples a group and the version that the group updates. 0: strictly
+    on-policy. More: prompts are issued ahead, so that sampling and training overlap."""
     seed: int = 0
     """Seed of prompt order and sampling."""
     deterministic: bool = False
-    """Whatever kills the training, its final weights are bit for bit those of an undisturbed run: a step's groups are
-    recorded before they are trained on, and a step that was lost is computed from its record. Needs ``max_staleness``
-    0; all clients must score each group, by one gate version; ranks, threads, device and versions must stay."""
+    """Reach final weights that equal those of an undisturbed run bit for bit, whatever interrupts the training: a
+    step's groups are recorded before they are trained on, and a lost step is computed from its record. Needs
+    ``max_staleness`` 0; all clients must score each group, by one gate version; ranks, threads, device and versions
+    must not change."""
     micro_batch_tokens: int = Field(4096, ge=1)
-    """Tokens, padding included, that go through the model at once. A group over it goes in parts, each with the prompt;
-    where memory runs out it is halved for the rest of the attempt."""
+    """Most tokens, padding included, that go through the model at once. A larger group is divided into parts, each with
+    the prompt; where memory runs out, the limit is halved for the rest of the attempt."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints that are kept."""
     evaluation_every: int = Field(20, ge=1)
-    """Steps between evaluations, where there are evaluation prompts."""
+    """Steps between evaluations, if there are evaluation prompts."""
     keep_weights: int = Field(4, ge=2)
-    """Newest published weights versions that are kept."""
+    """Number of newest published weights versions that are kept."""
     control_rewards: Literal["fused", "shuffled"] = "fused"
-    """``shuffled`` permutes the rewards over all responses of a step: a control run that must not gain."""
+    """``shuffled`` permutes the rewards over all responses of a step: a control run, which must not improve."""
 
     @model_validator(mode="after")
     def _updates_divide_the_step(self) -> RunSpec:
@@ -169,6 +171,8 @@ class RunSpec(Documented):
 
 
 class RunState(enum.StrEnum):
+    """State of a run."""
+
     queued = "queued"
     running = "running"
     paused = "paused"
@@ -182,11 +186,11 @@ class RunState(enum.StrEnum):
 
 
 Desired = Literal["run", "pause", "stop"]
-"""What run control wants of the worker that has the run."""
+"""State that run control wants of the worker that holds the run."""
 
 
 class RunSnapshot(Documented):
-    """A run as it stands. What is not known yet is null, never 0."""
+    """State of a run. A value that is not known yet is null, never 0."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -225,17 +229,17 @@ class RunSnapshot(Documented):
     )
 
     id: str
-    """The run's id."""
+    """Id of the run."""
     name: str
-    """The name it was created with."""
+    """Name that the run was created with."""
     state: RunState
     """queued, running, paused, finished, failed or stopped."""
     desired: Desired
-    """What was asked for last; the state follows at the end of a step."""
+    """Last request; the state follows at the end of a step."""
     step: int | None
     """Last finished training step; null before the first."""
     total: int
-    """Steps in all."""
+    """Total steps."""
     progress: float | None
     """Share of the steps that are finished, 0 to 1."""
     eta_s: float | None
@@ -243,76 +247,76 @@ class RunSnapshot(Documented):
     created_at: float
     """Unix time, seconds."""
     started_at: float | None
-    """Unix time at which a worker first took the run."""
+    """Unix time at which a worker first claimed the run."""
     updated_at: float
     """Unix time of the last change."""
     finished_at: float | None
-    """Unix time of the end."""
+    """Unix time at which the run ended."""
     model: str
-    """Checkpoint that is aligned."""
+    """Checkpoint that the run aligns."""
     weights_version: int | None
     """Newest published version of the policy."""
     gate_version: int | None
     """Version of the router's gate that scored the last step."""
     control_rewards: Literal["fused", "shuffled"]
     """``shuffled`` marks a control run."""
-    metrics: dict[str, Any] | None
+    metrics: StepMetrics | None
     """Metrics of the last step."""
     evaluation: dict[str, Any] | None
-    """The last finished evaluation."""
+    """Last finished evaluation."""
     final: str | None
-    """Folder of the exported checkpoint, once the run is finished."""
+    """Folder of the exported checkpoint once the run is finished."""
     error: str | None
-    """Why the run failed, or why it waits."""
+    """Reason why the run failed or waits."""
     cursor: str
-    """``Last-Event-ID`` with which ``/events`` goes on after this snapshot, without a gap."""
+    """``Last-Event-ID`` from which ``/events`` continues after this snapshot, without a gap."""
     trainer_status: TrainerStatus
-    """The same in the shape of Kubeflow Trainer's status."""
+    """The same status in Kubeflow Trainer's shape."""
 
 
 class ClaimRequest(Documented):
-    """A training process asks for a run."""
+    """Request of a training process for a run."""
 
     worker: str
     """Name of the process."""
     version: str | None = None
-    """Of its distribution."""
+    """Version of its distribution."""
     device: str | None = None
-    """Where it trains: ``cpu``, or the accelerator's name."""
+    """Device that it trains on: ``cpu``, or the accelerator's name."""
 
 
 class Claim(Documented):
-    """A worker's hold on a run."""
+    """Lease on a run for a worker."""
 
     run: str
-    """The run's id."""
+    """Id of the run."""
     spec: RunSpec
-    """What to do."""
+    """Specification of the run."""
     attempt: int
-    """How many workers held the run, this one included."""
+    """Number of workers that have held the run, this one included."""
     lease_s: float
-    """Seconds after which the run goes to another worker unless a heartbeat came."""
+    """Seconds without a heartbeat after which the run goes to another worker."""
 
 
 class Heartbeat(Documented):
-    """What a worker tells of its run, every few seconds and at every change of state."""
+    """Report of a worker on its run, sent every few seconds and at every change of state."""
 
     attempt: int
-    """Of the claim."""
+    """Attempt of the claim."""
     state: RunState
     """``queued`` hands the run back."""
     error: str | None = None
-    """With ``failed``: why."""
+    """Reason, with ``failed``."""
     final: str | None = None
-    """With ``finished``: folder of the exported checkpoint."""
+    """Folder of the exported checkpoint, with ``finished``."""
 
 
 class HeartbeatReply(Documented):
-    """What run control answers."""
+    """Answer of run control to a heartbeat."""
 
     desired: Desired
-    """What the worker shall do."""
+    """State that the worker is to bring the run to."""
     events_seen: int
-    """Events of this attempt that the history holds without a gap; later ones may be sent again."""
+    """Number of events of this attempt that the history holds without a gap; the worker may send later ones again."""
     replay: dict[int, str] = Field(default_factory=dict)
     """Dropped groups that an operator wants issued again: dead letter -> group."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 _AGAIN_S = 0.5
@@ -31,3 +32,13 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     if stopped is not None:
         raise stopped
     return [None if task.cancelled() else task.exception() for task in ordered]
+
+
+@asynccontextmanager
+async def in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run ``work`` in tasks of its own until the body ends."""
+    tasks = [asyncio.create_task(part) for part in work]
+    try:
+        yield
+    finally:
+        await stop(tasks)

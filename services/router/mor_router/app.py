@@ -1,4 +1,4 @@
-"""The router's HTTP service."""
+"""HTTP service of the router."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from mor_core.service import create_service
 
 from mor_router import __version__
 from mor_router.clients.egress import EgressPolicy
-from mor_router.clients.pool import Tokens
+from mor_router.clients.pool import RouterTokens
 from mor_router.config import RouterSettings
 from mor_router.routes import clients, objectives, rewards, status
-from mor_router.wiring import running
+from mor_router.wiring import open_router
 
 _DESCRIPTION = """\
-Enrols clients, asks them for scores, and fuses the scores into one reward, trusting each client as the gate learned to
+Enrols clients, requests their scores, and fuses the scores into one reward, weighing each client as the gate learned
 for the input and the objective. Errors are `application/problem+json` (RFC 9457).
 """
 
 
-def create_app(settings: RouterSettings, policy: EgressPolicy | None = None) -> FastAPI:
-    """The service. ``policy`` replaces the egress policy of the settings, for a resolver of its own."""
+def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> FastAPI:
+    """Create the service. ``egress`` replaces the egress policy of the settings, for another resolver."""
     checks: dict[str, ReadyCheck] = {}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(settings, policy or EgressPolicy.of(settings)) as router:
+        async with open_router(settings, egress or EgressPolicy.from_settings(settings)) as router:
             app.state.router = router
-            app.state.tokens = Tokens(app.state.tokens, router.pool)
+            app.state.tokens = RouterTokens(app.state.tokens, router.clients.pool)
             checks["router"] = router.ready
             yield
 
     async def facts() -> service_info.Facts:
-        return service_info.Facts(queue_server=await service_info.queue_server(app.state.router.redis))
+        return service_info.Facts(queue_server=await service_info.queue_server(app.state.router.resources.redis))
 
     app = create_service(
         "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, facts=facts

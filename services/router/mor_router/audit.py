@@ -1,4 +1,4 @@
-"""The audit log: who did what to which client or gate, one JSON object a line, appended."""
+"""Audit log: each change of a client or gate, with its author, as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Action = Literal[
 log = structlog.get_logger("audit")
 
 
-class Audit:
-    """Appends to ``path``, or to the log where there is none. Values must hold no secrets."""
+class AuditLog:
+    """Appender to the file ``path``; without one, entries go to the log. Values must not contain secrets."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -43,7 +43,7 @@ class Audit:
             log.info(action, subject=subject, by=by, **details)
             return
         line = json.dumps({"at": time.time(), "action": action, "subject": subject, "by": by, **details})
-        # One write of one line in append mode: lines of several processes do not mix.
+        # One write per line in append mode, so that the lines of several processes do not mix.
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(descriptor, f"{line}\n".encode())

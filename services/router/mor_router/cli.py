@@ -1,4 +1,4 @@
-"""The command ``mor-router``."""
+"""Command ``mor-router``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import structlog
 import typer
 from cryptography.fernet import Fernet
+from mor_core import logs
 from mor_core.errors import Invalid, MorError
 from mor_core.problems import describe
 from mor_core.service import serve as serve_app
@@ -19,15 +20,20 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mor_router.audit import Audit
-from mor_router.clients.enrolment import reseal
-from mor_router.clients.registry import Registry
-from mor_router.clients.secret_store import Vault
+from mor_router.audit import AuditLog
+from mor_router.clients.enrolment import reencrypt
+from mor_router.clients.registry import ClientRegistry
+from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
-from mor_router.learning.labels.labellers import reseal as reseal_labellers
-from mor_router.store import Snapshot, export, restore
+from mor_router.learning.labels.labeller_store import reencrypt as reencrypt_labellers
+from mor_router.store import RouterSnapshot, export, restore
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="MoR's router: fuses the clients' scores.")
+_RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
+"""Former variable -> present one. The former is not read any more, and a silent default could surprise an operator."""
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Router of MoR: fuses the clients' scores into rewards."
+)
 log = structlog.get_logger(__name__)
 
 Result = TypeVar("Result")
@@ -46,7 +52,7 @@ def _fail(message: str) -> None:
     raise typer.Exit(2)
 
 
-def _with_store(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> Result:
+def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> Result:
     settings = _settings()
 
     async def run() -> Result:
@@ -75,22 +81,30 @@ def serve(
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = _settings().model_copy(update=given)
     try:
-        Vault(settings.secret_key)
+        SecretStore(settings.secret_key)
     except Invalid as error:
         _fail(str(error))
-    for name in unknown_variables([RouterSettings]):
-        log.debug("a variable that the router does not read", name=name)
+    logs.configure(settings.log_level, settings.log_format, service="router")
+    _report_unknown_variables()
     serve_app(create_app(settings), settings, name="router", port_file=port_file)
+
+
+def _report_unknown_variables() -> None:
+    for name in unknown_variables([RouterSettings]):
+        if name in _RENAMED:
+            log.warning("the router does not read this variable any more", name=name, use=_RENAMED[name])
+        else:
+            log.debug("the router does not read this variable", name=name)
 
 
 @app.command("export")
 def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write.")]) -> None:
-    """Write clients, objectives, anchors and gate versions to a file. Secrets in it stay encrypted."""
+    """Write clients, objectives, anchors and gate versions to a file. Its secrets stay encrypted."""
 
-    async def work(redis: Redis, _: RouterSettings) -> Snapshot:
+    async def work(redis: Redis, _: RouterSettings) -> RouterSnapshot:
         return await export(redis)
 
-    snapshot = _with_store(work)
+    snapshot = _with_redis(work)
     partial = file.with_name(f"{file.name}.part")
     partial.touch(mode=0o600)
     partial.write_text(snapshot.model_dump_json(indent=1))
@@ -101,43 +115,45 @@ def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write."
 @app.command("import")
 def import_state(
     file: Annotated[Path, typer.Argument(help="JSON file of 'mor-router export'.")],
-    replace: Annotated[bool, typer.Option(help="Discard what the router has now.")] = False,
+    replace: Annotated[bool, typer.Option(help="Discard the router's present state.")] = False,
 ) -> None:
-    """Put exported state back. The secrets need the MOR_SECRET_KEY that they were encrypted with."""
+    """Restore exported state. Its secrets need the MOR_SECRET_KEY that encrypted them."""
     try:
-        snapshot = Snapshot.model_validate_json(file.read_bytes())
+        snapshot = RouterSnapshot.model_validate_json(file.read_bytes())
     except OSError as error:
         _fail(f"{file}: {error.strerror}")
         raise
     except ValidationError as error:
-        _fail(f"{file}: no file of 'mor-router export': {describe(error)}")
+        _fail(f"{file}: not a file of 'mor-router export': {describe(error)}")
         raise
 
     async def work(redis: Redis, settings: RouterSettings) -> None:
         await restore(redis, snapshot, replace=replace)
-        Audit(settings.audit_log).record("import", file.name, "command line")
+        AuditLog(settings.audit_log).record("import", file.name, "command line")
 
-    _with_store(work)
+    _with_redis(work)
     typer.echo(f"{file}: {len(snapshot.hashes.get('clients', {}))} clients imported")
 
 
 @app.command()
 def rekey() -> None:
-    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the others can be removed afterwards."""
+    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the other keys can be removed afterwards."""
 
     async def work(redis: Redis, settings: RouterSettings) -> int:
-        vault, registry = Vault(settings.secret_key), Registry(redis)
+        secret_store, registry = SecretStore(settings.secret_key), ClientRegistry(redis)
         records = await registry.all()
         for record in records:
-            await registry.update(record.name, lambda known: reseal(known, vault))
-        labellers = await reseal_labellers(redis, vault)
-        Audit(settings.audit_log).record("rekey", "secrets", "command line", clients=len(records), labellers=labellers)
+            await registry.update(record.name, lambda known: reencrypt(known, secret_store))
+        labellers = await reencrypt_labellers(redis, secret_store)
+        AuditLog(settings.audit_log).record(
+            "rekey", "secrets", "command line", clients=len(records), labellers=labellers
+        )
         return len(records) + labellers
 
-    typer.echo(f"{_with_store(work)} secrets are under the first key now")
+    typer.echo(f"{_with_redis(work)} secrets are encrypted with the first key")
 
 
 @app.command()
 def key() -> None:
-    """Print a fresh key for MOR_SECRET_KEY."""
+    """Print a new key for MOR_SECRET_KEY."""
     typer.echo(Fernet.generate_key().decode())

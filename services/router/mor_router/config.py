@@ -14,116 +14,117 @@ Network = IPv4Network | IPv6Network
 
 
 class RouterSettings(ServiceSettings, StreamSettings):
-    """Everything that can be set about a router."""
+    """Settings of a router."""
 
     secret_key: SecretStr = SecretStr("")
-    """Fernet keys that encrypt the clients' secrets at rest, separated by commas; the first encrypts, all decrypt, so
-    a new key is put in front and the old one removed after ``mor-router rekey``. ``mor-router key`` makes one."""
+    """Fernet keys that encrypt the clients' secrets at rest, separated by commas. The first encrypts, all decrypt: put
+    a new key in front, and remove the old one after ``mor-router rekey``. ``mor-router key`` prints a new one."""
     audit_log: Path | None = None
-    """File to which enrolments, rotations, revocations and gate changes are appended as JSON lines. Without, they go to
-    the log under the name ``audit``."""
+    """File to which enrolments, rotations, revocations and gate changes are appended as JSON lines. Without it they go
+    to the log under the name ``audit``."""
 
     allow_loopback: bool = False
     """Whether an endpoint on this machine's loopback may be enrolled; for demonstrations and tests."""
     allowed_networks: tuple[Network, ...] = ()
-    """Networks (CIDR) besides public ones that endpoints enrolled by API may be in, as a JSON list. Plain ``http`` is
+    """Networks (CIDR), as a JSON list, that endpoints enrolled by API may be in besides public ones. Plain ``http`` is
     accepted there and on loopback only."""
     kubernetes_networks: tuple[Network, ...] = ()
-    """Networks (CIDR) that endpoints found in Kubernetes may be in, as a JSON list: the cluster's pods and services."""
+    """Networks (CIDR), as a JSON list, of endpoints found in Kubernetes: those of the cluster's pods and Services."""
     kubernetes_namespaces: tuple[str, ...] = ()
-    """Namespaces, as a JSON list, in which Services with ``kubernetes_selector`` are enrolled as clients while they are
-    there; none without. Needs the extra ``kubernetes``."""
+    """Namespaces, as a JSON list, whose Services with ``kubernetes_selector`` are enrolled as clients while they exist;
+    empty: no discovery. Needs the extra ``kubernetes``."""
     kubernetes_selector: str = "mor.dev/reward=true"
     """Label selector of those Services."""
     kubernetes_resync_s: float = Field(30.0, ge=1)
     """Mean seconds between comparisons of the whole list with the registry, besides those after each change."""
     kubernetes_config: Path | None = None
-    """Kubeconfig file for a router outside of the cluster; the pod's service account without."""
+    """Kubeconfig file for a router outside of the cluster; without it, the pod's service account is used."""
     ca_file: Path | None = None
-    """PEM file of certificate authorities for clients' endpoints; the system's where it is not set."""
+    """PEM file of certificate authorities for clients' endpoints; without it, the system's are used."""
     client_cert_file: Path | None = None
-    """PEM certificate that the router shows to clients (mutual TLS)."""
+    """PEM certificate that the router presents to clients (mutual TLS)."""
     client_key_file: Path | None = None
     """PEM private key of ``client_cert_file``."""
 
     deadline_s: float = Field(30.0, gt=0)
-    """Seconds that clients have to score a group, retries included."""
+    """Seconds that clients have to score a group, including retries."""
     client_attempts: int = Field(3, ge=1, le=10)
-    """Most attempts of one call to a client; only 429, 503 and lost connections are tried again."""
+    """Most attempts of one call to a client; only 429, 503 and lost connections are retried."""
     client_concurrency: int = Field(4, ge=1)
-    """Most requests in flight to one client; a lower limit on the client's card counts."""
+    """Most requests in flight to one client; a lower limit on the client's card applies instead."""
     most_clients: int | None = Field(None, ge=1)
-    """Most clients with a say that are asked about a group: those with the most weight for its input. All without."""
+    """Most weighted clients that score a group: those with the most weight for its input. Without it, all do."""
     items_per_request: int = Field(16, ge=1)
-    """Most groups in one request to a client; a lower limit on the client's card counts."""
+    """Most groups in one request to a client; a lower limit on the client's card applies instead."""
     circuit_failures: int = Field(5, ge=1)
-    """Failed calls in a row that open a client's circuit: it is not asked for a while."""
+    """Consecutive failed calls that open a client's circuit: it is then not called for ``circuit_open_s``."""
     circuit_open_s: float = Field(15.0, gt=0)
-    """Seconds that an open circuit stays open before one call tries the client again."""
+    """Seconds that a circuit stays open before one call tries the client again."""
     probe_interval_s: float = Field(15.0, gt=0)
     """Mean seconds between probes of a client, jittered."""
 
     quorum: float = Field(0.5, ge=0, le=1)
-    """Least share of a group's gate weight that must answer; with less, the group is retried and then given up."""
-    group_attempts: int = Field(3, ge=1)
+    """Least share of a group's gate weight whose clients must answer; below it the group is retried, then given up."""
+    quorum_attempts: int = Field(3, ge=1)
     """Attempts of a group without a quorum before it goes to the dead letters."""
     group_retry_s: float = Field(2.0, gt=0)
-    """Mean seconds between attempts of a group, doubled at each and jittered."""
+    """Mean seconds before the first retry of a group, doubled at each further one and jittered."""
     batch_groups: int = Field(8, ge=1)
     """Most waiting groups that are scored together, in one request to each client."""
     batches_in_flight: int = Field(4, ge=1)
     """Most batches of one run that are scored at a time."""
     worker: bool = True
-    """Whether this process scores the groups of active runs; off where it serves the API only."""
+    """Whether this process scores the groups of active runs; false: it serves the API only."""
 
     fusion: FusionChoice = Weighted()
-    """How calibrated scores become one reward, as JSON: ``{"kind": "weighted"}``, ``uniform``, ``median``, ``worst``,
-    ``{"kind": "mean_minus_variance", "penalty": 0.5}``, ``{"kind": "gdpo", "floor": 0.1}``."""
+    """Fusion of calibrated scores into one reward, as JSON: ``{"kind": "weighted"}``, ``uniform``, ``median``,
+    ``worst``, ``{"kind": "mean_minus_variance", "penalty": 0.5}``, ``{"kind": "gdpo", "floor": 0.1}``."""
     entropy_floor: float = Field(0.1, ge=0, le=1)
-    """Least entropy of a mixture as a share of the largest possible one, in fits from now on."""
+    """Least entropy of a mixture, as a share of the largest possible one; applies to later fits."""
 
     anchor_share: float = Field(0.05, ge=0, le=0.5)
-    """Share of the calls to clients that are anchors in the disguise of live groups; 0: none."""
+    """Share of the calls to clients that are honeypots, anchors sent as live groups; 0: none."""
     anchor_reserve: float = Field(0.2, ge=0, le=0.5)
-    """Share of the anchors that clients are asked about in disguise only and never shown at a fit; without effect where
-    ``anchor_share`` is 0."""
+    """Share of the anchors that are held out: sent as honeypots only, never at a fit. No effect where ``anchor_share``
+    is 0."""
     drift_false_alarm: float = Field(0.01, gt=0, lt=1)
-    """Probability with which a client that has not changed is ever found to drift under one gate version."""
+    """Probability with which an unchanged client is ever found to drift under one gate version."""
 
     policy_url: str | None = None
     """Address of the rollout service whose policy is sampled for online refits (``mor-rollout serve``)."""
     policy_ca_file: Path | None = None
-    """PEM file of certificate authorities for ``policy_url``; the system's where it is not set."""
+    """PEM file of certificate authorities for ``policy_url``; without it, the system's are used."""
     service_token: SecretStr = SecretStr("")
     """Bearer token of scope ``service`` for ``policy_url``."""
     refit_interval_s: float = Field(0.0, ge=0)
-    """Seconds between online refits of each fitted objective; 0: only when they are asked for by API."""
+    """Seconds between online refits of each fitted objective; 0: only at a request to the API."""
     refit_questions: int = Field(64, ge=8, le=1024)
     """Most anchors whose questions the policy answers for a refit."""
     refit_samples: int = Field(4, ge=2, le=16)
-    """Responses that it gives to each."""
+    """Responses to each of these questions."""
     refit_max_tokens: int = Field(256, ge=1)
     """Longest of these responses, tokens."""
     refit_timeout_s: float = Field(600.0, gt=0)
-    """Seconds that sampling and labelling may take together; what is there by then is used."""
+    """Seconds for sampling and labelling together; what is done by then is used."""
 
     objective_likeness: float = Field(0.6, ge=-1, le=1)
-    """Least cosine between a text that a run asks for and the nearest text or paraphrase of a fitted objective; below,
-    the text is of no known objective and all active clients count the same."""
+    """Least cosine between the objective text of a group and the nearest text or paraphrase of a fitted objective.
+    Below it the text belongs to no known objective, and all active clients count the same."""
 
     embed_text_model: str | None = None
-    """Sentence encoder for questions and objectives, folder or hub name; hashed words without."""
+    """Sentence encoder for questions and objectives, folder or hub name; without it, words are hashed."""
     embed_image_model: str | None = None
-    """Vision encoder for pictures, folder or hub name; colours and edges without."""
+    """Vision encoder for pictures, folder or hub name; without it, colours and edges are used."""
     embed_cache: int = Field(8192, ge=1)
-    """Embeddings that are kept, of texts and of pictures each."""
+    """Embeddings kept in memory, for texts and for pictures each."""
     torch_threads: int = Field(1, ge=1)
     """Threads for embedding models and fits."""
 
     @model_validator(mode="after")
-    def _discovery_knows_its_networks(self) -> RouterSettings:
+    def _check_discovery_networks(self) -> RouterSettings:
         if self.kubernetes_namespaces and not self.kubernetes_networks:
             raise ValueError(
-                "MOR_KUBERNETES_NAMESPACES needs MOR_KUBERNETES_NETWORKS: where the cluster's pods and Services are"
+                "MOR_KUBERNETES_NAMESPACES is set without MOR_KUBERNETES_NETWORKS; "
+                "set it to the networks of the cluster's pods and Services"
             )
         return self

@@ -1,4 +1,4 @@
-"""Work that one replica does at a time: whoever holds a lock in Redis."""
+"""Leader election: work that one replica does at a time, the holder of a lock in Redis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ log = structlog.get_logger(__name__)
 
 
 class Leadership:
-    """The lock ``name``, which outlives a holder that vanished by ``lease_s`` seconds at most."""
+    """Lock ``name``, which outlives a holder that crashed by ``lease_s`` seconds at most.
+
+    The fractions of the lease: another replica tries to acquire the lock about every 0.3 of it; the holder renews it at
+    each fifth and stops its work after two thirds without a renewal, so that it has ended before the lock does.
+    """
 
     def __init__(self, redis: Redis, name: str, lease_s: float = 15.0) -> None:
         self._redis = redis
@@ -28,11 +32,14 @@ class Leadership:
         self._lease_s = lease_s
 
     async def while_leading(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do ``work`` whenever this replica leads, until cancelled; it is cancelled when the lock is lost, before
-        another replica can have it. Work that fails is logged and begun again after a while."""
+        """Do ``work`` whenever this replica leads, until cancelled.
+
+        When the lock is lost, the work is cancelled before another replica can acquire it. Work that fails is logged
+        and started again at the next acquisition.
+        """
         while True:
             lock = self._redis.lock(key("leader", self._name), timeout=self._lease_s, blocking=False)
-            with contextlib.suppress(RedisError):  # LockError, too: it was lost meanwhile
+            with contextlib.suppress(RedisError):  # includes LockError: the lock was lost meanwhile
                 if await lock.acquire():
                     await self._lead(lock, work)
             await asyncio.sleep(random.uniform(0.2, 0.4) * self._lease_s)
@@ -45,8 +52,8 @@ class Leadership:
         finally:
             (failure,) = await stop([task])
         if failure is not None:
-            log.error("work of the leader failed and begins again", work=self._name, exc_info=failure)
-        await lock.release()  # a replica that is stopped lets the lock run out instead: it may be in a hurry
+            log.error("the leader's work failed and starts again", work=self._name, exc_info=failure)
+        await lock.release()  # not reached when the replica is stopped: the lock then expires, and the stop is quick
 
     async def _renew(self, lock: Lock, task: asyncio.Task[None]) -> None:
         confirmed = time.monotonic()

@@ -1,7 +1,8 @@
-"""Prometheus metrics of the router. Labels are client names and fixed words, so they are bounded by the registry."""
+"""Prometheus metrics of the router. Labels are client names and fixed words, so the registry bounds their number."""
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
+# From a cache hit on loopback to the longest usual deadline of a group.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 CLIENT_REWARD = Summary("mor_router_client_reward_logits", "Group mean of a client's calibrated scores", ["client"])
@@ -11,11 +12,12 @@ CLIENT_REWARD_STD = Summary(
 REWARD = Summary("mor_router_reward_logits", "Group mean of the fused reward")
 REWARD_STD = Summary("mor_router_reward_std_logits", "Within-group standard deviation of the fused reward")
 WEIGHT = Summary("mor_router_mixture_weight_ratio", "A client's share in the mixture of a group", ["client"])
-SLOPE = Summary("mor_router_calibration_slope_logits", "A client's slope for the inputs that were scored", ["client"])
+SLOPE = Summary("mor_router_calibration_slope_logits", "A client's slope for the scored inputs", ["client"])
 ENTROPY = Summary("mor_router_mixture_entropy_nats", "Entropy of the mixture of a group")
-BEYOND = Summary(
-    "mor_router_beyond_anchors_ratio",
-    "How far a group's input is beyond the anchors: 0 within their reach, 1 where every client counts the same",
+OOD_SCORE = Summary(
+    "mor_router_ood_score_ratio",
+    "How far a group's input is out of the anchors' distribution: 0 within their support, 1 where every client counts "
+    "the same",
 )
 DISAGREEMENT = Summary(
     "mor_router_disagreement_logits", "Weighted standard deviation over clients of a response's calibrated score"
@@ -23,23 +25,21 @@ DISAGREEMENT = Summary(
 CIRCUIT = Gauge("mor_router_circuit_state", "A client's circuit: 0 closed, 1 half open, 2 open", ["client"])
 CLIENT_SECONDS = Histogram("mor_router_client_seconds", "Time of a call to a client", ["client"], buckets=_SECONDS)
 CLIENT_FAILURES = Counter("mor_router_client_failures", "Failed calls and items of a client", ["client", "reason"])
-CLIENT_RETRIES = Counter("mor_router_client_retries", "Calls to a client that were tried again", ["client"])
+CLIENT_RETRIES = Counter("mor_router_client_retries", "Retried calls to a client", ["client"])
 CLIENT_BYTES = Counter("mor_router_client_bytes", "Bytes of request and response bodies", ["client", "direction"])
 STALE_CALIBRATION = Gauge(
     "mor_router_stale_calibration",
-    "1 while a client serves another model version than the gate was fitted on",
+    "1 while a client serves another model version than that of the gate's fit",
     ["client"],
 )
 QUARANTINED = Gauge("mor_router_quarantined", "1 while a client is in quarantine: alert on it", ["client"])
-INTERLEAVED = Counter(
-    "mor_router_interleaved_anchors", "Anchors asked in the disguise of live groups", ["client", "status"]
-)
-UNASKED = Gauge(
-    "mor_router_unasked_anchors", "Anchors for disguise that were never asked so; at 0 they come again", ["objective"]
+HONEYPOTS = Counter("mor_router_interleaved_anchors", "Honeypots: anchors sent as live groups", ["client", "status"])
+UNUSED_HONEYPOTS = Gauge(
+    "mor_router_unasked_anchors", "Anchors never sent as honeypots yet; at 0 they are sent again", ["objective"]
 )
 DRIFT = Gauge(
     "mor_router_drift_evidence",
-    "log10 of the latest evidence that a client's answers changed since the fit",
+    "log10 of the latest evidence that a client's scores changed since the fit",
     ["client"],
 )
 DISAGREES = Gauge(
@@ -50,13 +50,15 @@ DISAGREES = Gauge(
 DISTRUSTED = Gauge("mor_router_distrusted", "1 while a client is on probation for drift: alert on it", ["client"])
 GROUPS = Counter("mor_router_groups", "Groups by outcome: scored, retried, dead, deferred", ["outcome"])
 ZERO_VARIANCE = Counter("mor_router_zero_variance_groups", "Scored groups whose rewards are all equal")
-QUEUE_WAIT = Histogram("mor_router_queue_wait_seconds", "Time from sampled to read by the router", buckets=_SECONDS)
+QUEUE_WAIT = Histogram(
+    "mor_router_queue_wait_seconds", "Time from the end of sampling to the router's read", buckets=_SECONDS
+)
 OVERHEAD = Histogram(
     "mor_router_overhead_seconds",
-    "Time of a batch of groups beyond its slowest client",
+    "Time of a batch of groups in addition to its slowest client",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1),
 )
-FIT_SECONDS = Histogram("mor_router_fit_seconds", "Time to fit a gate, anchors scored already", buckets=_SECONDS)
+FIT_SECONDS = Histogram("mor_router_fit_seconds", "Time to fit a gate, without scoring the anchors", buckets=_SECONDS)
 
 _PER_CLIENT = (
     CLIENT_REWARD,
@@ -70,14 +72,14 @@ _PER_CLIENT = (
     CLIENT_BYTES,
     STALE_CALIBRATION,
     QUARANTINED,
-    INTERLEAVED,
+    HONEYPOTS,
     DRIFT,
     DISAGREES,
     DISTRUSTED,
 )
 
 
-def forget(client: str) -> None:
-    """Drop the series of a client that was removed."""
+def remove_client(client: str) -> None:
+    """Remove the series of a client that was removed."""
     for metric in _PER_CLIENT:
         metric.remove_by_labels({"client": client})

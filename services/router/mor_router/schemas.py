@@ -1,4 +1,4 @@
-"""What the router's HTTP API takes and gives, where it is not a wire type of ``mor_core``."""
+"""Requests and responses of the router's HTTP API that are not wire types of ``mor_core``."""
 
 from __future__ import annotations
 
@@ -7,59 +7,60 @@ from typing import Annotated, Literal
 from mor_core.clients import ClientStatus
 from mor_core.objectives import AskedObjective
 from mor_core.stored_objectives import Objective
-from mor_core.wire import ClientScore, Finite, Messages, ObjectiveShare, RewardItem, Sha256, Wire
+from mor_core.wire import Documented, Finite, Messages, ObjectiveShare, RewardExplanation, RewardItem, Sha256
 from pydantic import Base64Bytes, ConfigDict, Field
 
 from mor_router.mathematics.fusion import FusionChoice
 
 
-class _Documented(Wire):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class RouteRequest(_Documented):
-    """``POST /v1/route``: who would be asked about an input, with which weight."""
+class RouteRequest(Documented):
+    """``POST /v1/route``: an input, to see which clients would score it and with which weight."""
 
     messages: Messages
     objective: AskedObjective | None = None
-    """Name of an objective (``name@3``: with gate version 3), a text that says what is wanted, or a blend
-    ``{name: share}`` with shares that sum to 1."""
+    """Name of an objective (``name@3``: with gate version 3), a text in words, or a blend ``{name: share}`` with shares
+    that sum to 1."""
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
-    """The images that the messages name, base64 by hash."""
+    """Images that the messages name, base64 by hash."""
 
 
-class Routed(_Documented):
+class RoutedClient(Documented):
+    """One client's part in the reward of an input."""
+
     client: str
     asked: bool
+    """Whether the client is called for this input."""
     weight: Finite
-    """Share of the gate, 0 without a say."""
+    """Share of the gate; 0 for a client that does not count."""
     slope: Finite | None
-    """Logits per standardised unit for this input."""
+    """Slope of the calibration for this input, in logits per standardised unit."""
     influence: Finite | None
-    """weight x slope as a share of all clients'."""
+    """weight x slope as a share of the sum over all clients."""
     reason: str | None
-    """Why it has no say."""
+    """Why the client does not count; null where it does."""
 
 
-class RouteResponse(_Documented):
+class RouteResponse(Documented):
+    """Gate weights for an input, explained."""
+
     objectives: tuple[ObjectiveShare, ...]
-    """What would be rewarded, largest share first."""
+    """Objectives of the reward, largest share first."""
     gate_version: int
-    """Of the first of ``objectives``; 0: cold start."""
+    """Gate version of the first of ``objectives``; 0: cold start."""
     note: str | None
-    """Why there is no fitted gate, or why these objectives were taken."""
+    """Why there is no fitted gate, or why these objectives were chosen."""
     entropy: Finite
-    """Of the weights, nats."""
-    beyond_anchors: Finite
-    """0 where the anchors are about inputs like this one; towards 1 where none is, and every client counts the same."""
-    clients: tuple[Routed, ...]
+    """Entropy of the weights, nats."""
+    ood_score: Finite
+    """How far the input is out of the anchors' distribution: 0 where they have inputs like it; towards 1 where none is
+    like it, and every client counts the same."""
+    clients: tuple[RoutedClient, ...]
 
 
-class RewardRequest(_Documented):
+class RewardRequest(Documented):
     """``POST /v1/reward``: groups to score; the shape of a ``ScoreRequest`` without the contract's name.
 
-    The objective of an item is the name of one (``name@3``: with gate version 3), a text that says what is wanted, or a
-    blend ``{name: share}``."""
+    An item's objective is a name (``name@3``: with gate version 3), a text in words, or a blend ``{name: share}``."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -80,46 +81,43 @@ class RewardRequest(_Documented):
 
     items: Annotated[tuple[RewardItem, ...], Field(min_length=1, max_length=256)]
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
-    """The images that the items name, base64 by hash."""
+    """Images that the items name, base64 by hash."""
     fusion: FusionChoice | None = None
-    """Another fusion than the router's own."""
+    """Fusion for this request; null: the router's own."""
     deadline_s: float | None = Field(None, gt=0, le=600)
-    """Seconds that clients have; the router's own limit without."""
+    """Seconds that clients have to score; null: the router's own limit."""
 
 
-class ItemReward(_Documented):
+class ItemReward(RewardExplanation):
+    """Reward of one item, or why it has none. A client's own token shows only its own line of ``clients``."""
+
     item_id: str
     status: Literal["ok", "error"]
     rewards: tuple[Finite, ...] | None
-    """One for each response, in logits; null unless ``status`` is ``ok``, and for a client's own token."""
+    """One reward for each response, in logits; null unless ``status`` is ``ok``, and for a client's own token."""
     detail: str | None
     """Why there is no reward."""
-    objectives: tuple[ObjectiveShare, ...]
-    """What was rewarded, largest share first."""
-    gate_version: int
-    """Of the first of ``objectives``; 0: cold start."""
-    fusion: str
     entropy: Finite
-    """Of the mixture weights, nats."""
+    """Entropy of the mixture weights, nats; 0 without a reward."""
     note: str | None
-    """Why there is no fitted gate, or why these objectives were taken."""
-    clients: tuple[ClientScore, ...]
-    """What each client said and what it counted for; a client's own token shows its own line only."""
+    """Why there is no fitted gate, or why these objectives were chosen."""
 
 
-class RewardResponse(_Documented):
+class RewardResponse(Documented):
     items: tuple[ItemReward, ...]
 
 
-class Status(_Documented):
+class RouterStatus(Documented):
+    """Configuration and state of a router."""
+
     version: str
     embedder: str
-    """How inputs are embedded for the gate."""
+    """Name of the embedder of the gate's inputs."""
     embedder_note: str | None
-    """What the default embedder cannot do."""
+    """Limits of the default embedder; null where models are set."""
     fusion: FusionChoice
     quorum: float
     runs: tuple[str, ...]
-    """Runs whose groups this process is scoring."""
+    """Runs whose groups this process scores."""
     clients: tuple[ClientStatus, ...]
     objectives: tuple[Objective, ...]

@@ -1,27 +1,27 @@
-"""Where the router's state lies in Redis, and that state as one file.
+"""Keys of the router's state in Redis, and export of that state to one file.
 
 ======================== =======================================================================
 ``clients``              name -> ``ClientRecord``
 ``objectives``           name -> ``Objective``
 ``anchors``              objective -> list of ``Anchor``
 ``images:{objective}``   SHA-256 -> encoded bytes of the anchors' images
-``scores:{objective}``   client, model and anchor -> the anchor's two raw scores
+``scores:{objective}``   client, model and anchor -> raw scores of (chosen, rejected)
 ``gates:{objective}``    version -> ``GateVersion``
-``judged:{objective}``   anchor -> embedding, of those that ``evidence`` speaks of
-``evidence:{objective}`` client -> what it said of the latest anchors, for its quarantine
-``live:{objective}``     client, model, gate version and anchor -> its raw scores of the anchor in disguise
-``seen:{objective}``     anchor -> embedding, of those that ``live`` speaks of
-``asked:{objective}``    anchor -> how often it was asked in disguise
+``judged:{objective}``   anchor in ``evidence`` -> embedding
+``evidence:{objective}`` client -> its score differences for the latest anchors, for the quarantine
+``live:{objective}``     client, model, gate version and anchor -> raw scores of the honeypot
+``seen:{objective}``     anchor in ``live`` -> embedding
+``asked:{objective}``    anchor -> number of times that it was sent as a honeypot
 ``labellers``            objective -> its checker or judge, secret encrypted
 ``sampled:{objective}``  the latest labelled pairs of the policy's own responses, as anchors
-``reserve``              the key by which anchors are reserved for that
+``reserve``              key of the draw of held-out anchors
 ``versions``             counter of gate versions, over all objectives
-``influence:{client}``   what it did to the latest rewards; not exported
+``influence:{client}``   traces of its scores in the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
-``leader:{work}``        lock of the replica that does work of which there is one; not exported
+``leader:{work}``        lock of the replica that does a piece of work alone; not exported
 ======================== =======================================================================
 
-All keys share one hash tag, so they live in one cluster slot.
+All keys share one hash tag, so that they are in one cluster slot.
 """
 
 from __future__ import annotations
@@ -43,29 +43,28 @@ def key(*parts: str) -> str:
 CLIENTS = key("clients")
 OBJECTIVES = key("objectives")
 ANCHORS = key("anchors")
-RESERVE = key("reserve")
+ANCHOR_HOLDOUT = key("reserve")
 LABELLERS = key("labellers")
 VERSIONS = key("versions")
-
-
 KINDS = ("images", "scores", "gates", "judged", "evidence", "live", "seen", "asked", "sampled")
-"""Hashes that each objective has."""
+"""Hashes of each objective."""
 
 
-class Snapshot(Wire):
-    """The router's whole state. Secrets in it are encrypted with ``MOR_SECRET_KEY``, which is not in it."""
+class RouterSnapshot(Wire):
+    """Whole state of a router. Its secrets are encrypted with ``MOR_SECRET_KEY``, which is not part of it."""
 
     schema_: Literal["mor.router/1"] = "mor.router/1"
     versions: int
     hashes: dict[str, dict[str, str]]
-    """Hash, without the prefix -> field -> value; binary values in base64."""
+    """Hash (without the prefix) -> field -> value; binary values in base64."""
 
 
 def _binary(name: str) -> bool:
     return name.startswith(("images:", "judged:", "seen:"))
 
 
-async def export(redis: Redis) -> Snapshot:
+async def export(redis: Redis) -> RouterSnapshot:
+    """Read the whole state."""
     names = ["clients", "objectives", "anchors", "reserve", "labellers"]
     objectives: Any = await redis.hkeys(OBJECTIVES)
     for objective in objectives:
@@ -77,21 +76,21 @@ async def export(redis: Redis) -> Snapshot:
             field.decode(): base64.b64encode(value).decode() if _binary(name) else value.decode()
             for field, value in fields.items()
         }
-    return Snapshot(versions=int(await redis.get(VERSIONS) or 0), hashes=hashes)
+    return RouterSnapshot(versions=int(await redis.get(VERSIONS) or 0), hashes=hashes)
 
 
-async def restore(redis: Redis, snapshot: Snapshot, *, replace: bool) -> None:
-    """Put ``snapshot`` back in one transaction.
+async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> None:
+    """Write ``snapshot`` in one transaction.
 
     Raises:
-        Conflict: there is state already and ``replace`` is false.
+        Conflict: the router has state already and ``replace`` is false.
     """
     existing = await redis.hlen(CLIENTS) + await redis.hlen(OBJECTIVES)
     if existing and not replace:
         raise Conflict(f"this router has {existing} clients and objectives; import with --replace to discard them")
-    stale = (await export(redis)).hashes
+    present = (await export(redis)).hashes
     async with redis.pipeline(transaction=True) as pipe:
-        for name in stale:
+        for name in present:
             pipe.delete(key(name))
         for name, fields in snapshot.hashes.items():
             if fields:

@@ -1,206 +1,98 @@
-"""Everything that a router process holds, put together once."""
+"""Wiring of a router process: the rooms, opened in the order in which they need each other.
+
+Each room builds its own components (``*_components.py``); a new one is added there.
+
+    clients        registry, connections, score requests; knows no other room (``clients.discovery`` enrols clients)
+    objectives     anchors and gates; has anchors scored by ``clients``
+    trust          honeypots, drift, quarantine; knows ``clients`` and ``objectives``
+    learning       fits gates of ``objectives`` on the scores that ``trust`` accepts
+    rewarding      fuses the scores of ``clients`` by the active gates; ``trust`` observes
+    reward_stage   passes the groups of active runs through ``rewarding``
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import structlog
-import torch
 from mor_core.errors import Invalid
-from mor_core.streams import connect
-from mor_core.tasks import stop
-from redis.asyncio import Redis
+from mor_core.tasks import in_background
 
-from mor_router.audit import Audit
+from mor_router.clients.client_components import ClientComponents, open_clients
 from mor_router.clients.egress import EgressPolicy
-from mor_router.clients.enrolment import Enroller
-from mor_router.clients.honeypot_scores import LiveAnswers
-from mor_router.clients.pool import Pool
-from mor_router.clients.registry import Registry
-from mor_router.clients.scoring import Scoring
-from mor_router.clients.secret_store import Vault
+from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
-from mor_router.embedding import Embedder, build_embedder
-from mor_router.learning.fitting import Fitting
-from mor_router.learning.labels import Labellers
-from mor_router.learning.refit import Refitting
-from mor_router.objectives.active_gates import ServedGates
-from mor_router.objectives.anchor_holdout import Reserve
-from mor_router.objectives.anchor_scores import AnchorScorer
-from mor_router.objectives.gates import Gates
-from mor_router.objectives.objectives import Objectives
-from mor_router.rewarding.influence import Influences
-from mor_router.rewarding.pipeline import Rewarder
-from mor_router.rewarding.recent_scores import RecentScores
-from mor_router.trust.answer_reconciliation import Honesty
-from mor_router.trust.disagreement_monitor import Agreement
-from mor_router.trust.drift import Drift
-from mor_router.trust.honeypots import Decoys
-from mor_router.trust.quarantine import Quarantine
-from mor_router.worker import Worker
+from mor_router.learning.learning_components import LearningComponents, open_learning
+from mor_router.objectives.objective_components import ObjectiveComponents, build_objectives
+from mor_router.resources import Resources, open_resources
+from mor_router.reward_stage import RewardStage
+from mor_router.rewarding.reward_components import RewardComponents, build_rewarding
+from mor_router.trust.trust_components import TrustComponents, open_trust
 
 if TYPE_CHECKING:
     from mor_router.clients.discovery import Discovery
 
-log = structlog.get_logger(__name__)
-
 
 @dataclass(frozen=True)
 class Router:
-    settings: RouterSettings
-    redis: Redis
-    audit: Audit
-    registry: Registry
-    pool: Pool
-    enroller: Enroller
-    objectives: Objectives
-    gates: Gates
-    served: ServedGates
-    embedder: Embedder
-    fitting: Fitting
-    labellers: Labellers
-    refitting: Refitting
-    rewarder: Rewarder
-    influences: Influences
-    decoys: Decoys
-    worker: Worker
+    """A router at work."""
+
+    resources: Resources
+    clients: ClientComponents
+    objectives: ObjectiveComponents
+    trust: TrustComponents
+    learning: LearningComponents
+    rewarding: RewardComponents
+    reward_stage: RewardStage
 
     async def ready(self) -> str | None:
-        """What is missing for this router to do its work. Clients are not: they enrol at a router that is ready."""
-        await self.redis.ping()
-        return None if self.pool.known else "the registry of clients has not been read yet"
+        """Return what the router lacks for its work. It needs no clients: they enrol at a router that is ready."""
+        await self.resources.redis.ping()
+        return None if self.clients.pool.loaded else "the registry of clients has not been read yet"
 
 
 @asynccontextmanager
-async def running(settings: RouterSettings, policy: EgressPolicy) -> AsyncIterator[Router]:
-    """A router at work until the body ends.
+async def open_router(settings: RouterSettings, egress: EgressPolicy) -> AsyncIterator[Router]:
+    """Run a router until the body ends.
 
     Raises:
-        Invalid: no usable ``MOR_SECRET_KEY``, or an embedding model that cannot be loaded.
+        Invalid: no usable ``MOR_SECRET_KEY``, or a model or package that cannot be loaded.
     """
-    vault = Vault(settings.secret_key)
-    torch.set_num_threads(settings.torch_threads)
-    embedder = await asyncio.to_thread(
-        build_embedder, settings.embed_text_model, settings.embed_image_model, settings.embed_cache
-    )
-    redis = connect(settings)
-    audit = Audit(settings.audit_log)
-    registry, objectives, gates = Registry(redis), Objectives(redis), Gates(redis)
-    pool = Pool(registry, vault, settings, policy)
-    scoring = Scoring(pool)
-    served = ServedGates(redis, objectives, gates, embedder, settings.objective_likeness)
-    influences = Influences(redis)
-    live = LiveAnswers(redis)
-    reserve = Reserve(redis, settings.anchor_reserve if settings.anchor_share else 0.0)
-    drift = Drift(
-        registry=registry,
-        objectives=objectives,
-        served=served,
-        live=live,
-        audit=audit,
-        false_alarm=settings.drift_false_alarm,
-    )
-    decoys = Decoys(
-        redis=redis,
-        objectives=objectives,
-        reserve=reserve,
-        scoring=scoring,
-        live=live,
-        drift=drift,
-        embedder=embedder,
-        share=settings.anchor_share,
-    )
-    rewarder = Rewarder(
-        settings=settings,
-        pool=pool,
-        scoring=scoring,
-        served=served,
-        recent=RecentScores(redis),
-        influences=influences,
-        decoys=decoys,
-        drift=drift,
-        agreement=Agreement(audit, settings.drift_false_alarm),
-        embedder=embedder,
-    )
-    fitting = Fitting(
-        redis=redis,
-        settings=settings,
-        registry=registry,
-        pool=pool,
-        objectives=objectives,
-        gates=gates,
-        embedder=embedder,
-        scorer=AnchorScorer(redis, pool, scoring, settings.deadline_s),
-        reserve=reserve,
-        honesty=Honesty(live, drift),
-        quarantine=Quarantine(redis, registry, audit),
-        audit=audit,
-    )
-    labellers = Labellers(redis, vault, settings, policy, pool)
-    refitting = Refitting(
-        redis=redis,
-        settings=settings,
-        objectives=objectives,
-        gates=gates,
-        labellers=labellers,
-        fitting=fitting,
-        embedder=embedder,
-        audit=audit,
-    )
-    router = Router(
-        settings=settings,
-        redis=redis,
-        audit=audit,
-        registry=registry,
-        pool=pool,
-        enroller=Enroller(registry=registry, pool=pool, vault=vault, policy=policy, live=live, audit=audit),
-        objectives=objectives,
-        gates=gates,
-        served=served,
-        embedder=embedder,
-        fitting=fitting,
-        labellers=labellers,
-        refitting=refitting,
-        rewarder=rewarder,
-        influences=influences,
-        decoys=decoys,
-        worker=Worker(redis, settings, pool, rewarder),
-    )
-    await pool.try_refresh()  # a queue server that starts later than this router is waited for, in /readyz
-    work = [pool.follow(), pool.probe(), *([router.worker.watch()] if settings.worker else [])]
-    if settings.kubernetes_namespaces:
-        work.append(_discovery(router, policy, vault).run())
-    if settings.refit_interval_s and settings.policy_url:
-        work.append(refitting.follow())
-    tasks = [asyncio.create_task(part) for part in work]
-    try:
-        yield router
-    finally:
-        await stop(tasks)
-        await decoys.close()
-        await scoring.close()
-        await pool.close()
-        await redis.aclose()
+    secret_store = SecretStore(settings.secret_key)
+    async with open_resources(settings) as resources, open_clients(resources, secret_store, egress) as clients:
+        objectives = build_objectives(resources, clients)
+        async with (
+            open_trust(resources, clients, objectives) as trust,
+            open_learning(resources, clients, objectives, trust) as learning,
+        ):
+            rewarding = build_rewarding(resources, clients, objectives, trust)
+            reward_stage = RewardStage(resources.redis, settings, clients.pool, rewarding.pipeline)
+            work = [_discovery(resources, clients).run()] if settings.kubernetes_namespaces else []
+            work += [reward_stage.work()] if settings.worker else []
+            async with in_background(*work):
+                yield Router(resources, clients, objectives, trust, learning, rewarding, reward_stage)
 
 
-def _discovery(router: Router, policy: EgressPolicy, vault: Vault) -> Discovery:
-    """
+def _discovery(resources: Resources, clients: ClientComponents) -> Discovery:
+    """Build discovery, which needs an optional package.
+
     Raises:
-        Invalid: the Kubernetes client is not installed.
+        Invalid: the package is not installed.
     """
     try:
         from mor_router.clients.discovery import Discovery
     except ImportError as error:
-        raise Invalid("MOR_KUBERNETES_NAMESPACES is set: install mor-router[kubernetes], or leave it out") from error
+        raise Invalid(
+            "MOR_KUBERNETES_NAMESPACES is set and the Kubernetes client is not installed; "
+            "install mor-router[kubernetes], or unset the variable"
+        ) from error
     return Discovery(
-        settings=router.settings,
-        redis=router.redis,
-        registry=router.registry,
-        enroller=router.enroller,
-        policy=policy,
-        vault=vault,
+        settings=resources.settings,
+        redis=resources.redis,
+        registry=clients.registry,
+        enroller=clients.enroller,
+        egress=clients.egress,
+        secret_store=clients.secret_store,
     )

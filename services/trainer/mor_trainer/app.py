@@ -1,4 +1,4 @@
-"""Run control and status API."""
+"""App factory of run control and status API."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from mor_core.tasks import stop
 
 from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
-from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.client_tokens import ClientTokens
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import Letters
+from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
-from mor_trainer.control.router import Router
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.webhook import Webhook
-from mor_trainer.control.worker_registry import Workers
+from mor_trainer.control.worker_registry import WorkerRegistry
 from mor_trainer.routes import ROUTERS
 from mor_trainer.routes.dashboard import add_dashboard
 from mor_trainer.routes.dependencies import known_query
 from mor_trainer.trackers import Trackers, configured
 
 _TRACKERS_S = 3.0
-"""In which trackers are told what still waits when the service stops."""
+"""Time for trackers to take what still waits when the service stops; Kubernetes allows 30 s for the whole."""
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
-    """The run-control service. ``router_transport``: another way to the router than the network, for tests."""
+    """Create the run-control service. ``router_transport`` replaces the network to the router in tests."""
     database = Database(settings.runs_dir / "history.sqlite3")
-    alerts = Alerts(database, webhook=settings.alert_webhook_url is not None)
-    letters = Letters(database, settings.letters_kept)
-    runs = RunStore(database, alerts, letters, settings.run_lease_s)
+    alerts = AlertStore(database, webhook=settings.alert_webhook_url is not None)
+    dead_letters = DeadLetterStore(database, settings.letters_kept)
+    runs = RunStore(database, alerts, dead_letters, settings.run_lease_s)
     history = History(
-        database, runs, alerts, letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
+        database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
     )
     watchers = Watchers()
     ingest: Ingest | None = None
@@ -60,12 +60,12 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
 
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
         ingest = Ingest(settings, runs, history, watchers, trackers)
-        telling = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
+        delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
             async with ingest.running():
                 yield
         finally:
-            await stop([telling])
+            await stop([delivery])
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
             database.close()
 
@@ -84,13 +84,13 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         lifespan,
         {"queue_server": queue_server},
         version=__version__,
-        description="Runs: create, watch, pause, resume, stop. Weight files for the rollout service.",
+        description="Create, watch, pause, resume and stop runs. Weight files for the rollout service.",
         facts=facts,
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
-    app.state.alerts, app.state.letters, app.state.workers = alerts, letters, Workers()
-    app.state.registry = Router(settings, router_transport)
-    app.state.tokens = ClientTokens(settings.tokens_file, app.state.registry)
+    app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
+    app.state.router = RouterClient(settings, router_transport)
+    app.state.tokens = ClientTokens(settings.tokens_file, app.state.router)
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(known_query)])
     add_dashboard(app)

@@ -1,4 +1,4 @@
-"""``mor-trainer serve``: run control and status API. ``mor-trainer work``: the training process."""
+"""Command line: ``mor-trainer serve`` (run control and status API), ``mor-trainer work`` (training process)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (MOR_HOST).")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port, 0 takes a free one (MOR_PORT).")] = None,
-    port_file: Annotated[Path | None, typer.Option(help="File to write the address to once it listens.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one (MOR_PORT).")] = None,
+    port_file: Annotated[
+        Path | None, typer.Option(help="File that receives the address once the service listens.")
+    ] = None,
 ) -> None:
     """Serve run control, status API, dashboard and weight files."""
     from mor_core import service
@@ -33,18 +35,19 @@ def work(
     once: Annotated[bool, typer.Option(help="Return after one run instead of waiting for the next.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads of tensor operations (MOR_TORCH_THREADS).")] = None,
 ) -> None:
-    """Claim queued runs and train them; under torchrun, all ranks one run together."""
+    """Claim queued runs and train them; under torchrun, all ranks train one run together."""
     from mor_core import logs, tracing
 
     from mor_trainer.config import WorkerSettings
     from mor_trainer.ranks import RanksBroken, exit_rank, world_size
-    from mor_trainer.run.worker import Worker
+    from mor_trainer.run.worker import TrainingWorker
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic runs need on CUDA
+    # Deterministic runs on CUDA need it, and cuBLAS reads it only once.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
     logs.configure(settings.log_level, settings.log_format, service="trainer-worker")
     tracing.configure("mor-trainer-worker")
-    worker = Worker(settings)
+    worker = TrainingWorker(settings)
     worker.install_signals()
     try:
         failed = worker.work(once=once)

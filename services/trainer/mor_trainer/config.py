@@ -1,4 +1,4 @@
-"""Settings of the run-control process and of the training process."""
+"""Settings of run control and of the training process."""
 
 from __future__ import annotations
 
@@ -10,92 +10,93 @@ from pydantic import AnyHttpUrl, Field, SecretStr
 
 
 class RunsSettings(Settings):
-    """Where runs are kept; the same folder for both processes."""
+    """Settings of the folder of runs, which both processes share."""
 
     runs_dir: Path = Path("runs")
     """Folder of all runs: checkpoints, weights, final checkpoints and the history. Shared by both processes."""
 
 
 class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
-    """Run control, status API and weight files: ``mor-trainer serve``."""
+    """Settings of run control, status API and weight files: ``mor-trainer serve``."""
 
     run_lease_s: float = Field(60.0, gt=0)
-    """Seconds without a heartbeat after which a run goes to another worker and resumes from its last checkpoint."""
+    """Seconds without a heartbeat after which another worker resumes a run from its last checkpoint."""
     sse_heartbeat_s: float = Field(15.0, gt=0)
-    """Seconds between comments on an idle event stream, so that proxies keep it open."""
+    """Seconds between comments on an idle event stream; they keep proxies from closing it."""
     samples_kept: int = Field(200, ge=1)
-    """Newest sample groups that are kept for each run."""
+    """Sample groups kept for each run, newest first."""
     events_kept: int = Field(20_000, ge=100)
-    """Newest events that are kept for each run for readers that reconnect; metrics are kept for ever."""
+    """Events kept for each run, newest first, for readers that reconnect; metrics are kept for ever."""
     letters_kept: int = Field(1000, ge=1)
-    """Newest dead letters that are kept for each run."""
+    """Dead letters kept for each run, newest first."""
     max_event_readers: int = Field(256, ge=1)
-    """Most open event streams; further ones are answered 503 with Retry-After."""
+    """Largest number of open event streams; further ones get 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None
-    """Address of the router, which is asked who a client's own token belongs to, and for the state of clients; without,
-    only tokens of the tokens file are known here."""
+    """Address of the router, which identifies clients by their own tokens and reports their state. When unset, only the
+    tokens of the tokens file are valid."""
     router_ca_file: Path | None = None
-    """PEM file of certificate authorities for a router served by HTTPS; the system's where it is not set."""
+    """PEM file of certificate authorities for a router served over HTTPS; the system's when unset."""
     alert_webhook_url: AnyHttpUrl | None = None
-    """Address that is told of each alert, as JSON by POST; nobody is told without."""
+    """Address that receives each alert as JSON by POST; no alert is sent when unset."""
     alert_webhook_token: SecretStr = SecretStr("")
-    """Bearer token that is sent to the webhook."""
+    """Bearer token sent to the webhook."""
     alert_webhook_timeout_s: float = Field(10.0, gt=0)
-    """Seconds that the webhook has to answer."""
+    """Seconds in which the webhook must answer."""
     alert_webhook_attempts: int = Field(8, ge=1)
-    """Attempts to tell the webhook of one alert."""
+    """Attempts to deliver one alert to the webhook."""
     alert_webhook_retry_s: float = Field(5.0, gt=0)
-    """Mean seconds until the second attempt, doubled at each further one, ten minutes at most, and jittered."""
+    """Mean seconds before the second attempt; doubled for each further one, at most ten minutes, with jitter."""
     alert_webhook_per_minute: int = Field(30, ge=1)
-    """Most attempts of all alerts in a minute; further ones wait."""
+    """Largest number of attempts in a minute, of all alerts together; further ones wait."""
     tensorboard_dir: Path | None = None
-    """Folder of TensorBoard's event files, one below it for each run; needs ``mor-trainer[tensorboard]``."""
+    """Folder for TensorBoard's event files, with one folder for each run; needs ``mor-trainer[tensorboard]``."""
     mlflow_tracking_uri: str | None = None
-    """Address of an MLflow tracking server that runs are told to; needs ``mor-trainer[mlflow]``. The library reads
+    """Address of an MLflow tracking server that receives the runs; needs ``mor-trainer[mlflow]``. The library reads
     credentials from its own ``MLFLOW_TRACKING_*`` variables."""
     mlflow_experiment: str = Field("mor", min_length=1)
-    """Experiment in MLflow that gets the runs; made where it is missing."""
+    """MLflow experiment that receives the runs; created when missing."""
     tracker_queue: int = Field(1000, ge=1)
-    """Most figures that wait for each tracker; the oldest give way."""
+    """Largest number of figures that wait for each tracker; the oldest are discarded."""
 
 
 class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
-    """The training process: ``mor-trainer work``."""
+    """Settings of the training process: ``mor-trainer work``."""
 
     control_url: str = "http://127.0.0.1:8300"
-    """Address of run control, as this process reaches it."""
+    """Address of run control as seen from this process."""
     weights_url: str | None = None
-    """Address of run control as the rollout service reaches it; ``control_url`` when unset."""
+    """Address of run control as seen from the rollout service; ``control_url`` when unset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model is trained; ``auto`` takes CUDA where there is one."""
+    """Device that trains the model; ``auto`` takes CUDA where it is available."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of matrix products; parameters, their update and the softmax over the vocabulary stay float32. ``auto``:
-    bfloat16 on an accelerator that has it, float32 on CPU, where log-probabilities must match the engine's."""
+    bfloat16 on an accelerator that supports it; float32 on CPU, where log-probabilities must match the engine's."""
     torch_threads: int = Field(1, ge=1)
     """CPU threads of tensor operations; all services of a machine share its cores."""
     feature_cache_bytes: int = Field(1 << 30, ge=0)
-    """Most bytes of image features and encoded prompts that are kept between steps."""
+    """Largest size of the cache of image features and encoded prompts between steps, in bytes."""
     group_timeout_s: float = Field(120.0, gt=0)
-    """Seconds after which a group that did not come back is issued again."""
+    """Seconds after which a group that has not come back is issued again."""
     group_attempts: int = Field(5, ge=1)
-    """Issues of one group after which it is dropped, with an alert."""
+    """Issues of one group after which the trainer drops it, with an alert. The router counts its attempts to reach a
+    quorum apart."""
     stall_timeout_s: float = Field(1800.0, gt=0)
-    """Seconds without a single scored group after which the run fails instead of waiting on."""
+    """Seconds without a single scored group after which the run fails."""
     publication_timeout_s: float = Field(300.0, gt=0)
-    """Seconds in which a version's weight files must have been written; the run fails then."""
+    """Seconds in which the weight files of a version must be written; after that the run fails."""
     transfer_engines: tuple[str, ...] = ()
-    """Addresses of all rollout services, each with ``MOR_WEIGHT_TRANSFER=nccl``, to whose GPUs new full weights are
-    broadcast through vLLM's weight-transfer API (extra ``nccl``); files are published all the same and pulled where the
-    broadcast failed. Its contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
+    """Addresses of all rollout services, each with ``MOR_WEIGHT_TRANSFER=nccl``. Full weights are broadcast to their
+    GPUs through vLLM's weight-transfer API (extra ``nccl``). Files are published all the same, and pulled where the
+    broadcast failed. The contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
     transfer_address: str = "127.0.0.1"
-    """Address of this process as the engines of ``transfer_engines`` reach it, on any free port."""
+    """Address of this process, without a port, as seen from ``transfer_engines``; each group takes a free port."""
     transfer_timeout_s: float = Field(120.0, gt=0)
-    """Seconds in which each call of a broadcast must be answered; then it counts as failed."""
+    """Seconds in which each call of a broadcast must be answered; after that the broadcast has failed."""
     poll_s: float = Field(2.0, gt=0)
-    """Seconds between questions for a queued run."""
+    """Mean seconds between attempts to claim a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)
-    """Seconds between heartbeats; also how soon pause and stop are heard."""
+    """Seconds between heartbeats, and thus until pause and stop take effect at the latest."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log line that is written."""
+    """Least severe level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
-    """``json`` for machines, ``console`` for people, ``auto``: console on a terminal and JSON elsewhere."""
+    """``json`` for machines, ``console`` for people; ``auto``: console on a terminal, JSON elsewhere."""

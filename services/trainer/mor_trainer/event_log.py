@@ -1,4 +1,4 @@
-"""What a run tells its history: numbered events, kept until the history has them."""
+"""Log of a run's events: numbered, sent to run control, kept until the history has them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from typing import Any, Literal
 from mor_core.streams import Streams
 from mor_core.wire import EventRecord
 
-Kind = Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert", "replay"]
+EventKind = Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert", "replay"]
 
 _KEPT = 4096
+"""Most events that wait for the history; hours of a run, and a few megabytes of memory."""
 _PUBLISH_TIMEOUT_S = 30.0
+"""Seconds to wait for room in the stream; after that the group exchange logs the failure and sends again."""
 
 
 def event_id(attempt: int, sequence: int) -> str:
-    """Identity of an event: the worker's attempt at the run and the event's number in it."""
+    """Return the id of an event: the attempt at the run, and the event's number in the attempt."""
     return f"{attempt:06d}-{sequence:08d}"
 
 
 def parse_event_id(name: str) -> tuple[int, int]:
-    """Attempt and number of an event."""
+    """Parse attempt and number out of an event's id."""
     attempt, _, sequence = name.partition("-")
     return int(attempt), int(sequence)
 
 
 class EventLog:
-    """Events of one attempt. Sent in order; sent again when the queue server lost them; never blocks the training.
+    """Events of one attempt: sent in order, and again when the queue server lost them; adding one never blocks.
 
-    At most 4,096 unseen events are kept: when the history is away for longer than that, the oldest are forgotten and
-    the gap shows in the numbers.
+    At most 4,096 unseen events are kept. When the history is away for longer, the oldest are lost and the gap shows in
+    the numbers. Every method runs on the event loop's thread.
     """
 
     def __init__(self, run: str, attempt: int) -> None:
@@ -44,8 +46,8 @@ class EventLog:
         self._wake = asyncio.Event()
         self._sent = asyncio.Event()
 
-    def add(self, kind: Kind, step: int, data: dict[str, Any]) -> None:
-        """Queue an event. Call on the event loop's thread."""
+    def add(self, kind: EventKind, step: int, data: dict[str, Any]) -> None:
+        """Queue an event."""
         self._sequence += 1
         record = EventRecord(
             run=self._run,
@@ -61,7 +63,7 @@ class EventLog:
         self._wake.set()
 
     def seen(self, sequence: int) -> None:
-        """The history holds every event up to ``sequence``."""
+        """Forget the events up to ``sequence``, because the history holds them."""
         while self._unseen and parse_event_id(self._unseen[0].group_id)[1] <= sequence:
             self._unseen.popleft()
 
@@ -71,13 +73,18 @@ class EventLog:
         return not self._unseen
 
     def resend(self) -> None:
-        """The queue server lost its content: send again what the history has not confirmed."""
+        """Send again all events that the history has not confirmed, after the queue server lost its content."""
         self._unsent = deque(self._unseen, maxlen=_KEPT)
         self._sent.clear()
         self._wake.set()
 
     async def send(self, streams: Streams) -> None:
-        """Send what waits, for ever; raises what the queue server raises, and may be called again then."""
+        """Send the waiting events, for ever. May be called again after an error.
+
+        Raises:
+            RedisError: the queue server failed.
+            StreamFull: the stream had no room.
+        """
         while True:
             while self._unsent:
                 record = self._unsent[0]
@@ -90,7 +97,7 @@ class EventLog:
                 await self._wake.wait()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Wait until every event is in the stream; whether that was in time."""
+        """Wait until every event is in the stream. Return whether that was in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._sent.wait()

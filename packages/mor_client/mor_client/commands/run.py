@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from mor_core.errors import Invalid
 from mor_core.runs import RunSnapshot, RunSpec, RunState
+from mor_core.step_metrics import StepMetrics
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mor_client.commands.common import Json, RunName, session
@@ -89,7 +90,7 @@ def list_runs(*, as_json: Json = False) -> None:
         print_table(
             ("run", "state", "step", "left", "reward", "KL", "updated"),
             [
-                (run.id, run.state, _steps(run), span(run.eta_s), _metric(run, "reward_mean"), _metric(run, "kl"),
+                (run.id, run.state, _steps(run), span(run.eta_s), _metrics(run).reward_mean, _metrics(run).kl,
                  when(run.updated_at))
                 for run in runs
             ],
@@ -105,6 +106,7 @@ def show(run: RunName, *, as_json: Json = False) -> None:
         if as_json:
             print_json(snapshot)
             return
+        numbers = _metrics(snapshot).numbers()
         wanted = "" if snapshot.desired == "run" else f" (asked to {snapshot.desired})"
         print_fields(
             [
@@ -117,20 +119,17 @@ def show(run: RunName, *, as_json: Json = False) -> None:
                 ("gate version", snapshot.gate_version),
                 ("created", when(snapshot.created_at)),
                 ("updated", when(snapshot.updated_at)),
-                *((name, _metric(snapshot, name)) for name in _SHOWN if _metric(snapshot, name) is not None),
+                *((name, numbers[name]) for name in _SHOWN if name in numbers),
                 *([("aligned model", snapshot.final)] if snapshot.final else []),
                 *([("error", snapshot.error)] if snapshot.error else []),
             ]
         )
-        clients: dict[str, dict[str, Any]] = (snapshot.metrics or {}).get("clients", {})
+        clients = _metrics(snapshot).clients
         if clients:
             out.print()
             print_table(
                 ("client", "reward", "weight", "failures"),
-                [
-                    (name, c.get("reward_mean"), c.get("weight"), sum(c.get("failures_total", {}).values()))
-                    for name, c in clients.items()
-                ],
+                [(name, c.reward_mean, c.weight, sum(c.failures_total.values())) for name, c in clients.items()],
                 empty="",
             )
 
@@ -169,8 +168,8 @@ def _follow(snapshots: Any) -> RunSnapshot:
 
 
 def _line(run: RunSnapshot) -> str:
-    figures = [f"reward {reward:.3f}" if (reward := _metric(run, "reward_mean")) is not None else None,
-               f"KL {kl:.4f}" if (kl := _metric(run, "kl")) is not None else None,
+    figures = [f"reward {reward:.3f}" if (reward := _metrics(run).reward_mean) is not None else None,
+               f"KL {kl:.4f}" if (kl := _metrics(run).kl) is not None else None,
                f"{left} left" if (left := span(run.eta_s)) else None]  # fmt: skip
     return ", ".join([str(run.state), *(figure for figure in figures if figure)])
 
@@ -207,6 +206,5 @@ def _steps(run: RunSnapshot) -> str:
     return f"{'-' if run.step is None else run.step} of {run.total}"
 
 
-def _metric(run: RunSnapshot, name: str) -> float | None:
-    value: float | None = (run.metrics or {}).get(name)
-    return value
+def _metrics(run: RunSnapshot) -> StepMetrics:
+    return run.metrics or StepMetrics()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mor_core.objectives import AskedObjective, ObjectiveName
-from mor_core.wire.base import Finite, Sha256, Wire
+from mor_core.wire.base import Documented, Finite, Sha256, Wire
 from mor_core.wire.contract import ModelRef
 from mor_core.wire.messages import Messages
 from mor_core.wire.weights import WeightsRef
@@ -137,18 +137,24 @@ class ObjectiveShare(Wire):
     """Gate version behind R_j; 0: the objective has no fitted gate, and all active clients count the same."""
 
 
-class GroupReward(Wire):
-    """Reward of one group, and everything that led to it."""
+class RewardExplanation(Documented):
+    """Everything that led to a group's reward, or to its absence."""
 
-    rewards: tuple[Finite, ...]
-    """G fused rewards in logits."""
     clients: tuple[ClientScore, ...]
+    """Each client's scores and weight; without weight, the reason."""
     objectives: tuple[ObjectiveShare, ...] = ()
     """Objectives of the reward, largest share first; empty where the group names none, or its text is unlike every
     known objective."""
     gate_version: int
     """Gate version of the first of ``objectives``; 0: none was fitted."""
     fusion: str
+
+
+class GroupReward(RewardExplanation):
+    """Reward of one group, and everything that led to it."""
+
+    rewards: tuple[Finite, ...]
+    """G fused rewards in logits."""
     entropy: Finite
     """Entropy of the mixture weights, nats."""
 

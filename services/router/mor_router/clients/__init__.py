@@ -1,1 +1,1 @@
-"""The clients: who they are, where they may be, and how they are asked. Nothing that they say is trusted here."""
+"""Clients: the registry, the egress policy, and bounded requests for scores. Their answers are not trusted."""

@@ -1,4 +1,4 @@
-"""One client's reward service, called by contract and trusted with nothing: bounded in time, bytes and attempts."""
+"""Calls to one client's reward service, bounded in time, bytes and attempts. Nothing in its answers is trusted."""
 
 from __future__ import annotations
 
@@ -19,18 +19,30 @@ from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, OpenedState
 from pydantic import SecretStr, ValidationError
 
 from mor_router import metrics
-from mor_router.clients import batching
 from mor_router.clients.egress import EgressPolicy, PinnedTransport
-from mor_router.clients.http import Exchange, bearer, missing_images
-from mor_router.clients.probe_item import TRIAL_IMAGES, TRIAL_ITEM
+from mor_router.clients.http import BoundedHttpClient, bearer_client, parse_missing_images
+from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
 from mor_router.clients.registry import ClientRecord
-from mor_router.clients.responses import Answer, ClientFailure, Status, parse, size_limit
+from mor_router.clients.request_batching import encode_request, split_requests
+from mor_router.clients.responses import (
+    ClientFailure,
+    ClientResponse,
+    ResponseStatus,
+    parse_response,
+    response_size_limit,
+)
 from mor_router.config import RouterSettings
 
 _CARD_BYTES = 64 << 10
+"""Largest card that is read; a card of the contract has a few hundred bytes."""
 _MOST_IMAGE_ROUNDS = 3
+"""Requests per call: by hash, with the missing images, and once more for images that the client evicted meanwhile."""
 _RETRY_FIRST_S = 0.05
+"""Seconds before the first retry: short beside the scoring of a group."""
 _RETRY_MOST_S = 2.0
+"""Longest seconds between retries, so that several fit in a deadline of 30 s."""
+_NO_LIMIT = 1 << 10
+"""Concurrency of a client whose card is not known: above any ``client_concurrency`` in use."""
 _CIRCUIT_VALUES = {CLOSED: 0, HALF_OPENED: 1, OPENED: 2}
 _CIRCUIT_NAMES = {CLOSED: "closed", HALF_OPENED: "half_open", OPENED: "open"}
 
@@ -38,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 
 def tls_context(settings: RouterSettings) -> ssl.SSLContext:
-    """Certificates are always verified: against ``ca_file``, or the system's authorities."""
+    """Return a TLS context that verifies certificates against ``ca_file`` or the system's authorities."""
     context = ssl.create_default_context(cafile=settings.ca_file)
     if settings.client_cert_file is not None:
         context.load_cert_chain(settings.client_cert_file, settings.client_key_file)
@@ -46,21 +58,21 @@ def tls_context(settings: RouterSettings) -> ssl.SSLContext:
 
 
 class RewardClient:
-    """The router's side of one client. Calls end with an answer for every item, whatever the client does."""
+    """Connection to one client. A call returns a response for every item, whatever the client does."""
 
     def __init__(
         self,
         record: ClientRecord,
         secret: SecretStr,
         settings: RouterSettings,
-        policy: EgressPolicy,
+        egress: EgressPolicy,
         tls: ssl.SSLContext,
     ) -> None:
         self.record = record
         self.last_error: str | None = None
         self._settings = settings
         self._limits = record.card.limits if record.card is not None else None
-        concurrency = min(settings.client_concurrency, self._limits.concurrency if self._limits else 1 << 10)
+        concurrency = min(settings.client_concurrency, self._limits.concurrency if self._limits else _NO_LIMIT)
         self._slots = asyncio.Semaphore(concurrency)
         self._breakers = AsyncCircuitBreakerFactory(
             default_threshold=settings.circuit_failures,
@@ -70,62 +82,70 @@ class RewardClient:
         transport = httpx.AsyncHTTPTransport(
             verify=tls, trust_env=False, limits=httpx.Limits(max_connections=concurrency + 1, keepalive_expiry=30)
         )
-        http = bearer(PinnedTransport(policy, record.source, transport), secret)
-        self._exchange = Exchange(http, record.url, secret)
+        http = bearer_client(PinnedTransport(egress, record.source, transport), secret)
+        self._http = BoundedHttpClient(http, record.url, secret)
 
     async def close(self) -> None:
-        await self._exchange.close()
+        await self._http.close()
 
     async def circuit(self) -> str:
-        """``closed``, ``open`` or ``half_open``."""
+        """Return the state of the circuit: ``closed``, ``open`` or ``half_open``."""
         breaker = await self._breakers.get_breaker(self.record.name)
         return _CIRCUIT_NAMES[breaker.context.state]
 
     async def card(self, timeout_s: float) -> Card:
-        """
+        """Request the client's card.
+
         Raises:
-            ClientFailure: no card in time.
+            ClientFailure: no card in time, or not a card of the contract.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                body = await self._exchange.get("/v1/card", _CARD_BYTES)
+                body = await self._http.get("/v1/card", _CARD_BYTES)
         except TimeoutError as error:
             raise ClientFailure("timeout", f"no card within {timeout_s:g} s") from error
         try:
             return Card.model_validate_json(body)
         except ValidationError as error:
-            raise ClientFailure("schema", f"/v1/card is no card of the contract: {describe(error)}") from error
+            raise ClientFailure("schema", f"/v1/card is not a card of the contract: {describe(error)}") from error
 
     async def score(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline_s: float
-    ) -> dict[str, Answer]:
-        """An answer for each of ``items`` within ``deadline_s`` seconds."""
+    ) -> dict[str, ClientResponse]:
+        """Return a response for each of ``items`` within ``deadline_s`` seconds."""
         deadline = asyncio.get_running_loop().time() + deadline_s
-        refused = self._refused(items)
-        asked = [item for item in items if item.item_id not in refused]
-        parts = batching.cut(asked, images, self._limits, self._settings.items_per_request)
-        answers = await asyncio.gather(*(self._score(part, images, deadline) for part in parts))
-        return refused | {name: answer for part in answers for name, answer in part.items()}
+        oversized = self._reject_oversized(items)
+        sent = [item for item in items if item.item_id not in oversized]
+        requests = split_requests(sent, images, self._limits, self._settings.items_per_request)
+        answers = await asyncio.gather(*(self._score(request, images, deadline) for request in requests))
+        return oversized | {name: answer for part in answers for name, answer in part.items()}
 
-    def _refused(self, items: Sequence[ScoreItem]) -> dict[str, Answer]:
-        """The items with more responses than the card takes: sent, they would cost their whole request its scores."""
+    def _reject_oversized(self, items: Sequence[ScoreItem]) -> dict[str, ClientResponse]:
+        """Return errors for items with more responses than the card allows.
+
+        They are not sent, because the client would refuse their whole request.
+        """
         if self._limits is None:
             return {}
         most = self._limits.responses
-        refused = {
-            item.item_id: Answer("error", detail=f"{len(item.responses)} responses; its card takes {most} per item")
+        oversized = {
+            item.item_id: ClientResponse(
+                "error", detail=f"{len(item.responses)} responses; its card takes {most} per item"
+            )
             for item in items
             if len(item.responses) > most
         }
-        metrics.CLIENT_FAILURES.labels(self.record.name, "item").inc(len(refused))
-        return refused
+        metrics.CLIENT_FAILURES.labels(self.record.name, "item").inc(len(oversized))
+        return oversized
 
-    async def _score(self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float) -> dict[str, Answer]:
+    async def _score(
+        self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float
+    ) -> dict[str, ClientResponse]:
         started = time.perf_counter()
         name = self.record.name
-        status: Status = "error"
+        status: ResponseStatus = "error"
         try:
-            answers = await self._guarded(items, images, deadline)
+            answers = await self._call_guarded(items, images, deadline)
         except ClientFailure as failure:
             status = "timeout" if failure.reason == "timeout" else "error"
             status = "circuit_open" if failure.reason == "circuit_open" else status
@@ -134,55 +154,55 @@ class RewardClient:
             if failure.reason != "circuit_open":
                 log.warning("a client failed", client=name, reason=failure.reason, detail=str(failure))
             seconds = time.perf_counter() - started
-            return {item.item_id: Answer(status, detail=str(failure), seconds=seconds) for item in items}
+            return {item.item_id: ClientResponse(status, detail=str(failure), seconds=seconds) for item in items}
         seconds = time.perf_counter() - started
         metrics.CLIENT_SECONDS.labels(name).observe(seconds)
         broken = [answer for answer in answers.values() if answer.status != "ok"]
         metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
         self.last_error = broken[0].detail if broken else None
         return {
-            item_id: Answer(answer.status, answer.scores, answer.detail, answer.model, seconds)
+            item_id: ClientResponse(answer.status, answer.scores, answer.detail, answer.model, seconds)
             for item_id, answer in answers.items()
         }
 
-    async def _guarded(
+    async def _call_guarded(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
-    ) -> dict[str, Answer]:
-        """One call, under the concurrency limit, the circuit breaker and the deadline."""
+    ) -> dict[str, ClientResponse]:
+        """Call the client once, under the concurrency limit, the circuit breaker and the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._slots.acquire()
         except TimeoutError as error:
             raise ClientFailure(
-                "busy", "the deadline passed while earlier calls to this client were going on"
+                "busy", "the deadline passed while earlier calls to this client were running"
             ) from error
         breaker = await self._breakers.get_breaker(self.record.name)
         try:
             async with breaker:
-                return await self._timed(items, images, deadline)
+                return await self._call_timed(items, images, deadline)
         except OpenedState as opened:
-            opened.__traceback__ = None  # the library raises one object again and again
+            opened.__traceback__ = None  # the library raises the same object each time, and its traceback would grow
             wait = self._settings.circuit_open_s
             raise ClientFailure(
-                "circuit_open", f"failed too often: not asked for {wait:g} s; {self.last_error}"
+                "circuit_open", f"failed too often: not called for {wait:g} s; {self.last_error}"
             ) from None
         finally:
             self._slots.release()
             metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[breaker.context.state])
 
-    async def _timed(
+    async def _call_timed(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
-    ) -> dict[str, Answer]:
+    ) -> dict[str, ClientResponse]:
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._attempts(items, images, deadline)
+                return await self._call_retried(items, images, deadline)
         except TimeoutError as error:
             raise ClientFailure("timeout", "no answer within the deadline") from error
 
-    async def _attempts(
+    async def _call_retried(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
-    ) -> dict[str, Answer]:
-        def again(error: Exception) -> bool | float:
+    ) -> dict[str, ClientResponse]:
+        def should_retry(error: Exception) -> bool | float:
             if not isinstance(error, ClientFailure) or not error.retry:
                 return False
             left = deadline - asyncio.get_running_loop().time()
@@ -192,7 +212,7 @@ class RewardClient:
             return True if error.retry_after_s is None else error.retry_after_s + random.uniform(0, _RETRY_FIRST_S)
 
         async for attempt in stamina.retry_context(
-            on=again,
+            on=should_retry,
             attempts=self._settings.client_attempts,
             timeout=None,
             wait_initial=_RETRY_FIRST_S,
@@ -200,31 +220,31 @@ class RewardClient:
             wait_jitter=_RETRY_FIRST_S * 4,
         ):
             with attempt:
-                return await self._converse(items, images, deadline)
+                return await self._request_scores(items, images, deadline)
         raise AssertionError("stamina re-raises the last failure")
 
-    async def _converse(
+    async def _request_scores(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
-    ) -> dict[str, Answer]:
-        """Hashes first; bytes of those images that the client says it lacks."""
+    ) -> dict[str, ClientResponse]:
+        """Send the items with images by hash, and again with the bytes of the images that the client misses."""
         named = {digest for item in items for digest in image_hashes(item.messages)}
         sent: set[str] = set()
         for _ in range(_MOST_IMAGE_ROUNDS):
-            content = batching.body(items, {digest: images[digest] for digest in sent})
+            content = encode_request(items, {digest: images[digest] for digest in sent})
             left_ms = max(1, round((deadline - asyncio.get_running_loop().time()) * 1000))
-            status, answer = await self._exchange.post("/v1/score", content, size_limit(items), left_ms)
+            status, answer = await self._http.post("/v1/score", content, response_size_limit(items), left_ms)
             metrics.CLIENT_BYTES.labels(self.record.name, "sent").inc(len(content))
             metrics.CLIENT_BYTES.labels(self.record.name, "received").inc(len(answer))
             if status != 409:
-                return parse(answer, items)
-            missing = missing_images(answer)
+                return parse_response(answer, items)
+            missing = parse_missing_images(answer)
             if missing - named:
-                raise ClientFailure("images", "asked for images that the request does not name")
+                raise ClientFailure("images", "requested images that the request does not name")
             sent |= missing
-        raise ClientFailure("images", "keeps asking for images that it was sent; is its image cache too small?")
+        raise ClientFailure("images", "keeps requesting images that it was sent; is its image cache too small?")
 
     async def probe(self, timeout_s: float) -> Card:
-        """The card; and where the circuit is not closed, a tiny call that may close it.
+        """Request the card; where the circuit is not closed, send the probe item, which may close it.
 
         Raises:
             ClientFailure: no card in time.
@@ -232,5 +252,5 @@ class RewardClient:
         card = await self.card(timeout_s)
         if await self.circuit() != "closed":
             with suppress(ClientFailure):
-                await self._guarded([TRIAL_ITEM], TRIAL_IMAGES, asyncio.get_running_loop().time() + timeout_s)
+                await self._call_guarded([PROBE_ITEM], PROBE_IMAGES, asyncio.get_running_loop().time() + timeout_s)
         return card

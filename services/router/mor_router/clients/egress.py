@@ -1,4 +1,4 @@
-"""Which addresses the router may connect to, by how an endpoint came in, enforced at every connect.
+"""Egress policy: the addresses that the router may connect to, by the endpoint's source, checked at every connect.
 
 ==============  =========================================================================
 ``api``         public addresses, and those of ``MOR_ALLOWED_NETWORKS``
@@ -6,10 +6,10 @@
 ``loopback``    this machine's loopback, only with ``MOR_ALLOW_LOOPBACK``
 ==============  =========================================================================
 
-Link-local, multicast, unspecified and cloud metadata addresses are refused whatever is allowed. An IPv4 address inside
-an IPv6 one (mapped, 6to4, NAT64) is judged as the IPv4 address that it reaches. A name is resolved once per request,
-every address that it has is judged, and the connection goes to a judged address: a second answer of the name server
-cannot redirect it.
+Link-local, multicast, unspecified and cloud metadata addresses are always refused. An IPv4 address inside an IPv6 one
+(mapped, 6to4, NAT64) is checked as the IPv4 address that it reaches. A name is resolved once per request, each of its
+addresses is checked, and the connection goes to a checked address: a second answer of the name server cannot redirect
+it.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class EgressRefused(Invalid):
-    """An endpoint's address is outside of the egress policy."""
+    """An endpoint's address that the egress policy does not allow."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Addresses of ``host`` by the system's resolver.
+    """Look up the addresses of ``host`` with the system's resolver.
 
     Raises:
-        OSError: it has none.
+        OSError: the name has no address.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-def effective(address: str) -> Address:
-    """The address that a connection really reaches."""
+def effective_address(address: str) -> Address:
+    """Return the address that a connection to ``address`` reaches."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv4Address):
         return parsed
@@ -60,21 +60,24 @@ def effective(address: str) -> Address:
 
 @dataclass(frozen=True)
 class EgressPolicy:
+    """Rules for the addresses that the router may connect to."""
+
     allow_loopback: bool
     networks: tuple[Network, ...]
     kubernetes: tuple[Network, ...]
     resolver: Resolver = resolve
 
     @classmethod
-    def of(cls, settings: RouterSettings) -> EgressPolicy:
+    def from_settings(cls, settings: RouterSettings) -> EgressPolicy:
         return cls(settings.allow_loopback, settings.allowed_networks, settings.kubernetes_networks)
 
-    def judge(self, host: str, address: str, source: Source) -> None:
-        """
+    def check(self, host: str, address: str, source: Source) -> None:
+        """Check that an endpoint of ``source`` may have ``address``.
+
         Raises:
-            EgressRefused: ``address`` of ``host`` may not be connected to; with the setting that would allow it.
+            EgressRefused: it may not; the message names the setting that would allow it.
         """
-        reached = effective(address)
+        reached = effective_address(address)
         where = f"{host} is at {address}" if host != address else address
         if reached in _METADATA or reached.is_link_local or reached.is_multicast or reached.is_unspecified:
             raise EgressRefused(f"{where}: link-local, metadata and multicast addresses are never connected to")
@@ -94,10 +97,10 @@ class EgressPolicy:
             raise EgressRefused(f"{where}: not a public address; add its network to MOR_ALLOWED_NETWORKS to permit it")
 
     async def addresses(self, host: str, port: int, source: Source) -> list[str]:
-        """The judged addresses of ``host``, in the resolver's order.
+        """Resolve ``host`` and check each of its addresses; keep the resolver's order.
 
         Raises:
-            EgressRefused: one of them may not be connected to.
+            EgressRefused: one of them is not allowed.
             OSError: the name has no address.
         """
         try:
@@ -106,14 +109,14 @@ class EgressPolicy:
         except ValueError:
             found = await self.resolver(host, port)
         for address in found:
-            self.judge(host, address, source)
+            self.check(host, address, source)
         return found
 
     async def admit(self, url: str) -> Source:
-        """Judge the address of an endpoint that is being enrolled by API, and tell as what it comes in.
+        """Check the address of an endpoint that is enrolled by API, and return the source under which it is kept.
 
         Raises:
-            Invalid: not an address of a reward service, or outside of the policy.
+            Invalid: the URL is not that of a reward service, or its address is not allowed.
         """
         try:
             parts = urlsplit(url)
@@ -127,21 +130,21 @@ class EgressPolicy:
             found = [host] if _is_address(host) else await self.resolver(host, port)
         except OSError as error:
             raise Invalid(f"url {url!r}: {host} has no address ({error}); is the name right?") from error
-        reached = [effective(address) for address in found]
+        reached = [effective_address(address) for address in found]
         source: Source = "loopback" if self.allow_loopback and all(a.is_loopback for a in reached) else "api"
         for address in found:
-            self.judge(host, address, source)
+            self.check(host, address, source)
         private = source == "loopback" or all(_inside(address, self.networks) for address in reached)
         if parts.scheme == "http" and not private:
-            raise Invalid(f"url {url!r}: the client's secret would cross the internet in clear; serve https")
+            raise Invalid(f"url {url!r}: the client's secret would cross the internet unencrypted; serve https")
         return source
 
 
 class PinnedTransport(httpx.AsyncBaseTransport):
-    """Resolves, judges, and connects to the judged address, with the name kept for ``Host`` and TLS."""
+    """Transport that connects to a checked address and keeps the name for ``Host`` and TLS."""
 
-    def __init__(self, policy: EgressPolicy, source: Source, inner: httpx.AsyncBaseTransport) -> None:
-        self._policy = policy
+    def __init__(self, egress: EgressPolicy, source: Source, inner: httpx.AsyncBaseTransport) -> None:
+        self._egress = egress
         self._source = source
         self._inner = inner
 
@@ -149,7 +152,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         host = request.url.host
         port = request.url.port or (443 if request.url.scheme == "https" else 80)
         try:
-            found = await self._policy.addresses(host, port, self._source)
+            found = await self._egress.addresses(host, port, self._source)
         except OSError as error:
             raise httpx.ConnectError(f"{host} has no address ({error})", request=request) from error
         if not _is_address(host):

@@ -1,4 +1,4 @@
-"""Enrolling a client: its address is judged, its card read and a tiny group scored before anything is kept."""
+"""Enrolment of clients: the router checks the address, reads the card and has a probe item scored, then stores it."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ from mor_core.errors import Conflict, Invalid, NotFound
 from mor_core.wire import Card
 
 from mor_router import metrics
-from mor_router.audit import Audit
+from mor_router.audit import AuditLog
 from mor_router.clients.egress import EgressPolicy
-from mor_router.clients.honeypot_scores import LiveAnswers
-from mor_router.clients.pool import Pool
-from mor_router.clients.probe_item import TRIAL_IMAGES, TRIAL_ITEM
-from mor_router.clients.registry import ClientRecord, Registry, new_revision
+from mor_router.clients.honeypot_scores import HoneypotScores
+from mor_router.clients.pool import ClientPool
+from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
+from mor_router.clients.registry import ClientRecord, ClientRegistry, new_revision
 from mor_router.clients.responses import ClientFailure
-from mor_router.clients.secret_store import Vault
+from mor_router.clients.secret_store import SecretStore
 
 _CARD_TIMEOUT_S = 10.0
-_TRIAL_TIMEOUT_S = 30.0
+"""Seconds for the card, with TLS and a slow name server."""
+_PROBE_TIMEOUT_S = 30.0
+"""Seconds for the probe item: a reward service may load its model at the first request."""
 
 
 class Enroller:
+    """Enrolment, change, rotation and revocation of clients, with their audit records."""
+
     def __init__(
         self,
         *,
-        registry: Registry,
-        pool: Pool,
-        vault: Vault,
-        policy: EgressPolicy,
-        live: LiveAnswers,
-        audit: Audit,
+        registry: ClientRegistry,
+        pool: ClientPool,
+        secret_store: SecretStore,
+        egress: EgressPolicy,
+        honeypot_scores: HoneypotScores,
+        audit: AuditLog,
     ) -> None:
         self._registry = registry
         self._pool = pool
-        self._vault = vault
-        self._policy = policy
-        self._live = live
+        self._secret_store = secret_store
+        self._egress = egress
+        self._honeypot_scores = honeypot_scores
         self._audit = audit
 
     async def enrol(self, request: Enrolment, by: str, source: Source | None = None) -> Enrolled:
-        """Without ``source`` the address is judged as one that came in by API.
+        """Enrol a client. Without ``source`` its address is checked as one that came in by API.
 
         Raises:
-            Invalid: the address is outside of the egress policy, or the endpoint failed its trial; with the cure.
+            Invalid: the address is outside of the egress policy, or the endpoint failed the probe.
             Conflict: the name is taken.
         """
         try:
@@ -59,14 +63,14 @@ class Enroller:
             name=request.name,
             url=request.url.rstrip("/"),
             domains=request.domains,
-            source=source or await self._policy.admit(request.url),
+            source=source or await self._egress.admit(request.url),
             state=request.state,
             enrolled_at=time.time(),
-            secret=self._vault.encrypt(request.token),
+            secret=self._secret_store.encrypt(request.token),
             inbound_sha256=request.page_token_sha256 or hash_token(token or ""),
             revision=new_revision(),
         )
-        card, trial = await self._try(record)
+        card, trial = await self._probe(record)
         found = {
             "card": card,
             "model": card.model,
@@ -80,11 +84,13 @@ class Enroller:
         return Enrolled(client=record.public(), token=token, trial=trial)
 
     async def change(self, name: str, request: Change, by: str, source: Source | None = None) -> ClientRecord:
-        """Without ``source`` a new address is judged as one that came in by API.
+        """Change state, address or domains of a client.
+
+        Without ``source`` a new address is checked as one that came in by API.
 
         Raises:
             NotFound: no such client.
-            Invalid: the new address is outside of the egress policy, or failed its trial.
+            Invalid: the new address is outside of the egress policy, or failed the probe.
         """
         given = request.model_dump(exclude_unset=True, exclude_none=True)
         cleared = {"reason": request.reason, "distrusted_at": None}
@@ -92,10 +98,10 @@ class Enroller:
         if request.url is not None:
             moved = {
                 "url": request.url.rstrip("/"),
-                "source": source or await self._policy.admit(request.url),
+                "source": source or await self._egress.admit(request.url),
                 "revision": new_revision(),
             }
-            card, _ = await self._try((await self._registry.get(name)).model_copy(update=moved))
+            card, _ = await self._probe((await self._registry.get(name)).model_copy(update=moved))
             changed |= {**moved, "card": card, "model": card.model, "probed_at": time.time()}
         record = await self._registry.update(name, lambda known: known.model_copy(update=changed))
         self._audit.record("change", name, by, **given)
@@ -103,7 +109,8 @@ class Enroller:
         return record
 
     async def rotate(self, name: str, request: Rotation, by: str) -> Rotated:
-        """
+        """Replace the token that the router sends, the client's own token, or both.
+
         Raises:
             NotFound: no such client.
             Invalid: nothing to rotate, or the client does not accept the new token.
@@ -112,54 +119,55 @@ class Enroller:
             raise Invalid("nothing to rotate: give 'token' (sent to the client), or 'inbound': true (the client's own)")
         changed: dict[str, object] = {}
         if request.token is not None:
-            changed = {"secret": self._vault.encrypt(request.token), "revision": new_revision()}
-            await self._try((await self._registry.get(name)).model_copy(update=changed))
+            changed = {"secret": self._secret_store.encrypt(request.token), "revision": new_revision()}
+            await self._probe((await self._registry.get(name)).model_copy(update=changed))
         token = new_token() if request.inbound else None
         if token is not None:
             changed["inbound_sha256"] = hash_token(token)
         record = await self._registry.update(name, lambda known: known.model_copy(update=changed))
-        kinds = [kind for kind, given in (("outbound", request.token), ("inbound", token)) if given is not None]
+        kinds = [kind for kind, value in (("outbound", request.token), ("inbound", token)) if value is not None]
         self._audit.record("rotate", name, by, tokens=" and ".join(kinds))
         await self._pool.refresh()
         return Rotated(client=record.public(), token=token)
 
     async def revoke(self, name: str, by: str) -> None:
-        """
+        """Remove a client with its secret and its honeypot scores.
+
         Raises:
             NotFound: no such client.
         """
         await self._registry.remove(name)
-        await self._live.forget(name)
+        await self._honeypot_scores.remove_client(name)
         self._audit.record("revoke", name, by)
         await self._pool.refresh()
-        metrics.forget(name)
+        metrics.remove_client(name)
 
-    async def _try(self, record: ClientRecord) -> tuple[Card, str]:
-        """The card, and what became of the trial group.
+    async def _probe(self, record: ClientRecord) -> tuple[Card, str]:
+        """Read the card and have the probe item scored; return the card and the outcome in words.
 
         Raises:
-            Invalid: what failed, and the cure.
+            Invalid: the endpoint failed.
         """
         client = self._pool.connect(record)
         try:
             card = await client.card(_CARD_TIMEOUT_S)
-            answer = (await client.score([TRIAL_ITEM], TRIAL_IMAGES, _TRIAL_TIMEOUT_S))[TRIAL_ITEM.item_id]
+            answer = (await client.score([PROBE_ITEM], PROBE_IMAGES, _PROBE_TIMEOUT_S))[PROBE_ITEM.item_id]
         except ClientFailure as failure:
             raise Invalid(f"client {record.name!r} at {record.url}: {failure}") from failure
         finally:
             await client.close()
         if answer.status not in ("ok", "unscorable"):
             raise Invalid(
-                f"client {record.name!r} at {record.url} failed a trial group of two responses: "
+                f"client {record.name!r} at {record.url} failed a probe of two responses: "
                 f"{answer.status}, {answer.detail}"
             )
         return card, f"{answer.status}: {answer.scores or answer.detail}"
 
 
-def reseal(record: ClientRecord, vault: Vault) -> ClientRecord:
-    """The record with its secret under the vault's first key.
+def reencrypt(record: ClientRecord, secret_store: SecretStore) -> ClientRecord:
+    """Return the record with its secret encrypted with the first key.
 
     Raises:
-        Invalid: none of the vault's keys opens it.
+        Invalid: none of the keys decrypts it.
     """
-    return record.model_copy(update={"secret": vault.reseal(record.secret, record.name)})
+    return record.model_copy(update={"secret": secret_store.reencrypt(record.secret, record.name)})

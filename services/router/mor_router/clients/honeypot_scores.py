@@ -1,4 +1,4 @@
-"""What clients said of anchors in the disguise of live groups, by client, model version and gate version."""
+"""Scores that clients gave to honeypots (anchors sent as live groups), by client, model version and gate version."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from redis.asyncio import Redis
 
 from mor_router.store import OBJECTIVES, key
 
-_MOST_ANSWERS = 640
-"""Of one client for one objective; the newest are kept."""
+_MOST_SCORES = 640
+"""Scores kept per client and objective, the newest ones, so that the store stays bounded."""
 
 
-class LiveAnswer(NamedTuple):
-    """One client's raw scores of one anchor."""
+class HoneypotScore(NamedTuple):
+    """One client's raw scores for one anchor."""
 
     client: str
     model: ModelRef
     gate: int
-    """Gate version that was in force."""
+    """Gate version that was active."""
     digest: str
-    """Of the anchor."""
+    """Digest of the anchor."""
     chosen: float
     rejected: float
     at: float
@@ -40,77 +40,80 @@ class LiveAnswer(NamedTuple):
         return self.chosen - self.rejected
 
 
-class LiveAnswers:
-    """The answers in the store. An anchor that comes again under the same gate version counts once, as answered first:
-    what a client says of a question that it has seen is worth less."""
+class HoneypotScores:
+    """Store of the honeypot scores.
+
+    Of an anchor that is sent again under the same gate version the first scores count: a client may have recognised it
+    the second time.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def note(
-        self, objective: str, answers: Sequence[LiveAnswer], vectors: Mapping[str, Float[ndarray, " features"]]
+    async def add(
+        self, objective: str, scores: Sequence[HoneypotScore], embeddings: Mapping[str, Float[ndarray, " features"]]
     ) -> None:
-        """Keep ``answers``, and the embeddings of their anchors by digest."""
+        """Store ``scores``, and the embeddings of their anchors by digest."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for answer in answers:
-                value = [answer.chosen, answer.rejected, answer.at]
-                pipe.hsetnx(key("live", objective), _field(answer), json.dumps(value))
-            for digest, vector in vectors.items():
+            for score in scores:
+                value = [score.chosen, score.rejected, score.at]
+                pipe.hsetnx(key("live", objective), _field(score), json.dumps(value))
+            for digest, vector in embeddings.items():
                 pipe.hset(key("seen", objective), digest, vector.astype(np.float32).tobytes())
             await pipe.execute()
 
-    async def all(self, objective: str) -> list[LiveAnswer]:
-        """Oldest first."""
+    async def all(self, objective: str) -> list[HoneypotScore]:
+        """Return all scores for an objective, oldest first."""
         stored: Any = await self._redis.hgetall(key("live", objective))
         return await asyncio.to_thread(_sorted, stored)
 
-    async def vectors(self, objective: str) -> dict[str, Float[ndarray, " features"]]:
-        """Embeddings of the anchors that were asked, by digest."""
+    async def embeddings(self, objective: str) -> dict[str, Float[ndarray, " features"]]:
+        """Return the embeddings of the anchors that were sent, by digest."""
         stored: Any = await self._redis.hgetall(key("seen", objective))
         return {digest.decode(): np.frombuffer(vector, np.float32) for digest, vector in stored.items()}
 
     async def prune(self, objective: str) -> None:
-        """Drop what is beyond the bound, oldest first, and embeddings that nothing refers to."""
+        """Delete the oldest scores over the bound, and embeddings that no score refers to."""
         count: Counter[str] = Counter()
         kept: set[str] = set()
-        stale = []
-        for answer in reversed(await self.all(objective)):
-            count[answer.client] += 1
-            if count[answer.client] > _MOST_ANSWERS:
-                stale.append(_field(answer))
+        surplus = []
+        for score in reversed(await self.all(objective)):
+            count[score.client] += 1
+            if count[score.client] > _MOST_SCORES:
+                surplus.append(_field(score))
             else:
-                kept.add(answer.digest)
-        seen: Any = await self._redis.hkeys(key("seen", objective))
-        forgotten = [digest for digest in seen if digest.decode() not in kept]
-        if stale:
-            await self._redis.hdel(key("live", objective), *stale)
-        if forgotten:
-            await self._redis.hdel(key("seen", objective), *forgotten)
+                kept.add(score.digest)
+        embedded: Any = await self._redis.hkeys(key("seen", objective))
+        unused = [digest for digest in embedded if digest.decode() not in kept]
+        if surplus:
+            await self._redis.hdel(key("live", objective), *surplus)
+        if unused:
+            await self._redis.hdel(key("seen", objective), *unused)
 
-    async def forget(self, client: str) -> None:
-        """Drop what a client said, for all objectives."""
+    async def remove_client(self, client: str) -> None:
+        """Delete a client's scores for all objectives."""
         names: Any = await self._redis.hkeys(OBJECTIVES)
         for name in names:
             objective = name.decode()
-            fields = [_field(answer) for answer in await self.all(objective) if answer.client == client]
+            fields = [_field(score) for score in await self.all(objective) if score.client == client]
             if fields:
                 await self._redis.hdel(key("live", objective), *fields)
 
 
-def answered(client: str, model: ModelRef, gate: int, digest: str, scores: tuple[float, float]) -> LiveAnswer:
-    """An answer of now; ``scores`` of (chosen, rejected)."""
-    return LiveAnswer(client, model, gate, digest, *scores, time.time())
+def scored_now(client: str, model: ModelRef, gate: int, digest: str, scores: tuple[float, float]) -> HoneypotScore:
+    """Return a score with the present time; ``scores`` are those of (chosen, rejected)."""
+    return HoneypotScore(client, model, gate, digest, *scores, time.time())
 
 
-def _field(answer: LiveAnswer) -> str:
-    return json.dumps([answer.client, answer.model.name, answer.model.version, answer.gate, answer.digest])
+def _field(score: HoneypotScore) -> str:
+    return json.dumps([score.client, score.model.name, score.model.version, score.gate, score.digest])
 
 
-def _sorted(stored: Mapping[bytes, bytes]) -> list[LiveAnswer]:
-    return sorted((_answer(field, value) for field, value in stored.items()), key=lambda answer: answer.at)
+def _sorted(stored: Mapping[bytes, bytes]) -> list[HoneypotScore]:
+    return sorted((_parse(field, value) for field, value in stored.items()), key=lambda score: score.at)
 
 
-def _answer(field: bytes, value: bytes) -> LiveAnswer:
+def _parse(field: bytes, value: bytes) -> HoneypotScore:
     client, name, version, gate, digest = json.loads(field)
     chosen, rejected, at = json.loads(value)
-    return LiveAnswer(client, ModelRef(name=name, version=version), gate, digest, chosen, rejected, at)
+    return HoneypotScore(client, ModelRef(name=name, version=version), gate, digest, chosen, rejected, at)

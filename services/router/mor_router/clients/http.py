@@ -1,4 +1,4 @@
-"""One HTTP exchange with a client: bounded in bytes, checked for type, every outcome a value or a ``ClientFailure``."""
+"""Bounded HTTP exchanges with a client: limited in bytes, checked for type; a failure is a ``ClientFailure``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from mor_router.clients.egress import EgressRefused
 from mor_router.clients.responses import ClientFailure
 
 _CONNECT_S = 5.0
+"""Seconds to connect: a host that does not answer within them is down."""
 _ERROR_BYTES = 4 << 10
-_EXCERPT = 300
+"""Bytes of an error body that are read for the message."""
+_EXCERPT_CHARACTERS = 300
 _MISSING_BYTES = 64 << 10
+"""Largest list of missing images that is read: about 960 hashes."""
 _MISSING = TypeAdapter(set[Sha256])
 _LONGEST_RETRY_AFTER_S = 3600.0
+"""Upper bound of ``Retry-After``, in seconds: a client cannot demand a longer pause."""
 
 
-def bearer(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.AsyncClient:
-    """A client that shows ``secret``, follows no redirect and leaves time limits to its caller, connecting apart."""
+def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.AsyncClient:
+    """Return an HTTP client that sends ``secret`` and follows no redirect.
+
+    The caller limits the time of a request; only connecting has a limit of its own.
+    """
     return httpx.AsyncClient(
         transport=transport,
         trust_env=False,
@@ -40,8 +47,8 @@ def bearer(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.Asyn
     )
 
 
-class Exchange:
-    """The HTTP side of one client."""
+class BoundedHttpClient:
+    """HTTP requests to one service, with bounds on the bytes that are read."""
 
     def __init__(self, http: httpx.AsyncClient, url: str, secret: SecretStr) -> None:
         self._http = http
@@ -52,10 +59,10 @@ class Exchange:
         await self._http.aclose()
 
     async def get(self, path: str, limit: int) -> bytes:
-        """The body of a 200 answer in JSON.
+        """Return the JSON body of a 200 response.
 
         Raises:
-            ClientFailure: anything else.
+            ClientFailure: any other outcome.
         """
         async with self._stream("GET", path) as response:
             if response.status_code != 200:
@@ -64,10 +71,10 @@ class Exchange:
             return await _bounded(response, limit)
 
     async def post(self, path: str, content: bytes, limit: int, deadline_ms: int) -> tuple[int, bytes]:
-        """Status 200 or 409 and the body.
+        """Return the status, 200 or 409, and the body.
 
         Raises:
-            ClientFailure: anything else.
+            ClientFailure: any other outcome.
         """
         headers = {"Content-Type": "application/json", "X-MoR-Deadline-Ms": str(deadline_ms), **tracing.headers()}
         async with self._stream("POST", path, content=content, headers=headers) as response:
@@ -81,43 +88,41 @@ class Exchange:
     async def _stream(
         self, method: str, path: str, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
-        began = False
+        responded = False
         try:
             async with self._http.stream(method, self._url + path, content=content, headers=headers) as response:
-                began = True
+                responded = True
                 yield response
         except EgressRefused as error:
             raise ClientFailure("egress", str(error)) from error
         except RuntimeError as error:
             raise ClientFailure(
-                "connect", f"the connection was closed meanwhile ({error}): rotated or removed"
+                "connect", f"the connection was closed meanwhile ({error}): the client was rotated or removed"
             ) from error
         except httpx.TransportError as error:
-            what = str(error) or type(error).__name__
-            if began:
-                raise ClientFailure(
-                    "connect", f"the connection broke off in the middle of the answer ({what})"
-                ) from error
-            raise ClientFailure("connect", f"cannot reach {self._url} ({what}); is it running?", retry=True) from error
+            cause = str(error) or type(error).__name__
+            if responded:
+                raise ClientFailure("connect", f"the connection broke in the middle of the answer ({cause})") from error
+            raise ClientFailure("connect", f"cannot reach {self._url} ({cause}); is it running?", retry=True) from error
 
     async def _refusal(self, response: httpx.Response, path: str) -> ClientFailure:
         status = response.status_code
         if 300 <= status < 400:
             return ClientFailure("status", f"{path} answered {status}, a redirect; enrol the address that it leads to")
-        said = await self._excerpt(response)
+        excerpt = await self._excerpt(response)
         if status in (401, 403):
             return ClientFailure(
                 "refused",
-                f"{path} answered {status}: it does not accept the token it was enrolled with; rotate it ({said})",
+                f"{path} answered {status}: it does not accept the token it was enrolled with; rotate it ({excerpt})",
             )
         if status in (429, 503):
             return ClientFailure(
-                "busy", f"{path} answered {status} ({said})", retry=True, retry_after_s=_retry_after(response)
+                "busy", f"{path} answered {status} ({excerpt})", retry=True, retry_after_s=_retry_after(response)
             )
-        return ClientFailure("status", f"{path} answered {status} ({said})")
+        return ClientFailure("status", f"{path} answered {status} ({excerpt})")
 
     async def _excerpt(self, response: httpx.Response) -> str:
-        """The start of an error body, or its ``detail``; without the secret, should the client echo it."""
+        """Return the start of an error body, or its ``detail``, without the secret, which the client may echo."""
         try:
             body = await _bounded(response, _ERROR_BYTES)
         except ClientFailure:
@@ -125,11 +130,13 @@ class Exchange:
         text = body.decode(errors="replace")
         with suppress(ValueError, KeyError, TypeError):
             text = str(json.loads(text)["detail"])
-        return text.replace(self._secret.get_secret_value(), "[hidden]")[:_EXCERPT].strip() or "no reason given"
+        return (
+            text.replace(self._secret.get_secret_value(), "[hidden]")[:_EXCERPT_CHARACTERS].strip() or "no reason given"
+        )
 
 
-def missing_images(body: bytes) -> set[str]:
-    """The hashes of a 409 answer.
+def parse_missing_images(body: bytes) -> set[str]:
+    """Return the hashes in a 409 response.
 
     Raises:
         ClientFailure: it names none.
@@ -139,7 +146,7 @@ def missing_images(body: bytes) -> set[str]:
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise ClientFailure("images", "answered 409 without a list 'missing_images'") from error
     if not missing:
-        raise ClientFailure("images", "answered 409 and misses no image")
+        raise ClientFailure("images", "answered 409 with an empty list 'missing_images'")
     return missing
 
 
@@ -149,11 +156,11 @@ def _check_json(response: httpx.Response) -> None:
         raise ClientFailure("content_type", f"answered with {kind or 'no content type'}; application/json is wanted")
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise ClientFailure("content_type", f"answered with content encoding {encoding}; none was asked for")
+        raise ClientFailure("content_type", f"answered with content encoding {encoding}; none was requested")
 
 
 async def _bounded(response: httpx.Response, limit: int) -> bytes:
-    """The raw body, given up as soon as it is longer than ``limit`` bytes."""
+    """Read the raw body, and stop as soon as it is longer than ``limit`` bytes."""
     declared = response.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise ClientFailure("too_large", f"the answer has {int(declared)} bytes; at most {limit} are read")
@@ -166,7 +173,7 @@ async def _bounded(response: httpx.Response, limit: int) -> bytes:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds, from either form of the header; ``None`` when it is absent or unreadable."""
+    """Return the seconds of either form of the header; ``None`` where it is absent or unreadable."""
     value = response.headers.get("retry-after")
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""The clients of the registry as live connections, kept current while the registry changes."""
+"""Connections to the clients of the registry, and the tokens that the router accepts."""
 
 from __future__ import annotations
 
@@ -17,40 +17,45 @@ from redis.exceptions import RedisError
 from mor_router import metrics
 from mor_router.clients.client import RewardClient, tls_context
 from mor_router.clients.egress import EgressPolicy
-from mor_router.clients.registry import ClientRecord, Registry
+from mor_router.clients.registry import ClientRecord, ClientRegistry
 from mor_router.clients.responses import ClientFailure
-from mor_router.clients.secret_store import Vault
+from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 
 _REFRESH_S = 1.0
+"""Seconds between reads of the registry: a change by another replica takes effect within them."""
 _PROBE_TIMEOUT_S = 5.0
+"""Seconds for the card of a running client: a third of the default ``probe_interval_s``, so probes do not pile up."""
 
 log = structlog.get_logger(__name__)
 
 
-class Pool:
-    """One ``RewardClient`` for each enrolled client."""
+class ClientPool:
+    """Connections, one ``RewardClient`` for each enrolled client, refreshed while the registry changes."""
 
-    def __init__(self, registry: Registry, vault: Vault, settings: RouterSettings, policy: EgressPolicy) -> None:
+    def __init__(
+        self, registry: ClientRegistry, secret_store: SecretStore, settings: RouterSettings, egress: EgressPolicy
+    ) -> None:
         self._registry = registry
-        self._vault = vault
+        self._secret_store = secret_store
         self._settings = settings
-        self._policy = policy
+        self._egress = egress
         self._tls = tls_context(settings)
         self._clients: dict[str, RewardClient] = {}
         self._identity: dict[str, tuple[str, Limits | None]] = {}
         self._broken: dict[str, str] = {}
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
-        self.known = False
+        self.loaded = False
         """Whether the registry was read since the start."""
 
-    def named(self, *states: State) -> list[str]:
-        """Names of the clients in one of ``states``."""
+    def names_in_state(self, *states: State) -> list[str]:
+        """Return the names of the clients in one of ``states``."""
         return [name for name, record in self.records.items() if record.state in states]
 
     def client(self, name: str) -> RewardClient:
-        """
+        """Return the connection to a client.
+
         Raises:
             NotFound: not enrolled.
             ClientFailure: its secret cannot be decrypted.
@@ -61,24 +66,24 @@ class Pool:
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
         return self._clients[name]
 
-    def problem(self, name: str) -> str | None:
-        """Why the last call to a client failed, if it did."""
+    def last_error(self, name: str) -> str | None:
+        """Return why the last call to a client failed; ``None`` where it did not."""
         return self._broken.get(name) or self._clients[name].last_error
 
     async def circuit(self, name: str) -> str:
         return "closed" if name in self._broken else await self._clients[name].circuit()
 
     def connect(self, record: ClientRecord) -> RewardClient:
-        """A connection to a client that need not be enrolled yet; the caller closes it.
+        """Open a connection to a client that need not be enrolled yet; the caller closes it.
 
         Raises:
             Invalid: its secret cannot be decrypted.
         """
-        secret = self._vault.decrypt(record.secret, record.name)
-        return RewardClient(record, secret, self._settings, self._policy, self._tls)
+        secret = self._secret_store.decrypt(record.secret, record.name)
+        return RewardClient(record, secret, self._settings, self._egress, self._tls)
 
     async def refresh(self) -> None:
-        """Read the registry; connect, reconnect and disconnect what changed."""
+        """Read the registry, then connect, reconnect and disconnect the clients that changed."""
         async with self._refreshing:
             records = {record.name: record for record in await self._registry.all()}
             for name, record in records.items():
@@ -90,15 +95,15 @@ class Pool:
                         self._clients[name] = self.connect(record)
                     except MorError as error:
                         self._broken[name] = str(error)
-                        log.error("a client cannot be asked", client=name, reason=str(error))
+                        log.error("a client cannot be called", client=name, reason=str(error))
             for name in set(self._identity) - set(records):
                 await self._drop(name)
-                metrics.forget(name)
+                metrics.remove_client(name)
             for name, record in records.items():
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
             self.records = records
-            self.known = True
+            self.loaded = True
 
     async def _drop(self, name: str) -> None:
         self._identity.pop(name, None)
@@ -111,21 +116,21 @@ class Pool:
         for name in list(self._identity):
             await self._drop(name)
 
-    async def follow(self) -> None:
-        """Refresh until cancelled."""
+    async def keep_refreshed(self) -> None:
+        """Refresh every second until cancelled."""
         while True:
             await asyncio.sleep(_REFRESH_S)
             await self.try_refresh()
 
     async def try_refresh(self) -> None:
-        """Refresh, or keep the clients that are known while the registry cannot be read."""
+        """Refresh; keep the present connections while the registry cannot be read."""
         try:
             await self.refresh()
         except RedisError as error:
-            log.warning("the registry cannot be read; the last one known stays in use", error=str(error))
+            log.warning("the registry cannot be read; its last state stays in use", error=str(error))
 
-    async def probe(self) -> None:
-        """Ask every client for its card now and then, until cancelled, and note what it says."""
+    async def keep_probing(self) -> None:
+        """Request every client's card at ``probe_interval_s`` and store it, until cancelled."""
         while True:
             mean = self._settings.probe_interval_s
             await asyncio.sleep(random.uniform(0.7, 1.3) * mean)
@@ -142,18 +147,18 @@ class Pool:
             if known is not None and known.card != card:
                 log.info("a client serves another card", client=name, model=card.model.name, version=card.model.version)
             with contextlib.suppress(NotFound):
-                await self._registry.probed(name, card)
+                await self._registry.record_probe(name, card)
         except ClientFailure as failure:
             client.last_error = str(failure)
             log.warning("a probe failed", client=name, reason=failure.reason, detail=str(failure))
         except (RedisError, MorError) as error:
-            log.warning("a probe could not be noted", client=name, error=str(error))
+            log.warning("a probe could not be stored", client=name, error=str(error))
 
 
-class Tokens(TokenFile):
-    """The tokens file, and the clients' own tokens from the registry."""
+class RouterTokens(TokenFile):
+    """Tokens that the router accepts: those of the tokens file, and the clients' own from the registry."""
 
-    def __init__(self, file: TokenFile, pool: Pool) -> None:
+    def __init__(self, file: TokenFile, pool: ClientPool) -> None:
         self._file = file
         self._pool = pool
 

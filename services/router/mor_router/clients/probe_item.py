@@ -1,4 +1,4 @@
-"""The tiny group that tells whether an endpoint can score at all."""
+"""Probe item: a tiny group that an endpoint scores at its enrolment and while its circuit is open."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from mor_core import images
 from mor_core.wire import ImagePart, Message, ScoreItem, TextPart
 from PIL import Image
 
-_SIDE = 64
+_SIDE_PIXELS = 64
+"""Side of the picture; a reward model scales it to its own input."""
 
 
-def _picture() -> bytes:
-    """A colour gradient as PNG."""
-    ramp = Image.linear_gradient("L").resize((_SIDE, _SIDE))
+def _draw_picture() -> bytes:
+    """Draw a colour gradient as PNG."""
+    ramp = Image.linear_gradient("L").resize((_SIDE_PIXELS, _SIDE_PIXELS))
     content = io.BytesIO()
     Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180))).save(content, "PNG")
     return content.getvalue()
 
 
-_PICTURE = _picture()
-TRIAL_IMAGES = {images.sha256(_PICTURE): _PICTURE}
-TRIAL_ITEM = ScoreItem(
+_PICTURE = _draw_picture()
+PROBE_IMAGES = {images.sha256(_PICTURE): _PICTURE}
+PROBE_ITEM = ScoreItem(
     item_id="trial",
     messages=(
         Message(

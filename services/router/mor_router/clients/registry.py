@@ -1,4 +1,4 @@
-"""The client registry: who may be asked, where, with which secret, and in which state. Survives restarts in Redis."""
+"""Client registry: each client's address, encrypted secret and state, kept in Redis over restarts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from redis.exceptions import WatchError
 
 from mor_router.store import CLIENTS, key
 
-_CONTENTION = 20
+_MOST_UPDATE_ATTEMPTS = 20
+"""Optimistic attempts of one update; each lost one means that another writer got through."""
 
 
 class ClientRecord(Client):
@@ -26,13 +27,13 @@ class ClientRecord(Client):
     inbound_sha256: Sha256
     """Hash of the token with which the client reads its own page."""
     revision: str
-    """Changes whenever address, secret or source change: connections are made anew."""
+    """Changes whenever address, secret or source change; the connection is then made anew."""
     distrusted_at: float | None = None
-    """Unix time at which it was found to answer otherwise than at the fit, seconds: of what it says of anchors since,
-    only the interleaved ones count, and no older gate version gives it weight. Null again when a fit has taken it
-    back."""
+    """Unix time, in seconds, at which the client was found to score otherwise than at the fit. From then on only its
+    honeypot scores count, and no older gate version gives it weight. Null again when a fit has accepted it."""
 
     def public(self) -> Client:
+        """Return the record without secrets."""
         return Client(**{name: getattr(self, name) for name in Client.model_fields})
 
 
@@ -40,17 +41,20 @@ def new_revision() -> str:
     return uuid.uuid4().hex
 
 
-class Registry:
+class ClientRegistry:
+    """Store of the enrolled clients."""
+
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def all(self) -> list[ClientRecord]:
-        """Every client, by name."""
+        """Return every client, sorted by name."""
         values = (await self._redis.hgetall(CLIENTS)).values()
         return sorted((ClientRecord.model_validate_json(value) for value in values), key=lambda record: record.name)
 
     async def get(self, name: str) -> ClientRecord:
-        """
+        """Return one client.
+
         Raises:
             NotFound: no such client.
         """
@@ -60,7 +64,8 @@ class Registry:
         return ClientRecord.model_validate_json(value)
 
     async def add(self, record: ClientRecord) -> None:
-        """
+        """Add a client.
+
         Raises:
             Conflict: the name is taken.
         """
@@ -68,13 +73,13 @@ class Registry:
             raise Conflict(f"client {record.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
 
     async def update(self, name: str, change: Callable[[ClientRecord], ClientRecord]) -> ClientRecord:
-        """Apply ``change`` to the stored record, again if somebody else changed it meanwhile.
+        """Apply ``change`` to the stored record, and again if another writer changed it meanwhile.
 
         Raises:
             NotFound: no such client.
-            Conflict: it keeps changing.
+            Conflict: other writers keep changing it.
         """
-        for _ in range(_CONTENTION):
+        for _ in range(_MOST_UPDATE_ATTEMPTS):
             async with self._redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(CLIENTS)
                 record = change(await self.get(name))
@@ -85,17 +90,22 @@ class Registry:
                 except WatchError:
                     continue
                 return record
-        raise Conflict(f"client {name!r} is being changed by others; try again")
+        raise Conflict(f"client {name!r} is being changed by other requests; try again")
 
-    async def probed(self, name: str, card: Card) -> ClientRecord:
-        """Note what a probe found."""
+    async def record_probe(self, name: str, card: Card) -> ClientRecord:
+        """Store the card that a probe returned.
+
+        Raises:
+            NotFound: no such client.
+        """
         return await self.update(
             name, lambda record: record.model_copy(update={"card": card, "model": card.model, "probed_at": time.time()})
         )
 
     async def promote(self, name: str, fitted_at: float) -> bool:
-        """Give a client on probation its weight by a gate version of ``fitted_at``; whether that changed anything. A
-        version from before it was distrusted does not.
+        """Activate a client on probation by a gate version of ``fitted_at``; return whether its state changed.
+
+        A version older than the client's distrust does not activate it.
 
         Raises:
             NotFound: no such client.
@@ -111,8 +121,8 @@ class Registry:
         await self.update(name, change)
         return promoted
 
-    async def serves(self, name: str, model: ModelRef) -> ModelRef | None:
-        """Note the model that a client was seen to serve; the one before where that is another.
+    async def record_model(self, name: str, model: ModelRef) -> ModelRef | None:
+        """Store the model that a client serves; return the one before, or ``None`` where it is the same.
 
         Raises:
             NotFound: no such client.
@@ -128,7 +138,8 @@ class Registry:
         return before
 
     async def remove(self, name: str) -> None:
-        """
+        """Remove a client.
+
         Raises:
             NotFound: no such client.
         """

@@ -1,4 +1,4 @@
-"""What clients answer: parsed without trust, one verdict per item. Nothing in here is ever turned into a zero."""
+"""Parser of clients' responses: one result per item. Nothing missing or malformed is ever turned into a zero."""
 
 from __future__ import annotations
 
@@ -11,98 +11,111 @@ from mor_core.problems import describe
 from mor_core.wire import ItemScores, ModelRef, ScoreItem
 from pydantic import TypeAdapter, ValidationError
 
-Status = Literal["ok", "unscorable", "error", "timeout", "circuit_open"]
-Reason = Literal[
+ResponseStatus = Literal["ok", "unscorable", "error", "timeout", "circuit_open"]
+FailureReason = Literal[
     "connect", "timeout", "circuit_open", "refused", "busy", "status", "content_type", "too_large", "schema", "item",
     "egress", "images", "secret",
 ]  # fmt: skip
-"""Why a call failed: a bounded metric label."""
+"""Reason why a call failed; it is a metric label, so the set is bounded."""
 
 _MODEL = TypeAdapter(ModelRef)
 _ITEM = TypeAdapter(ItemScores)
 _BYTES_PER_SCORE = 40
+"""A double in JSON has at most 24 characters; with separator and white space it stays below this."""
 _BYTES_PER_ITEM = 8 << 10
-_BYTES_PER_RESPONSE = 4 << 10
+"""Room for an item's status and detail."""
+_BYTES_PER_BODY = 4 << 10
+"""Room for the model's name and version, and the envelope."""
+_BYTES_PER_ID_CHARACTER = 6
+"""A character escaped in JSON: backslash, ``u`` and four digits."""
 _DETAIL_CHARACTERS = 500
-_LARGEST = 1e100
+"""Longest detail that is kept: it goes into records, logs and the dashboard."""
+_LARGEST_SCORE = 1e100
+"""Largest magnitude of a score, so that squares and their sums stay far below the largest double (1.8e308)."""
 _FIELDS = {"model", "items"}
 
 
 class ClientFailure(Exception):
-    """A call to a client failed as a whole. ``str()`` says what was got and what to do."""
+    """Failure of a whole call to a client. ``str()`` states what was got and what to do."""
 
-    def __init__(self, reason: Reason, detail: str, *, retry: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, reason: FailureReason, detail: str, *, retry: bool = False, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(detail)
-        self.reason: Reason = reason
+        self.reason: FailureReason = reason
         self.retry = retry
         """Whether the same call may succeed soon."""
         self.retry_after_s = retry_after_s
-        """What the client asked for, seconds."""
+        """Pause that the client requested, in seconds."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A client's verdict on one item."""
+class ClientResponse:
+    """A client's response for one item: scores, or why there are none."""
 
-    status: Status
+    status: ResponseStatus
     scores: tuple[float, ...] | None = None
     detail: str | None = None
     model: ModelRef | None = None
     seconds: float | None = None
 
 
-def size_limit(items: Sequence[ScoreItem]) -> int:
-    """Most bytes that an honest answer about ``items`` can have."""
-    return _BYTES_PER_RESPONSE + sum(
-        _BYTES_PER_ITEM + 6 * len(item.item_id) + _BYTES_PER_SCORE * len(item.responses) for item in items
+def response_size_limit(items: Sequence[ScoreItem]) -> int:
+    """Return the most bytes that an honest response to ``items`` can have."""
+    return _BYTES_PER_BODY + sum(
+        _BYTES_PER_ITEM + _BYTES_PER_ID_CHARACTER * len(item.item_id) + _BYTES_PER_SCORE * len(item.responses)
+        for item in items
     )
 
 
-def parse(body: bytes, items: Sequence[ScoreItem]) -> dict[str, Answer]:
-    """One answer for every one of ``items``; what is wrong with one item leaves the others alone.
+def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientResponse]:
+    """Return a response for each of ``items``. A malformed item does not affect the others.
 
     Raises:
-        ClientFailure: the body as a whole is no ``ScoreResponse``, or it speaks of an item that was not asked about.
+        ClientFailure: the body as a whole is not a ``ScoreResponse``, or names an item that was not sent.
     """
     try:
         document: Any = pydantic_core.from_json(body)
     except ValueError as error:
         raise ClientFailure("schema", f"the answer is not JSON ({error})") from error
     if not isinstance(document, dict) or not isinstance(document.get("items"), list) or set(document) - _FIELDS:
-        raise ClientFailure("schema", "the answer is no ScoreResponse: {model, items} is wanted")
+        raise ClientFailure("schema", "the answer is not a ScoreResponse: {model, items} is wanted")
     try:
         model = _MODEL.validate_python(document.get("model"))
     except ValidationError as error:
         raise ClientFailure("schema", f"the answer names no model ({describe(error)})") from error
-    asked = {item.item_id: item for item in items}
-    answers: dict[str, Answer] = {}
+    sent = {item.item_id: item for item in items}
+    answers: dict[str, ClientResponse] = {}
     for entry in document["items"]:
         name = entry.get("item_id") if isinstance(entry, dict) else None
-        if name not in asked:
-            raise ClientFailure("schema", f"the answer speaks of item {str(name)[:60]!r}, which was not asked about")
+        if name not in sent:
+            raise ClientFailure("schema", f"the answer names item {str(name)[:60]!r}, which was not sent")
         if name in answers:
-            raise ClientFailure("schema", f"the answer speaks of item {name!r} twice")
-        answers[name] = _verdict(entry, asked[name], model)
-    for name in asked:
-        answers.setdefault(name, Answer("error", detail="the answer leaves this item out", model=model))
+            raise ClientFailure("schema", f"the answer names item {name!r} twice")
+        answers[name] = _parse_item(entry, sent[name], model)
+    for name in sent:
+        answers.setdefault(name, ClientResponse("error", detail="the answer leaves this item out", model=model))
     return answers
 
 
-def _verdict(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> Answer:
+def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> ClientResponse:
     scores = entry.get("scores")
     if isinstance(scores, list):
-        bad = [score for score in scores if isinstance(score, int | float) and not abs(score) <= _LARGEST]
+        bad = [score for score in scores if isinstance(score, int | float) and not abs(score) <= _LARGEST_SCORE]
         if bad:
-            shown = bad[0] if isinstance(bad[0], float) else f"beyond {_LARGEST:g}"
-            detail = f"{len(bad)} of {len(scores)} scores are {shown}; finite ones within ±{_LARGEST:g} are wanted"
-            return Answer("error", detail=detail, model=model)
+            shown = bad[0] if isinstance(bad[0], float) else f"beyond {_LARGEST_SCORE:g}"
+            wanted = f"finite ones within ±{_LARGEST_SCORE:g} are wanted"
+            detail = f"{len(bad)} of {len(scores)} scores are {shown}; {wanted}"
+            return ClientResponse("error", detail=detail, model=model)
     try:
         parsed = _ITEM.validate_python(entry)
     except ValidationError as error:
-        return Answer("error", detail=f"malformed item ({describe(error)})"[:_DETAIL_CHARACTERS], model=model)
+        return ClientResponse("error", detail=f"malformed item ({describe(error)})"[:_DETAIL_CHARACTERS], model=model)
     if parsed.scores is None:
         detail = (parsed.detail or "no reason given")[:_DETAIL_CHARACTERS]
-        return Answer("unscorable" if parsed.status == "unscorable" else "error", detail=detail, model=model)
+        return ClientResponse("unscorable" if parsed.status == "unscorable" else "error", detail=detail, model=model)
     if len(parsed.scores) != len(item.responses):
-        return Answer("error", detail=f"{len(parsed.scores)} scores for {len(item.responses)} responses", model=model)
-    return Answer("ok", scores=parsed.scores, model=model)
+        return ClientResponse(
+            "error", detail=f"{len(parsed.scores)} scores for {len(item.responses)} responses", model=model
+        )
+    return ClientResponse("ok", scores=parsed.scores, model=model)

@@ -1,4 +1,4 @@
-"""Fan-out: every client is asked at once, and none can make the others wait beyond the deadline."""
+"""Fan-out of score requests: all clients are called at once, and none delays the others beyond the deadline."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from mor_core.errors import NotFound
 from mor_core.tasks import stop
 from mor_core.wire import ScoreItem
 
-from mor_router.clients.pool import Pool
-from mor_router.clients.responses import Answer, ClientFailure
+from mor_router.clients.pool import ClientPool
+from mor_router.clients.responses import ClientFailure, ClientResponse
 
 _MOST_SHADOW_TASKS = 64
+"""Shadow calls in flight over all groups: slow shadows cannot pile up; above it a group goes without them."""
 
-Answers = dict[str, dict[str, Answer]]
-"""Item -> client -> answer."""
+ClientResponses = dict[str, dict[str, ClientResponse]]
+"""Item -> client -> response."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Groups that are scored together, and the images that they name."""
+class ScoreBatch:
+    """Groups that are scored together, with the images that they name."""
 
     items: Sequence[ScoreItem]
     images: Mapping[str, bytes] = field(repr=False)
@@ -33,104 +34,108 @@ class Batch:
     """Item -> ``traceparent`` of the span in which it is scored."""
 
 
-class Scoring:
-    def __init__(self, pool: Pool) -> None:
+class ScoreRequester:
+    """Requests for scores to the clients of the pool."""
+
+    def __init__(self, pool: ClientPool) -> None:
         self._pool = pool
-        self._shadows: set[asyncio.Task[dict[str, Answer]]] = set()
+        self._shadows: set[asyncio.Task[dict[str, ClientResponse]]] = set()
 
-    async def ask(self, client: str, batch: Batch, deadline_s: float) -> dict[str, Answer]:
-        """One client's answer for every item of ``batch``.
+    async def request(self, client: str, batch: ScoreBatch, deadline_s: float) -> dict[str, ClientResponse]:
+        """Return one client's response for every item of ``batch``.
 
-        It is asked under random item ids, new ones each time, so that they tell it nothing.
+        The items are sent under random ids, new ones each time, so that a client cannot link them to groups or anchors.
         """
-        named = {secrets.token_hex(16): item for item in batch.items}
-        items = [item.model_copy(update={"item_id": name}) for name, item in named.items()]
-        with _called(client, batch) as told:
+        by_alias = {secrets.token_hex(16): item for item in batch.items}
+        items = [item.model_copy(update={"item_id": alias}) for alias, item in by_alias.items()]
+        with _call_spans(client, batch) as outcome:
             try:
                 answers = await self._pool.client(client).score(items, batch.images, deadline_s)
-                found = {named[name].item_id: answer for name, answer in answers.items()}
+                found = {by_alias[alias].item_id: answer for alias, answer in answers.items()}
             except (ClientFailure, NotFound) as error:
-                found = {item.item_id: Answer("error", detail=str(error)) for item in batch.items}
-            told.update(found)
+                found = {item.item_id: ClientResponse("error", detail=str(error)) for item in batch.items}
+            outcome.update(found)
             return found
 
     async def fan_out(
         self,
-        batch: Batch,
-        voters: Mapping[str, Collection[str]],
+        batch: ScoreBatch,
+        weighted: Mapping[str, Collection[str]],
         shadows: Collection[str],
         deadline_s: float,
-        known: Mapping[str, Mapping[str, Answer]] | None = None,
-    ) -> Answers:
-        """Ask ``voters`` (item -> its clients) and ``shadows`` (about all items) at once.
+        known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+    ) -> ClientResponses:
+        """Request scores from the ``weighted`` clients (item -> its clients) and from ``shadows`` (all items) at once.
 
-        Returns when every voter has answered or the deadline has passed. A shadow that is slower than all voters is
-        left to finish unheard: it costs the group no time. ``known`` answers of an earlier attempt are not asked for
-        again.
+        Returns when every weighted client has answered or the deadline has passed. A shadow that is slower than all of
+        them finishes on its own and its scores are dropped, so that it costs the group no time. Responses in ``known``,
+        of an earlier attempt, are not requested again.
         """
         known = known or {}
-        answers: Answers = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
-        voting = {
-            name: asyncio.create_task(self._remaining(name, replace(batch, items=items), answers, deadline_s))
-            for name, items in _by_client(batch.items, voters).items()
+        answers: ClientResponses = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
+        weighted_tasks = {
+            name: asyncio.create_task(self._request_missing(name, replace(batch, items=items), answers, deadline_s))
+            for name, items in _by_client(batch.items, weighted).items()
         }
-        shadowing: dict[str, asyncio.Task[dict[str, Answer]]] = {}
+        shadow_tasks: dict[str, asyncio.Task[dict[str, ClientResponse]]] = {}
         for name in shadows:
             if len(self._shadows) < _MOST_SHADOW_TASKS:
-                task = asyncio.create_task(self._remaining(name, batch, answers, deadline_s))
+                task = asyncio.create_task(self._request_missing(name, batch, answers, deadline_s))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
-                shadowing[name] = task
+                shadow_tasks[name] = task
         try:
-            await asyncio.gather(*voting.values())
+            await asyncio.gather(*weighted_tasks.values())
         finally:
-            await stop(voting.values())
-        for name, task in {**voting, **shadowing}.items():
+            await stop(weighted_tasks.values())
+        for name, task in {**weighted_tasks, **shadow_tasks}.items():
             if task.done() and not task.cancelled():
                 for item_id, answer in task.result().items():
                     answers[item_id][name] = answer
         return answers
 
-    async def _remaining(self, name: str, batch: Batch, answers: Answers, deadline_s: float) -> dict[str, Answer]:
+    async def _request_missing(
+        self, name: str, batch: ScoreBatch, answers: ClientResponses, deadline_s: float
+    ) -> dict[str, ClientResponse]:
         items = [item for item in batch.items if name not in answers[item.item_id]]
-        return await self.ask(name, replace(batch, items=items), deadline_s) if items else {}
+        return await self.request(name, replace(batch, items=items), deadline_s) if items else {}
 
     async def close(self) -> None:
         await stop(self._shadows)
 
 
 @contextmanager
-def _called(client: str, batch: Batch) -> Iterator[dict[str, Answer]]:
-    """A span ``call`` in the trace of each item, with what the body is told that the client answered.
+def _call_spans(client: str, batch: ScoreBatch) -> Iterator[dict[str, ClientResponse]]:
+    """Record a span ``call`` in the trace of each item; the body puts the responses into the yielded dictionary.
 
-    The first item's is the one that the client's own spans belong to. What belongs to no trace, anchors say, gets one
-    of its own: a request without would give them away.
+    The client's own spans belong to the span of the first item. An item without a trace, such as an anchor, gets a new
+    one: a request without a trace would reveal that it is not a live group.
     """
     first, *others = (item.item_id for item in batch.items)
-    began_at, told = time.time(), dict[str, Answer]()
+    began_at, outcome = time.time(), dict[str, ClientResponse]()
     links = [batch.traces.get(name) for name in others]
     with tracing.span("call", parent=batch.traces.get(first) or "", kind="client", links=links, client=client) as span:
-        yield told
-        _describe(span, told.get(first))
+        yield outcome
+        _annotate(span, outcome.get(first))
     for name in others:
         if (trace := batch.traces.get(name)) is not None:
-            beside = tracing.begin(
+            linked = tracing.begin(
                 "call", parent=trace, kind="client", links=[span.traceparent], at=began_at, client=client
             )
-            _describe(beside, told.get(name))
-            beside.end()
+            _annotate(linked, outcome.get(name))
+            linked.end()
 
 
-def _describe(span: tracing.Span, answer: Answer | None) -> None:
+def _annotate(span: tracing.Span, answer: ClientResponse | None) -> None:
     if answer is not None:
         span.set(status=answer.status)
         if answer.status != "ok":
             span.fail(answer.detail or answer.status)
 
 
-def _by_client(items: Sequence[ScoreItem], asked: Mapping[str, Collection[str]]) -> dict[str, list[ScoreItem]]:
+def _by_client(items: Sequence[ScoreItem], weighted: Mapping[str, Collection[str]]) -> dict[str, list[ScoreItem]]:
     found: dict[str, list[ScoreItem]] = {}
     for item in items:
-        for name in asked[item.item_id]:
+        for name in weighted[item.item_id]:
             found.setdefault(name, []).append(item)
     return found

@@ -1,4 +1,4 @@
-"""The clients' secrets at rest: Fernet, with any number of older keys that still decrypt."""
+"""Encryption of the clients' secrets at rest: Fernet, with any number of older keys that still decrypt."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from mor_core.errors import Invalid
 from pydantic import SecretStr
 
 
-class Vault:
-    """Encrypts with the first key, decrypts with any.
+class SecretStore:
+    """Cipher for the clients' secrets: the first key encrypts, every key decrypts.
 
     Raises:
-        Invalid: no key, or one that is no Fernet key.
+        Invalid: no key, or one that is not a Fernet key.
     """
 
     def __init__(self, keys: SecretStr) -> None:
@@ -26,19 +26,20 @@ class Vault:
     def encrypt(self, secret: SecretStr) -> str:
         return self._fernet.encrypt(secret.get_secret_value().encode()).decode()
 
-    def decrypt(self, sealed: str, client: str) -> SecretStr:
-        """
+    def decrypt(self, encrypted: str, client: str) -> SecretStr:
+        """Decrypt the secret of ``client``, whose name is used in the error only.
+
         Raises:
-            Invalid: sealed with a key that is not among the vault's.
+            Invalid: encrypted with a key that is not in ``MOR_SECRET_KEY``.
         """
         try:
-            return SecretStr(self._fernet.decrypt(sealed).decode())
+            return SecretStr(self._fernet.decrypt(encrypted).decode())
         except InvalidToken as error:
             raise Invalid(
                 f"the secret of client {client!r} was encrypted with another key; "
                 "put that key behind the current one in MOR_SECRET_KEY, or rotate the client's token"
             ) from error
 
-    def reseal(self, sealed: str, client: str) -> str:
-        """The same secret under the first key."""
-        return self.encrypt(self.decrypt(sealed, client))
+    def reencrypt(self, encrypted: str, client: str) -> str:
+        """Encrypt the same secret with the first key."""
+        return self.encrypt(self.decrypt(encrypted, client))

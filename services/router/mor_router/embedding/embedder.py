@@ -1,4 +1,4 @@
-"""Text and image encoder side by side, cached by hash and kept off the event loop."""
+"""Embedder: a text and an image encoder, cached by hash, that run outside the event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from mor_core.wire import Message, image_hashes
 from numpy import ndarray
 
-from mor_router.embedding.features import ColoursAndEdges, HashedWords
+from mor_router.embedding.hashed_features import ColoursAndEdges, HashedWords
 
 
 class TextEncoder(Protocol):
@@ -32,8 +32,8 @@ class ImageEncoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Input:
-    """What a client is asked about, responses apart."""
+class GateInput:
+    """Input of the gate: the messages of a group without the responses."""
 
     messages: tuple[Message, ...]
     images: Mapping[str, bytes] = field(repr=False)
@@ -41,7 +41,7 @@ class Input:
 
 
 class _Cache:
-    """The last ``bound`` vectors by key."""
+    """Cache of the ``bound`` vectors used last, by key."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -61,28 +61,28 @@ class Embedder:
 
     def __init__(self, text: TextEncoder, image: ImageEncoder, cache: int) -> None:
         self.name = f"{text.name}+{image.name}"
-        """Fits and serving must agree on it."""
+        """Identity of both encoders: a gate is used only with the embedder that it was fitted with."""
         self._text = text
         self._image = image
         self._texts = _Cache(cache)
         self._images = _Cache(cache)
         self._lock = asyncio.Lock()
 
-    async def inputs(self, inputs: Sequence[Input]) -> Float[ndarray, "inputs features"]:
-        """e(x) of each input.
+    async def inputs(self, inputs: Sequence[GateInput]) -> Float[ndarray, "inputs features"]:
+        """Return e(x) of each input.
 
         Raises:
             Invalid: an image cannot be decoded.
         """
-        async with self._lock:  # the caches are not for two threads at a time
+        async with self._lock:  # the caches are not safe for two threads at a time
             return await asyncio.to_thread(lambda: np.stack([self._input(x) for x in inputs]))
 
     async def text(self, text: str) -> Float[ndarray, " features"]:
-        """e(o)."""
+        """Return e(o) of an objective's text."""
         async with self._lock:
             return await asyncio.to_thread(self._text_vector, text)
 
-    def _input(self, x: Input) -> Float[ndarray, " features"]:
+    def _input(self, x: GateInput) -> Float[ndarray, " features"]:
         text = self._text_vector("\n".join(message.text for message in x.messages))
         pictures = [
             self._images.get(digest, lambda digest=digest: self._image(x.images[digest]))  # type: ignore[misc]
@@ -96,7 +96,7 @@ class Embedder:
 
 
 def build_embedder(text_model: str | None, image_model: str | None, cache: int) -> Embedder:
-    """The models that are named; the features that need no model in place of those that are not.
+    """Load the models that are named, with hashed features in place of a model that is not.
 
     Raises:
         Invalid: a model cannot be loaded.

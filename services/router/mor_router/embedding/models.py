@@ -1,4 +1,4 @@
-"""Frozen encoders by Hugging Face path or hub name: a sentence encoder for text, a vision tower for images."""
+"""Frozen encoders by folder or Hugging Face hub name: a sentence encoder for text, a vision encoder for images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from mor_core import images
 from mor_core.errors import Invalid
 from numpy import ndarray
 
-from mor_router.embedding.features import unit
+from mor_router.embedding.hashed_features import unit
 
 _MAX_TOKENS = 512
+"""Longest text in tokens: the context of common sentence encoders."""
 
 
 def _transformers() -> Any:
@@ -49,13 +50,13 @@ class TextModel:
         tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._max_tokens)
         with torch.inference_mode():
             hidden = self._model(**tokens).last_hidden_state
-        shown = tokens["attention_mask"].unsqueeze(-1)
-        mean = (hidden * shown).sum(dim=1) / shown.sum(dim=1)
+        mask = tokens["attention_mask"].unsqueeze(-1)
+        mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         return unit(np.asarray(mean[0].double().numpy()))
 
 
 class ImageModel:
-    """Mean of the last hidden states of a vision tower (DINOv2, SigLIP, ViT ...), length 1."""
+    """Mean of the last hidden states of a vision encoder (DINOv2, SigLIP, ViT ...), length 1."""
 
     def __init__(self, path: str) -> None:
         transformers = _transformers()

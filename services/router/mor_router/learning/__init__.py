@@ -1,1 +1,1 @@
-"""From anchors to a gate version in force: objectives, anchor scores, fits and online refits."""
+"""Gate fits: from anchors to an active gate version, and online refits that follow the policy."""

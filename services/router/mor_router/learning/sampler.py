@@ -1,4 +1,4 @@
-"""Responses of the current policy, from the rollout service's chat completions."""
+"""Sampler of the current policy, through the rollout service's chat completions."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ import httpx
 from mor_core.errors import Conflict
 from mor_core.wire import Message
 
-from mor_router.clients.http import Exchange, bearer
+from mor_router.clients.http import BoundedHttpClient, bearer_client
 from mor_router.clients.responses import ClientFailure
 from mor_router.config import RouterSettings
-from mor_router.learning.labels.judge import contents, openai_messages
+from mor_router.learning.labels.judge_labeller import contents, openai_messages
 
 _BYTES_PER_TOKEN = 64
+"""Bound on the bytes of one token in JSON, escapes included."""
 _BYTES = 64 << 10
+"""Bound on a response's bytes beside its texts."""
 
 
 class PolicySampler:
-    """Several responses to a question at a time, by the policy that is trained now."""
+    """Client of the rollout service that serves the policy in training."""
 
     def __init__(self, settings: RouterSettings) -> None:
         if settings.policy_url is None:
-            raise Conflict("MOR_POLICY_URL is not set: name the rollout service whose policy is to be sampled")
+            raise Conflict("MOR_POLICY_URL is not set; name the rollout service whose policy is sampled")
         self._settings = settings
         secret = settings.service_token
         tls = ssl.create_default_context(cafile=settings.policy_ca_file)
         transport = httpx.AsyncHTTPTransport(verify=tls, trust_env=False)
-        self._exchange = Exchange(bearer(transport, secret), settings.policy_url, secret)
+        self._exchange = BoundedHttpClient(bearer_client(transport, secret), settings.policy_url, secret)
 
     async def sample(
         self, messages: tuple[Message, ...], images: Mapping[str, bytes], timeout_s: float
     ) -> tuple[str, list[str]]:
-        """Run and weights version that answered, and the responses.
+        """Sample responses to one question; return the run and weights version that answered, and the responses.
 
         Raises:
-            ClientFailure: no answer in time, or none that can be read.
+            ClientFailure: no answer in time, or an unreadable one.
         """
         count = self._settings.refit_samples
         body = {
@@ -58,10 +60,10 @@ class PolicySampler:
         return str(json.loads(answer).get("system_fingerprint") or "unknown"), contents(answer)
 
     async def version(self, timeout_s: float) -> str:
-        """Run and weights version that answers now, as ``sample`` tells it.
+        """Return the run and weights version that is served now, in the form that ``sample`` returns.
 
         Raises:
-            ClientFailure: no status in time, or none that can be read.
+            ClientFailure: no status in time, or an unreadable one.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -70,7 +72,7 @@ class PolicySampler:
         except TimeoutError as error:
             raise ClientFailure("timeout", f"no status of the policy within {timeout_s:g} s") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise ClientFailure("schema", "/v1/status is none of a rollout service") from error
+            raise ClientFailure("schema", "/v1/status is no rollout service's; check MOR_POLICY_URL") from error
         return "base" if version is None else f"{status['run']}:{version}"
 
     async def close(self) -> None:

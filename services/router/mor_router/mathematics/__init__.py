@@ -1,1 +1,1 @@
-"""Pure mathematics: scores and anchors in, weights, rewards and evidence out. No file here waits, logs or stores."""
+"""Pure mathematics from scores and anchors to weights, rewards and evidence. No module here waits, logs or stores."""

@@ -1,9 +1,13 @@
-"""How much like the policy's responses an anchor is, where nobody can label those.
+"""Importance weights of anchors for the current policy, for objectives without a labeller.
 
-The density ratio r(z) = p_policy(z) / p_anchors(z) of embedded responses z comes from a classifier that tells the two
-apart (Bickel, Brückner & Scheffer 2009): r = odds · n_anchors / n_policy. Each half of the anchors is rated by one that
-did not see it. An anchor's weight is the mean of its two responses', clipped to [1/4, 4] times the mean weight: a
-policy that has moved far from all anchors must not leave the fit to the few that are nearest.
+Deviations from Bickel, Brückner & Scheffer (2009): the weights are cross-fitted, so each half of the anchors is rated
+by a classifier that did not see it, and they are clipped to [1/4, 4] times their mean. Without the clip, a policy that
+moved far from all anchors would leave the fit to the few nearest.
+
+    r(z) = p_policy(z) / p_anchors(z) = odds(z) · n_anchors / n_policy
+
+for embedded responses z; the odds come from a classifier between policy and anchors. An anchor's weight is the mean r
+of its two responses.
 """
 
 from __future__ import annotations
@@ -14,19 +18,21 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 LIMIT = 4.0
+"""Largest weight, and inverse of the smallest, in units of the mean weight."""
 _PRECISION = 1.0
+"""Ridge penalty on the classifier's slope."""
 
 
-def weights(
+def importance_weights(
     anchors: Float[ndarray, "anchors two features"], policy: Float[ndarray, "responses features"]
 ) -> Float[ndarray, " anchors"]:
-    """Importance of each anchor for the policy's distribution; mean about 1, within [1/4, 4].
+    """Compute the importance of each anchor for the policy's distribution: mean about 1, within [1/4, 4].
 
     Raises:
         ValueError: fewer than two anchors, or no responses.
     """
     if len(anchors) < 2 or not len(policy):
-        raise ValueError(f"{len(anchors)} anchors and {len(policy)} responses; two and one at least are needed")
+        raise ValueError(f"got {len(anchors)} anchors and {len(policy)} responses; at least 2 and 1 are needed")
     half = np.random.default_rng(0).permutation(len(anchors)) % 2
     ratio = np.zeros(len(anchors))
     for held in (0, 1):
@@ -37,22 +43,25 @@ def weights(
 
 
 def thin(importance: Float[ndarray, " anchors"], uniform: Float[ndarray, " anchors"]) -> Bool[ndarray, " anchors"]:
-    """Which anchors stay, each with probability weight / largest weight (rejection sampling): those that stay are
-    distributed as the weights say, and each counts once, so cross-validation stays honest. ``uniform`` in [0, 1)."""
+    """Draw the anchors to keep by rejection sampling: each with probability weight / largest weight.
+
+    The kept anchors follow the weighted distribution and each counts once, so cross-validation stays valid.
+    ``uniform`` holds one number in [0, 1) for each anchor.
+    """
     return np.asarray(uniform < importance / importance.max())
 
 
 def effective_share(importance: Float[ndarray, " anchors"]) -> float:
-    """Kish's effective sample size as a share of the anchors."""
+    """Compute Kish's effective sample size as a share of the number of anchors."""
     return float(importance.sum() ** 2 / np.square(importance).sum() / len(importance))
 
 
 def _log_odds(
     anchors: Float[ndarray, "seen features"],
     policy: Float[ndarray, "responses features"],
-    at: Float[ndarray, "asked features"],
-) -> Float[ndarray, " asked"]:
-    """log r at some points: ridge logistic regression with both classes of equal weight, so the odds are the ratio."""
+    at: Float[ndarray, "points features"],
+) -> Float[ndarray, " points"]:
+    """Estimate log r at some points by ridge logistic regression; both classes weigh the same, so the odds are r."""
     points = torch.from_numpy(np.concatenate([anchors, policy]))
     label = torch.cat([torch.zeros(len(anchors)), torch.ones(len(policy))]).double()
     share = torch.cat([torch.full((len(anchors),), 0.5 / len(anchors)), torch.full((len(policy),), 0.5 / len(policy))])

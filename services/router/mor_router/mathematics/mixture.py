@@ -1,4 +1,7 @@
-"""The fitted whole of one objective: standardisers, regions, coefficients and reach. Fitting and serving share it."""
+"""The fitted model of one objective: standardisers, regions, coefficients and support.
+
+Fitting and serving share it, so the function that is fitted is the function that is served.
+"""
 
 from __future__ import annotations
 
@@ -10,39 +13,41 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from mor_router.mathematics import gate, regional_slopes
-from mor_router.mathematics.fit import Anchors, Fitted, fit
+from mor_router.mathematics.coefficients import Anchors, FitResult, fit
 from mor_router.mathematics.regions import Regions, fit_regions
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
-from mor_router.mathematics.support import Reach, fit_reach
+from mor_router.mathematics.support import Support, fit_support
 
 
 @dataclass(frozen=True)
 class Mixture:
+    """Mixture of rewards of one objective."""
+
     clients: tuple[str, ...]
     standardisers: tuple[Standardiser, ...]
     """One for each client."""
     regions: Regions
     coefficients: Float[ndarray, "features clients"]
-    """θ: what each client is worth everywhere, and in each region besides."""
-    reach: Reach
+    """θ: each client's coefficient everywhere, and in each region in addition."""
+    support: Support
     typical: float
-    """Mean of β over clients and anchors: what every client is worth beyond the anchors' reach."""
+    """Mean of β over clients and anchors: every client's evidence far from all anchors."""
     entropy_floor: float
 
     def evidence(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
-        """(1 − ν(x)) β(x) + ν(x) · ``typical``: what a standardised unit of each client adds to the log-odds."""
-        beyond = self.reach.beyond(inputs)[:, None]
+        """Compute (1 − ν(x)) β(x) + ν(x) · ``typical``: what a client's standardised unit adds to the log-odds."""
+        ood = self.ood_score(inputs)[:, None]
         known = regional_slopes.features(self.regions, inputs) @ self.coefficients
-        return np.asarray((1 - beyond) * known + beyond * self.typical)
+        return np.asarray((1 - ood) * known + ood * self.typical)
 
-    def beyond(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, " inputs"]:
-        """ν(x): 0 within the anchors' reach, towards 1 far from all of them."""
-        return self.reach.beyond(inputs)
+    def ood_score(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, " inputs"]:
+        """Compute ν(x): 0 within the anchors' support, towards 1 far from all of them."""
+        return self.support.ood_score(inputs)
 
     def weights(
         self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]
     ) -> Float[ndarray, "inputs clients"]:
-        """w(x, o) over ``available``; 0 for the other clients.
+        """Compute w(x, o) over ``available``; 0 for the other clients.
 
         Raises:
             ValueError: none of the mixture's clients is available.
@@ -50,7 +55,7 @@ class Mixture:
         return self._weights(self.evidence(inputs), available)
 
     def slopes(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
-        """a(x) in logits per standardised unit."""
+        """Compute a(x) in logits per standardised unit."""
         evidence = self.evidence(inputs)
         return regional_slopes.slopes(evidence, self._weights(evidence, self.clients))
 
@@ -68,20 +73,21 @@ def fit_mixture(
     *,
     entropy_floor: float,
     standardisers: Sequence[Standardiser] | None = None,
-) -> tuple[Mixture, Fitted]:
-    """Fit everything on anchors. ``scores[..., 0]`` is the raw score of the chosen response; NaN where none was given.
+) -> tuple[Mixture, FitResult]:
+    """Fit a mixture on anchors.
 
-    ``standardisers``, one for each client, are taken as they are where they are given. The regions never see a label.
+    ``scores[..., 0]`` is the raw score of the chosen response; NaN where a client gave none. ``standardisers``, one for
+    each client, are used unchanged where they are given. The regions never see a label.
 
     Raises:
-        ValueError: too few pairs, or a client without a single one.
+        ValueError: too few pairs, or a client without any.
     """
     units = tuple(standardisers) if standardisers is not None else fit_standardisers(scores)
     regions = fit_regions(inputs)
     features = regional_slopes.features(regions, inputs)
     fitted = fit(Anchors(features, standardised_differences(units, scores), np.zeros(len(inputs))))
     typical = float((features @ fitted.coefficients).mean())
-    mixture = Mixture(tuple(clients), units, regions, fitted.coefficients, fit_reach(inputs), typical, entropy_floor)
+    mixture = Mixture(tuple(clients), units, regions, fitted.coefficients, fit_support(inputs), typical, entropy_floor)
     return mixture, fitted
 
 
@@ -91,20 +97,20 @@ def extend_mixture(
     inputs: Float[ndarray, "pairs embedding"],
     scores: Float[ndarray, "pairs clients 2"],
     precision: float,
-) -> tuple[Mixture, Fitted]:
-    """``known`` with ``newcomers``: their scales and coefficients are fitted, everything else stays as it is.
+) -> tuple[Mixture, FitResult]:
+    """Extend ``known`` by ``newcomers``: fit their standardisers and coefficients, and keep everything else.
 
-    ``scores`` are of the known clients first, NaN where one gave none; ``precision`` is the λ that ``known`` was fitted
-    with. The newcomers' evidence adds to the others', so the others' weight falls in proportion.
+    ``scores`` has the known clients first, NaN where one gave none; ``precision`` is the λ of ``known``. The newcomers'
+    evidence adds to the others', so the others' weights fall in proportion.
 
     Raises:
-        ValueError: too few pairs, or a newcomer without a single one.
+        ValueError: too few pairs, or a newcomer without any.
     """
     old = len(known.clients)
     fresh = fit_standardisers(scores[:, old:])
     features = regional_slopes.features(known.regions, inputs)
-    said = known.evidence(inputs) * standardised_differences(known.standardisers, scores[:, :old])
-    anchors = Anchors(features, standardised_differences(fresh, scores[:, old:]), said.sum(axis=1))
+    fixed = known.evidence(inputs) * standardised_differences(known.standardisers, scores[:, :old])
+    anchors = Anchors(features, standardised_differences(fresh, scores[:, old:]), fixed.sum(axis=1))
     fitted = fit(anchors, precisions=(precision,))
     mixture = replace(
         known,
@@ -116,9 +122,10 @@ def extend_mixture(
 
 
 def fit_standardisers(scores: Float[ndarray, "pairs clients 2"]) -> tuple[Standardiser, ...]:
-    """
+    """Fit one standardiser for each client, on the pairs that it scored.
+
     Raises:
-        ValueError: a client without a single pair.
+        ValueError: a client without any pair.
     """
     answered: Bool[ndarray, "pairs clients"] = ~np.isnan(scores).any(axis=2)
     return tuple(fit_standardiser(scores[answered[:, k], k]) for k in range(scores.shape[1]))
@@ -127,7 +134,7 @@ def fit_standardisers(scores: Float[ndarray, "pairs clients 2"]) -> tuple[Standa
 def standardised_differences(
     standardisers: Sequence[Standardiser], scores: Float[ndarray, "pairs clients 2"]
 ) -> Float[ndarray, "pairs clients"]:
-    """Chosen − rejected, as served; 0 where there is no score."""
+    """Compute chosen − rejected, standardised as served; 0 where there is no score."""
     differences = np.zeros(scores.shape[:2])
     for k, standardiser in enumerate(standardisers):
         answered = ~np.isnan(scores[:, k]).any(axis=1)

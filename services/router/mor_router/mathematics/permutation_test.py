@@ -1,12 +1,17 @@
-"""Does a client answer anchors in live traffic as it answers those that it is shown at fits?
+"""Permutation test: does a client score anchors in live traffic as it scores those shown at fits?
 
-With d_n the client's difference (chosen − rejected) in units of its median absolute difference, clipped to ±3, T is the
-largest difference over regions (``usefulness.regions``) between the means of the live and the shown anchors, in units
-of its standard error. For a client that makes no distinction it does
-not matter which of several like anchors are live: permuting that within strata of like inputs (five regions, each
-anchor in its nearest) gives the distribution of T, and the maximum corrects for the number of regions (Westfall &
-Young 1993). Regions matter, because the mean over all inputs of a specialist that misleads outside of its domain hardly
-changes when it turns hostile; strata do, because live anchors may be of other kinds than shown ones.
+Deviation from a plain two-sample permutation test: the statistic is a maximum over regions, which corrects for their
+number (Westfall & Young 1993), and labels are permuted within strata of similar inputs.
+
+With d_n the client's difference (chosen − rejected) in units of its median absolute difference, clipped to ±3:
+
+    T = max over regions of | mean d of live anchors − mean d of shown anchors | / standard error
+
+The regions are those of ``sign_flip_test.region_cells``. If a client makes no distinction, it does not matter which of
+several similar anchors are live. So permuting the live ones within strata (five regions, each anchor in its nearest)
+gives the distribution of T. Regions are needed because a specialist misleads outside its domain anyway: its mean over
+all inputs hardly changes when it turns hostile. Strata are needed because live anchors may differ in kind from shown
+ones.
 """
 
 from __future__ import annotations
@@ -16,13 +21,15 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from mor_router.mathematics.regions import fit_regions
-from mor_router.mathematics.sign_flip_test import regions
+from mor_router.mathematics.sign_flip_test import region_cells
 
 _PERMUTATIONS = 5000
+"""Enough to resolve p = 0.0005, at which a client is distrusted (``trust.answer_reconciliation``)."""
 _STRATA = 5
 _LARGEST = 3.0
+"""Clip of a difference, in median absolute differences: one outlier must not decide a region."""
 _LEAST = 8
-"""Live, and shown, anchors that a region needs."""
+"""Live anchors, and shown anchors, that a region needs to be tested."""
 
 
 def p_value(
@@ -30,8 +37,8 @@ def p_value(
     differences: Float[ndarray, " anchors"],
     live: Bool[ndarray, " anchors"],
 ) -> float:
-    """p of T; the same input always gives the same value. 1 where no region has enough anchors of both kinds."""
-    cells = regions(inputs)
+    """Compute p of T, deterministically; 1 where no region has enough anchors of both kinds."""
+    cells = region_cells(inputs)
     spread = np.median(np.abs(differences)) if len(differences) else 0.0
     units = np.clip(differences / spread, -_LARGEST, _LARGEST) if spread else np.sign(differences)
     enough = np.minimum(cells[live].sum(axis=0), cells[~live].sum(axis=0)) >= _LEAST
@@ -53,11 +60,11 @@ def _largest(
     units: Float[ndarray, " anchors"],
     live: Float[ndarray, "choices anchors"],
 ) -> Float[ndarray, " choices"]:
-    """T for each choice of the live anchors."""
-    told = cells * units[:, None]
+    """Compute T for each choice of the live anchors."""
+    by_region = cells * units[:, None]
     counts = [np.maximum(chosen @ cells, 1e-12) for chosen in (live, 1 - live)]
-    one, other = (chosen @ told / count for chosen, count in zip((live, 1 - live), counts, strict=True))
-    mean = told.sum(axis=0) / cells.sum(axis=0)
+    one, other = (chosen @ by_region / count for chosen, count in zip((live, 1 - live), counts, strict=True))
+    mean = by_region.sum(axis=0) / cells.sum(axis=0)
     variance = (cells * np.square(units[:, None] - mean)).sum(axis=0) / cells.sum(axis=0)
     error = np.sqrt(np.maximum(variance * sum(1 / count for count in counts), 1e-12))
     return np.asarray((np.abs(one - other) / error).max(axis=1))

@@ -1,12 +1,15 @@
-"""Calibration: what one standardised unit of a client adds to the log-odds, by input.
+"""Regional slopes: what one standardised unit of a client adds to the log-odds, by input.
+
+Deviations: MoR (arXiv 2602.00485) weighs clients by a learned router; feature-weighted stacking (arXiv 0911.0460) has
+signed coefficients. Here a non-negative slope varies over soft regions, and the gate's weights are shares of it.
 
     β_k(x) = ψ(x)·θ_k ≥ 0                 ψ(x) = ( √v₀, √(v₁/S) φ(x) ) ≥ 0,  θ_k ≥ 0
     a_k(x) = β_k(x) / w_k(x)              so that  Σ_k w_k a_k s̃_k = Σ_k β_k s̃_k
 
-φ are the responsibilities of the regions at S scales. The first feature is what a client is worth everywhere, the
-others what it is worth in a region besides. A client that knows nothing of a region, or misleads there, has a β near 0
-there and keeps that of its own domain. Log-odds of independent judges add up (the optimal rule of Nitzan & Paroush
-1982), so β is not made to sum to anything; the gate's weights w are its shares, and the slope a gives back the sum.
+φ are the responsibilities of the regions at S scales. The first feature gives a client's slope everywhere, the others
+what a region adds. A client that knows nothing of a region, or misleads there, has a β near 0 there and keeps that of
+its own domain. Log-odds of independent judges add up (the optimal rule of Nitzan & Paroush 1982), so β is not
+normalised: the gate's weights w are its shares, and the slope a restores the sum.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _REGIONAL = 0.5
 
 
 def features(regions: Regions, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs features"]:
-    """ψ(x), scaled so that every entry of θ has the same prior."""
+    """Compute ψ(x), scaled so that every entry of θ has the same prior."""
     regional = np.sqrt(_REGIONAL / len(regions.scales)) * regions.responsibilities(inputs)
     return np.hstack([np.full((len(inputs), 1), np.sqrt(_EVERYWHERE)), regional])
 
@@ -31,5 +34,14 @@ def features(regions: Regions, inputs: Float[ndarray, "inputs embedding"]) -> Fl
 def slopes(
     evidence: Float[ndarray, "inputs clients"], weights: Float[ndarray, "inputs clients"]
 ) -> Float[ndarray, "inputs clients"]:
-    """a(x) in logits per standardised unit; 0 where a client has no evidence."""
+    """Compute a(x) in logits per standardised unit; 0 where a client has no weight."""
     return np.asarray(np.divide(evidence, weights, out=np.zeros_like(evidence), where=weights > 0))
+
+
+def influences(
+    weights: Float[ndarray, "inputs clients"], slopes: Float[ndarray, "inputs clients"]
+) -> Float[ndarray, "inputs clients"]:
+    """Compute each client's influence u_k = w_k a_k / Σ_j w_j a_j; 0 for all where every slope is 0."""
+    evidence = weights * slopes
+    total = evidence.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(evidence, total, out=np.zeros_like(evidence), where=total > 0))

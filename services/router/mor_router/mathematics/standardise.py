@@ -1,4 +1,7 @@
-"""One client's raw scores in units that no scale, offset or outburst of the client can move.
+"""Standardisation of one client's raw scores: no scale, offset or outlier of the client moves the result.
+
+Deviation from robust z-scores: deviations saturate by tanh. That bounds outliers and keeps the order of a group's
+scores, which clipping loses.
 
 A group's scores s_1..s_G are split into the group's level m = median(s) and the deviations s_i − m, because a
 Bradley–Terry score is defined within a group only. With |Δ| the absolute within-group differences on the anchors:
@@ -7,10 +10,9 @@ Bradley–Terry score is defined within a group only. With |Δ| the absolute wit
     limit   = 2 · spread
     s̃_i    = (clip(m − centre, low, high) + limit · tanh((s_i − m) / limit)) / spread
 
-A deviation counts in full while it is small, and no outburst counts more than ``limit``; the order of a group's scores
-is kept, which a clipped deviation loses.
-``centre`` is the median of the anchor scores and ``low``..``high`` their 1–99 % range round it: the level carries no
-preference, it only makes rewards of different groups comparable on a plot.
+A deviation counts in full while it is small, and no outlier counts more than ``limit``. ``centre`` is the median of the
+anchor scores and ``low``..``high`` their 1–99 % range around it. The level carries no preference; it only makes rewards
+of different groups comparable on a plot.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ from jaxtyping import Float
 from numpy import ndarray
 
 _SATURATION = 2.0
+"""``limit`` in units of ``spread``."""
 
 
 @dataclass(frozen=True)
 class Standardiser:
+    """Fitted scale and level of one client."""
+
     spread: float
-    """Median absolute within-group difference, raw units; 1 for a client that never tells two responses apart."""
+    """Median absolute within-group difference, raw units; 1 for a client that scores every pair equally."""
     limit: float
-    """What the largest deviation from the group's median counts as, raw units; 0 where none counts."""
+    """Bound that the largest deviation from the group's median approaches, raw units; 0 where none counts."""
     centre: float
     """Median score, raw units."""
     low: float
@@ -38,7 +43,7 @@ class Standardiser:
     """Highest level that counts, relative to ``centre``, raw units."""
 
     def __call__(self, scores: Float[ndarray, "*batch group"]) -> Float[ndarray, "*batch group"]:
-        """Raw scores of whole groups, standardised. Equal scores stay equal."""
+        """Standardise raw scores of whole groups. Equal scores stay equal."""
         level = np.median(scores, axis=-1, keepdims=True)
         deviation = self.limit * np.tanh((scores - level) / self.limit) if self.limit else np.zeros_like(scores)
         return np.asarray((np.clip(level - self.centre, self.low, self.high) + deviation) / self.spread)
@@ -47,14 +52,14 @@ class Standardiser:
 def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:
     """Fit on the raw scores of pairs of responses to one prompt. The order within a pair does not matter.
 
-    A client with more ties than differences is measured by the differences alone; one that never makes a difference
-    has limit 0, so everything it says becomes its level.
+    For a client with more ties than differences only the differences count. A client whose differences are all 0 has
+    limit 0, so its scores become its level.
 
     Raises:
         ValueError: no pairs.
     """
     if not len(scores):
-        raise ValueError("a standardiser needs at least one pair of scores")
+        raise ValueError("got no pairs of scores; a standardiser needs at least one")
     differences = np.abs(scores[:, 0] - scores[:, 1])
     spread = float(np.median(differences))
     if spread == 0 and differences.any():

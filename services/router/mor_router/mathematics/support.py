@@ -1,10 +1,12 @@
-"""How far the anchors reach: beyond them nothing is known of any client, and every client counts the same.
+"""Support of the anchors: far from all of them no client's quality is known, and every client counts the same.
+
+Deviation from nearest-neighbour out-of-distribution detection: the score is a smooth share in [0, 1), not a threshold.
 
     ν(x) = 1 − min( 1, ρ / min_n ‖e(x) − e(x_n)‖² )^4
 
-ρ is the squared distance within which an anchor nearly always (95 %) has another anchor, or a quarter of their variance
-where that is more: many pairs about a few questions do not make all other questions strange. Full embeddings are
-compared, as what no anchor is about lies outside the anchors' own leading directions.
+ρ is the squared distance within which 95 % of the anchors have another anchor, or a quarter of their variance where
+that is more. The second rule keeps many pairs about a few questions from making all other questions out of
+distribution. Full embeddings are compared, because new topics lie outside the anchors' leading directions.
 """
 
 from __future__ import annotations
@@ -18,33 +20,39 @@ from numpy import ndarray
 from mor_router.mathematics.regions import squared_distances
 
 _LANDMARKS = 128
+"""Most anchors that inputs are compared with, to bound the time of a group and the size of a gate version."""
 _WITHIN = 0.95
 _VARIANCE = 0.25
 _POWER = 4
+"""How steeply the score rises outside the support."""
 
 
 @dataclass(frozen=True)
-class Reach:
-    landmarks: Float[ndarray, "landmarks features"]
-    """Embeddings of anchors, at most 128 of them; none where the anchors cannot tell how far they reach."""
-    squared: float
-    """The squared distance of the nearest anchor within which nothing is beyond them."""
+class Support:
+    """Region of input space that the anchors cover."""
 
-    def beyond(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]:
-        """ν(x): 0 within the anchors' reach, towards 1 far from all of them."""
+    landmarks: Float[ndarray, "landmarks features"]
+    """Embeddings of at most 128 anchors; none where the anchors are too few to measure a support."""
+    squared: float
+    """Squared distance to the nearest anchor up to which the score is 0."""
+
+    def ood_score(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]:
+        """Compute ν(x): 0 within the anchors' support, towards 1 far from all of them."""
         if not len(self.landmarks):
             return np.zeros(len(inputs))
         nearest = squared_distances(inputs, self.landmarks).min(axis=1)
         return np.asarray(1 - np.minimum(1, self.squared / np.maximum(nearest, self.squared)) ** _POWER)
 
 
-def fit_reach(inputs: Float[ndarray, "pairs features"]) -> Reach:
-    """The same inputs always give the same reach.
+def fit_support(inputs: Float[ndarray, "pairs features"]) -> Support:
+    """Fit the support of the anchors. The same inputs always give the same support.
 
-    Of more than 128 distinct ones a random 128 are landmarks; where more are left, those tell how near an input is."""
+    Of more than 128 distinct inputs a random 128 become landmarks. The distances of the rest give ρ where there are at
+    least as many; otherwise the distances between landmarks do.
+    """
     distinct = np.unique(inputs.round(6), axis=0)
     if len(distinct) < 2:
-        return Reach(inputs[:0], 0.0)
+        return Support(inputs[:0], 0.0)
     order = np.random.default_rng(0).permutation(len(distinct))
     landmarks, rest = distinct[order[:_LANDMARKS]], distinct[order[_LANDMARKS:]]
     if len(rest) >= len(landmarks):
@@ -54,4 +62,4 @@ def fit_reach(inputs: Float[ndarray, "pairs features"]) -> Reach:
         np.fill_diagonal(between, np.inf)
         nearest = between.min(axis=1)
     variance = float(np.square(distinct - distinct.mean(axis=0)).sum(axis=1).mean())
-    return Reach(landmarks, max(float(np.quantile(nearest, _WITHIN)), _VARIANCE * variance))
+    return Support(landmarks, max(float(np.quantile(nearest, _WITHIN)), _VARIANCE * variance))

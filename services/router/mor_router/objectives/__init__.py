@@ -1,1 +1,1 @@
-"""Objectives: anchors, gates in force, and uploads."""
+"""Objectives: the store, anchor uploads and scores, gate versions, and the gates that are active."""

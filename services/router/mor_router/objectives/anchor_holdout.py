@@ -1,8 +1,8 @@
-"""The anchors that are asked in disguise only: a fit never shows them, so no client can know them from a fit.
+"""Anchor holdout: the anchors that are sent as honeypots only. A fit never sends them, so no client knows them from it.
 
-Which ones is decided by picture (by question where there is none), so that a reserved anchor cannot be known by the
-picture of another one, and by a random key of this router's, so that no client can compute it. An anchor that is
-uploaded again stays on its side, unless so few pictures are left that whole ones would be more than the share.
+The draw goes by picture (by question where there is none), so that a held-out anchor cannot be recognised by the
+picture of another one, and by a random key of this router, so that no client can compute it. An anchor that is
+uploaded again stays on its side, unless so few pictures are left that whole ones would exceed the share.
 """
 
 from __future__ import annotations
@@ -17,39 +17,41 @@ from typing import Any
 from mor_core.wire import image_hashes
 from redis.asyncio import Redis
 
-from mor_router.objectives.objectives import Anchor
-from mor_router.store import RESERVE
+from mor_router.objectives.objective_store import Anchor
+from mor_router.store import ANCHOR_HOLDOUT
 
 _KEY = "key"
 
 
-class Reserve:
+class AnchorHoldout:
+    """Division of anchors into those that fits send and those that are held out."""
+
     def __init__(self, redis: Redis, share: float) -> None:
         self._redis = redis
         self._share = share
         self._key: bytes | None = None
 
     async def split(self, anchors: Sequence[Anchor]) -> tuple[list[Anchor], list[Anchor]]:
-        """Anchors to show at fits, and those kept back."""
+        """Return the anchors that fits send, and the held-out ones."""
         if not self._share:
             return list(anchors), []
         if self._key is None:
-            await self._redis.hsetnx(RESERVE, _KEY, secrets.token_hex(32))
-            stored: Any = await self._redis.hget(RESERVE, _KEY)
+            await self._redis.hsetnx(ANCHOR_HOLDOUT, _KEY, secrets.token_hex(32))
+            stored: Any = await self._redis.hget(ANCHOR_HOLDOUT, _KEY)
             self._key = bytes(stored)
-        drawn = {anchor.digest: _uniform(self._key, anchor) for anchor in anchors}
-        counts = Counter(drawn.values())
-        reserved: set[float] = set()
+        draws = {anchor.digest: _draw(self._key, anchor) for anchor in anchors}
+        counts = Counter(draws.values())
+        held_out: set[float] = set()
         room = self._share * len(anchors)
-        for place in sorted(place for place in counts if place < self._share):
-            if counts[place] <= room:
-                reserved.add(place)
-                room -= counts[place]
-        shown = [anchor for anchor in anchors if drawn[anchor.digest] not in reserved]
-        return shown, [anchor for anchor in anchors if drawn[anchor.digest] in reserved]
+        for draw in sorted(draw for draw in counts if draw < self._share):
+            if counts[draw] <= room:
+                held_out.add(draw)
+                room -= counts[draw]
+        shown = [anchor for anchor in anchors if draws[anchor.digest] not in held_out]
+        return shown, [anchor for anchor in anchors if draws[anchor.digest] in held_out]
 
 
-def _uniform(secret: bytes, anchor: Anchor) -> float:
-    """A number in [0, 1) that all anchors of one picture share."""
-    seen = "|".join(image_hashes(anchor.messages)) or "\n".join(message.text for message in anchor.messages)
-    return int.from_bytes(hmac.digest(secret, seen.encode(), hashlib.sha256)[:8], "big") / 2**64
+def _draw(secret: bytes, anchor: Anchor) -> float:
+    """Return a number in [0, 1), uniform over pictures, the same for all anchors of one picture."""
+    identity = "|".join(image_hashes(anchor.messages)) or "\n".join(message.text for message in anchor.messages)
+    return int.from_bytes(hmac.digest(secret, identity.encode(), hashlib.sha256)[:8], "big") / 2**64

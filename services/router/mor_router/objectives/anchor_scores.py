@@ -1,4 +1,4 @@
-"""Raw scores of an objective's anchors by client: asked once for each model version, kept, resumed where it stopped."""
+"""Clients' raw scores of an objective's anchors, requested once per model version and cached, so that a fit resumes."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from mor_core.wire import ModelRef, ScoreItem
 from numpy import ndarray
 from redis.asyncio import Redis
 
-from mor_router.clients.pool import Pool
-from mor_router.clients.responses import Answer, ClientFailure
-from mor_router.clients.scoring import Batch, Scoring
-from mor_router.objectives.objectives import Anchor, Objective
+from mor_router.clients.pool import ClientPool
+from mor_router.clients.responses import ClientFailure, ClientResponse
+from mor_router.clients.scoring import ScoreBatch, ScoreRequester
+from mor_router.objectives.objective_store import Anchor, Objective
 from mor_router.store import key
 
-_BATCH = 16
+_BATCH_ANCHORS = 16
+"""Anchors per request: what has been scored is kept when a later request fails."""
 _ATTEMPTS = 3
+"""Passes over the anchors without scores, beside the retries of each call."""
 _CARD_TIMEOUT_S = 5.0
+"""Seconds for the card of a running client."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass
 class AnchorScores:
-    """What one client said about the anchors."""
+    """Scores of one client for the anchors of an objective."""
 
     client: str
     model: ModelRef | None = None
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Digest of the anchor -> raw scores of (chosen, rejected)."""
-    asked: int = 0
-    """Anchors that were not in the cache."""
     problem: str | None = None
     """The last reason why an anchor has no score."""
 
-    def of(self, digests: Collection[str]) -> AnchorScores:
-        """What it said of some anchors."""
+    def restricted_to(self, digests: Collection[str]) -> AnchorScores:
+        """Return the scores of some anchors."""
         return replace(self, scores={digest: pair for digest, pair in self.scores.items() if digest in digests})
 
     def array(self, anchors: Sequence[Anchor]) -> Float[ndarray, "pairs 2"]:
-        """Scores in the order of ``anchors``; NaN where there are none."""
+        """Return the scores in the order of ``anchors``; NaN where there are none."""
         missing = (np.nan, np.nan)
         return np.array([self.scores.get(anchor.digest, missing) for anchor in anchors], dtype=float).reshape(-1, 2)
 
@@ -58,33 +59,35 @@ def _item(anchor: Anchor, objective: Objective, swapped: bool) -> ScoreItem:
 
 
 class AnchorScorer:
-    def __init__(self, redis: Redis, pool: Pool, scoring: Scoring, deadline_s: float) -> None:
+    """Requests for anchor scores, with a cache in Redis."""
+
+    def __init__(self, redis: Redis, pool: ClientPool, requester: ScoreRequester, deadline_s: float) -> None:
         self._redis = redis
         self._pool = pool
-        self._scoring = scoring
+        self._requester = requester
         self._deadline_s = deadline_s
 
     async def score(
         self, client: str, objective: Objective, anchors: Sequence[Anchor], images: Mapping[str, bytes]
     ) -> AnchorScores:
-        """One client's scores of ``anchors``: from the cache what its present model scored already, the rest asked."""
+        """Return one client's scores of ``anchors``: cached ones of its present model, and the rest requested."""
         result = AnchorScores(client)
         try:
             result.model = (await self._pool.client(client).card(_CARD_TIMEOUT_S)).model
         except ClientFailure as failure:
             result.problem = str(failure)
             return result
-        await self._recall(result, objective, anchors)
+        await self._read_cached(result, objective, anchors)
         for _ in range(_ATTEMPTS):
-            waiting = [anchor for anchor in anchors if anchor.digest not in result.scores]
-            for start in range(0, len(waiting), _BATCH):
-                await self._ask(result, objective, waiting[start : start + _BATCH], images)
+            missing = [anchor for anchor in anchors if anchor.digest not in result.scores]
+            for start in range(0, len(missing), _BATCH_ANCHORS):
+                await self._request(result, objective, missing[start : start + _BATCH_ANCHORS], images)
         return result
 
     def _field(self, client: str, model: ModelRef, anchor: Anchor) -> str:
         return json.dumps([client, model.name, model.version, anchor.digest])
 
-    async def _recall(self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor]) -> None:
+    async def _read_cached(self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor]) -> None:
         assert result.model is not None
         names = [self._field(result.client, result.model, anchor) for anchor in anchors]
         values: Any = await self._redis.hmget(key("scores", objective.name), names)
@@ -93,18 +96,17 @@ class AnchorScorer:
             for anchor, value in zip(anchors, values, strict=True)
             if value is not None
         }
-        result.asked = len(anchors) - len(result.scores)
 
-    async def _ask(
+    async def _request(
         self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor], images: Mapping[str, bytes]
     ) -> None:
-        # A random order that nothing about the anchor tells, lest it say which response is preferred.
+        # The order is random and independent of the anchor, so that it does not reveal the preferred response.
         swapped = {anchor.digest: secrets.randbelow(2) == 1 for anchor in anchors}
-        batch = Batch([_item(anchor, objective, swapped[anchor.digest]) for anchor in anchors], images)
-        answers = await self._scoring.ask(result.client, batch, self._deadline_s)
-        kept: dict[Any, Any] = {}
+        batch = ScoreBatch([_item(anchor, objective, swapped[anchor.digest]) for anchor in anchors], images)
+        answers = await self._requester.request(result.client, batch, self._deadline_s)
+        new: dict[Any, Any] = {}
         for anchor, item in zip(anchors, batch.items, strict=True):
-            answer: Answer = answers[item.item_id]
+            answer: ClientResponse = answers[item.item_id]
             if answer.scores is None or answer.model is None:
                 result.problem = answer.detail
                 continue
@@ -113,9 +115,9 @@ class AnchorScorer:
                 continue
             first, second = answer.scores
             result.scores[anchor.digest] = (second, first) if swapped[anchor.digest] else (first, second)
-            kept[self._field(result.client, answer.model, anchor)] = json.dumps(result.scores[anchor.digest])
-        if kept:
-            await self._redis.hset(key("scores", objective.name), mapping=kept)
+            new[self._field(result.client, answer.model, anchor)] = json.dumps(result.scores[anchor.digest])
+        if new:
+            await self._redis.hset(key("scores", objective.name), mapping=new)
 
 
 async def score_all(
@@ -125,5 +127,5 @@ async def score_all(
     anchors: Sequence[Anchor],
     images: Mapping[str, bytes],
 ) -> list[AnchorScores]:
-    """Every client's scores, all clients at once."""
+    """Return every client's scores; all clients are called at once."""
     return list(await asyncio.gather(*(scorer.score(client, objective, anchors, images) for client in clients)))

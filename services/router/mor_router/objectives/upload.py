@@ -1,6 +1,6 @@
-"""Anchor uploads: ``mor.prefs/1`` as JSONL, pictures as data URIs or as files beside it in a multipart form.
+"""Reader of anchor uploads: ``mor.prefs/1`` as JSONL, pictures as data URIs or as files of a multipart form.
 
-What is uploaded is laid out in a folder of its own, and a data file reads nothing outside its folder.
+An upload is written to a temporary folder, and a data file cannot read anything outside its folder.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from pathlib import Path, PurePosixPath
 from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import DataFileError, Invalid
 
-from mor_router.objectives.objectives import Anchor, digest_of
+from mor_router.objectives.objective_store import Anchor, digest_of
 
 _FILE = "anchors.jsonl"
 
 
 def read_upload(lines: bytes, files: Mapping[str, bytes]) -> tuple[list[Anchor], dict[str, bytes]]:
-    """Anchors and their images by hash, from the text of a JSONL file and the files that it names.
+    """Read anchors, and their images by hash, from the text of a JSONL file and the files that it names.
 
     Raises:
-        DataFileError: the line that is wrong and what to do.
-        Invalid: a file name that leaves the upload.
+        DataFileError: a line is wrong; the message names it.
+        Invalid: a file name points outside the upload.
     """
     with tempfile.TemporaryDirectory(prefix="mor-anchors-") as name:
         folder = Path(name)
         for path, content in files.items():
-            target = folder / _inside(path)
+            target = folder / _checked(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         (folder / _FILE).write_bytes(lines)
@@ -40,7 +40,7 @@ def read_upload(lines: bytes, files: Mapping[str, bytes]) -> tuple[list[Anchor],
     return [_anchor(row) for row in preferences], images
 
 
-def _inside(path: str) -> PurePosixPath:
+def _checked(path: str) -> PurePosixPath:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or pure == PurePosixPath(_FILE):
         raise Invalid(f"file name {path[:100]!r}: a path relative to the anchors file is wanted, without '..'")

@@ -1,1 +1,1 @@
-"""Groups in, rewards out, with an account of what every client said and counted for."""
+"""Rewards of groups, with an account of every client's scores and weight."""

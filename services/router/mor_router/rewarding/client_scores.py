@@ -1,52 +1,40 @@
-"""The account of a group: what every client said, what it counted for, why one was left out; and the metrics."""
+"""Each client's line in a group's account: its scores, its weight, or why it has none; and the group's metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from mor_core.wire import ClientScore, ModelRef
+from mor_core.wire import ClientScore
 
 from mor_router import metrics
-from mor_router.clients.registry import ClientRecord
-from mor_router.clients.responses import Answer
-from mor_router.mathematics.fuse import Fused, Lens, NoQuorum, beyond
+from mor_router.clients.responses import ClientResponse
+from mor_router.mathematics.group_fusion import FusedGroup, NoQuorum, ObjectiveWeights, ood_score
+from mor_router.rewarding.scoring_plan import ScoringPlan, stale_reason
 
 
-def stale(serves: ModelRef | None, fitted: ModelRef) -> str:
-    """What is told of a client whose calibration was fitted on another model."""
-    now = f"serves {serves.name} {serves.version}; " if serves is not None else ""
-    return f"{now}its calibration was fitted on {fitted.name} {fitted.version}; fit the objective again"
-
-
-def voters(
+def weighted(
+    plan: ScoringPlan,
     gate_weights: Mapping[str, float],
-    answers: Mapping[str, Answer],
-    outcome: Fused | NoQuorum,
-    fitted_on: Sequence[Mapping[str, ModelRef]],
+    answers: Mapping[str, ClientResponse],
+    outcome: FusedGroup | NoQuorum,
 ) -> tuple[ClientScore, ...]:
-    """The clients with a say, in the gate's order. ``fitted_on``: client -> model, for each objective."""
+    """List the clients with weight in this group, in the gate's order."""
+    fitted_on = [part.models for part in plan.gates.parts]
     scores = []
     for name, share in gate_weights.items():
         answer = answers[name]
-        fitted_before = [
-            models[name]
-            for models in fitted_on
-            if name in models and answer.model is not None and answer.model != models[name]
-        ]
-        metrics.STALE_CALIBRATION.labels(name).set(bool(fitted_before))
-        detail = answer.detail
-        if fitted_before:
-            detail = stale(answer.model, fitted_before[0])
+        stale = stale_reason(name, answer.model, fitted_on)
+        metrics.STALE_CALIBRATION.labels(name).set(stale is not None)
         score = ClientScore(
             client=name,
             model=answer.model,
             status=answer.status,
-            detail=detail,
+            detail=stale or answer.detail,
             raw=answer.scores,
             gate_weight=share,
             seconds=answer.seconds,
         )
-        if isinstance(outcome, Fused) and name in outcome.clients:
+        if isinstance(outcome, FusedGroup) and name in outcome.clients:
             k = outcome.clients.index(name)
             used = {
                 "standardised": tuple(outcome.standardised[k].tolist()),
@@ -58,48 +46,40 @@ def voters(
     return tuple(scores)
 
 
-LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS limits how many are asked"
-
-
-def unasked(voters: Collection[str], asked: Collection[str]) -> tuple[ClientScore, ...]:
-    """The clients that had a say elsewhere, and were not asked about this group."""
+def not_called(plan: ScoringPlan, called: Collection[str]) -> tuple[ClientScore, ...]:
+    """List the clients with weight in other groups that were not called for this one."""
     return tuple(
-        ClientScore(client=name, status="not_asked", detail=LESS_TRUSTED) for name in voters if name not in asked
+        ClientScore(client=name, status="not_asked", detail=plan.reason_without_weight(name))
+        for name in plan.weighted_clients
+        if name not in called
     )
 
 
-def others(
-    records: Mapping[str, ClientRecord],
-    shadows: Sequence[str],
-    outdated: Mapping[str, str],
-    answers: Mapping[str, Answer],
-) -> tuple[ClientScore, ...]:
-    """The clients without a say, and why."""
+def unweighted(plan: ScoringPlan, answers: Mapping[str, ClientResponse]) -> tuple[ClientScore, ...]:
+    """List the clients that have no weight in any group of this plan, and why."""
     scores = []
-    for name, record in records.items():
+    for name, record in plan.records.items():
         answer = answers.get(name)
-        if name in shadows:
-            missing = outdated.get(name, "not in the gate; fit the objective again")
-            why = "on probation" if record.state == "probation" else missing
+        if name in plan.shadows:
+            why = plan.reason_without_weight(name)
             if answer is None:
-                why += "; slower than the clients with a say"
+                why += "; slower than the weighted clients"
             elif answer.status != "ok":
                 why += f"; {answer.status}: {answer.detail}"
-            heard = answer or Answer("ok")
+            given = answer or ClientResponse("ok")
             scores.append(
                 ClientScore(
-                    client=name, status="shadow", detail=why, model=heard.model, raw=heard.scores, seconds=heard.seconds
+                    client=name, status="shadow", detail=why, model=given.model, raw=given.scores, seconds=given.seconds
                 )
             )
         elif record.state in ("paused", "quarantined"):
-            why = f"{record.state}: {record.reason or 'no reason given'}"
-            scores.append(ClientScore(client=name, status="not_asked", detail=why))
+            scores.append(ClientScore(client=name, status="not_asked", detail=plan.reason_without_weight(name)))
     return tuple(scores)
 
 
-def observe(fused: Fused, lenses: Sequence[Lens]) -> None:
+def observe(fused: FusedGroup, objective_weights: Sequence[ObjectiveWeights]) -> None:
     """Count a scored group in the metrics."""
-    metrics.BEYOND.observe(beyond(lenses))
+    metrics.OOD_SCORE.observe(ood_score(objective_weights))
     for k, client in enumerate(fused.clients):
         metrics.CLIENT_REWARD.labels(client).observe(fused.calibrated[k].mean())
         metrics.CLIENT_REWARD_STD.labels(client).observe(fused.calibrated[k].std())

@@ -1,12 +1,13 @@
-"""What a client's scores did to the latest rewards, by objective.
+"""Influence of each client's scores on the latest rewards, by objective.
 
-With W_k the client's weight and c_ki its calibrated scores of a group, M_i = Σ_k W_k c_ki is the mixture (the reward
-itself with the default fusion) and
+It is measured on past rewards, unlike ``regional_slopes.influences``, which follow from a gate alone. With W_k the
+client's weight and c_ki its calibrated scores of a group, M_i = Σ_k W_k c_ki is the mixture (the reward itself with
+the default fusion) and
 
     share_k = Σ_groups Cov_i( W_k c_ki, M_i ) / Σ_groups Var_i( M_i )
 
-the client's share of the within-group variance: what GRPO learns from. Shares sum to 1 over clients; one that pulls
-against the others has a negative share.
+the client's share of the within-group variance, which is GRPO's learning signal. Shares sum to 1 over clients; a client
+that pulls against the others has a negative share.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from mor_core.clients import Influence, ObjectiveInfluence
-from mor_core.wire import ClientScore, Finite, ObjectiveShare, Wire
+from mor_core.wire import ClientScore, Finite, GroupReward, ObjectiveShare, Wire
 from numpy import ndarray
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
@@ -26,39 +27,41 @@ from redis.asyncio import Redis
 from mor_router.store import key
 
 _LATEST = 2000
+"""Groups kept for each client; ``mor_core.clients.Influence`` documents the number."""
 _TTL_S = 7 * 86400
+"""Seconds after the last group for which the contributions are kept: a week, to cover pauses between runs."""
 _NONE = "(none)"
 
 
-class Trace(Wire):
-    """What one client did to one group."""
+class Contribution(Wire):
+    """One client's part in one rewarded group."""
 
     at: float
     objective: str
     weight: Finite
     covariance: Finite
-    """Of its part with the mixture, over the group's responses, squared logits."""
+    """Covariance of the client's part with the mixture over the group's responses, squared logits."""
     variance: Finite
-    """Of the mixture."""
+    """Variance of the mixture over the group's responses, squared logits."""
     left_out: str | None
-    """The status of its answer where it does not count."""
+    """Status of its answer where it does not count."""
 
 
-_TRACE = TypeAdapter(Trace)
+_CONTRIBUTION = TypeAdapter(Contribution)
 
 
 def label(objectives: Sequence[ObjectiveShare]) -> str:
-    """The word that a group's objectives are counted under."""
+    """Return the label under which a group's objectives are counted."""
     return "+".join(line.name for line in objectives) or _NONE
 
 
-def traces(objective: str, clients: Sequence[ClientScore], at: float) -> dict[str, Trace]:
-    """What each client did to one rewarded group."""
+def contributions(objective: str, clients: Sequence[ClientScore], at: float) -> dict[str, Contribution]:
+    """Compute each client's contribution to one rewarded group."""
     parts = {line.client: line.weight * np.array(line.calibrated) for line in clients if line.calibrated is not None}
     mixture: Float[ndarray, " group"] = np.sum(list(parts.values()), axis=0)
     centred = mixture - mixture.mean()
     return {
-        line.client: Trace(
+        line.client: Contribution(
             at=at,
             objective=objective,
             weight=line.weight,
@@ -70,45 +73,46 @@ def traces(objective: str, clients: Sequence[ClientScore], at: float) -> dict[st
     }
 
 
-def summary(client: str, seen: Sequence[Trace]) -> Influence:
-    """The traces of one client, added up."""
+def summary(client: str, seen: Sequence[Contribution]) -> Influence:
+    """Add up the contributions of one client."""
     found = []
-    for objective in sorted({trace.objective for trace in seen}):
-        lines = [trace for trace in seen if trace.objective == objective]
-        variance = sum(trace.variance for trace in lines)
-        missed = [trace.left_out for trace in lines if trace.left_out is not None]
+    for objective in sorted({line.objective for line in seen}):
+        lines = [line for line in seen if line.objective == objective]
+        variance = sum(line.variance for line in lines)
+        missed = [line.left_out for line in lines if line.left_out is not None]
         found.append(
             ObjectiveInfluence(
                 objective=objective,
                 groups=len(lines),
                 counted=len(lines) - len(missed),
-                mean_weight=sum(trace.weight for trace in lines) / len(lines),
-                variance_share=sum(trace.covariance for trace in lines) / variance if variance else None,
+                mean_weight=sum(line.weight for line in lines) / len(lines),
+                variance_share=sum(line.covariance for line in lines) / variance if variance else None,
                 left_out={status: missed.count(status) for status in sorted(set(missed))},
             )
         )
-    return Influence(client=client, since=min((trace.at for trace in seen), default=None), objectives=tuple(found))
+    return Influence(client=client, since=min((line.at for line in seen), default=None), objectives=tuple(found))
 
 
-class Influences:
-    """The latest traces in the store."""
+class InfluenceLog:
+    """The latest contributions of each client, in Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def note(self, groups: Sequence[tuple[Sequence[ObjectiveShare], Sequence[ClientScore]]]) -> None:
-        """Count rewarded groups: what each was rewarded for, and its account."""
+    async def record(self, groups: Sequence[GroupReward]) -> None:
+        """Record the clients' contributions to rewarded groups."""
         if not groups:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
-            for objectives, clients in groups:
-                for client, trace in traces(label(objectives), clients, time.time()).items():
+            for group in groups:
+                for client, line in contributions(label(group.objectives), group.clients, time.time()).items():
                     name = key("influence", client)
-                    pipe.lpush(name, trace.model_dump_json())
+                    pipe.lpush(name, line.model_dump_json())
                     pipe.ltrim(name, 0, _LATEST - 1)
                     pipe.expire(name, _TTL_S)
             await pipe.execute()
 
     async def of(self, client: str) -> Influence:
+        """Summarise one client's latest contributions."""
         values: Any = await self._redis.lrange(key("influence", client), 0, _LATEST - 1)
-        return summary(client, [_TRACE.validate_json(value) for value in values])
+        return summary(client, [_CONTRIBUTION.validate_json(value) for value in values])

@@ -1,4 +1,4 @@
-"""The latest raw scores of each client: what the cold start measures clients by."""
+"""Store of each client's latest raw scores, which standardise it where there is no fit yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from mor_router.store import key
 
 _PAIRS = 512
+"""Latest pairs kept for each client and model: enough for a median, small enough to read for each batch."""
 _TTL_S = 7 * 86400
+"""Seconds after the last score for which the pairs are kept: a week, to cover pauses between runs."""
 _PAIR = struct.Struct("<dd")
 
 
@@ -28,7 +30,7 @@ class RecentScores:
     async def standardiser(
         self, client: str, model: ModelRef, groups: Sequence[Sequence[float]], *, remember: bool
     ) -> Standardiser | None:
-        """Fitted on neighbouring pairs of ``groups`` and of the groups before; ``None`` where no group has a pair."""
+        """Fit on neighbouring pairs of ``groups`` and of earlier groups; ``None`` where no group has a pair."""
         name = key("recent", client, model.name, model.version)
         pairs = [pair for group in groups for pair in itertools.pairwise(group)]
         stored: Any

@@ -1,1 +1,1 @@
-"""The routes of the HTTP service, one file for each noun."""
+"""Routes of the HTTP service, one file per resource."""

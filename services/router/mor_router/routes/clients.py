@@ -16,7 +16,7 @@ from mor_router.routes.context import (
     Reader,
     ReaderOrClient,
     Running,
-    check_sees,
+    check_may_see,
 )
 
 routes = APIRouter(prefix="/v1/clients", tags=["clients"])
@@ -24,51 +24,54 @@ routes = APIRouter(prefix="/v1/clients", tags=["clients"])
 
 @routes.post("", status_code=201, summary="Enrol a client")
 async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -> Enrolled:
-    """Judges the address, reads the card, has a tiny group scored with the given token; keeps the client if all went
-    well. The answer holds the token of the client's own page, once. A token of scope ``enrolment`` starts no client
-    as ``active``."""
+    """Check the address, read the card and have a probe item scored with the given token; store the client if all
+    succeeds. The response contains the token of the client's own page, once. A token of scope ``enrolment`` cannot
+    enrol a client as ``active``."""
     if caller.scope == Scope.enrolment and request.state != "probation":
         raise Forbidden("a token of scope enrolment enrols on probation only; ask the platform team to activate")
-    return await router.enroller.enrol(request, caller.name)
+    return await router.clients.enroller.enrol(request, caller.name)
 
 
 @routes.get("", summary="All clients")
 async def listing(router: Running, _: Reader) -> list[Client]:
-    return [record.public() for record in await router.registry.all()]
+    return [record.public() for record in await router.clients.registry.all()]
 
 
 @routes.get("/{name}", summary="One client, with its health")
 async def one(name: str, router: Running, caller: ReaderOrClient) -> ClientStatus:
-    check_sees(caller, name)
-    await router.registry.get(name)
-    await router.pool.refresh()
-    circuit: Any = await router.pool.circuit(name)
+    check_may_see(caller, name)
+    await router.clients.registry.get(name)
+    await router.clients.pool.refresh()
+    circuit: Any = await router.clients.pool.circuit(name)
     return ClientStatus(
-        client=router.pool.records[name].public(), circuit=circuit, last_error=router.pool.problem(name)
+        client=router.clients.pool.records[name].public(),
+        circuit=circuit,
+        last_error=router.clients.pool.last_error(name),
     )
 
 
-@routes.get("/{name}/influence", summary="What a client's scores did to recent rewards")
+@routes.get("/{name}/influence", summary="Influence of a client's scores on recent rewards")
 async def influence(name: str, router: Running, caller: ReaderOrClient) -> Influence:
-    """By objective, over the latest groups that got a reward: mean weight, share of the within-group variance, and in
-    how many groups its scores did not count, by reason. A client's own token shows its own only."""
-    check_sees(caller, name)
-    await router.registry.get(name)
-    return await router.influences.of(name)
+    """Return, by objective and over the latest rewarded groups: mean weight, share of the within-group variance, and
+    the number of groups in which the client's scores did not count, by reason. A client's own token shows its own
+    influence only."""
+    check_may_see(caller, name)
+    await router.clients.registry.get(name)
+    return await router.rewarding.influences.of(name)
 
 
 @routes.patch("/{name}", summary="Pause, resume or move a client")
 async def change(name: str, request: Change, router: Running, caller: Admin) -> Client:
-    return (await router.enroller.change(name, request, caller.name)).public()
+    return (await router.clients.enroller.change(name, request, caller.name)).public()
 
 
 @routes.post("/{name}/rotate", summary="Replace a client's credentials")
 async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -> Rotated:
-    return await router.enroller.rotate(name, request, caller.name)
+    return await router.clients.enroller.rotate(name, request, caller.name)
 
 
 @routes.delete("/{name}", status_code=204, summary="Revoke a client")
 async def revoke(name: str, router: Running, caller: ClientOrAdmin) -> None:
-    """It is not asked again, its secret is deleted and its own token ends. A client may revoke itself."""
-    check_sees(caller, name)
-    await router.enroller.revoke(name, caller.name)
+    """Delete the client and its secret, end its own token, and call it no more. A client may revoke itself."""
+    check_may_see(caller, name)
+    await router.clients.enroller.revoke(name, caller.name)

@@ -1,4 +1,4 @@
-"""What the routes share: the router at work, who is calling, and what each caller may see."""
+"""Dependencies of the routes: the running router, the caller, and the caller's rights."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ ReaderOrClient = Annotated[Principal, Depends(require(Scope.viewer, Scope.servic
 ScorerOrClient = Annotated[Principal, Depends(require(Scope.service, Scope.client))]
 
 
-def sees(caller: Principal, client: str) -> bool:
-    """Whether ``caller`` may see figures of ``client``: a client sees its own only."""
+def may_see(caller: Principal, client: str) -> bool:
+    """Return whether ``caller`` may see figures of ``client``: a client sees its own only."""
     return caller.scope != Scope.client or caller.name == client
 
 
-def check_sees(caller: Principal, client: str) -> None:
-    """
+def check_may_see(caller: Principal, client: str) -> None:
+    """Check that ``caller`` may see figures of ``client``.
+
     Raises:
-        Forbidden: a client asks for another one.
+        Forbidden: the caller is another client.
     """
-    if not sees(caller, client):
-        raise Forbidden(f"token of client {caller.name!r} is good for its own page only, not for that of {client!r}")
+    if not may_see(caller, client):
+        raise Forbidden(f"the token of client {caller.name!r} opens its own page only, not that of {client!r}")

@@ -1,4 +1,4 @@
-"""``/v1/objectives``: make, give anchors, fit, choose the gate version in force."""
+"""``/v1/objectives``: create objectives, upload anchors, fit gates, choose the active gate version."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mor_router.routes.context import Admin, Reader, Running
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
 
 _MOST_FILES = 20_000
+"""Pictures in one upload: more than anchors in any sensible set; the bytes of a request have a bound of their own."""
 _UPLOAD = {
     "requestBody": {
         "required": True,
@@ -42,49 +43,49 @@ _UPLOAD = {
 }
 
 
-@routes.post("", status_code=201, summary="Make an objective")
-async def make(request: NewObjective, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.add(request.name, request.text, request.paraphrases)
-    router.audit.record("objective", request.name, caller.name)
-    router.served.forget()
+@routes.post("", status_code=201, summary="Create an objective")
+async def create(request: NewObjective, router: Running, caller: Admin) -> Objective:
+    objective = await router.objectives.store.add(request.name, request.text, request.paraphrases)
+    router.resources.audit.record("objective", request.name, caller.name)
+    router.objectives.gate_resolver.invalidate()
     return objective
 
 
 @routes.get("", summary="All objectives")
 async def listing(router: Running, _: Reader) -> list[Objective]:
-    return await router.objectives.all()
+    return await router.objectives.store.all()
 
 
 @routes.get("/{name}", summary="One objective")
 async def one(name: str, router: Running, _: Reader) -> Objective:
-    return await router.objectives.get(name)
+    return await router.objectives.store.get(name)
 
 
-@routes.patch("/{name}", summary="Change the other wordings of an objective")
+@routes.patch("/{name}", summary="Change the paraphrases of an objective")
 async def change(name: str, request: ObjectiveChange, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.rephrase(name, request.paraphrases)
-    router.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
-    router.served.forget()
+    objective = await router.objectives.store.rephrase(name, request.paraphrases)
+    router.resources.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
+    router.objectives.gate_resolver.invalidate()
     return objective
 
 
 @routes.delete("/{name}", status_code=204, summary="Delete an objective with its anchors and gate versions")
 async def remove(name: str, router: Running, caller: Admin) -> None:
-    await router.objectives.remove(name)
-    router.audit.record("objective", name, caller.name, deleted="true")
-    router.served.forget()
+    await router.objectives.store.remove(name)
+    router.resources.audit.record("objective", name, caller.name, deleted="true")
+    router.objectives.gate_resolver.invalidate()
 
 
 @routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
 async def anchors(name: str, request: Request, router: Running, caller: Admin) -> Objective:
-    """Replaces the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
-    ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is kept; an error
-    names the line. Scores that clients gave to anchors which stay are kept."""
-    await router.objectives.get(name)
+    """Replace the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
+    ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error
+    names the line. Cached scores of anchors that stay are kept."""
+    await router.objectives.store.get(name)
     lines, files = await _read(request)
     pairs, images = await asyncio.to_thread(read_upload, lines, files)
-    objective = await router.objectives.put_anchors(name, pairs, images)
-    router.audit.record("anchors", name, caller.name, pairs=len(pairs))
+    objective = await router.objectives.store.put_anchors(name, pairs, images)
+    router.resources.audit.record("anchors", name, caller.name, pairs=len(pairs))
     return objective
 
 
@@ -105,69 +106,73 @@ async def _read(request: Request) -> tuple[bytes, dict[str, bytes]]:
 
 @routes.post("/{name}/fit", summary="Fit a gate version on the anchors")
 async def fit(name: str, router: Running, caller: Admin, request: FitRequest | None = None) -> GateSummary:
-    """Has every client that is active or on probation score the anchors it has not scored with its present model, fits
-    calibration and gate, and answers with the report. By default the version is put in force, which makes those of its
-    clients active that were on probation."""
-    asked = request or FitRequest()
-    gate = await router.fitting.fit(name, caller.name, activate=asked.activate, newcomers_only=asked.newcomers_only)
-    router.served.forget()
+    """Have every client that is active or on probation score the anchors that it has not scored with its present model,
+    fit calibration and gate, and return the report. By default the version becomes active, and with it those of its
+    clients that were on probation."""
+    options = request or FitRequest()
+    gate = await router.learning.gate_fitter.fit(
+        name, caller.name, activate=options.activate, newcomers_only=options.newcomers_only
+    )
+    router.objectives.gate_resolver.invalidate()
     return gate.summary()
 
 
-@routes.put("/{name}/labeller", summary="Say who labels the policy's own responses")
+@routes.put("/{name}/labeller", summary="Set the labeller of the policy's own responses")
 async def put_labeller(name: str, choice: LabellerChoice, router: Running, caller: Admin) -> StoredLabeller:
-    """A checker (an endpoint of the reward contract, or a function installed beside the router) or a judge (an
-    OpenAI-compatible model). Its token is kept encrypted and never shown."""
-    await router.objectives.get(name)
-    stored = await router.labellers.put(name, choice)
-    router.audit.record("labeller", name, caller.name, kind=stored.kind, name=stored.name)
+    """Set a checker (an endpoint of the reward contract, or a function installed beside the router) or a judge (an
+    OpenAI-compatible model). Its token is stored encrypted and never returned."""
+    await router.objectives.store.get(name)
+    stored = await router.learning.labellers.put(name, choice)
+    router.resources.audit.record("labeller", name, caller.name, kind=stored.kind, name=stored.name)
     return stored
 
 
-@routes.get("/{name}/labeller", summary="Who labels the policy's own responses")
+@routes.get("/{name}/labeller", summary="Labeller of the policy's own responses")
 async def get_labeller(name: str, router: Running, _: Reader) -> StoredLabeller | None:
-    await router.objectives.get(name)
-    return await router.labellers.get(name)
+    await router.objectives.store.get(name)
+    return await router.learning.labellers.get(name)
 
 
-@routes.delete("/{name}/labeller", status_code=204, summary="Go back to old anchors, weighted by likeness")
+@routes.delete(
+    "/{name}/labeller", status_code=204, summary="Remove the labeller; refits weight old anchors by similarity"
+)
 async def remove_labeller(name: str, router: Running, caller: Admin) -> None:
-    await router.objectives.get(name)
-    await router.labellers.remove(name)
-    router.audit.record("labeller", name, caller.name, deleted="true")
+    await router.objectives.store.get(name)
+    await router.learning.labellers.remove(name)
+    router.resources.audit.record("labeller", name, caller.name, deleted="true")
 
 
-@routes.post("/{name}/refit", summary="Fit a gate version for what the policy says now")
+@routes.post("/{name}/refit", summary="Fit a gate version on the policy's present responses")
 async def refit(name: str, router: Running, caller: Admin, request: RefitRequest | None = None) -> GateSummary:
-    """Has the policy answer questions of the anchors and the objective's checker or judge label the answers; the
-    labelled pairs join the anchors, and a gate version is fitted on all. Without checker or judge the old anchors that
-    are most like the policy's answers are fitted on. ``refitted`` of the answer tells what came of it."""
-    gate = await router.refitting.refit(name, caller.name, activate=(request or RefitRequest()).activate)
-    router.served.forget()
+    """Have the policy answer questions of the anchors and the objective's checker or judge label the responses; add the
+    labelled pairs to the anchors, and fit a gate version on all. Without checker or judge, fit on the old anchors that
+    are most similar to the policy's responses. ``refitted`` of the returned summary has the outcome."""
+    gate = await router.learning.online_refit.refit(name, caller.name, activate=(request or RefitRequest()).activate)
+    router.objectives.gate_resolver.invalidate()
     return gate.summary()
 
 
 @routes.get("/{name}/gates", summary="Gate versions of an objective")
 async def versions(name: str, router: Running, _: Reader) -> list[GateSummary]:
-    await router.objectives.get(name)
-    return await router.gates.all(name)
+    await router.objectives.store.get(name)
+    return await router.objectives.gates.all(name)
 
 
 @routes.get("/{name}/gates/{version}", summary="One gate version with all parameters")
 async def version(name: str, version: int, router: Running, _: Reader) -> GateVersion:
-    return await router.gates.get(name, version)
+    return await router.objectives.gates.get(name, version)
 
 
-@routes.post("/{name}/gates/{version}/activate", summary="Put a gate version in force")
+@routes.post("/{name}/gates/{version}/activate", summary="Activate a gate version")
 async def activate(name: str, version: int, router: Running, caller: Admin) -> Objective:
-    objective = await router.fitting.activate(name, version, caller.name)
-    router.served.forget()
+    objective = await router.learning.gate_fitter.activate(name, version, caller.name)
+    router.objectives.gate_resolver.invalidate()
     return objective
 
 
-@routes.post("/{name}/gates/rollback", summary="Put the gate version in force that was before")
+@routes.post("/{name}/gates/rollback", summary="Activate the previous gate version")
 async def rollback(name: str, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.roll_back(name)
-    router.audit.record("rollback", name, caller.name, version=objective.active)
-    router.served.forget()
+    objective = await router.objectives.store.roll_back(name)
+    router.resources.audit.record("rollback", name, caller.name, version=objective.active)
+    router.objectives.gate_resolver.invalidate()
     return objective

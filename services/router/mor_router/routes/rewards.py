@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -10,15 +11,15 @@ from mor_core import tracing
 from mor_core.auth import Scope
 from mor_core.errors import Conflict, Invalid
 from mor_core.images import sha256
-from mor_core.wire import Messages, image_hashes
+from mor_core.wire import Messages, RewardExplanation, image_hashes
 
-from mor_router.embedding import Input
+from mor_router.embedding import GateInput
 from mor_router.mathematics import gate
-from mor_router.mathematics.fuse import beyond, combined
-from mor_router.rewarding.client_scores import LESS_TRUSTED
-from mor_router.rewarding.pipeline import Groups, Verdict
-from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, sees
-from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, Routed, RouteRequest, RouteResponse
+from mor_router.mathematics.group_fusion import blended_slopes, blended_weights, ood_score
+from mor_router.mathematics.regional_slopes import influences
+from mor_router.rewarding.pipeline import GroupBatch, GroupOutcome, Unrewarded
+from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, may_see
+from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
 
 routes = APIRouter(prefix="/v1", tags=["rewards"])
 
@@ -26,88 +27,87 @@ routes = APIRouter(prefix="/v1", tags=["rewards"])
 @routes.post("/route", summary="Weights for an input, explained")
 async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) -> RouteResponse:
     _check_images([request.messages], request.images)
-    now = await router.rewarder.round(request.objective)
+    plan = await router.rewarding.pipeline.plan(request.objective)
     try:
-        lenses = await router.rewarder.opinion(Input(request.messages, request.images), now.force, now.voters)
+        objective_weights = await router.rewarding.pipeline.gate_weights(
+            GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
+        )
     except ValueError as error:
         if isinstance(error, Invalid):
             raise
         raise Conflict(str(error)) from error
-    weights = combined(lenses)
-    loudness = {
-        name: sum(lens.share * lens.weights.get(name, 0.0) * lens.slopes.get(name, 0.0) for lens in lenses)
-        for name in weights
-    }
-    total = sum(loudness.values())
+    weights = blended_weights(objective_weights)
+    slopes = blended_slopes(objective_weights)
+    shares = influences(np.array([list(weights.values())]), np.array([list(slopes.values())]))[0]
     lines = [
-        Routed(
+        RoutedClient(
             client=name,
             asked=True,
             weight=weight,
-            slope=loudness[name] / weight if weight else 0.0,
-            influence=loudness[name] / total if total else None,
+            slope=slopes[name],
+            influence=float(share) if shares.any() else None,
             reason=None,
         )
-        for name, weight in weights.items()
+        for (name, weight), share in zip(weights.items(), shares, strict=True)
     ]
-    for name, record in now.records.items():
-        if name in now.shadows:
-            missing = now.stale.get(name, "not in the gate: fit again")
-            reason = "on probation: asked in shadow" if record.state == "probation" else missing
-            lines.append(Routed(client=name, asked=True, weight=0, slope=None, influence=None, reason=reason))
-        elif name not in weights:
-            reason = LESS_TRUSTED if name in now.voters else f"{record.state}: {record.reason or 'no reason given'}"
-            lines.append(Routed(client=name, asked=False, weight=0, slope=None, influence=None, reason=reason))
+    lines += [
+        RoutedClient(
+            client=name,
+            asked=name in plan.shadows,
+            weight=0,
+            slope=None,
+            influence=None,
+            reason=plan.reason_without_weight(name),
+        )
+        for name in plan.records
+        if name not in weights
+    ]
     return RouteResponse(
-        objectives=now.force.objectives,
-        gate_version=now.force.version,
-        note=now.force.note,
+        objectives=plan.gates.objectives,
+        gate_version=plan.gates.version,
+        note=plan.gates.note,
         entropy=float(gate.entropy(np.array(list(weights.values())))),
-        beyond_anchors=beyond(lenses),
-        clients=tuple(line for line in lines if sees(caller, line.client)),
+        ood_score=ood_score(objective_weights),
+        clients=tuple(line for line in lines if may_see(caller, line.client)),
     )
 
 
 @routes.post("/reward", summary="Fused rewards of groups of responses")
 async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient, http: Request) -> RewardResponse:
-    """Asks the clients and fuses what they say. An item without a quorum has status ``error`` and no rewards; nothing
-    is ever scored 0 for want of an answer. A client's own token shows its own line and no rewards: beside one other
-    client, the sum less its own part would be the other's scores."""
+    """Request the clients' scores and fuse them. An item without a quorum has status ``error`` and no rewards; 0 never
+    stands for a missing score. A client's own token shows its own line and no rewards: with one other client, the
+    reward less its own part would reveal the other's scores."""
     names = [item.item_id for item in request.items]
     if len(set(names)) != len(names):
         raise Invalid("item_id must be distinct within a request")
     _check_images([item.messages for item in request.items], request.images)
     with tracing.span("reward", parent=http.headers.get(tracing.HEADER, ""), kind="server") as span:
-        verdicts, _ = await router.rewarder.reward(
-            Groups(request.items, request.images, dict.fromkeys(names, span.traceparent)),
-            request.deadline_s or router.settings.deadline_s,
+        outcomes, _ = await router.rewarding.pipeline.reward(
+            GroupBatch(request.items, request.images, dict.fromkeys(names, span.traceparent)),
+            request.deadline_s or router.resources.settings.deadline_s,
             fusion=request.fusion,
         )
-    shown = [_shown(verdict, lambda name: sees(caller, name)) for verdict in verdicts]
+    shown = [_shown(outcome, lambda name: may_see(caller, name)) for outcome in outcomes]
     if caller.scope == Scope.client:
         shown = [item.model_copy(update={"rewards": None}) for item in shown]
     return RewardResponse(items=tuple(shown))
 
 
-def _shown(verdict: Verdict, visible: Callable[[str], bool]) -> ItemReward:
-    return ItemReward(
-        item_id=verdict.item_id,
-        status="error" if verdict.rewards is None else "ok",
-        rewards=verdict.rewards,
-        detail=verdict.problem,
-        objectives=verdict.objectives,
-        gate_version=verdict.gate_version,
-        fusion=verdict.fusion,
-        entropy=verdict.entropy,
-        note=verdict.note,
-        clients=tuple(score for score in verdict.clients if visible(score.client)),
-    )
+def _shown(outcome: GroupOutcome, visible: Callable[[str], bool]) -> ItemReward:
+    result = outcome.result
+    explanation = {name: getattr(result, name) for name in RewardExplanation.model_fields}
+    explanation["clients"] = tuple(line for line in result.clients if visible(line.client))
+    shared: dict[str, Any] = {**explanation, "item_id": outcome.item_id, "note": outcome.note}
+    if isinstance(result, Unrewarded):
+        return ItemReward(status="error", rewards=None, detail=result.problem, entropy=0.0, **shared)
+    return ItemReward(status="ok", rewards=result.rewards, detail=None, entropy=result.entropy, **shared)
 
 
 def _check_images(conversations: Iterable[Messages], images: Mapping[str, bytes]) -> None:
-    """
+    """Check that each named image was sent, under the hash of its bytes.
+
     Raises:
-        Invalid: an image is named and not sent, or its bytes have another hash.
+        Invalid: an image is missing, or has another hash.
     """
     for messages in conversations:
         for digest in image_hashes(messages):

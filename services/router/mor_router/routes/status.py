@@ -9,30 +9,34 @@ from mor_core.clients import ClientStatus
 
 from mor_router import __version__
 from mor_router.routes.context import Reader, Running
-from mor_router.schemas import Status
+from mor_router.schemas import RouterStatus
 
 routes = APIRouter(prefix="/v1", tags=["status"])
 
 _DEFAULT_EMBEDDER = (
-    "words, colours and edges: tells kinds of questions and pictures apart and knows no meaning; "
+    "words, colours and edges: separates kinds of questions and pictures, without their meaning; "
     "set MOR_EMBED_TEXT_MODEL and MOR_EMBED_IMAGE_MODEL for finer regions"
 )
 
 
-@routes.get("/status", summary="What this router is doing")
-async def status(router: Running, _: Reader) -> Status:
+@routes.get("/status", summary="Configuration and state of this router")
+async def status(router: Running, _: Reader) -> RouterStatus:
     lines = []
-    for name, record in sorted(router.pool.records.items()):
-        circuit: Any = await router.pool.circuit(name)
-        lines.append(ClientStatus(client=record.public(), circuit=circuit, last_error=router.pool.problem(name)))
-    modelless = router.settings.embed_text_model is None or router.settings.embed_image_model is None
-    return Status(
+    for name, record in sorted(router.clients.pool.records.items()):
+        circuit: Any = await router.clients.pool.circuit(name)
+        lines.append(
+            ClientStatus(client=record.public(), circuit=circuit, last_error=router.clients.pool.last_error(name))
+        )
+    without_models = (
+        router.resources.settings.embed_text_model is None or router.resources.settings.embed_image_model is None
+    )
+    return RouterStatus(
         version=__version__,
-        embedder=router.embedder.name,
-        embedder_note=_DEFAULT_EMBEDDER if modelless else None,
-        fusion=router.settings.fusion,
-        quorum=router.settings.quorum,
-        runs=tuple(router.worker.runs),
+        embedder=router.resources.embedder.name,
+        embedder_note=_DEFAULT_EMBEDDER if without_models else None,
+        fusion=router.resources.settings.fusion,
+        quorum=router.resources.settings.quorum,
+        runs=tuple(router.reward_stage.runs),
         clients=tuple(lines),
-        objectives=tuple(await router.objectives.all()),
+        objectives=tuple(await router.objectives.store.all()),
     )

@@ -1,1 +1,1 @@
-"""Whether a client is what its answers at the fit made it look like: anchors in disguise, drift, quarantine."""
+"""Checks that clients behave as they did at the fit: honeypots, drift, disagreement, quarantine."""

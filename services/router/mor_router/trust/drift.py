@@ -1,7 +1,7 @@
-"""Drift: a client whose answers are no longer those that its calibration was fitted on loses its weight until a fit.
+"""Drift: a client that no longer scores as it did at the fit loses its weight until the next fit.
 
-Two things are looked at: its answers to interleaved anchors under the gate version in force, by a sequential test
-against what the fit expects (``expectation``), and the model version that it says it serves.
+Two signals count: a sequential test of its honeypot scores under the active gate version against its baseline at the
+fit (``drift_test``), and the model version that it reports.
 """
 
 from __future__ import annotations
@@ -19,36 +19,39 @@ from mor_core.wire import ModelRef
 from numpy import ndarray
 
 from mor_router import metrics
-from mor_router.audit import Audit
-from mor_router.clients.honeypot_scores import LiveAnswer, LiveAnswers
-from mor_router.clients.registry import ClientRecord, Registry
-from mor_router.mathematics.drift_test import Departure, depart, influences
-from mor_router.objectives.active_gates import Loaded, ServedGates
-from mor_router.objectives.objectives import COLD_START, Objectives
+from mor_router.audit import AuditLog
+from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores
+from mor_router.clients.registry import ClientRecord, ClientRegistry
+from mor_router.mathematics.drift_test import DriftResult, drift_result
+from mor_router.mathematics.regional_slopes import influences
+from mor_router.objectives.active_gates import GateResolver, LoadedGate
+from mor_router.objectives.objective_store import COLD_START, ObjectiveStore
 
 log = structlog.get_logger(__name__)
 
 
 class Drift:
+    """Detector of clients that drifted, and of clients that serve another model."""
+
     def __init__(
         self,
         *,
-        registry: Registry,
-        objectives: Objectives,
-        served: ServedGates,
-        live: LiveAnswers,
-        audit: Audit,
+        registry: ClientRegistry,
+        objectives: ObjectiveStore,
+        gate_resolver: GateResolver,
+        honeypot_scores: HoneypotScores,
+        audit: AuditLog,
         false_alarm: float,
     ) -> None:
         self._registry = registry
         self._objectives = objectives
-        self._served = served
-        self._live = live
+        self._gate_resolver = gate_resolver
+        self._honeypot_scores = honeypot_scores
         self._audit = audit
         self._threshold = -math.log(false_alarm)
 
-    async def review(self, name: str) -> dict[str, Departure]:
-        """Judge every client of the objective's gate in force by its interleaved anchors; what was found of each.
+    async def review(self, name: str) -> dict[str, DriftResult]:
+        """Test every client of the objective's active gate on its honeypots, and distrust those that drifted.
 
         Raises:
             NotFound: no such objective.
@@ -57,23 +60,22 @@ class Drift:
         objective = await self._objectives.get(name)
         if objective.active == COLD_START:
             return {}
-        gate = await self._served.load(objective)
+        gate = await self._gate_resolver.load(objective)
         answers = [
             answer
-            for answer in await self._live.all(name)
+            for answer in await self._honeypot_scores.all(name)
             if answer.gate == objective.active and gate.models.get(answer.client) == answer.model
         ]
-        found = await asyncio.to_thread(_departures, gate, answers, await self._live.vectors(name))
-        for client, departure in found.items():
-            metrics.DRIFT.labels(client).set(departure.log_evidence / math.log(10))
-            if departure.log_evidence >= self._threshold:
-                reason = f"drift for {name!r} under gate version {objective.active}: {departure.reason}"
+        found = await asyncio.to_thread(_drift_results, gate, answers, await self._honeypot_scores.embeddings(name))
+        for client, result in found.items():
+            metrics.DRIFT.labels(client).set(result.log_evidence / math.log(10))
+            if result.log_evidence >= self._threshold:
+                reason = f"drift for {name!r} under gate version {objective.active}: {result.reason}"
                 await self.distrust(client, reason)
         return found
 
     async def distrust(self, client: str, reason: str) -> None:
-        """Take the weight of a client that answers otherwise than at the fit; only interleaved anchors count from now
-        on, until enough of them speak for it."""
+        """Put a client on probation; only its honeypots count from now on, until enough of them are in its favour."""
         newly = False
 
         def change(record: ClientRecord) -> ClientRecord:
@@ -88,25 +90,24 @@ class Drift:
             return  # removed meanwhile
         if newly:
             self._audit.record("drift", client, "router", state="probation", reason=reason)
-            log.warning("a client lost its weight until a fit finds it good again", client=client, reason=reason)
+            log.warning("a client lost its weight until a fit restores it", client=client, reason=reason)
 
-    async def renewed(self, client: str, serves: ModelRef) -> None:
-        """Note that a client answers with another model than it was known to serve. Gates that were fitted on the old
-        one do not count it from now on."""
-        before = await self._registry.serves(client, serves)
+    async def record_model(self, client: str, serves: ModelRef) -> None:
+        """Record the model that a client serves; gates fitted on another model give it no weight from now on."""
+        before = await self._registry.record_model(client, serves)
         if before is not None:
-            self._audit.record("drift", client, "router", model=_told(serves), before=_told(before))
-            log.warning("a client serves another model; fit again", client=client, model=_told(serves))
+            self._audit.record("drift", client, "router", model=_text(serves), before=_text(before))
+            log.warning("a client serves another model; fit again", client=client, model=_text(serves))
 
 
-def _told(model: ModelRef) -> str:
+def _text(model: ModelRef) -> str:
     return f"{model.name} {model.version}"
 
 
-def _departures(
-    gate: Loaded, answers: Sequence[LiveAnswer], vectors: Mapping[str, Float[ndarray, " features"]]
-) -> dict[str, Departure]:
-    by_client: dict[str, list[LiveAnswer]] = {}
+def _drift_results(
+    gate: LoadedGate, answers: Sequence[HoneypotScore], vectors: Mapping[str, Float[ndarray, " features"]]
+) -> dict[str, DriftResult]:
+    by_client: dict[str, list[HoneypotScore]] = {}
     for answer in answers:
         if answer.digest in vectors and answer.client in gate.expected:
             by_client.setdefault(answer.client, []).append(answer)
@@ -121,5 +122,5 @@ def _departures(
     for client, own in sorted(by_client.items()):
         rows = [row[answer.digest] for answer in own]
         differences = np.array([answer.difference for answer in own])
-        found[client] = depart(gate.expected[client], differences, influence[rows, mixture.clients.index(client)])
+        found[client] = drift_result(gate.expected[client], differences, influence[rows, mixture.clients.index(client)])
     return found

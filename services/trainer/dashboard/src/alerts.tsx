@@ -6,6 +6,7 @@ import { Lost } from "./parts.tsx";
 import { runAddress } from "./route.ts";
 import type { Alert, Caller } from "./types.ts";
 
+/** Alerts of all runs have no event stream. */
 const EVERY_S = 5;
 
 export function AlertsPage({ caller }: { caller: Caller }) {
@@ -47,7 +48,7 @@ function Alerts({ run, version, caller }: { run: string | null; version: number;
 
 interface EntryProps {
   alert: Alert;
-  /** Whether the run is told. */
+  /** Whether the run's name is shown. */
   named: boolean;
   admin: boolean;
   changed: () => void;

@@ -1,11 +1,12 @@
-/** Calls of the trainer's API with the token of this tab. */
+/** Client of run control's API, with the token of this tab. */
 
 import type { Caller } from "./types.ts";
 
 const KEY = "mor-token";
+/** Bound of an answer, generous for a slow line. */
 const TIMEOUT_MS = 20_000;
 
-/** An answer that is an error, as problem+json tells it; status 0 where no answer came. */
+/** Error answer (problem+json); status 0 where no answer came. */
 export class ApiError extends Error {
   constructor(
     readonly status: number,
@@ -23,7 +24,7 @@ export function takeTokenFromAddress(): void {
   history.replaceState(null, "", location.pathname);
 }
 
-/** A token with characters that no header can carry is as good as none. */
+/** Store the token; one with characters that no header can carry is stored as none. */
 export function setToken(token: string): void {
   sessionStorage.setItem(KEY, /^[\x21-\x7e]*$/.test(token) ? token : "");
 }
@@ -36,8 +37,8 @@ export function hasToken(): boolean {
   return Boolean(sessionStorage.getItem(KEY));
 }
 
-/** An answer that is none of an error.
- * @throws ApiError */
+/** Send a request and return its answer.
+ * @throws ApiError for an error answer, or none */
 export async function request(path: string, options: RequestInit = {}): Promise<Response> {
   const token = sessionStorage.getItem(KEY) ?? "";
   const headers = { Authorization: `Bearer ${token}`, ...options.headers };
@@ -47,15 +48,15 @@ export async function request(path: string, options: RequestInit = {}): Promise<
     reply = await fetch(path, { ...options, headers, signal, redirect: "error", credentials: "omit" });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new ApiError(0, "run control gives no answer");
+    throw new ApiError(0, "run control does not answer");
   }
   if (!reply.ok) throw await problem(reply);
   return reply;
 }
 
 async function problem(reply: Response): Promise<ApiError> {
-  const told = (await reply.json().catch(() => ({}))) as { detail?: unknown };
-  const detail = typeof told.detail === "string" ? told.detail : `run control answered ${reply.status}`;
+  const content = (await reply.json().catch(() => ({}))) as { detail?: unknown };
+  const detail = typeof content.detail === "string" ? content.detail : `run control answered ${reply.status}`;
   const after = Number(reply.headers.get("Retry-After"));
   return new ApiError(reply.status, detail, after > 0 ? after : null);
 }
@@ -74,7 +75,7 @@ async function body<T>(reply: Response): Promise<T> {
   try {
     return (await reply.json()) as T;
   } catch {
-    throw new ApiError(0, "the answer of run control broke off");
+    throw new ApiError(0, "the answer of run control is incomplete");
   }
 }
 

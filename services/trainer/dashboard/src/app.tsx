@@ -1,7 +1,7 @@
-/** The frame of every page: who reads, where to, and what to do when nobody may. */
+/** Frame of every page: navigation, caller, and the form for a token. */
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { ApiError, caller as askCaller, forgetToken, hasToken } from "./api.ts";
+import { ApiError, caller as getCaller, forgetToken, hasToken } from "./api.ts";
 import { AlertsPage } from "./alerts.tsx";
 import { pause, sleep } from "./backoff.ts";
 import { useRoute } from "./hooks.ts";
@@ -17,10 +17,10 @@ export function App() {
   const route = useRoute();
   const [version, setVersion] = useState(0);
   const { caller, problem, again } = useCaller(version);
-  const [asking, setAsking] = useState(false);
-  const signIn = asking || !hasToken() || problem?.status === 401 || problem?.status === 403;
+  const [changing, setChanging] = useState(false);
+  const signIn = changing || !hasToken() || problem?.status === 401 || problem?.status === 403;
   const signed = () => {
-    setAsking(false);
+    setChanging(false);
     setVersion(version + 1);
   };
   const out = () => {
@@ -43,19 +43,19 @@ export function App() {
         <ThemeChoice />
         {caller && (
           <p class="caller">
-            {caller.name} ({caller.scope}) <button type="button" onClick={() => setAsking(true)}>Other token</button>{" "}
+            {caller.name} ({caller.scope}) <button type="button" onClick={() => setChanging(true)}>Other token</button>{" "}
             <button type="button" onClick={out}>Forget token</button>
           </p>
         )}
       </header>
       <main id="main" tabIndex={-1}>
         {signIn ? (
-          <Login problem={problem?.message ?? null} done={signed} cancel={caller && asking ? () => setAsking(false) : null} />
+          <Login problem={problem?.message ?? null} done={signed} cancel={caller && changing ? () => setChanging(false) : null} />
         ) : (
           <>
             {problem && <Lost problem={problem} retryAt={null} retry={again} />}
             {caller && <Page route={route} caller={caller} />}
-            {!caller && !problem && <p role="status">Asking run control …</p>}
+            {!caller && !problem && <p role="status">Connecting to run control …</p>}
           </>
         )}
       </main>
@@ -81,16 +81,16 @@ function Page({ route, caller }: { route: Route; caller: Caller }) {
   );
 }
 
-/** Who the token belongs to, asked until there is an answer. */
+/** Look up the owner of the token, until there is an answer. */
 function useCaller(version: number) {
   const [found, setFound] = useState<{ caller: Caller | null; problem: ApiError | null }>({ caller: null, problem: null });
-  const [asked, setAsked] = useState(0);
+  const [attempt, setAttempt] = useState(0);
   useEffect(() => {
     const end = new AbortController();
     const keep = async () => {
       for (let failures = 0; hasToken() && !end.signal.aborted; failures += 1) {
         try {
-          const caller = await askCaller();
+          const caller = await getCaller();
           return end.signal.aborted ? undefined : setFound({ caller, problem: null });
         } catch (error) {
           if (!(error instanceof ApiError)) throw error;
@@ -104,8 +104,8 @@ function useCaller(version: number) {
     setFound({ caller: null, problem: null });
     void keep();
     return () => end.abort();
-  }, [version, asked]);
-  return { ...found, again: () => setAsked(asked + 1) };
+  }, [version, attempt]);
+  return { ...found, again: () => setAttempt(attempt + 1) };
 }
 
 function ThemeChoice() {

@@ -1,4 +1,4 @@
-/** One chart: plot, legend with the values under the cursor, and the same as a table. */
+/** Chart: plot, legend with the values under the cursor, and the same as a table. */
 
 import { useEffect, useId, useMemo, useRef, useState } from "preact/hooks";
 import { useVisible } from "./hooks.ts";
@@ -12,7 +12,7 @@ export interface View {
   /** Smoothing factor, 0 to under 1. */
   smoothing: number;
   axis: "step" | "time";
-  /** What of the axis is shown; everything when null. */
+  /** Shown part of the axis; the whole axis when null. */
   range: [number, number] | null;
 }
 
@@ -108,7 +108,7 @@ interface Drawn {
   setCursor: (index: number | null) => void;
 }
 
-/** A plot while the chart is visible, made anew when its lines change and drawn anew when its values do. */
+/** Keep a plot while the chart is visible: made anew when its lines change, drawn anew when its values do. */
 function usePlot({ spec, view, visible, rows, lines, columns, onRange, setCursor }: Drawn) {
   const host = useRef<HTMLDivElement>(null);
   const current = useRef<Plot | null>(null);

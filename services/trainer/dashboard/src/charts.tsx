@@ -1,12 +1,12 @@
 import { useMemo, useState } from "preact/hooks";
 import { Chart, type View } from "./chart.tsx";
-import type { Held } from "./history.ts";
+import type { RunHistory } from "./history.ts";
 import { sections } from "./series.ts";
 
-/** All charts of a run: one cursor, one range, one smoothing. */
-export function Charts({ held }: { held: Held }) {
+/** All charts of a run, with a common cursor, range and smoothing. */
+export function Charts({ runHistory }: { runHistory: RunHistory }) {
   const [view, setView] = useState<View>({ smoothing: 0, axis: "step", range: null });
-  const found = useMemo(() => sections(held), [held]);
+  const found = useMemo(() => sections(runHistory), [runHistory]);
   const change = (part: Partial<View>) => setView({ ...view, ...part });
   if (found.length === 0) return <p>No step is finished yet; charts appear with the first.</p>;
   return (

@@ -1,21 +1,23 @@
 import { counts, number, share, words } from "./format.ts";
-import { clientsOf, type Held } from "./history.ts";
+import { clientsOf, type RunHistory } from "./history.ts";
 import { useRead } from "./hooks.ts";
 import { clientColour } from "./series.ts";
 import { runPath } from "./api.ts";
 import type { ClientStatus, Figure, Sample } from "./types.ts";
 
+/** Samples in which a client's latest answer is looked for. */
 const LOOKED_AT = 20;
+/** The router's view of clients changes within minutes. */
 const EVERY_S = 15;
 
-/** Each client in the last step, how it answered lately, and what the router knows of it. */
-export function Clients({ held, run, version }: { held: Held; run: string; version: number }) {
+/** Table of clients: figures of the last step, latest answer, and state at the router. */
+export function Clients({ runHistory, run, version }: { runHistory: RunHistory; run: string; version: number }) {
   const samples = useRead<{ samples: Sample[] }>(runPath(run, `/samples?limit=${LOOKED_AT}`), null, version).value?.samples;
   const router = useRead<ClientStatus[]>("v1/clients", EVERY_S);
   const known = new Map((router.value ?? []).map((status) => [status.client.name, status]));
-  const taking = clientsOf(held);
+  const taking = clientsOf(runHistory);
   const clients = [...taking, ...[...known.keys()].filter((name) => !taking.includes(name))];
-  const last = held.points.at(-1);
+  const last = runHistory.points.at(-1);
   const domains = Object.keys(last?.domains ?? {});
   if (clients.length === 0) return <p>No client scored anything yet.</p>;
   return (
@@ -23,8 +25,8 @@ export function Clients({ held, run, version }: { held: Held; run: string; versi
       <p class="note">
         {last ? `Step ${last.step}. ` : ""}
         {router.problem
-          ? `What the router knows of clients cannot be told: ${router.problem.message}.`
-          : "State, circuit and calibration are the router's; calibration is what a client claims, on pairs of its own."}
+          ? `State, circuit and calibration are not available: ${router.problem.message}.`
+          : "State, circuit and calibration are the router's; calibration is a client's own claim, on pairs of its own."}
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Table of clients">
         <table>
@@ -55,7 +57,7 @@ export function Clients({ held, run, version }: { held: Held; run: string; versi
                   <td>{circuit(known.get(name))}</td>
                   <td class="share"><Share value={figures?.weight} /></td>
                   {domains.map((domain) => (
-                    <td key={domain} class="share"><Share value={last?.domains?.[domain]?.weights[name]} /></td>
+                    <td key={domain} class="share"><Share value={last?.domains?.[domain]?.weights?.[name]} /></td>
                   ))}
                   <td class="number">{number(figures?.reward_mean)}</td>
                   <td class="number">{number(figures?.raw_mean)}</td>
@@ -89,11 +91,11 @@ function circuit(of: ClientStatus | undefined): string {
 }
 
 function calibration(of: ClientStatus | undefined): string {
-  const told = of?.client.card?.calibration;
-  return told ? `${share(told.pair_accuracy)} of ${told.pairs} pairs, error ${share(told.ece)}` : "–";
+  const claim = of?.client.card?.calibration;
+  return claim ? `${share(claim.pair_accuracy)} of ${claim.pairs} pairs, error ${share(claim.ece)}` : "–";
 }
 
-/** How the client did on the newest sample that asked it. */
+/** Return the client's status in the newest sample that was sent to it. */
 function latest(samples: Sample[], client: string): string {
   const found = samples.flatMap((sample) => sample.clients).find((score) => score.client === client);
   if (!found) return "–";

@@ -1,4 +1,4 @@
-/** What a run was created with, its checkpoints, and the groups that were given up. */
+/** Dead letters of a run, its checkpoints, and its specification. */
 
 import { useState } from "preact/hooks";
 import { ApiError, post, runPath } from "./api.ts";
@@ -79,7 +79,7 @@ function Dead({ run, version, admin }: { run: string; version: string; admin: bo
                 <td>{letter.stage ?? "–"}</td>
                 <td>{letter.reason}</td>
                 <td>
-                  {letter.replay === "no" ? "not asked" : letter.replay}{" "}
+                  {letter.replay === "no" ? "not requested" : letter.replay}{" "}
                   {admin && letter.replay !== "asked" && (
                     <button type="button" aria-label={`Replay group ${letter.group_id}`} onClick={() => void replay(letter.id)}>Replay</button>
                   )}

@@ -1,14 +1,18 @@
-/** A run as the page holds it, kept current: loaded once, then carried on by events, over every reconnection. */
+/** State of a run in the page: loaded once, then kept current by events, over every reconnection. */
 
 import { ApiError, get, runPath } from "./api.ts";
 import { pause, sleep } from "./backoff.ts";
-import { apply, type Held, loaded, NONE, ownPoints } from "./history.ts";
+import { apply, type RunHistory, loaded, NONE, ownPoints } from "./history.ts";
 import { follow } from "./stream.ts";
 import type { Caller, ClientHistory, History, RunEvent, Snapshot } from "./types.ts";
 
+/** Points that are loaded: about one for two pixels of a chart. */
 const POINTS = 400;
+/** Pause between drawings, so that a burst of events is drawn once. */
 const DRAW_MS = 250;
+/** Pause between snapshots, whatever the number of events. */
 const SNAPSHOT_MS = 2000;
+/** A client's token may not follow events. */
 const CLIENT_POLL_S = 5;
 
 export type Link = "loading" | "live" | "lost" | "refused";
@@ -16,18 +20,18 @@ export type Link = "loading" | "live" | "lost" | "refused";
 export interface Run {
   link: Link;
   snapshot: Snapshot | null;
-  held: Held;
-  /** Why ``link`` is lost or refused. */
+  runHistory: RunHistory;
+  /** Reason why ``link`` is lost or refused. */
   problem: ApiError | null;
   /** Unix time in milliseconds of the next attempt, while lost. */
   retryAt: number | null;
-  /** How often alerts, samples and dead letters changed: whoever shows them reads again. */
+  /** Number of changes of alerts, samples and so on: a component that shows them reads again. */
   changes: { alert: number; samples: number; replay: number; checkpoint: number };
 }
 
 export class Feed {
   run: Run = {
-    link: "loading", snapshot: null, held: NONE, problem: null, retryAt: null,
+    link: "loading", snapshot: null, runHistory: NONE, problem: null, retryAt: null,
     changes: { alert: 0, samples: 0, replay: 0, checkpoint: 0 },
   };
   private readonly end = new AbortController();
@@ -35,7 +39,7 @@ export class Feed {
   private cursor: string | null = null;
   private failures = 0;
   private drawing: ReturnType<typeof setTimeout> | null = null;
-  private asking: ReturnType<typeof setTimeout> | null = null;
+  private refreshing: ReturnType<typeof setTimeout> | null = null;
 
   constructor(
     private readonly id: string,
@@ -49,11 +53,11 @@ export class Feed {
     this.end.abort();
     this.wake.abort();
     if (this.drawing !== null) clearTimeout(this.drawing);
-    if (this.asking !== null) clearTimeout(this.asking);
+    if (this.refreshing !== null) clearTimeout(this.refreshing);
   }
 
-  /** A snapshot that came as the answer to something else. */
-  took(snapshot: Snapshot): void {
+  /** Take a snapshot that came as the answer to another request. */
+  setSnapshot(snapshot: Snapshot): void {
     this.set({ snapshot });
   }
 
@@ -92,7 +96,7 @@ export class Feed {
         opened: () => {
           this.failures = 0;
           this.set({ link: "live", problem: null, retryAt: null });
-          this.ask();
+          this.refresh();
         },
         event: (event, cursor) => this.take(event, cursor),
       },
@@ -100,12 +104,12 @@ export class Feed {
     );
   }
 
-  /** The snapshot first: events after its cursor make whole what the history may lack. */
+  /** Load the snapshot first: events after its cursor complete the history. */
   private async load(): Promise<void> {
     const snapshot = await get<Snapshot>(runPath(this.id));
     const history = await get<History>(runPath(this.id, `/metrics?max_points=${POINTS}`));
     this.cursor = snapshot.cursor;
-    this.set({ snapshot, held: loaded(history) });
+    this.set({ snapshot, runHistory: loaded(history) });
   }
 
   private async poll(): Promise<void> {
@@ -116,8 +120,8 @@ export class Feed {
       const { changes } = this.run;
       const samples = changes.samples + Number(snapshot.step !== this.run.snapshot?.step);
       this.failures = 0;
-      const held = ownPoints(this.caller.name, history);
-      this.set({ link: "live", snapshot, held, problem: null, retryAt: null, changes: { ...changes, samples } });
+      const runHistory = ownPoints(this.caller.name, history);
+      this.set({ link: "live", snapshot, runHistory, problem: null, retryAt: null, changes: { ...changes, samples } });
       await this.rest(CLIENT_POLL_S);
       if (this.end.signal.aborted) return;
     }
@@ -129,23 +133,23 @@ export class Feed {
       throw new ApiError(0, "events were missed; the history is read again");
     }
     this.cursor = cursor;
-    this.run = { ...this.run, held: apply(this.run.held, event) };
+    this.run = { ...this.run, runHistory: apply(this.run.runHistory, event) };
     const { changes } = this.run;
     if (event.kind in changes) {
       const kind = event.kind as keyof typeof changes;
       this.run = { ...this.run, changes: { ...changes, [kind]: changes[kind] + 1 } };
     }
-    this.ask();
+    this.refresh();
     this.draw();
   }
 
-  /** Read the snapshot soon; many events, one question. */
-  private ask(): void {
-    this.asking ??= setTimeout(() => {
-      this.asking = null;
+  /** Read the snapshot soon, once for many events. */
+  private refresh(): void {
+    this.refreshing ??= setTimeout(() => {
+      this.refreshing = null;
       get<Snapshot>(runPath(this.id)).then(
         (snapshot) => this.set({ snapshot }),
-        () => undefined, // the stream notices the same and says so
+        () => undefined, // the stream fails too and shows the problem
       );
     }, this.run.snapshot === null ? 0 : SNAPSHOT_MS);
   }
@@ -163,7 +167,7 @@ export class Feed {
   }
 }
 
-/** No use to try again: the token, or the run, is not known. */
+/** Return whether trying again is useless: the token or the run is unknown. */
 function final(error: ApiError): boolean {
   return [401, 403, 404].includes(error.status);
 }

@@ -12,7 +12,7 @@ export function share(value: number | null | undefined): string {
   return value == null ? NOTHING : `${Math.round(value * 100)} %`;
 }
 
-/** Progress; 100 % is told only of what is done. */
+/** Format progress, rounded down: 100 % is finished. */
 export function progress(value: number | null | undefined): string {
   return value == null ? NOTHING : `${Math.floor(value * 100)} %`;
 }
@@ -26,7 +26,7 @@ export function duration(seconds: number | null | undefined): string {
   return `${(s / 86_400).toFixed(1)} days`;
 }
 
-/** Unix seconds as local time; the day too where it is not today. */
+/** Format Unix seconds as local time, with the date unless it is today. */
 export function clock(at: number | null | undefined): string {
   if (at == null) return NOTHING;
   const when = new Date(at * 1000);

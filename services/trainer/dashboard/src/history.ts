@@ -1,24 +1,26 @@
-/** A run's history as the page holds it: what was loaded, and what events add. Pure. */
+/** History of a run in the page: loaded points, and those that events add. Pure functions. */
 
-import type { ClientHistory, Evaluation, History, Metrics, Point, RunEvent } from "./types.ts";
+import type { StepMetrics } from "./step_metrics.ts";
+import type { ClientHistory, Evaluation, History, Point, RunEvent } from "./types.ts";
 
-/** Most points that the charts hold; past that, older ones are thinned. */
+/** Most points of the charts, about one for each pixel; past that, older ones are thinned. */
 export const MOST_POINTS = 1200;
+/** Newest points that are never thinned. */
 const WHOLE_TAIL = 300;
 
-export interface Held {
+export interface RunHistory {
   points: Point[];
   evaluations: Evaluation[];
 }
 
-export const NONE: Held = { points: [], evaluations: [] };
+export const NONE: RunHistory = { points: [], evaluations: [] };
 
-export function loaded(history: History): Held {
+export function loaded(history: History): RunHistory {
   return { points: history.points, evaluations: history.evaluations };
 }
 
-/** A client's own view as points that have nothing but its figures. */
-export function ownPoints(name: string, history: ClientHistory): Held {
+/** Convert a client's own view to points that have its figures alone. */
+export function ownPoints(name: string, history: ClientHistory): RunHistory {
   const points = history.points.map(({ step, at, ...figures }): Point => ({ step, at, clients: { [name]: figures } }));
   const last = points.at(-1);
   const shares = Object.entries(history.weight_by_domain);
@@ -26,25 +28,25 @@ export function ownPoints(name: string, history: ClientHistory): Held {
   return { points, evaluations: [] };
 }
 
-/** The history after an event. One that was applied before changes nothing. */
-export function apply(held: Held, event: RunEvent): Held {
+/** Return the history after an event. A repeated event changes nothing. */
+export function apply(runHistory: RunHistory, event: RunEvent): RunHistory {
   const step = event.step ?? 0;
   if (event.kind === "step") {
-    const point: Point = { ...(event.data as Metrics), step, at: event.at };
-    return { ...held, points: thin(placed(held.points, point)) };
+    const point: Point = { ...(event.data as StepMetrics), step, at: event.at };
+    return { ...runHistory, points: thin(placed(runHistory.points, point)) };
   }
   if (event.kind === "evaluation") {
     const evaluation = { ...event.data, step } as Evaluation;
-    return { ...held, evaluations: placed(held.evaluations, evaluation) };
+    return { ...runHistory, evaluations: placed(runHistory.evaluations, evaluation) };
   }
   const from = event.data.from_step;
-  return event.kind === "state" && typeof from === "number" ? until(held, from) : held;
+  return event.kind === "state" && typeof from === "number" ? until(runHistory, from) : runHistory;
 }
 
-/** A run that resumes goes on from a checkpoint: the steps after it are lost with their weights. */
-function until(held: Held, step: number): Held {
+/** Remove the steps after a checkpoint: a run that resumed from it lost them with their weights. */
+function until(runHistory: RunHistory, step: number): RunHistory {
   const kept = <T extends { step: number }>(rows: T[]) => rows.filter((row) => row.step <= step);
-  return { points: kept(held.points), evaluations: kept(held.evaluations) };
+  return { points: kept(runHistory.points), evaluations: kept(runHistory.evaluations) };
 }
 
 function placed<T extends { step: number }>(rows: T[], row: T): T[] {
@@ -54,20 +56,20 @@ function placed<T extends { step: number }>(rows: T[], row: T): T[] {
   return rows.with(index, row).toSpliced(index + 1, 0, ...(rows[index]?.step === row.step ? [] : [rows[index] as T]));
 }
 
-/** Every second of the older points goes when there are too many; the newest stay whole. */
+/** Drop every second of the older points when there are too many; the newest stay. */
 function thin(points: Point[]): Point[] {
   if (points.length <= MOST_POINTS) return points;
   const tail = points.length - WHOLE_TAIL;
   return points.filter((_, index) => index >= tail || index % 2 === 0);
 }
 
-/** Clients in the order in which they keep their colours. */
-export function clientsOf(held: Held): string[] {
-  const names = new Set(held.points.flatMap((point) => Object.keys(point.clients ?? {})));
-  for (const evaluation of held.evaluations) for (const name of Object.keys(evaluation.clients ?? {})) names.add(name);
+/** List the clients in the order of their colours. */
+export function clientsOf(runHistory: RunHistory): string[] {
+  const names = new Set(runHistory.points.flatMap((point) => Object.keys(point.clients ?? {})));
+  for (const evaluation of runHistory.evaluations) for (const name of Object.keys(evaluation.clients ?? {})) names.add(name);
   return [...names].sort();
 }
 
-export function domainsOf(held: Held): string[] {
-  return [...new Set(held.points.flatMap((point) => Object.keys(point.domains ?? {})))].sort();
+export function domainsOf(runHistory: RunHistory): string[] {
+  return [...new Set(runHistory.points.flatMap((point) => Object.keys(point.domains ?? {})))].sort();
 }

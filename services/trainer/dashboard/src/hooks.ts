@@ -18,15 +18,15 @@ export function useRoute(): Route {
 
 export interface Read<T> {
   value: T | null;
-  /** Why the last attempt failed; what was read before is kept. */
+  /** Reason why the last attempt failed; the earlier value is kept. */
   problem: ApiError | null;
   again: () => void;
 }
 
-/** The JSON at ``path``, read again every ``everyS`` seconds (never where null), whenever ``version`` changes, and with
- * growing pauses after a failure. */
+/** Read the JSON at ``path``: every ``everyS`` seconds (once where null), whenever ``version`` changes, and after a
+ * failure with growing pauses. */
 export function useRead<T>(path: string, everyS: number | null = null, version: unknown = 0): Read<T> {
-  const [asked, again] = useReducer((count: number) => count + 1, 0);
+  const [attempt, again] = useReducer((count: number) => count + 1, 0);
   const [read, setRead] = useState<{ path: string; value: T | null; problem: ApiError | null }>({
     path, value: null, problem: null,
   });
@@ -51,7 +51,7 @@ export function useRead<T>(path: string, everyS: number | null = null, version: 
     };
     void keep();
     return () => end.abort();
-  }, [path, everyS, version, asked]);
+  }, [path, everyS, version, attempt]);
   return { value: read.path === path ? read.value : null, problem: read.problem, again: () => again(undefined) };
 }
 
@@ -69,7 +69,7 @@ export function useFeed(run: string, caller: Caller): Feed | null {
   return feed;
 }
 
-/** Whether an element is near the visible part of the page. */
+/** Observe whether an element is near the visible part of the page. */
 export function useVisible<T extends Element>(): [(element: T | null) => void, boolean] {
   const [visible, setVisible] = useState(false);
   const observer = useRef<IntersectionObserver | null>(null);
@@ -83,7 +83,7 @@ export function useVisible<T extends Element>(): [(element: T | null) => void, b
   return [watch, visible];
 }
 
-/** Draws again every second, for what counts time. */
+/** Return the time, redrawing every second. */
 export function useClock(): number {
   const [now, setNow] = useState(() => Date.now());
   useEffect(() => {

@@ -4,7 +4,7 @@ import { setToken } from "./api.ts";
 interface Props {
   problem: string | null;
   done: () => void;
-  /** Back to what was shown; null where there is nothing. */
+  /** Returns to the page before; null where there is none. */
   cancel: (() => void) | null;
 }
 

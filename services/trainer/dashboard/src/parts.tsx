@@ -1,11 +1,11 @@
-/** Small parts that several pages show. */
+/** Components of several pages. */
 
 import { useEffect, useState } from "preact/hooks";
 import { type ApiError, request, runPath } from "./api.ts";
 import { useClock } from "./hooks.ts";
 import type { RunState } from "./types.ts";
 
-/** Says that run control does not answer, and when it is asked again. */
+/** Notice of a lost connection, with the time of the next attempt. */
 export function Lost({ problem, retryAt, retry }: { problem: ApiError; retryAt: number | null; retry: () => void }) {
   const now = useClock();
   const seconds = retryAt === null ? null : Math.max(0, Math.ceil((retryAt - now) / 1000));
@@ -37,7 +37,7 @@ export function Progress({ label, value }: { label: string; value: number | null
   return value === null ? null : <progress max={1} value={value} aria-label={label} />;
 }
 
-/** Asks before an action that cannot simply be undone. */
+/** Button that asks for confirmation of an action that cannot simply be undone. */
 export function Confirmed({ label, question, act }: { label: string; question: string; act: () => void }) {
   const [asking, setAsking] = useState(false);
   const open = (dialog: HTMLDialogElement | null) => {
@@ -63,7 +63,7 @@ export function Confirmed({ label, question, act }: { label: string; question: s
   );
 }
 
-/** Thumbnail of a sample's picture. An ``img`` cannot send the token, so the bytes are asked for. */
+/** Thumbnail of a sample's picture. An ``img`` cannot send the token, so a request fetches the bytes. */
 export function Picture({ run, digest, label }: { run: string; digest: string; label: string }) {
   const [found, setFound] = useState<string | null>(null);
   const [missing, setMissing] = useState(false);
@@ -83,6 +83,6 @@ export function Picture({ run, digest, label }: { run: string; digest: string; l
       if (address) URL.revokeObjectURL(address);
     };
   }, [run, digest]);
-  if (missing) return <p class="note">The picture is not kept any more.</p>;
+  if (missing) return <p class="note">The picture is no longer kept.</p>;
   return found ? <img src={found} alt={label} /> : <span class="picture" role="img" aria-label={`${label}, loading`} />;
 }

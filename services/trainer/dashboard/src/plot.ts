@@ -1,22 +1,23 @@
-/** A uPlot of lines or of stacked areas that fits its element, shares its cursor, and is read by keys. */
+/** Plot of lines or stacked areas (uPlot) that fits its element, shares its cursor, and is operated by keys. */
 
 import uPlot from "uplot";
 import { type ChartSpec, type Row, stack } from "./series.ts";
 import { colour } from "./theme.ts";
 
 const SYNC = "step";
+/** Part of the range that one zoom step keeps. */
 const ZOOM = 0.6;
 
 interface Options {
   lines: ChartSpec<Row>["lines"];
   stacked: boolean;
-  /** The axis is Unix time instead of steps. */
+  /** Whether the axis is Unix time instead of steps. */
   time: boolean;
   onCursor: (index: number | null) => void;
   onRange: (range: [number, number] | null) => void;
 }
 
-/** uPlot's typings leave out that the other charts can be told. */
+/** uPlot's typings lack the argument that moves the cursor of the other charts. */
 type SetCursor = (at: { left: number; top: number }, fireHook: boolean, publish: boolean) => void;
 type Column = (number | null | undefined)[];
 
@@ -52,7 +53,7 @@ export class Plot {
     this.plot.setScale("x", { min, max });
   }
 
-  /** Moves the cursor or zooms; whether ``key`` means anything. ``index``: where the cursor is. */
+  /** Move the cursor from ``index``, or zoom; returns whether ``key`` has a meaning. */
   key(key: string, index: number): boolean {
     const moved: Record<string, number> = {
       ArrowLeft: index - 1, ArrowDown: index - 1, ArrowRight: index + 1, ArrowUp: index + 1,

@@ -1,4 +1,4 @@
-/** Which page the address names: #/, #/alerts, #/runs/ID, #/runs/ID/TAB. */
+/** Pages by address: #/, #/alerts, #/runs/ID, #/runs/ID/TAB. */
 
 export const TABS = ["charts", "clients", "samples", "alerts", "details"] as const;
 export type Tab = (typeof TABS)[number];

@@ -1,4 +1,4 @@
-/** A run: how it stands, and its parts in tabs. */
+/** Page of a run: its state, and its parts in tabs. */
 
 import { useEffect } from "preact/hooks";
 import { RunAlerts } from "./alerts.tsx";
@@ -41,7 +41,7 @@ export function RunPage({ run: id, tab, caller }: { run: string; tab: Tab; calle
       {!snapshot && <p role="status">Reading the run …</p>}
       {feed && run && snapshot && (
         <>
-          <Head run={run} snapshot={snapshot} admin={caller.scope === "admin"} took={(found) => feed.took(found)} />
+          <Head run={run} snapshot={snapshot} admin={caller.scope === "admin"} onSnapshot={(found) => feed.setSnapshot(found)} />
           {caller.scope === "client" ? (
             <Tabs id={id} tab={tab} tabs={FOR_CLIENTS} open={0} />
           ) : (
@@ -57,21 +57,21 @@ export function RunPage({ run: id, tab, caller }: { run: string; tab: Tab; calle
 }
 
 function Content({ run, snapshot, tab, caller }: { run: Run; snapshot: Snapshot; tab: Tab; caller: Caller }) {
-  if (tab === "clients") return <Clients held={run.held} run={snapshot.id} version={run.changes.samples} />;
+  if (tab === "clients") return <Clients runHistory={run.runHistory} run={snapshot.id} version={run.changes.samples} />;
   if (tab === "samples") return <Samples run={snapshot.id} version={run.changes.samples} />;
   if (tab === "alerts") return <RunAlerts run={snapshot.id} version={run.changes.alert} caller={caller} />;
   if (tab === "details") return <Details snapshot={snapshot} changes={run.changes} caller={caller} />;
-  return <Charts held={run.held} />;
+  return <Charts runHistory={run.runHistory} />;
 }
 
 interface HeadProps {
   run: Run;
   snapshot: Snapshot;
   admin: boolean;
-  took: (snapshot: Snapshot) => void;
+  onSnapshot: (snapshot: Snapshot) => void;
 }
 
-function Head({ run, snapshot, admin, took }: HeadProps) {
+function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
   const { step, total, metrics } = snapshot;
   const facts: [string, string][] = [
     ["Step", `${step ?? "–"} of ${total}`],
@@ -84,14 +84,14 @@ function Head({ run, snapshot, admin, took }: HeadProps) {
     ["Last change", clock(snapshot.updated_at)],
   ];
   return (
-    <section class="head" aria-label="How it stands">
+    <section class="head" aria-label="State of the run">
       <div class="standing">
         <span>
           <State state={snapshot.state} desired={snapshot.desired} />{" "}
           {run.link === "live" && <span class="live">live</span>}
         </span>
         <span class="progress"><Progress label="Progress" value={snapshot.progress} /> {progress(snapshot.progress)}</span>
-        {admin && <Controls snapshot={snapshot} took={took} />}
+        {admin && <Controls snapshot={snapshot} onSnapshot={onSnapshot} />}
       </div>
       {snapshot.control_rewards === "shuffled" && (
         <p class="problem"><strong>Control run: its rewards are shuffled.</strong></p>

@@ -3,8 +3,10 @@ import { clock, duration, number, progress } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import { Lost, Progress, State } from "./parts.tsx";
 import { runAddress } from "./route.ts";
-import type { Alert, Caller, ClientFigures, RunState, Snapshot } from "./types.ts";
+import type { ClientFigures } from "./step_metrics.ts";
+import type { Alert, Caller, RunState, Snapshot } from "./types.ts";
 
+/** An unchanged list is answered with 304. */
 const EVERY_S = 4;
 const STATES: RunState[] = ["running", "queued", "paused", "finished", "failed", "stopped"];
 
@@ -13,7 +15,7 @@ interface Worker {
   run: string | null;
 }
 
-/** All runs, newest first. */
+/** Page of all runs, newest first. */
 export function RunsPage({ caller }: { caller: Caller }) {
   const { value: runs, problem, again } = useRead<Snapshot[]>("v1/runs", EVERY_S);
   const [text, setText] = useState("");
@@ -86,13 +88,13 @@ function RunsTable({ runs, caller }: { runs: Snapshot[]; caller: Caller }) {
   );
 }
 
-/** The fused reward, or for a client that of its own scores. */
+/** Return the fused reward; for a client, the mean of its own scores. */
 function reward(run: Snapshot, caller: Caller): unknown {
   const own: ClientFigures | undefined = run.metrics?.clients?.[caller.name];
   return caller.scope === "client" ? own?.reward_mean : run.metrics?.reward_mean;
 }
 
-/** What somebody should do something about: open alerts, and runs that nobody takes. */
+/** Notice of open alerts, and of queued runs without a training process. */
 function Attention({ runs }: { runs: Snapshot[] }) {
   const alerts = useRead<Alert[]>("v1/alerts?acknowledged=false", EVERY_S).value ?? [];
   const workers = useRead<Worker[]>("v1/workers", EVERY_S).value;
@@ -104,7 +106,7 @@ function Attention({ runs }: { runs: Snapshot[] }) {
       )}
       {waiting > 0 && workers?.length === 0 && (
         <p class="problem">
-          {waiting} run{waiting > 1 && "s"} queued, and no training process asked for one in ten minutes: start{" "}
+          {waiting} run{waiting > 1 && "s"} queued, and no training process called within ten minutes: start{" "}
           <code>mor-trainer work</code>.
         </p>
       )}

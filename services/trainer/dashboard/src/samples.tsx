@@ -1,4 +1,4 @@
-/** The newest sample groups: prompt, picture, and what made up each response's advantage. */
+/** Newest sample groups: prompt, pictures, and the scores behind each response's advantage. */
 
 import { useEffect, useState } from "preact/hooks";
 import { runPath } from "./api.ts";
@@ -7,6 +7,7 @@ import { useRead } from "./hooks.ts";
 import { Picture } from "./parts.tsx";
 import type { Sample } from "./types.ts";
 
+/** Groups that are loaded at first, and at most: the API serves no more. */
 const FEW = 20;
 const MOST = 200;
 
@@ -87,7 +88,7 @@ function Group({ run, sample }: { run: string; sample: Sample }) {
       </div>
       <p class="note">
         Prompt {sample.prompt_id} · sampled by weights version {sample.weights_version} · gate version{" "}
-        {sample.gate_version} · fusion {sample.fusion}. Scores are calibrated logits; under them the scores as served.
+        {sample.gate_version} · fusion {sample.fusion}. Scores are calibrated logits, with the scores as served below.
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Responses and scores">
         <table>

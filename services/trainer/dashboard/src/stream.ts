@@ -1,10 +1,10 @@
-/** One connection to a run's events. ``EventSource`` cannot send a token, so the stream is read from ``fetch``. */
+/** Connection to a run's events. ``EventSource`` cannot send a token, so the stream is read from ``fetch``. */
 
 import { createParser } from "eventsource-parser";
 import { ApiError, request, runPath } from "./api.ts";
 import type { RunEvent } from "./types.ts";
 
-/** Comments come every MOR_SSE_HEARTBEAT_S, 15 by default; a connection that is silent for this long is dead. */
+/** Comments come every MOR_SSE_HEARTBEAT_S, 15 by default; a connection without any for this long is dead. */
 const SILENCE_MS = 90_000;
 
 export interface Reader {
@@ -12,7 +12,7 @@ export interface Reader {
   event: (event: RunEvent, cursor: string) => void;
 }
 
-/** Reads events after ``cursor`` until the connection ends, which it always does with an error.
+/** Read events after ``cursor`` until the connection ends, which is always an error.
  * @throws ApiError */
 export async function follow(run: string, cursor: string, reader: Reader, signal: AbortSignal): Promise<never> {
   const connection = new AbortController();
@@ -22,7 +22,7 @@ export async function follow(run: string, cursor: string, reader: Reader, signal
   try {
     const headers = { "Last-Event-ID": cursor };
     const reply = await request(runPath(run, "/events"), { headers, signal: connection.signal, cache: "no-store" });
-    if (!reply.body) throw new ApiError(0, "the browser gives no stream");
+    if (!reply.body) throw new ApiError(0, "the browser offers no stream of the answer");
     reader.opened();
     const parser = createParser({
       onEvent: (message) => reader.event(JSON.parse(message.data) as RunEvent, message.id ?? cursor),
@@ -36,7 +36,7 @@ export async function follow(run: string, cursor: string, reader: Reader, signal
       parser.feed(text.decode(value, { stream: true }));
     }
   } catch (error) {
-    throw error instanceof ApiError ? error : new ApiError(0, "the connection to run control broke off");
+    throw error instanceof ApiError ? error : new ApiError(0, "the connection to run control was lost");
   } finally {
     clearTimeout(watchdog);
     signal.removeEventListener("abort", close);

@@ -1,9 +1,10 @@
 import { clock, number } from "./format.ts";
 import type { ChartSpec, Row } from "./series.ts";
 
+/** Rows of a table; the CSV file has all steps. */
 const SHOWN = 50;
 
-/** A chart's values as a table of evenly chosen steps, newest first, and all of them as a file. */
+/** Table of a chart's values at evenly chosen steps, newest first, with all of them as a file. */
 export function ChartTable({ spec, rows }: { spec: ChartSpec<Row>; rows: Row[] }) {
   const stride = Math.max(1, Math.ceil(rows.length / SHOWN));
   const chosen = rows.filter((_, index) => (rows.length - 1 - index) % stride === 0).reverse();

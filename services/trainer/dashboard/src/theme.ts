@@ -12,7 +12,7 @@ export function setTheme(chosen: Theme): void {
   show();
 }
 
-/** The chosen theme on the page; ``auto`` follows the system. */
+/** Apply the chosen theme to the page; ``auto`` follows the system. */
 export function show(): void {
   const chosen = theme();
   if (chosen === "auto") delete document.documentElement.dataset.theme;
@@ -20,7 +20,7 @@ export function show(): void {
   window.dispatchEvent(new Event("mor-theme"));
 }
 
-/** Calls ``changed`` whenever colours are others; returns how to end that. */
+/** Call ``changed`` whenever colours change; returns a function that ends this. */
 export function onTheme(changed: () => void): () => void {
   const system = matchMedia("(prefers-color-scheme: dark)");
   system.addEventListener("change", changed);
@@ -31,7 +31,7 @@ export function onTheme(changed: () => void): () => void {
   };
 }
 
-/** A colour of the theme, for what CSS does not paint. */
+/** Return a colour of the theme, for drawings without CSS. */
 export function colour(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }

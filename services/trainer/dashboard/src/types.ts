@@ -1,17 +1,10 @@
-/** What the dashboard reads of the trainer's API; /openapi.json has the whole. Unknown is null, never 0. */
+/** Types of the answers of run control that the dashboard reads; /openapi.json has all. Unknown is null, never 0. */
+
+import type { ClientFigures, StepMetrics } from "./step_metrics.ts";
 
 export type Figure = number | null | undefined;
 
-export interface ClientFigures {
-  reward_mean?: Figure;
-  raw_mean?: Figure;
-  weight?: Figure;
-  seconds?: Figure;
-  failures?: Record<string, number>;
-  failures_total?: Record<string, number>;
-}
-
-/** A client as the router knows it. */
+/** State of a client at the router. */
 export interface ClientStatus {
   client: {
     name: string;
@@ -23,21 +16,7 @@ export interface ClientStatus {
   last_error: string | null;
 }
 
-export interface Domain {
-  groups?: number;
-  reward_mean?: Figure;
-  weights: Record<string, Figure>;
-}
-
-/** Metrics of one step; every number that the trainer tells by name. */
-export interface Metrics {
-  clients?: Record<string, ClientFigures>;
-  domains?: Record<string, Domain>;
-  seconds?: Record<string, number>;
-  [name: string]: unknown;
-}
-
-export interface Point extends Metrics {
+export interface Point extends StepMetrics {
   step: number;
   /** Unix time, seconds. */
   at: number;
@@ -73,7 +52,7 @@ export interface Snapshot {
   weights_version: number | null;
   gate_version: number | null;
   control_rewards: "fused" | "shuffled";
-  metrics: Metrics | null;
+  metrics: StepMetrics | null;
   final: string | null;
   error: string | null;
   cursor: string;

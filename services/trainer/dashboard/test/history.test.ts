@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { apply, MOST_POINTS, NONE, type Held } from "../src/history.ts";
+import { apply, MOST_POINTS, NONE, type RunHistory } from "../src/history.ts";
 import { sections, smooth, stack } from "../src/series.ts";
 import type { RunEvent } from "../src/types.ts";
 
 const event = (kind: string, step: number, data = {}): RunEvent => ({ id: step, kind, step, at: step, data });
-const steps = (held: Held) => held.points.map((point) => point.step);
+const steps = (runHistory: RunHistory) => runHistory.points.map((point) => point.step);
 const after = (events: RunEvent[]) => events.reduce(apply, NONE);
 const range = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
 
@@ -42,8 +42,8 @@ test("a stack counts an unknown share as nothing, and is unknown where all are",
 
 test("there are stacked weights for each domain, and no chart without a value", () => {
   const domains = { charts: { weights: { alpha: 0.9 } }, photos: { weights: { alpha: 0.1 } } };
-  const held = after([event("step", 1, { reward_mean: 0, clients: { alpha: { weight: 1 } }, domains })]);
-  const found = sections(held).flatMap((section) => section.charts);
+  const runHistory = after([event("step", 1, { reward_mean: 0, clients: { alpha: { weight: 1 } }, domains })]);
+  const found = sections(runHistory).flatMap((section) => section.charts);
   assert.deepEqual(found.map((chart) => chart.id), ["reward", "weights", "weights-charts", "weights-photos"]);
   assert.ok(found.slice(1).every((chart) => chart.stacked));
 });

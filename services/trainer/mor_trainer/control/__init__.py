@@ -1,1 +1,1 @@
-"""Run control: which runs there are, who trains them, what happened in them, and whom to tell."""
+"""Run control: runs, their workers, their history, and alerts."""

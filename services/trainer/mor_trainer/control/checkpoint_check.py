@@ -1,4 +1,4 @@
-"""A quick look at a checkpoint's folder, without loading it and without torch."""
+"""Check of a checkpoint's folder by its file names, without loading it and without torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _WANTED = {
 
 
 def check_folder(checkpoint: str) -> None:
-    """A local folder must hold config, weights, processor and tokenizer; a hub name must look like one.
+    """Check that a local folder has config, weights, processor and tokenizer, or that a hub name looks like one.
 
     Raises:
-        Invalid: something is missing, with what to do.
+        Invalid: no such folder, or files are missing.
     """
     folder = Path(checkpoint)
     if not folder.exists():

@@ -1,4 +1,4 @@
-"""Cursors of the event stream: what a reader sends back as ``Last-Event-ID``."""
+"""Cursors of the event stream, which a reader sends back as ``Last-Event-ID``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from mor_core.errors import Invalid
 
 
 def event_cursor(run: str, event: int) -> str:
+    """Return the cursor of an event."""
     return f"{run}/{event}"
 
 
 def parse_cursor(run: str, text: str) -> int:
-    """The event id in a cursor.
+    """Return the event id of a cursor.
 
     Raises:
-        Invalid: it is no cursor, or one of another run.
+        Invalid: no cursor, or one of another run.
     """
     owner, _, number = text.rpartition("/")
     if owner != run or not number.isdigit():

@@ -1,4 +1,4 @@
-"""The trainer's database file beside the checkpoints: runs, attempts, events, metrics, samples, letters, alerts."""
+"""Database of run control, a file beside the checkpoints: runs, events, metrics, samples, dead letters, alerts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CREATE TABLE runs (
 CREATE TABLE attempts (
   run TEXT NOT NULL,
   attempt INTEGER NOT NULL,
-  from_step INTEGER,          -- null until the worker said where it begins
+  from_step INTEGER,          -- null until the worker reported where it begins
   seen INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (run, attempt)
 );
@@ -98,7 +98,7 @@ CREATE TABLE letters (
   record TEXT,
   replay TEXT NOT NULL DEFAULT 'no',
   replay_asked_by TEXT,
-  replay_step INTEGER         -- at which the worker answered
+  replay_step INTEGER         -- at which the worker settled it
 );
 CREATE INDEX letters_of_run ON letters (run, id);
 CREATE TABLE alerts (
@@ -122,15 +122,22 @@ CREATE INDEX alerts_due ON alerts (webhook_due);
 """
 
 SCHEMAS = (_FIRST, _SECOND)
-"""What leads from each version of the schema to the next."""
+"""Statements that lead from each version of the schema to the next."""
+
+
+_LOCK_TIMEOUT_S = 10.0
+"""Wait for another process that holds the file, such as a backup."""
 
 
 class Database:
-    """One SQLite file, one connection, one thread at a time. Write-ahead log: a killed process loses nothing."""
+    """One SQLite file with one connection, used by one thread at a time.
+
+    It writes ahead to a log, so that a killed process loses nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10.0)
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_LOCK_TIMEOUT_S)
         self._connection.row_factory = sqlite3.Row
         self._lock = threading.RLock()
         self._connection.execute("PRAGMA journal_mode=WAL")
@@ -149,7 +156,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All statements of the body, or none."""
+        """Apply all statements of the body, or none."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -160,10 +167,12 @@ class Database:
             self._connection.execute("COMMIT")
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """Run a statement and return all its rows."""
         with self._lock:
             return self._connection.execute(query, values).fetchall()
 
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
+        """Run a statement and return its first row."""
         with self._lock:
             found: sqlite3.Row | None = self._connection.execute(query, values).fetchone()
             return found

@@ -1,4 +1,4 @@
-"""Dead letters: groups that were given up, with the reason and the record, and their way back."""
+"""Store of dead letters: groups that were given up, with reason and record, and requests to replay them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from mor_core.run_status import DeadGroup, DeadGroupRecord
 from mor_trainer.control.database import Database
 
 UNREADABLE = "unreadable"
-_ASKED_AT_ONCE = 100
+_REPLAYS_AT_ONCE = 100
+"""Replays in one heartbeat's answer; the next answer brings further ones."""
 
 
-class Letters:
-    """Dead letters of all runs. The training process settles a letter when an operator asks for a replay: it issues
-    the group again from the prompts file, with its own id and seeds."""
+class DeadLetterStore:
+    """Dead letters of all runs.
+
+    When an operator requests a replay, the training process issues the group again from the prompts file, with its own
+    id and seeds.
+    """
 
     def __init__(self, database: Database, kept: int) -> None:
         self._database = database
@@ -25,7 +29,7 @@ class Letters:
     def add_in(
         self, sql: sqlite3.Connection, run: str, data: dict[str, Any], *, attempt: int, step: int, at: float
     ) -> None:
-        """Keep what an alert of the training process tells of a dropped group."""
+        """Store the dropped group of an alert of the training process."""
         letter = data.get("letter") or {}
         sql.execute(
             "INSERT INTO letters (run, step, attempt, at, group_id, stage, stream, reason, attempts, record) "
@@ -49,7 +53,7 @@ class Letters:
 
     @staticmethod
     def rewind_in(sql: sqlite3.Connection, run: str, step: int) -> None:
-        """The run goes on from an older step: what was replayed after it has to be replayed again."""
+        """Request the replays after ``step`` again: the run continues from there, so they are lost."""
         sql.execute(
             "UPDATE letters SET replay='asked', replay_step=NULL WHERE run=? AND replay='issued' AND replay_step>=?",
             (run, step),
@@ -57,19 +61,20 @@ class Letters:
 
     @staticmethod
     def replayed_in(sql: sqlite3.Connection, run: str, step: int, data: dict[str, Any]) -> None:
-        """The training process answered a replay."""
+        """Note the outcome of a replay, which the training process reports."""
         outcome = "issued" if data["issued"] else "not dropped"
         sql.execute(
             "UPDATE letters SET replay=?, replay_step=? WHERE run=? AND id=?", (outcome, step, run, data["letter"])
         )
 
     def list(self, run: str, limit: int) -> list[DeadGroup]:
-        """Newest first."""
+        """List the dead letters of a run, newest first."""
         rows = self._database.rows("SELECT * FROM letters WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
         return [DeadGroup(**{name: row[name] for name in DeadGroup.model_fields}) for row in rows]
 
     def get(self, run: str, letter: int) -> DeadGroupRecord:
-        """
+        """Return a dead letter with its record.
+
         Raises:
             NotFound: the run has no such letter.
         """
@@ -78,15 +83,15 @@ class Letters:
             raise NotFound(f"run {run} has no dead letter {letter}; GET /v1/runs/{run}/dead lists them")
         return DeadGroupRecord(**{name: row[name] for name in DeadGroupRecord.model_fields})
 
-    def ask(self, run: str, letter: int, by: str) -> DeadGroup:
-        """Have the group issued again.
+    def request_replay(self, run: str, letter: int, by: str) -> DeadGroup:
+        """Request that the training process issues the group again.
 
         Raises:
             NotFound: no such letter.
-            Conflict: what was given up is no group.
+            Conflict: the letter is no group but a record that could not be read.
         """
         if self.get(run, letter).group_id == UNREADABLE:
-            raise Conflict(f"dead letter {letter} is a record that could not be read, no group; its record says why")
+            raise Conflict(f"dead letter {letter} is an unreadable record, not a group; see its record for the reason")
         self._database.rows(
             "UPDATE letters SET replay='asked', replay_asked_by=? WHERE run=? AND id=? AND replay != 'asked'",
             by,
@@ -95,9 +100,9 @@ class Letters:
         )
         return self.get(run, letter)
 
-    def asked(self, run: str) -> dict[int, str]:
-        """Letter -> group of what the training process shall issue again."""
+    def requested_replays(self, run: str) -> dict[int, str]:
+        """Return the groups that the training process is to issue again, by the id of their letter."""
         rows = self._database.rows(
-            "SELECT id, group_id FROM letters WHERE run=? AND replay='asked' ORDER BY id LIMIT ?", run, _ASKED_AT_ONCE
+            "SELECT id, group_id FROM letters WHERE run=? AND replay='asked' ORDER BY id LIMIT ?", run, _REPLAYS_AT_ONCE
         )
         return {row["id"]: row["group_id"] for row in rows}

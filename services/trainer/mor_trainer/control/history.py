@@ -1,7 +1,7 @@
-"""What happened in each run: events, metrics, evaluations, samples. Idempotent, and consistent when a run resumes.
+"""History of the runs: events, metrics, evaluations, samples. Idempotent, and consistent when a run resumes.
 
-An event is known by (run, attempt, number). When an attempt begins at an older step than another had reached, the rows
-of the lost steps are replaced: the history is that of the lineage whose weights survive.
+The key of an event is (run, attempt, number). When an attempt begins at an older step than an earlier attempt had
+reached, the rows of the lost steps are replaced: the history follows the lineage whose weights survive.
 """
 
 from __future__ import annotations
@@ -9,30 +9,34 @@ from __future__ import annotations
 import json
 import sqlite3
 from base64 import b64decode
-from typing import Any
 
 from mor_core.errors import NotFound
-from mor_core.run_status import Checkpoint, ClientFigures, ClientHistory, Event, MetricsHistory, Sample
+from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint, SampleGroup
+from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.wire import EventRecord
+from pydantic_core import from_json
 
-from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import Letters
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import parse_event_id
 
 _DROPPED = ("group_dropped", "unreadable_record")
+"""Alerts that carry a dead letter."""
 _KEPT_APART = ("thumbnails", "letter")
-"""What has a table of its own; the event tells of the rest."""
+"""Parts of an event that have a table of their own and are not stored with it."""
 
 
 class History:
+    """Store of everything that the training processes report."""
+
     def __init__(
         self,
         database: Database,
         runs: RunStore,
-        alerts: Alerts,
-        letters: Letters,
+        alerts: AlertStore,
+        dead_letters: DeadLetterStore,
         *,
         samples_kept: int,
         events_kept: int,
@@ -40,20 +44,18 @@ class History:
         self._database = database
         self._runs = runs
         self._alerts = alerts
-        self._letters = letters
+        self._dead_letters = dead_letters
         self._samples_kept = samples_kept
         self._events_kept = events_kept
 
-    # --- writing ------------------------------------------------------------------------------------------------
-
     def add(self, event: EventRecord) -> bool:
-        """Take an event in. Returns whether it was new and of the surviving lineage."""
+        """Store an event. Returns whether it is new and of the surviving lineage."""
         attempt, sequence = parse_event_id(event.group_id)
-        told = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
+        kept = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
         with self._database.transaction() as sql:
             fresh = sql.execute(
                 "INSERT OR IGNORE INTO events (run, attempt, sequence, kind, step, at, data) VALUES (?,?,?,?,?,?,?)",
-                (event.run, attempt, sequence, event.kind, event.step, event.stamps["trainer"], json.dumps(told)),
+                (event.run, attempt, sequence, event.kind, event.step, event.stamps["trainer"], json.dumps(kept)),
             ).rowcount
             self._advance(sql, event.run, attempt)
             if not fresh:
@@ -78,7 +80,7 @@ class History:
             sql.execute("UPDATE runs SET pruned=? WHERE id=?", (old["id"], run))
 
     def _advance(self, sql: sqlite3.Connection, run: str, attempt: int) -> None:
-        """Move the attempt's mark of gapless events."""
+        """Raise the number up to which the attempt's events are here without a gap."""
         sql.execute("INSERT OR IGNORE INTO attempts (run, attempt) VALUES (?, ?)", (run, attempt))
         seen: int = sql.execute("SELECT seen FROM attempts WHERE run=? AND attempt=?", (run, attempt)).fetchone()[0]
         query = "SELECT 1 FROM events WHERE run=? AND attempt=? AND sequence=?"
@@ -88,13 +90,13 @@ class History:
 
     def _begin_attempt(self, sql: sqlite3.Connection, run: str, attempt: int, step: int) -> None:
         sql.execute("UPDATE attempts SET from_step=? WHERE run=? AND attempt=?", (step, run, attempt))
-        self._letters.rewind_in(sql, run, step)
+        self._dead_letters.rewind_in(sql, run, step)
         for table in ("metrics", "evaluations", "samples", "letters"):
             sql.execute(f"DELETE FROM {table} WHERE run=? AND step>? AND attempt<?", (run, step, attempt))  # noqa: S608
 
     @staticmethod
     def _lost(sql: sqlite3.Connection, run: str, attempt: int, step: int) -> bool:
-        """Whether a later attempt began at an older step: the event tells of weights that are gone."""
+        """Return whether a later attempt began at an older step, so that the event is of lost weights."""
         query = "SELECT 1 FROM attempts WHERE run=? AND attempt>? AND from_step<?"
         return sql.execute(query, (run, attempt, step)).fetchone() is not None
 
@@ -107,12 +109,12 @@ class History:
         elif event.kind == "samples":
             self._add_samples(sql, event, attempt)
         elif event.kind == "replay":
-            self._letters.replayed_in(sql, event.run, event.step, event.data)
+            self._dead_letters.replayed_in(sql, event.run, event.step, event.data)
         elif event.kind == "alert":
             name, reason, at = event.data["name"], event.data["reason"], event.stamps["trainer"]
             self._alerts.raise_in(sql, event.run, name, reason, step=event.step, at=at)
             if name in _DROPPED:
-                self._letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
+                self._dead_letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
 
     def _add_samples(self, sql: sqlite3.Connection, event: EventRecord, attempt: int) -> None:
         for group in event.data["groups"]:
@@ -143,10 +145,8 @@ class History:
         else:
             self._runs.touch(event.run)
 
-    # --- reading ------------------------------------------------------------------------------------------------
-
     def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
-        """Metrics of the steps after ``since_step``; at most ``max_points``, evenly spaced, with the last one."""
+        """Return the metrics after ``since_step``: at most ``max_points`` steps, evenly spaced, with the last one."""
         stride, points = self._points(run, since_step, max_points)
         after = since_step or -1  # an evaluation of the base model is at step 0
         rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, after)
@@ -157,8 +157,8 @@ class History:
             stride=stride,
         )
 
-    def _points(self, run: str, since_step: int, max_points: int) -> tuple[int, list[dict[str, Any]]]:
-        """Stride and points. The steps are known from their range, so that only the rows that are told are read."""
+    def _points(self, run: str, since_step: int, max_points: int) -> tuple[int, list[StepPoint]]:
+        """Return stride and points. The steps follow from their range, so that only the chosen rows are read."""
         self._runs.revision(run)
         span = self._database.row(  # one aggregate a query: two in one would read every row
             "SELECT (SELECT min(step) FROM metrics WHERE run=?) AS low, "
@@ -176,70 +176,75 @@ class History:
             run,
             wanted,
         )
-        return stride, [{"step": row["step"], "at": row["at"], **json.loads(row["data"])} for row in rows]
+        return stride, [
+            StepPoint.read({**from_json(row["data"]), "step": row["step"], "at": row["at"]}) for row in rows
+        ]
 
-    def samples(self, run: str, limit: int) -> list[Sample]:
-        """The newest sample groups, newest first."""
+    def samples(self, run: str, limit: int) -> list[SampleGroup]:
+        """List the newest sample groups, newest first."""
         self._runs.revision(run)
         rows = self._database.rows("SELECT step, data FROM samples WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
-        return [Sample.model_validate({"step": row["step"], **json.loads(row["data"])}, extra="ignore") for row in rows]
+        return [
+            SampleGroup.model_validate({"step": row["step"], **json.loads(row["data"])}, extra="ignore") for row in rows
+        ]
 
     def thumbnail(self, run: str, digest: str) -> bytes:
-        """JPEG of a sample's picture.
+        """Return the thumbnail of a sample's picture, a JPEG.
 
         Raises:
-            NotFound: no sample that is kept has that picture.
+            NotFound: no kept sample has that picture.
         """
         self._runs.revision(run)
         row = self._database.row("SELECT content FROM thumbnails WHERE run=? AND sha256=?", run, digest)
         if row is None:
-            raise NotFound(f"no sample that run {run} keeps has a picture {digest[:12]}; /samples lists them")
+            raise NotFound(f"no kept sample of run {run} has a picture {digest[:12]}; /samples lists them")
         return bytes(row["content"])
 
     def clients(self, run: str) -> dict[str, ClientFigures]:
-        """Per-client figures of the last step."""
-        found = (self._runs.snapshot(run).metrics or {}).get("clients", {})
-        return {client: ClientFigures.model_validate(figures, extra="ignore") for client, figures in found.items()}
+        """Return the figures of each client in the last step."""
+        return self._last(run).clients
 
     def client(self, run: str, name: str, since_step: int, max_points: int) -> ClientHistory:
-        """One client over the steps."""
-        last = self._runs.snapshot(run).metrics or {}
+        """Return one client's figures over the steps."""
+        last = self._last(run)
         stride, points = self._points(run, since_step, max_points)
-        own = [(point, point.get("clients", {}).get(name)) for point in points]
-        return ClientHistory.model_validate(
-            {
-                "run": run,
-                "client": name,
-                "latest": last.get("clients", {}).get(name),
-                "weight_by_domain": {
-                    domain: figures["weights"][name]
-                    for domain, figures in last.get("domains", {}).items()
-                    if name in figures["weights"]
-                },
-                "points": [{"step": p["step"], "at": p["at"], **figures} for p, figures in own if figures is not None],
-                "stride": stride,
+        own = [(point, point.clients[name]) for point in points if name in point.clients]
+        return ClientHistory(
+            run=run,
+            client=name,
+            latest=last.clients.get(name),
+            weight_by_domain={
+                domain: figures.weights[name] for domain, figures in last.domains.items() if name in figures.weights
             },
-            extra="ignore",
+            points=tuple(
+                ClientHistoryPoint(step=point.step, at=point.at, **figures.model_dump()) for point, figures in own
+            ),
+            stride=stride,
         )
 
-    def checkpoints(self, run: str) -> list[Checkpoint]:
-        """Checkpoints written so far, oldest first; older ones may have been deleted since."""
+    def _last(self, run: str) -> StepMetrics:
+        return self._runs.snapshot(run).metrics or StepMetrics()
+
+    def checkpoints(self, run: str) -> list[RunCheckpoint]:
+        """List the checkpoints written so far, oldest first; older ones may have been deleted since."""
         self._runs.revision(run)
         rows = self._database.rows(
             "SELECT step, at, data FROM events WHERE run=? AND kind='checkpoint' ORDER BY id", run
         )
         return [
-            Checkpoint.model_validate({"step": row["step"], "at": row["at"], **json.loads(row["data"])}, extra="ignore")
+            RunCheckpoint.model_validate(
+                {"step": row["step"], "at": row["at"], **json.loads(row["data"])}, extra="ignore"
+            )
             for row in rows
         ]
 
     def pruned(self, run: str) -> int:
-        """The newest event that is no longer kept; 0 when all are."""
+        """Return the newest event that is no longer kept; 0 when all are."""
         row = self._database.row("SELECT pruned FROM runs WHERE id=?", run)
         return int(row["pruned"]) if row else 0
 
     def events(self, run: str, after: int, limit: int = 500) -> list[Event]:
-        """Events after the one with id ``after``, oldest first."""
+        """List the events after the one with id ``after``, oldest first."""
         rows = self._database.rows("SELECT * FROM events WHERE run=? AND id>? ORDER BY id LIMIT ?", run, after, limit)
         return [
             Event(id=row["id"], kind=row["kind"], step=row["step"], at=row["at"], data=json.loads(row["data"]))

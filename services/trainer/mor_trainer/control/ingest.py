@@ -1,4 +1,4 @@
-"""Stream ``events`` of every run -> history, and a wake-up for those who watch."""
+"""Transfer of every run's stream ``events`` to the history, to metrics, trackers and waiting readers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ from redis.exceptions import RedisError
 from mor_trainer import metrics
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.history import History
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.trackers import Trackers
 
 _LEASE_S = 5.0
+"""Seconds after which a restarted run control reads an unsettled event again; storing one takes milliseconds."""
 _LOOK_S = 1.0
+"""Pause between looks for new runs and lost workers: well under the shortest lease of a run."""
 _READ_COUNT = 100
+"""Events in one read; each is settled by itself."""
 _BLOCK_S = 1.0
+"""Longest wait for an event, after which gauges are set anew."""
 _LINGER_S = 60.0
+"""Time after a run's end in which late events are still read, and Prometheus reads its series once more."""
 
 log = structlog.get_logger(__name__)
 
 
 class Watchers:
-    """Wakes readers of a run's events."""
+    """Readers that wait for events of a run."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
@@ -40,11 +45,12 @@ class Watchers:
         """Open event streams."""
 
     def wake(self, run: str) -> None:
+        """Wake the readers of a run."""
         for event in self._waiting.pop(run, ()):
             event.set()
 
     async def wait(self, run: str, timeout_s: float) -> None:
-        """Until something happened in ``run``, or the time is over."""
+        """Wait until something happens in ``run``, or the time is over."""
         event = asyncio.Event()
         self._waiting[run].add(event)
         with contextlib.suppress(TimeoutError):
@@ -54,7 +60,7 @@ class Watchers:
 
 
 class Ingest:
-    """One reader for each run that goes on, or ended less than a minute ago."""
+    """Reader of the streams of each run that goes on, or ended less than a minute ago."""
 
     def __init__(
         self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers, trackers: Trackers
@@ -70,7 +76,7 @@ class Ingest:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Read while the body runs."""
+        """Read the streams while the body runs."""
         looking = asyncio.create_task(self._look(), name="ingest")
         try:
             yield
@@ -82,7 +88,7 @@ class Ingest:
     async def _look(self) -> None:
         while True:
             for run in self._runs.requeue_lost():
-                log.warning("the run's worker went silent", run=run)
+                log.warning("a worker sent no heartbeat within its lease and lost its run", run=run)
                 self._watchers.wake(run)
             self._start_readers()
             await self._ping()
@@ -114,19 +120,19 @@ class Ingest:
                 await streams.delete()
 
     async def _relay(self, run: str, streams: Streams, consumer: Consumer[EventRecord]) -> None:
-        """Tell of a run's events until some time after its end."""
+        """Pass on a run's events until some time after its end."""
         spec, over = self._runs.spec(run), False
         while run in self._runs.active(_LINGER_S):
             try:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
                     if self._history.add(entry.record):
                         metrics.observe(entry.record)
-                        self._trackers.tell(entry.record, spec)
+                        self._trackers.add_event(entry.record, spec)
                     await consumer.settle(entry)
                     self._watchers.wake(run)
                 state = self._runs.snapshot(run).state
                 if state.over and not over:
-                    self._trackers.ended(run, spec, state)
+                    self._trackers.add_end(run, spec, state)
                 over = state.over
                 metrics.observe_run(run, state, spec)
                 for name in GROUP_STREAMS:

@@ -1,22 +1,18 @@
-"""A run in the shape of Kubeflow Trainer's ``trainerStatus`` (KEP-2779)."""
+"""Status of a run in the shape of Kubeflow Trainer's ``trainerStatus`` (KEP-2779)."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from mor_core.run_status import KubeflowMetric, TrainerStatus
+from mor_core.step_metrics import StepMetrics
 
 
 def trainer_status(
-    *, progress: float | None, eta_s: float | None, metrics: dict[str, Any] | None, updated_at: float
+    *, progress: float | None, eta_s: float | None, metrics: StepMetrics | None, updated_at: float
 ) -> TrainerStatus:
-    """``metrics``: those of the last step; the ones that are plain numbers are told."""
-    numbers = {
-        name: value
-        for name, value in (metrics or {}).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    """Build the status from the metrics of the last step; those that are plain numbers are included."""
+    numbers = {} if metrics is None else metrics.numbers()
     updated = datetime.fromtimestamp(updated_at, UTC).isoformat(timespec="seconds")
     return TrainerStatus(
         progressPercentage=None if progress is None else int(100 * progress),

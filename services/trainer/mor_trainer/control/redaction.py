@@ -1,43 +1,43 @@
-"""What a client's own token shows of a run: its own figures, nobody else's, and none that tell of the others."""
+"""Redaction for a client's token: it shows the client's own figures, and none that reveal those of others."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from mor_core.auth import Principal, Scope
 from mor_core.errors import Forbidden
-from mor_core.run_status import Sample
+from mor_core.run_status import SampleGroup
 from mor_core.runs import RunSnapshot
+from mor_core.step_metrics import StepMetrics
 
 from mor_trainer.control.kubeflow import trainer_status
 
 
 def sees_all(caller: Principal) -> bool:
+    """Return whether the caller may see the figures of all clients."""
     return caller.scope is not Scope.client
 
 
 def check_sees(caller: Principal, client: str) -> None:
-    """
+    """Check that the caller may see a client's figures.
+
     Raises:
-        Forbidden: a client asks for another one.
+        Forbidden: the caller is another client.
     """
     if not sees_all(caller) and caller.name != client:
-        raise Forbidden(f"token of client {caller.name!r} shows its own figures only, not those of {client!r}")
+        raise Forbidden(f"the token of client {caller.name!r} shows its own figures only, not those of {client!r}")
 
 
 def snapshot(run: RunSnapshot, caller: Principal) -> RunSnapshot:
-    """Progress of the run, with the caller's own figures of the last step alone."""
+    """Return the snapshot; for a client, with the progress and the client's own figures of the last step alone."""
     if sees_all(caller):
         return run
-    clients: dict[str, Any] = (run.metrics or {}).get("clients", {})
-    own = {name: figures for name, figures in clients.items() if name == caller.name}
+    own = {} if run.metrics is None else {n: f for n, f in run.metrics.clients.items() if n == caller.name}
     return run.model_copy(
         update={
             "model": "",
             "final": None,
             "error": None,
             "evaluation": None,
-            "metrics": None if run.metrics is None else {"clients": own},
+            "metrics": None if run.metrics is None else StepMetrics(clients=own),
             "trainer_status": trainer_status(
                 progress=run.progress, eta_s=run.eta_s, metrics=None, updated_at=run.updated_at
             ),
@@ -45,8 +45,11 @@ def snapshot(run: RunSnapshot, caller: Principal) -> RunSnapshot:
     )
 
 
-def samples(found: list[Sample], caller: Principal) -> list[Sample]:
-    """Groups that the caller scored, with its own scores alone: the fused reward would tell of the others'."""
+def samples(found: list[SampleGroup], caller: Principal) -> list[SampleGroup]:
+    """Return the samples; for a client, those that it scored, with its own scores alone.
+
+    The fused reward is left out because it reveals the scores of others.
+    """
     if sees_all(caller):
         return found
     return [

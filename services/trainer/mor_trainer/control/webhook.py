@@ -1,4 +1,4 @@
-"""Tells a webhook of alerts: bounded in rate and attempts, with what waits kept in the database."""
+"""Delivery of alerts to a webhook, bounded in rate and attempts; waiting alerts are kept in the database."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ import httpx
 import structlog
 
 from mor_trainer.config import ControlSettings
-from mor_trainer.control.alerts import Alerts
+from mor_trainer.control.alert_store import AlertStore
 
 _LOOK_S = 0.5
+"""Pause between two looks for an alert that is due: a person does not notice it, and the query costs nothing."""
 _MINUTE_S = 60.0
 _LONGEST_PAUSE_S = 600.0
+"""Bound of the growing pause between attempts, so that a webhook that comes back gets its alerts within minutes."""
 
 log = structlog.get_logger(__name__)
 
 
 class Webhook:
-    """Posts each alert as JSON once; tries again with growing, jittered pauses."""
+    """Sender that posts each alert once, as JSON, and repeats failed attempts after growing, jittered pauses."""
 
-    def __init__(self, settings: ControlSettings, alerts: Alerts) -> None:
+    def __init__(self, settings: ControlSettings, alerts: AlertStore) -> None:
         self._settings = settings
         self._alerts = alerts
         self._sent: deque[float] = deque()
 
     async def run(self) -> None:
-        """Until cancelled. Returns at once where no webhook is set."""
+        """Send alerts until cancelled. Returns at once where no webhook is set."""
         url = self._settings.alert_webhook_url
         if url is None:
             return
@@ -37,7 +39,7 @@ class Webhook:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with httpx.AsyncClient(headers=headers, timeout=self._settings.alert_webhook_timeout_s) as http:
             while True:
-                if not self._may_send() or not await self._tell(http, str(url)):
+                if not self._may_send() or not await self._send_next(http, str(url)):
                     await asyncio.sleep(_LOOK_S)
 
     def _may_send(self) -> bool:
@@ -46,8 +48,8 @@ class Webhook:
             self._sent.popleft()
         return len(self._sent) < self._settings.alert_webhook_per_minute
 
-    async def _tell(self, http: httpx.AsyncClient, url: str) -> bool:
-        """Tell of the alert that is due; whether there was one."""
+    async def _send_next(self, http: httpx.AsyncClient, url: str) -> bool:
+        """Send the alert that is due, if any, and return whether there was one."""
         found = self._alerts.due()
         if found is None:
             return False
@@ -59,9 +61,9 @@ class Webhook:
         except httpx.HTTPError as error:
             pause = min(_LONGEST_PAUSE_S, self._settings.alert_webhook_retry_s * 2.0**attempts)
             over = attempts + 1 >= self._settings.alert_webhook_attempts
-            self._alerts.not_told(alert.id, None if over else time.time() + random.uniform(0.5, 1.5) * pause)
+            self._alerts.mark_failed(alert.id, None if over else time.time() + random.uniform(0.5, 1.5) * pause)
             reason = str(error) or type(error).__name__
-            log.warning("the webhook was not told of an alert", alert=alert.id, gives_up=over, error=reason)
+            log.warning("the webhook did not take an alert", alert=alert.id, gives_up=over, error=reason)
         else:
-            self._alerts.told(alert.id)
+            self._alerts.mark_sent(alert.id)
         return True

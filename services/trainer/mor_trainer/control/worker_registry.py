@@ -1,4 +1,4 @@
-"""The training processes that ask run control, as they last did."""
+"""Registry of the training processes that call run control."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from mor_core.run_status import WorkerStatus
 from mor_core.runs import ClaimRequest
 
 _FORGOTTEN_S = 600.0
+"""A process calls every few seconds; after ten minutes of silence it is gone."""
 _MOST = 256
+"""Most entries, so that processes with random names cannot fill the memory."""
 
 
-class Workers:
-    """In memory: a process that lives asks again within seconds."""
+class WorkerRegistry:
+    """Registry in memory: after a restart of run control, a live process calls again within seconds."""
 
     def __init__(self) -> None:
         self._seen: dict[str, WorkerStatus] = {}
 
-    def asked(self, request: ClaimRequest, run: str | None) -> None:
-        """A process asked for a run, and got ``run``."""
+    def claimed(self, request: ClaimRequest, run: str | None) -> None:
+        """Note that a process asked for a run and received ``run``, or none."""
         self._note(
             WorkerStatus(
                 name=request.worker, version=request.version, device=request.device, seen_at=time.time(), run=run
@@ -26,7 +28,7 @@ class Workers:
         )
 
     def beat(self, name: str, run: str | None) -> None:
-        """A process told of its run; it has none any more when ``run`` is null."""
+        """Note a heartbeat of a process; ``run`` is null once it holds no run any more."""
         unknown = WorkerStatus(name=name, version=None, device=None, seen_at=0.0, run=None)
         known = self._seen.get(name, unknown)
         self._note(known.model_copy(update={"seen_at": time.time(), "run": run}))
@@ -38,6 +40,6 @@ class Workers:
             del self._seen[next(iter(self._seen))]
 
     def list(self) -> list[WorkerStatus]:
-        """Those of the last ten minutes, by name."""
+        """List the processes that called within the last ten minutes, by name."""
         since = time.time() - _FORGOTTEN_S
         return sorted((worker for worker in self._seen.values() if worker.seen_at > since), key=lambda w: w.name)

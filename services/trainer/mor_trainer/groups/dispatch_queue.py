@@ -1,4 +1,4 @@
-"""Groups that wait to be issued, each once, in the order in which they were asked for."""
+"""Queue of groups that wait to be issued: each once, first come, first served."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from mor_core.streams import Streams
 from mor_core.wire import PromptRecord
 
 _TIMEOUT_S = 10.0
+"""Seconds to wait for room in the stream; after that the exchange logs the failure and sends again."""
 
 
-class Outbox:
+class DispatchQueue:
+    """Groups that wait to be issued. A group stays until it is sent, also when sending fails."""
+
     def __init__(
         self, streams: Streams, blobs: Blobs, find: Callable[[str], tuple[PromptRecord, Prompt] | None]
     ) -> None:
-        """``find``: what to send for a group; nothing when it is not under way any more."""
+        """``find`` returns what to send for a group, or ``None`` when the group is no longer under way."""
         self._streams = streams
         self._blobs = blobs
         self._find = find
@@ -29,7 +32,7 @@ class Outbox:
         self._changed.set()
 
     async def send(self) -> None:
-        """Send what waits, for ever; a group leaves when it is sent."""
+        """Send the waiting groups, for ever."""
         while True:
             while self._waiting:
                 group_id = next(iter(self._waiting))

@@ -1,4 +1,4 @@
-"""Periodic evaluation: every evaluation prompt is answered greedily and scored by the router, never trained on."""
+"""Periodic evaluation: one greedy response to each evaluation prompt, scored by the router, never trained on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mor_trainer.groups.traces import GroupTraces
 
 
 @dataclass
-class Round:
-    """One evaluation: pure bookkeeping, like the ledger's but for groups of one that nothing depends on."""
+class EvaluationRound:
+    """Bookkeeping of one evaluation: a simpler ledger, for groups of one response that no step waits for."""
 
     run: str
     step: int
@@ -39,8 +39,8 @@ class Round:
         if issue is not None:
             self.results[issue.number] = record
 
-    def again(self, group_id: str, deadline: float, max_attempts: int) -> bool:
-        """Whether the prompt is asked again; otherwise it counts as failed."""
+    def reissue(self, group_id: str, deadline: float, max_attempts: int) -> bool:
+        """Issue a prompt once more; return ``False``, and count it as failed, after ``max_attempts``."""
         issue = self.outstanding[group_id]
         if issue.attempt + 1 >= max_attempts:
             del self.outstanding[group_id]
@@ -55,7 +55,7 @@ class Round:
         return not self.outstanding
 
     def summary(self) -> dict[str, Any]:
-        """Mean rewards, fused and for each client, over all prompts and for each domain label; logits."""
+        """Summarise the results: mean rewards in logits, fused and by client, in all and by domain label."""
         by_domain: dict[str, list[RewardRecord]] = defaultdict(list)
         for index, record in self.results.items():
             by_domain[self.prompts[index].domain or ""].append(record)
@@ -72,7 +72,10 @@ class Round:
 
 
 class Evaluations:
-    """The round that is going on, if any. Each is reported once: when all have come, or as far as it came."""
+    """The current evaluation round, if any.
+
+    Each round is reported once: when it is complete, or with what has arrived when the next one begins.
+    """
 
     def __init__(
         self, run: str, max_attempts: int, traces: GroupTraces, report: Callable[[int, dict[str, Any]], None]
@@ -81,36 +84,36 @@ class Evaluations:
         self._max_attempts = max_attempts
         self._traces = traces
         self._report = report
-        self._round: Round | None = None
+        self._round: EvaluationRound | None = None
 
     @property
     def outstanding(self) -> Mapping[str, Issue]:
-        """What was not answered yet, by group; empty between rounds."""
+        """Issues that have no result yet, by group; empty between rounds."""
         return {} if self._round is None else self._round.outstanding
 
     def begin(self, step: int, version: int, prompts: Sequence[Prompt], deadline: float) -> None:
         self._end()
-        self._round = Round(self._run, step, version, prompts, deadline)
+        self._round = EvaluationRound(self._run, step, version, prompts, deadline)
 
     def prompt_of(self, issue: Issue) -> Prompt:
         assert self._round is not None, "only a round has issues"
         return self._round.prompts[issue.number]
 
     def receive(self, record: RewardRecord) -> None:
-        """An answer to one that is outstanding."""
+        """Record the result of an outstanding group."""
         assert self._round is not None, "only a round has issues"
         self._round.receive(record)
         self._traces.ended(record.group_id, "evaluated")
         self._end_if_finished()
 
-    def again(self, group_id: str, deadline: float, reason: str) -> bool:
-        """Whether one that is outstanding is asked again; otherwise it counts as failed."""
+    def reissue(self, group_id: str, deadline: float, reason: str) -> bool:
+        """Issue an outstanding group once more; return ``False``, and count it as failed, after the last attempt."""
         assert self._round is not None, "only a round has issues"
-        asked = self._round.again(group_id, deadline, self._max_attempts)
-        if not asked:
+        issued = self._round.reissue(group_id, deadline, self._max_attempts)
+        if not issued:
             self._traces.ended(group_id, "dropped", reason)
         self._end_if_finished()
-        return asked
+        return issued
 
     def _end_if_finished(self) -> None:
         if self._round is not None and self._round.finished:

@@ -1,4 +1,4 @@
-"""Whether the queue server still has what it was given."""
+"""Detection of a queue server that has lost its content."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mor_core.streams import key
 from redis.asyncio import Redis
 
 
-class QueueMark:
+class FlushDetector:
     """A key that a flush removes, and the identity of the server process, which a restart changes.
 
-    A restarted server has lost up to its last second even with an append-only file, so both count as a loss.
+    A server that restarts has lost up to its last second even with an append-only file, so both count as a loss.
     """
 
     def __init__(self, redis: Redis, run: str) -> None:
@@ -19,15 +19,15 @@ class QueueMark:
         self._key = key(run, "mark")
         self._server: str | None = None
 
-    async def look(self) -> Literal["first", "same", "lost"]:
-        """Compare with the last look; ``first`` for the first."""
+    async def check(self) -> Literal["first", "same", "lost"]:
+        """Compare the server with the last check; ``first`` on the first one."""
         server = str((await self._redis.info("server"))["run_id"])
-        fresh = bool(await self._redis.set(self._key, server, nx=True))
+        created = bool(await self._redis.set(self._key, server, nx=True))
         before, self._server = self._server, server
         if before is None:
             return "first"
-        return "lost" if fresh or server != before else "same"
+        return "lost" if created or server != before else "same"
 
     async def remove(self) -> None:
-        """The run ends: leave nothing behind."""
+        """Remove the key when the run ends."""
         await self._redis.delete(self._key)

@@ -1,15 +1,15 @@
-"""The truth about groups: which were issued, which came back, which were applied, and what to do about the others.
+"""Ledger of groups: which were issued, came back and were applied, and what happens to the others.
 
-Pure bookkeeping: no clock, no network. Groups are numbered in the order in which prompts are drawn; number n is prompt
+Pure bookkeeping: no clock, no network. Groups are numbered in the order in which prompts are drawn. Number n is prompt
 ``order(epoch)[n mod prompts]`` of epoch ``n div prompts``, so a number and the seed determine prompt and id. A group is
 
-* *outstanding* from its issue until it comes back, is dropped, or is re-sampled (which keeps it outstanding),
+* *outstanding* from its issue until it comes back, is dropped, or is sampled again (which keeps it outstanding),
 * *ready* from then until a step takes it,
-* *applied*, *skipped* (its rewards were all alike) or *dropped* afterwards: every number below the cursor that is
-  neither outstanding nor ready. A dropped one can be issued again when an operator asks for it.
+* *applied*, *skipped* (all its rewards were alike) or *dropped* afterwards: every number below the cursor that is
+  neither outstanding nor ready. An operator can have a dropped group issued again.
 
-What comes back for a group that is not outstanding is a duplicate and changes nothing, so each group is applied once in
-a lineage. The state is a checkpoint's: after a crash the groups that were under way are issued again.
+A result for a group that is not outstanding is a duplicate and changes nothing, so each group is applied once in a
+lineage. The state is part of a checkpoint: after a crash the groups that were under way are issued again.
 """
 
 from __future__ import annotations
@@ -29,35 +29,41 @@ T = TypeVar("T")
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, prompts: int) -> list[int]:
-    """Order in which the prompts of an epoch are drawn."""
+    """Return the order in which the prompts of an epoch are drawn."""
     order = list(range(prompts))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
 
 
-class Verdict(enum.Enum):
-    """What became of a group that came back."""
+def prompt_of_group(number: int, prompts: int, seed: int) -> tuple[int, int]:
+    """Return epoch and prompt index of a group. ``prompts``: rows of the prompts file."""
+    epoch, position = divmod(number, prompts)
+    return epoch, _order(seed, epoch, prompts)[position]
+
+
+class Receipt(enum.Enum):
+    """Outcome of a group's return."""
 
     accepted = "accepted"
     duplicate = "duplicate"
     """Its number is not outstanding: applied before, skipped, dropped, or of another lineage."""
     stale = "stale"
-    """Sampled by a version too old or of a lost lineage; to be sampled again."""
+    """Its version is too old or of a lost lineage; it must be sampled again."""
 
 
 @dataclass
 class Issue:
-    """A group under way."""
+    """An outstanding group."""
 
     number: int
     attempt: int = 0
-    """How often it was issued before."""
+    """Number of earlier issues."""
     deadline: float = 0.0
-    """When it counts as lost, in the caller's clock."""
+    """Time after which it counts as lost, on the caller's clock, seconds."""
 
 
 class LedgerState(BaseModel):
-    """What a checkpoint keeps."""
+    """The part of a checkpoint that restores the ledger."""
 
     prompts: int
     cursor: int
@@ -74,34 +80,33 @@ class LedgerState(BaseModel):
 
 @dataclass
 class Ledger(Generic[T]):
-    """Groups of one run. ``T`` is what a group brings back."""
+    """Ledger of one run. ``T`` is the type of a returned group."""
 
     run: str
     prompts: int
-    """Number of prompts in the file."""
+    """Rows of the prompts file."""
     seed: int
     max_staleness: int
     max_attempts: int
-    """Issues of one group after which it is dropped."""
+    """Number of issues after which a group is dropped."""
     cursor: int = 0
     outstanding: dict[str, Issue] = field(default_factory=dict)
     ready: dict[int, tuple[T, int, int]] = field(default_factory=dict)
-    """By number: what came back, the version that sampled it, and the attempts."""
+    """By number: the returned group, the version that sampled it, and the attempts."""
     applied: int = 0
     dropped: int = 0
     retried: int = 0
     skipped: int = 0
-    lost: set[int] = field(default_factory=set)
-    """Numbers of the dropped groups, which an operator may ask for again."""
+    dropped_numbers: set[int] = field(default_factory=set)
+    """Numbers of the dropped groups, which an operator may have issued again."""
     versions: list[int] = field(default_factory=list)
-    """Versions of this lineage, oldest first, as far back as staleness reaches; the last is the policy's own."""
+    """The newest versions of this lineage, oldest first, ``max_staleness + 1`` at most; the last is the policy."""
 
     # --- identity -----------------------------------------------------------------------------------------------
 
     def prompt_of(self, number: int) -> tuple[int, int]:
-        """Epoch and prompt index of a group."""
-        epoch, position = divmod(number, self.prompts)
-        return epoch, _order(self.seed, epoch, self.prompts)[position]
+        """Return epoch and prompt index of a group."""
+        return prompt_of_group(number, self.prompts, self.seed)
 
     def group_id(self, number: int) -> str:
         epoch, index = self.prompt_of(number)
@@ -109,34 +114,34 @@ class Ledger(Generic[T]):
 
     # --- versions -----------------------------------------------------------------------------------------------
 
-    def published(self, version: int) -> None:
-        """The policy is this version from now on."""
+    def advance_version(self, version: int) -> None:
+        """Make ``version`` the policy's version; it need not be published yet."""
         self.versions = [*self.versions, version][-(self.max_staleness + 1) :]
 
     def staleness(self, version: int) -> int | None:
-        """Updates since ``version``; ``None`` when it is older than the bound or of a lost lineage."""
+        """Count the updates since ``version``; ``None`` when it is older than the bound or of a lost lineage."""
         return len(self.versions) - 1 - self.versions.index(version) if version in self.versions else None
 
     # --- issue --------------------------------------------------------------------------------------------------
 
     def room(self, groups_per_step: int, held: int = 0, steps_left: int | None = None) -> int:
-        """How many new groups may be issued: as many as the staleness bound and the end of the run let be applied.
+        """Return how many new groups may be issued, so that all can be applied within the staleness bound and the run.
 
-        ``held``: groups that the step in progress has already taken and keeps. ``steps_left``: that one included.
+        ``held``: groups that the step in progress has taken and keeps. ``steps_left`` includes that step.
         """
         steps = 1 + self.max_staleness
         ahead = groups_per_step * (steps if steps_left is None else min(steps, steps_left))
         return max(0, ahead - held - len(self.outstanding) - len(self.ready))
 
     def issue(self, count: int, deadline: float) -> list[Issue]:
-        """The next ``count`` groups."""
+        """Issue the next ``count`` groups."""
         issued = [Issue(self.cursor + offset, 0, deadline) for offset in range(count)]
         self.cursor += count
         self.outstanding |= {self.group_id(issue.number): issue for issue in issued}
         return issued
 
-    def again(self, group_id: str, deadline: float) -> Issue | None:
-        """Issue an outstanding group once more; ``None``, and the group is dropped, after ``max_attempts``."""
+    def reissue(self, group_id: str, deadline: float) -> Issue | None:
+        """Issue an outstanding group once more; after ``max_attempts`` drop it and return ``None``."""
         issue = self.outstanding[group_id]
         if issue.attempt + 1 >= self.max_attempts:
             self.drop(group_id)
@@ -147,27 +152,27 @@ class Ledger(Generic[T]):
         return issue
 
     def drop(self, group_id: str) -> None:
-        """Give an outstanding group up."""
-        self.lost.add(self.outstanding.pop(group_id).number)
+        """Drop an outstanding group."""
+        self.dropped_numbers.add(self.outstanding.pop(group_id).number)
         self.dropped += 1
 
     def reopen(self, group_id: str, deadline: float) -> bool:
-        """Issue a dropped group once more, with all its attempts; whether it was dropped."""
-        number = next((number for number in self.lost if self.group_id(number) == group_id), None)
+        """Issue a dropped group once more, with all its attempts. Return whether it was dropped."""
+        number = next((number for number in self.dropped_numbers if self.group_id(number) == group_id), None)
         if number is None:
             return False
-        self.lost.remove(number)
+        self.dropped_numbers.remove(number)
         self.dropped -= 1
         self.retried += 1
         self.outstanding[group_id] = Issue(number, 0, deadline)
         return True
 
     def overdue(self, now: float) -> list[str]:
-        """Outstanding groups whose deadline has passed."""
+        """Return the outstanding groups whose deadline has passed."""
         return [group_id for group_id, issue in self.outstanding.items() if issue.deadline <= now]
 
     def resample(self, group_id: str, deadline: float) -> Issue:
-        """A stale group is sampled whole again; that is no failure of the group, its attempts stay."""
+        """Issue a stale group once more without counting an attempt, because the group did not fail."""
         issue = self.outstanding[group_id]
         issue.deadline = deadline
         self.retried += 1
@@ -175,60 +180,61 @@ class Ledger(Generic[T]):
 
     # --- return -------------------------------------------------------------------------------------------------
 
-    def receive(self, group_id: str, version: int, brought: T) -> Verdict:
-        """A group came back, sampled by ``version``."""
+    def receive(self, group_id: str, version: int, returned: T) -> Receipt:
+        """Record the return of a group that ``version`` sampled."""
         issue = self.outstanding.get(group_id)
         if issue is None:
-            return Verdict.duplicate
+            return Receipt.duplicate
         if self.staleness(version) is None:
-            return Verdict.stale
+            return Receipt.stale
         del self.outstanding[group_id]
-        self.ready[issue.number] = (brought, version, issue.attempt)
-        return Verdict.accepted
+        self.ready[issue.number] = (returned, version, issue.attempt)
+        return Receipt.accepted
 
     def take(self, count: int, deadline: float) -> tuple[list[tuple[int, T, int]], list[Issue]]:
-        """``count`` ready groups in the order of their numbers as (number, what came back, staleness), or none.
+        """Take ``count`` ready groups by number, each as (number, returned group, staleness), or none.
 
-        Groups that went stale while they waited become outstanding again; they are the second value.
+        Groups that became stale while they waited are outstanding again; they are the second value.
         """
-        again = []
+        stale = []
         for number, (_, version, attempt) in list(self.ready.items()):
             if self.staleness(version) is None:
                 del self.ready[number]
                 issue = Issue(number, attempt, deadline)
                 self.outstanding[self.group_id(number)] = issue
                 self.retried += 1
-                again.append(issue)
+                stale.append(issue)
         if len(self.ready) < count:
-            return [], again
+            return [], stale
         taken = []
         for number in sorted(self.ready)[:count]:
-            brought, version, _ = self.ready.pop(number)
+            returned, version, _ = self.ready.pop(number)
             staleness = self.staleness(version)
             assert staleness is not None
-            taken.append((number, brought, staleness))
+            taken.append((number, returned, staleness))
         self.applied += count
-        return taken, again
+        return taken, stale
 
-    def put_back(self, number: int, brought: T, version: int, attempt: int) -> None:
-        """A group that a step took was not trained on: it is ready again."""
-        self.ready[number] = (brought, version, attempt)
+    def put_back(self, number: int, returned: T, version: int, attempt: int) -> None:
+        """Make a group ready again that a step took and did not train on."""
+        self.ready[number] = (returned, version, attempt)
         self.applied -= 1
 
     def reject_taken(self, number: int) -> None:
-        """A group that a step took cannot be trained on after all: it counts as dropped."""
-        self.lost.add(number)
+        """Count a group as dropped that a step took and cannot train on."""
+        self.dropped_numbers.add(number)
         self.applied -= 1
         self.dropped += 1
 
     def skip_taken(self, count: int) -> None:
-        """``count`` groups that a step took have nothing to teach: they are settled without a gradient."""
+        """Count ``count`` groups as skipped that a step took and whose rewards carry no signal."""
         self.applied -= count
         self.skipped += count
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
     def state(self) -> LedgerState:
+        """Return the state for a checkpoint."""
         under_way = {issue.number: issue.attempt for issue in self.outstanding.values()}
         under_way |= {number: attempt for number, (_, _, attempt) in self.ready.items()}
         return LedgerState(
@@ -239,15 +245,15 @@ class Ledger(Generic[T]):
             dropped=self.dropped,
             retried=self.retried,
             skipped=self.skipped,
-            lost=tuple(sorted(self.lost)),
+            lost=tuple(sorted(self.dropped_numbers)),
             versions=self.versions,
         )
 
     def restore(self, state: LedgerState, deadline: float) -> None:
-        """Continue from a checkpoint: everything that was under way is outstanding, to be issued again.
+        """Continue from a checkpoint: all groups that were under way are outstanding and must be issued again.
 
         Raises:
-            Invalid: the prompts file has another number of rows, so that numbers would mean other prompts.
+            Invalid: the prompts file has another number of rows, so numbers would mean other prompts.
         """
         if state.prompts != self.prompts:
             raise Invalid(
@@ -257,7 +263,7 @@ class Ledger(Generic[T]):
         self.cursor, self.versions = state.cursor, []
         self.applied, self.dropped = state.applied, state.dropped
         self.retried, self.skipped = state.retried, state.skipped
-        self.ready, self.lost = {}, set(state.lost)
+        self.ready, self.dropped_numbers = {}, set(state.lost)
         self.outstanding = {
             self.group_id(number): Issue(number, attempt, deadline) for number, attempt in state.under_way.items()
         }

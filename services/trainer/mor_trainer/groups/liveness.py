@@ -1,5 +1,4 @@
-"""A run's presence on the queue server: announced to the stages, cleaned of what an earlier attempt left, and put back
-when the server lost its content."""
+"""Liveness of a run on the queue server: announcement to the stages, clean-up, and recovery when content is lost."""
 
 from __future__ import annotations
 
@@ -9,44 +8,49 @@ from collections.abc import Callable
 from mor_core.streams import announce, withdraw
 from redis.asyncio import Redis
 
-from mor_trainer.groups.flush_detector import QueueMark
-from mor_trainer.groups.streams import GroupStreams
+from mor_trainer.groups.flush_detector import FlushDetector
+from mor_trainer.groups.group_streams import GroupStreams
 
 _ANNOUNCE_S = 5.0
+"""Seconds between announcements; stages forget a run after a minute without one, so several may fail."""
 
 
-class Presence:
-    """``lost`` is called when the server was flushed or restarted, after the streams were made anew."""
+class Liveness:
+    """Announcement of a run to the stages, renewed until it is withdrawn.
 
-    def __init__(self, redis: Redis, run: str, model: str, contents: GroupStreams, lost: Callable[[], None]) -> None:
+    ``on_loss`` is called when the server was flushed or restarted, after the streams are empty and the run is
+    announced again.
+    """
+
+    def __init__(self, redis: Redis, run: str, model: str, streams: GroupStreams, on_loss: Callable[[], None]) -> None:
         self._redis = redis
         self._run = run
         self._model = model
-        self._contents = contents
-        self._lost = lost
-        self._mark = QueueMark(redis, run)
+        self._streams = streams
+        self._on_loss = on_loss
+        self._flush_detector = FlushDetector(redis, run)
         self.cleared = asyncio.Event()
-        """Set once nothing of an attempt that died is in the streams."""
+        """Set once the streams hold nothing of an earlier attempt."""
 
     async def announce(self) -> None:
-        """Announce the run again and again, for ever."""
+        """Announce the run at intervals, for ever."""
         while True:
             await announce(self._redis, self._run, self._model)
             await asyncio.sleep(_ANNOUNCE_S)
 
-    async def look(self) -> None:
-        """Look whether the server still has what was put there."""
-        match await self._mark.look():
+    async def check(self) -> None:
+        """Check that the server still has its content: empty the streams at first, recover after a loss."""
+        match await self._flush_detector.check():
             case "first":
-                await self._contents.clear()
+                await self._streams.clear()
                 self.cleared.set()
             case "lost":
-                await self._contents.clear()
+                await self._streams.clear()
                 await announce(self._redis, self._run, self._model)
-                self._lost()
+                self._on_loss()
 
     async def withdraw(self) -> None:
-        """The run does not go on here."""
+        """Withdraw the announcement and leave nothing on the server: the run does not continue here."""
         await withdraw(self._redis, self._run)
-        await self._contents.clear()
-        await self._mark.remove()
+        await self._streams.clear()
+        await self._flush_detector.remove()

@@ -1,4 +1,4 @@
-"""The record with which a group is issued."""
+"""Builder of the record that issues a group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def prompt_record(
     weights: WeightsRef,
     evaluation: bool,
 ) -> PromptRecord:
-    """A training group is sampled as the run says; an evaluation group is one greedy response."""
+    """Build the record that issues a group.
+
+    A training group is sampled by the run's settings; an evaluation group is one greedy response.
+    """
     sampling = spec.sampling
     if evaluation:
         how = Sampling(group_size=1, max_tokens=sampling.max_tokens, temperature=0.0, seed=spec.seed)

@@ -1,4 +1,4 @@
-"""The trace of each group: begun when it is issued, ended when it was trained on, skipped or given up."""
+"""Trace of each group: begins when it is issued, ends when it is trained on, skipped or given up."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Literal
 from mor_core import tracing
 from mor_core.wire import PromptRecord
 
-from mor_trainer.groups.scored import Taken
+from mor_trainer.groups.scored_group import ScoredGroup
 
 Outcome = Literal["trained", "skipped", "evaluated", "dropped", "unfinished"]
 
 
 class GroupTraces:
-    """The spans ``group`` of what is under way, one for all attempts. Called from any thread."""
+    """The open ``group`` spans, one for all attempts of a group.
+
+    Every method may be called from any thread: each changes the table by one atomic dictionary operation.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, tracing.Span] = {}
 
     def issued(self, record: PromptRecord) -> PromptRecord:
-        """The record with the traceparent of its group."""
+        """Return the record with the traceparent of its group, whose span begins with its first issue."""
         span = self._open.get(record.group_id)
         if span is None:
             span = tracing.begin(
@@ -40,7 +43,7 @@ class GroupTraces:
         return record.model_copy(update={"trace": span.traceparent})
 
     def ended(self, group_id: str, outcome: Outcome, failure: str | None = None) -> None:
-        """``failure``: why nothing came of it."""
+        """End the span of a group. ``failure``: why the group was not used."""
         span = self._open.pop(group_id, tracing.OFF)
         span.set(outcome=outcome)
         if failure is not None:
@@ -48,26 +51,30 @@ class GroupTraces:
         span.end()
 
     @contextmanager
-    def updating(self, run: str, step: int, taken: Sequence[Taken], skipped: Sequence[Taken]) -> Iterator[None]:
-        """A span ``step`` of its own trace for the length of the body, and for each group that is trained on a span
-        ``update`` in the group's trace; both know of each other."""
+    def updating(
+        self, run: str, step: int, taken: Sequence[ScoredGroup], skipped: Sequence[ScoredGroup]
+    ) -> Iterator[None]:
+        """Record the body as a span ``step`` in a trace of its own, and end the spans of its groups.
+
+        Each group that is trained on gets a span ``update`` in its own trace; both spans are linked.
+        """
         began_at = time.time()
-        records = [item.group.record for item in taken]
+        records = [group.record for group in taken]
         with tracing.span("step", parent="", links=[record.trace for record in records], run=run, step=step) as span:
             yield
-        for item, record in zip(taken, records, strict=True):
+        for group, record in zip(taken, records, strict=True):
             update = tracing.begin(
                 "update",
                 parent=record.trace or "",
                 links=[span.traceparent],
                 at=began_at,
                 step=step,
-                staleness=item.staleness,
+                staleness=group.staleness,
             )
             update.end()
             self.ended(record.group_id, "trained")
-        for item in skipped:
-            self.ended(item.group.record.group_id, "skipped")
+        for group in skipped:
+            self.ended(group.record.group_id, "skipped")
 
     def close(self) -> None:
         for group_id in list(self._open):

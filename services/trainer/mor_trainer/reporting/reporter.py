@@ -1,110 +1,84 @@
-"""What a training process tells of its run: the metrics and samples of each step, and alerts."""
+"""Reporter of a training process: metrics and samples of each step, and alerts, as events."""
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
 from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
+from mor_core.wire import RewardRecord
 
 from mor_trainer.event_log import EventLog
-from mor_trainer.groups.scored import Taken
-from mor_trainer.reporting import step_metrics
+from mor_trainer.reporting.measurement import FinishedStep, client_failures, measure
+from mor_trainer.reporting.samples import sample_groups
 from mor_trainer.update.updater import UpdateReport
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step, as far as it is told."""
+class StepReporter:
+    """Reporter of one attempt at a run.
 
-    taken: Sequence[Taken]
-    skipped: Sequence[Taken]
-    update: UpdateReport
-    began_at: float
-    """Unix time, seconds."""
-    trained: tuple[float, float]
-    """Unix times at which the update began and ended."""
-    seconds: float
-    shares: Mapping[str, float]
-    """Seconds by name of what they were spent on."""
-    counts: Mapping[str, int]
-    """Totals of the run: groups applied, skipped, dropped, and so on; the version that was published."""
-
-
-class Teller:
-    """Every method is called from the training thread; events are kept on the portal's event loop."""
+    The training thread calls every method; the events are kept on the portal's event loop.
+    """
 
     def __init__(self, portal: BlockingPortal, events: EventLog, run: str, spec: RunSpec) -> None:
         self._portal = portal
         self._events = events
         self._run = run
         self._spec = spec
-        self._told: set[str] = set()
+        self._raised: set[str] = set()
         self._updates: deque[tuple[float, float]] = deque(maxlen=spec.max_staleness + 1)
+        """Unix times of the updates during which groups of the next step may have been sampled."""
         self.gate_version: int | None = None
-        """Newest that a reward of the run came from."""
+        """Newest gate version that scored a group of the last step."""
         self.client_failures: dict[str, dict[str, int]] = defaultdict(dict)
         """Client -> status -> groups, over the whole run."""
 
     def restore(self, gate_version: int | None, client_failures: Mapping[str, dict[str, int]]) -> None:
-        """Go on counting where a checkpoint was written."""
+        """Continue the counts of a checkpoint."""
         self.gate_version = gate_version
         self.client_failures = defaultdict(dict, client_failures)
 
     def emit(self, kind: Any, step: int, data: dict[str, Any]) -> None:
+        """Queue an event for the run's history."""
         self._portal.call(self._events.add, kind, step, data)
 
-    def step(self, number: int, step: Step, images: Callable[[int], Mapping[str, bytes]]) -> None:
-        """Tell of a step that is done. ``images``: encoded pictures of a group's prompt, by its number."""
-        records = [item.group.record for item in step.taken]
-        scored = records + [item.group.record for item in step.skipped]
-        self.gate_version = max(record.gate_version for record in scored)
-        rewards = step_metrics.reward_metrics(scored)
-        self._count_failures(rewards["clients"])
-        metrics: dict[str, Any] = {
-            **rewards,
-            **step_metrics.update_metrics(step.update),
-            **step_metrics.group_metrics(step.taken),
-            **step.counts,
-            "gate_version": self.gate_version,
-            "step_seconds": step.seconds,
-            "seconds": dict(step.shares),
-            "tokens_per_second": step.update.sums.tokens / step.seconds,
-            "begun_at": step.began_at,
-            **step_metrics.stages(step.taken, self._updates),
-            "applied": [record.group_id for record in records],
-            "sampled_by": sorted({version for record in records for version in record.rollout.versions}),
-        }
-        metrics["stages"]["trained"] = list(step.trained)
+    def step(self, number: int, step: FinishedStep, images: Callable[[int], Mapping[str, bytes]]) -> None:
+        """Report a finished step: its samples, its metrics, and the alerts that it gives reason for.
+
+        ``images`` returns the encoded pictures of a group's prompt, by the group's number.
+        """
+        self.gate_version = max(record.gate_version for record in step.scored)
+        self._count_failures(step.scored)
+        metrics = measure(
+            step, gate_version=self.gate_version, failures_total=self.client_failures, updates=self._updates
+        )
         self._updates.append(step.trained)
-        self.emit("samples", number, step_metrics.samples(step.taken, step.update.advantages, number, images))
-        self.emit("step", number, metrics)
-        self._alert_of(number, step.update)
+        self.emit("samples", number, sample_groups(step.taken, step.update.advantages, number, images))
+        self.emit("step", number, metrics.model_dump(mode="json"))
+        self._raise_alerts(number, step.update)
         log.info(
             "step",
             run=self._run,
             step=number,
-            reward=_rounded(metrics["reward_mean"]),
-            kl=_rounded(metrics["kl"]),
+            reward=_rounded(metrics.reward_mean),
+            kl=_rounded(metrics.kl),
             seconds=round(step.seconds, 2),
-            shares={name: round(value, 2) for name, value in step.shares.items()},
+            shares={name: round(value, 2) for name, value in step.phases.model_dump(exclude_none=True).items()},
         )
 
-    def _count_failures(self, clients: Mapping[str, dict[str, Any]]) -> None:
-        for client, figures in clients.items():
+    def _count_failures(self, records: Iterable[RewardRecord]) -> None:
+        for client, failures in client_failures(records).items():
             known = self.client_failures[client]
-            for status, count in figures["failures"].items():
+            for status, count in failures.items():
                 known[status] = known.get(status, 0) + count
-            figures["failures_total"] = dict(known)
 
-    def _alert_of(self, number: int, update: UpdateReport) -> None:
+    def _raise_alerts(self, number: int, update: UpdateReport) -> None:
         if update.skipped:
             reason = f"{update.skipped} updates had a loss or gradient that is not finite and were left out"
             self._alert(number, "non_finite", reason)
@@ -125,8 +99,8 @@ class Teller:
             )
 
     def _alert_once(self, number: int, name: AlertName, reason: str) -> None:
-        if name not in self._told:
-            self._told.add(name)
+        if name not in self._raised:
+            self._raised.add(name)
             self._alert(number, name, reason)
 
     def _alert(self, number: int, name: AlertName, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Small pictures of sample prompts, so that whoever looks at a sample sees what was asked about."""
+"""Thumbnails of the pictures of sample prompts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from mor_core import images as guarded
 from PIL import Image
 
 _SIDE = 192
+"""Pixels of the longer side: legible in the dashboard, and a few kilobytes in an event."""
 _QUALITY = 80
+"""JPEG quality at which no artefact shows at this size."""
 
 
 def thumbnail(content: bytes) -> bytes:
-    """A JPEG of at most 192 x 192 pixels.
+    """Make a JPEG of at most 192 x 192 pixels.
 
     Raises:
         Invalid, TooLarge: no picture that may be decoded.
@@ -26,6 +28,6 @@ def thumbnail(content: bytes) -> bytes:
     return out.getvalue()
 
 
-def encoded(images: Mapping[str, bytes]) -> dict[str, str]:
-    """Thumbnails by the hash of the whole picture, base64."""
+def encode_thumbnails(images: Mapping[str, bytes]) -> dict[str, str]:
+    """Make a thumbnail of each picture, in base64, by the hash of the whole picture."""
     return {digest: base64.b64encode(thumbnail(content)).decode() for digest, content in images.items()}

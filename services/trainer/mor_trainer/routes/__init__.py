@@ -1,10 +1,10 @@
-"""The routes of run control, one file for each noun."""
+"""Routes of run control, one module for each resource."""
 
-from mor_trainer.routes import alerts, clients, dead, events, runs, status, weights, worker
+from mor_trainer.routes import alerts, clients, dead_letters, events, runs, status, weights, workers
 
 ROUTERS = (
     runs.router,
     status.polled,
-    *(part.router for part in (status, events, clients, dead, alerts, weights, worker)),
+    *(part.router for part in (status, events, clients, dead_letters, alerts, weights, workers)),
 )
-"""Paths are compared in this order."""
+"""In the order in which paths are matched."""

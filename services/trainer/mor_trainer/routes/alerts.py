@@ -1,4 +1,4 @@
-"""Alerts: list, acknowledge."""
+"""Routes of alerts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import structlog
 from fastapi import APIRouter, Query
 from mor_core.run_status import Acknowledgement, Alert
 
-from mor_trainer.routes.dependencies import Admin, Alarms, Reader, Runs
+from mor_trainer.routes.dependencies import Admin, AlertStoreDep, Reader, RunStoreDep
 
 router = APIRouter(prefix="/v1/alerts", tags=["alerts"])
 
@@ -18,27 +18,31 @@ audit = structlog.get_logger("audit")
 @router.get("", summary="Alerts, newest first")
 async def list_alerts(
     *,
-    alerts: Alarms,
-    runs: Runs,
+    alerts: AlertStoreDep,
+    runs: RunStoreDep,
     _: Reader,
-    run: Annotated[str | None, Query(description="Of this run only.")] = None,
-    acknowledged: Annotated[bool | None, Query(description="Only those that are, or are not, acknowledged.")] = None,
+    run: Annotated[str | None, Query(description="Alerts of this run only.")] = None,
+    acknowledged: Annotated[
+        bool | None, Query(description="Acknowledged alerts only, or unacknowledged ones only.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[Alert]:
-    """The same alert of the same run is one entry, with its number of occurrences, until it is acknowledged."""
+    """List alerts. The same alert of the same run is one entry, with its count, until somebody acknowledges it."""
     if run is not None:
         runs.revision(run)
     return alerts.list(run, acknowledged=acknowledged, limit=limit)
 
 
 @router.get("/{alert}", summary="One alert")
-async def one(alert: int, alerts: Alarms, _: Reader) -> Alert:
+async def one(alert: int, alerts: AlertStoreDep, _: Reader) -> Alert:
     return alerts.get(alert)
 
 
-@router.post("/{alert}/acknowledge", summary="Somebody takes care of an alert")
-async def acknowledge(alert: int, alerts: Alarms, caller: Admin, request: Acknowledgement | None = None) -> Alert:
-    """The next occurrence is a new alert. Acknowledging twice changes nothing."""
+@router.post("/{alert}/acknowledge", summary="Acknowledge an alert")
+async def acknowledge(
+    alert: int, alerts: AlertStoreDep, caller: Admin, request: Acknowledgement | None = None
+) -> Alert:
+    """Note that the caller takes care of an alert. The next occurrence is a new one; doing it twice changes nothing."""
     found = alerts.acknowledge(alert, caller.name, request.note if request else None)
     audit.info("alert acknowledged", alert=alert, name=found.name, run=found.run, by=caller.name)
     return found

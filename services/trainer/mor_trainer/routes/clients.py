@@ -1,4 +1,4 @@
-"""The router's clients, for who watches runs."""
+"""Route of the router's clients, for readers of runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mor_core.clients import ClientStatus
 from mor_core.errors import Forbidden, NotFound
 from pydantic import TypeAdapter
 
-from mor_trainer.routes.dependencies import ReaderOrClient, Registry
+from mor_trainer.routes.dependencies import ReaderOrClient, RouterClientDep
 
 router = APIRouter(prefix="/v1", tags=["clients"])
 
@@ -21,14 +21,14 @@ _REFUSED = (401, 403)
     summary="The router's clients: state, circuit, calibration",
     responses={404: {"description": "No router is set."}, 503: {"description": "The router does not answer."}},
 )
-async def clients(request: Request, registry: Registry, caller: ReaderOrClient) -> list[ClientStatus]:
-    """As the router tells the caller's token, by name. A client's token shows its own line."""
-    if registry.url is None:
+async def clients(request: Request, router_client: RouterClientDep, caller: ReaderOrClient) -> list[ClientStatus]:
+    """List the router's clients by name, as the caller's token may see them; a client's token shows that client."""
+    if router_client.url is None:
         raise NotFound("run control knows no router; set MOR_ROUTER_URL to see the state of clients here")
     path = f"/v1/clients/{caller.name}" if caller.scope is Scope.client else "/v1/status"
-    reply = await registry.get(path, request.headers["Authorization"].partition(" ")[2])
+    reply = await router_client.get(path, request.headers["Authorization"].partition(" ")[2])
     if reply.status_code in _REFUSED:
-        raise Forbidden(f"the router does not take the token of {caller.name!r}; give it the same tokens file")
+        raise Forbidden(f"the router refused the token of {caller.name!r}; give the router the same tokens file")
     if reply.status_code == 404:
         return []
     found = reply.json()

@@ -1,4 +1,4 @@
-"""The dashboard: a page with its script and style, built from ``services/trainer/dashboard`` by ``make dashboard``."""
+"""Routes of the dashboard, whose files ``make dashboard`` builds from ``services/trainer/dashboard``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Files(StaticFiles):
 
 
 def add_dashboard(app: FastAPI) -> None:
-    """Serve the page at ``/`` and the rest below ``/static``; neither needs a token, nor holds anything of a run."""
+    """Serve the page at ``/`` and its files below ``/static``. They need no token and contain nothing of a run."""
     app.mount("/static", _Files(directory=_FOLDER))
 
     @app.get("/", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""What routes are given: the parts of the service, and who may call."""
+"""Dependencies of routes: the parts of the service, and the callers that a route admits."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from mor_core.auth import Principal, Scope, require
 from mor_core.errors import Invalid
 
 from mor_trainer.config import ControlSettings
-from mor_trainer.control.alerts import Alerts
-from mor_trainer.control.dead_letter_store import Letters
+from mor_trainer.control.alert_store import AlertStore
+from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
-from mor_trainer.control.router import Router
-from mor_trainer.control.store import RunStore
-from mor_trainer.control.worker_registry import Workers
+from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_store import RunStore
+from mor_trainer.control.worker_registry import WorkerRegistry
 
 
 def _part(name: str) -> Callable[[Request], Any]:
-    """A part that the application was made with."""
+    """Return a dependency on a part of the application."""
 
-    async def given(request: Request) -> Any:  # what is no coroutine takes a thread
+    async def given(request: Request) -> Any:  # a plain function would run on a thread of the pool
         return getattr(request.app.state, name)
 
     return given
 
 
 async def known_query(request: Request) -> None:
-    """
+    """Check that the route takes each query parameter; a misspelt one would filter nothing.
+
     Raises:
-        Invalid: a query parameter that the route does not take; misspelt, it would filter nothing.
+        Invalid: unknown query parameter.
     """
     if not request.query_params:
         return
@@ -43,16 +44,17 @@ async def known_query(request: Request) -> None:
         raise Invalid(f"unknown query parameter {unknown[0][:80]!r}; {request.url.path} takes {known}")
 
 
-Runs = Annotated[RunStore, Depends(_part("runs"))]
-Past = Annotated[History, Depends(_part("history"))]
-Watching = Annotated[Watchers, Depends(_part("watchers"))]
-Alarms = Annotated[Alerts, Depends(_part("alerts"))]
-Dead = Annotated[Letters, Depends(_part("letters"))]
-Crew = Annotated[Workers, Depends(_part("workers"))]
-Registry = Annotated[Router, Depends(_part("registry"))]
-Configured = Annotated[ControlSettings, Depends(_part("settings"))]
+RunStoreDep = Annotated[RunStore, Depends(_part("runs"))]
+HistoryDep = Annotated[History, Depends(_part("history"))]
+WatchersDep = Annotated[Watchers, Depends(_part("watchers"))]
+AlertStoreDep = Annotated[AlertStore, Depends(_part("alerts"))]
+DeadLettersDep = Annotated[DeadLetterStore, Depends(_part("dead_letters"))]
+WorkersDep = Annotated[WorkerRegistry, Depends(_part("workers"))]
+RouterClientDep = Annotated[RouterClient, Depends(_part("router"))]
+SettingsDep = Annotated[ControlSettings, Depends(_part("settings"))]
 
 READERS_AND_CLIENTS = (Scope.viewer, Scope.service, Scope.client)
+"""Scopes, besides admin, that may read; a client's answers are redacted."""
 
 Admin = Annotated[Principal, Depends(require())]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]

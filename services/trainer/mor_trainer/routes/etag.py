@@ -1,4 +1,4 @@
-"""Entity tags: a poller that has the run as it stands is told so (304) and sent nothing."""
+"""Entity tags: a poller that has the current state of a run gets 304 and no content."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mor_core.auth import Principal
 from pydantic import BaseModel
 
 from mor_trainer.control import redaction
-from mor_trainer.control.store import RunStore
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import READERS_AND_CLIENTS
 
 REVALIDATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
-"""A cache asks each time, and for each caller apart."""
+"""Headers by which a cache revalidates each time, and for each caller separately."""
 
 IfNoneMatch = Annotated[str | None, Header(description="ETag of an earlier answer: 304 while nothing has changed.")]
 
 
-def responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI tells of a route that revalidates."""
+def conditional_responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Describe the answers of a conditional route for OpenAPI."""
     return {200: {"model": model}, 304: {"description": "Not changed."}}
 
 
 def etag_of(run: str, runs: RunStore, caller: Principal) -> str:
-    """Changes with every change of the run, and is another for each client's token.
+    """Return a tag that changes with every change of the run and differs between clients' tokens.
 
     Raises:
         NotFound: no such run.
@@ -38,14 +38,14 @@ def etag_of(run: str, runs: RunStore, caller: Principal) -> str:
 
 
 def matches(header: str | None, etag: str) -> bool:
-    """Whether an ``If-None-Match`` header names the entity tag, by weak comparison (RFC 9110, 13.1.2)."""
+    """Return whether an ``If-None-Match`` header names the tag, by weak comparison (RFC 9110, 13.1.2)."""
     if header is None:
         return False
     return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
-async def revalidated(etag: str, if_none_match: str | None, content: Callable[[], BaseModel]) -> Response:
-    """304 when the caller has what ``etag`` names, else ``content()`` as JSON, made on another thread."""
+async def conditional_response(etag: str, if_none_match: str | None, content: Callable[[], BaseModel]) -> Response:
+    """Return 304 if the caller has what ``etag`` names, else ``content()`` as JSON, made on another thread."""
     if matches(if_none_match, etag):
         return _unchanged(etag)
     body = await to_thread.run_sync(lambda: content().model_dump_json())
@@ -53,8 +53,9 @@ async def revalidated(etag: str, if_none_match: str | None, content: Callable[[]
 
 
 class PolledRoute(CompressedRoute):
-    """A route below ``/v1/runs/{run}``, for all who may see the run, that is asked again and again: an unchanged answer
-    is given before FastAPI resolves dependencies, which takes longer than all the rest.
+    """Route below ``/v1/runs/{run}`` for polling, open to every caller that may see the run.
+
+    It answers 304 before FastAPI resolves dependencies, which takes longer than all the rest.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -1,4 +1,4 @@
-"""Events of a run as they happen, as server-sent events."""
+"""Route of a run's events as they happen, as server-sent events."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from sse_starlette.sse import EventSourceResponse
 from mor_trainer.control.cursors import event_cursor, parse_cursor
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
-from mor_trainer.routes.dependencies import Configured, Past, Reader, Runs, Watching
+from mor_trainer.routes.dependencies import HistoryDep, Reader, RunStoreDep, SettingsDep, WatchersDep
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"])
 
 _LONGEST_SILENCE_S = 5.0
+"""Longest wait before the history is read again, so that a missed wake-up delays an event by no more."""
+_SEND_TIMEOUT_S = 30.0
+"""A reader that takes nothing for this long is gone."""
+_RETRY_S = 10.0
+"""``Retry-After`` of a refused reader; a page that was closed frees its stream by then."""
 _EXAMPLE = (
     'id: first-1a2b3c/41\nevent: step\ndata: {"id": 41, "kind": "step", "step": 7, "at": 1767225600.0, "data": {}}'
 )
@@ -34,22 +39,27 @@ _EXAMPLE = (
 async def events(
     run: str,
     *,
-    runs: Runs,
-    history: Past,
-    watchers: Watching,
-    settings: Configured,
+    runs: RunStoreDep,
+    history: HistoryDep,
+    watchers: WatchersDep,
+    settings: SettingsDep,
     _: Reader,
-    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Continue after this event.")] = None,
 ) -> EventSourceResponse:
-    """Each event's ``id`` is the cursor; without ``Last-Event-ID`` the stream starts from now. When events after the
-    cursor are no longer kept, the first event is a ``gap``: read ``/metrics`` again. Comments keep an idle stream
-    open."""
+    """Follow a run. The ``id`` of an event is the cursor; without ``Last-Event-ID`` the stream starts from now. When
+    events after the cursor are no longer kept, the first event is a ``gap``: read ``/metrics`` again. Comments keep an
+    idle stream open."""
     runs.revision(run)
     after = runs.last_event(run) if last_event_id is None else parse_cursor(run, last_event_id)
     if watchers.readers >= settings.max_event_readers:
-        raise Unavailable(f"{watchers.readers} event streams are open, MOR_MAX_EVENT_READERS allows no more", 10.0)
+        raise Unavailable(
+            f"{watchers.readers} event streams are open, MOR_MAX_EVENT_READERS allows no more; close one, or raise it",
+            _RETRY_S,
+        )
     return EventSourceResponse(
-        _follow(run, after, history, watchers), ping=max(1, round(settings.sse_heartbeat_s)), send_timeout=30.0
+        _follow(run, after, history, watchers),
+        ping=max(1, round(settings.sse_heartbeat_s)),
+        send_timeout=_SEND_TIMEOUT_S,
     )
 
 

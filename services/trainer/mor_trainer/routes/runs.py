@@ -1,4 +1,4 @@
-"""Create, list, pause, resume, stop."""
+"""Routes that create, list, pause, resume and stop runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pydantic import RootModel
 
 from mor_trainer.control import redaction
 from mor_trainer.control.checkpoint_check import check_folder
-from mor_trainer.routes.dependencies import Admin, ReaderOrClient, Runs, Watching
-from mor_trainer.routes.etag import IfNoneMatch, responses, revalidated
+from mor_trainer.routes.dependencies import Admin, ReaderOrClient, RunStoreDep, WatchersDep
+from mor_trainer.routes.etag import IfNoneMatch, conditional_response, conditional_responses
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 _STARTED = secrets.token_hex(4)
-"""Tells the generations of this process from those of another."""
+"""Distinguishes the generations of this process from those of another in an ETag."""
 
 audit = structlog.get_logger("audit")
 
 
 def _check(spec: RunSpec) -> None:
-    """Everything that can be known before a worker starts."""
+    """Check everything that can be checked before a worker starts."""
     check_folder(spec.model)
     read_prompts(Path(spec.prompts))
     if spec.evaluation_prompts is not None:
@@ -36,12 +36,12 @@ def _check(spec: RunSpec) -> None:
 @router.post("", status_code=201, summary="Create a run")
 async def create(
     spec: RunSpec,
-    runs: Runs,
-    watchers: Watching,
+    runs: RunStoreDep,
+    watchers: WatchersDep,
     caller: Admin,
     response: Response,
 ) -> RunSnapshot:
-    """Check the files that it names and queue it for a worker."""
+    """Check the files that the specification names, and queue the run for a worker."""
     await to_thread.run_sync(_check, spec)
     run = runs.create(spec)
     audit.info("run created", run=run, by=caller.name)
@@ -54,33 +54,33 @@ class _Runs(RootModel[list[RunSnapshot]]):
     pass
 
 
-@router.get("", summary="All runs, newest first", response_class=Response, responses=responses(_Runs))
-async def list_runs(runs: Runs, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
-    """A client's token shows progress and its own figures."""
-    return await revalidated(
+@router.get("", summary="All runs, newest first", response_class=Response, responses=conditional_responses(_Runs))
+async def list_runs(runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
+    """List all runs. A client's token shows progress and that client's own figures."""
+    return await conditional_response(
         f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
         if_none_match,
         lambda: _Runs([redaction.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
     )
 
 
-def _want(run: str, desired: Desired, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
-    runs.want(run, desired)
+def _request(run: str, desired: Desired, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
+    runs.request(run, desired)
     audit.info("run control", run=run, desired=desired, by=caller.name)
     watchers.wake(run)
     return runs.snapshot(run)
 
 
 @router.post("/{run}/pause", status_code=202, summary="Pause after the current step")
-async def pause(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
-    return _want(run, "pause", runs, watchers, caller)
+async def pause(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
+    return _request(run, "pause", runs, watchers, caller)
 
 
 @router.post("/{run}/resume", status_code=202, summary="Go on after a pause, a stop or a failure")
-async def resume(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
-    return _want(run, "run", runs, watchers, caller)
+async def resume(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
+    return _request(run, "run", runs, watchers, caller)
 
 
 @router.post("/{run}/stop", status_code=202, summary="Write a checkpoint and stop")
-async def stop(run: str, runs: Runs, watchers: Watching, caller: Admin) -> RunSnapshot:
-    return _want(run, "stop", runs, watchers, caller)
+async def stop(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
+    return _request(run, "stop", runs, watchers, caller)

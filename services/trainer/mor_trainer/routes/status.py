@@ -1,17 +1,17 @@
-"""Status of a run: snapshot, metrics, samples, clients, checkpoints."""
+"""Routes of a run's status: snapshot, metrics, samples, clients, checkpoints."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
-from mor_core.run_status import Checkpoints, ClientHistory, MetricsHistory, RunClients, Samples
+from mor_core.run_status import ClientHistory, MetricsHistory, RunCheckpoints, RunClients, SampleGroups
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
 from mor_trainer.routes.compressed import CompressedRoute
-from mor_trainer.routes.dependencies import Past, Reader, ReaderOrClient, Runs
-from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, etag_of, responses, revalidated
+from mor_trainer.routes.dependencies import HistoryDep, Reader, ReaderOrClient, RunStoreDep
+from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, conditional_response, conditional_responses, etag_of
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledRoute)
@@ -19,57 +19,61 @@ polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledR
 _FOR_EVER = "private, max-age=31536000, immutable"
 
 SinceStep = Annotated[int, Query(ge=0, description="Only steps after this one.")]
-MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many.")]
+MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many steps.")]
 
 
-@polled.get("", summary="The run as it stands", response_class=Response, responses=responses(RunSnapshot))
-async def snapshot(run: str, runs: Runs, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
-    """``ETag`` changes with every change of the run; send it back as ``If-None-Match`` and get 304 until then. A
-    client's token shows progress and its own figures."""
-    return await revalidated(
+@polled.get("", summary="The run as it stands", response_class=Response, responses=conditional_responses(RunSnapshot))
+async def snapshot(run: str, runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
+    """Return the state of a run. ``ETag`` changes with every change; send it back as ``If-None-Match`` to get 304 until
+    then. A client's token shows progress and that client's own figures."""
+    return await conditional_response(
         etag_of(run, runs, caller), if_none_match, lambda: redaction.snapshot(runs.snapshot(run), caller)
     )
 
 
 @router.get("/spec", summary="What the run was created with")
-async def spec(run: str, runs: Runs, _: Reader) -> RunSpec:
+async def spec(run: str, runs: RunStoreDep, _: Reader) -> RunSpec:
     return runs.spec(run)
 
 
-@router.get("/metrics", summary="Metrics by step", response_class=Response, responses=responses(MetricsHistory))
+@router.get(
+    "/metrics", summary="Metrics by step", response_class=Response, responses=conditional_responses(MetricsHistory)
+)
 async def metrics(
     run: str,
     *,
-    runs: Runs,
-    history: Past,
+    runs: RunStoreDep,
+    history: HistoryDep,
     caller: Reader,
     since_step: SinceStep = 0,
     max_points: MaxPoints = 1000,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """All steps after ``since_step``, or every n-th (``stride``) so that there are at most ``max_points``, and always
-    the last one."""
-    return await revalidated(
+    """Return the metrics of all steps after ``since_step``, or of every n-th (``stride``) so that there are at most
+    ``max_points``, and always of the last one."""
+    return await conditional_response(
         etag_of(run, runs, caller), if_none_match, lambda: history.metrics(run, since_step, max_points)
     )
 
 
-@router.get("/samples", summary="Newest sample groups", response_class=Response, responses=responses(Samples))
+@router.get(
+    "/samples", summary="Newest sample groups", response_class=Response, responses=conditional_responses(SampleGroups)
+)
 async def samples(
     run: str,
     *,
-    runs: Runs,
-    history: Past,
+    runs: RunStoreDep,
+    history: HistoryDep,
     caller: ReaderOrClient,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Prompt, pictures, responses, scores of each client, weights, fused reward and advantage. A client's token shows
-    the groups that it scored, with its own scores alone."""
-    return await revalidated(
+    """List sample groups: prompt, pictures, responses, scores of each client, weights, fused reward and advantage. A
+    client's token shows the groups that the client scored, with its own scores alone."""
+    return await conditional_response(
         etag_of(run, runs, caller),
         if_none_match,
-        lambda: Samples(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
+        lambda: SampleGroups(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
     )
 
 
@@ -80,19 +84,21 @@ async def samples(
     responses={200: {"content": {"image/jpeg": {}}}},
 )
 async def image(
-    run: str, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")], history: Past, _: ReaderOrClient
+    run: str, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")], history: HistoryDep, _: ReaderOrClient
 ) -> Response:
-    """A JPEG of at most 192 x 192 pixels, named by the hash of the whole picture."""
+    """Return a JPEG of at most 192 x 192 pixels, named by the hash of the whole picture."""
     headers = {"Cache-Control": _FOR_EVER, "X-Content-Type-Options": "nosniff"}
     return Response(history.thumbnail(run, sha256), headers=headers, media_type="image/jpeg")
 
 
-@router.get("/clients", summary="Clients in the last step", response_class=Response, responses=responses(RunClients))
+@router.get(
+    "/clients", summary="Clients in the last step", response_class=Response, responses=conditional_responses(RunClients)
+)
 async def clients(
-    run: str, runs: Runs, history: Past, caller: ReaderOrClient, if_none_match: IfNoneMatch = None
+    run: str, runs: RunStoreDep, history: HistoryDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None
 ) -> Response:
-    """Mean reward, mixture weight and failures of each client; empty before the first step. A client's token shows its
-    own line."""
+    """List mean reward, mixture weight and failures of each client; empty before the first step. A client's token shows
+    that client."""
 
     def content() -> RunClients:
         found = history.clients(run)
@@ -100,30 +106,33 @@ async def clients(
             found = {name: figures for name, figures in found.items() if name == caller.name}
         return RunClients(run=run, clients=found)
 
-    return await revalidated(etag_of(run, runs, caller), if_none_match, content)
+    return await conditional_response(etag_of(run, runs, caller), if_none_match, content)
 
 
 @router.get(
-    "/clients/{name}", summary="One client over the steps", response_class=Response, responses=responses(ClientHistory)
+    "/clients/{name}",
+    summary="One client over the steps",
+    response_class=Response,
+    responses=conditional_responses(ClientHistory),
 )
 async def client(
     run: str,
     name: str,
     *,
-    runs: Runs,
-    history: Past,
+    runs: RunStoreDep,
+    history: HistoryDep,
     caller: ReaderOrClient,
     since_step: SinceStep = 0,
     max_points: MaxPoints = 1000,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Weight, by domain too, mean reward and failures. A client's token shows its own only."""
+    """Return weight, also by domain, mean reward and failures. A client's token shows that client only."""
     redaction.check_sees(caller, name)
-    return await revalidated(
+    return await conditional_response(
         etag_of(run, runs, caller), if_none_match, lambda: history.client(run, name, since_step, max_points)
     )
 
 
 @router.get("/checkpoints", summary="Checkpoints, oldest first")
-async def checkpoints(run: str, history: Past, _: Reader) -> Checkpoints:
-    return Checkpoints(run=run, checkpoints=tuple(history.checkpoints(run)))
+async def checkpoints(run: str, history: HistoryDep, _: Reader) -> RunCheckpoints:
+    return RunCheckpoints(run=run, checkpoints=tuple(history.checkpoints(run)))

@@ -1,4 +1,4 @@
-"""Weight files for the rollout service."""
+"""Routes of weight files, for the rollout service."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fastapi.responses import FileResponse
 from mor_core.errors import NotFound
 from mor_core.wire import WeightsManifest
 
-from mor_trainer.routes.dependencies import Configured, Runs, Service
+from mor_trainer.routes.dependencies import RunStoreDep, Service, SettingsDep
 from mor_trainer.routes.etag import matches
-from mor_trainer.weights.published import published, read_manifest, weights_folder
+from mor_trainer.weights.version_files import published_versions, read_manifest, weights_folder
 
 router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
 
@@ -23,17 +23,17 @@ class _WeightsResponse(FileResponse):
 
 
 @router.get("/latest", summary="Newest published version")
-async def latest(run: str, runs: Runs, settings: Configured, _: Service) -> WeightsManifest:
+async def latest(run: str, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
     runs.revision(run)
-    versions = published(settings.runs_dir / run)
+    versions = published_versions(settings.runs_dir / run)
     if not versions:
-        raise NotFound(f"run {run} has published no weights yet; they come when a worker starts it")
+        raise NotFound(f"run {run} has published no weights yet; wait until a worker starts the run")
     return _manifest(run, versions[-1], settings)
 
 
 @router.get("/{version}", summary="Manifest of a version")
-async def manifest(run: str, version: int, runs: Runs, settings: Configured, _: Service) -> WeightsManifest:
-    """Files with sizes and hashes, and the hash of each tensor."""
+async def manifest(run: str, version: int, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
+    """Return the files with sizes and hashes, and the hash of each tensor."""
     runs.revision(run)
     return _manifest(run, version, settings)
 
@@ -44,12 +44,12 @@ async def weights_file(
     version: int,
     file: str,
     *,
-    runs: Runs,
-    settings: Configured,
+    runs: RunStoreDep,
+    settings: SettingsDep,
     _: Service,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The bytes; ``Range`` works, ``ETag`` is the file's SHA-256."""
+    """Return the bytes of a file, or a ``Range`` of them; ``ETag`` is the file's SHA-256."""
     runs.revision(run)
     listed = {item.name: item for item in _manifest(run, version, settings).files}
     if file not in listed:
@@ -61,9 +61,9 @@ async def weights_file(
     return _WeightsResponse(path, headers=headers, media_type="application/octet-stream")
 
 
-def _manifest(run: str, version: int, settings: Configured) -> WeightsManifest:
+def _manifest(run: str, version: int, settings: SettingsDep) -> WeightsManifest:
     found = read_manifest(settings.runs_dir / run, version)
     if found is None:
-        kept = published(settings.runs_dir / run)
+        kept = published_versions(settings.runs_dir / run)
         raise NotFound(f"run {run} has no weights version {version}; it keeps {kept or 'none'}, take /weights/latest")
     return found

@@ -1,4 +1,4 @@
-"""A worker's side of run control: claims a run, keeps it by heartbeats, hears pause and stop."""
+"""Client of run control: claim a run, renew its lease by heartbeats, receive pause and stop."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ from mor_core.tasks import stop
 from mor_trainer.config import WorkerSettings
 
 _TIMEOUT = httpx.Timeout(10.0)
-_SETTLE_S = 0.1
+"""Seconds for each phase of a request; well below the lease, so that several attempts fit into it."""
+_CONFIRM_S = 0.1
+"""Seconds between heartbeats while the end of a run waits for the history; short, because a person may be waiting."""
+_REPORT_ATTEMPTS = 20
+_REPORT_S = 60.0
+"""Seconds in which a change of state is reported again and again: run control may be restarting."""
+_REPORT_PAUSE_S = 5.0
+"""Longest pause between two attempts, seconds."""
 
 log = structlog.get_logger(__name__)
 
 
-class HoldLost(MorError):
-    """Another worker has the run, or run control was out of reach for longer than the lease."""
+class RunLeaseLost(MorError):
+    """Another worker has the run, or run control was unreachable for longer than the lease."""
 
 
 class RunControl:
-    """HTTP client of run control, scope ``service``."""
+    """HTTP client of run control, with a token of scope ``service``."""
 
     def __init__(
         self, settings: WorkerSettings, worker: ClaimRequest, transport: httpx.AsyncBaseTransport | None = None
@@ -45,11 +52,11 @@ class RunControl:
         await self._http.aclose()
 
     async def claim(self) -> Claim | None:
-        """The next queued run, if any.
+        """Claim the next queued run, if any.
 
         Raises:
-            httpx.HTTPError: run control is out of reach.
-            Unauthorized: it does not take our token.
+            httpx.HTTPError: run control is unreachable.
+            Unauthorized: run control refused the token.
         """
         reply = await self._http.post("/v1/runs/claim", json=self._worker.model_dump(mode="json"))
         if reply.status_code in (401, 403):
@@ -57,24 +64,29 @@ class RunControl:
         reply.raise_for_status()
         return Claim.model_validate_json(reply.content) if reply.status_code == 200 else None
 
-    async def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Report, and hear what is wanted.
+    async def send_heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
+        """Send a heartbeat and return what run control wants.
 
         Raises:
-            HoldLost: the run is not ours any more.
-            httpx.HTTPError: run control is out of reach.
+            RunLeaseLost: the run no longer belongs to this attempt.
+            httpx.HTTPError: run control is unreachable.
         """
         reply = await self._http.post(f"/v1/runs/{run}/heartbeat", json=heartbeat.model_dump(mode="json"))
         if reply.status_code in (404, 409):
-            raise HoldLost(f"run {run}: {reply.text[:300]}")
+            raise RunLeaseLost(f"run {run}: {reply.text[:300]}")
         reply.raise_for_status()
         return HeartbeatReply.model_validate_json(reply.content)
 
 
-class Hold:
-    """The hold on one run, renewed in the background."""
+class RunLease:
+    """Lease on a run, renewed in the background.
+
+    ``desired``, ``replay_requests`` and ``lost`` are replaced on the event loop's thread, each as a whole, and may be
+    read from any thread.
+    """
 
     def __init__(self, control: RunControl, claim: Claim, heartbeat_s: float, seen: Callable[[int], None]) -> None:
+        """``seen`` is called with the number of the last event that the history holds."""
         self._control = control
         self._claim = claim
         self._heartbeat_s = heartbeat_s
@@ -82,53 +94,56 @@ class Hold:
         self._state = RunState.running
         self._confirmed = time.monotonic()
         self.desired: Desired = "run"
-        self.replay: dict[int, str] = {}
+        self.replay_requests: dict[int, str] = {}
         """Dropped groups to issue again, by dead letter."""
         self.lost: str | None = None
+        """Why the lease is lost, once it is."""
 
     @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[Hold]:
-        """Heartbeats while the body runs."""
-        task = asyncio.create_task(self._beat(), name=f"heartbeat {self._claim.run}")
+    async def renewing(self) -> AsyncIterator[RunLease]:
+        """Send heartbeats while the body runs."""
+        task = asyncio.create_task(self._renew(), name=f"heartbeat {self._claim.run}")
         try:
             yield self
         finally:
             await stop([task])
 
-    async def _beat(self) -> None:
+    async def _renew(self) -> None:
         while self.lost is None:
             try:
                 await self._send(Heartbeat(attempt=self._claim.attempt, state=self._state))
-            except HoldLost as error:
+            except RunLeaseLost as error:
                 self.lost = str(error)
             except httpx.HTTPError as error:
                 away = time.monotonic() - self._confirmed
-                log.warning("run control is out of reach", seconds=round(away, 1), error=str(error))
+                log.warning("run control is unreachable", seconds=round(away, 1), error=str(error))
                 if away > self._claim.lease_s:
-                    self.lost = f"run control was out of reach for {away:.0f} s, longer than the lease"
+                    self.lost = f"run control was unreachable for {away:.0f} s, longer than the lease"
             await asyncio.sleep(self._heartbeat_s)
 
     async def _send(self, heartbeat: Heartbeat) -> None:
-        reply = await self._control.beat(self._claim.run, heartbeat)
+        reply = await self._control.send_heartbeat(self._claim.run, heartbeat)
         self._confirmed = time.monotonic()
         self.desired = reply.desired
-        self.replay = reply.replay
+        self.replay_requests = reply.replay
         self._seen(reply.events_seen)
 
-    async def settle(self, all_seen: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until the history has every event, so that whoever sees the end of the run sees all of it."""
+    async def wait_for_history(self, all_seen: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until the history holds every event, so that a reader who sees the end of the run sees all of it."""
         with contextlib.suppress(TimeoutError, httpx.HTTPError):
             async with asyncio.timeout(timeout_s):
                 await self._send(Heartbeat(attempt=self._claim.attempt, state=self._state))
                 while not all_seen():
-                    await asyncio.sleep(_SETTLE_S)
+                    await asyncio.sleep(_CONFIRM_S)
                     await self._send(Heartbeat(attempt=self._claim.attempt, state=self._state))
 
     async def report(self, state: RunState, error: str | None = None, final: str | None = None) -> None:
-        """Tell a change of state at once, with retries."""
+        """Report a change of state at once, with retries."""
         if state in (RunState.running, RunState.paused):
-            self._state = state  # heartbeats repeat it; an end is told once, with its error or its final checkpoint
+            self._state = state  # heartbeats repeat it; an end is reported once, with its error or checkpoint
         heartbeat = Heartbeat(attempt=self._claim.attempt, state=state, error=error, final=final)
-        async for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=20, timeout=60.0, wait_max=5.0):
+        async for attempt in stamina.retry_context(
+            on=httpx.HTTPError, attempts=_REPORT_ATTEMPTS, timeout=_REPORT_S, wait_max=_REPORT_PAUSE_S
+        ):
             with attempt:
                 await self._send(heartbeat)

@@ -1,4 +1,4 @@
-"""The training process: claims queued runs and trains them, one after the other."""
+"""Training process: claim queued runs and train them, one after the other."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from mor_trainer import __version__
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.ranks import Ranks, RanksBroken, device_of, world_size
-from mor_trainer.run.lease import Hold, HoldLost, RunControl
-from mor_trainer.run.loop import Interrupted, Training
+from mor_trainer.run.lease import RunControl, RunLease, RunLeaseLost
+from mor_trainer.run.loop import RunInterrupted, TrainingLoop
 from mor_trainer.update.learner import follow_leader
 
-_SETTLE_S = 10.0
+_HISTORY_S = 10.0
+"""Longest wait for the history to hold every event before the end of a run is reported, seconds."""
+_LOOK_S = 0.05
+"""Seconds between looks for a signal while the process waits for a run."""
 
 log = structlog.get_logger(__name__)
 
 
-class Worker:
-    """Works until it is told to end; on SIGTERM or Ctrl-C the run is checkpointed and handed back."""
+class TrainingWorker:
+    """Worker that claims and trains runs until ``end``; on SIGTERM or Ctrl-C it checkpoints and hands back its run."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -44,7 +47,7 @@ class Worker:
         self._ranks.ending = True
 
     def install_signals(self) -> None:
-        """A signal to one of several ranks ends them all, at the end of the step."""
+        """Call ``end`` on SIGTERM and Ctrl-C; a signal to one of several ranks ends all, after the step."""
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self.end)
 
@@ -52,12 +55,12 @@ class Worker:
         """Claim and train runs; with ``once``, return after the first. Returns the number of runs that failed.
 
         Raises:
-            RanksBroken: one of several ranks ended; whoever started them starts all of them again.
+            RanksBroken: one of several ranks ended; the launcher must start all of them again.
         """
         torch.set_num_threads(self._settings.torch_threads)
-        asked = self._ranks.ending
+        ending = self._ranks.ending  # a signal that came before the ranks met
         self._ranks = Ranks.join(device_of(self._settings.device))
-        self._ranks.ending |= asked
+        self._ranks.ending |= ending
         failed = 0
         if self._ranks.leads:
             failed = self._lead(once=once)
@@ -85,84 +88,85 @@ class Worker:
         return failed
 
     async def _connect(self) -> RunControl:
-        asked = ClaimRequest(worker=self.name, version=__version__, device=_devices(self._settings.device))
-        return RunControl(self._settings, asked)
+        request = ClaimRequest(worker=self.name, version=__version__, device=_devices(self._settings.device))
+        return RunControl(self._settings, request)
 
     def _claim(self, portal: BlockingPortal, control: RunControl) -> Claim | None:
         try:
             return portal.call(control.claim)
         except httpx.HTTPError as error:
-            log.warning("run control is out of reach", address=self._settings.control_url, error=str(error))
+            log.warning("run control is unreachable", address=self._settings.control_url, error=str(error))
             return None
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not self._ranks.ending and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(_LOOK_S)
 
     def _train(self, portal: BlockingPortal, control: RunControl, claim: Claim) -> bool:
-        """One attempt at a run, whatever becomes of it. Returns whether it went as it should.
+        """Make one attempt at a run and report its end. Return whether it ended as it should.
 
         Raises:
             RanksBroken: the ranks cannot go on together; the run was handed back, or has failed.
         """
         log.info("claimed", run=claim.run, attempt=claim.attempt, model=claim.spec.model)
 
-        async def prepare() -> tuple[EventLog, Hold]:
+        async def prepare() -> tuple[EventLog, RunLease]:
             events = EventLog(claim.run, claim.attempt)
-            return events, Hold(control, claim, self._settings.heartbeat_s, events.seen)
+            return events, RunLease(control, claim, self._settings.heartbeat_s, events.seen)
 
-        events, hold = portal.call(prepare)
-        with portal.wrap_async_context_manager(hold.kept()):
+        events, lease = portal.call(prepare)
+        with portal.wrap_async_context_manager(lease.renewing()):
             try:
-                training = Training(self._settings, claim, portal=portal, hold=hold, events=events, ranks=self._ranks)
-                final = training.run()
-            except HoldLost as error:
-                log.warning("the run is not ours any more", run=claim.run, reason=str(error))
+                loop = TrainingLoop(self._settings, claim, portal=portal, lease=lease, events=events, ranks=self._ranks)
+                final = loop.run()
+            except RunLeaseLost as error:
+                log.warning("the lease of the run is lost", run=claim.run, reason=str(error))
                 return False
-            except Interrupted as end:
+            except RunInterrupted as end:
                 log.info("handed back" if end.state is RunState.queued else "stopped", run=claim.run)
-                return self._report(portal, hold, events, end.state)
+                return self._report(portal, lease, events, end.state)
             except RanksBroken as error:
                 log.error("the ranks cannot go on together", run=claim.run, reason=str(error), again=error.retryable)
                 if error.retryable:
-                    self._report(portal, hold, events, RunState.queued)
+                    self._report(portal, lease, events, RunState.queued)
                 else:
-                    self._report(portal, hold, events, RunState.failed, error=str(error))
+                    self._report(portal, lease, events, RunState.failed, error=str(error))
                 raise
             except MorError as error:
                 log.error("the run failed", run=claim.run, error=str(error))
-                self._report(portal, hold, events, RunState.failed, error=str(error))
+                self._report(portal, lease, events, RunState.failed, error=str(error))
                 return False
             except Exception as error:
                 log.exception("the run failed", run=claim.run)
                 self._report(
-                    portal, hold, events, RunState.failed, error=f"{type(error).__name__}: {str(error)[:1500]}"
+                    portal, lease, events, RunState.failed, error=f"{type(error).__name__}: {str(error)[:1500]}"
                 )
                 return False
             log.info("finished", run=claim.run, final=str(final))
-            return self._report(portal, hold, events, RunState.finished, final=str(final))
+            return self._report(portal, lease, events, RunState.finished, final=str(final))
 
     def _report(
         self,
         portal: BlockingPortal,
-        hold: Hold,
+        lease: RunLease,
         events: EventLog,
         state: RunState,
         *,
         error: str | None = None,
         final: str | None = None,
     ) -> bool:
+        """Report the end of a run. Return whether run control has it."""
         try:
-            portal.call(hold.settle, lambda: events.all_seen, _SETTLE_S)
-            portal.call(hold.report, state, error, final)
-        except (HoldLost, httpx.HTTPError) as failure:
+            portal.call(lease.wait_for_history, lambda: events.all_seen, _HISTORY_S)
+            portal.call(lease.report, state, error, final)
+        except (RunLeaseLost, httpx.HTTPError) as failure:
             log.warning("the end of the run could not be reported", state=state, error=str(failure))
             return False
         return True
 
 
 def _devices(setting: str) -> str:
-    """What the ranks will run on, as an operator knows it."""
+    """Describe the devices of all ranks for the operator, such as ``2 x NVIDIA H200``."""
     name = torch.cuda.get_device_name() if device_of(setting).type == "cuda" else "cpu"
     return f"{world_size()} x {name}" if world_size() > 1 else str(name)

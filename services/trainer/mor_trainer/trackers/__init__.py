@@ -1,4 +1,4 @@
-"""Experiment trackers: where the figures of runs are told besides run control's own history."""
+"""Experiment trackers, which receive the figures of runs besides run control's own history."""
 
 from mor_trainer.trackers.tracker import Tracker
 from mor_trainer.trackers.trackers import Trackers, configured

@@ -1,4 +1,4 @@
-"""The numbers of an event, by names that trackers group at the slash."""
+"""Numbers of an event, under names that trackers group at the slash."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import Any
 from mor_core.wire import EventRecord
 
 _LEFT_OUT = ("begun_at", "step")
+"""Numbers that trackers have as the time and the step of a figure."""
 _NAMED_BY_GROUP = ("clients", "domains", "seconds")
+"""Step metrics that are maps and become groups of their own."""
 _NO_NAME = re.compile(r"[^\w\-. ]")
-"""What MLflow does not take in a name."""
+"""Characters that MLflow does not accept in a name."""
 
 
 def figures(event: EventRecord) -> dict[str, float]:
-    """Finite numbers of a step or an evaluation: ``train/kl``, ``clients/NAME/weight``, ``seconds/waiting``,
-    ``evaluation/reward``. What is not known is left out."""
+    """Return the finite numbers of a step or an evaluation by name; what is not known is left out.
+
+    Names are ``train/kl``, ``clients/NAME/weight``, ``seconds/waiting``, ``evaluation/reward`` and the like.
+    """
     group = "train" if event.kind == "step" else "evaluation"
     found: dict[str, float] = {}
     for name, value in event.data.items():

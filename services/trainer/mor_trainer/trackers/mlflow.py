@@ -1,4 +1,4 @@
-"""MLflow: a run of one experiment for each run, with its settings as parameters."""
+"""MLflow tracker: a run of one experiment for each run, with its settings as parameters."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _LOST = "mor.lost_after_step"
 _PARAMETERS_AT_ONCE = 100
 _METRICS_AT_ONCE = 1000
 _VALUE_CHARACTERS = 500
-"""What servers of every version take."""
+"""Limits that servers of every version accept."""
 
 
 class MLflow:
+    """Tracker that writes to an MLflow server or store."""
+
     name = "mlflow"
 
     def __init__(self, tracking_uri: str, experiment: str) -> None:
@@ -31,13 +33,14 @@ class MLflow:
             Invalid: the library is not installed.
         """
         if importlib.util.find_spec("mlflow") is None:
-            raise Invalid("MOR_MLFLOW_TRACKING_URI is set: install mor-trainer[mlflow], or leave it out")
+            raise Invalid("MOR_MLFLOW_TRACKING_URI is set without mlflow; install mor-trainer[mlflow], or unset it")
         self._tracking_uri = tracking_uri
         self._experiment = experiment
         self._client: Any = None
         self._ids: dict[str, str] = {}
 
     def begin(self, run: str, spec: RunSpec) -> None:
+        """Find MLflow's run by its tag, or create it with the settings as parameters."""
         client = self._connected()
         found = client.get_experiment_by_name(self._experiment)
         experiment = client.create_experiment(self._experiment) if found is None else found.experiment_id
@@ -49,20 +52,20 @@ class MLflow:
         made = client.create_run(experiment, run_name=run, tags={_TAG: run}).info.run_id
         from mlflow.entities import Param
 
-        told = (Param(name, value[:_VALUE_CHARACTERS]) for name, value in _flat("", spec.model_dump(mode="json")))
-        while some := list(islice(told, _PARAMETERS_AT_ONCE)):
-            client.log_batch(made, params=some)
+        parameters = (Param(name, value[:_VALUE_CHARACTERS]) for name, value in _flat("", spec.model_dump(mode="json")))
+        while batch := list(islice(parameters, _PARAMETERS_AT_ONCE)):
+            client.log_batch(made, params=batch)
         self._ids[run] = made
 
     def log(self, run: str, step: int, at: float, figures: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        told = (Metric(name, value, round(at * 1000), step) for name, value in figures.items())
-        while some := list(islice(told, _METRICS_AT_ONCE)):
-            self._connected().log_batch(self._ids[run], metrics=some)
+        metrics = (Metric(name, value, round(at * 1000), step) for name, value in figures.items())
+        while batch := list(islice(metrics, _METRICS_AT_ONCE)):
+            self._connected().log_batch(self._ids[run], metrics=batch)
 
     def rewind(self, run: str, step: int) -> None:
-        """MLflow deletes no figures: those of lost steps stay beside the new ones, and a tag tells from where on."""
+        """Tag the run with the step after which figures are lost: MLflow cannot delete them."""
         if step:
             self._connected().set_tag(self._ids[run], _LOST, str(step))
 
@@ -71,7 +74,7 @@ class MLflow:
 
     def _connected(self) -> Any:
         if self._client is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody else is told of what is trained here
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # runs are private
             from mlflow import MlflowClient
 
             self._client = MlflowClient(tracking_uri=self._tracking_uri)
@@ -79,7 +82,7 @@ class MLflow:
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Settings by dotted name; what is not set is left out."""
+    """Yield the settings by dotted name, without those that are null."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}" if name else key, inner)

@@ -1,4 +1,4 @@
-"""TensorBoard: event files, a folder for each run."""
+"""TensorBoard tracker: event files, a folder for each run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mor_core.runs import RunSpec, RunState
 
 
 class TensorBoard:
+    """Tracker that writes TensorBoard's event files."""
+
     name = "tensorboard"
 
     def __init__(self, folder: Path) -> None:
@@ -21,12 +23,14 @@ class TensorBoard:
             Invalid: the library is not installed.
         """
         if importlib.util.find_spec("tensorboard") is None:
-            raise Invalid("MOR_TENSORBOARD_DIR is set: install mor-trainer[tensorboard], or leave it out")
+            raise Invalid(
+                "MOR_TENSORBOARD_DIR is set without tensorboard; install mor-trainer[tensorboard], or unset it"
+            )
         self._folder = folder
         self._writers: dict[str, Any] = {}
 
     def begin(self, run: str, spec: RunSpec) -> None:
-        """A file comes with the first figure."""
+        """Do nothing: the first figure creates the file."""
 
     def log(self, run: str, step: int, at: float, figures: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -36,7 +40,7 @@ class TensorBoard:
         self._write(run, Event(step=step, wall_time=at, summary=Summary(value=values)))
 
     def rewind(self, run: str, step: int) -> None:
-        """Readers leave out what earlier files say of later steps."""
+        """Start a session, which makes readers leave out the later steps of earlier files."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self._write(run, Event(step=step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))

@@ -1,4 +1,4 @@
-"""The seam between run control and an experiment tracker."""
+"""Interface of an experiment tracker."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from mor_core.runs import RunSpec, RunState
 
 
 class Tracker(Protocol):
-    """A tracker's own library. Called by one thread; whatever it raises is the tracker's failure, never the run's."""
+    """Experiment tracker, called by one thread; whatever it raises is the tracker's failure, never the run's."""
 
     @property
     def name(self) -> str: ...
 
     def begin(self, run: str, spec: RunSpec) -> None:
-        """Figures of ``run`` follow. It may be known from before: run control was restarted, or the run resumed."""
+        """Prepare for figures of ``run``.
+
+        The tracker may know the run already: run control was restarted, or the run resumed.
+        """
 
     def log(self, run: str, step: int, at: float, figures: Mapping[str, float]) -> None:
-        """Figures of a step; ``at`` is Unix time in seconds."""
+        """Store the figures of a step; ``at`` is Unix time in seconds."""
 
     def rewind(self, run: str, step: int) -> None:
-        """The run goes on from ``step``: what was told of later ones is of weights that are lost."""
+        """Mark the figures after ``step`` as lost: the run continues from there."""
 
     def end(self, run: str, state: RunState) -> None:
-        """No figures follow for now."""
+        """Close the run; it may begin again later."""

@@ -1,4 +1,4 @@
-"""Telling experiment trackers, each on a thread of its own: one that hangs or fails holds up nobody."""
+"""Queues of the experiment trackers, each with a thread: a tracker that hangs or fails delays nobody."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from mor_trainer.trackers.tensorboard import TensorBoard
 from mor_trainer.trackers.tracker import Tracker
 
 _REASON_CHARACTERS = 500
+"""Libraries raise whole HTML pages; an alert needs the beginning."""
 
 log = structlog.get_logger(__name__)
 
 Warn = Callable[[str, str], None]
-"""Raises an alert of a run, with its reason."""
+"""Function that raises an alert of a run, with a reason."""
 
 
 def configured(settings: ControlSettings) -> list[Tracker]:
-    """The trackers that the settings name.
+    """Create the trackers that the settings name.
 
     Raises:
         Invalid: the library of one is not installed.
@@ -42,8 +43,8 @@ def configured(settings: ControlSettings) -> list[Tracker]:
 
 
 @dataclass(frozen=True)
-class _News:
-    """Something to tell: an event, or the end of a run."""
+class _Item:
+    """Entry of a queue: an event, or the end of a run."""
 
     run: str
     spec: RunSpec
@@ -52,39 +53,43 @@ class _News:
 
 
 class Trackers:
-    """``tell`` and ``ended`` return at once. ``queue``: most news that wait for each tracker; the oldest give way.
-    ``warn`` is called on the trackers' threads."""
+    """All configured trackers.
+
+    ``add_event`` and ``add_end`` return at once. ``queue`` bounds the entries that wait for each tracker: the oldest
+    are dropped. ``warn`` is called on the trackers' threads.
+    """
 
     def __init__(self, trackers: Sequence[Tracker], warn: Warn, queue: int) -> None:
-        self._lines = [_Line(tracker, warn, queue) for tracker in trackers]
+        self._queues = [_Queue(tracker, warn, queue) for tracker in trackers]
 
-    def tell(self, event: EventRecord, spec: RunSpec) -> None:
-        """Pass on an event that is new to the history."""
+    def add_event(self, event: EventRecord, spec: RunSpec) -> None:
+        """Queue an event that is new to the history."""
         begins = event.kind == "state" and "from_step" in event.data
         if begins or event.kind in ("step", "evaluation"):
-            self._add(_News(event.run, spec, event))
+            self._add(_Item(event.run, spec, event))
 
-    def ended(self, run: str, spec: RunSpec, state: RunState) -> None:
-        self._add(_News(run, spec, None, state))
+    def add_end(self, run: str, spec: RunSpec, state: RunState) -> None:
+        """Queue the end of a run."""
+        self._add(_Item(run, spec, None, state))
 
-    def _add(self, news: _News) -> None:
-        for line in self._lines:
-            line.add(news)
+    def _add(self, item: _Item) -> None:
+        for waiting in self._queues:
+            waiting.add(item)
 
     def close(self, timeout_s: float) -> None:
-        """Tell what waits, as far as the time reaches."""
+        """Pass on the waiting entries, within the time."""
         deadline = time.monotonic() + timeout_s
-        for line in self._lines:
-            line.close(deadline - time.monotonic())
+        for waiting in self._queues:
+            waiting.close(deadline - time.monotonic())
 
 
-class _Line:
-    """The news of one tracker, in their order."""
+class _Queue:
+    """Entries of one tracker in their order, and the thread that passes them on."""
 
     def __init__(self, tracker: Tracker, warn: Warn, queue: int) -> None:
         self._tracker = tracker
         self._warn = warn
-        self._waiting: deque[_News] = deque()
+        self._waiting: deque[_Item] = deque()
         self._bound = queue
         self._changed = threading.Condition()
         self._closing = False
@@ -93,14 +98,14 @@ class _Line:
         self._thread = threading.Thread(target=self._run, name=f"tracker {tracker.name}", daemon=True)
         self._thread.start()
 
-    def add(self, news: _News) -> None:
+    def add(self, item: _Item) -> None:
         with self._changed:
             if len(self._waiting) == self._bound:
                 lost = self._waiting.popleft()
                 metrics.TRACKER_LOST.labels(self._tracker.name).inc()
-                if not self._failing:  # it hangs
+                if not self._failing:  # it hangs: report that once
                     self._fail(lost.run, f"{self._bound} figures wait for it already (MOR_TRACKER_QUEUE)")
-            self._waiting.append(news)
+            self._waiting.append(item)
             self._changed.notify()
 
     def close(self, timeout_s: float) -> None:
@@ -110,39 +115,39 @@ class _Line:
         self._thread.join(max(0.0, timeout_s))
 
     def _run(self) -> None:
-        while (news := self._next()) is not None:
+        while (item := self._next()) is not None:
             try:
-                self._tell(news)
-            except Exception as error:  # whatever a library raises
+                self._pass_on(item)
+            except Exception as error:  # a library may raise anything
                 metrics.TRACKER_LOST.labels(self._tracker.name).inc()
-                self._begun.discard(news.run)
+                self._begun.discard(item.run)
                 if not self._failing:
-                    self._fail(news.run, f"{type(error).__name__}: {str(error)[:_REASON_CHARACTERS]}")
+                    self._fail(item.run, f"{type(error).__name__}: {str(error)[:_REASON_CHARACTERS]}")
             else:
-                if self._failing and news.event is not None:  # the end of a run may take nothing
+                if self._failing and item.event is not None:  # an end of a run proves nothing: it may send nothing
                     log.info("a tracker works again", tracker=self._tracker.name)
                     self._failing = False
 
-    def _next(self) -> _News | None:
+    def _next(self) -> _Item | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             return self._waiting.popleft() if self._waiting else None
 
-    def _tell(self, news: _News) -> None:
-        if news.run not in self._begun:
-            self._tracker.begin(news.run, news.spec)
-            self._begun.add(news.run)
-        if news.event is None:
-            assert news.state is not None
-            self._begun.remove(news.run)
-            self._tracker.end(news.run, news.state)
-        elif news.event.kind == "state":
-            self._tracker.rewind(news.run, news.event.data["from_step"])
+    def _pass_on(self, item: _Item) -> None:
+        if item.run not in self._begun:
+            self._tracker.begin(item.run, item.spec)
+            self._begun.add(item.run)
+        if item.event is None:
+            assert item.state is not None
+            self._begun.remove(item.run)
+            self._tracker.end(item.run, item.state)
+        elif item.event.kind == "state":
+            self._tracker.rewind(item.run, item.event.data["from_step"])
         else:
-            self._tracker.log(news.run, news.event.step, news.event.stamps["trainer"], figures(news.event))
+            self._tracker.log(item.run, item.event.step, item.event.stamps["trainer"], figures(item.event))
 
     def _fail(self, run: str, reason: str) -> None:
-        """Tell of a failure, once until the tracker works again."""
+        """Report a failure, once until the tracker works again."""
         self._failing = True
         log.warning("a tracker fails; the run goes on", tracker=self._tracker.name, run=run, reason=reason)
         self._warn(run, f"{self._tracker.name}: {reason}; the run goes on, and figures may be missing there")

@@ -1,7 +1,7 @@
-"""Broadcasts full weights to the engines through vLLM's weight-transfer API, ahead of the files.
+"""Broadcast of full weights to the engines through vLLM's weight-transfer API, ahead of the files.
 
-The files remain: an engine that was not there, or did not get the broadcast whole, pulls them. ``nccl`` was not tested
-on hardware, see ``WorkerSettings.transfer_engines``; its contract is tested over gloo.
+The files are written all the same: an engine that missed the broadcast, or part of it, pulls them. ``nccl`` was not
+tested on hardware, see ``WorkerSettings.transfer_engines``; its contract is tested over gloo.
 """
 
 from __future__ import annotations
@@ -21,28 +21,34 @@ from torch import Tensor
 from mor_trainer.config import WorkerSettings
 
 _CONNECT_S = 5.0
+"""Seconds to connect to a rollout service; short, because the files are the fallback."""
 
 
 class WeightTransfer(Protocol):
-    """Brings a version to engines by another way than files."""
+    """Way other than files to bring a version to the engines."""
 
     def send(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Returns when every engine was seen to compute with ``tensors``, which must not change meanwhile.
+        """Send a version; return once every engine has been seen to compute with it.
+
+        ``tensors`` must not change meanwhile.
 
         Raises:
-            Exception: one was not; the files must do.
+            Exception: an engine was not seen to; it must pull the files.
         """
 
     def close(self) -> None:
-        """Leave the engines' group."""
+        """Leave the group of the engines."""
 
 
-class Broadcast:
-    """One sender and all workers of all engines in one group, which is made anew whenever an engine is not in it."""
+class WeightBroadcast:
+    """Sender of weights in one group with all workers of all engines.
+
+    The group is formed anew whenever an engine is not in it.
+    """
 
     def __init__(self, settings: WorkerSettings, run: str, base: str) -> None:
         self._address = settings.transfer_address
-        self._engines = Engines(settings, run, base)
+        self._engines = EngineClients(settings, run, base)
         self._source = _Source()
         self._sender: Any = None
         self._group = ""
@@ -50,22 +56,22 @@ class Broadcast:
     def send(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         self._source.tensors = tensors
         self._engines.describe(version, tensors)
-        standings = self._engines.standings()
-        if self._sender is None or any(standing["group"] != self._group for standing in standings):
+        statuses = self._engines.statuses()
+        if self._sender is None or any(status["group"] != self._group for status in statuses):
             self.close()
-            self._enter([standing["workers"] for standing in standings])
+            self._join([status["workers"] for status in statuses])
         try:
             self._sender.send_weights()
         except BaseException:
             self.close()
             raise
 
-    def _enter(self, workers: list[int]) -> None:
+    def _join(self, workers: list[int]) -> None:
         try:
             from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         except ImportError as error:
-            raise Invalid(f"MOR_TRANSFER_ENGINES needs mor-trainer[nccl] ({error})") from error
+            raise Invalid(f"{error}; MOR_TRANSFER_ENGINES needs the extra: install mor-trainer[nccl]") from error
         self._group = self._engines.group = secrets.token_hex(8)
         self._engines.workers = workers
         info = NCCLTrainerInitInfo(
@@ -79,8 +85,8 @@ class Broadcast:
             sender.shutdown()
 
 
-class Engines:
-    """The rollout services as vLLM's ``VLLMWeightSyncClient``, all of them as one."""
+class EngineClients:
+    """Client of all rollout services at once, with the methods of vLLM's ``VLLMWeightSyncClient``."""
 
     def __init__(self, settings: WorkerSettings, run: str, base: str) -> None:
         self._run, self._base = run, base
@@ -88,7 +94,7 @@ class Engines:
         self._tensors: Mapping[str, Tensor] = {}
         self.group = ""
         self.workers: list[int] = []
-        """Ranks of each service in the group, in their order."""
+        """Ranks that each service takes in the group, in the order of the services."""
         token = settings.service_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(settings.transfer_timeout_s, connect=_CONNECT_S)
@@ -98,21 +104,21 @@ class Engines:
         ]
 
     def describe(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """What is sent next."""
+        """Set the version that is sent next."""
         self._version, self._tensors = version, tensors
 
-    def standings(self) -> list[dict[str, Any]]:
-        """Workers and group of each service."""
+    def statuses(self) -> list[dict[str, Any]]:
+        """Request the number of workers and the group of each service."""
         return self._each(lambda number, client: client.get("/v1/transfer"))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         first = [init_info["rank_offset"] + sum(self.workers[:number]) for number in range(len(self._clients))]
 
-        def enter(number: int, client: httpx.Client) -> httpx.Response:
+        def join(number: int, client: httpx.Client) -> httpx.Response:
             info = {**init_info, "rank_offset": first[number]}
             return client.post("/v1/transfer/enter", json={"group": self.group, "init_info": info})
 
-        self._each(enter)
+        self._each(join)
 
     def start_weight_update(self) -> None:
         self._each(lambda _, client: client.post("/v1/transfer/begin", json={"run": self._run, "base": self._base}))
@@ -125,10 +131,10 @@ class Engines:
         body = {"run": self._run, "version": self._version, "tensors": sums}
         self._each(lambda _, client: client.post("/v1/transfer/end", json=body))
 
-    def _each(self, ask: Callable[[int, httpx.Client], httpx.Response]) -> list[Any]:
-        """Ask all services at once, since each may wait for the others."""
+    def _each(self, request: Callable[[int, httpx.Client], httpx.Response]) -> list[Any]:
+        """Call all services at once, because each may wait for the others."""
         with ThreadPoolExecutor(len(self._clients)) as pool:
-            answers = list(pool.map(ask, range(len(self._clients)), self._clients))
+            answers = list(pool.map(request, range(len(self._clients)), self._clients))
         for answer in answers:
             if not answer.is_success:
                 raise Unavailable(f"{answer.request.url} answered {answer.status_code}: {answer.text[:500]}")
@@ -136,7 +142,7 @@ class Engines:
 
 
 class _Source:
-    """vLLM's ``WeightSource`` over the tensors of the version that is sent."""
+    """Tensors of the version that is sent, as vLLM's ``WeightSource``."""
 
     tensors: Mapping[str, Tensor]
 

@@ -1,4 +1,4 @@
-"""How a version of the policy gets to the engines."""
+"""Publisher of weight versions: broadcast, files, and their announcement to the group exchange."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from mor_core.runs import Claim
 from torch import Tensor
 
 from mor_trainer.config import WorkerSettings
-from mor_trainer.groups.exchange import Groups
+from mor_trainer.groups.exchange import GroupExchange
 from mor_trainer.model.policy import Policy
-from mor_trainer.weights import files
-from mor_trainer.weights.broadcast import Broadcast, WeightTransfer
+from mor_trainer.weights import version_writer
+from mor_trainer.weights.broadcast import WeightBroadcast, WeightTransfer
 
 log = structlog.get_logger(__name__)
 
 
 class Publisher:
-    """Writes a version's files and lets prompts name it; before that it is broadcast, where that is asked for."""
+    """Publisher of a run's versions: writes the files and announces them, so that prompts name the version.
+
+    Where ``transfer_engines`` is set, the version is broadcast first and announced at once.
+    """
 
     def __init__(
         self,
@@ -32,28 +35,28 @@ class Publisher:
         policy: Policy,
         *,
         portal: BlockingPortal,
-        groups: Groups,
+        exchange: GroupExchange,
         emit: Callable[[Any, dict[str, Any]], None],
     ) -> None:
         self._run, self._spec = claim.run, claim.spec
         self._folder = folder
         self._policy = policy
         self._portal = portal
-        self._groups = groups
+        self._exchange = exchange
         self._emit = emit
         root = (settings.weights_url or settings.control_url).rstrip("/")
         self._url = f"{root}/v1/runs/{claim.run}/weights"
         self._transfer: WeightTransfer | None = None
-        if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small, their files do
-            self._transfer = Broadcast(settings, claim.run, claim.spec.model)
+        if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small: files suffice
+            self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model)
 
     def publish(self, version: int, trainable: Mapping[str, Tensor]) -> None:
-        """``trainable``: the policy's trained tensors, whole, which must not change meanwhile."""
+        """Publish a version. ``trainable``: the policy's trained tensors, whole; they must not change meanwhile."""
         begun = time.monotonic()
         sent = self._transfer is not None and self._send(self._transfer, version, trainable)
         if sent:
             self._announce(version)
-        manifest = files.publish(
+        manifest = version_writer.write_version(
             self._folder,
             self._run,
             version,
@@ -73,12 +76,12 @@ class Publisher:
             self._transfer.close()
 
     def _announce(self, version: int) -> None:
-        self._portal.call(self._groups.announce_version, version, f"{self._url}/{version}")
+        self._portal.call(self._exchange.announce_version, version, f"{self._url}/{version}")
 
     def _send(self, transfer: WeightTransfer, version: int, trainable: Mapping[str, Tensor]) -> bool:
         try:
-            transfer.send(version, files.full_tensors(self._policy.model, trainable))
-        except Exception as error:  # whatever it is, the files do
+            transfer.send(version, version_writer.full_tensors(self._policy.model, trainable))
+        except Exception as error:  # any failure: engines pull the files instead
             log.warning("weights were not broadcast", run=self._run, version=version, exc_info=error)
             reason = f"version {version} was not broadcast and is pulled as files instead: {str(error)[:500]}"
             self._emit("alert", {"name": "weight_transfer_failed", "reason": reason})

@@ -1,7 +1,7 @@
-"""Writes a safetensors file tensor by tensor, hashing on the way: no second copy of a model stands in memory.
+"""Writer of safetensors files: tensor by tensor, hashed on the way, so that memory holds no second copy of a model.
 
-The format (huggingface.co/docs/safetensors): eight bytes with the length of a JSON header, the header, which names each
-tensor's type, shape and place, and the tensors' little-endian bytes without gaps.
+The format (huggingface.co/docs/safetensors): eight bytes with the length of a JSON header; the header, which gives the
+type, shape and offsets of each tensor; the little-endian bytes of the tensors without gaps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from torch import Tensor
 
 _TYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ALIGNMENT = 8
+"""Bytes; the header is padded to a multiple, as the format recommends, so that mapped tensors are aligned."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> tuple[WeightsFile, dict[str, TensorInfo]]:
-    """Write ``tensors``, of any device, to ``path``; what file and tensors hash to.
+    """Write ``tensors``, of any device, to ``path`` and return the hashes of the file and of each tensor.
 
-    One tensor at a time is copied to this machine's memory, and only if it is not there contiguously already.
+    One tensor at a time is copied to main memory, and only if it is not contiguous there already.
     """
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))  # keeps all aligned
+    ordered = dict(
+        sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    )  # widest type first: all stay aligned
     header = _header(ordered)
     file_hash = hashlib.sha256(header)
     infos = {}

@@ -1,4 +1,4 @@
-"""Reward services of the router's own cluster: Services with a label, enrolled and removed as they come and go."""
+"""Discovery of reward services in the router's own cluster: labelled Services are enrolled, and removed when gone."""
 
 from mor_router.clients.discovery.discovery import Discovery
 

@@ -1,4 +1,4 @@
-"""What Kubernetes says of the Services with a label: in one namespace, now and after each change."""
+"""Kubernetes API client: the labelled Services of a namespace, now and after each change, with endpoints and tokens."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from kubernetes.aio.client.exceptions import ApiException
 from mor_core.errors import Invalid
 from pydantic import SecretStr
 
-OUTAGE = (ApiException, aiohttp.ClientError, TimeoutError, OSError)
-"""What a call of the API raises when it is out of reach, or refuses."""
+API_ERRORS = (ApiException, aiohttp.ClientError, TimeoutError, OSError)
+"""Exceptions of a call to the API that cannot be reached, or that refuses."""
 
 _GONE = 410
+"""HTTP status of a watch whose resource version the API server has discarded."""
 _CALL_TIMEOUT_S = 10.0
-_SETTLE_S = 1.0
+"""Seconds for one call to the API server, which normally answers within one."""
+_DEBOUNCE_S = 1.0
+"""Seconds between a list and the next watch, so that a burst of changes is read as one."""
 _LONGEST_PAUSE_S = 30.0
+"""Longest seconds between attempts while the API is out of reach: its return is noticed within them."""
 _ANNOTATION = "mor.dev/"
 _TOKEN_KEY = "token"  # noqa: S105
 
@@ -33,20 +37,20 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A Service that wants to be a client."""
+class LabelledService:
+    """A Service that offers itself as a client by its label."""
 
     namespace: str
     service: str
     port: int
     scheme: str
     token_secret: str
-    """Name of the Secret, in the same namespace, whose key ``token`` the reward service wants to see."""
+    """Name of the Secret, in the same namespace, whose key ``token`` is the reward service's bearer token."""
     domains: str
 
     @property
     def name(self) -> str:
-        """Name as a client. Kubernetes keeps it apart from all others in the cluster."""
+        """Name as a client, unique in the cluster."""
         return f"{self.service}.{self.namespace}"
 
     @property
@@ -58,10 +62,11 @@ class Offer:
         return f"{self.scheme}://{self.host}:{self.port}"
 
 
-def read_offer(service: Any) -> Offer:
-    """
+def parse_service(service: Any) -> LabelledService:
+    """Parse a Service of the API.
+
     Raises:
-        Invalid: the Service cannot be a client; with the cure.
+        Invalid: the Service cannot be a client.
     """
     name, namespace = service.metadata.name, service.metadata.namespace
     annotations = service.metadata.annotations or {}
@@ -74,7 +79,7 @@ def read_offer(service: Any) -> Offer:
     named = [port.port for port in ports if port.name == scheme]
     if not named and len(ports) > 1:
         raise Invalid(f"Service {namespace}/{name} has several ports; name the one of the reward service {scheme!r}")
-    return Offer(
+    return LabelledService(
         namespace=namespace,
         service=name,
         port=named[0] if named else ports[0].port,
@@ -84,8 +89,8 @@ def read_offer(service: Any) -> Offer:
     )
 
 
-class Cluster:
-    """The Kubernetes API, as far as the router's Role reaches."""
+class ClusterApi:
+    """Calls to the Kubernetes API that the router's Role grants."""
 
     def __init__(self, api: client.ApiClient, selector: str, resync_s: float) -> None:
         self._core = client.CoreV1Api(api)
@@ -94,10 +99,10 @@ class Cluster:
         self._resync_s = resync_s
 
     async def services(self, namespace: str) -> AsyncIterator[list[Any]]:
-        """The labelled Services: now, after each change, and about every ``resync_s`` seconds, without end.
+        """Yield the labelled Services: now, after each change, and about every ``resync_s`` seconds, without end.
 
-        While the API is out of reach, or forgot where the watch was (410), nothing is yielded: what is not known to be
-        gone stays.
+        While the API is out of reach nothing is yielded, so that no Service is taken for removed. A watch that is too
+        old (410) is followed by a new list.
         """
         failures = 0
         while True:
@@ -107,18 +112,18 @@ class Cluster:
                 )
                 failures = 0
                 yield listing.items
-                await asyncio.sleep(random.uniform(0.5, 1) * _SETTLE_S)
-                await self._change(namespace, listing.metadata.resource_version)
-            except OUTAGE as error:
+                await asyncio.sleep(random.uniform(0.5, 1) * _DEBOUNCE_S)
+                await self._wait_for_change(namespace, listing.metadata.resource_version)
+            except API_ERRORS as error:
                 failures += 1
                 pause = min(_LONGEST_PAUSE_S, 2.0 ** min(failures, 8) / 2) * random.uniform(0.5, 1)
                 log.warning(
-                    "Kubernetes is out of reach", namespace=namespace, error=_brief(error), again_s=round(pause, 1)
+                    "Kubernetes cannot be reached", namespace=namespace, error=_brief(error), retry_s=round(pause, 1)
                 )
                 await asyncio.sleep(pause)
 
-    async def _change(self, namespace: str, since: str) -> None:
-        """Returns when a Service changed after version ``since``, or after ``resync_s``."""
+    async def _wait_for_change(self, namespace: str, since: str) -> None:
+        """Wait until a Service changes after resource version ``since``, or for about ``resync_s`` seconds."""
         seconds = max(1, round(self._resync_s * random.uniform(0.8, 1.2)))
         watcher = watch.Watch()
         try:
@@ -134,25 +139,25 @@ class Cluster:
         except ApiException as error:
             if error.status != _GONE:
                 raise
-            log.info("the watch was too old and begins again", namespace=namespace)
-        except ValueError:  # an event longer than a line may be: read the list instead
+            log.info("the watch was too old and starts again", namespace=namespace)
+        except ValueError:  # an event longer than the client's line limit; the next list contains the change
             return
         finally:
             watcher.stop()
             await watcher.close()
 
-    async def addresses(self, offer: Offer) -> list[str]:
-        """Addresses of the Service's endpoints that are ready.
+    async def addresses(self, service: LabelledService) -> list[str]:
+        """Return the addresses of the Service's ready endpoints.
 
         Raises:
             Invalid: an endpoint is a name outside of the cluster.
         """
-        selector = f"kubernetes.io/service-name={offer.service}"
+        selector = f"kubernetes.io/service-name={service.service}"
         slices = await self._slices.list_namespaced_endpoint_slice(
-            offer.namespace, label_selector=selector, _request_timeout=_CALL_TIMEOUT_S
+            service.namespace, label_selector=selector, _request_timeout=_CALL_TIMEOUT_S
         )
         if any(found.address_type == "FQDN" for found in slices.items):
-            raise Invalid(f"{offer.name}: its endpoints are names outside of the cluster; enrol it by API instead")
+            raise Invalid(f"{service.name}: its endpoints are names outside of the cluster; enrol it by API instead")
         ready = [
             endpoint
             for found in slices.items
@@ -161,25 +166,26 @@ class Cluster:
         ]
         return sorted({address for endpoint in ready for address in endpoint.addresses})
 
-    async def token(self, offer: Offer) -> SecretStr:
-        """
+    async def token(self, service: LabelledService) -> SecretStr:
+        """Read the reward service's token from its Secret.
+
         Raises:
-            Invalid: the Secret may not be read, is not there, or has no usable token; with the cure.
+            Invalid: the Secret may not be read, does not exist, or has no usable token.
         """
-        where = f"Secret {offer.namespace}/{offer.token_secret}"
+        where = f"Secret {service.namespace}/{service.token_secret}"
         try:
             secret = await self._core.read_namespaced_secret(
-                offer.token_secret, offer.namespace, _request_timeout=_CALL_TIMEOUT_S
+                service.token_secret, service.namespace, _request_timeout=_CALL_TIMEOUT_S
             )
         except ApiException as error:
             if error.status not in (403, 404):
                 raise
-            cure = "name it in router.discovery.namespaces[].secrets" if error.status == 403 else "create it"
-            raise Invalid(f"{where} of client {offer.name}: {error.reason}; {cure}") from error
+            remedy = "name it in router.discovery.namespaces[].secrets" if error.status == 403 else "create it"
+            raise Invalid(f"{where} of client {service.name}: {error.reason}; {remedy}") from error
         try:
             return SecretStr(base64.b64decode((secret.data or {})[_TOKEN_KEY], validate=True).decode().strip())
         except (KeyError, binascii.Error, UnicodeDecodeError) as error:
-            raise Invalid(f"{where} of client {offer.name} has no text under the key {_TOKEN_KEY!r}") from error
+            raise Invalid(f"{where} of client {service.name} has no text under the key {_TOKEN_KEY!r}") from error
 
 
 def _brief(error: BaseException) -> str:
@@ -187,17 +193,17 @@ def _brief(error: BaseException) -> str:
 
 
 def load_client() -> None:
-    """Import what is used of the Kubernetes client, which takes seconds: its package imports each part when asked."""
+    """Import the parts of the Kubernetes client that are used: it imports each at first use, which takes seconds."""
     for part in ("ApiClient", "Configuration", "CoreV1Api", "DiscoveryV1Api", "V1ServiceList", "V1EndpointSliceList"):
         getattr(client, part)
 
 
 @asynccontextmanager
-async def connected(kubeconfig: Path | None, selector: str, resync_s: float) -> AsyncIterator[Cluster]:
-    """The cluster that the router runs in, or that of ``kubeconfig``.
+async def connect_cluster(kubeconfig: Path | None, selector: str, resync_s: float) -> AsyncIterator[ClusterApi]:
+    """Connect to the cluster that the router runs in, or to that of ``kubeconfig``.
 
     Raises:
-        ConfigException: neither a service account's token nor a usable file is there.
+        ConfigException: there is neither a service account's token nor a usable file.
     """
     await asyncio.to_thread(load_client)
     settings = client.Configuration()
@@ -206,4 +212,4 @@ async def connected(kubeconfig: Path | None, selector: str, resync_s: float) -> 
     else:
         await config.load_kube_config(str(kubeconfig), client_configuration=settings, persist_config=False)
     async with client.ApiClient(settings) as api:
-        yield Cluster(api, selector, resync_s)
+        yield ClusterApi(api, selector, resync_s)

@@ -1,10 +1,12 @@
-"""Who says which of the policy's own responses is better: a checker or a judge of the server's own, never a client and
-never the fused reward."""
+"""Labellers of the policy's own responses: a checker or a judge that belongs to the server.
+
+Neither a client nor the fused reward ever labels.
+"""
 
 from __future__ import annotations
 
-from mor_router.learning.labels.choice import LabellerChoice, StoredLabeller
-from mor_router.learning.labels.labeller import Labeller, Sampled, best_and_worst
-from mor_router.learning.labels.labellers import Labellers
+from mor_router.learning.labels.labeller import Labeller, SampledGroup, best_and_worst
+from mor_router.learning.labels.labeller_choice import LabellerChoice, StoredLabeller
+from mor_router.learning.labels.labeller_store import LabellerStore
 
-__all__ = ["Labeller", "LabellerChoice", "Labellers", "Sampled", "StoredLabeller", "best_and_worst"]
+__all__ = ["Labeller", "LabellerChoice", "LabellerStore", "SampledGroup", "StoredLabeller", "best_and_worst"]

@@ -1,4 +1,4 @@
-"""What a labeller is given and what it says."""
+"""Protocol of labellers, with its input and output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledGroup:
     """The policy's responses to one question."""
 
     messages: tuple[Message, ...]
@@ -23,11 +23,13 @@ class Sampled:
 
 
 class Labeller(Protocol):
-    async def label(self, sampled: Sampled, objective: str, timeout_s: float) -> Pair | None:
-        """Which response serves ``objective`` (its text) better than which; ``None``: it cannot tell.
+    """Judge of which response serves an objective better."""
+
+    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
+        """Choose a response that serves ``objective`` (its text) better than another; ``None``: undecided.
 
         Raises:
-            Unavailable: it did not answer, or with nonsense.
+            Unavailable: no answer, or an unreadable one.
         """
         ...
 
@@ -35,6 +37,6 @@ class Labeller(Protocol):
 
 
 def best_and_worst(scores: Sequence[float]) -> Pair | None:
-    """Places of the highest and the lowest score; ``None`` where all are equal."""
+    """Return the places of the highest and the lowest score; ``None`` where all are equal."""
     best, worst = max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)
     return (best, worst) if scores[best] > scores[worst] else None

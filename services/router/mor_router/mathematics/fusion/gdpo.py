@@ -8,13 +8,13 @@ from mor_core.wire import Wire
 from numpy import ndarray
 from pydantic import ConfigDict, Field
 
-from mor_router.mathematics.fusion.panel import Panel
+from mor_router.mathematics.fusion.deviations import GroupDeviations
 
 
 class Gdpo(Wire):
-    """R_i = Σ_k w_k (c_ki − mean_i c_k) / max(std_i c_k, floor): each client standardised within the group first.
+    """GDPO (arXiv 2601.05242) with a floor; without it an indifferent client would count as much as the rest.
 
-    GDPO (arXiv 2601.05242) with a floor, without which a client that is indifferent would speak as loudly as the rest.
+    R_i = Σ_k w_k (c_ki − mean_i c_k) / max(std_i c_k, floor): each client is standardised within the group first.
     """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -23,7 +23,7 @@ class Gdpo(Wire):
     floor: float = Field(0.1, gt=0)
     """Smallest standard deviation that is divided by, logits."""
 
-    def __call__(self, panel: Panel) -> Float[ndarray, " group"]:
-        deviation = panel.calibrated - panel.calibrated.mean(axis=1, keepdims=True)
-        spread = np.maximum(panel.calibrated.std(axis=1, keepdims=True), self.floor)
-        return np.asarray(panel.weights @ (deviation / spread))
+    def __call__(self, group: GroupDeviations) -> Float[ndarray, " group"]:
+        deviation = group.calibrated - group.calibrated.mean(axis=1, keepdims=True)
+        spread = np.maximum(group.calibrated.std(axis=1, keepdims=True), self.floor)
+        return np.asarray(group.weights @ (deviation / spread))

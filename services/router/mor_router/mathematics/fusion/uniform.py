@@ -7,13 +7,13 @@ from jaxtyping import Float
 from mor_core.wire import Wire
 from numpy import ndarray
 
-from mor_router.mathematics.fusion.panel import Panel
+from mor_router.mathematics.fusion.deviations import GroupDeviations
 
 
 class Uniform(Wire):
-    """R_i = mean_k a_k s̃_ki: every client counts the same."""
+    """Mean with the same weight for every client: R_i = mean_k a_k s̃_ki."""
 
     kind: Literal["uniform"] = "uniform"
 
-    def __call__(self, panel: Panel) -> Float[ndarray, " group"]:
-        return np.asarray(panel.calibrated.mean(axis=0))
+    def __call__(self, group: GroupDeviations) -> Float[ndarray, " group"]:
+        return np.asarray(group.calibrated.mean(axis=0))

@@ -7,13 +7,13 @@ from jaxtyping import Float
 from mor_core.wire import Wire
 from numpy import ndarray
 
-from mor_router.mathematics.fusion.panel import Panel
+from mor_router.mathematics.fusion.deviations import GroupDeviations
 
 
 class Weighted(Wire):
-    """R_i = Σ_k w_k a_k s̃_ki: the mixture of the clients' log-odds, as the gate was fitted."""
+    """Mixture of the clients' log-odds, as the gate was fitted: R_i = Σ_k w_k a_k s̃_ki."""
 
     kind: Literal["weighted"] = "weighted"
 
-    def __call__(self, panel: Panel) -> Float[ndarray, " group"]:
-        return np.asarray(panel.weights @ panel.calibrated)
+    def __call__(self, group: GroupDeviations) -> Float[ndarray, " group"]:
+        return np.asarray(group.weights @ group.calibrated)

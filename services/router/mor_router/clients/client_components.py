@@ -1,0 +1,63 @@
+"""Components of the room ``clients``, and their background work: refreshes and probes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mor_core.tasks import in_background
+
+from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.enrolment import Enroller
+from mor_router.clients.honeypot_scores import HoneypotScores
+from mor_router.clients.pool import ClientPool
+from mor_router.clients.registry import ClientRegistry
+from mor_router.clients.scoring import ScoreRequester
+from mor_router.clients.secret_store import SecretStore
+from mor_router.resources import Resources
+
+
+@dataclass(frozen=True)
+class ClientComponents:
+    """Components that register clients and call them."""
+
+    egress: EgressPolicy
+    secret_store: SecretStore
+    registry: ClientRegistry
+    pool: ClientPool
+    requester: ScoreRequester
+    honeypot_scores: HoneypotScores
+    enroller: Enroller
+
+
+@asynccontextmanager
+async def open_clients(
+    resources: Resources, secret_store: SecretStore, egress: EgressPolicy
+) -> AsyncIterator[ClientComponents]:
+    """Connect to the enrolled clients, and keep connections and cards up to date until the body ends."""
+    registry, honeypot_scores = ClientRegistry(resources.redis), HoneypotScores(resources.redis)
+    pool = ClientPool(registry, secret_store, resources.settings, egress)
+    clients = ClientComponents(
+        egress=egress,
+        secret_store=secret_store,
+        registry=registry,
+        pool=pool,
+        requester=ScoreRequester(pool),
+        honeypot_scores=honeypot_scores,
+        enroller=Enroller(
+            registry=registry,
+            pool=pool,
+            secret_store=secret_store,
+            egress=egress,
+            honeypot_scores=honeypot_scores,
+            audit=resources.audit,
+        ),
+    )
+    await pool.try_refresh()  # without Redis the router starts all the same, and is ready once Redis answers
+    try:
+        async with in_background(pool.keep_refreshed(), pool.keep_probing()):
+            yield clients
+    finally:
+        await clients.requester.close()
+        await pool.close()

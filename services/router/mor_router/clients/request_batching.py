@@ -1,0 +1,55 @@
+"""Division of groups into requests that respect a client's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mor_core.wire import Limits, ScoreItem, ScoreRequest, image_hashes
+
+_ENVELOPE_BYTES = 1 << 10
+"""Bytes of a request beside its items and images: keys, braces and separators, with room to spare."""
+_IMAGE_ENTRY_BYTES = 80
+"""Bytes of an image's entry beside its base64: a SHA-256 in hex (64) with quotes, colon and comma."""
+
+
+def encode_request(items: Sequence[ScoreItem], images: Mapping[str, bytes]) -> bytes:
+    """Encode a ``ScoreRequest`` as JSON; ``images`` are encoded bytes, not base64."""
+    request = ScoreRequest.model_construct(items=tuple(items), images=dict(images))
+    return request.model_dump_json().encode()
+
+
+def split_requests(
+    items: Sequence[ScoreItem], images: Mapping[str, bytes], limits: Limits | None, items_per_request: int
+) -> list[list[ScoreItem]]:
+    """Split ``items``, in order, into as few requests as the limits allow.
+
+    An item that alone exceeds the limit of bytes is sent all the same: the client may have its images already, and
+    refuses by itself what is too large.
+    """
+    if limits is not None:
+        items_per_request = min(items_per_request, limits.items)
+    requests: list[list[ScoreItem]] = []
+    size = 0
+    included: set[str] = set()
+    for item in items:
+        new = set(image_hashes(item.messages)) - included
+        added = _item_bytes(item) + sum(_image_bytes(images[digest]) for digest in new)
+        full = not requests or len(requests[-1]) >= items_per_request
+        if limits is not None and not full:
+            full = size + added > limits.request_bytes
+        if full:
+            requests.append([])
+            size, included = _ENVELOPE_BYTES, set()
+            new = set(image_hashes(item.messages))
+            added = _item_bytes(item) + sum(_image_bytes(images[digest]) for digest in new)
+        requests[-1].append(item)
+        size, included = size + added, included | new
+    return requests
+
+
+def _item_bytes(item: ScoreItem) -> int:
+    return len(item.model_dump_json().encode())
+
+
+def _image_bytes(content: bytes) -> int:
+    return _IMAGE_ENTRY_BYTES + (len(content) + 2) // 3 * 4

@@ -1,0 +1,84 @@
+"""Features without a model: hashed words for text; colours, edges and layout for images.
+
+They separate kinds of pictures and questions, which the regions of input space need. A text or image model, by
+setting, separates more finely.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+
+import numpy as np
+from jaxtyping import Float
+from mor_core import images
+from numpy import ndarray
+from PIL import Image
+
+_TEXT_FEATURES = 256
+"""Length of a text vector, well above the number of words in a question, so that few of them collide."""
+_SIDE_PIXELS = 64
+"""Side to which pictures are scaled: colours, layout and dominant edges survive it."""
+_COLOUR_LEVELS = 4
+"""Levels per colour channel: 64 colours in the histogram."""
+_ORIENTATIONS = 8
+"""Edge orientations over 180°."""
+_CELLS = 2
+"""Cells per side in which edges are counted: quarters of the picture."""
+_WORD = re.compile(r"\w+")
+
+
+def unit(vector: Float[ndarray, " features"]) -> Float[ndarray, " features"]:
+    """Scale a vector to length 1; a zero vector stays zero."""
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector
+
+
+class HashedWords:
+    """Words and word pairs, hashed with a sign (Weinberger et al. 2009); a count enters as 1 + log(count)."""
+
+    name = f"hashed-words-{_TEXT_FEATURES}"
+    size = _TEXT_FEATURES
+
+    def __call__(self, text: str) -> Float[ndarray, " features"]:
+        words = _WORD.findall(text.lower())
+        counts: dict[str, int] = {}
+        for feature in [*words, *map(" ".join, itertools.pairwise(words))]:
+            counts[feature] = counts.get(feature, 0) + 1
+        vector = np.zeros(_TEXT_FEATURES)
+        for feature, count in counts.items():
+            code = zlib.crc32(feature.encode())
+            vector[(code >> 1) % _TEXT_FEATURES] += (1 + np.log(count)) * (1 if code & 1 else -1)
+        return unit(vector)
+
+
+class ColoursAndEdges:
+    """Colour histogram, and edge orientation histograms of the picture's quarters, at 64 × 64 pixels."""
+
+    name = f"colours-and-edges-{_SIDE_PIXELS}"
+    size = _COLOUR_LEVELS**3 + _ORIENTATIONS * _CELLS**2
+
+    def __call__(self, content: bytes) -> Float[ndarray, " features"]:
+        picture = images.decode(content).resize((_SIDE_PIXELS, _SIDE_PIXELS), Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture, dtype=np.float64)
+        levels = (pixels * _COLOUR_LEVELS / 256).astype(int)
+        colour = np.bincount(
+            (levels[..., 0] * _COLOUR_LEVELS + levels[..., 1]).ravel() * _COLOUR_LEVELS + levels[..., 2].ravel(),
+            minlength=_COLOUR_LEVELS**3,
+        )
+        # Square roots make the Euclidean distance of histograms the Hellinger distance.
+        edges = unit(np.sqrt(_edges(pixels.mean(axis=2))))
+        return np.asarray(np.concatenate([unit(np.sqrt(colour)), edges]) / np.sqrt(2))
+
+
+def _edges(grey: Float[ndarray, "height width"]) -> Float[ndarray, " features"]:
+    down, right = np.gradient(grey)
+    strength = np.hypot(down, right)
+    orientation = ((np.arctan2(down, right) % np.pi) * _ORIENTATIONS / np.pi).astype(int) % _ORIENTATIONS
+    row = np.arange(_SIDE_PIXELS) * _CELLS // _SIDE_PIXELS
+    cell = row[:, None] * _CELLS + row[None, :]
+    cells = np.bincount(
+        (cell * _ORIENTATIONS + orientation).ravel(), weights=strength.ravel(), minlength=_ORIENTATIONS * _CELLS**2
+    )
+    return np.asarray(cells)

@@ -1,0 +1,62 @@
+"""Components of the room ``learning``, and online refits in the background."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mor_core.tasks import in_background
+
+from mor_router.clients.client_components import ClientComponents
+from mor_router.learning.gate_fitter import GateFitter
+from mor_router.learning.labels import LabellerStore
+from mor_router.learning.online_refit import OnlineRefit
+from mor_router.objectives.objective_components import ObjectiveComponents
+from mor_router.resources import Resources
+from mor_router.trust.trust_components import TrustComponents
+
+
+@dataclass(frozen=True)
+class LearningComponents:
+    """Components that fit gate versions."""
+
+    gate_fitter: GateFitter
+    labellers: LabellerStore
+    online_refit: OnlineRefit
+
+
+@asynccontextmanager
+async def open_learning(
+    resources: Resources, clients: ClientComponents, objectives: ObjectiveComponents, trust: TrustComponents
+) -> AsyncIterator[LearningComponents]:
+    """Build the room, and refit fitted objectives at the interval of the settings."""
+    settings = resources.settings
+    gate_fitter = GateFitter(
+        redis=resources.redis,
+        settings=settings,
+        registry=clients.registry,
+        pool=clients.pool,
+        objectives=objectives.store,
+        gates=objectives.gates,
+        embedder=resources.embedder,
+        scorer=objectives.anchor_scorer,
+        holdout=objectives.holdout,
+        reconciliation=trust.reconciliation,
+        quarantine=trust.quarantine,
+        audit=resources.audit,
+    )
+    labellers = LabellerStore(resources.redis, clients.secret_store, settings, clients.egress, clients.pool)
+    online_refit = OnlineRefit(
+        redis=resources.redis,
+        settings=settings,
+        objectives=objectives.store,
+        gates=objectives.gates,
+        labellers=labellers,
+        gate_fitter=gate_fitter,
+        embedder=resources.embedder,
+        audit=resources.audit,
+    )
+    refits = [online_refit.follow()] if settings.refit_interval_s and settings.policy_url else []
+    async with in_background(*refits):
+        yield LearningComponents(gate_fitter=gate_fitter, labellers=labellers, online_refit=online_refit)

@@ -1,0 +1,139 @@
+"""Fusion of one group: from the clients' raw scores to rewards, or to a missing quorum.
+
+Deviation from MoR (arXiv 2602.00485): a client that fails for one response is left out of the whole group, the weights
+are renormalised over the others, and a group without a quorum gets no reward.
+
+A group is rewarded for one objective or for a blend of J. Each objective j has its own gate weights w_jk, slopes a_jk
+and standardised scores s̃_jki, so calibrated scores c_jki = a_jk s̃_jki. The blend is a mixture of mixtures:
+
+    W_k = Σ_j α_j w_jk          c_ki = Σ_j α_j w_jk c_jki / W_k          so that  Σ_k W_k c_ki = Σ_j α_j R_ji
+
+This is exact with the default fusion; the other strategies receive W and c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from mor_router.mathematics import gate
+from mor_router.mathematics.fusion import FusionStrategy, GroupDeviations
+from mor_router.mathematics.standardise import Standardiser
+
+
+@dataclass(frozen=True)
+class ObjectiveWeights:
+    """Gate weights and slopes of the clients under one objective, for one input."""
+
+    share: float
+    """The objective's share of the reward; the shares of a group sum to 1."""
+    weights: Mapping[str, float]
+    """Gate weight of each weighted client; sums to 1."""
+    slopes: Mapping[str, float]
+    """Slopes of the same clients, logits per standardised unit."""
+    ood_score: float = 0.0
+    """0 where the anchors cover the input, towards 1 far from all of them, see ``support``."""
+
+
+def blended_weights(objective_weights: Sequence[ObjectiveWeights]) -> dict[str, float]:
+    """Compute Σ_j α_j w_jk of each weighted client, before any failure; sums to 1."""
+    total: dict[str, float] = {}
+    for objective in objective_weights:
+        for client, weight in objective.weights.items():
+            total[client] = total.get(client, 0.0) + objective.share * weight
+    return total
+
+
+def blended_slopes(objective_weights: Sequence[ObjectiveWeights]) -> dict[str, float]:
+    """Compute each client's slope as the mean over objectives by weight; 0 for a client with weight 0."""
+    weights = blended_weights(objective_weights)
+    evidence = dict.fromkeys(weights, 0.0)
+    for objective in objective_weights:
+        for client, weight in objective.weights.items():
+            evidence[client] += objective.share * weight * objective.slopes.get(client, 0.0)
+    return {client: evidence[client] / weight if weight else 0.0 for client, weight in weights.items()}
+
+
+def ood_score(objective_weights: Sequence[ObjectiveWeights]) -> float:
+    """Compute the mean of ν over objectives by share."""
+    return sum(objective.share * objective.ood_score for objective in objective_weights)
+
+
+@dataclass(frozen=True)
+class FusedGroup:
+    """Rewards of a group, and each client's part in them."""
+
+    rewards: Float[ndarray, " group"]
+    """Logits. Differences within the group carry the preference; the level is the mixture of the clients' levels."""
+    clients: tuple[str, ...]
+    """Clients that scored every response of the group, in the order of the arrays below."""
+    weights: Float[ndarray, " clients"]
+    """W, renormalised over these clients within each objective."""
+    slopes: Float[ndarray, " clients"]
+    """Mean over objectives by weight, logits per standardised unit."""
+    standardised: Float[ndarray, "clients group"]
+    """Mean over objectives by weight."""
+    calibrated: Float[ndarray, "clients group"]
+    entropy: float
+    """Entropy of the weights, nats."""
+    disagreement: float
+    """Weighted standard deviation over clients of a response's calibrated deviation, mean over responses, logits."""
+
+
+@dataclass(frozen=True)
+class NoQuorum:
+    """Too little of the gate weight of one objective belongs to clients that scored the group.
+
+    Without this rule a group that lost its expert would be rewarded by clients that know nothing of it.
+    """
+
+    held: float
+    """Gate weight that is left, for the objective that lost most."""
+
+
+def fuse(
+    raw: Mapping[str, Sequence[float]],
+    *,
+    objective_weights: Sequence[ObjectiveWeights],
+    standardisers: Sequence[Mapping[str, Standardiser]],
+    fusion: FusionStrategy,
+    quorum: float,
+) -> FusedGroup | NoQuorum:
+    """Fuse the raw scores of one group.
+
+    ``raw`` holds the clients that scored every response of the group. ``standardisers`` match ``objective_weights``
+    one by one; each contains the weighted clients of that objective that are in ``raw``.
+    """
+    clients = tuple(client for client in blended_weights(objective_weights) if client in raw)
+    gates = np.array([[o.weights.get(client, 0.0) for client in clients] for o in objective_weights])
+    held = gates.sum(axis=1)
+    if not clients or held.min() <= 0 or held.min() < quorum - 1e-9:
+        return NoQuorum(float(held.min()))
+    shares = np.array([o.share for o in objective_weights])[:, None] * gates / held[:, None]
+    weights = shares.sum(axis=0)
+    part = np.divide(shares, weights, out=np.zeros_like(shares), where=weights > 0)
+    group = len(raw[clients[0]])
+    units = np.zeros((len(objective_weights), len(clients), group))
+    for j, objective in enumerate(objective_weights):
+        for k, client in enumerate(clients):
+            if client in objective.weights:
+                units[j, k] = standardisers[j][client](np.array(raw[client], dtype=float))
+    slopes = np.array([[o.slopes.get(client, 0.0) for client in clients] for o in objective_weights])
+    calibrated = (part[:, :, None] * (slopes[:, :, None] * units)).sum(axis=0)
+    level = np.median(calibrated, axis=1)
+    deviations = calibrated - level[:, None]
+    mean = weights @ deviations
+    return FusedGroup(
+        rewards=fusion(GroupDeviations(deviations, weights)) + weights @ level,
+        clients=clients,
+        weights=weights,
+        slopes=(part * slopes).sum(axis=0),
+        standardised=(part[:, :, None] * units).sum(axis=0),
+        calibrated=calibrated,
+        entropy=float(gate.entropy(weights)),
+        disagreement=float(np.sqrt(weights @ np.square(deviations - mean)).mean()),
+    )

@@ -1,0 +1,202 @@
+"""Store of the objectives: name, text, anchor set, and the active gate version."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mor_core.errors import Conflict, NotFound
+from mor_core.stored_objectives import COLD_START, Objective
+from mor_core.wire import Messages, Sha256, Wire, image_hashes
+from pydantic import TypeAdapter
+from redis.asyncio import Redis
+from redis.exceptions import WatchError
+
+from mor_router.store import ANCHORS, KINDS, LABELLERS, OBJECTIVES, key
+
+__all__ = ["COLD_START", "Anchor", "Objective", "ObjectiveStore"]
+
+_MOST_UPDATE_ATTEMPTS = 20
+"""Optimistic attempts of one update; each lost one means that another writer got through."""
+_MOST_SAMPLED = 512
+"""Labelled pairs of the policy that are kept, so that old policies' responses leave the fits."""
+_SAMPLED = "anchors"
+
+
+class Anchor(Wire):
+    """Preference pair of the server's own."""
+
+    id: str
+    digest: Sha256
+    """Hash of question, pictures and both responses; scores are cached under it."""
+    messages: Messages
+    chosen: str
+    rejected: str
+    domain: str | None
+    """For reports only."""
+    others: tuple[str, ...] = ()
+    """Further responses to the same question, if any; a honeypot group is filled with them."""
+    policy: str | None = None
+    """Run and weights version that sampled the responses; null: uploaded."""
+
+
+def digest_of(messages: Messages, chosen: str, rejected: str) -> str:
+    """Return the digest that identifies an anchor."""
+    identity = json.dumps([[message.model_dump(mode="json") for message in messages], chosen, rejected])
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+_ANCHORS = TypeAdapter(tuple[Anchor, ...])
+
+
+class ObjectiveStore:
+    """Store of the objectives and their anchors."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def all(self) -> list[Objective]:
+        values = (await self._redis.hgetall(OBJECTIVES)).values()
+        return sorted((Objective.model_validate_json(value) for value in values), key=lambda found: found.name)
+
+    async def get(self, name: str) -> Objective:
+        """Return one objective.
+
+        Raises:
+            NotFound: no such objective.
+        """
+        value = await self._redis.hget(OBJECTIVES, name)
+        if value is None:
+            raise NotFound(f"no objective {name!r}; POST /v1/objectives creates one")
+        return Objective.model_validate_json(value)
+
+    async def add(self, name: str, text: str, paraphrases: Sequence[str]) -> Objective:
+        """Add an objective.
+
+        Raises:
+            Conflict: the name is taken.
+        """
+        objective = Objective(name=name, text=text, paraphrases=tuple(paraphrases), created_at=time.time())
+        if not await self._redis.hsetnx(OBJECTIVES, name, objective.model_dump_json()):
+            raise Conflict(f"objective {name!r} exists already; choose another name or DELETE it first")
+        return objective
+
+    async def rephrase(self, name: str, paraphrases: Sequence[str]) -> Objective:
+        """Replace the paraphrases of an objective.
+
+        Raises:
+            NotFound: no such objective.
+        """
+        return await self._update(
+            name, lambda objective: objective.model_copy(update={"paraphrases": tuple(paraphrases)})
+        )
+
+    async def remove(self, name: str) -> None:
+        """Delete an objective with its anchors, cached scores and gate versions.
+
+        Raises:
+            NotFound: no such objective.
+        """
+        await self.get(name)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(OBJECTIVES, name)
+            pipe.hdel(ANCHORS, name)
+            pipe.hdel(LABELLERS, name)
+            pipe.delete(*(key(kind, name) for kind in KINDS))
+            await pipe.execute()
+
+    async def put_anchors(self, name: str, anchors: Sequence[Anchor], images: Mapping[str, bytes]) -> Objective:
+        """Replace the whole anchor set in one transaction.
+
+        Raises:
+            NotFound: no such objective.
+        """
+        objective = (await self.get(name)).model_copy(update={"anchors": len(anchors)})
+        async with self._redis.pipeline(transaction=True) as pipe:
+            mapping: dict[Any, Any] = dict(images)  # redis types keys of mappings invariantly
+            pipe.hset(ANCHORS, name, _ANCHORS.dump_json(tuple(anchors)))
+            pipe.delete(key("images", name), key("sampled", name))
+            if images:
+                pipe.hset(key("images", name), mapping=mapping)
+            pipe.hset(OBJECTIVES, name, objective.model_dump_json())
+            await pipe.execute()
+        return objective
+
+    async def anchors(self, name: str) -> tuple[Anchor, ...]:
+        """Return the uploaded anchors and the latest labelled pairs of the policy's own responses.
+
+        Raises:
+            Conflict: no anchors were uploaded.
+        """
+        sampled = await self._redis.hget(key("sampled", name), _SAMPLED)
+        return (*await self.uploaded(name), *(_ANCHORS.validate_json(sampled) if sampled is not None else ()))
+
+    async def uploaded(self, name: str) -> tuple[Anchor, ...]:
+        """Return the uploaded anchors.
+
+        Raises:
+            Conflict: no anchors were uploaded.
+        """
+        value = await self._redis.hget(ANCHORS, name)
+        if value is None:
+            raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
+        return await asyncio.to_thread(_ANCHORS.validate_json, value)
+
+    async def add_sampled(self, name: str, anchors: Sequence[Anchor]) -> int:
+        """Add labelled pairs of the policy's own responses, keep the latest 512, and return how many are kept."""
+        stored = await self._redis.hget(key("sampled", name), _SAMPLED)
+        known = {anchor.digest: anchor for anchor in (_ANCHORS.validate_json(stored) if stored is not None else ())}
+        latest = tuple({**known, **{anchor.digest: anchor for anchor in anchors}}.values())[-_MOST_SAMPLED:]
+        await self._redis.hset(key("sampled", name), _SAMPLED, _ANCHORS.dump_json(latest))
+        return len(latest)
+
+    async def images(self, name: str, anchors: Sequence[Anchor]) -> dict[str, bytes]:
+        """Return the images that ``anchors`` name, by hash."""
+        wanted = list(dict.fromkeys(digest for anchor in anchors for digest in image_hashes(anchor.messages)))
+        if not wanted:
+            return {}
+        found: Any = await self._redis.hmget(key("images", name), wanted)
+        return dict(zip(wanted, found, strict=True))
+
+    async def activate(self, name: str, version: int) -> Objective:
+        """Activate a gate version and add the present one to the history."""
+
+        def change(objective: Objective) -> Objective:
+            if objective.active == version:
+                return objective
+            history = (*objective.history, objective.active)
+            return objective.model_copy(update={"active": version, "history": history})
+
+        return await self._update(name, change)
+
+    async def roll_back(self, name: str) -> Objective:
+        """Activate the version before the present one.
+
+        Raises:
+            Conflict: there was none.
+        """
+
+        def change(objective: Objective) -> Objective:
+            if not objective.history:
+                raise Conflict(f"objective {name!r} has had no gate version before {objective.active}")
+            return objective.model_copy(update={"active": objective.history[-1], "history": objective.history[:-1]})
+
+        return await self._update(name, change)
+
+    async def _update(self, name: str, change: Callable[[Objective], Objective]) -> Objective:
+        for _ in range(_MOST_UPDATE_ATTEMPTS):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(OBJECTIVES)
+                objective = change(await self.get(name))
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.hset(OBJECTIVES, name, objective.model_dump_json())
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    continue
+                return objective
+        raise Conflict(f"objective {name!r} is being changed by other requests; try again")

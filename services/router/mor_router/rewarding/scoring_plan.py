@@ -1,0 +1,66 @@
+"""Scoring plan: the clients that score a group, those of them with weight, and why others have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mor_core.wire import ModelRef
+
+from mor_router.clients.registry import ClientRecord
+from mor_router.mathematics.fusion import FusionChoice
+from mor_router.objectives.active_gates import ActiveGates
+
+LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS limits how many are called"
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """Clients, gates and fusion for the groups of one objective."""
+
+    gates: ActiveGates
+    records: Mapping[str, ClientRecord]
+    weighted_clients: Sequence[str]
+    shadows: Sequence[str]
+    """Clients that score without weight: on probation, enrolled after the gate was fitted, or stale."""
+    stale: Mapping[str, str]
+    """Client of the gate -> why its calibration no longer holds."""
+    fusion: FusionChoice
+
+    def reason_without_weight(self, client: str) -> str:
+        """Explain why a client of the registry has no weight for a group."""
+        record = self.records[client]
+        if client in self.shadows:
+            missing = self.stale.get(client, "not in the gate; fit the objective again")
+            return "on probation" if record.state == "probation" else missing
+        if client in self.weighted_clients:
+            return LESS_TRUSTED
+        return f"{record.state}: {record.reason or 'no reason given'}"
+
+
+def make_plan(records: Mapping[str, ClientRecord], gates: ActiveGates, fusion: FusionChoice) -> ScoringPlan:
+    """Divide the enrolled clients into weighted ones and shadows."""
+    known = [name for name, record in records.items() if record.state == "active" and name in gates.clients]
+    fitted_on = [part.models for part in gates.parts]
+    stale = {name: why for name in known if (why := stale_reason(name, records[name].model, fitted_on)) is not None}
+    # When all are stale, an old calibration is better than none; the detail of each client's score states it.
+    weighted = [name for name in known if name not in stale] or known
+    shadows = [
+        name for name, record in records.items() if record.state in ("active", "probation") and name not in weighted
+    ]
+    return ScoringPlan(gates, records, weighted, shadows, stale, fusion)
+
+
+def stale_reason(client: str, serves: ModelRef | None, fitted_on: Iterable[Mapping[str, ModelRef]]) -> str | None:
+    """Explain why a client's calibration no longer holds; ``None`` where it holds or the client's model is unknown.
+
+    ``fitted_on``: client -> model, for each objective.
+    """
+    for models in fitted_on:
+        fitted = models.get(client)
+        if fitted is not None and serves is not None and serves != fitted:
+            return (
+                f"serves {serves.name} {serves.version}; its calibration was fitted on {fitted.name} {fitted.version}; "
+                f"fit the objective again"
+            )
+    return None

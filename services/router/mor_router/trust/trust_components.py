@@ -1,0 +1,63 @@
+"""Components of the room ``trust``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mor_router.clients.client_components import ClientComponents
+from mor_router.objectives.objective_components import ObjectiveComponents
+from mor_router.resources import Resources
+from mor_router.trust.answer_reconciliation import AnswerReconciliation
+from mor_router.trust.disagreement_monitor import DisagreementMonitor
+from mor_router.trust.drift import Drift
+from mor_router.trust.honeypots import Honeypots
+from mor_router.trust.quarantine import Quarantine
+
+
+@dataclass(frozen=True)
+class TrustComponents:
+    """Components that check whether clients score live groups as they score anchors."""
+
+    drift: Drift
+    honeypots: Honeypots
+    disagreement: DisagreementMonitor
+    reconciliation: AnswerReconciliation
+    quarantine: Quarantine
+
+
+@asynccontextmanager
+async def open_trust(
+    resources: Resources, clients: ClientComponents, objectives: ObjectiveComponents
+) -> AsyncIterator[TrustComponents]:
+    """Build the room; honeypot calls in flight end with the body."""
+    settings = resources.settings
+    drift = Drift(
+        registry=clients.registry,
+        objectives=objectives.store,
+        gate_resolver=objectives.gate_resolver,
+        honeypot_scores=clients.honeypot_scores,
+        audit=resources.audit,
+        false_alarm=settings.drift_false_alarm,
+    )
+    honeypots = Honeypots(
+        redis=resources.redis,
+        objectives=objectives.store,
+        holdout=objectives.holdout,
+        requester=clients.requester,
+        honeypot_scores=clients.honeypot_scores,
+        drift=drift,
+        embedder=resources.embedder,
+        share=settings.anchor_share,
+    )
+    try:
+        yield TrustComponents(
+            drift=drift,
+            honeypots=honeypots,
+            disagreement=DisagreementMonitor(resources.audit, settings.drift_false_alarm),
+            reconciliation=AnswerReconciliation(clients.honeypot_scores, drift),
+            quarantine=Quarantine(resources.redis, clients.registry, resources.audit),
+        )
+    finally:
+        await honeypots.close()

@@ -1,0 +1,357 @@
+/** Step metrics and their charts. Written by `python docs/generate.py` from mor_core/step_metrics.py: do not edit. */
+
+import type { Figure } from "./types.ts";
+
+/** A client in one step. */
+export interface ClientFigures {
+  /** Mean calibrated score of the client; null where it answered nothing. */
+  reward_mean?: Figure;
+  /** Mean score of the client as served. */
+  raw_mean?: Figure;
+  /** Mean share of the client in the mixture. */
+  weight?: Figure;
+  /** Mean time in which the client answered the router. */
+  seconds?: Figure;
+  /** Groups of the step that the client failed, by status. */
+  failures?: Record<string, number>;
+  /** Groups of the run that the client failed, by status. */
+  failures_total?: Record<string, number>;
+}
+
+/** The prompts of one domain label in one step. */
+export interface DomainFigures {
+  /** Scored groups. */
+  groups?: Figure;
+  /** Mean fused reward. */
+  reward_mean?: Figure;
+  /** Mean share of each client in the mixture. */
+  weights?: Record<string, Figure>;
+}
+
+/** Seconds of one step by phase; they add up to the step. */
+export interface PhaseSeconds {
+  /** Waiting for sampled and scored groups. */
+  waiting?: Figure;
+  /** Encoding, batching, reports, and control of the run. */
+  processing?: Figure;
+  /** Forward and backward passes. */
+  forward_backward?: Figure;
+  /** Optimiser updates. */
+  optimiser?: Figure;
+  /** Publishing a weights version, and waiting for one that is still being written. */
+  publication?: Figure;
+  /** Writing a checkpoint. */
+  checkpoint?: Figure;
+  /** Time of no phase. */
+  unaccounted?: Figure;
+}
+
+/** First and last Unix time, in seconds, at which the step's groups left a stage. */
+export interface StageTimes {
+  /** When the rollout service sampled them. */
+  sampled?: [number, number] | null;
+  /** When the router scored them. */
+  scored?: [number, number] | null;
+  /** Beginning and end of the update. */
+  trained?: [number, number] | null;
+}
+
+/** Share of the step's groups that left a stage while an update was being computed. */
+export interface Overlap {
+  /** Share that was sampled meanwhile. */
+  sampled?: Figure;
+  /** Share that was scored meanwhile. */
+  scored?: Figure;
+}
+
+/** Metrics of a training step. What is not known is null, never 0. */
+export interface StepMetrics {
+  /** Mean fused reward of the step. */
+  reward_mean?: Figure;
+  /** Standard deviation of the fused rewards of the step. */
+  reward_std?: Figure;
+  /** Mean standard deviation of the fused rewards within a group. */
+  group_reward_std?: Figure;
+  /** Share of groups whose rewards are all alike. */
+  zero_variance_ratio?: Figure;
+  /** Mean entropy of the mixture weights. */
+  mixture_entropy?: Figure;
+  /** Figures of each client. */
+  clients?: Record<string, ClientFigures>;
+  /** Figures of each domain label. */
+  domains?: Record<string, DomainFigures>;
+  /** Mean KL of the policy to the reference, per token. */
+  kl?: Figure;
+  /** Mean entropy of the sampling distribution, per token. */
+  entropy?: Figure;
+  /** Loss, summed over the step's updates. */
+  loss?: Figure;
+  /** The loss's objective before the KL penalty, summed over the step's updates. */
+  objective?: Figure;
+  /** Share of tokens clipped below. */
+  clip_low_ratio?: Figure;
+  /** Share of tokens clipped above. */
+  clip_high_ratio?: Figure;
+  /** Share of tokens whose ratio trainer/engine was truncated or masked. */
+  importance_limited_ratio?: Figure;
+  /** Mean raw ratio trainer/engine. */
+  importance_ratio_mean?: Figure;
+  /** Largest raw ratio trainer/engine. */
+  importance_ratio_max?: Figure;
+  /** Effective sample size over sample size; 1 where trainer and engine agree. */
+  effective_sample_share?: Figure;
+  /** Gradient norm before clipping. */
+  grad_norm?: Figure;
+  /** Learning rate. */
+  lr?: Figure;
+  /** Updates left out because loss or gradient was not finite. */
+  skipped_updates?: Figure;
+  /** Response tokens trained on. */
+  response_tokens?: Figure;
+  /** Tokens that went through the policy, prompts and padding included. */
+  processed_tokens?: Figure;
+  /** Mean response length. */
+  response_length_mean?: Figure;
+  /** Share of responses cut at max_tokens. */
+  truncation_ratio?: Figure;
+  /** Mean staleness of the trained groups. */
+  staleness_mean?: Figure;
+  /** Largest staleness of a trained group. */
+  staleness_max?: Figure;
+  /** Mean time from scoring to reading of the step's groups. */
+  queue_wait?: Figure;
+  /** Newest published weights version. */
+  weights_version?: Figure;
+  /** Newest gate version that scored a group of the step. */
+  gate_version?: Figure;
+  /** Groups of this run that were trained on. */
+  groups_applied?: Figure;
+  /** Groups of this run replaced because their rewards were all alike. */
+  groups_skipped?: Figure;
+  /** Groups dropped in this run. */
+  groups_dropped?: Figure;
+  /** Groups issued again in this run. */
+  groups_retried?: Figure;
+  /** Groups of this run that came back and were not expected. */
+  groups_duplicate?: Figure;
+  /** Ids of the groups that the step trained on. */
+  applied?: string[];
+  /** Weights versions that sampled the step's groups. */
+  sampled_by?: number[];
+  /** Duration of the step. */
+  step_seconds?: Figure;
+  /** Seconds of the step by phase. */
+  seconds?: PhaseSeconds;
+  /** Response tokens trained on per second. */
+  tokens_per_second?: Figure;
+  /** Unix time at which the step began. */
+  begun_at?: Figure;
+  /** When the step's groups left each stage. */
+  stages?: StageTimes;
+  /** How far sampling and scoring overlapped with updates. */
+  overlap?: Overlap;
+}
+
+export type NumericMetric =
+  | "reward_mean"
+  | "reward_std"
+  | "group_reward_std"
+  | "zero_variance_ratio"
+  | "mixture_entropy"
+  | "kl"
+  | "entropy"
+  | "loss"
+  | "objective"
+  | "clip_low_ratio"
+  | "clip_high_ratio"
+  | "importance_limited_ratio"
+  | "importance_ratio_mean"
+  | "importance_ratio_max"
+  | "effective_sample_share"
+  | "grad_norm"
+  | "lr"
+  | "skipped_updates"
+  | "response_tokens"
+  | "processed_tokens"
+  | "response_length_mean"
+  | "truncation_ratio"
+  | "staleness_mean"
+  | "staleness_max"
+  | "queue_wait"
+  | "weights_version"
+  | "gate_version"
+  | "groups_applied"
+  | "groups_skipped"
+  | "groups_dropped"
+  | "groups_retried"
+  | "groups_duplicate"
+  | "step_seconds"
+  | "tokens_per_second"
+  | "begun_at";
+
+export type ChartId =
+  | "reward"
+  | "spread"
+  | "weights"
+  | "mixture-entropy"
+  | "kl"
+  | "entropy"
+  | "clip"
+  | "gradient"
+  | "flat"
+  | "length"
+  | "truncation"
+  | "staleness"
+  | "seconds"
+  | "throughput";
+
+export const PHASES = ["waiting", "processing", "forward_backward", "optimiser", "publication", "checkpoint", "unaccounted"] as const;
+
+export interface DeclaredChart {
+  id: ChartId;
+  title: string;
+  unit: string;
+  note: string;
+  stacked: boolean;
+  lines: { metric: NumericMetric; name: string }[];
+}
+
+export const SECTIONS: { title: string; charts: DeclaredChart[] }[] = [
+  {
+    title: "Reward",
+    charts: [
+      {
+        id: "reward",
+        title: "Reward",
+        unit: "logits",
+        note: "Mean over the responses of a step: fused, and each client's calibrated scores.",
+        stacked: false,
+        lines: [{ metric: "reward_mean", name: "fused" }],
+      },
+      {
+        id: "spread",
+        title: "Reward spread",
+        unit: "logits",
+        note: "Standard deviation over a step, and within a group: what the advantage is made of.",
+        stacked: false,
+        lines: [{ metric: "reward_std", name: "step" }, { metric: "group_reward_std", name: "group" }],
+      },
+    ],
+  },
+  {
+    title: "Mixture of clients",
+    charts: [
+      {
+        id: "weights",
+        title: "Mixture weight",
+        unit: "share",
+        note: "Mean share of each client in the fused reward.",
+        stacked: true,
+        lines: [],
+      },
+      {
+        id: "mixture-entropy",
+        title: "Mixture entropy",
+        unit: "nats",
+        note: "0: one client has all the weight of a group.",
+        stacked: false,
+        lines: [{ metric: "mixture_entropy", name: "entropy" }],
+      },
+    ],
+  },
+  {
+    title: "Policy",
+    charts: [
+      {
+        id: "kl",
+        title: "KL to the reference",
+        unit: "nats a token",
+        note: "How far the policy has moved.",
+        stacked: false,
+        lines: [{ metric: "kl", name: "KL" }],
+      },
+      {
+        id: "entropy",
+        title: "Entropy",
+        unit: "nats a token",
+        note: "Falling fast towards 0: the policy stops exploring.",
+        stacked: false,
+        lines: [{ metric: "entropy", name: "entropy" }],
+      },
+      {
+        id: "clip",
+        title: "Clip fractions",
+        unit: "share",
+        note: "Share of tokens whose importance ratio was clipped, or limited by the correction.",
+        stacked: false,
+        lines: [{ metric: "clip_low_ratio", name: "low" }, { metric: "clip_high_ratio", name: "high" }, { metric: "importance_limited_ratio", name: "limited" }],
+      },
+      {
+        id: "gradient",
+        title: "Gradient norm",
+        unit: "L2",
+        note: "Before clipping.",
+        stacked: false,
+        lines: [{ metric: "grad_norm", name: "norm" }],
+      },
+      {
+        id: "flat",
+        title: "Groups without signal",
+        unit: "share",
+        note: "Share of groups whose responses all got the same reward.",
+        stacked: false,
+        lines: [{ metric: "zero_variance_ratio", name: "groups" }],
+      },
+    ],
+  },
+  {
+    title: "Rollouts",
+    charts: [
+      {
+        id: "length",
+        title: "Response length",
+        unit: "tokens",
+        note: "Mean of a step.",
+        stacked: false,
+        lines: [{ metric: "response_length_mean", name: "mean" }],
+      },
+      {
+        id: "truncation",
+        title: "Truncated responses",
+        unit: "share",
+        note: "Cut at max_tokens.",
+        stacked: false,
+        lines: [{ metric: "truncation_ratio", name: "truncated" }],
+      },
+      {
+        id: "staleness",
+        title: "Staleness",
+        unit: "updates",
+        note: "Updates between sampling a group and training on it.",
+        stacked: false,
+        lines: [{ metric: "staleness_mean", name: "mean" }, { metric: "staleness_max", name: "max" }],
+      },
+    ],
+  },
+  {
+    title: "Speed",
+    charts: [
+      {
+        id: "seconds",
+        title: "Step time",
+        unit: "seconds",
+        note: "Where a step's time went.",
+        stacked: true,
+        lines: [],
+      },
+      {
+        id: "throughput",
+        title: "Tokens per second",
+        unit: "tokens/s",
+        note: "Response tokens trained on.",
+        stacked: false,
+        lines: [{ metric: "tokens_per_second", name: "tokens/s" }],
+      },
+    ],
+  },
+];

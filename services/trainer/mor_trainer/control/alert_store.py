@@ -1,0 +1,118 @@
+"""Store of alerts: each is kept until a person acknowledges it and the webhook has received it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from mor_core.errors import NotFound
+from mor_core.run_status import Alert
+
+from mor_trainer import metrics
+from mor_trainer.control.database import Database
+
+_REASON_CHARACTERS = 2000
+"""A longer reason, such as a traceback, is cut: alerts are listed a hundred at a time."""
+
+
+class AlertStore:
+    """Alerts of all runs.
+
+    The same alert of the same run is one entry until it is acknowledged, so that their number stays bounded.
+    """
+
+    def __init__(self, database: Database, *, webhook: bool) -> None:
+        self._database = database
+        self._webhook = webhook
+
+    def raise_in(
+        self,
+        sql: sqlite3.Connection,
+        run: str,
+        name: str,
+        reason: str,
+        *,
+        step: int | None = None,
+        at: float | None = None,
+    ) -> None:
+        """Raise an alert within the transaction of ``sql``."""
+        metrics.count_alert(run, name)
+        at, reason = at or time.time(), reason[:_REASON_CHARACTERS]
+        known = sql.execute(
+            "SELECT id FROM alerts WHERE run=? AND name=? AND acknowledged_at IS NULL", (run, name)
+        ).fetchone()
+        if known is not None:
+            sql.execute(
+                "UPDATE alerts SET count=count+1, last_at=?, reason=?, step=? WHERE id=?",
+                (at, reason, step, known["id"]),
+            )
+            return
+        state, due = ("waiting", at) if self._webhook else ("off", None)
+        sql.execute(
+            "INSERT INTO alerts (run, name, reason, step, first_at, last_at, webhook, webhook_due) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (run, name, reason, step, at, at, state, due),
+        )
+
+    def list(self, run: str | None, *, acknowledged: bool | None, limit: int) -> list[Alert]:
+        """List the alerts of one run or of all, newest first."""
+        query = "SELECT * FROM alerts WHERE (? IS NULL OR run=?)"
+        if acknowledged is not None:
+            query += f" AND acknowledged_at IS {'NOT ' if acknowledged else ''}NULL"
+        rows = self._database.rows(f"{query} ORDER BY last_at DESC, id DESC LIMIT ?", run, run, limit)
+        return [_alert(row) for row in rows]
+
+    def get(self, alert: int) -> Alert:
+        """Return an alert.
+
+        Raises:
+            NotFound: no such alert.
+        """
+        row = self._database.row("SELECT * FROM alerts WHERE id=?", alert)
+        if row is None:
+            raise NotFound(f"no alert {alert}; GET /v1/alerts lists them")
+        return _alert(row)
+
+    def acknowledge(self, alert: int, by: str, note: str | None) -> Alert:
+        """Note that ``by`` takes care of the alert, unless somebody did before; a waiting webhook is not called then.
+
+        Raises:
+            NotFound: no such alert.
+        """
+        self._database.rows(
+            "UPDATE alerts SET acknowledged_at=?, acknowledged_by=?, note=?, webhook_due=NULL, "
+            "webhook=CASE webhook WHEN 'waiting' THEN 'given up' ELSE webhook END "
+            "WHERE id=? AND acknowledged_at IS NULL",
+            time.time(),
+            by,
+            note,
+            alert,
+        )
+        return self.get(alert)
+
+    def due(self) -> tuple[Alert, int] | None:
+        """Return the alert to send to the webhook next, and the number of attempts so far."""
+        row = self._database.row(
+            "SELECT * FROM alerts WHERE webhook_due <= ? ORDER BY webhook_due LIMIT 1", time.time()
+        )
+        return None if row is None else (_alert(row), row["webhook_attempts"])
+
+    def mark_sent(self, alert: int) -> None:
+        """Note that the webhook received the alert."""
+        self._database.rows(
+            "UPDATE alerts SET webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1 WHERE id=?", alert
+        )
+
+    def mark_failed(self, alert: int, again_at: float | None) -> None:
+        """Note a failed attempt; the next one is due at ``again_at`` (Unix time), or the alert is given up."""
+        self._database.rows(
+            "UPDATE alerts SET webhook=?, webhook_due=?, webhook_attempts=webhook_attempts+1 "
+            "WHERE id=? AND webhook='waiting'",
+            "given up" if again_at is None else "waiting",
+            again_at,
+            alert,
+        )
+
+
+def _alert(row: sqlite3.Row) -> Alert:
+    return Alert(**{name: row[name] for name in Alert.model_fields})

@@ -1,0 +1,292 @@
+"""Store of the runs: their states, the workers that hold them, and the requests of their operators.
+
+::
+
+    queued ──claim──> running <──> paused          running, paused ──lease over──> queued
+      │                  │            │
+      └─────stop─────────┴────────────┴──> stopped        running ──> finished | failed
+    stopped, failed ──resume──> queued (continues from the last checkpoint)
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import statistics
+import time
+from typing import Any
+
+from mor_core.errors import Conflict, NotFound
+from mor_core.run_status import AlertName
+from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
+from mor_core.step_metrics import StepMetrics
+
+from mor_trainer.control.alert_store import AlertStore
+from mor_trainer.control.cursors import event_cursor
+from mor_trainer.control.database import Database
+from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.kubeflow import trainer_status
+
+_PACE_STEPS = 20
+"""Steps whose median duration gives the time left: enough to even out checkpoints, few enough to follow a change."""
+_HELD = (RunState.running, RunState.paused)
+"""States in which a worker holds the run."""
+
+
+class RunStore:
+    """All runs. Each change of a run raises its ``revision``, which its ETag contains."""
+
+    def __init__(self, database: Database, alerts: AlertStore, dead_letters: DeadLetterStore, lease_s: float) -> None:
+        self._database = database
+        self._alerts = alerts
+        self._dead_letters = dead_letters
+        self._lease_s = lease_s
+        self.generation = 0
+        """Rises with every change of any run."""
+        self._snapshots: dict[str, tuple[int, RunSnapshot]] = {}
+        self._revisions: dict[str, int] = {
+            row["id"]: row["revision"] for row in database.rows("SELECT id, revision FROM runs")
+        }
+
+    def create(self, spec: RunSpec) -> str:
+        """Queue a run and return its id."""
+        run, now = f"{spec.name}-{secrets.token_hex(3)}", time.time()
+        with self._database.transaction() as sql:
+            sql.execute(
+                "INSERT INTO runs (id, spec, state, desired, created_at, updated_at) "
+                "VALUES (?, ?, 'queued', 'run', ?, ?)",
+                (run, spec.model_dump_json(), now, now),
+            )
+            self._add_event(sql, run, {"state": RunState.queued})
+        self._revisions[run] = 0
+        self.generation += 1
+        return run
+
+    def request(self, run: str, desired: Desired) -> None:
+        """Request that a run pauses, goes on or stops.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: the state of the run does not allow it.
+        """
+        row = self._row(run)
+        state = RunState(row["state"])
+        if desired == "run" and state is RunState.finished:
+            raise Conflict(f"run {run} is finished; create a new run to go on from {row['final']}")
+        if desired != "run" and state.over:
+            participle = {"pause": "paused", "stop": "stopped"}[desired]
+            raise Conflict(f"run {run} is {state}; only a run that is queued, running or paused can be {participle}")
+        held = row["worker"] is not None
+        if held:
+            self._change(run, desired=desired)
+        elif desired == "run":
+            self._change(run, desired="run", state=RunState.queued, error=None, finished_at=None)
+        elif desired == "pause":
+            self._change(run, desired="pause", state=RunState.paused)
+        else:
+            self._change(run, desired="stop", state=RunState.stopped, finished_at=time.time())
+
+    def ids(self) -> list[str]:
+        """List the ids of all runs, newest first."""
+        return [row["id"] for row in self._database.rows("SELECT id FROM runs ORDER BY created_at DESC, id")]
+
+    def active(self, linger_s: float) -> list[str]:
+        """List the runs that go on or ended less than ``linger_s`` ago."""
+        query = "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at > ?"
+        return [row["id"] for row in self._database.rows(query, time.time() - linger_s)]
+
+    def revision(self, run: str) -> int:
+        """Return a number that rises with every change of the run.
+
+        Raises:
+            NotFound: no such run.
+        """
+        try:
+            return self._revisions[run]
+        except KeyError:
+            raise NotFound(f"no run {run!r}; GET /v1/runs lists them") from None
+
+    def snapshot(self, run: str) -> RunSnapshot:
+        """Return the state of a run.
+
+        Raises:
+            NotFound: no such run.
+        """
+        revision = self.revision(run)
+        known = self._snapshots.get(run)
+        if known is None or known[0] != revision:
+            known = self._snapshots[run] = (revision, self._snapshot(self._row(run)))
+        return known[1]
+
+    def worker(self, run: str) -> str | None:
+        """Return the worker that holds the run."""
+        worker: str | None = self._row(run)["worker"]
+        return worker
+
+    def last_event(self, run: str) -> int:
+        """Return the id of the run's newest event; 0 before the first."""
+        row = self._database.row("SELECT max(id) AS id FROM events WHERE run=?", run)
+        return int(row["id"] or 0) if row else 0
+
+    def spec(self, run: str) -> RunSpec:
+        """Return what the run was created with."""
+        return RunSpec.model_validate_json(self._row(run)["spec"])
+
+    def _snapshot(self, row: sqlite3.Row) -> RunSnapshot:
+        run, state, step = row["id"], RunState(row["state"]), row["step"]
+        cursor = event_cursor(
+            run, self.last_event(run)
+        )  # read first: the rest may be newer than the cursor, never older
+        spec = RunSpec.model_validate_json(row["spec"])
+        recent = [
+            StepMetrics.read(json.loads(found["data"]))
+            for found in self._database.rows(
+                "SELECT data FROM metrics WHERE run=? ORDER BY step DESC LIMIT ?", run, _PACE_STEPS
+            )
+        ]
+        evaluation = self._database.row("SELECT data FROM evaluations WHERE run=? ORDER BY step DESC LIMIT 1", run)
+        pace = [metrics.step_seconds for metrics in recent if metrics.step_seconds is not None]
+        eta = (
+            statistics.median(pace) * (spec.steps - step)
+            if pace and step is not None and state is RunState.running
+            else None
+        )
+        metrics = recent[0] if recent else None
+        progress = None if step is None else step / spec.steps
+        return RunSnapshot(
+            id=run,
+            name=spec.name,
+            state=state,
+            desired=row["desired"],
+            step=step,
+            total=spec.steps,
+            progress=progress,
+            eta_s=eta,
+            created_at=row["created_at"],
+            started_at=row["started_at"],
+            updated_at=row["updated_at"],
+            finished_at=row["finished_at"],
+            model=spec.model,
+            weights_version=row["weights_version"],
+            gate_version=row["gate_version"],
+            control_rewards=spec.control_rewards,
+            metrics=metrics,
+            evaluation=None if evaluation is None else json.loads(evaluation["data"]),
+            final=row["final"],
+            error=row["error"],
+            cursor=cursor,
+            trainer_status=trainer_status(progress=progress, eta_s=eta, metrics=metrics, updated_at=row["updated_at"]),
+        )
+
+    def claim(self, worker: str) -> Claim | None:
+        """Give the oldest queued run to ``worker``; returns None if no run is queued."""
+        self.requeue_lost()
+        row = self._database.row("SELECT * FROM runs WHERE state='queued' ORDER BY created_at LIMIT 1")
+        if row is None:
+            return None
+        now, attempt = time.time(), row["attempt"] + 1
+        self._database.rows("INSERT INTO attempts (run, attempt) VALUES (?, ?)", row["id"], attempt)
+        self._change(
+            row["id"],
+            state=RunState.running,
+            attempt=attempt,
+            worker=worker,
+            lease_until=now + self._lease_s,
+            started_at=row["started_at"] or now,
+        )
+        return Claim(
+            run=row["id"],
+            spec=RunSpec.model_validate_json(row["spec"]),
+            attempt=attempt,
+            lease_s=self._lease_s,
+        )
+
+    def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
+        """Note a worker's report, renew its lease, and return what is wanted of it.
+
+        Raises:
+            Conflict: another attempt holds the run, or none.
+        """
+        row = self._row(run)
+        if row["worker"] is None or row["attempt"] != heartbeat.attempt:
+            raise Conflict(
+                f"run {run} is {row['state']} and not held by attempt {heartbeat.attempt}; claim a run before working"
+            )
+        if heartbeat.state in _HELD:
+            self._database.rows("UPDATE runs SET lease_until=? WHERE id=?", time.time() + self._lease_s, run)
+            if heartbeat.state != row["state"]:
+                self._change(run, state=heartbeat.state)
+        else:
+            ended = time.time() if heartbeat.state.over else None
+            self._change(
+                run,
+                alert="run_failed" if heartbeat.state is RunState.failed else None,
+                state=heartbeat.state,
+                worker=None,
+                lease_until=None,
+                error=heartbeat.error,
+                final=heartbeat.final,
+                finished_at=ended,
+            )
+        seen = self._database.row("SELECT seen FROM attempts WHERE run=? AND attempt=?", run, heartbeat.attempt)
+        return HeartbeatReply(
+            desired=row["desired"],
+            events_seen=seen["seen"] if seen else 0,
+            replay=self._dead_letters.requested_replays(run),
+        )
+
+    def requeue_lost(self) -> list[str]:
+        """Release the runs whose lease is over; those that shall go on are queued and resume from their checkpoint."""
+        lost = self._database.rows(
+            "SELECT id, desired FROM runs WHERE worker IS NOT NULL AND lease_until < ?", time.time()
+        )
+        for row in lost:
+            state = {"run": RunState.queued, "pause": RunState.paused, "stop": RunState.stopped}[row["desired"]]
+            reason = f"its worker sent no heartbeat for {self._lease_s:g} s; the run resumes from its last checkpoint"
+            self._change(row["id"], alert="worker_lost", state=state, worker=None, lease_until=None, error=reason)
+        return [row["id"] for row in lost]
+
+    def warn(self, run: str, name: AlertName, reason: str) -> None:
+        """Raise an alert of run control's own, also as an event of the run."""
+        with self._database.transaction() as sql:
+            step = sql.execute("SELECT step FROM runs WHERE id=?", (run,)).fetchone()["step"]
+            self._alerts.raise_in(sql, run, name, reason, step=step)
+            self._add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
+            self._set(sql, run, {})
+
+    def touch(self, run: str, **columns: Any) -> None:
+        """Set columns of the run's progress and raise its revision."""
+        with self._database.transaction() as sql:
+            self._set(sql, run, columns)
+
+    def _change(self, run: str, *, alert: AlertName | None = None, **columns: Any) -> None:
+        """Set columns; a change of state or of the request becomes an event too, and with ``alert`` an alert."""
+        with self._database.transaction() as sql:
+            if columns.get("state") is RunState.running:
+                columns.setdefault("error", None)
+            self._set(sql, run, columns)
+            changed = {name: columns[name] for name in ("state", "desired", "error", "final") if columns.get(name)}
+            self._add_event(sql, run, changed)
+            if alert is not None:
+                self._alerts.raise_in(sql, run, alert, columns.get("error") or "no reason was given")
+
+    def _set(self, sql: sqlite3.Connection, run: str, columns: dict[str, Any]) -> None:
+        columns = {**columns, "updated_at": time.time()}
+        names = ", ".join(f"{name}=?" for name in columns)
+        sql.execute(f"UPDATE runs SET {names}, revision=revision+1 WHERE id=?", (*columns.values(), run))  # noqa: S608
+        self._revisions[run] = self._revisions.get(run, 0) + 1
+        self.generation += 1
+
+    @staticmethod
+    def _add_event(sql: sqlite3.Connection, run: str, data: dict[str, Any], kind: str = "state") -> None:
+        sql.execute(
+            "INSERT INTO events (run, attempt, kind, step, at, data) SELECT id, 0, ?, step, ?, ? FROM runs WHERE id=?",
+            (kind, time.time(), json.dumps(data), run),
+        )
+
+    def _row(self, run: str) -> sqlite3.Row:
+        row = self._database.row("SELECT * FROM runs WHERE id=?", run)
+        if row is None:
+            raise NotFound(f"no run {run!r}; GET /v1/runs lists them")
+        return row

@@ -1,0 +1,38 @@
+"""The streams that a run's groups travel on, seen from outside: their depths and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mor_core.streams import key
+from redis.asyncio import Redis
+
+_NAMES = ("prompts", "rollouts", "rewards", "dead")
+
+
+class GroupStreams:
+    """The four streams of a run that hold groups."""
+
+    def __init__(self, redis: Redis, run: str) -> None:
+        self._redis = redis
+        self._keys = {name: key(run, name) for name in _NAMES}
+
+    async def depths(self) -> dict[str, int]:
+        """Count the entries of each stream."""
+        return {name: int(await self._redis.xlen(stream)) for name, stream in self._keys.items()}
+
+    async def holding(self, group_ids: Sequence[str]) -> set[str]:
+        """Return those of ``group_ids`` that a stream holds."""
+        found: set[str] = set()
+        for stream in self._keys.values():
+            entries: Any = await self._redis.xrange(stream)
+            for _, fields in entries:
+                content = fields.get(b"record", b"")
+                found |= {group_id for group_id in group_ids if group_id.encode() in content}
+        return found
+
+    async def clear(self) -> None:
+        """Empty the streams; their consumer groups stay."""
+        for stream in self._keys.values():
+            await self._redis.xtrim(stream, maxlen=0, approximate=False)

@@ -1,0 +1,50 @@
+"""Routes of training processes: claim a run, renew its lease; and the list of them."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from mor_core.run_status import WorkerStatus
+from mor_core.runs import Claim, ClaimRequest, Heartbeat, HeartbeatReply
+
+from mor_trainer.routes.dependencies import Reader, RunStoreDep, Service, WatchersDep, WorkersDep
+
+router = APIRouter(prefix="/v1", tags=["workers"])
+
+
+@router.post(
+    "/runs/claim", summary="Claim the oldest queued run", responses={204: {"description": "No run is queued."}}
+)
+async def claim(
+    request: ClaimRequest,
+    *,
+    runs: RunStoreDep,
+    watchers: WatchersDep,
+    registry: WorkersDep,
+    _: Service,
+    response: Response,
+) -> Claim | None:
+    taken = runs.claim(request.worker)
+    registry.claimed(request, taken.run if taken else None)
+    if taken is None:
+        response.status_code = 204
+        return None
+    watchers.wake(taken.run)
+    return taken
+
+
+@router.post("/runs/{run}/heartbeat", summary="Renew the lease of a run, report its state, get what is wanted")
+async def heartbeat(
+    run: str, beat: Heartbeat, *, runs: RunStoreDep, watchers: WatchersDep, registry: WorkersDep, _: Service
+) -> HeartbeatReply:
+    before, worker = runs.revision(run), runs.worker(run)
+    reply = runs.beat(run, beat)
+    if worker is not None:
+        registry.beat(worker, runs.worker(run) and run)
+    if runs.revision(run) != before:
+        watchers.wake(run)
+    return reply
+
+
+@router.get("/workers", summary="Training processes that called within the last ten minutes")
+async def workers(registry: WorkersDep, _: Reader) -> list[WorkerStatus]:
+    return registry.list()

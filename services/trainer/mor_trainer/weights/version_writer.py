@@ -1,0 +1,77 @@
+"""Writer of weight versions: the trained tensors in a folder of their own, with a checksum for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mor_core import atomic
+from mor_core.wire import WeightsFile, WeightsManifest
+from torch import Tensor
+
+from mor_trainer.weights import tensor_file
+from mor_trainer.weights.version_files import MANIFEST, published_versions, weights_folder
+
+_FULL_FILE = "model.safetensors"
+_ADAPTER_FILE = "adapter_model.safetensors"
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+def full_tensors(model: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the trained tensors under the names that ``save_pretrained`` gives them, which loaders know.
+
+    transformers renames parts of some classes when it loads them (``model.language_model.…`` is
+    ``model.…`` in a Qwen2.5-VL checkpoint). This function applies the same rules backwards.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    detached = {name: tensor.detach() for name, tensor in trainable.items()}
+    renamed: dict[str, Tensor] = revert_weight_conversion(model, detached)
+    return renamed
+
+
+def adapter_tensors(adapter: Any, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a PEFT adapter under the names that its file gives them."""
+    from peft import get_peft_model_state_dict
+
+    named = {f"base_model.model.{name}": tensor for name, tensor in trainable.items()}
+    state: dict[str, Tensor] = get_peft_model_state_dict(adapter, state_dict=named)
+    return state
+
+
+def write_version(
+    run_folder: Path,
+    run: str,
+    version: int,
+    base: str,
+    *,
+    model: Any,
+    adapter: Any | None,
+    trainable: Mapping[str, Tensor],
+    keep: int,
+) -> WeightsManifest:
+    """Write a version and delete all but the newest ``keep``. The tensors must not change meanwhile."""
+    kind: Literal["full", "lora"] = "full" if adapter is None else "lora"
+    tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter, trainable)
+    with atomic.folder(weights_folder(run_folder) / str(version), durable=False) as folder:
+        file, infos = tensor_file.write(folder / (_FULL_FILE if adapter is None else _ADAPTER_FILE), tensors)
+        files = [file]
+        if adapter is not None:
+            content = _adapter_config(adapter)
+            (folder / _ADAPTER_CONFIG).write_bytes(content)
+            sha256 = hashlib.sha256(content).hexdigest()
+            files.append(WeightsFile(name=_ADAPTER_CONFIG, bytes=len(content), sha256=sha256))
+        manifest = WeightsManifest(run=run, version=version, base=base, kind=kind, files=tuple(files), tensors=infos)
+        (folder / MANIFEST).write_text(manifest.model_dump_json())
+    atomic.keep_newest([weights_folder(run_folder) / str(v) for v in published_versions(run_folder)], keep)
+    return manifest
+
+
+def _adapter_config(adapter: Any) -> bytes:
+    config = adapter.peft_config["default"].to_dict()
+    config["target_modules"] = sorted(config["target_modules"])
+    config["inference_mode"] = True
+    return json.dumps(config, default=str, indent=1).encode()
