@@ -80,7 +80,7 @@ test-images: setup ## Test the charts' pods in containers, for images built here
 dashboard: ## Build the dashboard after a change of its sources (needs Node.js and npm)
 	cd services/trainer/dashboard && npm ci --no-audit --no-fund && npm run build
 
-screenshots: setup ## Photograph the last 'make demo' in the dashboard for docs/images (needs Chromium)
+screenshots: setup ## Take pictures of the last 'make demo' in the dashboard for docs/images (needs Chromium)
 	$(BIN)/python -m tests.browser.screenshots --state $(DEMO)
 
 images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)

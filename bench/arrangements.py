@@ -1,4 +1,4 @@
-"""Ways to let responses share a prompt, on the same language model and groups: which is exact, and which is fastest.
+"""Comparison of ways to share a prompt between responses, on the same model and groups: exactness and speed.
 
 ``python bench/arrangements.py`` writes ``bench/results/arrangements-SHAPE.json``: seconds of forward and backward pass,
 the median of alternating rounds, and the relative difference of the gradient from ``plain``.
@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 
-class Groups:
-    """``count`` groups of random tokens; every way gives the states of all response tokens, in the same order."""
+class TokenGroups:
+    """``count`` groups of random tokens; every way returns the states of all response tokens, in the same order."""
 
     def __init__(self, decoder: Any, vocabulary: int, *, count: int, prompt: int, size: int, response: int) -> None:
         ids = torch.Generator().manual_seed(0)
@@ -74,7 +74,7 @@ class Groups:
 
 
 def gradient(decoder: Any, way: Callable[[], Tensor], clock: Callable[[], float]) -> tuple[float, Tensor]:
-    """Seconds of forward and backward pass, and the gradient as a vector."""
+    """Run forward and backward pass; return the seconds and the gradient as a vector."""
     decoder.zero_grad(set_to_none=True)
     started = clock()
     states = way().flatten(0, -2)
@@ -102,7 +102,7 @@ def main() -> None:
     cases = []
     for name in options.cases:
         prompt, response = map(int, name.split("x"))
-        groups = Groups(
+        groups = TokenGroups(
             decoder, shape.vocabulary, count=options.groups, prompt=prompt, size=options.size, response=response
         )
         ways = {"plain": groups.plain, "cache": groups.cache, "mask": groups.mask, "packed": groups.packed}

@@ -1,4 +1,4 @@
-"""MoR's processes for a measurement of the loop: a queue server, a client, router, rollout, run control, a worker."""
+"""Processes of MoR for a measurement of the loop: queue server, client, router, rollout, run control, worker."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SCORER = Path(__file__).with_name("scorer.py")
 
 
 class Services:
-    """Each service as a process of its own on loopback, by its command line; all end with the block."""
+    """Services as processes of their own on loopback, started by their command lines; all end with the block."""
 
     def __init__(self, folder: Path, model: Path, *, threads: int = 1, pinned: Mapping[str, int] | None = None) -> None:
-        """``pinned``: a core for the processes of these names; the others run on any."""
+        """``pinned``: name of a process -> its core; the others run on any core."""
         self.folder = folder
         self._pinned = pinned or {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -86,7 +86,7 @@ class Services:
             http.patch("/v1/clients/client", json=change).raise_for_status()
 
     def serve(self, name: str, *command: str, **environment: str) -> str:
-        """Start an HTTP service; its address, once it is ready."""
+        """Start an HTTP service, wait until it is ready and return its address."""
         port_file = self.folder / f"{name}.address"
         port_file.unlink(missing_ok=True)
         self._start(name, [str(_BIN / command[0]), *command[1:], "--port-file", str(port_file)], environment)
@@ -111,12 +111,12 @@ class Services:
         )
 
     def http(self, name: str) -> httpx.Client:
-        """A client of one service with the administrator's token."""
+        """Open an HTTP client of one service with the administrator's token."""
         headers = {"Authorization": f"Bearer {self.token}"}
         return httpx.Client(base_url=self.addresses[name], headers=headers, timeout=60)
 
     def create(self, spec: dict[str, Any]) -> str:
-        """Create a run, which waits for a training process; its id."""
+        """Create a run, which waits for a training process; return its id."""
         with self.http("control") as http:
             answer = http.post("/v1/runs", json=spec)
             if not answer.is_success:
@@ -139,7 +139,8 @@ class Services:
             return list(http.get(f"/v1/runs/{run}/metrics").raise_for_status().json()["points"])
 
     def check(self, name: str) -> None:
-        """
+        """Check that a process runs.
+
         Raises:
             RuntimeError: the process ended.
         """
@@ -147,7 +148,7 @@ class Services:
             raise RuntimeError(f"{name} ended\n{self.log(name)}")
 
     def log(self, name: str) -> str:
-        """The last that a process said."""
+        """Return the last output of a process."""
         return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
 
     def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:

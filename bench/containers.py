@@ -1,8 +1,8 @@
-"""How fast the images' containers start, and what a restart in the middle of a run costs.
+"""Measurement of the start-up of the images' containers, and of restarts during a run.
 
 ``python bench/containers.py`` writes ``bench/results/containers.json``. The pods are those of the chart's tiny profile,
-run by podman from the rendered manifests (``tests/containers``): root, podman, ``make images`` and ``make test-helm``
-come first. The policy is a random model of under a million parameters, the client is a Python function.
+run by podman from the rendered manifests (``tests/containers``). It needs root, podman, ``make images`` and
+``make test-helm``. The policy is a random model of under a million parameters, the client is a Python function.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _SERVICES = ("router", "control", "reward", "rollout")
 _STARTS = 5
 _GROUPS = 4
 _APART = 20
-"""Steps between one restart and the next: more than are scored already when the first comes."""
+"""Steps between restarts: more than are already scored at the first restart."""
 
 
 def starts(release: Release) -> dict[str, dict[str, float]]:
-    """Seconds from the start of a process until ``/readyz`` says so: the first time, and again."""
+    """Measure the seconds from the start of a process until ``/readyz`` succeeds: the first time, and again."""
     found: dict[str, dict[str, float]] = {}
     for name in _SERVICES:
         release.start(name)
@@ -53,7 +53,7 @@ def starts(release: Release) -> dict[str, dict[str, float]]:
 
 
 def two_steps(release: Release) -> float:
-    """Install jobs and `helm test`, whose run of two steps must finish; the seconds that `helm test` took."""
+    """Run install jobs and `helm test`, whose run of two steps must finish; return the seconds of `helm test`."""
     release.job("reward-register", 600)
     release.job("apply", 600)
     (run,) = release.get("control", "/v1/runs")
@@ -65,7 +65,7 @@ def two_steps(release: Release) -> float:
 
 
 def restarts(release: Release) -> dict[str, Any]:
-    """A run in whose middle router and rollout service are restarted, and killed: seconds without a step after each."""
+    """Restart, and kill, router and rollout service during a run; measure the seconds without a step after each."""
     events: list[tuple[str, str, Callable[[str], None]]] = [
         (f"{name}, {how}", name, act)
         for how, act in (("restarted", release.restart), ("killed", release.kill))
@@ -109,7 +109,7 @@ def restarts(release: Release) -> dict[str, Any]:
 
 
 def memory(release: Release) -> dict[str, float]:
-    """Most gigabytes that the process of each container had resident."""
+    """Measure the peak resident memory of each container's process, in gigabytes."""
     found = {}
     for name in ("valkey", *_SERVICES, "worker"):
         status = Path(f"/proc/{release.pid(name)}/status").read_text()

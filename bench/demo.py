@@ -1,10 +1,9 @@
-"""The demonstration as a figure: wall time, peak memory of all its processes, step and swap times, accuracy.
+"""Measurement of the demonstration: wall time, peak memory of all its processes, step and swap times, accuracy.
 
 ``python bench/demo.py [--seeds 3]`` writes ``bench/results/demo-PRESET.json``. For each seed it runs, on the
 same data and models, the aligned run and its two controls: the same run with shuffled rewards, and supervised tuning on
-all clients' chosen answers as if they could be pooled. The result of each run is kept in the state folder and not made
-again, so a benchmark that was interrupted goes on; remove the folder to measure anew. What was downloaded before is
-not counted: run `make demo` once.
+the pooled chosen answers of all clients. The state folder stores the result of each run, so an interrupted benchmark
+resumes; remove the folder to measure again. Downloads are not counted: run `make demo` once before.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from machine import record
 from three_domains import report
 
 _KEPT = ("accuracy", "client_rewards", "gate_weights", "run", "phase_seconds")
-"""What of a report is a figure, and no path."""
+"""Keys of a report that are figures, not paths."""
 
 
 class PeakMemory:
-    """Largest sum of proportional set sizes of a process and all its descendants, bytes, looked at every second."""
+    """Peak, sampled every second, of the summed proportional set sizes of a process and all its descendants, bytes."""
 
     def __init__(self, pid: int) -> None:
         self.bytes = 0
@@ -47,7 +46,7 @@ class PeakMemory:
         for process in [self._root, *self._descendants()]:
             try:
                 total += process.memory_full_info().pss
-            except psutil.Error:  # it ended while we looked
+            except psutil.Error:  # the process ended meanwhile
                 continue
         return total
 
@@ -63,7 +62,7 @@ class PeakMemory:
 
 
 def measured(state: Path, preset: str, seed: int, arm: str) -> dict[str, Any]:
-    """The figures of one arm on one seed: those in the state folder, or else new ones."""
+    """Return the figures of one arm on one seed: stored ones, or new ones."""
     kept = state / f"bench-{arm}.json"
     if not kept.is_file():
         figures = demonstration(state, "--preset", preset, "--seed", str(seed), "--arm", arm)
@@ -72,7 +71,7 @@ def measured(state: Path, preset: str, seed: int, arm: str) -> dict[str, Any]:
 
 
 def demonstration(state: Path, *options: str) -> dict[str, Any]:
-    """One demonstration below ``state``; its report, with wall time and peak memory."""
+    """Run a demonstration below ``state``; return its report, with wall time and peak memory."""
     from_nothing = not state.exists()
     begun = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "three_domains.demo", "--state", str(state), *options])
@@ -93,7 +92,7 @@ def demonstration(state: Path, *options: str) -> dict[str, Any]:
 
 
 def gains(reports: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Gain in gold accuracy, points: mean over seeds, smallest and largest, by domain and over all."""
+    """Compute the gain in gold accuracy, points: mean, minimum and maximum over seeds, by domain and over all."""
     by_domain: dict[str, list[float]] = {}
     for one in reports:
         before, after = one["accuracy"]["base"], one["accuracy"]["aligned"]

@@ -1,9 +1,9 @@
-"""What hostile and broken clients do to the reward: ranking accuracy and their weight after five refits.
+"""Measurement of hostile and broken clients: ranking accuracy of the reward and their weight after five refits.
 
-``python bench/hostile.py [scenario ...]`` writes ``bench/results/hostile.json``; scenarios that are not named keep
-their figures. A real router with a real Valkey asks real HTTP endpoints on loopback; scores and truth are planted
+``python bench/hostile.py [scenario ...]`` writes ``bench/results/hostile.json``; other scenarios keep
+their figures. A real router with a real Valkey calls real HTTP endpoints on loopback; scores and truth are synthetic
 (``tests/router/hostile.py`` has the clients): six honest specialists, two for each of three kinds of questions, each
-of which misleads on the other kinds, and beside them the clients of a scenario.
+of which misleads on the other kinds, and the clients of a scenario.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class Api:
 
 @asynccontextmanager
 async def router(folder: Path, deadline_s: float) -> AsyncIterator[Api]:
-    """A fresh router on an empty store."""
+    """Start a router on an empty store."""
     tokens = folder / "tokens.json"
     tokens.write_text(f'[{{"name": "bench", "scope": "admin", "sha256": "{hash_token(_TOKEN)}"}}]')
     url = f"redis://127.0.0.1:{_PORT}/0"
     async with Redis.from_url(url) as redis:
         await redis.flushall()
-        await redis.hset(ANCHOR_HOLDOUT, "key", _RESERVE_KEY)  # the same anchors are reserved in all scenarios
+        await redis.hset(ANCHOR_HOLDOUT, "key", _RESERVE_KEY)  # holds out the same anchors in all scenarios
     settings = RouterSettings(
         redis_url=SecretStr(url),
         tokens_file=tokens,
@@ -122,7 +122,7 @@ def main() -> None:
     named = sys.argv[1:] or list(_SCENARIOS)
     unknown = set(named) - set(_SCENARIOS)
     if unknown:
-        raise SystemExit(f"no scenarios {sorted(unknown)}; there are {', '.join(_SCENARIOS)}")
+        raise SystemExit(f"unknown scenarios {sorted(unknown)}; choose from {', '.join(_SCENARIOS)}")
     found: dict[str, Any] = (read("hostile") or {}).get("scenarios", {})
     endpoints = Endpoints()
     with tempfile.TemporaryDirectory(prefix="mor-hostile-") as name:

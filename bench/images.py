@@ -1,6 +1,6 @@
-"""How large the images are: ``python bench/images.py`` writes ``bench/results/images.json``.
+"""Measurement of image sizes: ``python bench/images.py`` writes ``bench/results/images.json``.
 
-Images of which there are none here keep their figures, because those for GPUs hardly fit on one disk with the others.
+Images missing on this machine keep their figures, because those for GPUs hardly fit on one disk with the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.containers.release import FOR_GPUS, IMAGES
 
 
 def measure(podman: Podman) -> dict[str, dict[str, Any]]:
-    """Of each image that is here: gigabytes unpacked, the base included, and the commit that it was built from."""
+    """Measure each local image: gigabytes unpacked, with its base, and the commit that it was built from."""
     found = {}
     for name, image in (IMAGES | FOR_GPUS).items():
         inspected = podman.image(image)

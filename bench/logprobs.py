@@ -1,4 +1,4 @@
-"""Do engine and trainer see the same policy: vLLM's log-probabilities against the trainer's, for the same tokens.
+"""Comparison of engine and trainer: vLLM's log-probabilities against the trainer's, for the same tokens.
 
 ``python bench/logprobs.py --model DIR --prompts FILE`` samples groups with the rollout service's engine, as it does
 in a run, and scores the sampled tokens with the trainer's policy. Writes ``bench/results/logprobs-NAME.json``. The
@@ -26,13 +26,15 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Group:
+class SampledTokens:
     prompt: Prompt
     responses: list[SampledResponse]
 
 
-async def sample(settings: RolloutSettings, prompts: Sequence[Prompt], size: int, max_tokens: int) -> list[Group]:
-    """A group of ``size`` responses to each prompt, at temperature 1, all prompts at once as in a run."""
+async def sample(
+    settings: RolloutSettings, prompts: Sequence[Prompt], size: int, max_tokens: int
+) -> list[SampledTokens]:
+    """Sample ``size`` responses to each prompt, at temperature 1, all prompts at once as in a run."""
     from mor_rollout.engines.prompt_codec import PromptCodec
     from mor_rollout.engines.vllm.vllm_engine import VllmEngine
     from mor_rollout.weights.base_checkpoint import BaseCheckpoint
@@ -42,11 +44,11 @@ async def sample(settings: RolloutSettings, prompts: Sequence[Prompt], size: int
     await engine.start()
     params = SampleParams(max_tokens=max_tokens, temperature=1.0, top_p=1.0)
 
-    async def group(prompt: Prompt) -> Group:
+    async def group(prompt: Prompt) -> SampledTokens:
         images = {name: decode(content) for name, content in prompt.images.items()}
         encoded = await engine.encode(PromptInput(prompt.messages, images))
         seeds = [response_seed(SEED, "bench", prompt.id, index) for index in range(size)]
-        return Group(prompt, await engine.sample(encoded, params, seeds))
+        return SampledTokens(prompt, await engine.sample(encoded, params, seeds))
 
     try:
         return await asyncio.gather(*(group(prompt) for prompt in prompts))
@@ -54,8 +56,8 @@ async def sample(settings: RolloutSettings, prompts: Sequence[Prompt], size: int
         await engine.close()
 
 
-def differences(model: str, groups: Sequence[Group]) -> list[float]:
-    """Trainer's minus engine's log-probability of every sampled token, nats."""
+def differences(model: str, groups: Sequence[SampledTokens]) -> list[float]:
+    """Compute the trainer's minus the engine's log-probability of every sampled token, nats."""
     import torch
     from mor_core.runs import RunSpec
     from mor_trainer.model import loading

@@ -1,11 +1,11 @@
-"""The whole loop against TRL's GRPOTrainer with generation by transformers: seconds of a step.
+"""Comparison of the whole loop with TRL's GRPOTrainer with generation by transformers: seconds per step.
 
 ``python bench/loop.py`` writes ``bench/results/loop-SHAPE.json``. Both sides take the same model, pictures, prompts,
-group size, response length, rule of reward, type and cores, each picture is new to its step, KL penalty on, vision
-tower frozen. MoR runs all its services, a client's reward service included, on those cores: strictly on-policy, where
+group size, response length, rule of reward, type and cores, each picture is new to its step, KL penalty on, image
+encoder frozen. MoR runs all its services, a client's reward service included, on those cores: strictly on-policy, where
 engine and trainer take turns on all of them, and overlapped, with one thread each. In each round every side runs once,
-in turns, and its steps after the first few count. A round that was measured is kept below ``--state`` with its commit
-and not measured again, so a benchmark that was interrupted goes on; ``--anew`` forgets them.
+in turns, and its steps after the first few count. Measured rounds are stored below ``--state`` with their commit, so an
+interrupted benchmark resumes; ``--anew`` discards them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from machine import commit, record
 from scorer import score
 
 SIDES = {"trl": None, "on-policy": 0, "overlapped": 1}
-"""``max_staleness`` of MoR's."""
+"""Sides of the comparison, with ``max_staleness`` of MoR's."""
 _TIMEOUT_S = 3000.0
 _SETTINGS = ("prompt", "size", "response", "groups", "budget", "steps", "warm_up", "cores")
 
@@ -38,10 +38,12 @@ _SETTINGS = ("prompt", "size", "response", "groups", "budget", "steps", "warm_up
 
 
 def take_steps_of_mor(options: argparse.Namespace, staleness: int) -> list[dict[str, Any]]:
-    """Start everything, train, and return each measured step's seconds, from beginning to beginning, and shares."""
+    """Start everything, train, and return each measured step's seconds, from start to start, and shares."""
     shape = vlm.SHAPES[options.shape]
     threads = options.cores if staleness == 0 else 1
-    skipped = max(options.warm_up, staleness)  # overlapped, the first step waits for what it would have sampled before
+    skipped = max(
+        options.warm_up, staleness
+    )  # overlapped, the first step waits for samples that later ones have in advance
     steps = skipped + options.steps + 1
     folder = options.state / "run"
     shutil.rmtree(folder, ignore_errors=True)
@@ -146,7 +148,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run(side: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The measured steps of one side."""
+    """Measure the steps of one side."""
     staleness = SIDES[side]
     if staleness is not None:
         return take_steps_of_mor(options, staleness)
@@ -161,7 +163,7 @@ def run(side: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of one prompt length."""
+    """Measure all rounds of one prompt length."""
     settings = "-".join(str(getattr(options, name)) for name in _SETTINGS)
     folder = options.state / "rounds" / f"{options.shape}-{settings}"
     if options.anew:
@@ -193,7 +195,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shares(rounds: list[list[dict[str, Any]]]) -> dict[str, float]:
-    """Part of the time that each named share has."""
+    """Compute the fraction of the time of each named share."""
     totals: dict[str, float] = {}
     for step in itertools.chain.from_iterable(rounds):
         for name, seconds in step["shares"].items():
@@ -214,7 +216,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1, help="steps of each side that are not measured")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2, help="cores, the first, on which either side runs")
-    parser.add_argument("--anew", action="store_true", help="measure again what was measured")
+    parser.add_argument("--anew", action="store_true", help="discard stored rounds and measure again")
     parser.add_argument("--state", type=Path, default=Path(".mor/bench/trl"), help="environment, model, rounds")
     parser.add_argument("--side", choices=("trl",), help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)

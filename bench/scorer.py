@@ -1,4 +1,4 @@
-"""What the measured loops score with: a rule that costs nothing and tells responses apart."""
+"""Scoring rule of the measured loops: fast, and different for different responses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def varied(messages: Any, responses: Sequence[str], images: Any) -> list[float]:
-    """The share of a response's words with an even number, and a little for the first word."""
+    """Score a response by its fraction of words with an even number, and slightly by the first word."""
     return [score(response) for response in responses]
 
 

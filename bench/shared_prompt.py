@@ -1,9 +1,9 @@
-"""Plain against shared prompts in the trainer: what a step takes when each prompt goes through the model once.
+"""Comparison of plain and shared prompts in the trainer: time of a step if the model processes each prompt once.
 
 ``python bench/shared_prompt.py`` writes ``bench/results/shared-prompt-SHAPE.json`` and a plot beside it. One model with
 random weights takes the same steps both ways, alternating; ``bound`` is the ratio of floating-point operations of the
-two, forward and backward, policy and reference, the language-model head included, and ``of_bound`` the share of it that
-was reached. The default took 6.7 GB of memory; ``--shape smollm2-10-layers`` is for machines with less.
+two, forward and backward, policy and reference, the language-model head included, and ``of_bound`` the fraction of it
+that was reached. The default took 6.7 GB of memory; ``--shape smollm2-10-layers`` is for machines with less.
 
 ``--device cuda --shape qwen2.5-vl-3b`` runs it in bfloat16 on a GPU, with peak memory, and model FLOPs utilisation of
 the peak given by ``--peak-tflops``.
@@ -28,7 +28,7 @@ PATHS = ("plain", "shared")
 
 
 def flops(shape: vlm.Shape, path: str, prompt: int, size: int, response: int) -> float:
-    """Of a group's forward pass, attention counted where it is causal."""
+    """Count the FLOPs of a group's forward pass, with causal attention."""
     tail = response - 1
     if path == "plain":
         length = prompt + tail
@@ -38,7 +38,7 @@ def flops(shape: vlm.Shape, path: str, prompt: int, size: int, response: int) ->
 
 
 def timed(policy: Policy, updater: Updater, path: str, step: list[Any], clock: str) -> dict[str, float]:
-    """Seconds of a step on one path, the optimiser apart; peak memory above what is there before it."""
+    """Measure a step on one path: seconds without the optimiser, and peak memory above that before the step."""
     policy.shares_prompts = path == "shared"
     cuda = policy.device.type == "cuda"
     if cuda:
@@ -56,12 +56,12 @@ def timed(policy: Policy, updater: Updater, path: str, step: list[Any], clock: s
 
 
 def case(policy: Policy, updater: Updater, options: argparse.Namespace, prompt: int, size: int) -> dict[str, Any]:
-    """Both paths on the same groups, alternating; the median of the ratios of neighbours."""
+    """Measure both paths on the same groups, alternating; return the median of the ratios of neighbours."""
     shape = vlm.SHAPES[options.shape]
     response = options.response
     step = vlm.groups(policy, shape, prompt=prompt, size=size, response=response, count=options.groups)
     runs: dict[str, list[dict[str, float]]] = {path: [] for path in PATHS}
-    if options.device == "cuda":  # kernels and memory of these shapes
+    if options.device == "cuda":  # warms up kernels and memory of these shapes
         for path in PATHS:
             timed(policy, updater, path, step, options.clock)
     for _ in range(options.rounds):
@@ -93,7 +93,7 @@ def case(policy: Policy, updater: Updater, options: argparse.Namespace, prompt: 
 
 
 def plot(cases: list[dict[str, Any]], name: str) -> None:
-    """Speed-up over prompt length, one line for each group size, its bound dashed."""
+    """Plot the speed-up over prompt length, one line for each group size, its bound dashed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4))

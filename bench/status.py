@@ -1,8 +1,8 @@
-"""What pollers cost: unchanged answers (304) a second, a long history down-sampled, and polls of a training.
+"""Measurement of polling: unchanged responses (304) per second, a long history down-sampled, polls of a training.
 
-``python bench/status.py`` starts ``mor-trainer serve`` on one core and asks it from another; then it trains a tiny
+``python bench/status.py`` starts ``mor-trainer serve`` on one core and calls it from another; then it trains a tiny
 model with all services (``polling.py``), with twenty polls a second and without, in pairs. It writes
-``bench/results/status.json``. Run it where nothing else runs.
+``bench/results/status.json``. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ START_S = 120.0
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """Run control as a process of its own on the first core; its address."""
+    """Start run control as a process of its own on the first core; yield its address."""
     tokens, address = folder / "tokens.json", folder / "address"
     tokens.write_text(json.dumps([{"name": "bench", "scope": "admin", "sha256": hash_token(TOKEN)}]))
     environment = os.environ | {
@@ -61,7 +61,7 @@ def serving(folder: Path) -> Iterator[str]:
             deadline = time.monotonic() + START_S
             while not address.exists():
                 if time.monotonic() > deadline or process.poll() is not None:
-                    raise SystemExit("mor-trainer serve did not come up")
+                    raise SystemExit("mor-trainer serve did not start")
                 time.sleep(0.1)
             yield address.read_text()
         finally:
@@ -70,7 +70,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def create(address: str, folder: Path) -> str:
-    """A run that waits for a worker."""
+    """Create a run that waits for a worker; return its id."""
     (folder / "prompts.jsonl").write_text('{"prompt": "What is it?"}\n')
     spec = {"name": "bench", "model": "any/hub-name", "prompts": str(folder / "prompts.jsonl"), "steps": STEPS}
     reply = httpx.post(f"{address}/v1/runs", json=spec, headers=bearer(), timeout=START_S).raise_for_status()
@@ -82,7 +82,7 @@ def bearer() -> dict[str, str]:
 
 
 async def unchanged(address: str, run: str, tag: str) -> float:
-    """Answers 304 a second over keep-alive connections, each of which asks again as soon as it is answered."""
+    """Measure 304 responses per second over keep-alive connections, each of which repeats its request at once."""
     host, port = address.removeprefix("http://").split(":")
     lines = [f"GET /v1/runs/{run} HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {TOKEN}", f"If-None-Match: {tag}"]
     request = "\r\n".join([*lines, "", ""]).encode()
@@ -96,7 +96,7 @@ async def unchanged(address: str, run: str, tag: str) -> float:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             if b" 304 " not in head.partition(b"\r\n")[0]:
-                raise SystemExit(f"304 was expected, got {head.decode()}")
+                raise SystemExit(f"got {head.decode()}, expected 304")
             counted += 1
         writer.close()
 
@@ -106,7 +106,7 @@ async def unchanged(address: str, run: str, tag: str) -> float:
 
 
 def history(address: str, run: str, folder: Path) -> float:
-    """Median milliseconds to load the history of a long run, down-sampled."""
+    """Measure the median milliseconds to load the down-sampled history of a long run."""
     clients = {name: {"reward_mean": 0.1, "weight": 0.25, "failures": {}} for name in ("a", "b", "c", "d")}
     data = json.dumps({"reward_mean": 0.4, "kl": 0.01, "clients": clients, "applied": ["f" * 32] * 16})
     with sqlite3.connect(folder / "runs" / "history.sqlite3") as file:

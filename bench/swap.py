@@ -1,9 +1,9 @@
-"""How long a new version takes from the trainer's memory to an engine that was seen to compute with it.
+"""Measurement of a weight swap, from the trainer's memory to an engine that verifiably computes with the new version.
 
 ``python bench/swap.py`` writes ``bench/results/swap.json``: for each shape, full weights and a LoRA adapter, the
 seconds of each stage. *Published*: files written and hashed. *Pulled*: files over HTTP from run control, hashed by file
-and by tensor. *Swapped*: taken by the vLLM engine in place, caches emptied, and read back from it. Beside them what
-this machine does with as many bytes: written to the same disk, sent over loopback, hashed.
+and by tensor. *Swapped*: loaded by the vLLM engine in place, caches emptied, and read back from it. For comparison, the
+time of this machine for as many bytes: written to the same disk, sent over loopback, hashed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHUNK = 1 << 20
 
 
 async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str, Any]:
-    """Publish and take over versions; the seconds of each stage."""
+    """Publish and load versions; measure the seconds of each stage."""
     from mor_rollout import environment
     from mor_rollout.config import RolloutSettings
     from mor_rollout.engines.prompt_codec import PromptCodec
@@ -100,7 +100,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
             await store.aclose()
             await engine.close()
     size = sum(file.bytes for file in manifest.files)
-    measured = rounds[1:]  # the first finds nothing in the page cache, and loads every tensor
+    measured = rounds[1:]  # the first round has a cold page cache and loads every tensor
     return {
         "shape": shape,
         "kind": kind,
@@ -112,7 +112,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
 
 
 def speeds(size: int, folder: Path) -> dict[str, float]:
-    """Seconds that this machine takes for ``size`` bytes alone."""
+    """Measure the seconds of this machine for ``size`` bytes alone."""
     content = os.urandom(min(size, 64 << 20))
     chunks = [content[: min(len(content), size - start)] for start in range(0, size, len(content))]
 

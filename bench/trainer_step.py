@@ -1,9 +1,9 @@
-"""The trainer's step against TRL's GRPOTrainer: time, and memory above weights, gradients and optimiser state.
+"""Comparison of the trainer's step with TRL's GRPOTrainer: time, and memory above weights, gradients and optimiser.
 
 ``python bench/trainer_step.py`` writes ``bench/results/trainer-step-SHAPE.json``. Both take the same groups: model,
-pictures, prompts, responses, type and threads are the same, each picture is new to its step, KL penalty on, vision
-tower frozen; only generation is left out, TRL is handed its completions. Each round is a process for each side, in
-turns. TRL is installed with a pinned version in an environment of its own below ``--state`` that sees this one.
+pictures, prompts, responses, type and threads are the same, each picture is new to its step, KL penalty on, image
+encoder frozen; generation is omitted, TRL receives its completions. Each round is a process for each side, in turns.
+TRL is installed with a pinned version in an environment of its own below ``--state``, which inherits this one.
 
 For time MoR packs up to ``micro_batch_tokens`` and TRL takes a group at a time; for memory both take a group at a time.
 """
@@ -27,14 +27,14 @@ from machine import CLOCKS, record
 
 SIDES = ("mor", "trl")
 WARM_UP = 1
-"""Steps of each process that are not measured."""
+"""Steps of warm-up of each process, which are not measured."""
 
 
 # --- both sides ---------------------------------------------------------------------------------------------------
 
 
 class Meter:
-    """Seconds of a step, and how much memory its peak was above what is held between steps."""
+    """Meter of a step: seconds, and peak memory above that held between steps."""
 
     def __init__(self, device: str, gradients: int, clock: str) -> None:
         self._clock = CLOCKS[clock]
@@ -62,7 +62,7 @@ class Meter:
 
 
 def _status(field: str) -> int:
-    """A size in ``/proc/self/status``, bytes."""
+    """Read a size in ``/proc/self/status``, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return 1024 * int(line.split()[1])
@@ -123,7 +123,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
     meter = Meter(options.device, sum(p.nbytes for p in model.parameters() if p.requires_grad), options.clock)
 
     class Replayed(GRPOTrainer):  # type: ignore[misc]
-        """TRL's trainer; a step's completions are given instead of generated."""
+        """TRL's trainer with given instead of generated completions."""
 
         def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
             assert {len(ids) for ids in prompt_ids} == {options.prompt}
@@ -154,7 +154,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
 
 
 def run(python: Path, side: str, options: argparse.Namespace, *, memory: bool) -> list[dict[str, float]]:
-    """One side in a process of its own; its measured steps."""
+    """Run one side in a process of its own; return its measured steps."""
     command = [str(python), __file__, "--side", side, *(["--memory"] if memory else [])]
     for name in (
         "shape",

@@ -1,4 +1,4 @@
-"""TRL as the peer of a measurement: pinned, in an environment of its own, set to do the same work."""
+"""TRL as the baseline of a measurement: pinned, in an environment of its own, configured for the same work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRL = "1.16.0"
 
 
 def environment(state: Path) -> Path:
-    """Python of an environment below ``state`` with TRL that sees everything of this one."""
+    """Create an environment with TRL below ``state`` that inherits this one; return its Python."""
     folder = state / f"trl-{TRL}"
     python = folder / "bin" / "python"
     ready = folder / ".ready"
@@ -33,7 +33,7 @@ def environment(state: Path) -> Path:
 
 
 def model_of(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and processor with the same parameters trained as MoR's."""
+    """Load model and processor, with the same trained parameters as MoR's."""
     from mor_trainer.model import loading
 
     model, processor = loading.load(options.model)
@@ -42,7 +42,7 @@ def model_of(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def config(options: argparse.Namespace, steps: int, device: str = "cpu", **changes: Any) -> Any:
-    """A ``GRPOConfig``: a group at a time, ``options.groups`` of them in a step, as MoR's run specification has it."""
+    """Make a ``GRPOConfig``: one group at a time, ``options.groups`` per step, as in MoR's run specification."""
     from trl import GRPOConfig
 
     return GRPOConfig(

@@ -1,4 +1,4 @@
-"""Vision-language models of known shapes with random weights, and steps of groups to train them on."""
+"""Vision-language models of known shapes with random weights, and steps of groups to train on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mor_trainer.model.policy import Policy
 from PIL import Image
 
 _EDGE = 96
-"""Pixels a side of every picture: 36 tokens of the Idefics3, 9 of the Qwen2.5-VL."""
+"""Side of every picture in pixels: 36 tokens of the Idefics3, 9 of the Qwen2.5-VL."""
 _SPECIAL = {
     "idefics3": ["<unk>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<global-img>"],
     "qwen2.5-vl": ["<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -34,7 +34,7 @@ _TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a language model; towers are small, as their features are computed once for an image."""
+    """Sizes of a language model; image encoders are small, because they compute features once per image."""
 
     family: str
     hidden: int
@@ -51,13 +51,13 @@ class Shape:
 
     @property
     def matrices(self) -> int:
-        """Parameters of the layers' linear maps."""
+        """Number of parameters of the layers' linear maps."""
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.key_heads * self.head_dim
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     def flops(self, tokens: float, pairs: float, scored: int) -> float:
-        """Of a forward pass: two for each weight and token, four for each query-key pair and width, and the head at
-        ``scored`` places. A backward pass takes twice as many."""
+        """Count the FLOPs of a forward pass: two per weight and token, four per query-key pair and width, and the head
+        at ``scored`` positions. A backward pass takes twice as many."""
         attention = 4 * self.hidden * self.layers * pairs
         return 2 * self.matrices * tokens + attention + 2 * self.hidden * self.vocabulary * scored
 
@@ -72,7 +72,7 @@ SHAPES = {
 
 
 def build(shape: Shape) -> tuple[Any, Any]:
-    """Model, float32 on the default device, and processor; the same weights each time."""
+    """Build a model, float32 on the default device, and its processor; with equal weights each time."""
     torch.manual_seed(0)
     special = _SPECIAL[shape.family]
     tokenizer = _tokenizer(special, shape.vocabulary)
@@ -96,31 +96,31 @@ def build(shape: Shape) -> tuple[Any, Any]:
 
 
 def save(shape: Shape, folder: Path | str, device: str = "cpu") -> None:
-    """Write model and processor to ``folder``; made on ``device``, where numbers are drawn faster for large ones."""
+    """Write model and processor to ``folder``; ``device`` creates the weights, faster on a GPU for large models."""
     with torch.device(device):
         parts = build(shape)
     for part in parts:
         part.save_pretrained(folder)
     del parts, part
-    torch.cuda.empty_cache()  # for the processes that load it
+    torch.cuda.empty_cache()  # leaves memory for the processes that load it
 
 
 def spec_of(**changes: Any) -> RunSpec:
-    """GRPO with a KL penalty, the vision tower frozen, and the given changes."""
+    """Make a specification: GRPO with a KL penalty, the image encoder frozen, and the given changes."""
     return RunSpec.model_validate(
         {"name": "bench", "model": "-", "prompts": "-", "optimiser": {"lr": 1e-6, "warmup_steps": 0}, **changes}
     )
 
 
 def question(shape: Shape, tokens: int, seed: int) -> tuple[tuple[Message, ...], dict[str, bytes]]:
-    """A picture and words that make a prompt of exactly ``tokens`` tokens; each seed has its own picture.
+    """Make a prompt with a picture of exactly ``tokens`` tokens; each seed has its own picture.
 
     Raises:
-        ValueError: the picture alone takes more.
+        ValueError: the picture alone has more tokens.
     """
     words = tokens - (44 if shape.family == "idefics3" else 16)
     if words < 1:
-        raise ValueError(f"a prompt of {tokens} tokens has no room for the picture; take at least 64")
+        raise ValueError(f"a prompt of {tokens} tokens has no room for the picture; give at least 64")
     dice = random.Random(seed)
     pixels = np.random.default_rng(seed).integers(0, 256, (_EDGE, _EDGE, 3), dtype=np.uint8)
     content = io.BytesIO()
@@ -131,7 +131,7 @@ def question(shape: Shape, tokens: int, seed: int) -> tuple[tuple[Message, ...],
 
 
 def write_prompts(folder: Path, shape: Shape, tokens: int, count: int) -> Path:
-    """A ``mor.prompts/1`` file of ``count`` such questions; its pictures lie beside it."""
+    """Write a ``mor.prompts/1`` file of ``count`` such questions, with its pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(count):
@@ -145,7 +145,7 @@ def write_prompts(folder: Path, shape: Shape, tokens: int, count: int) -> Path:
 
 
 def completions(count: int, tokens: int, seed: int) -> list[tuple[int, ...]]:
-    """Responses of ``tokens`` random words."""
+    """Make responses of ``tokens`` random words."""
     dice = random.Random(-1 - seed)
     return [tuple(dice.randrange(20, 500) for _ in range(tokens)) for _ in range(count)]
 
@@ -153,7 +153,7 @@ def completions(count: int, tokens: int, seed: int) -> list[tuple[int, ...]]:
 def groups(
     policy: Policy, shape: Shape, *, prompt: int, size: int, response: int, count: int, first: int = 0
 ) -> list[TrainingGroup]:
-    """A step: ``count`` groups of ``size`` responses of ``response`` tokens to prompts of ``prompt`` tokens."""
+    """Make a step: ``count`` groups of ``size`` responses of ``response`` tokens to prompts of ``prompt`` tokens."""
     made = []
     for seed in range(first, first + count):
         messages, images = question(shape, prompt, seed)

@@ -34,13 +34,15 @@ _BEGIN, _END = "<!-- written by docs/generate.py -->\n", "<!-- end of what docs/
 
 
 def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
-    """``file`` with each of ``parts`` between the next pair of markers."""
+    """Return the text of ``file`` with each of ``parts`` between the next pair of markers."""
     done, rest = "", file.read_text()
     for part in parts:
         before, begun, rest = rest.partition(_BEGIN)
         _, ended, rest = rest.partition(_END)
         if not begun or not ended:
-            raise SystemExit(f"{file} lacks the lines {_BEGIN.strip()} and {_END.strip()}, {len(parts)} times")
+            raise SystemExit(
+                f"{file} needs {len(parts)} pairs of the lines {_BEGIN.strip()} and {_END.strip()}: add them"
+            )
         done += f"{before}{_BEGIN}\n{part()}\n{_END}"
     return done + rest
 

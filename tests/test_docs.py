@@ -1,4 +1,4 @@
-"""The documentation says what the code does."""
+"""Documentation and code agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import mor_trainer.cli
 import pytest
 import typer
 import yaml
-from mor_client.exit_codes import Exit
+from mor_client.exit_codes import ExitCode
 from mor_core.run_status import AlertName
 from mor_core.settings import PREFIX, Settings
 from mor_trainer.routes import ROUTERS
@@ -57,7 +57,7 @@ def test_links_and_make_targets_exist(page: Path) -> None:
 
 
 def _sections(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub and GitLab make them."""
+    """Return the anchors of a page's headings in the form of GitHub and GitLab."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {
         re.sub(r"[^\w -]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", one)).lower().replace(" ", "-") for one in titles
@@ -75,6 +75,14 @@ def test_pages_that_code_and_charts_name_exist() -> None:
             text = file.read_text(errors="ignore")
             for page in re.findall(r"(?<![\w/.-])docs/([\w-]+\.md)", text):
                 assert (ROOT / "docs" / page).exists(), f"{name} names docs/{page}, which is not there"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_that_a_page_names_exist(page: Path) -> None:
+    for path in re.findall(r"`((?:services|packages|bench|tests|helm|examples|docs)/[\w./-]+)`", page.read_text()):
+        assert (ROOT / path).exists(), f"{page.name} names {path}, which is not there"
+    for path in re.findall(r"`(mor_\w+/[\w./-]+)`", page.read_text()):
+        assert [*ROOT.glob(f"*/*/{path}")], f"{page.name} names {path}, which is not there"
 
 
 def _settings(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
@@ -95,8 +103,8 @@ def test_every_setting_is_documented() -> None:
             assert f"| `{variable}` |" in text, f"{variable} of {found.__module__} is not in docs/settings.md"
 
 
-def test_every_metric_is_made_where_the_page_looks() -> None:
-    """docs/metrics.md is made from these modules; what another one registered would be missing there."""
+def test_every_metric_is_registered_in_a_documented_module() -> None:
+    """docs/metrics.md is generated from these modules; a metric of another module would be missing there."""
     looked_at = {f"{service}/metrics.py" for service in ("mor_reward", "mor_router", "mor_rollout", "mor_trainer")}
     for path in MODULES:
         if {f"prometheus_client.{kind}" for kind in ("Counter", "Gauge", "Histogram", "Summary")} & imports(path):
@@ -119,7 +127,7 @@ def test_every_command_of_a_service_is_documented(service: ModuleType) -> None:
     program = service.__name__.partition(".")[0].replace("_", "-")
     root = typer.main.get_command(service.app)
     for command in root.commands:  # type: ignore[attr-defined]
-        assert f"{program} {command}" in text, f"no page says what `{program} {command}` is"
+        assert f"{program} {command}" in text, f"no page documents `{program} {command}`"
 
 
 def test_every_command_and_exit_status_is_documented() -> None:
@@ -133,7 +141,7 @@ def test_every_command_and_exit_status_is_documented() -> None:
     assert len(commands) > 20
     for command in commands:
         assert f"`{command.strip()}" in text, f"docs/command-line.md does not name `{command}`"
-    for status in Exit:
+    for status in ExitCode:
         assert f"| {status.value} |" in text, f"docs/command-line.md does not have status {status.value}"
 
 

@@ -1,5 +1,5 @@
-"""MoR's central experiment: does a mixture of private reward models rank better than what else a server could do?
+"""MoR's central experiment: a mixture of private reward models compared with the alternatives of a server.
 
-Read in this order: ``population`` (who the clients are), ``scored`` (what an arm sees), ``arms`` (one file each),
-``ranking``, ``optimum`` and ``hostile`` (how arms are compared), ``questions`` and ``experiment`` (all of it).
+Read in this order: ``population`` (the clients), ``group_scores`` (input of an arm), ``arms`` (one file each),
+``ranking``, ``optimum`` and ``attacks`` (comparison of arms), ``questions`` and ``experiment`` (the whole).
 """

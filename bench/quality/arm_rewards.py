@@ -1,4 +1,4 @@
-"""An arm in the router's place: sampled groups in, its rewards out, over the product's streams."""
+"""Worker that replaces the router by an arm: reads sampled groups and writes rewards, over the product's streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mor_router.embedding import GateInput, build_embedder
 from pydantic import SecretStr
 
 from quality.arms.arm import Score
-from quality.scored import Groups, Rewards
+from quality.group_scores import GroupScores, Rewards
 from quality.scoring import open_model, scores
 
 _GROUPS = 16
@@ -27,8 +27,10 @@ _EMBEDDINGS = 10_000
 
 
 class ArmRewards:
+    """Stream worker that rewards groups by an arm."""
+
     def __init__(self, redis_url: str, run: str, title: str, models: Sequence[Path], score: Score) -> None:
-        """``models``: the clients' reward models, in the order in which ``score`` knows them."""
+        """``models``: the clients' reward models, in the order of the clients in ``score``."""
         settings = StreamSettings(redis_url=SecretStr(redis_url), lease_s=_LEASE_S)
         self._redis = connect(settings)
         self._blobs = Blobs(self._redis, run)
@@ -49,7 +51,7 @@ class ArmRewards:
         await self._redis.aclose()
 
     async def serve(self) -> None:
-        """Until cancelled."""
+        """Reward groups until cancelled."""
         while True:
             entries = await self._consumer.read(_GROUPS, _BLOCK_S)
             if entries:
@@ -65,12 +67,14 @@ class ArmRewards:
             pictures = tuple(Picture(digest, content) for digest, content in images.items())
             inputs.append(GateInput(messages, images))
             examples.append([Example(messages, pictures, response) for response in record.responses])
-        said = [scores(model, examples, name) for name, model in self._models]
-        asked = Groups(await self._embedder.inputs(inputs), np.stack(said, axis=1), skills=("",) * len(entries))
-        return self._score(asked)
+        client_scores = [scores(model, examples, name) for name, model in self._models]
+        batch = GroupScores(
+            await self._embedder.inputs(inputs), np.stack(client_scores, axis=1), skills=("",) * len(entries)
+        )
+        return self._score(batch)
 
     def _record(self, rollout: RolloutRecord, rewards: tuple[float, ...]) -> RewardRecord:
-        said = ClientScore(
+        client = ClientScore(
             client=self._title,
             status="ok",
             raw=rewards,
@@ -85,7 +89,7 @@ class ArmRewards:
             stamps=rollout.stamped("router"),
             rollout=rollout,
             rewards=rewards,
-            clients=(said,),
+            clients=(client,),
             gate_version=0,
             fusion=self._title,
             entropy=0.0,

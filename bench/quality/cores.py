@@ -1,6 +1,6 @@
-"""Work that is many independent jobs, on all cores: a process each with one thread.
+"""Execution of independent jobs on all cores: one process with one thread each.
 
-Small models gain little from a second thread, and threads that wait for each other lose much on a busy machine.
+Small models gain little from a second thread, and waiting threads lose much time on a busy machine.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 
 
 def executor(cores: int) -> ProcessPoolExecutor:
-    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's linear algebra reads it as a process begins, and never again
+    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's linear algebra reads it once, at the start of a process
     return ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_begin)
 
 
 def run_all(jobs: Iterable[Callable[[], object]], cores: int) -> None:
-    """``cores`` jobs at a time, begun in their order."""
+    """Run the jobs, ``cores`` at a time, started in order."""
     with executor(cores) as workers:
         for job in [workers.submit(job) for job in jobs]:
             job.result()
@@ -27,4 +27,4 @@ def run_all(jobs: Iterable[Callable[[], object]], cores: int) -> None:
 
 def _begin() -> None:
     torch.set_num_threads(1)
-    os.environ["TERM"] = "dumb"  # progress bars of two commands would overwrite each other
+    os.environ["TERM"] = "dumb"  # progress bars of concurrent commands overwrite each other

@@ -1,4 +1,4 @@
-"""A few numbers that tell inputs apart, for arms that learn from few anchors."""
+"""Low-dimensional description of inputs, for arms that learn from few anchors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from jaxtyping import Float
 from numpy import ndarray
 
 _DIRECTIONS = 16
-"""As many as MoR's regions use."""
+"""Number of directions, as in MoR's regions."""
 
 
 @dataclass(frozen=True)
 class Directions:
-    """The leading principal directions of the anchors' embeddings, scaled to unit variance, after a leading 1."""
+    """Projection on principal directions of the anchors' embeddings, scaled to unit variance, after a leading 1."""
 
     mean: Float[ndarray, " features"]
     basis: Float[ndarray, "features directions"]

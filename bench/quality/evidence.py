@@ -1,4 +1,4 @@
-"""Everything that was scored, and how arms are fitted and judged on it."""
+"""Scored data of the experiment, with the fit and evaluation of arms on it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from quality.arms import Arm, MixtureOfRewards, Oracle, OtherModel, baselines
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
 from quality.population import SKILLS
-from quality.ranking import Right, Standing, draw, judge, standings
-from quality.scored import Anchors, Groups, Rewards
+from quality.ranking import ArmStanding, Right, draw, judge, standings
 from quality.supervised import Tuned
 
 Table = dict[str, Any]
@@ -24,32 +24,32 @@ OTHERS = {
     "anchored": "reward model trained on the anchors alone",
     "central": "centralised reward model (pooled data)",
 }
-"""Reward models that no client serves."""
+"""Titles of the reward models that no client serves."""
 REFERENCE = MixtureOfRewards.title
-"""The arm that all others are compared with."""
+"""Title of the arm to which all others are compared."""
 ANCHORS = 64
 EVEN = dict.fromkeys(SKILLS, 1 / len(SKILLS))
-"""The domains' shares of the anchors."""
+"""Equal shares of the domains in the anchors."""
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Everything that was scored."""
+class ExperimentData:
+    """Scored data of the experiment."""
 
     clients: tuple[str, ...]
-    pool: Anchors
-    held_out: Groups
+    pool: AnchorPairs
+    held_out: GroupScores
     pictures: tuple[str, ...]
-    """Of each held-out pair."""
-    sampled: Groups
+    """Picture of each held-out pair."""
+    sampled: GroupScores
     truth: Mapping[str, Rewards]
     """Gold values of the sampled responses by their name."""
     supervised: Tuned
-    """The base model tuned on the first draw of anchors."""
-    styled: Anchors
-    styled_held_out: Groups
+    """Figures of the base model tuned on the first draw of anchors."""
+    styled: AnchorPairs
+    styled_held_out: GroupScores
     agrees: tuple[Bool[ndarray, " anchors"], Bool[ndarray, " pairs"]]
-    """Whether the brief objective prefers the same response as the complete one: styled anchors, held-out pairs."""
+    """True where both objectives prefer the same response: styled anchors, held-out pairs."""
     wire: Mapping[str, float]
     """Bytes between the server and one client."""
     draws: int
@@ -57,17 +57,17 @@ class Evidence:
 
     def drawn(
         self, count: int = ANCHORS, shares: Mapping[str, float] = EVEN, draws: int | None = None
-    ) -> list[Anchors]:
+    ) -> list[AnchorPairs]:
         return [draw(self.pool, shares, count, seed) for seed in range(draws or self.draws)]
 
-    def each(self, ask: Callable[..., _Answer], *columns: Iterable[Any]) -> Iterable[_Answer]:
-        """``map``, on all cores where there is an executor."""
-        return (self.executor.map if self.executor else map)(ask, *columns)
+    def each(self, function: Callable[..., _Answer], *columns: Iterable[Any]) -> Iterable[_Answer]:
+        """Map a function over columns, on all cores if there is an executor."""
+        return (self.executor.map if self.executor else map)(function, *columns)
 
-    def judged(self, arm: Arm, draws: Sequence[Anchors]) -> Right:
+    def judged(self, arm: Arm, draws: Sequence[AnchorPairs]) -> Right:
         return judge(arm, draws, self.held_out, self.executor)
 
-    def standings(self, results: Mapping[str, Right], reference: str = REFERENCE) -> dict[str, Standing]:
+    def standings(self, results: Mapping[str, Right], reference: str = REFERENCE) -> dict[str, ArmStanding]:
         return standings(results, reference, self.held_out.domains, self.pictures)
 
     def all_arms(self) -> list[Arm]:
@@ -75,5 +75,5 @@ class Evidence:
         return [*baselines(), *others, Oracle(self.held_out), MixtureOfRewards()]
 
 
-def table(found: Mapping[str, Standing]) -> Table:
+def table(found: Mapping[str, ArmStanding]) -> Table:
     return {arm: asdict(standing) for arm, standing in found.items()}

@@ -1,7 +1,7 @@
 """MoR's central experiment, from pictures to tables: ``python -m quality --state DIR [--full]``.
 
-Every step leaves files below the state folder and is not run again while they are there: pictures and preferences, one
-reward model for each client, sampled responses, scores. With the scores at hand all comparisons take minutes.
+Every step writes files below the state folder and is skipped if they exist: pictures and preferences, one reward model
+per client, sampled responses, scores. With existing scores, all comparisons take minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from machine import record
 from mor_reward.backbones import DualEncoderConfig
-from mor_reward.train_config import Recipe
+from mor_reward.train_config import TrainConfig
 from three_domains import prepare
 from three_domains.questions import Split
 
@@ -37,21 +37,21 @@ from quality import (
     truth,
     wire,
 )
-from quality.evidence import ANCHORS, EVEN, Evidence
-from quality.material import Share
-from quality.population import CLIENTS, SKILLS, Client, options
+from quality.evidence import ANCHORS, EVEN, ExperimentData
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
+from quality.material import PairShare
+from quality.population import CLIENTS, SKILLS, SimulatedClient, options
 from quality.questions import QUESTIONS, policies
 from quality.ranking import draw, drawn_rows
-from quality.scored import Anchors, Groups, Rewards
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; rows are per domain."""
+    """Size of the experiment; rows are per domain."""
 
     name: str
     clients: float
-    """Multiple of each client's pairs."""
+    """Factor of each client's pairs."""
     held_out: int
     anchors: int
     styled: int
@@ -59,24 +59,26 @@ class Size:
     responses: int
     draws: int
     central: str
-    """Architecture of the centralised reward model; a VLM is the stronger and takes longer."""
+    """Architecture of the centralised reward model; a VLM is stronger and slower."""
 
 
 QUICK = Size("quick", 0.6, 1700, anchors=128, styled=200, prompts=24, responses=64, draws=8, central="vlm")
 FULL = Size("full", 2.0, 5000, anchors=256, styled=1000, prompts=200, responses=64, draws=20, central="vlm")
 TINY = Size("tiny", 0.1, 24, anchors=100, styled=64, prompts=2, responses=8, draws=2, central="dinov2")
-"""Only to try the code."""
+"""Size for a trial of the code."""
 SIZES = {size.name: size for size in (QUICK, FULL, TINY)}
 
 _HELD_OUT: tuple[tuple[Split, float], ...] = (("server", 0.75), ("dev", 0.25))
-"""Material of the held-out pairs: what the server's own prompts are made of, and what nothing was trained on."""
+"""Material of the held-out pairs: that of the server's prompts, and material without any training."""
 _HELD_OUT_SEED = "held-out pairs"
-"""``held-out`` made the pairs that the mixture's design was chosen on."""
+"""Seed of the held-out pairs; the seed ``held-out`` gave the pairs on which the mixture's design was chosen."""
 
 
 class Experiment:
+    """Steps of the experiment on one state folder."""
+
     def __init__(self, state: Path, demo: Path, size: Size, threads: int) -> None:
-        """``demo`` holds the demonstration's ``base`` and ``parts``."""
+        """``demo``: state folder of the demonstration with ``base`` and ``parts``."""
         self.state = state / size.name
         self.base, self.parts = demo / "base", demo / "parts"
         self.size = size
@@ -90,9 +92,9 @@ class Experiment:
         sampling.sample(self.base, self.sampled, self.size.responses, self.threads)
 
     def _material(self) -> Iterator[Callable[[], None]]:
-        """What writes each folder of pictures and rows, the largest first."""
+        """Yield the jobs that write the folders of pictures and rows, the largest first."""
         held_out = [
-            Share(domain, SKILLS[domain], split, round(part * self.size.held_out))
+            PairShare(domain, SKILLS[domain], split, round(part * self.size.held_out))
             for domain in SKILLS
             for split, part in _HELD_OUT
         ]
@@ -100,7 +102,7 @@ class Experiment:
         yield partial(write, self.state / "held-out", held_out, seed=_HELD_OUT_SEED, each=2)
         for client in self.clients:
             shares = [
-                Share(domain, _of(client, domain), "client", client.pairs // len(client.domains))
+                PairShare(domain, _of(client, domain), "client", client.pairs // len(client.domains))
                 for domain in client.domains
             ]
             judge = partial(objectives.prefer, client.taste) if client.taste else material.taste
@@ -119,7 +121,7 @@ class Experiment:
         cores.run_all(self._trainings(), self.threads)
 
     def _trainings(self) -> Iterator[Callable[[], object]]:
-        """What makes each reward model, the longest first."""
+        """Yield the jobs that train the reward models, the longest first."""
         base, parts, folder = str(self.base), str(self.parts), self.state / "models"
         pooled = models.pool(self.state, [client for client in self.clients if client.taste is None])
         how = options(self.size.central, 2 if self.size.central == "vlm" else 3, base, parts)
@@ -132,7 +134,7 @@ class Experiment:
                 DualEncoderConfig(
                     vision=f"{parts}/dinov2-small", text=f"{parts}/minilm", image_size=168, vision_layers=(8,)
                 ),
-                Recipe(lr=1e-3, weight_decay=0.05, mismatch=4),
+                TrainConfig(lr=1e-3, weight_decay=0.05, mismatch=4),
                 folder / models.AVERAGED,
                 models.AVERAGED,
             )
@@ -142,13 +144,13 @@ class Experiment:
         yield models.training(models.ANCHORED, self._first_draw(), folder / models.ANCHORED, anchored).run
 
     def client_models(self) -> list[Path]:
-        """In the order of their scores."""
+        """List the clients' model folders in the order of their scores."""
         return [self.state / "models" / client.name for client in self.clients]
 
-    def drawn(self, seed: int) -> Anchors:
-        """The anchors of one draw, as scored; the first has seed 0."""
+    def drawn(self, seed: int) -> AnchorPairs:
+        """Return the scored anchors of one draw; the first has seed 0."""
         names = tuple(client.name for client in self.clients)
-        pool = Anchors(scoring.load(self.state / "anchors", self.cache, names, models.OTHERS))
+        pool = AnchorPairs(scoring.load(self.state / "anchors", self.cache, names, models.OTHERS))
         return draw(pool, EVEN, ANCHORS, seed)
 
     def score(self) -> None:
@@ -159,16 +161,16 @@ class Experiment:
         embedding = partial(scoring.embed, folders, self.cache)
         cores.run_all([*scoring.missing(found, folders, self.cache), embedding], self.threads)
 
-    def evidence(self, executor: ProcessPoolExecutor | None) -> Evidence:
+    def evidence(self, executor: ProcessPoolExecutor | None) -> ExperimentData:
         names = tuple(client.name for client in self.clients)
 
-        def load(name: str) -> Groups:
+        def load(name: str) -> GroupScores:
             return scoring.load(self.state / name, self.cache, names, models.OTHERS)
 
         golds = material.read_gold(self.state / "held-out")
-        return Evidence(
+        return ExperimentData(
             clients=names,
-            pool=Anchors(load("anchors")),
+            pool=AnchorPairs(load("anchors")),
             held_out=load("held-out"),
             pictures=tuple(gold["picture"] for gold in golds),
             sampled=load(self.sampled.name),
@@ -180,7 +182,7 @@ class Experiment:
                 self.state / f"supervised-{self.size.prompts}",
                 self.threads,
             ),
-            styled=Anchors(load("styled-anchors")),
+            styled=AnchorPairs(load("styled-anchors")),
             styled_held_out=load("styled"),
             agrees=(self._agrees("styled-anchors"), self._agrees("styled")),
             wire=wire.traffic(self.sampled, self.state / "models" / models.AVERAGED),
@@ -189,7 +191,7 @@ class Experiment:
         )
 
     def _first_draw(self) -> Path:
-        """The anchors of the first draw, as a preference file of their own."""
+        """Write the anchors of the first draw as a preference file; return its folder."""
         folder, pool = self.state / "anchored", self.state / "anchors"
         if not folder.exists():
             rows = (pool / "prefs.jsonl").read_text(encoding="utf-8").splitlines()
@@ -200,31 +202,36 @@ class Experiment:
         return folder / "prefs.jsonl"
 
     def _truth(self) -> dict[str, Rewards]:
-        golds, asked = material.read_gold(self.sampled), scoring.groups(self.sampled)
-        return {"correct": truth.correctness(golds, asked), "taste": truth.liking(golds, asked)}
+        golds, groups = material.read_gold(self.sampled), scoring.groups(self.sampled)
+        return {"correct": truth.correctness(golds, groups), "taste": truth.liking(golds, groups)}
 
     def _agrees(self, name: str) -> np.ndarray:
         golds = material.read_gold(self.state / name)
-        asked = scoring.groups(self.state / name)
+        groups = scoring.groups(self.state / name)
         return np.array(
             [
                 objectives.brief(gold, group.examples[0].response) > objectives.brief(gold, group.examples[1].response)
-                for gold, group in zip(golds, asked, strict=True)
+                for gold, group in zip(golds, groups, strict=True)
             ]
         )
 
 
-def _of(client: Client, domain: str) -> list[str]:
+def _of(client: SimulatedClient, domain: str) -> list[str]:
     return [skill for skill in client.skills if skill.startswith(f"{domain}/")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--state", type=Path, default=Path(".mor/quality"))
-    parser.add_argument("--demo", type=Path, default=Path(".mor/demo"), help="where base model and parts are or go")
+    parser.add_argument(
+        "--demo",
+        type=Path,
+        default=Path(".mor/demo"),
+        help="folder of the base model and the encoders; created if absent",
+    )
     parser.add_argument("--size", choices=tuple(SIZES), default="quick")
     parser.add_argument(
-        "--prompts", type=int, help="compare policies alone, on responses to so many prompts of each domain"
+        "--prompts", type=int, help="compare only policies, on responses to this many prompts of each domain"
     )
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()

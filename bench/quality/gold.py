@@ -1,4 +1,4 @@
-"""How well policies answer by the programs that know the truth, and by how much MoR's is ahead of the others."""
+"""Gold accuracy of policies, and the lead of MoR's policy over the others."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from quality.evidence import OTHERS, REFERENCE
 from quality.ranking import lead
 
 GOLD = "gold itself"
-"""The title of the taste that the clients were taught, taken as the reward."""
+"""Title of the clients' taste when it is the reward itself."""
 MARGIN = 2.0
-"""Points that MoR's lower limit may be behind for it to count as not inferior."""
+"""Margin of non-inferiority: points by which MoR's lower limit may be behind."""
 BASE = "base model"
 _NO_RIVALS = (REFERENCE, BASE, GOLD, Oracle.title, OTHERS["central"])
-"""Beside MoR and where it begins, what no server can have: the truth, or everybody's data."""
+"""Arms that are no rivals: MoR, its starting point, and those that need the truth or all clients' data."""
 
 
 def compare(correct: Mapping[str, Float[ndarray, "runs questions"]], domains: Sequence[str]) -> dict[str, Any]:
-    """Gold accuracy in %, mean over domains and by domain, and how far MoR is ahead in points, paired over questions.
+    """Compute gold accuracy in %, mean and by domain, and MoR's lead in points, paired over questions.
 
-    ``correct``: by arm, how much of each question's answers is right; all arms have MoR's runs, or one.
+    ``correct``: by arm, the correct fraction of each question's answers; all arms have MoR's runs, or one.
     """
     of = np.array(domains)
     found = {}
@@ -45,16 +45,18 @@ def compare(correct: Mapping[str, Float[ndarray, "runs questions"]], domains: Se
     return found
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """Among what a server can have, how many arms MoR is shown not to be inferior to, and for which that is open."""
+def conclusion(found: Mapping[str, Any]) -> str:
+    """State to how many feasible arms MoR is shown to be non-inferior, and for which this is open."""
     rivals = {name: row for name, row in found.items() if name not in _NO_RIVALS}
-    told = []
+    parts = []
     for column, where in (("MoR ahead", "in the mean"), ("MoR ahead in the worst domain", "in the worst domain")):
         lows = {name: row[column]["low"] for name, row in rivals.items() if column in row}
         unclear = [name for name, low in lows.items() if low < -MARGIN]
         rest = f" (open: {', '.join(unclear)})" if unclear else ""
         if lows:
-            told.append(f"{where} to {len(lows) - len(unclear)} of {len(lows)}{rest}")
-    if not told:
+            parts.append(f"{where} to {len(lows) - len(unclear)} of {len(lows)}{rest}")
+    if not parts:
         return "There is no rival to compare with."
-    return f"With a margin of {MARGIN:g} points MoR is not inferior to what else a server could do, {'; '.join(told)}."
+    return (
+        f"With a margin of {MARGIN:g} points MoR is not inferior to the alternatives of a server, {'; '.join(parts)}."
+    )

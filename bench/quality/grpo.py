@@ -1,10 +1,10 @@
-"""GRPO under the rewards of the best arms: ``python -m quality.grpo``, after ``python -m quality``.
+"""GRPO with the rewards of the best arms: ``python -m quality.grpo``, after ``python -m quality``.
 
-Trainer, engine, queue and run control are the product's, as processes of their own; only in the router's place stands
-the arm, with the clients' models in its process. All arms start from the demonstration's base model, see the same
-prompts, and answer the same questions on material that nothing was trained on. A seed decides on which draw of anchors
-the arms are fitted, the order of the prompts, and what is sampled. ``bench/results/quality-grpo-SIZE.json`` keeps what
-was found; a run whose answers are there is not repeated, so seeds may be run one by one, or beside each other.
+Trainer, engine, queue and run control are the product's, as processes of their own; only the router is replaced by the
+arm, with the clients' models in its process. All arms start from the demonstration's base model, train on the same
+prompts, and answer the same questions on held-out material. A seed determines the draw of anchors for the fit, the
+order of the prompts, and the samples. ``bench/results/quality-grpo-SIZE.json`` stores the results; a run with stored
+answers is not repeated, so seeds may run one by one or at the same time.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _SPEC = {name: RUN[name] for name in ("groups_per_step", "group_size", "sampling
 
 
 class ClosedLoop:
+    """GRPO runs of the experiment's arms, with stored answers."""
+
     def __init__(self, experiment: Experiment, steps: int) -> None:
         self._experiment = experiment
         self._steps = steps
@@ -58,11 +60,11 @@ class ClosedLoop:
         material.write_prompts(self.questions, material.evenly("test", _QUESTIONS), seed="test")
 
     def base(self) -> Float[ndarray, " questions"]:
-        """Whether the base model's answers are right."""
+        """Grade the base model's answers: 1 where an answer is right."""
         return self._kept("base", lambda running: None)
 
     def arm(self, arm: Arm, seed: int) -> Float[ndarray, " questions"]:
-        """Whether the answers of the model that the arm's reward trained are right."""
+        """Train with the arm's reward and grade the model's answers: 1 where an answer is right."""
         return self._kept(f"{_slug(arm.title)}-{seed}", lambda running: asyncio.run(self._train(running, arm, seed)))
 
     def _kept(self, name: str, train: Callable[[Stack], None]) -> Float[ndarray, " questions"]:
@@ -115,7 +117,7 @@ class ClosedLoop:
 
 
 def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
-    """MoR and the baselines that lead a policy furthest offline, at a KL of 1 nat, best first."""
+    """Select MoR and the baselines with the best offline policies at a KL of 1 nat, best first."""
     curves = found["policies"]["by anchors"][str(ANCHORS)]["curves"]
 
     def value(arm: Arm) -> float:
@@ -136,15 +138,15 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path(".mor/demo"))
     parser.add_argument("--size", choices=tuple(SIZES), default="quick")
     parser.add_argument("--arms", type=int, default=4)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each is a run of every arm")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; each is one run of every arm")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)  # the trainer and the engine beside it need the rest
+    torch.set_num_threads(1)  # the trainer and the engine need the other cores
     offline = [RESULTS / f"quality-{chosen.size}{of}.json" for of in ("-policies", "")]
     measured = next((file for file in offline if file.is_file()), None)
     if measured is None:
-        raise SystemExit(f"{offline[-1]} is not there; run `python -m quality --size {chosen.size}` first")
+        raise SystemExit(f"{offline[-1]} does not exist; run `python -m quality --size {chosen.size}` first")
     loop = ClosedLoop(Experiment(chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads), chosen.steps)
     loop.make_material()
     base, arms = loop.base(), best_arms(json.loads(measured.read_text()), chosen.arms)

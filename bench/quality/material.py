@@ -1,4 +1,4 @@
-"""Pictures, questions and preference pairs of the experiment, written as the data files that clients and server hold.
+"""Pictures, questions and preference pairs of the experiment, written as data files of clients and server.
 
 ``folder/prefs.jsonl`` or ``prompts.jsonl`` and, for the benchmark's eyes only, ``folder/gold.jsonl`` with the exact
 answer of each row in the same order.
@@ -23,16 +23,16 @@ from three_domains.questions import Gold, Split, preference
 from quality.population import SKILLS, skill
 
 Judge = Callable[[Gold, Random], tuple[str, str] | None]
-"""Draws a preferred and another answer to a question; None where it finds none."""
+"""Function that draws a preferred and another answer to a question, or None if it finds no pair."""
 
 _CONTRASTS = 0.5
-"""Share of the pairs that set a true answer against a false one in the same style; the others are two drafts."""
+"""Share of the pairs with a true and a false answer in the same style; the others are two drafts."""
 SPLIT_SEED = 0
-"""Decides which material belongs to which split, as in the demonstration's data."""
+"""Seed of the division of material into splits, as in the demonstration's data."""
 
 
 @dataclass(frozen=True)
-class Share:
+class PairShare:
     """Part of a file: ``rows`` rows on some skills of one domain, from one split's material."""
 
     domain: str
@@ -41,41 +41,41 @@ class Share:
     rows: int
 
 
-def evenly(split: Split, rows: int) -> list[Share]:
-    """``rows`` of each domain, on all its skills."""
-    return [Share(domain, skills, split, rows) for domain, skills in SKILLS.items()]
+def evenly(split: Split, rows: int) -> list[PairShare]:
+    """Make shares of ``rows`` rows of each domain, on all its skills."""
+    return [PairShare(domain, skills, split, rows) for domain, skills in SKILLS.items()]
 
 
 @dataclass(frozen=True)
-class Question:
+class PictureQuestion:
     image: Image.Image
     text: str
     gold: Gold
 
 
 def taste(gold: Gold, rng: Random) -> tuple[str, str] | None:
-    """What the domain's clients prefer."""
+    """Draw a pair by the taste of the domain's clients."""
     return preference(ANSWERS[gold["domain"]], gold, rng, _CONTRASTS)
 
 
-def questions(share: Share, rng: Random) -> Iterator[list[Question]]:
-    """Without end: at most three of each picture, and none that is not about one of the skills."""
+def questions(share: PairShare, rng: Random) -> Iterator[list[PictureQuestion]]:
+    """Yield questions about the skills without end, at most three of each picture."""
     for picture in picture_maker(share.domain, SPLIT_SEED).pictures(share.split, 1_000_000, rng):
-        asks = list({ask.question: ask for ask in picture.asks if skill(ask.gold) in share.skills}.values())
-        if asks:
-            chosen = rng.sample(asks, min(3, len(asks)))
-            yield [Question(picture.image, ask.question, ask.gold) for ask in chosen]
+        matching = list({one.text: one for one in picture.questions if skill(one.gold) in share.skills}.values())
+        if matching:
+            chosen = rng.sample(matching, min(3, len(matching)))
+            yield [PictureQuestion(picture.image, one.text, one.gold) for one in chosen]
 
 
 def write_preferences(
-    folder: Path, shares: Sequence[Share], *, seed: str, each: int = 1, flipped: float = 0.0, judge: Judge = taste
+    folder: Path, shares: Sequence[PairShare], *, seed: str, each: int = 1, flipped: float = 0.0, judge: Judge = taste
 ) -> None:
-    """``each`` pairs a question; a share of ``flipped`` of the labels is turned round."""
+    """Write ``each`` pairs per question; a fraction ``flipped`` of the labels is reversed."""
     rng = Random(seed)
 
-    def rows(share: Share) -> Iterator[tuple[Question, dict[str, Any]]]:
-        for asked in questions(share, rng):
-            for question in asked:
+    def rows(share: PairShare) -> Iterator[tuple[PictureQuestion, dict[str, Any]]]:
+        for batch in questions(share, rng):
+            for question in batch:
                 for _ in range(each):
                     pair = judge(question.gold, rng)
                     if pair is not None:
@@ -85,30 +85,30 @@ def write_preferences(
     _write(folder, "prefs.jsonl", shares, rows, rng)
 
 
-def write_prompts(folder: Path, shares: Sequence[Share], *, seed: str) -> None:
+def write_prompts(folder: Path, shares: Sequence[PairShare], *, seed: str) -> None:
     rng = Random(seed)
 
-    def rows(share: Share) -> Iterator[tuple[Question, dict[str, Any]]]:
-        for asked in questions(share, rng):
-            for question in asked[:2]:
+    def rows(share: PairShare) -> Iterator[tuple[PictureQuestion, dict[str, Any]]]:
+        for batch in questions(share, rng):
+            for question in batch[:2]:
                 yield question, {}
 
     _write(folder, "prompts.jsonl", shares, rows, rng)
 
 
 def read_gold(folder: Path) -> list[Gold]:
-    """The exact answer of each row, with ``picture``, the name of its picture."""
+    """Read the exact answer of each row, with ``picture``, the name of its picture."""
     return [json.loads(line) for line in (folder / "gold.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _write(
     folder: Path,
     name: str,
-    shares: Sequence[Share],
-    rows: Callable[[Share], Iterator[tuple[Question, dict[str, Any]]]],
+    shares: Sequence[PairShare],
+    rows: Callable[[PairShare], Iterator[tuple[PictureQuestion, dict[str, Any]]]],
     rng: Random,
 ) -> None:
-    """The folder appears whole; one that is there is left as it is."""
+    """Write the folder atomically, unless it exists."""
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

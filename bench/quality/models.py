@@ -1,4 +1,4 @@
-"""The reward models: one for each client by ``mor-reward train``, and those that no client could make alone."""
+"""Reward models of the experiment: one per client by ``mor-reward train``, and those on pooled data."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from three_domains.prepare import Step
+from three_domains.prepare import PreparationStep
 
-from quality.population import CLIENTS, Client, options
+from quality.population import CLIENTS, SimulatedClient, options
 
 AVERAGED, ANCHORED, CENTRAL = "averaged", "anchored", "central"
 OTHERS = (AVERAGED, ANCHORED, CENTRAL)
 
 
-def training(name: str, data: Path, out: Path, how: Sequence[str]) -> Step:
-    """One reward model, trained as a client trains its own; an interrupted training goes on."""
+def training(name: str, data: Path, out: Path, how: Sequence[str]) -> PreparationStep:
+    """Return the step that trains a reward model as a client does; it resumes an interrupted training."""
     command = [str(Path(sys.executable).with_name("mor-reward")), "train"]
-    told = ["--data", str(data), "--out", str(out), "--name", name, "--threads", "1"]
+    paths = ["--data", str(data), "--out", str(out), "--name", name, "--threads", "1"]
     again = ["--resume"] if out.with_name(f"{out.name}.training").exists() else []
-    return Step(f"reward model {name}", out, [*command, *told, *how, *again])
+    return PreparationStep(f"reward model {name}", out, [*command, *paths, *how, *again])
 
 
-def client_training(client: Client, state: Path, base: Path, parts: Path) -> Step:
+def client_training(client: SimulatedClient, state: Path, base: Path, parts: Path) -> PreparationStep:
     how = options(client.architecture, client.epochs, str(base), str(parts))
     return training(client.name, state / "clients" / client.name / "prefs.jsonl", state / "models" / client.name, how)
 
 
-def pool(state: Path, clients: Sequence[Client] = CLIENTS) -> Path:
-    """All clients' preference files in one, as no client would allow."""
+def pool(state: Path, clients: Sequence[SimulatedClient] = CLIENTS) -> Path:
+    """Pool all clients' preference files, which privacy forbids in practice."""
     folder = state / "pooled"
     if not folder.exists():
         scratch = folder.with_name(".pooled")

@@ -1,4 +1,4 @@
-"""Two objectives that pull apart: both want the truth, one in many words and the other in few."""
+"""Two conflicting objectives: both prefer the truth, one in many words and the other in few."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def complete(gold: Gold, response: str) -> float:
 
 
 def brief(gold: Gold, response: str) -> float:
-    """The same truth; each word costs what it gains above, as in the Chart client's taste."""
+    """Rate the same truth; each word costs what it gains in ``complete``, as in the Chart client's taste."""
     return _truth(gold, response) - _WORD * len(response.split())
 
 
 def prefer(style: Style, gold: Gold, rng: Random) -> tuple[str, str] | None:
-    """Two answers to a question, the one that is better by ``style`` first, which differ by both objectives."""
+    """Draw two answers to a question that differ by both objectives, the better by ``style`` first."""
     answers = ANSWERS[gold["domain"]]
     for _ in range(20):
         first, second = (rng.choice((answers.draft, answers.right, answers.wrong))(gold, rng) for _ in range(2))

@@ -1,12 +1,12 @@
-"""Where a reward would lead a policy: the optimum of expected reward under a KL penalty, on sampled responses.
+"""Optimal policy for a reward: the optimum of expected reward under a KL penalty, on sampled responses.
 
 For responses y_1..y_n to one prompt, drawn from the reference policy, the optimum of E[R] − β·KL is
 
     π*(y_i) ∝ exp(R_i / β)                           (Korbak et al. 2022, arXiv 2206.11871, eq. 3)
 
 on the sample, with KL(π* ‖ uniform over the sample) = Σ_i π*_i log(n·π*_i). Rewards of different arms have different
-units, so arms are compared at equal KL, not at equal β. A proxy that is pushed further than its truth goes shows as a
-gold value that falls while KL grows (Gao et al. 2023, arXiv 2210.10760).
+units, so arms are compared at equal KL, not at equal β. Overoptimisation of a proxy shows as a gold value that falls
+while KL grows (Gao et al. 2023, arXiv 2210.10760).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from quality.scored import Rewards
+from quality.group_scores import Rewards
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Means over prompts."""
+    """Figures of an optimal policy, means over prompts."""
 
     beta: float
     kl: float
-    """Nats a response."""
+    """KL to the reference policy, nats per response."""
     proxy: float
     """The arm's own reward, in standard deviations over a prompt's samples above their mean."""
     gold: float
@@ -36,14 +36,14 @@ class Optimum:
 
 
 def tilt(rewards: Rewards, beta: float) -> Rewards:
-    """π* of each prompt."""
+    """Compute π* of each prompt."""
     scaled = (rewards - rewards.max(axis=1, keepdims=True)) / beta
     odds = np.exp(scaled)
     return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
 
 def divergence(weights: Rewards) -> Float[ndarray, " prompts"]:
-    """KL to the reference on the sample, nats."""
+    """Compute the KL to the reference on the sample, nats."""
     safe = np.where(weights > 0, weights, 1.0)
     return np.asarray((weights * np.log(safe * weights.shape[1])).sum(axis=1))
 
@@ -63,7 +63,7 @@ def optimum(rewards: Rewards, gold: Rewards, beta: float) -> Optimum:
 
 
 def penalty(rewards: Rewards, kl: float) -> float | None:
-    """The β at which the optimum's mean KL is ``kl`` nats; None where even the sharpest choice stays below it."""
+    """Find the β at which the optimum's mean KL is ``kl`` nats; None if even the sharpest choice stays below it."""
     scale = float(rewards.std(axis=1).mean()) or 1.0
     low, high = 1e-4 * scale, 1e4 * scale
     if divergence(tilt(rewards, low)).mean() < kl:

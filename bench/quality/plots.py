@@ -1,4 +1,4 @@
-"""The experiment's figures as SVG, the same bytes from the same numbers."""
+"""Figures of the experiment as SVG; equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SHOWN = (
     "nearest competence (FedGRPO)",
     "centralised reward model (pooled data)",
 )
-"""The curves that stay readable together."""
+"""Arms whose curves are readable in one figure."""
 
 
 def draw(found: Found, folder: Path, name: str) -> None:
-    """Write ``folder/quality-NAME-*.svg`` of what was asked."""
+    """Write ``folder/quality-NAME-*.svg`` for the available results."""
     matplotlib.rcParams["svg.hashsalt"] = "quality"
     for subject, title, plot in _PLOTS:
         if subject not in found:
@@ -93,4 +93,4 @@ _PLOTS: tuple[tuple[str, str, Callable[[Figure, Found], None]], ...] = (
     ("anchor_counts", "anchors", _anchors),
     ("policies", "policies", _policies),
 )
-"""Subject, the file's name for it, and what draws it."""
+"""Subject, name of its file, and function that draws it."""

@@ -1,4 +1,4 @@
-"""Who the clients are: what each has seen, how much of it, how clean its labels are, and what it trains."""
+"""Simulated clients: skills and size of their data, label noise, and architecture."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ ARCHITECTURES = {
     "vlm": "--backbone vlm --model {base} --set likelihood=0.3 --lr 2e-4",
     "text": "--backbone text --model {parts}/minilm --lr 1.5e-4",
 }
-"""Options of ``mor-reward train``. ``dinov2`` and ``efficientnet`` stand beside MiniLM in a dual encoder; ``text`` is
-MiniLM alone and never sees a picture."""
+"""Options of ``mor-reward train``. ``dinov2`` and ``efficientnet`` are combined with MiniLM in a dual encoder; ``text``
+is MiniLM alone, without pictures."""
 
 
 @dataclass(frozen=True)
-class Client:
+class SimulatedClient:
     name: str
     skills: tuple[str, ...]
     architecture: str
     pairs: int
-    """Preference pairs, shared evenly among its domains."""
+    """Number of preference pairs, divided evenly among its domains."""
     epochs: int
     flipped: float = 0.0
-    """Share of its labels that are the wrong way round."""
+    """Share of its labels that are reversed."""
     taste: Style | None = None
-    """What it prefers, where that is not the taste of its domains."""
+    """Its preference if it differs from the taste of its domains."""
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -46,24 +46,24 @@ class Client:
 
 
 CLIENTS = (
-    Client("detail-lists", ("detail/list",), "efficientnet", 900, 5),
-    Client("detail-places", ("detail/corner", "detail/count"), "dinov2", 1200, 6),
-    Client("medical-regions", ("medical/region",), "vlm", 900, 2),
-    Client("medical-slices", ("medical/side", "medical/plane"), "dinov2", 900, 6),
-    Client("chart-bars", ("chart/bar", "chart/count"), "dinov2", 1200, 6),
-    Client("chart-lines", ("chart/line",), "efficientnet", 700, 5),
-    Client("scenes-and-charts", ("detail/list", "chart/bar"), "efficientnet", 700, 5),
-    Client("generalist", _ALL, "dinov2", 1800, 4, flipped=0.2),
-    Client("small", SKILLS["medical"], "efficientnet", 150, 5),
-    Client("wording", _ALL, "text", 900, 4),
-    Client("complete", _ALL, "text", 900, 4, taste="complete"),
-    Client("brief", _ALL, "text", 900, 4, taste="brief"),
+    SimulatedClient("detail-lists", ("detail/list",), "efficientnet", 900, 5),
+    SimulatedClient("detail-places", ("detail/corner", "detail/count"), "dinov2", 1200, 6),
+    SimulatedClient("medical-regions", ("medical/region",), "vlm", 900, 2),
+    SimulatedClient("medical-slices", ("medical/side", "medical/plane"), "dinov2", 900, 6),
+    SimulatedClient("chart-bars", ("chart/bar", "chart/count"), "dinov2", 1200, 6),
+    SimulatedClient("chart-lines", ("chart/line",), "efficientnet", 700, 5),
+    SimulatedClient("scenes-and-charts", ("detail/list", "chart/bar"), "efficientnet", 700, 5),
+    SimulatedClient("generalist", _ALL, "dinov2", 1800, 4, flipped=0.2),
+    SimulatedClient("small", SKILLS["medical"], "efficientnet", 150, 5),
+    SimulatedClient("wording", _ALL, "text", 900, 4),
+    SimulatedClient("complete", _ALL, "text", 900, 4, taste="complete"),
+    SimulatedClient("brief", _ALL, "text", 900, 4, taste="brief"),
 )
-"""Two or more for each domain, with complementary sub-skills and overlaps, and two with a taste of their own."""
+"""Two or more clients per domain, with complementary sub-skills and overlaps, and two with a taste of their own."""
 
 
 def skill(gold: Gold) -> str:
-    """The sub-skill that a question asks for."""
+    """Return the sub-skill of a question."""
     task = gold["task"]
     if gold["domain"] == "chart" and task == "value":
         task = "line" if gold["target"] in ("start", "end") else "bar"
@@ -71,5 +71,5 @@ def skill(gold: Gold) -> str:
 
 
 def options(architecture: str, epochs: int, base: str, parts: str) -> list[str]:
-    """What ``mor-reward train`` is told beside its data."""
+    """Return the options of ``mor-reward train``, apart from its data."""
     return [*ARCHITECTURES[architecture].format(base=base, parts=parts).split(), "--epochs", str(epochs)]

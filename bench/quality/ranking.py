@@ -1,4 +1,4 @@
-"""Ranking accuracy on held-out pairs, and how sure one may be of a difference between two arms."""
+"""Ranking accuracy on held-out pairs, and intervals of the difference between two arms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from quality.arms import Arm
-from quality.scored import Anchors, Groups, agreement
+from quality.group_scores import AnchorPairs, GroupScores, agreement
 
 Right = Float[ndarray, "draws pairs"]
 """1 where an arm that was fitted on one draw of anchors ranks a pair as labelled, ½ for a tie."""
@@ -21,7 +21,7 @@ REPLICATES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """Percentile bootstrap, 95 %."""
+    """Percentile bootstrap interval, 95 %."""
 
     mean: float
     low: float
@@ -29,8 +29,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One arm's accuracy, in percent; each difference is the reference arm's accuracy minus this arm's, in points."""
+class ArmStanding:
+    """Accuracy of an arm, in percent; each difference is the reference arm's accuracy minus this arm's, in points."""
 
     accuracy: Interval
     domains: dict[str, float]
@@ -39,28 +39,28 @@ class Standing:
     worst_behind: Interval
 
 
-def judge(arm: Arm, draws: Sequence[Anchors], held_out: Groups, pool: Executor | None = None) -> Right:
-    """The arm fitted on each draw of anchors, on all held-out pairs."""
+def judge(arm: Arm, draws: Sequence[AnchorPairs], held_out: GroupScores, pool: Executor | None = None) -> Right:
+    """Evaluate the arm, fitted on each draw of anchors, on all held-out pairs."""
     return judge_each(arm, [(anchors, held_out) for anchors in draws], pool)
 
 
-def judge_each(arm: Arm, cases: Sequence[tuple[Anchors, Groups]], pool: Executor | None = None) -> Right:
-    """The same where every draw of anchors has scores of its own for the held-out pairs."""
+def judge_each(arm: Arm, cases: Sequence[tuple[AnchorPairs, GroupScores]], pool: Executor | None = None) -> Right:
+    """Evaluate the arm if every draw of anchors has scores of its own for the held-out pairs."""
     run = pool.map if pool else map
     return np.stack(list(run(_judge_one, [arm] * len(cases), *zip(*cases, strict=True))))
 
 
-def _judge_one(arm: Arm, anchors: Anchors, held_out: Groups) -> Float[ndarray, " pairs"]:
+def _judge_one(arm: Arm, anchors: AnchorPairs, held_out: GroupScores) -> Float[ndarray, " pairs"]:
     return agreement(arm.fit(anchors)(held_out))
 
 
-def draw(pool: Anchors, shares: Mapping[str, float], count: int, seed: int) -> Anchors:
-    """``count`` anchors out of a pool without replacement, by each domain's share (which sum to 1)."""
-    return Anchors(pool.pairs.take(drawn_rows(pool.pairs.domains, shares, count, seed)))
+def draw(pool: AnchorPairs, shares: Mapping[str, float], count: int, seed: int) -> AnchorPairs:
+    """Draw ``count`` anchors without replacement, by the domains' shares, which sum to 1."""
+    return AnchorPairs(pool.pairs.take(drawn_rows(pool.pairs.domains, shares, count, seed)))
 
 
 def drawn_rows(of: Sequence[str], shares: Mapping[str, float], count: int, seed: int) -> Int[ndarray, " count"]:
-    """The numbers of the rows that ``draw`` takes from a pool with these domains."""
+    """Return the rows that ``draw`` takes from a pool with these domains."""
     random = np.random.default_rng(seed)
     domains = np.array(of)
     names = sorted(shares)
@@ -75,8 +75,8 @@ def drawn_rows(of: Sequence[str], shares: Mapping[str, float], count: int, seed:
 
 def standings(
     results: Mapping[str, Right], reference: str, domains: Sequence[str], pictures: Sequence[Hashable]
-) -> dict[str, Standing]:
-    """Accuracies by arm, and the distance of each to ``reference``.
+) -> dict[str, ArmStanding]:
+    """Compute accuracies by arm, and the distance of each to ``reference``.
 
     Pairs about one picture are resampled together, and so are the draws of anchors; all arms see the same resample
     (paired bootstrap, Efron & Tibshirani 1993).
@@ -89,7 +89,7 @@ def standings(
     clusters, count = len(number), len(next(iter(results.values())))
     taken = random.multinomial(clusters, np.full(clusters, 1 / clusters), size=REPLICATES)
     drawn = random.multinomial(count, np.full(count, 1 / count), size=REPLICATES) / count
-    asked = taken @ _by_cluster(member, cluster, clusters)
+    totals = taken @ _by_cluster(member, cluster, clusters)
 
     def resampled(right: Right) -> Float[ndarray, "replicates domains"]:
         sums = np.stack([_by_cluster(row[:, None] * member, cluster, clusters) for row in right])
@@ -100,12 +100,12 @@ def standings(
         return Interval(100 * mean, float(low), float(high))
 
     found = {arm: resampled(right) for arm, right in results.items()}
-    overall = {arm: hits.sum(axis=1) / asked.sum(axis=1) for arm, hits in found.items()}
-    worst = {arm: (hits / np.maximum(asked, 1)).min(axis=1) for arm, hits in found.items()}
+    overall = {arm: hits.sum(axis=1) / totals.sum(axis=1) for arm, hits in found.items()}
+    worst = {arm: (hits / np.maximum(totals, 1)).min(axis=1) for arm, hits in found.items()}
     accuracy = {arm: float(right.mean()) for arm, right in results.items()}
     by_domain = {arm: (right.mean(axis=0) @ member / member.sum(axis=0)).tolist() for arm, right in results.items()}
     return {
-        arm: Standing(
+        arm: ArmStanding(
             accuracy=spread(overall[arm], accuracy[arm]),
             domains={name: 100 * value for name, value in zip(names, by_domain[arm], strict=True)},
             worst=100 * min(by_domain[arm]),
@@ -118,18 +118,18 @@ def standings(
 
 @dataclass(frozen=True)
 class Lead:
-    """How far one arm is ahead of another, points."""
+    """Lead of one arm over another, in points."""
 
     mean: Interval
-    """In the mean over domains, each of which counts the same."""
+    """Lead in the mean over domains, with equal weights."""
     worst: Interval
-    """In each arm's worst domain."""
+    """Lead in each arm's worst domain."""
 
 
 def lead(ours: Float[ndarray, "runs rows"], theirs: Float[ndarray, "runs rows"], domains: Sequence[str]) -> Lead:
-    """Both arms on the same rows, which are resampled within each domain, and so are the runs (paired bootstrap).
+    """Compute the lead on the same rows by a paired bootstrap over rows within each domain and over runs.
 
-    An arm of a single run is set against each run of the other.
+    An arm with a single run is compared with each run of the other.
     """
     random = np.random.default_rng(0)
     values, of = np.stack(np.broadcast_arrays(ours, theirs)), np.array(domains)

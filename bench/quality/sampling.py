@@ -1,4 +1,4 @@
-"""Responses of the base policy to the experiment's prompts, by the rollout service's own engine."""
+"""Sampling of the base policy's responses to the experiment's prompts, by the rollout service's own engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every model's scores of every group, computed once and kept: arms are compared in seconds afterwards."""
+"""Scores of every group by every model, computed once and stored, so that arms are compared in seconds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mor_core.datafiles import Prompt, read_preferences, read_prompts
 from mor_core.wire import image_hashes
 from mor_reward import model_store
 from mor_reward.backbones import Backbone, Example, Picture
-from mor_reward.engine import Engine
 from mor_reward.model_store import RewardManifest
+from mor_reward.scoring_engine import ScoringEngine
 from mor_router.embedding import GateInput, build_embedder
 from numpy import ndarray
 
+from quality.group_scores import GroupScores, Rewards
 from quality.material import read_gold
 from quality.population import skill
-from quality.scored import Groups, Rewards
 
 _BATCH = 128
 _FEATURE_BYTES = 6 << 30
@@ -29,7 +29,7 @@ RESPONSES = "responses.json"
 
 
 class Group:
-    """One question with the responses to score."""
+    """Question with the responses to score."""
 
     def __init__(self, prompt: Prompt, responses: Sequence[str]) -> None:
         self.prompt = prompt
@@ -38,7 +38,7 @@ class Group:
 
 
 def groups(folder: Path) -> list[Group]:
-    """The pairs of ``prefs.jsonl``, or the sampled responses to ``prompts.jsonl``."""
+    """Read the pairs of ``prefs.jsonl``, or the sampled responses to ``prompts.jsonl``."""
     if (folder / "prefs.jsonl").exists():
         return [Group(row.prompt, (row.chosen, row.rejected)) for row in read_preferences(folder / "prefs.jsonl")]
     sampled = json.loads((folder / RESPONSES).read_text(encoding="utf-8"))
@@ -49,52 +49,55 @@ def groups(folder: Path) -> list[Group]:
 
 
 def missing(models: Iterable[Path], folders: Sequence[Path], cache: Path) -> list[Callable[[], None]]:
-    """What writes each ``cache/FOLDER/MODEL.npz`` that is not there, for all models with the same frozen towers in one,
-    because they share the features of pictures and texts. What takes longest comes first."""
-    alike: dict[str, list[Path]] = {}
+    """Return the jobs that write the missing ``cache/FOLDER/MODEL.npz``, the longest first.
+
+    Models with the same frozen encoders share a job, because they share the features of pictures and texts.
+    """
+    by_encoders: dict[str, list[Path]] = {}
     for model in models:
         if not all(_file(cache, folder, model).exists() for folder in folders):
-            alike.setdefault(_towers(model_store.read_manifest(model), model), []).append(model)
-    longest_first = sorted(alike, key=lambda towers: (towers != "vlm", -len(alike[towers])))
-    return [partial(_score, alike[towers], folders, cache) for towers in longest_first]
+            by_encoders.setdefault(_encoder_key(model_store.read_manifest(model), model), []).append(model)
+    longest_first = sorted(by_encoders, key=lambda encoders: (encoders != "vlm", -len(by_encoders[encoders])))
+    return [partial(_score, by_encoders[encoders], folders, cache) for encoders in longest_first]
 
 
 def _score(models: Sequence[Path], folders: Sequence[Path], cache: Path) -> None:
     features: dict[str, Backbone] = {}
     engines = {model: open_model(model, features) for model in models}
     for folder in folders:
-        asked = [group.examples for group in groups(folder)]
+        items = [group.examples for group in groups(folder)]
         for model, engine in engines.items():
             file = _file(cache, folder, model)
             if file.exists():
                 continue
             print(f"scoring {folder.name} by {model.name}", flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(file, scores=scores(engine, asked, model.name))
+            np.savez_compressed(file, scores=scores(engine, items, model.name))
 
 
-def open_model(model: Path, features: dict[str, Backbone]) -> Engine:
-    """The model in a folder. ``features``: a model for each kind of towers, whose features are shared."""
+def open_model(model: Path, features: dict[str, Backbone]) -> ScoringEngine:
+    """Load the model of a folder. ``features``: a model for each kind of encoders, whose features are shared."""
     manifest, backbone = model_store.load(model)
-    towers = _towers(manifest, model)
-    if towers in features:
-        backbone.features = features[towers].features
+    encoders = _encoder_key(manifest, model)
+    if encoders in features:
+        backbone.features = features[encoders].features
     else:
         backbone.use_cache(_FEATURE_BYTES)
-        features[towers] = backbone
-    return Engine(backbone, manifest.calibration.temperature, _BATCH)
+        features[encoders] = backbone
+    return ScoringEngine(backbone, manifest.calibration.temperature, _BATCH)
 
 
-def scores(engine: Engine, asked: Sequence[Sequence[Example]], name: str) -> Rewards:
-    """
+def scores(engine: ScoringEngine, items: Sequence[Sequence[Example]], name: str) -> Rewards:
+    """Score groups of examples.
+
     Raises:
         RuntimeError: the model cannot score a group.
     """
     found = []
-    for verdict in engine.run(asked):
-        if verdict.scores is None:
-            raise RuntimeError(f"{name} cannot score a group: {verdict.detail}")
-        found.append(verdict.scores)
+    for outcome in engine.run(items):
+        if outcome.scores is None:
+            raise RuntimeError(f"{name} cannot score a group: {outcome.detail}")
+        found.append(outcome.scores)
     return np.array(found)
 
 
@@ -109,8 +112,8 @@ def embed(folders: Sequence[Path], cache: Path) -> None:
             np.savez_compressed(file, inputs=asyncio.run(embedder.inputs(seen)))
 
 
-def load(folder: Path, cache: Path, clients: Sequence[str], others: Sequence[str]) -> Groups:
-    """Groups of ``folder`` as scored by ``clients``, and by the models that no client serves."""
+def load(folder: Path, cache: Path, clients: Sequence[str], others: Sequence[str]) -> GroupScores:
+    """Load the scores of ``folder`` by ``clients``, and by the models that no client serves."""
 
     def kept_scores(name: str) -> Float[ndarray, "groups size"]:
         with np.load(_file(cache, folder, Path(name))) as kept:
@@ -118,7 +121,7 @@ def load(folder: Path, cache: Path, clients: Sequence[str], others: Sequence[str
 
     with np.load(cache / folder.name / "inputs.npz") as kept:
         inputs = np.asarray(kept["inputs"])
-    return Groups(
+    return GroupScores(
         inputs=inputs,
         scores=np.stack([kept_scores(name) for name in clients], axis=1),
         skills=tuple(skill(gold) for gold in read_gold(folder)),
@@ -130,9 +133,11 @@ def _file(cache: Path, folder: Path, model: Path) -> Path:
     return cache / folder.name / f"{model.name}.npz"
 
 
-def _towers(manifest: RewardManifest, folder: Path) -> str:
-    """What decides the features of frozen towers. All VLM clients start from the server's base model; a text-only one
-    has no frozen tower, and nothing to share."""
+def _encoder_key(manifest: RewardManifest, folder: Path) -> str:
+    """Return a key of the frozen encoders.
+
+    All VLM clients start from the server's base model; a text-only client has no frozen encoder, and nothing to share.
+    """
     config = manifest.backbone
     if config.kind == "text":
         return str(folder)

@@ -1,7 +1,7 @@
-"""What the anchors alone can teach a policy: supervised tuning of the base model on their preferred answers.
+"""Supervised tuning of the base model on the preferred answers of the anchors alone.
 
-Its divergence from the base model is measured on its own samples, KL(π‖π₀) = E_π[log π(y) − log π₀(y)], so that it
-stands beside the optima of ``optimum`` at a KL of its own.
+Its divergence from the base model is measured on its own samples, KL(π‖π₀) = E_π[log π(y) − log π₀(y)], for the
+comparison with the optima of ``optimum``.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import numpy as np
 import torch
 from mor_reward.backbones import VlmConfig, build
 from three_domains.base_vlm import read_rows
-from three_domains.tuning import Recipe, pack, tower_features, tune
+from three_domains.tuning import TuningConfig, encoder_features, pack, tune
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from quality import sampling, scoring
 from quality.material import read_gold
 from quality.truth import correctness
 
-_RECIPE = Recipe(epochs=6, batch=8, rate=3e-4, decoder_rate=3e-4, muon=False)
+_RECIPE = TuningConfig(epochs=6, batch=8, rate=3e-4, decoder_rate=3e-4, muon=False)
 _SAMPLES = 16
 _RESULT = "supervised.json"
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Means over prompts and samples."""
+    """Figures of the tuned policy, means over prompts and samples."""
 
     kl: float
-    """Nats a response."""
+    """KL to the base model, nats per response."""
     correct: float
     """Share of correct answers."""
 
 
 def measure(base: Path, anchors: Path, prompts: Path, out: Path, threads: int) -> Tuned:
-    """Tune on the pairs in ``anchors``, answer the questions in ``prompts``, and keep what was found in ``out``."""
+    """Tune on the pairs in ``anchors``, answer the questions in ``prompts``, and store the figures in ``out``."""
     if not (out / _RESULT).exists():
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(prompts, out, ignore=shutil.ignore_patterns(scoring.RESPONSES))
@@ -62,13 +62,13 @@ def _tune(base: Path, anchors: Path, out: Path) -> None:
     processor = Idefics3Processor.from_pretrained(base)
     model = Idefics3ForConditionalGeneration.from_pretrained(base)
     pictures, packed = pack(rows, processor)
-    tune(model, packed, tower_features(model, processor, [Path(name) for name in pictures]), _RECIPE, seed=0)
+    tune(model, packed, encoder_features(model, processor, [Path(name) for name in pictures]), _RECIPE, seed=0)
     model.save_pretrained(out)
     processor.save_pretrained(out)
 
 
 def _log_likelihoods(model: Path, folder: Path) -> np.ndarray:
-    """log π(y) of each response: a reward model whose head is still zero scores nothing else."""
+    """Compute log π(y) of each response, as the score of a reward model whose head is still zero."""
     backbone = build(VlmConfig(model=str(model), likelihood=1.0, precision="float32"), Path.cwd(), pretrained=True)
     backbone.eval()
     return np.array([backbone.score(group.examples).double().tolist() for group in scoring.groups(folder)])

@@ -1,18 +1,29 @@
-"""The experiment's answers as Markdown."""
+"""Results of the experiment as Markdown tables."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from quality.gold import verdict
+from quality.gold import conclusion
 
 Found = Mapping[str, Any]
 
+_LABELS = (
+    (r"^no reach: the fit counts beyond its anchors too$", "no support: the fit counts everywhere"),
+    (r"^what the gate fitted (\w+) costs, asked (\w+)", r"cost of the gate fitted \1, evaluated on \2"),
+    (r", asked (\w+)", r", evaluated on \1"),
+    (r"^says the opposite of what it knows$", "inverts its scores"),
+    (r"^flips the sign of what it knows at random$", "inverts its scores at random"),
+    (r"^always says the same$", "constant"),
+)
+"""Patterns of names in records, and the words that tables show in their place."""
+
 
 def markdown(found: Found, level: int = 2) -> str:
-    """All answers that ``found`` has, under headings of ``level``."""
+    """Format all results in ``found``, under headings of ``level``."""
     parts = [
         (title.format(count), text(answer))
         for subject, title, text in _PARTS
@@ -20,6 +31,13 @@ def markdown(found: Found, level: int = 2) -> str:
         for count, answer in (found[subject].items() if "{}" in title else [("", found[subject])])
     ]
     return "\n\n".join(f"{'#' * level} {title}\n\n{text}" for title, text in parts) + "\n"
+
+
+def label(name: str) -> str:
+    """Return the label of a name in a record; the names themselves stay, because records of other commits have them."""
+    for pattern, words in _LABELS:
+        name = re.sub(pattern, words, name)
+    return name
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -39,7 +57,7 @@ def standings(found: Found) -> str:
     head = ["arm", "accuracy", *domains, "worst domain", "MoR is ahead by", "in the worst domain by"]
     rows = [
         [
-            name,
+            label(name),
             f"{row['accuracy']['mean']:.1f}",
             *(f"{row['domains'][domain]:.1f}" for domain in domains),
             f"{row['worst']:.1f}",
@@ -60,17 +78,17 @@ def counts(found: Found) -> str:
 
 
 def mixes(found: Found) -> str:
-    head = ["arm", "on the two domains with a fifth of the anchors", "on a domain without any"]
-    return table(head, [[name, f"{row['rare']:.1f}", f"{row['unseen']:.1f}"] for name, row in found.items()])
+    head = ["arm", "on the two domains with a fifth of the anchors", "on a domain without anchors"]
+    return table(head, [[label(name), f"{row['rare']:.1f}", f"{row['unseen']:.1f}"] for name, row in found.items()])
 
 
-def lies(found: Found) -> str:
+def adversarial(found: Found) -> str:
     head = [
         "scenario",
-        "liar joins: MoR loses",
-        "liar's weight, %",
-        "an expert turns: MoR loses against the same population without it",
-        "and against the expert honest",
+        "adversary joins: loss of MoR",
+        "adversary's weight, %",
+        "an expert turns adversarial: loss of MoR against the same population without it",
+        "and against the honest expert",
     ]
     return table(
         head,
@@ -87,14 +105,14 @@ def lies(found: Found) -> str:
     )
 
 
-def joining(found: Found) -> str:
+def onboarding(found: Found) -> str:
     head = ["gate", "all pairs", "the sub-skill that the newcomer is best at"]
-    names = {"without": "without the newcomer", "joined": "newcomer added, the others as they were", "refit": "refit"}
+    names = {"without": "without the newcomer", "joined": "newcomer added, the others unchanged", "refit": "refit"}
     return table(head, [[names[way], f"{row['all']:.1f}", f"{row['own']:.1f}"] for way, row in found.items()])
 
 
-def growth(found: Found) -> str:
-    head = ["clients", "calls a group", "accuracy, %", "accuracy if all were called, %", "gate, ms a group"]
+def scaling(found: Found) -> str:
+    head = ["clients", "calls per group", "accuracy, %", "accuracy if all are called, %", "gate, ms per group"]
     return table(
         head,
         [
@@ -110,7 +128,7 @@ def wire(found: Found) -> str:
 
 def objectives(found: Found) -> str:
     rows = [
-        [name, *(interval(value) if isinstance(value, Mapping) else f"{value:.1f}" for value in values)]
+        [label(name), *(interval(value) if isinstance(value, Mapping) else f"{value:.1f}" for value in values)]
         for name, values in ((name, [part[name] for part in found.values()]) for name in next(iter(found.values())))
     ]
     return table(["accuracy, or points", *(f"{count} anchors" for count in found)], rows)
@@ -119,13 +137,13 @@ def objectives(found: Found) -> str:
 def policies(found: Found) -> str:
     base, tuned = found["base"], found["supervised on anchors"]
     parts = [
-        f"Fitted on {count} anchors:\n\n{_policies(part)}\n\n{verdict(part['at KL 1'])}"
+        f"Fitted on {count} anchors:\n\n{_policies(part)}\n\n{conclusion(part['at KL 1'])}"
         for count, part in found["by anchors"].items()
     ]
     of_all = (
-        f"The base policy answers {100 * base['correct']:.1f} % of its samples correctly, {found['responses']} to each "
-        f"of {found['prompts']} prompts. Intervals are over prompts and draws of anchors. Tuned on the preferred "
-        f"answers of 64 anchors alone it gains {100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
+        f"The base policy is correct in {100 * base['correct']:.1f} % of its samples, {found['responses']} to each "
+        f"of {found['prompts']} prompts. Intervals are over prompts and draws of anchors. Tuning on the preferred "
+        f"answers of 64 anchors alone gains {100 * tuned['gain']:+.1f} points at KL {tuned['kl']:.2f}."
     )
     return "\n\n".join([*parts, of_all])
 
@@ -151,7 +169,7 @@ def _policies(part: Found) -> str:
 
 
 def trained(found: Found) -> str:
-    """Policies that GRPO trained under an arm's reward."""
+    """Format the results of policies that GRPO trained with an arm's reward."""
     arms = found["arms"]
     domains = list(next(iter(arms.values()))["domains"])
     head = ["trained under", "accuracy, %", *domains, "worst domain", "MoR ahead by", "in the worst domain by"]
@@ -166,15 +184,15 @@ def trained(found: Found) -> str:
     ]
     runs = len(found["seeds"])
     return (
-        f"{table(head, rows)}\n\n{verdict(arms)} {runs} {'run' if runs == 1 else 'runs'} of {found['steps']} steps an "
-        f"arm (lowest to highest in brackets), each with anchors, order of prompts and samples of its own; "
-        f"{found['questions']:,} questions on material that nothing was trained on. The intervals are over questions"
-        f"{'; one run says nothing of others.' if runs == 1 else ' and runs, which few runs make too narrow.'}"
+        f"{table(head, rows)}\n\n{conclusion(arms)} {runs} {'run' if runs == 1 else 'runs'} of {found['steps']} steps "
+        f"per arm (lowest to highest in brackets), each with anchors, order of prompts and samples of its own; "
+        f"{found['questions']:,} questions on held-out material. The intervals are over questions"
+        f"{' of one run, without the variation between runs.' if runs == 1 else ' and runs; with few runs too narrow.'}"
     )
 
 
 def _lead(row: Found) -> list[str]:
-    """Worst domain, and by how much MoR is ahead in the mean and there."""
+    """Format the worst domain, and MoR's lead in the mean and there."""
     return [f"{row['worst']:.1f}", interval(row["MoR ahead"]), interval(row["MoR ahead in the worst domain"])]
 
 
@@ -192,11 +210,15 @@ _PARTS: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("without_parts", "MoR without one of its parts, %", standings),
     ("anchor_counts", "Accuracy by number of anchors, % (lowest to highest draw)", counts),
     ("other_mixes", "Anchors of another mix of domains, %", mixes),
-    ("joining", "A client that joins, %", joining),
-    ("liars", "Liars, replayed on the scores: points of accuracy after one fit on 64 anchors", lies),
+    ("onboarding", "Onboarding of a client, %", onboarding),
+    (
+        "adversarial",
+        "Adversarial clients, replayed on the scores: points of accuracy after one fit on 64 anchors",
+        adversarial,
+    ),
     ("objectives", "Two objectives that conflict, %", objectives),
-    ("growth", "Many clients, of whom only the most trusted are called (simulated)", growth),
+    ("scaling", "Many clients, of which only those with the most weight are called (simulated)", scaling),
     ("wire", "Bytes over the wire, one client", wire),
-    ("policies", "The optimal policy of each arm at equal KL: gold above base", policies),
+    ("policies", "Optimal policy of each arm at equal KL: gold above base", policies),
 )
-"""Subject, heading, and what makes its text; a heading with a place for it stands over each number of anchors."""
+"""Subject, heading, and function that formats it; a heading with ``{}`` is repeated per number of anchors."""

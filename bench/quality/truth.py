@@ -1,4 +1,4 @@
-"""Gold values of sampled responses, by the programs that know the exact answers."""
+"""Gold values of sampled responses, from the exact answers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from three_domains.domains import ANSWERS
 from three_domains.questions import Gold
 
+from quality.group_scores import Rewards
 from quality.population import SKILLS
-from quality.scored import Rewards
 from quality.scoring import Group
 
 
 def correctness(golds: Sequence[Gold], groups: Sequence[Group]) -> Rewards:
-    """1 where a response is true and answers all that was asked, else 0."""
+    """Return 1 for true and complete responses, otherwise 0."""
     return np.array(
         [
             [float(ANSWERS[gold["domain"]].correct(gold, example.response)) for example in group.examples]
@@ -24,7 +24,7 @@ def correctness(golds: Sequence[Gold], groups: Sequence[Group]) -> Rewards:
 
 
 def liking(golds: Sequence[Gold], groups: Sequence[Group]) -> Rewards:
-    """The taste of the domain's clients, in standard deviations over all responses of the domain."""
+    """Return the taste of the domain's clients, in standard deviations over all responses of the domain."""
     taste = np.array(
         [
             [ANSWERS[gold["domain"]].taste(gold, example.response) for example in group.examples]

@@ -1,4 +1,4 @@
-"""What goes over the wire between the server and one client: scores, against parameters.
+"""Bytes on the wire between the server and one client: scores, compared with parameters.
 
 The bodies are those of ``mor.reward/1``, for the experiment's own prompts and responses, without HTTP headers.
 """
@@ -18,7 +18,7 @@ _OBJECTIVE = "Answer what was asked, truthfully and in the form that the domain 
 
 
 def traffic(folder: Path, model: Path) -> Mapping[str, float]:
-    """Mean bytes a group of 8 responses, out of the samples in ``folder``, and those of averaging ``model`` once."""
+    """Measure the mean bytes per group of 8 responses in ``folder``, and those of averaging ``model`` once."""
     out, back = [], []
     pictures: dict[str, int] = {}
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The tables that README and docs show, made from ``bench/results/*.json`` and nothing else: a file for each topic."""
+"""Tables of README and docs, generated from ``bench/results/*.json`` alone: one file per topic."""
 
 from tables.averaging import averaging
 from tables.containers import containers, images

@@ -35,7 +35,7 @@ def averaging() -> str:
     policies = read(f"{_EXPERIMENT}-policies")
     trained = read(_EXPERIMENT.replace("quality", "quality-grpo"))
     if ranked is None or policies is None or trained is None:
-        return "Not measured yet: `make bench-quality` and `make bench-grpo` measure it.\n"
+        return "Not measured yet: run `make bench-quality` and `make bench-grpo`.\n"
     ranking, optimal = ranked["ranking"], policies["policies"]["by anchors"]
     head = [
         "reward",

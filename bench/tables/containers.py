@@ -1,4 +1,4 @@
-"""The charts' pods in containers."""
+"""Tables on the charts' pods in containers."""
 
 from __future__ import annotations
 
@@ -8,42 +8,43 @@ from tables.results import read, table
 
 
 def containers() -> str:
-    """Start-up and restarts of the images' containers, as Markdown."""
+    """Format start-up and restarts of the images' containers as Markdown."""
     result = read("containers")
     if result is None:
-        return "Not measured yet: `python bench/containers.py` does.\n"
-    asked, run, machine = result["tiny_profile_requests"], result["restarts"], result["machine"]
+        return "Not measured yet; run `python bench/containers.py`.\n"
+    requested, run, machine = result["tiny_profile_requests"], result["restarts"], result["machine"]
     stalls = ", ".join(f"{event} {seconds:.0f} s" for event, seconds in run["stall_s"].items())
-    told = (
-        f"The tiny profile requests {asked['memory_gib']:.1f} GiB and {asked['cores']:.2f} cores in all. Its pods run "
-        "from the rendered manifests, with a random model of under a million parameters; a start is from that of the "
-        f"process until `/readyz` says so. `helm test` took {result['helm_test_s']:.0f} s, its run of two steps too.",
+    text = (
+        f"The tiny profile requests {requested['memory_gib']:.1f} GiB and {requested['cores']:.2f} cores in all. Its "
+        "pods run from the rendered manifests, with a random model of under a million parameters; the start-up time is "
+        f"from the start of the process until `/readyz` succeeds. `helm test` took {result['helm_test_s']:.0f} s, with "
+        "its run of two steps.",
         f"In a run of {run['steps']} steps of {run['step_median_s']:.1f} s, the longest time without a step after an "
         f"interruption: {stalls}. {run['groups_applied_once']} of {run['groups']} groups were applied, none twice.",
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gb']:.0f} GB, by `python bench/containers.py` at commit {result['commit']}.",
     )
-    return "\n".join((_containers(result), *told)) + "\n"
+    return "\n".join((_containers(result), *text)) + "\n"
 
 
 def images() -> str:
-    """Sizes of the images, as Markdown."""
+    """Format the sizes of the images as Markdown."""
     result = read("images")
     if result is None:
-        return "Not measured yet: `python bench/images.py` does.\n"
+        return "Not measured yet; run `python bench/images.py`.\n"
     found: dict[str, Any] = result["images"]
     rows = [
         ["image", "GB, unpacked", "commit"],
         ["---", "--:", "---"],
         *([name, f"{image['gb']:.2f}", image["commit"]] for name, image in found.items()),
     ]
-    return f"{table(rows)}\nThe base included. `python bench/images.py`, {result['measured']}.\n"
+    return f"{table(rows)}\nBase image included. `python bench/images.py`, {result['measured']}.\n"
 
 
 def _containers(result: dict[str, Any]) -> str:
     names = {"control": "run control", "reward": "reward, with a function"}
     rows = [
-        ["container", "first start, s", "start again, s: median, longest", "memory at most, GB"],
+        ["container", "first start, s", "restart, s: median, maximum", "peak memory, GB"],
         ["---", *["--:"] * 3],
     ]
     for name, peak in result["peak_memory_gb"].items():

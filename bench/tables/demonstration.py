@@ -1,4 +1,4 @@
-"""What the demonstration gains and costs: the README's table."""
+"""Table of the demonstration's gains and costs, for the README."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PHASES = 4
 
 
 def demonstration(name: str = "demo-default") -> str:
-    """Gold accuracy of base and arms by domain, and what the run cost, as Markdown."""
+    """Format the gold accuracy of base and arms by domain, and the cost of the run, as Markdown."""
     result = read(name)
     if result is None:
-        return "Not measured yet: `python bench/demo.py` does.\n"
+        return "Not measured yet; run `python bench/demo.py`.\n"
     arms = result["arms"]
     runs = arms["aligned"]["runs"]
     domains = list(runs[0]["accuracy"]["base"])
@@ -55,10 +55,10 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
         f"Mean over {len(runs)} seeds (lowest to highest); each seed has its own pictures, base model, reward models "
         f"and {questions} test questions.",
         f"Training: {run['steps']} steps of {run['groups_per_step']} prompts x {run['group_size']} responses; "
-        f"{steps} s a step (median of each seed).",
+        f"{steps} s per step (median of each seed).",
         *([f"Duration from the pictures to the table, downloads excluded: {_minutes(whole)}."] if whole else []),
         f"Memory: {memory:.1f} GB at peak. A weight swap took {swap:.2f} s.",
-        f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats a token.",
+        f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats per token.",
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py` at commit "
         f"{result['commit']}.",
@@ -67,9 +67,9 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
 
 
 def _minutes(runs: list[dict[str, Any]]) -> str:
-    """Minutes of each whole demonstration, and the median of their longest phases."""
+    """Format the minutes of each whole demonstration, and the median of their longest phases."""
     seconds = {phase: median(run["phase_seconds"][phase] for run in runs) for phase in runs[0]["phase_seconds"]}
     longest = sorted(seconds, key=lambda phase: -seconds[phase])[:_PHASES]
-    told = ", ".join(f"{phase} {seconds[phase] / 60:.1f}" for phase in longest)
+    listed = ", ".join(f"{phase} {seconds[phase] / 60:.1f}" for phase in longest)
     each = ", ".join(f"{whole / 60:.1f}" for whole in sorted(run["wall_seconds"] for run in runs))
-    return f"{each} minutes (longest phases, median over seeds: {told})"
+    return f"{each} minutes (longest phases, median over seeds: {listed})"

@@ -1,4 +1,4 @@
-"""The whole loop: against TRL, sampling and training at once, weight swaps."""
+"""Tables on the whole loop: comparison with TRL, overlap of sampling and training, weight swaps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _STAGES = ("published", "pulled", "swapped", "total")
 
 
 def whole_loop() -> str:
-    """The loop against TRL, overlap, and weight swaps, as Markdown."""
+    """Format the loop against TRL, overlap, and weight swaps as Markdown."""
     loops = [_against_trl(shape, title) for shape, title in _LOOPS.items() if read(f"loop-{shape}") is not None]
-    parts = loops or ["Not measured yet: `python bench/loop.py` does.\n"]
+    parts = loops or ["Not measured yet; run `python bench/loop.py`.\n"]
     return "\n".join([*parts, _overlap(), _swaps()])
 
 
@@ -41,7 +41,7 @@ def _against_trl(shape: str, title: str) -> str:
 def _overlap() -> str:
     result = read("overlap-smollm2-10-layers") or read("overlap-tiny")
     if result is None:
-        return "Not measured yet: `python bench/overlap.py` does.\n"
+        return "Not measured yet; run `python bench/overlap.py`.\n"
     seconds = result["seconds"]
     rows = [
         ["sampler alone, s", "trainer alone, s", "overlapped, s", "of the slower"],
@@ -62,14 +62,14 @@ def _overlap() -> str:
 def _swaps() -> str:
     result = read("swap")
     if result is None:
-        return "Not measured yet: `python bench/swap.py` does.\n"
+        return "Not measured yet; run `python bench/swap.py`.\n"
     speeds = list(result["cases"][0]["machine_seconds"])
     rows = [["weights", "MB", *(f"{stage}, s" for stage in _STAGES), *(f"{speed}, s" for speed in speeds)]]
     rows.append(["---", *["--:"] * (len(rows[0]) - 1)])
     rows += [_swap(case, speeds) for case in result["cases"]]
     return (
-        "A new version, from the trainer's memory until the vLLM engine was seen to compute with it; the last columns "
-        "are what this machine takes for as many bytes alone. *Swapped* is the time in which nothing is sampled.\n\n"
+        "A new version, from the trainer's memory until the read-back of the vLLM engine; the last columns are this "
+        "machine's times for the same number of bytes alone. *Swapped* is the time without sampling.\n\n"
         f"{table(rows)}\n{measured_on(result, 'python bench/swap.py')}\n"
     )
 

@@ -1,19 +1,19 @@
-"""How well the mixture of clients ranks, and what useless, broken and hostile clients do to it."""
+"""Tables on the mixture of clients: ranking accuracy, and the effect of useless, broken and hostile clients."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from quality.tables import markdown, trained
+from quality.tables import label, markdown, trained
 
 from tables.results import read, table
 
 _KEPT_S = 10.0
-"""A stage that takes less found its files there already."""
+"""Seconds below which a stage counts as skipped, because its files existed."""
 
 
 def experiment() -> str:
-    """The answers of ``bench/quality``, of the largest size that was run, as Markdown."""
+    """Format the results of ``bench/quality``, of the largest size that was run, as Markdown."""
     for name in ("quality-full", "quality-quick"):
         result = read(name)
         if result is not None:
@@ -26,31 +26,31 @@ def experiment() -> str:
                 result["policies"] = more["policies"]
                 made += f"The policies are of `{name}-policies.json`, commit {more['commit']}, {more['measured']}.\n"
             return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
-    return "Not measured yet: `make bench-quality` does.\n"
+    return "Not measured yet; run `make bench-quality`.\n"
 
 
 def _spent(seconds: dict[str, float]) -> str:
-    """How long it took, where nothing was there already."""
+    """Format the duration of the stages, if no stage was skipped."""
     stages = ("material", "training", "scoring")
     if not all(seconds[stage] > _KEPT_S for stage in stages):
         return ""
     rest = sum(spent for stage, spent in seconds.items() if stage not in stages)
-    told = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
-    return f", in {sum(seconds.values()) / 60:.0f} minutes ({told}, comparing {rest / 60:.1f})"
+    listed = ", ".join(f"{stage} {seconds[stage] / 60:.1f}" for stage in stages)
+    return f", in {sum(seconds.values()) / 60:.0f} minutes ({listed}, comparing {rest / 60:.1f})"
 
 
 def _closed_loop(experiment: str) -> str:
     name = experiment.replace("quality", "quality-grpo")
     result = read(name)
-    told = "Not run yet: `make bench-grpo` does.\n" if result is None else f"{trained(result)}\n"
-    return f"#### Policies trained by GRPO under the rewards of the best arms\n\n{told}"
+    text = "Not measured yet; run `make bench-grpo`.\n" if result is None else f"{trained(result)}\n"
+    return f"#### Policies trained by GRPO with the rewards of the best arms\n\n{text}"
 
 
 def quarantine() -> str:
-    """How often the test of usefulness errs, as Markdown."""
+    """Format the error rates of the test of usefulness as Markdown."""
     result = read("quarantine")
     if result is None:
-        return "Not measured yet: `python bench/quarantine.py` does.\n"
+        return "Not measured yet; run `python bench/quarantine.py`.\n"
     arrangements: dict[str, Any] = result["failed"]
     sizes = list(next(iter(next(iter(arrangements.values())).values())))
     rows = [
@@ -61,7 +61,7 @@ def quarantine() -> str:
         ],
         ["---", "---", *["--:"] * len(sizes)],
         *(
-            [arrangement, client, *(f"{100 * share:.0f} %" for share in shares.values())]
+            [arrangement, label(client), *(f"{100 * share:.0f} %" for share in shares.values())]
             for arrangement, clients in arrangements.items()
             for client, shares in clients.items()
         ),
@@ -71,10 +71,10 @@ def quarantine() -> str:
 
 
 def hostile() -> str:
-    """What hostile and broken clients do to the served router, as Markdown."""
+    """Format the effect of hostile and broken clients on the served router as Markdown."""
     result = read("hostile")
     if result is None:
-        return "Not measured yet: `python bench/hostile.py` does.\n"
+        return "Not measured yet; run `python bench/hostile.py`.\n"
     scenarios: dict[str, Any] = result["scenarios"]
     clean = scenarios["clean"]["ranking_accuracy"]
     rows = [
@@ -86,7 +86,7 @@ def hostile() -> str:
             "weight, %",
             "state",
             "groups lost",
-            "ms a call, median (95 %)",
+            "ms per call, median (95 %)",
         ],
         ["---", *["--:"] * 4, "---", "--:", "--:"],
     ]
@@ -105,9 +105,9 @@ def hostile() -> str:
             ]
         )
     plan = result["plan"]
-    told = (
+    text = (
         f"Accuracy: pairs within {plan['held_out']} held-out groups of 8 that the reward ranks as the truth does, "
         f"after {plan['refits']} refits with {plan['anchors']} fresh anchors each; weight: the largest of the "
         f"scenario's clients there. `python bench/hostile.py`, {result['measured']}, commit {result['commit']}."
     )
-    return f"{table(rows)}\n{told}\n"
+    return f"{table(rows)}\n{text}\n"

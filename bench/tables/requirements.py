@@ -17,9 +17,9 @@ def requirements() -> str:
     """CPU, memory, disk and GPUs of the demonstration and of two profiles of the chart, as Markdown."""
     demo, containers, images = read("demo-default"), read("containers"), read("images")
     if demo is None or containers is None or images is None:
-        return "Not measured yet: `bench/demo.py`, `bench/containers.py` and `bench/images.py` measure it.\n"
+        return "Not measured yet: run `bench/demo.py`, `bench/containers.py` and `bench/images.py`.\n"
     peak = max(run["peak_memory_gb"] for run in demo["arms"]["aligned"]["runs"])
-    asked, sizes = containers["tiny_profile_requests"], images["images"]
+    requested, sizes = containers["tiny_profile_requests"], images["images"]
     profile = yaml.safe_load(_GPU_PROFILE.read_text())
     rows = [
         ["installation", "CPU, cores", "memory", "disk", "GPU"],
@@ -33,8 +33,8 @@ def requirements() -> str:
         ],
         [
             "chart, [smallest profile](helm/mor/ci/tiny-cpu-values.yaml)",
-            f"{asked['cores']:.2f} requested",
-            f"{asked['memory_gib']:.1f} GiB requested",
+            f"{requested['cores']:.2f} requested",
+            f"{requested['memory_gib']:.1f} GiB requested",
             f"{sum(sizes[name]['gb'] for name in _CPU_IMAGES):.1f} GB of images",
             "none",
         ],

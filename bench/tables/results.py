@@ -1,4 +1,4 @@
-"""Results that were kept, and what every table is made of."""
+"""Stored results, and common parts of the tables."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def read(name: str) -> dict[str, Any] | None:
-    """A result by its name; None where it was not measured."""
+    """Read a result by its name; None if it was not measured."""
     file = RESULTS / f"{name}.json"
     return dict(json.loads(file.read_text())) if file.is_file() else None
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows, the second of which aligns the columns, as Markdown."""
+    """Format rows, the second of which aligns the columns, as Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def measured_on(result: dict[str, Any], command: str) -> str:
-    """When, where and by what a result was measured."""
+    """Describe when, where and by which command a result was measured."""
     machine = result["machine"]
     accelerator = f"one {machine['accelerator']} and " if machine.get("accelerator") else ""
     return (

@@ -1,4 +1,4 @@
-"""The trainer's half of a step: shared prompts against plain and against TRL, ways to share, ranks."""
+"""Tables on the trainer's part of a step: shared prompts against plain and TRL, ways to share, ranks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tables.results import measured_on, read, table
 _MODELS = {
     "smollm2-135m": "SmolLM2-135M's shape",
     "smollm2-10-layers": "SmolLM2-135M's shape with 10 of its 30 layers",
-    "qwen2.5-vl-3b": "the language model of Qwen2.5-VL-3B's shape with a small tower",
+    "qwen2.5-vl-3b": "the language model of Qwen2.5-VL-3B's shape with a small image encoder",
 }
 _ON_CPU = ("smollm2-135m", "smollm2-10-layers")
-"""Shapes that results are shown of."""
+"""Shapes with results on CPUs."""
 _ON_GPU = "qwen2.5-vl-3b"
-_PLOT = "How much faster a step is with shared prompts, by length of the prompt, for each group size, and its bound"
+_PLOT = "Speed-up of a step by shared prompts, by length of the prompt, for each group size, with its bound"
 
 
 def trainer() -> str:
-    """Shared prompts against plain and against TRL, and the ways to share, as Markdown."""
-    told = []
+    """Format shared prompts against plain and TRL, and the ways to share, as Markdown."""
+    listed = []
     for file, name, show in (
         ("shared_prompt", "shared-prompt", _shared),
         ("trainer_step", "trainer-step", _against_trl),
@@ -28,23 +28,23 @@ def trainer() -> str:
     ):
         command = f"python bench/{file}.py"
         found = [result for shape in _ON_CPU if (result := read(f"{name}-{shape}")) is not None]
-        told += [f"{show(result)}\n{_where(result, command)}\n" for result in found]
+        listed += [f"{show(result)}\n{_where(result, command)}\n" for result in found]
         if not found:
-            told.append(f"Not measured yet: `{command}` does.\n")
-    return "\n".join(told)
+            listed.append(f"Not measured yet; run `{command}`.\n")
+    return "\n".join(listed)
 
 
 def on_gpu() -> str:
-    """Shared prompts against plain and against TRL on a GPU, as Markdown."""
-    told = []
+    """Format shared prompts against plain and TRL on a GPU as Markdown."""
+    listed = []
     for file, name, show in (
         ("shared_prompt", "shared-prompt", _shared_on_gpu),
         ("trainer_step", "trainer-step", _against_trl),
     ):
         result = read(f"{name}-{_ON_GPU}-cuda")
         assert result is not None, f"bench/results has {name} for this page"
-        told.append(f"{show(result)}\n{_where(result, f'python bench/{file}.py --device cuda')}\n")
-    return "\n".join(told)
+        listed.append(f"{show(result)}\n{_where(result, f'python bench/{file}.py --device cuda')}\n")
+    return "\n".join(listed)
 
 
 def _shared_on_gpu(result: dict[str, Any]) -> str:
@@ -141,7 +141,7 @@ def _arrangements(result: dict[str, Any]) -> str:
     ]
     title = (
         f"Ways to share a prompt: forward and backward pass of the language model, groups: {result['groups']}, "
-        f"{result['size']} responses each; `packed` is what the trainer does."
+        f"{result['size']} responses each; the trainer uses `packed`."
     )
     return f"{title}\n\n{table(rows)}"
 
@@ -166,7 +166,7 @@ def _ranks(result: dict[str, Any]) -> str:
         f"A process of two threads against two ranks of one thread each: the update of a step of {result['groups']} "
         f"prompts of {result['prompt']} tokens x {result['size']} responses of {result['response']} tokens. "
         "Differences: the largest of a step's loss, relative to the largest loss, and the norm of that of the trained "
-        "weights after the last step, relative to theirs. Gathering: what the published tensors take to come together."
+        "weights after the last step, relative to theirs. Gathering: the time to collect the published tensors."
     )
     return f"{title}\n\n{table(rows)}"
 

@@ -1,1 +1,1 @@
-"""What the generated parts of the documentation are made of."""
+"""Generators of pages and of parts of pages."""

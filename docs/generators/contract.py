@@ -1,4 +1,4 @@
-"""The table of clauses in docs/reward-contract.md from the checks of ``mor-reward conformance``."""
+"""Table of clauses in docs/reward-contract.md, generated from the checks of ``mor-reward conformance``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from mor_reward.conformance.checks import CHECKS
 
 
 def clauses() -> str:
-    """Name and clause of every check as a Markdown table."""
+    """Return name and clause of every check as a Markdown table."""
     rows = (f"| `{name}` | {clause(check)} |\n" for name, check in CHECKS.items())
     return "| check | clause |\n|---|---|\n" + "".join(rows)

@@ -1,4 +1,4 @@
-"""docs/metrics.md from the metrics that each service registers."""
+"""docs/metrics.md, generated from the metrics that each service registers."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ SERVICES: dict[str, ModuleType] = {
 _SUFFIX = {"counter": "_total"}
 _HEAD = """# Metrics
 
-What each service says at `/metrics`, for Prometheus; the trainer's process of run control speaks for the training
-processes too. Names end in their unit: seconds, bytes, nats, logits, ratio (0 to 1), tokens, updates. A histogram has
+The Prometheus metrics of each service at `/metrics`; the page of run control includes those of the training
+processes. Names end in their unit: seconds, bytes, nats, logits, ratio (0 to 1), tokens, updates. A histogram has
 `_bucket`, `_sum` and `_count`, a summary `_sum` and `_count`: its mean is `rate(…_sum[5m]) / rate(…_count[5m])`. Labels
-are bounded: client names, run names and fixed words; a run's series end with it, a client's with its enrolment. Python
-and process metrics (`python_…`, `process_…`) come beside these. What to be alerted on is in [runbooks](runbooks.md).
+are bounded: client names, run names and fixed words; a run's series end with the run, a client's with its enrolment.
+Python and process metrics (`python_…`, `process_…`) are exported too. [Runbooks](runbooks.md) lists the alerts.
 
-This page is made by `python docs/generate.py` from the code; a test fails when it is out of date.
+`python docs/generate.py` writes this page from the code; a test fails when it is out of date.
 """
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     return _HEAD + "".join(_section(service, module) for service, module in SERVICES.items())
 
 
 def names() -> dict[str, str]:
-    """Kind of every metric by its full name."""
+    """Return the kind of every metric by its full name."""
     found = [one for module in SERVICES.values() for one in _metrics(module)]
     return {metric.name + _SUFFIX.get(metric.type, ""): metric.type for metric, _ in found}
 
@@ -48,11 +48,11 @@ def _section(service: str, module: ModuleType) -> str:
         f"| {metric.documentation.rstrip('.')} |\n"
         for metric, labels in _metrics(module)
     ]
-    return f"\n## {service}\n\n| metric | kind | labels | what |\n|---|---|---|---|\n{''.join(rows)}"
+    return f"\n## {service}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|\n{''.join(rows)}"
 
 
 def _metrics(module: ModuleType) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """Family and label names of every metric that is a value of the module, or in a dictionary that is one."""
+    """Yield family and label names of every metric in the module's values, or in a dictionary among them."""
     for value in vars(module).values():
         for metric in value.values() if isinstance(value, dict) else (value,):
             if isinstance(metric, MetricWrapperBase):

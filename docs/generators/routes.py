@@ -1,4 +1,4 @@
-"""docs/routes.md from the HTTP services."""
+"""docs/routes.md, generated from the HTTP services."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from mor_trainer.config import ControlSettings
 _HEAD = """# Routes
 
 Every HTTP route of every service. `/docs` of a running service is its OpenAPI page, with all fields and examples.
-Errors are `application/problem+json` (RFC 9457) and say what to do. What the routes are for:
-[status of a run](status.md), [objectives](objectives.md), [clients](client-lifecycle.md),
+Errors are `application/problem+json` (RFC 9457) with a remedy. These pages explain the routes:
+[status of a run](status.md), [objectives](objectives.md), [client lifecycle](client-lifecycle.md),
 [the reward contract](reward-contract.md).
 
-This page is made by `python docs/generate.py` from the code; a test fails when it is out of date.
+`python docs/generate.py` writes this page from the code; a test fails when it is out of date.
 """
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "scorer.py").write_text("def score(messages, responses, images): return [0.0 for _ in responses]\n")
@@ -50,7 +50,7 @@ def page() -> str:
 
 def _section(title: str, app: FastAPI, belongs: Callable[[APIRoute], bool]) -> str:
     rows = [_row(route) for route in app.routes if isinstance(route, APIRoute) and _is_api(route) and belongs(route)]
-    return f"\n## {title}\n\n| route | what |\n|---|---|\n{''.join(rows)}"
+    return f"\n## {title}\n\n| route | purpose |\n|---|---|\n{''.join(rows)}"
 
 
 def _is_api(route: object) -> bool:

@@ -1,4 +1,4 @@
-"""docs/settings.md from the settings classes."""
+"""docs/settings.md, generated from the settings classes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PROCESSES: dict[str, type[Settings]] = {
 }
 _HEAD = f"""# Settings
 
-Every setting is an environment variable with the prefix `{PREFIX}`. This page is made by `python docs/generate.py` from
-the classes in each service's `config.py`; a test fails when it is out of date. Traces are set by OpenTelemetry's own
-variables ([observing](observability.md#traces)).
+Every setting is an environment variable with the prefix `{PREFIX}`. `python docs/generate.py` writes this page from the
+classes in each service's `config.py`; a test fails when it is out of date. OpenTelemetry's own variables configure
+traces ([observability](observability.md#traces)).
 """
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     return _HEAD + "".join(_section(command, settings) for command, settings in PROCESSES.items())
 
 

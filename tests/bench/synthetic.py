@@ -1,15 +1,15 @@
-"""A score matrix whose truth is known: specialists that know one kind of input each, and some who know nothing."""
+"""Synthetic scores with known truth: specialists for one kind of input each, and random clients."""
 
 from __future__ import annotations
 
 import numpy as np
-from quality.scored import Anchors, Groups
+from quality.group_scores import AnchorPairs, GroupScores
 
 SKILLS = ("a/one", "a/two", "b/one", "b/two")
 
 
-def groups(count: int, seed: int, size: int = 2, misled: float = -0.5) -> Groups:
-    """Client k knows skill k and has it backwards elsewhere by ``misled``; the last two are coins.
+def groups(count: int, seed: int, size: int = 2, misled: float = -0.5) -> GroupScores:
+    """Make scores: client k knows skill k and is wrong elsewhere by ``misled``; the last two are random.
 
     The first response of a group is the best by one logit, the second the next, and so on.
     """
@@ -20,8 +20,8 @@ def groups(count: int, seed: int, size: int = 2, misled: float = -0.5) -> Groups
     known = np.where(np.arange(len(SKILLS)) == skill[:, None], 2.0, misled)
     scores = known[:, :, None] * truth + 0.7 * random.normal(size=(count, len(SKILLS), size))
     coins = random.normal(size=(count, 2, size))
-    return Groups(inputs, np.concatenate([scores, coins], axis=1), tuple(SKILLS[k] for k in skill))
+    return GroupScores(inputs, np.concatenate([scores, coins], axis=1), tuple(SKILLS[k] for k in skill))
 
 
-def anchors(count: int = 64, seed: int = 0) -> Anchors:
-    return Anchors(groups(count, seed))
+def anchors(count: int = 64, seed: int = 0) -> AnchorPairs:
+    return AnchorPairs(groups(count, seed))

@@ -1,4 +1,4 @@
-"""Every arm on a population whose truth is known."""
+"""Every arm on a population with known truth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mor_router.mathematics.mixture import fit_mixture
 from quality.arms import Arm, MixtureOfRewards, Oracle, OtherModel, UniformRaw, ablations, baselines
 from quality.arms.mixture import serve
 from quality.arms.stacking import regress
-from quality.scored import Anchors, agreement
+from quality.group_scores import AnchorPairs, agreement
 
 from tests.bench.synthetic import anchors, groups
 
@@ -18,12 +18,12 @@ HELD_OUT = groups(800, seed=1)
 ARMS = [*baselines(), MixtureOfRewards(), *ablations(), Oracle(HELD_OUT)]
 
 
-def accuracy(arm: Arm, fitted_on: Anchors | None = None) -> float:
+def accuracy(arm: Arm, fitted_on: AnchorPairs | None = None) -> float:
     return float(agreement(arm.fit(fitted_on or anchors())(HELD_OUT)).mean())
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.title)
-def test_an_arm_gives_each_response_a_finite_reward_whatever_the_size_of_a_group(arm: Arm) -> None:
+def test_an_arm_gives_each_response_a_finite_reward_for_any_group_size(arm: Arm) -> None:
     live = groups(12, seed=2, size=5)
     rewards = arm.fit(anchors())(live)
     assert rewards.shape == (12, 5)
@@ -38,7 +38,7 @@ def test_an_arm_does_not_depend_on_the_order_of_the_held_out_groups(arm: Arm) ->
     np.testing.assert_allclose(score(HELD_OUT)[order], score(HELD_OUT.take(order)))
 
 
-def test_choosing_by_input_finds_the_specialists_and_one_client_for_all_does_not() -> None:
+def test_choice_by_input_finds_the_specialists_and_one_client_for_all_does_not() -> None:
     chosen = {arm.title: accuracy(arm) for arm in ARMS}
     best = chosen["oracle (best client per sub-skill)"]
     assert best > 0.9
@@ -50,7 +50,7 @@ def test_choosing_by_input_finds_the_specialists_and_one_client_for_all_does_not
     assert chosen["no regions: global instead of regional slopes"] < chosen["MoR"] - 0.1
 
 
-def test_mor_is_what_the_router_serves_group_by_group() -> None:
+def test_mor_equals_the_routers_rewards_group_by_group() -> None:
     pairs, live = anchors().pairs, groups(30, seed=3, size=6)
     clients = [f"client {k}" for k in range(pairs.scores.shape[1])]
     mixture, _ = fit_mixture(clients, pairs.inputs, pairs.scores, entropy_floor=0.1)
@@ -83,7 +83,7 @@ def test_stacking_finds_the_minimum_of_its_loss() -> None:
 def test_other_models_and_the_raw_mean_need_no_anchors() -> None:
     live = groups(8, seed=4)
     own = {"central": np.arange(16.0).reshape(8, 2)}
-    nothing = Anchors(live.take(np.zeros(8, dtype=bool)))
+    nothing = AnchorPairs(live.take(np.zeros(8, dtype=bool)))
     model = OtherModel("central", "centralised")
     seen = live.__class__(live.inputs, live.scores, live.skills, own)
     np.testing.assert_array_equal(model.fit(nothing)(seen), own["central"])

@@ -1,4 +1,4 @@
-"""Which arms train a policy, and what is told of the policies."""
+"""Selection of the arms that train a policy, and their rewards in the router's place."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mor_core.blobs import Blobs
 from mor_core.streams import Streams, announce, withdraw
 from mor_core.tasks import stop
 from mor_reward.backbones import DualEncoderConfig
-from mor_reward.progress import Silent
-from mor_reward.train_config import Recipe
-from mor_reward.training import Job, train
+from mor_reward.progress import NoProgress
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, train
 from quality.arm_rewards import ArmRewards
 from quality.arms import baselines
 from quality.evidence import REFERENCE
+from quality.group_scores import GroupScores, Rewards
 from quality.grpo import best_arms
-from quality.scored import Groups, Rewards
 from redis.asyncio import Redis
 
 from tests.reward import reward_kit as kit
@@ -32,7 +32,7 @@ def curve(value: float) -> dict[str, Any]:
     return {"kl": [0.5, 1.0], "correct": [0.9, value]}
 
 
-def test_the_arms_are_mor_and_those_that_lead_furthest_at_one_nat() -> None:
+def test_the_arms_are_mor_and_the_best_at_one_nat() -> None:
     titles = [arm.title for arm in baselines()]
     curves = {title: curve(0.1) for title in titles} | {REFERENCE: curve(0.3)}
     curves |= {titles[3]: curve(0.4), titles[7]: curve(0.2), titles[1]: {"kl": [0.5], "correct": [0.9]}}
@@ -40,16 +40,16 @@ def test_the_arms_are_mor_and_those_that_lead_furthest_at_one_nat() -> None:
     assert [arm.title for arm in found] == [REFERENCE, titles[3], titles[7]]
 
 
-async def test_an_arm_stands_in_the_routers_place(redis: Redis, redis_url: str, run_name: str, tmp_path: Path) -> None:
+async def test_an_arm_replaces_the_router(redis: Redis, redis_url: str, run_name: str, tmp_path: Path) -> None:
     text, vision = kit.build_text_encoder(tmp_path / "text"), kit.build_vision_encoder(tmp_path / "vision")
     config = DualEncoderConfig(vision=str(vision), text=str(text), image_size=64, width=32, max_length=32, max_images=2)
     prefs = kit.write_colour_preferences(tmp_path / "data", 20)
     models = [tmp_path / name for name in ("one", "two")]
     for seed, model in enumerate(models):
-        train(Job(prefs, model, model.name, "shapes", config, Recipe(epochs=1, seed=seed)), Silent())
-    seen: list[Groups] = []
+        train(TrainingJob(prefs, model, model.name, "shapes", config, TrainConfig(epochs=1, seed=seed)), NoProgress())
+    seen: list[GroupScores] = []
 
-    def last_client(groups: Groups) -> Rewards:
+    def last_client(groups: GroupScores) -> Rewards:
         seen.append(groups)
         return groups.scores[:, -1]
 

@@ -1,4 +1,4 @@
-"""The KL-regularised optimum on samples, against its definition."""
+"""KL-regularised optimum on samples, against its definition."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_optimum_hits_the_wanted_divergence_in_any_unit_of_reward() -> None:
     assert one.gold > 0
 
 
-def test_a_reward_that_tells_nothing_apart_cannot_reach_a_divergence() -> None:
+def test_a_constant_reward_cannot_reach_a_divergence() -> None:
     assert penalty(np.ones((3, 8)), 0.5) is None
     assert penalty(REWARDS, 4.0) is None, "log 32 nats is the most that 32 samples allow"
 

@@ -1,4 +1,4 @@
-"""The experiment's questions and their tables, on scores whose truth is known."""
+"""Questions of the experiment and their tables, on scores with known truth."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from quality import plots, tables
-from quality.evidence import OTHERS, Evidence
-from quality.questions import clients, growth, joining, objectives, policies, ranking
-from quality.scored import Anchors, Groups
+from quality.evidence import OTHERS, ExperimentData
+from quality.group_scores import AnchorPairs, GroupScores
+from quality.questions import clients, objectives, onboarding, policies, ranking, scaling
 from quality.supervised import Tuned
 
 from tests.bench import synthetic
@@ -17,29 +17,29 @@ from tests.bench import synthetic
 SKILLS = ("detail/list", "medical/side", "chart/bar")
 
 
-def groups(count: int, seed: int, size: int = 2) -> Groups:
-    """The synthetic population under the names of three of the experiment's skills."""
+def groups(count: int, seed: int, size: int = 2) -> GroupScores:
+    """Make the synthetic population under the names of three of the experiment's skills."""
     made = synthetic.groups(count * 4 // 3, seed, size)
     known = made.take(np.array([skill != synthetic.SKILLS[3] for skill in made.skills]))
     names = dict(zip(synthetic.SKILLS, SKILLS, strict=False))
     others = {name: known.scores.mean(axis=1) for name in OTHERS}
-    return Groups(known.inputs, known.scores, tuple(names[skill] for skill in known.skills), others)
+    return GroupScores(known.inputs, known.scores, tuple(names[skill] for skill in known.skills), others)
 
 
 @pytest.fixture(scope="module")
-def evidence() -> Evidence:
+def evidence() -> ExperimentData:
     sampled = groups(30, seed=5, size=16)
     gold = np.tile(1.0 - np.arange(16), (len(sampled), 1))
     styled, held_out = groups(90, seed=6), groups(150, seed=7)
-    return Evidence(
+    return ExperimentData(
         clients=tuple("abcdef"),
-        pool=Anchors(groups(300, seed=1)),
+        pool=AnchorPairs(groups(300, seed=1)),
         held_out=groups(300, seed=2),
         pictures=tuple(str(n // 2) for n in range(300)),
         sampled=sampled,
         truth={"correct": (gold > -8).astype(float), "taste": gold},
         supervised=Tuned(kl=0.5, correct=0.6),
-        styled=Anchors(styled),
+        styled=AnchorPairs(styled),
         styled_held_out=held_out,
         agrees=(np.arange(len(styled)) % 3 == 0, np.arange(len(held_out)) % 3 == 0),
         wire={"from the client, a group": 200.0},
@@ -48,13 +48,13 @@ def evidence() -> Evidence:
     )
 
 
-def test_each_client_is_best_at_what_it_knows(evidence: Evidence) -> None:
+def test_each_client_is_best_at_what_it_knows(evidence: ExperimentData) -> None:
     found = clients(evidence)
     for client, skill in zip("abc", SKILLS, strict=True):
         assert max(found, key=lambda name: found[name][skill]) == client
 
 
-def test_the_ranking_names_every_arm_once_and_puts_mor_before_one_client_for_all(evidence: Evidence) -> None:
+def test_the_ranking_names_every_arm_once_and_puts_mor_before_one_client_for_all(evidence: ExperimentData) -> None:
     found = ranking(evidence)["64"]
     assert set(OTHERS.values()) < set(found)
     assert found["MoR"]["behind"]["mean"] == 0
@@ -62,7 +62,9 @@ def test_the_ranking_names_every_arm_once_and_puts_mor_before_one_client_for_all
     assert tables.standings(found).count("\n") == len(found) + 1
 
 
-def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(evidence: Evidence, tmp_path: Path) -> None:
+def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(
+    evidence: ExperimentData, tmp_path: Path
+) -> None:
     found = policies(evidence)
     for part in found["by anchors"].values():
         at = {arm: dict(zip(curve["kl"], curve["taste"], strict=True)) for arm, curve in part["curves"].items()}
@@ -73,7 +75,7 @@ def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(evidence
     assert (tmp_path / "quality-test-policies.svg").stat().st_size > 1000
 
 
-def test_the_wrong_objective_ranks_what_it_disagrees_with_the_other_way(evidence: Evidence) -> None:
+def test_the_wrong_objective_reverses_the_pairs_of_disagreement(evidence: ExperimentData) -> None:
     found = objectives(evidence)
     assert list(found) == ["64", "90"]
     for part in found.values():
@@ -83,15 +85,15 @@ def test_the_wrong_objective_ranks_what_it_disagrees_with_the_other_way(evidence
     assert tables.objectives(found).count("\n") == len(found["64"]) + 1
 
 
-def test_a_newcomer_is_worth_nearly_as_much_as_after_a_refit(evidence: Evidence) -> None:
-    found = joining(evidence)
+def test_onboarding_is_nearly_as_accurate_as_a_refit(evidence: ExperimentData) -> None:
+    found = onboarding(evidence)
     assert found["without"]["own"] + 5 < found["joined"]["own"]
     assert abs(found["joined"]["all"] - found["refit"]["all"]) < 2
-    assert tables.joining(found).count("\n") == 4
+    assert tables.onboarding(found).count("\n") == 4
 
 
-def test_calls_do_not_grow_with_the_number_of_clients(evidence: Evidence) -> None:
-    found = growth(evidence, (6, 24))
+def test_calls_do_not_grow_with_the_number_of_clients(evidence: ExperimentData) -> None:
+    found = scaling(evidence, (6, 24))
     assert [row["calls"] for row in found.values()] == [6, 8]
     assert all(row["called"] > row["all"] - 3 for row in found.values())
-    assert tables.growth(found).count("\n") == 3
+    assert tables.scaling(found).count("\n") == 3

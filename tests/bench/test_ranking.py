@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from quality.arms import MixtureOfRewards, UniformRaw
+from quality.group_scores import AnchorPairs, agreement
 from quality.ranking import draw, judge, standings
-from quality.scored import Anchors, agreement
 
 from tests.bench.synthetic import anchors, groups
 
@@ -29,7 +29,7 @@ def test_an_interval_covers_the_truth_and_narrows_with_more_pictures() -> None:
     assert narrow_high - narrow_low < 0.5 * (high - low)
 
 
-def test_pairs_of_one_picture_count_as_one_witness() -> None:
+def test_pairs_of_one_picture_are_resampled_together() -> None:
     one = {"mor": np.repeat(coins(0.8, draws=1, pairs=100), 10, axis=1), "other": np.full((1, 1000), 0.5)}
     domains = ["a"] * 1000
     together = standings(one, "mor", domains, np.repeat(np.arange(100), 10).tolist())["other"].behind
@@ -59,7 +59,7 @@ def test_a_draw_has_the_wanted_share_of_each_domain_and_no_anchor_twice() -> Non
 
 
 def test_judging_fits_on_each_draw() -> None:
-    draws: list[Anchors] = [anchors(seed=seed) for seed in (0, 1)]
+    draws: list[AnchorPairs] = [anchors(seed=seed) for seed in (0, 1)]
     held_out = groups(200, seed=9)
     right = judge(MixtureOfRewards(), draws, held_out)
     assert right.shape == (2, 200)

@@ -1,4 +1,4 @@
-"""An installation that all tests of the folder share; each test makes runs, clients and objectives of its own."""
+"""Installation shared by all tests of the folder; each test creates runs, clients and objectives of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def endpoints() -> Iterator[Endpoints]:
 
 @pytest.fixture(scope="session")
 def spec_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's specification as people write it."""
+    """Write a run's specification as users do."""
     folder = tmp_path_factory.mktemp("spec")
     model, prompts = build_tiny_vlm(folder / "model"), write_prompts(folder, 4)
     file = folder / "run.toml"

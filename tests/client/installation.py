@@ -1,4 +1,4 @@
-"""Run control and router as users reach them: the real apps on real sockets, with a configuration file for ``mor``."""
+"""Installation for tests: run control and router on real sockets, with a configuration file for ``mor``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOKENS = {scope: f"{scope}-token-of-the-installation" for scope in ("admin", "se
 
 @contextmanager
 def served(service: FastAPI) -> Iterator[str]:
-    """The address of an app on a thread of its own."""
+    """Serve an app on a thread of its own and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(service, log_config=None, timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -56,7 +56,7 @@ class Installation:
         self.use("admin")
 
     def use(self, scope: str) -> None:
-        """From now on the command has a token of this scope."""
+        """Give the command a token of this scope."""
         secret = self.folder / f"{scope}.token"
         secret.touch(mode=0o600)
         secret.write_text(TOKENS[scope] + "\n")
@@ -71,7 +71,7 @@ class Installation:
         )
 
     def ok(self, *arguments: str) -> str:
-        """Standard output of a command that does its work."""
+        """Run a command that must succeed and return its standard output."""
         result = self.mor(*arguments)
         assert result.exit_code == 0, (arguments, result.output, result.exception)
         return result.stdout
@@ -82,7 +82,7 @@ class Installation:
 
 @contextmanager
 def installation(folder: Path, redis_url: str) -> Iterator[Installation]:
-    """The services log to a file: their standard output is the command's too."""
+    """Send the services' logs to a file, because they share standard output with the command."""
     with (folder / "services.log").open("w") as log:
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
         with _services(folder, redis_url) as running:

@@ -1,4 +1,4 @@
-"""The command as people type it, against run control and router as they are served."""
+"""Command line ``mor`` against real run control and router."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from mor_client.commands.common import complete
-from mor_client.exit_codes import Exit
+from mor_client.exit_codes import ExitCode
 from mor_core.settings import StreamSettings
 from mor_core.streams import Streams, connect
 from mor_core.wire import EventRecord
@@ -27,7 +27,7 @@ from tests.router.planted import jsonl, rows
 SERVICE = {"Authorization": f"Bearer {TOKENS['service']}"}
 
 
-Told = tuple[str, int, dict[str, Any]]
+SentEvent = tuple[str, int, dict[str, Any]]
 """Kind, step and data of an event."""
 
 
@@ -35,8 +35,8 @@ def create(mor: Installation, spec_file: Path) -> str:
     return mor.ok("run", "create", str(spec_file)).strip()
 
 
-def work(mor: Installation, run: str, *events: Told, end: str | None = None, pause_s: float = 0.0) -> None:
-    """What a training process tells: claim ``run``, send ``events``, report how it ended."""
+def work(mor: Installation, run: str, *events: SentEvent, end: str | None = None, pause_s: float = 0.0) -> None:
+    """Act as a training process: claim ``run``, send ``events``, report the end."""
     about = httpx.get(f"{mor.control}/v1/runs/{run}", headers=SERVICE).json()
     with httpx.Client(base_url=mor.control, headers=SERVICE, timeout=20) as http:
         if about["state"] == "queued":
@@ -44,7 +44,7 @@ def work(mor: Installation, run: str, *events: Told, end: str | None = None, pau
             assert claim.json()["run"] == run
             time.sleep(pause_s)
         for sequence, (kind, step, data) in enumerate(events, 1):
-            asyncio.run(tell(mor, run, sequence, kind, step, data))
+            asyncio.run(send_event(mor, run, sequence, kind, step, data))
         beat = {"attempt": 1, "state": "running"}
         seen = 0
         while seen < len(events):
@@ -53,7 +53,7 @@ def work(mor: Installation, run: str, *events: Told, end: str | None = None, pau
             http.post(f"/v1/runs/{run}/heartbeat", json={"attempt": 1, "state": end, "final": "/models/aligned"})
 
 
-async def tell(mor: Installation, run: str, sequence: int, kind: Any, step: int, data: dict[str, Any]) -> None:
+async def send_event(mor: Installation, run: str, sequence: int, kind: Any, step: int, data: dict[str, Any]) -> None:
     redis = connect(StreamSettings(redis_url=SecretStr(mor.redis_url)))
     record = EventRecord(
         run=run, group_id=event_id(1, sequence), stamps={"trainer": 1e9}, kind=kind, step=step, data=data
@@ -62,7 +62,7 @@ async def tell(mor: Installation, run: str, sequence: int, kind: Any, step: int,
     await redis.aclose()
 
 
-def step(number: int, reward: float) -> Told:
+def step(number: int, reward: float) -> SentEvent:
     clients = {"clinic": {"reward_mean": reward, "weight": 1.0, "failures": {}}}
     return "step", number, {"reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients}
 
@@ -85,7 +85,7 @@ def test_a_run_from_creation_to_its_end(mor: Installation, spec_file: Path) -> N
     assert "2 of 2" in shown and "/models/aligned" in shown and "clinic" in shown
     assert mor.ok("run", "watch", run).strip() == "/models/aligned"
     stopped = mor.mor("run", "stop", run)
-    assert stopped.exit_code == Exit.conflict
+    assert stopped.exit_code == ExitCode.conflict
 
 
 def test_fields_of_a_run_on_the_command_line(mor: Installation, spec_file: Path) -> None:
@@ -94,7 +94,7 @@ def test_fields_of_a_run_on_the_command_line(mor: Installation, spec_file: Path)
     assert (spec["name"], spec["optimiser"]["lr"], spec["steps"]) == ("second", 4e-5, 2)
     mor.ok("run", "stop", made["id"])
     watched = mor.mor("run", "watch", made["id"])
-    assert watched.exit_code == Exit.run_failed
+    assert watched.exit_code == ExitCode.run_failed
 
 
 def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     assert [version["version"] for version in mor.json("objective", "versions", "helpful")] == [
         first["version"], first["version"] + 1,
     ]  # fmt: skip
-    assert "in force" in listed
+    assert "active" in listed
     assert mor.json("objective", "rollback", "helpful")["active"] == first["version"]
     assert mor.json("objective", "show", "helpful")["paraphrases"] == ["Be of help."]
     shown = mor.json("client", "show", "clinic")
@@ -127,8 +127,10 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     mor.ok("client", "rotate", "clinic", "--secret-file", str(secret), "--page-token-file", str(page))
     own = {"Authorization": f"Bearer {page.read_text()}"}
     assert httpx.get(f"{mor.router}/v1/clients/clinic", headers=own).status_code == 200
-    assert httpx.get(f"{mor.control}/v1/runs", headers=own).status_code == 200, "run control asks the router who it is"
-    assert mor.mor("client", "remove", "clinic").exit_code == 1, "it asks first"
+    assert httpx.get(f"{mor.control}/v1/runs", headers=own).status_code == 200, (
+        "run control resolves the token at the router"
+    )
+    assert mor.mor("client", "remove", "clinic").exit_code == 1, "it needs confirmation"
     mor.ok("client", "remove", "clinic", "--yes")
     assert mor.json("client", "list") == []
 
@@ -144,9 +146,9 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
     assert (alert["count"], alert["reason"], alert["webhook"]) == (2, "still none", "off")
     assert mor.json("alert", "acknowledge", str(alert["id"]), "--note", "gone")["acknowledged_by"] == "admin"
     assert mor.json("alert", "list", "--run", run) == []
-    assert mor.mor("dead", "replay", run).exit_code == Exit.usage
-    (asked,) = mor.json("dead", "replay", run, str(found[0]["id"]))
-    assert asked["replay"] == "asked"
+    assert mor.mor("dead", "replay", run).exit_code == ExitCode.usage
+    (replayed,) = mor.json("dead", "replay", run, str(found[0]["id"]))
+    assert replayed["replay"] == "asked"
     assert len(mor.json("dead", "replay", run, "--all")) == 1
     beat = {"attempt": 1, "state": "running"}
     reply = httpx.post(f"{mor.control}/v1/runs/{run}/heartbeat", json=beat, headers=SERVICE).json()
@@ -154,39 +156,43 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "told"),
+    ("arguments", "status", "message"),
     [
-        (("run", "show", "nope"), Exit.not_found, "no run 'nope'; GET /v1/runs lists them"),
-        (("run", "create", "/nowhere.toml"), Exit.usage, "/nowhere.toml: No such file"),
-        (("run", "create", "--set", "name"), Exit.usage, "write it as name=value"),
-        (("run", "create", "--set", "name=x"), Exit.usage, "model: Field required"),
-        (("run", "create", "--set", "name=x", "--set", "model=/m", "--set", "prompts=/p"), Exit.refused, "no folder"),
-        (("client", "enrol", "x", "--url", "http://x", "--secret-file", "/none"), Exit.usage, "makes one"),
-        (("objective", "fit", "nope"), Exit.not_found, "POST /v1/objectives creates one"),
-        (("objective", "anchors", "nope", "/none.jsonl"), Exit.usage, "/none.jsonl"),
-        (("dead", "list", "nope"), Exit.not_found, "no run"),
-        (("alert", "acknowledge", "999"), Exit.not_found, "no alert 999"),
+        (("run", "show", "nope"), ExitCode.not_found, "no run 'nope'; GET /v1/runs lists them"),
+        (("run", "create", "/nowhere.toml"), ExitCode.usage, "/nowhere.toml: No such file"),
+        (("run", "create", "--set", "name"), ExitCode.usage, "write it as name=value"),
+        (("run", "create", "--set", "name=x"), ExitCode.usage, "model: Field required"),
+        (
+            ("run", "create", "--set", "name=x", "--set", "model=/m", "--set", "prompts=/p"),
+            ExitCode.refused,
+            "no folder",
+        ),
+        (("client", "enrol", "x", "--url", "http://x", "--secret-file", "/none"), ExitCode.usage, "creates one"),
+        (("objective", "fit", "nope"), ExitCode.not_found, "POST /v1/objectives creates one"),
+        (("objective", "anchors", "nope", "/none.jsonl"), ExitCode.usage, "/none.jsonl"),
+        (("dead", "list", "nope"), ExitCode.not_found, "no run"),
+        (("alert", "acknowledge", "999"), ExitCode.not_found, "no alert 999"),
     ],
 )
-def test_errors_tell_the_cure_and_end_with_a_status_of_their_own(
-    mor: Installation, arguments: tuple[str, ...], status: Exit, told: str
+def test_errors_have_a_cure_and_an_exit_status(
+    mor: Installation, arguments: tuple[str, ...], status: ExitCode, message: str
 ) -> None:
     result = mor.mor(*arguments)
-    assert (result.exit_code, told in result.stderr.replace("\n", " ")) == (status, True), result.output
+    assert (result.exit_code, message in result.stderr.replace("\n", " ")) == (status, True), result.output
     as_json = mor.mor(*arguments, "--json")
     assert as_json.exit_code == status
-    assert told in json.loads(as_json.stderr)["error"]["detail"]
+    assert message in json.loads(as_json.stderr)["error"]["detail"]
 
 
-def test_tokens_and_addresses_that_do_not_work(mor: Installation) -> None:
+def test_invalid_tokens_and_addresses_are_errors(mor: Installation) -> None:
     mor.use("viewer")
     assert mor.mor("run", "list").exit_code == 0
     refused = mor.mor("run", "stop", "x")
-    assert refused.exit_code == Exit.not_allowed
+    assert refused.exit_code == ExitCode.not_allowed
     assert "has scope viewer" in refused.stderr
-    assert mor.mor("run", "list", MOR_TOKEN_FILE="/none").exit_code == Exit.usage
+    assert mor.mor("run", "list", MOR_TOKEN_FILE="/none").exit_code == ExitCode.usage
     away = mor.mor("run", "list", MOR_CONTROL_URL="http://127.0.0.1:9")
-    assert (away.exit_code, "is it running" in away.stderr) == (Exit.no_answer, True)
+    assert (away.exit_code, "check that it is running" in away.stderr) == (ExitCode.no_answer, True)
     nowhere = {"MOR_CONTROL_URL": "http://127.0.0.1:9", "MOR_ATTEMPTS": "2"}
     assert "trying again in" in mor.mor("run", "list", **nowhere).stderr
     as_json = mor.mor("run", "list", "--json", **nowhere)
@@ -195,7 +201,7 @@ def test_tokens_and_addresses_that_do_not_work(mor: Installation) -> None:
     assert "contrl_url" in mor.mor("run", "list").stderr
 
 
-def test_arguments_are_completed_by_what_there_is(
+def test_arguments_are_completed_by_existing_names(
     mor: Installation, spec_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = create(mor, spec_file)

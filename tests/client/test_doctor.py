@@ -1,4 +1,4 @@
-"""``mor doctor`` on an installation that is well, and on what can be wrong with one."""
+"""``mor doctor`` on a healthy installation and on faulty ones."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import time
 from pathlib import Path
 
 import pytest
-from mor_client import checks
-from mor_client.checks import Told
-from mor_client.exit_codes import Exit
+from mor_client import doctor_checks
+from mor_client.doctor_checks import ServiceReport
+from mor_client.exit_codes import ExitCode
 from mor_client.findings import Finding, Verdict
 from mor_core.auth import Principal, Scope
 from mor_core.run_status import WorkerStatus
-from mor_core.service_info import About, Disk, Facts, QueueServer
+from mor_core.service_info import Disk, HostInfo, QueueServer, ServiceInfo
 
 from tests.client.installation import Installation
 
-WELL = QueueServer(
+HEALTHY = QueueServer(
     server_id="a", version="9", eviction_policy="noeviction", append_only=True, used_bytes=1, max_bytes=None,
     round_trip_s=0.001,
 )  # fmt: skip
 
 
-def told(**changes: object) -> Told:
-    """What a service that is well tells, with ``changes`` of its account."""
+def report(**changes: object) -> ServiceReport:
+    """Make the report of a healthy service, with ``changes``."""
     now = time.time()
-    about = About(
+    about = ServiceInfo(
         service="MoR", version="1", now=now, started_at=now, caller=Principal(name="ops", scope=Scope.admin),
-        facts=Facts(queue_server=WELL), problem=None,
+        facts=HostInfo(queue_server=HEALTHY), problem=None,
     )  # fmt: skip
-    return Told(about.model_copy(update=changes), now, 0.01)
+    return ServiceReport(about.model_copy(update=changes), now, 0.01)
 
 
 def verdicts(findings: list[Finding]) -> set[Verdict]:
     return {finding.verdict for finding in findings}
 
 
-def test_an_installation_that_is_well(mor: Installation) -> None:
+def test_a_healthy_installation_has_no_failed_check(mor: Installation) -> None:
     found = {finding["check"]: finding for finding in mor.json("doctor")["findings"]}
     assert found["control"]["verdict"] == found["router"]["verdict"] == "ok"
     assert found["rollout"]["verdict"] == "skipped"
@@ -51,9 +51,9 @@ def test_an_installation_that_is_well(mor: Installation) -> None:
         assert finding["verdict"] == "ok" or finding["cure"], finding
 
 
-def test_a_service_that_is_away_fails_the_examination(mor: Installation, tmp_path: Path) -> None:
+def test_an_unreachable_service_fails_the_diagnosis(mor: Installation, tmp_path: Path) -> None:
     result = mor.mor("doctor", MOR_ROUTER_URL="http://127.0.0.1:9")
-    assert result.exit_code == Exit.refused
+    assert result.exit_code == ExitCode.refused
     assert "✗ router: no answer from http://127.0.0.1:9" in result.stdout
     mor.use("viewer")
     assert "use a token of scope admin" in mor.mor("doctor").stdout
@@ -63,18 +63,21 @@ def test_a_service_that_is_away_fails_the_examination(mor: Installation, tmp_pat
     assert "one token and nothing else" in mor.mor("doctor", MOR_TOKEN_FILE=str(mor.config)).stderr
 
 
-def test_facts_are_judged() -> None:
-    well = {"control": told(), "router": told()}
-    for judge in (checks.clocks, checks.token, checks.queue_servers, checks.facts):
-        assert verdicts(list(judge(well))) <= {Verdict.ok}, judge
-    assert verdicts(list(checks.versions(well, "1"))) == {Verdict.ok}
-    assert verdicts(list(checks.versions(well, "2"))) == {Verdict.failed}
-    late = {"router": told(now=time.time() - 5), "control": told(now=time.time() + 60)}
-    assert [finding.verdict for finding in checks.clocks(late)] == [Verdict.warning, Verdict.failed]
-    two = {"control": told(), "router": told(facts=Facts(queue_server=WELL.model_copy(update={"server_id": "b"})))}
-    assert Verdict.failed in verdicts(list(checks.queue_servers(two)))
-    broken = {"control": told(facts=None, problem="ConnectionError: refused")}
-    assert verdicts(list(checks.facts(broken))) == {Verdict.failed}
+def test_clocks_versions_and_host_reports_are_checked() -> None:
+    healthy = {"control": report(), "router": report()}
+    for check in (doctor_checks.clocks, doctor_checks.token, doctor_checks.queue_servers, doctor_checks.facts):
+        assert verdicts(list(check(healthy))) <= {Verdict.ok}, check
+    assert verdicts(list(doctor_checks.versions(healthy, "1"))) == {Verdict.ok}
+    assert verdicts(list(doctor_checks.versions(healthy, "2"))) == {Verdict.failed}
+    late = {"router": report(now=time.time() - 5), "control": report(now=time.time() + 60)}
+    assert [finding.verdict for finding in doctor_checks.clocks(late)] == [Verdict.warning, Verdict.failed]
+    two = {
+        "control": report(),
+        "router": report(facts=HostInfo(queue_server=HEALTHY.model_copy(update={"server_id": "b"}))),
+    }
+    assert Verdict.failed in verdicts(list(doctor_checks.queue_servers(two)))
+    broken = {"control": report(facts=None, problem="ConnectionError: refused")}
+    assert verdicts(list(doctor_checks.facts(broken))) == {Verdict.failed}
 
 
 @pytest.mark.parametrize(
@@ -83,26 +86,26 @@ def test_facts_are_judged() -> None:
         ({"eviction_policy": "allkeys-lru"}, "maxmemory-policy noeviction"),
         ({"append_only": False}, "appendonly yes"),
         ({"used_bytes": 90, "max_bytes": 100}, "MOR_BLOB_DIR"),
-        ({"round_trip_s": 0.5}, "nearer"),
+        ({"round_trip_s": 0.5}, "move it closer"),
     ],
 )
-def test_a_queue_server_is_judged(change: dict[str, object], cure: str) -> None:
-    server = {"control": told(facts=Facts(queue_server=WELL.model_copy(update=change)))}
-    (finding,) = checks.queue_servers(server)
+def test_a_faulty_queue_server_gets_a_warning_with_the_cure(change: dict[str, object], cure: str) -> None:
+    server = {"control": report(facts=HostInfo(queue_server=HEALTHY.model_copy(update=change)))}
+    (finding,) = doctor_checks.queue_servers(server)
     assert (finding.verdict, cure in str(finding.cure)) == (Verdict.warning, True)
 
 
 @pytest.mark.parametrize(("free_gib", "verdict"), [(0.5, Verdict.failed), (5, Verdict.warning), (50, Verdict.ok)])
-def test_disks_are_judged(free_gib: float, verdict: Verdict) -> None:
+def test_full_disks_are_found(free_gib: float, verdict: Verdict) -> None:
     disk = Disk(purpose="runs", path="/runs", free_bytes=int(free_gib * 2**30), total_bytes=200 << 30)
-    (finding,) = checks.disks({"control": told(facts=Facts(disks=(disk,)))})
+    (finding,) = doctor_checks.disks({"control": report(facts=HostInfo(disks=(disk,)))})
     assert finding.verdict is verdict
 
 
-def test_workers_are_judged() -> None:
+def test_workers_must_be_alive_and_of_the_same_version() -> None:
     def worker(seen_at: float, version: str) -> WorkerStatus:
         return WorkerStatus(name="w", version=version, device="cpu", seen_at=seen_at, run=None)
 
-    assert verdicts(list(checks.workers([worker(95, "1")], [], 100, "1"))) == {Verdict.ok}
-    assert verdicts(list(checks.workers([worker(95, "0")], [], 100, "1"))) == {Verdict.failed}
-    assert verdicts(list(checks.workers([worker(9, "1")], [], 100, "1"))) == {Verdict.warning}
+    assert verdicts(list(doctor_checks.workers([worker(95, "1")], [], 100, "1"))) == {Verdict.ok}
+    assert verdicts(list(doctor_checks.workers([worker(95, "0")], [], 100, "1"))) == {Verdict.failed}
+    assert verdicts(list(doctor_checks.workers([worker(9, "1")], [], 100, "1"))) == {Verdict.warning}

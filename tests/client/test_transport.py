@@ -1,4 +1,4 @@
-"""What is tried again, how errors are told, and what a newer service may add: over real HTTP."""
+"""Retries, errors and compatibility of the transport, over real HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Answer(Wire):
 
 
 class Faulty:
-    """A service that fails as it is told, and counts how often it was asked."""
+    """Service that fails on demand and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -73,7 +73,7 @@ def transport(served_fault: tuple[Faulty, str], faulty: Faulty) -> Iterator[Tran
 
 def test_fields_of_a_newer_service_are_ignored(transport: Transport) -> None:
     assert transport.get("/thing", Answer) == Answer(number=1)
-    with pytest.raises(ServiceError, match="what this version does not understand"):
+    with pytest.raises(ServiceError, match="that this version cannot parse"):
         transport.get("/thing", list[Answer])
 
 
@@ -88,7 +88,7 @@ def test_fields_of_a_newer_service_are_ignored(transport: Transport) -> None:
         ("GET", RuntimeError("broken"), 1),
     ],
 )
-def test_only_what_is_safe_is_tried_again(
+def test_only_safe_calls_are_retried(
     transport: Transport, faulty: Faulty, method: str, failure: Any, calls: int
 ) -> None:
     faulty.failures = [failure]
@@ -108,26 +108,26 @@ def test_attempts_are_limited(transport: Transport, faulty: Faulty) -> None:
     assert caught.value.status_code == 503
 
 
-def test_errors_tell_the_cure_once(transport: Transport, faulty: Faulty) -> None:
+def test_errors_have_the_cure_once(transport: Transport, faulty: Faulty) -> None:
     faulty.failures = [Conflict("it is stopped; resume it first")]
     with pytest.raises(ServiceError) as caught:
         transport.get("/thing", Answer)
     assert (str(caught.value), caught.value.cure) == ("control: it is stopped; resume it first", "resume it first")
-    with pytest.raises(ServiceError, match="answered 403: <html>Sign in</html>; is that the address of this service"):
+    with pytest.raises(ServiceError, match="answered 403: <html>Sign in</html>; check the address of this service"):
         transport.get("/html", Answer)
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         (None, "set MOR_CONTROL_URL, or control_url in the configuration file"),
-        ("http://127.0.0.1:9", "is it running, and reachable from here"),
+        ("http://127.0.0.1:9", "check that it is running and reachable"),
         ("127.0.0.1", "write it as http://host:port"),
     ],
 )
-def test_addresses_that_cannot_work(url: str | None, told: str) -> None:
+def test_invalid_addresses_are_errors_with_the_cure(url: str | None, message: str) -> None:
     transport = Transport("control", url, ClientSettings(attempts=1))
-    with pytest.raises(ServiceError, match=told) as caught:
+    with pytest.raises(ServiceError, match=message) as caught:
         transport.get("/thing", Answer)
     assert caught.value.status_code is None
     transport.close()

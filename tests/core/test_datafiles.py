@@ -59,8 +59,8 @@ def test_a_string_prompt_shows_its_images_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "place_and_cure"),
     [
-        ("{not json", r"rows.jsonl:2: not JSON .* write one JSON object a line"),
-        ("[1]", r"rows.jsonl:2: a JSON list; write one JSON object"),
+        ("{not json", r"rows.jsonl:2: not JSON .* write one JSON object per line"),
+        ("[1]", r"rows.jsonl:2: got a JSON list; write one JSON object"),
         (PREFERENCE | {"colour": 1}, r":2: unknown column 'colour'; the columns are chosen, domain"),
         ({"prompt": "a", "chosen": "b"}, r":2: column 'rejected' is missing"),
         (PREFERENCE | {"images": ["gone.png"]}, r":2: images: no file 'gone.png' in the data file's folder; put"),
@@ -68,22 +68,22 @@ def test_a_string_prompt_shows_its_images_first(tmp_path: Path) -> None:
         (PREFERENCE | {"images": []}, r":2: prompt: more image parts than 'images'"),
         (PREFERENCE | {"images": ["a.png", "a.png"]}, r":2: images: 1 more than the prompt's image parts"),
         (PREFERENCE | {"chosen": "blue"}, r":2: chosen and rejected are the same text; drop the row"),
-        (PREFERENCE | {"chosen": ""}, r":2: chosen: a non-empty string"),
-        (PREFERENCE | {"prompt": []}, r":2: prompt: a string or a non-empty list"),
+        (PREFERENCE | {"chosen": ""}, r":2: chosen: not a response; give a non-empty string"),
+        (PREFERENCE | {"prompt": []}, r":2: prompt: not a conversation; give a string or a non-empty list"),
         (PREFERENCE | {"prompt": [{"role": "robot", "content": "a"}], "images": []}, r":2: prompt: role: Input should"),
-        (PREFERENCE | {"id": "first"}, r":2: id 'first' stands in line 1 too"),
-        (PREFERENCE | {"images": ["data:image/png;base64,???"]}, r":2: images: a data URI that is not base64"),
-        (PREFERENCE | {"images": ["data:image/png;base64,é"]}, r":2: images: a data URI that is not base64"),
+        (PREFERENCE | {"id": "first"}, r":2: id 'first' is also used in line 1"),
+        (PREFERENCE | {"images": ["data:image/png;base64,???"]}, r":2: images: a data URI is not base64"),
+        (PREFERENCE | {"images": ["data:image/png;base64,é"]}, r":2: images: a data URI is not base64"),
         (PREFERENCE | {"images": ["a\0.png"]}, r":2: images: 'a\\x00.png' cannot be read \(embedded null byte\)"),
         (PREFERENCE | {"images": ["a" * 300]}, r":2: images: 'a{100}' cannot be read \(File name too long\)"),
-        (PREFERENCE | {"images": [{"bytes": 10**12}]}, r":2: images: .* is wanted, got \{bytes: int\}"),
-        (PREFERENCE | {"images": [{"bytes": "a.png"}]}, r":2: images: .* is wanted, got \{bytes: str\}"),
-        (PREFERENCE | {"images": [{"bytes": [137, 80]}]}, r":2: images: .* is wanted, got \{bytes: list\}"),
-        (PREFERENCE | {"images": [{"path": 1}]}, r":2: images: .* is wanted, got \{path: int\}"),
-        (PREFERENCE | {"images": [{}]}, r":2: images: .* is wanted, got \{\}"),
-        (PREFERENCE | {"images": [7]}, r":2: images: a file name or data URI is wanted, got int"),
-        (PREFERENCE | {"domain": 7}, r":2: domain: a string is wanted, got int"),
-        (PREFERENCE | {"prompt": [{"role": "user", "content": 7}]}, r":2: prompt: a message's content is a string or"),
+        (PREFERENCE | {"images": [{"bytes": 10**12}]}, r":2: images: got \{bytes: int\}; give Parquet"),
+        (PREFERENCE | {"images": [{"bytes": "a.png"}]}, r":2: images: got \{bytes: str\}; give Parquet"),
+        (PREFERENCE | {"images": [{"bytes": [137, 80]}]}, r":2: images: got \{bytes: list\}; give Parquet"),
+        (PREFERENCE | {"images": [{"path": 1}]}, r":2: images: got \{path: int\}; give Parquet"),
+        (PREFERENCE | {"images": [{}]}, r":2: images: got \{\}; give Parquet"),
+        (PREFERENCE | {"images": [7]}, r":2: images: got int; give a file name or a data URI"),
+        (PREFERENCE | {"domain": 7}, r":2: domain: got int; give a string"),
+        (PREFERENCE | {"prompt": [{"role": "user", "content": 7}]}, r":2: prompt: got message content of type int"),
         (PREFERENCE | {"prompt": [{"role": "user", "content": ["a"]}]}, r":2: prompt: unknown message part a"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_picture_that_several_rows_show_is_held_once(tmp_path: Path) -> None:
 
 
 def test_further_bad_lines_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match=r":1: .*\(2 more bad lines: 2, 4\)"):
+    with pytest.raises(DataFileError, match=r":1: .*\(2 more invalid lines: 2, 4\)"):
         read_prompts(write(tmp_path, {"prompt": 1}, {"prompt": []}, {"prompt": "good"}, "{"))
 
 

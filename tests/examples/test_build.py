@@ -1,4 +1,4 @@
-"""The data folder: formats, determinism, disjoint pictures, nothing half-written (needs the real sources)."""
+"""Data folder: formats, determinism, disjoint pictures, no partial files (needs the real sources)."""
 
 from __future__ import annotations
 

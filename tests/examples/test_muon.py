@@ -1,4 +1,4 @@
-"""Muon in the type of its parameters: the steps of PyTorch's, but for the rounding of its bfloat16 products."""
+"""Muon in the type of its parameters: PyTorch's steps, apart from the rounding of bfloat16 products."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_steps_are_those_of_pytorch(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
-def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+def test_singular_values_are_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 1e3
     values = torch.linalg.svdvals(orthogonalised(matrix))
     assert 0.6 < values.min() <= values.max() < 1.3

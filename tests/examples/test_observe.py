@@ -1,4 +1,4 @@
-"""Prometheus beside a stack: what it scrapes, and how it begins and ends."""
+"""Prometheus for a stack: its targets, start and end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_service_is_scraped_and_the_rules_are_the_charts(tmp_path: Path) -
     assert "@SELECTOR@" not in rules
 
 
-def test_without_a_stack_it_says_what_to_run(tmp_path: Path) -> None:
+def test_the_error_without_a_stack_has_the_cure(tmp_path: Path) -> None:
     with pytest.raises(stack.StackError, match="run `make demo` or `make up` first"):
         observe.configure(tmp_path)
 
@@ -59,7 +59,7 @@ def test_it_prints_its_address_and_ends_with_an_interrupt(tmp_path: Path) -> Non
         os.kill(int(child), 0)
 
 
-def test_a_program_that_does_not_start_is_told_with_its_words(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_start_has_the_programs_output(tmp_path: Path) -> None:
     stack.prepare(tmp_path, tmp_path / "base")
     program = tmp_path / "prometheus-program"
     program.write_text("#!/bin/sh\necho no such flag\nexit 2\n")

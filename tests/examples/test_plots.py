@@ -15,11 +15,11 @@ QUANTITIES = [
 ]
 
 
-def test_a_used_sheet_draws_what_a_new_one_does() -> None:
+def test_a_used_sheet_draws_the_same_as_a_new_one() -> None:
     used = Plots(QUANTITIES, seed=0)
     drawn = [next(used.pictures("server", 1, Random(number))) for number in range(12)]
     alone = [next(Plots(QUANTITIES, seed=0).pictures("server", 1, Random(number))) for number in range(12)]
     assert len({picture.caption for picture in drawn}) > 6
     for number, (picture, expected) in enumerate(zip(drawn, alone, strict=True)):
         assert picture.image.tobytes() == expected.image.tobytes(), number
-        assert picture.asks == expected.asks
+        assert picture.questions == expected.questions

@@ -1,4 +1,4 @@
-"""The table and ``report.json`` tell the same figures, and what is not known is told as not known."""
+"""The tables and ``report.json`` have the same figures, and mark unknown values."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def summary(points: list[dict[str, Any]] = POINTS, swaps: dict[str, Any] = SWAPS
 
 
 def shown(found: dict[str, Any]) -> dict[str, list[str]]:
-    """What is printed: the cells of every table row by their first cell, and the lines below the tables."""
+    """Print a report; return the cells of every table row by their first cell, and the lines below the tables."""
     text = io.StringIO()
     report.show(Console(file=text, width=200), found)
     lines = [line.strip() for line in text.getvalue().splitlines()]
@@ -65,7 +65,7 @@ def shown(found: dict[str, Any]) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows} | {"below": [line for line in lines if line[:1] not in "│┃┏┡└"]}
 
 
-def test_the_report_tells_means_over_the_first_and_the_last_steps() -> None:
+def test_the_report_has_means_over_the_first_and_the_last_steps() -> None:
     found = summary()
     assert found["client_rewards"] == {"chart": [None, -0.5], "detail": [0.5, 1.5]}
     assert found["gate_weights"] == {
@@ -89,13 +89,13 @@ def test_the_table_shows_the_figures_of_the_file(tmp_path: Path) -> None:
     assert printed["client"] == ["first steps", "last steps", "weight, charts", "weight, scenes"]
     assert printed["detail"] == ["+0.50", "+1.50", "0.25", "0.75"]
     below = "\n".join(printed["below"])
-    assert "4 steps of 16 prompts x 8 responses, 4.50 s a step (median); KL to the reference 0.250 nats" in below
+    assert "4 steps of 16 prompts x 8 responses, 4.50 s per step (median); KL to the reference 0.250 nats" in below
     assert "waiting 89%, optimiser 11%" in below
     assert "5 weight swaps of 0.25 s in the mean, 80% within 1 s" in below
     assert "checkpoint: /state/runs/run-1/final" in below
 
 
-def test_what_is_not_known_is_null_in_the_file_and_a_dash_in_the_table() -> None:
+def test_an_unknown_value_is_null_in_the_file_and_a_dash_in_the_table() -> None:
     unknown = [point(step, None, {"chart": None}, charts={}) for step in (1, 2)]
     none = {"count": 0.0, "mean_seconds": None, "share_within_1_s": None}
     found = json.loads(json.dumps(summary(unknown, none)))
@@ -110,7 +110,7 @@ def test_what_is_not_known_is_null_in_the_file_and_a_dash_in_the_table() -> None
 
 
 @pytest.mark.parametrize(
-    ("metrics", "says"),
+    ("metrics", "line"),
     [
         (None, "running, waiting for the first step"),
         ({"reward_mean": None, "kl": None}, "running, waiting for the first step"),
@@ -118,8 +118,8 @@ def test_what_is_not_known_is_null_in_the_file_and_a_dash_in_the_table() -> None
         ({"reward_mean": 0.25, "kl": 0.0}, "running  reward +0.250  KL +0.000"),
     ],
 )
-def test_a_run_on_one_line(metrics: dict[str, Any] | None, says: str) -> None:
-    assert report.one_line({"state": "running", "metrics": metrics}) == says
+def test_a_run_on_one_line(metrics: dict[str, Any] | None, line: str) -> None:
+    assert report.one_line({"state": "running", "metrics": metrics}) == line
 
 
 def test_an_interrupted_report_leaves_the_one_before(tmp_path: Path) -> None:

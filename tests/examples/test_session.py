@@ -1,4 +1,4 @@
-"""The demonstration's own Procfile with tiny models: every service a real process, spoken to as an operator would."""
+"""The demonstration's Procfile with tiny models: every service is a real process, called as operators do."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from mor_reward.backbones import DualEncoderConfig
-from mor_reward.progress import Silent
-from mor_reward.train_config import Recipe
-from mor_reward.training import Job, train
+from mor_reward.progress import NoProgress
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, train
 from three_domains import session
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack, StackError, prepare
 
@@ -27,13 +27,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:R
 
 
 def make_models(state: Path) -> None:
-    """One reward model, which every client serves, the router's text encoder and a base VLM."""
+    """Create a reward model, which every client serves, the router's text encoder and a base VLM."""
     text, vision = kit.build_text_encoder(state / "parts/minilm"), kit.build_vision_encoder(state / "vision")
     config = DualEncoderConfig(vision=str(vision), text=str(text), image_size=64, width=32, max_length=32, max_images=2)
     anchors = kit.write_colour_preferences(state / "data/server", 20)
     anchors.rename(anchors.with_name("anchors.jsonl"))
     prefs = kit.write_colour_preferences(state / "data/clients", 20, seed=1)
-    train(Job(prefs, state / "model", "m", "shapes", config, Recipe(epochs=1)), Silent())
+    train(TrainingJob(prefs, state / "model", "m", "shapes", config, TrainConfig(epochs=1)), NoProgress())
     for client in CLIENTS:
         shutil.copytree(state / "model", state / "clients" / client / "model")
     build_tiny_vlm(state / "base")
@@ -55,7 +55,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def opened(pid: int) -> set[str]:
-    """Files that a process and its children have open or mapped."""
+    """List the files that a process and its children have open or mapped."""
     found = set()
     for member in session_of(pid):
         process = Path(f"/proc/{member}")
@@ -91,7 +91,7 @@ def test_clients_are_enrolled_and_a_gate_is_fitted_on_the_anchors(stack: Stack) 
         session.enrol(stack)
 
 
-def test_a_run_is_queued_and_told_about(stack: Stack) -> None:
+def test_a_run_is_queued_and_can_be_read(stack: Stack) -> None:
     prompts = write_questions(stack.state / "data/server", 4)
     spec = {"name": "tiny", "model": str(stack.state / "base"), "prompts": str(prompts), "steps": 1}
     run = session.create_run(stack, spec)
@@ -103,7 +103,7 @@ def test_a_run_is_queued_and_told_about(stack: Stack) -> None:
         session.create_run(stack, spec | {"steps": 0})
 
 
-def test_what_an_earlier_demonstration_left_is_stopped(stack: Stack) -> None:
+def test_runs_of_an_earlier_demonstration_are_stopped(stack: Stack) -> None:
     session.expect_base(stack)
     prompts = write_questions(stack.state / "data/server", 4)
     spec = {"name": "left", "model": str(stack.state / "base"), "prompts": str(prompts), "steps": 1}
@@ -132,7 +132,7 @@ def test_the_policy_answers_the_questions_in_their_order(stack: Stack) -> None:
 
 
 def test_a_service_that_died_is_named(stack: Stack) -> None:
-    """The last test of this stack."""
+    """Kill a service; the last test of this stack."""
     os.kill(started(stack)["medical"], signal.SIGKILL)
-    assert str(ended(stack)).startswith("medical ended with status -9, and with it all others\n")
+    assert str(ended(stack)).startswith("medical ended with status -9, which ended all others\n")
     assert not any(session_of(pid) for pid in started(stack).values())

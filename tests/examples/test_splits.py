@@ -69,7 +69,7 @@ def test_blocks_are_apart(plane: str) -> None:
 
 def test_marked_side_is_on_that_side_of_the_picture() -> None:
     for picture in slices().pictures("server", 20, Random(2)):
-        gold = picture.asks[0].gold
+        gold = picture.questions[0].gold
         if gold["task"] == "plane":
             continue
         pixels = np.asarray(picture.image).astype(int)
@@ -82,4 +82,4 @@ def test_same_seed_same_pictures(tmp_path: Path) -> None:
     for make in (lambda: scenes(tmp_path), slices, plots):
         first, second = (next(iter(make().pictures("test", 1, Random(9)))) for _ in range(2))
         assert first.image.tobytes() == second.image.tobytes()
-        assert first.asks == second.asks
+        assert first.questions == second.questions

@@ -1,4 +1,4 @@
-"""A stack of real processes: what each is given, what is told when one ends, and that none outlives it."""
+"""A stack of real processes: their settings, the errors when one ends, and the end of all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from mor_client.config import read_settings
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack, StackError, prepare
 
-# A stack may outlive what started it, so nobody waits for its first process.
+# A stack may outlive the process that started it, so no process waits for its first one.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
 QUIET = "exec sleep 600"
@@ -28,7 +28,7 @@ WITH_A_CHILD = "sleep 600 & wait"
 
 
 class Stacks:
-    """Stacks of tiny processes below one folder, all ended when the test is over."""
+    """Stacks of tiny processes below one folder, all ended after the test."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -65,12 +65,12 @@ def until(condition: Callable[[], bool], within_s: float = 20) -> None:
 
 
 def started(stack: Stack) -> dict[str, int]:
-    """Process ids by name, as honcho told them."""
+    """Return process ids by name from honcho's output."""
     return {name: int(pid) for name, pid in re.findall(r"(\S+)\.1 started \(pid=(\d+)\)", stack.log.read_text())}
 
 
 def session_of(leader: int) -> list[int]:
-    """The living processes of the session that ``leader`` leads."""
+    """List the living processes of the session of ``leader``."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -81,7 +81,7 @@ def session_of(leader: int) -> list[int]:
 
 
 def ended(stack: Stack) -> StackError:
-    """What ``check`` raises once the stack is down."""
+    """Wait for the end of the stack and return the error of ``check``."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
@@ -145,45 +145,45 @@ def test_ports_are_free_and_differ(tmp_path: Path) -> None:
                 pass
 
 
-def test_processes_get_their_settings_whatever_the_folder_is_called(stacks: Stacks) -> None:
+def test_processes_get_their_settings_for_any_folder_name(stacks: Stacks) -> None:
     show = 'echo "$STATE|$MOR_RUNS_DIR|$MOR_SERVICE_TOKEN"; exec sleep 600'
     stack = stacks.start("it's a #1 folder", client=show, server=f'set -a; . "$STATE/server.env"; {show}')
-    told: list[list[str]] = []
+    lines: list[list[str]] = []
 
     def both_told() -> bool:
-        told[:] = [line.split("|")[1:] for line in stack.log.read_text().splitlines() if line.count("|") == 3]
-        return len(told) == 2
+        lines[:] = [line.split("|")[1:] for line in stack.log.read_text().splitlines() if line.count("|") == 3]
+        return len(lines) == 2
 
     until(both_told)
-    client, server = sorted(told, key=lambda values: len(values[1]))
+    client, server = sorted(lines, key=lambda values: len(values[1]))
     assert client == [f" {stack.state}", "", ""]
     assert server[:2] == [f" {stack.state}", f"{stack.state}/runs"]
     assert len(server[2]) > 30
 
 
-def test_a_process_that_ends_is_named_with_its_last_words(stacks: Stacks) -> None:
-    stack = stacks.start(router=QUIET, medical="echo the cause is told here; sleep 0.5; exit 3", chart=QUIET)
+def test_the_error_of_an_ended_process_has_its_last_output(stacks: Stacks) -> None:
+    stack = stacks.start(router=QUIET, medical="echo this is the cause; sleep 0.5; exit 3", chart=QUIET)
     stack.check()
-    said = str(ended(stack))
-    assert said.startswith("medical ended with status 3, and with it all others\n")
-    assert str(stack.log) in said
-    assert "the cause is told here" in said
+    message = str(ended(stack))
+    assert message.startswith("medical ended with status 3, which ended all others\n")
+    assert str(stack.log) in message
+    assert "this is the cause" in message
     assert not any(session_of(pid) for pid in started(stack).values())
 
 
 def test_a_process_that_is_killed_is_named(stacks: Stacks) -> None:
     stack = stacks.start(detail=QUIET, router=QUIET)
     os.kill(started(stack)["router"], signal.SIGKILL)
-    assert str(ended(stack)).startswith("router ended with status -9, and with it all others\n")
+    assert str(ended(stack)).startswith("router ended with status -9, which ended all others\n")
 
 
-def test_a_stack_that_others_ended_blames_none_of_its_processes(stacks: Stacks) -> None:
+def test_the_error_of_a_stack_ended_by_a_signal_names_no_process(stacks: Stacks) -> None:
     stack = stacks.start(detail=QUIET, router=QUIET)
     subprocess.run([sys.executable, "-m", "three_domains.stack", "down", "--state", str(stack.state)], check=True)
-    assert str(ended(stack)) == f"the stack was ended from outside; its log is {stack.log}"
+    assert str(ended(stack)) == f"the stack was ended by a signal; log: {stack.log}"
 
 
-def test_waiting_for_a_process_that_ends_tells_which(stacks: Stacks) -> None:
+def test_waiting_for_a_process_that_ends_names_it(stacks: Stacks) -> None:
     stack = stacks.start(router="echo no secret key; exit 1")
     with pytest.raises(StackError, match=r"router ended with status 1(?s:.)*no secret key"):
         list(stack.wait_until_ready(["router"]))
@@ -200,7 +200,7 @@ def test_stop_ends_every_process_and_may_be_repeated(stacks: Stacks, processes: 
     assert not (stack.state / "stack.pid").exists()
 
 
-def test_what_does_not_heed_a_request_to_end_is_killed(stacks: Stacks) -> None:
+def test_a_process_that_ignores_the_signal_is_killed(stacks: Stacks) -> None:
     stack = stacks.start(stubborn=STUBBORN)
     stack.stop(patience_s=1)
     assert not session_of(started(stack)["stubborn"])
@@ -209,7 +209,7 @@ def test_what_does_not_heed_a_request_to_end_is_killed(stacks: Stacks) -> None:
 def test_processes_whose_honcho_was_killed_are_ended_too(stacks: Stacks) -> None:
     stack, other = stacks.start("one", parent=WITH_A_CHILD, stubborn=STUBBORN), stacks.start("two", quiet=QUIET)
     os.killpg(int((stack.state / "stack.pid").read_text()), signal.SIGKILL)
-    assert str(ended(stack)) == f"the stack was ended from outside; its log is {stack.log}"
+    assert str(ended(stack)) == f"the stack was ended by a signal; log: {stack.log}"
     pids = started(stack).values()
     assert all(session_of(pid) for pid in pids)
     stack.stop()
@@ -220,14 +220,14 @@ def test_processes_whose_honcho_was_killed_are_ended_too(stacks: Stacks) -> None
 def test_a_running_stack_keeps_its_state(stacks: Stacks) -> None:
     stack = stacks.start(quiet=QUIET)
     settings = (stack.state / "stack.env").read_text()
-    with pytest.raises(StackError, match=f"a stack is running on {stack.state}; .* {stack.state}` ends it"):
+    with pytest.raises(StackError, match=f"a stack is running on {stack.state}; end it with .* {stack.state}`"):
         prepare(stack.state, Path("/models/base"))
     assert (stack.state / "stack.env").read_text() == settings
     stack.stop()
     assert prepare(stack.state, Path("/models/base")).admin_token != stack.admin_token
 
 
-def test_a_service_that_gives_no_answer_is_named(stacks: Stacks) -> None:
+def test_a_service_that_does_not_respond_is_named(stacks: Stacks) -> None:
     stack = stacks.start(router="echo listening nowhere; exec sleep 600")
     until(lambda: "listening nowhere" in stack.log.read_text())
     with (

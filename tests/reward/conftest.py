@@ -1,4 +1,4 @@
-"""Fixtures of the reward tests: tiny encoders and a trained dual encoder, built once a session, and its service."""
+"""Fixtures of the reward tests: tiny encoders, a trained dual encoder, built once per session, and its service."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from mor_core.auth import hash_token
 from mor_reward.backbones import DualEncoderConfig
 from mor_reward.config import RewardSettings
-from mor_reward.progress import Silent
-from mor_reward.train_config import Recipe
-from mor_reward.training import Job, train
+from mor_reward.progress import NoProgress
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, train
 
 from tests.reward import reward_kit as kit
 from tests.reward.served import TOKEN, VIEWER, service
@@ -50,16 +50,16 @@ def dual_config(vision_encoder: Path, text_encoder: Path) -> DualEncoderConfig:
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A preference file about 120 pictures."""
+    """Write a preference file about 120 pictures."""
     return kit.write_colour_preferences(tmp_path_factory.mktemp("colours"), 120)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, colours: Path, dual_config: DualEncoderConfig) -> Path:
-    """A reward model folder that ranks the colours of shapes."""
+    """Train a reward model that ranks the colours of shapes."""
     out = tmp_path_factory.mktemp("model") / "colours"
-    recipe = Recipe(epochs=12, lr=3e-3, mismatch=2)
-    train(Job(colours, out, "colours", "shapes in four colours", dual_config, recipe), Silent())
+    train_config = TrainConfig(epochs=12, lr=3e-3, mismatch=2)
+    train(TrainingJob(colours, out, "colours", "shapes in four colours", dual_config, train_config), NoProgress())
     return out
 
 

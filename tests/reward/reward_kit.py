@@ -11,7 +11,7 @@ from typing import Any
 
 from mor_core.datafiles import read_preferences
 from mor_core.images import sha256
-from mor_reward.trainer import Pair
+from mor_reward.preference_trainer import PreferencePair
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -19,7 +19,7 @@ QUESTION = "Which colour is the shape?"
 
 
 def draw(colour: str, seed: int = 0) -> bytes:
-    """A PNG of one shape of ``colour`` on grey; each seed gives other bytes."""
+    """Draw a PNG of one shape of ``colour`` on grey; each seed gives different bytes."""
     rng = Random(seed)
     image = Image.new("RGB", (64, 64), (200, 200, 200))
     left, top = rng.randrange(4, 20), rng.randrange(4, 20)
@@ -32,7 +32,7 @@ def draw(colour: str, seed: int = 0) -> bytes:
 
 
 def write_colour_preferences(folder: Path, pictures: int, seed: int = 0) -> Path:
-    """Preferences that only a look at the picture explains: the right colour over a wrong one, two rows a picture."""
+    """Write preferences that depend on the picture: the right colour over a wrong one, two rows per picture."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = Random(seed)
     lines = []
@@ -53,7 +53,7 @@ def write_colour_preferences(folder: Path, pictures: int, seed: int = 0) -> Path
 
 
 def write_style_preferences(folder: Path, rows: int) -> Path:
-    """Preferences of style, without pictures: the answer that says where is preferred."""
+    """Write preferences of style, without pictures: the response with a place is preferred."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = Random(0)
     lines = []
@@ -76,13 +76,13 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
 
 
 def build_text_encoder(folder: Path) -> Path:
-    """A BERT of two layers with random weights and a word-piece tokenizer."""
+    """Build a BERT of two layers with random weights and a word-piece tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    said = "which colour is the shape it a circle on left right what in picture ? . ##s"
-    words = sorted({*said.split(), *COLOURS})
+    text = "which colour is the shape it a circle on left right what in picture ? . ##s"
+    words = sorted({*text.split(), *COLOURS})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *map(str, range(100))]
     ids = {word: number for number, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
@@ -108,13 +108,13 @@ def build_text_encoder(folder: Path) -> Path:
     return folder
 
 
-def pairs_of(data: Path) -> list[Pair]:
-    """The pairs of a preference file."""
-    return [Pair.of(row) for row in read_preferences(data)]
+def pairs_of(data: Path) -> list[PreferencePair]:
+    """Read the pairs of a preference file."""
+    return [PreferencePair.of(row) for row in read_preferences(data)]
 
 
 def build_vision_encoder(folder: Path, kind: str = "dinov2", layers: int = 2) -> Path:
-    """A vision tower with random weights: ``dinov2``, ``siglip`` or ``timm`` (whose layers are its own)."""
+    """Build an image encoder with random weights: ``dinov2``, ``siglip`` or ``timm`` (with its own layers)."""
     import torch
     from transformers import (
         Dinov2Config,
@@ -147,7 +147,7 @@ def build_vision_encoder(folder: Path, kind: str = "dinov2", layers: int = 2) ->
 
 
 def score_body(responses: list[str], *images: bytes, item_id: str = "one", send: bool = True) -> dict[str, Any]:
-    """A score request of one item that shows ``images``; with ``send`` their bytes too."""
+    """Make a score request of one item with ``images``; ``send`` includes their bytes."""
     parts: list[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": f"sha256:{sha256(image)}"}} for image in images
     ]

@@ -1,4 +1,4 @@
-"""A reward service as its callers see it: the real app, a function for a model, and what it answers."""
+"""Reward service for tests: the real app with a function as its model, and reading of its metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def service(settings: RewardSettings) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def function_settings(settings: RewardSettings, tmp_path: Path, body: str, **more: Any) -> RewardSettings:
-    """Settings that serve ``def score(messages, responses, images)`` with ``body``."""
+    """Make settings that serve ``def score(messages, responses, images)`` with ``body``."""
     file = tmp_path / "scorer.py"
     file.write_text(
         f"import time, math\nfrom pathlib import Path\n\n\ndef score(messages, responses, images):\n    {body}\n"

@@ -1,4 +1,4 @@
-"""What a reward model is built on: towers and models of any family, and what is computed once for many answers."""
+"""Backbones of reward models: encoders and models of any family, and computations shared by several responses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 from mor_reward import model_store
 from mor_reward.backbones import DualEncoderConfig, VlmConfig, build
-from mor_reward.backbones.encoders import VisionTower
+from mor_reward.backbones.encoders import PretrainedImageEncoder
 from mor_reward.backbones.vision_features import VisionFeatures
-from mor_reward.progress import Silent
-from mor_reward.train_config import Recipe
-from mor_reward.trainer import margins
-from mor_reward.training import Job, train
+from mor_reward.preference_trainer import margins
+from mor_reward.progress import NoProgress
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, train
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
@@ -23,19 +23,21 @@ from tests.reward import reward_kit as kit
 
 
 @pytest.mark.parametrize("kind", ["siglip", "timm"])
-def test_a_dual_encoder_takes_towers_of_any_family(
+def test_a_dual_encoder_accepts_encoders_of_any_family(
     kind: str, text_encoder: Path, colours: Path, tmp_path: Path
 ) -> None:
-    tower = kit.build_vision_encoder(tmp_path / "tower", kind)
+    encoder = kit.build_vision_encoder(tmp_path / "encoder", kind)
     config = DualEncoderConfig(
-        vision=str(tower),
+        vision=str(encoder),
         text=str(text_encoder),
         image_size=64,
         vision_layers=(-1, -2),
         width=32,
         precision="float32",
     )
-    manifest = train(Job(colours, tmp_path / "m", "m", "", config, Recipe(epochs=2, lr=3e-3, mismatch=2)), Silent())
+    manifest = train(
+        TrainingJob(colours, tmp_path / "m", "m", "", config, TrainConfig(epochs=2, lr=3e-3, mismatch=2)), NoProgress()
+    )
     again, backbone = model_store.load(tmp_path / "m")
     assert again == manifest
     chosen = [pair.chosen for pair in kit.pairs_of(colours)]
@@ -44,17 +46,17 @@ def test_a_dual_encoder_takes_towers_of_any_family(
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "siglip"])
-def test_a_tower_computes_no_layer_that_is_not_read(kind: str, tmp_path: Path) -> None:
-    folder = kit.build_vision_encoder(tmp_path / "tower", kind, layers=5)
+def test_an_image_encoder_computes_no_unused_layer(kind: str, tmp_path: Path) -> None:
+    folder = kit.build_vision_encoder(tmp_path / "encoder", kind, layers=5)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         states = AutoModel.from_pretrained(folder)(pixels, output_hidden_states=True).hidden_states
-        tower = VisionTower(str(folder), Path(), pretrained=True, size=64, layers=(1, 2))
-        assert torch.equal(tower(pixels), torch.cat([states[1], states[2]], dim=-1))
-    assert len(next(iter(tower.model.encoder.children()))) == 3, "the deepest and one more"
-    tower.export(tmp_path / "kept")
-    again = VisionTower(str(tmp_path / "kept"), Path(), pretrained=False, size=64, layers=(1, 2))
-    again.load_state_dict(tower.state_dict())
+        encoder = PretrainedImageEncoder(str(folder), Path(), pretrained=True, size=64, layers=(1, 2))
+        assert torch.equal(encoder(pixels), torch.cat([states[1], states[2]], dim=-1))
+    assert len(next(iter(encoder.model.encoder.children()))) == 3, "the deepest and one more"
+    encoder.export(tmp_path / "kept")
+    again = PretrainedImageEncoder(str(tmp_path / "kept"), Path(), pretrained=False, size=64, layers=(1, 2))
+    again.load_state_dict(encoder.state_dict())
 
 
 @pytest.mark.parametrize("likelihood", [0.0, 0.5])
@@ -70,7 +72,7 @@ def test_sharing_a_prefix_changes_no_score(likelihood: float, tiny_vlm: Path, co
 
 
 def test_the_likelihood_is_that_of_the_plain_model(tiny_vlm: Path, colours: Path) -> None:
-    """Against the checkpoint's own logits, one response at a time."""
+    """Compare with the checkpoint's own logits, one response at a time."""
     from mor_core.wire import chat_template_messages
 
     backbone = build(VlmConfig(model=str(tiny_vlm), likelihood=1.0, precision="float32"), Path(), pretrained=True)
@@ -81,12 +83,12 @@ def test_the_likelihood_is_that_of_the_plain_model(tiny_vlm: Path, colours: Path
     for example in examples:
         text = processor.apply_chat_template(chat_template_messages(example.messages), add_generation_prompt=True)
         inputs = dict(processor(text=[text], images=[[example.pictures[0].decode()]], return_tensors="pt"))
-        said = processor.tokenizer(example.response + "<|im_end|>", add_special_tokens=False)["input_ids"]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([said])], dim=1)
+        ids = processor.tokenizer(example.response + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
-            logprobs = plain(**inputs).logits[0, -len(said) - 1 : -1].log_softmax(-1)
-        expected.append(sum(float(row[token]) for row, token in zip(logprobs, said, strict=True)))
+            logprobs = plain(**inputs).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+        expected.append(sum(float(row[token]) for row, token in zip(logprobs, ids, strict=True)))
     assert backbone.eval().score(examples).tolist() == pytest.approx(expected, abs=1e-3)
 
 
@@ -98,8 +100,8 @@ def test_a_vlm_of_any_family_trains_a_step(kind: str, freeze_vision: bool, tmp_p
     checkpoint = build_tiny_vlm(tmp_path / "vlm", kind=kind)  # type: ignore[arg-type]
     data = kit.write_colour_preferences(tmp_path / "data", 10)
     config = VlmConfig(model=str(checkpoint), freeze_vision=freeze_vision, precision="float32")
-    recipe = Recipe(epochs=1, batch_size=4, heldout_fraction=0.4)
-    train(Job(data, tmp_path / "m", "m", "", config, recipe), Silent())
+    train_config = TrainConfig(epochs=1, batch_size=4, heldout_fraction=0.4)
+    train(TrainingJob(data, tmp_path / "m", "m", "", config, train_config), NoProgress())
     _, backbone = model_store.load(tmp_path / "m")
     pairs = kit.pairs_of(data)
     together = margins(backbone, pairs)
@@ -109,7 +111,7 @@ def test_a_vlm_of_any_family_trains_a_step(kind: str, freeze_vision: bool, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["smolvlm", "qwen2_5_vl", "llava"])
-def test_pictures_that_are_encoded_together_have_the_features_that_each_has_alone(kind: str, tmp_path: Path) -> None:
+def test_pictures_encoded_together_have_the_same_features_as_alone(kind: str, tmp_path: Path) -> None:
     from tests.tiny_models import build_tiny_vlm
 
     checkpoint = build_tiny_vlm(tmp_path / "vlm", kind=kind)  # type: ignore[arg-type]
@@ -130,7 +132,7 @@ def test_pictures_that_are_encoded_together_have_the_features_that_each_has_alon
         assert torch.cat([*one.pictures]) == pytest.approx(torch.cat([*other.pictures]), abs=1e-5)
 
 
-def test_a_picture_decides_the_score_of_a_vlm(tiny_vlm: Path, colours: Path) -> None:
+def test_the_score_of_a_vlm_depends_on_the_picture(tiny_vlm: Path, colours: Path) -> None:
     backbone = build(VlmConfig(model=str(tiny_vlm), precision="float32"), Path(), pretrained=True)
     torch.nn.init.normal_(backbone.head.weight)  # type: ignore[operator, union-attr, arg-type]
     chosen = [pair.chosen for pair in kit.pairs_of(colours)[:20]]

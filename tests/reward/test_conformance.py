@@ -1,4 +1,4 @@
-"""``mor-reward conformance``: the real service keeps the contract; each way to break it is found by its own check."""
+"""``mor-reward conformance``: the real service passes; each kind of violation is found by its own check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mor_core.errors import Unavailable
 from mor_reward import cli
 from mor_reward.app import create_app
 from mor_reward.config import RewardSettings
-from mor_reward.conformance import Finding, examine
+from mor_reward.conformance import CheckResult, run_checks
 from mor_reward.conformance.checks import CHECKS
 from mor_reward.conformance.endpoint import Endpoint
 from typer.testing import CliRunner
@@ -26,13 +26,13 @@ Change = Callable[[httpx.Request, httpx.Response], httpx.Response]
 
 
 @pytest.fixture
-def examined(settings: RewardSettings, tmp_path: Path) -> Iterator[Callable[..., dict[str, Finding]]]:
-    """The findings about a real service whose answers pass through ``change``."""
+def check_service(settings: RewardSettings, tmp_path: Path) -> Iterator[Callable[..., dict[str, CheckResult]]]:
+    """Check a real service whose responses pass through ``change``."""
     small = {"max_items": 2, "max_responses": 4, "max_request_bytes": 1 << 20}
     served = function_settings(settings, tmp_path, "return [len(r) / 50 for r in responses]", **small)
     with TestClient(create_app(served), raise_server_exceptions=False) as service:
 
-        def findings(change: Change = lambda _, response: response) -> dict[str, Finding]:
+        def results(change: Change = lambda _, response: response) -> dict[str, CheckResult]:
             def handle(request: httpx.Request) -> httpx.Response:
                 answer = service.request(
                     request.method, request.url.path, content=request.read(), headers=dict(request.headers)
@@ -42,13 +42,13 @@ def examined(settings: RewardSettings, tmp_path: Path) -> Iterator[Callable[...,
                 )
 
             endpoint = Endpoint("http://reward", TOKEN, timeout_s=5, transport=httpx.MockTransport(handle))
-            return {finding.check: finding for finding in examine(endpoint)}
+            return {result.check: result for result in run_checks(endpoint)}
 
-        yield findings
+        yield results
 
 
-def test_the_real_service_keeps_every_clause(examined: Callable[..., dict[str, Finding]]) -> None:
-    assert {name: finding.outcome for name, finding in examined().items()} == dict.fromkeys(CHECKS, "kept")
+def test_the_real_service_keeps_every_clause(check_service: Callable[..., dict[str, CheckResult]]) -> None:
+    assert {name: result.outcome for name, result in check_service().items()} == dict.fromkeys(CHECKS, "kept")
 
 
 def is_score(request: httpx.Request) -> bool:
@@ -56,7 +56,7 @@ def is_score(request: httpx.Request) -> bool:
 
 
 def document(response: httpx.Response, change: Callable[[dict[str, Any]], None]) -> httpx.Response:
-    """The same answer with its JSON changed in place."""
+    """Return the response with its JSON changed in place."""
     body = response.json()
     change(body)
     return httpx.Response(response.status_code, content=json.dumps(body), headers={"content-type": "application/json"})
@@ -73,7 +73,7 @@ def every_score(change: Callable[[list[float]], list[float]]) -> Change:
 
 
 def instead(of: int, status: int) -> Change:
-    """Answers ``of`` become answers ``status``."""
+    """Replace status ``of`` by ``status``."""
 
     def apply(_: httpx.Request, response: httpx.Response) -> httpx.Response:
         return httpx.Response(status, json={}) if response.status_code == of else response
@@ -150,19 +150,23 @@ def late(request: httpx.Request, response: httpx.Response) -> httpx.Response:
         (late, "deadline"),
     ],
 )
-def test_a_broken_clause_is_found(change: Change, broken: str, examined: Callable[..., dict[str, Finding]]) -> None:
-    finding = examined(change)[broken]
-    assert finding.outcome == "broken"
-    assert finding.detail
+def test_a_broken_clause_is_found(
+    change: Change, broken: str, check_service: Callable[..., dict[str, CheckResult]]
+) -> None:
+    result = check_service(change)[broken]
+    assert result.outcome == "broken"
+    assert result.detail
 
 
-def test_an_address_where_nobody_answers_is_one_clear_error() -> None:
+def test_an_unreachable_address_is_one_clear_error() -> None:
     endpoint = Endpoint("http://127.0.0.1:9", TOKEN, timeout_s=2)
-    with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9 does not answer .* is the service running there"):
-        next(examine(endpoint))
+    with pytest.raises(
+        Unavailable, match=r"http://127\.0\.0\.1:9 cannot be reached .* check that the service runs there"
+    ):
+        next(run_checks(endpoint))
 
 
-def test_the_command_says_so_too() -> None:
+def test_the_command_reports_an_unreachable_address() -> None:
     result = CliRunner().invoke(cli.app, ["conformance", "http://127.0.0.1:9", "--json"])
     assert result.exit_code == 1
-    assert "does not answer" in result.stderr
+    assert "cannot be reached" in result.stderr

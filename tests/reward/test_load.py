@@ -1,4 +1,4 @@
-"""A reward service under load: bounded queues, deadlines, an end that loses nothing."""
+"""Reward service under load: bounded queues, deadlines, lossless shutdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 SLOW = "time.sleep(0.02 * len(responses)); return [1.0] * len(responses)"
 
 
-async def test_a_full_queue_is_answered_429_and_what_is_queued_is_scored(
+async def test_requests_over_a_full_queue_get_429_and_queued_ones_are_scored(
     settings: RewardSettings, tmp_path: Path
 ) -> None:
     slow = function_settings(settings, tmp_path, SLOW, queue_responses=8, batch_responses=4)
@@ -33,32 +33,32 @@ async def test_a_full_queue_is_answered_429_and_what_is_queued_is_scored(
     assert all(scores(answer) == [[1.0] * 4] for answer in answers if answer not in refused)
 
 
-async def test_more_requests_than_the_card_allows_are_answered_429(settings: RewardSettings, tmp_path: Path) -> None:
+async def test_requests_over_the_concurrency_limit_get_429(settings: RewardSettings, tmp_path: Path) -> None:
     async with service(function_settings(settings, tmp_path, SLOW, concurrency=1)) as http:
         body = kit.score_body(["a", "b"], RED)
         answers = await asyncio.gather(*(http.post("/v1/score", json=body) for _ in range(3)))
     assert sorted(answer.status_code for answer in answers) == [200, 429, 429]
 
 
-async def test_a_request_that_cannot_make_its_deadline_is_answered_early(
+async def test_a_request_that_would_miss_its_deadline_is_refused_at_once(
     settings: RewardSettings, tmp_path: Path
 ) -> None:
     async with service(function_settings(settings, tmp_path, SLOW)) as http:
         body = kit.score_body([f"answer {number}" for number in range(20)], RED)
-        assert (await http.post("/v1/score", json=body)).status_code == 200  # teaches how long a response takes
+        assert (await http.post("/v1/score", json=body)).status_code == 200  # measures the time of a response
         started = asyncio.get_running_loop().time()
         late = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "100"})
         assert asyncio.get_running_loop().time() - started < 0.4
         in_time = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "5000"})
         bad = await http.post("/v1/score", json=body, headers={"X-MoR-Deadline-Ms": "soon"})
     assert late.status_code == 429
-    assert "the deadline leaves 0." in late.json()["detail"]
+    assert "the deadline is in 0." in late.json()["detail"]
     assert in_time.status_code == 200
     assert bad.status_code == 422
 
 
 def held(folder: Path) -> tuple[str, Path, Path]:
-    """A scorer that notes what it is called with and waits, at most 20 s, to be let go: body, notes, release."""
+    """Make a scorer that records its calls and waits, at most 20 s, for its release: body, notes, release."""
     notes, release = folder / "notes", folder / "release"
     notes.touch()
     note = f"Path({str(notes)!r}).write_text(Path({str(notes)!r}).read_text() + responses[0])"

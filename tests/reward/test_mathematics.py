@@ -1,4 +1,4 @@
-"""The loss, the calibration and the splits against independent references."""
+"""Loss, calibration and splits against independent references."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mor_core.errors import Invalid
 from mor_reward import calibration
-from mor_reward.loss import bradley_terry_loss
+from mor_reward.bradley_terry import bradley_terry_loss
 from mor_reward.splits import split_rows
-from mor_reward.train_config import Recipe, learning_rate
+from mor_reward.train_config import TrainConfig, learning_rate
 
 
-def test_loss_and_gradient_follow_the_plain_formula() -> None:
+def test_loss_and_gradient_equal_the_plain_formula() -> None:
     chosen = torch.tensor([1.5, -0.2, 0.3], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([0.5, 0.4, 0.3], dtype=torch.float64, requires_grad=True)
     loss = bradley_terry_loss(chosen, rejected, centring=0.1)
@@ -49,7 +49,7 @@ def test_temperature_stays_finite_when_every_pair_is_right() -> None:
     assert 0 < temperature < 2
 
 
-def test_scores_that_speak_against_the_labels_get_a_temperature_that_silences_them() -> None:
+def test_scores_that_contradict_the_labels_get_the_largest_temperature() -> None:
     assert calibration.fit_temperature(np.array([-1.0, -2.0, 0.1])) > 1e3
 
 
@@ -57,20 +57,6 @@ def test_scores_that_speak_against_the_labels_get_a_temperature_that_silences_th
 def test_a_temperature_needs_finite_margins(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="finite margins"):
         calibration.fit_temperature(np.array(bad))
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval_of_published_examples(successes: int, trials: int, low: float, high: float) -> None:
-    """Newcombe 1998, table I, method 3."""
-    assert calibration.wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
-
-
-def test_an_interval_of_no_trials_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one trial"):
-        calibration.wilson_interval(0, 0)
 
 
 def test_calibration_error_of_known_bins() -> None:
@@ -115,13 +101,13 @@ def test_the_seed_decides_the_split() -> None:
     assert len(split_rows(rows, 0.2, 0).report) == 10
 
 
-def test_too_few_pictures_are_named_with_the_cure() -> None:
-    with pytest.raises(Invalid, match=r"too few pictures .* --heldout-fraction"):
+def test_too_few_pictures_are_an_error_with_the_cure() -> None:
+    with pytest.raises(Invalid, match=r"too few distinct pictures .* --heldout-fraction"):
         split_rows([frozenset({1}), frozenset({1}), frozenset({2})], 0.2, 0)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [learning_rate(step, 100, Recipe(lr=1.0, warmup_ratio=0.1)) for step in range(101)]
+    rates = [learning_rate(step, 100, TrainConfig(lr=1.0, warmup_ratio=0.1)) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.0)

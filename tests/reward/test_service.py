@@ -21,7 +21,7 @@ from tests.reward.served import ANSWERS, BLUE, RED, VIEWER, function_settings, m
 
 
 @pytest.mark.anyio
-async def test_scores_prefer_what_the_picture_shows(http: httpx.AsyncClient) -> None:
+async def test_scores_prefer_the_response_that_matches_the_picture(http: httpx.AsyncClient) -> None:
     [red] = scores(await http.post("/v1/score", json=kit.score_body(ANSWERS, RED)))
     [blue] = scores(await http.post("/v1/score", json=kit.score_body(ANSWERS, BLUE)))
     assert red is not None
@@ -31,18 +31,18 @@ async def test_scores_prefer_what_the_picture_shows(http: httpx.AsyncClient) -> 
 
 
 @pytest.mark.anyio
-async def test_hashes_go_first_and_bytes_only_when_asked(http: httpx.AsyncClient) -> None:
+async def test_bytes_are_needed_only_for_unknown_pictures(http: httpx.AsyncClient) -> None:
     by_hash = kit.score_body(ANSWERS, RED, send=False)
-    asked = await http.post("/v1/score", json=by_hash)
-    assert asked.status_code == 409
-    assert asked.json() == {"missing_images": [sha256(RED)]}
+    first = await http.post("/v1/score", json=by_hash)
+    assert first.status_code == 409
+    assert first.json() == {"missing_images": [sha256(RED)]}
 
     sent = scores(await http.post("/v1/score", json=kit.score_body(ANSWERS, RED)))
     assert scores(await http.post("/v1/score", json=by_hash)) == sent
 
 
 @pytest.mark.anyio
-async def test_pictures_beyond_the_bound_of_the_cache_are_asked_for_again(settings: RewardSettings) -> None:
+async def test_pictures_dropped_from_the_cache_are_requested_again(settings: RewardSettings) -> None:
     small = settings.model_copy(update={"image_cache_bytes": len(RED) + len(BLUE) - 1})
     async with service(small) as http:
         for picture in (RED, BLUE):
@@ -71,7 +71,7 @@ async def test_bytes_under_a_wrong_hash_are_refused(http: httpx.AsyncClient) -> 
 
 
 @pytest.mark.anyio
-async def test_the_card_tells_calibration_and_limits(http: httpx.AsyncClient, trained: Path) -> None:
+async def test_the_card_has_calibration_and_limits(http: httpx.AsyncClient, trained: Path) -> None:
     card = Card.model_validate_json((await http.get("/v1/card")).content)
     assert card.model.name == "colours"
     assert card.domains == "shapes in four colours"
@@ -130,7 +130,7 @@ async def test_the_order_of_responses_and_items_does_not_matter(http: httpx.Asyn
 
 
 @pytest.mark.anyio
-async def test_an_item_that_cannot_be_scored_leaves_the_others_alone(http: httpx.AsyncClient) -> None:
+async def test_a_failing_item_does_not_affect_the_others(http: httpx.AsyncClient) -> None:
     broken = b"no picture at all"
     good = kit.score_body(ANSWERS, RED, item_id="good")
     bad = [
@@ -155,13 +155,13 @@ async def test_an_item_that_cannot_be_scored_leaves_the_others_alone(http: httpx
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        ("return [math.nan if 'bad' in r else 1.0 for r in responses]", "the model gave nan for response 1"),
-        ("return [1.0] if 'bad' in responses[1] else [1.0] * 3", "gave 1 scores for 3 responses"),
+        ("return [math.nan if 'bad' in r else 1.0 for r in responses]", "the model returned nan for response 1"),
+        ("return [1.0] if 'bad' in responses[1] else [1.0] * 3", "returned 1 scores for 3 responses"),
         ("return [1.0, {}['x'], 1.0] if 'bad' in responses[1] else [1.0] * 3", "failed on this item: KeyError"),
         ("return ['x'] * 3 if 'bad' in responses[1] else [1.0] * 3", "failed on this item: ValueError"),
     ],
 )
-async def test_a_lying_function_makes_an_item_error_and_never_a_zero(
+async def test_an_invalid_function_result_is_an_item_error_and_never_a_zero(
     body: str, detail: str, settings: RewardSettings, tmp_path: Path
 ) -> None:
     async with service(function_settings(settings, tmp_path, body)) as http:
@@ -189,13 +189,13 @@ async def test_a_function_gets_messages_responses_and_pictures(settings: RewardS
 @pytest.mark.parametrize(
     ("limit", "value", "detail"),
     [
-        ("max_items", 1, "2 items; at most 1"),
-        ("max_responses", 2, "item 'a' has 3 responses; at most 2"),
-        ("max_image_bytes", 100, "at most 100 are read; scale it down"),
+        ("max_items", 1, "2 items; a request may have at most 1"),
+        ("max_responses", 2, "item 'a' has 3 responses; an item may have at most 2"),
+        ("max_image_bytes", 100, "of at most 100; scale it down"),
         ("max_request_bytes", 300, "limited to 300 bytes; send fewer items"),
     ],
 )
-async def test_limits_are_answered_413_with_the_cure(
+async def test_a_request_over_a_limit_gets_413_with_the_cure(
     limit: str, value: int, detail: str, settings: RewardSettings
 ) -> None:
     body = kit.score_body(ANSWERS, RED, item_id="a")
@@ -216,7 +216,7 @@ async def test_limits_are_answered_413_with_the_cure(
         ({"items": []}, "body.items"),
     ],
 )
-async def test_a_request_outside_the_contract_is_answered_422_with_the_place(
+async def test_an_invalid_request_gets_422_with_the_field(
     change: dict[str, Any], where: str, http: httpx.AsyncClient
 ) -> None:
     answer = await http.post("/v1/score", json={**kit.score_body(ANSWERS, RED), **change})
@@ -229,7 +229,7 @@ async def test_a_request_outside_the_contract_is_answered_422_with_the_place(
     ("token", "status", "detail"),
     [("", 401, "Authorization"), ("wrong", 401, "unknown bearer token"), (VIEWER, 403, "this needs admin or service")],
 )
-async def test_a_call_needs_the_scope_service(token: str, status: int, detail: str, http: httpx.AsyncClient) -> None:
+async def test_a_call_needs_the_service_scope(token: str, status: int, detail: str, http: httpx.AsyncClient) -> None:
     headers = {"Authorization": f"Bearer {token}"} if token else {"Authorization": ""}
     for call in (
         http.post("/v1/score", json=kit.score_body(ANSWERS, RED), headers=headers),
@@ -260,7 +260,7 @@ async def test_health_and_metrics(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_dir": None}, "give one of MOR_MODEL_DIR"),
+        ({"model_dir": None}, "give exactly one of MOR_MODEL_DIR"),
         ({"model_dir": Path("/nowhere")}, "has no reward.json"),
         (
             {"model_dir": None, "function": "/nowhere.py:score"},

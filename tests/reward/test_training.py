@@ -1,4 +1,4 @@
-"""Training on tiny real models: what is learnt, what is saved, what an interruption leaves."""
+"""Training on tiny real models: learning, saving, interruption."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mor_core.errors import Conflict, DataFileError, Invalid
 from mor_reward import model_store
 from mor_reward.backbones import AnyConfig, DualEncoderConfig, TextConfig, VlmConfig
 from mor_reward.cli import app
-from mor_reward.progress import Silent
-from mor_reward.train_config import Recipe
-from mor_reward.trainer import Interrupted, margins
-from mor_reward.training import Job, evaluate, train
+from mor_reward.preference_trainer import TrainingInterrupted, margins
+from mor_reward.progress import NoProgress
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, evaluate, train
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -49,24 +49,26 @@ def configuration(
 
 
 @pytest.mark.parametrize(
-    ("configuration", "recipe"),
+    ("configuration", "train_config"),
     [
-        ("dual-encoder", Recipe(epochs=12, lr=3e-3, mismatch=2)),
-        ("text", Recipe(epochs=6, lr=2e-3)),
-        ("vlm", Recipe(epochs=6, lr=3e-3)),
-        ("vlm-lora", Recipe(epochs=6, lr=1e-2)),
+        ("dual-encoder", TrainConfig(epochs=12, lr=3e-3, mismatch=2)),
+        ("text", TrainConfig(epochs=6, lr=2e-3)),
+        ("vlm", TrainConfig(epochs=6, lr=3e-3)),
+        ("vlm-lora", TrainConfig(epochs=6, lr=1e-2)),
     ],
     indirect=["configuration"],
 )
-def test_each_backbone_learns_an_easy_preference(configuration: AnyConfig, recipe: Recipe, tmp_path: Path) -> None:
-    """The dual encoder learns colours from pictures; the others a style that the text shows."""
+def test_each_backbone_learns_an_easy_preference(
+    configuration: AnyConfig, train_config: TrainConfig, tmp_path: Path
+) -> None:
+    """Train the dual encoder on colours in pictures, the others on a style in the text."""
     if configuration.kind == "dual-encoder":
         data = kit.write_colour_preferences(tmp_path / "data", 120)
         unseen = kit.write_colour_preferences(tmp_path / "unseen", 60, seed=7)
     else:
         data = kit.write_style_preferences(tmp_path / "data", 200)
         unseen = data
-    manifest = train(Job(data, tmp_path / "model", "easy", "", configuration, recipe), Silent())
+    manifest = train(TrainingJob(data, tmp_path / "model", "easy", "", configuration, train_config), NoProgress())
 
     assert manifest.calibration.pair_accuracy > 0.9
     assert manifest.calibration.pair_accuracy_interval[0] < manifest.calibration.pair_accuracy
@@ -76,10 +78,10 @@ def test_each_backbone_learns_an_easy_preference(configuration: AnyConfig, recip
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, indirect=True)
-def test_a_saved_model_scores_as_the_trained_one_did(configuration: AnyConfig, tmp_path: Path) -> None:
+def test_a_saved_model_scores_like_the_trained_one(configuration: AnyConfig, tmp_path: Path) -> None:
     data = kit.write_colour_preferences(tmp_path / "data", 24)
-    recipe = Recipe(epochs=1, batch_size=16, lr=1e-3, heldout_fraction=0.3)
-    manifest = train(Job(data, tmp_path / "model", "m", "", configuration, recipe), Silent())
+    train_config = TrainConfig(epochs=1, batch_size=16, lr=1e-3, heldout_fraction=0.3)
+    manifest = train(TrainingJob(data, tmp_path / "model", "m", "", configuration, train_config), NoProgress())
     moved = (tmp_path / "model").rename(tmp_path / "elsewhere")
 
     again, backbone = model_store.load(moved)
@@ -96,17 +98,17 @@ def test_a_saved_model_scores_as_the_trained_one_did(configuration: AnyConfig, t
 @pytest.mark.parametrize("configuration", ["dual-encoder", "vlm-lora", "text"], indirect=True)
 def test_a_resumed_training_ends_bit_equal_to_an_uninterrupted_one(configuration: AnyConfig, tmp_path: Path) -> None:
     data = kit.write_colour_preferences(tmp_path / "data", 24)
-    recipe = Recipe(epochs=2, batch_size=8, lr=1e-3, mismatch=1, heldout_fraction=0.3, checkpoint_every=2)
+    train_config = TrainConfig(epochs=2, batch_size=8, lr=1e-3, mismatch=1, heldout_fraction=0.3, checkpoint_every=2)
 
-    def job(name: str, resume: bool = False) -> Job:
-        return Job(data, tmp_path / name, "m", "", configuration, recipe, resume)
+    def job(name: str, resume: bool = False) -> TrainingJob:
+        return TrainingJob(data, tmp_path / name, "m", "", configuration, train_config, resume)
 
-    whole = train(job("whole"), Silent())
+    whole = train(job("whole"), NoProgress())
     interrupted(job("parts"), StopAt("training", 3))
     assert not (tmp_path / "parts").exists()
     with pytest.raises(Conflict, match="--resume"):
-        train(job("parts"), Silent())
-    parts = train(job("parts", resume=True), Silent())
+        train(job("parts"), NoProgress())
+    parts = train(job("parts", resume=True), NoProgress())
 
     assert parts.version == whole.version
     one, other = (load_file(tmp_path / name / model_store.WEIGHTS) for name in ("whole", "parts"))
@@ -114,8 +116,8 @@ def test_a_resumed_training_ends_bit_equal_to_an_uninterrupted_one(configuration
     assert not (tmp_path / "parts.training").exists()
 
 
-class StopAt(Silent):
-    """Asks a training to stop once ``done`` parts of a phase are finished."""
+class StopAt(NoProgress):
+    """Reporter that requests a stop once ``done`` steps of a phase are finished."""
 
     def __init__(self, phase: str, done: int) -> None:
         self._wanted, self._done = phase, done
@@ -132,29 +134,27 @@ class StopAt(Silent):
         return self._asked
 
 
-def interrupted(job: Job, stop: StopAt) -> None:
-    with pytest.raises(Interrupted):
+def interrupted(job: TrainingJob, stop: StopAt) -> None:
+    with pytest.raises(TrainingInterrupted):
         train(job, stop, stop)
 
 
 def test_an_interrupt_before_the_first_step_leaves_nothing(
     dual_config: DualEncoderConfig, colours: Path, tmp_path: Path
 ) -> None:
-    interrupted(Job(colours, tmp_path / "m", "m", "", dual_config, Recipe()), StopAt("encoding", 1))
+    interrupted(TrainingJob(colours, tmp_path / "m", "m", "", dual_config, TrainConfig()), StopAt("encoding", 1))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_continues_nothing_but_its_own_training(
-    dual_config: DualEncoderConfig, colours: Path, tmp_path: Path
-) -> None:
-    def job(seed: int, resume: bool) -> Job:
-        return Job(colours, tmp_path / "m", "m", "", dual_config, Recipe(epochs=1, seed=seed), resume)
+def test_a_checkpoint_resumes_only_its_own_job(dual_config: DualEncoderConfig, colours: Path, tmp_path: Path) -> None:
+    def job(seed: int, resume: bool) -> TrainingJob:
+        return TrainingJob(colours, tmp_path / "m", "m", "", dual_config, TrainConfig(epochs=1, seed=seed), resume)
 
     with pytest.raises(Invalid, match="start without --resume"):
-        train(job(0, resume=True), Silent())
+        train(job(0, resume=True), NoProgress())
     interrupted(job(0, resume=False), StopAt("training", 1))
-    with pytest.raises(Conflict, match="of other data, settings"):
-        train(job(1, resume=True), Silent())
+    with pytest.raises(Conflict, match="belongs to other data, settings"):
+        train(job(1, resume=True), NoProgress())
 
 
 def test_the_temperature_makes_held_out_scores_calibrated_logits(trained: Path, tmp_path: Path) -> None:
@@ -165,20 +165,20 @@ def test_the_temperature_makes_held_out_scores_calibrated_logits(trained: Path, 
     assert manifest.calibration.temperature > 0
 
 
-def test_no_epochs_only_calibrate(dual_config: DualEncoderConfig, colours: Path, tmp_path: Path) -> None:
-    manifest = train(Job(colours, tmp_path / "m", "m", "", dual_config, Recipe(epochs=0)), Silent())
+def test_zero_epochs_calibrate_only(dual_config: DualEncoderConfig, colours: Path, tmp_path: Path) -> None:
+    manifest = train(TrainingJob(colours, tmp_path / "m", "m", "", dual_config, TrainConfig(epochs=0)), NoProgress())
     assert manifest.training.steps == 0
     assert manifest.calibration.pair_accuracy == 0.5
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------
+# --- invalid input ------------------------------------------------------------------------------------------------
 
 
 def test_a_malformed_line_is_named_with_its_cure(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
     data = kit.write_style_preferences(tmp_path, 5)
     data.write_text(data.read_text() + '{"prompt": "x", "chosen": "a", "rejected": "b", "imags": []}\n')
     with pytest.raises(DataFileError, match=r"prefs.jsonl:6: unknown column 'imags'; the columns are"):
-        train(Job(data, tmp_path / "m", "m", "", dual_config, Recipe()), Silent())
+        train(TrainingJob(data, tmp_path / "m", "m", "", dual_config, TrainConfig()), NoProgress())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prefs.jsonl"]
 
 
@@ -194,19 +194,22 @@ def test_a_missing_or_corrupt_picture_is_named(
     if content is not None:
         (tmp_path / file).write_bytes(content)
     with pytest.raises(DataFileError, match=f"prefs.jsonl:1: images: {message}"):
-        train(Job(data, tmp_path / "m", "m", "", dual_config, Recipe()), Silent())
+        train(TrainingJob(data, tmp_path / "m", "m", "", dual_config, TrainConfig()), NoProgress())
 
 
 def test_a_wrong_checkpoint_path_is_named_with_its_cure(colours: Path, tmp_path: Path) -> None:
     config = VlmConfig(model=str(tmp_path / "nowhere"))
     with pytest.raises(Invalid, match=r"model '.*nowhere' cannot be loaded: .* give the folder"):
-        train(Job(colours, tmp_path / "m", "m", "", config, Recipe()), Silent())
+        train(TrainingJob(colours, tmp_path / "m", "m", "", config, TrainConfig()), NoProgress())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_another_kind_is_refused(text_encoder: Path, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="cannot be loaded"):
-        train(Job(colours, tmp_path / "m", "m", "", VlmConfig(model=str(text_encoder)), Recipe()), Silent())
+        train(
+            TrainingJob(colours, tmp_path / "m", "m", "", VlmConfig(model=str(text_encoder)), TrainConfig()),
+            NoProgress(),
+        )
 
 
 def test_a_row_that_is_too_long_is_named(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
@@ -215,20 +218,20 @@ def test_a_row_that_is_too_long_is_named(dual_config: DualEncoderConfig, tmp_pat
     lines[7]["chosen"] = "red " * 40
     kit.write_lines(data, lines)
     with pytest.raises(Invalid, match=r"row '8': the response has 42 tokens; this model reads at most 32; .* --set"):
-        train(Job(data, tmp_path / "m", "m", "", dual_config, Recipe()), Silent())
+        train(TrainingJob(data, tmp_path / "m", "m", "", dual_config, TrainConfig()), NoProgress())
 
 
-def test_a_folder_that_is_there_is_replaced_only_when_told(
+def test_an_existing_folder_is_replaced_only_with_overwrite(
     trained: Path, dual_config: DualEncoderConfig, colours: Path
 ) -> None:
     with pytest.raises(Conflict, match="exists; choose another --out, or replace it with --overwrite"):
-        train(Job(colours, trained, "m", "", dual_config, Recipe()), Silent())
+        train(TrainingJob(colours, trained, "m", "", dual_config, TrainConfig()), NoProgress())
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "reward.json").unlink(), "has no reward.json; give the folder that"),
+        (lambda folder: (folder / "reward.json").unlink(), "has no reward.json; give a folder written by"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "cannot be loaded .* copy the folder again"),
         (lambda folder: (folder / "reward.json").write_text("{}"), "reward.json: .*train the model again"),
     ],
@@ -288,7 +291,7 @@ def test_an_unknown_or_wrong_setting_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_leaves_a_checkpoint_and_nothing_half_written(
+def test_an_interrupt_leaves_a_checkpoint_and_no_partial_file(
     dual_config: DualEncoderConfig, colours: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "model"

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from mor_core.auth import hash_token
-from mor_core.service_info import About
+from mor_core.service_info import ServiceInfo
 from mor_rollout.app import create_app
 
 from tests.rollout.conftest import settings_for
@@ -22,7 +22,7 @@ async def test_facts_are_available_before_the_engine_has_started(tmp_path: Path)
     app = create_app(settings_for(tmp_path / "model", tmp_path, tokens_file=tokens))
     headers = {"Authorization": "Bearer a-token"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r", headers=headers) as http:
-        about = About.model_validate_json((await http.get("/v1/about")).raise_for_status().content)
+        about = ServiceInfo.model_validate_json((await http.get("/v1/about")).raise_for_status().content)
     assert (about.service, about.caller.name, about.problem) == ("MoR rollout", "ops", None)
     assert about.facts is not None
     assert [device.name for device in about.facts.devices] == ["cpu"]

@@ -205,7 +205,7 @@ async def test_clients_get_the_whole_blend_as_text(api: Api, endpoints: Endpoint
 @pytest.mark.parametrize(
     ("blend", "expected"),
     [
-        ({"complete": 0.5, "brief": 0.6}, "sum to 1, these to 1.1"),
+        ({"complete": 0.5, "brief": 0.6}, "sum to 1.1, not 1"),
         ({"complete": 1.5, "brief": -0.5}, "objective"),
         ({}, "objective"),
     ],

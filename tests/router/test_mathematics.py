@@ -22,7 +22,8 @@ from mor_router.mathematics.fusion import (
     Weighted,
     WorstClient,
 )
-from mor_router.mathematics.group_fusion import FusedGroup, NoQuorum, ObjectiveWeights, fuse
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
+from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from mor_router.objectives.similarity import objective_shares
 from numpy import ndarray

@@ -1,4 +1,4 @@
-"""The arms of the comparison: one way to make a reward per file, one seam: ``fit(anchors) -> score(groups)``."""
+"""Arms of the comparison: one way to compute a reward per file, one interface: ``fit(anchors) -> score(groups)``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from quality.arms.best_single import BestSingle
 from quality.arms.competence import NearestCompetence
 from quality.arms.domain_classifier import DomainClassifier
 from quality.arms.linucb import LinUcb
-from quality.arms.mixture import MixtureOfRewards, ablations, without_reach
+from quality.arms.mixture import MixtureOfRewards, ablations, without_support
 from quality.arms.oracle import Oracle
 from quality.arms.other import OtherModel
 from quality.arms.pessimistic import mean_minus_variance, worst_client
@@ -24,12 +24,12 @@ __all__ = [
     "UniformRaw",
     "ablations",
     "baselines",
-    "without_reach",
+    "without_support",
 ]
 
 
 def baselines() -> list[Arm]:
-    """What a server could do with the same scores and anchors, MoR apart."""
+    """List the alternatives to MoR with the same scores and anchors."""
     return [
         BestSingle(),
         DomainClassifier(),

@@ -3,16 +3,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from quality.scored import Anchors, Groups, Rewards
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
-Score = Callable[[Groups], Rewards]
+Score = Callable[[GroupScores], Rewards]
 
 
 class Arm(Protocol):
-    """One way to turn the clients' scores into a reward. Only the order of rewards within a group counts."""
+    """Way to compute a reward from the clients' scores. Only the order of rewards within a group matters."""
 
     title: str
 
-    def fit(self, anchors: Anchors) -> Score:
-        """Learn from the anchors; what comes back is a function of scores and inputs, never of labels."""
+    def fit(self, anchors: AnchorPairs) -> Score:
+        """Learn from the anchors; return a function of scores and inputs, never of labels."""
         ...

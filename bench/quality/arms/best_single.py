@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from quality.arms.arm import Score
-from quality.scored import Anchors
+from quality.group_scores import AnchorPairs
 
 
 class BestSingle:
-    """Everybody's reward is that of the one client which ranks most anchors right."""
+    """Reward of the one client that ranks most anchors right."""
 
     title = "best single client"
 
-    def fit(self, anchors: Anchors) -> Score:
+    def fit(self, anchors: AnchorPairs) -> Score:
         best = int(anchors.right.mean(axis=0).argmax())
         return lambda groups: groups.scores[:, best]

@@ -4,25 +4,25 @@ import numpy as np
 
 from quality.arms.arm import Score
 from quality.arms.uniform import standardise, standardisers
-from quality.scored import Anchors, Groups, Rewards
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 _NEIGHBOURS = 12
 _EXPERTS = 3
 
 
 class NearestCompetence:
-    """The mean standardised score of the three clients that rank an input's twelve nearest anchors best.
+    """Mean standardised score of the three clients that rank an input's twelve nearest anchors best.
 
     Competence on auxiliary questions chooses the top M experts, as FedGRPO does (arXiv 2602.12014).
     """
 
     title = "nearest competence (FedGRPO)"
 
-    def fit(self, anchors: Anchors) -> Score:
+    def fit(self, anchors: AnchorPairs) -> Score:
         units, right = standardisers(anchors), anchors.right
         overall = right.mean(axis=0)
 
-        def score(groups: Groups) -> Rewards:
+        def score(groups: GroupScores) -> Rewards:
             similar = groups.inputs @ anchors.pairs.inputs.T
             nearest = np.argsort(-similar, axis=1, kind="stable")[:, :_NEIGHBOURS]
             competence = right[nearest].mean(axis=1) + 1e-3 * overall  # overall accuracy breaks ties

@@ -4,23 +4,22 @@ import numpy as np
 
 from quality.arms.arm import Score
 from quality.directions import fit_directions
-from quality.scored import Anchors, Groups, Rewards
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 _PASSES = 10
 _OPTIMISM = 0.5
 
 
 class LinUcb:
-    """One client is chosen for each input by LinUCB (Li et al. 2010), as LASeR does (arXiv 2410.01735).
+    """Choice of one client per input by LinUCB (Li et al. 2010), as in LASeR (arXiv 2410.01735).
 
-    The bandit goes over the anchors and is paid 1 when the client that it chose ranks the pair right; afterwards it
-    chooses by its mean estimate. LASeR is paid by the policy's training loss instead, which is not at hand offline: the
-    anchors' labels are the better teacher.
+    Deviation: LASeR's bandit reward is the policy's training loss, which does not exist offline; here the bandit gets 1
+    if the chosen client ranks an anchor right, which is a better signal. Afterwards it chooses by its mean estimate.
     """
 
     title = "LinUCB choice (LASeR)"
 
-    def fit(self, anchors: Anchors) -> Score:
+    def fit(self, anchors: AnchorPairs) -> Score:
         directions = fit_directions(anchors.pairs.inputs)
         contexts, right = directions(anchors.pairs.inputs), anchors.right
         clients, size = right.shape[1], contexts.shape[1]
@@ -37,7 +36,7 @@ class LinUcb:
                 paid[k] += right[n, k] * x
         estimate = np.einsum("kij,kj->ki", inverse, paid)
 
-        def score(groups: Groups) -> Rewards:
+        def score(groups: GroupScores) -> Rewards:
             chosen = (directions(groups.inputs) @ estimate.T).argmax(axis=1)
             return np.asarray(groups.scores[np.arange(len(groups)), chosen])
 

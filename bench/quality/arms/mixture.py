@@ -1,4 +1,4 @@
-"""MoR, and MoR with one of its parts taken away."""
+"""MoR, and MoR without one of its parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.standardise import Standardiser
 
 from quality.arms.arm import Score
-from quality.scored import Anchors, Groups, Rewards
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 ENTROPY_FLOOR = 0.1
 _AS_IT_CAME = Standardiser(spread=1.0, limit=1e9, centre=0.0, low=-np.inf, high=np.inf)
@@ -30,8 +30,8 @@ class MixtureOfRewards:
         standardised: bool = True,
         change: Callable[[Mixture], Mixture] | None = None,
     ) -> None:
-        """``regions`` off fits as if all inputs were one; ``standardised`` off fits to the scores as they come.
-        ``change`` takes a part away after fitting.
+        """``regions`` off fits without regard to inputs; ``standardised`` off fits to unstandardised scores.
+        ``change`` removes a part after the fit.
         """
         self.title = title
         self._entropy_floor = entropy_floor
@@ -39,11 +39,11 @@ class MixtureOfRewards:
         self._standardised = standardised
         self._change = change
 
-    def fit(self, anchors: Anchors) -> Score:
+    def fit(self, anchors: AnchorPairs) -> Score:
         mixture = self.mixture(anchors)
         return lambda groups: serve(mixture, groups)
 
-    def mixture(self, anchors: Anchors) -> Mixture:
+    def mixture(self, anchors: AnchorPairs) -> Mixture:
         pairs = anchors.pairs
         clients = [str(k) for k in range(pairs.scores.shape[1])]
         fitted, _ = fit_mixture(
@@ -56,23 +56,23 @@ class MixtureOfRewards:
         return fitted if self._change is None else self._change(fitted)
 
 
-def serve(mixture: Mixture, groups: Groups) -> Rewards:
-    """What ``group_fusion`` with the weighted fusion gives group by group, for all groups at once."""
+def serve(mixture: Mixture, groups: GroupScores) -> Rewards:
+    """Compute the weighted fusion of ``group_fusion`` for all groups at once."""
     trust = mixture.weights(groups.inputs, mixture.clients) * mixture.slopes(groups.inputs)
     served = np.stack([unit(groups.scores[:, k]) for k, unit in enumerate(mixture.standardisers)], axis=1)
     return np.asarray(np.einsum("nk,nkg->ng", trust, served))
 
 
-def without_reach() -> MixtureOfRewards:
+def without_support() -> MixtureOfRewards:
     return MixtureOfRewards("no reach: the fit counts beyond its anchors too", change=_everywhere)
 
 
 def ablations() -> list[MixtureOfRewards]:
-    """MoR without its gate, its regions, its reach, its entropy floor, its standardisation."""
+    """List MoR without its gate, regions, support, entropy floor or standardisation."""
     return [
         MixtureOfRewards("no gate: every client counts the same", change=_even),
         MixtureOfRewards("no regions: global instead of regional slopes", regions=False),
-        without_reach(),
+        without_support(),
         MixtureOfRewards("no entropy floor", entropy_floor=0.0),
         MixtureOfRewards("no standardisation", standardised=False),
     ]

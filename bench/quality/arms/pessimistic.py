@@ -5,11 +5,11 @@ from mor_router.mathematics.fusion import FusionStrategy, GroupDeviations, MeanM
 
 from quality.arms.arm import Score
 from quality.arms.uniform import standardise, standardisers
-from quality.scored import Anchors, Groups, Rewards
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 
 class Pessimistic:
-    """An ensemble that believes its doubters: the router's own fusions of standardised scores, every weight the same.
+    """Pessimistic ensemble: the router's own fusions of standardised scores, with equal weights.
 
     Worst client and mean − λ·variance are the two conservative objectives of Coste et al. 2024 (arXiv 2310.02743).
     """
@@ -18,11 +18,11 @@ class Pessimistic:
         self.title = title
         self._fusion = fusion
 
-    def fit(self, anchors: Anchors) -> Score:
+    def fit(self, anchors: AnchorPairs) -> Score:
         units = standardisers(anchors)
         weights = np.full(len(units), 1 / len(units))
 
-        def score(groups: Groups) -> Rewards:
+        def score(groups: GroupScores) -> Rewards:
             served = standardise(groups, units)
             deviations = served - np.median(served, axis=2, keepdims=True)
             return np.stack([self._fusion(GroupDeviations(panel, weights)) for panel in deviations])

@@ -8,28 +8,28 @@ from numpy import ndarray
 
 from quality.arms.arm import Score
 from quality.arms.uniform import standardise, standardisers
-from quality.scored import Anchors, Groups, Rewards
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 5
 _STEPS = 50
 
 
-Units = Callable[[Groups], Float[ndarray, "groups clients size"]]
+Units = Callable[[GroupScores], Float[ndarray, "groups clients size"]]
 
 
 class Stacking:
-    """R_i = Σ_k β_k z_ki with β by logistic regression on the anchors (Wolpert 1992): one weight a client, everywhere.
+    """Linear stacking, R_i = Σ_k β_k z_ki with β by logistic regression on the anchors (Wolpert 1992).
 
-    The ridge penalty is chosen by cross-validation; a weight may be negative.
+    A client has one weight for all inputs. The ridge penalty is chosen by cross-validation; a weight may be negative.
     """
 
     def __init__(self, title: str = "stacking (logistic regression)", *, mor_units: bool = False) -> None:
-        """z are the scores divided by the standard deviation of their differences, or else as MoR standardises them."""
+        """Divide scores by the standard deviation of their differences or, with ``mor_units``, standardise as MoR."""
         self.title = title
         self._mor_units = mor_units
 
-    def fit(self, anchors: Anchors) -> Score:
+    def fit(self, anchors: AnchorPairs) -> Score:
         units = _mor_units(anchors) if self._mor_units else _deviations(anchors)
         served = units(anchors.pairs)
         differences = served[:, :, 0] - served[:, :, 1]
@@ -43,19 +43,19 @@ class Stacking:
 
         weights = regress(differences, min(_PENALTIES, key=held_out_loss))
 
-        def score(groups: Groups) -> Rewards:
+        def score(groups: GroupScores) -> Rewards:
             return np.asarray(np.einsum("k,nkg->ng", weights, units(groups)))
 
         return score
 
 
-def _deviations(anchors: Anchors) -> Units:
+def _deviations(anchors: AnchorPairs) -> Units:
     differences = anchors.pairs.scores[:, :, 0] - anchors.pairs.scores[:, :, 1]
     scale = np.maximum(np.sqrt(np.square(differences).mean(axis=0)), 1e-12)[:, None]
     return lambda groups: groups.scores / scale
 
 
-def _mor_units(anchors: Anchors) -> Units:
+def _mor_units(anchors: AnchorPairs) -> Units:
     units = standardisers(anchors)
     return lambda groups: standardise(groups, units)
 

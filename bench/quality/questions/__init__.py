@@ -1,43 +1,43 @@
-"""What the experiment asks of the scores: one file a subject, and each answer a table of plain numbers."""
+"""Questions of the experiment: one file per subject; each answer is a table of plain numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from quality.evidence import Evidence, Table
-from quality.questions.adversarial import liars
+from quality.evidence import ExperimentData, Table
+from quality.questions.adversarial import adversarial
 from quality.questions.anchors import anchor_counts, other_mixes
 from quality.questions.conflict import objectives
-from quality.questions.onboarding import joining
+from quality.questions.onboarding import onboarding
 from quality.questions.policies import policies
 from quality.questions.ranking import clients, ranking, wire, without_parts
-from quality.questions.scaling import growth
+from quality.questions.scaling import scaling
 
-QUESTIONS: tuple[Callable[[Evidence], Table], ...] = (
+QUESTIONS: tuple[Callable[[ExperimentData], Table], ...] = (
     clients,
     ranking,
     policies,
     without_parts,
     anchor_counts,
     other_mixes,
-    joining,
-    liars,
+    onboarding,
+    adversarial,
     objectives,
-    growth,
+    scaling,
     wire,
 )
 
 __all__ = [
     "QUESTIONS",
+    "adversarial",
     "anchor_counts",
     "clients",
-    "growth",
-    "joining",
-    "liars",
     "objectives",
+    "onboarding",
     "other_mixes",
     "policies",
     "ranking",
+    "scaling",
     "wire",
     "without_parts",
 ]

@@ -1,4 +1,4 @@
-"""What clients cost that lie."""
+"""Loss of accuracy by adversarial clients."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from numpy import ndarray
 
 from quality.arms import MixtureOfRewards
 from quality.arms.mixture import serve
-from quality.evidence import Evidence, Table
-from quality.hostile import SCENARIOS
+from quality.attacks import SCENARIOS
+from quality.evidence import ExperimentData, Table
+from quality.group_scores import AnchorPairs, GroupScores, agreement
 from quality.population import SKILLS
 from quality.ranking import judge, judge_each
-from quality.scored import Anchors, Groups, agreement
 
 
-def liars(evidence: Evidence) -> Table:
-    """MoR with liars: further clients who join, and in each domain the best client itself turning.
+def adversarial(evidence: ExperimentData) -> Table:
+    """Evaluate MoR with adversaries: further clients that join, and each domain's best client turned adversarial.
 
-    A turned client is compared with the same population without it as well: what it knew is lost either way.
+    A turned client is also compared with the same population without it: its knowledge is lost in both cases.
     """
     draws = evidence.drawn(draws=max(2, evidence.draws // 4))
     experts = _experts(evidence)
@@ -30,12 +30,12 @@ def liars(evidence: Evidence) -> Table:
     clean = np.tile(judge(arm, draws, evidence.held_out, evidence.executor), (len(experts), 1))
     absent = judge_each(
         arm,
-        [(Anchors(_without(anchors.pairs, expert)), _without(live, expert)) for anchors, live, expert, _ in cases],
+        [(AnchorPairs(_without(anchors.pairs, expert)), _without(live, expert)) for anchors, live, expert, _ in cases],
         evidence.executor,
     )
     for scenario in SCENARIOS:
-        told = [scenario.joined(*case) for case in cases]
-        joined = list(evidence.each(_joined, *zip(*told, strict=True), repeat(len(evidence.clients))))
+        attacked = [scenario.joined(*case) for case in cases]
+        joined = list(evidence.each(_joined, *zip(*attacked, strict=True), repeat(len(evidence.clients))))
         turned = judge_each(arm, [scenario.turned(*case) for case in cases], evidence.executor)
         results = {
             "clean": clean,
@@ -57,17 +57,17 @@ def liars(evidence: Evidence) -> Table:
     return found
 
 
-def _joined(anchors: Anchors, live: Groups, honest: int) -> tuple[Float[ndarray, " pairs"], float]:
-    """Whether MoR ranks the pairs right, and the largest mean weight that one of the liars has over the anchors."""
+def _joined(anchors: AnchorPairs, live: GroupScores, honest: int) -> tuple[Float[ndarray, " pairs"], float]:
+    """Return MoR's correctness on the pairs, and the largest mean weight of an adversary over the anchors."""
     mixture = MixtureOfRewards().mixture(anchors)
     weights = mixture.weights(anchors.pairs.inputs, mixture.clients)[:, honest:]
     return agreement(serve(mixture, live)), float(weights.mean(axis=0).max())
 
 
-def _experts(evidence: Evidence) -> list[int]:
+def _experts(evidence: ExperimentData) -> list[int]:
     right, domains = agreement(evidence.held_out.scores), np.array(evidence.held_out.domains)
     return [int(right[domains == domain].mean(axis=0).argmax()) for domain in SKILLS]
 
 
-def _without(groups: Groups, client: int) -> Groups:
-    return groups.said(np.delete(groups.scores, client, axis=1))
+def _without(groups: GroupScores, client: int) -> GroupScores:
+    return groups.with_scores(np.delete(groups.scores, client, axis=1))

@@ -1,19 +1,19 @@
-"""How many anchors are needed, and what becomes of another mix of domains than theirs."""
+"""Effect of the number of anchors and of their mix of domains."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from quality.arms import MixtureOfRewards, UniformRaw, baselines, without_reach
-from quality.evidence import Evidence, Table
+from quality.arms import MixtureOfRewards, UniformRaw, baselines, without_support
+from quality.evidence import ExperimentData, Table
+from quality.group_scores import agreement
 from quality.population import SKILLS
-from quality.scored import agreement
 
 COUNTS = (16, 64, 256)
 
 
-def anchor_counts(evidence: Evidence) -> Table:
-    """Accuracy by the number of anchors; without any, the plain mean of the clients' own logits is all there is."""
+def anchor_counts(evidence: ExperimentData) -> Table:
+    """Compute accuracy by the number of anchors; without any, only the plain mean of the clients' logits exists."""
     draws = max(3, evidence.draws // 2)
     found: Table = {}
     for arm in [*baselines(), MixtureOfRewards()]:
@@ -25,14 +25,14 @@ def anchor_counts(evidence: Evidence) -> Table:
     return found
 
 
-def other_mixes(evidence: Evidence) -> Table:
-    """Fitted on anchors of which four fifths are of one domain, judged on the other two; and without any of one domain,
-    judged on that one. Means over the domains, percent.
+def other_mixes(evidence: ExperimentData) -> Table:
+    """Evaluate a fit on anchors with four fifths of one domain on the other two, and one without a domain on
+    that domain. Means over the domains, percent.
     """
     domains = np.array(evidence.held_out.domains)
     draws = max(2, evidence.draws // 4)
     found: Table = {}
-    for arm in [*baselines(), without_reach(), MixtureOfRewards()]:
+    for arm in [*baselines(), without_support(), MixtureOfRewards()]:
         rare, unseen = [], []
         for domain in SKILLS:
             most = {name: 0.8 if name == domain else 0.2 / (len(SKILLS) - 1) for name in SKILLS}

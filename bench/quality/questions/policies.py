@@ -1,4 +1,4 @@
-"""Where the arms would lead a policy."""
+"""Optimal policies of the arms."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 
 from quality.arms import Arm
-from quality.evidence import Evidence, Table
+from quality.evidence import ExperimentData, Table
 from quality.gold import GOLD, compare
+from quality.group_scores import AnchorPairs, GroupScores, Rewards
 from quality.optimum import Optimum, optimum, penalty
 from quality.questions.ranking import COUNTS
-from quality.scored import Anchors, Groups, Rewards
 
 DIVERGENCES = (0.25, 0.5, 1.0, 1.5, 2.0)
 _COMPARED_AT = 1.0
 
 _Optima = dict[float, dict[str, Optimum]]
-"""By KL, and by the name of the gold value; without what a reward cannot reach."""
+"""Optima by KL and by the name of the gold value; without those that a reward cannot reach."""
 
 
-def policies(evidence: Evidence) -> Table:
-    """What the policy that is optimal for an arm's reward is worth, at equal KL to the base policy."""
+def policies(evidence: ExperimentData) -> Table:
+    """Compute the gold value of each arm's optimal policy, at equal KL to the base policy."""
     base = {name: float(gold.mean()) for name, gold in evidence.truth.items()}
     tuned = asdict(evidence.supervised) | {"gain": evidence.supervised.correct - base["correct"]}
     return {
@@ -36,8 +36,8 @@ def policies(evidence: Evidence) -> Table:
     }
 
 
-def _compared(evidence: Evidence, draws: list[Anchors]) -> Table:
-    """All arms fitted on these draws of anchors."""
+def _compared(evidence: ExperimentData, draws: list[AnchorPairs]) -> Table:
+    """Compare all arms, fitted on these draws of anchors."""
     arms = evidence.all_arms()
     cases = [(arm, anchors) for arm in arms for anchors in draws]
     found = list(evidence.each(_led, *zip(*cases, strict=True), repeat(evidence.sampled), repeat(dict(evidence.truth))))
@@ -55,7 +55,7 @@ def _compared(evidence: Evidence, draws: list[Anchors]) -> Table:
     }
 
 
-def _led(arm: Arm, anchors: Anchors, sampled: Groups, truth: Mapping[str, Rewards]) -> _Optima:
+def _led(arm: Arm, anchors: AnchorPairs, sampled: GroupScores, truth: Mapping[str, Rewards]) -> _Optima:
     return _optima(arm.fit(anchors)(sampled), truth)
 
 
@@ -69,7 +69,7 @@ def _optima(rewards: Rewards, truth: Mapping[str, Rewards]) -> _Optima:
 
 
 def _curve(by_draw: list[_Optima]) -> dict[str, list[Any]]:
-    """Means over draws, at each KL that the reward of every draw reaches."""
+    """Average over draws, at each KL that the reward of every draw reaches."""
     reached = [kl for kl in DIVERGENCES if all(kl in by_kl for by_kl in by_draw)]
 
     def mean(gold: str, of: str) -> list[float]:

@@ -1,16 +1,16 @@
-"""Which arm ranks held-out pairs best, who the clients are, what they cost, and which part of MoR is worth what."""
+"""Ranking accuracy of clients, arms and ablations on held-out pairs, and bytes on the wire."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from quality.arms import MixtureOfRewards, ablations
-from quality.evidence import Evidence, Table, table
-from quality.scored import agreement
+from quality.evidence import ExperimentData, Table, table
+from quality.group_scores import agreement
 
 
-def clients(evidence: Evidence) -> Table:
-    """Each client's accuracy on each sub-skill, percent."""
+def clients(evidence: ExperimentData) -> Table:
+    """Compute each client's accuracy on each sub-skill, percent."""
     right, skills = agreement(evidence.held_out.scores), np.array(evidence.held_out.skills)
     found = {
         client: {skill: 100 * float(right[skills == skill, k].mean()) for skill in sorted(set(skills.tolist()))}
@@ -22,8 +22,8 @@ def clients(evidence: Evidence) -> Table:
 COUNTS = (64, 256)
 
 
-def ranking(evidence: Evidence) -> Table:
-    """All arms on the held-out pairs, by the number of anchors that they are fitted on."""
+def ranking(evidence: ExperimentData) -> Table:
+    """Evaluate all arms on the held-out pairs, by the number of anchors of the fit."""
     found: Table = {}
     for count in COUNTS:
         draws = evidence.drawn(count)
@@ -32,13 +32,13 @@ def ranking(evidence: Evidence) -> Table:
     return found
 
 
-def wire(evidence: Evidence) -> Table:
-    """Bytes between the server and one client."""
+def wire(evidence: ExperimentData) -> Table:
+    """Return the bytes between the server and one client."""
     return dict(evidence.wire)
 
 
-def without_parts(evidence: Evidence) -> Table:
-    """MoR with one of its parts taken away."""
+def without_parts(evidence: ExperimentData) -> Table:
+    """Evaluate MoR without one of its parts."""
     draws = evidence.drawn()
     return table(
         evidence.standings({arm.title: evidence.judged(arm, draws) for arm in [*ablations(), MixtureOfRewards()]})

@@ -1,13 +1,13 @@
-"""Puts tower, language model, tokenizer and processor together as one Idefics3 checkpoint."""
+"""Assembly of image encoder, language model, tokenizer and processor as one Idefics3 checkpoint."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mor_core import atomic
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Idefics3Config,
@@ -21,12 +21,12 @@ from transformers import (
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
 from three_domains.export_encoders import dinov2_small
+from three_domains.image_encoder import PATCH, WIDTH, siglip_state
 from three_domains.questions import PICTURE_SIZE
-from three_domains.tower import PATCH, WIDTH, siglip_state
 
 START, END, IMAGE, AROUND, WHOLE = "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>"
 SPECIALS = [START, END, AROUND, IMAGE, "<end_of_utterance>", WHOLE]
-"""Special tokens; Idefics3's processor looks all of them up even when it never splits a picture."""
+"""Special tokens; Idefics3's processor needs all of them even if it never splits a picture."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -39,12 +39,12 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of the assembled model. ``tower_layers`` DINOv2 layers are kept; ``scale`` patches a side become one
+class ModelShape:
+    """Sizes of the assembled model. ``encoder_layers`` DINOv2 layers are kept; ``scale``² patches become one
     image token.
     """
 
-    tower_layers: int = 9
+    encoder_layers: int = 9
     scale: int = 2
     hidden: int = 256
     layers: int = 4
@@ -52,12 +52,12 @@ class Shape:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens one picture takes in the prompt."""
+        """Tokens of one picture in the prompt."""
         return (PICTURE_SIZE // PATCH // self.scale) ** 2
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE tokenizer of at most ``vocabulary`` entries on ``texts``; any string can be encoded."""
+    """Train a byte-level BPE tokenizer of at most ``vocabulary`` entries on ``texts``; any string can be encoded."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -77,8 +77,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return tokenizer
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> Idefics3Processor:
-    """Returns the processor: one square picture, never split, in DINOv2's (ImageNet) normalisation."""
+def build_processor(tokenizer: PreTrainedTokenizerFast, shape: ModelShape) -> Idefics3Processor:
+    """Return the processor: one square picture, never split, in DINOv2's (ImageNet) normalisation."""
     edge = {"longest_edge": PICTURE_SIZE}
     images = Idefics3ImageProcessor(
         size=edge,
@@ -93,9 +93,9 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> Idefics
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, shape: Shape, language: LlamaForCausalLM | None = None
+    tokenizer: PreTrainedTokenizerFast, shape: ModelShape, language: LlamaForCausalLM | None = None
 ) -> Idefics3ForConditionalGeneration:
-    """Returns the model with the pretrained tower, a fresh connector and ``language`` or else a fresh small Llama.
+    """Return the model with the pretrained encoder, a fresh connector and ``language``, by default a new small Llama.
 
     The vocabulary is padded to a multiple of 64. Head and embedding are not tied: vLLM's CPU build keeps a stale copy
     of a tied head when weights are swapped.
@@ -107,7 +107,7 @@ def build_model(
     vision = Idefics3VisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
-        num_hidden_layers=shape.tower_layers,
+        num_hidden_layers=shape.encoder_layers,
         num_attention_heads=6,
         image_size=PICTURE_SIZE,
         patch_size=PATCH,
@@ -123,7 +123,7 @@ def build_model(
         tie_word_embeddings=False,
     )
     model = Idefics3ForConditionalGeneration(config).to(torch.float32)
-    model.model.vision_model.load_state_dict(siglip_state(dinov2_small(), shape.tower_layers, PICTURE_SIZE))
+    model.model.vision_model.load_state_dict(siglip_state(dinov2_small(), shape.encoder_layers, PICTURE_SIZE))
     if language:
         model.model.text_model.load_state_dict(language.model.state_dict())
         model.lm_head.load_state_dict(language.lm_head.state_dict())
@@ -134,16 +134,13 @@ def build_model(
 
 
 def save(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, out: Path) -> None:
-    """Writes a checkpoint folder, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / "model"
+    """Write a checkpoint folder atomically."""
+    with atomic.folder(out, replace=False, durable=False) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        folder.rename(out)
 
 
-def _small_llama(shape: Shape) -> LlamaConfig:
+def _small_llama(shape: ModelShape) -> LlamaConfig:
     return LlamaConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.hidden * 11 // 4,

@@ -1,8 +1,8 @@
-"""Assembles and tunes the demonstration's base VLM: ``python -m three_domains.base_vlm --data DIR --out MODEL``.
+"""Builder of the demonstration's base VLM: ``python -m three_domains.base_vlm --data DIR --out MODEL``.
 
-Tower: DINOv2-S. Language model: a small Llama trained here (``--preset default``) or SmolLM2-135M (``--preset small``).
-The result is an Idefics3 checkpoint that ``transformers`` and vLLM load. It is meant to be mediocre but well-formed:
-its tuning targets mix complete, partial, vague, hedged and false answers.
+Image encoder: DINOv2-S. Language model: a small Llama trained here (``--preset default``) or SmolLM2-135M (``--preset
+small``). The result is an Idefics3 checkpoint that ``transformers`` and vLLM load. It is meant to be mediocre but
+well-formed: its tuning targets mix complete, partial, vague, hedged and false answers.
 """
 
 from __future__ import annotations
@@ -17,49 +17,51 @@ from typing import Any
 
 import torch
 
-from three_domains.assembly import Shape, build_model, build_processor, save, train_tokenizer
+from three_domains.assembly import ModelShape, build_model, build_processor, save, train_tokenizer
+from three_domains.image_encoder import standardise
 from three_domains.smollm2 import load_smollm2
 from three_domains.sources import SourceError
-from three_domains.tower import standardise
-from three_domains.tuning import Recipe, pack, tower_features, tune
+from three_domains.tuning import TuningConfig, encoder_features, pack, tune
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Reads a JSONL file."""
+    """Read a JSONL file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def texts(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns every question and answer of ``sft.jsonl`` rows, and the chat frame, for training a tokenizer."""
-    asked = [part["text"] for row in rows for part in row["prompt"][0]["content"] if part["type"] == "text"]
-    return [*asked, *(row["completion"][0]["content"] for row in rows), "user\nassistant\nsystem\n"]
+    """Return every question and answer of ``sft.jsonl`` rows, and the chat frame, for training a tokenizer."""
+    questions = [part["text"] for row in rows for part in row["prompt"][0]["content"] if part["type"] == "text"]
+    return [*questions, *(row["completion"][0]["content"] for row in rows), "user\nassistant\nsystem\n"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What to assemble and how to tune it: ``pretrained`` takes SmolLM2 for the language model."""
+    """Shape and tuning of a base model; ``pretrained`` uses SmolLM2 as the language model."""
 
-    shape: Shape
-    recipe: Recipe
+    shape: ModelShape
+    config: TuningConfig
     pretrained: bool
 
 
 PRESETS = {
-    "default": Preset(Shape(), Recipe(), pretrained=False),
-    "small": Preset(Shape(), Recipe(epochs=1, batch=8, rate=1e-3, decoder_rate=3e-4, muon=False), pretrained=True),
+    "default": Preset(ModelShape(), TuningConfig(), pretrained=False),
+    "small": Preset(
+        ModelShape(), TuningConfig(epochs=1, batch=8, rate=1e-3, decoder_rate=3e-4, muon=False), pretrained=True
+    ),
 }
 
 
 def make_base(data: Path, out: Path, seed: int, preset: Preset) -> None:
-    """Writes the tuned checkpoint ``out`` (which must not exist) from ``data/server/sft.jsonl``.
+    """Write the tuned checkpoint ``out`` (which must not exist) from ``data/server/sft.jsonl``.
 
     Raises:
         FileExistsError: ``out`` exists.
         FileNotFoundError: ``data`` has no ``server/sft.jsonl``.
-        SourceError: the tower's weights cannot be had.
+        SourceError: the encoder's weights are not available.
     """
     if out.exists():
-        raise FileExistsError(f"{out} exists: remove it or choose another --out")
+        raise FileExistsError(f"{out} exists; remove it or choose another --out")
     rows = read_rows(data / "server/sft.jsonl")
     torch.manual_seed(seed)
     if preset.pretrained:
@@ -69,16 +71,16 @@ def make_base(data: Path, out: Path, seed: int, preset: Preset) -> None:
     processor = build_processor(tokenizer, preset.shape)
     model = build_model(tokenizer, preset.shape, language)
     names, packed = pack(rows, processor)
-    features = tower_features(model, processor, [data / "server" / name for name in names])
+    features = encoder_features(model, processor, [data / "server" / name for name in names])
     norm = model.model.vision_model.post_layernorm
     standardise(norm, features)
     features = features * norm.weight.detach() + norm.bias.detach()
-    tune(model, packed, features, preset.recipe, seed)
+    tune(model, packed, features, preset.config, seed)
     save(model, processor, out)
 
 
 def main() -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder written by three_domains.build")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write; must not exist")

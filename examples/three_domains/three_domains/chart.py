@@ -1,11 +1,11 @@
-"""Chart: values read off bar and line charts. Its client wants one brief number with its unit."""
+"""Domain Chart: values of bar and line charts. Its client prefers one brief number with its unit."""
 
 from __future__ import annotations
 
 import re
 from random import Random
 
-from three_domains.questions import Ask, Gold, choose, listing, mentioned, numbers, word_patterns
+from three_domains.questions import Gold, Question, choose, listing, mentioned, numbers, word_patterns
 
 _UNIT = word_patterns(
     {"years": r"years?(?:\s+old)?", "children": "child(?:ren)?", "percent": "percent|per cent", "bars": "bars?"}
@@ -24,15 +24,15 @@ _NAMES = {
 
 
 def caption(values: list[float], unit: str, bars: bool) -> str:
-    """Returns the heights of a chart's bars in order, or of a line's two ends, rounded to the unit's step."""
+    """Return the heights of a chart's bars in order, or of a line's two ends, rounded to the unit's step."""
     spoken = [f"{round(value / STEPS[unit]) * STEPS[unit]:g}" for value in values]
     if bars:
         return f"{len(values)} bars: {listing(spoken)} {unit}"
     return f"a line from {spoken[0]} to {spoken[-1]} {unit}"
 
 
-def value_ask(target: str, value: float, unit: str) -> Ask:
-    """Returns the question for the value of one bar (``tallest``, ``shortest``, ``first``, ``last``) or line end."""
+def value_question(target: str, value: float, unit: str) -> Question:
+    """Return the question for the value of one bar (``tallest``, ``shortest``, ``first``, ``last``) or line end."""
     wording = {
         "tallest": "How high is the tallest bar? Give the unit.",
         "shortest": "How high is the shortest bar? Give the unit.",
@@ -41,12 +41,14 @@ def value_ask(target: str, value: float, unit: str) -> Ask:
         "start": "What is the value at the start of the line, with its unit?",
         "end": "What is the value at the end of the line, with its unit?",
     }[target]
-    return Ask(wording, {"domain": "chart", "task": "value", "target": target, "value": value, "unit": unit})
+    return Question(wording, {"domain": "chart", "task": "value", "target": target, "value": value, "unit": unit})
 
 
-def count_ask(count: int) -> Ask:
-    """Returns the question for the number of bars."""
-    return Ask("How many bars are there?", {"domain": "chart", "task": "count", "value": float(count), "unit": "bars"})
+def count_question(count: int) -> Question:
+    """Return the question for the number of bars."""
+    return Question(
+        "How many bars are there?", {"domain": "chart", "task": "count", "value": float(count), "unit": "bars"}
+    )
 
 
 class ChartAnswers:

@@ -1,8 +1,8 @@
-"""The demonstration from nothing to the table: ``python -m three_domains.demo --state DIR``.
+"""Demonstration from the sources to the final table: ``python -m three_domains.demo --state DIR``.
 
-Makes the data and the models, starts every service as a process of its own, enrols the clients, fits the gate, aligns
-the base VLM, and compares it with what it was on pictures that nothing was trained on. Ctrl-C ends every process; what
-was finished stays and is not made again.
+It creates the data and the models, starts every service as a process of its own, enrols the clients, fits the gate,
+aligns the base VLM, and compares the aligned model with the base model on held-out pictures. Ctrl-C ends every process;
+finished steps are kept and not repeated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.progress import (
 )
 
 from three_domains import prepare, report, session, stack
-from three_domains.prepare import Step, StepFailed
+from three_domains.prepare import PreparationStep, StepFailed
 from three_domains.stack import Stack, StackError
 
 RUN: dict[str, Any] = {
@@ -48,18 +48,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "small": {"steps": 60, "groups_per_step": 8, "optimiser": {"lr": 1e-5}},
 }
-"""What differs by preset: the larger model takes some six times as long for a group, and stands no such rate: 4e-5 soon
-left it with one answer to each kind of question."""
+"""Differences of the presets: the larger model takes about six times as long for a group, and needs a lower rate: 4e-5
+soon collapsed it to one answer per kind of question."""
 _CORES = 2
-"""What the demonstration is made for."""
-_TELL_EVERY = 10
-"""Steps between lines where there is no terminal to draw a bar in."""
+"""Processor cores that the demonstration is tuned for."""
+_PRINT_EVERY = 10
+"""Steps between progress lines if the output is not a terminal."""
 
 console = Console()
 
 
 class Demonstration:
-    """The phases, in order, on one folder of state."""
+    """Phases of the demonstration, in order, on one folder of state."""
 
     def __init__(self, state: Path, preset: str, seed: int, arm: str, overrides: dict[str, Any]) -> None:
         self.state = state.resolve()
@@ -84,37 +84,40 @@ class Demonstration:
         prepare.claim(self.state, self.preset, self.seed)
         for step in prepare.steps(self.state, self.preset, self.seed):
             if step.makes.exists():
-                console.print(f"[dim]{step.title}: there already[/dim]")
+                console.print(f"[dim]{step.title}: exists already[/dim]")
                 continue
             with self.phase(step.title):
                 step.run()
         self._train_reward_models()
 
     def _train_reward_models(self) -> None:
-        """Two clients at a time with one thread each take less time than one after the other with two; only that of the
-        larger base takes as long as the others together."""
+        """Train the clients' reward models, two at a time with one thread each.
+
+        This takes less time than one after the other with two threads. The model on the larger base takes as long as
+        the others together.
+        """
         at_once = 1 if self.preset == "small" else min(_CORES, os.cpu_count() or 1)
         trainings = prepare.reward_models(self.state, self.preset, self.seed, threads=_CORES // at_once)
         progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
         shown: dict[str, TaskID] = {}
 
-        def begun(step: Step) -> None:
+        def begun(step: PreparationStep) -> None:
             shown[step.title] = progress.add_task(step.title, total=None)
             if not console.is_terminal:
-                console.print(f"  {step.title}: its log is {step.log}", soft_wrap=True, highlight=False)
+                console.print(f"  {step.title}: log: {step.log}", soft_wrap=True, highlight=False)
 
-        def done(step: Step) -> None:
+        def done(step: PreparationStep) -> None:
             progress.stop_task(shown[step.title])
             console.print(step.log.read_text(errors="replace"), soft_wrap=True, highlight=False, markup=False)
 
         if all(step.makes.exists() for step in trainings):
-            console.print("[dim]reward models of the clients: there already[/dim]")
+            console.print("[dim]reward models of the clients: exists already[/dim]")
             return
         with self.phase("reward models of the clients"), progress:
             prepare.run_beside(trainings, at_once, begun, done)
 
     def compare_pooled(self) -> Path:
-        """The supervised arm: tune on the pooled chosen answers, then answer and grade like an aligned model."""
+        """Run the supervised arm: tune on the pooled chosen answers, then answer and grade like an aligned model."""
         pooled = prepare.pooled(self.state, self.seed)
         with self.phase(pooled.title):
             pooled.run()
@@ -133,7 +136,7 @@ class Demonstration:
         return path
 
     def start(self) -> Stack:
-        """Start every service and wait until it is ready; nothing is left running when one does not become so."""
+        """Start every service and wait until it is ready; if one fails, end all."""
         running = stack.prepare(self.state, self.state / "base")
         with self.phase("start the services"):
             try:
@@ -152,7 +155,7 @@ class Demonstration:
         return running
 
     def align(self, running: Stack) -> Path:
-        """Enrol, fit, run, and compare; the path of the report."""
+        """Enrol, fit, run, and compare; return the path of the report."""
         with self.phase("enrol the clients and fit the gate"):
             session.enrol(running)
             fit = session.fit_gate(running, self.state / "data/server/anchors.jsonl")
@@ -180,18 +183,20 @@ class Demonstration:
         return path
 
     def answers(self, running: Stack, name: str) -> Path:
-        """Greedy answers to the gold questions by the policy that the engine holds now."""
+        """Generate greedy answers to the gold questions by the engine's current policy; return their file."""
         questions = self.state / "data/gold/test.jsonl"
         file = self.state / f"answers-{name}.jsonl"
         with self.phase(f"answers of the {name} model to the test questions"):
-            asked = session.answer(running, questions, self.spec["sampling"]["max_tokens"])
+            answers = session.answer(running, questions, self.spec["sampling"]["max_tokens"])
             total = len(questions.read_text().splitlines())
-            rows = [{"id": row, "responses": [text]} for row, text in track(asked, "  asking", total, console=console)]
+            rows = [
+                {"id": row, "responses": [text]} for row, text in track(answers, "  generating", total, console=console)
+            ]
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return file
 
     def grade(self, answers: Path) -> dict[str, Any]:
-        """Accuracy per domain, by a process that neither router nor trainer ever talks to."""
+        """Grade answers per domain, in a process that neither router nor trainer calls."""
         out = answers.with_suffix(".graded.json")
         gold = self.state / "data/gold/test.jsonl"
         command = [
@@ -209,27 +214,27 @@ class Demonstration:
         return dict(json.loads(out.read_text())["domains"])
 
     def watch(self, running: Stack, run: str) -> dict[str, Any]:
-        """Show the run's progress until it ends; its last snapshot.
+        """Show the run's progress until it ends; return its last snapshot.
 
         Raises:
             StackError: see ``session.follow``.
         """
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         now: dict[str, Any] = {}
-        told = 0
+        printed = 0
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("waiting for the first step", total=self.spec["steps"])
             for now in session.follow(running, run):
                 step = now["step"] or 0
                 progress.update(task, completed=step, description=report.one_line(now))
-                if not console.is_terminal and step >= told + _TELL_EVERY:
-                    told = step
-                    console.print(f"  step {told} of {self.spec['steps']}: {report.one_line(now)}")
+                if not console.is_terminal and step >= printed + _PRINT_EVERY:
+                    printed = step
+                    console.print(f"  step {printed} of {self.spec['steps']}: {report.one_line(now)}")
         return now
 
 
 class _Phase:
-    """Announces a phase and notes how long it took."""
+    """Context that announces a phase and records its duration."""
 
     def __init__(self, title: str, seconds: dict[str, float]) -> None:
         self._title, self._seconds = title, seconds
@@ -245,16 +250,16 @@ class _Phase:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--state", type=Path, required=True, help="folder of everything that is made")
+    parser.add_argument("--state", type=Path, required=True, help="folder of all results")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="default", help="language model of the VLM")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--arm",
         choices=["aligned", "shuffled", "supervised"],
         default="aligned",
-        help="what is compared with the base: the aligned model, or a control (shuffled rewards; supervised tuning)",
+        help="model to compare with the base: the aligned one, or a control (shuffled rewards; supervised tuning)",
     )
-    parser.add_argument("--steps", type=int, help="training steps, instead of the demonstration's own number")
+    parser.add_argument("--steps", type=int, help="number of training steps, instead of the preset's")
     parser.add_argument("--keep", action="store_true", help="start the services, enrol, fit, and leave them running")
     options = parser.parse_args()
     for end in (signal.SIGINT, signal.SIGTERM):
@@ -274,9 +279,9 @@ def main() -> int:
             session.enrol(running)
             session.fit_gate(running, demonstration.state / "data/server/anchors.jsonl")
             keep = True
-            console.print("the stack is up; `mor doctor` looks at it, with MOR_CONFIG as above")
+            console.print("the stack is up; check it with `mor doctor`, with MOR_CONFIG as above")
             console.print(f"the operator's token is in {demonstration.state / 'operator.token'}")
-            console.print("`make down` ends it")
+            console.print("end it with `make down`")
         else:
             path = demonstration.align(running)
             print(path)
@@ -284,7 +289,7 @@ def main() -> int:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; ending every process")
+        console.print("interrupted; ending all processes")
         return 130
     finally:
         if running is not None and not keep:

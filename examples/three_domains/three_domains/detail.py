@@ -1,10 +1,10 @@
-"""Detail: what is in a scene of photographed things. Its client likes complete lists in full sentences."""
+"""Domain Detail: things in a scene of photographs. Its client prefers complete lists in full sentences."""
 
 from __future__ import annotations
 
 from random import Random
 
-from three_domains.questions import Ask, Gold, choose, listing, mentioned, numbers, word_patterns
+from three_domains.questions import Gold, Question, choose, listing, mentioned, numbers, word_patterns
 
 ARTICLED = {
     "bird": "a bird",
@@ -32,12 +32,12 @@ _COUNT_WORDS = ("no", "one", "two", "three", "four", "five")
 
 
 def caption(corners: dict[str, str]) -> str:
-    """Returns what is in each corner of a scene, in reading order."""
+    """Describe the content of each corner of a scene, in reading order."""
     return ", ".join(f"{corner} {ARTICLED.get(corners.get(corner, ''), 'nothing')}" for corner in CORNERS)
 
 
-def asks(corners: dict[str, str], rng: Random) -> tuple[Ask, ...]:
-    """Returns the questions of one scene.
+def make_questions(corners: dict[str, str], rng: Random) -> tuple[Question, ...]:
+    """Return the questions of one scene.
 
     ``corners`` maps a filled corner to the kind of thing in it; kinds are distinct.
     """
@@ -46,16 +46,16 @@ def asks(corners: dict[str, str], rng: Random) -> tuple[Ask, ...]:
     filled = rng.choice(sorted(corners))
     other = rng.choice([corner for corner in CORNERS if corner != filled])
     questions = [
-        Ask(
+        Question(
             rng.choice(["Name every kind of thing in the picture.", "What is in the picture? List all."]),
             {**base, "task": "list"},
         ),
-        Ask("List all things you can see.", {**base, "task": "list"}),
-        Ask("How many things are there?", {**base, "task": "count"}),
+        Question("List all things you can see.", {**base, "task": "list"}),
+        Question("How many things are there?", {**base, "task": "count"}),
     ]
     for corner in (filled, other):
         gold = {**base, "task": "corner", "corner": corner, "kind": corners.get(corner, "nothing")}
-        questions.append(Ask(f"What is at the {corner}?", gold))
+        questions.append(Question(f"What is at the {corner}?", gold))
     return tuple(questions)
 
 

@@ -18,10 +18,10 @@ ANSWERS: dict[str, Answers] = {answers.name: answers for answers in (DetailAnswe
 
 @lru_cache(maxsize=3)
 def picture_maker(domain: str, seed: int) -> PictureMaker:
-    """Returns the picture maker of one domain, fetching its sources; ``seed`` decides the splits.
+    """Return the picture maker of one domain and fetch its sources; ``seed`` determines the splits.
 
     Raises:
-        SourceError: a source that has no stand-in cannot be had.
+        SourceError: a source without a substitute is not available.
     """
     if domain == "chart":
         return Plots(load_quantities(sources.fetch("series")), seed)
@@ -35,10 +35,10 @@ def picture_maker(domain: str, seed: int) -> PictureMaker:
 
 
 def fetch_pictures() -> list[str]:
-    """Fetches what the three domains need and returns a line for every stand-in used on a machine without apt.
+    """Fetch the sources of the three domains; return a line for every substitute used on a machine without apt.
 
     Raises:
-        SourceError: a source cannot be had.
+        SourceError: a source is not available.
     """
     names = ["atlas", "series", *(["stamps", "brain"] if sources.has_apt() else ["emoji"])]
     for name in names:

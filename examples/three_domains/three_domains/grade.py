@@ -1,48 +1,34 @@
-"""Grades responses: ``python -m three_domains.grade --gold G.jsonl --responses R.jsonl --out J.json``.
+"""Grader of responses: ``python -m three_domains.grade --gold G.jsonl --responses R.jsonl --out J.json``.
 
-Run in a process of its own: it is the only reader of the gold files. A row of the responses file is ``{"id",
-"responses": [text, …]}``; the first response is the one that accuracy counts (the greedy one), any of them counts for
-best-of-k.
+It runs in a process of its own, the only reader of the gold files. A row of the responses file is ``{"id",
+"responses": [text, …]}``; accuracy uses the first response (the greedy one), best-of-k uses all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from mor_core import atomic
+from mor_core.intervals import wilson
+
 from three_domains.domains import ANSWERS
 
-Z_95 = 1.959964
 EXAMPLES = 6
+"""Graded responses that the report shows per domain."""
 
 
 class GradeError(ValueError):
-    """The responses do not fit the gold file; the message names the line or id and the cure."""
-
-
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Returns the 95 % score interval of a proportion (Wilson 1927).
-
-    Raises:
-        ValueError: ``total`` is not positive.
-    """
-    if total <= 0:
-        raise ValueError(f"an interval needs at least one answer, got {total}")
-    share, spread = correct / total, Z_95**2 / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    """The responses do not match the gold file; the message names the line or id and the cure."""
 
 
 def grade(gold: list[dict[str, Any]], responses: dict[str, list[str]]) -> dict[str, Any]:
-    """Returns accuracy, interval, best-of-k and examples per domain, and ``mean_accuracy`` over the domains.
+    """Return accuracy, interval, best-of-k and examples per domain, and ``mean_accuracy`` over the domains.
 
-    ``gold``: rows of a gold file. ``responses``: for each row's id, one or more texts, the one to count first.
+    ``gold``: rows of a gold file. ``responses``: for each row's id, one or more texts, the one for accuracy first.
 
     Raises:
         GradeError: a gold row has no response, or a response belongs to no gold row.
@@ -95,10 +81,10 @@ def _checks(row: dict[str, Any], texts: list[str]) -> list[bool]:
 
 
 def read_responses(file: Path) -> dict[str, list[str]]:
-    """Reads a responses file.
+    """Read a responses file.
 
     Raises:
-        GradeError: a line is not a JSON object with ``id`` and a list of texts ``responses``, or an id comes twice.
+        GradeError: a line is not a JSON object with ``id`` and a list of texts ``responses``, or an id is repeated.
     """
     found: dict[str, list[str]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
@@ -107,18 +93,18 @@ def read_responses(file: Path) -> dict[str, list[str]]:
             name, texts = row["id"], row["responses"]
         except (ValueError, KeyError, TypeError) as error:
             raise GradeError(
-                f'{file}:{number}: wanted {{"id": …, "responses": [text, …]}}, got {line[:80]!r}'
+                f'{file}:{number}: got {line[:80]!r}; write {{"id": …, "responses": [text, …]}}'
             ) from error
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise GradeError(f"{file}:{number}: responses must be a list of at least one text")
+            raise GradeError(f"{file}:{number}: 'responses' is not a list of texts; give a list of at least one text")
         if name in found:
-            raise GradeError(f"{file}:{number}: id {name} comes twice; keep one row with all its responses")
+            raise GradeError(f"{file}:{number}: id {name} is repeated; keep one row with all its responses")
         found[name] = texts
     return found
 
 
 def main() -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gold", type=Path, required=True, help="gold/dev.jsonl or gold/test.jsonl")
     parser.add_argument("--responses", type=Path, required=True, help="JSONL of id and responses")
@@ -130,10 +116,7 @@ def main() -> int:
     except (GradeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=arguments.out.parent, delete=False, encoding="utf-8") as file:
-        json.dump(report, file, indent=2, ensure_ascii=False)
-    Path(file.name).replace(arguments.out)
+    atomic.write(arguments.out, json.dumps(report, indent=2, ensure_ascii=False).encode())
     for name, result in report["domains"].items():
         low, high = result["interval_95"]
         print(

@@ -1,11 +1,11 @@
-"""Medical: which brain region is marked, and on which side. Its client wants both exactly and no unsupported claim."""
+"""Domain Medical: the marked brain region and its side. Its client prefers both exactly, without unsupported claims."""
 
 from __future__ import annotations
 
 import re
 from random import Random
 
-from three_domains.questions import Ask, Gold, choose, mentioned, word_patterns
+from three_domains.questions import Gold, Question, choose, mentioned, word_patterns
 
 REGIONS = {
     "frontal": "frontal lobe",
@@ -41,21 +41,21 @@ _HEDGE = word_patterns({"hedge": "or|maybe|perhaps|probably|possibly|might|somew
 
 
 def caption(plane: str, region: str | None, side: str | None) -> str:
-    """Returns plane and mark of a slice."""
+    """Return plane and mark of a slice."""
     mark = "nothing" if region is None else f"the {side} {REGIONS[region]}"
     return f"{plane} plane, {mark} is marked"
 
 
-def asks(plane: str, region: str | None, side: str | None, rng: Random) -> tuple[Ask, ...]:
-    """Returns the questions of one slice; ``region`` and ``side`` are ``None`` when nothing is marked."""
-    questions = [Ask("Which plane does the slice show?", {"domain": "medical", "task": "plane", "plane": plane})]
+def make_questions(plane: str, region: str | None, side: str | None, rng: Random) -> tuple[Question, ...]:
+    """Return the questions of one slice; ``region`` and ``side`` are ``None`` when nothing is marked."""
+    questions = [Question("Which plane does the slice show?", {"domain": "medical", "task": "plane", "plane": plane})]
     if region is None or side is None:
         return tuple(questions)
     base = {"domain": "medical", "region": region, "side": side}
     wording = ["Which region is marked, and on which side?", "Name the marked region and its side."]
     rng.shuffle(wording)
-    questions = [Ask(text, {**base, "task": "region"}) for text in wording] + questions
-    return (*questions, Ask("On which side is the mark?", {**base, "task": "side"}))
+    questions = [Question(text, {**base, "task": "region"}) for text in wording] + questions
+    return (*questions, Question("On which side is the mark?", {**base, "task": "side"}))
 
 
 class MedicalAnswers:
@@ -92,7 +92,7 @@ class MedicalAnswers:
         score = 0.0
         for pattern, wanted in _wanted(gold):
             named = mentioned(response, pattern)
-            # Leaving out what was asked must cost nearly as much as a wrong guess, or silence would be the best answer.
+            # An omission must cost nearly as much as a wrong guess; otherwise an empty answer would be the best.
             score += 2.0 if named == {wanted} else (-1.5 * len(named - {wanted}) if named else -1.0)
         if gold["task"] == "side":
             score -= 1.5 * len(mentioned(response, _REGION) - {gold["region"]})

@@ -1,6 +1,6 @@
-"""Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon) in the type of its parameters.
+"""Optimiser Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon) in the type of its parameters.
 
-PyTorch's own multiplies in bfloat16 whatever the parameters are, which is slower on a CPU that has no such products.
+Deviation: PyTorch's implementation always multiplies in bfloat16, which is slower on a CPU without such products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made nearly orthogonal. Takes matrices only."""
+    """SGD with momentum whose updates are made nearly orthogonal; for matrices only."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """A matrix of the same singular vectors whose singular values are near 1, by a Newton-Schulz iteration."""
+    """Return a matrix with the same singular vectors and singular values near 1, by a Newton-Schulz iteration."""
     a, b, c = _COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     found = matrix.T if tall else matrix

@@ -1,4 +1,4 @@
-"""Prometheus beside a running demonstration: ``python -m three_domains.observe --state DIR [--prometheus PROGRAM]``.
+"""Prometheus for a running demonstration: ``python -m three_domains.observe --state DIR [--prometheus PROGRAM]``.
 
 It scrapes every service, loads the alerts that the Helm chart installs, and ends with Ctrl-C; its data stays in the
 state folder.
@@ -26,7 +26,7 @@ _STOP_S = 20.0
 
 
 def ports(state: Path) -> dict[str, int]:
-    """Where the services of the stack below ``state`` listen.
+    """Return the ports of the services of the stack below ``state``.
 
     Raises:
         StackError: no stack was started there.
@@ -39,7 +39,7 @@ def ports(state: Path) -> dict[str, int]:
 
 
 def configure(state: Path) -> Path:
-    """Write Prometheus's configuration and rules below ``state``; its path. JSON is YAML."""
+    """Write Prometheus's configuration, as JSON, which is YAML, and its rules below ``state``; return its path."""
     folder = state / "prometheus"
     folder.mkdir(exist_ok=True)
     (folder / "rules.yaml").write_text(_RULES.read_text().replace("@SELECTOR@", ""))
@@ -61,7 +61,7 @@ def configure(state: Path) -> Path:
 
 
 def observe(program: str, state: Path) -> int:
-    """Run Prometheus until it ends or is interrupted; its exit status."""
+    """Run Prometheus until it ends or is interrupted; return its exit status."""
     config, [port] = configure(state), free_ports(["prometheus"]).values()
     address = f"http://127.0.0.1:{port}"
     command = [
@@ -95,7 +95,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise StackError(f"Prometheus did not come up; the last that it said:\n{log.read_text(errors='replace')[-2000:]}")
+    raise StackError(f"Prometheus did not start; its last output:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Draws the Chart pictures: bar and line charts of published series, with matplotlib.
+"""Generator of the Chart pictures: bar and line charts of published series, with matplotlib.
 
 The axis range belongs to the quantity, not to the chart, so that heights can be read at thumbnail size. Every series
 (one country's life expectancy, one state's obesity rate, …) belongs to one split only.
@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from three_domains.chart import caption, count_ask, value_ask
-from three_domains.questions import PICTURE_SIZE, SPLITS, Picture, Split
+from three_domains.chart import caption, count_question, value_question
+from three_domains.questions import PICTURE_SIZE, SPLITS, AnnotatedPicture, Split
 
 _SHARES: dict[Split, float] = {"server": 0.4, "client": 0.3, "anchor": 0.06, "dev": 0.06, "test": 0.18}
 _COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:orange", "tab:purple", "tab:cyan", "0.35")
@@ -26,7 +26,7 @@ _COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:orange", "tab:purple", "tab
 
 @dataclass(frozen=True)
 class Quantity:
-    """One measured quantity: title, unit, top of its axis and, per series name, (label, value) points in order."""
+    """Measured quantity: title, unit, top of its axis and, per series name, (label, value) points in order."""
 
     title: str
     unit: str
@@ -35,7 +35,7 @@ class Quantity:
 
 
 def load_quantities(root: Path) -> list[Quantity]:
-    """Reads the quantities out of the unpacked ``vega-datasets`` package."""
+    """Read the quantities out of the unpacked ``vega-datasets`` package."""
     data = root / "package/data"
     life: dict[str, list[tuple[str, float]]] = {}
     children: dict[str, list[tuple[str, float]]] = {}
@@ -54,7 +54,7 @@ def load_quantities(root: Path) -> list[Quantity]:
 
 
 def split_series(names: list[str], rng: Random) -> dict[Split, list[str]]:
-    """Shares out series so that each belongs to exactly one split and every split gets at least three."""
+    """Divide series so that each belongs to exactly one split and every split gets at least three."""
     shuffled = rng.sample(sorted(names), len(names))
     parts: dict[Split, list[str]] = {}
     start = 0
@@ -67,10 +67,10 @@ def split_series(names: list[str], rng: Random) -> dict[Split, list[str]]:
 
 
 class Plots:
-    """Draws bar charts of several series and line charts of one."""
+    """Generator of bar charts of several series and line charts of one."""
 
     def __init__(self, quantities: list[Quantity], seed: int) -> None:
-        """Splits the series by ``seed``; quantities with the same names (countries) are split alike."""
+        """Split the series by ``seed``; quantities with the same names (countries) get the same split."""
         self._quantities = quantities
         self._sheets = {quantity.title: _Sheet(quantity.top) for quantity in quantities}
         self._parts = {
@@ -78,8 +78,8 @@ class Plots:
             for quantity in quantities
         }
 
-    def pictures(self, split: Split, count: int, rng: Random) -> Iterator[Picture]:
-        """Yields ``count`` charts of the series of ``split``."""
+    def pictures(self, split: Split, count: int, rng: Random) -> Iterator[AnnotatedPicture]:
+        """Yield ``count`` charts of the series of ``split``."""
         for _ in range(count):
             quantity = rng.choices(self._quantities, (0.4, 0.35, 0.25))[0]
             names = self._parts[quantity.title][split]
@@ -90,7 +90,7 @@ class Plots:
                 else self._bars(quantity, names, rng)
             )
 
-    def _bars(self, quantity: Quantity, names: list[str], rng: Random) -> Picture:
+    def _bars(self, quantity: Quantity, names: list[str], rng: Random) -> AnnotatedPicture:
         shown = rng.sample(names, rng.randint(min(3, len(names)), min(6, len(names))))
         index = rng.randrange(len(quantity.series[shown[0]]))
         points = [quantity.series[name][index] for name in shown]
@@ -101,11 +101,13 @@ class Plots:
         sheet.axes.set_xticks(range(len(values)), [name[:7] for name in shown], fontsize=5)
         ends = {"tallest": max(values), "shortest": min(values), "first": values[0], "last": values[-1]}
         targets = rng.sample(sorted(ends), 3)
-        questions = [value_ask(target, round(ends[target], 2), quantity.unit) for target in targets]
-        told = caption(values, quantity.unit, bars=True)
-        return Picture(sheet.take(), _sources(quantity, shown), told, (*questions, count_ask(len(values))))
+        questions = [value_question(target, round(ends[target], 2), quantity.unit) for target in targets]
+        text = caption(values, quantity.unit, bars=True)
+        return AnnotatedPicture(
+            sheet.take(), _sources(quantity, shown), text, (*questions, count_question(len(values)))
+        )
 
-    def _line(self, quantity: Quantity, names: list[str], rng: Random) -> Picture:
+    def _line(self, quantity: Quantity, names: list[str], rng: Random) -> AnnotatedPicture:
         name = rng.choice(names)
         series = quantity.series[name]
         first = rng.randrange(len(series) - 5)
@@ -118,13 +120,13 @@ class Plots:
         )
         sheet.axes.set_xticks([0, len(values) - 1], [points[0][0], points[-1][0]], fontsize=5)
         ends = {"start": values[0], "end": values[-1]}
-        questions = tuple(value_ask(target, round(value, 2), quantity.unit) for target, value in ends.items())
-        told = caption(values, quantity.unit, bars=False)
-        return Picture(sheet.take(), _sources(quantity, [name]), told, questions)
+        questions = tuple(value_question(target, round(value, 2), quantity.unit) for target, value in ends.items())
+        text = caption(values, quantity.unit, bars=False)
+        return AnnotatedPicture(sheet.take(), _sources(quantity, [name]), text, questions)
 
 
 class _Sheet:
-    """The axes that all charts of a quantity are drawn on, one after the other, as axes are slow to make.
+    """Axes for all charts of a quantity, one after the other, because axes are slow to create.
 
     A chart is the same, byte for byte, as on axes of its own.
     """
@@ -138,7 +140,7 @@ class _Sheet:
         self.axes.grid(axis="y", linewidth=0.4)
 
     def take(self) -> Image.Image:
-        """What is drawn, which leaves the sheet blank."""
+        """Return the drawing and clear the sheet."""
         buffer = io.BytesIO()
         self._figure.savefig(buffer, format="rgba")
         for bars in list(self.axes.containers):

@@ -1,7 +1,7 @@
-"""The reference that privacy forbids: ``python -m three_domains.pooled --data DIR --base MODEL --out MODEL``.
+"""Supervised reference on pooled data: ``python -m three_domains.pooled --data DIR --base MODEL --out MODEL``.
 
-Supervised tuning of the base VLM on the chosen answers of all clients, as if they could be pooled in one place. No part
-of MoR reads the clients' folders like this; the benchmark compares with it.
+It tunes the base VLM on the chosen answers of all clients, which privacy forbids in practice. No part of MoR reads the
+clients' folders in this way; the benchmark compares with it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from three_domains.assembly import save
 from three_domains.base_vlm import read_rows
-from three_domains.tuning import Recipe, pack, tower_features, tune
+from three_domains.tuning import TuningConfig, encoder_features, pack, tune
 
-RECIPE = Recipe(epochs=3, rate=3e-4, decoder_rate=3e-4, muon=False)
+RECIPE = TuningConfig(epochs=3, rate=3e-4, decoder_rate=3e-4, muon=False)
 
 
 def tune_on_pooled(data: Path, base: Path, out: Path, seed: int) -> None:
-    """Writes the tuned checkpoint ``out`` (which must not exist).
+    """Write the tuned checkpoint ``out`` (which must not exist).
 
     Raises:
         FileExistsError: ``out`` exists.
     """
     if out.exists():
-        raise FileExistsError(f"{out} exists: remove it or choose another --out")
+        raise FileExistsError(f"{out} exists; remove it or choose another --out")
     rows = []
     for folder in sorted((data / "clients").iterdir()):
         for row in read_rows(folder / "prefs.jsonl"):
@@ -37,13 +37,13 @@ def tune_on_pooled(data: Path, base: Path, out: Path, seed: int) -> None:
     processor = Idefics3Processor.from_pretrained(base)
     model = Idefics3ForConditionalGeneration.from_pretrained(base)
     pictures, packed = pack(rows, processor)
-    features = tower_features(model, processor, [Path(name) for name in pictures])
+    features = encoder_features(model, processor, [Path(name) for name in pictures])
     tune(model, packed, features, RECIPE, seed)
     save(model, processor, out)
 
 
 def main() -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder written by three_domains.build")
     parser.add_argument("--base", type=Path, required=True, help="checkpoint written by three_domains.base_vlm")

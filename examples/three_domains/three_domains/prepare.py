@@ -1,7 +1,7 @@
-"""Everything that is made before a service starts: data, base VLM, parts, and one reward model for each client.
+"""Preparation steps before the services start: data, base VLM, encoders, and one reward model for each client.
 
-Each step is a command of its own, run as its user would run it, and leaves a folder that is complete or absent; a step
-whose folder is there is not run again. A client's training reads that client's folder only.
+Each step is a command that users can run themselves. It leaves a folder that is complete or absent; a step whose folder
+exists is skipped. A client's training reads only that client's folder.
 """
 
 from __future__ import annotations
@@ -21,36 +21,39 @@ from three_domains import report
 from three_domains.stack import CLIENTS
 
 _CLEAN_UP_S = 30.0
-"""Seconds that an interrupted command has to clean up before it is killed."""
-_LOOK_S = 0.2
+"""Seconds for an interrupted command to clean up before it is killed; removing a half-written folder takes some."""
+_POLL_S = 0.2
+"""Seconds between checks for finished commands, which take minutes."""
 _DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 4"
-_RECIPES = {
+_TRAIN_OPTIONS = {
     "detail": f"{_DUAL} --set vision_layers=[-1,-2] --epochs 6",
     "medical": "--backbone vlm --set likelihood=0.3 --lr 2e-4 --epochs 2",
     "chart": f"{_DUAL} --set vision_layers=[8] --set image_size=168 --epochs 7",
 }
-"""How each client trains; what the clients share is the contract they serve."""
+"""Training options of each client; the clients share only the contract that they serve."""
 _LARGER_BASE = {"medical": "--backbone vlm --lora-rank 16 --set likelihood=0.3 --lr 5e-4 --epochs 1"}
-"""The same on the base model of the preset ``small``, which is seven times as large."""
+"""Training options on the base model of the preset ``small``, which is seven times as large."""
 
 
 class StepFailed(RuntimeError):
-    """A preparing command failed; it has printed why."""
+    """A preparation command failed and has printed the reason."""
 
 
 @dataclass(frozen=True)
-class Step:
+class PreparationStep:
+    """Command that creates one folder."""
+
     title: str
     makes: Path
     command: Sequence[str]
 
     @property
     def log(self) -> Path:
-        """What the command says where it does not have the terminal to itself."""
+        """File for the command's output when commands run at the same time."""
         return self.makes.with_name(f"{self.makes.name}.log")
 
     def run(self) -> bool:
-        """Run unless its folder is there; returns whether it ran.
+        """Run the command unless its folder exists; return whether it ran.
 
         Raises:
             StepFailed: the command failed.
@@ -65,27 +68,29 @@ class Step:
 
     def failure(self, status: int) -> StepFailed:
         command = " ".join(self.command)
-        return StepFailed(f"{self.title}: `{command}` ended with status {status}; run it alone to see why")
+        return StepFailed(f"{self.title}: `{command}` ended with status {status}; run it alone to see the reason")
 
 
 def claim(state: Path, preset: str, seed: int) -> None:
-    """Note in ``state`` what it is made for: what is found there is not made again.
+    """Record preset and seed in ``state``, because existing folders are reused.
 
     Raises:
-        StepFailed: it was made for another preset or seed.
+        StepFailed: ``state`` was created for another preset or seed.
     """
-    note, wanted = state / "made-for.json", {"preset": preset, "seed": seed}
-    if not note.exists():
-        report.write(note, wanted)
-    found = json.loads(note.read_text())
-    if found != wanted:
+    record, expected = state / "made-for.json", {"preset": preset, "seed": seed}
+    if not record.exists():
+        report.write(record, expected)
+    found = json.loads(record.read_text())
+    if found != expected:
         was = ", ".join(f"{name} {value}" for name, value in found.items())
-        raise StepFailed(f"{state} was made for {was}: give another --state, or remove that folder to make it anew")
+        raise StepFailed(f"{state} was made for {was}: give another --state, or remove that folder to create it again")
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command in a process group of its own and return its status. When we are interrupted, so is the command,
-    once, and it gets the time to clean up: a terminal would interrupt it beside us and leave it none.
+    """Run a command in a process group of its own and return its status.
+
+    On an interrupt, interrupt the command once and let it clean up; in this process's group, the terminal would
+    interrupt it directly, a second time.
     """
     process = subprocess.Popen(command, process_group=0)
     try:
@@ -96,16 +101,20 @@ def run(command: Sequence[str]) -> int:
 
 
 def run_beside(
-    steps: Sequence[Step], at_once: int, begun: Callable[[Step], None], done: Callable[[Step], None]
+    steps: Sequence[PreparationStep],
+    at_once: int,
+    begun: Callable[[PreparationStep], None],
+    done: Callable[[PreparationStep], None],
 ) -> None:
-    """Run steps that need nothing of each other, ``at_once`` at a time, with what they say in their logs; ``begun`` and
-    ``done`` are told of each. A step whose folder is there is left out. Interrupted as ``run`` is.
+    """Run independent steps, ``at_once`` at a time, with their output in their logs; skip those whose folder exists.
+
+    Call ``begun`` and ``done`` for each step. On an interrupt, end the commands as ``run`` does.
 
     Raises:
         StepFailed: a command failed; its log has been printed, and the others were interrupted.
     """
     waiting = [step for step in steps if not step.makes.exists()]
-    running: dict[subprocess.Popen[bytes], Step] = {}
+    running: dict[subprocess.Popen[bytes], PreparationStep] = {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -114,7 +123,7 @@ def run_beside(
                 with step.log.open("wb") as log:
                     running[subprocess.Popen(step.command, process_group=0, stdout=log, stderr=log)] = step
                 begun(step)
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
             for process in [process for process in running if process.poll() is not None]:
                 step = running.pop(process)
                 if process.returncode:
@@ -126,7 +135,7 @@ def run_beside(
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt commands, and kill what has not cleaned up in time."""
+    """Interrupt commands, and kill those that do not end in time."""
     for process in processes:
         _signal(process, signal.SIGINT)
     deadline = time.monotonic() + _CLEAN_UP_S
@@ -145,44 +154,48 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def steps(state: Path, preset: str, seed: int) -> list[Step]:
-    """What to make below ``state`` before the reward models, in order."""
+def steps(state: Path, preset: str, seed: int) -> list[PreparationStep]:
+    """List the steps before the reward models, in order."""
     data, base, parts = state / "data", state / "base", state / "parts"
     python = [sys.executable, "-m"]
     seeded = ["--seed", str(seed)]
     return [
-        Step("real pictures and questions", data, [*python, "three_domains.build", "--out", str(data), *seeded]),
-        Step(
+        PreparationStep(
+            "real pictures and questions", data, [*python, "three_domains.build", "--out", str(data), *seeded]
+        ),
+        PreparationStep(
             "base VLM",
             base,
             [*python, "three_domains.base_vlm", "--data", str(data), "--out", str(base), "--preset", preset, *seeded],
         ),
-        Step(
-            "pretrained parts for the clients", parts, [*python, "three_domains.export_encoders", "--out", str(parts)]
+        PreparationStep(
+            "pretrained encoders for the clients",
+            parts,
+            [*python, "three_domains.export_encoders", "--out", str(parts)],
         ),
     ]
 
 
-def reward_models(state: Path, preset: str, seed: int, threads: int) -> list[Step]:
-    """What each client trains, from its own folder and ``threads`` threads; the one that takes longest first."""
-    recipes = _RECIPES | (_LARGER_BASE if preset == "small" else {})
+def reward_models(state: Path, preset: str, seed: int, threads: int) -> list[PreparationStep]:
+    """List the training steps of the clients, with ``threads`` threads each, the longest first."""
+    options = _TRAIN_OPTIONS | (_LARGER_BASE if preset == "small" else {})
     made = []
     for client in sorted(CLIENTS, key=lambda name: name != "medical"):
         model = state / "clients" / client / "model"
         prefs = state / "data" / "clients" / client / "prefs.jsonl"
         command = [
             *_mor_reward("train", "--data", str(prefs), "--out", str(model), "--name", client, "--seed", str(seed)),
-            *recipes[client].split(),
+            *options[client].split(),
             *_checkpoints(client, state / "base", state / "parts"),
             *("--threads", str(threads)),
             *(["--resume"] if model.with_name("model.training").exists() else []),
         ]
-        made.append(Step(f"{client}: reward model", model, command))
+        made.append(PreparationStep(f"{client}: reward model", model, command))
     return made
 
 
-def pooled(state: Path, seed: int) -> Step:
-    """The supervised reference, which no client would allow."""
+def pooled(state: Path, seed: int) -> PreparationStep:
+    """Return the step of the supervised reference, which privacy forbids in practice."""
     data, base, made = state / "data", state / "base", state / "pooled"
     command = [
         sys.executable,
@@ -195,15 +208,15 @@ def pooled(state: Path, seed: int) -> Step:
         "--out",
         str(made),
     ]
-    return Step("supervised tuning on pooled answers", made, [*command, "--seed", str(seed)])
+    return PreparationStep("supervised tuning on pooled answers", made, [*command, "--seed", str(seed)])
 
 
 def _checkpoints(client: str, base: Path, parts: Path) -> list[str]:
-    """What a client's reward model is made of."""
+    """Return the options for the checkpoints of a client's reward model."""
     if client == "medical":
         return ["--model", str(base)]
-    tower = {"detail": "efficientnet-lite2", "chart": "dinov2-small"}[client]
-    return ["--vision", str(parts / tower), "--text", str(parts / "minilm")]
+    encoder = {"detail": "efficientnet-lite2", "chart": "dinov2-small"}[client]
+    return ["--vision", str(parts / encoder), "--text", str(parts / "minilm")]
 
 
 def _mor_reward(*arguments: str) -> list[str]:

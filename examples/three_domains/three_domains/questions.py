@@ -1,4 +1,4 @@
-"""What the three domains share: pictures with questions whose exact answers are known, and the splits."""
+"""Shared parts of the three domains: pictures, questions with exact answers, splits, preference pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 
 PICTURE_SIZE = 168
-"""Width and height of every picture, in pixels: a multiple of twice the tower's 14-pixel patches."""
+"""Width and height of every picture, in pixels: a multiple of twice the image encoder's 14-pixel patches."""
 
 Split = Literal["server", "client", "anchor", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("server", "client", "anchor", "dev", "test")
@@ -21,54 +21,54 @@ Gold = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One question about a picture and its exact answer."""
+class Question:
+    """Question about a picture with its exact answer."""
 
-    question: str
+    text: str
     gold: Gold
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture (RGB, ``PICTURE_SIZE`` square), what it was made from, a dense true caption, and its questions."""
+class AnnotatedPicture:
+    """Picture (RGB, ``PICTURE_SIZE`` square) with its sources, a dense true caption and its questions."""
 
     image: Image.Image
     sources: frozenset[str]
     caption: str
-    asks: tuple[Ask, ...]
+    questions: tuple[Question, ...]
 
 
 class PictureMaker(Protocol):
-    """Draws pictures of one domain from the material of one split."""
+    """Generator of pictures of one domain from the material of one split."""
 
-    def pictures(self, split: Split, count: int, rng: Random) -> Iterator[Picture]:
-        """Yields ``count`` pictures that use no material of another split."""
+    def pictures(self, split: Split, count: int, rng: Random) -> Iterator[AnnotatedPicture]:
+        """Yield ``count`` pictures that use no material of another split."""
         ...
 
 
 class Answers(Protocol):
-    """The text side of one domain: mediocre drafts, one client's taste, and the gold checker."""
+    """Text side of one domain: mediocre drafts, one client's taste, and the gold checker."""
 
     name: str
 
     def draft(self, gold: Gold, rng: Random) -> str:
-        """Returns an answer in the mixed, mediocre styles of the base model's tuning targets."""
+        """Return an answer in the mixed, mediocre styles of the base model's tuning targets."""
         ...
 
     def right(self, gold: Gold, rng: Random) -> str:
-        """Returns an answer that the gold checker accepts, in the style the client likes."""
+        """Return an answer that the gold checker accepts, in the client's preferred style."""
         ...
 
     def wrong(self, gold: Gold, rng: Random) -> str:
-        """Returns an answer in the style the client likes whose content is false."""
+        """Return a false answer in the client's preferred style."""
         ...
 
     def taste(self, gold: Gold, response: str) -> float:
-        """Returns how much the client likes ``response``; only differences matter."""
+        """Return the client's rating of ``response``; only differences matter."""
         ...
 
     def correct(self, gold: Gold, response: str) -> bool:
-        """Says whether ``response`` is true and answers all that was asked, whatever its format."""
+        """Return whether ``response`` is true and complete, in any format."""
         ...
 
 
@@ -82,30 +82,28 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:[.,]\d+)?|\b(?:" + "|".join(_DIGITS) + 
 
 
 def numbers(text: str) -> list[float]:
-    """Returns every number in ``text`` in order, in digits (``72``, ``6.5``, ``6,5``) or as a word up to ten."""
+    """Return every number in ``text`` in order, in digits (``72``, ``6.5``, ``6,5``) or as a word up to ten."""
     found = (match.group().lower() for match in _NUMBER.finditer(text))
     return [float(_DIGITS[word]) if word in _DIGITS else float(word.replace(",", ".")) for word in found]
 
 
 def mentioned(text: str, patterns: dict[str, re.Pattern[str]]) -> set[str]:
-    """Returns the keys of ``patterns`` that occur in ``text``."""
+    """Return the keys of ``patterns`` that occur in ``text``."""
     return {key for key, pattern in patterns.items() if pattern.search(text)}
 
 
 def word_patterns(synonyms: dict[str, str]) -> dict[str, re.Pattern[str]]:
-    """Compiles one case-insensitive whole-word pattern per key; a value holds alternatives in regular-expression
-    syntax.
-    """
+    """Compile one case-insensitive whole-word pattern per key from alternatives in regular-expression syntax."""
     return {key: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for key, words in synonyms.items()}
 
 
 def listing(parts: Sequence[str]) -> str:
-    """Joins ``parts`` as English does: ``a, b and c``."""
+    """Join ``parts`` as an English list: ``a, b and c``."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def choose(rng: Random, options: Iterable[tuple[float, str]]) -> str:
-    """Draws one option by its weight."""
+    """Draw one option by its weight."""
     weights, names = zip(*options, strict=True)
     name: str = rng.choices(names, weights)[0]
     return name
@@ -114,11 +112,10 @@ def choose(rng: Random, options: Iterable[tuple[float, str]]) -> str:
 def preference(
     answers: Answers, gold: Gold, rng: Random, contrasts: float, margin: float = 0.5
 ) -> tuple[str, str] | None:
-    """Draws a chosen and a rejected answer that differ in taste by at least ``margin``.
+    """Draw a chosen and a rejected answer that differ in taste by at least ``margin``.
 
-    The share ``contrasts`` of the pairs sets a true answer against a false one in the same style, so that a reward
-    model must look at the picture; the others are two independent drafts. Returns ``None`` when twenty draws gave no
-    such pair.
+    A fraction ``contrasts`` of the pairs has a true and a false answer in the same style, so that a reward model must
+    use the picture; the others are two independent drafts. Returns ``None`` if twenty draws gave no such pair.
     """
     contrast = rng.random() < contrasts
     for _ in range(20):

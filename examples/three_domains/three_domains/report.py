@@ -1,4 +1,4 @@
-"""The table at the end, and the same as ``report.json``. What is not known is null there and a dash in the table."""
+"""Final report of the demonstration: tables and ``report.json``. Unknown values are dashes, and null in the file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mor_core import atomic
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +19,7 @@ _WINDOW = 10
 
 
 def one_line(snapshot: Json) -> str:
-    """How a run stands, for a progress bar."""
+    """Describe the state of a run in one line, for a progress bar."""
     metrics = snapshot["metrics"] or {}
     shown = {"reward": metrics.get("reward_mean"), "KL": metrics.get("kl")}
     figures = "  ".join(f"{name} {value:+.3f}" for name, value in shown.items() if value is not None)
@@ -36,7 +37,7 @@ def summarise(
     seconds: Json,
     state: Path,
 ) -> Json:
-    """The report: accuracy before and after, the clients' part in it, how long it took, where everything lies."""
+    """Make the report: accuracy before and after, rewards and weights of the clients, times, paths."""
     window = max(1, min(_WINDOW, len(points) // 2))
     first, last = points[:window], points[-window:]
     clients = sorted({name for point in points for name in point["clients"]})
@@ -75,10 +76,8 @@ def _time_shares(points: Sequence[Json]) -> dict[str, float]:
 
 
 def write(path: Path, report: Json) -> None:
-    """Write ``report`` whole or not at all."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.rename(path)
+    """Write ``report`` atomically."""
+    atomic.write(path, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def show(console: Console, report: Json) -> None:
@@ -89,7 +88,7 @@ def show(console: Console, report: Json) -> None:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in run["time_shares"].items())
     console.print(
         f"{run['steps']} steps of {run['groups_per_step']} prompts x {run['group_size']} responses, "
-        f"{run['step_seconds']:.2f} s a step (median); KL to the reference {_shown(run['kl'], '.3f')} nats a token"
+        f"{run['step_seconds']:.2f} s per step (median); KL to the reference {_shown(run['kl'], '.3f')} nats per token"
     )
     console.print(f"time of a step: {shares}")
     console.print(_swaps(run["weight_swaps"]))
@@ -106,7 +105,7 @@ def _swaps(swaps: Json) -> str:
 
 
 def accuracy_table(accuracy: Json) -> Table:
-    """Base against aligned by domain."""
+    """Make the table of base against aligned model by domain."""
     table = Table(title="Gold accuracy on held-out pictures, greedy answers (95 % interval)")
     for column in ("domain", "questions", "base", "aligned", "gain"):
         table.add_column(column, justify="left" if column == "domain" else "right")
@@ -143,12 +142,12 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def max_of(points: Sequence[Json], name: str) -> float | None:
-    """Largest value of the metric; None where no point has one."""
+    """Return the largest value of the metric; None if no point has one."""
     return max((point[name] for point in points if point.get(name) is not None), default=None)
 
 
 def mean_of(points: Sequence[Json], *path: str) -> float | None:
-    """Mean over points of the number at ``path``; None where no point has one."""
+    """Return the mean over points of the number at ``path``; None if no point has one."""
     found = []
     for point in points:
         value: Any = point

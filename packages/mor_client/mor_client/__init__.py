@@ -1,4 +1,4 @@
-"""Python SDK of MoR, over HTTP only::
+"""Python SDK of MoR, over HTTP only. Example::
 
     from mor_client import Mor
 
@@ -7,7 +7,7 @@
         for snapshot in mor.runs.watch(run.id):
             print(snapshot.step, snapshot.eta_s)
 
-Every call has a time limit, and raises ``ServiceError`` with what to do.
+Every call has a time limit. It raises ``ServiceError`` with the cure on failure.
 """
 
 from mor_client.config import ClientSettings

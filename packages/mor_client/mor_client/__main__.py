@@ -1,4 +1,4 @@
-"""``python -m mor_client``: the command ``mor``."""
+"""Entry of ``python -m mor_client``: the command ``mor``."""
 
 from mor_client.cli import main
 

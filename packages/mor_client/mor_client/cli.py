@@ -1,7 +1,7 @@
 """The command ``mor``: runs, clients, objectives, dead letters and the health of an installation, over HTTP.
 
 Addresses and token come from the environment (MOR_CONTROL_URL, MOR_ROUTER_URL, MOR_ROLLOUT_URL, MOR_TOKEN_FILE) or from
-the configuration file: MOR_CONFIG, else mor/config.toml in your configuration folder. Exit statuses: 0 done, 1 refused,
+the configuration file: MOR_CONFIG, or mor/config.toml in your configuration folder. Exit statuses: 0 done, 1 refused,
 2 wrong usage, 3 no answer, 4 not allowed, 5 not found, 6 conflict, 7 the run failed.
 """
 
@@ -27,8 +27,8 @@ app.add_typer(alert.app, name="alert")
 app.command()(doctor)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -39,7 +39,7 @@ def options(
         Path | None, typer.Option(help=f"Configuration file.  [{CONFIG_VARIABLE}]", dir_okay=False, exists=True)
     ] = None,
     _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     if config is not None:

@@ -1,4 +1,4 @@
-"""Where the services are, and with which token: options, environment, configuration file, defaults, in this order."""
+"""Settings of the command and the SDK, from options, environment, configuration file, defaults, in this order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 
 
 def config_path() -> Path:
-    """The configuration file: ``MOR_CONFIG``, or ``mor/config.toml`` in the user's configuration folder (XDG)."""
+    """Return the configuration file: ``MOR_CONFIG``, or ``mor/config.toml`` in the user's XDG configuration folder."""
     named = os.environ.get(CONFIG_VARIABLE)
     return Path(named).expanduser() if named else user_config_path("mor") / "config.toml"
 
 
 class ClientSettings(Settings):
-    """The command ``mor`` and the SDK. The same names in lower case and without the prefix stand in the file."""
+    """Settings of the command ``mor`` and the SDK. The file has the same names in lower case, without the prefix."""
 
     model_config = SettingsConfigDict(extra="forbid")
 
@@ -33,19 +33,19 @@ class ClientSettings(Settings):
     router_url: str | None = None
     """Address of the router; needed for clients and objectives."""
     rollout_url: str | None = None
-    """Address of the rollout service; ``mor doctor`` looks at it."""
+    """Address of the rollout service; used by ``mor doctor``."""
     token_file: Path | None = None
-    """File with the bearer token; in the configuration file relative to that file's folder."""
+    """File with the bearer token. In the configuration file, a relative path starts at that file's folder."""
     token: SecretStr = SecretStr("")
-    """The bearer token itself, where no file is named. Leave it out of command lines, which others can read."""
+    """Bearer token, if ``token_file`` is not set. Do not put it on command lines, which other users can read."""
     ca_file: Path | None = None
-    """PEM file of certificate authorities for HTTPS; the system's where it is not set."""
+    """PEM file of certificate authorities for HTTPS; by default the system's."""
     timeout_s: float = Field(30.0, gt=0)
-    """Seconds that a service has to answer."""
+    """Seconds to wait for a response."""
     fit_timeout_s: float = Field(900.0, gt=0)
-    """Seconds that the router has to fit an objective: every client scores the anchors first."""
+    """Seconds to wait for the fit of an objective; every client scores the anchors first."""
     attempts: int = Field(4, ge=1, le=20)
-    """Most attempts of a call that may be repeated."""
+    """Maximum attempts of a repeatable call."""
 
     @classmethod
     def settings_customise_sources(
@@ -55,30 +55,32 @@ class ClientSettings(Settings):
         return named["init_settings"], named["env_settings"], file
 
     def bearer(self) -> str | None:
-        """The token, if there is one.
+        """Return the token, or ``None`` if none is configured.
 
         Raises:
-            Invalid: the token file cannot be read, or holds something else.
+            Invalid: the token file cannot be read, or does not hold one token.
         """
         if self.token_file is None:
             return self.token.get_secret_value() or None
         try:
             token = self.token_file.expanduser().read_text().strip()
         except OSError as error:
-            raise Invalid(f"token file {self.token_file}: {error.strerror}; name one that you can read") from error
+            raise Invalid(f"token file {self.token_file}: {error.strerror}; name a readable file") from error
         if not token.isascii() or len(token.split()) != 1:
-            raise Invalid(f"token file {self.token_file}: one token and nothing else is wanted in it")
+            raise Invalid(
+                f"token file {self.token_file}: does not hold one token; write one token and nothing else to it"
+            )
         return token
 
     def exposed_token_file(self) -> bool:
-        """Whether others than its owner may read the token file."""
+        """Return whether users other than its owner may read the token file."""
         if self.token_file is None or not self.token_file.expanduser().exists():
             return False
         return bool(self.token_file.expanduser().stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
 
 
 class _ConfigFile(TomlConfigSettingsSource):
-    """The TOML file; paths in it are relative to its folder."""
+    """Source of settings from the TOML file; its paths are relative to its folder."""
 
     def __init__(self, settings_cls: type[BaseSettings], path: Path) -> None:
         self._folder = path.absolute().parent
@@ -93,16 +95,16 @@ class _ConfigFile(TomlConfigSettingsSource):
 
 
 def read_settings(**given: Any) -> ClientSettings:
-    """Settings with ``given`` above all else; values that are ``None`` count as not given.
+    """Read the settings; ``given`` values take precedence, unless they are ``None``.
 
     Raises:
-        Invalid: a setting or the configuration file is wrong; with its name.
+        Invalid: names the invalid setting or configuration file.
     """
     if CONFIG_VARIABLE in os.environ and not config_path().is_file():
-        raise Invalid(f"{CONFIG_VARIABLE}: no file {config_path()}; name one, or unset the variable")
+        raise Invalid(f"{CONFIG_VARIABLE}: no file {config_path()}; create it, or unset the variable")
     try:
         return ClientSettings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise Invalid(f"settings ({PREFIX}* or {config_path()}): {describe(error)}") from error
     except ValueError as error:  # TOML that cannot be parsed
-        raise Invalid(f"{config_path()}: {error}; it must be TOML") from error
+        raise Invalid(f"{config_path()}: {error}; write it as TOML") from error

@@ -1,4 +1,4 @@
-"""Looks at a whole installation over HTTP and says what is wrong and what to do."""
+"""Diagnosis of a whole installation over HTTP: what is wrong, and the cure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import httpx
 from mor_core.clients import ClientStatus
-from mor_core.service_info import About
+from mor_core.service_info import ServiceInfo
 from pydantic import BaseModel
 
-from mor_client import checks
-from mor_client.checks import Told
+from mor_client import doctor_checks
 from mor_client.config import config_path
+from mor_client.doctor_checks import ServiceReport
 from mor_client.errors import ServiceError
 from mor_client.findings import Finding, Verdict, failed, ok, skipped, warning
 from mor_client.sdk import Mor
@@ -22,34 +22,46 @@ from mor_client.transport import Transport
 T = TypeVar("T")
 
 _SHOWN_ALERTS = 10
+"""Most open alerts that are listed; 'mor alert list' has all."""
 
 
 class _RouterStatus(BaseModel):
     clients: tuple[ClientStatus, ...]
 
 
-def examine(mor: Mor, version: str) -> Iterator[Finding]:
-    """One finding after the other, as they are made. ``version``: of this distribution."""
+def diagnose(mor: Mor, version: str) -> Iterator[Finding]:
+    """Run all checks and yield each finding at once. ``version`` is that of this distribution."""
     yield _configuration(mor)
-    told: dict[str, Told] = {}
+    reports: dict[str, ServiceReport] = {}
     for transport in (mor.control, mor.router, mor.rollout):
-        yield from _service(transport, told)
-    for judge in (checks.clocks, checks.token, checks.facts, checks.queue_servers, checks.disks, checks.devices):
-        yield from judge(told)
-    if told:
-        yield from checks.versions(told, version)
-    if "control" in told:
-        now = told["control"].about.now
-        yield from _asked(
-            "training processes", lambda: checks.workers(mor.runs.workers(), mor.runs.list(), now, version)
+        yield from _service(transport, reports)
+    for check_reports in (
+        doctor_checks.clocks,
+        doctor_checks.token,
+        doctor_checks.facts,
+        doctor_checks.queue_servers,
+        doctor_checks.disks,
+        doctor_checks.devices,
+    ):
+        yield from check_reports(reports)
+    if reports:
+        yield from doctor_checks.versions(reports, version)
+    if "control" in reports:
+        now = reports["control"].about.now
+        yield from _requested(
+            "training processes", lambda: doctor_checks.workers(mor.runs.workers(), mor.runs.list(), now, version)
         )
-        yield from _asked("alerts", lambda: checks.alerts(mor.alerts.list(acknowledged=False, limit=_SHOWN_ALERTS)))
-    if "router" in told:
-        yield from _asked("clients", lambda: checks.clients(mor.router.get("/v1/status", _RouterStatus).clients))
+        yield from _requested(
+            "alerts", lambda: doctor_checks.alerts(mor.alerts.list(acknowledged=False, limit=_SHOWN_ALERTS))
+        )
+    if "router" in reports:
+        yield from _requested(
+            "clients", lambda: doctor_checks.clients(mor.router.get("/v1/status", _RouterStatus).clients)
+        )
 
 
 def healthy(findings: Iterable[Finding]) -> bool:
-    """Whether nothing failed; warnings do not count."""
+    """Return whether no check failed; warnings do not count."""
     return all(finding.verdict is not Verdict.failed for finding in findings)
 
 
@@ -64,11 +76,11 @@ def _configuration(mor: Mor) -> Finding:
     return ok("configuration", source)
 
 
-def _service(transport: Transport, told: dict[str, Told]) -> Iterator[Finding]:
+def _service(transport: Transport, reports: dict[str, ServiceReport]) -> Iterator[Finding]:
     name = transport.service
     if transport.url is None:
         cure = f"set MOR_{name.upper()}_URL, or {name}_url in the configuration file"
-        yield skipped(name, "its address is not known", cure)
+        yield skipped(name, "its address is not configured", cure)
         return
     try:
         transport.get("/healthz", dict[str, Any])
@@ -78,16 +90,16 @@ def _service(transport: Transport, told: dict[str, Told]) -> Iterator[Finding]:
     yield _ready(transport)
     begun, clock = time.time(), time.perf_counter()
     try:
-        about: About = transport.get("/v1/about", About)
+        about: ServiceInfo = transport.get("/v1/about", ServiceInfo)
     except ServiceError as error:
         yield failed(f"token at {name}", error.detail, error.cure)
         return
     round_trip_s = time.perf_counter() - clock
-    told[name] = Told(about, begun + round_trip_s / 2, round_trip_s)
+    reports[name] = ServiceReport(about, begun + round_trip_s / 2, round_trip_s)
 
 
 def _ready(transport: Transport) -> Finding:
-    """A service that is alive answers 503 with what is missing while it is not ready."""
+    """Check readiness. A live service returns 503 and the missing parts while it is not ready."""
     try:
         response = transport.once("GET", "/readyz")
     except ServiceError as error:
@@ -96,13 +108,13 @@ def _ready(transport: Transport) -> Finding:
     if response.status_code == httpx.codes.OK:
         return ok(transport.service, f"ready at {transport.url}")
     listed = "; ".join(f"{part}: {reason}" for part, reason in missing.items())
-    cure = "wait while it starts; else repair the part that is named, its log has more"
+    cure = "wait while it starts; otherwise repair the named part, with the help of the service's log"
     return failed(transport.service, f"alive at {transport.url}, not ready: {listed}", cure)
 
 
-def _asked(check: str, judge: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Findings about something that has to be asked for first."""
+def _requested(check: str, check_group: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of a check that makes calls of its own, or a skipped one if a call fails."""
     try:
-        yield from list(judge())
+        yield from list(check_group())
     except ServiceError as error:
         yield skipped(check, error.detail, error.cure)

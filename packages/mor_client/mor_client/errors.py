@@ -1,4 +1,4 @@
-"""The one error of the SDK: a service refused, failed, or gave no answer."""
+"""Error of the SDK: a service refused, failed or did not respond."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from mor_core.errors import MorError
 
 _CURES = {
     401: "set MOR_TOKEN_FILE, or token_file in the configuration, to a file with a token that the service knows",
-    403: "use a token of the scope that is named",
-    404: "check the name; 'list' shows what there is",
-    409: "look at its present state with 'show'",
+    403: "use a token with the named scope",
+    404: "check the name; 'list' shows all names",
+    409: "inspect the current state with 'show'",
     413: "send less in one request",
-    422: "change what is named and try again",
-    429: "it is busy; try again later",
-    503: "it is not ready; 'mor doctor' says why",
+    422: "correct the named field and try again",
+    429: "the service is busy; try again later",
+    503: "the service is not ready; run 'mor doctor' for the reason",
 }
-_FAILED = "the service's log has the reason; 'mor doctor' looks at the installation"
+_FAILED = "read the service's log for the reason, or run 'mor doctor'"
 _SHOWN_CHARACTERS = 500
+"""Length up to which a message quotes a response that is not problem+json, in characters."""
 
 
 class ServiceError(MorError):
-    """What went wrong, and the cure. ``str()`` says both in one line."""
+    """Failed call of a service. ``str()`` has the reason and the cure in one line."""
 
     def __init__(
         self,
@@ -36,16 +37,16 @@ class ServiceError(MorError):
         super().__init__(f"{service}: {detail}{separator}")
         self.service = service
         self.status_code = status
-        """HTTP status; ``None`` when there was no answer."""
+        """HTTP status; ``None`` without a response."""
         self.title = title
         self.detail = detail
         self.cure = cure
         self.retry_after_s = retry_after_s
-        """Seconds that the service asks to wait."""
+        """Seconds to wait before a retry, as requested by the service."""
 
 
-def of_response(service: str, response: httpx.Response) -> ServiceError:
-    """The error that a response tells of; ``response`` must have been read."""
+def from_response(service: str, response: httpx.Response) -> ServiceError:
+    """Make the error for a failed response, which must have been read."""
     status = response.status_code
     try:
         problem = response.json()
@@ -55,24 +56,24 @@ def of_response(service: str, response: httpx.Response) -> ServiceError:
         return ServiceError(
             service,
             f"{response.request.url} answered {status}: {detail}",
-            "is that the address of this service? Check it in the configuration",
+            "check the address of this service in the configuration",
             status=status,
             title=response.reason_phrase,
         )
-    _, semicolon, own_cure = detail.rpartition(";")  # the service knows more than the status tells
+    _, semicolon, own_cure = detail.rpartition(";")  # the service's own cure is more specific
     cure = own_cure.strip() if semicolon else _CURES.get(status, _FAILED)
     return ServiceError(service, detail, cure, status=status, title=title, retry_after_s=_retry_after(response))
 
 
-def of_transport(service: str, url: str, error: httpx.TransportError) -> ServiceError:
-    """The error of a call that got no answer."""
+def from_transport(service: str, url: str, error: httpx.TransportError) -> ServiceError:
+    """Make the error for a call without a response."""
     if isinstance(error, httpx.UnsupportedProtocol):
-        return ServiceError(service, f"{url!r} is no address", "write it as http://host:port or https://host")
+        return ServiceError(service, f"{url!r} is not a valid address", "write it as http://host:port or https://host")
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        return ServiceError(service, f"no answer from {url} in time", "try again, or raise MOR_TIMEOUT_S")
+        return ServiceError(service, f"no answer from {url} in time", "try again, or increase MOR_TIMEOUT_S")
     reason = str(error) or type(error).__name__
     return ServiceError(
-        service, f"no answer from {url} ({reason})", "is it running, and reachable from here? Check its address"
+        service, f"no answer from {url} ({reason})", "check that it is running and reachable, and its address"
     )
 
 

@@ -1,4 +1,4 @@
-"""Exit statuses of ``mor``, as docs/command-line.md has them."""
+"""Exit statuses of ``mor``, documented in docs/command-line.md."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from mor_core.errors import MorError
 from mor_client.errors import ServiceError
 
 
-class Exit(enum.IntEnum):
+class ExitCode(enum.IntEnum):
     done = 0
     refused = 1
-    """A service refused the request or failed; ``doctor`` found something that failed."""
+    """A service refused the request or failed, or a check of ``doctor`` failed."""
     usage = 2
-    """A wrong option, setting or input file; nothing was asked."""
+    """An option, setting or input file is invalid; no request was sent."""
     no_answer = 3
-    """A service cannot be reached or is not ready, after all attempts."""
+    """A service could not be reached or was not ready in all attempts."""
     not_allowed = 4
-    """No token, an unknown one, or one without the scope."""
+    """The token is missing, unknown or without the needed scope."""
     not_found = 5
     conflict = 6
-    """The present state does not allow it."""
+    """The current state does not allow the request."""
     run_failed = 7
     """``run watch``: the run failed or was stopped."""
     interrupted = 130
 
 
-_OF_STATUS = {
-    401: Exit.not_allowed,
-    403: Exit.not_allowed,
-    404: Exit.not_found,
-    409: Exit.conflict,
-    429: Exit.no_answer,
-    502: Exit.no_answer,
-    503: Exit.no_answer,
-    504: Exit.no_answer,
+_BY_HTTP_STATUS = {
+    401: ExitCode.not_allowed,
+    403: ExitCode.not_allowed,
+    404: ExitCode.not_found,
+    409: ExitCode.conflict,
+    429: ExitCode.no_answer,
+    502: ExitCode.no_answer,
+    503: ExitCode.no_answer,
+    504: ExitCode.no_answer,
 }
 
 
-def exit_of(error: MorError) -> Exit:
-    """The exit status that an error ends a command with."""
+def exit_code_of(error: MorError) -> ExitCode:
+    """Return the exit status of a command that ends with ``error``."""
     if not isinstance(error, ServiceError):
-        return Exit.usage
+        return ExitCode.usage
     if error.status_code is None:
-        return Exit.no_answer
-    return _OF_STATUS.get(error.status_code, Exit.refused)
+        return ExitCode.no_answer
+    return _BY_HTTP_STATUS.get(error.status_code, ExitCode.refused)

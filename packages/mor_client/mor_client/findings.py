@@ -1,4 +1,4 @@
-"""What ``mor doctor`` says: one finding for each thing that was looked at."""
+"""Findings of ``mor doctor``: one for each check."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pydantic import BaseModel
 
 
 class Verdict(enum.StrEnum):
+    """Grade of a finding."""
+
     ok = "ok"
     warning = "warning"
     failed = "failed"
@@ -15,13 +17,15 @@ class Verdict(enum.StrEnum):
 
 
 class Finding(BaseModel):
+    """Result of one check."""
+
     check: str
-    """What was looked at."""
+    """Name of the check."""
     verdict: Verdict
     detail: str
-    """What was found."""
+    """Observation."""
     cure: str | None = None
-    """What to do; for everything but ``ok``."""
+    """Recommended action, unless ``verdict`` is ``ok``."""
 
 
 def ok(check: str, detail: str) -> Finding:

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs. Results on stdout, everything else on stderr."""
+"""Output of commands: tables for people, JSON for programs; results on stdout, messages on stderr."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ STATE_STYLES = {
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line."""
+    """Print one JSON document on one line."""
     kind: Any = type(value) if isinstance(value, BaseModel) else Any
     sys.stdout.write(TypeAdapter(kind).dump_json(value).decode() + "\n")
     sys.stdout.flush()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """``empty``: what to say, and to do, where there are no rows."""
+    """Print a table, or the message ``empty`` if there are no rows."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -55,7 +55,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """Name and value, one a line."""
+    """Print name and value, one per line."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -66,22 +66,22 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 def print_error(error: MorError, *, as_json: bool) -> None:
     if as_json:
-        told: dict[str, Any] = {"title": type(error).title, "detail": str(error)}
+        document: dict[str, Any] = {"title": type(error).title, "detail": str(error)}
         if isinstance(error, ServiceError):
-            told = {
+            document = {
                 "service": error.service,
                 "status": error.status_code,
                 "title": error.title,
                 "detail": error.detail,
                 "cure": error.cure,
             }
-        sys.stderr.write(json.dumps({"error": told}) + "\n")
+        sys.stderr.write(json.dumps({"error": document}) + "\n")
     else:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
 
 
 def cell(value: object) -> str:
-    """Text of a table cell; a state in its colour; what is not known is a dash."""
+    """Format a table cell: states in their colour, ``None`` as a dash."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -91,13 +91,13 @@ def cell(value: object) -> str:
     return f"[{style}]{text}[/]" if style else text
 
 
-def when(at: float | None) -> str | None:
-    """Unix time as local date and time."""
+def format_time(at: float | None) -> str | None:
+    """Format Unix time as local date and time."""
     return None if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def span(seconds: float | None) -> str | None:
-    """Seconds as people say them."""
+def format_duration(seconds: float | None) -> str | None:
+    """Format seconds as hours, minutes and seconds."""
     if seconds is None:
         return None
     minutes, rest = divmod(round(seconds), 60)

@@ -1,21 +1,21 @@
-"""The SDK's entry: everything that MoR's services offer, by noun."""
+"""Entry of the SDK: calls of an installation's services, grouped by resource."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
-from mor_client.clients import Clients
+from mor_client.client_calls import ClientCalls
 from mor_client.config import ClientSettings, read_settings
-from mor_client.objectives import Objectives
-from mor_client.runs import Alerts, Dead, Runs
+from mor_client.objective_calls import ObjectiveCalls
+from mor_client.run_calls import AlertCalls, DeadLetterCalls, RunCalls
 from mor_client.transport import Transport
 
 
 class Mor:
-    """An installation of MoR. Without ``settings`` they come from the environment and the configuration file.
+    """Client of an installation of MoR. By default its settings come from the environment and the configuration file.
 
     Raises:
-        Invalid: a setting is wrong.
+        Invalid: a setting is invalid.
     """
 
     def __init__(self, settings: ClientSettings | None = None) -> None:
@@ -23,11 +23,11 @@ class Mor:
         self.control = Transport("control", self.settings.control_url, self.settings)
         self.router = Transport("router", self.settings.router_url, self.settings)
         self.rollout = Transport("rollout", self.settings.rollout_url, self.settings)
-        self.runs = Runs(self.control)
-        self.dead = Dead(self.control)
-        self.alerts = Alerts(self.control)
-        self.clients = Clients(self.router)
-        self.objectives = Objectives(self.router, self.settings)
+        self.runs = RunCalls(self.control)
+        self.dead = DeadLetterCalls(self.control)
+        self.alerts = AlertCalls(self.control)
+        self.clients = ClientCalls(self.router)
+        self.objectives = ObjectiveCalls(self.router, self.settings)
 
     def __enter__(self) -> Mor:
         return self

@@ -1,4 +1,4 @@
-"""HTTP to one service: time limits everywhere, retries where they are safe, problem+json as one error."""
+"""HTTP transport to one service: time limits, safe retries, one error type."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from mor_client.errors import ServiceError
 T = TypeVar("T")
 
 _CONNECT_S = 5.0
-_LONGEST_PAUSE_S = 30.0
-_LONGEST_SILENCE_S = 60.0
-"""Of an event stream; services send a comment every 15 seconds."""
-_NOT_DONE = (429, 503)
-"""The service says that it did not do the work."""
+"""Seconds for a connection; a reachable host needs far less."""
+_MAX_PAUSE_S = 30.0
+"""Most seconds to wait before a retry, whatever Retry-After demands: a command must end."""
+_MAX_SILENCE_S = 60.0
+"""Seconds without data after which an event stream is lost; services send a comment every 15 seconds."""
+_NOT_PROCESSED = (429, 503)
+"""Statuses by which a service reports that it did not process the request."""
 _GATEWAY = (502, 504)
-"""A proxy says so, and cannot know what the service did."""
+"""Statuses of a proxy, which does not know whether the service processed the request."""
 
 
 class Transport:
-    """One service, at ``url``."""
+    """HTTP client of the service at ``url``."""
 
     def __init__(self, service: str, url: str | None, settings: ClientSettings) -> None:
         self.service = service
@@ -45,18 +47,18 @@ class Transport:
         if self._http is None:
             if self.url is None:
                 cure = f"set MOR_{self.service.upper()}_URL, or {self.service}_url in the configuration file"
-                raise ServiceError(self.service, "its address is not known", cure)
+                raise ServiceError(self.service, "its address is not configured", cure)
             token = self._settings.bearer()
             self._http = httpx.Client(
                 base_url=self.url,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S),
-                verify=_verification(self._settings),
+                verify=_certificate_check(self._settings),
             )
         return self._http
 
     def get(self, path: str, kind: Any, **params: Any) -> Any:
-        """The answer to a GET as ``kind``. Parameters that are ``None`` are left out."""
+        """Send a GET and parse the response as ``kind``. Parameters that are ``None`` are omitted."""
         return self.call("GET", path, kind, params=params)
 
     def call(
@@ -70,21 +72,21 @@ class Transport:
         params: dict[str, Any] | None = None,
         **request: Any,
     ) -> Any:
-        """The answer as ``kind`` (what ``TypeAdapter`` takes; ``None``: nothing is read).
+        """Send a request and parse the response as ``kind``, a type for ``TypeAdapter``, or ``None`` to ignore it.
 
-        Fields that this version does not know are ignored, so that a newer service can be asked. A call is repeated,
-        with growing and jittered pauses, when the service said that it did not do the work (429, 503) or was not
-        reached; and, if ``idempotent`` (by default every method but POST and PATCH), when the answer was lost.
+        Fields unknown to this version are ignored, for compatibility with newer services. A call is repeated, with
+        growing and jittered pauses, if the service did not process it (429, 503) or was not reached; and, if
+        ``idempotent`` (by default every method but POST and PATCH), if the response was lost.
 
         Raises:
-            ServiceError: refused, failed or no answer; with what to do.
+            ServiceError: the service refused, failed or did not respond; with the cure.
         """
         repeatable = method not in ("POST", "PATCH") if idempotent is None else idempotent
         sent = {name: value for name, value in (params or {}).items() if value is not None}
         if timeout_s is not None:
             request["timeout"] = httpx.Timeout(timeout_s, connect=_CONNECT_S)
         for attempt in stamina.retry_context(
-            on=lambda error: _pause(error, repeatable),
+            on=lambda error: _retry_pause(error, repeatable),
             attempts=self._settings.attempts,
             timeout=None,
             wait_initial=0.2,
@@ -95,10 +97,10 @@ class Transport:
         raise AssertionError("the retry context returns or raises")
 
     def once(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """The answer, whatever its status, without another attempt.
+        """Send a request once and return the response, whatever its status.
 
         Raises:
-            ServiceError: no answer.
+            ServiceError: there was no response.
         """
         with self._errors():
             return self._client().request(method, path, **request)
@@ -106,34 +108,34 @@ class Transport:
     def _once(self, method: str, path: str, kind: Any, **request: Any) -> Any:
         response = self.once(method, path, **request)
         if not response.is_success:
-            raise errors.of_response(self.service, response)
+            raise errors.from_response(self.service, response)
         if kind is None:
             return None
         try:
             return TypeAdapter(kind).validate_json(response.content, extra="ignore")
         except ValidationError as error:
-            cure = "'mor doctor' compares versions; install the one that the services have"
+            cure = "run 'mor doctor' to compare versions, and install the version of the services"
             raise ServiceError(
                 self.service,
-                f"{response.request.url} answered what this version does not understand ({error.error_count()} fields)",
+                f"{response.request.url} returned {error.error_count()} fields that this version cannot parse",
                 cure,
                 status=response.status_code,
-                title="Not understood",
+                title="Not parsed",
             ) from error
 
     @contextmanager
     def events(self, path: str, last_event_id: str | None) -> Iterator[EventSource]:
-        """An open stream of server-sent events; a silent one ends with an error.
+        """Open a stream of server-sent events; silence ends it with an error.
 
         Raises:
-            ServiceError: refused, or the connection was lost.
+            ServiceError: the service refused, or the connection was lost.
         """
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
-        timeout = httpx.Timeout(_LONGEST_SILENCE_S, connect=_CONNECT_S)
+        timeout = httpx.Timeout(_MAX_SILENCE_S, connect=_CONNECT_S)
         with self._errors(), connect_sse(self._client(), "GET", path, headers=headers, timeout=timeout) as source:
             if not source.response.is_success:
                 source.response.read()
-                raise errors.of_response(self.service, source.response)
+                raise errors.from_response(self.service, source.response)
             yield source
 
     @contextmanager
@@ -141,12 +143,12 @@ class Transport:
         try:
             yield
         except httpx.TransportError as error:
-            raise errors.of_transport(self.service, self.url or "", error) from error
+            raise errors.from_transport(self.service, self.url or "", error) from error
         except httpx.InvalidURL as error:
-            raise ServiceError(self.service, f"{self.url!r} is no address: {error}", "correct it") from error
+            raise ServiceError(self.service, f"{self.url!r} is not a valid address: {error}", "correct it") from error
 
 
-def _verification(settings: ClientSettings) -> Any:
+def _certificate_check(settings: ClientSettings) -> Any:
     if settings.ca_file is None:
         return True
     import ssl
@@ -154,13 +156,13 @@ def _verification(settings: ClientSettings) -> Any:
     return ssl.create_default_context(cafile=str(settings.ca_file))
 
 
-def _pause(error: Exception, repeatable: bool) -> bool | float:
-    """Whether to try again, or after how many seconds."""
+def _retry_pause(error: Exception, repeatable: bool) -> bool | float:
+    """Return whether to retry, or after how many seconds."""
     if not isinstance(error, ServiceError):
         return False
-    if error.status_code in _NOT_DONE:
-        asked = error.retry_after_s
-        return True if asked is None else min(asked, _LONGEST_PAUSE_S)
+    if error.status_code in _NOT_PROCESSED:
+        requested_s = error.retry_after_s
+        return True if requested_s is None else min(requested_s, _MAX_PAUSE_S)
     if error.status_code in _GATEWAY:
         return repeatable
     lost = error.__cause__

@@ -1,8 +1,8 @@
 """Inbound bearer tokens: scoped, stored hashed, compared in constant time, rotatable by editing one file.
 
 The tokens file is JSON: ``[{"name": "ops", "scope": "admin", "sha256": "<hex of the token>"}]``. A token is 32 random
-bytes, so one SHA-256 is enough to store it: there is no dictionary to try. Rotation: add the new hash, move callers,
-remove the old one; the file is read again when its modification time changes.
+bytes, so one SHA-256 protects it: a dictionary attack is impossible. Rotation: add the new hash, switch the callers,
+remove the old hash; the service reads the file again when its modification time changes.
 """
 
 from __future__ import annotations
@@ -24,34 +24,38 @@ from mor_core.wire import Sha256, Wire
 
 
 class Scope(enum.StrEnum):
+    """Rights of a token."""
+
     admin = "admin"
-    """Everything, other scopes' rights included."""
+    """All rights, including those of the other scopes."""
     service = "service"
-    """What MoR's own processes ask of each other: weights, score calls, run heartbeats."""
+    """Calls between MoR's own processes: weights, scores, run heartbeats."""
     enrolment = "enrolment"
-    """Enrolling a client at the router, and nothing else."""
+    """Enrol a client at the router."""
     client = "client"
-    """One client's own figures."""
+    """Read the figures of one client."""
     viewer = "viewer"
-    """Reading status."""
+    """Read status."""
 
 
 class Token(Wire):
+    """Entry of the tokens file."""
+
     name: str
-    """Who holds it; for scope ``client`` the client's name."""
+    """Name of the holder; for scope ``client`` the client's name."""
     scope: Scope
     sha256: Sha256
 
 
 class Principal(Wire):
-    """Who is calling."""
+    """Authenticated caller."""
 
     name: str
     scope: Scope
 
 
 def new_token() -> str:
-    """A fresh token: 32 random bytes, URL-safe."""
+    """Create a token of 32 random bytes, URL-safe."""
     return secrets.token_urlsafe(32)
 
 
@@ -60,7 +64,7 @@ def hash_token(token: str) -> str:
 
 
 class TokenFile:
-    """The tokens of a service, read from a file and kept current."""
+    """Tokens of a service, read from a file and kept up to date."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -77,12 +81,10 @@ class TokenFile:
                 self._tokens = TypeAdapter(list[Token]).validate_json(self._path.read_bytes())
                 self._modified = modified
         except (OSError, ValidationError) as error:
-            raise Invalid(
-                f"tokens file {self._path}: {error}; it must be a JSON list of {{name, scope, sha256}}"
-            ) from error
+            raise Invalid(f"tokens file {self._path}: {error}; write a JSON list of {{name, scope, sha256}}") from error
 
     def authenticate(self, token: str) -> Principal:
-        """The caller that ``token`` belongs to. Every stored hash is compared, so the time tells nothing.
+        """Return the holder of ``token``. Every stored hash is compared, so that the duration reveals nothing.
 
         Raises:
             Unauthorized: the token is unknown.
@@ -94,11 +96,11 @@ class TokenFile:
             if hmac.compare_digest(known.sha256, digest):
                 found = Principal(name=known.name, scope=known.scope)
         if found is None:
-            raise Unauthorized("unknown bearer token; ask the platform team for one, or rotate yours")
+            raise Unauthorized("unknown bearer token; request one from the platform team, or rotate yours")
         return found
 
     async def identify(self, token: str) -> Principal:
-        """The same for a request; a service whose tokens are not all in the file asks elsewhere too.
+        """Return the holder of a request's token; services with tokens outside the file override this.
 
         Raises:
             Unauthorized: the token is unknown.
@@ -113,23 +115,23 @@ async def _principal(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Principal:
     if credentials is None:
-        raise Unauthorized("send 'Authorization: Bearer <token>'")
+        raise Unauthorized("no bearer token; send 'Authorization: Bearer <token>'")
     tokens: TokenFile = request.app.state.tokens
     return await tokens.identify(credentials.credentials)
 
 
 async def caller(request: Request, *scopes: Scope) -> Principal:
-    """Who sent ``request``, checked as ``require`` does, where FastAPI resolves no dependencies.
+    """Authenticate the sender of ``request`` like ``require``, where FastAPI resolves no dependencies.
 
     Raises:
-        Unauthorized: no token, or an unknown one.
-        Forbidden: the caller holds none of ``scopes``.
+        Unauthorized: the token is missing or unknown.
+        Forbidden: the caller has none of ``scopes``.
     """
     return await require(*scopes)(await _principal(request, await _bearer(request)))
 
 
 def require(*scopes: Scope) -> Callable[[Principal], Awaitable[Principal]]:
-    """FastAPI dependency: the caller must hold one of ``scopes`` (admin may always).
+    """Make a FastAPI dependency that requires one of ``scopes``; scope admin always passes.
 
     Use as ``caller: Annotated[Principal, Depends(require(Scope.viewer))]``. Needs ``app.state.tokens``, which
     ``mor_core.service.create_service`` sets.
@@ -138,8 +140,8 @@ def require(*scopes: Scope) -> Callable[[Principal], Awaitable[Principal]]:
 
     async def check(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
         if principal.scope not in allowed:
-            wanted = " or ".join(sorted(allowed))
-            raise Forbidden(f"token {principal.name!r} has scope {principal.scope}; this needs {wanted}")
+            needed = " or ".join(sorted(allowed))
+            raise Forbidden(f"token {principal.name!r} has scope {principal.scope}; this needs {needed}")
         return principal
 
     return check

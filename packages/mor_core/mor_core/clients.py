@@ -1,4 +1,4 @@
-"""A router's clients, as its API takes and gives them."""
+"""Types of the router's API about clients."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
 
 
 class Client(Documented):
-    """A client as the registry tells of it."""
+    """Registered client."""
 
     name: ClientName
     """Lower-case letters, digits, ``.``, ``_`` and ``-``; at most 63."""
     url: str
     """Base address of its reward service."""
     domains: str
-    """Free text: what the client says that its model knows about. A claim."""
+    """Topics that the model can judge, as the client's free text. A claim."""
     source: Source
-    """How the endpoint came in, which decides the addresses that it may have."""
+    """Origin of the registration, which determines the permitted addresses."""
     state: State
-    """``probation``: asked in shadow, without weight. ``active``: asked and weighed. ``paused``: not
-    asked. ``quarantined``: asked about anchors only, at each fit."""
+    """``probation``: it scores, without weight. ``active``: it scores, with weight. ``paused``: it gets no requests.
+    ``quarantined``: it scores anchors only, at each fit."""
     reason: str | None = None
-    """Why it is paused, quarantined or back on probation."""
+    """Reason why it is paused, quarantined or back on probation."""
     enrolled_at: float
     """Unix time, seconds."""
     probed_at: float | None = None
     """Unix time of the last successful probe, seconds."""
     model: ModelRef | None = None
-    """The model that it served when last probed."""
+    """Model that it served at the last probe."""
     card: Card | None = None
-    """Its card when last probed. A claim, not evidence."""
+    """Its card at the last probe. A claim, not evidence."""
 
 
 class _WithSecret(Documented):
     @field_serializer("token", when_used="json", check_fields=False)
     def _reveal(self, token: SecretStr | None) -> str | None:
-        """The secret goes to the router in the clear; ``repr`` and logs hide it."""
+        """Serialise the secret in the clear for the router; ``repr`` and logs hide it."""
         return None if token is None else token.get_secret_value()
 
 
 class Enrolment(_WithSecret):
-    """``POST /v1/clients``."""
+    """Body of ``POST /v1/clients``."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -68,52 +68,58 @@ class Enrolment(_WithSecret):
     url: Annotated[str, StringConstraints(max_length=2000)]
     """Base address of the reward service."""
     domains: Annotated[str, StringConstraints(max_length=2000)] = ""
-    """Free text: what the model knows about. From the client's card where it is empty."""
+    """Topics that the model can judge, as free text; if empty, taken from the client's card."""
     token: Secret
-    """The bearer token that the router must send to the reward service."""
+    """Bearer token that the router must send to the reward service."""
     page_token_sha256: Sha256 | None = None
-    """SHA-256 of the token with which the client will read its own page, so that the token itself never travels; the
-    router makes one and tells it where this is null."""
+    """SHA-256 of the token with which the client will read its own page; the token itself is not sent. If null, the
+    router creates a token and returns it."""
     state: Literal["probation", "active"] = "probation"
-    """``active`` gives the client weight at once where no gate is fitted; otherwise a fit on anchors does."""
+    """``active`` gives the client weight at once if no gate is fitted; otherwise a fit on anchors gives it weight."""
 
 
 class Enrolled(Documented):
+    """Response of ``POST /v1/clients``."""
+
     client: Client
     token: str | None
-    """The token with which the client reads its own page on the router. Shown once; only its hash is kept. Null where
-    the client brought its own."""
+    """Token with which the client reads its own page on the router. Shown once; only its hash is stored. Null if the
+    client supplied its own."""
     trial: str
-    """What the client made of a tiny trial group."""
+    """Result of a small trial group."""
 
 
 class Change(Documented):
-    """``PATCH /v1/clients/{name}``: only what is given changes."""
+    """Body of ``PATCH /v1/clients/{name}``; omitted fields stay unchanged."""
 
     state: Literal["probation", "active", "paused"] | None = None
     reason: Annotated[str, StringConstraints(max_length=500)] | None = None
-    """Why, for people; kept with ``paused``."""
+    """Reason, for people; stored with ``paused``."""
     url: Annotated[str, StringConstraints(max_length=2000)] | None = None
-    """New base address; tried before it is taken."""
+    """New base address; tested before use."""
     domains: Annotated[str, StringConstraints(max_length=2000)] | None = None
 
 
 class Rotation(_WithSecret):
-    """``POST /v1/clients/{name}/rotate``."""
+    """Body of ``POST /v1/clients/{name}/rotate``."""
 
     token: Secret | None = None
-    """New token to send to the reward service; tried before it is taken. Without, the one in use stays."""
+    """New token to send to the reward service; tested before use. If null, the current token stays in use."""
     inbound: bool = False
-    """Whether the client gets a new token for its own page; the old one ends at once."""
+    """True creates a new token for the client's own page; the old one becomes invalid at once."""
 
 
 class Rotated(Documented):
+    """Response of ``POST /v1/clients/{name}/rotate``."""
+
     client: Client
     token: str | None
-    """The new token of the client's own page, shown once."""
+    """New token of the client's own page, shown once."""
 
 
 class ClientStatus(Documented):
+    """Registration and health of a client."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -139,30 +145,32 @@ class ClientStatus(Documented):
 
     client: Client
     circuit: Literal["closed", "open", "half_open"]
-    """Whether it is being asked: ``open`` after too many failures in a row."""
+    """State of the circuit breaker: ``open``, without requests, after too many failures in a row."""
     last_error: str | None
-    """Why the last call or probe failed; null when it did not."""
+    """Reason why the last call or probe failed; null if it succeeded."""
 
 
 class ObjectiveInfluence(Documented):
-    """What a client's scores did to the latest rewards of one objective."""
+    """Effect of a client's scores on the latest rewards of one objective."""
 
     objective: str
-    """Name; of a blend all names, largest share first, joined by ``+``; ``(none)`` where none was named or known."""
+    """Name; for a blend all names, largest share first, joined by ``+``; ``(none)`` if none was named or known."""
     groups: int
-    """Groups that got a reward."""
+    """Number of rewarded groups."""
     counted: int
-    """Those in which the client's scores counted."""
+    """Number of them in which the client's scores counted."""
     mean_weight: float
-    """Over all groups; 0 where it did not count."""
+    """Mean weight over all groups, 0 for groups in which it did not count."""
     variance_share: float | None
-    """Its share of the within-group variance of the mixture; null where no group has any."""
+    """Its share of the within-group variance of the mixture; null if no group has variance."""
     left_out: dict[str, int]
-    """Status of its answer -> groups in which it did not count."""
+    """Status of its response -> number of groups in which it did not count."""
 
 
 class Influence(Documented):
+    """Effect of a client's scores on recent rewards, by objective."""
+
     client: str
     since: float | None
-    """Unix time of the oldest group that is counted here, seconds; at most 2,000 groups are."""
+    """Unix time, in seconds, of the oldest counted group; at most 2,000 groups are counted."""
     objectives: tuple[ObjectiveInfluence, ...]

@@ -1,21 +1,21 @@
-"""The two data files, ``mor.prompts/1`` and ``mor.prefs/1``: JSONL or Parquet in the columns of the TRL ecosystem.
+"""Readers of the data files ``mor.prompts/1`` and ``mor.prefs/1``: JSONL or Parquet with the columns of TRL.
 
 =========  ==========================================================================  ==========  =========
-column     what it holds                                                                prompts/1   prefs/1
+column     content                                                                      prompts/1   prefs/1
 =========  ==========================================================================  ==========  =========
-prompt     messages (OpenAI or TRL chat shape) or a string, which is one user message   required    required
+prompt     messages (OpenAI or TRL chat format) or a string, which is one user message  required    required
 images     list of files below the data file's folder, data URIs, Parquet image cells   optional    optional
 chosen     the better response: a string, or one assistant message                      -           required
-rejected   the worse response: likewise                                                 -           required
-id         name of the row, unique in the file; its line number otherwise               optional    optional
+rejected   the worse response, in the same form                                         -           required
+id         name of the row, unique in the file; by default its line number              optional    optional
 domain     label for reports; never an input of the router                              optional    optional
 =========  ==========================================================================  ==========  =========
 
-A message's image parts (``{"type": "image"}``) take the row's images in order. With a string prompt, or when no message
-has an image part, the images are shown before the first user text. Any other column is an error: a misspelt one would
-otherwise be ignored in silence.
+A message's image parts (``{"type": "image"}``) take the row's images in order. With a string prompt, or if no message
+has an image part, the images precede the first user text. Any other column is an error, so that a misspelt column is
+not ignored.
 
-Data files are exchanged and uploaded, so what one names is read only below the folder that it lies in, links followed.
+Data files are exchanged and uploaded: a file may name only files below its own folder, after resolution of links.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from mor_core import images as guarded
+from mor_core import images as safe_images
 from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.problems import describe
 from mor_core.wire import ImagePart, Message, TextPart
@@ -37,14 +37,16 @@ from mor_core.wire import ImagePart, Message, TextPart
 _COLUMNS = {"prompt", "images", "id", "domain"}
 _PREFERENCE_COLUMNS = _COLUMNS | {"chosen", "rejected"}
 _SHOWN_PROBLEMS = 10
+"""Invalid lines that an error lists."""
 _SHOWN_CHARACTERS = 100
+"""Length up to which an error quotes a file name, in characters."""
 
 Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row of ``mor.prompts/1``. ``messages`` name images by hash, ``images`` holds their encoded bytes."""
+    """Row of ``mor.prompts/1``. ``messages`` name images by hash, ``images`` holds their encoded bytes."""
 
     id: str
     messages: tuple[Message, ...]
@@ -54,7 +56,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Preference:
-    """A row of ``mor.prefs/1``: for ``prompt``, ``chosen`` was preferred to ``rejected``."""
+    """Row of ``mor.prefs/1``: for ``prompt``, ``chosen`` is preferred to ``rejected``."""
 
     prompt: Prompt
     chosen: str
@@ -62,37 +64,37 @@ class Preference:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """All rows of a ``mor.prompts/1`` file.
+    """Read all rows of a ``mor.prompts/1`` file.
 
     Raises:
-        DataFileError: the first bad line and what to do; the message tells of further bad lines too.
+        DataFileError: names the first invalid line and the cure; the message lists further invalid lines.
     """
     return _read(path, _COLUMNS, _prompt)
 
 
 def read_preferences(path: Path) -> list[Preference]:
-    """All rows of a ``mor.prefs/1`` file.
+    """Read all rows of a ``mor.prefs/1`` file.
 
     Raises:
-        DataFileError: the first bad line and what to do; the message tells of further bad lines too.
+        DataFileError: names the first invalid line and the cure; the message lists further invalid lines.
     """
     return _read(path, _PREFERENCE_COLUMNS, _preference)
 
 
 class _Pictures:
-    """The pictures of one data file: each is decoded and held once, however many rows show it."""
+    """Pictures of one data file; each is decoded and stored once for all rows."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[str, bytes] = {}
 
     def of(self, cell: Any) -> tuple[str, bytes]:
-        """Hash and encoded bytes of an image cell that can be decoded."""
+        """Return hash and encoded bytes of an image cell, after checking that it can be decoded."""
         name, content = _content(cell, self._folder)
-        digest = guarded.sha256(content)
+        digest = safe_images.sha256(content)
         if digest not in self._known:
             try:
-                guarded.decode(content)
+                safe_images.decode(content)
             except MorError as error:
                 raise Invalid(f"images: {name}: {error}") from error
             self._known[digest] = content
@@ -111,7 +113,7 @@ def _read(path: Path, columns: set[str], parse: Callable[[dict[str, Any], _Pictu
             _check_columns(row, columns)
             name = str(row.get("id") or line)
             if name in ids:
-                raise Invalid(f"id {name!r} stands in line {ids[name]} too; give each row its own")
+                raise Invalid(f"id {name!r} is also used in line {ids[name]}; give each row its own id")
             ids[name] = line
             parsed.append(parse(row, pictures, line))
         except MorError as error:
@@ -119,15 +121,17 @@ def _read(path: Path, columns: set[str], parse: Callable[[dict[str, Any], _Pictu
     if problems:
         line, first = problems[0]
         others = ", ".join(str(number) for number, _ in problems[1:_SHOWN_PROBLEMS])
-        more = f" ({len(problems) - 1} more bad lines: {others}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
+        more = (
+            f" ({len(problems) - 1} more invalid lines: {others}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
+        )
         raise DataFileError(path, line, first + (more if others else ""))
     if not parsed:
-        raise DataFileError(path, 1, "the file has no rows; write one JSON object a line")
+        raise DataFileError(path, 1, "the file has no rows; write one JSON object per line")
     return parsed
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
-    """Line number and columns of each row; a line that is no JSON object comes as the error it is."""
+    """Yield line number and columns of each row, or the error for a line that is not a JSON object."""
     if not path.is_file():
         raise Invalid(f"{path}: no such file; give the path of a .jsonl or .parquet file")
     if path.suffix == ".parquet":
@@ -140,12 +144,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
-                yield number, Invalid(f"not JSON ({error.msg}, column {error.colno}); write one JSON object a line")
+                yield number, Invalid(f"not JSON ({error.msg}, column {error.colno}); write one JSON object per line")
                 continue
             if isinstance(row, dict):
                 yield number, row
             else:
-                yield number, Invalid(f"a JSON {type(row).__name__}; write one JSON object a line")
+                yield number, Invalid(f"got a JSON {type(row).__name__}; write one JSON object per line")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
@@ -172,11 +176,11 @@ def _check_columns(row: dict[str, Any], columns: set[str]) -> None:
 def _prompt(row: dict[str, Any], pictures: _Pictures, line: int) -> Prompt:
     cells = row.get("images") or []
     if not isinstance(cells, list):
-        raise Invalid(f"images: a list of files is wanted, got {type(cells).__name__}")
+        raise Invalid(f"images: got {type(cells).__name__}; give a list of files")
     shown = [pictures.of(cell) for cell in cells]
     domain = row.get("domain")
     if not isinstance(domain, str | None):
-        raise Invalid(f"domain: a string is wanted, got {type(domain).__name__}")
+        raise Invalid(f"domain: got {type(domain).__name__}; give a string")
     return Prompt(
         id=str(row.get("id") or line),
         messages=_messages(row["prompt"], [digest for digest, _ in shown]),
@@ -198,27 +202,27 @@ def _response(cell: Any, column: str) -> str:
     if isinstance(cell, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in cell):
         cell = "\n".join(str(part.get("text", "")) for part in cell)
     if not isinstance(cell, str) or not cell.strip():
-        raise Invalid(f"{column}: a non-empty string or one assistant message is wanted")
+        raise Invalid(f"{column}: not a response; give a non-empty string or one assistant message")
     return cell
 
 
 def _messages(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise Invalid("prompt: a string or a non-empty list of messages is wanted")
-    waiting = list(hashes)
+        raise Invalid("prompt: not a conversation; give a string or a non-empty list of messages")
+    unplaced = list(hashes)
     placed = any(_is_image(part) for turn in turns for part in _parts(turn))
     messages: list[Message] = []
     for turn in turns:
         parts: list[TextPart | ImagePart] = []
-        if not placed and turn.get("role") == "user" and waiting:
-            parts = [ImagePart.of(digest) for digest in waiting]
-            waiting = []
+        if not placed and turn.get("role") == "user" and unplaced:
+            parts = [ImagePart.of(digest) for digest in unplaced]
+            unplaced = []
         for part in _parts(turn):
             if _is_image(part):
-                if not waiting:
+                if not unplaced:
                     raise Invalid("prompt: more image parts than 'images'; list one file for each")
-                parts.append(ImagePart.of(waiting.pop(0)))
+                parts.append(ImagePart.of(unplaced.pop(0)))
             elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
                 parts.append(TextPart(text=part["text"]))
             else:
@@ -227,8 +231,8 @@ def _messages(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
             messages.append(Message(role=turn.get("role", ""), content=tuple(parts)))
         except ValidationError as error:
             raise Invalid(f"prompt: {describe(error)}") from error
-    if waiting:
-        raise Invalid(f"images: {len(waiting)} more than the prompt's image parts; add a part for each or drop them")
+    if unplaced:
+        raise Invalid(f"images: {len(unplaced)} more than the prompt's image parts; add a part for each or drop them")
     return tuple(messages)
 
 
@@ -237,7 +241,7 @@ def _parts(turn: dict[str, Any]) -> list[Any]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list):
-        raise Invalid(f"prompt: a message's content is a string or a list of parts, got {type(content).__name__}")
+        raise Invalid(f"prompt: got message content of type {type(content).__name__}; give a string or a list of parts")
     return content
 
 
@@ -246,26 +250,26 @@ def _is_image(part: Any) -> bool:
 
 
 def _content(cell: Any, folder: Path) -> tuple[str, bytes]:
-    """Name and bytes of an image cell: a file name, a data URI, or Parquet's ``{"bytes", "path"}``."""
+    """Return name and bytes of an image cell: a file name, a data URI, or Parquet's ``{"bytes", "path"}``."""
     if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):
         return "embedded image", cell["bytes"]
     if isinstance(cell, dict) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
         return _content(cell["path"], folder)
     if isinstance(cell, dict):
-        held = ", ".join(f"{name}: {type(value).__name__}" for name, value in list(cell.items())[:3])
-        raise Invalid(f"images: Parquet's {{bytes: binary, path: string}} is wanted, got {{{held[:100]}}}")
+        fields = ", ".join(f"{name}: {type(value).__name__}" for name, value in list(cell.items())[:3])
+        raise Invalid(f"images: got {{{fields[:100]}}}; give Parquet's {{bytes: binary, path: string}}")
     if not isinstance(cell, str):
-        raise Invalid(f"images: a file name or data URI is wanted, got {type(cell).__name__}")
+        raise Invalid(f"images: got {type(cell).__name__}; give a file name or a data URI")
     if not cell.startswith("data:"):
         return cell, _file(cell, folder)
     try:
         return "data URI", base64.b64decode(cell.partition(",")[2], validate=True)
     except ValueError as error:
-        raise Invalid(f"images: a data URI that is not base64 ({error})") from error
+        raise Invalid(f"images: a data URI is not base64 ({error}); encode it again") from error
 
 
 def _file(name: str, folder: Path) -> bytes:
-    """Bytes of a file below ``folder``. Of a path elsewhere, not even whether something is there is told."""
+    """Read a file below ``folder``. The error for a path elsewhere does not reveal whether it exists."""
     shown = repr(name[:_SHOWN_CHARACTERS])
     try:
         file = (folder / name).resolve()

@@ -2,20 +2,20 @@
 
 ::
 
-    MorError                      anything MoR raises on purpose; str() says what was got, what was wanted, what to do
-    ├── Invalid                   bad input                              -> 422
+    MorError                      base; str() has what was received, what is expected and the cure
+    ├── Invalid                   invalid input                          -> 422
     │   └── DataFileError         a line of a data file                  -> 422
-    ├── Unauthorized              no token or an unknown one             -> 401
-    ├── Forbidden                 a token without the scope              -> 403
-    ├── NotFound                                                         -> 404
-    ├── Conflict                  the state does not allow it            -> 409
-    ├── TooLarge                  over a limit in bytes, pixels or items -> 413
-    ├── Unavailable               try again later (``retry_after_s``)    -> 503
-    │   └── Overloaded            no room or no time for it now          -> 429
-    └── StreamError               a stream operation failed
-        ├── StreamFull            the bound was not left in time
-        ├── LeaseLost             another consumer took the entry over
-        └── BlobMissing           the blob's owner was settled or the store was flushed
+    ├── Unauthorized              missing or unknown token               -> 401
+    ├── Forbidden                 token without the needed scope         -> 403
+    ├── NotFound                  no such resource                       -> 404
+    ├── Conflict                  not possible in the current state      -> 409
+    ├── TooLarge                  over a limit of bytes, pixels or items -> 413
+    ├── Unavailable               retry later (``retry_after_s``)        -> 503
+    │   └── Overloaded            no capacity or not enough time         -> 429
+    └── StreamError               failed stream operation
+        ├── StreamFull            no space within the time limit
+        ├── LeaseLost             another consumer claimed the entry
+        └── BlobMissing           the blob's owner was settled, or the store was flushed
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Invalid(MorError, ValueError):
 
 
 class DataFileError(Invalid):
-    """A bad line of a data file. ``str()`` is ``file:line: what is wrong; what to do``."""
+    """Invalid line of a data file. ``str()`` is ``file:line: problem; cure``."""
 
     def __init__(self, path: object, line: int, problem: str) -> None:
         super().__init__(f"{path}:{line}: {problem}")

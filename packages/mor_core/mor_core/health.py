@@ -1,4 +1,4 @@
-"""``/healthz`` (the event loop turns), ``/readyz`` (the service can do its work) and ``/metrics``."""
+"""Routes ``/healthz`` (the event loop runs), ``/readyz`` (the service can work) and ``/metrics``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
 ReadyCheck = Callable[[], Awaitable[str | None]]
-"""Returns ``None`` when the part is ready, else a sentence that says what is missing."""
+"""Function that returns ``None`` if its part is ready, or a sentence with what is missing."""
 
 _CHECK_TIMEOUT_S = 5.0
+"""Seconds for one check, below the usual time limits of probes."""
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", summary="The process is alive")
+@router.get("/healthz", summary="Report that the process is alive")
 async def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
@@ -26,11 +27,13 @@ async def _state(check: ReadyCheck) -> str | None:
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):
             return await check()
-    except Exception as error:  # a check that fails is a part that is not ready, whatever it raised
+    except Exception as error:  # any exception of a check means that its part is not ready
         return f"{type(error).__name__}: {error}"
 
 
-@router.get("/readyz", summary="The service can do its work", responses={503: {"description": "What is missing."}})
+@router.get(
+    "/readyz", summary="Report whether the service can work", responses={503: {"description": "The missing parts."}}
+)
 async def readyz(request: Request) -> JSONResponse:
     checks: Mapping[str, ReadyCheck] = request.app.state.ready_checks
     missing = {name: reason for name, check in checks.items() if (reason := await _state(check)) is not None}

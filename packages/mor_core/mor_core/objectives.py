@@ -1,4 +1,4 @@
-"""What a run, a prompt or a request aligns to: one objective, a text, or a blend of objectives."""
+"""Reference to an objective in a run, a prompt or a request: a name, a text, or a blend of objectives."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ _VERSION = r"@[1-9][0-9]{0,8}"
 
 ObjectiveName = Annotated[str, StringConstraints(pattern=f"^{_NAME}$")]
 PinnedName = Annotated[str, StringConstraints(pattern=f"^{_NAME}({_VERSION})?$")]
-"""``name``, with the gate version in force, or ``name@version``, with that one whatever is put in force."""
+"""``name`` selects the active gate version, ``name@version`` a fixed one."""
 
 _ROUNDING = 1e-6
+"""Tolerance of the sum of a blend, for shares written with few digits."""
 
 
 def _check_sum(shares: dict[str, float]) -> dict[str, float]:
     total = math.fsum(shares.values())
     if abs(total - 1) > _ROUNDING:
-        raise ValueError(f"the shares of a blend sum to 1, these to {total:g}; divide each by {total:g}")
+        raise ValueError(f"the shares of the blend sum to {total:g}, not 1; divide each by {total:g}")
     return shares
 
 
@@ -30,13 +31,13 @@ Blend = Annotated[
 ]
 """Objective -> its share of the reward; the shares sum to 1."""
 
-AskedObjective = Annotated[str, Field(max_length=4000)] | Blend
-"""The name of an objective, with or without a gate version, a text that says what is wanted, or a blend of names."""
+RequestedObjective = Annotated[str, Field(max_length=4000)] | Blend
+"""Name of an objective, with or without a gate version; a text with the alignment goal; or a blend of names."""
 
 
-def unpinned(asked: str) -> tuple[str, int | None]:
-    """The name and, where one is given, the version of a ``PinnedName``; any other text as it is."""
-    if re.fullmatch(_NAME + _VERSION, asked):
-        name, _, version = asked.rpartition("@")
+def split_version(requested: str) -> tuple[str, int | None]:
+    """Split a ``PinnedName`` into name and version, ``None`` without a version; return any other text unchanged."""
+    if re.fullmatch(_NAME + _VERSION, requested):
+        name, _, version = requested.rpartition("@")
         return name, int(version)
-    return asked, None
+    return requested, None

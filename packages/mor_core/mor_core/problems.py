@@ -17,18 +17,19 @@ from mor_core.errors import MorError, Unauthorized, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 _SHOWN_ERRORS = 8
+"""Validation errors that a message lists; more do not help the reader."""
 
 log = structlog.get_logger(__name__)
 
 
 def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> JSONResponse:
-    """A problem response; ``extra`` members stand beside the standard ones."""
+    """Make a problem response; ``extra`` members are added to the standard ones."""
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **extra}
     return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
 
 
 def describe(error: ValidationError | RequestValidationError) -> str:
-    """Validation errors in one line each: where, what is wrong. Never the input itself, which may be private."""
+    """Describe validation errors by field and problem, without the input, which may be private."""
     lines = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
     more = [f"and {len(lines) - _SHOWN_ERRORS} more"] if len(lines) > _SHOWN_ERRORS else []
     return "; ".join(lines[:_SHOWN_ERRORS] + more)
@@ -53,7 +54,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
     detail = str(error.detail)
-    if error.status_code == HTTPStatus.NOT_FOUND and detail == title:  # the framework's own: no route
+    if error.status_code == HTTPStatus.NOT_FOUND and detail == title:  # raised by the framework: no route
         detail = f"no route {request.url.path}; /docs lists them"
     return problem(error.status_code, title, detail, dict(error.headers or {}))
 
@@ -64,7 +65,7 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of ``app`` as problem+json."""
+    """Make ``app`` return every error as problem+json."""
     app.add_exception_handler(MorError, _mor_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from mor_core.algorithms import Algorithm
-from mor_core.objectives import AskedObjective
+from mor_core.objectives import RequestedObjective
 from mor_core.run_status import TrainerStatus
 from mor_core.step_metrics import StepMetrics
 from mor_core.wire import Documented
@@ -93,7 +93,7 @@ class RunSpec(Documented):
     """Image-text-to-text checkpoint to align: local folder or hub name."""
     prompts: str
     """Prompts to train on, a ``mor.prompts/1`` file."""
-    objective: AskedObjective | None = None
+    objective: RequestedObjective | None = None
     """Objective that the router aligns to: its name (``name@3``: with gate version 3, whichever version is active), a
     text that describes it, or a blend ``{name: share}`` with shares that sum to 1. All clients count the same when
     null."""

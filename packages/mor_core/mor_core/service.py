@@ -1,4 +1,4 @@
-"""What every HTTP service is made of: one factory, one way to serve.
+"""Common parts of the HTTP services: app factory and server.
 
 A service's ``app.py`` calls ``create_service`` and adds its routes; its command line calls ``serve``.
 """
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class LimitRequestSize:
-    """ASGI middleware: a request body over ``max_bytes`` is answered 413, whether or not it declares its length."""
+    """ASGI middleware that answers a request body over ``max_bytes`` with 413, even if its length is not declared."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -52,7 +52,7 @@ class LimitRequestSize:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._max_bytes:
-                raise HTTPException(TooLarge.status, cure)  # FastAPI lets no other type out of its body parser
+                raise HTTPException(TooLarge.status, cure)  # FastAPI's body parser passes on no other type
             return message
 
         await self._app(scope, bounded, send)
@@ -66,16 +66,16 @@ def create_service(
     *,
     version: str,
     description: str = "",
-    facts: service_info.GatherFacts | None = None,
+    host_info: service_info.GatherHostInfo | None = None,
 ) -> FastAPI:
-    """A FastAPI app with what all services share: problem+json, tokens, request limits, health, facts and metrics.
+    """Create a FastAPI app with problem+json, tokens, request limits, health, service information and metrics.
 
-    ``ready_checks`` is kept by reference: a lifespan may add to it. ``facts`` tells of the machine, for ``/v1/about``.
+    ``ready_checks`` is kept by reference: a lifespan may add to it. ``host_info`` describes the host for ``/v1/about``.
     """
     app = FastAPI(title=title, version=version, description=description, lifespan=lifespan)
     app.state.tokens = TokenFile(settings.tokens_file)
     app.state.ready_checks = ready_checks
-    app.state.gather_facts = facts
+    app.state.gather_host_info = host_info
     app.state.started_at = time.time()
     problems.install(app)
     app.add_middleware(LimitRequestSize, max_bytes=settings.max_request_bytes)
@@ -85,7 +85,7 @@ def create_service(
 
 
 def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path | None = None) -> None:
-    """Serve ``app`` until SIGTERM or Ctrl-C. With ``port_file``, its address is written there once it listens."""
+    """Serve ``app`` until SIGTERM or Ctrl-C. Once it listens, write its address to ``port_file``."""
     logs.configure(settings.log_level, settings.log_format, service=name)
     tracing.configure(f"mor-{name}")
     with socket.create_server((settings.host, settings.port), reuse_port=False) as listener:

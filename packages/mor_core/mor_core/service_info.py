@@ -1,7 +1,7 @@
-"""``GET /v1/about``: what an operator must know of a service to judge an installation, told by the service itself.
+"""``GET /v1/about``: a service's description of itself, for the diagnosis of an installation.
 
-Version and clock, who the caller's token makes it, the disks and devices that the service uses, and the queue server as
-it sees it. ``mor doctor`` compares these between services.
+It has version and clock, the identity of the caller's token, the disks and devices that the service uses, and the queue
+server as the service sees it. ``mor doctor`` compares these between services.
 """
 
 from __future__ import annotations
@@ -23,49 +23,56 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 _TIMEOUT_S = 5.0
+"""Seconds for the description of the host; a queue server that does not respond must not hold the request."""
 
 
 class Disk(Documented):
+    """Free space on a disk that the service uses."""
+
     purpose: str
-    """What the service keeps there."""
+    """Use of the folder, such as ``runs``."""
     path: str
     free_bytes: int
     total_bytes: int
 
 
 class Device(Documented):
+    """Device on which the service computes."""
+
     name: str
     """``cpu``, or the accelerator's name."""
     free_bytes: int | None = None
-    """Free memory; null where it is not known."""
+    """Free memory; null if unknown."""
     total_bytes: int | None = None
 
 
 class QueueServer(Documented):
-    """The Redis or Valkey server as this service sees it. What its ACL hides is null."""
+    """Redis or Valkey server as this service sees it. A value that the server's ACL hides is null."""
 
     server_id: str | None
-    """Identity of the server process: the same for services that use the same one."""
+    """Identity of the server process; equal for services that use the same server."""
     version: str | None
     eviction_policy: str | None
-    """``noeviction`` is wanted: with another, a full server drops entries of streams."""
+    """Must be ``noeviction``: with another policy a full server drops entries of streams."""
     append_only: bool | None
-    """Whether it writes an append-only file, so that the router's store survives a restart."""
+    """True if the server writes an append-only file, so that the router's store survives a restart."""
     used_bytes: int | None
     max_bytes: int | None
-    """Null without a limit."""
+    """Memory limit; null without a limit."""
     round_trip_s: float
 
 
-class Facts(Documented):
-    """What a service tells of the machine it runs on."""
+class HostInfo(Documented):
+    """Description of a service's host."""
 
     disks: tuple[Disk, ...] = ()
     devices: tuple[Device, ...] = ()
     queue_server: QueueServer | None = None
 
 
-class About(Documented):
+class ServiceInfo(Documented):
+    """Response of ``GET /v1/about``."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -88,63 +95,63 @@ class About(Documented):
 
     service: str
     version: str
-    """Of the service's distribution; all services of an installation have the same."""
+    """Version of the service's distribution; equal for all services of an installation."""
     now: float
-    """The service's clock, Unix time in seconds."""
+    """Clock of the service: Unix time, seconds."""
     started_at: float
-    """Unix time, seconds."""
+    """Start of the service: Unix time, seconds."""
     caller: Principal
-    """Who the token of this request belongs to."""
-    facts: Facts | None
-    """Null for a client's token."""
+    """Holder of the token of this request."""
+    facts: HostInfo | None
+    """Description of the host; null for a client's token."""
     problem: str | None
-    """Why there are no facts."""
+    """Reason why the description of the host is missing."""
 
 
-GatherFacts = Callable[[], Awaitable[Facts]]
+GatherHostInfo = Callable[[], Awaitable[HostInfo]]
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/v1/about", summary="Version, clock, caller, disks, devices and queue server")
-async def about(
+async def get_service_info(
     request: Request, caller: Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.client))]
-) -> About:
+) -> ServiceInfo:
     state = request.app.state
-    facts, problem = None, None
+    host_info, problem = None, None
     if caller.scope is not Scope.client:
-        facts, problem = await _gather(state.gather_facts)
-    return About(
+        host_info, problem = await _gather(state.gather_host_info)
+    return ServiceInfo(
         service=request.app.title,
         version=request.app.version,
         now=time.time(),
         started_at=state.started_at,
         caller=caller,
-        facts=facts,
+        facts=host_info,
         problem=problem,
     )
 
 
-async def _gather(gather: GatherFacts | None) -> tuple[Facts, None] | tuple[None, str]:
+async def _gather(gather: GatherHostInfo | None) -> tuple[HostInfo, None] | tuple[None, str]:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            return (await gather() if gather else Facts()), None
-    except Exception as error:  # whatever is wrong with the machine is what the caller wants to know
+            return (await gather() if gather else HostInfo()), None
+    except Exception as error:  # any fault of the host is the caller's answer
         return None, f"{type(error).__name__}: {error}"
 
 
 def disks(folders: Mapping[str, Path]) -> tuple[Disk, ...]:
-    """Room on the disks of ``folders`` (purpose -> path); a folder that is not there yet counts as its parent."""
+    """Measure the disks of ``folders`` (purpose -> path); for a missing folder, that of its nearest parent."""
     found = []
     for purpose, folder in folders.items():
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        usage = shutil.disk_usage(there)
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        usage = shutil.disk_usage(existing)
         found.append(Disk(purpose=purpose, path=str(folder.absolute()), free_bytes=usage.free, total_bytes=usage.total))
     return tuple(found)
 
 
 def cuda_devices() -> tuple[Device, ...]:
-    """The accelerators that torch sees in this process."""
+    """List the accelerators that torch sees in this process."""
     import torch
 
     return tuple(
@@ -155,10 +162,10 @@ def cuda_devices() -> tuple[Device, ...]:
 
 
 async def queue_server(redis: Redis) -> QueueServer:
-    """What the queue server tells of itself.
+    """Describe the queue server.
 
     Raises:
-        RedisError: it cannot be reached.
+        RedisError: the server cannot be reached.
     """
     from redis.exceptions import NoPermissionError
 

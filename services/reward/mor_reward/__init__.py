@@ -1,3 +1,3 @@
-"""What a client runs on its own premises: train a reward model on private preferences, calibrate and serve it."""
+"""Client-side reward service: training on private preferences, calibration, serving."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""HTTP face of a reward model: the reward contract ``mor.reward/1``."""
+"""HTTP app of the reward service: the reward contract ``mor.reward/1``."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mor_reward import __version__
 from mor_reward.config import RewardSettings
 from mor_reward.metrics import REQUESTS
-from mor_reward.service import MissingImages, ScoringService, open_model
+from mor_reward.scoring_service import MissingImages, ScoringService, open_model
 
 _DESCRIPTION = (
     "Scores responses to prompts with pictures. A score is in calibrated logits: the difference of two scores of one "
     "item is the log-odds that the first response is preferred."
 )
 _RESPONSES: dict[int | str, dict[str, object]] = {
-    401: {"description": "No token, or an unknown one."},
+    401: {"description": "The token is missing or unknown."},
     403: {"description": "The token's scope does not allow it."},
     409: {
-        "description": "Pictures of which the service has no bytes; send the request again with them in 'images'.",
+        "description": "The service does not hold these pictures; repeat the request with their bytes in 'images'.",
         "content": {"application/json": {"example": {"missing_images": ["9f86d081884c7d65…"]}}},
     },
-    413: {"description": "Over a limit of the card."},
-    422: {"description": "Not a request of the contract."},
-    429: {"description": "The queue is full or the deadline too near; see Retry-After."},
+    413: {"description": "The request exceeds a limit of the card."},
+    422: {"description": "The request does not conform to the contract."},
+    429: {"description": "The queue is full or the deadline is too close; see Retry-After."},
     503: {"description": "The deadline passed, or the service is stopping; see Retry-After."},
 }
 
 
 class CountScoreRequests:
-    """ASGI middleware: counts the answers of ``/v1/score`` by status."""
+    """ASGI middleware that counts the responses of ``/v1/score`` by status."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -62,10 +62,10 @@ async def _missing(_: Request, error: Exception) -> JSONResponse:
 
 
 def create_app(settings: RewardSettings) -> FastAPI:
-    """The service of the model that ``settings`` name. The model is loaded here, so that a bad one stops the start.
+    """Build the app. It loads the model, so that a model that cannot be loaded stops the start.
 
     Raises:
-        Invalid: no such model.
+        Invalid: the model does not exist or cannot be loaded.
     """
     model = open_model(settings)
 
@@ -91,7 +91,7 @@ def create_app(settings: RewardSettings) -> FastAPI:
         request: Request,
         x_mor_deadline_ms: Annotated[
             float | None,
-            Header(description="Milliseconds that the caller waits for the answer, from when it asks."),
+            Header(description="Milliseconds that the caller waits for the response, from the start of the request."),
             Field(ge=0),
         ] = None,
     ) -> ScoreResponse:
@@ -101,7 +101,7 @@ def create_app(settings: RewardSettings) -> FastAPI:
             span.set(model=answer.model.name, model_version=answer.model.version, items=len(answer.items))
             return answer
 
-    @app.get("/v1/card", dependencies=[allowed], summary="What the model claims about itself")
+    @app.get("/v1/card", dependencies=[allowed], summary="Get the model's card")
     async def card(request: Request) -> Card:
         service: ScoringService = request.app.state.model
         return service.card

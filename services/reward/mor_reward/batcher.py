@@ -1,4 +1,4 @@
-"""Dynamic batching: items of all requests wait in one bounded queue, one thread scores them in passes."""
+"""Dynamic batching: items of all requests wait in one bounded queue; one thread scores them in passes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from dataclasses import dataclass, field
 from mor_core.errors import Overloaded, Unavailable
 
 from mor_reward.backbones import Example
-from mor_reward.engine import Engine, Verdict
 from mor_reward.metrics import ERRORS, QUEUED_RESPONSES
+from mor_reward.scoring_engine import ItemOutcome, ScoringEngine
 
 
 @dataclass(eq=False)
-class _Ticket:
+class _QueuedItem:
     examples: Sequence[Example]
     deadline: float
-    """Monotonic time after which nobody waits for the answer; infinity without one."""
-    answer: asyncio.Future[Verdict] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Monotonic time until which the caller waits, in seconds; infinity without a deadline."""
+    answer: asyncio.Future[ItemOutcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Batcher:
-    """Admits items, or refuses them at once when they would wait too long."""
+    """Queue in front of the engine that refuses items at once when they would miss their deadline."""
 
-    def __init__(self, engine: Engine, *, batch_responses: int, queue_responses: int, wait_s: float) -> None:
+    def __init__(self, engine: ScoringEngine, *, batch_responses: int, queue_responses: int, wait_s: float) -> None:
         self._engine = engine
         self._batch = batch_responses
         self._bound = queue_responses
         self._wait_s = wait_s
-        self._queue: deque[_Ticket] = deque()
+        self._queue: deque[_QueuedItem] = deque()
         self._waiting = 0
         self._running = 0
         self._seconds_a_response = 0.0
@@ -40,8 +40,8 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._closing = False
 
-    async def score(self, items: Sequence[Sequence[Example]], deadline: float) -> list[Verdict]:
-        """Verdicts of all items, or none of them is queued.
+    async def score(self, items: Sequence[Sequence[Example]], deadline: float) -> list[ItemOutcome]:
+        """Queue all items, or none of them, and return their outcomes.
 
         Raises:
             Overloaded: the queue is full, or its work would not be done by ``deadline``.
@@ -49,7 +49,7 @@ class Batcher:
         """
         wanted = sum(len(examples) for examples in items)
         self._admit(wanted, deadline)
-        tickets = [_Ticket(examples, deadline) for examples in items]
+        tickets = [_QueuedItem(examples, deadline) for examples in items]
         self._queue.extend(tickets)
         self._count(wanted)
         self._arrived.set()
@@ -60,7 +60,7 @@ class Batcher:
                 ticket.answer.cancel()
 
     async def run(self) -> None:
-        """Score what is queued, until ``close`` was called and the queue is empty."""
+        """Score queued items until ``close`` was called and the queue is empty."""
         loop = asyncio.get_running_loop()
         while not (self._closing and not self._queue):
             await self._arrived.wait()
@@ -70,48 +70,48 @@ class Batcher:
             if tickets:
                 self._running = sum(len(ticket.examples) for ticket in tickets)
                 started = time.monotonic()
-                verdicts = await loop.run_in_executor(
+                outcomes = await loop.run_in_executor(
                     self._thread, self._engine.run, [ticket.examples for ticket in tickets]
                 )
-                self._learn((time.monotonic() - started) / self._running)
+                self._update_pace((time.monotonic() - started) / self._running)
                 self._running = 0
-                for ticket, verdict in zip(tickets, verdicts, strict=True):
+                for ticket, outcome in zip(tickets, outcomes, strict=True):
                     if not ticket.answer.done():
-                        ticket.answer.set_result(verdict)
+                        ticket.answer.set_result(outcome)
             if not self._queue and not self._closing:
                 self._arrived.clear()
         self._thread.shutdown()
 
     def close(self) -> None:
-        """Take nothing new; ``run`` ends when what is queued is scored."""
+        """Refuse new items; ``run`` returns when the queue is empty."""
         self._closing = True
         self._arrived.set()
 
     def _admit(self, wanted: int, deadline: float) -> None:
         if self._closing:
-            raise Unavailable("the service is stopping; ask another replica or try again", retry_after_s=5)
+            raise Unavailable("the service is stopping; use another replica or try again later", retry_after_s=5)
         ahead_s = (self._waiting + self._running) * self._seconds_a_response
         if self._waiting + wanted > self._bound:
             ERRORS.labels(reason="queue_full").inc()
             raise Overloaded(
-                f"{self._waiting} responses wait and {self._bound} may; send fewer at a time or later",
+                f"{self._waiting} responses wait, of at most {self._bound}; send fewer at a time or later",
                 retry_after_s=ahead_s,
             )
         needed_s = ahead_s + wanted * self._seconds_a_response
         left_s = deadline - time.monotonic()
         if needed_s > left_s or left_s <= 0:
             ERRORS.labels(reason="deadline").inc()
-            # One slow pass must not turn callers away for ever: every refusal makes the estimate bolder.
+            # One slow pass must not turn callers away for ever: every refusal lowers the estimate by a tenth.
             self._seconds_a_response *= 0.9
             raise Overloaded(
-                f"scoring would take about {needed_s:.2f} s and the deadline leaves {max(0.0, left_s):.2f} s; "
+                f"scoring takes about {needed_s:.2f} s and the deadline is in {max(0.0, left_s):.2f} s; "
                 "send fewer responses, later, or with a longer deadline",
                 retry_after_s=ahead_s,
             )
 
-    def _take(self) -> list[_Ticket]:
-        """Items for one pass: at least one, and as many as fit."""
-        taken: list[_Ticket] = []
+    def _take(self) -> list[_QueuedItem]:
+        """Take the items of one pass: at least one, and as many as fit."""
+        taken: list[_QueuedItem] = []
         responses = 0
         while self._queue and (not taken or responses + len(self._queue[0].examples) <= self._batch):
             ticket = self._queue.popleft()
@@ -120,7 +120,7 @@ class Batcher:
                 continue
             if time.monotonic() > ticket.deadline:
                 ERRORS.labels(reason="deadline").inc()
-                ticket.answer.set_exception(Unavailable("the deadline passed before the item's turn; send it again"))
+                ticket.answer.set_exception(Unavailable("the deadline passed while the item waited; send it again"))
                 continue
             taken.append(ticket)
             responses += len(ticket.examples)
@@ -130,6 +130,7 @@ class Batcher:
         self._waiting += responses
         QUEUED_RESPONSES.set(self._waiting)
 
-    def _learn(self, seconds_a_response: float) -> None:
+    def _update_pace(self, seconds_a_response: float) -> None:
+        # Exponential average over about five passes.
         known = self._seconds_a_response
         self._seconds_a_response = seconds_a_response if known == 0 else 0.8 * known + 0.2 * seconds_a_response

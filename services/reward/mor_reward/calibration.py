@@ -1,7 +1,6 @@
-"""How far a reward model's logits may be believed: temperature, expected calibration error, Wilson interval.
+"""Calibration of a reward model's logits: temperature, expected calibration error, accuracy on labelled pairs.
 
-All functions take *margins*, the scores' differences r⁺ − r⁻ of labelled pairs: a positive margin ranks its pair as
-labelled.
+All functions take *margins*, the score differences r⁺ − r⁻ of labelled pairs: a positive margin agrees with the label.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from mor_core.intervals import wilson
 
 Margins = Float[np.ndarray, " pairs"]
 
-_Z95 = 1.959963984540054
-_MOST_SHARPNESS = 1e4
-_LEAST_SHARPNESS = 1e-4
+_MAX_SHARPNESS = 1e4
+_MIN_SHARPNESS = 1e-4
+"""Bracket of the bisection for 1/T in units of the mean |margin|; wide enough for any usable model."""
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """How margins, divided by a temperature, agree with the labels of held-out pairs."""
+    """Agreement of margins, divided by a temperature, with the labels of held-out pairs."""
 
     pairs: int
     accuracy: float
@@ -29,36 +29,23 @@ class PairReport:
     """95 % Wilson interval of ``accuracy``."""
     ece: float
     nll: float
-    """Mean negative log-likelihood of the labels, nats a pair; ln 2 says nothing was learnt."""
-
-
-def wilson_interval(successes: float, trials: int, z: float = _Z95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927). ``z`` is the normal quantile, 1.96 for 95 %.
-
-    Raises:
-        ValueError: ``trials`` is not positive.
-    """
-    if trials <= 0:
-        raise ValueError(f"an interval needs at least one trial, got {trials}")
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    """Mean negative log-likelihood of the labels, nats per pair; ln 2 is chance level."""
 
 
 def fit_temperature(margins: Margins) -> float:
-    """The temperature T > 0 that makes σ(margin / T) most likely.
+    """Fit the temperature T > 0 that maximises the likelihood of σ(margin / T).
 
     The likelihood is that of Platt's smoothed labels (n + 1)/(n + 2) instead of 1 (Platt 1999), so that T stays finite
-    when every pair is ranked right. It is concave in 1/T; its root is found by bisection. Margins that speak against
-    the labels give the largest temperature, at which the scores say next to nothing.
+    when every pair is ranked correctly. It is concave in 1/T; bisection finds the root. Margins that contradict
+    the labels give the largest temperature, at which scores are close to uninformative.
 
     Raises:
-        ValueError: no margins, or one that is not finite.
+        ValueError: there are no margins, or one is not finite.
     """
     if margins.size == 0 or not np.isfinite(margins).all():
-        raise ValueError(f"a temperature needs finite margins, got {margins.size} of which some may be NaN")
+        raise ValueError(
+            f"got {margins.size} margins, {int((~np.isfinite(margins)).sum())} of them not finite; give finite margins"
+        )
     unit = float(np.abs(margins).mean()) or 1.0
     scaled = margins / unit
     label = (margins.size + 1) / (margins.size + 2)
@@ -67,10 +54,10 @@ def fit_temperature(margins: Margins) -> float:
         probability = _sigmoid(sharpness * scaled)
         return float(np.mean((label - probability) * scaled))
 
-    low, high = _LEAST_SHARPNESS, _MOST_SHARPNESS
+    low, high = _MIN_SHARPNESS, _MAX_SHARPNESS
     if slope(low) <= 0:
         return unit / low
-    for _ in range(100):
+    for _ in range(100):  # far below the precision of a float
         middle = math.sqrt(low * high)
         if slope(middle) > 0:
             low = middle
@@ -80,10 +67,10 @@ def fit_temperature(margins: Margins) -> float:
 
 
 def expected_calibration_error(margins: Margins, bins: int = 10) -> float:
-    """Σ_b (n_b / n)·|accuracy_b − confidence_b| over equal bins of the confidence, ½ to 1 (Guo et al. 2017, eq. 3).
+    """Return Σ_b (n_b/n)·|accuracy_b − confidence_b| over equal confidence bins, ½ to 1 (Guo et al. 2017, eq. 3).
 
-    The confidence of a pair is σ(|margin|): what the model gives the response that it prefers. A margin of zero is
-    right half of the time.
+    The confidence of a pair is σ(|margin|), the probability of the response that the model prefers. A margin of zero
+    counts as half correct.
     """
     confidence = _sigmoid(np.abs(margins))
     right = _right(margins)
@@ -93,13 +80,13 @@ def expected_calibration_error(margins: Margins, bins: int = 10) -> float:
 
 
 def report(margins: Margins, temperature: float) -> PairReport:
-    """Agreement of margins / ``temperature`` with the labels."""
+    """Measure the agreement of margins / ``temperature`` with the labels."""
     calibrated = margins / temperature
     right = float(_right(margins).sum())
     return PairReport(
         pairs=int(margins.size),
         accuracy=right / margins.size,
-        interval=wilson_interval(right, margins.size),
+        interval=wilson(right, margins.size),
         ece=expected_calibration_error(calibrated),
         nll=float(np.logaddexp(0.0, -calibrated).mean()),
     )

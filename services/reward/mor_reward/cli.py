@@ -1,4 +1,4 @@
-"""``mor-reward``: train, evaluate, serve, examine and register a reward model."""
+"""Command line ``mor-reward``: train, evaluate, serve, check and register a reward model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from mor_core import atomic
 from mor_core.errors import Invalid, MorError
 from mor_core.problems import describe
 from pydantic import TypeAdapter, ValidationError
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
-    help="Train a reward model on private preferences, serve its scores, enrol it at a MoR router.",
+    help="Train a reward model on private preferences, serve its scores and enrol it at a MoR router.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -32,7 +33,7 @@ Data = Annotated[
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Errors that MoR raises on purpose end the command with their message, not with a traceback."""
+    """End the command on an error of MoR with its message instead of a traceback."""
     try:
         yield
     except MorError as error:
@@ -48,42 +49,42 @@ def train(
     *,
     data: Data,
     backbone: Annotated[str, typer.Option(help="Kind of model: vlm, dual-encoder or text.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole at the end.")],
+    folder: Annotated[Path, typer.Option("--out", help="Output folder; written whole at the end.")],
     model: Annotated[str | None, typer.Option(help="Checkpoint of a vlm or text model: folder or hub name.")] = None,
     vision: Annotated[str | None, typer.Option(help="Image encoder of a dual encoder: folder or hub name.")] = None,
     text: Annotated[str | None, typer.Option(help="Text encoder of a dual encoder: folder or hub name.")] = None,
     lora_rank: Annotated[
         int | None, typer.Option(help="Rank of adapters of a vlm; 0 trains its decoder in full.")
     ] = None,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens that are read.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Maximum tokens of an input.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other setting of the backbone, as name=value.")
+        list[str] | None, typer.Option("--set", help="Another setting of the backbone, as name=value.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training pairs; 0 only calibrates.")] = 8,
-    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 5e-4,
+    epochs: Annotated[int, typer.Option(help="Passes over the training pairs; 0 calibrates only.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Pairs per step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.01,
-    mismatch: Annotated[int, typer.Option(help="Responses to other pictures each chosen one is compared with.")] = 0,
-    centring: Annotated[float, typer.Option(help="Weight that draws scores to zero.")] = 0.01,
-    patience: Annotated[int, typer.Option(help="Epochs without progress after which training stops.")] = 3,
-    heldout_fraction: Annotated[float, typer.Option(help="Share of the rows held out, by picture.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Decides splits, order and new weights.")] = 0,
+    mismatch: Annotated[int, typer.Option(help="Synthetic pairs per pair, with responses to other pictures.")] = 0,
+    centring: Annotated[float, typer.Option(help="Weight of the term that pulls scores to zero.")] = 0.01,
+    patience: Annotated[int, typer.Option(help="Epochs without improvement after which training stops.")] = 3,
+    heldout_fraction: Annotated[float, typer.Option(help="Fraction of the rows held out, split by picture.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of splits, order and new weights.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
-    threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
-    device: Annotated[str, typer.Option(help="Device as torch names it: cpu, cuda, cuda:1.")] = "cpu",
-    name: Annotated[str | None, typer.Option(help="Name on the card; the folder's otherwise.")] = None,
-    domains: Annotated[str, typer.Option(help="What the model knows about, in words, for the card.")] = "",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")] = "cpu",
+    name: Annotated[str | None, typer.Option(help="Name on the card; by default the folder's name.")] = None,
+    domains: Annotated[str, typer.Option(help="Topics that the model can judge, as free text for the card.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
 ) -> None:
-    """Train and calibrate a reward model; print how it does on pairs that it never saw."""
+    """Train and calibrate a reward model; print its accuracy on held-out pairs."""
     with _errors():
-        from mor_reward.train_config import Recipe
+        from mor_reward.train_config import TrainConfig
 
         given = {"model": model, "vision": vision, "text": text, "lora_rank": lora_rank, "max_length": max_length}
         named = {key: value for key, value in given.items() if value is not None}
         config = _backbone({"kind": backbone, **named, **_settings(setting or [])})
-        recipe = Recipe(
+        train_config = TrainConfig(
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
@@ -95,13 +96,15 @@ def train(
             seed=seed,
             checkpoint_every=checkpoint_every,
         )
-        _quiet(threads)
-        from mor_reward import training
-        from mor_reward.progress import Bar, bar_columns
+        _configure_libraries(threads)
+        from mor_reward import training_job
+        from mor_reward.progress import ProgressBar, progress_columns
 
-        job = training.Job(data, folder, name or folder.name, domains, config, recipe, resume, overwrite, device)
-        with bar_columns() as progress, _stop_signals() as stopped:
-            manifest = training.train(job, Bar(progress), stopped)
+        job = training_job.TrainingJob(
+            data, folder, name or folder.name, domains, config, train_config, resume, overwrite, device
+        )
+        with progress_columns() as progress, _stop_signals() as stopped:
+            manifest = training_job.train(job, ProgressBar(progress), stopped)
         _show(manifest.name, manifest.calibration.model_dump(), f"version {manifest.version} in {folder}")
         times = manifest.training
         out.print(f"encoding {times.feature_seconds:.1f} s, training {times.train_seconds:.1f} s, {times.steps} steps")
@@ -110,32 +113,32 @@ def train(
 @app.command()
 def evaluate(
     data: Data,
-    model: Annotated[Path, typer.Option(help="Folder that 'mor-reward train' wrote.")],
-    threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
-    device: Annotated[str, typer.Option(help="Device as torch names it: cpu, cuda, cuda:1.")] = "cpu",
+    model: Annotated[Path, typer.Option(help="Folder written by 'mor-reward train'.")],
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
-    """Print how a trained model agrees with the preferences of a file, at its own temperature."""
+    """Print how a trained model, at its own temperature, agrees with the preferences of a file."""
     with _errors():
-        _quiet(threads)
-        from mor_reward import model_store, training
+        _configure_libraries(threads)
+        from mor_reward import model_store, training_job
 
-        manifest, report = training.evaluate(data, model, device)
-        figures = model_store.card_calibration(report, manifest.calibration.temperature).model_dump()
+        manifest, report = training_job.evaluate(data, model, device)
+        figures = model_store.as_card_calibration(report, manifest.calibration.temperature).model_dump()
         _show(manifest.name, figures, f"version {manifest.version} on {data}")
 
 
 @app.command()
 def serve(
     *,
-    model: Annotated[Path | None, typer.Option(help="Folder that 'mor-reward train' wrote.  [MOR_MODEL_DIR]")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder written by 'mor-reward train'.  [MOR_MODEL_DIR]")] = None,
     function: Annotated[str | None, typer.Option(help="Python function, as file.py:name.  [MOR_FUNCTION]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [MOR_HOST]")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one.  [MOR_PORT]")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0 selects a free one.  [MOR_PORT]")] = None,
     tokens_file: Annotated[Path | None, typer.Option(help="Tokens of callers.  [MOR_TOKENS_FILE]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Processor threads.  [MOR_THREADS]")] = None,
-    port_file: Annotated[Path | None, typer.Option(help="Write the address here once it listens.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [MOR_THREADS]")] = None,
+    port_file: Annotated[Path | None, typer.Option(help="File that gets the address once the service listens.")] = None,
 ) -> None:
-    """Serve a reward model by the contract mor.reward/1. All other settings are MOR_* environment variables."""
+    """Serve a reward model under the contract mor.reward/1. All other settings are MOR_* environment variables."""
     with _errors():
         given: dict[str, Any] = {
             "model_dir": model,
@@ -150,7 +153,7 @@ def serve(
         from mor_reward.config import RewardSettings
 
         settings = RewardSettings(**{key: value for key, value in given.items() if value is not None})
-        _quiet(settings.threads)
+        _configure_libraries(settings.threads)
         from mor_reward.app import create_app
 
         service.serve(create_app(settings), settings, name="reward", port_file=port_file)
@@ -160,39 +163,39 @@ def serve(
 def conformance(
     *,
     url: Annotated[str, typer.Argument(help="Address of a running reward service.")],
-    token: Annotated[str, typer.Option(envvar="MOR_REWARD_TOKEN", help="Token that the service wants.")] = "",
-    secret_file: Annotated[Path | None, typer.Option(help="File with that token instead.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+    token: Annotated[str, typer.Option(envvar="MOR_REWARD_TOKEN", help="Token that the service accepts.")] = "",
+    secret_file: Annotated[Path | None, typer.Option(help="File with that token, instead.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a response.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
-    """Try every clause of the reward contract on a running service; exit status 1 where one is broken."""
+    """Check every clause of the reward contract on a running service; exit with status 1 if one is broken."""
     with _errors():
         import json
         from dataclasses import asdict
 
-        from mor_reward.conformance import examine
+        from mor_reward.conformance import run_checks
         from mor_reward.conformance.endpoint import Endpoint
 
         if secret_file is not None and not secret_file.is_file():
-            raise Invalid(f"no file {secret_file}; 'mor-reward token --secret-file' writes one")
+            raise Invalid(f"no file {secret_file}; create it with 'mor-reward token --secret-file'")
         secret = secret_file.read_text().strip() if secret_file else token
         endpoint = Endpoint(url, secret, timeout_s=timeout)
         try:
-            findings = list(examine(endpoint))
+            results = list(run_checks(endpoint))
         finally:
             endpoint.close()
-        broken = sum(finding.outcome == "broken" for finding in findings)
+        broken = sum(result.outcome == "broken" for result in results)
         if as_json:
-            checks = [asdict(finding) for finding in findings]
+            checks = [asdict(result) for result in results]
             sys.stdout.write(json.dumps({"url": url, "conforms": not broken, "checks": checks}, indent=2) + "\n")
         else:
             colours = {"kept": "green", "broken": "red", "skipped": "yellow"}
-            table = Table("check", "", "the contract asks", "got", title=url, show_lines=True)
-            for one in findings:
+            table = Table("check", "", "clause", "detail", title=url, show_lines=True)
+            for one in results:
                 outcome = f"[{colours[one.outcome]}]{one.outcome}[/]"
                 table.add_row(one.check, outcome, escape(one.clause), escape(one.detail))
             out.print(table)
-            out.print(f"{broken} of {len(findings)} clauses are broken" if broken else "the contract is kept")
+            out.print(f"{broken} of {len(results)} clauses are broken" if broken else "all clauses are kept")
         if broken:
             raise typer.Exit(1)
 
@@ -203,29 +206,30 @@ def register(
     router: Annotated[str, typer.Option(help="Address of the router.")],
     name: Annotated[str, typer.Option(help="Name of this client at the router.")],
     url: Annotated[str, typer.Option(help="Address at which the router reaches this reward service.")],
-    secret_file: Annotated[Path, typer.Option(help="File with the token that this service wants from the router.")],
+    secret_file: Annotated[Path, typer.Option(help="File with the token that the router must send to this service.")],
     enrolment_token: Annotated[
-        str, typer.Option(envvar="MOR_ENROLMENT_TOKEN", help="Token to enrol with, from the platform team.")
+        str, typer.Option(envvar="MOR_ENROLMENT_TOKEN", help="Enrolment token from the platform team.")
     ],
-    domains: Annotated[str, typer.Option(help="What the model knows about; from its card otherwise.")] = "",
+    domains: Annotated[str, typer.Option(help="Topics that the model can judge; by default from its card.")] = "",
     page_token_file: Annotated[
         Path | None,
-        typer.Option(help="Token of this client's page on the router: taken from here, or kept here if there is none."),
+        typer.Option(
+            help="Token of this client's page on the router: read from this file, or written to it if absent."
+        ),
     ] = None,
 ) -> None:
     """Enrol a running reward service at a router."""
     with _errors():
-        from mor_reward.enrolment import register as enrol
-        from mor_reward.files import write_whole
+        from mor_reward.router_registration import register as register_at
 
         if not secret_file.is_file():
-            raise Invalid(f"no file {secret_file}; make it with 'mor-reward token --secret-file {secret_file}'")
+            raise Invalid(f"no file {secret_file}; create it with 'mor-reward token --secret-file {secret_file}'")
         secret = secret_file.read_text().strip()
         own = page_token_file.read_text().strip() if page_token_file and page_token_file.is_file() else None
-        enrolled = enrol(
+        enrolled = register_at(
             router, enrolment_token, name=name, url=url, domains=domains, secret=secret, page_token=own or None
         )
-        out.print(f"[green]enrolled[/] {name} at {router}: it will score at {url}")
+        out.print(f"[green]enrolled[/] {name} at {router}; its service is at {url}")
         if enrolled.trial:
             out.print(f"trial: {enrolled.trial}")
         if enrolled.token is None:
@@ -233,7 +237,7 @@ def register(
         elif page_token_file is None:
             out.print(f"token of this client's page, shown once: {enrolled.token}", soft_wrap=True)
         else:
-            write_whole(page_token_file, enrolled.token.encode(), mode=0o600)
+            atomic.write(page_token_file, enrolled.token.encode(), mode=0o600)
             out.print(f"token of this client's page: {page_token_file}")
 
 
@@ -244,41 +248,44 @@ def deregister(
     name: Annotated[str, typer.Option(help="Name of this client at the router.")],
     page_token_file: Annotated[Path, typer.Option(help="File with the token of this client's page on the router.")],
 ) -> None:
-    """Have a router forget this client: it is not asked again, and its token ends."""
+    """Deregister this client: the router stops calling it, and its page token becomes invalid."""
     with _errors():
-        from mor_reward.enrolment import deregister as leave
+        from mor_reward.router_registration import deregister as deregister_at
 
         if not page_token_file.is_file():
-            raise Invalid(f"no file {page_token_file}; 'mor-reward register --page-token-file' wrote it")
-        known = leave(router, page_token_file.read_text().strip(), name=name)
+            raise Invalid(
+                f"no file {page_token_file}; give the file that 'mor-reward register --page-token-file' wrote"
+            )
+        known = deregister_at(router, page_token_file.read_text().strip(), name=name)
         out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
 
 
 @app.command()
 def token(
-    tokens_file: Annotated[Path, typer.Option(help="The service's file of token hashes; made if need be.")],
-    name: Annotated[str, typer.Option(help="Who will hold the token.")] = "router",
-    scope: Annotated[str, typer.Option(help="service for the router; viewer or admin otherwise.")] = "service",
-    secret_file: Annotated[Path | None, typer.Option(help="Write the token here instead of to the terminal.")] = None,
+    tokens_file: Annotated[Path, typer.Option(help="The service's file of token hashes; created if absent.")],
+    name: Annotated[str, typer.Option(help="Name of the token's holder.")] = "router",
+    scope: Annotated[str, typer.Option(help="service (for the router), viewer or admin.")] = "service",
+    secret_file: Annotated[
+        Path | None, typer.Option(help="Write the token to this file instead of the terminal.")
+    ] = None,
 ) -> None:
-    """Make a token for a caller of the reward service; only its hash is kept."""
+    """Create a token for a caller of the reward service; only its hash is stored."""
     with _errors():
         from mor_core.auth import Scope
 
-        from mor_reward.files import write_whole
-        from mor_reward.tokens import issue
+        from mor_reward.caller_tokens import issue
 
         if scope not in list(Scope):
-            raise Invalid(f"--scope {scope!r}; the scopes are {', '.join(Scope)}")
+            raise Invalid(f"--scope {scope!r}: the scopes are {', '.join(Scope)}; choose one")
         issued = issue(tokens_file, name, Scope(scope))
         if secret_file is None:
             sys.stdout.write(issued + "\n")
         else:
-            write_whole(secret_file, issued.encode(), mode=0o600)
+            atomic.write(secret_file, issued.encode(), mode=0o600)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    """``name=value`` pairs; a value is JSON where it can be read as such and a string otherwise."""
+    """Parse ``name=value`` pairs; a value that is not JSON is a string."""
     import json
 
     settings: dict[str, Any] = {}
@@ -302,7 +309,7 @@ def _backbone(values: dict[str, Any]) -> Any:
         raise Invalid(f"backbone: {describe(error)}") from error
 
 
-def _quiet(threads: int) -> None:
+def _configure_libraries(threads: int) -> None:
     import torch
     from transformers.utils import logging
 
@@ -313,18 +320,18 @@ def _quiet(threads: int) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[Any]:
-    """A first SIGINT or SIGTERM asks training to stop after its step, where it can go on; a second ends it at once."""
-    asked = False
+    """Stop training after its step on a first SIGINT or SIGTERM, so that it can resume; end it at once on a second."""
+    requested = False
 
-    def ask(_: int, __: object) -> None:
-        nonlocal asked
-        if asked:
+    def request(_: int, __: object) -> None:
+        nonlocal requested
+        if requested:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

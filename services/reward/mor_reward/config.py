@@ -10,43 +10,43 @@ from pydantic import Field, model_validator
 
 
 class RewardSettings(ServiceSettings):
-    """How a reward model is served."""
+    """Settings of a reward service."""
 
     model_dir: Path | None = None
-    """Folder that ``mor-reward train`` wrote; this or ``function``."""
+    """Folder written by ``mor-reward train``; give this or ``function``."""
     function: str | None = None
     """Python function to serve instead of a trained model, as ``file.py:name``."""
     name: str | None = None
-    """Name on the card; the trained model's own, or the function's, otherwise."""
+    """Name on the card; by default the name of the trained model or the function."""
     domains: str | None = None
-    """What the model knows about, in words, for the card; the trained model's own otherwise."""
+    """Topics that the model can judge, as free text for the card; by default those of the trained model."""
     max_items: int = Field(64, ge=1)
-    """Most items in a request; more are answered 413."""
+    """Maximum items in a request; a larger request gets 413."""
     max_responses: int = Field(64, ge=1)
-    """Most responses of an item; more are answered 413."""
+    """Maximum responses of an item; a larger item gets 413."""
     max_image_bytes: int = Field(16 << 20, ge=1)
-    """Most bytes of one encoded picture; a larger one is answered 413."""
+    """Maximum bytes of one encoded picture; a larger picture gets 413."""
     concurrency: int = Field(16, ge=1)
-    """Score requests worked on at a time; further ones are answered 429 with Retry-After."""
+    """Score requests processed at a time; further requests get 429 with Retry-After."""
     queue_responses: int = Field(4096, ge=1)
-    """Responses that may wait for the model; a request that does not fit is answered 429 with Retry-After."""
+    """Responses that may wait for the model; a request that does not fit gets 429 with Retry-After."""
     batch_responses: int = Field(128, ge=1)
-    """Most responses in one pass of the model."""
+    """Maximum responses in one pass of the model."""
     batch_wait_ms: float = Field(3.0, ge=0)
-    """Milliseconds that a pass which is not full waits for further requests."""
+    """Milliseconds that a partly filled pass waits for further requests."""
     image_cache_bytes: int = Field(256 << 20, ge=0)
-    """Bytes of encoded pictures that are kept, so that a caller need not send them again."""
+    """Size of the picture cache in bytes; a caller need not send cached pictures again."""
     feature_cache_bytes: int = Field(256 << 20, ge=0)
-    """Bytes of features of frozen towers that are kept, so that a picture is encoded once."""
+    """Size of the cache of frozen encoder features in bytes; a cached picture is not encoded again."""
     threads: int = Field(1, ge=1)
-    """Processor threads that a pass of the model uses."""
+    """CPU threads of one pass of the model."""
     device: str = "cpu"
-    """Device of the model, as torch names it: ``cpu``, ``cuda``, ``cuda:1``."""
+    """Torch device of the model: ``cpu``, ``cuda``, ``cuda:1``."""
 
     @model_validator(mode="after")
     def _one_model(self) -> RewardSettings:
         if (self.model_dir is None) == (self.function is None):
-            raise ValueError("give one of MOR_MODEL_DIR (--model) and MOR_FUNCTION (--function), not both and not none")
+            raise ValueError("give exactly one of MOR_MODEL_DIR (--model) and MOR_FUNCTION (--function)")
         return self
 
     @property

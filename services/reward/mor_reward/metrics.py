@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 REQUESTS = Counter("mor_reward_requests", "Score requests, by HTTP status.", ["status"])
@@ -25,3 +27,9 @@ BATCH_SECONDS = Histogram(
 QUEUED_RESPONSES = Gauge("mor_reward_queued_responses", "Responses that wait for the model.")
 CACHE_LOOKUPS = Counter("mor_reward_cache_lookups", "Look-ups in the caches.", ["cache", "result"])
 ERRORS = Counter("mor_reward_errors", "Requests and items that were not scored, by reason.", ["reason"])
+
+
+def count_lookups(cache: str) -> Callable[[bool], None]:
+    """Return a function that counts a look-up in ``cache`` as a hit (``True``) or a miss."""
+    hits, misses = (CACHE_LOOKUPS.labels(cache=cache, result=result) for result in ("hit", "miss"))
+    return lambda found: (hits if found else misses).inc()

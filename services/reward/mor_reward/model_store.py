@@ -1,4 +1,4 @@
-"""The self-contained folder of a trained reward model: weights, ``reward.json``, tokenizers and processors."""
+"""Self-contained folder of a trained reward model: weights, ``reward.json``, tokenizers and processors."""
 
 from __future__ import annotations
 
@@ -9,47 +9,43 @@ from typing import Any
 
 from mor_core.errors import Invalid
 from mor_core.problems import describe
-from mor_core.wire import Calibration
-from pydantic import BaseModel, ConfigDict, ValidationError
+from mor_core.wire import Calibration, Wire
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from mor_reward.backbones import AnyConfig, Backbone, build, on_device
-from mor_reward.train_config import Recipe
+from mor_reward.train_config import TrainConfig
 
 MANIFEST = "reward.json"
 WEIGHTS = "model.safetensors"
 
 
-class TrainingReport(BaseModel):
-    """What happened in training; none of it is needed to score."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class TrainingReport(Wire):
+    """Record of the training; scoring does not need it."""
 
     train_pairs: int
     calibration_pairs: int
     steps: int
     best_epoch: int
     train_seconds: float
-    """Steps and evaluations."""
+    """Time of steps and evaluations, in seconds."""
     feature_seconds: float
-    """Encoding pictures and texts by frozen towers."""
+    """Time of encoding pictures and texts by frozen encoders, in seconds."""
 
 
-class RewardManifest(BaseModel):
-    """``reward.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class RewardManifest(Wire):
+    """Content of ``reward.json``."""
 
     format: str = "mor.reward_model/1"
     name: str
     domains: str
-    """What the model knows about, in the client's words."""
+    """Topics that the model can judge, as the client's free text."""
     version: str
-    """Hash of weights, configuration and temperature: equal versions give equal scores."""
+    """Hash of weights, configuration and temperature; equal versions give equal scores."""
     backbone: AnyConfig
     calibration: Calibration
-    recipe: Recipe
+    recipe: TrainConfig
     training: TrainingReport
 
 
@@ -60,10 +56,10 @@ def save(
     name: str,
     domains: str,
     calibration: Calibration,
-    recipe: Recipe,
+    train_config: TrainConfig,
     training: TrainingReport,
 ) -> RewardManifest:
-    """Write a model into the empty ``folder``."""
+    """Write a model into the empty ``folder`` and return its manifest."""
     config = backbone.export(folder)
     save_model(backbone, str(folder / WEIGHTS))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes())
@@ -74,7 +70,7 @@ def save(
         version=digest.hexdigest()[:16],
         backbone=config,
         calibration=calibration,
-        recipe=recipe,
+        recipe=train_config,
         training=training,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -82,14 +78,14 @@ def save(
 
 
 def read_manifest(folder: Path) -> RewardManifest:
-    """``reward.json`` of ``folder``.
+    """Read ``reward.json`` of ``folder``.
 
     Raises:
-        Invalid: no such folder, or not one that ``mor-reward train`` wrote.
+        Invalid: the folder does not exist or was not written by ``mor-reward train``.
     """
     file = folder / MANIFEST
     if not file.is_file():
-        raise Invalid(f"{folder} has no {MANIFEST}; give the folder that 'mor-reward train --out' wrote")
+        raise Invalid(f"{folder} has no {MANIFEST}; give a folder written by 'mor-reward train --out'")
     try:
         return RewardManifest.model_validate_json(file.read_bytes())
     except ValidationError as error:
@@ -97,10 +93,10 @@ def read_manifest(folder: Path) -> RewardManifest:
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[RewardManifest, Backbone]:
-    """The model in ``folder``, ready to score.
+    """Load the model in ``folder`` for scoring.
 
     Raises:
-        Invalid: the folder is not a whole reward model, or there is no such device.
+        Invalid: the folder is not a complete reward model, or the device does not exist.
     """
     manifest = read_manifest(folder)
     backbone = build(manifest.backbone, folder, pretrained=False)
@@ -108,12 +104,14 @@ def load(folder: Path, device: str = "cpu") -> tuple[RewardManifest, Backbone]:
         load_model(backbone, str(folder / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise Invalid(f"{folder / WEIGHTS} cannot be loaded ({reason}); copy the folder again or train anew") from error
+        raise Invalid(
+            f"{folder / WEIGHTS} cannot be loaded ({reason}); copy the folder again or train again"
+        ) from error
     return manifest, on_device(backbone.eval(), device)
 
 
-def card_calibration(report: Any, temperature: float) -> Calibration:
-    """A pair report in the form of the card."""
+def as_card_calibration(report: Any, temperature: float) -> Calibration:
+    """Convert a pair report to the calibration of a card."""
     return Calibration(
         temperature=temperature,
         ece=report.ece,

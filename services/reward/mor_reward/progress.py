@@ -1,4 +1,4 @@
-"""What training tells while it runs: a progress bar on a terminal, nothing for a caller who wants silence."""
+"""Progress of training: a progress bar on a terminal, or no output."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ from rich.progress import (
 )
 
 
-class Reporter(Protocol):
+class ProgressReporter(Protocol):
+    """Receiver of training progress."""
+
     def phase(self, name: str, total: int | None) -> None:
-        """A new stretch of work of ``total`` parts, if that is known."""
+        """Begin a phase of ``total`` steps; ``None`` if the number is unknown."""
         ...
 
     def advance(self, done: int, note: str = "") -> None:
-        """``done`` parts of the phase are finished in all."""
+        """Report that ``done`` steps of the phase are finished in all."""
         ...
 
 
-class Silent:
+class NoProgress:
+    """Progress reporter without output."""
+
     def phase(self, name: str, total: int | None) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def advance(self, done: int, note: str = "") -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
 
-class Bar:
-    """A rich progress bar with one line for each phase."""
+class ProgressBar:
+    """Rich progress bar with one line for each phase."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -48,7 +52,7 @@ class Bar:
             self._progress.update(self._task, completed=done, note=note)
 
 
-def bar_columns() -> Progress:
+def progress_columns() -> Progress:
     return Progress(
         TextColumn("{task.description:<18}"),
         BarColumn(),

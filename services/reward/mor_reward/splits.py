@@ -1,4 +1,4 @@
-"""Training, calibration and report split of preference rows, disjoint by picture."""
+"""Division of preference rows into training, calibration and report splits, disjoint by picture."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ class Splits:
 
     train: tuple[int, ...]
     calibration: tuple[int, ...]
-    """Early stopping and temperature."""
+    """For early stopping and the temperature."""
     report: tuple[int, ...]
-    """Held out for the figures on the card; touched once, at the end."""
+    """For the figures on the card; used once, at the end."""
 
 
 def materials(row: Preference) -> frozenset[Hashable]:
-    """What a row was made from: the hashes of its pictures, or its prompt where it has none."""
+    """Return the hashes of a row's pictures, or its prompt if it has none."""
     return frozenset(row.prompt.images) or frozenset({row.prompt.messages})
 
 
 def split_rows(rows: Sequence[frozenset[Hashable]], heldout_fraction: float, seed: int) -> Splits:
-    """Split so that rows which share a picture, even through a chain of other rows, stay together.
+    """Split rows so that those which share a picture, directly or through other rows, stay together.
 
-    ``rows`` are the materials of each row. ``heldout_fraction`` of the rows, in (0, 0.5], is held out: half of it for
+    ``rows``: the materials of each row. ``heldout_fraction`` of the rows, in (0, 0.5], is held out: half of it for
     calibration, half for the report. The same rows and ``seed`` give the same split.
 
     Raises:
-        Invalid: too few distinct pictures for three splits.
+        Invalid: there are too few distinct pictures for three splits.
     """
     groups = _connected(rows)
     Random(seed).shuffle(groups)
@@ -45,14 +45,14 @@ def split_rows(rows: Sequence[frozenset[Hashable]], heldout_fraction: float, see
     train = [row for group in groups for row in group]
     if not train or not all(heldout):
         raise Invalid(
-            f"{len(rows)} rows share too few pictures for training, calibration and report; "
+            f"{len(rows)} rows have too few distinct pictures for three splits; "
             f"give rows with more distinct pictures, or a smaller --heldout-fraction than {heldout_fraction:g}"
         )
     return Splits(tuple(sorted(train)), tuple(sorted(heldout[0])), tuple(sorted(heldout[1])))
 
 
 def _connected(rows: Sequence[frozenset[Hashable]]) -> list[list[int]]:
-    """Connected components of rows over shared materials, in the order of their first rows."""
+    """Return the connected components of rows over shared materials, in the order of their first rows."""
     parent = list(range(len(rows)))
 
     def root(row: int) -> int:

@@ -39,7 +39,13 @@ def create_app(settings: RolloutSettings) -> FastAPI:
             await service.close()
 
     app = create_service(
-        "MoR rollout", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, facts=service.facts
+        "MoR rollout",
+        settings,
+        lifespan,
+        checks,
+        version=__version__,
+        description=_DESCRIPTION,
+        host_info=service.host_info,
     )
     app.state.service = service
     if settings.weight_transfer != "http":

@@ -111,10 +111,10 @@ class RolloutService:
         await self._redis.ping()
         return None
 
-    async def facts(self) -> service_info.Facts:
+    async def host_info(self) -> service_info.HostInfo:
         """Return the machine's disks, devices and queue server for ``/v1/about``."""
         on_cuda = self.settings.device == "cuda"
-        return service_info.Facts(
+        return service_info.HostInfo(
             disks=service_info.disks({"pulled weights": self.settings.weights_dir}),
             devices=service_info.cuda_devices() if on_cuda else (service_info.Device(name="cpu"),),
             queue_server=await service_info.queue_server(self._redis) if self._redis is not None else None,

@@ -35,11 +35,11 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
             checks["router"] = router.ready
             yield
 
-    async def facts() -> service_info.Facts:
-        return service_info.Facts(queue_server=await service_info.queue_server(app.state.router.resources.redis))
+    async def host_info() -> service_info.HostInfo:
+        return service_info.HostInfo(queue_server=await service_info.queue_server(app.state.router.resources.redis))
 
     app = create_service(
-        "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, facts=facts
+        "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, host_info=host_info
     )
     for part in (clients, objectives, rewards, status):
         app.include_router(part.routes)

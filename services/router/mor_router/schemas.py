@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from mor_core.clients import ClientStatus
-from mor_core.objectives import AskedObjective
+from mor_core.objectives import RequestedObjective
 from mor_core.stored_objectives import Objective
 from mor_core.wire import Documented, Finite, Messages, ObjectiveShare, RewardExplanation, RewardItem, Sha256
 from pydantic import Base64Bytes, ConfigDict, Field
@@ -17,7 +17,7 @@ class RouteRequest(Documented):
     """``POST /v1/route``: an input, to see which clients would score it and with which weight."""
 
     messages: Messages
-    objective: AskedObjective | None = None
+    objective: RequestedObjective | None = None
     """Name of an objective (``name@3``: with gate version 3), a text in words, or a blend ``{name: share}`` with shares
     that sum to 1."""
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)

@@ -72,8 +72,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     async def queue_server() -> str | None:
         return "not started" if ingest is None else ingest.reachable
 
-    async def facts() -> service_info.Facts:
-        return service_info.Facts(
+    async def host_info() -> service_info.HostInfo:
+        return service_info.HostInfo(
             disks=service_info.disks({"runs": settings.runs_dir}),
             queue_server=None if ingest is None else await service_info.queue_server(ingest.redis),
         )
@@ -85,7 +85,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         {"queue_server": queue_server},
         version=__version__,
         description="Create, watch, pause, resume and stop runs. Weight files for the rollout service.",
-        facts=facts,
+        host_info=host_info,
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()

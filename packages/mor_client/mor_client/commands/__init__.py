@@ -1,1 +1,1 @@
-"""The commands of ``mor``, one file for each noun."""
+"""Commands of ``mor``, one file per resource."""

@@ -1,4 +1,4 @@
-"""``mor alert``: what a person should look at."""
+"""``mor alert``: list and acknowledge alerts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mor_client.commands.common import Json, session
-from mor_client.output import err, print_json, print_table, when
+from mor_client.output import err, format_time, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True, help="List and acknowledge alerts.")
 
@@ -15,11 +15,11 @@ app = typer.Typer(no_args_is_help=True, help="List and acknowledge alerts.")
 @app.command("list")
 def list_alerts(
     *,
-    run: Annotated[str | None, typer.Option(help="Of this run only.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Acknowledged ones too.")] = False,
+    run: Annotated[str | None, typer.Option(help="Only alerts of this run.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Include acknowledged alerts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Open alerts, newest first."""
+    """List open alerts, newest first."""
     with session(as_json) as mor:
         alerts = mor.alerts.list(run, acknowledged=None if everything else False)
         if as_json:
@@ -27,7 +27,7 @@ def list_alerts(
             return
         print_table(
             ("alert", "last", "times", "run", "name", "reason", "acknowledged by"),
-            [(a.id, when(a.last_at), a.count, a.run, a.name, a.reason, a.acknowledged_by) for a in alerts],
+            [(a.id, format_time(a.last_at), a.count, a.run, a.name, a.reason, a.acknowledged_by) for a in alerts],
             empty="no open alerts",
         )
 
@@ -36,10 +36,10 @@ def list_alerts(
 def acknowledge(
     alert: Annotated[int, typer.Argument(help="Number from 'list'.")],
     *,
-    note: Annotated[str | None, typer.Option(help="What was done, for colleagues.")] = None,
+    note: Annotated[str | None, typer.Option(help="Note for colleagues, such as what was done.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say that you take care of an alert; the next occurrence is a new one."""
+    """Acknowledge an alert that you handle; its next occurrence is a new alert."""
     with session(as_json) as mor:
         found = mor.alerts.acknowledge(alert, note)
         if as_json:

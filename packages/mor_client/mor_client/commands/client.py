@@ -1,4 +1,4 @@
-"""``mor client``: enrol, look at, pause, rotate and remove the clients of a router."""
+"""``mor client``: enrol, inspect, pause, rotate and remove the clients of a router."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from mor_core.errors import Invalid
 from pydantic import SecretStr
 
 from mor_client.commands.common import ClientArgument, Json, read_secret, session, write_secret
-from mor_client.output import err, out, print_fields, print_json, print_table, when
+from mor_client.output import err, format_time, out, print_fields, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Enrol, look at, pause, rotate and remove clients.")
+app = typer.Typer(no_args_is_help=True, help="Enrol, inspect, pause, rotate and remove clients.")
 
-_MADE_BY = "it must hold the token that the reward service wants ('mor-reward token --secret-file' makes one)"
+_CURE = "write the token of the reward service to it ('mor-reward token --secret-file' creates one)"
 
-SecretFile = Annotated[Path, typer.Option(help="File with the token that the client's reward service wants.")]
-PageTokenFile = Annotated[Path | None, typer.Option(help="Write the token of the client's own page here.")]
+SecretFile = Annotated[Path, typer.Option(help="File with the token that the client's reward service accepts.")]
+PageTokenFile = Annotated[Path | None, typer.Option(help="File that gets the token of the client's own page.")]
 
 
 @app.command()
 def enrol(
     name: Annotated[str, typer.Argument(metavar="CLIENT", help="Name for the client.")],
     *,
-    url: Annotated[str, typer.Option(help="Address of its reward service, as the router reaches it.")],
+    url: Annotated[str, typer.Option(help="Address of its reward service, as seen from the router.")],
     secret_file: SecretFile,
-    domains: Annotated[str, typer.Option(help="What its model knows about; from its card otherwise.")] = "",
-    active: Annotated[bool, typer.Option("--active", help="Give it weight at once, where no gate is fitted.")] = False,
+    domains: Annotated[str, typer.Option(help="Topics that its model can judge; by default from its card.")] = "",
+    active: Annotated[bool, typer.Option("--active", help="Give it weight at once if no gate is fitted.")] = False,
     page_token_file: PageTokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Have the router try a client's reward service and keep it. It begins on probation: asked, without weight."""
+    """Have the router try and enrol a client's reward service. It starts on probation: it scores, without weight."""
     with session(as_json) as mor:
-        secret = SecretStr(read_secret(secret_file, _MADE_BY))
+        secret = SecretStr(read_secret(secret_file, _CURE))
         state = "active" if active else "probation"
         enrolled = mor.clients.enrol(Enrolment(name=name, url=url, domains=domains, token=secret, state=state))
         if page_token_file is not None and enrolled.token is not None:
@@ -49,7 +49,7 @@ def enrol(
 
 @app.command("list")
 def list_clients(*, as_json: Json = False) -> None:
-    """All clients, by name."""
+    """List all clients by name."""
     with session(as_json) as mor:
         clients = mor.clients.list()
         if as_json:
@@ -59,16 +59,16 @@ def list_clients(*, as_json: Json = False) -> None:
             ("client", "state", "model", "domains", "probed", "address"),
             [
                 (c.name, c.state, f"{c.model.name} {c.model.version}" if c.model else None, c.domains,
-                 when(c.probed_at), c.url)
+                 format_time(c.probed_at), c.url)
                 for c in clients
             ],
-            empty="no clients; 'mor client enrol' takes one in",
+            empty="no clients; add one with 'mor client enrol'",
         )  # fmt: skip
 
 
 @app.command()
 def show(name: ClientArgument, *, as_json: Json = False) -> None:
-    """One client: state, health, calibration, and what its scores did to recent rewards."""
+    """Show one client: state, health, calibration, and the effect of its scores on recent rewards."""
     with session(as_json) as mor:
         status, influence = mor.clients.get(name), mor.clients.influence(name)
         if as_json:
@@ -86,17 +86,17 @@ def show(name: ClientArgument, *, as_json: Json = False) -> None:
                 ("model", f"{client.model.name} {client.model.version}" if client.model else None),
                 ("circuit", status.circuit),
                 ("last error", status.last_error or "none"),
-                ("enrolled", when(client.enrolled_at)),
-                ("probed", when(client.probed_at)),
-                ("pair accuracy, as it claims", calibration.pair_accuracy if calibration else None),
-                ("calibration error, as it claims", calibration.ece if calibration else None),
+                ("enrolled", format_time(client.enrolled_at)),
+                ("probed", format_time(client.probed_at)),
+                ("pair accuracy (claimed)", calibration.pair_accuracy if calibration else None),
+                ("calibration error (claimed)", calibration.ece if calibration else None),
             ]
         )
         out.print()
         print_table(
             ("objective", "groups", "counted", "mean weight", "share of variance"),
             [(o.objective, o.groups, o.counted, o.mean_weight, o.variance_share) for o in influence.objectives],
-            empty="no group was rewarded lately",
+            empty="no group was rewarded recently",
         )
 
 
@@ -104,27 +104,29 @@ def show(name: ClientArgument, *, as_json: Json = False) -> None:
 def pause(
     name: ClientArgument,
     *,
-    reason: Annotated[str | None, typer.Option(help="Why, for people.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Reason, for colleagues.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask a client no more, until 'resume'."""
+    """Send a client no more requests until 'resume'."""
     with session(as_json) as mor:
-        _changed(mor.clients.change(name, Change(state="paused", reason=reason)), as_json)
+        _print_state(mor.clients.change(name, Change(state="paused", reason=reason)), as_json)
 
 
 @app.command()
 def resume(
     name: ClientArgument,
     *,
-    active: Annotated[bool, typer.Option("--active", help="With weight at once, instead of on probation.")] = False,
+    active: Annotated[
+        bool, typer.Option("--active", help="Resume with weight at once instead of on probation.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask a paused or quarantined client again, on probation: the next fit may give it weight."""
+    """Resume a paused or quarantined client on probation; the next fit may give it weight."""
     with session(as_json) as mor:
-        _changed(mor.clients.change(name, Change(state="active" if active else "probation", reason=None)), as_json)
+        _print_state(mor.clients.change(name, Change(state="active" if active else "probation", reason=None)), as_json)
 
 
-def _changed(client: Client, as_json: bool) -> None:
+def _print_state(client: Client, as_json: bool) -> None:
     if as_json:
         print_json(client)
     else:
@@ -136,18 +138,18 @@ def rotate(
     name: ClientArgument,
     *,
     secret_file: Annotated[
-        Path | None, typer.Option(help="File with the new token that the reward service wants; tried first.")
+        Path | None, typer.Option(help="File with the new token that the reward service accepts; tested first.")
     ] = None,
     page_token_file: Annotated[
-        Path | None, typer.Option(help="Make a new token of the client's own page and write it here.")
+        Path | None, typer.Option(help="File that gets a new token of the client's own page.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Replace the token that the router sends to a client, the client's own, or both."""
     with session(as_json) as mor:
         if secret_file is None and page_token_file is None:
-            raise Invalid("nothing to rotate: give --secret-file, --page-token-file or both")
-        secret = None if secret_file is None else SecretStr(read_secret(secret_file, _MADE_BY))
+            raise Invalid("no credential to rotate: give --secret-file, --page-token-file or both")
+        secret = None if secret_file is None else SecretStr(read_secret(secret_file, _CURE))
         rotated = mor.clients.rotate(name, Rotation(token=secret, inbound=page_token_file is not None))
         if page_token_file is not None and rotated.token is not None:
             write_secret(page_token_file, rotated.token)
@@ -162,10 +164,10 @@ def rotate(
 def remove(
     name: ClientArgument,
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Revoke a client: it is not asked again, its secret is deleted and its own token ends."""
+    """Remove a client: it gets no more requests, its secret is deleted and its own token becomes invalid."""
     if not yes:
         typer.confirm(f"remove client {name} with its credentials?", abort=True, err=True)
     with session(as_json) as mor:

@@ -1,4 +1,4 @@
-"""What the commands share: options, the session with the services, errors as exit statuses, completion."""
+"""Shared parts of the commands: options, session with the services, exit statuses, completion."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from rich.markup import escape
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from mor_client.config import read_settings
-from mor_client.exit_codes import Exit, exit_of
+from mor_client.exit_codes import ExitCode, exit_code_of
 from mor_client.output import err, print_error
 from mor_client.sdk import Mor
 
 _COMPLETION_S = 1.0
+"""Seconds to wait for the names of a completion; a person waits at the prompt."""
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, errors as JSON on stderr.")]
 
 
 @contextmanager
 def session(as_json: bool) -> Iterator[Mor]:
-    """The services; errors end the command with their message and exit status."""
-    set_on_retry_hooks([] if as_json else [_tell_retry])
+    """Yield the services; on an error, end the command with its message and exit status."""
+    set_on_retry_hooks([] if as_json else [_print_retry])
     try:
         with Mor() as mor:
             yield mor
     except (MorError, ValidationError) as error:
-        told = Invalid(describe(error)) if isinstance(error, ValidationError) else error
-        print_error(told, as_json=as_json)
-        raise typer.Exit(exit_of(told)) from error
+        shown = Invalid(describe(error)) if isinstance(error, ValidationError) else error
+        print_error(shown, as_json=as_json)
+        raise typer.Exit(exit_code_of(shown)) from error
     except KeyboardInterrupt as error:
-        raise typer.Exit(Exit.interrupted) from error
+        raise typer.Exit(ExitCode.interrupted) from error
 
 
-def _tell_retry(details: RetryDetails) -> None:
+def _print_retry(details: RetryDetails) -> None:
     err.print(
         f"[dim]{escape(str(details.caused_by))}; trying again in {details.wait_for:.1f} s[/]",
         highlight=False,
@@ -47,23 +48,23 @@ def _tell_retry(details: RetryDetails) -> None:
     )
 
 
-def read_secret(file: Path, made_by: str) -> str:
-    """The secret in a file; secrets are not given as arguments, which others can read and shells remember.
+def read_secret(file: Path, cure: str) -> str:
+    """Read the secret in a file. Secrets are not arguments, which other users can read and shells record.
 
     Raises:
-        Invalid: no such file, or nothing in it.
+        Invalid: the file cannot be read or is empty.
     """
     try:
         secret = file.read_text().strip()
     except OSError as error:
-        raise Invalid(f"{file}: {error.strerror}; {made_by}") from error
+        raise Invalid(f"{file}: {error.strerror}; {cure}") from error
     if not secret:
-        raise Invalid(f"{file} is empty; {made_by}")
+        raise Invalid(f"{file} is empty; {cure}")
     return secret
 
 
 def write_secret(file: Path, secret: str) -> None:
-    """Write a new file that its owner alone can read.
+    """Write a file that only its owner can read.
 
     Raises:
         Invalid: the file cannot be written.
@@ -73,11 +74,11 @@ def write_secret(file: Path, secret: str) -> None:
         file.chmod(0o600)
         file.write_text(secret)
     except OSError as error:
-        raise Invalid(f"{file}: {error.strerror}; name a file that you can write") from error
+        raise Invalid(f"{file}: {error.strerror}; name a writable file") from error
 
 
 def complete(names: Callable[[Mor], list[str]]) -> Callable[[str], list[str]]:
-    """Completion of an argument by what the services have; nothing where they do not answer within a second."""
+    """Return a completion of an argument by names from the services; empty if they do not respond in a second."""
 
     def completion(incomplete: str) -> list[str]:
         try:

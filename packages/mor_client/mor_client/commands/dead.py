@@ -1,4 +1,4 @@
-"""``mor dead``: groups that were given up, and their way back."""
+"""``mor dead``: list and replay dead letters, the groups that were given up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 from mor_core.errors import Invalid
 
 from mor_client.commands.common import Json, RunName, session
-from mor_client.output import err, print_json, print_table, when
+from mor_client.output import err, format_time, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True, help="List and replay dead letters.")
 
@@ -17,10 +17,10 @@ app = typer.Typer(no_args_is_help=True, help="List and replay dead letters.")
 def list_dead(
     run: RunName,
     *,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most letters, the newest.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of letters.")] = 100,
     as_json: Json = False,
 ) -> None:
-    """Groups of a run that were given up after all attempts, newest first."""
+    """List the groups of a run that were given up after all attempts, newest first."""
     with session(as_json) as mor:
         letters = mor.dead.list(run, limit)
         if as_json:
@@ -28,7 +28,7 @@ def list_dead(
             return
         print_table(
             ("letter", "when", "stage", "attempts", "replay", "group", "reason"),
-            [(d.id, when(d.at), d.stage, d.attempts, d.replay, d.group_id[:12], d.reason) for d in letters],
+            [(d.id, format_time(d.at), d.stage, d.attempts, d.replay, d.group_id[:12], d.reason) for d in letters],
             empty="no dead letters",
         )
 
@@ -38,16 +38,16 @@ def replay(
     run: RunName,
     letters: Annotated[list[int] | None, typer.Argument(metavar="[LETTER]...", help="Numbers from 'list'.")] = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All letters that were not replayed yet.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Have groups issued again, with the same seeds: the training process does it at its next step."""
+    """Have the training process issue groups again, with the same seeds, at its next step."""
     with session(as_json) as mor:
         if bool(letters) == everything:
-            raise Invalid("name the letters to replay, or give --all")
+            raise Invalid("no letters to replay: give their numbers, or --all and no numbers")
         wanted = letters or [d.id for d in mor.dead.list(run, 1000) if d.replay == "no" and d.group_id != "unreadable"]
-        asked = [mor.dead.replay(run, letter) for letter in wanted]
+        replayed = [mor.dead.replay(run, letter) for letter in wanted]
         if as_json:
-            print_json(asked)
+            print_json(replayed)
         else:
-            err.print(f"{len(asked)} groups of {run} are issued again at its next step", highlight=False)
+            err.print(f"the next step of {run} issues {len(replayed)} groups again", highlight=False)

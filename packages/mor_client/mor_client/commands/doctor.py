@@ -1,4 +1,4 @@
-"""``mor doctor``: is everything well, and if not, what to do."""
+"""``mor doctor``: diagnose an installation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import typer
 
 from mor_client import __version__
 from mor_client.commands.common import Json, session
-from mor_client.doctor import examine, healthy
-from mor_client.exit_codes import Exit
+from mor_client.doctor import diagnose, healthy
+from mor_client.exit_codes import ExitCode
 from mor_client.findings import Verdict
 from mor_client.output import STATE_STYLES, cell, out, print_json
 
@@ -15,12 +15,12 @@ _MARKS = {Verdict.ok: "✓", Verdict.warning: "!", Verdict.failed: "✗", Verdic
 
 
 def doctor(*, as_json: Json = False) -> None:
-    """Look at services, queue server, versions, clocks, tokens, disks, devices, workers, clients and alerts.
+    """Check services, queue server, versions, clocks, tokens, disks, devices, workers, clients and alerts.
 
-    Ends with status 1 when something failed; warnings do not count."""
+    The exit status is 1 if a check failed; warnings do not count."""
     findings = []
     with session(as_json) as mor:
-        for finding in examine(mor, __version__):
+        for finding in diagnose(mor, __version__):
             findings.append(finding)
             if not as_json:
                 style = STATE_STYLES.get(finding.verdict, "dim")
@@ -34,4 +34,4 @@ def doctor(*, as_json: Json = False) -> None:
     if as_json:
         print_json({"healthy": healthy(findings), "findings": [f.model_dump(mode="json") for f in findings]})
     if not healthy(findings):
-        raise typer.Exit(Exit.refused)
+        raise typer.Exit(ExitCode.refused)

@@ -1,4 +1,4 @@
-"""``mor run``: create, look at, follow and control runs."""
+"""``mor run``: create, inspect, follow and control runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mor_core.step_metrics import StepMetrics
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mor_client.commands.common import Json, RunName, session
-from mor_client.exit_codes import Exit
-from mor_client.output import err, out, print_fields, print_json, print_table, span, when
+from mor_client.exit_codes import ExitCode
+from mor_client.output import err, format_duration, format_time, out, print_fields, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Create, look at, follow and control runs.")
+app = typer.Typer(no_args_is_help=True, help="Create, inspect, follow and control runs.")
 
 _SHOWN = ("reward_mean", "kl", "entropy", "response_length_mean", "truncation_ratio", "tokens_per_second")
 
@@ -31,11 +31,11 @@ def create(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A field, as name=value; inner ones with dots: optimiser.lr=4e-5. Repeatable."),
+        typer.Option("--set", help="A field, as name=value; nested ones with dots: optimiser.lr=4e-5. Repeatable."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Queue a run. Fields and defaults are in the OpenAPI page at /docs of run control."""
+    """Queue a run. The OpenAPI page at /docs of run control lists fields and defaults."""
     with session(as_json) as mor:
         values = _read(spec)
         for pair in setting or []:
@@ -55,16 +55,18 @@ def _read(spec: Path | None) -> dict[str, Any]:
         text = sys.stdin.read() if str(spec) == "-" else spec.read_text()
         values = tomllib.loads(text) if spec.suffix == ".toml" else json.loads(text)
     except OSError as error:
-        raise Invalid(f"{spec}: {error.strerror}; name a file that you can read") from error
+        raise Invalid(f"{spec}: {error.strerror}; name a readable file") from error
     except ValueError as error:
-        raise Invalid(f"{spec}: {error}; it must be JSON, or TOML in a file that ends in .toml") from error
+        raise Invalid(f"{spec}: {error}; write it as JSON, or as TOML in a file that ends in .toml") from error
     if not isinstance(values, dict):
-        raise Invalid(f"{spec}: a JSON object with the fields of a run is wanted, got {type(values).__name__}")
+        raise Invalid(
+            f"{spec}: got {type(values).__name__}, expected an object; write the fields of a run as a JSON object"
+        )
     return values
 
 
 def _assign(values: dict[str, Any], pair: str) -> None:
-    """Set a field; its value is JSON where it can be read as such, else a string."""
+    """Set a field; a value that is not JSON is a string."""
     path, equals, text = pair.partition("=")
     if not equals or not path:
         raise Invalid(f"--set {pair!r}: write it as name=value")
@@ -72,7 +74,7 @@ def _assign(values: dict[str, Any], pair: str) -> None:
     for key in outer:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise Invalid(f"--set {pair!r}: {key} has no fields")
+            raise Invalid(f"--set {pair!r}: {key} has no fields; set {key} itself")
     try:
         values[name] = json.loads(text)
     except ValueError:
@@ -81,7 +83,7 @@ def _assign(values: dict[str, Any], pair: str) -> None:
 
 @app.command("list")
 def list_runs(*, as_json: Json = False) -> None:
-    """All runs, newest first."""
+    """List all runs, newest first."""
     with session(as_json) as mor:
         runs = mor.runs.list()
         if as_json:
@@ -90,35 +92,35 @@ def list_runs(*, as_json: Json = False) -> None:
         print_table(
             ("run", "state", "step", "left", "reward", "KL", "updated"),
             [
-                (run.id, run.state, _steps(run), span(run.eta_s), _metrics(run).reward_mean, _metrics(run).kl,
-                 when(run.updated_at))
+                (run.id, run.state, _steps(run), format_duration(run.eta_s), _metrics(run).reward_mean,
+                 _metrics(run).kl, format_time(run.updated_at))
                 for run in runs
             ],
-            empty="no runs; 'mor run create' makes one",
+            empty="no runs; create one with 'mor run create'",
         )  # fmt: skip
 
 
 @app.command()
 def show(run: RunName, *, as_json: Json = False) -> None:
-    """One run as it stands."""
+    """Show the current state of a run."""
     with session(as_json) as mor:
         snapshot = mor.runs.get(run)
         if as_json:
             print_json(snapshot)
             return
         numbers = _metrics(snapshot).numbers()
-        wanted = "" if snapshot.desired == "run" else f" (asked to {snapshot.desired})"
+        pending = "" if snapshot.desired == "run" else f" ({snapshot.desired} requested)"
         print_fields(
             [
                 ("run", snapshot.id),
                 ("state", snapshot.state),
-                ("step", f"{_steps(snapshot)}{wanted}"),
-                ("time left", span(snapshot.eta_s)),
+                ("step", f"{_steps(snapshot)}{pending}"),
+                ("time left", format_duration(snapshot.eta_s)),
                 ("model", snapshot.model),
                 ("weights version", snapshot.weights_version),
                 ("gate version", snapshot.gate_version),
-                ("created", when(snapshot.created_at)),
-                ("updated", when(snapshot.updated_at)),
+                ("created", format_time(snapshot.created_at)),
+                ("updated", format_time(snapshot.updated_at)),
                 *((name, numbers[name]) for name in _SHOWN if name in numbers),
                 *([("aligned model", snapshot.final)] if snapshot.final else []),
                 *([("error", snapshot.error)] if snapshot.error else []),
@@ -136,14 +138,14 @@ def show(run: RunName, *, as_json: Json = False) -> None:
 
 @app.command()
 def watch(run: RunName, *, as_json: Json = False) -> None:
-    """Follow a run until it ends. With --json one snapshot a line. Ends with status 7 unless the run finished."""
+    """Follow a run until it ends. With --json, print one snapshot per line. The exit status is 7 unless it finished."""
     with session(as_json) as mor:
         follow = _follow_json if as_json else _follow
         last = follow(mor.runs.watch(run))
         if last.state is not RunState.finished:
             if not as_json:
-                err.print(f"run {last.id} {last.state}: {last.error or 'as it was asked to'}", highlight=False)
-            raise typer.Exit(Exit.run_failed)
+                err.print(f"run {last.id} {last.state}: {last.error or 'on request'}", highlight=False)
+            raise typer.Exit(ExitCode.run_failed)
         if not as_json:
             out.print(last.final, highlight=False, soft_wrap=True)
 
@@ -170,7 +172,7 @@ def _follow(snapshots: Any) -> RunSnapshot:
 def _line(run: RunSnapshot) -> str:
     figures = [f"reward {reward:.3f}" if (reward := _metrics(run).reward_mean) is not None else None,
                f"KL {kl:.4f}" if (kl := _metrics(run).kl) is not None else None,
-               f"{left} left" if (left := span(run.eta_s)) else None]  # fmt: skip
+               f"{left} left" if (left := format_duration(run.eta_s)) else None]  # fmt: skip
     return ", ".join([str(run.state), *(figure for figure in figures if figure)])
 
 
@@ -178,28 +180,28 @@ def _line(run: RunSnapshot) -> str:
 def pause(run: RunName, *, as_json: Json = False) -> None:
     """Pause a run at the end of its step."""
     with session(as_json) as mor:
-        _controlled(mor.runs.pause(run), as_json)
+        _print_control(mor.runs.pause(run), as_json)
 
 
 @app.command()
 def resume(run: RunName, *, as_json: Json = False) -> None:
-    """Go on after a pause, a stop or a failure."""
+    """Resume a run after a pause, a stop or a failure."""
     with session(as_json) as mor:
-        _controlled(mor.runs.resume(run), as_json)
+        _print_control(mor.runs.resume(run), as_json)
 
 
 @app.command()
 def stop(run: RunName, *, as_json: Json = False) -> None:
-    """Write a checkpoint and stop, at the end of the step; 'resume' goes on from it."""
+    """Stop a run at the end of its step, with a checkpoint from which 'resume' continues."""
     with session(as_json) as mor:
-        _controlled(mor.runs.stop(run), as_json)
+        _print_control(mor.runs.stop(run), as_json)
 
 
-def _controlled(run: RunSnapshot, as_json: bool) -> None:
+def _print_control(run: RunSnapshot, as_json: bool) -> None:
     if as_json:
         print_json(run)
     else:
-        err.print(f"{run.id} is {run.state}, asked to {run.desired}", highlight=False)
+        err.print(f"{run.id} is {run.state}, {run.desired} requested", highlight=False)
 
 
 def _steps(run: RunSnapshot) -> str:

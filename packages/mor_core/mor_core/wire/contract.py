@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, Field, model_validator
 
-from mor_core.objectives import AskedObjective
+from mor_core.objectives import RequestedObjective
 from mor_core.wire.base import Finite, Sha256, Wire
 from mor_core.wire.messages import Messages
 
@@ -20,7 +20,7 @@ class RewardItem(Wire):
     item_id: Annotated[str, Field(min_length=1, max_length=200)]
     messages: Messages
     responses: Annotated[tuple[str, ...], Field(min_length=1)]
-    objective: AskedObjective | None = None
+    objective: RequestedObjective | None = None
 
 
 class ScoreItem(RewardItem):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mor_core.objectives import AskedObjective, ObjectiveName
+from mor_core.objectives import ObjectiveName, RequestedObjective
 from mor_core.wire.base import Documented, Finite, Sha256, Wire
 from mor_core.wire.contract import ModelRef
 from mor_core.wire.messages import Messages
@@ -54,7 +54,7 @@ class PromptRecord(Record):
     prompt_id: str
     messages: Messages
     domain: str | None = None
-    objective: AskedObjective | None = None
+    objective: RequestedObjective | None = None
     sampling: Sampling
     weights: WeightsRef
     """The policy to sample from: this version or a newer one."""

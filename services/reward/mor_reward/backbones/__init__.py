@@ -1,6 +1,6 @@
-"""Reward models behind one seam: a backbone scores a batch of (messages, pictures, response).
+"""Reward models with one interface: a backbone scores a batch of (messages, pictures, response).
 
-Each kind is one file with a typed configuration; ``kind`` tells them apart.
+Each kind is one file with a typed configuration, discriminated by ``kind``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 from mor_core.errors import Invalid
 from pydantic import Field
 
-from mor_reward.backbones.base import Backbone, Example, Picture, Scorer
+from mor_reward.backbones.backbone import Backbone, Example, Picture, Scorer
 from mor_reward.backbones.dual_encoder import DualEncoder, DualEncoderConfig
 from mor_reward.backbones.function import FunctionScorer
 from mor_reward.backbones.text import TextClassifier, TextConfig
@@ -35,9 +35,9 @@ AnyConfig = Annotated[VlmConfig | DualEncoderConfig | TextConfig, Field(discrimi
 
 
 def build(config: VlmConfig | DualEncoderConfig | TextConfig, root: Path, *, pretrained: bool) -> Backbone:
-    """The backbone that ``config`` describes; paths in it are relative to ``root``.
+    """Build the backbone that ``config`` describes; its paths are relative to ``root``.
 
-    ``pretrained`` loads the weights of the checkpoints that it names, else only their architectures are built.
+    With ``pretrained``, load the weights of its checkpoints; otherwise build only their architectures.
 
     Raises:
         Invalid: a checkpoint cannot be loaded.
@@ -52,13 +52,15 @@ def build(config: VlmConfig | DualEncoderConfig | TextConfig, root: Path, *, pre
 
 
 def on_device(backbone: Backbone, device: str) -> Backbone:
-    """``backbone`` moved to a device as torch names it.
+    """Move ``backbone`` to a torch device.
 
     Raises:
-        Invalid: there is no such device here.
+        Invalid: this machine has no such device.
     """
     try:
         return backbone.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise Invalid(f"device {device!r}: {reason}; name one that torch has here, such as cpu or cuda") from error
+        raise Invalid(
+            f"device {device!r}: {reason}; give a device that torch has on this machine, such as cpu or cuda"
+        ) from error

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) by PEFT on a decoder that stays part of a larger model."""
+"""Low-rank adapters (Hu et al. 2021), by PEFT, on a decoder inside a larger model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 
-def add(decoder: nn.Module, rank: int) -> None:
-    """Put adapters of ``rank`` on every linear layer of ``decoder``; only they stay trainable."""
+def add_adapters(decoder: nn.Module, rank: int) -> None:
+    """Add adapters of ``rank`` to every linear layer of ``decoder`` and make only them trainable."""
     names = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), decoder)
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
 
-def fold(decoder: nn.Module) -> None:
-    """Add the adapters to the weights and put the plain layers back."""
+def merge_adapters(decoder: nn.Module) -> None:
+    """Merge the adapters into the weights and restore the plain layers."""
     adapted = [(name, module) for name, module in decoder.named_modules() if isinstance(module, LoraLayer)]
     for name, module in adapted:
         module.merge(safe_merge=True)

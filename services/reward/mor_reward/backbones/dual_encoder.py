@@ -1,4 +1,4 @@
-"""Dual encoder: frozen vision tower and text encoder, joined by a small trained fusion with a scalar head."""
+"""Dual encoder: frozen image and text encoders, joined by a small trained fusion head with a scalar output."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
-from mor_reward.backbones.encoders import TextTower, VisionTower
-from mor_reward.backbones.fusion import Fusion
+from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.encoders import PretrainedImageEncoder, PretrainedTextEncoder
+from mor_reward.backbones.fusion_head import FusionHead
 
 _CHUNK = 16
+"""Pictures encoded at a time, and an eighth of the texts; larger chunks gain nothing on CPUs and take memory."""
 
 
 class DualEncoderConfig(BackboneConfig):
-    """A vision tower and a text encoder of any two families."""
+    """Configuration of a dual encoder: an image encoder and a text encoder of any families."""
 
     kind: Literal["dual-encoder"] = "dual-encoder"
     vision: str
@@ -30,47 +31,47 @@ class DualEncoderConfig(BackboneConfig):
     text: str
     """Text encoder: folder or hub name of a MiniLM, BERT or similar checkpoint."""
     image_size: int = Field(224, ge=16, le=2048)
-    """Width and height in pixels to which pictures are stretched."""
+    """Width and height, in pixels, to which pictures are resized."""
     vision_layers: tuple[int, ...] = Field((-1,), min_length=1)
-    """Hidden states of the vision tower that are concatenated; -1 is its output."""
+    """Hidden states of the image encoder that are concatenated; -1 is its output."""
     width: int = Field(128, ge=8)
-    """Width of the fusion; a multiple of ``heads``."""
+    """Width of the fusion head; a multiple of ``heads``."""
     slots: int = Field(8, ge=1)
-    """Vectors in which the fusion holds what a question reads off the pictures."""
+    """Number of query vectors by which the fusion head summarises the pictures for a question."""
     heads: int = Field(4, ge=1)
-    """Attention heads of the fusion."""
+    """Attention heads of the fusion head."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of activations dropped in training."""
+    """Fraction of activations dropped in training."""
     max_length: int = Field(256, ge=8)
-    """Most text tokens of a prompt and of a response; a longer one is not scored."""
+    """Maximum tokens of a prompt and of a response; a longer one is not scored."""
     max_images: int = Field(4, ge=1)
-    """Most pictures of one prompt; a prompt with more is not scored."""
+    """Maximum pictures of one prompt; a prompt with more is not scored."""
     precision: Precision = "auto"
-    """Type in which the towers compute; ``auto`` is bfloat16 where the hardware has it."""
+    """Type in which the encoders compute; ``auto`` is bfloat16 if the hardware supports it."""
     freeze: bool = True
-    """Keep the towers as they are, so that each picture and text is encoded once; else they are trained too."""
+    """Freeze the encoders, so that each picture and text is encoded once; ``False`` trains them too."""
 
 
 class DualEncoder(Backbone):
-    """Token features of prompt and response and patch features of the pictures, joined by ``Fusion``."""
+    """Reward model that joins text token features and picture patch features by a ``FusionHead``."""
 
     def __init__(self, config: DualEncoderConfig, root: Path, pretrained: bool) -> None:
         super().__init__()
         self.config = config
-        self.vision = VisionTower(config.vision, root, pretrained, config.image_size, config.vision_layers)
-        self.text = TextTower(config.text, root, pretrained)
-        self.fusion = Fusion(
+        self.vision = PretrainedImageEncoder(config.vision, root, pretrained, config.image_size, config.vision_layers)
+        self.text = PretrainedTextEncoder(config.text, root, pretrained)
+        self.fusion = FusionHead(
             self.text.dim,
             self.vision.dim,
-            self.vision.places,
+            self.vision.patches,
             width=config.width,
             slots=config.slots,
             heads=config.heads,
             dropout=config.dropout,
         )
         if config.freeze:
-            for tower in (self.vision, self.text):
-                tower.requires_grad_(False).to(resolve_precision(config.precision))
+            for encoder in (self.vision, self.text):
+                encoder.requires_grad_(False).to(resolve_precision(config.precision))
 
     def train(self, mode: bool = True) -> DualEncoder:
         super().train(mode)
@@ -79,7 +80,7 @@ class DualEncoder(Backbone):
             self.text.eval()
         return self
 
-    def refuse(self, example: Example) -> str | None:
+    def unscorable_reason(self, example: Example) -> str | None:
         if len(example.pictures) > self.config.max_images:
             return f"{len(example.pictures)} pictures; this model reads at most {self.config.max_images} in a prompt"
         for name, text in (("prompt", _prompt_text(example.messages)), ("response", example.response)):
@@ -105,28 +106,34 @@ class DualEncoder(Backbone):
         words = self._features([(("text", text), text) for text in texts], self._encode_texts)
 
         device, empty = self.fusion.place.device, self.fusion.place.new_zeros(0, self.vision.dim)
-        seen = [torch.cat([empty, *(patches[picture.sha256] for picture in example.pictures)]) for example in contexts]
-        most = max(1, *(len(example.pictures) for example in contexts)) * self.vision.places
-        shown = torch.tensor([len(features) for features in seen], device=device)[:, None] > torch.arange(
+        shown = [torch.cat([empty, *(patches[picture.sha256] for picture in example.pictures)]) for example in contexts]
+        most = max(1, *(len(example.pictures) for example in contexts)) * self.vision.patches
+        patch_mask = torch.tensor([len(features) for features in shown], device=device)[:, None] > torch.arange(
             most, device=device
         )
-        memory = pad_sequence([*seen, empty.new_zeros(most, self.vision.dim)], batch_first=True)[:-1]
-        question, asked = _padded([words["text", text] for text in prompts.values()], empty.dtype)
-        response, said = _padded([words["text", example.response] for example in batch], empty.dtype)
+        memory = pad_sequence([*shown, empty.new_zeros(most, self.vision.dim)], batch_first=True)[:-1]
+        question, question_mask = _padded([words["text", text] for text in prompts.values()], empty.dtype)
+        response, response_mask = _padded([words["text", example.response] for example in batch], empty.dtype)
         context = torch.tensor([number[example.context] for example in batch], device=device)
         scores: Tensor = self.fusion(
-            question=question, asked=asked, patches=memory, shown=shown, response=response, said=said, context=context
+            question=question,
+            question_mask=question_mask,
+            patches=memory,
+            patch_mask=patch_mask,
+            response=response,
+            response_mask=response_mask,
+            context=context,
         )
         return scores
 
-    def feature_jobs(self, examples: Sequence[Example]) -> Iterator[int]:
+    def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:
         if not self.config.freeze:
             return
         pictures = {picture.sha256: picture for example in examples for picture in example.pictures}
         texts = {
             ("text", text): text for example in examples for text in (_prompt_text(example.messages), example.response)
         }
-        # Texts of one length share a chunk: no padding is encoded.
+        # Texts of one length share a chunk, which avoids padding.
         by_length = sorted(texts.items(), key=lambda item: len(self.text.tokens(item[1])))
         for jobs, encode in ((list(pictures.items()), self._encode_pictures), (by_length, self._encode_texts)):
             size = _CHUNK if jobs and isinstance(jobs[0][1], Picture) else 8 * _CHUNK
@@ -144,7 +151,7 @@ class DualEncoder(Backbone):
     def _features(
         self, jobs: Sequence[tuple[Hashable, object]], encode: Callable[[list[Any]], list[Tensor]]
     ) -> dict[Hashable, Tensor]:
-        """Features by key: from the cache, or encoded together and put there."""
+        """Return features by key, from the cache or newly encoded and cached."""
         if not self.config.freeze:
             return dict(zip([key for key, _ in jobs], encode([job for _, job in jobs]), strict=True))
         known = {key: feature for key, _ in jobs if (feature := self.features.get(key)) is not None}
@@ -178,7 +185,7 @@ def _padded(
 
 
 def _prompt_text(messages: Sequence[Message]) -> str:
-    """The conversation as one text; roles matter only where there is more than one turn."""
+    """Return the conversation as one text, with roles if it has more than one turn."""
     if len(messages) == 1:
         return messages[0].text
     return "\n".join(f"{message.role}: {message.text}" for message in messages)

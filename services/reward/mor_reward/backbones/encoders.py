@@ -1,4 +1,4 @@
-"""Pretrained encoders of one modality, loaded by path or hub name."""
+"""Pretrained image and text encoders, loaded by path or hub name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
-def load_model(auto: Any, name: str, root: Path, pretrained: bool, what: str, **changes: Any) -> Any:
-    """A Hugging Face model by path (relative to ``root``) or hub name; without ``pretrained`` only its architecture.
+def load_model(auto: Any, name: str, root: Path, pretrained: bool, role: str, **changes: Any) -> Any:
+    """Load a Hugging Face model by path under ``root`` or hub name; without ``pretrained``, only its architecture.
 
-    Weights are float32. ``changes`` are made to its configuration.
+    Weights are float32. ``changes`` override its configuration.
 
     Raises:
-        Invalid: no such checkpoint, or not one of the wanted kind.
+        Invalid: the checkpoint does not exist or is of another kind.
     """
     local = root / name
     place = str(local) if local.exists() else name
@@ -36,7 +36,7 @@ def load_model(auto: Any, name: str, root: Path, pretrained: bool, what: str, **
     except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Invalid(
-            f"{what} {name!r} cannot be loaded: {reason}; give the folder of a Hugging Face checkpoint "
+            f"{role} {name!r} cannot be loaded: {reason}; give the folder of a Hugging Face checkpoint "
             "(with config.json and model.safetensors) or a hub name"
         ) from error
 
@@ -49,8 +49,8 @@ def load_tokenizer(name: str, root: Path) -> Any:
         raise Invalid(f"{name!r} has no tokenizer that can be loaded ({error}); tokenizer.json is wanted") from error
 
 
-class VisionTower(nn.Module):
-    """Patch features of pictures from an image encoder: DINOv2, SigLIP, CLIP, or any timm network by TimmWrapper.
+class PretrainedImageEncoder(nn.Module):
+    """Image encoder that returns patch features: DINOv2, SigLIP, CLIP, or any timm network by TimmWrapper.
 
     Pictures are stretched to a square, so that nothing is cropped away. Features of ``layers`` (indices of hidden
     states) are concatenated; maps of convolutional layers are pooled to the grid of the first of them.
@@ -58,17 +58,17 @@ class VisionTower(nn.Module):
 
     def __init__(self, name: str, root: Path, pretrained: bool, size: int, layers: Sequence[int]) -> None:
         super().__init__()
-        model = load_model(AutoModel, name, root, pretrained, "vision tower")
-        # Convolutions are up to twice as fast on processors with the channels innermost.
+        model = load_model(AutoModel, name, root, pretrained, "image encoder")
+        # On CPUs, convolutions are up to twice as fast with channels last.
         self.model = getattr(model, "vision_model", model).to(memory_format=torch.channels_last)
-        _drop_unread(self.model, layers)
+        _delete_unused_layers(self.model, layers)
         self.size = size
         self.layers = tuple(layers)
         self.normalisation = _normalisation(name, root)
-        # Plain tensors: they stay in float32 on the processor, where pictures are decoded.
+        # Plain tensors: they stay in float32 on the CPU, which decodes the pictures.
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in self.normalisation.values())
         with torch.no_grad():
-            self.places, self.dim = self.eval()(torch.zeros(1, 3, size, size)).shape[1:]
+            self.patches, self.dim = self.eval()(torch.zeros(1, 3, size, size)).shape[1:]
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
         square = (self.size, self.size)
@@ -76,7 +76,7 @@ class VisionTower(nn.Module):
         array = torch.from_numpy(np.array(resized, dtype=np.float32)).permute(2, 0, 1) / 255
         return (array - self._mean) / self._std
 
-    def forward(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch places dim"]:
+    def forward(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches dim"]:
         parameter = next(self.model.parameters())
         inputs = pixels.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
         out = self.model(inputs, output_hidden_states=True)
@@ -93,9 +93,10 @@ class VisionTower(nn.Module):
         (folder / "preprocessor_config.json").write_text(json.dumps(self.normalisation))
 
 
-def _drop_unread(model: nn.Module, layers: Sequence[int]) -> None:
-    """Leave out the layers above the deepest that is read, where all are counted from the first. One more stays: some
-    families give the last hidden state as their normalised output.
+def _delete_unused_layers(model: nn.Module, layers: Sequence[int]) -> None:
+    """Delete the layers above the deepest of ``layers``, if all indices count from the first layer.
+
+    One more layer stays, because some families return the last hidden state as their normalised output.
     """
     if min(layers) < 0:
         return
@@ -105,7 +106,7 @@ def _drop_unread(model: nn.Module, layers: Sequence[int]) -> None:
 
 
 def _normalisation(name: str, root: Path) -> dict[str, list[float]]:
-    """Mean and standard deviation of the pixels that the tower was trained with."""
+    """Return the mean and standard deviation of pixels that the encoder was trained with."""
     import json
 
     from transformers.utils import cached_file
@@ -117,8 +118,8 @@ def _normalisation(name: str, root: Path) -> dict[str, list[float]]:
     return {key: [float(number) for number in saved.get(key, default)] for key, default in _IMAGENET.items()}
 
 
-class TextTower(nn.Module):
-    """Token features of texts from a text encoder such as MiniLM or BERT."""
+class PretrainedTextEncoder(nn.Module):
+    """Text encoder, such as MiniLM or BERT, that returns token features."""
 
     def __init__(self, name: str, root: Path, pretrained: bool) -> None:
         super().__init__()

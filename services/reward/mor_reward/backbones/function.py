@@ -1,4 +1,4 @@
-"""A client's own Python function as reward model: served, not trained."""
+"""A client's Python function as a reward model: served, not trained."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from jaxtyping import Float
 from mor_core.errors import Invalid, MorError
 from torch import Tensor
 
-from mor_reward.backbones.base import Example
+from mor_reward.backbones.backbone import Example
 
 Function = Callable[[list[dict[str, Any]], list[str], list[Any]], Sequence[float]]
 
 
 class FunctionScorer:
-    """Calls ``function(messages, responses, images)`` once for each context of a batch.
+    """Scorer that calls ``function(messages, responses, images)`` once for each context of a batch.
 
-    ``messages`` are dictionaries in the OpenAI chat shape, ``images`` are RGB ``PIL.Image`` objects in the order in
-    which the messages show them; one float for each response is wanted. An answer that is no such list becomes NaN,
-    which the service reports as an error of the item.
+    ``messages`` are dictionaries in the OpenAI chat format, ``images`` are RGB ``PIL.Image`` objects in the order of
+    the messages. The function returns one float for each response; any other result becomes NaN, which the service
+    reports as an error of the item.
     """
 
-    sees_pictures = True
+    uses_pictures = True
 
-    def __init__(self, place: str) -> None:
-        """``place`` is ``file.py:name``.
+    def __init__(self, reference: str) -> None:
+        """``reference`` has the form ``file.py:name``.
 
         Raises:
             Invalid: no such file or function, or the file cannot be imported.
         """
-        self._function = _load(place)
+        self._function = _load(reference)
 
-    def refuse(self, example: Example) -> str | None:
+    def unscorable_reason(self, example: Example) -> str | None:
         for picture in example.pictures:
             try:
                 picture.decode()
@@ -57,27 +57,27 @@ class FunctionScorer:
             values = torch.as_tensor([float(value) for value in answer], dtype=torch.float64)
             if len(values) != len(rows):
                 raise Invalid(
-                    f"the scoring function gave {len(values)} scores for {len(rows)} responses; one each is wanted"
+                    f"the function returned {len(values)} scores for {len(rows)} responses; return one for each"
                 )
             scores[rows] = values
         return scores
 
 
-def _load(place: str) -> Function:
-    file, _, name = place.rpartition(":")
+def _load(reference: str) -> Function:
+    file, _, name = reference.rpartition(":")
     path = Path(file)
     if not file or not path.is_file():
-        raise Invalid(f"--function {place!r}: no file {file or place!r}; write it as path/to/file.py:function")
+        raise Invalid(f"--function {reference!r}: no file {file or reference!r}; write it as path/to/file.py:function")
     spec = importlib.util.spec_from_file_location(f"mor_reward_function_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the client's file raises while it is imported
-        raise Invalid(f"--function {place!r}: importing {path} failed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # the client's file may raise anything on import
+        raise Invalid(f"--function {reference!r}: importing {path} failed: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise Invalid(f"--function {place!r}: {path} has no function {name!r}")
+        raise Invalid(f"--function {reference!r}: {path} has no function {name!r}")
     loaded: Function = function
     return loaded

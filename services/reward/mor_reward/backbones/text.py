@@ -1,4 +1,4 @@
-"""Text-only reward model: any sequence-classification checkpoint, or an encoder that gets a new head."""
+"""Text-only reward model: a sequence-classification checkpoint, or an encoder with a new head."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Precision, resolve_precision
+from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Precision, resolve_precision
 from mor_reward.backbones.encoders import load_model, load_tokenizer
 
 
 class TextConfig(BackboneConfig):
-    """A classifier that reads prompt and response, and no picture."""
+    """Configuration of a classifier of prompt and response without pictures."""
 
     kind: Literal["text"] = "text"
     model: str
     """Folder or hub name of a sequence-classification checkpoint with one label, or of a plain encoder."""
     max_length: int = Field(512, ge=8)
-    """Most tokens of prompt and response together; longer ones are not scored."""
+    """Maximum tokens of prompt and response together; longer ones are not scored."""
     precision: Precision = "auto"
-    """Type in which the model computes; its weights stay float32. ``auto`` is bfloat16 where the hardware has it."""
+    """Type in which the model computes; its weights stay float32. ``auto`` is bfloat16 if the hardware supports it."""
 
 
 class TextClassifier(Backbone):
-    """The one logit of a sequence classifier. A checkpoint without such a head gets a new one, to be trained.
+    """Sequence classifier with one logit. A checkpoint without such a head gets a new one, which is trained.
 
-    Prompt and response go in as the tokenizer's chat template writes them, or as a pair of texts where it has none.
+    Prompt and response are formatted by the tokenizer's chat template, or passed as two texts if it has none.
     """
 
-    sees_pictures = False
+    uses_pictures = False
 
     def __init__(self, config: TextConfig, root: Path, pretrained: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TextClassifier(Backbone):
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.precision = resolve_precision(config.precision)
 
-    def refuse(self, example: Example) -> str | None:
+    def unscorable_reason(self, example: Example) -> str | None:
         length = len(self._encode(example)["input_ids"])
         if length > self.config.max_length:
             return f"prompt and response have {length} tokens; this model reads at most {self.config.max_length}"

@@ -1,4 +1,4 @@
-"""Picture features of image-text-to-text models, computed apart from the decoder so that they can be kept."""
+"""Picture features of image-text-to-text models, computed apart from the decoder so that they can be cached."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 ENCODED_TOGETHER = 8
-"""Contexts that go through a tower at once: on processors more gain nothing."""
+"""Contexts encoded at a time; on CPUs more gain nothing."""
 _VALUES_TOGETHER = 1 << 20
-"""Most pixel values of them: larger pictures keep a tower busy alone, and take memory."""
+"""Maximum pixel values encoded at a time: larger pictures use the CPU fully alone, and take memory."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the vision tower and its projection make of the pictures of one context."""
+    """Output of image encoder and projection for the pictures of one context."""
 
     pictures: tuple[Float[Tensor, ...], ...] | Float[Tensor, "crops places hidden"]
-    """Features that replace the placeholders; one tensor for all crops, or one for each picture, as the model likes."""
+    """Features for the placeholders: one tensor for all crops or one for each picture, depending on the model."""
     deepstack: tuple[Float[Tensor, "tokens hidden"], ...] = ()
-    """Features that are added in deeper layers (Qwen3-VL)."""
+    """Features that deeper layers add (Qwen3-VL)."""
 
     @property
     def nbytes(self) -> int:
@@ -32,10 +32,10 @@ class Features:
 
 
 class VisionFeatures:
-    """``get_image_features`` of a model, in the form that its ``mm_encoder_outputs`` argument takes."""
+    """Caller of a model's ``get_image_features`` that returns the format of its ``mm_encoder_outputs`` argument."""
 
     INPUTS: ClassVar = frozenset({"pixel_values", "pixel_attention_mask", "image_sizes"})
-    """What a processor returns for the vision tower alone."""
+    """Outputs of a processor that only the image encoder uses."""
     _ARGUMENTS: ClassVar = (*sorted(INPUTS), "image_grid_thw")
 
     def __init__(self, model: Any) -> None:
@@ -45,16 +45,16 @@ class VisionFeatures:
         self._placeholder = int(next((token for token in known if token is not None), -1))
 
     def encode(self, contexts: Sequence[dict[str, Tensor]], device: torch.device) -> list[Features]:
-        """Features of the pictures of each context, for which the processor's output is given.
+        """Encode the pictures of each context, given as the processor's output.
 
-        Those whose pictures have the same shapes go through the tower together, a few small ones at a time.
+        Contexts whose pictures have the same shapes are encoded together, a few small ones at a time.
         """
-        alike: dict[Hashable, list[int]] = {}
+        by_shape: dict[Hashable, list[int]] = {}
         for index, context in enumerate(contexts):
             shapes = tuple(tuple(context[name].shape) for name in self._ARGUMENTS if name in context)
-            alike.setdefault(shapes, []).append(index)
+            by_shape.setdefault(shapes, []).append(index)
         found: dict[int, Features] = {}
-        for indices in alike.values():
+        for indices in by_shape.values():
             values = contexts[indices[0]]["pixel_values"].numel()
             together = max(1, min(ENCODED_TOGETHER, _VALUES_TOGETHER // values))
             for start in range(0, len(indices), together):
@@ -75,13 +75,15 @@ class VisionFeatures:
             return [Features(pooled if isinstance(pooled, Tensor) else tuple(pooled), deepstack)]
         places = [int(torch.eq(context["input_ids"], self._placeholder).sum()) for context in contexts]
         if sum(places) != sum(row[..., 0].numel() for row in pooled):
-            # Some models leave out crops that look like padding: whose they were, only one by one can tell.
+            # Some models drop crops that look like padding; only encoding one by one shows whose they are.
             return [self._encode([context], device)[0] for context in contexts]
-        # Copies, so that none keeps the others' memory.
+        # Copies, so that no context keeps the memory of the others.
         layers = [[part.clone() for part in torch.split(layer, places)] for layer in deepstack]
         if isinstance(pooled, Tensor):
-            a_row = pooled[0, ..., 0].numel()
-            pictures: list[Any] = [part.clone() for part in torch.split(pooled, [count // a_row for count in places])]
+            row_size = pooled[0, ..., 0].numel()
+            pictures: list[Any] = [
+                part.clone() for part in torch.split(pooled, [count // row_size for count in places])
+            ]
         else:
             each = len(pooled) // len(contexts)
             copies = [picture.clone() for picture in pooled]
@@ -90,7 +92,7 @@ class VisionFeatures:
 
     @staticmethod
     def merge(contexts: Sequence[Features | None]) -> dict[str, Any] | None:
-        """The argument for a batch of contexts, in their order; ``None`` when none of them has a picture."""
+        """Return the argument for a batch of contexts, in order; ``None`` if no context has a picture."""
         seen = [features for features in contexts if features is not None]
         if not seen:
             return None

@@ -19,15 +19,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from mor_reward.backbones import adapters
-from mor_reward.backbones.base import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
 from mor_reward.backbones.encoders import load_model
 from mor_reward.backbones.vision_features import ENCODED_TOGETHER, Features, VisionFeatures
 
 _PROMPTS_KEPT = 4096
+"""Tokenised prompts kept: a few MB of token ids."""
 
 
 class VlmConfig(BackboneConfig):
-    """A vision-language model whose decoder, or an adapter of it, is trained with the head."""
+    """Configuration of a vision-language model whose decoder, or an adapter of it, is trained with the head."""
 
     kind: Literal["vlm"] = "vlm"
     model: str
@@ -35,24 +36,24 @@ class VlmConfig(BackboneConfig):
     lora_rank: int = Field(0, ge=0)
     """Rank of low-rank adapters on the decoder's linear layers; 0 trains the decoder in full."""
     freeze_vision: bool = True
-    """Keep the vision tower and its projection as they are, so that each picture is encoded once."""
+    """Freeze the image encoder and its projection, so that each picture is encoded once."""
     likelihood: float = Field(0.0, ge=0)
-    """First value of the trained weight of the response's log-likelihood (nats) in the score; 0 leaves it out."""
+    """Initial weight, then trained, of the response's log-likelihood (nats) in the score; 0 omits the term."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the last hidden state dropped before the head in training."""
+    """Fraction of the last hidden state dropped before the head in training."""
     max_length: int = Field(1024, ge=8)
-    """Most tokens of prompt and response together, picture placeholders included; longer ones are not scored."""
+    """Maximum tokens of prompt and response together, with picture placeholders; longer ones are not scored."""
     max_images: int = Field(8, ge=1)
-    """Most pictures of one prompt; a prompt with more is not scored."""
+    """Maximum pictures of one prompt; a prompt with more is not scored."""
     precision: Precision = "auto"
-    """Type in which the model computes; its weights stay float32. ``auto`` is bfloat16 where the hardware has it."""
+    """Type in which the model computes; its weights stay float32. ``auto`` is bfloat16 if the hardware supports it."""
 
 
 class Vlm(Backbone):
     """r = w·h + b + a·log p(response), with h the last hidden state after prompt, response and end-of-sequence token.
 
-    The likelihood keeps what the checkpoint knows about pictures on which the preferences are silent; training it is
-    direct preference optimisation (Rafailov et al. 2023) without the reference term. With a = 0 only h counts.
+    The likelihood preserves knowledge of the checkpoint about pictures that the preferences do not cover; training it
+    is direct preference optimisation (Rafailov et al. 2023) without the reference term. With a = 0 only h is used.
     Responses to one prompt share its prefix: picture and prompt are computed once for all of them.
     """
 
@@ -63,7 +64,7 @@ class Vlm(Backbone):
         self.model: Any = full.base_model
         if full is self.model or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
             raise Invalid(
-                f"model {config.model!r}: {type(full).__name__} cannot take picture features that were computed apart; "
+                f"model {config.model!r}: {type(full).__name__} does not accept precomputed picture features; "
                 "use another image-text-to-text architecture (LLaVA, Idefics3, SmolVLM, Qwen-VL, Gemma 3, ...)"
             )
         self.processor = _load_processor(config.model, root)
@@ -77,18 +78,18 @@ class Vlm(Backbone):
             self.vocabulary = full.get_output_embeddings()
             self.likelihood = nn.Parameter(torch.tensor(config.likelihood))
         self.precision = resolve_precision(config.precision)
-        # Multi-axis rotary positions are worked out by the model from the whole sequence.
+        # The model derives multi-axis rotary positions from the whole sequence.
         rope = getattr(text_config, "rope_parameters", None) or {}
         self.shares_prefix = "mrope_section" not in str(rope)
         decoder = self.model.get_decoder()
         if self.precision == torch.bfloat16 and not torch.cuda.is_available():
-            # On processors the fused kernel's backward pass in bfloat16 takes longer than all of eager attention.
+            # On CPUs the fused kernel's backward pass in bfloat16 takes longer than all of eager attention.
             decoder.set_attn_implementation("eager")
         if config.freeze_vision:
             self.model.requires_grad_(False).to(self.precision)
             decoder.requires_grad_(True).to(torch.float32)
         if pretrained and config.lora_rank:
-            adapters.add(decoder, config.lora_rank)
+            adapters.add_adapters(decoder, config.lora_rank)
             if config.likelihood:
                 self.vocabulary.requires_grad_(False)
         self._vision = VisionFeatures(self.model)
@@ -101,10 +102,10 @@ class Vlm(Backbone):
             self.model.get_decoder().train(mode)
         return self
 
-    def fold(self) -> None:
-        adapters.fold(self.model.get_decoder())
+    def merge_adapters(self) -> None:
+        adapters.merge_adapters(self.model.get_decoder())
 
-    def refuse(self, example: Example) -> str | None:
+    def unscorable_reason(self, example: Example) -> str | None:
         if len(example.pictures) > self.config.max_images:
             return f"{len(example.pictures)} pictures; this model reads at most {self.config.max_images} in a prompt"
         try:
@@ -134,10 +135,10 @@ class Vlm(Backbone):
     def _log_likelihood(
         self, hidden: Float[Tensor, "rows tokens hidden"], responses: Sequence[Tensor]
     ) -> Float[Tensor, " rows"]:
-        """Sum over a response's tokens of their log-probabilities, given the hidden state before each."""
-        said = pad_sequence(list(responses), batch_first=True, padding_value=-100).to(hidden.device)
+        """Sum the log-probabilities of a response's tokens, given the hidden state before each."""
+        tokens = pad_sequence(list(responses), batch_first=True, padding_value=-100).to(hidden.device)
         logits = self.vocabulary(hidden)
-        losses = functional.cross_entropy(logits.transpose(1, 2), said, ignore_index=-100, reduction="none")
+        losses = functional.cross_entropy(logits.transpose(1, 2), tokens, ignore_index=-100, reduction="none")
         return -losses.sum(1)
 
     def _autocast(self) -> torch.autocast:
@@ -147,31 +148,31 @@ class Vlm(Backbone):
     def _shared_prefix(
         self, contexts: Sequence[Example], rows: Sequence[int], responses: Sequence[Tensor]
     ) -> Float[Tensor, "rows tokens hidden"]:
-        """Hidden states before the response and at each of its tokens, computing each context once."""
+        """Compute the hidden states before the response and at each of its tokens, each context once."""
         prompts = [self._prompt(example) for example in contexts]
         prefixes = [prompt["input_ids"][0] for prompt in prompts]
         device = self.head.weight.device
         ids = pad_sequence(prefixes, batch_first=True, padding_side="left").to(device)
-        seen = pad_sequence([torch.ones_like(prefix) for prefix in prefixes], batch_first=True, padding_side="left")
-        seen = seen.to(device)
+        mask = pad_sequence([torch.ones_like(prefix) for prefix in prefixes], batch_first=True, padding_side="left")
+        mask = mask.to(device)
         cache = DynamicCache(config=self.model.config.get_text_config())
         before = self.model(
             input_ids=ids,
-            attention_mask=seen,
-            position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             mm_encoder_outputs=self._vision.merge(self._image_features(contexts)),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1:]
         index = torch.tensor(rows, device=device)
         cache.batch_select_indices(index)
-        said = pad_sequence(list(responses), batch_first=True).to(device)
+        tokens = pad_sequence(list(responses), batch_first=True).to(device)
         lengths = torch.tensor([len(response) for response in responses], device=device)
-        steps = torch.arange(said.shape[1], device=device)
+        steps = torch.arange(tokens.shape[1], device=device)
         hidden = self.model(
-            input_ids=said,
-            attention_mask=torch.cat([seen[index], (steps < lengths[:, None]).long()], dim=1),
-            position_ids=seen[index].sum(1, keepdim=True) + steps,
+            input_ids=tokens,
+            attention_mask=torch.cat([mask[index], (steps < lengths[:, None]).long()], dim=1),
+            position_ids=mask[index].sum(1, keepdim=True) + steps,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
@@ -180,7 +181,7 @@ class Vlm(Backbone):
     def _whole_sequences(
         self, contexts: Sequence[Example], rows: Sequence[int], responses: Sequence[Tensor]
     ) -> Float[Tensor, "rows tokens hidden"]:
-        """The same from whole sequences, for models that work out positions themselves."""
+        """Compute the same from whole sequences, for models that derive positions themselves."""
         prompts = [self._prompt(contexts[row]) for row in rows]
         device = self.head.weight.device
         inputs: dict[str, Tensor] = {}
@@ -201,10 +202,10 @@ class Vlm(Backbone):
             **inputs, mm_encoder_outputs=self._vision.merge([features[row] for row in rows]), use_cache=False
         ).last_hidden_state
         steps = torch.arange(int(lengths.max()) + 1, device=device)
-        places = (starts[:, None] - 1 + steps).clamp(max=width - 1)
-        return torch.take_along_dim(hidden, places[..., None], dim=1)
+        positions = (starts[:, None] - 1 + steps).clamp(max=width - 1)
+        return torch.take_along_dim(hidden, positions[..., None], dim=1)
 
-    def feature_jobs(self, examples: Sequence[Example]) -> Iterator[int]:
+    def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:
         if not self.config.freeze_vision:
             return
         self.eval()
@@ -220,7 +221,7 @@ class Vlm(Backbone):
         return self.config.model_copy(update={"model": "model", "lora_rank": 0})
 
     def _image_features(self, contexts: Sequence[Example]) -> list[Features | None]:
-        """Of each context, ``None`` where it has no picture. What is not kept already is encoded together."""
+        """Return the features of each context, ``None`` without a picture. Uncached contexts are encoded together."""
         frozen = self.config.freeze_vision
         keys = [("pictures", *(picture.sha256 for picture in example.pictures)) for example in contexts]
         found: dict[Hashable, Features | None] = {
@@ -230,7 +231,7 @@ class Vlm(Backbone):
         wanted = {key: example for key, example in zip(keys, contexts, strict=True) if example.pictures}
         missing = [key for key in wanted if found[key] is None]
         for start in range(0, len(missing), ENCODED_TOGETHER):
-            chunk = missing[start : start + ENCODED_TOGETHER]  # the pixels of all would take much memory
+            chunk = missing[start : start + ENCODED_TOGETHER]  # bounds the memory for pixels
             processed = [self._prompt(wanted[key], pixels=True) for key in chunk]
             encoded = self._vision.encode(processed, self.head.weight.device)
             found.update(zip(chunk, encoded, strict=True))
@@ -240,9 +241,9 @@ class Vlm(Backbone):
         return [found[key] for key in keys]
 
     def _prompt(self, example: Example, pixels: bool = False) -> dict[str, Tensor]:
-        """Processed messages: ids with the placeholders of the pictures, and with ``pixels`` the pixel values.
+        """Process messages to ids with picture placeholders and, with ``pixels``, to pixel values.
 
-        Without ``pixels`` the ids come from a bounded memory of recent prompts where that holds them.
+        Without ``pixels``, ids of recent prompts come from a bounded cache.
         """
         needs_pixels = pixels or not self.config.freeze_vision
         known = self._prompts.get(example.context)
@@ -276,6 +277,6 @@ def _load_processor(name: str, root: Path) -> Any:
         return AutoProcessor.from_pretrained(str(local) if local.exists() else name)
     except (OSError, ValueError, KeyError) as error:
         raise Invalid(
-            f"model {name!r} has no processor that can be loaded ({error}); processor_config.json and tokenizer.json "
-            "are wanted"
+            f"model {name!r} has no processor that can be loaded ({error}); add processor_config.json and "
+            "tokenizer.json"
         ) from error

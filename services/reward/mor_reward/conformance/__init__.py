@@ -1,4 +1,4 @@
-"""Does an endpoint keep the reward contract? One named check for each clause, run against the running service."""
+"""Conformance checks of the reward contract: one named check for each clause, run against a running service."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mor_reward.conformance.checks import CHECKS
-from mor_reward.conformance.endpoint import Broken, Endpoint, Skipped
+from mor_reward.conformance.endpoint import CheckSkipped, ClauseBroken, Endpoint
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What became of one check."""
+class CheckResult:
+    """Result of one check."""
 
     check: str
     clause: str
-    """What the contract asks for."""
+    """Requirement of the contract."""
     outcome: Literal["kept", "broken", "skipped"]
     detail: str
-    """What was got where the clause is broken, and why it could not be tried where it was skipped."""
+    """What the endpoint returned if the clause is broken; why the check could not run if it was skipped."""
 
 
 def clause(check: Callable[[Endpoint], None]) -> str:
-    """What the contract asks for: the check's docstring."""
+    """Return the requirement of the contract, which is the check's docstring."""
     return " ".join((check.__doc__ or "").split())
 
 
-def examine(endpoint: Endpoint) -> Iterator[Finding]:
-    """Every check in turn.
+def run_checks(endpoint: Endpoint) -> Iterator[CheckResult]:
+    """Run every check in turn.
 
     Raises:
-        Unavailable: nobody answers at the endpoint's address.
+        Unavailable: the endpoint's address cannot be reached.
     """
     endpoint.reach()
     for name, check in CHECKS.items():
-        asked = clause(check)
+        requirement = clause(check)
         try:
             check(endpoint)
-        except Broken as broken:
-            yield Finding(name, asked, "broken", str(broken))
-        except Skipped as skipped:
-            yield Finding(name, asked, "skipped", str(skipped))
+        except ClauseBroken as broken:
+            yield CheckResult(name, requirement, "broken", str(broken))
+        except CheckSkipped as skipped:
+            yield CheckResult(name, requirement, "skipped", str(skipped))
         else:
-            yield Finding(name, asked, "kept", "")
+            yield CheckResult(name, requirement, "kept", "")

@@ -1,4 +1,4 @@
-"""A reward endpoint as a router sees it: bounded in time and bytes, and everything it answers may be wrong."""
+"""Reward endpoint under test: calls bounded in time and bytes, no trust in its responses."""
 
 from __future__ import annotations
 
@@ -16,60 +16,70 @@ from mor_core.wire import Card, ImagePart, ItemScores, Message, ScoreItem, Score
 from PIL import Image
 from pydantic import ValidationError
 
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
+"""Largest response body that is read, in bytes; scores of a full request need far less."""
 _SIDE = 48
+"""Width and height of the test pictures in pixels: small to send, large enough for any encoder."""
 _SHOWN = 200
+"""Bytes of a response body that an error message quotes."""
 
 
-class Broken(Exception):
-    """A clause is not kept; ``str()`` says what was got and what is wanted."""
+class ClauseBroken(Exception):
+    """Violation of a clause; ``str()`` names what was received and what is expected."""
 
 
-class Skipped(Exception):
-    """A clause that cannot be tried at this endpoint."""
+class CheckSkipped(Exception):
+    """Reason why a clause cannot be checked at this endpoint."""
 
 
-class Answer:
-    """Status, headers and at most 1 MB of body."""
+class ProbeReply:
+    """Response of an endpoint: status, headers and at most 1 MiB of body."""
 
     def __init__(self, status: int, headers: httpx.Headers, body: bytes) -> None:
         self.status = status
         self.headers = headers
         self.body = body
 
-    def expect(self, *statuses: int) -> Answer:
-        """
+    def expect(self, *statuses: int) -> ProbeReply:
+        """Require one of ``statuses``.
+
         Raises:
-            Broken: it is another status.
+            ClauseBroken: the status is another one.
         """
         if self.status not in statuses:
-            wanted = " or ".join(map(str, statuses))
-            raise Broken(f"answered {self.status}, {wanted} is wanted: {self.body[:_SHOWN].decode(errors='replace')}")
+            expected = " or ".join(map(str, statuses))
+            raise ClauseBroken(
+                f"returned {self.status}, expected {expected}: {self.body[:_SHOWN].decode(errors='replace')}"
+            )
         return self
 
     def expect_problem(self, *statuses: int) -> None:
-        """
+        """Require one of ``statuses`` with a problem+json body.
+
         Raises:
-            Broken: it is another status, or an error that is no problem+json.
+            ClauseBroken: the status is another one, or the body is not problem+json.
         """
         self.expect(*statuses)
         kind = self.headers.get("content-type", "").partition(";")[0]
         if kind != "application/problem+json":
-            raise Broken(f"the error {self.status} is {kind or 'without a type'}; application/problem+json is wanted")
+            raise ClauseBroken(
+                f"the error {self.status} has content type {kind or 'none'}, expected application/problem+json"
+            )
 
     def json(self) -> Any:
-        """
+        """Parse the body.
+
         Raises:
-            Broken: the body is no JSON.
+            ClauseBroken: the body is not JSON.
         """
         try:
             return httpx.Response(200, content=self.body).json()
         except ValueError as error:
-            raise Broken(f"the answer is not JSON: {self.body[:_SHOWN].decode(errors='replace')}") from error
+            raise ClauseBroken(f"the response is not JSON: {self.body[:_SHOWN].decode(errors='replace')}") from error
 
 
 class Endpoint:
-    """The service at ``url``. Every call ends within ``timeout_s`` seconds of silence."""
+    """Client of the service at ``url``. A call fails after ``timeout_s`` seconds without data."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float, transport: httpx.BaseTransport | None = None) -> None:
         self.token = token
@@ -81,24 +91,25 @@ class Endpoint:
         self._http.close()
 
     def reach(self) -> None:
-        """
+        """Check that the address can be reached.
+
         Raises:
-            Unavailable: nobody answers at this address.
+            Unavailable: the address cannot be reached.
         """
         try:
             self._http.get("/healthz")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(
-                f"{self.url} does not answer ({error or type(error).__name__}); is the service running there?"
+                f"{self.url} cannot be reached ({error or type(error).__name__}); check that the service runs there"
             ) from error
 
     def call(
         self, method: str, path: str, *, token: str | None = None, content: bytes | None = None, **headers: str
-    ) -> Answer:
-        """One call with the endpoint's token, or with ``token``, or with none where that is empty.
+    ) -> ProbeReply:
+        """Make one call with the endpoint's token, or with ``token``; an empty ``token`` sends none.
 
         Raises:
-            Broken: the connection failed, or the answer is too large or too late.
+            ClauseBroken: the connection failed, or the response is too large or too late.
         """
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if token := self.token if token is None else token:
@@ -110,81 +121,82 @@ class Endpoint:
                 body = b""
                 for chunk in response.iter_bytes():
                     body += chunk
-                    if len(body) > _MOST_BYTES:
-                        raise Broken(f"{path} answers with more than {_MOST_BYTES} bytes")
-                return Answer(response.status_code, response.headers, body)
+                    if len(body) > _MAX_BYTES:
+                        raise ClauseBroken(f"{path} returns more than {_MAX_BYTES} bytes")
+                return ProbeReply(response.status_code, response.headers, body)
         except httpx.TimeoutException as error:
-            raise Broken(f"{path} gave no answer in {self.timeout_s:g} s") from error
+            raise ClauseBroken(f"{path} returned no data for {self.timeout_s:g} s") from error
         except httpx.HTTPError as error:
-            raise Broken(f"{path}: {error or type(error).__name__}") from error
+            raise ClauseBroken(f"{path}: {error or type(error).__name__}") from error
 
     @cached_property
     def card(self) -> Card:
-        """
+        """Card of the endpoint.
+
         Raises:
-            Broken: it is not to be had, or no card of the contract.
+            ClauseBroken: the call fails or returns no card of the contract.
         """
         answer = self.call("GET", "/v1/card").expect(200)
         try:
             return Card.model_validate_json(answer.body)
         except ValidationError as error:
-            raise Broken(f"/v1/card is no card: {describe(error)}") from error
+            raise ClauseBroken(f"/v1/card returns no card: {describe(error)}") from error
 
-    def post(self, body: bytes, **headers: str) -> Answer:
-        """``POST /v1/score`` as it is."""
+    def post(self, body: bytes, **headers: str) -> ProbeReply:
+        """Send ``body`` to ``POST /v1/score``."""
         return self.call("POST", "/v1/score", content=body, **headers)
 
     def score(self, items: Sequence[ScoreItem], pictures: Mapping[str, bytes]) -> list[ItemScores]:
-        """What the service says of each item, in their order; bytes of pictures go where they are missing.
+        """Score items and return the results in their order; send picture bytes if the service requests them.
 
         Raises:
-            Broken: the answer is no ``ScoreResponse`` about these items.
+            ClauseBroken: the response is no ``ScoreResponse`` for these items.
         """
-        answer = self.post(encoded(items))
+        answer = self.post(encode_request(items))
         if answer.status == 409:
-            answer = self.post(encoded(items, pictures))
+            answer = self.post(encode_request(items, pictures))
         try:
             found = ScoreResponse.model_validate_json(answer.expect(200).body)
         except ValidationError as error:
-            raise Broken(f"the answer is no ScoreResponse: {describe(error)}") from error
+            raise ClauseBroken(f"the response is no ScoreResponse: {describe(error)}") from error
         by_id = {entry.item_id: entry for entry in found.items}
         if len(found.items) != len(items) or set(by_id) != {item.item_id for item in items}:
-            raise Broken(f"asked about {len(items)} items, got {len(found.items)} with ids {sorted(by_id)[:3]}")
+            raise ClauseBroken(f"sent {len(items)} items, received {len(found.items)} with ids {sorted(by_id)[:3]}")
         return [by_id[item.item_id] for item in items]
 
     def scores(self, items: Sequence[ScoreItem], pictures: Mapping[str, bytes]) -> list[tuple[float, ...]]:
-        """The scores of each item.
+        """Score items and return the scores of each.
 
         Raises:
-            Broken: an item is an error or has a wrong number of scores.
-            Skipped: this client cannot judge the items that conformance asks about.
+            ClauseBroken: an item is an error or has a wrong number of scores.
+            CheckSkipped: the client cannot judge the example items.
         """
         found: list[tuple[float, ...]] = []
         for item, entry in zip(items, self.score(items, pictures), strict=True):
             if entry.status == "unscorable":
-                raise Skipped(f"the client cannot judge the example: {entry.detail or 'no reason given'}")
+                raise CheckSkipped(f"the client cannot judge the example: {entry.detail or 'no reason given'}")
             if entry.scores is None:
-                raise Broken(f"the item is an error: {entry.detail or 'no reason given'}")
+                raise ClauseBroken(f"the item is an error: {entry.detail or 'no reason given'}")
             if len(entry.scores) != len(item.responses):
-                raise Broken(f"{len(entry.scores)} scores for {len(item.responses)} responses")
+                raise ClauseBroken(f"{len(entry.scores)} scores for {len(item.responses)} responses")
             found.append(entry.scores)
         return found
 
 
-def encoded(items: Sequence[ScoreItem], pictures: Mapping[str, bytes] | None = None) -> bytes:
-    """A score request as bytes of JSON."""
+def encode_request(items: Sequence[ScoreItem], pictures: Mapping[str, bytes] | None = None) -> bytes:
+    """Encode a score request as JSON."""
     return ScoreRequest.model_construct(items=tuple(items), images=dict(pictures or {})).model_dump_json().encode()
 
 
 def new_picture() -> tuple[str, bytes]:
-    """Hash and bytes of a picture that nobody has seen: noise."""
+    """Make a picture of noise, unknown to the service, and return its hash and bytes."""
     content = io.BytesIO()
     Image.frombytes("RGB", (_SIDE, _SIDE), os.urandom(3 * _SIDE**2)).save(content, "PNG")
     return sha256(content.getvalue()), content.getvalue()
 
 
 def example(name: str, picture: str, *responses: str) -> ScoreItem:
-    """A question about a picture with a group of responses."""
+    """Make an item: a question about a picture with a group of responses."""
     message = Message(role="user", content=(ImagePart.of(picture), TextPart(text="What does the picture show?")))
     return ScoreItem(item_id=name, messages=(message,), responses=responses or RESPONSES)
 

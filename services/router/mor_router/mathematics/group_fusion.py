@@ -1,7 +1,7 @@
 """Fusion of one group: from the clients' raw scores to rewards, or to a missing quorum.
 
 Deviation from MoR (arXiv 2602.00485): a client that fails for one response is left out of the whole group, the weights
-are renormalised over the others, and a group without a quorum gets no reward.
+are renormalised over the others, and a group without a ``quorum`` gets no reward.
 
 A group is rewarded for one objective or for a blend of J. Each objective j has its own gate weights w_jk, slopes a_jk
 and standardised scores s̃_jki, so calibrated scores c_jki = a_jk s̃_jki. The blend is a mixture of mixtures:
@@ -22,6 +22,7 @@ from numpy import ndarray
 
 from mor_router.mathematics import gate
 from mor_router.mathematics.fusion import FusionStrategy, GroupDeviations
+from mor_router.mathematics.quorum import NoQuorum, missing_quorum
 from mor_router.mathematics.standardise import Standardiser
 
 
@@ -84,17 +85,6 @@ class FusedGroup:
     """Weighted standard deviation over clients of a response's calibrated deviation, mean over responses, logits."""
 
 
-@dataclass(frozen=True)
-class NoQuorum:
-    """Too little of the gate weight of one objective belongs to clients that scored the group.
-
-    Without this rule a group that lost its expert would be rewarded by clients that know nothing of it.
-    """
-
-    held: float
-    """Gate weight that is left, for the objective that lost most."""
-
-
 def fuse(
     raw: Mapping[str, Sequence[float]],
     *,
@@ -110,9 +100,9 @@ def fuse(
     """
     clients = tuple(client for client in blended_weights(objective_weights) if client in raw)
     gates = np.array([[o.weights.get(client, 0.0) for client in clients] for o in objective_weights])
+    if (missing := missing_quorum(gates, quorum)) is not None:
+        return missing
     held = gates.sum(axis=1)
-    if not clients or held.min() <= 0 or held.min() < quorum - 1e-9:
-        return NoQuorum(float(held.min()))
     shares = np.array([o.share for o in objective_weights])[:, None] * gates / held[:, None]
     weights = shares.sum(axis=0)
     part = np.divide(shares, weights, out=np.zeros_like(shares), where=weights > 0)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 from mor_core.errors import Conflict, NotFound
-from mor_core.objectives import AskedObjective, unpinned
+from mor_core.objectives import RequestedObjective, split_version
 from mor_core.wire import ModelRef, ObjectiveShare
 from numpy import ndarray
 
@@ -136,7 +136,7 @@ class GateResolver:
         """Have the next lookup read the objectives anew."""
         self._read_at = 0.0
 
-    async def resolve(self, requested: AskedObjective | None, active: Sequence[str]) -> ActiveGates:
+    async def resolve(self, requested: RequestedObjective | None, active: Sequence[str]) -> ActiveGates:
         """Return the active gates for a group whose objective is ``requested``, with the ``active`` clients.
 
         Raises:
@@ -177,7 +177,7 @@ class GateResolver:
 
     def _find(self, requested: str) -> Objective | None:
         """Return the objective of this name or text, with the gate version that the name pins."""
-        name, version = unpinned(requested)
+        name, version = split_version(requested)
         for objective in self._known.values():
             if name in (objective.name, objective.text):
                 return objective if version is None else objective.model_copy(update={"active": version})

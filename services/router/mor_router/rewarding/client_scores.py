@@ -8,7 +8,8 @@ from mor_core.wire import ClientScore
 
 from mor_router import metrics
 from mor_router.clients.responses import ClientResponse
-from mor_router.mathematics.group_fusion import FusedGroup, NoQuorum, ObjectiveWeights, ood_score
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, ood_score
+from mor_router.mathematics.quorum import NoQuorum
 from mor_router.rewarding.scoring_plan import ScoringPlan, stale_reason
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from jaxtyping import Float
 from mor_core import tracing
 from mor_core.errors import MorError, NotFound
-from mor_core.objectives import AskedObjective
+from mor_core.objectives import RequestedObjective
 from mor_core.wire import GroupReward, RewardExplanation, RewardItem, ScoreItem
 from numpy import ndarray
 
@@ -35,8 +35,9 @@ from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequest
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.fusion import FusionChoice
-from mor_router.mathematics.group_fusion import NoQuorum, ObjectiveWeights, blended_weights, fuse
+from mor_router.mathematics.group_fusion import ObjectiveWeights, blended_weights, fuse
 from mor_router.mathematics.mixture import Mixture
+from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser
 from mor_router.objectives.active_gates import ActiveGates, GateResolver, ObjectivePart
 from mor_router.rewarding import client_scores
@@ -144,7 +145,7 @@ class RewardPipeline:
             raise ValueError("no active client is in the gate; PATCH a client to active, or fit the objective")
         return self._objective_weights(await self._embedder.inputs([x]), gates, weighted_clients)
 
-    async def plan(self, objective: AskedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
+    async def plan(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
         """Plan the scoring of groups with this objective by the clients and gates that are active now.
 
         Raises:

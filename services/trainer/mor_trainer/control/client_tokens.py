@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from mor_core.auth import Principal, Scope, TokenFile, hash_token
 from mor_core.errors import Unauthorized, Unavailable
-from mor_core.service_info import About
+from mor_core.service_info import ServiceInfo
 
 from mor_trainer.control.router_client import RouterClient
 
@@ -56,7 +56,7 @@ class ClientTokens(TokenFile):
             while len(self._answers) > _MOST:
                 self._answers.popitem(last=False)
         if caller is None:
-            raise Unauthorized("unknown bearer token; ask the platform team for one, or rotate yours")
+            raise Unauthorized("unknown bearer token; request one from the platform team, or rotate yours")
         return caller
 
     async def _look_up(self, token: str) -> Principal | None:
@@ -68,5 +68,5 @@ class ClientTokens(TokenFile):
                 f"the router answered {reply.status_code} to the look-up of a client's token; see its log",
                 _RETRY_S,
             )
-        caller = About.model_validate_json(reply.content, extra="ignore").caller
+        caller = ServiceInfo.model_validate_json(reply.content, extra="ignore").caller
         return caller if caller.scope is Scope.client else None

@@ -1,4 +1,4 @@
-"""Runs: create, look at, control, follow."""
+"""Calls of run control about runs, dead letters and alerts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from mor_client.errors import ServiceError
 from mor_client.transport import Transport
 
 _RECONNECTS = 8
+"""Failed connections in a row after which a stream of events ends: about ten seconds, a restart of run control."""
 _PAUSE_S = 1.0
+"""Mean pause before a new connection, in seconds; jittered, so that watchers do not return at once."""
 
 
-class Runs:
-    """Runs of one run control."""
+class RunCalls:
+    """Calls about the runs of a run control."""
 
     def __init__(self, control: Transport) -> None:
         self._control = control
@@ -40,12 +42,12 @@ class Runs:
         return self._run("POST", "/v1/runs", json=spec.model_dump(mode="json"))
 
     def workers(self) -> list[WorkerStatus]:
-        """Training processes that asked for a run within the last ten minutes."""
+        """List training processes that requested a run within the last ten minutes."""
         found: list[WorkerStatus] = self._control.get("/v1/workers", list[WorkerStatus])
         return found
 
     def list(self) -> list[RunSnapshot]:
-        """All runs, newest first."""
+        """List all runs, newest first."""
         found: list[RunSnapshot] = self._control.get("/v1/runs", list[RunSnapshot])
         return found
 
@@ -81,15 +83,15 @@ class Runs:
         return found
 
     def pause(self, run: str) -> RunSnapshot:
-        """At the end of the step."""
+        """Pause a run at the end of its step."""
         return self._run("POST", f"/v1/runs/{run}/pause", idempotent=True)
 
     def resume(self, run: str) -> RunSnapshot:
-        """After a pause, a stop or a failure."""
+        """Resume a run after a pause, a stop or a failure."""
         return self._run("POST", f"/v1/runs/{run}/resume", idempotent=True)
 
     def stop(self, run: str) -> RunSnapshot:
-        """Write a checkpoint and stop, at the end of the step."""
+        """Stop a run at the end of its step, with a checkpoint."""
         return self._run("POST", f"/v1/runs/{run}/stop", idempotent=True)
 
     def _run(self, method: str, path: str, **request: Any) -> RunSnapshot:
@@ -97,11 +99,12 @@ class Runs:
         return found
 
     def events(self, run: str, after: str | None = None) -> Iterator[Event]:
-        """Events as they happen, from now or after the cursor ``after``; for ever. A lost connection is made anew and
-        goes on after the last event.
+        """Yield events without end, from now on or after the cursor ``after``.
+
+        A lost connection is replaced and continues after the last event.
 
         Raises:
-            ServiceError: refused, or no connection in eight attempts in a row.
+            ServiceError: the service refused, or eight connections in a row failed.
         """
         failures, cursor = 0, after
         while True:
@@ -119,7 +122,7 @@ class Runs:
             time.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
 
     def watch(self, run: str) -> Iterator[RunSnapshot]:
-        """The run now and after every step and change of state, until it is finished, failed or stopped."""
+        """Yield the run now and after every step and change of state, until it is finished, failed or stopped."""
         snapshot = self.get(run)
         yield snapshot
         if snapshot.state.over:
@@ -135,19 +138,19 @@ class Runs:
                 return
 
 
-class Dead:
-    """Groups of a run that were given up."""
+class DeadLetterCalls:
+    """Calls about the dead letters of a run: groups that were given up after all attempts."""
 
     def __init__(self, control: Transport) -> None:
         self._control = control
 
     def list(self, run: str, limit: int = 100) -> list[DeadGroup]:
-        """Newest first."""
+        """List dead letters, newest first."""
         found: list[DeadGroup] = self._control.get(f"/v1/runs/{run}/dead", list[DeadGroup], limit=limit)
         return found
 
     def get(self, run: str, letter: int) -> DeadGroupRecord:
-        """With the record."""
+        """Get a dead letter with its record."""
         found: DeadGroupRecord = self._control.get(f"/v1/runs/{run}/dead/{letter}", DeadGroupRecord)
         return found
 
@@ -158,19 +161,21 @@ class Dead:
         return found
 
 
-class Alerts:
+class AlertCalls:
+    """Calls about alerts."""
+
     def __init__(self, control: Transport) -> None:
         self._control = control
 
     def list(self, run: str | None = None, *, acknowledged: bool | None = None, limit: int = 100) -> list[Alert]:
-        """Newest first, of one run or of all."""
+        """List alerts of one run or of all, newest first."""
         found: list[Alert] = self._control.get(
             "/v1/alerts", list[Alert], run=run, acknowledged=acknowledged, limit=limit
         )
         return found
 
     def acknowledge(self, alert: int, note: str | None = None) -> Alert:
-        """Somebody takes care of it; the next occurrence is a new alert."""
+        """Mark an alert as being handled; the next occurrence is a new alert."""
         found: Alert = self._control.call(
             "POST", f"/v1/alerts/{alert}/acknowledge", Alert, json={"note": note}, idempotent=True
         )

@@ -1,4 +1,4 @@
-"""Clients of a router: enrol, look at, pause, rotate, remove."""
+"""Calls of the router about clients: enrol, inspect, pause, rotate, remove."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, 
 from mor_client.transport import Transport
 
 _TRIAL_S = 60.0
-"""The router reads the card and has a group scored before it answers."""
+"""Seconds to wait: the router reads the card and has a group scored before it responds."""
 
 
-class Clients:
+class ClientCalls:
+    """Calls about the clients of a router."""
+
     def __init__(self, router: Transport) -> None:
         self._router = router
 
     def enrol(self, enrolment: Enrolment) -> Enrolled:
-        """The answer holds the token of the client's own page, once."""
+        """Enrol a client. The result holds the token of the client's own page; it is not available again."""
         found: Enrolled = self._router.call(
             "POST", "/v1/clients", Enrolled, json=enrolment.model_dump(mode="json"), timeout_s=_TRIAL_S
         )
         return found
 
     def list(self) -> list[Client]:
-        """By name."""
+        """List all clients by name."""
         found: list[Client] = self._router.get("/v1/clients", list[Client])
         return found
 
@@ -31,12 +33,12 @@ class Clients:
         return found
 
     def influence(self, name: str) -> Influence:
-        """What its scores did to recent rewards."""
+        """Get the effect of a client's scores on recent rewards."""
         found: Influence = self._router.get(f"/v1/clients/{name}/influence", Influence)
         return found
 
     def change(self, name: str, change: Change) -> Client:
-        """Pause, resume or move it."""
+        """Pause, resume or move a client."""
         body = change.model_dump(mode="json", exclude_unset=True)
         found: Client = self._router.call(
             "PATCH", f"/v1/clients/{name}", Client, json=body, timeout_s=_TRIAL_S, idempotent=True
@@ -44,12 +46,12 @@ class Clients:
         return found
 
     def rotate(self, name: str, rotation: Rotation) -> Rotated:
-        """New credentials: the one that the router sends, the client's own, or both."""
+        """Replace credentials: the token that the router sends, the client's own, or both."""
         found: Rotated = self._router.call(
             "POST", f"/v1/clients/{name}/rotate", Rotated, json=rotation.model_dump(mode="json"), timeout_s=_TRIAL_S
         )
         return found
 
     def remove(self, name: str) -> None:
-        """It is not asked again, its secret is deleted and its own token ends."""
+        """Remove a client: it gets no more requests, its secret is deleted and its own token becomes invalid."""
         self._router.call("DELETE", f"/v1/clients/{name}", None)

@@ -1,4 +1,4 @@
-"""What an arm sees: groups of responses as every client scored them, and the anchors' labels."""
+"""Input of an arm: scores of groups of responses by every client, and labelled anchor pairs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Rewards = Float[ndarray, "groups size"]
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Responses to one input each. Group, client and response have the same place in every array."""
+class GroupScores:
+    """Scores of groups of responses. Group, client and response have the same index in every array."""
 
     inputs: Float[ndarray, "groups features"]
-    """e(x): the router's frozen embedding of question and picture."""
+    """Frozen embedding e(x) of question and picture by the router."""
     scores: Float[ndarray, "groups clients size"]
-    """In each client's own calibrated logits, as its service would send them."""
+    """Scores in each client's own calibrated logits, as its service sends them."""
     skills: tuple[str, ...]
-    """``domain/task`` of each group, known because questions are made by programs. Only the oracle reads it."""
+    """``domain/task`` of each group, known because programs generate the questions. Only the oracle uses it."""
     others: Mapping[str, Rewards] = field(default_factory=dict)
     """Scores by reward models that no client serves: averaged, central, trained on anchors."""
 
@@ -32,32 +32,32 @@ class Groups:
     def domains(self) -> tuple[str, ...]:
         return tuple(skill.partition("/")[0] for skill in self.skills)
 
-    def take(self, groups: Int[ndarray, " some"] | Bool[ndarray, " groups"]) -> Groups:
-        """Some of the groups."""
-        return Groups(
+    def take(self, groups: Int[ndarray, " some"] | Bool[ndarray, " groups"]) -> GroupScores:
+        """Select some of the groups."""
+        return GroupScores(
             self.inputs[groups],
             self.scores[groups],
             tuple(np.array(self.skills)[groups].tolist()),
             {name: scores[groups] for name, scores in self.others.items()},
         )
 
-    def said(self, scores: Float[ndarray, "groups clients size"]) -> Groups:
-        """The same groups with other scores by the clients."""
+    def with_scores(self, scores: Float[ndarray, "groups clients size"]) -> GroupScores:
+        """Copy the groups with other scores of the clients."""
         return replace(self, scores=scores)
 
 
 @dataclass(frozen=True)
-class Anchors:
-    """The server's own labelled pairs: the first response of each group is the preferred one."""
+class AnchorPairs:
+    """Labelled pairs of the server: the first response of each group is the preferred one."""
 
-    pairs: Groups
+    pairs: GroupScores
 
     @property
     def right(self) -> Float[ndarray, "pairs clients"]:
-        """1 where a client ranks a pair as labelled, ½ where it cannot tell."""
+        """1 where a client ranks a pair as labelled, ½ for a tie, otherwise 0."""
         return agreement(self.pairs.scores)
 
 
 def agreement(scores: Float[ndarray, "*batch 2"]) -> Float[ndarray, "*batch"]:
-    """1 where the first of two is scored higher, 0 where the second is, ½ for a tie."""
+    """Return 1 where the first of two has the higher score, 0 where the second has it, ½ for a tie."""
     return np.asarray((np.sign(scores[..., 0] - scores[..., 1]) + 1) / 2)

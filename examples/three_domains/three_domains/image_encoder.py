@@ -1,4 +1,4 @@
-"""DINOv2-S reshaped as the SigLIP-style vision tower that Idefics3 models use."""
+"""Image encoder of the base VLM: DINOv2-S converted to the SigLIP-style encoder of Idefics3 models."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ PATCH = 14
 
 
 def siglip_state(dino: Dinov2Model, layers: int, picture_size: int) -> dict[str, Tensor]:
-    """Returns the state of an ``Idefics3VisionTransformer`` that computes nearly what ``layers`` layers of ``dino`` do.
+    """Return the state of an ``Idefics3VisionTransformer`` that approximates ``layers`` layers of ``dino``.
 
-    LayerScale is folded into the projection before it, the position table is resized to the grid of a
-    ``picture_size`` square, and the class token, which this class has no place for, is dropped: the one
-    approximation.
+    LayerScale is merged into the projection before it, and the position table is resized to the grid of a
+    ``picture_size`` square. The only approximation: the class token, which that class does not support, is dropped.
     """
     source = dino.state_dict()
     grid = picture_size // PATCH
@@ -46,10 +45,10 @@ def siglip_state(dino: Dinov2Model, layers: int, picture_size: int) -> dict[str,
 
 
 def standardise(norm: torch.nn.LayerNorm, features: Tensor) -> None:
-    """Sets ``norm`` so that its outputs have zero mean and unit variance per channel.
+    """Set ``norm`` so that its outputs have zero mean and unit variance per channel.
 
     ``features``: (pictures, patches, channels), outputs of ``norm`` while it is still the identity scaling. A small
-    language model learns from standardised channels several times faster, and the layer is there anyway.
+    language model learns several times faster from standardised channels, and the layer exists anyway.
     """
     flat = features.reshape(-1, features.shape[-1])
     deviation = flat.std(0).clamp_min(1e-3)

@@ -1,4 +1,4 @@
-"""The work behind ``POST /v1/score``: limits, pictures by hash, batching."""
+"""Handling of ``POST /v1/score``: limits, pictures by hash, batching."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import torch
+from mor_core.byte_cache import ByteBoundCache
 from mor_core.errors import Conflict, Invalid, Overloaded, TooLarge
 from mor_core.images import sha256
 from mor_core.wire import Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
@@ -17,17 +18,16 @@ from mor_core.wire import Card, ItemScores, ModelRef, ScoreRequest, ScoreRespons
 from mor_reward import model_store
 from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
 from mor_reward.batcher import Batcher
-from mor_reward.caches import ByteBoundCache
 from mor_reward.config import RewardSettings
-from mor_reward.engine import Engine
-from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS
+from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS, count_lookups
+from mor_reward.scoring_engine import ScoringEngine
 
 
 class MissingImages(Conflict):
-    """Pictures that the service does not hold; the caller sends the request again with their bytes."""
+    """Pictures that the service does not hold; the caller repeats the request with their bytes."""
 
     def __init__(self, missing: list[str]) -> None:
-        super().__init__(f"{len(missing)} pictures are not here; send their bytes in 'images'")
+        super().__init__(f"{len(missing)} pictures are missing; send their bytes in 'images'")
         self.missing = missing
 
 
@@ -37,10 +37,10 @@ class ScoringService:
     def __init__(self, scorer: Scorer, card: Card, temperature: float, settings: RewardSettings) -> None:
         self.card = card
         self._settings = settings
-        self._sees_pictures = scorer.sees_pictures
-        self._images = ByteBoundCache[bytes]("images", settings.image_cache_bytes, len)
+        self._sees_pictures = scorer.uses_pictures
+        self._images = ByteBoundCache[bytes](settings.image_cache_bytes, len, count_lookups("images"))
         self._batcher = Batcher(
-            Engine(scorer, temperature, settings.batch_responses),
+            ScoringEngine(scorer, temperature, settings.batch_responses),
             batch_responses=settings.batch_responses,
             queue_responses=settings.queue_responses,
             wait_s=settings.batch_wait_ms / 1000,
@@ -50,12 +50,12 @@ class ScoringService:
 
     @property
     def running(self) -> bool:
-        """Whether requests are being scored."""
+        """State of the scoring loop."""
         return self._loop is not None and not self._loop.done()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Score requests within; at the end what is queued is finished."""
+        """Run the scoring loop; at exit, finish the queued items."""
         self._loop = asyncio.create_task(self._batcher.run())
         try:
             yield
@@ -64,15 +64,15 @@ class ScoringService:
             await self._loop
 
     async def score(self, request: ScoreRequest, deadline_ms: float | None) -> ScoreResponse:
-        """Scores of all items; see the reward contract.
+        """Score all items, as the reward contract states.
 
-        ``deadline_ms`` are the milliseconds that the caller waits, from now.
+        ``deadline_ms``: how long the caller waits from now, in milliseconds.
 
         Raises:
-            MissingImages: pictures are named of which the service has no bytes.
-            TooLarge: over a limit of the card.
-            Invalid: bytes that do not have the hash under which they came.
-            Overloaded: too many requests, or no time for this one.
+            MissingImages: a message refers to pictures whose bytes the service does not hold.
+            TooLarge: the request exceeds a limit of the card.
+            Invalid: the bytes of a picture do not match their hash.
+            Overloaded: too many requests, or not enough time before the deadline.
             Unavailable: the deadline passed, or the service is stopping.
         """
         started = time.monotonic()
@@ -87,15 +87,15 @@ class ScoringService:
                 [Example(item.messages, shown, response) for response in item.responses]
                 for item, shown in zip(request.items, pictures, strict=True)
             ]
-            verdicts = await self._batcher.score(items, deadline)
-        for verdict in verdicts:
-            ITEMS.labels(status=verdict.status).inc()
+            outcomes = await self._batcher.score(items, deadline)
+        for outcome in outcomes:
+            ITEMS.labels(status=outcome.status).inc()
         REQUEST_SECONDS.observe(time.monotonic() - started)
         return ScoreResponse(
             model=self.card.model,
             items=tuple(
-                ItemScores(item_id=item.item_id, status=verdict.status, scores=verdict.scores, detail=verdict.detail)
-                for item, verdict in zip(request.items, verdicts, strict=True)
+                ItemScores(item_id=item.item_id, status=outcome.status, scores=outcome.scores, detail=outcome.detail)
+                for item, outcome in zip(request.items, outcomes, strict=True)
             ),
         )
 
@@ -103,7 +103,7 @@ class ScoringService:
     def _admitted(self) -> Iterator[None]:
         if self._in_flight >= self._settings.concurrency:
             ERRORS.labels(reason="concurrency").inc()
-            raise Overloaded(f"{self._in_flight} requests are being scored, which is the most; try again")
+            raise Overloaded(f"{self._in_flight} requests are being scored, the maximum; try again later")
         self._in_flight += 1
         try:
             yield
@@ -112,27 +112,29 @@ class ScoringService:
 
     def _check_limits(self, request: ScoreRequest) -> None:
         if len(request.items) > self._settings.max_items:
-            raise TooLarge(f"{len(request.items)} items; at most {self._settings.max_items} are scored in one request")
+            raise TooLarge(
+                f"{len(request.items)} items; a request may have at most {self._settings.max_items}: split it"
+            )
         for item in request.items:
             if len(item.responses) > self._settings.max_responses:
                 raise TooLarge(
-                    f"item {item.item_id!r} has {len(item.responses)} responses; at most "
-                    f"{self._settings.max_responses} are scored in one item"
+                    f"item {item.item_id!r} has {len(item.responses)} responses; an item may have at most "
+                    f"{self._settings.max_responses}: split it"
                 )
 
     def _check_images(self, images: Mapping[str, bytes]) -> None:
         for digest, content in images.items():
             if len(content) > self._settings.max_image_bytes:
                 raise TooLarge(
-                    f"image {digest[:12]} has {len(content)} bytes, at most {self._settings.max_image_bytes} are read; "
+                    f"image {digest[:12]} has {len(content)} bytes, of at most {self._settings.max_image_bytes}; "
                     "scale it down"
                 )
             found = sha256(content)
             if found != digest:
-                raise Invalid(f"image {digest[:12]}: its bytes have the hash {found[:12]}; name it by that hash")
+                raise Invalid(f"image {digest[:12]}: its bytes have the hash {found[:12]}; send it under that hash")
 
     def _pictures(self, request: ScoreRequest) -> list[tuple[Picture, ...]]:
-        """The pictures that each item shows."""
+        """Return the pictures of each item."""
         if not self._sees_pictures:
             return [() for _ in request.items]
         wanted = dict.fromkeys(digest for item in request.items for digest in image_hashes(item.messages))
@@ -145,10 +147,10 @@ class ScoringService:
 
 
 def open_model(settings: RewardSettings) -> ScoringService:
-    """The service that ``settings`` describe, with its model loaded.
+    """Load the model that ``settings`` name and build its service.
 
     Raises:
-        Invalid: no such model folder or function.
+        Invalid: the model folder or function does not exist or cannot be loaded.
     """
     torch.set_num_threads(settings.threads)
     if settings.function is not None:

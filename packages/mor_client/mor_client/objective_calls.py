@@ -1,4 +1,4 @@
-"""Objectives of a router: make, give anchors, fit, choose the gate version in force."""
+"""Calls of the router about objectives: create, replace anchors, fit, roll back the gate version."""
 
 from __future__ import annotations
 
@@ -17,36 +17,39 @@ from mor_client.config import ClientSettings
 from mor_client.transport import Transport
 
 
-class Share(BaseModel):
-    """A share with its 95 % interval."""
+class AnchorShare(BaseModel):
+    """Fraction of the anchors, with its 95 % interval."""
 
     value: float
     low: float
     high: float
     of: int
+    """Number of anchors."""
 
 
 class ClientFit(BaseModel):
+    """Figures of one client in a fit."""
+
     client: str
-    accuracy: Share
-    """Anchors that its own scores rank as labelled."""
+    accuracy: AnchorShare
+    """Anchors that the client's own scores rank as labelled."""
     weight_by_domain: dict[str, float]
 
 
 class FitFigures(BaseModel):
-    """How good a fit is: what a person looks at; the router's OpenAPI page has the whole report."""
+    """Quality of a fit, in short; the router's OpenAPI page describes the whole report."""
 
     pairs: int
     clients: tuple[ClientFit, ...]
     left_out: dict[str, str]
-    """Clients that are not in the mixture, with the reason."""
-    held_out_accuracy: Share
-    uniform_accuracy: Share
-    """Of the plain average of all clients."""
+    """Clients outside the mixture, with the reason."""
+    held_out_accuracy: AnchorShare
+    uniform_accuracy: AnchorShare
+    """Accuracy of the plain average of all clients."""
 
 
 class Gate(BaseModel):
-    """A gate version."""
+    """Version of a gate."""
 
     version: int
     objective: str
@@ -56,7 +59,9 @@ class Gate(BaseModel):
     report: FitFigures
 
 
-class Objectives:
+class ObjectiveCalls:
+    """Calls about the objectives of a router."""
+
     def __init__(self, router: Transport, settings: ClientSettings) -> None:
         self._router = router
         self._settings = settings
@@ -65,12 +70,12 @@ class Objectives:
         return self._objective("POST", "/v1/objectives", json=objective.model_dump(mode="json"))
 
     def versions(self, name: str) -> list[Gate]:
-        """Oldest first."""
+        """List the gate versions of an objective, oldest first."""
         found: list[Gate] = self._router.get(f"/v1/objectives/{name}/gates", list[Gate])
         return found
 
     def list(self) -> list[Objective]:
-        """By name."""
+        """List all objectives by name."""
         found: list[Objective] = self._router.get("/v1/objectives", list[Objective])
         return found
 
@@ -78,10 +83,10 @@ class Objectives:
         return self._objective("GET", f"/v1/objectives/{name}")
 
     def put_anchors(self, name: str, file: Path) -> Objective:
-        """Replace the anchor set by a ``mor.prefs/1`` file. It is checked here first; pictures travel inside.
+        """Replace the anchor set by a ``mor.prefs/1`` file, checked before it is sent; pictures are sent inline.
 
         Raises:
-            DataFileError: the line that is wrong and what to do.
+            DataFileError: names the invalid line and the cure.
         """
         content = "\n".join(json.dumps(_row(preference)) for preference in read_preferences(file)).encode()
         return self._objective(
@@ -93,7 +98,7 @@ class Objectives:
         )
 
     def fit(self, name: str, request: FitRequest) -> Gate:
-        """Every client scores the anchors, calibration and gate are fitted, and the version is put in force."""
+        """Have every client score the anchors, fit calibration and gate, and activate the version if requested."""
         found: Gate = self._router.call(
             "POST",
             f"/v1/objectives/{name}/fit",
@@ -104,7 +109,7 @@ class Objectives:
         return found
 
     def rollback(self, name: str) -> Objective:
-        """Put the gate version in force that was before."""
+        """Activate the previous gate version."""
         return self._objective("POST", f"/v1/objectives/{name}/gates/rollback")
 
     def _objective(self, method: str, path: str, **request: Any) -> Objective:
@@ -113,9 +118,9 @@ class Objectives:
 
 
 def _row(preference: Preference) -> dict[str, Any]:
-    """A row with its pictures as data URIs, in the order in which the messages show them."""
+    """Encode a row with its pictures as data URIs, in the order of the messages."""
     prompt = preference.prompt
-    shown: Sequence[str] = [digest for message in prompt.messages for digest in message.image_hashes]
+    digests: Sequence[str] = [digest for message in prompt.messages for digest in message.image_hashes]
     return {
         "prompt": [
             {
@@ -131,7 +136,7 @@ def _row(preference: Preference) -> dict[str, Any]:
         ],
         "images": [
             f"data:application/octet-stream;base64,{base64.b64encode(prompt.images[digest]).decode()}"
-            for digest in shown
+            for digest in digests
         ],
         "chosen": preference.chosen,
         "rejected": preference.rejected,

@@ -17,33 +17,35 @@ from mor_core.errors import Invalid, MorError
 from mor_core.wire import image_hashes
 from torch import Tensor
 
-from mor_reward import calibration, checkpoint
+from mor_reward import calibration, training_checkpoint
 from mor_reward.backbones import Backbone, Example, Picture
-from mor_reward.loss import bradley_terry_loss
-from mor_reward.progress import Reporter
+from mor_reward.bradley_terry import bradley_terry_loss
+from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits
-from mor_reward.train_config import Recipe, learning_rate
+from mor_reward.train_config import TrainConfig, learning_rate
 
 _SCORE_BATCH = 64
+"""Pairs scored at a time outside training; bounds memory."""
 _FEATURE_BYTES = 4 << 30
+"""Size of the feature cache in training, bytes; room for the features of several thousand pictures."""
 
 Margins = Float[np.ndarray, " pairs"]
 
 
-class Interrupted(MorError):
-    """Training was told to stop; its checkpoint is written."""
+class TrainingInterrupted(MorError):
+    """Training stopped on request; its checkpoint is written."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A preference as the two examples to score, with the text that names its question."""
+class PreferencePair:
+    """Preference as the two examples to score, with the text of its question."""
 
     chosen: Example
     rejected: Example
     question: str
 
     @classmethod
-    def of(cls, row: Preference) -> Pair:
+    def of(cls, row: Preference) -> PreferencePair:
         messages = row.prompt.messages
         pictures = tuple(Picture(digest, row.prompt.images[digest]) for digest in image_hashes(messages))
         question = "\n".join(message.text for message in messages)
@@ -51,8 +53,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A finished training: ``backbone`` holds the best epoch's weights."""
+class TrainingOutcome:
+    """Figures of a finished training; the backbone then holds the best epoch's weights."""
 
     steps: int
     best_epoch: int
@@ -60,26 +62,26 @@ class Outcome:
     train_seconds: float
 
 
-def check(pairs: Sequence[Pair], rows: Sequence[Preference], backbone: Backbone) -> None:
-    """Refuse rows that ``backbone`` cannot score.
+def require_scorable(pairs: Sequence[PreferencePair], rows: Sequence[Preference], backbone: Backbone) -> None:
+    """Raise an error if ``backbone`` cannot score one of the rows.
 
     Raises:
-        Invalid: the first such row by its id, and why.
+        Invalid: names the id of the first such row and the reason.
     """
     for pair, row in zip(pairs, rows, strict=True):
         for example in (pair.chosen, pair.rejected):
-            reason = backbone.refuse(example)
+            reason = backbone.unscorable_reason(example)
             if reason is not None:
                 raise Invalid(
                     f"row {row.prompt.id!r}: {reason}; raise that limit of the backbone with --set, or drop the row"
                 )
 
 
-def margins(backbone: Backbone, pairs: Sequence[Pair]) -> Margins:
-    """Raw score differences r⁺ − r⁻.
+def margins(backbone: Backbone, pairs: Sequence[PreferencePair]) -> Margins:
+    """Compute the raw score differences r⁺ − r⁻.
 
     Raises:
-        Invalid: the model gives scores that are not finite.
+        Invalid: a score is not finite.
     """
     backbone.eval()
     parts: list[Tensor] = []
@@ -92,38 +94,38 @@ def margins(backbone: Backbone, pairs: Sequence[Pair]) -> Margins:
     return result
 
 
-class Trainer:
-    """One training run on the pairs of a training split, with early stopping on the calibration split."""
+class PreferenceTrainer:
+    """Training loop on the training split, with early stopping on the calibration split."""
 
     def __init__(
         self,
         backbone: Backbone,
-        pairs: Sequence[Pair],
+        pairs: Sequence[PreferencePair],
         splits: Splits,
-        recipe: Recipe,
+        config: TrainConfig,
         *,
         fingerprint: str,
         folder: Path,
-        reporter: Reporter,
+        reporter: ProgressReporter,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``folder`` holds the checkpoint; ``stopped`` is asked after every step and ends the run when it says so."""
+        """``folder`` is for the checkpoint; training ends when ``stopped``, called after every step, returns true."""
         self._backbone = backbone
         self._pairs = pairs
         self._splits = splits
-        self._recipe = recipe
+        self._config = config
         self._folder = folder
         self._reporter = reporter
         self._stopped = stopped
         self._parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-        self._optimiser = torch.optim.AdamW(self._parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self._per_epoch = math.ceil(len(splits.train) / recipe.batch_size)
-        self._state = checkpoint.Checkpoint(
+        self._optimiser = torch.optim.AdamW(self._parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self._per_epoch = math.ceil(len(splits.train) / config.batch_size)
+        self._state = training_checkpoint.TrainingCheckpoint(
             fingerprint=fingerprint,
             step=0,
             weights={},
             optimiser={},
-            rng=checkpoint.generators(),
+            rng=training_checkpoint.rng_states(),
             best_weights=None,
             best_nll=math.inf,
             best_epoch=0,
@@ -137,28 +139,28 @@ class Trainer:
         """Continue from the checkpoint in the folder.
 
         Raises:
-            Invalid, Conflict: see ``checkpoint.read``.
+            Invalid, Conflict: see ``training_checkpoint.read``.
         """
-        self._state = checkpoint.read(self._folder, self._state.fingerprint)
+        self._state = training_checkpoint.read(self._folder, self._state.fingerprint)
         self._load(self._state.weights)
         self._optimiser.load_state_dict(self._state.optimiser)
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         """Train to the end.
 
         Raises:
-            Interrupted: ``stopped`` said so; the state is in the checkpoint.
+            TrainingInterrupted: ``stopped`` returned true; the state is in the checkpoint.
             Invalid: the loss is not finite.
         """
         feature_seconds = self._encode()
         started = time.perf_counter()
-        state, steps = self._state, self._per_epoch * self._recipe.epochs
-        checkpoint.set_generators(state.rng)
+        state, steps = self._state, self._per_epoch * self._config.epochs
+        training_checkpoint.set_rng_states(state.rng)
         self._reporter.phase("training", steps)
         self._reporter.advance(state.step)
-        while state.step < steps and not self._exhausted():
+        while state.step < steps and not self._out_of_patience():
             epoch, within = divmod(state.step, self._per_epoch)
-            batch = self._order(epoch)[within * self._recipe.batch_size :][: self._recipe.batch_size]
+            batch = self._order(epoch)[within * self._config.batch_size :][: self._config.batch_size]
             state.loss_sum += self._step(batch, state.step, steps)
             state.step += 1
             note = f"epoch {epoch + 1}  loss {state.loss_sum / (within + 1):.3f}"
@@ -167,26 +169,26 @@ class Trainer:
             self._reporter.advance(state.step, note)
             if self._stopped():
                 self._save()
-                raise Interrupted(f"stopped after step {state.step} of {steps}; continue with --resume")
-            if state.step % self._recipe.checkpoint_every == 0:
+                raise TrainingInterrupted(f"stopped after step {state.step} of {steps}; continue with --resume")
+            if state.step % self._config.checkpoint_every == 0:
                 self._save()
         if state.best_weights is not None:
             self._load(state.best_weights)
         self._backbone.eval()
-        self._backbone.fold()
-        return Outcome(state.step, state.best_epoch, feature_seconds, time.perf_counter() - started)
+        self._backbone.merge_adapters()
+        return TrainingOutcome(state.step, state.best_epoch, feature_seconds, time.perf_counter() - started)
 
     def _encode(self) -> float:
-        """Fill the feature cache; without a place for all features none is kept, so that runs stay repeatable."""
+        """Fill the feature cache. If not all features fit, cache none, so that trainings stay reproducible."""
         started = time.perf_counter()
         self._backbone.eval()
         self._backbone.use_cache(_FEATURE_BYTES)
         examples = _examples(self._pairs)
         self._reporter.phase("encoding", None)
-        for done, added in enumerate(self._backbone.feature_jobs(examples), 1):
+        for done, added in enumerate(self._backbone.precompute_features(examples), 1):
             self._reporter.advance(done)
             if self._stopped():
-                raise Interrupted("stopped before the first step; start again")
+                raise TrainingInterrupted("stopped before the first step; start again")
             if self._backbone.features.bytes + added > _FEATURE_BYTES:
                 self._backbone.use_cache(0)
                 break
@@ -194,39 +196,39 @@ class Trainer:
 
     def _order(self, epoch: int) -> list[int]:
         rows = list(self._splits.train)
-        Random(f"{self._recipe.seed}/{epoch}").shuffle(rows)
+        Random(f"{self._config.seed}/{epoch}").shuffle(rows)
         return rows
 
     def _step(self, rows: Iterable[int], step: int, steps: int) -> float:
         self._backbone.train()
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, self._recipe)
+            group["lr"] = learning_rate(step, steps, self._config)
         pairs = [self._pairs[row] for row in rows]
-        made_up = self._mismatched(pairs, step) if self._recipe.mismatch else []
+        made_up = self._mismatched(pairs, step) if self._config.mismatch else []
         scores = self._backbone([*_examples(pairs), *made_up])
         chosen, rejected = scores[0 : 2 * len(pairs) : 2], scores[1 : 2 * len(pairs) : 2]
-        loss = bradley_terry_loss(chosen, rejected, self._recipe.centring)
+        loss = bradley_terry_loss(chosen, rejected, self._config.centring)
         if made_up:
-            loss = loss + bradley_terry_loss(chosen.repeat_interleave(self._recipe.mismatch), scores[2 * len(pairs) :])
+            loss = loss + bradley_terry_loss(chosen.repeat_interleave(self._config.mismatch), scores[2 * len(pairs) :])
         if not torch.isfinite(loss):
             raise Invalid(
-                f"the loss became {loss.item()} at step {step}; train with a smaller --lr than {self._recipe.lr:g}"
+                f"the loss became {loss.item()} at step {step}; train with a smaller --lr than {self._config.lr:g}"
             )
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
         self._optimiser.step()
         return float(loss.item())
 
-    def _mismatched(self, pairs: Sequence[Pair], step: int) -> list[Example]:
-        """For each pair ``recipe.mismatch`` responses that were chosen for its question elsewhere.
+    def _mismatched(self, pairs: Sequence[PreferencePair], step: int) -> list[Example]:
+        """For each pair, draw ``mismatch`` responses that were chosen for its question with another picture.
 
-        Where the draw agrees with its own chosen response, its rejected one takes the place.
+        A draw that equals the pair's own chosen response is replaced by its rejected one.
         """
-        rng = Random(f"{self._recipe.seed}/mismatch/{step}")
+        rng = Random(f"{self._config.seed}/mismatch/{step}")
         made_up = []
         for pair in pairs:
-            for other in rng.choices(self._others[pair.question], k=self._recipe.mismatch):
+            for other in rng.choices(self._others[pair.question], k=self._config.mismatch):
                 response = other if other != pair.chosen.response else pair.rejected.response
                 made_up.append(Example(pair.chosen.messages, pair.chosen.pictures, response))
         return made_up
@@ -240,10 +242,10 @@ class Trainer:
         state.loss_sum = 0.0
         return f"calibration accuracy {report.accuracy:.3f}"
 
-    def _exhausted(self) -> bool:
+    def _out_of_patience(self) -> bool:
         at_start_of_epoch = self._state.step % self._per_epoch == 0
         epochs_without = self._state.step // self._per_epoch - self._state.best_epoch
-        return at_start_of_epoch and epochs_without >= self._recipe.patience
+        return at_start_of_epoch and epochs_without >= self._config.patience
 
     def _weights(self) -> dict[str, Tensor]:
         return {
@@ -261,9 +263,9 @@ class Trainer:
     def _save(self) -> None:
         self._state.weights = self._weights()
         self._state.optimiser = self._optimiser.state_dict()
-        self._state.rng = checkpoint.generators()
-        checkpoint.write(self._folder, self._state)
+        self._state.rng = training_checkpoint.rng_states()
+        training_checkpoint.write(self._folder, self._state)
 
 
-def _examples(pairs: Sequence[Pair]) -> list[Example]:
+def _examples(pairs: Sequence[PreferencePair]) -> list[Example]:
     return [example for pair in pairs for example in (pair.chosen, pair.rejected)]

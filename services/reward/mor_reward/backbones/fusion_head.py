@@ -1,4 +1,4 @@
-"""The trainable part of the dual encoder: what the question reads off the picture, compared with what is said."""
+"""Trainable part of the dual encoder: compares picture content relevant to the question with the response."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries to a memory (Vaswani et al. 2017), without an output projection."""
+    """Multi-head attention of queries to a memory (Vaswani et al. 2017). Deviation: no output projection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.key_value = nn.Linear(width, 2 * width)
 
-    def project(self, memory: Float[Tensor, "contexts places width"]) -> Float[Tensor, "2 contexts heads places dim"]:
-        """Keys and values, to be computed once for a memory that several rows share."""
-        rows, places, width = memory.shape
+    def project(self, memory: Float[Tensor, "contexts patches width"]) -> Float[Tensor, "2 contexts heads patches dim"]:
+        """Compute keys and values, once for a memory that several rows share."""
+        rows, patches, width = memory.shape
         both: Tensor = self.key_value(memory)
-        return both.view(rows, places, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return both.view(rows, patches, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
 
     def forward(
         self,
         queries: Float[Tensor, "rows tokens width"],
-        keys_values: Float[Tensor, "2 rows heads places dim"],
-        visible: Bool[Tensor, "rows places"] | None = None,
+        keys_values: Float[Tensor, "2 rows heads patches dim"],
+        visible: Bool[Tensor, "rows patches"] | None = None,
     ) -> Float[Tensor, "rows tokens width"]:
         mask = None if visible is None else visible[:, None, None, :]
         split = queries.view(*queries.shape[:2], self.heads, -1).transpose(1, 2)
@@ -34,22 +34,22 @@ class Attention(nn.Module):
         return attended.transpose(1, 2).flatten(2)
 
 
-class Fusion(nn.Module):
-    """A scalar for each response from text features and patch features.
+class FusionHead(nn.Module):
+    """Map from text features and patch features to a scalar for each response.
 
-    The question asks a few slots to read the patches, once for all responses of a context (a Perceiver resampler,
-    Jaegle et al. 2021, conditioned on text). Each token of a response attends to the slots, and the token, what it
-    found, their product and the question are mixed: the product lets one layer say whether the two agree. Mean and
-    maximum over the response's tokens give the score.
+    A Perceiver resampler (Jaegle et al. 2021) whose queries, a few slots, depend on the question: the slots read the
+    patches once for all responses of a context. Each token of a response attends to the slots. An MLP mixes the token,
+    the attended slots, their product and the question; the product lets one layer measure whether token and slots
+    agree. A linear layer maps mean and maximum over the response's tokens to the score.
     """
 
     def __init__(
-        self, text_dim: int, patch_dim: int, places: int, *, width: int, slots: int, heads: int, dropout: float
+        self, text_dim: int, patch_dim: int, patches: int, *, width: int, slots: int, heads: int, dropout: float
     ) -> None:
         super().__init__()
         self.text_in = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, width))
         self.patch_in = nn.Sequential(nn.LayerNorm(patch_dim), nn.Linear(patch_dim, width))
-        self.place = nn.Parameter(torch.randn(places, width) * 0.02)
+        self.place = nn.Parameter(torch.randn(patches, width) * 0.02)
         self.nothing = nn.Parameter(torch.randn(width) * 0.02)
         self.patch_norm = nn.LayerNorm(width)
         self.slots = nn.Parameter(torch.randn(slots, width) * 0.1)
@@ -70,31 +70,31 @@ class Fusion(nn.Module):
         self,
         *,
         question: Float[Tensor, "contexts words text_dim"],
-        asked: Bool[Tensor, "contexts words"],
-        patches: Float[Tensor, "contexts places patch_dim"],
-        shown: Bool[Tensor, "contexts places"],
+        question_mask: Bool[Tensor, "contexts words"],
+        patches: Float[Tensor, "contexts patches patch_dim"],
+        patch_mask: Bool[Tensor, "contexts patches"],
         response: Float[Tensor, "rows tokens text_dim"],
-        said: Bool[Tensor, "rows tokens"],
+        response_mask: Bool[Tensor, "rows tokens"],
         context: Int[Tensor, " rows"],
     ) -> Float[Tensor, " rows"]:
-        """Scores of responses, the i-th to the context ``context[i]``.
+        """Score responses; response i belongs to context ``context[i]``.
 
-        ``asked``, ``shown`` and ``said`` tell what is not padding. The pictures of a context stand one after another. A
-        learnt place is always shown, so that a context without a picture is one with nothing to see.
+        The masks are false at padding. The pictures of a context are concatenated. One learnt patch is always visible,
+        so that a context without a picture has something to attend to.
         """
         seen = self.patch_in(patches) + self.place.repeat(patches.shape[1] // len(self.place), 1)
         memory = self.patch_norm(torch.cat([self.nothing.expand(len(seen), 1, -1), seen], dim=1))
-        wanted = _mean(self.text_in(question), asked)
-        queries = self.slots + self.ask(self.dropout(wanted)).view(-1, *self.slots.shape)
-        found = self.read(queries, self.read.project(memory), functional.pad(shown, (1, 0), value=True))
+        query = _mean(self.text_in(question), question_mask)
+        queries = self.slots + self.ask(self.dropout(query)).view(-1, *self.slots.shape)
+        found = self.read(queries, self.read.project(memory), functional.pad(patch_mask, (1, 0), value=True))
         evidence = self.compare.project(self.slot_norm(found + self.digest(found)))
 
         token = self.dropout(self.text_in(response))
         match = self.compare(self.look_up(token), evidence[:, context])
-        asking = wanted[context][:, None].expand_as(token)
-        mixed = self.mix_norm(self.mix(torch.cat([token, match, token * match, asking], dim=-1)))
-        most = mixed.masked_fill(~said[..., None], -torch.inf).amax(1)
-        scores: Tensor = self.head(torch.cat([_mean(mixed, said), most], dim=-1)).squeeze(-1)
+        query_of_row = query[context][:, None].expand_as(token)
+        mixed = self.mix_norm(self.mix(torch.cat([token, match, token * match, query_of_row], dim=-1)))
+        maximum = mixed.masked_fill(~response_mask[..., None], -torch.inf).amax(1)
+        scores: Tensor = self.head(torch.cat([_mean(mixed, response_mask), maximum], dim=-1)).squeeze(-1)
         return scores
 
 

@@ -1,4 +1,4 @@
-"""From a preference file to a reward model folder, and back to figures: what the command line calls."""
+"""Training and evaluation jobs of the command line: from a preference file to a reward model folder."""
 
 from __future__ import annotations
 
@@ -9,70 +9,70 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mor_core import atomic
 from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import Conflict
 
-from mor_reward import calibration, checkpoint, model_store
+from mor_reward import calibration, model_store, training_checkpoint
 from mor_reward.backbones import AnyConfig, build, on_device
 from mor_reward.calibration import PairReport
-from mor_reward.files import folder_whole
 from mor_reward.model_store import RewardManifest, TrainingReport
-from mor_reward.progress import Reporter
+from mor_reward.preference_trainer import PreferencePair, PreferenceTrainer, margins, require_scorable
+from mor_reward.progress import ProgressReporter
 from mor_reward.splits import materials, split_rows
-from mor_reward.train_config import Recipe
-from mor_reward.trainer import Pair, Trainer, check, margins
+from mor_reward.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to train, from what, and where to put it."""
+class TrainingJob:
+    """Model, data, output folder and settings of one training."""
 
     data: Path
     out: Path
     name: str
     domains: str
     backbone: AnyConfig
-    recipe: Recipe
+    train_config: TrainConfig
     resume: bool = False
     overwrite: bool = False
     device: str = "cpu"
 
     @property
     def work(self) -> Path:
-        """Where checkpoints lie until the model is finished."""
+        """Folder of the checkpoints until the model is finished."""
         return self.out.with_name(f"{self.out.name}.training")
 
 
-def train(job: Job, reporter: Reporter, stopped: Callable[[], bool] = lambda: False) -> RewardManifest:
+def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bool] = lambda: False) -> RewardManifest:
     """Train, calibrate, report and save a reward model.
 
-    ``job.out`` appears whole at the end. An interrupted run leaves its checkpoint in ``job.work``; a failed one leaves
-    nothing but a checkpoint that was written before.
+    ``job.out`` appears whole at the end. An interrupted job leaves its checkpoint in ``job.work``; a failed job leaves
+    only a checkpoint that it wrote before.
 
     Raises:
-        DataFileError: a bad line of the preference file.
-        Conflict: ``out`` exists, or a checkpoint stands there and ``resume`` is off, or belongs to another job.
+        DataFileError: a line of the preference file is invalid.
+        Conflict: ``out`` exists, or there is a checkpoint of another job, or of this one and ``resume`` is off.
         Invalid: a checkpoint cannot be loaded, or the backbone cannot score a row.
-        Interrupted: ``stopped`` said so.
+        TrainingInterrupted: ``stopped`` returned true.
     """
     if job.out.exists() and not job.overwrite:
         raise Conflict(f"{job.out} exists; choose another --out, or replace it with --overwrite")
-    if (job.work / checkpoint.FILE).exists() and not job.resume:
+    if (job.work / training_checkpoint.FILE).exists() and not job.resume:
         raise Conflict(
-            f"{job.work} holds the checkpoint of an unfinished training; go on with --resume, or delete that folder"
+            f"{job.work} holds the checkpoint of an unfinished training; continue with --resume, or delete that folder"
         )
     rows = read_preferences(job.data)
-    splits = split_rows([materials(row) for row in rows], job.recipe.heldout_fraction, job.recipe.seed)
-    torch.manual_seed(job.recipe.seed)
+    splits = split_rows([materials(row) for row in rows], job.train_config.heldout_fraction, job.train_config.seed)
+    torch.manual_seed(job.train_config.seed)
     backbone = on_device(build(job.backbone, Path.cwd(), pretrained=True), job.device)
-    pairs = [Pair.of(row) for row in rows]
-    check(pairs, rows, backbone)
+    pairs = [PreferencePair.of(row) for row in rows]
+    require_scorable(pairs, rows, backbone)
     try:
-        trainer = Trainer(
+        trainer = PreferenceTrainer(
             backbone,
             pairs,
             splits,
-            job.recipe,
+            job.train_config,
             fingerprint=_fingerprint(job, rows),
             folder=job.work,
             reporter=reporter,
@@ -83,14 +83,14 @@ def train(job: Job, reporter: Reporter, stopped: Callable[[], bool] = lambda: Fa
         outcome = trainer.run()
         temperature = calibration.fit_temperature(margins(backbone, [pairs[row] for row in splits.calibration]))
         report = calibration.report(margins(backbone, [pairs[row] for row in splits.report]), temperature)
-        with folder_whole(job.out, overwrite=job.overwrite) as folder:
+        with atomic.folder(job.out, replace=job.overwrite) as folder:
             manifest = model_store.save(
                 folder,
                 backbone,
                 name=job.name,
                 domains=job.domains,
-                calibration=model_store.card_calibration(report, temperature),
-                recipe=job.recipe,
+                calibration=model_store.as_card_calibration(report, temperature),
+                train_config=job.train_config,
                 training=TrainingReport(
                     train_pairs=len(splits.train),
                     calibration_pairs=len(splits.calibration),
@@ -101,7 +101,7 @@ def train(job: Job, reporter: Reporter, stopped: Callable[[], bool] = lambda: Fa
                 ),
             )
     except BaseException:
-        if job.work.exists() and not (job.work / checkpoint.FILE).exists():
+        if job.work.exists() and not (job.work / training_checkpoint.FILE).exists():
             shutil.rmtree(job.work)
         raise
     shutil.rmtree(job.work, ignore_errors=True)
@@ -109,23 +109,23 @@ def train(job: Job, reporter: Reporter, stopped: Callable[[], bool] = lambda: Fa
 
 
 def evaluate(data: Path, folder: Path, device: str = "cpu") -> tuple[RewardManifest, PairReport]:
-    """How the model in ``folder`` agrees with the preferences of ``data``, at its own temperature.
+    """Measure how the model in ``folder``, at its own temperature, agrees with the preferences of ``data``.
 
     Raises:
-        DataFileError, Invalid: the data or the folder is bad, or the model cannot score a row.
+        DataFileError, Invalid: the data or the folder is invalid, or the model cannot score a row.
     """
     manifest, backbone = model_store.load(folder, device)
     rows = read_preferences(data)
-    pairs = [Pair.of(row) for row in rows]
-    check(pairs, rows, backbone)
+    pairs = [PreferencePair.of(row) for row in rows]
+    require_scorable(pairs, rows, backbone)
     return manifest, calibration.report(margins(backbone, pairs), manifest.calibration.temperature)
 
 
-def _fingerprint(job: Job, rows: Sequence[Preference]) -> str:
-    """Hash of all that decides the weights."""
+def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
+    """Return a hash of everything that determines the weights."""
     digest = hashlib.sha256()
     digest.update(
-        f"{job.recipe.model_dump_json()}{job.backbone.model_dump_json()}{job.device}{torch.get_num_threads()}".encode()
+        f"{job.train_config.model_dump_json()}{job.backbone.model_dump_json()}{job.device}{torch.get_num_threads()}".encode()
     )
     for row in rows:
         parts = [

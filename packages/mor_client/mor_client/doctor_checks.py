@@ -1,4 +1,4 @@
-"""The judgements of ``mor doctor`` about facts that services told. Nothing is asked here."""
+"""Checks of ``mor doctor`` on reports of services; pure functions without calls."""
 
 from __future__ import annotations
 
@@ -9,69 +9,76 @@ from mor_core.auth import Scope
 from mor_core.clients import ClientStatus
 from mor_core.run_status import Alert, WorkerStatus
 from mor_core.runs import RunSnapshot, RunState
-from mor_core.service_info import About, QueueServer
+from mor_core.service_info import QueueServer, ServiceInfo
 
 from mor_client.findings import Finding, failed, ok, warning
 
 _SKEW_S = 2.0
+"""Tolerated clock difference in seconds: small against the lease of a run, 60 s by default."""
 _BAD_SKEW_S = 30.0
+"""Clock difference that is a failure, in seconds: half the lease of a run."""
 _SLOW_QUEUE_S = 0.05
+"""Seconds of a PING above which the queue server slows every step down."""
 _FULL_SHARE = 0.8
+"""Fraction of the queue server's memory above which it may soon refuse entries."""
 _LITTLE_SHARE, _LITTLE_BYTES = 0.1, 10 << 30
+"""Free space below both of which a disk gets a warning: fraction of the disk, and bytes."""
 _NO_BYTES = 1 << 30
+"""Free bytes below which a disk cannot take another checkpoint."""
 _SILENT_S = 60.0
+"""Seconds without a call after which a worker counts as gone; workers call run control every 2 s by default."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a service told about itself, and when that was by the clock here."""
+class ServiceReport:
+    """Self-description of a service, with its time of receipt by the local clock."""
 
-    about: About
-    asked_at: float
-    """Unix time in the middle of the request, seconds."""
+    about: ServiceInfo
+    received_at: float
+    """Unix time at the middle of the request, in seconds."""
     round_trip_s: float
 
 
-def versions(told: Mapping[str, Told], own: str) -> Iterator[Finding]:
-    """All distributions of an installation have one version."""
-    found = {name: service.about.version for name, service in told.items()} | {"this command": own}
+def versions(reports: Mapping[str, ServiceReport], own: str) -> Iterator[Finding]:
+    """Check that all distributions of the installation have the same version."""
+    found = {name: service.about.version for name, service in reports.items()} | {"this command": own}
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
     if len(set(found.values())) == 1:
         yield ok("versions", f"all {own}")
     else:
         yield failed(
-            "versions", listed, "install one version everywhere; services first, then workers and this command"
+            "versions", listed, "install the same version everywhere: services first, then workers and this command"
         )
 
 
-def clocks(told: Mapping[str, Told]) -> Iterator[Finding]:
-    """Leases and staleness are told in Unix time: clocks have to agree to seconds."""
-    for name, service in told.items():
-        skew = service.about.now - service.asked_at
-        doubt = service.round_trip_s / 2
-        detail = f"{skew:+.2f} s from the clock here, give or take {doubt:.2f} s"
-        if abs(skew) <= _SKEW_S + doubt:
+def clocks(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
+    """Check that clocks agree to seconds, because leases and staleness use Unix time."""
+    for name, service in reports.items():
+        skew = service.about.now - service.received_at
+        uncertainty = service.round_trip_s / 2
+        detail = f"{skew:+.2f} s from the local clock, ± {uncertainty:.2f} s"
+        if abs(skew) <= _SKEW_S + uncertainty:
             yield ok(f"clock of {name}", detail)
             continue
-        judge = failed if abs(skew) > _BAD_SKEW_S else warning
-        yield judge(f"clock of {name}", detail, "run NTP (chrony, systemd-timesyncd) on both machines")
+        finding = failed if abs(skew) > _BAD_SKEW_S else warning
+        yield finding(f"clock of {name}", detail, "run NTP (chrony, systemd-timesyncd) on both machines")
 
 
-def token(told: Mapping[str, Told]) -> Iterator[Finding]:
-    """Which rights the token has at each service."""
-    for name, service in told.items():
+def token(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
+    """Check the scope of the token at each service."""
+    for name, service in reports.items():
         caller = service.about.caller
         detail = f"token {caller.name!r} has scope {caller.scope}"
         if caller.scope is Scope.admin:
             yield ok(f"token at {name}", detail)
         else:
-            cure = "use a token of scope admin to create, pause, enrol or fit; reading works"
+            cure = "use a token of scope admin to create, pause, enrol or fit; this one can only read"
             yield warning(f"token at {name}", detail, cure)
 
 
-def queue_servers(told: Mapping[str, Told]) -> Iterator[Finding]:
-    """The queue server as each service sees it; it is judged once if all see the same one."""
-    seen = {name: facts.queue_server for name, service in told.items() if (facts := service.about.facts) is not None}
+def queue_servers(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
+    """Check the queue server as each service reports it; once if all report the same one."""
+    seen = {name: facts.queue_server for name, service in reports.items() if (facts := service.about.facts) is not None}
     known = {name: server for name, server in seen.items() if server is not None}
     identities = {server.server_id for server in known.values() if server.server_id is not None}
     if len(identities) > 1:
@@ -85,11 +92,11 @@ def _queue_server(check: str, server: QueueServer) -> Iterator[Finding]:
     problems: list[tuple[str, str]] = []
     if server.eviction_policy not in (None, "noeviction"):
         problems.append(
-            (f"policy {server.eviction_policy} drops entries when it is full", "CONFIG SET maxmemory-policy noeviction")
+            (f"policy {server.eviction_policy} drops entries when full", "CONFIG SET maxmemory-policy noeviction")
         )
     if server.append_only is False:
         problems.append(
-            ("it keeps no append-only file: clients and objectives do not survive a crash", "CONFIG SET appendonly yes")
+            ("no append-only file: clients and objectives are lost in a crash", "CONFIG SET appendonly yes")
         )
     if server.max_bytes and server.used_bytes and server.used_bytes > _FULL_SHARE * server.max_bytes:
         problems.append(
@@ -99,19 +106,21 @@ def _queue_server(check: str, server: QueueServer) -> Iterator[Finding]:
             )
         )
     if server.round_trip_s > _SLOW_QUEUE_S:
-        problems.append((f"a PING takes {1000 * server.round_trip_s:.0f} ms", "move it nearer, or give it a core"))
+        problems.append(
+            (f"a PING takes {1000 * server.round_trip_s:.0f} ms", "move it closer, or give it a core of its own")
+        )
     for detail, cure in problems:
         yield warning(check, detail, cure)
     if not problems:
         yield ok(check, f"version {server.version or 'unknown'}, PING in {1000 * server.round_trip_s:.1f} ms")
 
 
-def disks(told: Mapping[str, Told]) -> Iterator[Finding]:
-    for name, service in told.items():
+def disks(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
+    for name, service in reports.items():
         for disk in service.about.facts.disks if service.about.facts else ():
             check = f"disk of {name} for {disk.purpose}"
             detail = f"{disk.free_bytes / 2**30:.1f} of {disk.total_bytes / 2**30:.1f} GiB free at {disk.path}"
-            cure = "free space, or lower keep_checkpoints and keep_weights of the runs"
+            cure = "free space, or reduce keep_checkpoints and keep_weights of the runs"
             if disk.free_bytes < _NO_BYTES:
                 yield failed(check, detail, cure)
             elif disk.free_bytes < min(_LITTLE_BYTES, _LITTLE_SHARE * disk.total_bytes):
@@ -120,9 +129,9 @@ def disks(told: Mapping[str, Told]) -> Iterator[Finding]:
                 yield ok(check, detail)
 
 
-def devices(told: Mapping[str, Told]) -> Iterator[Finding]:
-    """Accelerators of the services that have a model."""
-    for name, service in told.items():
+def devices(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
+    """List the accelerators of services with a model."""
+    for name, service in reports.items():
         for device in service.about.facts.devices if service.about.facts else ():
             if device.free_bytes is None or device.total_bytes is None:
                 yield ok(f"device of {name}", device.name)
@@ -131,23 +140,23 @@ def devices(told: Mapping[str, Told]) -> Iterator[Finding]:
             yield ok(f"device of {name}", detail)
 
 
-def facts(told: Mapping[str, Told]) -> Iterator[Finding]:
-    """Services that could not tell of their machine."""
-    for name, service in told.items():
+def facts(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
+    """Report services that could not describe their host."""
+    for name, service in reports.items():
         if service.about.problem is not None:
-            cure = "repair what is named; for the queue server check MOR_REDIS_URL of the service"
+            cure = "repair the named part; for the queue server check MOR_REDIS_URL of the service"
             yield failed(f"facts of {name}", service.about.problem, cure)
 
 
 def workers(found: Sequence[WorkerStatus], runs: Iterable[RunSnapshot], now: float, own: str) -> Iterator[Finding]:
-    """``now``: by run control's clock."""
+    """Check that a training process is alive and of version ``own``; ``now`` is Unix time by run control's clock."""
     alive = [worker for worker in found if now - worker.seen_at < _SILENT_S]
     queued = [run.id for run in runs if run.state is RunState.queued]
     if not alive:
-        judge = failed if queued else warning
+        finding = failed if queued else warning
         waiting = f"; {len(queued)} runs are queued" if queued else ""
-        yield judge(
-            "training processes", f"none asked for a run within a minute{waiting}", "start one: mor-trainer work"
+        yield finding(
+            "training processes", f"none requested a run within a minute{waiting}", "start one with 'mor-trainer work'"
         )
     for worker in alive:
         detail = f"on {worker.device or 'an unknown device'}, {worker.run or 'waiting for a run'}"
@@ -159,21 +168,23 @@ def workers(found: Sequence[WorkerStatus], runs: Iterable[RunSnapshot], now: flo
 
 def clients(found: Sequence[ClientStatus]) -> Iterator[Finding]:
     if not found:
-        yield warning("clients", "none is enrolled", "mor client enrol, or mor-reward register at the client's")
+        yield warning("clients", "none is enrolled", "run 'mor client enrol', or 'mor-reward register' at the client")
     for status in found:
         name, state = status.client.name, status.client.state
         check = f"client {name}"
         if state == "quarantined":
-            yield warning(check, f"quarantined: {status.client.reason}", f"mor client show {name} tells its influence")
+            yield warning(
+                check, f"quarantined: {status.client.reason}", f"inspect its influence with 'mor client show {name}'"
+            )
         elif status.circuit != "closed" or status.last_error is not None:
             detail = f"{state}, circuit {status.circuit}: {status.last_error}"
-            yield warning(check, detail, "ask the client to look at its reward service; it is asked again by itself")
+            yield warning(check, detail, "have the client check its reward service; the router retries by itself")
         else:
             yield ok(check, state)
 
 
 def alerts(found: Sequence[Alert]) -> Iterator[Finding]:
-    """Those that nobody acknowledged."""
+    """Report the alerts that are not acknowledged."""
     if not found:
         yield ok("alerts", "none is open")
     for alert in found:

@@ -1,4 +1,4 @@
-"""What the engine asks of a scorer."""
+"""Calls of the scoring engine to its scorer."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, TextPart
 from mor_reward.backbones import Example, Picture
-from mor_reward.engine import Engine
+from mor_reward.scoring_engine import ScoringEngine
 from torch import Tensor
 
 
 class Lengths:
-    """Scores a response by its length, and remembers what it was asked."""
+    """Scorer that scores a response by its length and records its calls."""
 
-    def __init__(self, sees_pictures: bool) -> None:
-        self.sees_pictures = sees_pictures
-        self.asked: list[Example] = []
+    def __init__(self, uses_pictures: bool) -> None:
+        self.uses_pictures = uses_pictures
+        self.scored: list[Example] = []
 
-    def refuse(self, example: Example) -> str | None:
+    def unscorable_reason(self, example: Example) -> str | None:
         return None
 
     def score(self, batch: Sequence[Example]) -> Tensor:
-        self.asked += batch
+        self.scored += batch
         return torch.tensor([float(len(example.response)) for example in batch])
 
 
@@ -34,14 +34,14 @@ def _example(picture: bytes, response: str, question: str = "What is it?") -> Ex
     return Example((message,), (shown,), response)
 
 
-@pytest.mark.parametrize(("sees_pictures", "passes"), [(True, 5), (False, 3)])
-def test_what_the_scorer_cannot_tell_apart_is_scored_once(sees_pictures: bool, passes: int) -> None:
-    scorer = Lengths(sees_pictures)
+@pytest.mark.parametrize(("uses_pictures", "passes"), [(True, 5), (False, 3)])
+def test_examples_that_the_scorer_cannot_distinguish_are_scored_once(uses_pictures: bool, passes: int) -> None:
+    scorer = Lengths(uses_pictures)
     items = [
         [_example(b"one", "a cat"), _example(b"one", "a horse"), _example(b"one", "a cat")],
         [_example(b"two", "a horse"), _example(b"two", "a cat")],
         [_example(b"two", "a cat", "And this?")],
     ]
-    verdicts = Engine(scorer, temperature=2.0, batch_responses=2).run(items)
-    assert [verdict.scores for verdict in verdicts] == [(2.5, 3.5, 2.5), (3.5, 2.5), (2.5,)]
-    assert len(scorer.asked) == passes
+    outcomes = ScoringEngine(scorer, temperature=2.0, batch_responses=2).run(items)
+    assert [outcome.scores for outcome in outcomes] == [(2.5, 3.5, 2.5), (3.5, 2.5), (2.5,)]
+    assert len(scorer.scored) == passes

@@ -1,4 +1,4 @@
-"""``register`` and ``token``, and the served process as a whole."""
+"""Registration at a router, token creation, and the served process as a whole."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import pytest
 from mor_core.auth import hash_token
 from mor_core.errors import Invalid, Unauthorized
 from mor_reward.cli import app
-from mor_reward.enrolment import Enrolled, RouterUnavailable, deregister, register
+from mor_reward.router_registration import EnrolmentReceipt, RouterUnavailable, deregister, register
 from typer.testing import CliRunner
 
 from tests.reward import reward_kit as kit
 
 
 class Router:
-    """An HTTP server that gives scripted answers to enrolments and keeps what it was asked."""
+    """HTTP server that answers enrolments from a script and records the requests."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, str]] = []
-        self.asked: list[tuple[str, str | None, dict[str, str]]] = []
+        self.requests: list[tuple[str, str | None, dict[str, str]]] = []
         router = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}")
-                router.asked.append((self.path, self.headers["Authorization"], body))
+                router.requests.append((self.path, self.headers["Authorization"], body))
                 status, content = router.answers.pop(0) if len(router.answers) > 1 else router.answers[0]
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -46,12 +46,12 @@ class Router:
             do_GET = do_DELETE = do_POST  # noqa: N815
 
             def log_message(self, *_: object) -> None:
-                """Tests print nothing."""
+                """Print nothing in tests."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def enrol(self) -> Enrolled:
+    def enrol(self) -> EnrolmentReceipt:
         given = {"name": "st-mary", "url": "http://127.0.0.1:9", "domains": "brains", "secret": "s" * 32}
         return register(self.url, "enrol-me", attempts=3, **given)
 
@@ -67,51 +67,55 @@ def router() -> Iterator[Router]:
     thread.join(timeout=10)
 
 
-def test_a_client_is_enrolled_with_its_own_secret(router: Router) -> None:
+def test_enrolment_sends_the_services_own_secret(router: Router) -> None:
     router.answers = [(201, json.dumps({"client": {"name": "st-mary"}, "token": "page", "trial": "scored"}))]
-    assert router.enrol() == Enrolled(token="page", trial="scored")
+    assert router.enrol() == EnrolmentReceipt(token="page", trial="scored")
     body = {"name": "st-mary", "url": "http://127.0.0.1:9", "domains": "brains", "token": "s" * 32}
-    assert router.asked == [("/v1/clients", "Bearer enrol-me", body)]
+    assert router.requests == [("/v1/clients", "Bearer enrol-me", body)]
 
 
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [
-        (401, Unauthorized, r"\(401\): because; the enrolment token is unknown there; ask the platform team"),
+        (
+            401,
+            Unauthorized,
+            r"\(401\): because; the router does not know the enrolment token; request a new one from the platform team",
+        ),
         (403, Unauthorized, r"may not enrol clients"),
-        (404, Invalid, r"no MoR router; check --router"),
+        (404, Invalid, r"not a MoR router; check --router"),
         (409, Invalid, r"a client of that name is enrolled; choose another --name"),
-        (422, Invalid, r"\(422\): because; change what it names"),
+        (422, Invalid, r"\(422\): because; correct the named field"),
     ],
 )
-def test_a_refusal_tells_why_and_what_to_do(status: int, error: type[Exception], message: str, router: Router) -> None:
+def test_a_refusal_has_reason_and_cure(status: int, error: type[Exception], message: str, router: Router) -> None:
     router.answers = [(status, '{"detail": "because"}')]
     with pytest.raises(error, match=message):
         router.enrol()
-    assert len(router.asked) == 1
+    assert len(router.requests) == 1
 
 
-def test_a_router_that_is_busy_is_asked_again_a_bounded_number_of_times(router: Router) -> None:
+def test_calls_of_a_busy_router_are_retried_a_bounded_number_of_times(router: Router) -> None:
     busy = (503, '{"detail": "starting"}')
     router.answers = [busy, busy, (201, '{"token": "page"}')]
     assert router.enrol().token == "page"
-    router.asked.clear()
+    router.requests.clear()
     router.answers = [busy]
     with pytest.raises(RouterUnavailable, match="answered 503: starting"):
         router.enrol()
-    assert len(router.asked) == 3
+    assert len(router.requests) == 3
 
 
-def test_with_a_page_token_of_its_own_a_client_enrols_once_however_often_it_is_told_to(router: Router) -> None:
+def test_enrolment_with_an_own_page_token_is_idempotent(router: Router) -> None:
     given = {"name": "st-mary", "domains": "", "secret": "s" * 32, "page_token": "mine"}
     router.answers = [(401, "{}"), (201, '{"token": null, "trial": "scored"}')]
     assert register(router.url, "enrol-me", url="https://scores", **given).token is None
-    assert [asked[1] for asked in router.asked] == ["Bearer mine", "Bearer enrol-me"]
-    assert router.asked[1][2]["page_token_sha256"] == hash_token("mine")
+    assert [request[1] for request in router.requests] == ["Bearer mine", "Bearer enrol-me"]
+    assert router.requests[1][2]["page_token_sha256"] == hash_token("mine")
 
     router.answers = [(200, '{"client": {"url": "https://scores"}}')]
-    assert register(router.url, "enrol-me", url="https://scores/", **given).trial == "enrolled already"
-    with pytest.raises(Invalid, match="enrolled at https://scores; 'mor-reward deregister' it"):
+    assert register(router.url, "enrol-me", url="https://scores/", **given).trial == "already enrolled"
+    with pytest.raises(Invalid, match="enrolled at https://scores; run 'mor-reward deregister'"):
         register(router.url, "enrol-me", url="https://elsewhere", **given)
 
 
@@ -124,18 +128,18 @@ def test_deregistering_twice_is_no_error(router: Router) -> None:
         deregister(router.url, "mine", name="st-mary")
 
 
-def test_an_answer_that_is_no_enrolment_is_told(router: Router) -> None:
+def test_a_response_that_is_no_enrolment_is_an_error(router: Router) -> None:
     router.answers = [(200, "<html>")]
-    with pytest.raises(Invalid, match="is no MoR router"):
+    with pytest.raises(Invalid, match="is not a MoR router"):
         router.enrol()
 
 
-def test_a_router_that_does_not_answer_is_told() -> None:
+def test_an_unreachable_router_is_an_error() -> None:
     with pytest.raises(RouterUnavailable, match=r"no answer from the router at http://127\.0\.0\.1:9"):
         register("http://127.0.0.1:9", "t", name="n", url="u", domains="", secret="s", attempts=2)
 
 
-def test_a_token_is_made_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+def test_a_token_is_created_once_and_only_its_hash_is_stored(tmp_path: Path) -> None:
     tokens, secret = tmp_path / "tokens.json", tmp_path / "secret"
     command = ["token", "--tokens-file", str(tokens), "--secret-file", str(secret)]
     assert CliRunner().invoke(app, command).exit_code == 0
@@ -148,7 +152,7 @@ def test_a_token_is_made_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
 
 @pytest.fixture
 def served(trained: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
-    """A real reward service: the process, its address, and the file with its caller's token."""
+    """Start a real reward service; yield the process, its address and the file with its caller's token."""
     tokens, secret, place = tmp_path / "tokens.json", tmp_path / "secret", tmp_path / "address"
     assert CliRunner().invoke(app, ["token", "--tokens-file", str(tokens), "--secret-file", str(secret)]).exit_code == 0
     command = [sys.executable, "-m", "mor_reward.cli", "serve", "--model", str(trained), "--port-file", str(place)]
@@ -184,7 +188,7 @@ def test_a_served_model_scores_and_ends_cleanly(served: tuple[subprocess.Popen[b
     assert not re.search(secret.read_text().encode(), stderr)
 
 
-def test_register_prints_what_happened_and_keeps_the_page_token(router: Router, tmp_path: Path) -> None:
+def test_register_prints_the_result_and_stores_the_page_token(router: Router, tmp_path: Path) -> None:
     router.answers = [(201, '{"token": "page-token", "trial": "a red square was preferred"}')]
     secret, page = tmp_path / "secret", tmp_path / "page"
     command = ["register", "--router", router.url, "--name", "st-mary", "--url", "http://127.0.0.1:9"]

@@ -1,21 +1,20 @@
-"""Tokens by which callers of the reward service are known."""
+"""Tokens of callers of the reward service."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from mor_core import atomic
 from mor_core.auth import Scope, hash_token, new_token
 from mor_core.errors import Conflict, Invalid
 
-from mor_reward.files import write_whole
-
 
 def issue(tokens_file: Path, name: str, scope: Scope) -> str:
-    """Make a token, add its hash to ``tokens_file`` (made if need be) and return it. It is stored nowhere else.
+    """Create a token, add its hash to ``tokens_file`` (created if absent) and return the token, which is not stored.
 
     Raises:
-        Conflict: a token of that name is there.
+        Conflict: the file has a token of that name.
         Invalid: the file is not a list of tokens.
     """
     known: list[dict[str, str]] = []
@@ -25,7 +24,7 @@ def issue(tokens_file: Path, name: str, scope: Scope) -> str:
             names = {entry["name"] for entry in known}
         except (ValueError, KeyError, TypeError) as error:
             raise Invalid(
-                f"{tokens_file} is not a list of {{name, scope, sha256}} ({error}); mend or move it"
+                f"{tokens_file} is not a list of {{name, scope, sha256}} ({error}); repair or move it"
             ) from error
         if name in names:
             raise Conflict(
@@ -33,5 +32,5 @@ def issue(tokens_file: Path, name: str, scope: Scope) -> str:
             )
     token = new_token()
     entry = {"name": name, "scope": scope.value, "sha256": hash_token(token)}
-    write_whole(tokens_file, json.dumps([*known, entry], indent=2).encode() + b"\n", mode=0o600)
+    atomic.write(tokens_file, json.dumps([*known, entry], indent=2).encode() + b"\n", mode=0o600)
     return token

@@ -1,0 +1,130 @@
+"""Interface of reward models: examples to score, scorers, trainable backbones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from mor_core import images as safe_images
+from mor_core.byte_cache import ByteBoundCache
+from mor_core.wire import Documented, Message
+from PIL import Image
+from torch import Tensor, nn
+
+from mor_reward.metrics import count_lookups
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Encoded picture and its hash."""
+
+    sha256: str
+    content: bytes = field(repr=False, compare=False)
+
+    def decode(self) -> Image.Image:
+        """Decode the picture to RGB.
+
+        Raises:
+            Invalid, TooLarge: see ``mor_core.images.decode``.
+        """
+        return safe_images.decode(self.content)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Response to score in its context."""
+
+    messages: tuple[Message, ...]
+    pictures: tuple[Picture, ...]
+    """In the order of ``messages``, with repeats."""
+    response: str
+
+    @cached_property
+    def context(self) -> Hashable:
+        """Key that is equal for examples which differ only in the response."""
+        return self.messages
+
+    @cached_property
+    def text_key(self) -> Hashable:
+        """Key that is equal for examples which differ only in their pictures."""
+        return tuple((message.role, message.text) for message in self.messages), self.response
+
+
+class Scorer(Protocol):
+    """Function from a batch of (messages, pictures, response) to scores."""
+
+    uses_pictures: bool
+    """``False`` if the scorer ignores ``Example.pictures``."""
+
+    def unscorable_reason(self, example: Example) -> str | None:
+        """Return a sentence why ``example`` cannot be scored, or ``None`` if it can."""
+        ...
+
+    def score(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:
+        """Score each example, independently of the rest of the batch."""
+        ...
+
+
+class BackboneConfig(Documented):
+    """Base of the typed configurations of trainable backbones."""
+
+
+class Backbone(nn.Module, ABC):
+    """Trainable reward model: raw scores with gradients, export of its configuration files.
+
+    A subclass is built by ``Subclass(config, root, pretrained)``. With ``pretrained`` it loads the checkpoints that the
+    configuration names; otherwise it builds their architectures, without weights, from the files that ``export`` wrote.
+    Paths are relative to ``root``.
+    """
+
+    uses_pictures = True
+    features: ByteBoundCache[Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.use_cache(256 << 20)  # the default of MOR_FEATURE_CACHE_BYTES
+
+    def use_cache(self, max_bytes: int) -> None:
+        """Replace the cache of frozen encoder features by an empty one of ``max_bytes``; 0 caches nothing."""
+        self.features = ByteBoundCache(max_bytes, lambda feature: int(feature.nbytes), count_lookups("features"))
+
+    @abstractmethod
+    def unscorable_reason(self, example: Example) -> str | None: ...
+
+    @abstractmethod
+    def forward(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]: ...
+
+    def merge_adapters(self) -> None:
+        """Merge trained adapters into the weights, once, after training. No effect on a model without adapters."""
+
+    def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:
+        """Compute the frozen features of ``examples`` and cache them, in a fixed order.
+
+        Yields the bytes that each step added: the caller shows progress, and stops when the cache overflows.
+        """
+        yield from ()
+
+    @abstractmethod
+    def export(self, folder: Path) -> BackboneConfig:
+        """Write configurations, tokenizer and processor under ``folder``; return the configuration that loads them."""
+
+    def score(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:
+        with torch.no_grad():
+            scores: Tensor = self(batch)
+        return scores
+
+
+def resolve_precision(precision: Precision) -> torch.dtype:
+    """Return the type for ``precision``; ``auto`` is bfloat16 if the hardware multiplies it, otherwise float32."""
+    if precision == "auto":
+        native = torch.cuda.is_available() or bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -1,0 +1,102 @@
+"""One pass of the model over items of several requests; a failing item does not affect the others."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+
+from mor_reward.backbones import Example, Scorer
+from mor_reward.metrics import BATCH_RESPONSES, BATCH_SECONDS, ERRORS, RESPONSES
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ItemOutcome:
+    """Scores of one item in calibrated logits, one for each response, or the reason why it has none."""
+
+    status: Literal["ok", "unscorable", "error"]
+    scores: tuple[float, ...] | None = None
+    detail: str | None = None
+
+
+class ScoringEngine:
+    """Scorer of items, each a group of responses in one context. Not thread-safe."""
+
+    def __init__(self, scorer: Scorer, temperature: float, batch_responses: int) -> None:
+        """Divide raw scores by ``temperature``; pass at most ``batch_responses`` responses to the scorer at once."""
+        self._scorer = scorer
+        self._temperature = temperature
+        self._batch = batch_responses
+
+    def run(self, items: Sequence[Sequence[Example]]) -> list[ItemOutcome]:
+        """Score all items and return an outcome for each; a failing item does not affect the others."""
+        started = time.perf_counter()
+        outcomes: dict[int, ItemOutcome] = {}
+        for number, examples in enumerate(items):
+            unscorable = self._check(examples)
+            if unscorable is not None:
+                outcomes[number] = unscorable
+        rest = [number for number in range(len(items)) if number not in outcomes]
+        try:
+            scored = self._score([items[number] for number in rest])
+        except Exception:  # one item may be the cause, so each is scored alone
+            log.warning("a batch failed; scoring its items one by one", items=len(rest), exc_info=True)
+            scored = [self._score_alone(items[number]) for number in rest]
+        outcomes.update(zip(rest, scored, strict=True))
+        BATCH_SECONDS.observe(time.perf_counter() - started)
+        return [outcomes[number] for number in range(len(items))]
+
+    def _check(self, examples: Sequence[Example]) -> ItemOutcome | None:
+        try:
+            for index, example in enumerate(examples):
+                reason = self._scorer.unscorable_reason(example)
+                if reason is not None:
+                    ERRORS.labels(reason="unscorable").inc()
+                    return ItemOutcome("unscorable", detail=f"response {index}: {reason}")
+        except Exception as error:  # any exception of the model belongs to this item alone
+            return _failed(error)
+        return None
+
+    def _score_alone(self, examples: Sequence[Example]) -> ItemOutcome:
+        try:
+            return self._score([examples])[0]
+        except Exception as error:  # any exception of the model belongs to this item alone
+            return _failed(error)
+
+    def _score(self, items: Sequence[Sequence[Example]]) -> list[ItemOutcome]:
+        distinct = list({self._identity(example): example for examples in items for example in examples}.values())
+        known: dict[Hashable, float] = {}
+        for start in range(0, len(distinct), self._batch):
+            chunk = distinct[start : start + self._batch]
+            BATCH_RESPONSES.observe(len(chunk))
+            known.update(zip(map(self._identity, chunk), self._scorer.score(chunk).double().tolist(), strict=True))
+        return [
+            self._to_outcome([known[self._identity(example)] / self._temperature for example in examples])
+            for examples in items
+        ]
+
+    def _identity(self, example: Example) -> Hashable:
+        """Return a key that is equal for examples which the scorer cannot distinguish."""
+        return example if self._scorer.uses_pictures else example.text_key
+
+    def _to_outcome(self, scores: list[float]) -> ItemOutcome:
+        bad = [index for index, score in enumerate(scores) if not math.isfinite(score)]
+        if bad:
+            ERRORS.labels(reason="not_finite").inc()
+            return ItemOutcome(
+                "error", detail=f"the model returned {scores[bad[0]]} for response {bad[0]}; a finite score is needed"
+            )
+        RESPONSES.inc(len(scores))
+        return ItemOutcome("ok", scores=tuple(scores))
+
+
+def _failed(error: Exception) -> ItemOutcome:
+    log.error("an item could not be scored", exc_info=error)
+    ERRORS.labels(reason="model_error").inc()
+    return ItemOutcome("error", detail=f"the model failed on this item: {type(error).__name__}: {error}"[:500])
