@@ -173,10 +173,12 @@ async def test_damaged_tensors_are_refused_and_the_previous_version_stays(
     tensors = moved(base_tensors(tied), 2, "text_model")
     name = next(name for name in tensors if "q_proj" in name)
     gloo.GlooTrainer.damage = staticmethod(lambda sent, tensor: tensor * 2 if sent == name else tensor)
+    broadcast = WeightBroadcast(trainer, run.name, str(tied))
     try:
         with pytest.raises(Unavailable, match=f"tensor '{name}' was not received as it was sent"):
-            await asyncio.to_thread(WeightBroadcast(trainer, run.name, str(tied)).send, 2, tensors)
+            await asyncio.to_thread(broadcast.send, 2, tensors)
     finally:
+        broadcast.close()
         gloo.GlooTrainer.damage = staticmethod(lambda _, tensor: tensor)
     assert status(address)["weights_version"] == 1
     await run.issue("g4", WeightsRef(version=1, url=NOWHERE))

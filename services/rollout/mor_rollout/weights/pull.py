@@ -160,7 +160,7 @@ class WeightsStore:
         return manifest
 
     async def _fetch_all(self, manifest: WeightsManifest, ref: WeightsRef, folder: Path) -> None:
-        partial = folder.with_suffix(".part")
+        partial = folder.with_suffix(".part")  # kept after a failure, so that the next attempt resumes it
         partial.mkdir(exist_ok=True)
         needed = sum(file.bytes for file in manifest.files)
         if shutil.disk_usage(partial).free < needed:
