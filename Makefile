@@ -60,7 +60,7 @@ check: setup ## Run the fast checks: format, lint, types, dependencies, names, g
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/test_architecture.py tests/test_docs.py
+	$(BIN)/pytest -q tests/test_architecture.py tests/test_docs.py tests/test_glossary.py tests/test_names.py
 
 format: setup ## Format the code
 	$(BIN)/ruff format $(CODE)
