@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,8 +38,47 @@ def test_a_folder_replaces_the_old_one(tmp_path: Path, durable: bool) -> None:
             (partial / "deep").mkdir()
             (partial / "deep" / content).write_text(content)
     assert [path.name for path in (target / "deep").iterdir()] == ["new"]
-    assert stat.S_IMODE(target.stat().st_mode) == 0o755
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_the_umask_decides_who_may_read_unless_the_mode_is_given(tmp_path: Path, umask: int) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o2775)
+    before = os.umask(umask)
+    try:
+        atomic.write(shared / "file", b"prompts")
+        atomic.write(shared / "secret", b"token", mode=0o600)
+        with atomic.folder(shared / "folder"), atomic.folder(shared / "model", mode=0o755):
+            pass
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in shared.iterdir()}
+    inherited = 0o2000 if sys.platform == "linux" else 0
+    assert modes == {
+        "file": 0o666 & ~umask,
+        "secret": 0o600,
+        "folder": 0o777 & ~umask | inherited,
+        "model": 0o755,
+    }
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_replaces_a_file_or_a_link_and_leaves_nothing_beside_it(tmp_path: Path, link: bool) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    target = tmp_path / "folder"
+    if link:
+        target.symlink_to(elsewhere)
+    else:
+        target.touch()
+    with atomic.folder(target) as partial:
+        (partial / "new").touch()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert sorted(tmp_path.iterdir()) == [elsewhere, target]
+    assert (elsewhere / "kept").exists()
 
 
 def test_a_body_that_fails_keeps_the_old_folder(tmp_path: Path) -> None:

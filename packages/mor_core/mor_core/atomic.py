@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,20 +16,21 @@ _REPLACED = ".old"
 _DELETED = ".gone"
 
 
-def write(target: Path, content: bytes, *, mode: int = 0o644) -> None:
+def write(target: Path, content: bytes, *, mode: int | None = None) -> None:
     """Write a file so that a reader sees the old content or the new; it is on the disk when this returns.
 
-    ``mode`` holds the permission bits of the new file.
+    ``mode`` holds the permission bits of the new file; by default the umask decides.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PARTIAL)
-    partial = Path(name)
+    partial = _partial(target)
+    # Nobody else may open the file before it has its mode.
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.chmod(mode)
+        if mode is not None:
+            partial.chmod(mode)
         partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -38,21 +39,23 @@ def write(target: Path, content: bytes, *, mode: int = 0o644) -> None:
 
 
 @contextlib.contextmanager
-def folder(target: Path, *, replace: bool = True, durable: bool = True) -> Iterator[Path]:
+def folder(target: Path, *, replace: bool = True, durable: bool = True, mode: int | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` when the body ends, and vanishes when the body fails.
 
-    ``durable`` syncs the files first, so that a power cut cannot leave the new name with empty files.
+    ``durable`` syncs the files first, so that a power cut cannot leave the new name with empty files. ``mode`` holds
+    the permission bits of the folder; by default the umask decides, and the folder has its parent's set-group-ID bit.
 
     Raises:
         Conflict: ``target`` exists and ``replace`` is off.
     """
     if target.exists() and not replace:
         raise Conflict(f"{target} exists; choose another folder, or delete this one first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PARTIAL))
+    partial = _partial(target)
+    partial.mkdir()
     try:
         yield partial
-        partial.chmod(0o755)  # mkdtemp keeps a folder private to its owner; services share run folders
+        if mode is not None:
+            partial.chmod(mode)
         if durable:
             for path in [*partial.rglob("*"), partial]:
                 _sync(path)
@@ -60,7 +63,7 @@ def folder(target: Path, *, replace: bool = True, durable: bool = True) -> Itera
             replaced = partial.with_suffix(_REPLACED)
             target.rename(replaced)
             partial.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
         else:
             partial.rename(target)
         if durable:
@@ -74,17 +77,28 @@ def keep_newest(folders: Sequence[Path], count: int) -> None:
     for path in folders[:-count]:
         deleted = path.with_name(f".{path.name}{_DELETED}")
         path.rename(deleted)
-        shutil.rmtree(deleted, ignore_errors=True)
+        _remove(deleted)
 
 
 def sweep(root: Path) -> None:
     """Remove the half-written files and folders that a killed process left below ``root``."""
     for suffix in (_PARTIAL, _REPLACED, _DELETED):
         for path in list(root.rglob(f".*{suffix}")):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _partial(target: Path) -> Path:
+    """Return an unused name beside ``target``, in a folder that exists."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a link, but not the target of a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

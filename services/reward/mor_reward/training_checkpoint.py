@@ -50,7 +50,7 @@ def set_rng_states(states: list[Tensor]) -> None:
 def write(folder: Path, checkpoint: TrainingCheckpoint) -> None:
     buffer = io.BytesIO()
     torch.save(asdict(checkpoint), buffer)
-    atomic.write(folder / FILE, buffer.getvalue())
+    atomic.write(folder / FILE, buffer.getvalue(), mode=0o644)
 
 
 def read(folder: Path, fingerprint: str) -> TrainingCheckpoint:

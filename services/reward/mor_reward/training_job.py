@@ -83,7 +83,7 @@ def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bo
         outcome = trainer.run()
         temperature = calibration.fit_temperature(margins(backbone, [pairs[row] for row in splits.calibration]))
         report = calibration.report(margins(backbone, [pairs[row] for row in splits.report]), temperature)
-        with atomic.folder(job.out, replace=job.overwrite) as folder:
+        with atomic.folder(job.out, replace=job.overwrite, mode=0o755) as folder:
             manifest = model_store.save(
                 folder,
                 backbone,
