@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi.responses import JSONResponse, Response
 from mor_core.images import sha256
+from mor_router.schemas import ItemReward
 from PIL import Image
 from prometheus_client import REGISTRY
 
@@ -326,3 +327,8 @@ async def test_metrics_have_rewards_weights_latency_and_failures(api: Api, endpo
         assert name in text, name
     await api.ok("DELETE", "/v1/clients/bad")
     assert 'client="bad"' not in (await api.http.get("/metrics")).text
+
+
+def test_the_schema_promises_every_field_of_a_reward() -> None:
+    schema = ItemReward.model_json_schema(mode="serialization")
+    assert set(schema["required"]) == set(schema["properties"])

@@ -97,6 +97,9 @@ class ItemReward(RewardExplanation):
     """One reward for each response, in logits; null unless ``status`` is ``ok``, and for a client's own token."""
     detail: str | None
     """Why there is no reward."""
+    objectives: tuple[ObjectiveShare, ...]
+    """Objectives of the reward, largest share first; empty where the item names none, or its text is unlike every
+    known objective."""
     entropy: Finite
     """Entropy of the mixture weights, nats; 0 without a reward."""
     note: str | None
