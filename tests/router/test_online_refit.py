@@ -127,7 +127,9 @@ async def test_a_judge_counts_where_it_chooses_the_same_response_in_both_orders(
         await ready(api, endpoints)
         await api.ok("PUT", _LABELLER, {"kind": "judge", "url": judge.url, "model": "wise", "token": TOKEN})
         assert (await api.ok("POST", _REFIT))["refitted"]["labelled"] == 16
-        assert "What counts: Answer what was asked." in judge.calls[0]["messages"][-1]["content"]
+        question = judge.calls[0]["messages"][-1]["content"]
+        assert "What counts: Answer what was asked." in question
+        assert re.search(r"\n\nAnswer A:\ndraft \S+\n\nAnswer B:\ndraft \S+\n\nWhich answer is better\?", question)
         for anchor in await api.router.objectives.store.anchors("helpful"):
             assert quality(anchor.chosen) > quality(anchor.rejected)
         judge.reply = lambda body: ["A"]  # prefers the first position

@@ -31,10 +31,10 @@ _LETTER = re.compile(r"\b([AB])\b")
 _TASK = """\
 You compare two answers, A and B, to the question above. What counts: {objective}
 
-ClientResponse A:
+Answer A:
 {first}
 
-ClientResponse B:
+Answer B:
 {second}
 
 Which answer is better? Reply with the single letter A or B."""
