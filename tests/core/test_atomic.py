@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import sys
@@ -62,6 +64,27 @@ def test_the_umask_decides_who_may_read_unless_the_mode_is_given(tmp_path: Path,
         "folder": 0o777 & ~umask | inherited,
         "model": 0o755,
     }
+
+
+@pytest.mark.parametrize(("code", "folders_only"), [(errno.EINVAL, True), (errno.EINVAL, False), (errno.EIO, True)])
+def test_only_folders_that_cannot_be_synced_are_forgiven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, folders_only: bool
+) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) or not folders_only:
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    forgiven = code == errno.EINVAL and folders_only
+    with contextlib.nullcontext() if forgiven else pytest.raises(OSError, match=os.strerror(code)):
+        atomic.write(tmp_path / "file", b"content")
+    with contextlib.nullcontext() if forgiven else pytest.raises(OSError, match=os.strerror(code)):  # noqa: SIM117
+        with atomic.folder(tmp_path / "folder") as partial:
+            (partial / "file").touch()
+    assert (tmp_path / "folder" / "file").exists() == forgiven
 
 
 @pytest.mark.parametrize("link", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -14,6 +15,8 @@ from mor_core.errors import Conflict
 _PARTIAL = ".part"
 _REPLACED = ".old"
 _DELETED = ".gone"
+_NO_FOLDER_SYNC = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP)
+"""Errors of network file systems, and of folders that may be written and not read: the content is in place then."""
 
 
 def write(target: Path, content: bytes, *, mode: int | None = None) -> None:
@@ -102,8 +105,13 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Bring a file or a folder to the disk; folders only where the file system can sync them."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_FOLDER_SYNC:
+            raise
