@@ -1,4 +1,4 @@
-"""Diagnosis of a whole installation over HTTP: what is wrong, and the cure."""
+"""Diagnosis of a whole installation over HTTP: findings, each with a cure."""
 
 from __future__ import annotations
 

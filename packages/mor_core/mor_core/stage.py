@@ -1,4 +1,4 @@
-"""Base of the stages that groups pass between trainer and trainer: the rollout service's and the router's.
+"""Base of the stages that process groups: sampling in the rollout service, scoring in the router.
 
 ``Stage`` follows the announced runs and keeps one ``RunStage`` for each. A ``RunStage`` reads its stream in batches as
 its slots allow, keeps the lease on what it reads, and moves each entry to the next stream or to the dead letters. After
@@ -34,7 +34,7 @@ MOST_DELIVERIES = 8
 """Deliveries of an entry after which it is given up, whatever failed: an entry that no consumer can handle must not
 occupy them for ever."""
 _WATCH_S = 1.0
-"""Time between looks at the announced runs, seconds: the longest that a new run waits for its stage."""
+"""Time between reads of the announced runs, seconds: the longest that a new run waits for its stage."""
 _BLOCK_S = 1.0
 """Longest wait for entries in one read, seconds: the longest that a stage takes to notice that it should end."""
 _PAUSE_S = 1.0
@@ -197,7 +197,7 @@ class Stage(abc.ABC, Generic[R]):
 
     @property
     def ended(self) -> bool:
-        """Whether the stage can work no more; ``work`` then returns."""
+        """True once the stage can no longer work; ``work`` then returns."""
         return False
 
     @property

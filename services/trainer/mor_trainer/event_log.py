@@ -69,7 +69,7 @@ class EventLog:
 
     @property
     def all_seen(self) -> bool:
-        """Whether the history holds every event."""
+        """True once the history has every event."""
         return not self._unseen
 
     def resend(self) -> None:

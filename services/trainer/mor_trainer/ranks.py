@@ -31,7 +31,7 @@ wait."""
 _JOIN_TIMEOUT = timedelta(minutes=10)
 """Longest wait for all ranks to start: nodes may pull an image first."""
 _JOIN_POLL_S = 0.02
-"""Seconds between two looks for ranks that have not joined; the whole start takes seconds."""
+"""Seconds between checks for ranks that have not joined; the whole start takes seconds."""
 _FAILURE = "failure"
 
 
@@ -66,7 +66,7 @@ class Ranks:
         self.rank = rank
         self.size = size
         self.ending = False
-        """Whether an operator or the system asked this process, or on rank 0 any rank, to end."""
+        """True once an operator or the system requested the end of this process, or on rank 0 of any rank."""
         self.mesh: DeviceMesh | None = None
         self.group: dist.ProcessGroup | None = None
         """For objects; ``None`` in a single process."""
@@ -92,7 +92,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0."""
+        """True on rank 0."""
         return self.rank == 0
 
     def leave(self) -> None:

@@ -22,6 +22,7 @@ _CONNECT_S = 5.0
 _ERROR_BYTES = 4 << 10
 """Bytes of an error body that are read for the message."""
 _EXCERPT_CHARACTERS = 300
+"""Length up to which a message quotes an error body, in characters."""
 _MISSING_BYTES = 64 << 10
 """Largest list of missing images that is read: about 960 hashes."""
 _MISSING = TypeAdapter(set[Sha256])

@@ -44,7 +44,7 @@ class ClientFailure(Exception):
         super().__init__(detail)
         self.reason: FailureReason = reason
         self.retry = retry
-        """Whether the same call may succeed soon."""
+        """True if the same call may succeed soon."""
         self.retry_after_s = retry_after_s
         """Pause that the client requested, in seconds."""
 

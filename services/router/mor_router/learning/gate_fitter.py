@@ -216,7 +216,7 @@ class GateFitter:
                     entropy_floor=self._settings.entropy_floor,
                 )
             seconds = time.perf_counter() - started
-            account = build_report(
+            report = build_report(
                 mixture,
                 fitted,
                 inputs=inputs[useful],
@@ -225,7 +225,7 @@ class GateFitter:
                 left_out=without,
                 seconds=seconds,
             )
-            return dump_mixture(mixture), account, drift_baselines(mixture, inputs[useful], scores[useful])
+            return dump_mixture(mixture), report, drift_baselines(mixture, inputs[useful], scores[useful])
 
         parameters, fit_report, expected = await asyncio.to_thread(work)
         metrics.FIT_SECONDS.observe(fit_report.seconds)

@@ -97,7 +97,7 @@ class ActiveGates:
     text: str | None
     """Objective text that the clients get."""
     note: str | None
-    """Why there is no fitted gate, or why these objectives were chosen."""
+    """Reason why there is no fitted gate, or why these objectives were chosen."""
 
     @property
     def clients(self) -> frozenset[str]:

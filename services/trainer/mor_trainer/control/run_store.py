@@ -130,7 +130,7 @@ class RunStore:
         return int(row["id"] or 0) if row else 0
 
     def spec(self, run: str) -> RunSpec:
-        """Return what the run was created with."""
+        """Return the specification of a run."""
         return RunSpec.model_validate_json(self._row(run)["spec"])
 
     def _snapshot(self, row: sqlite3.Row) -> RunSnapshot:
@@ -203,7 +203,7 @@ class RunStore:
         )
 
     def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Note a worker's report, renew its lease, and return what is wanted of it.
+        """Record a worker's report, renew its lease, and return the desired state of the run.
 
         Raises:
             Conflict: another attempt holds the run, or none.

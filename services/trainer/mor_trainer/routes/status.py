@@ -31,7 +31,7 @@ async def snapshot(run: str, runs: RunStoreDep, caller: ReaderOrClient, if_none_
     )
 
 
-@router.get("/spec", summary="What the run was created with")
+@router.get("/spec", summary="Specification of the run")
 async def spec(run: str, runs: RunStoreDep, _: Reader) -> RunSpec:
     return runs.spec(run)
 

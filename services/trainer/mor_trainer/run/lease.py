@@ -97,7 +97,7 @@ class RunLease:
         self.replay_requests: dict[int, str] = {}
         """Dropped groups to issue again, by dead letter."""
         self.lost: str | None = None
-        """Why the lease is lost, once it is."""
+        """Reason why the lease is lost; ``None`` while it is valid."""
 
     @contextlib.asynccontextmanager
     async def renewing(self) -> AsyncIterator[RunLease]:

@@ -26,8 +26,8 @@ from mor_trainer.update.learner import follow_leader
 
 _HISTORY_S = 10.0
 """Longest wait for the history to hold every event before the end of a run is reported, seconds."""
-_LOOK_S = 0.05
-"""Seconds between looks for a signal while the process waits for a run."""
+_CHECK_S = 0.05
+"""Seconds between checks for a signal while the process waits for a run."""
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class TrainingWorker:
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not self._ranks.ending and time.monotonic() < deadline:
-            time.sleep(_LOOK_S)
+            time.sleep(_CHECK_S)
 
     def _train(self, portal: BlockingPortal, control: RunControl, claim: Claim) -> bool:
         """Make one attempt at a run and report its end. Return whether it ended as it should.

@@ -15,7 +15,7 @@ from mor_trainer.model.micro_batches import MicroBatchItem
 log = structlog.get_logger(__name__)
 
 Plan = Callable[[int], Sequence[Sequence[MicroBatchItem]]]
-"""Divide all work into micro-batches of at most a number of tokens, and undo what was done of an earlier plan."""
+"""Function that undoes an earlier plan's work and divides all work into micro-batches of at most a number of tokens."""
 
 Work = Callable[[Sequence[MicroBatchItem]], None]
 
