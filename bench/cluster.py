@@ -20,7 +20,9 @@ from mor_core.auth import Scope, hash_token
 
 _BIN = Path(sys.executable).parent
 _START_S = 300.0
+"""Longest start of a service, seconds: the engine of the largest measured model, on busy cores."""
 _STOP_S = 60.0
+"""Seconds for a process to end before it is killed."""
 _SCORER = Path(__file__).with_name("scorer.py")
 
 

@@ -34,6 +34,7 @@ _SAMPLER, _TRAINER = 0, 1
 _SKIPPED = 2
 """Steps of warm-up, which are not measured."""
 _TIMEOUT_S = 3000.0
+"""Longest measurement of one side, seconds."""
 
 
 def spec_of(options: argparse.Namespace, folder: Path) -> RunSpec:

@@ -30,8 +30,11 @@ from tests.shapes import copy_questions, write_rows
 from tests.tiny_models import build_tiny_vlm
 
 POLLS_A_SECOND = 20
+"""Rate of the polls; every other one has an ``ETag``."""
 WARM_UP_STEPS = 10
+"""Steps before the first block, which are not measured."""
 _PATIENCE_S = 600.0
+"""Longest wait for a step, seconds."""
 _ADMIN = {"Authorization": f"Bearer {TOKENS['operator'][0]}"}
 _SCORER = Path(__file__).parent.parent / "tests" / "e2e" / "scorers.py"
 

@@ -19,8 +19,11 @@ from numpy import ndarray
 from numpy.random import Generator
 
 _CLUSTERS = 5
+"""Clusters of inputs."""
 _DIMENSIONS = 24
+"""Dimensions of the simulated embeddings."""
 _SKILL = 0.69
+"""Share of the pairs that a specialist ranks right in its cluster."""
 _SIZES = (64, LEAST_FOR_DOUBT, LEAST_ANCHORS)
 _SPREADS = {"apart": 1.0, "touching": 0.5}
 """Standard deviation of the clusters' centres, in standard deviations of the clusters."""

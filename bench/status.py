@@ -32,7 +32,9 @@ TOKEN = "a-token-for-the-measurement"
 CONNECTIONS, SECONDS = 8, 5.0
 STEPS, POINTS, ROUNDS = 100_000, 1000, 5
 QUEUE_PORT = 7899
+"""Port of the queue server; not the default one, which may be in use."""
 START_S = 120.0
+"""Longest start of run control, seconds."""
 
 
 @contextlib.contextmanager

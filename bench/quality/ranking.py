@@ -17,6 +17,7 @@ Right = Float[ndarray, "draws pairs"]
 """1 where an arm that was fitted on one draw of anchors ranks a pair as labelled, ½ for a tie."""
 
 REPLICATES = 2000
+"""Replicates of the bootstrap."""
 
 
 @dataclass(frozen=True)

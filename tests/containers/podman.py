@@ -54,7 +54,7 @@ class Podman:
         """Run a command and return its standard output.
 
         Raises:
-            RuntimeError: it failed, with what it said.
+            RuntimeError: it failed, with its standard error.
         """
         done = subprocess.run(
             ["podman", *arguments],

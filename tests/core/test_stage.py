@@ -31,7 +31,7 @@ def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class RunCopy(RunStage[PromptRecord]):
-    """Sends a rollout for each prompt, unless ``fail`` raises."""
+    """Stage that sends a rollout for each prompt, unless ``fail`` raises."""
 
     stage, source, target = "rollout", "prompts", "rollouts"
 

@@ -65,9 +65,11 @@ def test_the_environment_may_name_the_service() -> None:
 
 
 def test_an_unsupported_protocol_is_a_warning() -> None:
-    traceparent, _, _, said = run(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+    traceparent, _, _, logged = run(
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="grpc"
+    )
     assert traceparent is None
-    assert "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in said
+    assert "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in logged
 
 
 def test_a_missing_package_is_a_warning() -> None:

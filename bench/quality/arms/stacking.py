@@ -11,8 +11,11 @@ from quality.arms.uniform import standardise, standardisers
 from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Candidates for the ridge penalty."""
 _FOLDS = 5
+"""Folds of the cross-validation that chooses among them."""
 _STEPS = 50
+"""Bound on Newton's steps, which mostly end earlier."""
 
 
 Units = Callable[[GroupScores], Float[ndarray, "groups clients size"]]

@@ -15,6 +15,7 @@ from quality.evidence import ExperimentData, Table
 from quality.group_scores import AnchorPairs, GroupScores, Rewards, agreement
 
 CLIENTS = (10, 30, 100, 300, 1000)
+"""Numbers of clients."""
 CALLED = 8
 """Clients that are called for a group."""
 _ANCHORS = 256

@@ -41,7 +41,7 @@ labels:
 {{- default (include "reward.fullname" .) .Values.auth.existingSecret -}}
 {{- end -}}
 
-{{/* What the pods of service and jobs have in common: dict root, component, grace. */}}
+{{/* Parts common to the pods of service and jobs: dict root, component, grace. */}}
 {{- define "reward.pod" -}}
 {{- $pod := .root.Values.pod -}}
 serviceAccountName: {{ default (include "reward.fullname" .root) $pod.serviceAccountName }}
