@@ -27,7 +27,7 @@ _SCORER = Path(__file__).with_name("scorer.py")
 
 
 class Services:
-    """Services as processes of their own on loopback, started by their command lines; all end with the block."""
+    """Services as separate processes on loopback, started by their command lines; all end with the block."""
 
     def __init__(self, folder: Path, model: Path, *, threads: int = 1, pinned: Mapping[str, int] | None = None) -> None:
         """``pinned``: name of a process -> its core; the others run on any core."""

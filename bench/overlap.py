@@ -151,7 +151,7 @@ async def issue_and_take(options: argparse.Namespace, spec: RunSpec, services: S
 
 
 def trainer(options: argparse.Namespace) -> list[float]:
-    """Measure the seconds of each step of a training process that never waits, in a process of its own."""
+    """Measure the seconds of each step of a training process that never waits, in its own process."""
     command = [sys.executable, __file__, "--trainer"]
     for name in ("shape", "prompt", "size", "response", "groups", "steps", "state", "model"):
         command += [f"--{name}", str(getattr(options, name))]

@@ -1,6 +1,6 @@
 """Measurement of polling during a training: the whole loop on a tiny model, in blocks of steps with and without polls.
 
-The services are processes of their own, as in the tests. Blocks come in pairs of alternating order, so that drift
+The services are separate processes, as in the tests. Blocks come in pairs of alternating order, so that drift
 affects both. The folders of published weights show the progress, which costs run control nothing.
 """
 

@@ -39,7 +39,7 @@ START_S = 120.0
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """Start run control as a process of its own on the first core; yield its address."""
+    """Start run control as a separate process on the first core; yield its address."""
     tokens, address = folder / "tokens.json", folder / "address"
     tokens.write_text(json.dumps([{"name": "bench", "scope": "admin", "sha256": hash_token(TOKEN)}]))
     environment = os.environ | {

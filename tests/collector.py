@@ -76,7 +76,7 @@ def _value(value: Any) -> Any:
 
 @contextmanager
 def traced(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """Turn tracing on in this process, with a collector of its own."""
+    """Turn tracing on in this process, with its own collector."""
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")

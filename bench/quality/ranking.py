@@ -46,7 +46,7 @@ def judge(arm: Arm, draws: Sequence[AnchorPairs], held_out: GroupScores, pool: E
 
 
 def judge_each(arm: Arm, cases: Sequence[tuple[AnchorPairs, GroupScores]], pool: Executor | None = None) -> Right:
-    """Evaluate the arm if every draw of anchors has scores of its own for the held-out pairs."""
+    """Evaluate the arm if every draw of anchors has its own scores for the held-out pairs."""
     run = pool.map if pool else map
     return np.stack(list(run(_judge_one, [arm] * len(cases), *zip(*cases, strict=True))))
 

@@ -185,7 +185,7 @@ def trained(found: Found) -> str:
     runs = len(found["seeds"])
     return (
         f"{table(head, rows)}\n\n{conclusion(arms)} {runs} {'run' if runs == 1 else 'runs'} of {found['steps']} steps "
-        f"per arm (lowest to highest in brackets), each with anchors, order of prompts and samples of its own; "
+        f"per arm (lowest to highest in brackets), each with its own anchors, order of prompts and samples; "
         f"{found['questions']:,} questions on held-out material. The intervals are over questions"
         f"{' of one run, without the variation between runs.' if runs == 1 else ' and runs; with few runs too narrow.'}"
     )

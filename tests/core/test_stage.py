@@ -1,4 +1,4 @@
-"""A stage works on every announced run, and no entry, whatever it raises, ends a run or stays for ever."""
+"""A stage works on every announced run, and no entry, whatever it raises, ends a run or stays forever."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_spans_reach_the_collector_that_the_environment_names() -> None:
     assert (outer.service, outer.parent, outer.attributes) == ("mor-test", "", {"mor.run": "r"})
     assert (inner.trace, inner.parent, inner.links) == (outer.trace, outer.id, (outer.id,))
     assert (far.trace, far.parent) == (outer.trace, outer.id)
-    assert apart.parent == "" and apart.trace != outer.trace, "an unreadable parent begins a trace of its own"
+    assert apart.parent == "" and apart.trace != outer.trace, "an unreadable parent begins its own trace"
     assert (apart.began, apart.ended, apart.failed) == (1_500_000_000, 2_500_000_000, True)
 
 

@@ -53,7 +53,7 @@ class Refused(Exception):
 
 
 class ApiServer:
-    """The server on a thread of its own; its methods may be called from any other."""
+    """The server on its own thread; its methods may be called from any other."""
 
     def __init__(self, version: str = "1.34") -> None:
         self.version = version

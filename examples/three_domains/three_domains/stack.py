@@ -192,7 +192,7 @@ class Stack:
     def _processes(self) -> list[int]:
         """List the processes that honcho started for this stack, with their children, by their environment.
 
-        Each has a session of its own, so they outlive a killed honcho.
+        Each has its own session, so they outlive a killed honcho.
         """
         mark = os.fsencode(f"STATE={self.state}")
         found = []

@@ -32,7 +32,7 @@ R = TypeVar("R", bound=Record)
 
 MOST_DELIVERIES = 8
 """Deliveries of an entry after which it is given up, whatever failed: an entry that no consumer can handle must not
-occupy them for ever."""
+occupy them forever."""
 _WATCH_S = 1.0
 """Time between reads of the announced runs, seconds: the longest that a new run waits for its stage."""
 _BLOCK_S = 1.0

@@ -113,7 +113,7 @@ CHARTS = (
 
 @dataclass(frozen=True)
 class Metric:
-    """Declaration of a metric, beside the type and the docstring of its field."""
+    """Declaration of a metric, in addition to the type and the docstring of its field."""
 
     unit: str
     """Empty for a number without one."""

@@ -79,7 +79,7 @@ class EventLog:
         self._wake.set()
 
     async def send(self, streams: Streams) -> None:
-        """Send the waiting events, for ever. May be called again after an error.
+        """Send the waiting events until cancelled. May be called again after an error.
 
         Raises:
             RedisError: the queue server failed.

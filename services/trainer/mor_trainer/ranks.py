@@ -1,7 +1,7 @@
 """The processes that train one model together, as ``torchrun`` starts them, and the messages between them.
 
 Rank 0 is the leader: it alone calls run control and the queue server, and sends orders to the others. Objects travel
-over a gloo group of their own, whatever the tensors travel over. ``torch.distributed`` pickles them; they come from
+over a separate gloo group, whatever the tensors travel over. ``torch.distributed`` pickles them; they come from
 processes of the same job only.
 """
 

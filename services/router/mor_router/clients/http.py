@@ -33,7 +33,7 @@ _LONGEST_RETRY_AFTER_S = 3600.0
 def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.AsyncClient:
     """Return an HTTP client that sends ``secret`` and follows no redirect.
 
-    The caller limits the time of a request; only connecting has a limit of its own.
+    The caller limits the time of a request; only connecting has its own limit.
     """
     return httpx.AsyncClient(
         transport=transport,

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from mor_core.wire import Limits, ScoreItem, ScoreRequest, image_hashes
 
 _ENVELOPE_BYTES = 1 << 10
-"""Bytes of a request beside its items and images: keys, braces and separators, with room to spare."""
+"""Bytes of a request apart from its items and images: keys, braces and separators, with room to spare."""
 _IMAGE_ENTRY_BYTES = 80
-"""Bytes of an image's entry beside its base64: a SHA-256 in hex (64) with quotes, colon and comma."""
+"""Bytes of an image's entry apart from its base64: a SHA-256 in hex (64) with quotes, colon and comma."""
 
 
 def encode_request(items: Sequence[ScoreItem], images: Mapping[str, bytes]) -> bytes:

@@ -19,7 +19,7 @@ from mor_router.learning.labels.judge_labeller import contents, openai_messages
 _BYTES_PER_TOKEN = 64
 """Bound on the bytes of one token in JSON, escapes included."""
 _BYTES = 64 << 10
-"""Bound on a response's bytes beside its texts."""
+"""Bound on a response's bytes apart from its texts."""
 
 
 class PolicySampler:

@@ -133,7 +133,7 @@ class GateResolver:
         self._read_at = 0.0
 
     def invalidate(self) -> None:
-        """Have the next lookup read the objectives anew."""
+        """Have the next lookup read the objectives again."""
         self._read_at = 0.0
 
     async def resolve(self, requested: RequestedObjective | None, active: Sequence[str]) -> ActiveGates:

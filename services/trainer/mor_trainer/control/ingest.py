@@ -29,7 +29,7 @@ _CHECK_S = 1.0
 _READ_COUNT = 100
 """Events in one read; each is settled by itself."""
 _BLOCK_S = 1.0
-"""Longest wait for an event, after which gauges are set anew."""
+"""Longest wait for an event, after which gauges are set again."""
 _LINGER_S = 60.0
 """Time after a run's end in which late events are still read, and Prometheus reads its series once more."""
 

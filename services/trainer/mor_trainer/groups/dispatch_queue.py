@@ -32,7 +32,7 @@ class DispatchQueue:
         self._changed.set()
 
     async def send(self) -> None:
-        """Send the waiting groups, for ever."""
+        """Send the waiting groups until cancelled."""
         while True:
             while self._waiting:
                 group_id = next(iter(self._waiting))

@@ -51,7 +51,7 @@ _READ_COUNT = 32
 _BLOCK_S = 1.0
 """Seconds that a read waits for new entries before it looks again for those of a dead consumer."""
 _WATCH_S = 1.0
-"""Seconds between checks for a flushed queue server and overdue groups; short beside ``group_timeout_s``."""
+"""Seconds between checks for a flushed queue server and overdue groups; short compared with ``group_timeout_s``."""
 _WITHDRAW_S = 10.0
 """Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up."""
 _DRAIN_S = 20.0
@@ -158,7 +158,7 @@ class GroupExchange:
         await self._redis.aclose()
 
     async def _persist(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run ``loop`` for ever; when the queue server fails, run it again after a pause with jitter."""
+        """Run ``loop`` until cancelled; when the queue server fails, run it again after a pause with jitter."""
         while True:
             try:
                 await loop()

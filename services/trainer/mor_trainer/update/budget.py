@@ -76,7 +76,7 @@ class TokenBudget:
         if self._fixed:
             raise OutOfMemory(
                 f"memory ran out with {tokens} tokens at once, and other micro-batches would change the bits of a "
-                f"deterministic run; create it anew with a smaller micro_batch_tokens, such as {half}"
+                f"deterministic run; create a new one with a smaller micro_batch_tokens, such as {half}"
             )
         if not self._alone:
             raise RetryWithSmallerBatch(half)

@@ -1,4 +1,4 @@
-"""Publication of weight versions on a thread beside the training."""
+"""Publication of weight versions on a thread in parallel with training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class BackgroundPublication:
-    """Publication of one version at a time on a thread of its own, from the policy's tensors without a copy.
+    """Publication of one version at a time on its own thread, from the policy's tensors without a copy.
 
     The training thread may compute with the tensors meanwhile, and calls ``finish`` before it changes them.
     """

@@ -27,7 +27,7 @@ def load_checker(name: str) -> Check:
     found = metadata.entry_points(group=GROUP)
     if name not in found.names:
         known = ", ".join(sorted(found.names)) or "none"
-        raise Invalid(f"got checker {name!r}; installed beside the router (entry points of {GROUP}) are: {known}")
+        raise Invalid(f"got checker {name!r}; installed with the router (entry points of {GROUP}) are: {known}")
     try:
         check: Check = found[name].load()
     except Exception as error:  # an imported module may raise anything
