@@ -1,10 +1,10 @@
 """Base of the stages that process groups: sampling in the rollout service, scoring in the router.
 
 ``Stage`` follows the announced runs and keeps one ``RunStage`` for each. A ``RunStage`` reads its stream in batches as
-its slots allow, keeps the lease on what it reads, and moves each entry to the next stream or to the dead letters. After
-any exception the entry stays in the stream and is delivered again when its lease ends; after ``MOST_DELIVERIES``
-deliveries it goes to the dead letters with the last failure as the reason. Deliveries that ended at a full stream do
-not count: the entry is not at fault, and the stream may be full for as long as the next stage is down.
+its slots allow, keeps the lease on the entries that it reads, and moves each entry to the next stream or to the dead
+letters. After any exception the entry stays in the stream and is delivered again when its lease ends; after
+``MOST_DELIVERIES`` deliveries it goes to the dead letters with the last failure as the reason. Deliveries that ended at
+a full stream do not count: the entry is not at fault, and the stream may be full for as long as the next stage is down.
 
 A new stage is a subclass of each: ``Stage.open`` makes the part of a run, ``RunStage.process`` works on a batch.
 """

@@ -52,7 +52,7 @@ class RouteResponse(Documented):
     entropy: Finite
     """Entropy of the weights, nats."""
     ood_score: Finite
-    """How far the input is out of the anchors' distribution: 0 where they have inputs like it; towards 1 where none is
+    """Distance of the input from the anchors' distribution: 0 where they have inputs like it; towards 1 where none is
     like it, and every client counts the same."""
     clients: tuple[RoutedClient, ...]
 

@@ -257,7 +257,7 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
 
 
 class _Part:
-    """Partially downloaded file. Hashes what an earlier attempt left, then every chunk that is added."""
+    """Partially downloaded file. Hashes the bytes that an earlier attempt left, then every chunk that is added."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -24,7 +24,7 @@ def split_requests(
     """Split ``items``, in order, into as few requests as the limits allow.
 
     An item that alone exceeds the limit of bytes is sent all the same: the client may have its images already, and
-    refuses by itself what is too large.
+    itself refuses a request that is too large.
     """
     if limits is not None:
         items_per_request = min(items_per_request, limits.items)

@@ -34,7 +34,7 @@ _FIELDS = {"model", "items"}
 
 
 class ClientFailure(Exception):
-    """Failure of a whole call to a client. ``str()`` states what was got and what to do."""
+    """Failure of a whole call to a client. ``str()`` states what was received and the remedy."""
 
     def __init__(
         self, reason: FailureReason, detail: str, *, retry: bool = False, retry_after_s: float | None = None

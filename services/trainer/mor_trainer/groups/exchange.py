@@ -306,7 +306,7 @@ class GroupExchange:
         return time.monotonic() - self._last_arrival
 
     async def depths(self) -> dict[str, int]:
-        """Count the entries of each stream that groups travel on."""
+        """Count the entries of each stream of groups."""
         return await self._group_streams.depths()
 
     # --- sending ------------------------------------------------------------------------------------------------

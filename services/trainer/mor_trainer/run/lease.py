@@ -65,7 +65,7 @@ class RunControl:
         return Claim.model_validate_json(reply.content) if reply.status_code == 200 else None
 
     async def send_heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Send a heartbeat and return what run control wants.
+        """Send a heartbeat and return the desired state and the replay requests.
 
         Raises:
             RunLeaseLost: the run no longer belongs to this attempt.

@@ -18,7 +18,7 @@ _NO_NAME = re.compile(r"[^\w\-. ]")
 
 
 def figures(event: EventRecord) -> dict[str, float]:
-    """Return the finite numbers of a step or an evaluation by name; what is not known is left out.
+    """Return the finite numbers of a step or an evaluation by name; unknown values are left out.
 
     Names are ``train/kl``, ``clients/NAME/weight``, ``seconds/waiting``, ``evaluation/reward`` and the like.
     """

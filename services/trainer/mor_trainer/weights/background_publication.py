@@ -40,7 +40,7 @@ class BackgroundPublication:
             self._failure = error
 
     def check(self) -> None:
-        """Raise what ``finish`` would raise by now, without waiting."""
+        """Raise the error that ``finish`` would raise now, without waiting."""
         if self._thread is not None and not self._thread.is_alive():
             self.finish()
         elif self._thread is not None and time.monotonic() > self._begun + self._timeout_s:
