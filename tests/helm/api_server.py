@@ -267,10 +267,10 @@ class ApiServer:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         with contextlib.suppress(ConnectionResetError):
             await response.prepare(request)
-            await self._tell(request, wanted, response)
+            await self._send_events(request, wanted, response)
         return response
 
-    async def _tell(self, request: web.Request, wanted: Key, response: web.StreamResponse) -> None:
+    async def _send_events(self, request: web.Request, wanted: Key, response: web.StreamResponse) -> None:
         since = int(request.query.get("resourceVersion") or 0)
         end = time.monotonic() + float(request.query.get("timeoutSeconds", 30))
 

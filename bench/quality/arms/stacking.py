@@ -64,7 +64,7 @@ def _mor_units(anchors: AnchorPairs) -> Units:
 
 
 def regress(differences: Float[ndarray, "pairs clients"], penalty: float) -> Float[ndarray, " clients"]:
-    """argmin_β Σ_n −log σ(β·d_n) + penalty/2 · ‖β‖², by Newton's method with step halving."""
+    """Find argmin_β Σ_n −log σ(β·d_n) + penalty/2 · ‖β‖², by Newton's method with step halving."""
 
     def loss(weights: Float[ndarray, " clients"]) -> float:
         return float(np.logaddexp(0, -differences @ weights).sum() + penalty / 2 * weights @ weights)

@@ -63,7 +63,7 @@ def _with_copies(groups: GroupScores, count: int, seed: int) -> GroupScores:
 def _gate_evidence(
     mixture: Mixture, inputs: Float[ndarray, "groups features"]
 ) -> tuple[Float[ndarray, "groups clients"], float]:
-    """ExperimentData of every client, and the seconds that the gate takes for a group in a batch of 64."""
+    """Return the evidence of every client, and the seconds that the gate takes for a group in a batch of 64."""
     times = []
     for _ in range(5):
         started = time.perf_counter()
