@@ -62,7 +62,7 @@ class RunStage(abc.ABC, Generic[R]):
         batch: int = 1,
         forward_timeout_s: float = 60.0,
     ) -> None:
-        """``slots`` bounds the batches in work, ``batch`` the entries of one; a batch keeps its slot until it is done.
+        """``slots`` bounds the batches in progress, ``batch`` the entries of one; a batch keeps its slot to its end.
 
         ``forward_timeout_s``: longest wait for room in the next stream, seconds.
         """
@@ -93,7 +93,7 @@ class RunStage(abc.ABC, Generic[R]):
         """Count entries that stay in the stream because of ``error``."""
 
     async def work(self) -> None:
-        """Read and process batches until cancelled; entries in work are then handed back."""
+        """Read and process batches until cancelled; entries in progress are then handed back."""
         async with self._consumer, asyncio.TaskGroup() as tasks:
             while True:
                 await self.ready()
@@ -202,7 +202,7 @@ class Stage(abc.ABC, Generic[R]):
 
     @property
     def runs(self) -> list[str]:
-        """Runs in work."""
+        """Runs in progress."""
         return sorted(self._tasks)
 
     async def work(self) -> None:

@@ -67,7 +67,7 @@ def configure(service: str) -> None:
     """Turn tracing on for this process if its environment names a collector.
 
     ``service`` is ``service.name``, unless ``OTEL_SERVICE_NAME`` gives another. Where tracing cannot work, a warning is
-    logged and the process goes on without it.
+    logged and the process continues without it.
     """
     global _tracer  # noqa: PLW0603
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or not any(map(os.environ.get, _ENDPOINTS)):

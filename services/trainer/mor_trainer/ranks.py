@@ -38,7 +38,7 @@ _FAILURE = "failure"
 class RanksBroken(MorError):
     """Failure of a rank in the middle of common work; all ranks must be started again.
 
-    ``retryable``: the run may go on then; otherwise it failed.
+    ``retryable``: the run may continue then; otherwise it failed.
     """
 
     def __init__(self, reason: str, *, retryable: bool) -> None:
@@ -141,13 +141,15 @@ class Ranks:
     # --- failure ------------------------------------------------------------------------------------------------
 
     def report_failure(self, reason: str, *, retryable: bool) -> None:
-        """Leave the reason for rank 0 before this rank ends in the middle of a step. ``retryable``: the run may go on
-        after a restart."""
+        """Leave the reason for rank 0 before this rank ends in the middle of a step.
+
+        ``retryable``: the run may continue after a restart.
+        """
         if self._store is not None:
             self._store.set(_FAILURE, f"{'again' if retryable else 'failed'}:rank {self.rank}: {reason}")
 
     def reported_failure(self) -> tuple[str, bool] | None:
-        """Return the reason that a rank left when it ended, and whether the run may go on; ``None`` if it left none."""
+        """Return the reason that an ended rank left, and whether the run may continue; ``None`` if it left none."""
         if self._store is None or not self._store.check([_FAILURE]):
             return None
         kind, _, reason = self._store.get(_FAILURE).decode().partition(":")

@@ -72,6 +72,6 @@ async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -
 
 @routes.delete("/{name}", status_code=204, summary="Revoke a client")
 async def revoke(name: str, router: Running, caller: ClientOrAdmin) -> None:
-    """Delete the client and its secret, end its own token, and call it no more. A client may revoke itself."""
+    """Delete the client and its secret, invalidate its own token, and stop calls to it. A client may revoke itself."""
     check_may_see(caller, name)
     await router.clients.enroller.revoke(name, caller.name)

@@ -60,7 +60,7 @@ class Watchers:
 
 
 class Ingest:
-    """Reader of the streams of each run that goes on, or ended less than a minute ago."""
+    """Reader of the streams of each run that is active, or ended less than a minute ago."""
 
     def __init__(
         self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers, trackers: Trackers

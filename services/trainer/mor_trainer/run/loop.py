@@ -99,7 +99,7 @@ class TrainingLoop:
         Raises:
             RunInterrupted: run control stopped the run, or the process must end; the checkpoint is written.
             RunLeaseLost: the run belongs to another worker; nothing was written after that.
-            MorError: the run cannot go on; the message names what to do.
+            MorError: the run cannot continue; the message names the remedy.
         """
         self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())

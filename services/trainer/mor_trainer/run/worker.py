@@ -107,7 +107,7 @@ class TrainingWorker:
         """Make one attempt at a run and report its end. Return whether it ended as it should.
 
         Raises:
-            RanksBroken: the ranks cannot go on together; the run was handed back, or has failed.
+            RanksBroken: the ranks cannot continue together; the run was handed back, or has failed.
         """
         log.info("claimed", run=claim.run, attempt=claim.attempt, model=claim.spec.model)
 
@@ -127,7 +127,7 @@ class TrainingWorker:
                 log.info("handed back" if end.state is RunState.queued else "stopped", run=claim.run)
                 return self._report(portal, lease, events, end.state)
             except RanksBroken as error:
-                log.error("the ranks cannot go on together", run=claim.run, reason=str(error), again=error.retryable)
+                log.error("the ranks cannot continue together", run=claim.run, reason=str(error), again=error.retryable)
                 if error.retryable:
                     self._report(portal, lease, events, RunState.queued)
                 else:

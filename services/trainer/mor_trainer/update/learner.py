@@ -218,7 +218,7 @@ def follow_leader(settings: WorkerSettings, ranks: Ranks) -> None:
     """Carry out the orders of rank 0 on another rank until rank 0 ends the work.
 
     Raises:
-        Exception: this rank cannot go on; all must be started again.
+        Exception: this rank cannot continue; all must be started again.
     """
     learner: Learner | None = None
     while (order := ranks.receive()) is not None:
