@@ -135,7 +135,10 @@ class WeightsStore:
                     async for chunk in response.aiter_bytes():
                         content += chunk
                         if len(content) > _LARGEST_MANIFEST:
-                            raise WeightsError(f"{where}: the manifest has over {_LARGEST_MANIFEST} bytes, the limit")
+                            raise WeightsError(
+                                f"{where}: the manifest has over {_LARGEST_MANIFEST} bytes, the limit;"
+                                " check that the address is run control's"
+                            )
         try:
             manifest = WeightsManifest.model_validate_json(content)
         except ValidationError as error:

@@ -51,7 +51,7 @@ class ColdStart:
     ) -> Float[ndarray, "inputs clients"]:
         weights = np.array([float(client in available) for client in self.clients])
         if not weights.any():
-            raise ValueError("no client is available")
+            raise ValueError("no client is available; at least one is needed")
         return np.tile(weights / weights.sum(), (len(inputs), 1))
 
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:

@@ -185,7 +185,10 @@ class ClusterApi:
         try:
             return SecretStr(base64.b64decode((secret.data or {})[_TOKEN_KEY], validate=True).decode().strip())
         except (KeyError, binascii.Error, UnicodeDecodeError) as error:
-            raise Invalid(f"{where} of client {service.name} has no text under the key {_TOKEN_KEY!r}") from error
+            raise Invalid(
+                f"{where} of client {service.name} has no text under the key {_TOKEN_KEY!r};"
+                " put the reward service's token there"
+            ) from error
 
 
 def _brief(error: BaseException) -> str:
