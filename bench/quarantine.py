@@ -50,9 +50,9 @@ CLIENTS: dict[str, Differences] = {
     "right in one cluster of five, guesses elsewhere": _specialist(_SKILL, 0.5),
     "right in one cluster of five, misleads elsewhere": _specialist(_SKILL, 1 - _SKILL),
     "random": lambda random, cluster: random.standard_normal(len(cluster)),
-    "flips the sign of what it knows at random": _flipper,
-    "says the opposite of what it knows": _specialist(0.1, 0.1),
-    "always says the same": lambda random, cluster: np.zeros(len(cluster)),
+    "inverts its scores at random": _flipper,
+    "inverts its scores": _specialist(0.1, 0.1),
+    "constant": lambda random, cluster: np.zeros(len(cluster)),
 }
 
 

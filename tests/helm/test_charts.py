@@ -203,7 +203,7 @@ def test_a_component_reaches_and_trusts_the_services_that_it_calls() -> None:
         assert called in json.dumps(policies[f"m-mor-from-{caller}"]["spec"]["egress"])
 
 
-def test_a_webhook_gets_its_token_from_a_secret_and_its_way_out() -> None:
+def test_a_webhook_gets_its_token_from_a_secret_and_its_network() -> None:
     rendered = charts.render(MOR, f"--values={MOR / 'ci' / 'restricted-values.yaml'}")
     (secrets,) = (volume for volume in charts.pods(rendered)["m-mor-control"]["volumes"] if volume["name"] == "secrets")
     items = [item for source in secrets["projected"]["sources"] for item in source["secret"]["items"]]

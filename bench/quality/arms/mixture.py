@@ -65,7 +65,7 @@ def serve(mixture: Mixture, groups: GroupScores) -> Rewards:
 
 
 def without_support() -> MixtureOfRewards:
-    return MixtureOfRewards("no reach: the fit counts beyond its anchors too", change=_everywhere)
+    return MixtureOfRewards("no support: the fit counts everywhere", change=_everywhere)
 
 
 def ablations() -> list[MixtureOfRewards]:

@@ -81,7 +81,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Values that contradict each other, each with its cure. */}}
+{{/* Refuse contradictory values, each with a remedy. */}}
 {{- define "reward.checks" -}}
 {{- $v := .Values -}}
 {{- $sources := compact (list $v.model.existingClaim $v.model.image $v.function.existingConfigMap) -}}

@@ -28,7 +28,9 @@ async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -
     succeeds. The response contains the token of the client's own page, once. A token of scope ``enrolment`` cannot
     enrol a client as ``active``."""
     if caller.scope == Scope.enrolment and request.state != "probation":
-        raise Forbidden("a token of scope enrolment enrols on probation only; ask the platform team to activate")
+        raise Forbidden(
+            "a token of scope enrolment enrols on probation only; request activation from the platform team"
+        )
     return await router.clients.enroller.enrol(request, caller.name)
 
 

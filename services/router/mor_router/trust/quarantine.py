@@ -1,4 +1,4 @@
-"""Quarantine: the router stops calling a client that is useless everywhere, and readmits one that became useful.
+"""Quarantine: the router stops calling a client that is useless everywhere, and readmits it when it becomes useful.
 
 While there are too few anchors for a decision, such a client gets no weight.
 

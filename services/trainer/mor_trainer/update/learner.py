@@ -249,7 +249,7 @@ def _check_groups(spec: RunSpec, ranks: int) -> None:
 
 
 def _connection_lost(error: Exception) -> bool:
-    """Return whether gloo or NCCL reports that another process ended or is out of reach."""
+    """Return whether gloo or NCCL reports that another process ended or is unreachable."""
     from torch import distributed
 
     return isinstance(error, distributed.DistBackendError | distributed.DistNetworkError) or "gloo" in str(error)
