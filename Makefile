@@ -73,7 +73,7 @@ test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API s
 	$(BIN)/python helm/tools.py
 	$(BIN)/pytest tests/helm tests/router/test_discovery.py
 
-test-images: setup ## Test the charts' pods in containers, for images built here (root, podman); measure: bench/containers.py
+test-images: setup ## Test the charts' pods in containers, with the images built here (needs root and podman)
 	$(BIN)/python helm/tools.py
 	$(BIN)/pytest tests/containers
 

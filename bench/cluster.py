@@ -20,12 +20,14 @@ from mor_core.auth import Scope, hash_token
 
 _BIN = Path(sys.executable).parent
 _START_S = 300.0
+"""Longest start of a service, seconds: the engine of the largest measured model, on busy cores."""
 _STOP_S = 60.0
+"""Seconds for a process to end before it is killed."""
 _SCORER = Path(__file__).with_name("scorer.py")
 
 
 class Services:
-    """Services as processes of their own on loopback, started by their command lines; all end with the block."""
+    """Services as separate processes on loopback, started by their command lines; all end with the block."""
 
     def __init__(self, folder: Path, model: Path, *, threads: int = 1, pinned: Mapping[str, int] | None = None) -> None:
         """``pinned``: name of a process -> its core; the others run on any core."""

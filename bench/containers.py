@@ -28,7 +28,9 @@ from tests.tiny_models import build_tiny_vlm
 
 _SERVICES = ("router", "control", "reward", "rollout")
 _STARTS = 5
+"""Restarts of each container, after its first start; the median is reported."""
 _GROUPS = 4
+"""Groups of a step: short steps, so that a pause of the training shows."""
 _APART = 20
 """Steps between restarts: more than are already scored at the first restart."""
 

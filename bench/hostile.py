@@ -38,7 +38,9 @@ from tests.router.hostile import BROKEN, HOSTILE, Outcome, Plan, live_through
 
 _TOKEN = "the-bench-is-admin-here"
 _PORT = 6399
+"""Port of the queue server; not the default one, which may be in use."""
 _SHARE = 0.1
+"""Share of calls that are honeypots: twice the default, because a life has few calls."""
 _RESERVE_KEY = "0" * 64
 _SCENARIOS = ("clean", *HOSTILE, *BROKEN)
 

@@ -23,6 +23,7 @@ from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.protocol import PromptInput, SampledResponse, SampleParams
 
 SEED = 0
+"""Seed of the sampled responses."""
 
 
 @dataclass(frozen=True)

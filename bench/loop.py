@@ -31,6 +31,7 @@ from scorer import score
 SIDES = {"trl": None, "on-policy": 0, "overlapped": 1}
 """Sides of the comparison, with ``max_staleness`` of MoR's."""
 _TIMEOUT_S = 3000.0
+"""Longest measurement of one side in one round, seconds."""
 _SETTINGS = ("prompt", "size", "response", "groups", "budget", "steps", "warm_up", "cores")
 
 

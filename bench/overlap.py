@@ -34,6 +34,7 @@ _SAMPLER, _TRAINER = 0, 1
 _SKIPPED = 2
 """Steps of warm-up, which are not measured."""
 _TIMEOUT_S = 3000.0
+"""Longest measurement of one side, seconds."""
 
 
 def spec_of(options: argparse.Namespace, folder: Path) -> RunSpec:
@@ -150,7 +151,7 @@ async def issue_and_take(options: argparse.Namespace, spec: RunSpec, services: S
 
 
 def trainer(options: argparse.Namespace) -> list[float]:
-    """Measure the seconds of each step of a training process that never waits, in a process of its own."""
+    """Measure the seconds of each step of a training process that never waits, in its own process."""
     command = [sys.executable, __file__, "--trainer"]
     for name in ("shape", "prompt", "size", "response", "groups", "steps", "state", "model"):
         command += [f"--{name}", str(getattr(options, name))]

@@ -1,6 +1,6 @@
 """Measurement of polling during a training: the whole loop on a tiny model, in blocks of steps with and without polls.
 
-The services are processes of their own, as in the tests. Blocks come in pairs of alternating order, so that drift
+The services are separate processes, as in the tests. Blocks come in pairs of alternating order, so that drift
 affects both. The folders of published weights show the progress, which costs run control nothing.
 """
 
@@ -30,8 +30,11 @@ from tests.shapes import copy_questions, write_rows
 from tests.tiny_models import build_tiny_vlm
 
 POLLS_A_SECOND = 20
+"""Rate of the polls; every other one has an ``ETag``."""
 WARM_UP_STEPS = 10
+"""Steps before the first block, which are not measured."""
 _PATIENCE_S = 600.0
+"""Longest wait for a step, seconds."""
 _ADMIN = {"Authorization": f"Bearer {TOKENS['operator'][0]}"}
 _SCORER = Path(__file__).parent.parent / "tests" / "e2e" / "scorers.py"
 

@@ -19,8 +19,11 @@ from numpy import ndarray
 from numpy.random import Generator
 
 _CLUSTERS = 5
+"""Clusters of inputs."""
 _DIMENSIONS = 24
+"""Dimensions of the simulated embeddings."""
 _SKILL = 0.69
+"""Share of the pairs that a specialist ranks right in its cluster."""
 _SIZES = (64, LEAST_FOR_DOUBT, LEAST_ANCHORS)
 _SPREADS = {"apart": 1.0, "touching": 0.5}
 """Standard deviation of the clusters' centres, in standard deviations of the clusters."""
@@ -47,9 +50,9 @@ CLIENTS: dict[str, Differences] = {
     "right in one cluster of five, guesses elsewhere": _specialist(_SKILL, 0.5),
     "right in one cluster of five, misleads elsewhere": _specialist(_SKILL, 1 - _SKILL),
     "random": lambda random, cluster: random.standard_normal(len(cluster)),
-    "flips the sign of what it knows at random": _flipper,
-    "says the opposite of what it knows": _specialist(0.1, 0.1),
-    "always says the same": lambda random, cluster: np.zeros(len(cluster)),
+    "inverts its scores at random": _flipper,
+    "inverts its scores": _specialist(0.1, 0.1),
+    "constant": lambda random, cluster: np.zeros(len(cluster)),
 }
 
 

@@ -51,7 +51,7 @@ def spec_of(options: argparse.Namespace) -> RunSpec:
 
 
 def write_prompts(options: argparse.Namespace) -> None:
-    """Write a prompt with a picture of its own for each group of each step."""
+    """Write a prompt with its own picture for each group of each step."""
     rows = []
     for seed in range((WARM_UP + options.steps) * options.groups):
         messages, images = vlm.question(vlm.SHAPES[options.shape], options.prompt, seed)
@@ -97,7 +97,7 @@ def group_of(learner: Learner, number: int, options: argparse.Namespace) -> Trai
 
 
 def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run a side in processes of its own."""
+    """Run a side in separate processes."""
     ranks, threads = SIDES[side]
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launch, __file__, "--side", side]

@@ -32,12 +32,14 @@ TOKEN = "a-token-for-the-measurement"
 CONNECTIONS, SECONDS = 8, 5.0
 STEPS, POINTS, ROUNDS = 100_000, 1000, 5
 QUEUE_PORT = 7899
+"""Port of the queue server; not the default one, which may be in use."""
 START_S = 120.0
+"""Longest start of run control, seconds."""
 
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """Start run control as a process of its own on the first core; yield its address."""
+    """Start run control as a separate process on the first core; yield its address."""
     tokens, address = folder / "tokens.json", folder / "address"
     tokens.write_text(json.dumps([{"name": "bench", "scope": "admin", "sha256": hash_token(TOKEN)}]))
     environment = os.environ | {

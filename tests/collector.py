@@ -50,11 +50,11 @@ class Collector:
 
     def take(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            told = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
             for span in (span for scope in resource.scope_spans for span in scope.spans):
                 self.spans.append(
                     Received(
-                        service=told["service.name"],
+                        service=attributes["service.name"],
                         name=span.name,
                         kind=span.kind,
                         trace=span.trace_id.hex(),
@@ -76,7 +76,7 @@ def _value(value: Any) -> Any:
 
 @contextmanager
 def traced(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """Turn tracing on in this process, with a collector of its own."""
+    """Turn tracing on in this process, with its own collector."""
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")

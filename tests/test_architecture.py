@@ -98,3 +98,29 @@ def test_the_command_loads_no_queue_client_no_model_and_no_database() -> None:
 def test_mathematics_does_nothing_else(path: Path) -> None:
     impure = {name for name in imports(path) if name in IMPURE_IMPORTS or name.split(".")[0] in IMPURE_IMPORTS}
     assert not impure, f"{path.relative_to(ROOT)} is pure mathematics and imports {impure}"
+
+
+def structure() -> dict[str, list[str]]:
+    """Return the rooms that docs/contributing.md lists for each package, from left to right, level by level."""
+    block = (ROOT / "docs" / "contributing.md").read_text().partition("```\n")[2].partition("\n```")[0]
+    lines = [line.split(maxsplit=1) for line in block.replace("\n            →", " →").splitlines()]
+    return {f"mor_{package}": listed.split(" → ") for package, listed in lines}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_documented_structure_is_that_of_the_imports(package: str) -> None:
+    level_of = {room: level for level, rooms in enumerate(structure()[package]) for room in rooms.split(", ")}
+
+    def level(room: str) -> int | None:
+        return level_of.get(room, level_of.get(room.split("/", 1)[0]))
+
+    folders = {path.parent.relative_to(PACKAGES[package]).parts[0] for path in PACKAGES[package].glob("*/*.py")}
+    assert not {room for room in folders if level(room) is None}, "list each folder in docs/contributing.md"
+    for room, imported in rooms(package).items():
+        wrong = {
+            other
+            for other in imported
+            if other.split("/", 1)[0] != room.split("/", 1)[0] and (left := level(room)) is not None
+            if (right := level(other)) is not None and right <= left
+        }
+        assert not wrong, f"{room} imports {wrong}, which docs/contributing.md does not list to the right of it"

@@ -1,4 +1,4 @@
-"""One name for one thing: no public class and no module stands twice in services and packages."""
+"""One name for one thing: no public class and no module name is used twice in services and packages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from tests.test_architecture import MODULES, ROOT
 
 CLASSES_USED_TWICE: set[str] = set()
-"""Public classes that may stand in several modules; add one only with the reason why another name would be worse."""
+"""Public classes that several modules may define; add one only with the reason why another name would be worse."""
 MODULES_USED_TWICE = {"__init__", "app", "cli", "config", "errors", "metrics"}
-"""Module stems that may stand in several packages: each package is made of these, and an import names it first."""
+"""Module stems that several packages may have: each package is made of these, and an import names it first."""
 FOLDERS_NAMED_AFTER_RESOURCES = {"routes", "commands"}
 """Their modules are named after the resource that they serve, as the module that owns the resource is."""
 

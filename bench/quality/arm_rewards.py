@@ -20,10 +20,15 @@ from quality.group_scores import GroupScores, Rewards
 from quality.scoring import open_model, scores
 
 _GROUPS = 16
+"""Most groups that are rewarded together: one step."""
 _BLOCK_S = 1.0
+"""Longest wait for groups in one read, seconds."""
 _SEND_S = 30.0
+"""Longest wait for room in the stream of rewards, seconds."""
 _LEASE_S = 120.0
+"""Lease on the groups in work, seconds: longer than the reward models take for a batch."""
 _EMBEDDINGS = 10_000
+"""Embeddings that are kept in memory."""
 
 
 class ArmRewards:

@@ -24,7 +24,9 @@ from mor_reward.train_config import TrainConfig
 from torch import Tensor
 
 _ROUNDS = 4
+"""Rounds of averaging, each of one local epoch."""
 _FEATURE_BYTES = 4 << 30
+"""Size of the feature cache, bytes: that of a training."""
 
 
 def average(files: Sequence[Path], config: AnyConfig, train_config: TrainConfig, out: Path, name: str) -> None:

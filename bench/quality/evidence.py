@@ -28,6 +28,7 @@ OTHERS = {
 REFERENCE = MixtureOfRewards.title
 """Title of the arm to which all others are compared."""
 ANCHORS = 64
+"""Anchors of a fit, unless a question varies their number."""
 EVEN = dict.fromkeys(SKILLS, 1 / len(SKILLS))
 """Equal shares of the domains in the anchors."""
 

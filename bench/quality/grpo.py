@@ -1,6 +1,6 @@
 """GRPO with the rewards of the best arms: ``python -m quality.grpo``, after ``python -m quality``.
 
-Trainer, engine, queue and run control are the product's, as processes of their own; only the router is replaced by the
+Trainer, engine, queue and run control are the product's, as separate processes; only the router is replaced by the
 arm, with the clients' models in its process. All arms start from the demonstration's base model, train on the same
 prompts, and answer the same questions on held-out material. A seed determines the draw of anchors for the fit, the
 order of the prompts, and the samples. ``bench/results/quality-grpo-SIZE.json`` stores the results; a run with stored

@@ -9,8 +9,11 @@ from three_domains.domains import ANSWERS
 from three_domains.questions import Gold
 
 _TRUTH = 2.0
+"""Value of a true answer: that of eight words."""
 _WORD = 0.25
+"""Value of a word, added or subtracted."""
 _MARGIN = 0.2
+"""Least difference in value of a pair, by both objectives."""
 
 
 Style = Literal["complete", "brief"]
@@ -21,7 +24,7 @@ def complete(gold: Gold, response: str) -> float:
 
 
 def brief(gold: Gold, response: str) -> float:
-    """Rate the same truth; each word costs what it gains in ``complete``, as in the Chart client's taste."""
+    """Rate the same truth; each word costs as much as it gains in ``complete``, as in the Chart client's taste."""
     return _truth(gold, response) - _WORD * len(response.split())
 
 

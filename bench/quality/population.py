@@ -59,7 +59,7 @@ CLIENTS = (
     SimulatedClient("complete", _ALL, "text", 900, 4, taste="complete"),
     SimulatedClient("brief", _ALL, "text", 900, 4, taste="brief"),
 )
-"""Two or more clients per domain, with complementary sub-skills and overlaps, and two with a taste of their own."""
+"""Two or more clients per domain, with complementary sub-skills and overlaps, and two with their own taste."""
 
 
 def skill(gold: Gold) -> str:

@@ -17,6 +17,7 @@ Right = Float[ndarray, "draws pairs"]
 """1 where an arm that was fitted on one draw of anchors ranks a pair as labelled, ½ for a tie."""
 
 REPLICATES = 2000
+"""Replicates of the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def judge(arm: Arm, draws: Sequence[AnchorPairs], held_out: GroupScores, pool: E
 
 
 def judge_each(arm: Arm, cases: Sequence[tuple[AnchorPairs, GroupScores]], pool: Executor | None = None) -> Right:
-    """Evaluate the arm if every draw of anchors has scores of its own for the held-out pairs."""
+    """Evaluate the arm if every draw of anchors has its own scores for the held-out pairs."""
     run = pool.map if pool else map
     return np.stack(list(run(_judge_one, [arm] * len(cases), *zip(*cases, strict=True))))
 

@@ -16,7 +16,9 @@ from mor_rollout.engines.protocol import PromptInput, SampleParams
 from quality.scoring import RESPONSES
 
 _SEED = 0
+"""Seed of the samples."""
 _MAX_TOKENS = 24
+"""Longest response, tokens."""
 
 
 def sample(model: Path, folder: Path, size: int, threads: int) -> None:

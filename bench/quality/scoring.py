@@ -24,7 +24,9 @@ from quality.material import read_gold
 from quality.population import skill
 
 _BATCH = 128
+"""Responses that a reward model scores at a time."""
 _FEATURE_BYTES = 6 << 30
+"""Size of the feature cache, bytes."""
 RESPONSES = "responses.json"
 
 

@@ -25,6 +25,7 @@ from quality.truth import correctness
 
 _RECIPE = TuningConfig(epochs=6, batch=8, rate=3e-4, decoder_rate=3e-4, muon=False)
 _SAMPLES = 16
+"""Samples of each prompt, by which correctness and KL are measured."""
 _RESULT = "supervised.json"
 
 

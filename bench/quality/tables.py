@@ -19,7 +19,7 @@ _LABELS = (
     (r"^flips the sign of what it knows at random$", "inverts its scores at random"),
     (r"^always says the same$", "constant"),
 )
-"""Patterns of names in records, and the words that tables show in their place."""
+"""Patterns of former names, which stored records still have, and the present names."""
 
 
 def markdown(found: Found, level: int = 2) -> str:
@@ -34,7 +34,7 @@ def markdown(found: Found, level: int = 2) -> str:
 
 
 def label(name: str) -> str:
-    """Return the label of a name in a record; the names themselves stay, because records of other commits have them."""
+    """Return the present form of a name in a record."""
     for pattern, words in _LABELS:
         name = re.sub(pattern, words, name)
     return name
@@ -185,7 +185,7 @@ def trained(found: Found) -> str:
     runs = len(found["seeds"])
     return (
         f"{table(head, rows)}\n\n{conclusion(arms)} {runs} {'run' if runs == 1 else 'runs'} of {found['steps']} steps "
-        f"per arm (lowest to highest in brackets), each with anchors, order of prompts and samples of its own; "
+        f"per arm (lowest to highest in brackets), each with its own anchors, order of prompts and samples; "
         f"{found['questions']:,} questions on held-out material. The intervals are over questions"
         f"{' of one run, without the variation between runs.' if runs == 1 else ' and runs; with few runs too narrow.'}"
     )

@@ -14,6 +14,7 @@ from mor_core.wire import ItemScores, ModelRef, ScoreItem, ScoreRequest, ScoreRe
 from quality.scoring import groups
 
 _GROUP = 8
+"""Responses of a group."""
 _OBJECTIVE = "Answer what was asked, truthfully and in the form that the domain wants."
 
 

@@ -30,7 +30,7 @@ _EXPERIMENT = "quality-quick"
 
 
 def averaging() -> str:
-    """MoR against other uses of the same scores, as Markdown, with the cases in which it is not ahead."""
+    """Format MoR against other uses of the same scores as Markdown, with the cases in which it is not ahead."""
     ranked = read(_EXPERIMENT)
     policies = read(f"{_EXPERIMENT}-policies")
     trained = read(_EXPERIMENT.replace("quality", "quality-grpo"))
@@ -63,7 +63,7 @@ def averaging() -> str:
 
 
 def _not_ahead(ranked: Found, optimal: Found, trained: Found) -> list[str]:
-    """Sentences for the cases in which MoR loses or its lead is within the interval."""
+    """Write sentences for the cases in which MoR loses or its lead is within the interval."""
     lines = []
     for anchors, part in optimal.items():
         leads = {arm: part["at KL 1"][arm]["MoR ahead in the worst domain"] for arm in _AVAILABLE}
@@ -103,13 +103,13 @@ def _method(ranked: Found, policies: Found, trained: Found) -> list[str]:
 
 
 def _gain(part: Found, arm: str) -> float:
-    """Points of gold accuracy by which the optimal policy of an arm at KL 1 beats the base policy."""
+    """Format the points of gold accuracy by which the optimal policy of an arm at KL 1 beats the base policy."""
     curve = part["curves"][arm]
     return float(100 * dict(zip(curve["kl"], curve["correct"], strict=True))[1.0])
 
 
 def _trained(arms: Found, arm: str) -> str:
-    """Gold accuracy of the policies trained under an arm, mean over runs; empty where there are none."""
+    """Format the gold accuracy of the policies trained under an arm, mean over runs; empty where there are none."""
     if arm not in arms:
         return ""
     runs = [fmean(levels) for levels in zip(*arms[arm]["runs"].values(), strict=True)]

@@ -14,7 +14,7 @@ _GPU_PROFILE = Path(__file__).parents[2] / "helm" / "mor" / "ci" / "single-gpu-v
 
 
 def requirements() -> str:
-    """CPU, memory, disk and GPUs of the demonstration and of two profiles of the chart, as Markdown."""
+    """Format CPU, memory, disk and GPUs of the demonstration and of two profiles of the chart as Markdown."""
     demo, containers, images = read("demo-default"), read("containers"), read("images")
     if demo is None or containers is None or images is None:
         return "Not measured yet: run `bench/demo.py`, `bench/containers.py` and `bench/images.py`.\n"

@@ -79,9 +79,9 @@ def test_the_wrong_objective_reverses_the_pairs_of_disagreement(evidence: Experi
     found = objectives(evidence)
     assert list(found) == ["64", "90"]
     for part in found.values():
-        assert part["fitted complete, asked complete"] > part["fitted complete, asked brief"] + 10
-        assert part["what the gate fitted complete costs, asked brief, points"]["low"] > 10
-        assert part["fitted complete, asked complete"] > part["fitted both, asked complete"]
+        assert part["fitted complete, evaluated on complete"] > part["fitted complete, evaluated on brief"] + 10
+        assert part["cost of the gate fitted complete, evaluated on brief, points"]["low"] > 10
+        assert part["fitted complete, evaluated on complete"] > part["fitted both, evaluated on complete"]
     assert tables.objectives(found).count("\n") == len(found["64"]) + 1
 
 

@@ -21,7 +21,7 @@ def executable() -> str:
 
 @pytest.fixture(scope="session")
 async def control(executable: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    """Run control with a queue server of its own, because other tests empty theirs and count its entries."""
+    """Run control with its own queue server, because other tests empty theirs and count its entries."""
     folder = tmp_path_factory.mktemp("site")
     server = Valkey(tmp_path_factory.mktemp("queue"))
     try:

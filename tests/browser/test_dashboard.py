@@ -210,7 +210,7 @@ async def test_a_client_sees_its_own_figures_only(client: Page, run: str) -> Non
             await expect(named, f"{other} at {tab}").to_have_count(0)
 
 
-async def test_a_wrong_token_is_refused_and_asked_for_again(context: BrowserContext, control: Site, run: str) -> None:
+async def test_a_wrong_token_is_refused_and_requested_again(context: BrowserContext, control: Site, run: str) -> None:
     page = await context.new_page()
     await page.goto(control.address("token=wrong"))
     await expect(page.get_by_role("alert")).to_contain_text("unknown bearer token")

@@ -1,4 +1,4 @@
-"""Installation shared by all tests of the folder; each test creates runs, clients and objectives of its own."""
+"""Installation shared by all tests of the folder; each test creates its own runs, clients and objectives."""
 
 from __future__ import annotations
 

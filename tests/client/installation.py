@@ -30,7 +30,7 @@ TOKENS = {scope: f"{scope}-token-of-the-installation" for scope in ("admin", "se
 
 @contextmanager
 def served(service: FastAPI) -> Iterator[str]:
-    """Serve an app on a thread of its own and yield its address."""
+    """Serve an app on its own thread and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(service, log_config=None, timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -54,7 +54,7 @@ class Podman:
         """Run a command and return its standard output.
 
         Raises:
-            RuntimeError: it failed, with what it said.
+            RuntimeError: it failed, with its standard error.
         """
         done = subprocess.run(
             ["podman", *arguments],
@@ -157,7 +157,7 @@ class Podman:
             return f"{name} is not here: `make images` builds it"
         built = (found["Config"].get("Labels") or {}).get("org.opencontainers.image.revision", "nobody knows which")
         if built != _commit():
-            return f"{name} is of commit {built[:10]}, this is {_commit()[:10]}: `make images` builds it anew"
+            return f"{name} is of commit {built[:10]}, this is {_commit()[:10]}: `make images` builds it again"
         return None
 
     def down(self) -> None:

@@ -98,17 +98,17 @@ class Release:
         container = self._containers[name]
         started = self.podman.started(container)
         deadline = time.monotonic() + timeout_s
-        said = "no answer"
+        reply = "no answer"
         while time.monotonic() < deadline:
             try:
                 answer = self._http.get(f"{self.url(name)}/readyz", timeout=2)
                 if answer.is_success:
                     return time.time() - started
-                said = answer.text
+                reply = answer.text
             except httpx.TransportError:
                 pass
             time.sleep(0.05)
-        raise TimeoutError(f"{name} was not ready in {timeout_s:g} s: {said}\n{self.podman.logs(container)}")
+        raise TimeoutError(f"{name} was not ready in {timeout_s:g} s: {reply}\n{self.podman.logs(container)}")
 
     def url(self, name: str) -> str:
         scheme = "http" if name == "reward" else self._scheme
@@ -118,7 +118,7 @@ class Release:
         """Run a job or a test of the charts to its end, and return its log.
 
         Raises:
-            RuntimeError: it failed, with what it said.
+            RuntimeError: it failed, with its log.
         """
         container = self.start(name)
         if self.podman.wait(container, timeout_s):

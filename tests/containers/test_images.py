@@ -59,8 +59,8 @@ def test_an_image_holds_neither_compiler_nor_tests_nor_pip(image: tuple[str, dic
 
 def test_torch_is_built_for_what_the_image_is_for(image: tuple[str, dict[str, Any]], podman: Podman) -> None:
     name, _ = image
-    asked = "import torch; print(torch.version.cuda)"
-    cuda = podman("run", "--rm", *RESTRICTED, "--entrypoint=python", ALL[name], "-c", asked).strip()
+    script = "import torch; print(torch.version.cuda)"
+    cuda = podman("run", "--rm", *RESTRICTED, "--entrypoint=python", ALL[name], "-c", script).strip()
     assert (cuda != "None") == (name in FOR_GPUS)
 
 
@@ -70,8 +70,8 @@ def test_the_bill_of_materials_names_what_is_installed(image: tuple[str, dict[st
     bill = json.loads(podman(*read))
     assert bill["bomFormat"] == "CycloneDX"
     listed = {component["name"].lower().replace("_", "-"): component for component in bill["components"]}
-    asked = "import importlib.metadata as m, json; print(json.dumps([d.metadata['Name'] for d in m.distributions()]))"
-    python = ("run", "--rm", *RESTRICTED, "--entrypoint=python", ALL[name], "-c", asked)
+    script = "import importlib.metadata as m, json; print(json.dumps([d.metadata['Name'] for d in m.distributions()]))"
+    python = ("run", "--rm", *RESTRICTED, "--entrypoint=python", ALL[name], "-c", script)
     installed = {found.lower().replace("_", "-") for found in json.loads(podman(*python))}
     assert installed <= set(listed)
     assert set(listed) - installed <= {"pip"}

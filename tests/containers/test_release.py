@@ -36,17 +36,17 @@ def test_the_release_installs_and_passes_helm_test(release: Release) -> None:
     """The client's job enrols it; the server's job creates the objective, its gate and the run of the values."""
     assert "length" in release.job("reward-register", 600)
     applied = release.job("apply", 600)
-    assert "objective helpful: gate version 1 in force" in applied
+    assert "objective helpful: gate version 1 is active" in applied
     (run,) = release.get("control", "/v1/runs")
     snapshot = release.finished(run["id"], 600)
     assert (snapshot["state"], snapshot["step"]) == ("finished", 2), snapshot
     points = release.get("control", f"/v1/runs/{run['id']}/metrics")["points"]
     assert set(points[-1]["clients"]) == {"length"}
 
-    said = release.job("test", 600)
-    assert "client length: active" in said
-    assert "reward of a group of two" in said
-    assert said.rstrip().endswith("finished")
+    log = release.job("test", 600)
+    assert "client length: active" in log
+    assert "reward of a group of two" in log
+    assert log.rstrip().endswith("finished")
 
 
 def test_run_control_resolves_a_clients_token_with_the_router(release: Release) -> None:

@@ -1,4 +1,4 @@
-"""A stage works on every announced run, and no entry, whatever it raises, ends a run or stays for ever."""
+"""A stage works on every announced run, and no entry, whatever it raises, ends a run or stays forever."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class RunCopy(RunStage[PromptRecord]):
-    """Sends a rollout for each prompt, unless ``fail`` raises."""
+    """Stage that sends a rollout for each prompt, unless ``fail`` raises."""
 
     stage, source, target = "rollout", "prompts", "rollouts"
 

@@ -19,7 +19,7 @@ async def test_a_task_that_swallows_a_cancellation_still_ends() -> None:
         await asyncio.sleep(60)
 
     async def failing() -> None:
-        raise ValueError("told by stop")
+        raise ValueError("returned by stop")
 
     tasks = [asyncio.create_task(stubborn()), asyncio.create_task(failing())]
     await asyncio.sleep(0)

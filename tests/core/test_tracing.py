@@ -54,7 +54,7 @@ def test_spans_reach_the_collector_that_the_environment_names() -> None:
     assert (outer.service, outer.parent, outer.attributes) == ("mor-test", "", {"mor.run": "r"})
     assert (inner.trace, inner.parent, inner.links) == (outer.trace, outer.id, (outer.id,))
     assert (far.trace, far.parent) == (outer.trace, outer.id)
-    assert apart.parent == "" and apart.trace != outer.trace, "an unreadable parent begins a trace of its own"
+    assert apart.parent == "" and apart.trace != outer.trace, "an unreadable parent begins its own trace"
     assert (apart.began, apart.ended, apart.failed) == (1_500_000_000, 2_500_000_000, True)
 
 
@@ -65,9 +65,11 @@ def test_the_environment_may_name_the_service() -> None:
 
 
 def test_an_unsupported_protocol_is_a_warning() -> None:
-    traceparent, _, _, said = run(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+    traceparent, _, _, logged = run(
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="grpc"
+    )
     assert traceparent is None
-    assert "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in said
+    assert "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in logged
 
 
 def test_a_missing_package_is_a_warning() -> None:

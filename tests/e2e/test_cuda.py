@@ -1,4 +1,4 @@
-"""The whole loop on one GPU. The engine is transformers, which needs no build of its own for each accelerator."""
+"""The whole loop on one GPU. The engine is transformers, which needs no separate build for each accelerator."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def silent_index() -> Iterator[socket.socket]:
 
 
 def demonstrate(state: Path, **environment: str) -> subprocess.Popen[str]:
-    """Run the demonstration in a session of its own, as from a terminal."""
+    """Run the demonstration in its own session, as from a terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", "three_domains.demo", "--state", str(state)],
         env=os.environ | environment,

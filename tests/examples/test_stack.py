@@ -150,11 +150,11 @@ def test_processes_get_their_settings_for_any_folder_name(stacks: Stacks) -> Non
     stack = stacks.start("it's a #1 folder", client=show, server=f'set -a; . "$STATE/server.env"; {show}')
     lines: list[list[str]] = []
 
-    def both_told() -> bool:
+    def both_logged() -> bool:
         lines[:] = [line.split("|")[1:] for line in stack.log.read_text().splitlines() if line.count("|") == 3]
         return len(lines) == 2
 
-    until(both_told)
+    until(both_logged)
     client, server = sorted(lines, key=lambda values: len(values[1]))
     assert client == [f" {stack.state}", "", ""]
     assert server[:2] == [f" {stack.state}", f"{stack.state}/runs"]

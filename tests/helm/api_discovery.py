@@ -1,4 +1,4 @@
-"""What the API server of the tests has, and how it tells clients: groups, resources, OpenAPI."""
+"""Discovery documents of the tests' API server: groups, resources, OpenAPI."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A Kubernetes API server for tests: the kinds that the charts have, strict schemas, watches; no controllers.
 
-helm, kubectl and the Python clients work on it. It keeps what it was asked, may lie down, and may forget where its
-watches were. Jobs are marked as done when they are made, as hooks wait for that.
+helm, kubectl and the Python clients work on it. It records the requests, and a test can make it unavailable or compact
+its history, so that watches are too old. Jobs are complete as soon as they are made, because hooks wait for that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.helm.api_discovery import GROUPS, RESOURCES
 
 
 class Request(NamedTuple):
-    """What RBAC decides about."""
+    """Attributes of a request by which RBAC decides."""
 
     verb: str
     group: str
@@ -53,13 +53,13 @@ class Refused(Exception):
 
 
 class ApiServer:
-    """The server on a thread of its own; its methods may be called from any other."""
+    """The server on its own thread; its methods may be called from any other."""
 
     def __init__(self, version: str = "1.34") -> None:
         self.version = version
         self.objects: dict[Key, dict[str, Any]] = {}
         self.requests: list[Request] = []
-        self.down = False
+        self.unavailable = False
         self._revision = 1
         self._oldest = 0
         self._events: list[tuple[int, str, Key, dict[str, Any]]] = []
@@ -108,21 +108,21 @@ class ApiServer:
     def delete(self, group_version: str, resource: str, namespace: str, name: str) -> None:
         self._call(lambda: self._remove(Key(group_version, resource, namespace, name)))
 
-    def forget(self) -> None:
-        """Compact: every watch is now too old."""
+    def compact(self) -> None:
+        """Discard the history, so that every watch is too old."""
 
-        def compact() -> None:
+        def discard() -> None:
             self._revision += 1
             self._oldest = self._revision
             self._wake()
 
-        self._call(compact)
+        self._call(discard)
 
-    def lie_down(self, down: bool) -> None:
-        """Answer everything 503, and end all watches; or get up again."""
+    def set_unavailable(self, unavailable: bool) -> None:
+        """Answer every request with 503 and end all watches, or end that state."""
 
         def switch() -> None:
-            self.down = down
+            self.unavailable = unavailable
             self._wake()
 
         self._call(switch)
@@ -135,7 +135,7 @@ class ApiServer:
             if document["kind"] == kind and key.namespace == namespace
         }
 
-    def ever(self, kind: str) -> list[str]:
+    def created(self, kind: str) -> list[str]:
         """Names of all objects of a kind that were made, those that are gone included."""
         return [key.name for _, event, key, found in self._events if event == "ADDED" and found["kind"] == kind]
 
@@ -197,7 +197,7 @@ class ApiServer:
             return
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        if self.down:
+        if self.unavailable:
             return web.json_response({"message": "down"}, status=503)
         try:
             return await self._route(request)
@@ -267,10 +267,10 @@ class ApiServer:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         with contextlib.suppress(ConnectionResetError):
             await response.prepare(request)
-            await self._tell(request, wanted, response)
+            await self._send_events(request, wanted, response)
         return response
 
-    async def _tell(self, request: web.Request, wanted: Key, response: web.StreamResponse) -> None:
+    async def _send_events(self, request: web.Request, wanted: Key, response: web.StreamResponse) -> None:
         since = int(request.query.get("resourceVersion") or 0)
         end = time.monotonic() + float(request.query.get("timeoutSeconds", 30))
 
@@ -285,7 +285,7 @@ class ApiServer:
                 kind = RESOURCES[wanted.group_version, wanted.resource]["kind"]
                 end_of_list = {"resourceVersion": str(since), "annotations": {"k8s.io/initial-events-end": "true"}}
                 await send("BOOKMARK", {"kind": kind, "apiVersion": wanted.group_version, "metadata": end_of_list})
-        while not self.down and time.monotonic() < end:
+        while not self.unavailable and time.monotonic() < end:
             if since < self._oldest:
                 await send("ERROR", Refused(410, "Expired", f"too old resource version: {since}").status)
                 break

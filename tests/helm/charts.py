@@ -68,9 +68,9 @@ def requests(documents: list[Document]) -> tuple[float, float]:
     for kind in ("Deployment", "StatefulSet"):
         for document in of(documents, kind).values():
             for container in document["spec"]["template"]["spec"]["containers"]:
-                asked = container["resources"]["requests"]
-                cores += document["spec"]["replicas"] * _cores(asked["cpu"])
-                memory += document["spec"]["replicas"] * _gibibytes(asked["memory"])
+                requested = container["resources"]["requests"]
+                cores += document["spec"]["replicas"] * _cores(requested["cpu"])
+                memory += document["spec"]["replicas"] * _gibibytes(requested["memory"])
     return cores, memory
 
 

@@ -203,7 +203,7 @@ def test_a_component_reaches_and_trusts_the_services_that_it_calls() -> None:
         assert called in json.dumps(policies[f"m-mor-from-{caller}"]["spec"]["egress"])
 
 
-def test_a_webhook_gets_its_token_from_a_secret_and_its_way_out() -> None:
+def test_a_webhook_gets_its_token_from_a_secret_and_its_network() -> None:
     rendered = charts.render(MOR, f"--values={MOR / 'ci' / 'restricted-values.yaml'}")
     (secrets,) = (volume for volume in charts.pods(rendered)["m-mor-control"]["volumes"] if volume["name"] == "secrets")
     items = [item for source in secrets["projected"]["sources"] for item in source["secret"]["items"]]
@@ -295,7 +295,7 @@ def test_generated_tokens_are_those_of_the_tokens_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chart", "options", "says"),
+    ("chart", "options", "message"),
     [
         (MOR, [], "model.name is not set"),
         (MOR, ["model.name=/models/x"], "set model.existingClaim"),
@@ -315,8 +315,8 @@ def test_generated_tokens_are_those_of_the_tokens_file() -> None:
         (REWARD, ["model.existingClaim=x", "registration.enabled=true"], "registration.existingSecret"),
     ],
 )  # fmt: skip
-def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str], says: str) -> None:
-    with pytest.raises(RuntimeError, match=re.escape(says)):
+def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str], message: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(message)):
         charts.render(chart, *(f"--set={option}" for option in options))
 
 
@@ -340,7 +340,7 @@ def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
     ]
     for expression in [*rules, *panels, *queries]:
         for metric in re.findall(r"\bmor_[a-z_]+\b", expression):
-            assert metric in known, f"{expression} asks for {metric}, which no service has"
+            assert metric in known, f"{expression} reads {metric}, which no service has"
 
 
 def test_a_collector_of_traces_is_named_to_every_service_and_can_be_reached() -> None:

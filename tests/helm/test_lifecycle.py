@@ -61,7 +61,7 @@ def test_a_client_deregisters_before_it_is_uninstalled(run: Run, api_server: Api
     values = f"--values={charts.CHARTS / 'mor-reward' / 'ci' / 'enrolled-values.yaml'}"
     run("install", "scores", chart, "--namespace=st-mary", "--create-namespace", values)
     run("uninstall", "scores", "--namespace=st-mary")
-    assert api_server.ever("Job") == ["scores-mor-reward-register", "scores-mor-reward-deregister"]
+    assert api_server.created("Job") == ["scores-mor-reward-register", "scores-mor-reward-deregister"]
     assert not [key for key in api_server.objects if key.namespace == "st-mary"]
 
 

@@ -122,16 +122,16 @@ class StopAt(NoProgress):
     def __init__(self, phase: str, done: int) -> None:
         self._wanted, self._done = phase, done
         self._phase = ""
-        self._asked = False
+        self._requested = False
 
     def phase(self, name: str, total: int | None) -> None:
         self._phase = name
 
     def advance(self, done: int, note: str = "") -> None:
-        self._asked = self._asked or (self._phase == self._wanted and done >= self._done)
+        self._requested = self._requested or (self._phase == self._wanted and done >= self._done)
 
     def __call__(self) -> bool:
-        return self._asked
+        return self._requested
 
 
 def interrupted(job: TrainingJob, stop: StopAt) -> None:
@@ -253,8 +253,8 @@ COMMAND = [sys.executable, "-m", "mor_reward.cli"]
 
 
 def arguments(config: DualEncoderConfig, data: Path, out: Path) -> list[str]:
-    towers = ["--vision", config.vision, "--text", config.text, "--set", "image_size=64", "--set", "width=32"]
-    return [*COMMAND, "train", "--data", str(data), "--backbone", "dual-encoder", "--out", str(out), *towers]
+    encoders = ["--vision", config.vision, "--text", config.text, "--set", "image_size=64", "--set", "width=32"]
+    return [*COMMAND, "train", "--data", str(data), "--backbone", "dual-encoder", "--out", str(out), *encoders]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -42,7 +42,7 @@ def shifting() -> Score:
 
 
 def flipping() -> Score:
-    """Make a client that scores the opposite of what it knows."""
+    """Make a client that inverts its scores."""
     return lambda item, response: -knowing(item, response)
 
 
@@ -154,12 +154,12 @@ async def live_through(api: Caller, endpoints: Endpoints, scenario: str, plan: P
             BROKEN[scenario](made["bad-0"])
         found = []
         for call in range(plan.calls):
-            found += await _ask(api, outcome, (turn * plan.calls + call) * 8, count=8, size=4)
+            found += await _call(api, outcome, (turn * plan.calls + call) * 8, count=8, size=4)
         await api.settled()
         outcome.accuracy_by_round.append(_accuracy(found))
     held_out = []
     for index in range(0, plan.held_out, 8):
-        held_out += await _ask(api, outcome, _HELD_OUT_FROM + index, count=8, size=8)
+        held_out += await _call(api, outcome, _HELD_OUT_FROM + index, count=8, size=8)
     outcome.accuracy = _accuracy(held_out)
     lines = [line for _, rewarded in held_out if rewarded for line in rewarded["clients"]]
     outcome.weights = {name: sum(x["weight"] for x in lines if x["client"] == name) / len(held_out) for name in made}
@@ -167,7 +167,7 @@ async def live_through(api: Caller, endpoints: Endpoints, scenario: str, plan: P
     return outcome
 
 
-async def _ask(
+async def _call(
     api: Caller, outcome: Outcome, first: int, *, count: int, size: int
 ) -> list[tuple[list[float], dict[str, Any] | None]]:
     """Make one call of live traffic; return each group's true qualities and its reward, ``None`` where it was lost."""

@@ -89,12 +89,13 @@ def check(body: bytes) -> None:
 
 
 @given(body=st.binary(max_size=200) | ANY_JSON.map(python_json))
+@settings(deadline=None)
 def test_any_bytes_are_a_failure_or_responses(body: bytes) -> None:
     check(body)
 
 
 @given(answer=answers())
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_any_answer_is_a_failure_or_responses(answer: dict[str, Any]) -> None:
     check(python_json(named(answer, "x")))
 
@@ -114,6 +115,7 @@ def test_an_integer_is_a_score() -> None:
 
 
 @given(body=st.binary(max_size=200) | ANY_JSON.map(python_json) | st.just(b"[" * 30_000) | st.just(b'{"a":' * 10_000))
+@settings(deadline=None)
 def test_any_list_of_missing_images_is_a_failure_or_hashes(body: bytes) -> None:
     try:
         assert parse_missing_images(body)
@@ -122,6 +124,7 @@ def test_any_list_of_missing_images_is_a_failure_or_hashes(body: bytes) -> None:
 
 
 @given(value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
+@settings(deadline=None)
 def test_any_retry_after_is_a_bounded_pause(value: str) -> None:
     check_pause(value)
 

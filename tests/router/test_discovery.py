@@ -139,16 +139,16 @@ async def test_discarded_watches_and_an_outage_lose_and_miss_no_client(
 ) -> None:
     team.offer("clinic")
     await clients(discovering, "clinic.team-a")
-    cluster.forget()
+    cluster.compact()
     team.offer("bank")
     await clients(discovering, "clinic.team-a", "bank.team-a")
-    cluster.lie_down(True)
+    cluster.set_unavailable(True)
     team.withdraw("bank")
     team.offer("lab")
     count = len(cluster.requests)
     assert set(await clients(discovering, "clinic.team-a", "bank.team-a")) == {"clinic.team-a", "bank.team-a"}
     assert len(cluster.requests) == count
-    cluster.lie_down(False)
+    cluster.set_unavailable(False)
     await clients(discovering, "clinic.team-a", "lab.team-a")
 
 

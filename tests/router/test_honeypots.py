@@ -112,9 +112,9 @@ async def test_honeypot_calls_look_like_live_calls(start: Start, endpoints: Endp
         assert len(kinds[True]["items"]) == len(kinds[False]["items"])
         seen: set[str] = set()
         for call, headers in zip(expert.calls, expert.headers, strict=True):
-            asked = {words(item) for item in call["items"]}
-            assert asked <= anchors or not asked & anchors
-            assert not asked & at_the_fit
+            sent = {words(item) for item in call["items"]}
+            assert sent <= anchors or not sent & anchors
+            assert not sent & at_the_fit
             assert {len(item["responses"]) for item in call["items"]} == {4}
             assert {item["objective"] for item in call["items"]} == {"Answer what was asked."}
             assert 0 < int(headers["x-mor-deadline-ms"]) <= 10_000

@@ -137,13 +137,13 @@ def test_the_support_covers_inputs_like_the_anchors_and_no_other_kind(pairs: int
 
 def test_many_pairs_about_a_few_questions_do_not_put_all_others_out_of_distribution() -> None:
     random = np.random.default_rng(8)
-    asked = random.normal(size=(12, 20))
-    support = fit_support(np.repeat(asked, 5, axis=0))
+    questions = random.normal(size=(12, 20))
+    support = fit_support(np.repeat(questions, 5, axis=0))
     assert len(support.landmarks) == 12
-    assert support.ood_score(asked).max() == 0
+    assert support.ood_score(questions).max() == 0
     assert support.ood_score(random.normal(size=(100, 20))).max() < 0.9
     assert (
-        not fit_support(np.repeat(asked[:1], 5, axis=0)).ood_score(10 * asked).any()
+        not fit_support(np.repeat(questions[:1], 5, axis=0)).ood_score(10 * questions).any()
     )  # there is no distance to measure by
 
 

@@ -1,7 +1,7 @@
 """The two other stages of the loop over real streams: a tiny model that samples, and scores by a rule.
 
 They keep the services' part of the contract (same prompts, sampling distribution and records), not their robustness.
-They run on a thread of their own, as the services run in processes of their own.
+They run on a separate thread, as the services run in separate processes.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ async def test_pause_resume_stop_without_a_worker(http: httpx.AsyncClient, spec:
     await http.post(f"/v1/runs/{run}/heartbeat", json={"attempt": held["attempt"], "state": "finished", "final": "/f"})
     reply = await http.post(f"/v1/runs/{run}/resume")
     assert reply.status_code == 409
-    assert "is finished; create a new run to go on from /f" in reply.json()["detail"]
+    assert "is finished; create a new run to continue from /f" in reply.json()["detail"]
 
 
 async def test_an_event_stream_resumes_without_a_gap(

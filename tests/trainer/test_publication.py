@@ -1,4 +1,4 @@
-"""Publication of versions beside the training, within its time limit, and sampling that overlaps with training."""
+"""Publication of versions in parallel with training, within its time limit; sampling that overlaps with training."""
 
 from __future__ import annotations
 

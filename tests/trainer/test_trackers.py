@@ -116,7 +116,7 @@ async def test_a_run_continues_when_its_trackers_fail(
         both = await eventually(http, "/v1/alerts", lambda found: found and found[0]["count"] == 2)
         [alert] = both
         assert (alert["name"], alert["run"]) == ("tracker_failed", run)
-        assert "the run goes on" in alert["reason"]
+        assert "the run continues" in alert["reason"]
         lost = (await http.get("/metrics")).text
         assert 'mor_trainer_tracker_lost_total{tracker="mlflow"}' in lost
 

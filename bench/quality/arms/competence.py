@@ -7,7 +7,9 @@ from quality.arms.uniform import standardise, standardisers
 from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 _NEIGHBOURS = 12
+"""Anchors around an input by which clients are chosen."""
 _EXPERTS = 3
+"""Clients that score an input."""
 
 
 class NearestCompetence:

@@ -7,7 +7,9 @@ from quality.directions import fit_directions
 from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 _PASSES = 10
+"""Passes over the anchors, in random order."""
 _OPTIMISM = 0.5
+"""Weight of the confidence bound in the choice."""
 
 
 class LinUcb:
@@ -29,10 +31,10 @@ class LinUcb:
         for _ in range(_PASSES):
             for n in random.permutation(len(contexts)):
                 x = contexts[n]
-                reach = inverse @ x
-                value = (reach * paid).sum(axis=1) + _OPTIMISM * np.sqrt(reach @ x)
+                projected = inverse @ x
+                value = (projected * paid).sum(axis=1) + _OPTIMISM * np.sqrt(projected @ x)
                 k = int(value.argmax())
-                inverse[k] -= np.outer(reach[k], reach[k]) / (1 + reach[k] @ x)
+                inverse[k] -= np.outer(projected[k], projected[k]) / (1 + projected[k] @ x)
                 paid[k] += right[n, k] * x
         estimate = np.einsum("kij,kj->ki", inverse, paid)
 

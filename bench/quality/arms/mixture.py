@@ -13,6 +13,7 @@ from quality.arms.arm import Score
 from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 ENTROPY_FLOOR = 0.1
+"""The router's default."""
 _AS_IT_CAME = Standardiser(spread=1.0, limit=1e9, centre=0.0, low=-np.inf, high=np.inf)
 
 
@@ -64,7 +65,7 @@ def serve(mixture: Mixture, groups: GroupScores) -> Rewards:
 
 
 def without_support() -> MixtureOfRewards:
-    return MixtureOfRewards("no reach: the fit counts beyond its anchors too", change=_everywhere)
+    return MixtureOfRewards("no support: the fit counts everywhere", change=_everywhere)
 
 
 def ablations() -> list[MixtureOfRewards]:

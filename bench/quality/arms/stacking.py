@@ -11,8 +11,11 @@ from quality.arms.uniform import standardise, standardisers
 from quality.group_scores import AnchorPairs, GroupScores, Rewards
 
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Candidates for the ridge penalty."""
 _FOLDS = 5
+"""Folds of the cross-validation that chooses among them."""
 _STEPS = 50
+"""Bound on Newton's steps, which mostly end earlier."""
 
 
 Units = Callable[[GroupScores], Float[ndarray, "groups clients size"]]
@@ -61,7 +64,7 @@ def _mor_units(anchors: AnchorPairs) -> Units:
 
 
 def regress(differences: Float[ndarray, "pairs clients"], penalty: float) -> Float[ndarray, " clients"]:
-    """argmin_β Σ_n −log σ(β·d_n) + penalty/2 · ‖β‖², by Newton's method with step halving."""
+    """Find argmin_β Σ_n −log σ(β·d_n) + penalty/2 · ‖β‖², by Newton's method with step halving."""
 
     def loss(weights: Float[ndarray, " clients"]) -> float:
         return float(np.logaddexp(0, -differences @ weights).sum() + penalty / 2 * weights @ weights)

@@ -10,6 +10,7 @@ from quality.group_scores import agreement
 from quality.population import SKILLS
 
 COUNTS = (16, 64, 256)
+"""Numbers of anchors."""
 
 
 def anchor_counts(evidence: ExperimentData) -> Table:

@@ -42,16 +42,16 @@ def _conflict(evidence: ExperimentData, count: int) -> Table:
     judged: dict[tuple[str, str], Float[ndarray, "draws pairs"]] = {key: np.stack(on) for key, on in rights.items()}
     found: Table = {}
     for (fitted, requested), right in judged.items():
-        found[f"fitted {fitted}, asked {requested}"] = 100 * float(right.mean())
+        found[f"fitted {fitted}, evaluated on {requested}"] = 100 * float(right.mean())
     for requested, other in zip(STYLES, reversed(STYLES), strict=True):
         for fitted in (other, _BOTH):
             cost = lead(judged[requested, requested], judged[fitted, requested], evidence.styled_held_out.domains).mean
-            found[f"what the gate fitted {fitted} costs, asked {requested}, points"] = asdict(cost)
+            found[f"cost of the gate fitted {fitted}, evaluated on {requested}, points"] = asdict(cost)
     found["pairs on which the objectives disagree"] = 100 * float((~evidence.agrees[1]).mean())
     for style in STYLES:
         if style in evidence.clients:
             alone = agreement(evidence.styled_held_out.scores[:, evidence.clients.index(style)])
-            found[f"client {style} alone, asked {style}"] = 100 * float(_by(style, alone, evidence).mean())
+            found[f"client {style} alone, evaluated on {style}"] = 100 * float(_by(style, alone, evidence).mean())
     return found
 
 

@@ -17,7 +17,9 @@ from quality.optimum import Optimum, optimum, penalty
 from quality.questions.ranking import COUNTS
 
 DIVERGENCES = (0.25, 0.5, 1.0, 1.5, 2.0)
+"""KL to the base policy at which optima are evaluated, nats per response."""
 _COMPARED_AT = 1.0
+"""KL at which arms are compared in the tables, nats per response."""
 
 _Optima = dict[float, dict[str, Optimum]]
 """Optima by KL and by the name of the gold value; without those that a reward cannot reach."""

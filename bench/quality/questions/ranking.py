@@ -20,6 +20,7 @@ def clients(evidence: ExperimentData) -> Table:
 
 
 COUNTS = (64, 256)
+"""Numbers of anchors."""
 
 
 def ranking(evidence: ExperimentData) -> Table:

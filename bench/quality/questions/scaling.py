@@ -15,6 +15,7 @@ from quality.evidence import ExperimentData, Table
 from quality.group_scores import AnchorPairs, GroupScores, Rewards, agreement
 
 CLIENTS = (10, 30, 100, 300, 1000)
+"""Numbers of clients."""
 CALLED = 8
 """Clients that are called for a group."""
 _ANCHORS = 256
@@ -62,7 +63,7 @@ def _with_copies(groups: GroupScores, count: int, seed: int) -> GroupScores:
 def _gate_evidence(
     mixture: Mixture, inputs: Float[ndarray, "groups features"]
 ) -> tuple[Float[ndarray, "groups clients"], float]:
-    """ExperimentData of every client, and the seconds that the gate takes for a group in a batch of 64."""
+    """Return the evidence of every client, and the seconds that the gate takes for a group in a batch of 64."""
     times = []
     for _ in range(5):
         started = time.perf_counter()

@@ -1,7 +1,7 @@
 """Builder of the demonstration's base VLM: ``python -m three_domains.base_vlm --data DIR --out MODEL``.
 
 Image encoder: DINOv2-S. Language model: a small Llama trained here (``--preset default``) or SmolLM2-135M (``--preset
-small``). The result is an Idefics3 checkpoint that ``transformers`` and vLLM load. It is meant to be mediocre but
+small``). The result is an Idefics3 checkpoint that ``transformers`` and vLLM load. It is mediocre on purpose, but
 well-formed: its tuning targets mix complete, partial, vague, hedged and false answers.
 """
 

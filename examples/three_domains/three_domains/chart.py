@@ -13,7 +13,7 @@ _UNIT = word_patterns(
 _UNIT["percent"] = re.compile(r"\bper\s?cent\b|%", re.IGNORECASE)
 
 STEPS = {"years": 5.0, "children": 0.5, "percent": 1.0}
-"""Rounding of spoken values by unit; the tolerance of an answer is 1.2 steps."""
+"""Rounding of the values in answers, by unit; the tolerance of an answer is 1.2 steps."""
 
 _NAMES = {
     "tallest": "The tallest bar",

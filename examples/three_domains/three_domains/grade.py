@@ -1,6 +1,6 @@
 """Grader of responses: ``python -m three_domains.grade --gold G.jsonl --responses R.jsonl --out J.json``.
 
-It runs in a process of its own, the only reader of the gold files. A row of the responses file is ``{"id",
+It runs in its own process, the only reader of the gold files. A row of the responses file is ``{"id",
 "responses": [text, …]}``; accuracy uses the first response (the greedy one), best-of-k uses all.
 """
 

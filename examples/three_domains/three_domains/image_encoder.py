@@ -8,7 +8,9 @@ from torch.nn import functional
 from transformers import Dinov2Model
 
 WIDTH = 384
+"""Width of DINOv2-S."""
 PATCH = 14
+"""Side of a patch, pixels."""
 
 
 def siglip_state(dino: Dinov2Model, layers: int, picture_size: int) -> dict[str, Tensor]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 _COEFFICIENTS = (3.4445, -4.775, 2.0315)
+"""Coefficients of the quintic iteration, from the source."""
 _ITERATIONS = 5
+"""Iterations, as in the source."""
 
 
 class Muon(torch.optim.Optimizer):

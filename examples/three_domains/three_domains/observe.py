@@ -22,7 +22,9 @@ from three_domains.stack import CLIENTS, HTTP_SERVICES, StackError, free_ports
 
 _RULES = Path(__file__).parents[3] / "helm" / "mor" / "files" / "rules.yaml"
 _START_S = 30.0
+"""Longest start of Prometheus, seconds."""
 _STOP_S = 20.0
+"""Seconds for Prometheus to end before it is killed."""
 
 
 def ports(state: Path) -> dict[str, int]:

@@ -128,7 +128,7 @@ class Plots:
 class _Sheet:
     """Axes for all charts of a quantity, one after the other, because axes are slow to create.
 
-    A chart is the same, byte for byte, as on axes of its own.
+    A chart is the same, byte for byte, as on its own axes.
     """
 
     def __init__(self, top: float) -> None:

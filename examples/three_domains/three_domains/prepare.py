@@ -87,7 +87,7 @@ def claim(state: Path, preset: str, seed: int) -> None:
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command in a process group of its own and return its status.
+    """Run a command in its own process group and return its status.
 
     On an interrupt, interrupt the command once and let it clean up; in this process's group, the terminal would
     interrupt it directly, a second time.

@@ -16,6 +16,7 @@ from rich.table import Table
 Json = dict[str, Any]
 
 _WINDOW = 10
+"""Most steps at the beginning and at the end whose means are compared."""
 
 
 def one_line(snapshot: Json) -> str:

@@ -26,7 +26,9 @@ _DOMAINS = {
     "chart": "charts: kind, values with their unit, counts, extremes",
 }
 _CHATS_AT_ONCE = 8
+"""Concurrent chat completions: the default limit of the rollout service."""
 _STEP_TIMEOUT_S = 900.0
+"""Longest step before the run counts as failed, seconds."""
 
 Answers = dict[str, list[str]]
 """Responses by the id of their question."""

@@ -21,6 +21,7 @@ from three_domains.medical import caption, make_questions
 from three_domains.questions import PICTURE_SIZE, AnnotatedPicture, Split
 
 GAP_MM = 10
+"""Least distance between the blocks of different splits, in millimetres."""
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 # First and last millimetre (inclusive) of every block along the axis that a plane cuts.
@@ -56,6 +57,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
     "basal ganglia": ("Caudate", "Putamen", "Pallidum"),
 }
 _MIN_AREA_MM2 = 120
+"""Least area of a marked region in a slice, in square millimetres: smaller marks are hard to see."""
 
 
 @dataclass(frozen=True)

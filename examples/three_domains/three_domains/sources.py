@@ -25,6 +25,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 
 DOWNLOAD_TIMEOUT_S = 900
+"""Longest download of a source, seconds: large files over a slow line."""
 
 
 class SourceError(RuntimeError):

@@ -34,11 +34,16 @@ from mor_core.auth import Scope, Token, hash_token
 CLIENTS = ("detail", "medical", "chart")
 HTTP_SERVICES = (*CLIENTS, "router", "rollout", "control")
 _FIRST_PORT = 7600
+"""First port that is tried; the services of a stack get free ones from there on."""
 _STOP_S = 30.0
+"""Seconds for all processes to end before they are killed."""
 _KILL_S = 30.0
+"""Seconds for a killed process to end; a longer wait is an error."""
 _START_S = 240.0
+"""Longest start of all services, seconds: the vLLM engine on a busy machine."""
 _PROCFILE = Path(__file__).parent.parent / "Procfile"
 _LINES = 25
+"""Lines of output that an error quotes."""
 _END = re.compile(r"^\S+ system +\| (?:SIG\w+ received|(\S+)\.1 stopped \(rc=(-?\d+)\))$", re.MULTILINE)
 """Pattern of the log line with the cause of the stack's end: a signal to honcho, or a process."""
 
@@ -187,7 +192,7 @@ class Stack:
     def _processes(self) -> list[int]:
         """List the processes that honcho started for this stack, with their children, by their environment.
 
-        Each has a session of its own, so they outlive a killed honcho.
+        Each has its own session, so they outlive a killed honcho.
         """
         mark = os.fsencode(f"STATE={self.state}")
         found = []

@@ -25,8 +25,9 @@ from three_domains.assembly import AROUND, END, IMAGE
 from three_domains.muon import Muon
 
 IGNORED = -100
+"""Label of tokens that carry no loss: PyTorch's default of ``ignore_index``."""
 _ROUNDED = 16
-"""Multiple to which lengths are padded, because kernels are prepared anew for each shape."""
+"""Multiple to which lengths are padded, because kernels are prepared again for each shape."""
 _SORTED = 16
 """Batches whose pictures are sorted by length together, to reduce padding."""
 

@@ -41,7 +41,7 @@ labels:
 {{- default (include "reward.fullname" .) .Values.auth.existingSecret -}}
 {{- end -}}
 
-{{/* What the pods of service and jobs have in common: dict root, component, grace. */}}
+{{/* Parts common to the pods of service and jobs: dict root, component, grace. */}}
 {{- define "reward.pod" -}}
 {{- $pod := .root.Values.pod -}}
 serviceAccountName: {{ default (include "reward.fullname" .root) $pod.serviceAccountName }}
@@ -81,7 +81,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Values that contradict each other, each with its cure. */}}
+{{/* Refuse contradictory values, each with a remedy. */}}
 {{- define "reward.checks" -}}
 {{- $v := .Values -}}
 {{- $sources := compact (list $v.model.existingClaim $v.model.image $v.function.existingConfigMap) -}}

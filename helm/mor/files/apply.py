@@ -22,7 +22,7 @@ def objective(router: Service, wanted: dict[str, Any]) -> None:
         print(f"objective {wanted['name']}: {known['anchors']} anchors")
     if wanted.get("fit") and not known["active"]:
         gate = router.call("POST", f"{path}/fit")
-        print(f"objective {wanted['name']}: gate version {gate['version']} in force")
+        print(f"objective {wanted['name']}: gate version {gate['version']} is active")
 
 
 def upload(anchors: Path) -> list[tuple[str, tuple[str, bytes]]]:

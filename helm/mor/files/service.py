@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 _BUSY = (429, 502, 503, 504)
+"""Statuses of a service that is busy or starts, or of the proxy before it."""
 
 
 class Service:

@@ -1,4 +1,4 @@
-{{/* What all pods have in common: dict root, component, values, grace, replicas. */}}
+{{/* Parts common to all pods: dict root, component, values, grace, replicas. */}}
 {{- define "mor.pod" -}}
 {{- $pod := .values.pod -}}
 serviceAccountName: {{ include "mor.serviceAccount" . }}

@@ -1,4 +1,4 @@
-"""Diagnosis of a whole installation over HTTP: what is wrong, and the cure."""
+"""Diagnosis of a whole installation over HTTP: findings, each with a cure."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _ready(transport: Transport) -> Finding:
 
 
 def _requested(check: str, check_group: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Yield the findings of a check that makes calls of its own, or a skipped one if a call fails."""
+    """Yield the findings of a check that makes its own calls, or a skipped one if a call fails."""
     try:
         yield from list(check_group())
     except ServiceError as error:

@@ -107,7 +107,7 @@ def _queue_server(check: str, server: QueueServer) -> Iterator[Finding]:
         )
     if server.round_trip_s > _SLOW_QUEUE_S:
         problems.append(
-            (f"a PING takes {1000 * server.round_trip_s:.0f} ms", "move it closer, or give it a core of its own")
+            (f"a PING takes {1000 * server.round_trip_s:.0f} ms", "move it closer, or give it its own core")
         )
     for detail, cure in problems:
         yield warning(check, detail, cure)

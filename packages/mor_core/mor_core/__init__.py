@@ -1,3 +1,3 @@
-"""What MoR's services share. The base needs neither torch nor redis; streams come with the extra ``streams``."""
+"""Shared parts of MoR's services and clients. They need no torch, and redis only with the extra ``streams``."""
 
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 A blob of up to ``INLINE_BYTES`` lives in Redis, a larger one on a shared path or object store (``MOR_BLOB_DIR``, any
 fsspec URL). Ownership is a set of group ids: putting the same blob twice for the same group changes nothing, and
-releasing the last owner deletes the blob. A missing blob is an error of its own (``BlobMissing``); the trainer then
+releasing the last owner deletes the blob. A missing blob is a separate error (``BlobMissing``); the trainer then
 issues the group again.
 """
 

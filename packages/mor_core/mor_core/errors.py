@@ -2,7 +2,7 @@
 
 ::
 
-    MorError                      base; str() has what was received, what is expected and the cure
+    MorError                      base; str() states what was received, what is expected, the cure
     ├── Invalid                   invalid input                          -> 422
     │   └── DataFileError         a line of a data file                  -> 422
     ├── Unauthorized              missing or unknown token               -> 401

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
 ReadyCheck = Callable[[], Awaitable[str | None]]
-"""Function that returns ``None`` if its part is ready, or a sentence with what is missing."""
+"""Function that returns ``None`` if its part is ready, or a sentence that names the missing part."""
 
 _CHECK_TIMEOUT_S = 5.0
 """Seconds for one check, below the usual time limits of probes."""

@@ -281,7 +281,7 @@ class Acknowledgement(Documented):
     model_config = ConfigDict(json_schema_extra={"examples": [{"note": "the client's certificate was renewed"}]})
 
     note: str | None = None
-    """Remark for colleagues: what was done."""
+    """Remark for colleagues, such as the action taken."""
 
 
 class DeadGroup(Documented):

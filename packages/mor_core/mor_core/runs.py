@@ -293,7 +293,7 @@ class Claim(Documented):
     spec: RunSpec
     """Specification of the run."""
     attempt: int
-    """Number of workers that have held the run, this one included."""
+    """Number of workers that have claimed the run, this one included."""
     lease_s: float
     """Seconds without a heartbeat after which the run goes to another worker."""
 

@@ -92,7 +92,7 @@ class StreamSettings(Settings):
     stream_bound: int = Field(256, ge=1)
     """Most unsettled entries in a stream; a producer waits while it is full."""
     lease_s: float = Field(30.0, gt=0)
-    """Seconds after which another consumer takes over an entry of a silent one; renewed while work goes on."""
+    """Seconds after which another consumer takes over an entry of a silent one; renewed during the work on it."""
     blob_dir: str | None = None
     """Shared folder or object store (an fsspec URL) for blobs over 256 KB; Redis keeps them too without it."""
 

@@ -1,10 +1,10 @@
-"""Base of the stages that groups pass between trainer and trainer: the rollout service's and the router's.
+"""Base of the stages that process groups: sampling in the rollout service, scoring in the router.
 
 ``Stage`` follows the announced runs and keeps one ``RunStage`` for each. A ``RunStage`` reads its stream in batches as
-its slots allow, keeps the lease on what it reads, and moves each entry to the next stream or to the dead letters. After
-any exception the entry stays in the stream and is delivered again when its lease ends; after ``MOST_DELIVERIES``
-deliveries it goes to the dead letters with the last failure as the reason. Deliveries that ended at a full stream do
-not count: the entry is not at fault, and the stream may be full for as long as the next stage is down.
+its slots allow, keeps the lease on the entries that it reads, and moves each entry to the next stream or to the dead
+letters. After any exception the entry stays in the stream and is delivered again when its lease ends; after
+``MOST_DELIVERIES`` deliveries it goes to the dead letters with the last failure as the reason. Deliveries that ended at
+a full stream do not count: the entry is not at fault, and the stream may be full for as long as the next stage is down.
 
 A new stage is a subclass of each: ``Stage.open`` makes the part of a run, ``RunStage.process`` works on a batch.
 """
@@ -32,9 +32,9 @@ R = TypeVar("R", bound=Record)
 
 MOST_DELIVERIES = 8
 """Deliveries of an entry after which it is given up, whatever failed: an entry that no consumer can handle must not
-occupy them for ever."""
+occupy them forever."""
 _WATCH_S = 1.0
-"""Time between looks at the announced runs, seconds: the longest that a new run waits for its stage."""
+"""Time between reads of the announced runs, seconds: the longest that a new run waits for its stage."""
 _BLOCK_S = 1.0
 """Longest wait for entries in one read, seconds: the longest that a stage takes to notice that it should end."""
 _PAUSE_S = 1.0
@@ -62,7 +62,7 @@ class RunStage(abc.ABC, Generic[R]):
         batch: int = 1,
         forward_timeout_s: float = 60.0,
     ) -> None:
-        """``slots`` bounds the batches in work, ``batch`` the entries of one; a batch keeps its slot until it is done.
+        """``slots`` bounds the batches in progress, ``batch`` the entries of one; a batch keeps its slot to its end.
 
         ``forward_timeout_s``: longest wait for room in the next stream, seconds.
         """
@@ -93,7 +93,7 @@ class RunStage(abc.ABC, Generic[R]):
         """Count entries that stay in the stream because of ``error``."""
 
     async def work(self) -> None:
-        """Read and process batches until cancelled; entries in work are then handed back."""
+        """Read and process batches until cancelled; entries in progress are then handed back."""
         async with self._consumer, asyncio.TaskGroup() as tasks:
             while True:
                 await self.ready()
@@ -197,12 +197,12 @@ class Stage(abc.ABC, Generic[R]):
 
     @property
     def ended(self) -> bool:
-        """Whether the stage can work no more; ``work`` then returns."""
+        """True once the stage can no longer work; ``work`` then returns."""
         return False
 
     @property
     def runs(self) -> list[str]:
-        """Runs in work."""
+        """Runs in progress."""
         return sorted(self._tasks)
 
     async def work(self) -> None:

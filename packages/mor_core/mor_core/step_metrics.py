@@ -7,7 +7,7 @@ A field of ``StepMetrics`` with a ``Metric`` is the declaration. These follow fr
 - the dashboard's charts (``services/trainer/dashboard/src/step_metrics.ts``) and the table in ``docs/status.md``, both
   written by ``python docs/generate.py``.
 
-A new metric is a field here and the line of ``mor_trainer.reporting.step_metrics`` that computes it.
+A new metric is a field here and the line of ``mor_trainer.reporting.measurement`` that computes it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SPREAD = Chart(
     "Reward",
     "Reward spread",
     "logits",
-    "Standard deviation over a step, and within a group: what the advantage is made of.",
+    "Standard deviation over a step, and within a group; advantages come from the latter.",
 )
 WEIGHTS = Chart(
     "weights",
@@ -113,7 +113,7 @@ CHARTS = (
 
 @dataclass(frozen=True)
 class Metric:
-    """Declaration of a metric, beside the type and the docstring of its field."""
+    """Declaration of a metric, in addition to the type and the docstring of its field."""
 
     unit: str
     """Empty for a number without one."""
@@ -137,7 +137,7 @@ def _finite(value: float | None) -> float | None:
 
 
 Number = Annotated[float | None, AfterValidator(_finite)]
-"""A number that is null while it is not known, never 0. JSON has no NaN, so one that is not finite is not known."""
+"""Number; null, never 0, while it is unknown. JSON has no NaN, so a number that is not finite counts as unknown."""
 
 
 class _Sparse(Documented):
@@ -192,7 +192,7 @@ class PhaseSeconds(_Sparse):
     """Seconds of one step by phase; they add up to the step."""
 
     waiting: Number = None
-    """Waiting for sampled and scored groups."""
+    """Wait for sampled and scored groups."""
     processing: Number = None
     """Encoding, batching, reports, and control of the run."""
     forward_backward: Number = None
@@ -200,9 +200,9 @@ class PhaseSeconds(_Sparse):
     optimiser: Number = None
     """Optimiser updates."""
     publication: Number = None
-    """Publishing a weights version, and waiting for one that is still being written."""
+    """Publication of a weights version, and the wait for an earlier one that is still being written."""
     checkpoint: Number = None
-    """Writing a checkpoint."""
+    """Writing of a checkpoint."""
     unaccounted: Number = None
     """Time of no phase."""
 
@@ -211,9 +211,9 @@ class StageTimes(_Sparse):
     """First and last Unix time, in seconds, at which the step's groups left a stage."""
 
     sampled: tuple[float, float] | None = None
-    """When the rollout service sampled them."""
+    """Sampling by the rollout service."""
     scored: tuple[float, float] | None = None
-    """When the router scored them."""
+    """Scoring by the router."""
     trained: tuple[float, float] | None = None
     """Beginning and end of the update."""
 
@@ -228,7 +228,7 @@ class Overlap(_Sparse):
 
 
 class StepMetrics(_Sparse):
-    """Metrics of a training step. What is not known is null, never 0."""
+    """Metrics of a training step. An unknown value is null, never 0."""
 
     reward_mean: Annotated[Number, Metric("logits", gauge="reward_mean_logits", chart=REWARD, line="fused")] = None
     """Mean fused reward of the step."""
@@ -331,9 +331,9 @@ class StepMetrics(_Sparse):
     begun_at: Annotated[Number, Metric("seconds")] = None
     """Unix time at which the step began."""
     stages: StageTimes = Field(default_factory=StageTimes)
-    """When the step's groups left each stage."""
+    """Times at which the step's groups left each stage."""
     overlap: Overlap = Field(default_factory=Overlap)
-    """How far sampling and scoring overlapped with updates."""
+    """Overlap of sampling and scoring with updates."""
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Self:

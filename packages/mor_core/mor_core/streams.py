@@ -175,11 +175,11 @@ class Streams:
 
     async def backlog(self, stream: StreamName) -> Backlog:
         """Return the number of unsettled entries and the age of the oldest."""
-        asked = self.redis.pipeline(transaction=False)
-        asked.xlen(self.key(stream))
-        asked.xrange(self.key(stream), count=1)
-        asked.time()
-        entries, first, (seconds, microseconds) = await asked.execute()
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.xlen(self.key(stream))
+        pipe.xrange(self.key(stream), count=1)
+        pipe.time()
+        entries, first, (seconds, microseconds) = await pipe.execute()
         if not first:
             return Backlog(int(entries), 0.0)
         milliseconds = int(first[0][0].partition(b"-")[0])

@@ -15,8 +15,9 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     """Cancel ``tasks``, wait until they have ended, and return the exception of each, ``None`` where it had none.
 
     Until Python 3.12 ``asyncio.wait_for`` drops a cancellation that arrives at the moment of its own completion, and
-    redis-py sends every command through it. A single ``cancel()`` may therefore be lost, and a loop over a stream goes
-    on for ever; so it is repeated until the tasks end. A cancellation of the caller is raised after that, not before.
+    redis-py sends every command through it. A single ``cancel()`` may therefore be lost, and a loop over a stream
+    continues forever; so it is repeated until the tasks end. A cancellation of the caller is raised after that, not
+    before.
     """
     ordered = list(tasks)
     pending = {task for task in ordered if not task.done()}
@@ -36,7 +37,7 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
 
 @asynccontextmanager
 async def in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run ``work`` in tasks of its own until the body ends."""
+    """Run ``work`` in separate tasks until the body ends."""
     tasks = [asyncio.create_task(part) for part in work]
     try:
         yield

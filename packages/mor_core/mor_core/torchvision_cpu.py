@@ -1,6 +1,6 @@
-"""Import hook by which torchvision from PyPI, a CUDA build, works beside a CPU build of torch.
+"""Import hook by which torchvision from PyPI, a CUDA build, works with a CPU build of torch.
 
-``torchvision/_C.so`` of the PyPI wheel needs CUDA libraries, so it does not load beside a CPU torch. torchvision's
+``torchvision/_C.so`` of the PyPI wheel needs CUDA libraries, so it does not load with a CPU torch. torchvision's
 import then fails with "operator torchvision::nms does not exist", and with it every import of a transformers processor.
 Processors use only parts of torchvision that are plain torch (resize, normalise). So it is enough to declare the
 schemas of two operators, which stay unavailable. Without a CPU torch or without torchvision the hook does nothing.

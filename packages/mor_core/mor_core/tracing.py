@@ -67,14 +67,14 @@ def configure(service: str) -> None:
     """Turn tracing on for this process if its environment names a collector.
 
     ``service`` is ``service.name``, unless ``OTEL_SERVICE_NAME`` gives another. Where tracing cannot work, a warning is
-    logged and the process goes on without it.
+    logged and the process continues without it.
     """
     global _tracer  # noqa: PLW0603
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or not any(map(os.environ.get, _ENDPOINTS)):
         return
-    asked = next((value for name in _PROTOCOLS if (value := os.environ.get(name))), _PROTOCOL)
-    if asked != _PROTOCOL:
-        log.warning("no traces: only OTLP over HTTP works", protocol=asked, cure=f"set {_PROTOCOLS[1]}={_PROTOCOL}")
+    requested = next((value for name in _PROTOCOLS if (value := os.environ.get(name))), _PROTOCOL)
+    if requested != _PROTOCOL:
+        log.warning("no traces: only OTLP over HTTP works", protocol=requested, cure=f"set {_PROTOCOLS[1]}={_PROTOCOL}")
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

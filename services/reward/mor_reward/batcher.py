@@ -101,7 +101,7 @@ class Batcher:
         left_s = deadline - time.monotonic()
         if needed_s > left_s or left_s <= 0:
             ERRORS.labels(reason="deadline").inc()
-            # One slow pass must not turn callers away for ever: every refusal lowers the estimate by a tenth.
+            # One slow pass must not turn callers away forever: every refusal lowers the estimate by a tenth.
             self._seconds_a_response *= 0.9
             raise Overloaded(
                 f"scoring takes about {needed_s:.2f} s and the deadline is in {max(0.0, left_s):.2f} s; "

@@ -13,7 +13,9 @@ from mor_core.problems import describe
 from mor_core.service import serve as serve_app
 from pydantic import ValidationError
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Sample groups of responses from the current policy.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.callback()
@@ -35,7 +37,7 @@ def serve(
         Path | None, typer.Option(help="Write the service's address to this file when it listens.")
     ] = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. Environment variables MOR_<NAME> can give every setting too."""
+    """Serve until SIGTERM or Ctrl-C. All other settings are MOR_* environment variables."""
     from mor_rollout import environment
     from mor_rollout.app import create_app
     from mor_rollout.config import RolloutSettings

@@ -43,7 +43,7 @@ class RolloutStage(Stage[PromptRecord]):
 
     @property
     def ended(self) -> bool:
-        """Whether the engine has failed."""
+        """True once the engine has failed."""
         return self._sampler.failure is not None
 
     async def open(self, announcement: RunAnnouncement) -> RunRollouts:

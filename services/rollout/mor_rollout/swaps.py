@@ -1,4 +1,4 @@
-"""Weight swaps: which weights the engine holds, who samples from them, and when they are replaced."""
+"""Weight swaps: coordination of sampling with the replacement of the engine's weights."""
 
 from __future__ import annotations
 

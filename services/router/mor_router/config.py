@@ -24,7 +24,7 @@ class RouterSettings(ServiceSettings, StreamSettings):
     to the log under the name ``audit``."""
 
     allow_loopback: bool = False
-    """Whether an endpoint on this machine's loopback may be enrolled; for demonstrations and tests."""
+    """Permit the enrolment of endpoints on this machine's loopback; for demonstrations and tests."""
     allowed_networks: tuple[Network, ...] = ()
     """Networks (CIDR), as a JSON list, that endpoints enrolled by API may be in besides public ones. Plain ``http`` is
     accepted there and on loopback only."""
@@ -74,7 +74,7 @@ class RouterSettings(ServiceSettings, StreamSettings):
     batches_in_flight: int = Field(4, ge=1)
     """Most batches of one run that are scored at a time."""
     worker: bool = True
-    """Whether this process scores the groups of active runs; false: it serves the API only."""
+    """Score the groups of active runs in this process; false: serve the API only."""
 
     fusion: FusionChoice = Weighted()
     """Fusion of calibrated scores into one reward, as JSON: ``{"kind": "weighted"}``, ``uniform``, ``median``,
@@ -105,7 +105,7 @@ class RouterSettings(ServiceSettings, StreamSettings):
     refit_max_tokens: int = Field(256, ge=1)
     """Longest of these responses, tokens."""
     refit_timeout_s: float = Field(600.0, gt=0)
-    """Seconds for sampling and labelling together; what is done by then is used."""
+    """Seconds for sampling and labelling together; the labels that exist by then are used."""
 
     objective_likeness: float = Field(0.6, ge=-1, le=1)
     """Least cosine between the objective text of a group and the nearest text or paraphrase of a fitted objective.

@@ -16,7 +16,7 @@ SLOPE = Summary("mor_router_calibration_slope_logits", "A client's slope for the
 ENTROPY = Summary("mor_router_mixture_entropy_nats", "Entropy of the mixture of a group")
 OOD_SCORE = Summary(
     "mor_router_ood_score_ratio",
-    "How far a group's input is out of the anchors' distribution: 0 within their support, 1 where every client counts "
+    "Distance of a group's input from the anchors' distribution: 0 within their support, 1 where every client counts "
     "the same",
 )
 DISAGREEMENT = Summary(

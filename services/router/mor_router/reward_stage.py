@@ -22,7 +22,7 @@ from mor_router.config import RouterSettings
 from mor_router.rewarding.pipeline import GroupBatch, RewardPipeline, Unrewarded
 
 _IDLE_S = 1.0
-"""Seconds between looks for an active client, while there is none."""
+"""Seconds between checks for an active client, while there is none."""
 
 RolloutEntry = Entry[RolloutRecord]
 

@@ -29,7 +29,7 @@ class RoutedClient(Documented):
 
     client: str
     asked: bool
-    """Whether the client is called for this input."""
+    """True if the client is called for this input."""
     weight: Finite
     """Share of the gate; 0 for a client that does not count."""
     slope: Finite | None
@@ -37,7 +37,7 @@ class RoutedClient(Documented):
     influence: Finite | None
     """weight x slope as a share of the sum over all clients."""
     reason: str | None
-    """Why the client does not count; null where it does."""
+    """Reason why the client does not count; null where it does."""
 
 
 class RouteResponse(Documented):
@@ -48,11 +48,11 @@ class RouteResponse(Documented):
     gate_version: int
     """Gate version of the first of ``objectives``; 0: cold start."""
     note: str | None
-    """Why there is no fitted gate, or why these objectives were chosen."""
+    """Reason why there is no fitted gate, or why these objectives were chosen."""
     entropy: Finite
     """Entropy of the weights, nats."""
     ood_score: Finite
-    """How far the input is out of the anchors' distribution: 0 where they have inputs like it; towards 1 where none is
+    """Distance of the input from the anchors' distribution: 0 where they have inputs like it; towards 1 where none is
     like it, and every client counts the same."""
     clients: tuple[RoutedClient, ...]
 
@@ -96,14 +96,14 @@ class ItemReward(RewardExplanation):
     rewards: tuple[Finite, ...] | None
     """One reward for each response, in logits; null unless ``status`` is ``ok``, and for a client's own token."""
     detail: str | None
-    """Why there is no reward."""
+    """Reason why there is no reward."""
     objectives: tuple[ObjectiveShare, ...]
     """Objectives of the reward, largest share first; empty where the item names none, or its text is unlike every
     known objective."""
     entropy: Finite
     """Entropy of the mixture weights, nats; 0 without a reward."""
     note: str | None
-    """Why there is no fitted gate, or why these objectives were chosen."""
+    """Reason why there is no fitted gate, or why these objectives were chosen."""
 
 
 class RewardResponse(Documented):

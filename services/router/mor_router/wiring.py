@@ -2,9 +2,9 @@
 
 Each room builds its own components (``*_components.py``); a new one is added there.
 
-    clients        registry, connections, score requests; knows no other room (``clients.discovery`` enrols clients)
+    clients        registry, connections, score requests; uses no other room (``clients.discovery`` enrols clients)
     objectives     anchors and gates; has anchors scored by ``clients``
-    trust          honeypots, drift, quarantine; knows ``clients`` and ``objectives``
+    trust          honeypots, drift, quarantine; uses ``clients`` and ``objectives``
     learning       fits gates of ``objectives`` on the scores that ``trust`` accepts
     rewarding      fuses the scores of ``clients`` by the active gates; ``trust`` observes
     reward_stage   passes the groups of active runs through ``rewarding``
@@ -48,7 +48,7 @@ class Router:
     reward_stage: RewardStage
 
     async def ready(self) -> str | None:
-        """Return what the router lacks for its work. It needs no clients: they enrol at a router that is ready."""
+        """Return the reason why the router cannot work, if any. It needs no clients: they enrol once it is ready."""
         await self.resources.redis.ping()
         return None if self.clients.pool.loaded else "the registry of clients has not been read yet"
 

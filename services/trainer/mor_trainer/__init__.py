@@ -1,4 +1,3 @@
-"""The trainer: GRPO on scored groups (``mor-trainer work``), and run control, status and weight files in a process
-of their own (``mor-trainer serve``)."""
+"""The trainer: GRPO on scored groups (``mor-trainer work``), and run control as a process apart (``serve``)."""
 
 __version__ = "0.1.0"

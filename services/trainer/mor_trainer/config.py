@@ -26,7 +26,7 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     samples_kept: int = Field(200, ge=1)
     """Sample groups kept for each run, newest first."""
     events_kept: int = Field(20_000, ge=100)
-    """Events kept for each run, newest first, for readers that reconnect; metrics are kept for ever."""
+    """Events kept for each run, newest first, for readers that reconnect; metrics are kept forever."""
     letters_kept: int = Field(1000, ge=1)
     """Dead letters kept for each run, newest first."""
     max_event_readers: int = Field(256, ge=1)

@@ -69,7 +69,7 @@ class EventLog:
 
     @property
     def all_seen(self) -> bool:
-        """Whether the history holds every event."""
+        """True once the history has every event."""
         return not self._unseen
 
     def resend(self) -> None:
@@ -79,7 +79,7 @@ class EventLog:
         self._wake.set()
 
     async def send(self, streams: Streams) -> None:
-        """Send the waiting events, for ever. May be called again after an error.
+        """Send the waiting events until cancelled. May be called again after an error.
 
         Raises:
             RedisError: the queue server failed.

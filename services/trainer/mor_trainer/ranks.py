@@ -1,7 +1,7 @@
 """The processes that train one model together, as ``torchrun`` starts them, and the messages between them.
 
 Rank 0 is the leader: it alone calls run control and the queue server, and sends orders to the others. Objects travel
-over a gloo group of their own, whatever the tensors travel over. ``torch.distributed`` pickles them; they come from
+over a separate gloo group, whatever the tensors travel over. ``torch.distributed`` pickles them; they come from
 processes of the same job only.
 """
 
@@ -31,14 +31,14 @@ wait."""
 _JOIN_TIMEOUT = timedelta(minutes=10)
 """Longest wait for all ranks to start: nodes may pull an image first."""
 _JOIN_POLL_S = 0.02
-"""Seconds between two looks for ranks that have not joined; the whole start takes seconds."""
+"""Seconds between checks for ranks that have not joined; the whole start takes seconds."""
 _FAILURE = "failure"
 
 
 class RanksBroken(MorError):
     """Failure of a rank in the middle of common work; all ranks must be started again.
 
-    ``retryable``: the run may go on then; otherwise it failed.
+    ``retryable``: the run may continue then; otherwise it failed.
     """
 
     def __init__(self, reason: str, *, retryable: bool) -> None:
@@ -66,7 +66,7 @@ class Ranks:
         self.rank = rank
         self.size = size
         self.ending = False
-        """Whether an operator or the system asked this process, or on rank 0 any rank, to end."""
+        """True once an operator or the system requested the end of this process, or on rank 0 of any rank."""
         self.mesh: DeviceMesh | None = None
         self.group: dist.ProcessGroup | None = None
         """For objects; ``None`` in a single process."""
@@ -92,7 +92,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0."""
+        """True on rank 0."""
         return self.rank == 0
 
     def leave(self) -> None:
@@ -141,13 +141,15 @@ class Ranks:
     # --- failure ------------------------------------------------------------------------------------------------
 
     def report_failure(self, reason: str, *, retryable: bool) -> None:
-        """Leave the reason for rank 0 before this rank ends in the middle of a step. ``retryable``: the run may go on
-        after a restart."""
+        """Leave the reason for rank 0 before this rank ends in the middle of a step.
+
+        ``retryable``: the run may continue after a restart.
+        """
         if self._store is not None:
             self._store.set(_FAILURE, f"{'again' if retryable else 'failed'}:rank {self.rank}: {reason}")
 
     def reported_failure(self) -> tuple[str, bool] | None:
-        """Return the reason that a rank left when it ended, and whether the run may go on; ``None`` if it left none."""
+        """Return the reason that an ended rank left, and whether the run may continue; ``None`` if it left none."""
         if self._store is None or not self._store.check([_FAILURE]):
             return None
         kind, _, reason = self._store.get(_FAILURE).decode().partition(":")

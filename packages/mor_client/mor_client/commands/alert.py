@@ -36,7 +36,7 @@ def list_alerts(
 def acknowledge(
     alert: Annotated[int, typer.Argument(help="Number from 'list'.")],
     *,
-    note: Annotated[str | None, typer.Option(help="Note for colleagues, such as what was done.")] = None,
+    note: Annotated[str | None, typer.Option(help="Note for colleagues, such as the action taken.")] = None,
     as_json: Json = False,
 ) -> None:
     """Acknowledge an alert that you handle; its next occurrence is a new alert."""

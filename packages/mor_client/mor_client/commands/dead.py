@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="List and replay dead letters.")
 def list_dead(
     run: RunName,
     *,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of letters.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of dead letters.")] = 100,
     as_json: Json = False,
 ) -> None:
     """List the groups of a run that were given up after all attempts, newest first."""
@@ -36,15 +36,17 @@ def list_dead(
 @app.command()
 def replay(
     run: RunName,
-    letters: Annotated[list[int] | None, typer.Argument(metavar="[LETTER]...", help="Numbers from 'list'.")] = None,
+    letters: Annotated[
+        list[int] | None, typer.Argument(metavar="[LETTER]...", help="Numbers of dead letters, from 'mor dead list'.")
+    ] = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="All letters that were not replayed yet.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters that were not replayed yet.")] = False,
     as_json: Json = False,
 ) -> None:
     """Have the training process issue groups again, with the same seeds, at its next step."""
     with session(as_json) as mor:
         if bool(letters) == everything:
-            raise Invalid("no letters to replay: give their numbers, or --all and no numbers")
+            raise Invalid("no dead letters to replay: give their numbers, or --all and no numbers")
         wanted = letters or [d.id for d in mor.dead.list(run, 1000) if d.replay == "no" and d.group_id != "unreadable"]
         replayed = [mor.dead.replay(run, letter) for letter in wanted]
         if as_json:

@@ -21,6 +21,6 @@ class Wire(BaseModel):
 
 
 class Documented(Wire):
-    """Base of the types whose attribute docstrings stand in the OpenAPI schema and the generated pages."""
+    """Base of the types whose attribute docstrings appear in the OpenAPI schema and the generated pages."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)

@@ -16,7 +16,7 @@ from mor_core.wire.weights import WeightsRef
 StreamName = Literal["prompts", "rollouts", "rewards", "events", "dead"]
 """Streams of a run; the table in ``mor_core.wire`` names their records, producers and consumers."""
 StageName = Literal["rollout", "router", "trainer"]
-"""Consumers of the streams; each is a consumer group of its own."""
+"""Consumers of the streams; each is a separate consumer group."""
 
 LARGEST_REWARD = 1e12
 """Largest magnitude of a reward that is trained on, logits: above any mixture of scores, far below any overflow."""

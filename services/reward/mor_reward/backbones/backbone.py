@@ -65,7 +65,7 @@ class Scorer(Protocol):
     """``False`` if the scorer ignores ``Example.pictures``."""
 
     def unscorable_reason(self, example: Example) -> str | None:
-        """Return a sentence why ``example`` cannot be scored, or ``None`` if it can."""
+        """Return the reason why ``example`` cannot be scored, or ``None`` if it can."""
         ...
 
     def score(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:

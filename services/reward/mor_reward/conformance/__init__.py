@@ -19,7 +19,7 @@ class CheckResult:
     """Requirement of the contract."""
     outcome: Literal["kept", "broken", "skipped"]
     detail: str
-    """What the endpoint returned if the clause is broken; why the check could not run if it was skipped."""
+    """Response of the endpoint if the clause is broken; reason if the check was skipped."""
 
 
 def clause(check: Callable[[Endpoint], None]) -> str:
@@ -33,7 +33,7 @@ def run_checks(endpoint: Endpoint) -> Iterator[CheckResult]:
     Raises:
         Unavailable: the endpoint's address cannot be reached.
     """
-    endpoint.reach()
+    endpoint.check_reachable()
     for name, check in CHECKS.items():
         requirement = clause(check)
         try:

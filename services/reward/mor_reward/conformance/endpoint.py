@@ -90,7 +90,7 @@ class Endpoint:
     def close(self) -> None:
         self._http.close()
 
-    def reach(self) -> None:
+    def check_reachable(self) -> None:
         """Check that the address can be reached.
 
         Raises:

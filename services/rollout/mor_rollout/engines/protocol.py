@@ -126,7 +126,7 @@ class Engine(Protocol):
         """
 
     async def encode(self, prompt: PromptInput) -> EnginePrompt:
-        """Process a prompt and compare the result with what the engine makes of the same prompt.
+        """Process a prompt and compare the result with the engine's own encoding of it.
 
         Raises:
             Invalid: the prompt is too long for the engine or has too many images.

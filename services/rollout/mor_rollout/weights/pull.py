@@ -135,7 +135,10 @@ class WeightsStore:
                     async for chunk in response.aiter_bytes():
                         content += chunk
                         if len(content) > _LARGEST_MANIFEST:
-                            raise WeightsError(f"{where}: the manifest has over {_LARGEST_MANIFEST} bytes, the limit")
+                            raise WeightsError(
+                                f"{where}: the manifest has over {_LARGEST_MANIFEST} bytes, the limit;"
+                                " check that the address is run control's"
+                            )
         try:
             manifest = WeightsManifest.model_validate_json(content)
         except ValidationError as error:
@@ -257,7 +260,7 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
 
 
 class _Part:
-    """Partially downloaded file. Hashes what an earlier attempt left, then every chunk that is added."""
+    """Partially downloaded file. Hashes the bytes that an earlier attempt left, then every chunk that is added."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

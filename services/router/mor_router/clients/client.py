@@ -38,7 +38,7 @@ _CARD_BYTES = 64 << 10
 _MOST_IMAGE_ROUNDS = 3
 """Requests per call: by hash, with the missing images, and once more for images that the client evicted meanwhile."""
 _RETRY_FIRST_S = 0.05
-"""Seconds before the first retry: short beside the scoring of a group."""
+"""Seconds before the first retry: short compared with the scoring of a group."""
 _RETRY_MOST_S = 2.0
 """Longest seconds between retries, so that several fit in a deadline of 30 s."""
 _NO_LIMIT = 1 << 10

@@ -6,7 +6,7 @@
 ``loopback``    this machine's loopback, only with ``MOR_ALLOW_LOOPBACK``
 ==============  =========================================================================
 
-``special_addresses`` knows the addresses that are not public. Link-local, multicast, unspecified and cloud metadata
+``special_addresses`` lists the addresses that are not public. Link-local, multicast, unspecified and cloud metadata
 addresses are always refused. An IPv4 address inside an IPv6 one (mapped, translated, 6to4, NAT64) is checked as the
 IPv4 address that it reaches. A name is resolved once per request, each of its addresses is checked, and the connection
 goes to a checked address: a second answer of the name server cannot redirect it.
@@ -128,7 +128,7 @@ class EgressPolicy:
         try:
             found = [host] if _is_address(host) else await self.resolver(host, port)
         except OSError as error:
-            raise Invalid(f"url {url!r}: {host} has no address ({error}); is the name right?") from error
+            raise Invalid(f"url {url!r}: {host} has no address ({error}); check the name") from error
         reached = [effective_address(address) for address in found]
         source: Source = "loopback" if self.allow_loopback and all(a.is_loopback for a in reached) else "api"
         for address in found:

@@ -46,7 +46,7 @@ class Enroller:
         self._audit = audit
 
     async def enrol(self, request: Enrolment, by: str, source: Source | None = None) -> Enrolled:
-        """Enrol a client. Without ``source`` its address is checked as one that came in by API.
+        """Enrol a client. Without ``source`` its address is checked like one sent to the API.
 
         Raises:
             Invalid: the address is outside of the egress policy, or the endpoint failed the probe.
@@ -86,7 +86,7 @@ class Enroller:
     async def change(self, name: str, request: Change, by: str, source: Source | None = None) -> ClientRecord:
         """Change state, address or domains of a client.
 
-        Without ``source`` a new address is checked as one that came in by API.
+        Without ``source`` a new address is checked like one sent to the API.
 
         Raises:
             NotFound: no such client.

@@ -23,6 +23,7 @@ _CONNECT_S = 5.0
 _ERROR_BYTES = 4 << 10
 """Bytes of an error body that are read for the message."""
 _EXCERPT_CHARACTERS = 300
+"""Length up to which a message quotes an error body, in characters."""
 _MISSING_BYTES = 64 << 10
 """Largest list of missing images that is read: about 960 hashes."""
 _MISSING = TypeAdapter(set[Sha256])
@@ -35,7 +36,7 @@ _LONGEST_RETRY_AFTER_S = 3600.0
 def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.AsyncClient:
     """Return an HTTP client that sends ``secret`` and follows no redirect.
 
-    The caller limits the time of a request; only connecting has a limit of its own.
+    The caller limits the time of a request; only connecting has its own limit.
     """
     return httpx.AsyncClient(
         transport=transport,

@@ -47,7 +47,7 @@ class ClientPool:
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
         self.loaded = False
-        """Whether the registry was read since the start."""
+        """True once the registry has been read."""
 
     def names_in_state(self, *states: State) -> list[str]:
         """Return the names of the clients in one of ``states``."""

@@ -27,7 +27,7 @@ class ClientRecord(Client):
     inbound_sha256: Sha256
     """Hash of the token with which the client reads its own page."""
     revision: str
-    """Changes whenever address, secret or source change; the connection is then made anew."""
+    """Changes whenever address, secret or source change; the connection is then made again."""
     distrusted_at: float | None = None
     """Unix time, in seconds, at which the client was found to score otherwise than at the fit. From then on only its
     honeypot scores count, and no older gate version gives it weight. Null again when a fit has accepted it."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from mor_core.wire import Limits, ScoreItem, ScoreRequest, image_hashes
 
 _ENVELOPE_BYTES = 1 << 10
-"""Bytes of a request beside its items and images: keys, braces and separators, with room to spare."""
+"""Bytes of a request apart from its items and images: keys, braces and separators, with room to spare."""
 _IMAGE_ENTRY_BYTES = 80
-"""Bytes of an image's entry beside its base64: a SHA-256 in hex (64) with quotes, colon and comma."""
+"""Bytes of an image's entry apart from its base64: a SHA-256 in hex (64) with quotes, colon and comma."""
 
 
 def encode_request(items: Sequence[ScoreItem], images: Mapping[str, bytes]) -> bytes:
@@ -24,7 +24,7 @@ def split_requests(
     """Split ``items``, in order, into as few requests as the limits allow.
 
     An item that alone exceeds the limit of bytes is sent all the same: the client may have its images already, and
-    refuses by itself what is too large.
+    itself refuses a request that is too large.
     """
     if limits is not None:
         items_per_request = min(items_per_request, limits.items)

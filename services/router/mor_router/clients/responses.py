@@ -34,7 +34,7 @@ _FIELDS = {"model", "items"}
 
 
 class ClientFailure(Exception):
-    """Failure of a whole call to a client. ``str()`` states what was got and what to do."""
+    """Failure of a whole call to a client. ``str()`` states what was received and the remedy."""
 
     def __init__(
         self, reason: FailureReason, detail: str, *, retry: bool = False, retry_after_s: float | None = None
@@ -42,7 +42,7 @@ class ClientFailure(Exception):
         super().__init__(detail)
         self.reason: FailureReason = reason
         self.retry = retry
-        """Whether the same call may succeed soon."""
+        """True if the same call may succeed soon."""
         self.retry_after_s = retry_after_s
         """Pause that the client requested, in seconds."""
 

@@ -89,7 +89,7 @@ class GateFitter:
     ) -> GateVersion:
         """Have every client that is not paused score the anchors, fit on the useful clients, and store the version.
 
-        Held-out anchors are not shown; the clients' honeypot scores of them count beside the new scores. With
+        Held-out anchors are not shown; the clients' honeypot scores of them count together with the new scores. With
         ``newcomers_only`` the clients of the active version keep their coefficients. With ``only``, digests, the other
         anchors are left out. ``refitted`` is recorded with the version.
 
@@ -161,7 +161,7 @@ class GateFitter:
         base = await self._gates.get(objective.name, objective.active)
         if base.embedder != self._embedder.name:
             raise Conflict(
-                f"gate version {base.version} was fitted with embedder {base.embedder}; fit all clients anew"
+                f"gate version {base.version} was fitted with embedder {base.embedder}; fit all clients again"
             )
         return base
 
@@ -216,7 +216,7 @@ class GateFitter:
                     entropy_floor=self._settings.entropy_floor,
                 )
             seconds = time.perf_counter() - started
-            account = build_report(
+            report = build_report(
                 mixture,
                 fitted,
                 inputs=inputs[useful],
@@ -225,7 +225,7 @@ class GateFitter:
                 left_out=without,
                 seconds=seconds,
             )
-            return dump_mixture(mixture), account, drift_baselines(mixture, inputs[useful], scores[useful])
+            return dump_mixture(mixture), report, drift_baselines(mixture, inputs[useful], scores[useful])
 
         parameters, fit_report, expected = await asyncio.to_thread(work)
         metrics.FIT_SECONDS.observe(fit_report.seconds)

@@ -35,7 +35,7 @@ _AT_ONCE = 4
 _LEAST = 8
 """Questions that must have been sampled, or labelled, for a refit."""
 _WATCH_S = 5.0
-"""Longest pause between looks for a due refit, seconds."""
+"""Longest pause between checks for a due refit, seconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +127,7 @@ class OnlineRefit:
                     await labeller.close()
         finally:
             await sampler.close()
-        account = RefitSummary(
+        summary = RefitSummary(
             policy=samples.policy,
             questions=len(samples.found),
             labelled=len(samples.labelled),
@@ -136,11 +136,11 @@ class OnlineRefit:
         )
         only = None
         if labeller is None:
-            account, only = await self._nearest(account, anchors, samples)
+            summary, only = await self._nearest(summary, anchors, samples)
         else:
             await self._objectives.add_sampled(name, samples.labelled)
-        self._audit.record("refit", name, by, policy=account.policy, labelled=account.labelled)
-        return await self._gate_fitter.fit(name, by, activate=activate, only=only, refitted=account)
+        self._audit.record("refit", name, by, policy=summary.policy, labelled=summary.labelled)
+        return await self._gate_fitter.fit(name, by, activate=activate, only=only, refitted=summary)
 
     async def _samples(
         self, objective: Objective, anchors: Sequence[Anchor], sampler: PolicySampler, labeller: Labeller | None
@@ -207,7 +207,7 @@ class OnlineRefit:
             samples.labelled.append(_labelled(anchor, sampled, pair, samples.policy))
 
     async def _nearest(
-        self, account: RefitSummary, anchors: Sequence[Anchor], samples: PolicySamples
+        self, summary: RefitSummary, anchors: Sequence[Anchor], samples: PolicySamples
     ) -> tuple[RefitSummary, frozenset[str]]:
         """Choose the old anchors that are kept for this policy, by digest."""
         pairs = np.stack(
@@ -223,7 +223,7 @@ class OnlineRefit:
         stays = thin(importance, uniform)
         kept = frozenset(anchor.digest for anchor, stay in zip(anchors, stays, strict=True) if stay)
         share = effective_share(importance)
-        return account.model_copy(update={"effective_share": share}), kept
+        return summary.model_copy(update={"effective_share": share}), kept
 
 
 def _labelled(anchor: Anchor, sampled: SampledGroup, pair: tuple[int, int], policy: str) -> Anchor:

@@ -19,7 +19,7 @@ from mor_router.learning.labels.judge_labeller import contents, openai_messages
 _BYTES_PER_TOKEN = 64
 """Bound on the bytes of one token in JSON, escapes included."""
 _BYTES = 64 << 10
-"""Bound on a response's bytes beside its texts."""
+"""Bound on a response's bytes apart from its texts."""
 
 
 class PolicySampler:
@@ -32,7 +32,7 @@ class PolicySampler:
         secret = settings.service_token
         tls = ssl.create_default_context(cafile=settings.policy_ca_file)
         transport = httpx.AsyncHTTPTransport(verify=tls, trust_env=False)
-        self._exchange = BoundedHttpClient(bearer_client(transport, secret), settings.policy_url, secret)
+        self._http = BoundedHttpClient(bearer_client(transport, secret), settings.policy_url, secret)
 
     async def sample(
         self, messages: tuple[Message, ...], images: Mapping[str, bytes], timeout_s: float
@@ -52,7 +52,7 @@ class PolicySampler:
         limit = _BYTES + count * self._settings.refit_max_tokens * _BYTES_PER_TOKEN
         try:
             async with asyncio.timeout(timeout_s):
-                _, answer = await self._exchange.post(
+                _, answer = await self._http.post(
                     "/v1/chat/completions", json.dumps(body).encode(), limit, round(1000 * timeout_s)
                 )
         except TimeoutError as error:
@@ -67,7 +67,7 @@ class PolicySampler:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                status = json.loads(await self._exchange.get("/v1/status", _BYTES))
+                status = json.loads(await self._http.get("/v1/status", _BYTES))
                 version = status["weights_version"]
         except TimeoutError as error:
             raise ClientFailure("timeout", f"no status of the policy within {timeout_s:g} s") from error
@@ -76,4 +76,4 @@ class PolicySampler:
         return "base" if version is None else f"{status['run']}:{version}"
 
     async def close(self) -> None:
-        await self._exchange.close()
+        await self._http.close()

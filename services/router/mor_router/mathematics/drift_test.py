@@ -1,4 +1,4 @@
-"""Sequential test for drift: do a client's later answers contradict its behaviour at the fit?
+"""Sequential test for drift: evidence that a client's later answers contradict its behaviour at the fit.
 
 Deviation from a plain e-process (``e_process``): three hypotheses are tested at once, and their mean is the evidence.
 

@@ -35,7 +35,7 @@ class Mixture:
     entropy_floor: float
 
     def evidence(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
-        """Compute (1 − ν(x)) β(x) + ν(x) · ``typical``: what a client's standardised unit adds to the log-odds."""
+        """Compute (1 − ν(x)) β(x) + ν(x) · ``typical``: the log-odds that one standardised unit of a client adds."""
         ood = self.ood_score(inputs)[:, None]
         known = regional_slopes.features(self.regions, inputs) @ self.coefficients
         return np.asarray((1 - ood) * known + ood * self.typical)

@@ -1,4 +1,4 @@
-"""Permutation test: does a client score anchors in live traffic as it scores those shown at fits?
+"""Permutation test: evidence that a client scores anchors in live traffic differently from those shown at fits.
 
 Deviation from a plain two-sample permutation test: the statistic is a maximum over regions, which corrects for their
 number (Westfall & Young 1993), and labels are permuted within strata of similar inputs.
@@ -26,6 +26,7 @@ from mor_router.mathematics.sign_flip_test import region_cells
 _PERMUTATIONS = 5000
 """Enough to resolve p = 0.0005, at which a client is distrusted (``trust.answer_reconciliation``)."""
 _STRATA = 5
+"""Strata of similar inputs: few, so that most of them have live and shown anchors."""
 _LARGEST = 3.0
 """Clip of a difference, in median absolute differences: one outlier must not decide a region."""
 _LEAST = 8

@@ -25,6 +25,7 @@ _POOLING = 16.0
 _LEAST = 0.1
 """Least u, relative to its root mean square: no prior is so narrow that anchors cannot move its coefficient."""
 _MOST_STEPS = 100
+"""Bound on Newton's steps, which mostly end earlier."""
 _LONGEST_STEP = 0.5
 """Longest Newton step, logits per unit: longer ones may overshoot where the loss is nearly flat."""
 

@@ -28,7 +28,7 @@ class NoQuorum:
 
 
 def missing_quorum(gates: Float[ndarray, "objectives clients"], quorum: float) -> NoQuorum | None:
-    """Return what is left of a group's gate weight, if that is too little to reward it.
+    """Return the remaining gate weight of a group, if it is too little to reward the group.
 
     ``gates``: weights of the clients that scored the group, which sum to 1 for each objective if all of them did.
     """

@@ -1,4 +1,4 @@
-"""Regional slopes: what one standardised unit of a client adds to the log-odds, by input.
+"""Regional slopes: the log-odds that one standardised unit of a client adds, by input.
 
 Deviations: MoR (arXiv 2602.00485) weighs clients by a learned router; feature-weighted stacking (arXiv 0911.0460) has
 signed coefficients. Here a non-negative slope varies over soft regions, and the gate's weights are shares of it.
@@ -7,8 +7,8 @@ signed coefficients. Here a non-negative slope varies over soft regions, and the
     a_k(x) = β_k(x) / w_k(x)              so that  Σ_k w_k a_k s̃_k = Σ_k β_k s̃_k
 
 φ are the responsibilities of the regions at S scales. The first feature gives a client's slope everywhere, the others
-what a region adds. A client that knows nothing of a region, or misleads there, has a β near 0 there and keeps that of
-its own domain. Log-odds of independent judges add up (the optimal rule of Nitzan & Paroush 1982), so β is not
+the addition in a region. A client that knows nothing of a region, or misleads there, has a β near 0 there and keeps
+that of its own domain. Log-odds of independent judges add up (the optimal rule of Nitzan & Paroush 1982), so β is not
 normalised: the gate's weights w are its shares, and the slope a restores the sum.
 """
 

@@ -1,4 +1,4 @@
-"""Sign-flip test: is a client useful for an objective in any region of inputs?
+"""Sign-flip test: evidence that a client is useful for an objective in some region of inputs.
 
 Deviation from a plain sign-flip test: the statistic is a maximum over regions of several sizes, which corrects for all
 of these tests at once (Westfall & Young 1993). The test covers all anchors that the client scored lately and ignores

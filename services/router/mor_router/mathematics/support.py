@@ -22,9 +22,11 @@ from mor_router.mathematics.regions import squared_distances
 _LANDMARKS = 128
 """Most anchors that inputs are compared with, to bound the time of a group and the size of a gate version."""
 _WITHIN = 0.95
+"""Share of the anchors that have another anchor within the radius of the support."""
 _VARIANCE = 0.25
+"""Least squared radius, as a share of the anchors' variance."""
 _POWER = 4
-"""How steeply the score rises outside the support."""
+"""Exponent of the score: its steepness outside the support."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class ColdStart:
     ) -> Float[ndarray, "inputs clients"]:
         weights = np.array([float(client in available) for client in self.clients])
         if not weights.any():
-            raise ValueError("no client is available")
+            raise ValueError("no client is available; at least one is needed")
         return np.tile(weights / weights.sum(), (len(inputs), 1))
 
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:
@@ -97,7 +97,7 @@ class ActiveGates:
     text: str | None
     """Objective text that the clients get."""
     note: str | None
-    """Why there is no fitted gate, or why these objectives were chosen."""
+    """Reason why there is no fitted gate, or why these objectives were chosen."""
 
     @property
     def clients(self) -> frozenset[str]:
@@ -133,7 +133,7 @@ class GateResolver:
         self._read_at = 0.0
 
     def invalidate(self) -> None:
-        """Have the next lookup read the objectives anew."""
+        """Have the next lookup read the objectives again."""
         self._read_at = 0.0
 
     async def resolve(self, requested: RequestedObjective | None, active: Sequence[str]) -> ActiveGates:

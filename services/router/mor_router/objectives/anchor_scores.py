@@ -25,7 +25,7 @@ from mor_router.store import key
 _BATCH_ANCHORS = 16
 """Anchors per request: what has been scored is kept when a later request fails."""
 _ATTEMPTS = 3
-"""Passes over the anchors without scores, beside the retries of each call."""
+"""Passes over the anchors without scores, in addition to the retries of each call."""
 _CARD_TIMEOUT_S = 5.0
 """Seconds for the card of a running client."""
 

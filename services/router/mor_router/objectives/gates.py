@@ -88,7 +88,7 @@ def dump_mixture(mixture: Mixture) -> dict[str, Any]:
 def load_mixture(parameters: dict[str, Any]) -> Mixture:
     """Convert the numbers of ``dump_mixture`` back. A gate that was stored without a support is used without one."""
     regions = parameters["regions"]
-    reach = parameters.get("reach", {"landmarks": [], "squared": 0.0})
+    support = parameters.get("reach", {"landmarks": [], "squared": 0.0})
     return Mixture(
         clients=tuple(parameters["clients"]),
         standardisers=tuple(Standardiser(**standardiser) for standardiser in parameters["standardisers"]),
@@ -100,7 +100,7 @@ def load_mixture(parameters: dict[str, Any]) -> Mixture:
             variances=tuple(regions["variances"]),
         ),
         coefficients=np.array(parameters["coefficients"], dtype=float),
-        support=Support(np.array(reach["landmarks"], dtype=float), reach["squared"]),
+        support=Support(np.array(support["landmarks"], dtype=float), support["squared"]),
         typical=parameters.get("typical", 0.0),
         entropy_floor=parameters["entropy_floor"],
     )

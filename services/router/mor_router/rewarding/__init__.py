@@ -1,1 +1,1 @@
-"""Rewards of groups, with an account of every client's scores and weight."""
+"""Rewards of groups, with every client's scores and weight as the explanation."""

@@ -1,4 +1,4 @@
-"""Each client's line in a group's account: its scores, its weight, or why it has none; and the group's metrics."""
+"""Lines of a group's explanation, one for each client: scores, weight, reason without weight; the group's metrics."""
 
 from __future__ import annotations
 

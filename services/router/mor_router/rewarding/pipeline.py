@@ -1,4 +1,4 @@
-"""Reward pipeline: groups in, rewards out, with an account of every client.
+"""Reward pipeline: groups in, rewards out, with an explanation of every client's part.
 
 The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for the groups of one objective:
 
@@ -6,7 +6,7 @@ The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for th
 2. weights   ``embedding`` and the gates -> ``ObjectiveWeights`` of each group
 3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may follow with a honeypot call
 4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
-5. account   ``client_scores`` and ``influence``; ``trust.disagreement_monitor`` and ``trust.drift`` observe
+5. record    ``client_scores`` and ``influence``; ``trust.disagreement_monitor`` and ``trust.drift`` observe
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Unrewarded(RewardExplanation):
     """A group without a reward."""
 
     problem: str
-    """Why there is no reward."""
+    """Reason why there is no reward."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class GroupOutcome:
     item_id: str
     result: GroupReward | Unrewarded
     note: str | None
-    """Why there is no fitted gate, or why these objectives were chosen."""
+    """Reason why there is no fitted gate, or why these objectives were chosen."""
 
 
 class RewardPipeline:

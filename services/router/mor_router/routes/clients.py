@@ -28,7 +28,9 @@ async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -
     succeeds. The response contains the token of the client's own page, once. A token of scope ``enrolment`` cannot
     enrol a client as ``active``."""
     if caller.scope == Scope.enrolment and request.state != "probation":
-        raise Forbidden("a token of scope enrolment enrols on probation only; ask the platform team to activate")
+        raise Forbidden(
+            "a token of scope enrolment enrols on probation only; request activation from the platform team"
+        )
     return await router.clients.enroller.enrol(request, caller.name)
 
 
@@ -72,6 +74,6 @@ async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -
 
 @routes.delete("/{name}", status_code=204, summary="Revoke a client")
 async def revoke(name: str, router: Running, caller: ClientOrAdmin) -> None:
-    """Delete the client and its secret, end its own token, and call it no more. A client may revoke itself."""
+    """Delete the client and its secret, invalidate its own token, and stop calls to it. A client may revoke itself."""
     check_may_see(caller, name)
     await router.clients.enroller.revoke(name, caller.name)

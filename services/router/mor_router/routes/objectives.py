@@ -18,7 +18,7 @@ from mor_router.routes.context import Admin, Reader, Running
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
 
 _MOST_FILES = 20_000
-"""Pictures in one upload: more than anchors in any sensible set; the bytes of a request have a bound of their own."""
+"""Pictures in one upload: more than anchors in any sensible set; the bytes of a request have their own bound."""
 _UPLOAD = {
     "requestBody": {
         "required": True,
@@ -119,7 +119,7 @@ async def fit(name: str, router: Running, caller: Admin, request: FitRequest | N
 
 @routes.put("/{name}/labeller", summary="Set the labeller of the policy's own responses")
 async def put_labeller(name: str, choice: LabellerChoice, router: Running, caller: Admin) -> StoredLabeller:
-    """Set a checker (an endpoint of the reward contract, or a function installed beside the router) or a judge (an
+    """Set a checker (an endpoint of the reward contract, or a function installed with the router) or a judge (an
     OpenAI-compatible model). Its token is stored encrypted and never returned."""
     await router.objectives.store.get(name)
     stored = await router.learning.labellers.put(name, choice)

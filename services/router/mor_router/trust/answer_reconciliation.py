@@ -62,7 +62,7 @@ class AnswerReconciliation:
         for shown in scored:
             record = records.get(shown.client)
             if record is None or record.state == "quarantined":
-                found.append(shown)  # each fit judges it anew
+                found.append(shown)  # each fit judges it again
                 continue
             own = [answer for answer in answers if (answer.client, answer.model) == (shown.client, shown.model)]
             found.append(await self._reconciled(record, shown, own, vectors))

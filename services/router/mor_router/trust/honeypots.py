@@ -65,7 +65,7 @@ class HoneypotGroup:
     anchor: Anchor
     responses: tuple[str, ...]
     chosen: int
-    """Place of the anchor's chosen response among ``responses``."""
+    """Index of the anchor's chosen response in ``responses``."""
     rejected: int
 
 

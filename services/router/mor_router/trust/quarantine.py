@@ -1,4 +1,4 @@
-"""Quarantine: the router stops calling a client that is useless everywhere, and readmits one that became useful.
+"""Quarantine: the router stops calling a client that is useless everywhere, and readmits it when it becomes useful.
 
 While there are too few anchors for a decision, such a client gets no weight.
 
@@ -60,18 +60,18 @@ def judge(record: ClientRecord, found: Mapping[str, QuarantineEvidence]) -> Quar
     if not found:
         return None
     best = min(found, key=lambda name: found[name].p)
-    account = ", ".join(f"{name!r}: p = {line.p:.3g} on {line.anchors} anchors" for name, line in sorted(found.items()))
+    results = ", ".join(f"{name!r}: p = {line.p:.3g} on {line.anchors} anchors" for name, line in sorted(found.items()))
     if record.state == "quarantined":
         passed = found[best].p <= USEFUL / len(found)
         return (
-            QuarantineFinding(True, f"its scores rank the better responses higher again ({account})")
+            QuarantineFinding(True, f"its scores rank the better responses higher again ({results})")
             if passed
             else None
         )
     failed = found[best].p > USELESS / len(found)
     if failed and any(line.anchors >= LEAST_ANCHORS for line in found.values()):
         return QuarantineFinding(
-            False, f"in no region of inputs do its scores rank the better responses higher ({account})"
+            False, f"in no region of inputs do its scores rank the better responses higher ({results})"
         )
     return None
 

@@ -76,7 +76,7 @@ function Page({ route, caller }: { route: Route; caller: Caller }) {
   return (
     <>
       <h1 tabIndex={-1}>No such page</h1>
-      <p>The address names no page of the dashboard. <a href="#/">All runs</a></p>
+      <p>The dashboard has no page at this address. <a href="#/">All runs</a></p>
     </>
   );
 }

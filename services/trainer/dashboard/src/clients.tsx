@@ -26,7 +26,7 @@ export function Clients({ runHistory, run, version }: { runHistory: RunHistory; 
         {last ? `Step ${last.step}. ` : ""}
         {router.problem
           ? `State, circuit and calibration are not available: ${router.problem.message}.`
-          : "State, circuit and calibration are the router's; calibration is a client's own claim, on pairs of its own."}
+          : "State, circuit and calibration are the router's; calibration is the client's claim, on its own pairs."}
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Table of clients">
         <table>

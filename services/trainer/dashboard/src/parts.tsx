@@ -11,7 +11,7 @@ export function Lost({ problem, retryAt, retry }: { problem: ApiError; retryAt: 
   const seconds = retryAt === null ? null : Math.max(0, Math.ceil((retryAt - now) / 1000));
   return (
     <div class="lost">
-      <p role="alert">Not live: {problem.message}. What is shown may be old; the dashboard keeps trying.</p>
+      <p role="alert">Not live: {problem.message}. The page may be out of date; the dashboard keeps trying.</p>
       <p>
         {seconds !== null && <span>Next attempt in {seconds} s. </span>}
         <button type="button" onClick={retry}>Try now</button>

@@ -30,7 +30,7 @@ export interface DomainFigures {
 
 /** Seconds of one step by phase; they add up to the step. */
 export interface PhaseSeconds {
-  /** Waiting for sampled and scored groups. */
+  /** Wait for sampled and scored groups. */
   waiting?: Figure;
   /** Encoding, batching, reports, and control of the run. */
   processing?: Figure;
@@ -38,9 +38,9 @@ export interface PhaseSeconds {
   forward_backward?: Figure;
   /** Optimiser updates. */
   optimiser?: Figure;
-  /** Publishing a weights version, and waiting for one that is still being written. */
+  /** Publication of a weights version, and the wait for an earlier one that is still being written. */
   publication?: Figure;
-  /** Writing a checkpoint. */
+  /** Writing of a checkpoint. */
   checkpoint?: Figure;
   /** Time of no phase. */
   unaccounted?: Figure;
@@ -48,9 +48,9 @@ export interface PhaseSeconds {
 
 /** First and last Unix time, in seconds, at which the step's groups left a stage. */
 export interface StageTimes {
-  /** When the rollout service sampled them. */
+  /** Sampling by the rollout service. */
   sampled?: [number, number] | null;
-  /** When the router scored them. */
+  /** Scoring by the router. */
   scored?: [number, number] | null;
   /** Beginning and end of the update. */
   trained?: [number, number] | null;
@@ -64,7 +64,7 @@ export interface Overlap {
   scored?: Figure;
 }
 
-/** Metrics of a training step. What is not known is null, never 0. */
+/** Metrics of a training step. An unknown value is null, never 0. */
 export interface StepMetrics {
   /** Mean fused reward of the step. */
   reward_mean?: Figure;
@@ -146,9 +146,9 @@ export interface StepMetrics {
   tokens_per_second?: Figure;
   /** Unix time at which the step began. */
   begun_at?: Figure;
-  /** When the step's groups left each stage. */
+  /** Times at which the step's groups left each stage. */
   stages?: StageTimes;
-  /** How far sampling and scoring overlapped with updates. */
+  /** Overlap of sampling and scoring with updates. */
   overlap?: Overlap;
 }
 
@@ -232,7 +232,7 @@ export const SECTIONS: { title: string; charts: DeclaredChart[] }[] = [
         id: "spread",
         title: "Reward spread",
         unit: "logits",
-        note: "Standard deviation over a step, and within a group: what the advantage is made of.",
+        note: "Standard deviation over a step, and within a group; advantages come from the latter.",
         stacked: false,
         lines: [{ metric: "reward_std", name: "step" }, { metric: "group_reward_std", name: "group" }],
       },

@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 def k1(policy: Float[Tensor, "*n"], reference: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """log π − log π_ref: unbiased, large variance, may be negative."""
+    """Compute log π − log π_ref: unbiased, large variance, may be negative."""
     return policy - reference
 
 
 def k2(policy: Float[Tensor, "*n"], reference: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """½ (log π − log π_ref)²: biased, small variance; its plain gradient is unbiased for the gradient of the KL."""
+    """Compute ½ (log π − log π_ref)²: biased, small variance; its plain gradient is unbiased for that of the KL."""
     return 0.5 * (policy - reference).square()
 
 
 def k3(policy: Float[Tensor, "*n"], reference: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """π_ref/π − 1 − log(π_ref/π): unbiased and never negative."""
+    """Compute π_ref/π − 1 − log(π_ref/π): unbiased and never negative."""
     log_ratio = reference - policy
     return log_ratio.expm1() - log_ratio
 

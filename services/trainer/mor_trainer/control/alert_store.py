@@ -74,7 +74,7 @@ class AlertStore:
         return _alert(row)
 
     def acknowledge(self, alert: int, by: str, note: str | None) -> Alert:
-        """Note that ``by`` takes care of the alert, unless somebody did before; a waiting webhook is not called then.
+        """Record that ``by`` handles the alert, unless somebody did before; a waiting webhook is not called then.
 
         Raises:
             NotFound: no such alert.
@@ -98,13 +98,13 @@ class AlertStore:
         return None if row is None else (_alert(row), row["webhook_attempts"])
 
     def mark_sent(self, alert: int) -> None:
-        """Note that the webhook received the alert."""
+        """Record that the webhook received the alert."""
         self._database.rows(
             "UPDATE alerts SET webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1 WHERE id=?", alert
         )
 
     def mark_failed(self, alert: int, again_at: float | None) -> None:
-        """Note a failed attempt; the next one is due at ``again_at`` (Unix time), or the alert is given up."""
+        """Record a failed attempt; the next one is due at ``again_at`` (Unix time), or the alert is given up."""
         self._database.rows(
             "UPDATE alerts SET webhook=?, webhook_due=?, webhook_attempts=webhook_attempts+1 "
             "WHERE id=? AND webhook='waiting'",

@@ -61,7 +61,7 @@ class DeadLetterStore:
 
     @staticmethod
     def replayed_in(sql: sqlite3.Connection, run: str, step: int, data: dict[str, Any]) -> None:
-        """Note the outcome of a replay, which the training process reports."""
+        """Record the outcome of a replay, which the training process reports."""
         outcome = "issued" if data["issued"] else "not dropped"
         sql.execute(
             "UPDATE letters SET replay=?, replay_step=? WHERE run=? AND id=?", (outcome, step, run, data["letter"])

@@ -25,7 +25,7 @@ from mor_trainer.event_log import parse_event_id
 _DROPPED = ("group_dropped", "unreadable_record")
 """Alerts that carry a dead letter."""
 _KEPT_APART = ("thumbnails", "letter")
-"""Parts of an event that have a table of their own and are not stored with it."""
+"""Parts of an event that have their own table and are not stored with it."""
 
 
 class History:

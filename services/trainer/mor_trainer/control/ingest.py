@@ -24,12 +24,12 @@ from mor_trainer.trackers import Trackers
 
 _LEASE_S = 5.0
 """Seconds after which a restarted run control reads an unsettled event again; storing one takes milliseconds."""
-_LOOK_S = 1.0
-"""Pause between looks for new runs and lost workers: well under the shortest lease of a run."""
+_CHECK_S = 1.0
+"""Pause between checks for new runs and lost workers: well under the shortest lease of a run."""
 _READ_COUNT = 100
 """Events in one read; each is settled by itself."""
 _BLOCK_S = 1.0
-"""Longest wait for an event, after which gauges are set anew."""
+"""Longest wait for an event, after which gauges are set again."""
 _LINGER_S = 60.0
 """Time after a run's end in which late events are still read, and Prometheus reads its series once more."""
 
@@ -60,7 +60,7 @@ class Watchers:
 
 
 class Ingest:
-    """Reader of the streams of each run that goes on, or ended less than a minute ago."""
+    """Reader of the streams of each run that is active, or ended less than a minute ago."""
 
     def __init__(
         self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers, trackers: Trackers
@@ -92,7 +92,7 @@ class Ingest:
                 self._watchers.wake(run)
             self._start_readers()
             await self._ping()
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_CHECK_S)
 
     async def _ping(self) -> None:
         try:

@@ -33,7 +33,7 @@ class RouterClient:
             Unavailable: no address is set, or the router does not answer or fails.
         """
         if self.url is None:
-            raise Unavailable("run control knows no router; set MOR_ROUTER_URL", _RETRY_S)
+            raise Unavailable("run control has no router's address; set MOR_ROUTER_URL", _RETRY_S)
         try:
             async with httpx.AsyncClient(
                 base_url=self.url,

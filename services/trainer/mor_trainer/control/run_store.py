@@ -64,7 +64,7 @@ class RunStore:
         return run
 
     def request(self, run: str, desired: Desired) -> None:
-        """Request that a run pauses, goes on or stops.
+        """Request that a run pauses, continues or stops.
 
         Raises:
             NotFound: no such run.
@@ -73,7 +73,7 @@ class RunStore:
         row = self._row(run)
         state = RunState(row["state"])
         if desired == "run" and state is RunState.finished:
-            raise Conflict(f"run {run} is finished; create a new run to go on from {row['final']}")
+            raise Conflict(f"run {run} is finished; create a new run to continue from {row['final']}")
         if desired != "run" and state.over:
             participle = {"pause": "paused", "stop": "stopped"}[desired]
             raise Conflict(f"run {run} is {state}; only a run that is queued, running or paused can be {participle}")
@@ -92,7 +92,7 @@ class RunStore:
         return [row["id"] for row in self._database.rows("SELECT id FROM runs ORDER BY created_at DESC, id")]
 
     def active(self, linger_s: float) -> list[str]:
-        """List the runs that go on or ended less than ``linger_s`` ago."""
+        """List the runs that are active or ended less than ``linger_s`` ago."""
         query = "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at > ?"
         return [row["id"] for row in self._database.rows(query, time.time() - linger_s)]
 
@@ -130,7 +130,7 @@ class RunStore:
         return int(row["id"] or 0) if row else 0
 
     def spec(self, run: str) -> RunSpec:
-        """Return what the run was created with."""
+        """Return the specification of a run."""
         return RunSpec.model_validate_json(self._row(run)["spec"])
 
     def _snapshot(self, row: sqlite3.Row) -> RunSnapshot:
@@ -203,7 +203,7 @@ class RunStore:
         )
 
     def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Note a worker's report, renew its lease, and return what is wanted of it.
+        """Record a worker's report, renew its lease, and return the desired state of the run.
 
         Raises:
             Conflict: another attempt holds the run, or none.
@@ -237,7 +237,7 @@ class RunStore:
         )
 
     def requeue_lost(self) -> list[str]:
-        """Release the runs whose lease is over; those that shall go on are queued and resume from their checkpoint."""
+        """Release the runs whose lease is over; all but those to be stopped are queued and resume from a checkpoint."""
         lost = self._database.rows(
             "SELECT id, desired FROM runs WHERE worker IS NOT NULL AND lease_until < ?", time.time()
         )

@@ -13,8 +13,8 @@ import structlog
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alert_store import AlertStore
 
-_LOOK_S = 0.5
-"""Pause between two looks for an alert that is due: a person does not notice it, and the query costs nothing."""
+_CHECK_S = 0.5
+"""Pause between checks for an alert that is due: a person does not notice it, and the query costs nothing."""
 _MINUTE_S = 60.0
 _LONGEST_PAUSE_S = 600.0
 """Bound of the growing pause between attempts, so that a webhook that comes back gets its alerts within minutes."""
@@ -40,7 +40,7 @@ class Webhook:
         async with httpx.AsyncClient(headers=headers, timeout=self._settings.alert_webhook_timeout_s) as http:
             while True:
                 if not self._may_send() or not await self._send_next(http, str(url)):
-                    await asyncio.sleep(_LOOK_S)
+                    await asyncio.sleep(_CHECK_S)
 
     def _may_send(self) -> bool:
         now = time.monotonic()

@@ -20,7 +20,7 @@ class WorkerRegistry:
         self._seen: dict[str, WorkerStatus] = {}
 
     def claimed(self, request: ClaimRequest, run: str | None) -> None:
-        """Note that a process asked for a run and received ``run``, or none."""
+        """Record that a process requested a run and received ``run``, or none."""
         self._note(
             WorkerStatus(
                 name=request.worker, version=request.version, device=request.device, seen_at=time.time(), run=run
@@ -28,7 +28,7 @@ class WorkerRegistry:
         )
 
     def beat(self, name: str, run: str | None) -> None:
-        """Note a heartbeat of a process; ``run`` is null once it holds no run any more."""
+        """Record a heartbeat of a process; ``run`` is null once it holds no run any more."""
         unknown = WorkerStatus(name=name, version=None, device=None, seen_at=0.0, run=None)
         known = self._seen.get(name, unknown)
         self._note(known.model_copy(update={"seen_at": time.time(), "run": run}))

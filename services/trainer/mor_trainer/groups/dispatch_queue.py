@@ -20,7 +20,7 @@ class DispatchQueue:
     def __init__(
         self, streams: Streams, blobs: Blobs, find: Callable[[str], tuple[PromptRecord, Prompt] | None]
     ) -> None:
-        """``find`` returns what to send for a group, or ``None`` when the group is no longer under way."""
+        """``find`` returns record and prompt of a group, or ``None`` when the group is no longer under way."""
         self._streams = streams
         self._blobs = blobs
         self._find = find
@@ -32,7 +32,7 @@ class DispatchQueue:
         self._changed.set()
 
     async def send(self) -> None:
-        """Send the waiting groups, for ever."""
+        """Send the waiting groups until cancelled."""
         while True:
             while self._waiting:
                 group_id = next(iter(self._waiting))

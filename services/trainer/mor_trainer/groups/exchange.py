@@ -51,7 +51,7 @@ _READ_COUNT = 32
 _BLOCK_S = 1.0
 """Seconds that a read waits for new entries before it looks again for those of a dead consumer."""
 _WATCH_S = 1.0
-"""Seconds between looks for a flushed queue server and overdue groups; short beside ``group_timeout_s``."""
+"""Seconds between checks for a flushed queue server and overdue groups; short compared with ``group_timeout_s``."""
 _WITHDRAW_S = 10.0
 """Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up."""
 _DRAIN_S = 20.0
@@ -116,7 +116,7 @@ class GroupExchange:
         self.traces = GroupTraces()
         self._evaluations = Evaluations(run, settings.group_attempts, self.traces, self._report_evaluation)
         self._replayed: dict[int, float] = {}
-        """When each replay request was answered, by dead letter."""
+        """Time of the answer to each replay request, by dead letter."""
         self._issuing = True
         self._duplicates = 0
         self._failure: Exception | None = None
@@ -158,7 +158,7 @@ class GroupExchange:
         await self._redis.aclose()
 
     async def _persist(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run ``loop`` for ever; when the queue server fails, run it again after a pause with jitter."""
+        """Run ``loop`` until cancelled; when the queue server fails, run it again after a pause with jitter."""
         while True:
             try:
                 await loop()
@@ -306,7 +306,7 @@ class GroupExchange:
         return time.monotonic() - self._last_arrival
 
     async def depths(self) -> dict[str, int]:
-        """Count the entries of each stream that groups travel on."""
+        """Count the entries of each stream of groups."""
         return await self._group_streams.depths()
 
     # --- sending ------------------------------------------------------------------------------------------------

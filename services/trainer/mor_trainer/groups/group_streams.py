@@ -1,4 +1,4 @@
-"""The streams that a run's groups travel on, seen from outside: their depths and what they hold."""
+"""The streams of a run's groups, read without consuming them: depths and content."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Liveness:
         """Set once the streams hold nothing of an earlier attempt."""
 
     async def announce(self) -> None:
-        """Announce the run at intervals, for ever."""
+        """Announce the run at intervals until cancelled."""
         while True:
             await announce(self._redis, self._run, self._model)
             await asyncio.sleep(_ANNOUNCE_S)

@@ -1,10 +1,10 @@
-"""Replay log of a deterministic run: what each step was trained on, and under which conditions.
+"""Replay log of a deterministic run: the groups that each step was trained on, and the conditions.
 
 After a crash the run trains on the same groups again. ``{run folder}/record/step-00000012.json`` holds the groups of a
 step with tokens and rewards, and the ledger after the step took them. The file is durable before the step is computed,
 so everything that changed the policy can be repeated; sampling and scoring need not be reproducible.
-``conditions.json`` holds what else the bits depend on. Nothing here is deleted: the log of a whole run, copied into the
-folder of a new one, computes it again without engine and clients.
+``conditions.json`` has everything else that the bits depend on. Nothing here is deleted: the log of a whole run, copied
+into the folder of a new one, computes it again without engine and clients.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ class ReplayLog:
     def write(
         self, step: int, taken: Sequence[ScoredGroup], skipped: Sequence[ScoredGroup], ledger: LedgerState
     ) -> None:
-        """Write what ``step`` is going to be computed from; it is on the disk when this returns."""
+        """Write the input of ``step`` before it is computed; it is on the disk when this returns."""
         replayed = ReplayedStep(taken=list(taken), skipped=list(skipped), ledger=ledger)
         atomic.write(self._path(step), replayed.model_dump_json(by_alias=True).encode())
 
     def read(self, step: int) -> ReplayedStep | None:
-        """Read what ``step`` was computed from in an earlier attempt, if it was.
+        """Read the input of ``step`` in an earlier attempt, if there was one.
 
         Raises:
             Invalid: the file is not valid, or is missing while that of a later step exists.

@@ -54,7 +54,7 @@ class GroupTraces:
     def updating(
         self, run: str, step: int, taken: Sequence[ScoredGroup], skipped: Sequence[ScoredGroup]
     ) -> Iterator[None]:
-        """Record the body as a span ``step`` in a trace of its own, and end the spans of its groups.
+        """Record the body as a span ``step`` in its own trace, and end the spans of its groups.
 
         Each group that is trained on gets a span ``update`` in its own trace; both spans are linked.
         """

@@ -27,7 +27,7 @@ class ImageFeatures:
 def takes_features(model: Any) -> bool:
     """Return whether a model takes features in place of pixel values.
 
-    A model that does not (transformers before 5.18, or code of its own) would drop them unseen in its ``**kwargs`` and
+    A model that does not (transformers before 5.18, or custom code) would drop them unseen in its ``**kwargs`` and
     compute without the picture.
     """
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters

@@ -101,7 +101,7 @@ def _with_adapters(model: Any, tuning: LoraTuning) -> Any:
 
 
 def frozen_copy(model: Any) -> Any:
-    """Return a copy that shares every frozen tensor with ``model`` and has trained tensors of its own."""
+    """Return a copy that shares every frozen tensor with ``model`` and has its own trained tensors."""
     shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, shared).requires_grad_(False)

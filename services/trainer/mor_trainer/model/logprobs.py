@@ -13,7 +13,7 @@ Head = Callable[[Tensor], Tensor]
 """Map of hidden states ``[n, width]`` to logits ``[n, vocab]``."""
 
 _CHUNK_ELEMENTS = 1 << 24
-"""Logits that exist at once: 64 MB in float32, little beside a model's own memory."""
+"""Logits that exist at once: 64 MB in float32, little compared with a model's own memory."""
 
 
 def chosen_logprobs(

@@ -84,7 +84,7 @@ class Policy:
         frozen = spec.freeze_vision or self.adapter is not None
         self._reuses_features = frozen and takes_features(model.base_model if self._plain_head else model)
         self.shares_prompts = spec.shared_prompt == "auto" and self._share_prompts()
-        """Whether a sequence may hold several responses to its prompt, and sequences are packed without padding."""
+        """True if a sequence may have several responses to its prompt, and sequences are packed without padding."""
         if spec.gradient_checkpointing:
             loading.recompute_activations(self.model)
 

@@ -49,7 +49,7 @@ class StepReporter:
         self._portal.call(self._events.add, kind, step, data)
 
     def step(self, number: int, step: FinishedStep, images: Callable[[int], Mapping[str, bytes]]) -> None:
-        """Report a finished step: its samples, its metrics, and the alerts that it gives reason for.
+        """Report a finished step: its samples, its metrics, and the alerts that follow from it.
 
         ``images`` returns the encoded pictures of a group's prompt, by the group's number.
         """

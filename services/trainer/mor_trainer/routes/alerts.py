@@ -42,7 +42,7 @@ async def one(alert: int, alerts: AlertStoreDep, _: Reader) -> Alert:
 async def acknowledge(
     alert: int, alerts: AlertStoreDep, caller: Admin, request: Acknowledgement | None = None
 ) -> Alert:
-    """Note that the caller takes care of an alert. The next occurrence is a new one; doing it twice changes nothing."""
+    """Record that the caller handles an alert. The next occurrence is a new one; doing it twice changes nothing."""
     found = alerts.acknowledge(alert, caller.name, request.note if request else None)
     audit.info("alert acknowledged", alert=alert, name=found.name, run=found.run, by=caller.name)
     return found

@@ -14,6 +14,7 @@ router = APIRouter(prefix="/v1", tags=["clients"])
 
 _STATUS = TypeAdapter(ClientStatus)
 _REFUSED = (401, 403)
+"""Statuses by which the router refuses a token."""
 
 
 @router.get(
@@ -24,7 +25,7 @@ _REFUSED = (401, 403)
 async def clients(request: Request, router_client: RouterClientDep, caller: ReaderOrClient) -> list[ClientStatus]:
     """List the router's clients by name, as the caller's token may see them; a client's token shows that client."""
     if router_client.url is None:
-        raise NotFound("run control knows no router; set MOR_ROUTER_URL to see the state of clients here")
+        raise NotFound("run control has no router's address; set MOR_ROUTER_URL to see the state of clients here")
     path = f"/v1/clients/{caller.name}" if caller.scope is Scope.client else "/v1/status"
     reply = await router_client.get(path, request.headers["Authorization"].partition(" ")[2])
     if reply.status_code in _REFUSED:

@@ -39,8 +39,8 @@ async def one(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStor
 
 @router.post("/{letter}/replay", status_code=202, summary="Issue the group again")
 async def replay(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, caller: Admin) -> DeadGroup:
-    """Request a replay. The training process issues the group at the beginning of its next step, with all attempts
-    anew; ``replay`` shows the progress. A stopped or failed run does it once it is resumed."""
+    """Request a replay. The training process issues the group at the beginning of its next step, with all its
+    attempts; ``replay`` shows the progress. A stopped or failed run does it once it is resumed."""
     state = runs.snapshot(run).state
     if state is RunState.finished:
         raise Conflict(f"run {run} is finished and takes no group any more; create a new run to continue")

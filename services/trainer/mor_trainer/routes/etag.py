@@ -45,7 +45,7 @@ def matches(header: str | None, etag: str) -> bool:
 
 
 async def conditional_response(etag: str, if_none_match: str | None, content: Callable[[], BaseModel]) -> Response:
-    """Return 304 if the caller has what ``etag`` names, else ``content()`` as JSON, made on another thread."""
+    """Return 304 if the caller has the content of ``etag``, else ``content()`` as JSON, made on another thread."""
     if matches(if_none_match, etag):
         return _unchanged(etag)
     body = await to_thread.run_sync(lambda: content().model_dump_json())

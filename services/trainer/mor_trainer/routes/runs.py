@@ -76,7 +76,7 @@ async def pause(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admi
     return _request(run, "pause", runs, watchers, caller)
 
 
-@router.post("/{run}/resume", status_code=202, summary="Go on after a pause, a stop or a failure")
+@router.post("/{run}/resume", status_code=202, summary="Continue after a pause, a stop or a failure")
 async def resume(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _request(run, "run", runs, watchers, caller)
 

@@ -22,7 +22,9 @@ SinceStep = Annotated[int, Query(ge=0, description="Only steps after this one.")
 MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many steps.")]
 
 
-@polled.get("", summary="The run as it stands", response_class=Response, responses=conditional_responses(RunSnapshot))
+@polled.get(
+    "", summary="Current state of the run", response_class=Response, responses=conditional_responses(RunSnapshot)
+)
 async def snapshot(run: str, runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
     """Return the state of a run. ``ETag`` changes with every change; send it back as ``If-None-Match`` to get 304 until
     then. A client's token shows progress and that client's own figures."""
@@ -31,7 +33,7 @@ async def snapshot(run: str, runs: RunStoreDep, caller: ReaderOrClient, if_none_
     )
 
 
-@router.get("/spec", summary="What the run was created with")
+@router.get("/spec", summary="Specification of the run")
 async def spec(run: str, runs: RunStoreDep, _: Reader) -> RunSpec:
     return runs.spec(run)
 

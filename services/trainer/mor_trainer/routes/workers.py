@@ -32,7 +32,7 @@ async def claim(
     return taken
 
 
-@router.post("/runs/{run}/heartbeat", summary="Renew the lease of a run, report its state, get what is wanted")
+@router.post("/runs/{run}/heartbeat", summary="Renew the lease of a run, report its state, get the desired state")
 async def heartbeat(
     run: str, beat: Heartbeat, *, runs: RunStoreDep, watchers: WatchersDep, registry: WorkersDep, _: Service
 ) -> HeartbeatReply:

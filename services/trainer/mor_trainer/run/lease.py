@@ -65,7 +65,7 @@ class RunControl:
         return Claim.model_validate_json(reply.content) if reply.status_code == 200 else None
 
     async def send_heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Send a heartbeat and return what run control wants.
+        """Send a heartbeat and return the desired state and the replay requests.
 
         Raises:
             RunLeaseLost: the run no longer belongs to this attempt.
@@ -97,7 +97,7 @@ class RunLease:
         self.replay_requests: dict[int, str] = {}
         """Dropped groups to issue again, by dead letter."""
         self.lost: str | None = None
-        """Why the lease is lost, once it is."""
+        """Reason why the lease is lost; ``None`` while it is valid."""
 
     @contextlib.asynccontextmanager
     async def renewing(self) -> AsyncIterator[RunLease]:

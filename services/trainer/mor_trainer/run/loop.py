@@ -47,9 +47,9 @@ from mor_trainer.weights.publisher import Publisher
 from mor_trainer.weights.version_files import published_versions
 
 _SLICE_S = 0.5
-"""Longest wait for groups before the loop looks for pause, stop and a lost lease again, seconds."""
-_LOOK_S = 0.1
-"""Seconds between looks while the loop waits for something other than groups."""
+"""Longest wait for groups between checks for pause, stop and a lost lease, seconds."""
+_CHECK_S = 0.1
+"""Seconds between checks while the loop waits for something other than groups."""
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +99,7 @@ class TrainingLoop:
         Raises:
             RunInterrupted: run control stopped the run, or the process must end; the checkpoint is written.
             RunLeaseLost: the run belongs to another worker; nothing was written after that.
-            MorError: the run cannot go on; the message names what to do.
+            MorError: the run cannot continue; the message names the remedy.
         """
         self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
@@ -315,7 +315,7 @@ class TrainingLoop:
         deadline = time.monotonic() + self._settings.group_timeout_s * self._settings.group_attempts
         while self._portal.call(self._exchange.evaluating) and time.monotonic() < deadline:
             self._obey_run_control()
-            time.sleep(_LOOK_S)
+            time.sleep(_CHECK_S)
 
     def _publish(self) -> None:
         """Make the policy the next version and begin to publish it; the next optimiser step waits for the files."""
@@ -379,7 +379,7 @@ class TrainingLoop:
             self._checkpoint()
             self._portal.call(self._lease.report, RunState.paused)
             while self._lease.desired == "pause" and not self._ranks.ending and self._lease.lost is None:
-                time.sleep(_LOOK_S)
+                time.sleep(_CHECK_S)
             self._timer.restart()
             self._portal.call(self._lease.report, RunState.running)
             self._obey_run_control()

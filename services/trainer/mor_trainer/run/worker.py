@@ -26,8 +26,8 @@ from mor_trainer.update.learner import follow_leader
 
 _HISTORY_S = 10.0
 """Longest wait for the history to hold every event before the end of a run is reported, seconds."""
-_LOOK_S = 0.05
-"""Seconds between looks for a signal while the process waits for a run."""
+_CHECK_S = 0.05
+"""Seconds between checks for a signal while the process waits for a run."""
 
 log = structlog.get_logger(__name__)
 
@@ -101,13 +101,13 @@ class TrainingWorker:
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not self._ranks.ending and time.monotonic() < deadline:
-            time.sleep(_LOOK_S)
+            time.sleep(_CHECK_S)
 
     def _train(self, portal: BlockingPortal, control: RunControl, claim: Claim) -> bool:
         """Make one attempt at a run and report its end. Return whether it ended as it should.
 
         Raises:
-            RanksBroken: the ranks cannot go on together; the run was handed back, or has failed.
+            RanksBroken: the ranks cannot continue together; the run was handed back, or has failed.
         """
         log.info("claimed", run=claim.run, attempt=claim.attempt, model=claim.spec.model)
 
@@ -127,7 +127,7 @@ class TrainingWorker:
                 log.info("handed back" if end.state is RunState.queued else "stopped", run=claim.run)
                 return self._report(portal, lease, events, end.state)
             except RanksBroken as error:
-                log.error("the ranks cannot go on together", run=claim.run, reason=str(error), again=error.retryable)
+                log.error("the ranks cannot continue together", run=claim.run, reason=str(error), again=error.retryable)
                 if error.retryable:
                     self._report(portal, lease, events, RunState.queued)
                 else:

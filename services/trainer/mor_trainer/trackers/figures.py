@@ -12,13 +12,13 @@ from mor_core.wire import EventRecord
 _LEFT_OUT = ("begun_at", "step")
 """Numbers that trackers have as the time and the step of a figure."""
 _NAMED_BY_GROUP = ("clients", "domains", "seconds")
-"""Step metrics that are maps and become groups of their own."""
+"""Step metrics that are maps and become separate groups."""
 _NO_NAME = re.compile(r"[^\w\-. ]")
 """Characters that MLflow does not accept in a name."""
 
 
 def figures(event: EventRecord) -> dict[str, float]:
-    """Return the finite numbers of a step or an evaluation by name; what is not known is left out.
+    """Return the finite numbers of a step or an evaluation by name; unknown values are left out.
 
     Names are ``train/kl``, ``clients/NAME/weight``, ``seconds/waiting``, ``evaluation/reward`` and the like.
     """

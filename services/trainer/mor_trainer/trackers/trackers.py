@@ -149,5 +149,5 @@ class _Queue:
     def _fail(self, run: str, reason: str) -> None:
         """Report a failure, once until the tracker works again."""
         self._failing = True
-        log.warning("a tracker fails; the run goes on", tracker=self._tracker.name, run=run, reason=reason)
-        self._warn(run, f"{self._tracker.name}: {reason}; the run goes on, and figures may be missing there")
+        log.warning("a tracker fails; the run continues", tracker=self._tracker.name, run=run, reason=reason)
+        self._warn(run, f"{self._tracker.name}: {reason}; the run continues, and figures may be missing there")

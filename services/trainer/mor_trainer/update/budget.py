@@ -15,7 +15,7 @@ from mor_trainer.model.micro_batches import MicroBatchItem
 log = structlog.get_logger(__name__)
 
 Plan = Callable[[int], Sequence[Sequence[MicroBatchItem]]]
-"""Divide all work into micro-batches of at most a number of tokens, and undo what was done of an earlier plan."""
+"""Function that undoes an earlier plan's work and divides all work into micro-batches of at most a number of tokens."""
 
 Work = Callable[[Sequence[MicroBatchItem]], None]
 
@@ -76,7 +76,7 @@ class TokenBudget:
         if self._fixed:
             raise OutOfMemory(
                 f"memory ran out with {tokens} tokens at once, and other micro-batches would change the bits of a "
-                f"deterministic run; create it anew with a smaller micro_batch_tokens, such as {half}"
+                f"deterministic run; create a new one with a smaller micro_batch_tokens, such as {half}"
             )
         if not self._alone:
             raise RetryWithSmallerBatch(half)

@@ -218,7 +218,7 @@ def follow_leader(settings: WorkerSettings, ranks: Ranks) -> None:
     """Carry out the orders of rank 0 on another rank until rank 0 ends the work.
 
     Raises:
-        Exception: this rank cannot go on; all must be started again.
+        Exception: this rank cannot continue; all must be started again.
     """
     learner: Learner | None = None
     while (order := ranks.receive()) is not None:
@@ -249,7 +249,7 @@ def _check_groups(spec: RunSpec, ranks: int) -> None:
 
 
 def _connection_lost(error: Exception) -> bool:
-    """Return whether gloo or NCCL reports that another process ended or is out of reach."""
+    """Return whether gloo or NCCL reports that another process ended or is unreachable."""
     from torch import distributed
 
     return isinstance(error, distributed.DistBackendError | distributed.DistNetworkError) or "gloo" in str(error)

@@ -1,4 +1,4 @@
-"""Publication of weight versions on a thread beside the training."""
+"""Publication of weight versions on a thread in parallel with training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class BackgroundPublication:
-    """Publication of one version at a time on a thread of its own, from the policy's tensors without a copy.
+    """Publication of one version at a time on its own thread, from the policy's tensors without a copy.
 
     The training thread may compute with the tensors meanwhile, and calls ``finish`` before it changes them.
     """
@@ -40,7 +40,7 @@ class BackgroundPublication:
             self._failure = error
 
     def check(self) -> None:
-        """Raise what ``finish`` would raise by now, without waiting."""
+        """Raise the error that ``finish`` would raise now, without waiting."""
         if self._thread is not None and not self._thread.is_alive():
             self.finish()
         elif self._thread is not None and time.monotonic() > self._begun + self._timeout_s:

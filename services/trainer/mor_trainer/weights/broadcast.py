@@ -43,7 +43,7 @@ class WeightTransfer(Protocol):
 class WeightBroadcast:
     """Sender of weights in one group with all workers of all engines.
 
-    The group is formed anew whenever an engine is not in it.
+    The group is formed again whenever an engine is not in it.
     """
 
     def __init__(self, settings: WorkerSettings, run: str, base: str) -> None:

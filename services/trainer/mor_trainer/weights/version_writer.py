@@ -1,4 +1,4 @@
-"""Writer of weight versions: the trained tensors in a folder of their own, with a checksum for each."""
+"""Writer of weight versions: the trained tensors in their own folder, with a checksum for each."""
 
 from __future__ import annotations
 

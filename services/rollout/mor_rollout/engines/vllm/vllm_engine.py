@@ -57,7 +57,7 @@ log = structlog.get_logger(__name__)
 
 
 class VllmEngine:
-    """Engine on vLLM, in a process of its own.
+    """Engine on vLLM, in its own process.
 
     ``mor_rollout.engines.protocol.Engine`` documents the methods. Beside them it receives full weights that a trainer
     broadcasts: ``join_transfer_group``, ``begin_transfer``, ``receive_tensors``, ``end_transfer``.

@@ -21,7 +21,7 @@ _TF32_TOLERANCE = 4e-3
 
 
 class ReceivedTensors:
-    """Hashes of the tensors of a weight transfer, and what is needed to compare a module with them.
+    """Hashes of the tensors of a weight transfer, and the values that a module is compared with.
 
     The tensors themselves are not kept.
     """

@@ -29,7 +29,7 @@ _CALL_TIMEOUT_S = 10.0
 _DEBOUNCE_S = 1.0
 """Seconds between a list and the next watch, so that a burst of changes is read as one."""
 _LONGEST_PAUSE_S = 30.0
-"""Longest seconds between attempts while the API is out of reach: its return is noticed within them."""
+"""Longest seconds between attempts while the API is unreachable: its return is noticed within them."""
 _ANNOTATION = "mor.dev/"
 _TOKEN_KEY = "token"  # noqa: S105
 
@@ -101,7 +101,7 @@ class ClusterApi:
     async def services(self, namespace: str) -> AsyncIterator[list[Any]]:
         """Yield the labelled Services: now, after each change, and about every ``resync_s`` seconds, without end.
 
-        While the API is out of reach nothing is yielded, so that no Service is taken for removed. A watch that is too
+        While the API is unreachable nothing is yielded, so that no Service counts as removed. A watch that is too
         old (410) is followed by a new list.
         """
         failures = 0
@@ -185,7 +185,10 @@ class ClusterApi:
         try:
             return SecretStr(base64.b64decode((secret.data or {})[_TOKEN_KEY], validate=True).decode().strip())
         except (KeyError, binascii.Error, UnicodeDecodeError) as error:
-            raise Invalid(f"{where} of client {service.name} has no text under the key {_TOKEN_KEY!r}") from error
+            raise Invalid(
+                f"{where} of client {service.name} has no text under the key {_TOKEN_KEY!r};"
+                " put the reward service's token there"
+            ) from error
 
 
 def _brief(error: BaseException) -> str:

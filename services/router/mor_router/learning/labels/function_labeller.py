@@ -27,7 +27,7 @@ def load_checker(name: str) -> Check:
     found = metadata.entry_points(group=GROUP)
     if name not in found.names:
         known = ", ".join(sorted(found.names)) or "none"
-        raise Invalid(f"got checker {name!r}; installed beside the router (entry points of {GROUP}) are: {known}")
+        raise Invalid(f"got checker {name!r}; installed with the router (entry points of {GROUP}) are: {known}")
     try:
         check: Check = found[name].load()
     except Exception as error:  # an imported module may raise anything
@@ -48,12 +48,15 @@ class FunctionLabeller:
             async with asyncio.timeout(timeout_s):
                 scores = await asyncio.to_thread(self._check, messages, list(sampled.responses), dict(sampled.images))
         except TimeoutError as error:
-            raise Unavailable(f"checker {self._name!r} did not answer within {timeout_s:g} s") from error
+            raise Unavailable(
+                f"checker {self._name!r} did not answer within {timeout_s:g} s; raise MOR_DEADLINE_S"
+            ) from error
         except Exception as error:  # the operator's function may raise anything
             raise Unavailable(f"checker {self._name!r} failed: {error}") from error
         if len(scores) != len(sampled.responses):
             raise Unavailable(
-                f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses"
+                f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses;"
+                " return one for each"
             )
         known = [(place, score) for place, score in enumerate(scores) if score is not None and math.isfinite(score)]
         pair = best_and_worst([score for _, score in known]) if len(known) > 1 else None

@@ -43,8 +43,8 @@ Which answer is better? Reply with the single letter A or B."""
 class JudgeLabeller:
     """Labeller by the choice of a judge between two responses."""
 
-    def __init__(self, exchange: BoundedHttpClient, model: str) -> None:
-        self._exchange = exchange
+    def __init__(self, http: BoundedHttpClient, model: str) -> None:
+        self._http = http
         self._model = model
 
     async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
@@ -57,7 +57,9 @@ class JudgeLabeller:
                     self._first_is_better(sampled, other, one, objective, timeout_s),
                 )
         except TimeoutError as error:
-            raise Unavailable(f"the judge {self._model!r} did not answer within {timeout_s:g} s") from error
+            raise Unavailable(
+                f"the judge {self._model!r} did not answer within {timeout_s:g} s; raise MOR_DEADLINE_S"
+            ) from error
         except ClientFailure as failure:
             raise Unavailable(f"the judge {self._model!r}: {failure}") from failure
         if forth is None or back is None or forth == back:
@@ -71,14 +73,14 @@ class JudgeLabeller:
         task = _TASK.format(objective=objective, first=sampled.responses[first], second=sampled.responses[second])
         messages = [*openai_messages(sampled.messages, sampled.images), {"role": "user", "content": task}]
         body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": _MAX_TOKENS}
-        _, answer = await self._exchange.post(
+        _, answer = await self._http.post(
             "/v1/chat/completions", json.dumps(body).encode(), _ANSWER_BYTES, round(1000 * timeout_s)
         )
         letters = set(_LETTER.findall(contents(answer)[0].upper()))
         return None if len(letters) != 1 else letters == {"A"}
 
     async def close(self) -> None:
-        await self._exchange.close()
+        await self._http.close()
 
 
 def openai_messages(messages: tuple[Message, ...], images: Mapping[str, bytes]) -> list[dict[str, Any]]:

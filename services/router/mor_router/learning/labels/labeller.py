@@ -9,7 +9,7 @@ from typing import Protocol
 from mor_core.wire import Message
 
 Pair = tuple[int, int]
-"""Places of the better and of the worse response."""
+"""Indices of the better and of the worse response."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SampledGroup:
 
 
 class Labeller(Protocol):
-    """Judge of which response serves an objective better."""
+    """Source of labels: which of two responses serves an objective better."""
 
     async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
         """Choose a response that serves ``objective`` (its text) better than another; ``None``: undecided.
@@ -37,6 +37,6 @@ class Labeller(Protocol):
 
 
 def best_and_worst(scores: Sequence[float]) -> Pair | None:
-    """Return the places of the highest and the lowest score; ``None`` where all are equal."""
+    """Return the indices of the highest and the lowest score; ``None`` where all are equal."""
     best, worst = max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)
     return (best, worst) if scores[best] > scores[worst] else None

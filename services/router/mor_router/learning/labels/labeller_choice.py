@@ -24,7 +24,7 @@ class CheckerEndpoint(Documented):
 
 
 class CheckerFunction(Documented):
-    """A Python function, installed beside the router, that scores responses by known facts."""
+    """A Python function, installed with the router, that scores responses by known facts."""
 
     kind: Literal["function"] = "function"
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]

@@ -108,7 +108,7 @@ async def reencrypt(redis: Redis, secret_store: SecretStore) -> int:
     """Encrypt the secrets of all labellers with the first key; return their number.
 
     Raises:
-        Invalid: none of the keys decrypts one of them.
+        Invalid: no key of ``MOR_SECRET_KEY`` decrypts one of them.
     """
     stored: Any = await redis.hgetall(LABELLERS)
     count = 0

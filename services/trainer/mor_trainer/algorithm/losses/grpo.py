@@ -16,7 +16,7 @@ from mor_trainer.algorithm.losses.policy_loss import Surrogate, by_response_mean
 class GrpoLoss:
     """GRPO (arXiv 2402.03300, eq. 3): each response counts the same.
 
-    Deviation: two limits instead of one ε; the KL penalty is a part of its own, ``mor_trainer.algorithm.kl``.
+    Deviation: two limits instead of one ε; the KL penalty is a separate part, ``mor_trainer.algorithm.kl``.
 
     J = 1/N Σ_i 1/|o_i| Σ_t min(ρ_it A_i, clip(ρ_it, 1 − ε_low, 1 + ε_high) A_i), with ρ_it = π/π_old of a token.
     """
