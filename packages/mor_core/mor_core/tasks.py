@@ -7,8 +7,12 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
+
 _AGAIN_S = 0.5
 """Time after which a cancellation is repeated, seconds: longer than a task needs to end, short for a person."""
+
+log = structlog.get_logger(__name__)
 
 
 async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]:
@@ -34,10 +38,17 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     return [None if task.cancelled() else task.exception() for task in ordered]
 
 
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        log.error("background work ended", work=task.get_name(), exc_info=failure)
+
+
 @asynccontextmanager
 async def in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run ``work`` in tasks of its own until the body ends."""
-    tasks = [asyncio.create_task(part) for part in work]
+    """Run ``work`` in tasks of its own until the body ends. Work that fails before is logged at once."""
+    tasks = [asyncio.create_task(part, name=getattr(part, "__qualname__", None)) for part in work]
+    for task in tasks:
+        task.add_done_callback(_log_failure)
     try:
         yield
     finally:
