@@ -13,7 +13,7 @@ from mor_core.problems import describe
 from mor_core.service import serve as serve_app
 from pydantic import ValidationError
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
 
 @app.callback()

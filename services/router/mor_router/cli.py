@@ -32,7 +32,10 @@ _RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
 """Former variable -> present one. The former is not read any more, and a silent default could surprise an operator."""
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Router of MoR: fuses the clients' scores into rewards."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Router of MoR: fuses the clients' scores into rewards.",
 )
 log = structlog.get_logger(__name__)
 
