@@ -52,7 +52,7 @@ class RunRewardStage(RunStage[RolloutRecord]):
         while not self._pool.names_in_state("active"):  # noqa: ASYNC110 - the pool has no event to wait for
             await asyncio.sleep(_IDLE_S)
 
-    def deferred(self, entries: Sequence[RolloutEntry], error: Exception) -> None:
+    def deferred(self, entries: Sequence[RolloutEntry], error: BaseException) -> None:
         metrics.GROUPS.labels("deferred").inc(len(entries))
 
     async def process(self, entries: Sequence[RolloutEntry]) -> None:
