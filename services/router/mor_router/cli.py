@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -94,8 +95,9 @@ def serve(
 
 def _report_unknown_variables() -> None:
     for name in unknown_variables([RouterSettings]):
-        if name in _RENAMED:
-            log.warning("the router does not read this variable any more", name=name, use=_RENAMED[name])
+        present = _RENAMED.get(name)
+        if present is not None and present not in os.environ:
+            log.warning("the router does not read this variable any more", name=name, use=present)
         else:
             log.debug("the router does not read this variable", name=name)
 
