@@ -26,15 +26,10 @@ def _hide_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structl
     return event
 
 
-class HideArguments(logging.Filter):
-    """Filter that removes the arguments of callbacks from asyncio's own messages.
-
-    asyncio logs ``Exception in callback send('private prompt') at file.py:3``.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = _ARGUMENTS.sub(r"\1(...)", record.getMessage()), ()
-        return True
+def _hide_arguments(record: logging.LogRecord) -> bool:
+    """Remove arguments from asyncio's messages, such as ``Exception in callback send('private prompt') at file.py:3``."""
+    record.msg, record.args = _ARGUMENTS.sub(r"\1(...)", record.getMessage()), ()
+    return True
 
 
 def configure(level: str = "info", style: Literal["auto", "json", "console"] = "auto", **bound: str) -> None:
@@ -69,7 +64,7 @@ def configure(level: str = "info", style: Literal["auto", "json", "console"] = "
     root.setLevel(level.upper())
     for chatty in ("httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("asyncio").filters = [HideArguments()]
+    logging.getLogger("asyncio").filters = [_hide_arguments]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

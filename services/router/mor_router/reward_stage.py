@@ -66,11 +66,11 @@ class RunRewardStage(RunStage[RolloutRecord]):
                     span.end()
 
     async def give_up(self, entry: RolloutEntry, reason: str, *, attempts: int | None = None) -> None:
-        metrics.GROUPS.labels("dead").inc()
         span = self._spans.pop(entry.id, None) or _begin_span(entry)
         span.fail(reason)
         try:
             await super().give_up(entry, reason, attempts=attempts)
+            metrics.GROUPS.labels("dead").inc()  # not before: while the dead letters are full, the group stays
         finally:
             span.end()
 
