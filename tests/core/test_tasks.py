@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
-from mor_core.tasks import in_background, stop
+from mor_core.tasks import in_background, in_thread, stop
 from structlog.testing import capture_logs
 
 pytestmark = pytest.mark.anyio
@@ -73,3 +73,12 @@ async def test_background_work_that_fails_is_logged_at_once_and_the_rest_goes_on
             assert "failing" in line["work"]
             assert isinstance(line["exc_info"], ValueError)
     assert len(logged) == 1
+
+
+async def test_a_thread_that_raises_stop_iteration_ends() -> None:
+    async with asyncio.timeout(10):
+        assert await in_thread(int, "ff", base=16) == 255
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            await in_thread(next, iter(()))
+        with pytest.raises(ValueError, match="invalid literal"):
+            await in_thread(int, "x")

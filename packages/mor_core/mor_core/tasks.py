@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _AGAIN_S = 0.5
 """Time after which a cancellation is repeated, seconds: longer than a task needs to end, short for a person."""
@@ -36,6 +39,24 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     if stopped is not None:
         raise stopped
     return [None if task.cancelled() else task.exception() for task in ordered]
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a worker thread, as ``asyncio.to_thread`` does, for code of libraries that may raise ``StopIteration``.
+
+    No future takes that exception: until Python 3.12.1 ``asyncio.to_thread`` then waits for ever.
+
+    Raises:
+        RuntimeError: ``call`` raised ``StopIteration``.
+    """
+
+    def guarded() -> T:
+        try:
+            return call(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(f"{call!r} raised StopIteration") from error
+
+    return await asyncio.to_thread(guarded)
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
