@@ -27,7 +27,7 @@ def _hide_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structl
 
 
 def _hide_arguments(record: logging.LogRecord) -> bool:
-    """Remove arguments from asyncio's messages, such as ``Exception in callback send('private prompt') at file.py:3``."""
+    """Remove arguments from asyncio's messages, as in ``Exception in callback send('private prompt') at file.py:3``."""
     record.msg, record.args = _ARGUMENTS.sub(r"\1(...)", record.getMessage()), ()
     return True
 

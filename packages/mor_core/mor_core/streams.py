@@ -130,7 +130,7 @@ async def withdraw(redis: Redis, run: str) -> None:
 
 
 @dataclass(frozen=True)
-class AnnouncedRuns:
+class RunAnnouncements:
     """Announcements that the queue server holds."""
 
     active: list[RunAnnouncement]
@@ -139,7 +139,7 @@ class AnnouncedRuns:
     """Run -> problem of its announcement."""
 
 
-async def announced_runs(redis: Redis) -> AnnouncedRuns:
+async def announced_runs(redis: Redis) -> RunAnnouncements:
     """Read the announcements of runs."""
     announcements: dict[Any, Any] = await redis.hgetall(_RUNS_KEY)
     found, unreadable = [], {}
@@ -150,7 +150,7 @@ async def announced_runs(redis: Redis) -> AnnouncedRuns:
             unreadable[run.decode(errors="replace")] = describe(error)
     horizon = time.time() - _RUN_TTL_S
     active = sorted((run for run in found if run.renewed_at > horizon), key=lambda run: run.run)
-    return AnnouncedRuns(active, unreadable)
+    return RunAnnouncements(active, unreadable)
 
 
 @dataclass(frozen=True)
