@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import netaddr
 import pytest
 import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mor_core.clients import Source
 from mor_router.clients.egress import EgressPolicy, EgressRefused
+from mor_router.clients.special_addresses import effective_address
 
 from tests.router.conftest import Start
 from tests.router.endpoints import TOKEN, Endpoints, redirect
@@ -27,11 +31,11 @@ POD_NETWORK = ipaddress.ip_network("10.42.0.0/16")
 OFFICE = ipaddress.ip_network("192.168.7.0/24")
 
 
-def policy(**names: list[str]) -> EgressPolicy:
+def policy(networks: tuple[ipaddress.IPv4Network, ...] = (OFFICE,), **names: list[str]) -> EgressPolicy:
     async def resolver(host: str, port: int) -> list[str]:
         return names[host.partition(".")[0]]
 
-    return EgressPolicy(allow_loopback=True, networks=(OFFICE,), kubernetes=(POD_NETWORK,), resolver=resolver)
+    return EgressPolicy(allow_loopback=True, networks=networks, kubernetes=(POD_NETWORK,), resolver=resolver)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,9 @@ def policy(**names: list[str]) -> EgressPolicy:
     [
         ("8.8.8.8", "api"),
         ("2606:4700::1111", "api"),
+        ("192.0.0.9", "api"),
+        ("2001:3::1", "api"),
+        ("64:ff9b::8.8.8.8", "api"),
         ("192.168.7.9", "api"),
         ("::ffff:192.168.7.9", "api"),
         ("127.0.0.1", "loopback"),
@@ -70,6 +77,23 @@ def test_addresses_that_a_source_may_have(address: str, source: Source) -> None:
         ("fd00:ec2::254", "api", "never connected to"),
         ("fe80::1%eth0", "api", "never connected to"),
         ("224.0.0.1", "api", "never connected to"),
+        ("::ffff:0:10.0.0.1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("::ffff:0:127.0.0.1", "api", "MOR_ALLOW_LOOPBACK"),
+        ("::ffff:0:169.254.169.254", "api", "never connected to"),
+        ("::10.0.0.1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("64:ff9b:1::10.0.0.1", "api", "never connected to"),
+        ("64:ff9b:1:a9fe:a9:fe00::", "api", "never connected to"),
+        ("168.63.129.16", "api", "never connected to"),
+        ("169.254.170.2", "kubernetes", "never connected to"),
+        ("fd20:ce::254", "kubernetes", "never connected to"),
+        ("255.255.255.255", "api", "never connected to"),
+        ("2001:db8::1", "api", "documentation"),
+        ("3fff::1", "api", "documentation"),
+        ("5f00::1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("100::1", "api", "MOR_ALLOWED_NETWORKS"),
+        ("2001:0:a9fe:a9fe::1", "api", "protocol assignments"),
+        ("192.88.99.1", "api", "6to4 relays"),
+        ("198.19.0.1", "api", "benchmarks"),
         ("8.8.8.8", "kubernetes", "MOR_KUBERNETES_NETWORKS"),
         ("127.0.0.1", "kubernetes", "MOR_KUBERNETES_NETWORKS"),
         ("8.8.8.8", "loopback", "MOR_ALLOW_LOOPBACK"),
@@ -80,11 +104,49 @@ def test_addresses_that_a_source_may_not_have(address: str, source: Source, reme
         policy().check(address, address, source)
 
 
+IPV4 = st.integers(0, 2**32 - 1).map(ipaddress.IPv4Address)
+IPV6 = st.integers(0, 2**128 - 1).map(ipaddress.IPv6Address)
+
+
+@given(address=IPV4 | IPV6)
+@settings(max_examples=2000)
+def test_an_address_that_a_library_knows_as_special_is_refused(address: ipaddress.IPv4Address) -> None:
+    """Python's own tables and netaddr's are older copies of the same registries."""
+    reached = effective_address(str(address))
+    if not (netaddr.IPAddress(str(reached)).is_global() and reached.is_global) or reached.is_reserved:
+        with pytest.raises(EgressRefused):
+            policy(networks=()).check("host", str(address), "api")
+
+
+@given(inside=IPV4, block=st.sampled_from(["::ffff:0:0", "::ffff:0:0:0", "64:ff9b::", "2002::"]))
+@settings(max_examples=1000)
+def test_an_embedded_address_is_judged_as_the_one_that_it_reaches(inside: ipaddress.IPv4Address, block: str) -> None:
+    outer = ipaddress.IPv6Address(int(ipaddress.IPv6Address(block)) + (int(inside) << (80 if block == "2002::" else 0)))
+    assert allowed(str(outer)) == allowed(str(inside))
+
+
+def allowed(address: str) -> bool:
+    try:
+        policy(networks=()).check("host", address, "api")
+    except EgressRefused:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
         ("ftp://clinic.example", "https://host"),
         ("https://user:pass@clinic.example", "without user"),
+        ("https://@clinic.example", "without user"),
+        ("https://:pass@clinic.example", "without user"),
+        ("https://clinic.example/path?", "query"),
+        ("https://clinic.example/path#", "fragment"),
+        ("https://clinic.example?", "query"),
+        ("https://clinic.example\\@8.8.8.8", "without user"),
+        ("https://clinic.example/a b", "in ASCII"),
+        ("https://clinic.example/\n", "in ASCII"),
+        ("https://\u2460.example", "in ASCII"),
         ("https://clinic.example:99999", "Port out of range"),
         ("https://", "https://host"),
         ("http://public.example", "serve https"),

@@ -280,7 +280,10 @@ def broken_row(index: int, **change: Any) -> bytes:
         (broken_row(2, images=["gone.png"]), "anchors.jsonl:3: images: no file 'gone.png' in the data file's folder"),
         (broken_row(2, images=["anchors.jsonl"]), "anchors.jsonl:3: images: anchors.jsonl: not a readable image"),
         (broken_row(2, images=[{"path": "/etc/hostname"}]), "anchors.jsonl:3: images: '/etc/hostname' is not below"),
-        (broken_row(2, images=[{"bytes": 10**12}]), "anchors.jsonl:3: images: Parquet's {bytes: binary, path: string}"),
+        (
+            broken_row(2, images=[{"bytes": 10**12}]),
+            "anchors.jsonl:3: images: got {bytes: int}; give Parquet's {bytes: binary, path: string}",
+        ),
         (broken_row(5, prompt=" ", images=["/etc/hostname"]), "anchors.jsonl:6: images: '/etc/hostname'"),
         (b'{"prompt": \n', "anchors.jsonl:1: not JSON"),
         (b"", "anchors.jsonl:1: the file has no rows"),

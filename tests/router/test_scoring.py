@@ -39,7 +39,7 @@ def swap(scores: Any) -> Any:
 MANGLED = {
     "nan": (swap([float("nan"), 1.0]), "1 of 2 scores are nan"),
     "infinite": (swap([float("inf"), 1.0]), "1 of 2 scores are inf"),
-    "huge": (swap([10**400, 1.0]), "beyond 1e+100"),
+    "huge": (swap([10**400, 1.0]), "beyond 1e+09"),
     "wrong length": (swap([1.0]), "1 scores for 2 responses"),
     "none": (swap(None), "'scores' go with status 'ok'"),
     "text": (swap(["1", "two"]), "malformed item"),

@@ -141,6 +141,8 @@ class Stages:
         """Groups for which this is true disappear after sampling."""
         self.fail: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true become dead letters."""
+        self.absurd: Callable[[RolloutRecord], bool] = lambda record: False
+        """Groups for which this is true get a reward that no mixture of scores reaches."""
         self.flat: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true get one reward for all responses."""
         self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
@@ -246,6 +248,8 @@ class Stages:
             )
             if self.flat(rollout):
                 scores = (1.0,) * len(scores)
+            if self.absurd(rollout):
+                scores = (*scores[1:], -1e13)
             if rollout.prompt.purpose == "train":
                 self.rewards.append(sum(scores) / len(scores))
             await consumer.forward(entry, "rewards", reward_record(rollout, scores, self.beta), timeout_s=5)

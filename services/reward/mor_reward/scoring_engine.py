@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import structlog
+from mor_core.wire import LARGEST_SCORE
 
 from mor_reward.backbones import Example, Scorer
 from mor_reward.metrics import BATCH_RESPONSES, BATCH_SECONDS, ERRORS, RESPONSES
@@ -86,11 +86,13 @@ class ScoringEngine:
         return example if self._scorer.uses_pictures else example.text_key
 
     def _to_outcome(self, scores: list[float]) -> ItemOutcome:
-        bad = [index for index, score in enumerate(scores) if not math.isfinite(score)]
+        bad = [index for index, score in enumerate(scores) if not abs(score) <= LARGEST_SCORE]  # NaN compares false
         if bad:
             ERRORS.labels(reason="not_finite").inc()
             return ItemOutcome(
-                "error", detail=f"the model returned {scores[bad[0]]} for response {bad[0]}; a finite score is needed"
+                "error",
+                detail=f"the model returned {scores[bad[0]]} for response {bad[0]}; "
+                f"a finite score within ±{LARGEST_SCORE:g} is needed",
             )
         RESPONSES.inc(len(scores))
         return ItemOutcome("ok", scores=tuple(scores))

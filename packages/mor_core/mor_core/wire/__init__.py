@@ -17,6 +17,7 @@ Numbers on the wire are finite: the type refuses NaN and infinity, so that no re
 from mor_core.wire.base import Documented, Finite, Sha256, Wire
 from mor_core.wire.contract import (
     CONTRACT,
+    LARGEST_SCORE,
     Calibration,
     Card,
     Contract,
@@ -40,6 +41,7 @@ from mor_core.wire.messages import (
     image_hashes,
 )
 from mor_core.wire.records import (
+    LARGEST_REWARD,
     ClientScore,
     DeadLetter,
     EventRecord,
@@ -59,6 +61,8 @@ from mor_core.wire.weights import TensorInfo, WeightsFile, WeightsManifest, Weig
 
 __all__ = [
     "CONTRACT",
+    "LARGEST_REWARD",
+    "LARGEST_SCORE",
     "Calibration",
     "Card",
     "ClientScore",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Base64Bytes, Field, model_validator
+from pydantic import Base64Bytes, Field, StringConstraints, model_validator
 
 from mor_core.objectives import RequestedObjective
 from mor_core.wire.base import Finite, Sha256, Wire
@@ -12,6 +12,12 @@ from mor_core.wire.messages import Messages
 
 Contract = Literal["mor.reward/1"]
 CONTRACT: Contract = "mor.reward/1"
+
+LARGEST_SCORE = 1e9
+"""Largest magnitude of a score, logits: far above any log-odds, far below numbers whose squares and sums overflow."""
+Score = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
+ModelName = Annotated[str, StringConstraints(max_length=200)]
+"""Name or version of a model; both stand in every record of a group, in logs and in metrics."""
 
 
 class RewardItem(Wire):
@@ -43,8 +49,8 @@ class ScoreRequest(Wire):
 
 
 class ModelRef(Wire):
-    name: str
-    version: str
+    name: ModelName
+    version: ModelName
 
 
 class ItemScores(Wire):
@@ -52,7 +58,7 @@ class ItemScores(Wire):
 
     item_id: str
     status: Literal["ok", "unscorable", "error"]
-    scores: tuple[Finite, ...] | None = None
+    scores: tuple[Score, ...] | None = None
     detail: str | None = None
 
     @model_validator(mode="after")
@@ -110,7 +116,7 @@ class Card(Wire):
 
     contract: Contract = CONTRACT
     model: ModelRef
-    domains: str
+    domains: Annotated[str, StringConstraints(max_length=10_000)]
     """Subjects that the model knows about, free text."""
     calibration: Calibration | None
     privacy: Privacy | None

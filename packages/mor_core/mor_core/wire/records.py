@@ -18,6 +18,9 @@ StreamName = Literal["prompts", "rollouts", "rewards", "events", "dead"]
 StageName = Literal["rollout", "router", "trainer"]
 """Consumers of the streams; each is a consumer group of its own."""
 
+LARGEST_REWARD = 1e12
+"""Largest magnitude of a reward that is trained on, logits: above any mixture of scores, far below any overflow."""
+
 
 class Record(Wire):
     """Base of every stream record."""

@@ -6,8 +6,8 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import httpx
 import stamina
@@ -99,15 +99,30 @@ class RewardClient:
         Raises:
             ClientFailure: no card in time, or not a card of the contract.
         """
-        try:
+        with self._boundary(f"no card within {timeout_s:g} s"):
             async with asyncio.timeout(timeout_s):
                 body = await self._http.get("/v1/card", _CARD_BYTES)
-        except TimeoutError as error:
-            raise ClientFailure("timeout", f"no card within {timeout_s:g} s") from error
+            try:
+                return Card.model_validate_json(body)
+            except ValidationError as error:
+                raise ClientFailure("schema", f"/v1/card is not a card of the contract: {describe(error)}") from error
+
+    @contextmanager
+    def _boundary(self, late: str) -> Iterator[None]:
+        """Turn whatever the client provokes in the body into a ``ClientFailure``, so that it harms nobody else.
+
+        ``late``: message for a deadline that passed.
+        """
         try:
-            return Card.model_validate_json(body)
-        except ValidationError as error:
-            raise ClientFailure("schema", f"/v1/card is not a card of the contract: {describe(error)}") from error
+            yield
+        except ClientFailure:
+            raise
+        except TimeoutError as error:
+            raise ClientFailure("timeout", late) from error
+        except Exception as error:
+            kind = type(error).__name__
+            log.error("a client's answer could not be processed", client=self.record.name, exc_info=error)
+            raise ClientFailure("unexpected", f"its answer could not be processed ({kind})") from error
 
     async def score(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline_s: float
@@ -193,11 +208,9 @@ class RewardClient:
     async def _call_timed(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
     ) -> dict[str, ClientResponse]:
-        try:
+        with self._boundary("no answer within the deadline"):
             async with asyncio.timeout_at(deadline):
                 return await self._call_retried(items, images, deadline)
-        except TimeoutError as error:
-            raise ClientFailure("timeout", "no answer within the deadline") from error
 
     async def _call_retried(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float

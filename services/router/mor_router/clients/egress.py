@@ -6,16 +6,17 @@
 ``loopback``    this machine's loopback, only with ``MOR_ALLOW_LOOPBACK``
 ==============  =========================================================================
 
-Link-local, multicast, unspecified and cloud metadata addresses are always refused. An IPv4 address inside an IPv6 one
-(mapped, 6to4, NAT64) is checked as the IPv4 address that it reaches. A name is resolved once per request, each of its
-addresses is checked, and the connection goes to a checked address: a second answer of the name server cannot redirect
-it.
+``special_addresses`` knows the addresses that are not public. Link-local, multicast, unspecified and cloud metadata
+addresses are always refused. An IPv4 address inside an IPv6 one (mapped, translated, 6to4, NAT64) is checked as the
+IPv4 address that it reaches. A name is resolved once per request, each of its addresses is checked, and the connection
+goes to a checked address: a second answer of the name server cannot redirect it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -25,13 +26,17 @@ import httpx
 from mor_core.clients import Source
 from mor_core.errors import Invalid
 
+from mor_router.clients.special_addresses import Address, effective_address, never_a_host, special_purpose
 from mor_router.config import Network, RouterSettings
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
-_METADATA = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "192.0.0.192")))
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_URL = re.compile(r"[!-~]+")
+"""Printable ASCII: no spaces, line breaks or look-alikes of other scripts. A name in another script is given in its
+``xn--`` form."""
+_NOT_IN_URL = frozenset("@?#\\")
+"""Marks of a user, a query or a fragment, even of an empty one, which would swallow the paths that the router appends;
+and the backslash, which parsers read in different ways."""
 
 
 class EgressRefused(Invalid):
@@ -46,16 +51,6 @@ async def resolve(host: str, port: int) -> list[str]:
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-def effective_address(address: str) -> Address:
-    """Return the address that a connection to ``address`` reaches."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return parsed
-    if parsed in _NAT64:
-        return ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-    return parsed.ipv4_mapped or parsed.sixtofour or parsed
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class EgressPolicy:
         """
         reached = effective_address(address)
         where = f"{host} is at {address}" if host != address else address
-        if reached in _METADATA or reached.is_link_local or reached.is_multicast or reached.is_unspecified:
+        if never_a_host(reached):
             raise EgressRefused(f"{where}: link-local, metadata and multicast addresses are never connected to")
         if source == "loopback":
             if not (reached.is_loopback and self.allow_loopback):
@@ -93,8 +88,10 @@ class EgressPolicy:
                 )
         elif reached.is_loopback:
             raise EgressRefused(f"{where}: a loopback address; set MOR_ALLOW_LOOPBACK=true if this is a demonstration")
-        elif not (reached.is_global or _inside(reached, self.networks)):
-            raise EgressRefused(f"{where}: not a public address; add its network to MOR_ALLOWED_NETWORKS to permit it")
+        elif (purpose := special_purpose(reached)) is not None and not _inside(reached, self.networks):
+            raise EgressRefused(
+                f"{where}: not a public address ({purpose}); add its network to MOR_ALLOWED_NETWORKS to permit it"
+            )
 
     async def addresses(self, host: str, port: int, source: Source) -> list[str]:
         """Resolve ``host`` and check each of its addresses; keep the resolver's order.
@@ -124,8 +121,10 @@ class EgressPolicy:
         except ValueError as error:
             raise Invalid(f"url {url!r}: {error}; give https://host[:port][/path]") from error
         host = parts.hostname
-        if parts.scheme not in ("http", "https") or not host or parts.username or parts.query or parts.fragment:
-            raise Invalid(f"url {url!r}: https://host[:port][/path] is wanted, without user, query or fragment")
+        if parts.scheme not in ("http", "https") or not host or _URL.fullmatch(url) is None or _NOT_IN_URL & {*url}:
+            raise Invalid(
+                f"url {url!r}: https://host[:port][/path] is wanted, in ASCII and without user, query or fragment"
+            )
         try:
             found = [host] if _is_address(host) else await self.resolver(host, port)
         except OSError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx
+import pydantic_core
 from mor_core import tracing
 from mor_core.wire import Sha256
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -25,6 +26,8 @@ _EXCERPT_CHARACTERS = 300
 _MISSING_BYTES = 64 << 10
 """Largest list of missing images that is read: about 960 hashes."""
 _MISSING = TypeAdapter(set[Sha256])
+_LENGTH = re.compile("[0-9]{1,18}")
+"""A declared length that is worth a look; the body is counted in any case."""
 _LONGEST_RETRY_AFTER_S = 3600.0
 """Upper bound of ``Retry-After``, in seconds: a client cannot demand a longer pause."""
 
@@ -129,7 +132,7 @@ class BoundedHttpClient:
             return "with a body that is too long to show"
         text = body.decode(errors="replace")
         with suppress(ValueError, KeyError, TypeError):
-            text = str(json.loads(text)["detail"])
+            text = str(pydantic_core.from_json(text)["detail"])
         return (
             text.replace(self._secret.get_secret_value(), "[hidden]")[:_EXCERPT_CHARACTERS].strip() or "no reason given"
         )
@@ -142,7 +145,7 @@ def parse_missing_images(body: bytes) -> set[str]:
         ClientFailure: it names none.
     """
     try:
-        missing = _MISSING.validate_python(json.loads(body)["missing_images"])
+        missing = _MISSING.validate_python(pydantic_core.from_json(body)["missing_images"])
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise ClientFailure("images", "answered 409 without a list 'missing_images'") from error
     if not missing:
@@ -162,8 +165,8 @@ def _check_json(response: httpx.Response) -> None:
 async def _bounded(response: httpx.Response, limit: int) -> bytes:
     """Read the raw body, and stop as soon as it is longer than ``limit`` bytes."""
     declared = response.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise ClientFailure("too_large", f"the answer has {int(declared)} bytes; at most {limit} are read")
+    if _LENGTH.fullmatch(declared) and int(declared) > limit:
+        raise ClientFailure("too_large", f"the answer has {declared} bytes; at most {limit} are read")
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -179,7 +182,7 @@ def _retry_after(response: httpx.Response) -> float | None:
         return None
     with suppress(ValueError):
         return min(max(0.0, float(value)), _LONGEST_RETRY_AFTER_S)
-    with suppress(ValueError):
+    with suppress(ValueError, TypeError, OverflowError):  # what dates without a zone or beyond the calendar raise
         left = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
         return min(max(0.0, left), _LONGEST_RETRY_AFTER_S)
     return None

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import pydantic_core
 from mor_core.problems import describe
-from mor_core.wire import ItemScores, ModelRef, ScoreItem
+from mor_core.wire import LARGEST_SCORE, ItemScores, ModelRef, ScoreItem
 from pydantic import TypeAdapter, ValidationError
 
 ResponseStatus = Literal["ok", "unscorable", "error", "timeout", "circuit_open"]
 FailureReason = Literal[
     "connect", "timeout", "circuit_open", "refused", "busy", "status", "content_type", "too_large", "schema", "item",
-    "egress", "images", "secret",
+    "egress", "images", "secret", "unexpected",
 ]  # fmt: skip
 """Reason why a call failed; it is a metric label, so the set is bounded."""
 
@@ -30,8 +30,6 @@ _BYTES_PER_ID_CHARACTER = 6
 """A character escaped in JSON: backslash, ``u`` and four digits."""
 _DETAIL_CHARACTERS = 500
 """Longest detail that is kept: it goes into records, logs and the dashboard."""
-_LARGEST_SCORE = 1e100
-"""Largest magnitude of a score, so that squares and their sums stay far below the largest double (1.8e308)."""
 _FIELDS = {"model", "items"}
 
 
@@ -88,7 +86,7 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
     answers: dict[str, ClientResponse] = {}
     for entry in document["items"]:
         name = entry.get("item_id") if isinstance(entry, dict) else None
-        if name not in sent:
+        if not isinstance(name, str) or name not in sent:
             raise ClientFailure("schema", f"the answer names item {str(name)[:60]!r}, which was not sent")
         if name in answers:
             raise ClientFailure("schema", f"the answer names item {name!r} twice")
@@ -101,10 +99,10 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
 def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> ClientResponse:
     scores = entry.get("scores")
     if isinstance(scores, list):
-        bad = [score for score in scores if isinstance(score, int | float) and not abs(score) <= _LARGEST_SCORE]
+        bad = [score for score in scores if isinstance(score, int | float) and not abs(score) <= LARGEST_SCORE]
         if bad:
-            shown = bad[0] if isinstance(bad[0], float) else f"beyond {_LARGEST_SCORE:g}"
-            wanted = f"finite ones within ±{_LARGEST_SCORE:g} are wanted"
+            shown = bad[0] if isinstance(bad[0], float) else f"beyond {LARGEST_SCORE:g}"
+            wanted = f"finite ones within ±{LARGEST_SCORE:g} are wanted"
             detail = f"{len(bad)} of {len(scores)} scores are {shown}; {wanted}"
             return ClientResponse("error", detail=detail, model=model)
     try:

@@ -31,7 +31,7 @@ from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.streams import Consumer, Entry, Streams, connect
 from mor_core.tasks import stop
-from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
+from mor_core.wire import LARGEST_REWARD, DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
 
 from mor_trainer.config import WorkerSettings
@@ -350,17 +350,15 @@ class GroupExchange:
 
     async def _receive(self, consumer: Consumer[RewardRecord], entry: Entry[RewardRecord]) -> None:
         record, group_id = entry.record, entry.record.group_id
-        if group_id in self._evaluations.outstanding:
-            self._evaluations.receive(record)
-        elif (issue := self._ledger.outstanding.get(group_id)) is None:
+        issue = self._ledger.outstanding.get(group_id)
+        evaluation = group_id in self._evaluations.outstanding
+        if issue is None and not evaluation:
             self._duplicates += 1
-        elif len(record.rewards) != self._spec.group_size or len(record.rollout.responses) != self._spec.group_size:
-            await consumer.give_up(
-                entry,
-                f"{len(record.rewards)} rewards for {len(record.rollout.responses)} responses; "
-                f"a group of this run has group_size={self._spec.group_size} of each",
-            )
+        elif (defect := _defect(record, 1 if evaluation else self._spec.group_size)) is not None:
+            await consumer.give_up(entry, defect)
             return
+        elif issue is None:
+            self._evaluations.receive(record)
         elif self._spec.deterministic and (reason := unfit_reason(record)) is not None:
             self._reissue(group_id, reason)
         else:
@@ -449,3 +447,16 @@ class GroupExchange:
             groups=len(self._ledger.outstanding),
         )
         self._dispatch_queue.add(*self._ledger.outstanding, *self._evaluations.outstanding)
+
+
+def _defect(record: RewardRecord, size: int) -> str | None:
+    """Return the reason why a group of ``size`` responses must not be used, if there is one."""
+    if not len(record.rewards) == len(record.rollout.responses) == size:
+        return (
+            f"{len(record.rewards)} rewards for {len(record.rollout.responses)} responses; "
+            f"this group has {size} of each"
+        )
+    worst = max(record.rewards, key=abs)
+    if abs(worst) > LARGEST_REWARD:
+        return f"a reward of {worst:g}; rewards within ±{LARGEST_REWARD:g} logits are trained on"
+    return None
