@@ -9,8 +9,12 @@ import pytest
 SECRET = "key-5e0f17"
 # The secret comes in by an argument, so that no line of source that a traceback quotes contains it.
 SCRIPT = """
+import asyncio
+import gc
 import logging
 import sys
+import threading
+import warnings
 
 import structlog
 from mor_core import logs
@@ -44,6 +48,42 @@ for kind in ("plain", "cause", "context", "group"):
         except Exception:
             logger.exception("request failed")
 """
+# Log lines that are not ours: asyncio's, a thread's, a warning's, and the one of an exception that ends the process.
+UNHANDLED = (
+    SCRIPT
+    + """
+
+def callback(token, result):
+    fail(token, "plain")
+
+
+async def main(token):
+    async def lost(token):
+        fail(token, "cause")
+
+    loop = asyncio.get_running_loop()
+    loop.call_soon(callback, token, {"prompt": [token, "(a) b)"]})
+    done = loop.create_future()
+    done.add_done_callback(lambda future: fail(token, "plain"))
+    done.set_result(token)
+    task = asyncio.create_task(lost(token))
+    await asyncio.sleep(0.01)
+    del task
+    gc.collect()
+    loop.set_debug(True)
+    loop.slow_callback_duration = 0
+    loop.call_soon(len, token)
+    await asyncio.sleep(0.01)
+    warnings.warn("careful")
+
+
+thread = threading.Thread(target=fail, args=(sys.argv[2], "context"))
+thread.start()
+thread.join()
+asyncio.run(main(sys.argv[2]))
+fail(sys.argv[2], "group")
+"""
+)
 
 
 @pytest.fixture(params=["json", "console"])
@@ -63,6 +103,15 @@ def test_a_logged_exception_carries_no_local_variables(logged: str, style: str) 
     assert logged.count("last") >= 8
     assert logged.count("first") >= 8
     assert "in fail" in logged if style == "console" else '"name": "fail"' in logged
+    assert SECRET not in logged
+
+
+def test_an_unhandled_exception_carries_no_local_variables_and_no_arguments(style: str) -> None:
+    command = [sys.executable, "-c", UNHANDLED, style, SECRET]
+    logged = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120).stderr
+    for message in ("Exception in callback", "was never retrieved", "Executing <Handle", "careful", "ExceptionGroup"):
+        assert message in logged
+    assert "callback(...)" in logged
     assert SECRET not in logged
 
 

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from mor_core import stage as stage_module
 from mor_core.errors import Unavailable
 from mor_core.settings import StreamSettings
-from mor_core.stage import MOST_DELIVERIES, RunStage, Stage
+from mor_core.stage import RunStage, Stage
 from mor_core.streams import Entry, RunAnnouncement, Streams, announce, withdraw
 from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, PromptRecord
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from tests.core.records import prompt, rollout
 
 pytestmark = pytest.mark.anyio
 
-LEASE_S = 0.1
+LEASE_S = 0.05
+SLOTS = 4
 Failing = Callable[[PromptRecord], None]
 
 
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class NativePanic(BaseException):
+    """Failure of a native extension: PyO3 raises one of this kind."""
+
+
 @pytest.fixture(autouse=True)
-def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry whose lease ends while a read blocks waits for the end of the read."""
     monkeypatch.setattr(stage_module, "_BLOCK_S", LEASE_S / 2)
+    monkeypatch.setattr(stage_module, "MOST_DELIVERIES", 3)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as lines:
+        yield lines
 
 
 class RunCopy(RunStage[PromptRecord]):
@@ -36,8 +56,13 @@ class RunCopy(RunStage[PromptRecord]):
     stage, source, target = "rollout", "prompts", "rollouts"
 
     def __init__(self, run: str, redis: Redis, settings: StreamSettings, fail: Failing) -> None:
-        super().__init__(run, redis, settings, asyncio.Semaphore(4), batch=2, forward_timeout_s=0.2)
+        self.slots = asyncio.Semaphore(SLOTS)
+        super().__init__(run, redis, settings, self.slots, batch=8, forward_timeout_s=0.2)
         self._fail = fail
+
+    @property
+    def free_slots(self) -> int:
+        return self.slots._value
 
     async def process(self, entries: Sequence[Entry[PromptRecord]]) -> None:
         for entry in entries:
@@ -50,9 +75,11 @@ class Copy(Stage[PromptRecord]):
         super().__init__(redis, watch_s=0.05)
         self._settings = StreamSettings(lease_s=LEASE_S, stream_bound=bound)
         self._fail = fail
+        self.opened: list[RunCopy] = []
 
     async def open(self, announcement: RunAnnouncement) -> RunCopy:
-        return RunCopy(announcement.run, self._redis, self._settings, self._fail)
+        self.opened.append(RunCopy(announcement.run, self._redis, self._settings, self._fail))
+        return self.opened[-1]
 
 
 @asynccontextmanager
@@ -65,11 +92,11 @@ async def working(stage: Copy) -> AsyncIterator[None]:
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(1500):
+    for _ in range(400):
         if await condition():
             return
         await asyncio.sleep(0.02)
-    pytest.fail("not within 30 s")
+    pytest.fail("not within 8 s")
 
 
 async def letters(redis: Redis, streams: Streams) -> list[DeadLetter]:
@@ -109,33 +136,153 @@ async def test_a_run_is_worked_on_while_it_is_announced(redis: Redis, run_name: 
         await eventually(idle)
 
 
-@pytest.mark.parametrize("error", [ValueError("a template"), MemoryError(), Unavailable("no")])
+FAILURES = [
+    ValueError("a template"),
+    StopIteration(),
+    MemoryError(),
+    Unavailable("no"),
+    Unprintable(),
+    OSError("no file half-\udcff.png"),
+    ExceptionGroup("two", [ValueError("a template")]),
+    BaseExceptionGroup("two", [asyncio.CancelledError()]),
+    asyncio.CancelledError("a library's own"),
+    GeneratorExit(),
+    SystemExit(3),
+    NativePanic("index out of bounds"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "position"),
+    [*((error, 4) for error in FAILURES), *((FAILURES[0], position) for position in (0, 7))],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
 async def test_an_entry_that_always_fails_goes_to_the_dead_letters(
-    redis: Redis, run_name: str, error: Exception
+    redis: Redis, run_name: str, error: BaseException, position: int
 ) -> None:
-    """All other groups come through meanwhile, also those of its batch."""
-    streams = Streams(redis, run_name, bound=16)
-    async with working(Copy(redis, bad_fails(error))):
-        for name in ("g0", "g1", "bad", "g2", "g3"):
-            await streams.publish("prompts", prompt(run_name, name), timeout_s=1)
-        await announce(redis, run_name, "model")
+    """All other groups come through meanwhile, also those of its batch, and the run's work goes on."""
+    streams, stage = Streams(redis, run_name, bound=16), Copy(redis, bad_fails(error))
+    for index in range(8):
+        name = "bad" if index == position else f"g{index}"
+        await streams.publish("prompts", prompt(run_name, name), timeout_s=1)
+    await announce(redis, run_name, "model")
+    async with working(stage):
 
         async def settled() -> bool:
             return await streams.depth("prompts") == 0
 
         await eventually(settled)
+        [run] = stage.opened
+
+        async def slots_are_free() -> bool:
+            return run.free_slots >= SLOTS - 1  # the read that waits has one
+
+        await eventually(slots_are_free)
+    assert run.free_slots == SLOTS
+    assert run._failures == {}
     [letter] = await letters(redis, streams)
     assert letter.group_id == "bad"
-    assert letter.attempts == MOST_DELIVERIES + 1
-    assert type(error).__name__ in letter.reason
-    assert await streams.depth("rollouts") == 4
+    assert letter.attempts == stage_module.MOST_DELIVERIES + 1
+    assert ("RuntimeError" if isinstance(error, StopIteration) else type(error).__name__) in letter.reason
+    rollouts = [json.loads(fields[b"record"])["group_id"] for _, fields in await redis.xrange(streams.key("rollouts"))]
+    assert sorted(rollouts) == [f"g{index}" for index in range(8) if index != position]
 
 
-async def test_entries_wait_while_the_next_stream_is_full(
+@pytest.mark.parametrize("part", ["ready", "share"])
+async def test_work_on_a_run_that_ends_by_an_exception_leaves_all_slots_free(
+    redis: Redis, run_name: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = Streams(redis, run_name, bound=16)
+    await redis.xgroup_create(streams.key("prompts"), RunCopy.stage, id="0", mkstream=True)
+    await streams.publish("prompts", prompt(run_name, "g"), timeout_s=1)
+    run = RunCopy(run_name, redis, StreamSettings(lease_s=LEASE_S, stream_bound=16), never)
+    calls = 0
+
+    def broken() -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyError(part)
+        return 2
+
+    async def broken_wait() -> None:
+        broken()
+
+    monkeypatch.setattr(run, part, broken_wait if part == "ready" else broken)
+    with pytest.raises(ExceptionGroup, match="unhandled errors"):
+        await run.work()
+    await asyncio.sleep(0.01)
+    assert run.free_slots == SLOTS
+
+
+async def test_an_announcement_that_cannot_be_read_stops_no_run(
+    redis: Redis, run_name: str, logged: list[MutableMapping[str, Any]]
+) -> None:
+    streams, stage = Streams(redis, run_name, bound=16), Copy(redis, never)
+    for name, value in ((b"a", b"{"), (b"b", b'{"run": "b"}'), (b"\xff", b"\xff"), (b"c", b"[" * 9999)):
+        await redis.hset("mor:runs", name, value)  # type: ignore[misc]
+    async with working(stage):
+        await streams.publish("prompts", prompt(run_name, "g"), timeout_s=1)
+        await announce(redis, run_name, "model")
+
+        async def through() -> bool:
+            return await streams.depth("rollouts") == 1
+
+        await eventually(through)
+        assert stage.runs == [run_name]
+        await asyncio.sleep(0.2)
+    skipped = [line["run"] for line in logged if "cannot be read; the run is left out" in line["event"]]
+    assert sorted(skipped) == ["a", "b", "c", "\ufffd"]  # each once, however often the announcements are read
+
+
+async def test_a_run_that_cannot_be_opened_stops_no_other(
     redis: Redis, run_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    streams, stage = Streams(redis, run_name, bound=16), Copy(redis, never)
+    make = stage.open
+
+    async def choosy(announcement: RunAnnouncement) -> RunCopy:
+        if announcement.run == "broken":
+            raise NativePanic("no such model")
+        return await make(announcement)
+
+    monkeypatch.setattr(stage, "open", choosy)
+    async with working(stage):
+        await announce(redis, "broken", "model")
+        await asyncio.sleep(0.2)
+        await streams.publish("prompts", prompt(run_name, "g"), timeout_s=1)
+        await announce(redis, run_name, "model")
+
+        async def through() -> bool:
+            return await streams.depth("rollouts") == 1
+
+        await eventually(through)
+
+
+async def test_full_dead_letters_hold_up_only_the_entry_that_goes_there(redis: Redis, run_name: str) -> None:
+    streams = Streams(redis, run_name, bound=4)
+    for _ in range(4):
+        await redis.xadd(streams.key("dead"), {"record": "a letter"})
+    await redis.xadd(streams.key("prompts"), {"record": "no prompt"})
+    for index in range(3):
+        await streams.publish("prompts", prompt(run_name, f"g{index}"), timeout_s=1)
+    await announce(redis, run_name, "model")
+    async with working(Copy(redis, never, bound=4)):
+
+        async def one_waits() -> bool:
+            return await streams.depth("rollouts") == 3 and await streams.depth("prompts") == 1
+
+        await eventually(one_waits)
+        await redis.xtrim(streams.key("dead"), maxlen=0, approximate=False)
+
+        async def settled() -> bool:
+            return await streams.depth("prompts") == 0 and await streams.depth("dead") == 1
+
+        await eventually(settled)
+
+
+async def test_entries_wait_while_the_next_stream_is_full(redis: Redis, run_name: str) -> None:
     """They wait longer than the bounded number of deliveries takes."""
-    monkeypatch.setattr(stage_module, "MOST_DELIVERIES", 2)
     streams = Streams(redis, run_name, bound=16)
     async with working(Copy(redis, never, bound=2)):
         for index in range(3):
@@ -146,7 +293,7 @@ async def test_entries_wait_while_the_next_stream_is_full(
             return await streams.depth("rollouts") == 2
 
         await eventually(full)
-        await asyncio.sleep(4 * (0.2 + 2 * LEASE_S))
+        await asyncio.sleep(5 * (0.2 + 2 * LEASE_S))
         assert await letters(redis, streams) == []
         await redis.xtrim(streams.key("rollouts"), maxlen=0, approximate=False)
 

@@ -11,8 +11,10 @@ from mor_core.errors import LeaseLost, StreamFull
 from mor_core.settings import StreamSettings
 from mor_core.streams import Backlog, Consumer, Entry, Streams
 from mor_core.wire import PromptRecord, RolloutRecord
-from pydantic import SecretStr
+from pydantic import SecretStr, model_validator
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from tests.conftest import Valkey
 from tests.core.records import prompt, rollout
@@ -89,6 +91,27 @@ async def test_a_lease_that_is_kept_is_not_taken_over(redis: Redis, run_name: st
     assert await side.depth("prompts") == 0
 
 
+async def test_a_lease_is_renewed_again_after_the_server_was_away(valkey: Valkey, run_name: str) -> None:
+    client = streams.connect(StreamSettings(redis_url=SecretStr(valkey.url)))
+    client.set_retry(Retry(NoBackoff(), retries=0))
+    side = Streams(client, run_name, bound=4)
+    worker, other = consumer(side, lease_s=0.6), consumer(side, lease_s=0.6)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await worker.read(1, 0.01)
+    [entry] = await worker.read(1, 1)
+    async with worker.leased([entry]):
+        await asyncio.sleep(1.2)  # the append-only file is synced every second
+        valkey.kill()
+        await asyncio.sleep(0.5)
+        valkey.start()
+        await asyncio.sleep(0.3)
+        for _ in range(6):
+            await asyncio.sleep(0.2)
+            assert await other.read(1, 0.01) == []
+    await worker.settle(entry)
+    await client.aclose()
+
+
 async def test_entries_of_a_consumer_that_ends_are_free_at_once(redis: Redis, run_name: str) -> None:
     side = Streams(redis, run_name, bound=8)
     worker, other = consumer(side, lease_s=60), consumer(side, lease_s=60)
@@ -160,6 +183,38 @@ async def test_an_unreadable_record_becomes_a_dead_letter_with_its_text(redis: R
     assert await side.depth("prompts") == 0
 
 
+async def test_a_record_that_breaks_its_validator_becomes_a_dead_letter(
+    redis: Redis, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entries beside it are read."""
+
+    class Fragile(PromptRecord):
+        @model_validator(mode="after")
+        def check(self) -> Fragile:
+            return {"good": self}[self.group_id]
+
+    monkeypatch.setitem(streams.RECORD_TYPES, "prompts", Fragile)
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side)
+    for name in ("bad", "good"):
+        await side.publish("prompts", prompt(run_name, name), timeout_s=1)
+    await reader.read(2, 0.01)
+    [entry] = await reader.read(2, 1)
+    assert entry.record.group_id == "good"
+    [(_, fields)] = await redis.xrange(side.key("dead"))
+    assert streams.DeadLetter.model_validate_json(fields[b"record"]).reason == "invalid: KeyError"
+
+
+async def test_a_reason_with_half_a_character_gives_a_dead_letter(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await reader.read(1, 0.01)
+    [entry] = await reader.read(1, 1)
+    await reader.give_up(entry, str(FileNotFoundError(2, "No such file", "half-\udcff.png")))
+    assert await side.depth("dead") == 1
+
+
 async def test_giving_up_keeps_record_reason_and_identity(redis: Redis, run_name: str) -> None:
     side = Streams(redis, run_name, bound=4)
     reader = consumer(side)
@@ -203,11 +258,11 @@ async def test_a_flushed_server_is_a_fresh_start_not_an_error(redis: Redis, run_
 async def test_runs_are_active_while_they_are_announced(redis: Redis) -> None:
     await streams.announce(redis, "b", "model-b")
     await streams.announce(redis, "a", "model-a")
-    assert [run.run for run in await streams.active_runs(redis)] == ["a", "b"]
+    assert [run.run for run in (await streams.announced_runs(redis)).active] == ["a", "b"]
     stale = streams.RunAnnouncement(run="old", model="m", renewed_at=time.time() - 120)
     await redis.hset("mor:runs", "old", stale.model_dump_json())
     await streams.withdraw(redis, "b")
-    assert [run.run for run in await streams.active_runs(redis)] == ["a"]
+    assert [run.run for run in (await streams.announced_runs(redis)).active] == ["a"]
 
 
 def test_a_sampled_group_is_a_valid_rollout() -> None:

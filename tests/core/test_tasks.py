@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 
 import pytest
-from mor_core.tasks import stop
+from mor_core.tasks import in_background, in_thread, stop
+from structlog.testing import capture_logs
 
 pytestmark = pytest.mark.anyio
 
@@ -51,3 +52,33 @@ async def test_a_caller_cancelled_while_it_stops_tasks_waits_until_they_end() ->
     await asyncio.sleep(0.05)
     assert await stop([outer]) == [None]
     assert ended
+
+
+async def test_background_work_that_fails_is_logged_at_once_and_the_rest_goes_on() -> None:
+    async def failing() -> None:
+        raise ValueError("no such key")
+
+    going = asyncio.Event()
+
+    async def other() -> None:
+        await asyncio.sleep(0.01)
+        going.set()
+        await asyncio.sleep(3600)
+
+    with capture_logs() as logged:
+        async with in_background(failing(), other()), asyncio.timeout(10):
+            await going.wait()
+            [line] = logged
+            assert line["event"] == "background work ended"
+            assert "failing" in line["work"]
+            assert isinstance(line["exc_info"], ValueError)
+    assert len(logged) == 1
+
+
+async def test_a_thread_that_raises_stop_iteration_ends() -> None:
+    async with asyncio.timeout(10):
+        assert await in_thread(int, "ff", base=16) == 255
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            await in_thread(next, iter(()))
+        with pytest.raises(ValueError, match="invalid literal"):
+            await in_thread(int, "x")

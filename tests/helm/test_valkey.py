@@ -12,7 +12,7 @@ import pytest
 from mor_core import bundled_valkey
 from mor_core.blobs import Blobs
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Streams, active_runs, announce, connect
+from mor_core.streams import Consumer, Streams, announce, announced_runs, connect
 from mor_core.wire import EventRecord
 from mor_router.clients.registry import ClientRegistry
 from mor_router.store import key
@@ -58,7 +58,7 @@ async def test_mor_may_do_all_that_it_does_and_nothing_besides(url: str) -> None
                 await asyncio.sleep(0.05)
 
     await announce(redis, "r", "model")
-    assert [found.run for found in await active_runs(redis)] == ["r"]
+    assert [found.run for found in (await announced_runs(redis)).active] == ["r"]
     streams = Streams(redis, "r", 8)
     record = EventRecord.model_validate(
         {"run": "r", "group_id": "g", "trace": f"00-{'1' * 32}-{'2' * 16}-01"}

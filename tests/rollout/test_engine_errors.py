@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.protocol import EngineError
+from mor_rollout.engines.vllm import error_log
 from mor_rollout.engines.vllm.error_log import ErrorLog
 from mor_rollout.engines.vllm.native_libraries import check_native_libraries, with_advice
 
@@ -47,6 +48,13 @@ def test_a_missing_library_is_named_with_its_cure(error: str, advice: str) -> No
     assert with_advice("ValueError: no room") == "ValueError: no room"
 
 
+def log_file() -> Path:
+    """Return the file of the one handler that vLLM's log has for it."""
+    handlers = logging.getLogger("vllm").handlers
+    [file] = [handler.baseFilename for handler in handlers if isinstance(handler, logging.FileHandler)]
+    return Path(file)
+
+
 def test_the_exception_of_a_dead_engine_is_the_fatal_one() -> None:
     errors = ErrorLog()
     config = json.loads(Path(errors.open().pylogging_config_file).read_text())
@@ -62,6 +70,41 @@ def test_the_exception_of_a_dead_engine_is_the_fatal_one() -> None:
                 logger.exception(message)
         assert errors.start_failure() == "ValueError: number 0; caused by OSError: the disk"
         assert errors.fatal_error() == "ValueError: number 1; caused by OSError: the disk"
+        file = log_file()
+        assert file.parent.stat().st_mode & 0o077 == 0  # only this user may read what an exception quotes
+        with file.open("a") as stream:
+            stream.write('{"message": "a process died while it wr')
+        assert errors.fatal_error() == "ValueError: number 1; caused by OSError: the disk"
     finally:
         errors.close()
     logger.error("written to no removed file")
+    assert not file.parent.exists()
+
+
+def test_the_log_of_exceptions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(error_log, "_MOST_BYTES", 20_000)
+    errors = ErrorLog()
+    logging.config.dictConfig(json.loads(Path(errors.open().pylogging_config_file).read_text()))
+    logger = logging.getLogger("vllm.v1.engine.core")
+    file = log_file()
+    try:
+        for message in [*["a request failed"] * 50, "EngineCore encountered a fatal error."]:
+            try:
+                raise ValueError("long " * 10_000 if "request" in message else "out of memory")
+            except ValueError:
+                logger.exception(message)
+        assert file.stat().st_size < 30_000
+        assert errors.fatal_error() == "ValueError: out of memory"
+    finally:
+        errors.close()
+
+
+def test_a_damaged_libnuma_is_named_with_its_package(
+    settings: RolloutSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(name: str) -> None:
+        raise OSError(f"/lib/{name}: file too short")
+
+    monkeypatch.setattr(ctypes, "CDLL", damaged)
+    with pytest.raises(EngineError, match=r"file too short; reinstall the Debian package libnuma1"):
+        check_native_libraries(settings)

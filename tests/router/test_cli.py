@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.fernet import Fernet
-from mor_router.cli import app
+from mor_router.cli import _report_unknown_variables, app
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from tests.router.conftest import KEY, Start
@@ -96,6 +97,18 @@ def test_bad_input_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"clients": 1}')
     assert "not a file of 'mor-router export'" in error_of("import", str(tmp_path / "x.json"))
     assert "No such file" in error_of("import", str(tmp_path / "y.json"))
+
+
+def test_a_renamed_variable_is_reported_until_the_present_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer has a variable of the former name, and both services may share an environment."""
+    monkeypatch.setenv("MOR_GROUP_ATTEMPTS", "7")
+    with capture_logs() as logged:
+        _report_unknown_variables()
+    assert [line["use"] for line in logged if line["log_level"] == "warning"] == ["MOR_QUORUM_ATTEMPTS"]
+    monkeypatch.setenv("MOR_QUORUM_ATTEMPTS", "3")
+    with capture_logs() as logged:
+        _report_unknown_variables()
+    assert [line for line in logged if line["log_level"] == "warning"] == []
 
 
 def test_serve_logs_its_address_and_renamed_variables_and_stops_at_sigterm(redis_url: str, tmp_path: Path) -> None:

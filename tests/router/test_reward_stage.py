@@ -23,6 +23,7 @@ from mor_core.wire import (
     TextPart,
     WeightsRef,
 )
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from tests.router.conftest import Api, Start, eventually
@@ -159,6 +160,29 @@ async def test_a_group_that_never_gets_a_quorum_becomes_a_dead_letter_with_the_r
         assert "bad: timeout, no answer within the deadline" in letters[0].reason
         assert (letters[0].stage, letters[0].stream, letters[0].attempts) == ("router", "rollouts", 2)
         assert json.loads(letters[0].record)["group_id"] == letters[0].group_id
+
+
+async def test_a_group_is_counted_as_dead_once_it_is_among_the_dead_letters(
+    start: Start, endpoints: Endpoints, redis: Redis, run_name: str
+) -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("mor_router_groups_total", {"outcome": "dead"}) or 0.0
+
+    before = counted()
+    async with working(start, run_name, stream_bound=2) as (api, side):
+        await api.enrol(endpoints.endpoint("good"))
+        for _ in range(2):
+            await redis.xadd(side.key("dead"), {"record": "a letter"})
+        await publish(side, rollout(run_name, "g1", ("answer 1", "answer 2"), "0" * 64))
+        await asyncio.sleep(1)
+        assert counted() == before
+        await redis.xtrim(side.key("dead"), maxlen=0, approximate=False)
+        await count(redis, run_name, rollouts=0, rewards=0, dead=1)
+
+        async def is_counted() -> bool:
+            return counted() == before + 1
+
+        await eventually(is_counted)
 
 
 async def test_a_group_whose_image_is_gone_becomes_a_dead_letter(

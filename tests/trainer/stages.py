@@ -23,7 +23,7 @@ from mor_core.errors import BlobMissing, MorError
 from mor_core.pixel_hash import pixel_sha256
 from mor_core.sampling import forbidden_token_ids, response_seed
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Entry, Streams, active_runs, connect
+from mor_core.streams import Consumer, Entry, Streams, announced_runs, connect
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import (
     ClientScore,
@@ -169,7 +169,7 @@ class Stages:
         async with httpx.AsyncClient(headers={"Authorization": f"Bearer {self._token}"}, timeout=20) as http:
             while not self._stop.is_set():
                 try:
-                    for announcement in await active_runs(redis):
+                    for announcement in (await announced_runs(redis)).active:
                         streams = Streams(redis, announcement.run, self._settings.stream_bound)
                         blobs = Blobs(redis, announcement.run)
                         await self._rollout(streams, blobs, http)

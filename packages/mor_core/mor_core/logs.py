@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Any, Literal
 
@@ -13,6 +14,9 @@ _SECRET_WORDS = ("token", "secret", "password", "authorization", "credential")
 _JSON_TRACEBACKS = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
+_ARGUMENTS = re.compile(r"((?:Exception in callback|<Handle).*?)\(.*\)")
+"""Arguments of a callback in a line of asyncio's messages: all between the first and the last parenthesis. A line about
+a task has its place in the source there and no arguments."""
 
 
 def _hide_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -20,6 +24,12 @@ def _hide_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structl
         if any(word in key.lower() for word in _SECRET_WORDS) and not isinstance(event[key], int | float):
             event[key] = "[hidden]"
     return event
+
+
+def _hide_arguments(record: logging.LogRecord) -> bool:
+    """Remove arguments from asyncio's messages, as in ``Exception in callback send('private prompt') at file.py:3``."""
+    record.msg, record.args = _ARGUMENTS.sub(r"\1(...)", record.getMessage()), ()
+    return True
 
 
 def configure(level: str = "info", style: Literal["auto", "json", "console"] = "auto", **bound: str) -> None:
@@ -54,6 +64,7 @@ def configure(level: str = "info", style: Literal["auto", "json", "console"] = "
     root.setLevel(level.upper())
     for chatty in ("httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("asyncio").filters = [_hide_arguments]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -5,6 +5,7 @@ its slots allow, keeps the lease on the entries that it reads, and moves each en
 letters. After any exception the entry stays in the stream and is delivered again when its lease ends; after
 ``MOST_DELIVERIES`` deliveries it goes to the dead letters with the last failure as the reason. Deliveries that ended at
 a full stream do not count: the entry is not at fault, and the stream may be full for as long as the next stage is down.
+Deliveries to consumers that ended do count, since the entry may have ended them.
 
 A new stage is a subclass of each: ``Stage.open`` makes the part of a run, ``RunStage.process`` works on a batch.
 """
@@ -24,7 +25,7 @@ from redis.exceptions import RedisError
 from mor_core.blobs import Blobs
 from mor_core.errors import LeaseLost, MorError, StreamFull
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Entry, RunAnnouncement, Streams, active_runs
+from mor_core.streams import Consumer, Entry, RunAnnouncement, Streams, announced_runs
 from mor_core.tasks import stop
 from mor_core.wire import Record, StageName, StreamName
 
@@ -39,6 +40,8 @@ _BLOCK_S = 1.0
 """Longest wait for entries in one read, seconds: the longest that a stage takes to notice that it should end."""
 _PAUSE_S = 1.0
 """Mean pause after a read that failed, seconds, jittered so that consumers do not return together."""
+_REASON_LENGTH = 500
+"""Longest description of a failure, characters: enough for the cause, whatever a library quotes after it."""
 _FAILURES_KEPT = 1000
 """Entries whose last failure is remembered for their dead letter; a few hundred bytes each."""
 
@@ -73,7 +76,10 @@ class RunStage(abc.ABC, Generic[R]):
         self._slots = slots
         self._batch = batch
         self._forward_timeout_s = forward_timeout_s
+        self._unsettled: set[str] = set()
+        """Entries in work that are neither forwarded nor given up."""
         self._failures: dict[str, str] = {}
+        """Entry -> its last failure."""
 
     @abc.abstractmethod
     async def process(self, entries: Sequence[Entry[R]]) -> None:
@@ -89,7 +95,7 @@ class RunStage(abc.ABC, Generic[R]):
         """Return the most batches that one read may start."""
         return 1
 
-    def deferred(self, entries: Sequence[Entry[R]], error: Exception) -> None:
+    def deferred(self, entries: Sequence[Entry[R]], error: BaseException) -> None:
         """Count entries that stay in the stream because of ``error``."""
 
     async def work(self) -> None:
@@ -97,15 +103,17 @@ class RunStage(abc.ABC, Generic[R]):
         async with self._consumer, asyncio.TaskGroup() as tasks:
             while True:
                 await self.ready()
-                reserved = await self._reserve()
-                batches: list[list[Entry[R]]] = []
+                await self._slots.acquire()
+                reserved = 1
                 try:
-                    batches = await self._read(reserved)
+                    reserved += await self._reserve(self.share() - 1)
+                    for batch in await self._read(reserved):
+                        # Not in the task: one that is cancelled before it begins runs no ``finally``.
+                        tasks.create_task(self._handle(batch)).add_done_callback(lambda _: self._slots.release())
+                        reserved -= 1
                 finally:
-                    for _ in range(reserved - len(batches)):
+                    for _ in range(reserved):
                         self._slots.release()
-                for batch in batches:
-                    tasks.create_task(self._handle(batch))
 
     async def forward(self, entry: Entry[R], record: Record) -> bool:
         """Write ``record`` to the next stream and settle ``entry``; return whether that was done here and now."""
@@ -113,23 +121,29 @@ class RunStage(abc.ABC, Generic[R]):
             await self._consumer.forward(entry, self.target, record, timeout_s=self._forward_timeout_s)
         except LeaseLost as error:
             log.info("another consumer was first", group=entry.record.group_id, reason=str(error))
+            self._forget(entry)
             return False
         except StreamFull as error:
             await self._consumer.uncount(entry)
             self._defer([entry], error)
             return False
-        self._failures.pop(entry.id, None)
+        self._forget(entry)
         return True
 
     async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
         """Move ``entry`` to the dead letters."""
         await self._consumer.give_up(entry, reason, attempts=attempts)
+        self._forget(entry)
+
+    def _forget(self, entry: Entry[R]) -> None:
+        """Forget an entry that is settled."""
+        self._unsettled.discard(entry.id)
         self._failures.pop(entry.id, None)
 
-    async def _reserve(self) -> int:
-        await self._slots.acquire()
-        taken = 1
-        while taken < self.share() and not self._slots.locked():
+    async def _reserve(self, most: int) -> int:
+        """Take up to ``most`` slots that are free now, and return their number."""
+        taken = 0
+        while taken < most and not self._slots.locked():
             await self._slots.acquire()
             taken += 1
         return taken
@@ -144,17 +158,15 @@ class RunStage(abc.ABC, Generic[R]):
         return [entries[start : start + self._batch] for start in range(0, len(entries), self._batch)]
 
     async def _handle(self, entries: Sequence[Entry[R]]) -> None:
-        try:
-            async with self._consumer.leased(entries):
-                fresh = [entry for entry in entries if entry.deliveries == 1]
-                again = [[entry] for entry in entries if entry.deliveries > 1]  # alone, so that it fails alone
-                await asyncio.gather(*(self._attempt(part) for part in [fresh, *again] if part))
-        except RedisError as error:
-            self._defer(entries, error)  # the lease could not be renewed
-        finally:
-            self._slots.release()
+        fresh = [entry for entry in entries if entry.deliveries == 1]
+        again = [[entry] for entry in entries if entry.deliveries > 1]  # alone, so that it fails alone
+        async with self._consumer.leased(entries), asyncio.TaskGroup() as tasks:
+            for part in [fresh, *again]:
+                if part:
+                    tasks.create_task(self._attempt(part))
 
     async def _attempt(self, entries: Sequence[Entry[R]]) -> None:
+        self._unsettled |= {entry.id for entry in entries}
         try:
             if entries[0].deliveries > MOST_DELIVERIES:
                 await self._exhaust(entries[0])
@@ -164,19 +176,24 @@ class RunStage(abc.ABC, Generic[R]):
             log.info("another consumer was first", run=self.run, reason=str(error))
         except (MorError, RedisError) as error:
             self._defer(entries, error)
-        except Exception as error:  # one entry must not end the run; the bound on deliveries ends the entry
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # one entry must not end the run; the bound on deliveries ends the entry
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             log.error("a batch failed", run=self.run, exc_info=error)
             self._defer(entries, error)
+        finally:
+            self._unsettled -= {entry.id for entry in entries}
 
-    def _defer(self, entries: Sequence[Entry[R]], error: Exception) -> None:
-        log.warning(
-            "entries stay in the stream", stream=self.source, run=self.run, entries=len(entries), error=str(error)
-        )
-        for entry in entries:
-            self._failures[entry.id] = f"{type(error).__name__}: {error}"[:500]
+    def _defer(self, entries: Sequence[Entry[R]], error: BaseException) -> None:
+        reason, staying = _describe(error), [entry for entry in entries if entry.id in self._unsettled]
+        log.warning("entries stay in the stream", stream=self.source, run=self.run, entries=len(staying), error=reason)
+        for entry in staying:
+            self._failures[entry.id] = reason
         while len(self._failures) > _FAILURES_KEPT:
             del self._failures[next(iter(self._failures))]
-        self.deferred(entries, error)
+        self.deferred(staying, error)
 
     async def _exhaust(self, entry: Entry[R]) -> None:
         failure = self._failures.get(entry.id, "the consumers that held it ended")
@@ -190,6 +207,8 @@ class Stage(abc.ABC, Generic[R]):
         self._redis = redis
         self._watch_s = watch_s
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unreadable: dict[str, str] = {}
+        """Run -> problem of its announcement, as last logged."""
 
     @abc.abstractmethod
     async def open(self, announcement: RunAnnouncement) -> RunStage[R]:
@@ -210,12 +229,23 @@ class Stage(abc.ABC, Generic[R]):
         try:
             while not self.ended:
                 try:
-                    await self._follow(await active_runs(self._redis))
+                    announced = await announced_runs(self._redis)
+                    self._report(announced.unreadable)
+                    await self._follow(announced.active)
                 except RedisError as error:
                     log.warning("the active runs cannot be read", error=str(error))
+                except Exception as error:  # the runs in work go on
+                    log.error("the active runs cannot be followed", exc_info=error)
                 await asyncio.sleep(self._watch_s)
         finally:
             await stop(self._tasks.values())
+
+    def _report(self, unreadable: dict[str, str]) -> None:
+        """Log each announcement that cannot be read once."""
+        for run, problem in unreadable.items():
+            if self._unreadable.get(run) != problem:
+                log.warning("the announcement of a run cannot be read; the run is left out", run=run, problem=problem)
+        self._unreadable = unreadable
 
     async def _follow(self, announced: Sequence[RunAnnouncement]) -> None:
         names = {announcement.run for announcement in announced}
@@ -238,3 +268,18 @@ class Stage(abc.ABC, Generic[R]):
     async def _work_on(self, announcement: RunAnnouncement) -> None:
         stage = await self.open(announcement)
         await stage.work()
+
+
+def _is_cancelled() -> bool:
+    """Return whether somebody cancelled the current task; a library may raise ``CancelledError`` by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _describe(error: BaseException) -> str:
+    """Return type and message of an error, bounded; a library's ``__str__`` may fail."""
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"no message: its __str__ raises {type(broken).__name__}"
+    return f"{type(error).__name__}: {message}"[:_REASON_LENGTH]

@@ -66,6 +66,8 @@ _RUN_TTL_S = 60.0
 """Age at which an announcement no longer counts, seconds: twelve renewals of the trainer."""
 _SOCKET_TIMEOUT_S = 15.0
 """Longest wait for an answer of the queue server, seconds: three times the longest blocking read."""
+_DEAD_TIMEOUT_S = 30.0
+"""Longest wait for room among the dead letters, seconds: the trainer empties them at every look at its streams."""
 _LONGEST_BLOCK_S = 5.0
 """Longest blocking read, seconds: well below the socket's time limit."""
 
@@ -127,11 +129,28 @@ async def withdraw(redis: Redis, run: str) -> None:
     await redis.hdel(_RUNS_KEY, run)
 
 
-async def active_runs(redis: Redis) -> list[RunAnnouncement]:
-    """Return the runs announced within the last minute, in the order of their names."""
-    found = [RunAnnouncement.model_validate_json(value) for value in (await redis.hgetall(_RUNS_KEY)).values()]
+@dataclass(frozen=True)
+class RunAnnouncements:
+    """Announcements that the queue server holds."""
+
+    active: list[RunAnnouncement]
+    """Those renewed within the last minute, in the order of their names."""
+    unreadable: dict[str, str]
+    """Run -> problem of its announcement."""
+
+
+async def announced_runs(redis: Redis) -> RunAnnouncements:
+    """Read the announcements of runs."""
+    announcements: dict[Any, Any] = await redis.hgetall(_RUNS_KEY)
+    found, unreadable = [], {}
+    for run, value in announcements.items():
+        try:
+            found.append(RunAnnouncement.model_validate_json(value))
+        except ValidationError as error:
+            unreadable[run.decode(errors="replace")] = describe(error)
     horizon = time.time() - _RUN_TTL_S
-    return sorted((run for run in found if run.renewed_at > horizon), key=lambda run: run.run)
+    active = sorted((run for run in found if run.renewed_at > horizon), key=lambda run: run.run)
+    return RunAnnouncements(active, unreadable)
 
 
 @dataclass(frozen=True)
@@ -281,28 +300,40 @@ class Consumer(Generic[R]):
             payload = fields.get(_FIELD.encode(), b"")
             try:
                 record: Any = self._type.model_validate_json(payload)
-            except ValidationError as error:
-                await self._bury(entry_id.decode(), payload.decode(errors="replace"), describe(error), deliveries, {})
+            except Exception as error:  # whatever a validator raises, the record is at fault
+                reason = describe(error) if isinstance(error, ValidationError) else f"invalid: {type(error).__name__}"
+                await self._bury_unreadable(entry_id.decode(), payload.decode(errors="replace"), reason, deliveries)
                 continue
             entries.append(Entry(entry_id.decode(), record, deliveries))
         return entries
 
+    async def _bury_unreadable(self, entry_id: str, payload: str, reason: str, deliveries: int) -> None:
+        """Move an entry to the dead letters. If they are full, it stays, and the entries beside it are still read."""
+        try:
+            await self._bury(entry_id, payload, reason, deliveries, {}, timeout_s=0)
+        except StreamFull as error:
+            log.warning("an unreadable record stays in the stream", stream=self._key, entry=entry_id, error=str(error))
+
     @contextlib.asynccontextmanager
     async def leased(self, entries: Sequence[Entry[R]]) -> AsyncIterator[None]:
-        """Renew the lease on ``entries`` while the body runs, every third of its time."""
+        """Renew the lease on ``entries`` while the body runs, every third of its time.
+
+        While that fails, another consumer may take the entries over; the first one to forward an entry then settles it.
+        """
 
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._lease_ms / 3000)
-                await self._set_idle([entry.id for entry in entries], idle_ms=0)
+                try:
+                    await self._set_idle([entry.id for entry in entries], idle_ms=0)
+                except RedisError as error:  # the server may return before the work is done
+                    log.warning("a lease cannot be renewed", stream=self._key, entries=len(entries), error=str(error))
 
         task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:
             yield
         finally:
-            (failure,) = await stop([task])
-            if failure is not None and not isinstance(failure, RedisConnectionError | RedisTimeoutError):
-                raise failure
+            await stop([task])
 
     async def forward(self, entry: Entry[R], to: StreamName, record: Record, *, timeout_s: float) -> None:
         """Write ``record`` to the next stream and settle ``entry``, both or neither.
@@ -344,12 +375,21 @@ class Consumer(Generic[R]):
             {"group_id": entry.record.group_id, "trace": entry.record.trace, "stamps": entry.record.stamps},
         )
 
-    async def _bury(self, entry_id: str, payload: str, reason: str, attempts: int, identity: dict[str, Any]) -> None:
+    async def _bury(
+        self,
+        entry_id: str,
+        payload: str,
+        reason: str,
+        attempts: int,
+        identity: dict[str, Any],
+        *,
+        timeout_s: float = _DEAD_TIMEOUT_S,
+    ) -> None:
         letter = DeadLetter(
             run=self._streams.run,
             stage=self._stage,
             stream=self._stream,
-            reason=reason[:2000],
+            reason=reason[:2000].encode(errors="replace").decode(),  # names of files may have half a character
             attempts=attempts,
             record=payload,
             **{"group_id": "unreadable", **identity},
@@ -361,7 +401,7 @@ class Consumer(Generic[R]):
             args: list[str | int] = [self._stage, entry_id, self._streams.bound, letter.model_dump_json()]
             return int(await script(keys=[self._key, self._streams.key("dead")], args=args))
 
-        await _until_admitted(attempt, self._streams.key("dead"), timeout_s=30.0)
+        await _until_admitted(attempt, self._streams.key("dead"), timeout_s=timeout_s)
 
 
 async def _until_admitted(attempt: Any, stream_key: str, timeout_s: float) -> int:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+import structlog
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _AGAIN_S = 0.5
 """Time after which a cancellation is repeated, seconds: longer than a task needs to end, short for a person."""
+
+log = structlog.get_logger(__name__)
 
 
 async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]:
@@ -35,10 +42,35 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     return [None if task.cancelled() else task.exception() for task in ordered]
 
 
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a worker thread, as ``asyncio.to_thread`` does, for code of libraries that may raise ``StopIteration``.
+
+    No future takes that exception: until Python 3.12.1 ``asyncio.to_thread`` then waits for ever.
+
+    Raises:
+        RuntimeError: ``call`` raised ``StopIteration``.
+    """
+
+    def guarded() -> T:
+        try:
+            return call(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(f"{call!r} raised StopIteration") from error
+
+    return await asyncio.to_thread(guarded)
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        log.error("background work ended", work=task.get_name(), exc_info=failure)
+
+
 @asynccontextmanager
 async def in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run ``work`` in separate tasks until the body ends."""
-    tasks = [asyncio.create_task(part) for part in work]
+    """Run ``work`` in separate tasks until the body ends. A failure of one is logged at once."""
+    tasks = [asyncio.create_task(part, name=getattr(part, "__qualname__", None)) for part in work]
+    for task in tasks:
+        task.add_done_callback(_log_failure)
     try:
         yield
     finally:

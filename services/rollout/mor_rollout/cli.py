@@ -14,7 +14,10 @@ from mor_core.service import serve as serve_app
 from pydantic import ValidationError
 
 app = typer.Typer(
-    help="Sample groups of responses from the current policy.", no_args_is_help=True, add_completion=False
+    help="Sample groups of responses from the current policy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
 )
 
 

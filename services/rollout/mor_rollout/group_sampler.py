@@ -11,6 +11,7 @@ from mor_core import tracing
 from mor_core.blobs import Blobs
 from mor_core.errors import Invalid
 from mor_core.sampling import response_seed
+from mor_core.tasks import in_thread
 from mor_core.wire import PromptRecord, RolloutRecord, TokenBlock, image_hashes
 
 from mor_rollout import metrics
@@ -97,7 +98,7 @@ class GroupSampler:
     async def _encode(self, blobs: Blobs, record: PromptRecord) -> EnginePrompt:
         digests = sorted(set(image_hashes(record.messages)))
         contents = await asyncio.gather(*(blobs.get(digest) for digest in digests))
-        decoded = await asyncio.to_thread(lambda: [guarded.decode(content) for content in contents])
+        decoded = await in_thread(lambda: [guarded.decode(content) for content in contents])
         return await self._engine.encode(PromptInput(record.messages, dict(zip(digests, decoded, strict=True))))
 
     def _params(self, record: PromptRecord, prompt: EnginePrompt) -> SampleParams:

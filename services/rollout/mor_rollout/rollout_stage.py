@@ -125,8 +125,8 @@ class RunRollouts(RunStage[PromptRecord]):
     async def give_up(
         self, entry: Entry[PromptRecord], reason: str, *, attempts: int | None = None, cause: str = "NeverSettled"
     ) -> None:
-        metrics.DEAD.labels(cause).inc()
         await super().give_up(entry, reason, attempts=attempts)
+        metrics.DEAD.labels(cause).inc()  # not before: while the dead letters are full, the group stays
 
     async def _sample_and_forward(self, entry: Entry[PromptRecord]) -> None:
         attempts = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -32,7 +33,10 @@ _RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
 """Former variable -> present one. The former is not read any more, and a silent default could surprise an operator."""
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Router of MoR: fuses the clients' scores into rewards."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Router of MoR: fuses the clients' scores into rewards.",
 )
 log = structlog.get_logger(__name__)
 
@@ -91,8 +95,9 @@ def serve(
 
 def _report_unknown_variables() -> None:
     for name in unknown_variables([RouterSettings]):
-        if name in _RENAMED:
-            log.warning("the router does not read this variable any more", name=name, use=_RENAMED[name])
+        present = _RENAMED.get(name)
+        if present is not None and present not in os.environ:
+            log.warning("the router does not read this variable any more", name=name, use=present)
         else:
             log.debug("the router does not read this variable", name=name)
 

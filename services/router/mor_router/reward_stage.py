@@ -52,7 +52,7 @@ class RunRewardStage(RunStage[RolloutRecord]):
         while not self._pool.names_in_state("active"):  # noqa: ASYNC110 - the pool has no event to wait for
             await asyncio.sleep(_IDLE_S)
 
-    def deferred(self, entries: Sequence[RolloutEntry], error: Exception) -> None:
+    def deferred(self, entries: Sequence[RolloutEntry], error: BaseException) -> None:
         metrics.GROUPS.labels("deferred").inc(len(entries))
 
     async def process(self, entries: Sequence[RolloutEntry]) -> None:
@@ -66,11 +66,11 @@ class RunRewardStage(RunStage[RolloutRecord]):
                     span.end()
 
     async def give_up(self, entry: RolloutEntry, reason: str, *, attempts: int | None = None) -> None:
-        metrics.GROUPS.labels("dead").inc()
         span = self._spans.pop(entry.id, None) or _begin_span(entry)
         span.fail(reason)
         try:
             await super().give_up(entry, reason, attempts=attempts)
+            metrics.GROUPS.labels("dead").inc()  # not before: while the dead letters are full, the group stays
         finally:
             span.end()
 

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
+from mor_core.tasks import in_thread
+
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.protocol import (
@@ -57,7 +59,7 @@ class TransformersEngine:
             raise EngineError(f"the base checkpoint did not load: {error}") from error
 
     async def encode(self, prompt: PromptInput) -> EnginePrompt:
-        inputs, token_ids, image_tokens, pixels = await asyncio.to_thread(self._codec.encode, prompt)
+        inputs, token_ids, image_tokens, pixels = await in_thread(self._codec.encode, prompt)
         if bool(image_tokens) != (pixels is not None):
             raise ImageMismatch(
                 f"the prompt has {image_tokens} image tokens and {'no' if pixels is None else 'some'} pixels;"

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
+from mor_core.tasks import in_thread
 from mor_core.wire import Message, image_hashes
 from numpy import ndarray
 
@@ -75,12 +76,12 @@ class Embedder:
             Invalid: an image cannot be decoded.
         """
         async with self._lock:  # the caches are not safe for two threads at a time
-            return await asyncio.to_thread(lambda: np.stack([self._input(x) for x in inputs]))
+            return await in_thread(lambda: np.stack([self._input(x) for x in inputs]))
 
     async def text(self, text: str) -> Float[ndarray, " features"]:
         """Return e(o) of an objective's text."""
         async with self._lock:
-            return await asyncio.to_thread(self._text_vector, text)
+            return await in_thread(self._text_vector, text)
 
     def _input(self, x: GateInput) -> Float[ndarray, " features"]:
         text = self._text_vector("\n".join(message.text for message in x.messages))

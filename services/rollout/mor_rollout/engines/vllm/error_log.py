@@ -2,11 +2,13 @@
 
 vLLM runs its engine in another process. When that fails, this process receives "See root cause above", and the root
 cause is only in the other process's log. vLLM applies one logging configuration in all its processes, so a handler in
-that configuration writes every exception that they log to one file, which this process reads.
+that configuration writes every exception that they log to one file, which this process reads. An exception may quote a
+private prompt: the file lies in a folder that only the service's user may read, is bounded, and is removed with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -16,6 +18,10 @@ from typing import Any
 
 from mor_rollout.engines.vllm.native_libraries import with_advice
 
+_MOST_BYTES = 1 << 20
+"""Size at which the file takes no further exceptions, bytes: hundreds, and the first and the fatal one matter."""
+_LONGEST = 4000
+"""Longest message or exception in the file, characters: a line is written at once, so processes do not mix theirs."""
 _FATAL = "fatal error"
 """Part of the message that vLLM logs when a running engine fails."""
 
@@ -44,10 +50,15 @@ class ErrorLog:
         self._folder = TemporaryDirectory(prefix="mor-vllm-")
         self._file = Path(self._folder.name) / "errors.jsonl"
         config.setdefault("formatters", {})["mor"] = {"()": f"{__name__}.{ExceptionFormatter.__name__}"}
+        config.setdefault("filters", {})["mor"] = {
+            "()": f"{__name__}.{ExceptionFilter.__name__}",
+            "file": str(self._file),
+        }
         config.setdefault("handlers", {})["mor"] = {
             "class": "logging.FileHandler",
             "filename": str(self._file),
             "level": "ERROR",
+            "filters": ["mor"],
             "formatter": "mor",
             "delay": True,
         }
@@ -69,8 +80,12 @@ class ErrorLog:
     def _entries(self) -> list[tuple[str, str]]:
         if self._file is None or not self._file.is_file():
             return []
-        entries = [json.loads(line) for line in self._file.read_text().splitlines()]
-        return [(entry["message"], entry["exception"]) for entry in entries if entry["exception"] is not None]
+        entries = []
+        for line in self._file.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a process may have died while it wrote the line
+                entry = json.loads(line)
+                entries.append((entry["message"], entry["exception"]))
+        return entries
 
     def close(self) -> None:
         """Remove the file, and the handler that writes to it in this process."""
@@ -83,14 +98,27 @@ class ErrorLog:
             self._folder.cleanup()
 
 
+class ExceptionFilter(logging.Filter):
+    """Filter that passes records with an exception, while the file has room or the exception is the fatal one."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self._file = Path(file)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.exc_info or record.exc_info[1] is None:
+            return False
+        full = self._file.is_file() and self._file.stat().st_size >= _MOST_BYTES
+        return not full or _FATAL in record.getMessage()
+
+
 class ExceptionFormatter(logging.Formatter):
     """Formatter that writes a record's message and exception as a line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
-        return json.dumps(
-            {"message": record.getMessage(), "exception": None if error is None else describe_chain(error)}
-        )
+        described = None if error is None else describe_chain(error)[:_LONGEST]
+        return json.dumps({"message": record.getMessage()[:_LONGEST], "exception": described})
 
 
 def describe_chain(error: BaseException) -> str:

@@ -28,7 +28,10 @@ def check_native_libraries(settings: RolloutSettings) -> None:
         try:
             ctypes.CDLL(library)
         except OSError as error:
-            raise EngineError(f"vLLM's CPU kernels cannot be loaded: {with_advice(str(error))}") from error
+            cause = with_advice(str(error))
+            if cause == str(error):  # the file is there and damaged, or of another machine type
+                cause += f"; reinstall the Debian package {_PACKAGES[library]}"
+            raise EngineError(f"vLLM's CPU kernels cannot be loaded: {cause}") from error
 
 
 def import_failure(error: ImportError) -> EngineError:

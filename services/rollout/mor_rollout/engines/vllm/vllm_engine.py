@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 from mor_core.errors import Invalid
 from mor_core.pixel_hash import PIXEL_FIELDS, pixel_sha256
+from mor_core.tasks import in_thread
 from mor_core.vision import prompt_text
 from mor_core.wire import image_hashes
 
@@ -127,7 +128,7 @@ class VllmEngine:
         return engine
 
     async def encode(self, prompt: PromptInput) -> EnginePrompt:
-        _, token_ids, image_tokens, pixels = await asyncio.to_thread(self._codec.encode, prompt)
+        _, token_ids, image_tokens, pixels = await in_thread(self._codec.encode, prompt)
         hashes = image_hashes(prompt.messages)
         request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if hashes:
