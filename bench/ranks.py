@@ -87,7 +87,7 @@ def take_steps(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
 
 
 def group_of(learner: Learner, number: int, options: argparse.Namespace) -> TrainingGroup:
-    tokens = len(learner.tokenize(learner.prompts[number]).token_ids)
+    tokens = len(learner.process_prompt(learner.prompts[number]).token_ids)
     assert tokens == options.prompt, tokens
     dice = random.Random(number)
     longest = vlm.completions(options.size, options.response, number)

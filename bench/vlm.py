@@ -159,7 +159,7 @@ def groups(
         messages, images = question(shape, prompt, seed)
         assert image_hashes(messages)
         prepared = policy.prepare(messages, images)
-        assert len(prepared.tokenized.token_ids) == prompt, len(prepared.tokenized.token_ids)
+        assert len(prepared.processed.token_ids) == prompt, len(prepared.processed.token_ids)
         responses = tuple(completions(size, response, seed))
         dice = random.Random(seed)
         engine = tuple(tuple(-10.0 for _ in one) for one in responses)

@@ -10,7 +10,7 @@ import torch
 from mor_core.images import sha256
 from mor_core.pixel_hash import PIXEL_FIELDS, pixel_sha256
 from mor_rollout.engines.prompt_codec import PromptCodec
-from mor_trainer.model.prompt_tokenizer import PromptTokenizer
+from mor_trainer.model.prompt_processor import PromptProcessor
 
 from tests.rollout.reference import messages, picture, prompt_input
 
@@ -54,7 +54,7 @@ def test_trainer_and_rollout_service_agree(
     processor = Processor(codec.processor, change)
     monkeypatch.setattr(codec, "processor", processor)
     *_, sampled = codec.encode(prompt_input(*PICTURES))
-    trained = PromptTokenizer(processor).tokenize(
+    trained = PromptProcessor(processor).process(
         messages(*PICTURES), {sha256(content): content for content in PICTURES}
     )
     assert sampled == trained.pixels is not None

@@ -38,7 +38,7 @@ def training_group(
     rewards: tuple[float, ...],
 ) -> TrainingGroup:
     """A group whose prompt is prepared; its row in the prompts file does not matter."""
-    tokens = len(prompt.tokenized.token_ids)
+    tokens = len(prompt.processed.token_ids)
     return TrainingGroup(0, tokens, responses, engine_logprobs, rewards, prompt)
 
 

@@ -16,7 +16,7 @@ from mor_core.runs import LoraTuning
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import TokenBlock
 from mor_trainer.model.packed_sequences import PackedSequence, PreparedPrompt
-from mor_trainer.model.prompt_tokenizer import PromptMismatch, check_same_prompt
+from mor_trainer.model.prompt_processor import PromptMismatch, check_same_prompt
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import Updater, UpdateReport
 from PIL import Image
@@ -100,8 +100,8 @@ def test_engine_and_trainer_agree_on_sampled_tokens(tiny: Path, prompts: Path, r
     )  # fmt: skip
     block, _, pixels = Sampler(tiny).sample(record, prompt.images)
     prepared = policy.prepare(prompt.messages, prompt.images)
-    assert prepared.tokenized.pixels == pixels
-    assert prepared.tokenized.token_ids == block.prompt_token_ids
+    assert prepared.processed.pixels == pixels
+    assert prepared.processed.token_ids == block.prompt_token_ids
     with torch.no_grad():
         ours = policy.logprobs([PackedSequence(prepared, block.response_token_ids)])[0]
     theirs = torch.tensor([value for row in block.response_logprobs for value in row])
@@ -278,13 +278,13 @@ def test_a_prompt_that_differs_between_engine_and_trainer_is_refused(
 
     policy, _ = policy_of(tiny, prompts)
     prepared: PreparedPrompt = policy.prepare(rows_of[0].messages, rows_of[0].images)
-    ids, pixels = prepared.tokenized.token_ids, prepared.tokenized.pixels
+    ids, pixels = prepared.processed.token_ids, prepared.processed.pixels
 
     def block(prompt_ids: tuple[int, ...]) -> TokenBlock:
         return TokenBlock(prompt_token_ids=prompt_ids, response_token_ids=((5,),), response_logprobs=((-1.0,),))
 
-    check_same_prompt(prepared.tokenized, rollout_of(pixels=pixels), block(ids))
+    check_same_prompt(prepared.processed, rollout_of(pixels=pixels), block(ids))
     with pytest.raises(PromptMismatch, match=r"engine's prompt has .* \(first difference at 3\); run the same transf"):
-        check_same_prompt(prepared.tokenized, rollout_of(pixels=pixels), block((*ids[:3], 7, *ids[4:])))
+        check_same_prompt(prepared.processed, rollout_of(pixels=pixels), block((*ids[:3], 7, *ids[4:])))
     with pytest.raises(PromptMismatch, match="the engine's pixels hash to 0000"):
-        check_same_prompt(prepared.tokenized, rollout_of(pixels="0" * 64), block(ids))
+        check_same_prompt(prepared.processed, rollout_of(pixels="0" * 64), block(ids))

@@ -59,9 +59,9 @@ def uneven_groups(policy: Policy, prompts: list[Prompt]) -> list[TrainingGroup]:
     """Eight responses to each prompt, of one to twelve tokens: together more than a prompt, so several tiles; one group
     without an image."""
     dice = random.Random(3)
-    tokenized = [*prompts[:3], Prompt("text", (Message(role="user", content="How many stars?"),), {}, None)]
+    processed = [*prompts[:3], Prompt("text", (Message(role="user", content="How many stars?"),), {}, None)]
     groups = []
-    for prompt in tokenized:
+    for prompt in processed:
         prepared = policy.prepare(prompt.messages, prompt.images)
         responses = tuple(tuple(dice.randrange(20, 300) for _ in range(dice.choice((1, 2, 7, 12)))) for _ in range(8))
         engine = tuple(tuple(-dice.uniform(3, 5) for _ in response) for response in responses)

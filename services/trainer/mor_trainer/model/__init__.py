@@ -1,1 +1,1 @@
-"""The policy: loading, tokenized prompts, sequences and micro-batches, log-probabilities."""
+"""The policy: loading, processed prompts, image features, sequences and micro-batches, log-probabilities."""

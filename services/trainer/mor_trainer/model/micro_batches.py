@@ -51,7 +51,7 @@ def longest_response(groups: Sequence[TrainingGroup]) -> int:
     """Return the tokens of the longest response with its prompt, of all groups that this rank computes."""
     return max(
         (
-            len(group.prepared.tokenized.token_ids) + len(response) - 1
+            len(group.prepared.processed.token_ids) + len(response) - 1
             for group in groups
             if group.prepared is not None
             for response in group.responses
@@ -101,7 +101,7 @@ def _items(groups: Sequence[TrainingGroup], budget: int) -> list[MicroBatchItem]
                 length += len(response) - 1
             else:
                 runs.append([member])
-                length = len(group.prepared.tokenized.token_ids) + len(response) - 1
+                length = len(group.prepared.processed.token_ids) + len(response) - 1
         for run in runs:
             responses = tuple(group.responses[member] for member in run)
             items.append(MicroBatchItem(group.prepared, responses, number, tuple(run)))

@@ -11,23 +11,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mor_trainer.model import shared_prompt
-from mor_trainer.model.features import ImageFeatures
-from mor_trainer.model.prompt_tokenizer import TokenizedPrompt
+from mor_trainer.model.image_features import ImageFeatures
+from mor_trainer.model.prompt_processor import ProcessedPrompt
 
 
 @dataclass(frozen=True)
 class PreparedPrompt:
     """A prompt with its image features, or with its pixel values where features cannot be reused."""
 
-    tokenized: TokenizedPrompt
+    processed: ProcessedPrompt
     features: ImageFeatures | None
     positions: Int[Tensor, "axes prompt"]
     """Rotary positions of its tokens: one axis, or three (time, height, width) in multimodal rotary embeddings."""
 
     @property
     def bytes(self) -> int:
-        kept = self.positions.nbytes + sum(value.nbytes for value in self.tokenized.vision.values())
-        return kept + 8 * len(self.tokenized.token_ids) + (self.features.bytes if self.features else 0)
+        kept = self.positions.nbytes + sum(value.nbytes for value in self.processed.vision.values())
+        return kept + 8 * len(self.processed.token_ids) + (self.features.bytes if self.features else 0)
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class PackedSequence:
     responses: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
-        return len(self.prompt.tokenized.token_ids) + sum(len(response) - 1 for response in self.responses)
+        return len(self.prompt.processed.token_ids) + sum(len(response) - 1 for response in self.responses)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest response with the prompt: the least that the sequence can be divided into."""
-        return len(self.prompt.tokenized.token_ids) + max(map(len, self.responses)) - 1
+        return len(self.prompt.processed.token_ids) + max(map(len, self.responses)) - 1
 
 
 def padded_inputs(
@@ -61,7 +61,7 @@ def padded_inputs(
     types = torch.zeros_like(ids)
     predicting: list[Tensor] = []
     for index, sequence in enumerate(sequences):
-        prompt = sequence.prompt.tokenized
+        prompt = sequence.prompt.processed
         start = len(prompt.token_ids)
         (response,) = sequence.responses
         ids[index, : len(sequence)] = torch.tensor(prompt.token_ids + response[:-1])
@@ -69,7 +69,7 @@ def padded_inputs(
             types[index, :start] = prompt.token_types
         predicting.append(index * width + torch.arange(start - 1, len(sequence)))
     inputs = {"input_ids": ids.to(device)}
-    if any(sequence.prompt.tokenized.token_types is not None for sequence in sequences):
+    if any(sequence.prompt.processed.token_types is not None for sequence in sequences):
         inputs["mm_token_type_ids"] = types.to(device)
     return inputs, torch.cat(predicting).to(device)
 
@@ -94,7 +94,7 @@ def packed_inputs(
     groups = []
     predicting: list[Tensor] = []
     for sequence in sequences:
-        prompt = sequence.prompt.tokenized
+        prompt = sequence.prompt.processed
         lengths = [len(response) - 1 for response in sequence.responses]
         groups.append(shared_prompt.PromptGroup(len(prompt.token_ids), lengths))
         ids += prompt.token_ids
@@ -115,6 +115,6 @@ def packed_inputs(
         "position_ids": (joined if len(joined) == 1 else joined[:, None]).to(device),
         **shared_prompt.forward_arguments(groups, device),
     }
-    if any(sequence.prompt.tokenized.token_types is not None for sequence in sequences):
+    if any(sequence.prompt.processed.token_types is not None for sequence in sequences):
         inputs["mm_token_type_ids"] = torch.cat(types)[None].to(device)
     return inputs, torch.cat(predicting).to(device)

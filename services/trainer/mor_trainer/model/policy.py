@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mor_trainer.model import loading, sharding, shared_prompt
-from mor_trainer.model.features import ImageFeatures, features_of, joined, takes_features
+from mor_trainer.model.image_features import ImageFeatures, features_of, joined, takes_features
 from mor_trainer.model.logprobs import chosen_logprobs
 from mor_trainer.model.packed_sequences import PackedSequence, PreparedPrompt, packed_inputs, padded_inputs
 from mor_trainer.model.positions import rotary_positions
-from mor_trainer.model.prompt_tokenizer import PromptTokenizer, TokenizedPrompt
+from mor_trainer.model.prompt_processor import ProcessedPrompt, PromptProcessor
 from mor_trainer.model.sharding import ShardedModel
 from mor_trainer.ranks import Ranks
 
@@ -77,7 +77,7 @@ class Policy:
         self._forbidden = torch.tensor(
             forbidden_token_ids(processor, self._vocabulary), dtype=torch.long, device=self.device
         )
-        self._tokenizer = PromptTokenizer(processor)
+        self._prompt_processor = PromptProcessor(processor)
         self._prepared = ByteBoundCache[PreparedPrompt](cache_bytes // 2, lambda prompt: prompt.bytes)
         self._features = ByteBoundCache[ImageFeatures](cache_bytes // 2, lambda features: features.bytes)
         self._plain_head = self._head_is_plain()
@@ -88,35 +88,35 @@ class Policy:
         if spec.gradient_checkpointing:
             loading.recompute_activations(self.model)
 
-    def tokenize(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> TokenizedPrompt:
-        """Tokenize a prompt, without its image features; it is cached up to the byte bound."""
-        return self._tokenized(messages, images).tokenized
+    def process_prompt(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> ProcessedPrompt:
+        """Process a prompt, without its image features; it is cached up to the byte bound."""
+        return self._processed(messages, images).processed
 
     def prepare(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> PreparedPrompt:
-        """Tokenize a prompt and compute its image features; both are cached up to the byte bound."""
-        known = self._tokenized(messages, images)
+        """Process a prompt and compute its image features; both are cached up to the byte bound."""
+        known = self._processed(messages, images)
         if known.features is not None or not self._reuses_features:
             return known
-        features = self._image_features(known.tokenized)
+        features = self._image_features(known.processed)
         if features is None:
             return known
-        tokenized = known.tokenized
-        light = {key: value for key, value in tokenized.vision.items() if not key.startswith("pixel_")}
-        tokenized = TokenizedPrompt(tokenized.token_ids, tokenized.token_types, light, tokenized.pixels)
-        prepared = PreparedPrompt(tokenized, features, known.positions)
+        processed = known.processed
+        light = {key: value for key, value in processed.vision.items() if not key.startswith("pixel_")}
+        processed = ProcessedPrompt(processed.token_ids, processed.token_types, light, processed.pixels)
+        prepared = PreparedPrompt(processed, features, known.positions)
         self._prepared.put(_cache_key(messages), prepared)
         return prepared
 
-    def _tokenized(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> PreparedPrompt:
+    def _processed(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> PreparedPrompt:
         if (known := self._prepared.get(_cache_key(messages))) is not None:
             return known
-        tokenized = self._tokenizer.tokenize(messages, images)
-        prepared = PreparedPrompt(tokenized, None, rotary_positions(self.model, tokenized))
+        processed = self._prompt_processor.process(messages, images)
+        prepared = PreparedPrompt(processed, None, rotary_positions(self.model, processed))
         self._prepared.put(_cache_key(messages), prepared)
         return prepared
 
     @torch.no_grad()
-    def _image_features(self, prompt: TokenizedPrompt) -> ImageFeatures | None:
+    def _image_features(self, prompt: ProcessedPrompt) -> ImageFeatures | None:
         if prompt.pixels is None:
             return None
         if (known := self._features.get(prompt.pixels)) is not None:
@@ -147,7 +147,7 @@ class Policy:
 
     def stacks_with_others(self, sequence: PackedSequence) -> bool:
         """Return whether a sequence may share a micro-batch with other prompts; raw pixels may differ in shape."""
-        return sequence.prompt.features is not None or not sequence.prompt.tokenized.vision
+        return sequence.prompt.features is not None or not sequence.prompt.processed.vision
 
     def padded_tokens(self, sequences: Sequence[PackedSequence]) -> int:
         """Return the tokens that a micro-batch takes through the model, padding included."""
@@ -197,8 +197,8 @@ class Policy:
         """Join cached features, or all that the processor made of the images, sequence after sequence."""
         prompts = [sequence.prompt for sequence in sequences]
         inputs: dict[str, Any] = {}
-        for name in dict.fromkeys(name for prompt in prompts for name in prompt.tokenized.vision):
-            parts = [prompt.tokenized.vision[name] for prompt in prompts if name in prompt.tokenized.vision]
+        for name in dict.fromkeys(name for prompt in prompts for name in prompt.processed.vision):
+            parts = [prompt.processed.vision[name] for prompt in prompts if name in prompt.processed.vision]
             inputs[name] = torch.cat(parts).to(self.device)
         features = [prompt.features for prompt in prompts if prompt.features is not None]
         if features:

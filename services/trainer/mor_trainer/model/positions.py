@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mor_trainer.model.prompt_tokenizer import TokenizedPrompt
+from mor_trainer.model.prompt_processor import ProcessedPrompt
 
 
-def rotary_positions(model: Any, prompt: TokenizedPrompt) -> Int[Tensor, "axes prompt"]:
+def rotary_positions(model: Any, prompt: ProcessedPrompt) -> Int[Tensor, "axes prompt"]:
     """Return the position of each token: one axis that counts the tokens, or three for time, height and width.
 
     Three in multimodal rotary embeddings (Qwen2-VL, arXiv 2409.12191, section 2.1). A response continues, on every

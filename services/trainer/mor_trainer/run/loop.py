@@ -33,7 +33,7 @@ from mor_trainer.groups.ledger import prompt_of_group
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, ReplayLog
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
-from mor_trainer.model.prompt_tokenizer import PromptMismatch, check_same_prompt
+from mor_trainer.model.prompt_processor import PromptMismatch, check_same_prompt
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
@@ -193,7 +193,7 @@ class TrainingLoop:
         """
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
         for prompt in prompts:
-            tokens = len(self._learner.tokenize(prompt).token_ids)
+            tokens = len(self._learner.process_prompt(prompt).token_ids)
             if tokens + response - 1 > budget:
                 raise Invalid(
                     f"prompt {prompt.id!r} has {tokens} tokens and with a response of sampling.max_tokens={response} "
@@ -251,7 +251,7 @@ class TrainingLoop:
         if self._spec.deterministic:
             self._replay_log.check_gate(record)
         index = self._prompt_index(group.number)
-        prompt = self._learner.tokenize(self._prompts[index])
+        prompt = self._learner.process_prompt(self._prompts[index])
         check_same_prompt(prompt, record.rollout, tokens)
         return TrainingGroup(
             index, len(prompt.token_ids), tokens.response_token_ids, tokens.response_logprobs, record.rewards

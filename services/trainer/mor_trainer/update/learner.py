@@ -24,7 +24,7 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
-from mor_trainer.model.prompt_tokenizer import TokenizedPrompt
+from mor_trainer.model.prompt_processor import ProcessedPrompt
 from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
 from mor_trainer.update import loop_checkpoint, microbatch_limit
 from mor_trainer.update.budget import OutOfMemory, RetryWithSmallerBatch
@@ -168,11 +168,11 @@ class Learner:
 
     # --- on rank 0 ----------------------------------------------------------------------------------------------
 
-    def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        """Tokenize a prompt; in a single process, compute its image features for the update too."""
+    def process_prompt(self, prompt: Prompt) -> ProcessedPrompt:
+        """Process a prompt; in a single process, compute its image features for the update too."""
         if self.ranks.size == 1:
-            return self.policy.prepare(prompt.messages, prompt.images).tokenized
-        return self.policy.tokenize(prompt.messages, prompt.images)
+            return self.policy.prepare(prompt.messages, prompt.images).processed
+        return self.policy.process_prompt(prompt.messages, prompt.images)
 
     def export(self, target: Path) -> None:
         """Write the aligned model as a checkpoint like any other: model (adapters merged in) and processor."""

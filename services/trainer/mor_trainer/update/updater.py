@@ -133,7 +133,7 @@ class Updater:
         loss = policy_loss_of(self._spec.algorithm.loss)
         weights = loss.token_weights(lengths, self._spec.sampling.max_tokens).tolist()
         prompts = [group.prepared for group in groups if group.prepared is not None]
-        shortest = min(prompts, key=lambda prompt: len(prompt.tokenized.token_ids))
+        shortest = min(prompts, key=lambda prompt: len(prompt.processed.token_ids))
         first_token = next((groups[number].responses[member][0] for number, member in filled), None)
         filler = None if first_token is None else PackedSequence(shortest, ((first_token,),))
         return _RankPart(groups, values, dict(zip(filled, weights, strict=True)), filler)

@@ -1,4 +1,4 @@
-"""A prompt as the checkpoint's own processor makes it, and the check that the engine sampled from the same prompt."""
+"""Prompts as the checkpoint's processor makes them, and the check that the engine sampled from the same prompt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PromptMismatch(Invalid):
 
 
 @dataclass(frozen=True)
-class TokenizedPrompt:
+class ProcessedPrompt:
     """Output of the processor for a prompt."""
 
     token_ids: tuple[int, ...]
@@ -37,19 +37,19 @@ class TokenizedPrompt:
     """Hash of the processed pixel values."""
 
 
-class PromptTokenizer:
+class PromptProcessor:
     """A checkpoint's processor."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
 
-    def tokenize(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> TokenizedPrompt:
+    def process(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> ProcessedPrompt:
         """Run the processor. ``images``: encoded bytes by SHA-256, at least those that ``messages`` name."""
         pictures = {digest: guarded.decode(images[digest]) for digest in dict.fromkeys(image_hashes(messages))}
         outputs = encode_prompt(self._processor, messages, pictures)
         types = outputs.get(_TYPES)
         vision = {name: value for name, value in outputs.items() if name not in (*_SEQUENCE_INPUTS, _TYPES)}
-        return TokenizedPrompt(
+        return ProcessedPrompt(
             token_ids=tuple(outputs["input_ids"][0].tolist()),
             token_types=None if types is None else types[0].to(torch.long),
             vision=vision,
@@ -57,7 +57,7 @@ class PromptTokenizer:
         )
 
 
-def check_same_prompt(prompt: TokenizedPrompt, rollout: RolloutRecord, tokens: TokenBlock) -> None:
+def check_same_prompt(prompt: ProcessedPrompt, rollout: RolloutRecord, tokens: TokenBlock) -> None:
     """Refuse a group that the engine did not sample from exactly this prompt.
 
     Raises:
