@@ -161,7 +161,10 @@ def test_two_steps_run_at_the_same_time_and_the_rest_wait(tmp_path: Path) -> Non
     assert sorted(events) == sorted(f"{name} {what}" for name in ("one", "two", "three") for what in ("begins", "ends"))
 
 
-def test_a_step_that_fails_ends_the_running_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_fails_ends_the_running_ones(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_CLEAN_UP_S", 2.0)  # the shell below waits for its child and has to be killed
     mark = tmp_path / "pid"
     slow = step(tmp_path / "slow", f"echo $$ > {mark}; sleep 60")
     failing = step(tmp_path / "failing", f"while ! test -s {mark}; do sleep 0.1; done; echo because; exit 3")

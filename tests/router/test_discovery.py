@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from ipaddress import ip_network
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_router.clients.discovery import discovery
 from mor_router.clients.discovery.cluster import load_client
 from mor_router.clients.egress import EgressPolicy
+from mor_router.leadership import Leadership
 
 from tests.helm.api_server import ApiServer
 from tests.router.conftest import Api, Start, eventually
@@ -152,7 +155,11 @@ async def test_discarded_watches_and_an_outage_lose_and_miss_no_client(
     await clients(discovering, "clinic.team-a", "lab.team-a")
 
 
-async def test_a_restarted_router_finds_the_changes_meanwhile(begin: Begin, team: Team) -> None:
+async def test_a_restarted_router_finds_the_changes_meanwhile(
+    begin: Begin, team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that starts waits for the end of its predecessor's lease."""
+    monkeypatch.setattr(discovery, "Leadership", functools.partial(Leadership, lease_s=2.0))
     async with begin() as api:
         team.offer("clinic")
         enrolled = (await clients(api, "clinic.team-a"))["clinic.team-a"]
