@@ -84,10 +84,11 @@ class Installation:
 def installation(folder: Path, redis_url: str) -> Iterator[Installation]:
     """Send the services' logs to a file, because they share standard output with the command."""
     with (folder / "services.log").open("w") as log:
+        before = structlog.get_config()["logger_factory"]
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
         with _services(folder, redis_url) as running:
             yield running
-        structlog.reset_defaults()
+        structlog.configure(logger_factory=before)
 
 
 @contextmanager

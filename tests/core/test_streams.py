@@ -26,6 +26,11 @@ def consumer(side: Streams, lease_s: float = 30.0) -> Consumer[PromptRecord]:
     return Consumer(side, "prompts", "rollout", lease_s)
 
 
+def stand_still(seconds: float) -> None:
+    """Block the event loop, so that nothing renews a lease."""
+    time.sleep(seconds)
+
+
 async def test_a_record_arrives_as_it_was_sent(redis: Redis, run_name: str) -> None:
     side = Streams(redis, run_name, bound=4)
     reader = consumer(side)
@@ -89,6 +94,22 @@ async def test_a_lease_that_is_kept_is_not_taken_over(redis: Redis, run_name: st
         assert await other.read(1, 0.01) == []
     await worker.settle(entry)
     assert await side.depth("prompts") == 0
+
+
+async def test_a_consumer_whose_lease_ended_does_not_take_over_its_own_work(redis: Redis, run_name: str) -> None:
+    """An event loop that stands still for longer than a lease must not start an entry a second time, nor count it."""
+    side = Streams(redis, run_name, bound=4)
+    reader = consumer(side, lease_s=0.1)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await reader.read(1, 0.01)
+    [entry] = await reader.read(1, 1)
+    async with reader.leased([entry]):
+        for _ in range(3):
+            stand_still(0.15)
+            assert await reader.read(1, 0.01) == []
+    stand_still(0.15)
+    [again] = await reader.read(1, 0.01)
+    assert again.deliveries == 2
 
 
 async def test_a_lease_is_renewed_again_after_the_server_was_away(valkey: Valkey, run_name: str) -> None:

@@ -234,6 +234,8 @@ class Consumer(Generic[R]):
         self._lease_ms = max(1, round(lease_s * 1000))
         self._type = RECORD_TYPES[stream]
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._leased: set[str] = set()
+        """Entries in work here. Their lease may end while the event loop stands still; they are not claimed again."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,13 +286,19 @@ class Consumer(Generic[R]):
         reply = await self._redis.xautoclaim(
             self._key, self._stage, self.name, min_idle_time=self._lease_ms, start_id="0-0", count=count
         )
-        claimed = [(entry_id, fields) for entry_id, fields in reply[1] if fields]
-        if not claimed:
+        found = [(entry_id, fields) for entry_id, fields in reply[1] if fields]
+        if not found:
             return []
         pending = await self._redis.xpending_range(
-            self._key, self._stage, min=claimed[0][0], max=claimed[-1][0], count=len(claimed), consumername=self.name
+            self._key, self._stage, min=found[0][0], max=found[-1][0], count=len(found), consumername=self.name
         )
         deliveries = {item["message_id"]: int(item["times_delivered"]) for item in pending}
+        own = [entry_id for entry_id, _ in found if entry_id.decode() in self._leased]
+        for entry_id in own:
+            await self._set_deliveries(entry_id, deliveries.get(entry_id, 2) - 1)
+        claimed = [(entry_id, fields) for entry_id, fields in found if entry_id not in own]
+        if not claimed:
+            return []
         log.info("took over entries of a silent consumer", stream=self._key, entries=len(claimed))
         return await self._parse([(entry_id, fields, deliveries.get(entry_id, 2)) for entry_id, fields in claimed])
 
@@ -329,10 +337,13 @@ class Consumer(Generic[R]):
                 except RedisError as error:  # the server may return before the work is done
                     log.warning("a lease cannot be renewed", stream=self._key, entries=len(entries), error=str(error))
 
+        ids = {entry.id for entry in entries}
+        self._leased |= ids
         task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:
             yield
         finally:
+            self._leased -= ids
             await stop([task])
 
     async def forward(self, entry: Entry[R], to: StreamName, record: Record, *, timeout_s: float) -> None:
@@ -354,9 +365,11 @@ class Consumer(Generic[R]):
 
     async def uncount(self, entry: Entry[R]) -> None:
         """Take back the count of this delivery, after a failure that is not the entry's own."""
-        await self._redis.xclaim(
-            self._key, self._stage, self.name, 0, [entry.id], retrycount=entry.deliveries - 1, justid=True
-        )
+        await self._set_deliveries(entry.id, entry.deliveries - 1)
+
+    async def _set_deliveries(self, entry_id: str | bytes, deliveries: int) -> None:
+        """Set the number of deliveries of an entry that this consumer holds."""
+        await self._redis.xclaim(self._key, self._stage, self.name, 0, [entry_id], retrycount=deliveries, justid=True)
 
     async def settle(self, entry: Entry[R]) -> None:
         """Remove an entry that needs no successor."""
