@@ -37,7 +37,7 @@ class WeightTransfer(Protocol):
         """
 
     def close(self) -> None:
-        """Leave the group of the engines."""
+        """Leave the group of the engines, and close the connections to them."""
 
 
 class WeightBroadcast:
@@ -58,12 +58,12 @@ class WeightBroadcast:
         self._engines.describe(version, tensors)
         statuses = self._engines.statuses()
         if self._sender is None or any(status["group"] != self._group for status in statuses):
-            self.close()
+            self._leave()
             self._join([status["workers"] for status in statuses])
         try:
             self._sender.send_weights()
         except BaseException:
-            self.close()
+            self._leave()
             raise
 
     def _join(self, workers: list[int]) -> None:
@@ -80,6 +80,11 @@ class WeightBroadcast:
         self._sender = WeightTransferTrainerFactory.trainer_init(info, client=self._engines, source=self._source)
 
     def close(self) -> None:
+        self._leave()
+        self._engines.close()
+
+    def _leave(self) -> None:
+        """Leave the group; the next version forms a new one."""
         sender, self._sender = self._sender, None
         if sender is not None:
             sender.shutdown()
@@ -102,6 +107,10 @@ class EngineClients:
             httpx.Client(base_url=address, headers=headers, timeout=timeout, verify=settings.control_tls())
             for address in settings.transfer_engines
         ]
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
 
     def describe(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Set the version that is sent next."""
