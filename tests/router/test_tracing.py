@@ -73,7 +73,7 @@ async def test_a_failed_client_and_a_group_given_up_are_marked_as_failed(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str, collector: Collector
 ) -> None:
     broken = endpoints.endpoint("broken")
-    async with working(start, run_name, quorum_attempts=1) as (api, side):
+    async with working(start, run_name, quorum_attempts=1, outage_wait_s=0.0001) as (api, side):
         await api.enrol(broken)
         broken.broken = html
         await publish(side, rollout(run_name, "g1", ("answer 1", "answer 2")))

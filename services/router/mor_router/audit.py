@@ -25,6 +25,7 @@ Action = Literal[
     "quarantine",
     "drift",
     "disagreement",
+    "unreliable",
     "refit",
     "labeller",
 ]

@@ -29,7 +29,7 @@ from mor_router.config import RouterSettings
 from mor_router.learning.labels.labeller_store import reencrypt as reencrypt_labellers
 from mor_router.store import RouterSnapshot, export, restore
 
-_RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
+_RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS", "MOR_CIRCUIT_FAILURES": "MOR_CIRCUIT_LEAST_CALLS"}
 """Former variable -> present one. The former is not read any more, and a silent default could surprise an operator."""
 
 app = typer.Typer(

@@ -48,6 +48,11 @@ DISAGREES = Gauge(
     ["client"],
 )
 DISTRUSTED = Gauge("mor_router_distrusted", "1 while a client is on probation for drift: alert on it", ["client"])
+UNRELIABLE = Gauge(
+    "mor_router_unreliable",
+    "1 while a client is on probation because groups waited for it in vain: alert on it",
+    ["client"],
+)
 GROUPS = Counter("mor_router_groups", "Groups by outcome: scored, retried, dead, deferred", ["outcome"])
 ZERO_VARIANCE = Counter("mor_router_zero_variance_groups", "Scored groups whose rewards are all equal")
 QUEUE_WAIT = Histogram(
@@ -76,6 +81,7 @@ _PER_CLIENT = (
     DRIFT,
     DISAGREES,
     DISTRUSTED,
+    UNRELIABLE,
 )
 
 

@@ -13,6 +13,7 @@ from mor_router.clients.enrolment import Enroller
 from mor_router.clients.honeypot_scores import HoneypotScores
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.registry import ClientRegistry
+from mor_router.clients.reliability import Reliability
 from mor_router.clients.scoring import ScoreRequester
 from mor_router.clients.secret_store import SecretStore
 from mor_router.resources import Resources
@@ -27,6 +28,7 @@ class ClientComponents:
     registry: ClientRegistry
     pool: ClientPool
     requester: ScoreRequester
+    reliability: Reliability
     honeypot_scores: HoneypotScores
     enroller: Enroller
 
@@ -44,6 +46,7 @@ async def open_clients(
         registry=registry,
         pool=pool,
         requester=ScoreRequester(pool),
+        reliability=Reliability(registry, pool, resources.audit, resources.settings),
         honeypot_scores=honeypot_scores,
         enroller=Enroller(
             registry=registry,
@@ -56,7 +59,7 @@ async def open_clients(
     )
     await pool.try_refresh()  # without Redis the router starts all the same, and is ready once Redis answers
     try:
-        async with in_background(pool.keep_refreshed(), pool.keep_probing()):
+        async with in_background(pool.keep_refreshed(), pool.keep_probing(), clients.reliability.keep_reviewing()):
             yield clients
     finally:
         await clients.requester.close()

@@ -93,7 +93,7 @@ class Enroller:
             Invalid: the new address is outside of the egress policy, or failed the probe.
         """
         given = request.model_dump(exclude_unset=True, exclude_none=True)
-        cleared = {"reason": request.reason, "distrusted_at": None}
+        cleared = {"reason": request.reason, "distrusted_at": None, "unreliable_at": None}
         changed = {**given, **(cleared if "state" in given else {})}
         if request.url is not None:
             moved = {

@@ -15,6 +15,7 @@ from mor_core.wire import Limits
 from redis.exceptions import RedisError
 
 from mor_router import metrics
+from mor_router.clients.circuit import Circuit, CircuitLimits, CircuitState
 from mor_router.clients.client import RewardClient, tls_context
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.registry import ClientRecord, ClientRegistry
@@ -44,6 +45,9 @@ class ClientPool:
         self._clients: dict[str, RewardClient] = {}
         self._identity: dict[str, tuple[str, Limits | None]] = {}
         self._broken: dict[str, str] = {}
+        self._circuits: dict[str, tuple[str, Circuit]] = {}
+        """Client -> revision and circuit. A circuit outlives the reconnection after a change of the card, so that a
+        client cannot reset it by new limits there."""
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
         self.loaded = False
@@ -70,8 +74,19 @@ class ClientPool:
         """Return why the last call to a client failed; ``None`` where it did not."""
         return self._broken.get(name) or self._clients[name].last_error
 
-    async def circuit(self, name: str) -> str:
-        return "closed" if name in self._broken else await self._clients[name].circuit()
+    def circuit(self, name: str) -> Circuit:
+        """Return a client's circuit.
+
+        Raises:
+            NotFound: not enrolled.
+        """
+        if name not in self._circuits:
+            raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
+        return self._circuits[name][1]
+
+    def circuit_state(self, name: str) -> CircuitState:
+        """Return the state of a client's circuit; ``closed`` where it is not enrolled."""
+        return self._circuits[name][1].state if name in self._circuits else "closed"
 
     def connect(self, record: ClientRecord) -> RewardClient:
         """Open a connection to a client that need not be enrolled yet; the caller closes it.
@@ -80,7 +95,24 @@ class ClientPool:
             Invalid: its secret cannot be decrypted.
         """
         secret = self._secret_store.decrypt(record.secret, record.name)
-        return RewardClient(record, secret, self._settings, self._egress, self._tls)
+        revision, circuit = self._circuits.get(record.name, ("", None))
+        if circuit is None or revision != record.revision:
+            circuit = self._new_circuit()
+        return RewardClient(record, secret, self._settings, self._egress, self._tls, circuit=circuit)
+
+    def _new_circuit(self) -> Circuit:
+        settings = self._settings
+        return Circuit(
+            CircuitLimits(
+                calls=settings.circuit_calls,
+                window_s=settings.circuit_window_s,
+                least_calls=settings.circuit_least_calls,
+                failure_share=settings.circuit_failure_share,
+                open_s=settings.circuit_open_s,
+                longest_open_s=settings.circuit_longest_open_s,
+                trials=settings.circuit_trials,
+            )
+        )
 
     async def refresh(self) -> None:
         """Read the registry, then connect, reconnect and disconnect the clients that changed."""
@@ -92,16 +124,19 @@ class ClientPool:
                     await self._drop(name)
                     self._identity[name] = identity
                     try:
-                        self._clients[name] = self.connect(record)
+                        self._clients[name] = client = self.connect(record)
+                        self._circuits[name] = record.revision, client.circuit
                     except MorError as error:
                         self._broken[name] = str(error)
                         log.error("a client cannot be called", client=name, reason=str(error))
             for name in set(self._identity) - set(records):
                 await self._drop(name)
+                self._circuits.pop(name, None)
                 metrics.remove_client(name)
             for name, record in records.items():
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
+                metrics.UNRELIABLE.labels(name).set(record.unreliable_at is not None)
             self.records = records
             self.loaded = True
 

@@ -32,6 +32,10 @@ class ClientRecord(Client):
     """Unix time, in seconds, at which the client was found to score otherwise than at the fit. From then on only its
     honeypot scores count, and no older gate version gives it weight. Null again when a fit has accepted it."""
 
+    unreliable_at: float | None = None
+    """Unix time, in seconds, at which the client was put on probation because groups waited for it in vain. Null again
+    when it is reliable."""
+
     def public(self) -> Client:
         """Return the record without secrets."""
         return Client(**{name: getattr(self, name) for name in Client.model_fields})
@@ -105,7 +109,7 @@ class ClientRegistry:
     async def promote(self, name: str, fitted_at: float) -> bool:
         """Activate a client on probation by a gate version of ``fitted_at``; return whether its state changed.
 
-        A version older than the client's distrust does not activate it.
+        A version older than the client's distrust does not activate it, nor one of a client that is unreliable.
 
         Raises:
             NotFound: no such client.
@@ -114,7 +118,8 @@ class ClientRegistry:
 
         def change(record: ClientRecord) -> ClientRecord:
             nonlocal promoted
-            promoted = record.state == "probation" and (record.distrusted_at or 0.0) < fitted_at
+            earned = record.unreliable_at is None and (record.distrusted_at or 0.0) < fitted_at
+            promoted = record.state == "probation" and earned
             given = {"state": "active", "reason": None, "distrusted_at": None}
             return record.model_copy(update=given) if promoted else record
 

@@ -56,6 +56,8 @@ class ClientResponse:
     detail: str | None = None
     model: ModelRef | None = None
     seconds: float | None = None
+    of_call: bool = False
+    """True where the whole call failed: another attempt may succeed. A failed item is the client's answer to it."""
 
 
 def response_size_limit(items: Sequence[ScoreItem]) -> int:

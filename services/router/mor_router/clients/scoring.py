@@ -20,6 +20,8 @@ from mor_router.clients.responses import ClientFailure, ClientResponse
 _MOST_SHADOW_TASKS = 64
 """Shadow calls in flight over all groups: slow shadows cannot pile up; above it a group goes without them."""
 
+_ON_TRIAL = ClientResponse("circuit_open", detail="on trial after failures; slower than the others", of_call=True)
+
 ClientResponses = dict[str, dict[str, ClientResponse]]
 """Item -> client -> response."""
 
@@ -53,7 +55,7 @@ class ScoreRequester:
                 answers = await self._pool.client(client).score(items, batch.images, deadline_s)
                 found = {by_alias[alias].item_id: answer for alias, answer in answers.items()}
             except (ClientFailure, NotFound) as error:
-                found = {item.item_id: ClientResponse("error", detail=str(error)) for item in batch.items}
+                found = {item.item_id: ClientResponse("error", detail=str(error), of_call=True) for item in batch.items}
             outcome.update(found)
             return found
 
@@ -68,19 +70,25 @@ class ScoreRequester:
         """Request scores from the ``weighted`` clients (item -> its clients) and from ``shadows`` (all items) at once.
 
         Returns when every weighted client has answered or the deadline has passed. A shadow that is slower than all of
-        them finishes on its own and its scores are dropped, so that it costs the group no time. Responses in ``known``,
-        of an earlier attempt, are not requested again.
+        them finishes on its own and its scores are dropped, so that it costs the group no time; the same holds for a
+        client whose circuit has it on trial, unless all are. Responses in ``known``, of an earlier attempt, are not
+        requested again.
         """
         known = known or {}
         answers: ClientResponses = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
+        wanted = {name: replace(batch, items=items) for name, items in _by_client(batch.items, weighted).items()}
+        on_trial = {name for name in wanted if self._pool.circuit_state(name) == "half_open"}
+        if len(on_trial) == len(wanted):
+            on_trial = set()
         weighted_tasks = {
-            name: asyncio.create_task(self._request_missing(name, replace(batch, items=items), answers, deadline_s))
-            for name, items in _by_client(batch.items, weighted).items()
+            name: asyncio.create_task(self._request_missing(name, part, answers, deadline_s))
+            for name, part in wanted.items()
+            if name not in on_trial
         }
         shadow_tasks: dict[str, asyncio.Task[dict[str, ClientResponse]]] = {}
-        for name in shadows:
+        for name, part in [*((name, wanted[name]) for name in on_trial), *((name, batch) for name in shadows)]:
             if len(self._shadows) < _MOST_SHADOW_TASKS:
-                task = asyncio.create_task(self._request_missing(name, batch, answers, deadline_s))
+                task = asyncio.create_task(self._request_missing(name, part, answers, deadline_s))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
                 shadow_tasks[name] = task
@@ -92,6 +100,9 @@ class ScoreRequester:
             if task.done() and not task.cancelled():
                 for item_id, answer in task.result().items():
                     answers[item_id][name] = answer
+        for name in on_trial:
+            for item in wanted[name].items:
+                answers[item.item_id].setdefault(name, _ON_TRIAL)
         return answers
 
     async def _request_missing(

@@ -13,7 +13,7 @@ This is exact with the default fusion; the other strategies receive W and c.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,15 +92,18 @@ def fuse(
     standardisers: Sequence[Mapping[str, Standardiser]],
     fusion: FusionStrategy,
     quorum: float,
+    declined: Collection[str] = (),
 ) -> FusedGroup | NoQuorum:
     """Fuse the raw scores of one group.
 
-    ``raw`` holds the clients that scored every response of the group. ``standardisers`` match ``objective_weights``
+    ``raw`` holds the clients that scored every response of the group, ``declined`` those that answered and have no
+    scores for it. ``standardisers`` match ``objective_weights``
     one by one; each contains the weighted clients of that objective that are in ``raw``.
     """
     clients = tuple(client for client in blended_weights(objective_weights) if client in raw)
     gates = np.array([[o.weights.get(client, 0.0) for client in clients] for o in objective_weights])
-    if (missing := missing_quorum(gates, quorum)) is not None:
+    without = np.array([sum(o.weights.get(client, 0.0) for client in declined) for o in objective_weights])
+    if (missing := missing_quorum(gates, without, quorum)) is not None:
         return missing
     held = gates.sum(axis=1)
     shares = np.array([o.share for o in objective_weights])[:, None] * gates / held[:, None]

@@ -30,6 +30,7 @@ from numpy import ndarray
 
 from mor_router import metrics
 from mor_router.clients.pool import ClientPool
+from mor_router.clients.reliability import Reliability
 from mor_router.clients.responses import ClientResponse
 from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
 from mor_router.config import RouterSettings
@@ -44,6 +45,7 @@ from mor_router.rewarding import client_scores
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.recent_scores import RecentScores
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
+from mor_router.rewarding.vain_waits import vain_waits
 from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
 from mor_router.trust.honeypots import HoneypotCall, Honeypots
@@ -64,6 +66,8 @@ class Unrewarded(RewardExplanation):
 
     problem: str
     """Reason why there is no reward."""
+    outage: bool = False
+    """True where calls to clients failed that would have made a quorum: waiting may help."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class RewardPipeline:
         settings: RouterSettings,
         pool: ClientPool,
         requester: ScoreRequester,
+        reliability: Reliability,
         gate_resolver: GateResolver,
         recent: RecentScores,
         influences: InfluenceLog,
@@ -96,6 +101,7 @@ class RewardPipeline:
         self._settings = settings
         self._pool = pool
         self._requester = requester
+        self._reliability = reliability
         self._gate_resolver = gate_resolver
         self._recent = recent
         self._influences = influences
@@ -111,10 +117,13 @@ class RewardPipeline:
         *,
         fusion: FusionChoice | None = None,
         known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+        retry_s: float | None = None,
     ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward ``groups``; return an outcome for each, in their order, and the good answers.
 
         The good answers are passed as ``known`` when a group is tried again, so that no client scores it twice.
+        ``retry_s``: seconds after which the caller tries groups without a reward again, by default those of the first
+        retry.
 
         Raises:
             Conflict: a gate cannot be served.
@@ -124,7 +133,7 @@ class RewardPipeline:
             by_objective.setdefault(json.dumps(item.objective, sort_keys=True), []).append(item)
         parts = await asyncio.gather(
             *(
-                self._reward_objective(replace(groups, items=items), deadline_s, fusion, known)
+                self._reward_objective(replace(groups, items=items), deadline_s, fusion, known, retry_s)
                 for items in by_objective.values()
             )
         )
@@ -174,6 +183,7 @@ class RewardPipeline:
         deadline_s: float,
         fusion: FusionChoice | None,
         known: Mapping[str, Mapping[str, ClientResponse]] | None,
+        retry_s: float | None,
     ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward groups that share one objective."""
         try:
@@ -199,6 +209,10 @@ class RewardPipeline:
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
                 result = self._result(weights, answers[item.item_id], plan, standardisers)
                 outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
+        if deadline_s >= self._settings.deadline_s:  # a caller's own short deadline is not the clients' fault
+            again = {o.item_id for o in outcomes if isinstance(o.result, Unrewarded) and o.result.outage}
+            pause_s = self._settings.group_retry_s if retry_s is None else retry_s
+            await self._reliability.record(vain_waits(answers, known or {}, called, again, pause_s))
         await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
         await self._record_models(plan.gates, answers)
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
@@ -313,6 +327,7 @@ class RewardPipeline:
             standardisers=standardisers,
             fusion=plan.fusion,
             quorum=self._settings.quorum,
+            declined=[name for name in weights if answers[name].scores is None and not answers[name].of_call],
         )
         weighted = client_scores.weighted(plan, weights, answers, fused)
         clients = weighted + client_scores.not_called(plan, weights) + unweighted
@@ -324,7 +339,8 @@ class RewardPipeline:
                 f"the clients that answered held {fused.held:.2f} of the gate's weight, "
                 f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}"
             )
-            return Unrewarded(problem=problem, clients=clients, **used)
+            outage = any(answers[name].of_call for name in weights)
+            return Unrewarded(problem=problem, clients=clients, outage=outage, **used)
         client_scores.observe(fused, gate_weights)
         if len(plan.gates.parts) == 1:
             self._disagreement.observe(plan.gates.parts[0], fused)

@@ -29,6 +29,7 @@ def build_rewarding(
         settings=resources.settings,
         pool=clients.pool,
         requester=clients.requester,
+        reliability=clients.reliability,
         gate_resolver=objectives.gate_resolver,
         recent=RecentScores(resources.redis),
         influences=influences,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from mor_core.auth import Scope
 from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
@@ -44,10 +42,9 @@ async def one(name: str, router: Running, caller: ReaderOrClient) -> ClientStatu
     check_may_see(caller, name)
     await router.clients.registry.get(name)
     await router.clients.pool.refresh()
-    circuit: Any = await router.clients.pool.circuit(name)
     return ClientStatus(
         client=router.clients.pool.records[name].public(),
-        circuit=circuit,
+        circuit=router.clients.pool.circuit_state(name),
         last_error=router.clients.pool.last_error(name),
     )
 

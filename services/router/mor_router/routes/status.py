@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from mor_core.clients import ClientStatus
 
@@ -23,9 +21,9 @@ _DEFAULT_EMBEDDER = (
 async def status(router: Running, _: Reader) -> RouterStatus:
     lines = []
     for name, record in sorted(router.clients.pool.records.items()):
-        circuit: Any = await router.clients.pool.circuit(name)
+        pool = router.clients.pool
         lines.append(
-            ClientStatus(client=record.public(), circuit=circuit, last_error=router.clients.pool.last_error(name))
+            ClientStatus(client=record.public(), circuit=pool.circuit_state(name), last_error=pool.last_error(name))
         )
     without_models = (
         router.resources.settings.embed_text_model is None or router.resources.settings.embed_image_model is None
