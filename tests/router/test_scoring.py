@@ -194,7 +194,7 @@ async def test_the_circuit_opens_after_failures_and_closes_after_trials(start: S
 
 async def test_no_group_waits_for_a_client_on_trial(start: Start, endpoints: Endpoints) -> None:
     async with start(circuit_least_calls=1, circuit_open_s=0.1) as api:
-        good, bad = await two(api, endpoints)
+        _, bad = await two(api, endpoints)
         bad.broken = html
         await api.reward("answer 1", "answer 3")
         await asyncio.sleep(0.15)

@@ -79,6 +79,23 @@ async def export(redis: Redis) -> RouterSnapshot:
     return RouterSnapshot(versions=int(await redis.get(VERSIONS) or 0), hashes=hashes)
 
 
+async def forget_client(redis: Redis, client: str) -> None:
+    """Delete all that is kept of a removed client beside its record."""
+    await redis.delete(key("influence", client), key("recent", client))
+    objectives: Any = await redis.hkeys(OBJECTIVES)
+    for objective in objectives:
+        await redis.hdel(key("evidence", objective.decode()), client)
+        for kind in ("scores", "live"):
+            await _delete_fields(redis, key(kind, objective.decode()), client)
+
+
+async def _delete_fields(redis: Redis, name: str, client: str) -> None:
+    """Delete the fields of a hash that begin with ``["client",``, as ``scores`` and ``live`` have them."""
+    fields = [field async for field, _ in redis.hscan_iter(name, match=rf'\["{client}",*', count=1000)]
+    if fields:
+        await redis.hdel(name, *fields)
+
+
 async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> None:
     """Write ``snapshot`` in one transaction.
 

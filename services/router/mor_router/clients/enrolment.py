@@ -131,13 +131,12 @@ class Enroller:
         return Rotated(client=record.public(), token=token)
 
     async def revoke(self, name: str, by: str) -> None:
-        """Remove a client with its secret and its honeypot scores.
+        """Remove a client with its secret and its scores.
 
         Raises:
             NotFound: no such client.
         """
         await self._registry.remove(name)
-        await self._honeypot_scores.remove_client(name)
         self._audit.record("revoke", name, by)
         await self._pool.refresh()
         metrics.remove_client(name)
@@ -156,6 +155,8 @@ class Enroller:
             raise Invalid(f"client {record.name!r} at {record.url}: {failure}") from failure
         finally:
             await client.close()
+            if record.name not in self._pool.records:  # a name that is refused must not leave metrics behind
+                metrics.remove_client(record.name)
         if answer.status not in ("ok", "unscorable"):
             raise Invalid(
                 f"client {record.name!r} at {record.url} failed a probe of two responses: "

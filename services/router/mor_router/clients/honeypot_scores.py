@@ -15,10 +15,13 @@ from mor_core.wire import ModelRef
 from numpy import ndarray
 from redis.asyncio import Redis
 
-from mor_router.store import OBJECTIVES, key
+from mor_router.store import CLIENTS, key
 
 _MOST_SCORES = 640
 """Scores kept per client and objective, the newest ones, so that the store stays bounded."""
+_PRUNE_ABOVE = 1.25
+"""Size of the store above which it is pruned between fits, relative to the size of a pruned one: a client that names a
+new model version at each call has a new score for each honeypot."""
 
 
 class HoneypotScore(NamedTuple):
@@ -60,7 +63,11 @@ class HoneypotScores:
                 pipe.hsetnx(key("live", objective), _field(score), json.dumps(value))
             for digest, vector in embeddings.items():
                 pipe.hset(key("seen", objective), digest, vector.astype(np.float32).tobytes())
-            await pipe.execute()
+            pipe.hlen(key("live", objective))
+            pipe.hlen(CLIENTS)
+            *_, stored, clients = await pipe.execute()
+        if stored > _PRUNE_ABOVE * _MOST_SCORES * max(1, clients):
+            await self.prune(objective)
 
     async def all(self, objective: str) -> list[HoneypotScore]:
         """Return all scores for an objective, oldest first."""
@@ -89,15 +96,6 @@ class HoneypotScores:
             await self._redis.hdel(key("live", objective), *surplus)
         if unused:
             await self._redis.hdel(key("seen", objective), *unused)
-
-    async def remove_client(self, client: str) -> None:
-        """Delete a client's scores for all objectives."""
-        names: Any = await self._redis.hkeys(OBJECTIVES)
-        for name in names:
-            objective = name.decode()
-            fields = [_field(score) for score in await self.all(objective) if score.client == client]
-            if fields:
-                await self._redis.hdel(key("live", objective), *fields)
 
 
 def scored_now(client: str, model: ModelRef, gate: int, digest: str, scores: tuple[float, float]) -> HoneypotScore:

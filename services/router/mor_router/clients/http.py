@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 import pydantic_core
@@ -34,7 +35,7 @@ _LONGEST_RETRY_AFTER_S = 3600.0
 
 
 def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.AsyncClient:
-    """Return an HTTP client that sends ``secret`` and follows no redirect.
+    """Return an HTTP client that sends ``secret``, follows no redirect and keeps no cookie.
 
     The caller limits the time of a request; only connecting has its own limit.
     """
@@ -42,6 +43,7 @@ def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> htt
         transport=transport,
         trust_env=False,
         follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept or sent
         timeout=httpx.Timeout(None, connect=_CONNECT_S),
         headers={
             "Authorization": f"Bearer {secret.get_secret_value()}",

@@ -15,6 +15,7 @@ from mor_core.wire import Limits
 from redis.exceptions import RedisError
 
 from mor_router import metrics
+from mor_router.clients.change_limit import ChangeLimit
 from mor_router.clients.circuit import Circuit, CircuitLimits, CircuitState
 from mor_router.clients.client import RewardClient, tls_context
 from mor_router.clients.egress import EgressPolicy
@@ -27,6 +28,8 @@ _REFRESH_S = 1.0
 """Seconds between reads of the registry: a change by another replica takes effect within them."""
 _PROBE_TIMEOUT_S = 5.0
 """Seconds for the card of a running client: a third of the default ``probe_interval_s``, so probes do not pile up."""
+_MOST_CARD_CHANGES = 8
+"""Changes of a client's card that are logged within an hour."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +51,7 @@ class ClientPool:
         self._circuits: dict[str, tuple[str, Circuit]] = {}
         """Client -> revision and circuit. A circuit outlives the reconnection after a change of the card, so that a
         client cannot reset it by new limits there."""
+        self._card_changes = ChangeLimit(_MOST_CARD_CHANGES, 3600)
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
         self.loaded = False
@@ -179,7 +183,7 @@ class ClientPool:
         try:
             card = await client.probe(_PROBE_TIMEOUT_S)
             known = self.records.get(name)
-            if known is not None and known.card != card:
+            if known is not None and known.card != card and self._card_changes.take(name) != "drop":
                 log.info("a client serves another card", client=name, model=card.model.name, version=card.model.version)
             with contextlib.suppress(NotFound):
                 await self._registry.record_probe(name, card)

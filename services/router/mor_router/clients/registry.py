@@ -13,7 +13,7 @@ from pydantic import Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from mor_router.store import CLIENTS, key
+from mor_router.store import CLIENTS, forget_client
 
 _MOST_UPDATE_ATTEMPTS = 20
 """Optimistic attempts of one update; each lost one means that another writer got through."""
@@ -150,4 +150,4 @@ class ClientRegistry:
         """
         if not await self._redis.hdel(CLIENTS, name):
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
-        await self._redis.delete(key("influence", name))
+        await forget_client(self._redis, name)

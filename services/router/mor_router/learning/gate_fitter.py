@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import structlog
 from jaxtyping import Float
-from mor_core.errors import Conflict, Invalid, Unavailable
+from mor_core.errors import Conflict, Invalid, NotFound, Unavailable
 from mor_core.tasks import stop
 from numpy import ndarray
 from redis.asyncio import Redis
@@ -128,7 +128,8 @@ class GateFitter:
             await self._gates.put(gate)
         for found in kept:
             if found.model is not None:
-                await self._registry.record_model(found.client, found.model)
+                with suppress(NotFound):  # removed meanwhile
+                    await self._registry.record_model(found.client, found.model)
         self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)
         if activate:
             await self.activate(name, gate.version, by)
@@ -145,8 +146,11 @@ class GateFitter:
         self._audit.record("activate", name, by, version=version)
         kept = (await self._gates.get(name, gate.extends)).models if gate.extends is not None else {}
         for client in set(gate.models) & set(self._pool.names_in_state("probation")):
-            if gate.models[client] != kept.get(client) and await self._registry.promote(client, gate.created_at):
-                self._audit.record("change", client, by, state="active", version=version)
+            if gate.models[client] == kept.get(client):
+                continue
+            with suppress(NotFound):  # removed meanwhile
+                if await self._registry.promote(client, gate.created_at):
+                    self._audit.record("change", client, by, state="active", version=version)
         await self._pool.refresh()
         return objective
 

@@ -118,6 +118,10 @@ class ActiveGates:
         )
 
 
+_MOST_LOADED = 256
+"""Gate versions in memory: a caller may name any version of any objective."""
+
+
 class GateResolver:
     """Lookup of the active gates for a requested objective: a name, a blend, or a text."""
 
@@ -225,6 +229,8 @@ class GateResolver:
                     f"gate version {version} of objective {name!r} was fitted with embedder {gate.embedder}; "
                     f"this router has {self._embedder.name}: set the same models, or fit again"
                 )
+            while len(self._loaded) >= _MOST_LOADED:
+                del self._loaded[next(iter(self._loaded))]
             self._loaded[name, version] = LoadedGate(load_mixture(gate.parameters), gate.models, gate.expected)
         return self._loaded[name, version]
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import structlog
 from jaxtyping import Float
+from mor_core.errors import NotFound
 from mor_core.wire import ModelRef, ScoreItem
 from numpy import ndarray
 from redis.asyncio import Redis
@@ -74,7 +75,7 @@ class AnchorScorer:
         result = AnchorScores(client)
         try:
             result.model = (await self._pool.client(client).card(_CARD_TIMEOUT_S)).model
-        except ClientFailure as failure:
+        except (ClientFailure, NotFound) as failure:  # removed meanwhile
             result.problem = str(failure)
             return result
         await self._read_cached(result, objective, anchors)
@@ -119,6 +120,17 @@ class AnchorScorer:
         if new:
             await self._redis.hset(key("scores", objective.name), mapping=new)
 
+    async def prune(self, objective: Objective, scored: Sequence[AnchorScores]) -> None:
+        """Delete the cached scores of models that the clients no longer serve: each fit may meet another version."""
+        serves = {line.client: [line.model.name, line.model.version] for line in scored if line.model is not None}
+        old: list[bytes] = []
+        async for name, _ in self._redis.hscan_iter(key("scores", objective.name), count=1000):
+            client, *model = json.loads(name)[:3]
+            if serves.get(client, model) != model:
+                old.append(name)
+        if old:
+            await self._redis.hdel(key("scores", objective.name), *old)
+
 
 async def score_all(
     scorer: AnchorScorer,
@@ -128,4 +140,6 @@ async def score_all(
     images: Mapping[str, bytes],
 ) -> list[AnchorScores]:
     """Return every client's scores; all clients are called at once."""
-    return list(await asyncio.gather(*(scorer.score(client, objective, anchors, images) for client in clients)))
+    found = list(await asyncio.gather(*(scorer.score(client, objective, anchors, images) for client in clients)))
+    await scorer.prune(objective, found)
+    return found

@@ -16,7 +16,6 @@ import heapq
 import json
 import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -262,8 +261,7 @@ class RewardPipeline:
         }
         for client, model in serves.items():
             if (record := self._pool.records.get(client)) is not None and record.model != model:
-                with suppress(NotFound):  # removed meanwhile
-                    await self._drift.record_model(client, model)
+                await self._drift.record_model(client, model)
 
     async def _try_gate_weights(
         self, item: ScoreItem, groups: GroupBatch, plan: ScoringPlan
