@@ -99,7 +99,7 @@ class RewardClient:
         """
         with self._boundary(f"no card within {timeout_s:g} s"):
             async with asyncio.timeout(timeout_s):
-                body = await self._http.get("/v1/card", _CARD_BYTES)
+                body = await self._http.get("/v1/card", _CARD_BYTES, timeout_s)
             try:
                 return Card.model_validate_json(body)
             except ValidationError as error:

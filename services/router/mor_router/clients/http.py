@@ -64,13 +64,13 @@ class BoundedHttpClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def get(self, path: str, limit: int) -> bytes:
-        """Return the JSON body of a 200 response.
+    async def get(self, path: str, limit: int, within_s: float) -> bytes:
+        """Return the JSON body of a 200 response. ``within_s``: time after which the caller cancels the request.
 
         Raises:
             ClientFailure: any other outcome.
         """
-        async with self._stream("GET", path) as response:
+        async with self._stream("GET", path, within_s) as response:
             if response.status_code != 200:
                 raise await self._refusal(response, path)
             _check_json(response)
@@ -83,7 +83,7 @@ class BoundedHttpClient:
             ClientFailure: any other outcome.
         """
         headers = {"Content-Type": "application/json", "X-MoR-Deadline-Ms": str(deadline_ms), **tracing.headers()}
-        async with self._stream("POST", path, content=content, headers=headers) as response:
+        async with self._stream("POST", path, deadline_ms / 1000, content=content, headers=headers) as response:
             if response.status_code not in (200, 409):
                 raise await self._refusal(response, path)
             _check_json(response)
@@ -92,11 +92,21 @@ class BoundedHttpClient:
 
     @asynccontextmanager
     async def _stream(
-        self, method: str, path: str, content: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        within_s: float,
+        *,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
+        # Connecting ends before the caller cancels: httpcore leaves the socket of a cancelled TLS handshake open.
+        timeout = httpx.Timeout(None, connect=min(_CONNECT_S, max(0.001, 0.8 * within_s)))
         responded = False
         try:
-            async with self._http.stream(method, self._url + path, content=content, headers=headers) as response:
+            async with self._http.stream(
+                method, self._url + path, content=content, headers=headers, timeout=timeout
+            ) as response:
                 responded = True
                 yield response
         except EgressRefused as error:
