@@ -186,6 +186,7 @@ PLATFORM = (
                 {
                     "{{client}} quarantined": _most("mor_router_quarantined", "client"),
                     "{{client}} distrusted": _most("mor_router_distrusted", "client"),
+                    "{{client}} unreliable": _most("mor_router_unreliable", "client"),
                     "{{client}} another model": _most("mor_router_stale_calibration", "client"),
                 },
             ),

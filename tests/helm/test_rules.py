@@ -82,6 +82,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f"mor_router_circuit_state{{{ROUTER}}}": "2x4 0x60"},
         "15m",
     ),
+    "MorClientUnreliable": (
+        {f"mor_router_unreliable{{{ROUTER}}}": "1x60"},
+        {f"mor_router_unreliable{{{ROUTER}}}": "0x60"},
+        "5m",
+    ),
     "MorClientQuarantined": (
         {f"mor_router_quarantined{{{ROUTER}}}": "1x60"},
         {f"mor_router_quarantined{{{ROUTER}}}": "0x60"},

@@ -45,7 +45,7 @@ ABSURD: dict[str, Score] = {
 async def test_no_fit_refit_honeypot_or_route_fails_because_of_a_clients_scores(
     start: Start, endpoints: Endpoints
 ) -> None:
-    async with start(anchor_share=0.5, quorum=0.1) as api:
+    async with start(anchor_share=0.5, quorum=0.1, client_attempts=1) as api:
         for kind in ("chart", "medical"):
             await api.enrol(endpoints.endpoint(kind, specialist(kind)))
         for name, score in ABSURD.items():
@@ -60,7 +60,7 @@ async def test_no_fit_refit_honeypot_or_route_fails_because_of_a_clients_scores(
         await groups(api, None)  # cold start
         await api.ok("POST", "/v1/objectives", {"name": "helpful", "text": "Answer what was asked."})
         for turn in range(2):
-            made = jsonl(rows(48, images=False, seed=turn, start=100 * turn))
+            made = jsonl(rows(24, images=False, seed=turn, start=100 * turn))
             assert (await upload(api, made)).is_success
             fitted = await api.ok("POST", "/v1/objectives/helpful/fit")
             assert {"chart", "medical"} <= set(fitted["models"])

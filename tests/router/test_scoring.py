@@ -135,6 +135,24 @@ async def test_a_slow_shadow_costs_nothing(api: Api, endpoints: Endpoints) -> No
     assert line(found, "slow")["weight"] == 0
 
 
+async def test_a_slow_shadow_takes_no_calls_from_another(api: Api, endpoints: Endpoints) -> None:
+    await api.enrol(endpoints.endpoint("good"))
+    slow, fast = endpoints.endpoint("slow"), endpoints.endpoint("fast")
+    await api.enrol(slow, state="probation")
+    await api.enrol(fast, state="probation")
+    slow.delay_s = 3
+    for _ in range(20):
+        await api.reward("answer 1", "answer 3")
+
+    async def called() -> bool:
+        return len(fast.calls) == 20
+
+    await eventually(called)
+    found = await api.reward("answer 1", "answer 3")
+    assert "slower than the weighted clients" in line(found, "slow")["detail"]
+    assert len(slow.calls) <= 16
+
+
 async def test_a_reset_connection_is_retried_and_then_reported(start: Start, endpoints: Endpoints) -> None:
     async with start(client_attempts=3) as api:
         with resetting() as address:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import hmac
 import random
+import time
+from collections.abc import Collection
 
 import structlog
 from mor_core.auth import Principal, Scope, TokenFile, hash_token
@@ -52,6 +54,8 @@ class ClientPool:
         """Client -> revision and circuit. A circuit outlives the reconnection after a change of the card, so that a
         client cannot reset it by new limits there."""
         self._card_changes = ChangeLimit(_MOST_CARD_CHANGES, 3600)
+        self._removed: dict[str, float] = {}
+        """Client that was removed lately -> time."""
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
         self.loaded = False
@@ -78,15 +82,9 @@ class ClientPool:
         """Return why the last call to a client failed; ``None`` where it did not."""
         return self._broken.get(name) or self._clients[name].last_error
 
-    def circuit(self, name: str) -> Circuit:
-        """Return a client's circuit.
-
-        Raises:
-            NotFound: not enrolled.
-        """
-        if name not in self._circuits:
-            raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
-        return self._circuits[name][1]
+    def is_reliable(self, name: str) -> bool:
+        """Return whether the latest calls to a client show that it answers."""
+        return name in self._circuits and self._circuits[name][1].reliable
 
     def circuit_state(self, name: str) -> CircuitState:
         """Return the state of a client's circuit; ``closed`` where it is not enrolled."""
@@ -136,13 +134,22 @@ class ClientPool:
             for name in set(self._identity) - set(records):
                 await self._drop(name)
                 self._circuits.pop(name, None)
-                metrics.remove_client(name)
+                self._removed[name] = time.monotonic()
+            self._remove_series(records)
             for name, record in records.items():
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
                 metrics.UNRELIABLE.labels(name).set(record.unreliable_at is not None)
             self.records = records
             self.loaded = True
+
+    def _remove_series(self, enrolled: Collection[str]) -> None:
+        """Remove the metrics of removed clients, again while calls in flight may still add to them."""
+        for name, at in list(self._removed.items()):
+            if name not in enrolled:
+                metrics.remove_client(name)
+            if name in enrolled or time.monotonic() - at > 2 * self._settings.deadline_s:
+                del self._removed[name]
 
     async def _drop(self, name: str) -> None:
         self._identity.pop(name, None)

@@ -108,7 +108,7 @@ class Reliability:
                 await self._restore(name, record.unreliable_at)
 
     def _has_recovered(self, name: str, since: float) -> bool:
-        return time.time() - since >= self._most_s / self._share and self._pool.circuit(name).reliable
+        return time.time() - since >= self._most_s / self._share and self._pool.is_reliable(name)
 
     async def _restore(self, name: str, since: float) -> None:
         """End a client's probation as unreliable. One that is distrusted as well stays on probation for that."""

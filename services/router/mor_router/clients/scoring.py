@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from mor_core import tracing
 from mor_core.errors import NotFound
@@ -17,8 +19,8 @@ from mor_core.wire import ScoreItem
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.responses import ClientFailure, ClientResponse
 
-_MOST_SHADOW_TASKS = 64
-"""Shadow calls in flight over all groups: slow shadows cannot pile up; above it a group goes without them."""
+_MOST_SHADOW_TASKS = 16
+"""Shadow calls in flight to one client: those to a slow one cannot pile up; above it a group goes without it."""
 
 _ON_TRIAL = ClientResponse("circuit_open", detail="on trial after failures; slower than the others", of_call=True)
 
@@ -42,6 +44,8 @@ class ScoreRequester:
     def __init__(self, pool: ClientPool) -> None:
         self._pool = pool
         self._shadows: set[asyncio.Task[dict[str, ClientResponse]]] = set()
+        self._in_shadow: Counter[str] = Counter()
+        """Client -> its shadow calls in flight."""
 
     async def request(self, client: str, batch: ScoreBatch, deadline_s: float) -> dict[str, ClientResponse]:
         """Return one client's response for every item of ``batch``.
@@ -87,10 +91,11 @@ class ScoreRequester:
         }
         shadow_tasks: dict[str, asyncio.Task[dict[str, ClientResponse]]] = {}
         for name, part in [*((name, wanted[name]) for name in on_trial), *((name, batch) for name in shadows)]:
-            if len(self._shadows) < _MOST_SHADOW_TASKS:
+            if self._in_shadow[name] < _MOST_SHADOW_TASKS:
                 task = asyncio.create_task(self._request_missing(name, part, answers, deadline_s))
                 self._shadows.add(task)
-                task.add_done_callback(self._shadows.discard)
+                self._in_shadow[name] += 1
+                task.add_done_callback(partial(self._end_shadow, name))
                 shadow_tasks[name] = task
         try:
             await asyncio.gather(*weighted_tasks.values())
@@ -104,6 +109,10 @@ class ScoreRequester:
             for item in wanted[name].items:
                 answers[item.item_id].setdefault(name, _ON_TRIAL)
         return answers
+
+    def _end_shadow(self, name: str, task: asyncio.Task[dict[str, ClientResponse]]) -> None:
+        self._shadows.discard(task)
+        self._in_shadow -= Counter((name,))  # which also drops clients without a call
 
     async def _request_missing(
         self, name: str, batch: ScoreBatch, answers: ClientResponses, deadline_s: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,9 @@ _BATCH_ANCHORS = 16
 """Anchors per request: what has been scored is kept when a later request fails."""
 _ATTEMPTS = 3
 """Passes over the anchors without scores, in addition to the retries of each call."""
+_MOST_DEADLINES = 20
+"""Time for all anchors of a fit, in deadlines of a call: a client that answers each call just in time would otherwise
+delay the fit of all. What it has scored is kept for the next fit."""
 _CARD_TIMEOUT_S = 5.0
 """Seconds for the card of a running client."""
 
@@ -79,9 +83,13 @@ class AnchorScorer:
             result.problem = str(failure)
             return result
         await self._read_cached(result, objective, anchors)
+        until = time.monotonic() + _MOST_DEADLINES * self._deadline_s
         for _ in range(_ATTEMPTS):
             missing = [anchor for anchor in anchors if anchor.digest not in result.scores]
             for start in range(0, len(missing), _BATCH_ANCHORS):
+                if time.monotonic() > until:
+                    result.problem = f"too slow: {len(result.scores)} anchors in {_MOST_DEADLINES} times MOR_DEADLINE_S"
+                    return result
                 await self._request(result, objective, missing[start : start + _BATCH_ANCHORS], images)
         return result
 
