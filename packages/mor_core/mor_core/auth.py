@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
+from weakref import WeakSet
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -108,16 +109,42 @@ class TokenFile:
         return self.authenticate(token)
 
 
+Check = Callable[[Principal], Awaitable[Principal]]
+"""Check of an authenticated caller's rights, made by ``require``."""
+
+_IDENTIFIED = "mor_core.auth.principal"
+"""Key of the caller in a request's ASGI scope, so that one request looks its token up once."""
+_checks: WeakSet[Check] = WeakSet()
+
 _bearer = HTTPBearer(auto_error=False, description="Scoped bearer token.")
 
 
 async def _principal(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Principal:
+    if (known := request.scope.get(_IDENTIFIED)) is not None:
+        principal: Principal = known
+        return principal
     if credentials is None:
         raise Unauthorized("no bearer token; send 'Authorization: Bearer <token>'")
     tokens: TokenFile = request.app.state.tokens
-    return await tokens.identify(credentials.credentials)
+    found = await tokens.identify(credentials.credentials)
+    request.scope[_IDENTIFIED] = found
+    return found
+
+
+async def identified(request: Request) -> Principal:
+    """Return the sender of ``request`` by its head alone.
+
+    Raises:
+        Unauthorized: the token is missing or unknown.
+    """
+    return await _principal(request, await _bearer(request))
+
+
+def is_check(dependency: object) -> bool:
+    """Return whether ``dependency`` was made by ``require``."""
+    return dependency in _checks
 
 
 async def caller(request: Request, *scopes: Scope) -> Principal:
@@ -127,10 +154,10 @@ async def caller(request: Request, *scopes: Scope) -> Principal:
         Unauthorized: the token is missing or unknown.
         Forbidden: the caller has none of ``scopes``.
     """
-    return await require(*scopes)(await _principal(request, await _bearer(request)))
+    return await require(*scopes)(await identified(request))
 
 
-def require(*scopes: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+def require(*scopes: Scope) -> Check:
     """Make a FastAPI dependency that requires one of ``scopes``; scope admin always passes.
 
     Use as ``caller: Annotated[Principal, Depends(require(Scope.viewer))]``. Needs ``app.state.tokens``, which
@@ -144,4 +171,5 @@ def require(*scopes: Scope) -> Callable[[Principal], Awaitable[Principal]]:
             raise Forbidden(f"token {principal.name!r} has scope {principal.scope}; this needs {needed}")
         return principal
 
+    _checks.add(check)
     return check

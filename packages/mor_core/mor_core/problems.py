@@ -35,14 +35,19 @@ def describe(error: ValidationError | RequestValidationError) -> str:
     return "; ".join(lines[:_SHOWN_ERRORS] + more)
 
 
-async def _mor_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, MorError)
-    headers = {}
+def of_error(error: MorError, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Make the response that ``error`` stands for, with further ``headers``."""
+    headers = dict(headers or {})
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return problem(error.status, error.title, str(error), headers)
+
+
+async def _mor_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MorError)
+    return of_error(error)
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

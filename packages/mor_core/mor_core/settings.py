@@ -57,7 +57,27 @@ class ServiceSettings(Settings):
     tokens_file: Path | None = None
     """JSON file of inbound bearer tokens, see ``mor_core.auth``. Without it, calls that need a token are refused."""
     max_request_bytes: int = Field(64 << 20, gt=0)
-    """Largest request body, bytes; the service answers a larger one with 413."""
+    """Largest request body, bytes; the service answers a larger one with 413. Routes that take neither pictures nor
+    batches take at most 1 MiB."""
+    max_body_memory_bytes: int = Field(256 << 20, gt=0)
+    """Bytes of request bodies in memory at a time; more get 503 with Retry-After. One caller may use all of it while no
+    other needs it."""
+    max_requests: int = Field(512, ge=1)
+    """Authenticated requests in progress, event streams included; further ones get 503 with Retry-After. One caller may
+    use all of them while no other needs them."""
+    max_connections: int = Field(1024, ge=2)
+    """Open connections. At the limit, a new one replaces the connection that has waited longest without a request."""
+    max_connections_per_address: int = Field(512, ge=1)
+    """Open connections from one address, with the same effect. Behind an ingress all callers have the ingress's
+    address; the limit of each caller is then the ingress's."""
+    head_timeout_s: float = Field(10.0, gt=0)
+    """Seconds in which a request line and its headers must arrive; the connection is then closed."""
+    body_timeout_s: float = Field(120.0, gt=0)
+    """Seconds in which a request's body must arrive; the service then answers 408."""
+    idle_timeout_s: float = Field(20.0, gt=0)
+    """Seconds that a connection stays open without a request."""
+    write_timeout_s: float = Field(60.0, gt=0)
+    """Seconds for which a caller may take nothing of a response; the connection is then closed."""
     shutdown_grace_s: float = Field(10.0, gt=0)
     """Seconds that requests in flight have to finish after SIGTERM."""
     tls_cert_file: Path | None = None

@@ -41,6 +41,6 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
     app = create_service(
         "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, host_info=host_info
     )
-    for part in (clients, objectives, rewards, status):
-        app.include_router(part.routes)
+    for routes in (clients.routes, objectives.routes, objectives.uploads, rewards.routes, status.routes):
+        app.include_router(routes)
     return app

@@ -19,6 +19,7 @@ from mor_router import metrics
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.scoring import ClientResponses
 from mor_router.config import RouterSettings
+from mor_router.embedding import LIVE, embedding_for
 from mor_router.rewarding.pipeline import GroupBatch, RewardPipeline, Unrewarded
 
 _IDLE_S = 1.0
@@ -95,7 +96,8 @@ class RunRewardStage(RunStage[RolloutRecord]):
                 return
             traces = {name: self._spans[name].traceparent for name in waiting}
             groups = GroupBatch([_item(entry) for entry in waiting.values()], images, traces)
-            outcomes, known = await self._reward_pipeline.reward(groups, self._settings.deadline_s, known=known)
+            with embedding_for(LIVE):
+                outcomes, known = await self._reward_pipeline.reward(groups, self._settings.deadline_s, known=known)
             problems: dict[str, str] = {}
             for outcome in outcomes:
                 if isinstance(outcome.result, Unrewarded):

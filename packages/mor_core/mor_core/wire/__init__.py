@@ -31,6 +31,7 @@ from mor_core.wire.contract import (
     ScoreResponse,
 )
 from mor_core.wire.messages import (
+    MOST_TEXT,
     ImagePart,
     ImageUrl,
     Message,
@@ -63,6 +64,7 @@ __all__ = [
     "CONTRACT",
     "LARGEST_REWARD",
     "LARGEST_SCORE",
+    "MOST_TEXT",
     "Calibration",
     "Card",
     "ClientScore",

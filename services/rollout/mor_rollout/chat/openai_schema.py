@@ -7,8 +7,9 @@ import binascii
 from typing import Annotated, Any, Literal
 
 from mor_core import images as guarded
-from mor_core.errors import Invalid
-from mor_core.wire import ImagePart, Message, TextPart
+from mor_core.errors import Invalid, TooLarge
+from mor_core.image_budget import ImageBudget
+from mor_core.wire import MOST_TEXT, ImagePart, Message, TextPart
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,6 +39,13 @@ class ChatImage(_Schema):
 class ChatMessage(_Schema):
     role: Literal["system", "user", "assistant"]
     content: str | list[Annotated[ChatText | ChatImage, Field(discriminator="type")]]
+
+    @property
+    def characters(self) -> int:
+        """Length of the message's text."""
+        if isinstance(self.content, str):
+            return len(self.content)
+        return sum(len(part.text) for part in self.content if isinstance(part, ChatText))
 
 
 class StreamOptions(_Schema):
@@ -118,13 +126,18 @@ class ChatRequest(_Schema):
             )
         return wanted or left
 
-    def conversation(self) -> tuple[tuple[Message, ...], dict[str, Image.Image]]:
+    def conversation(self, most_image_bytes: int) -> tuple[tuple[Message, ...], dict[str, Image.Image]]:
         """Return the messages, which name images by hash, and the decoded images by hash.
 
         Raises:
             Invalid: an image is neither a data URI nor base64, or not readable.
-            TooLarge: an image is over the limits.
+            TooLarge: an image is over the limits, the images are over the budget of a request, or the text is too
+                long.
         """
+        characters = sum(message.characters for message in self.messages)
+        if characters > MOST_TEXT:
+            raise TooLarge(f"the conversation has {characters} characters, of at most {MOST_TEXT}; shorten it")
+        budget = ImageBudget(most_image_bytes)
         images: dict[str, Image.Image] = {}
         messages = []
         for message in self.messages:
@@ -138,7 +151,9 @@ class ChatRequest(_Schema):
                     continue
                 content = _image_bytes(part.image_url.url)
                 digest = guarded.sha256(content)
-                images[digest] = guarded.decode(content)
+                if digest not in images:
+                    budget.spend(content)
+                    images[digest] = guarded.decode(content)
                 parts.append(ImagePart.of(digest))
             messages.append(Message(role=message.role, content=tuple(parts)))
         return tuple(messages), images

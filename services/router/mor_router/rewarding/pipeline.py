@@ -177,10 +177,12 @@ class RewardPipeline:
     ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward groups that share one objective."""
         try:
-            plan = await self.plan(groups.items[0].objective, fusion)
-        except NotFound as error:
+            async with asyncio.timeout(deadline_s):
+                plan = await self.plan(groups.items[0].objective, fusion)
+        except (NotFound, TimeoutError) as error:
             kind = (fusion or self._settings.fusion).kind
-            unrewarded = Unrewarded(problem=str(error), clients=(), gate_version=0, fusion=kind)
+            problem = str(error) or f"the objective's text was not embedded in {deadline_s:g} s"
+            unrewarded = Unrewarded(problem=problem, clients=(), gate_version=0, fusion=kind)
             return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], {}
         items = [
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
@@ -189,13 +191,17 @@ class RewardPipeline:
         if known is None:
             self._offer_honeypots(groups, plan, deadline_s)
         started = time.perf_counter()
-        gate_weights = asyncio.gather(*(self._try_gate_weights(item, groups, plan) for item in items))
-        called = await self._called_clients(items, gate_weights, plan)
-        batch = ScoreBatch(items, groups.images, groups.traces)
-        answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known)
-        standardisers = await self._standardisers(plan.gates, answers, first=known is None)
+        gate_weights = asyncio.gather(*(self._try_gate_weights(item, groups, plan, deadline_s) for item in items))
+        try:
+            called = await self._called_clients(items, gate_weights, plan)
+            batch = ScoreBatch(items, groups.images, groups.traces)
+            answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known)
+            standardisers = await self._standardisers(plan.gates, answers, first=known is None)
+            found = await gate_weights
+        finally:
+            gate_weights.cancel()  # nobody embeds for a caller that has gone
         outcomes = []
-        for item, weights in zip(items, await gate_weights, strict=True):
+        for item, weights in zip(items, found, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
                 result = self._result(weights, answers[item.item_id], plan, standardisers)
                 outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
@@ -252,14 +258,19 @@ class RewardPipeline:
                     await self._drift.record_model(client, model)
 
     async def _try_gate_weights(
-        self, item: ScoreItem, groups: GroupBatch, plan: ScoringPlan
+        self, item: ScoreItem, groups: GroupBatch, plan: ScoringPlan, deadline_s: float
     ) -> tuple[ObjectiveWeights, ...] | str:
         """Compute a group's gate weights, or return why there are none."""
         with tracing.span("gate", parent=groups.traces.get(item.item_id)) as span:
             try:
-                return await self.gate_weights(
-                    GateInput(item.messages, groups.images), plan.gates, plan.weighted_clients
-                )
+                async with asyncio.timeout(deadline_s):
+                    return await self.gate_weights(
+                        GateInput(item.messages, groups.images), plan.gates, plan.weighted_clients
+                    )
+            except TimeoutError:
+                problem = f"the input was not embedded in {deadline_s:g} s"
+                span.fail(problem)
+                return problem
             except (MorError, ValueError) as error:
                 span.fail(str(error))
                 return str(error)

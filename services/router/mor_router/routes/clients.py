@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from mor_core.auth import Scope
 from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
 from mor_core.errors import Forbidden
+from mor_core.json_route import JsonRoute
 
 from mor_router.routes.context import (
     Admin,
@@ -19,7 +20,7 @@ from mor_router.routes.context import (
     check_may_see,
 )
 
-routes = APIRouter(prefix="/v1/clients", tags=["clients"])
+routes = APIRouter(prefix="/v1/clients", tags=["clients"], route_class=JsonRoute)
 
 
 @routes.post("", status_code=201, summary="Enrol a client")

@@ -7,6 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from mor_core.errors import Invalid
 from mor_core.images import MAX_BYTES
+from mor_core.json_route import JsonRoute, UploadRoute
 from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange, RefitRequest
 from starlette.datastructures import UploadFile
 
@@ -15,7 +16,8 @@ from mor_router.objectives.gates import GateSummary, GateVersion
 from mor_router.objectives.upload import read_upload
 from mor_router.routes.context import Admin, Reader, Running
 
-routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
+routes = APIRouter(prefix="/v1/objectives", tags=["objectives"], route_class=JsonRoute)
+uploads = APIRouter(prefix="/v1/objectives", tags=["objectives"], route_class=UploadRoute)
 
 _MOST_FILES = 20_000
 """Pictures in one upload: more than anchors in any sensible set; the bytes of a request have their own bound."""
@@ -76,7 +78,7 @@ async def remove(name: str, router: Running, caller: Admin) -> None:
     router.objectives.gate_resolver.invalidate()
 
 
-@routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
+@uploads.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
 async def anchors(name: str, request: Request, router: Running, caller: Admin) -> Objective:
     """Replace the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
     ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from mor_router import metrics
 from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores, scored_now
 from mor_router.clients.scoring import ScoreBatch, ScoreRequester
-from mor_router.embedding import Embedder, GateInput
+from mor_router.embedding import Embedder, GateInput, embedding_for
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Anchor, Objective, ObjectiveStore
 from mor_router.store import key
@@ -188,7 +188,8 @@ class Honeypots:
         taken = order[: len(sizes)]
         around = _random.sample(list(candidates), min(_NEIGHBOURS, len(candidates)))
         images = await self._objectives.images(objective, [*taken, *around])
-        inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in [*taken, *around]])
+        with embedding_for("(honeypots)"):  # not in the turns of the call that they follow
+            inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in [*taken, *around]])
         own, near = inputs[: len(taken)], inputs[len(taken) :]
         groups = []
         for anchor, vector, size in zip(taken, own, sizes, strict=False):

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Query
+from mor_core.json_route import JsonRoute
 from mor_core.run_status import Acknowledgement, Alert
 
 from mor_trainer.routes.dependencies import Admin, AlertStoreDep, Reader, RunStoreDep
 
-router = APIRouter(prefix="/v1/alerts", tags=["alerts"])
+router = APIRouter(prefix="/v1/alerts", tags=["alerts"], route_class=JsonRoute)
 
 audit = structlog.get_logger("audit")
 

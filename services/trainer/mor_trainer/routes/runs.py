@@ -9,6 +9,7 @@ import structlog
 from anyio import to_thread
 from fastapi import APIRouter, Response
 from mor_core.datafiles import read_prompts
+from mor_core.json_route import JsonRoute
 from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
@@ -17,7 +18,7 @@ from mor_trainer.control.checkpoint_check import check_folder
 from mor_trainer.routes.dependencies import Admin, ReaderOrClient, RunStoreDep, WatchersDep
 from mor_trainer.routes.etag import IfNoneMatch, conditional_response, conditional_responses
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=JsonRoute)
 
 _STARTED = secrets.token_hex(4)
 """Distinguishes the generations of this process from those of another in an ETag."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from mor_core.json_route import JsonRoute
 from mor_core.run_status import WorkerStatus
 from mor_core.runs import Claim, ClaimRequest, Heartbeat, HeartbeatReply
 
 from mor_trainer.routes.dependencies import Reader, RunStoreDep, Service, WatchersDep, WorkersDep
 
-router = APIRouter(prefix="/v1", tags=["workers"])
+router = APIRouter(prefix="/v1", tags=["workers"], route_class=JsonRoute)
 
 
 @router.post(

@@ -1,0 +1,46 @@
+"""Turns at something that works for one at a time, in rounds over those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class FairTurns:
+    """Lock that passes from sender to sender, so that one with many requests delays another by one turn only."""
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, sender: str) -> AsyncIterator[None]:
+        """Wait for a turn of ``sender``, and hold it during the body. Cancelled meanwhile, it gives up its place."""
+        if self._taken:
+            place = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(sender, deque()).append(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():  # the turn came together with the cancellation
+                    self._pass_on()
+                raise
+        self._taken = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            sender, places = next(iter(self._waiting.items()))
+            place = places.popleft()
+            del self._waiting[sender]
+            if places:
+                self._waiting[sender] = places  # behind all other senders
+            if not place.done():
+                place.set_result(None)
+                return
+        self._taken = False
