@@ -123,7 +123,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _HEAD_REFUSAL)
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes, self._field_bytes = True, 0, 0
+        self._in_head, self._field_bytes = True, 0
         if len(self.pipeline) >= _MOST_PIPELINED:
             self._stop(HTTPStatus.TOO_MANY_REQUESTS, f"over {_MOST_PIPELINED} requests before their responses")
         super().on_message_begin()

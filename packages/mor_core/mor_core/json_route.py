@@ -21,7 +21,7 @@ _OWN_THREAD_BYTES = 16 << 10
 """A larger body is parsed on the parser's thread: below, changing the thread takes longer than parsing."""
 
 _parser = ThreadPoolExecutor(1, thread_name_prefix="json")
-"""Parses one large body at a time: parsing holds the interpreter's lock, so a second thread would only take more."""
+"""Parses one large body at a time: parsing holds the interpreter's lock, so a second thread would gain nothing."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
