@@ -92,15 +92,15 @@ async def test_a_long_text_is_cut_before_it_is_embedded() -> None:
     )
 
 
-def bomb(number: int, side: int = 8000) -> bytes:
-    """Draw a picture of 64 megapixels in some 100 kB."""
+def bombs(number: int, side: int = 8000) -> list[bytes]:
+    """Return pictures of 64 megapixels in some 70 kB, which differ in a byte behind their end."""
     content = io.BytesIO()
-    Image.new("L", (side, side), number).save(content, "PNG")
-    return content.getvalue()
+    Image.new("L", (side, side)).save(content, "PNG")
+    return [content.getvalue() + bytes([i]) for i in range(number)]
 
 
 async def test_a_request_has_one_budget_of_pixels(api: Api) -> None:
-    pictures = [bomb(number) for number in range(5)]
+    pictures = bombs(5)
     assert sum(map(len, pictures)) < 1 << 20
     images = {sha256(content): base64.b64encode(content).decode() for content in pictures}
     parts = [{"type": "image_url", "image_url": {"url": f"sha256:{digest}"}} for digest in images]

@@ -25,7 +25,7 @@ class ClientCalls:
 
     def list(self) -> list[Client]:
         """List all clients by name."""
-        found: list[Client] = self._router.get("/v1/clients", list[Client])
+        found: list[Client] = self._router.pages("/v1/clients", Client, "name")
         return found
 
     def get(self, name: str) -> ClientStatus:

@@ -71,12 +71,12 @@ class ObjectiveCalls:
 
     def versions(self, name: str) -> list[Gate]:
         """List the gate versions of an objective, oldest first."""
-        found: list[Gate] = self._router.get(f"/v1/objectives/{name}/gates", list[Gate])
+        found: list[Gate] = self._router.pages(f"/v1/objectives/{name}/gates", Gate, "version")
         return found
 
     def list(self) -> list[Objective]:
         """List all objectives by name."""
-        found: list[Objective] = self._router.get("/v1/objectives", list[Objective])
+        found: list[Objective] = self._router.pages("/v1/objectives", Objective, "name")
         return found
 
     def get(self, name: str) -> Objective:

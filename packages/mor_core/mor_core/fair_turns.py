@@ -13,6 +13,8 @@ class FairTurns:
 
     def __init__(self) -> None:
         self._taken = False
+        self._last = ""
+        """Sender of the latest turn, which goes to another if one waits."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
@@ -27,7 +29,7 @@ class FairTurns:
                 if place.done() and not place.cancelled():  # the turn came together with the cancellation
                     self._pass_on()
                 raise
-        self._taken = True
+        self._taken, self._last = True, sender
         try:
             yield
         finally:
@@ -35,9 +37,9 @@ class FairTurns:
 
     def _pass_on(self) -> None:
         while self._waiting:
-            sender, places = next(iter(self._waiting.items()))
+            sender = next((name for name in self._waiting if name != self._last), self._last)
+            places = self._waiting.pop(sender)
             place = places.popleft()
-            del self._waiting[sender]
             if places:
                 self._waiting[sender] = places  # behind all other senders
             if not place.done():

@@ -42,7 +42,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     history = History(
         database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
     )
-    watchers = Watchers()
+    watchers = Watchers(settings.max_event_readers)
     ingest: Ingest | None = None
 
     @contextlib.asynccontextmanager

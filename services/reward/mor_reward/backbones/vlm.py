@@ -19,7 +19,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from mor_reward.backbones import adapters
-from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.backbone import (
+    Backbone,
+    BackboneConfig,
+    Example,
+    Picture,
+    Precision,
+    resolve_precision,
+    too_long_to_tokenize,
+)
 from mor_reward.backbones.encoders import load_model
 from mor_reward.backbones.vision_features import ENCODED_TOGETHER, Features, VisionFeatures
 
@@ -108,6 +116,9 @@ class Vlm(Backbone):
     def unscorable_reason(self, example: Example) -> str | None:
         if len(example.pictures) > self.config.max_images:
             return f"{len(example.pictures)} pictures; this model reads at most {self.config.max_images} in a prompt"
+        characters = sum(len(message.text) for message in example.messages) + len(example.response)
+        if (reason := too_long_to_tokenize("prompt and response have", characters, self.config.max_length)) is not None:
+            return reason
         try:
             prompt = self._prompt(example)
         except MorError as error:

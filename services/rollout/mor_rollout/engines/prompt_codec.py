@@ -13,6 +13,9 @@ from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.protocol import PromptInput
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
+_CHARACTERS_A_TOKEN = 32
+"""Most characters of a prompt for each token of the engine; common words have four to ten."""
+
 
 class PromptCodec:
     """The checkpoint's processor, its stop tokens and its forbidden tokens.
@@ -40,6 +43,12 @@ class PromptCodec:
             raise Invalid(
                 f"the prompt has {images} images, at most {self._max_images} are allowed;"
                 " send fewer or raise MOR_MAX_IMAGES"
+            )
+        characters = sum(len(message.text) for message in prompt.messages)
+        if characters > _CHARACTERS_A_TOKEN * self._max_model_len:
+            raise Invalid(
+                f"the prompt has {characters} characters, too many for the {self._max_model_len} tokens that prompt and"
+                " response together may have; shorten the prompt or raise MOR_MAX_MODEL_LEN"
             )
         inputs = vision.encode_prompt(self.processor, prompt.messages, prompt.images)
         token_ids = tuple(inputs["input_ids"][0].tolist())

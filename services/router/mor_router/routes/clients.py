@@ -9,6 +9,7 @@ from mor_core.auth import Scope
 from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
 from mor_core.errors import Forbidden
 from mor_core.json_route import JsonRoute
+from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
 
 from mor_router.routes.context import (
     Admin,
@@ -35,9 +36,10 @@ async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -
     return await router.clients.enroller.enrol(request, caller.name)
 
 
-@routes.get("", summary="All clients")
-async def listing(router: Running, _: Reader) -> list[Client]:
-    return [record.public() for record in await router.clients.registry.all()]
+@routes.get("", summary="Clients by name")
+async def listing(router: Running, _: Reader, after: After = None, limit: PageLimit = MOST_ENTRIES) -> list[Client]:
+    found = await router.clients.registry.all()
+    return [record.public() for record in page(found, lambda record: record.name, after, limit)]
 
 
 @routes.get("/{name}", summary="One client, with its health")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from mor_core.errors import Invalid
 from mor_core.images import MAX_BYTES
 from mor_core.json_route import JsonRoute, UploadRoute
+from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
 from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange, RefitRequest
 from starlette.datastructures import UploadFile
 
@@ -53,9 +54,9 @@ async def create(request: NewObjective, router: Running, caller: Admin) -> Objec
     return objective
 
 
-@routes.get("", summary="All objectives")
-async def listing(router: Running, _: Reader) -> list[Objective]:
-    return await router.objectives.store.all()
+@routes.get("", summary="Objectives by name")
+async def listing(router: Running, _: Reader, after: After = None, limit: PageLimit = MOST_ENTRIES) -> list[Objective]:
+    return page(await router.objectives.store.all(), lambda objective: objective.name, after, limit)
 
 
 @routes.get("/{name}", summary="One objective")
@@ -154,10 +155,12 @@ async def refit(name: str, router: Running, caller: Admin, request: RefitRequest
     return gate.summary()
 
 
-@routes.get("/{name}/gates", summary="Gate versions of an objective")
-async def versions(name: str, router: Running, _: Reader) -> list[GateSummary]:
+@routes.get("/{name}/gates", summary="Gate versions of an objective, oldest first")
+async def versions(
+    name: str, router: Running, _: Reader, after: After = None, limit: PageLimit = MOST_ENTRIES
+) -> list[GateSummary]:
     await router.objectives.store.get(name)
-    return await router.objectives.gates.all(name)
+    return page(await router.objectives.gates.all(name), lambda gate: str(gate.version), after, limit)
 
 
 @routes.get("/{name}/gates/{version}", summary="One gate version with all parameters")

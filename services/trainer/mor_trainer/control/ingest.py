@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 from mor_core.errors import StreamError
+from mor_core.fair_share import FairShare
 from mor_core.runs import RunState
 from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
 from mor_core.tasks import stop
@@ -39,9 +40,9 @@ log = structlog.get_logger(__name__)
 class Watchers:
     """Readers that wait for events of a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_readers: int) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self.readers = 0
+        self.readers = FairShare(most_readers)
         """Open event streams."""
 
     def wake(self, run: str) -> None:

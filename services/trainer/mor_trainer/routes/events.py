@@ -43,7 +43,7 @@ async def events(
     history: HistoryDep,
     watchers: WatchersDep,
     settings: SettingsDep,
-    _: Reader,
+    caller: Reader,
     last_event_id: Annotated[str | None, Header(description="Continue after this event.")] = None,
 ) -> EventSourceResponse:
     """Follow a run. The ``id`` of an event is the cursor; without ``Last-Event-ID`` the stream starts from now. When
@@ -51,20 +51,26 @@ async def events(
     idle stream open."""
     runs.revision(run)
     after = runs.last_event(run) if last_event_id is None else parse_cursor(run, last_event_id)
-    if watchers.readers >= settings.max_event_readers:
+    reader = f"{caller.scope}:{caller.name}"
+    if not watchers.readers.take(reader):
         raise Unavailable(
-            f"{watchers.readers} event streams are open, MOR_MAX_EVENT_READERS allows no more; close one, or raise it",
+            f"{watchers.readers.total} event streams are open, MOR_MAX_EVENT_READERS allows no more; close one, or "
+            "raise it",
             _RETRY_S,
         )
+    watchers.readers.give_back(reader)
     return EventSourceResponse(
-        _follow(run, after, history, watchers),
+        _follow(run, after, history, watchers, reader),
         ping=max(1, round(settings.sse_heartbeat_s)),
         send_timeout=_SEND_TIMEOUT_S,
     )
 
 
-async def _follow(run: str, after: int, history: History, watchers: Watchers) -> AsyncIterator[ServerSentEvent]:
-    watchers.readers += 1
+async def _follow(
+    run: str, after: int, history: History, watchers: Watchers, reader: str
+) -> AsyncIterator[ServerSentEvent]:
+    if not watchers.readers.take(reader):  # another took the last one between the check and the first byte
+        return
     try:
         pruned = history.pruned(run)
         if after < pruned:
@@ -78,7 +84,7 @@ async def _follow(run: str, after: int, history: History, watchers: Watchers) ->
             if not found:
                 await watchers.wait(run, _LONGEST_SILENCE_S)
     finally:
-        watchers.readers -= 1
+        watchers.readers.give_back(reader)
 
 
 def _sent(run: str, event: Event) -> ServerSentEvent:

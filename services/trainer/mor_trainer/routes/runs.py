@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from hashlib import sha256
 from pathlib import Path
 
 import structlog
@@ -10,6 +11,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Response
 from mor_core.datafiles import read_prompts
 from mor_core.json_route import JsonRoute
+from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
 from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
@@ -55,14 +57,23 @@ class _Runs(RootModel[list[RunSnapshot]]):
     pass
 
 
-@router.get("", summary="All runs, newest first", response_class=Response, responses=conditional_responses(_Runs))
-async def list_runs(runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
-    """List all runs. A client's token shows progress and that client's own figures."""
-    return await conditional_response(
-        f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
-        if_none_match,
-        lambda: _Runs([redaction.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
-    )
+@router.get("", summary="Runs, newest first", response_class=Response, responses=conditional_responses(_Runs))
+async def list_runs(
+    *,
+    runs: RunStoreDep,
+    caller: ReaderOrClient,
+    after: After = None,
+    limit: PageLimit = MOST_ENTRIES,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """List runs. A client's token shows progress and that client's own figures."""
+
+    def content() -> _Runs:
+        return _Runs([redaction.snapshot(runs.snapshot(run), caller) for run in page(runs.ids(), str, after, limit)])
+
+    shown = sha256(f"{after} {limit}".encode()).hexdigest()[:8]
+    etag = f'"{_STARTED}.{runs.generation}.{shown}.{caller.scope}.{caller.name}"'
+    return await conditional_response(etag, if_none_match, content)
 
 
 def _request(run: str, desired: Desired, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
