@@ -29,7 +29,7 @@ _MOST_PIPELINED = 8
 """Requests that may wait on a connection for the response before theirs; common clients send none."""
 
 
-class ConnectionLedger:
+class OpenConnections:
     """Open connections of a server, all of them and by address."""
 
     def __init__(self, settings: ServiceSettings) -> None:
@@ -83,10 +83,10 @@ class ConnectionLedger:
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, *arguments: Any, ledger: ConnectionLedger, settings: ServiceSettings, **named: Any) -> None:
+    def __init__(self, *arguments: Any, connections: OpenConnections, settings: ServiceSettings, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.address = ""
-        self._ledger = ledger
+        self._open_connections = connections
         self._head_timeout_s = settings.head_timeout_s
         self._write_timeout_s = settings.write_timeout_s
         self._in_head = True
@@ -101,14 +101,14 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = _network(self.client[0]) if self.client else ""
-        if not self._ledger.admit(self):
+        if not self._open_connections.admit(self):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections have a request in progress; try again")
             return
-        self._ledger.waits(self)
+        self._open_connections.waits(self)
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ledger.leave(self)
+        self._open_connections.leave(self)
         self._stop_timers()
         super().connection_lost(exc)
 
@@ -146,7 +146,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        self._ledger.works(self)
+        self._open_connections.works(self)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -160,7 +160,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._watch_writing()
         elif self.cycle.response_complete:
-            self._ledger.waits(self)
+            self._open_connections.waits(self)
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():  # of a response that nobody takes

@@ -38,7 +38,8 @@ class JsonRoute(APIRoute):
         answer = super().get_route_handler()
         if self.body_field is None:
             return answer
-        adapter: TypeAdapter[Any] = TypeAdapter(self.body_field.field_info.annotation)
+        body: Any = self.body_field.field_info.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(body)
 
         async def parsed(request: Request) -> Response:
             if not _is_json(request.headers.get("content-type", "")):

@@ -8,6 +8,7 @@ takes.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 from fastapi import FastAPI, Request
 from fastapi.dependencies.models import Dependant
@@ -181,6 +182,8 @@ def declared_checks(route: APIRoute) -> tuple[auth.Check, ...]:
     return tuple(_checks_of(route.dependant))
 
 
-def _checks_of(dependant: Dependant) -> list[auth.Check]:
-    own = [dependant.call] if auth.is_check(dependant.call) else []
-    return [*own, *(check for part in dependant.dependencies for check in _checks_of(part))]
+def _checks_of(dependant: Dependant) -> Iterator[auth.Check]:
+    if dependant.call is not None and auth.is_check(dependant.call):
+        yield dependant.call
+    for part in dependant.dependencies:
+        yield from _checks_of(part)

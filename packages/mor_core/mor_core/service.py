@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from mor_core import atomic, health, logs, problems, service_info, tracing
 from mor_core.auth import TokenFile
-from mor_core.http_protocol import ConnectionLedger, HttpProtocol
+from mor_core.http_protocol import HttpProtocol, OpenConnections
 from mor_core.json_route import JsonRoute
 from mor_core.request_guard import RequestGuard
 from mor_core.settings import ServiceSettings
@@ -76,7 +76,7 @@ def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path
             uvicorn.Config(
                 app,
                 log_config=None,
-                http=cast(Any, partial(HttpProtocol, ledger=ConnectionLedger(settings), settings=settings)),
+                http=cast(Any, partial(HttpProtocol, connections=OpenConnections(settings), settings=settings)),
                 ws="none",  # every route is plain HTTP
                 timeout_keep_alive=math.ceil(settings.idle_timeout_s),
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
