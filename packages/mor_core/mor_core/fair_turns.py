@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class FairTurns:
@@ -17,9 +15,8 @@ class FairTurns:
         """Sender of the latest turn, which goes to another if one waits."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
-    @asynccontextmanager
-    async def turn(self, sender: str) -> AsyncIterator[None]:
-        """Wait for a turn of ``sender``, and hold it during the body. Cancelled meanwhile, it gives up its place."""
+    async def take(self, sender: str) -> None:
+        """Wait for a turn of ``sender``, which ``pass_on`` ends. Cancelled meanwhile, it gives up its place."""
         if self._taken:
             place = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(sender, deque()).append(place)
@@ -27,15 +24,12 @@ class FairTurns:
                 await place
             except asyncio.CancelledError:
                 if place.done() and not place.cancelled():  # the turn came together with the cancellation
-                    self._pass_on()
+                    self.pass_on()
                 raise
         self._taken, self._last = True, sender
-        try:
-            yield
-        finally:
-            self._pass_on()
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
+        """End a turn."""
         while self._waiting:
             sender = next((name for name in self._waiting if name != self._last), self._last)
             places = self._waiting.pop(sender)

@@ -122,7 +122,9 @@ class Completions:
         """Encode the prompt and keep the policy unchanged for the body."""
         engine, swapper, codec = self._service.sampling_parts()
         with self._admitted(caller):
-            messages, images = await on_decoder(partial(request.conversation, self._settings.max_request_bytes))
+            messages, images = await on_decoder(
+                partial(request.conversation, self._settings.max_images, self._settings.max_request_bytes)
+            )
             prompt = await engine.encode(PromptInput(messages, images))
             limit = request.limit(len(prompt.token_ids), self._settings.max_model_len)
             params = SampleParams(limit, request.temperature, request.top_p)

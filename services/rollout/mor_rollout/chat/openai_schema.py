@@ -47,6 +47,11 @@ class ChatMessage(_Schema):
             return len(self.content)
         return sum(len(part.text) for part in self.content if isinstance(part, ChatText))
 
+    @property
+    def images(self) -> int:
+        """Number of the message's images."""
+        return sum(isinstance(part, ChatImage) for part in self.content)
+
 
 class StreamOptions(_Schema):
     include_usage: bool = False
@@ -126,7 +131,9 @@ class ChatRequest(_Schema):
             )
         return wanted or left
 
-    def conversation(self, most_image_bytes: int) -> tuple[tuple[Message, ...], dict[str, Image.Image]]:
+    def conversation(
+        self, most_images: int, most_image_bytes: int
+    ) -> tuple[tuple[Message, ...], dict[str, Image.Image]]:
         """Return the messages, which name images by hash, and the decoded images by hash.
 
         Raises:
@@ -137,6 +144,11 @@ class ChatRequest(_Schema):
         characters = sum(message.characters for message in self.messages)
         if characters > MOST_TEXT:
             raise TooLarge(f"the conversation has {characters} characters, of at most {MOST_TEXT}; shorten it")
+        shown = sum(message.images for message in self.messages)
+        if shown > most_images:
+            raise Invalid(
+                f"the prompt has {shown} images, at most {most_images} are allowed; send fewer or raise MOR_MAX_IMAGES"
+            )
         budget = ImageBudget(most_image_bytes)
         images: dict[str, Image.Image] = {}
         messages = []

@@ -104,9 +104,14 @@ class _Lane:
     async def compute(self, work: Mapping[str, Compute], sender: str) -> dict[str, Float[ndarray, " features"]]:
         """Compute each value, in as many turns as that takes."""
         done: dict[str, Float[ndarray, " features"]] = {}
-        while missing := {key: compute for key, compute in work.items() if key not in done}:
-            async with self._turns.turn(sender):
-                done |= await asyncio.get_running_loop().run_in_executor(self._thread, partial(_one_turn, missing))
+        missing = work
+        while missing:
+            await self._turns.take(sender)
+            try:
+                done |= await asyncio.get_running_loop().run_in_executor(self._thread, _one_turn, missing)
+            finally:
+                self._turns.pass_on()
+            missing = {key: compute for key, compute in work.items() if key not in done}
         return done
 
 
@@ -141,13 +146,21 @@ class Embedder:
         Raises:
             Invalid: an image cannot be decoded.
         """
-        texts = [self._cut("\n".join(message.text for message in x.messages)) for x in inputs]
-        contents = {digest: x.images[digest] for x in inputs for digest in image_hashes(x.messages)}
-        words = await self._vectors(self._texts, {_digest(text): partial(self._text, text) for text in texts})
-        seen = await self._vectors(
-            self._images, {digest: partial(self._image, content) for digest, content in contents.items()}
+        texts = [self._cut("\n".join([message.text for message in x.messages])) for x in inputs]
+        digests = [_digest(text) for text in texts]
+        shown = [image_hashes(x.messages) for x in inputs]
+        words = await self._vectors(
+            self._texts, {digest: partial(self._text, text) for digest, text in zip(digests, texts, strict=True)}
         )
-        return np.stack([self._input(words[_digest(text)], x, seen) for text, x in zip(texts, inputs, strict=True)])
+        work = {
+            digest: partial(self._image, x.images[digest])
+            for x, pictures in zip(inputs, shown, strict=True)
+            for digest in pictures
+        }
+        seen = await self._vectors(self._images, work) if work else {}
+        return np.stack(
+            [self._input(words[digest], pictures, seen) for digest, pictures in zip(digests, shown, strict=True)]
+        )
 
     async def text(self, text: str) -> Float[ndarray, " features"]:
         """Return e(o) of an objective's text."""
@@ -170,10 +183,9 @@ class Embedder:
         return found
 
     def _input(
-        self, text: Float[ndarray, " features"], x: GateInput, seen: Mapping[str, Float[ndarray, " features"]]
+        self, text: Float[ndarray, " features"], shown: Sequence[str], seen: Mapping[str, Float[ndarray, " features"]]
     ) -> Float[ndarray, " features"]:
-        pictures = [seen[digest] for digest in image_hashes(x.messages)]
-        image = np.mean(pictures, axis=0) if pictures else np.zeros(self._image.size)
+        image = np.mean([seen[digest] for digest in shown], axis=0) if shown else np.zeros(self._image.size)
         return np.concatenate([text, image])
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 from fastapi import APIRouter, Request
 from mor_core.errors import Invalid
+from mor_core.image_budget import on_decoder
 from mor_core.images import MAX_BYTES
 from mor_core.json_route import JsonRoute, UploadRoute
 from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
@@ -86,7 +87,7 @@ async def anchors(name: str, request: Request, router: Running, caller: Admin) -
     names the line. Cached scores of anchors that stay are kept."""
     await router.objectives.store.get(name)
     lines, files = await _read(request)
-    pairs, images = await asyncio.to_thread(read_upload, lines, files)
+    pairs, images = await on_decoder(partial(read_upload, lines, files))
     objective = await router.objectives.store.put_anchors(name, pairs, images)
     router.resources.audit.record("anchors", name, caller.name, pairs=len(pairs))
     return objective
