@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
-from generators import contract, metrics, routes, settings, step_metrics  # noqa: E402
+from generators import access, contract, metrics, routes, settings, step_metrics  # noqa: E402
 from tables import (  # noqa: E402
     averaging,
     containers,
@@ -55,6 +55,7 @@ _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     DOCS / "status.md": (step_metrics.table, polling),
     DOCS / "training.md": (trainer, on_gpu, whole_loop),
     DOCS / "reward-contract.md": (contract.clauses,),
+    DOCS / "security.md": (access.tables,),
 }
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings.page,

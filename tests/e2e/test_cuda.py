@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import Valkey
-from tests.e2e.processes import TOKENS, Processes
+from tests.e2e.processes import CLIENT_TOKEN, TOKENS, Processes
 from tests.trainer.kit import make_spec, write_prompts
 
 pytestmark = [
@@ -44,7 +44,7 @@ def test_the_trainer_finds_the_log_probabilities_that_the_engine_sampled_with(
             assert response.is_success, response.text
             return response.json()
 
-        enrolment = {"name": "client", "url": client, "domains": "shapes", "token": TOKENS["mor"][0]}
+        enrolment = {"name": "client", "url": client, "domains": "shapes", "token": CLIENT_TOKEN}
         call("POST", f"{router}/v1/clients", enrolment)
         call("PATCH", f"{router}/v1/clients/client", {"state": "active", "reason": "no anchors in this test"})
         spec = make_spec(tiny_vlm, write_prompts(tmp_path, 12), steps=4, tuning=tuning)

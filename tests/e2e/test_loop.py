@@ -17,7 +17,7 @@ import pytest
 
 from tests.collector import Collector, Received, collecting
 from tests.conftest import Valkey
-from tests.e2e.processes import TOKENS, Processes
+from tests.e2e.processes import CLIENT_TOKEN, TOKENS, Processes
 from tests.shapes import copy_questions, write_rows
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -99,7 +99,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path, collector: Co
         rollout = processes.serve("rollout", "mor-rollout", "serve")
         router = processes.serve("router", "mor-router", "serve", MOR_POLICY_URL=rollout, MOR_REFIT_MAX_TOKENS="8")
         for name, url in clients.items():
-            body = {"name": name, "url": url, "domains": "shapes", "token": TOKENS["mor"][0]}
+            body = {"name": name, "url": url, "domains": "shapes", "token": CLIENT_TOKEN}
             answer = httpx.post(f"{router}/v1/clients", json=body, headers=ADMIN, timeout=30)
             assert answer.is_success, answer.text
             change = {"state": "active", "reason": "no anchors in this test"}
@@ -231,7 +231,7 @@ def test_the_router_refits_on_responses_of_the_policy_that_a_checker_labels(loop
         files.append(("images", (name, (loop.prompts.parent / name).read_bytes(), "image/png")))
     uploaded = httpx.put(f"{objective}/anchors", files=files, headers=ADMIN, timeout=60)
     assert uploaded.is_success, uploaded.text
-    checker = {"kind": "checker", "url": loop.scorer, "token": TOKENS["mor"][0]}
+    checker = {"kind": "checker", "url": loop.scorer, "token": CLIENT_TOKEN}
     assert httpx.put(f"{objective}/labeller", json=checker, headers=ADMIN, timeout=30).is_success
     answer = httpx.post(f"{objective}/refit", headers=ADMIN, timeout=300)
     assert answer.is_success, answer.text

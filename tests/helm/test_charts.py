@@ -208,6 +208,7 @@ def test_a_webhook_gets_its_token_from_a_secret_and_its_network() -> None:
     (secrets,) = (volume for volume in charts.pods(rendered)["m-mor-control"]["volumes"] if volume["name"] == "secrets")
     items = [item for source in secrets["projected"]["sources"] for item in source["secret"]["items"]]
     assert {"key": "token", "path": "mor_alert_webhook_token"} in items
+    assert {"key": "service-token", "path": "mor_service_token"} in items, "it fetches the clients' tokens"
     egress = charts.of(rendered, "NetworkPolicy")["m-mor-from-control"]["spec"]["egress"]
     assert {"ipBlock": {"cidr": "192.0.2.10/32"}} in [peer for rule in egress for peer in rule["to"]]
 

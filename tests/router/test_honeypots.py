@@ -78,7 +78,7 @@ async def traffic(api: Api, calls: int, groups: int, size: int, seed: int) -> li
             items.append(
                 {"item_id": f"{call} {index}", "messages": messages, "responses": responses, "objective": "helpful"}
             )
-        found += (await api.ok("POST", "/v1/reward", {"items": items, "images": images}))["items"]
+        found += await api.reward_groups(items, images)
     return found
 
 

@@ -17,7 +17,7 @@ from mor_router.mathematics.density import LIMIT, effective_share, importance_we
 from pydantic import SecretStr
 
 from tests.router.conftest import Api, Start, eventually
-from tests.router.endpoints import TOKEN, Chat, Endpoints, quality
+from tests.router.endpoints import POLICY_TOKEN, TOKEN, Chat, Endpoints, quality
 from tests.router.planted import jsonl, rows
 from tests.router.test_objectives import objective, specialists, upload
 
@@ -63,7 +63,7 @@ def checker_package(tmp_path: Path) -> Iterator[None]:
 
 
 def settings_for(policy: Chat, **more: Any) -> dict[str, Any]:
-    return {"policy_url": policy.url, "service_token": SecretStr(TOKEN), "refit_questions": 16, **more}
+    return {"policy_url": policy.url, "service_token": SecretStr(POLICY_TOKEN), "refit_questions": 16, **more}
 
 
 async def test_samples_that_a_checker_endpoint_labelled_join_the_anchors(start: Start, endpoints: Endpoints) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints, field_serializer
 
+from mor_core.visibility import Scope, hidden_from
 from mor_core.wire import Card, Documented, ModelRef, Sha256
 
 Source = Literal["api", "kubernetes", "loopback"]
@@ -19,8 +20,8 @@ class Client(Documented):
 
     name: ClientName
     """Lower-case letters, digits, ``.``, ``_`` and ``-``; at most 63."""
-    url: str
-    """Base address of its reward service."""
+    url: Annotated[str | None, hidden_from(Scope.viewer)]
+    """Base address of its reward service; null for a viewer."""
     domains: str
     """Topics that the model can judge, as the client's free text. A claim."""
     source: Source
@@ -89,6 +90,13 @@ class Enrolled(Documented):
     """Result of a small trial group."""
 
 
+class PageToken(Documented):
+    """Holder of a page token."""
+
+    client: str
+    sha256: Sha256
+
+
 class Change(Documented):
     """Body of ``PATCH /v1/clients/{name}``; omitted fields stay unchanged."""
 
@@ -146,8 +154,8 @@ class ClientStatus(Documented):
     client: Client
     circuit: Literal["closed", "open", "half_open"]
     """State of the circuit breaker: ``open``, without requests, after too many failures in a row."""
-    last_error: str | None
-    """Reason why the last call or probe failed; null if it succeeded."""
+    last_error: Annotated[str | None, hidden_from(Scope.viewer)]
+    """Reason why the last call or probe failed; null if it succeeded, and for a viewer."""
 
 
 class ObjectiveInfluence(Documented):

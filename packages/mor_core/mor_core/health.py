@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
+from mor_core.auth import public
+
 ReadyCheck = Callable[[], Awaitable[str | None]]
 """Function that returns ``None`` if its part is ready, or a sentence that names the missing part."""
 
@@ -19,6 +21,7 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Report that the process is alive")
+@public
 async def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
@@ -34,6 +37,7 @@ async def _state(check: ReadyCheck) -> str | None:
 @router.get(
     "/readyz", summary="Report whether the service can work", responses={503: {"description": "The missing parts."}}
 )
+@public
 async def readyz(request: Request) -> JSONResponse:
     checks: Mapping[str, ReadyCheck] = request.app.state.ready_checks
     missing = {name: reason for name, check in checks.items() if (reason := await _state(check)) is not None}
@@ -41,5 +45,6 @@ async def readyz(request: Request) -> JSONResponse:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@public
 async def metrics() -> Response:
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)

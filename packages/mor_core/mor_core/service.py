@@ -18,9 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mor_core import atomic, health, logs, problems, service_info, tracing
-from mor_core.auth import TokenFile
+from mor_core.auth import Principal, TokenFile, public
 from mor_core.errors import TooLarge
 from mor_core.settings import ServiceSettings
+from mor_core.token_watch import WatchTokens
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -74,10 +75,18 @@ def create_service(
     """
     app = FastAPI(title=title, version=version, description=description, lifespan=lifespan)
     app.state.tokens = TokenFile(settings.tokens_file)
+    for route in app.routes:
+        public(route.endpoint)  # type: ignore[attr-defined]  # FastAPI's own: the OpenAPI document and its page
     app.state.ready_checks = ready_checks
     app.state.gather_host_info = host_info
     app.state.started_at = time.time()
     problems.install(app)
+
+    async def identify(token: str) -> Principal:
+        found: Principal = await app.state.tokens.identify(token)  # a lifespan may replace the tokens
+        return found
+
+    app.add_middleware(WatchTokens, identify=identify)
     app.add_middleware(LimitRequestSize, max_bytes=settings.max_request_bytes)
     app.include_router(health.router)
     app.include_router(service_info.router)

@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from mor_core.visibility import OWN_ROWS
 from mor_core.wire import Documented
 
 PROMETHEUS_PREFIX = "mor_trainer_"
@@ -244,7 +245,7 @@ class StepMetrics(_Sparse):
         Number, Metric("nats", gauge="mixture_entropy_nats", chart=MIXTURE_ENTROPY, line="entropy")
     ] = None
     """Mean entropy of the mixture weights."""
-    clients: dict[str, ClientFigures] = Field(default_factory=dict)
+    clients: Annotated[dict[str, ClientFigures], OWN_ROWS] = Field(default_factory=dict)
     """Figures of each client."""
     domains: dict[str, DomainFigures] = Field(default_factory=dict)
     """Figures of each domain label."""

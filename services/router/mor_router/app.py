@@ -29,7 +29,8 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_router(settings, egress or EgressPolicy.from_settings(settings)) as router:
+        policy = egress or EgressPolicy.from_settings(settings)
+        async with open_router(settings, policy, app.state.tokens) as router:
             app.state.router = router
             app.state.tokens = RouterTokens(app.state.tokens, router.clients.pool)
             checks["router"] = router.ready
@@ -43,4 +44,5 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
     )
     for part in (clients, objectives, rewards, status):
         app.include_router(part.routes)
+    app.include_router(clients.page_tokens)
     return app

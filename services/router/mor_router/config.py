@@ -46,6 +46,13 @@ class RouterSettings(ServiceSettings, StreamSettings):
     client_key_file: Path | None = None
     """PEM private key of ``client_cert_file``."""
 
+    enrolments_per_minute: int = Field(20, ge=1)
+    """Most attempts in a minute to enrol with one token of scope ``enrolment``, failed ones included; more get 429."""
+    enrolments_per_network: int = Field(10, ge=1)
+    """Most attempts in a minute to enrol endpoints in one network (IPv4 /24, IPv6 /48), by all such tokens."""
+    clients_per_token: int = Field(100, ge=1)
+    """Most clients at a time that one token of scope ``enrolment`` has enrolled."""
+
     deadline_s: float = Field(30.0, gt=0)
     """Seconds that clients have to score a group, including retries."""
     client_attempts: int = Field(3, ge=1, le=10)

@@ -18,6 +18,7 @@
 ``versions``             counter of gate versions, over all objectives
 ``influence:{client}``   traces of its scores in the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
+``quota:{subject}``      enrolments in the current minute by token or network; not exported
 ``leader:{work}``        lock of the replica that does a piece of work alone; not exported
 ======================== =======================================================================
 

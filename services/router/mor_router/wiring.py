@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from mor_core.errors import Invalid
 from mor_core.tasks import in_background
+from mor_core.token_file import TokenFile
 
 from mor_router.clients.client_components import ClientComponents, open_clients
 from mor_router.clients.egress import EgressPolicy
@@ -54,14 +55,17 @@ class Router:
 
 
 @asynccontextmanager
-async def open_router(settings: RouterSettings, egress: EgressPolicy) -> AsyncIterator[Router]:
-    """Run a router until the body ends.
+async def open_router(settings: RouterSettings, egress: EgressPolicy, tokens: TokenFile) -> AsyncIterator[Router]:
+    """Run a router until the body ends. No client may have a credential that is one of ``tokens``.
 
     Raises:
         Invalid: no usable ``MOR_SECRET_KEY``, or a model or package that cannot be loaded.
     """
     secret_store = SecretStore(settings.secret_key)
-    async with open_resources(settings) as resources, open_clients(resources, secret_store, egress) as clients:
+    async with (
+        open_resources(settings) as resources,
+        open_clients(resources, secret_store, egress, tokens) as clients,
+    ):
         objectives = build_objectives(resources, clients)
         async with (
             open_trust(resources, clients, objectives) as trust,

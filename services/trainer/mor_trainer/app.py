@@ -10,7 +10,7 @@ import httpx
 from fastapi import Depends, FastAPI
 from mor_core import service_info
 from mor_core.service import create_service
-from mor_core.tasks import stop
+from mor_core.tasks import in_background, stop
 
 from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
@@ -62,7 +62,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         ingest = Ingest(settings, runs, history, watchers, trackers)
         delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
-            async with ingest.running():
+            async with in_background(app.state.tokens.keep_refreshed()), ingest.running():
                 yield
         finally:
             await stop([delivery])
@@ -90,7 +90,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
     app.state.router = RouterClient(settings, router_transport)
-    app.state.tokens = ClientTokens(settings.tokens_file, app.state.router)
+    app.state.tokens = ClientTokens(app.state.tokens, app.state.router, settings.service_token)
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(known_query)])
     add_dashboard(app)

@@ -32,8 +32,11 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     max_event_readers: int = Field(256, ge=1)
     """Largest number of open event streams; further ones get 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None
-    """Address of the router, which identifies clients by their own tokens and reports their state. When unset, only the
-    tokens of the tokens file are valid."""
+    """Address of the router, which knows the clients' own tokens and their state. When unset, only the tokens of the
+    tokens file are valid."""
+    service_token: SecretStr = SecretStr("")
+    """Bearer token with scope ``service`` for the router, which tells run control the hashes of its clients' tokens.
+    Without it, clients' own tokens are not valid here."""
     router_ca_file: Path | None = None
     """PEM file of certificate authorities for a router served over HTTPS; the system's when unset."""
     alert_webhook_url: AnyHttpUrl | None = None

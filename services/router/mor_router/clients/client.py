@@ -7,7 +7,7 @@ import random
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import httpx
 import stamina
@@ -19,6 +19,7 @@ from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, OpenedState
 from pydantic import SecretStr, ValidationError
 
 from mor_router import metrics
+from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.egress import EgressPolicy, PinnedTransport
 from mor_router.clients.http import BoundedHttpClient, bearer_client, parse_missing_images
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
@@ -89,8 +90,8 @@ class RewardClient:
         await self._http.close()
 
     async def circuit(self) -> str:
-        """Return the state of the circuit: ``closed``, ``open`` or ``half_open``."""
-        breaker = await self._breakers.get_breaker(self.record.name)
+        """Return the state of the runs' circuit: ``closed``, ``open`` or ``half_open``."""
+        breaker = await self._breakers.get_breaker(RUNS.name)
         return _CIRCUIT_NAMES[breaker.context.state]
 
     async def card(self, timeout_s: float) -> Card:
@@ -125,14 +126,14 @@ class RewardClient:
             raise ClientFailure("unexpected", f"its answer could not be processed ({kind})") from error
 
     async def score(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline_s: float
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline_s: float, caller: Caller = RUNS
     ) -> dict[str, ClientResponse]:
         """Return a response for each of ``items`` within ``deadline_s`` seconds."""
         deadline = asyncio.get_running_loop().time() + deadline_s
         oversized = self._reject_oversized(items)
         sent = [item for item in items if item.item_id not in oversized]
         requests = split_requests(sent, images, self._limits, self._settings.items_per_request)
-        answers = await asyncio.gather(*(self._score(request, images, deadline) for request in requests))
+        answers = await asyncio.gather(*(self._score(request, images, deadline, caller) for request in requests))
         return oversized | {name: answer for part in answers for name, answer in part.items()}
 
     def _reject_oversized(self, items: Sequence[ScoreItem]) -> dict[str, ClientResponse]:
@@ -154,36 +155,38 @@ class RewardClient:
         return oversized
 
     async def _score(
-        self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float
+        self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float, caller: Caller
     ) -> dict[str, ClientResponse]:
         started = time.perf_counter()
         name = self.record.name
         status: ResponseStatus = "error"
         try:
-            answers = await self._call_guarded(items, images, deadline)
+            answers = await self._call_guarded(items, images, deadline, caller)
         except ClientFailure as failure:
             status = "timeout" if failure.reason == "timeout" else "error"
             status = "circuit_open" if failure.reason == "circuit_open" else status
-            self.last_error = str(failure)
-            metrics.CLIENT_FAILURES.labels(name, failure.reason).inc()
-            if failure.reason != "circuit_open":
+            if caller == RUNS:
+                self.last_error = str(failure)
+                metrics.CLIENT_FAILURES.labels(name, failure.reason).inc()
+            if caller == RUNS and failure.reason != "circuit_open":
                 log.warning("a client failed", client=name, reason=failure.reason, detail=str(failure))
             seconds = time.perf_counter() - started
             return {item.item_id: ClientResponse(status, detail=str(failure), seconds=seconds) for item in items}
         seconds = time.perf_counter() - started
         metrics.CLIENT_SECONDS.labels(name).observe(seconds)
-        broken = [answer for answer in answers.values() if answer.status != "ok"]
-        metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
-        self.last_error = broken[0].detail if broken else None
+        if caller == RUNS:
+            broken = [answer for answer in answers.values() if answer.status != "ok"]
+            metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
+            self.last_error = broken[0].detail if broken else None
         return {
             item_id: ClientResponse(answer.status, answer.scores, answer.detail, answer.model, seconds)
             for item_id, answer in answers.items()
         }
 
     async def _call_guarded(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float, caller: Caller = RUNS
     ) -> dict[str, ClientResponse]:
-        """Call the client once, under the concurrency limit, the circuit breaker and the deadline."""
+        """Call the client once, under the concurrency limit, the caller's circuit breaker and the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._slots.acquire()
@@ -191,9 +194,9 @@ class RewardClient:
             raise ClientFailure(
                 "busy", "the deadline passed while earlier calls to this client were running"
             ) from error
-        breaker = await self._breakers.get_breaker(self.record.name)
+        breaker = await self._breakers.get_breaker(caller.name)
         try:
-            async with breaker:
+            async with nullcontext() if caller.own_deadline else breaker:
                 return await self._call_timed(items, images, deadline)
         except OpenedState as opened:
             opened.__traceback__ = None  # the library raises the same object each time, and its traceback would grow
@@ -203,7 +206,8 @@ class RewardClient:
             ) from None
         finally:
             self._slots.release()
-            metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[breaker.context.state])
+            if caller == RUNS:
+                metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[breaker.context.state])
 
     async def _call_timed(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
-from mor_core.auth import hash_token, new_token
+from mor_core.auth import TokenFile, hash_token, new_token
 from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation, Source
-from mor_core.errors import Conflict, Invalid, NotFound
+from mor_core.errors import Conflict, Invalid, MorError
 from mor_core.wire import Card
+from pydantic import SecretStr
 
 from mor_router import metrics
 from mor_router.audit import AuditLog
 from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.enrolment_quota import EnrolmentQuota
 from mor_router.clients.honeypot_scores import HoneypotScores
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
@@ -37,6 +40,9 @@ class Enroller:
         egress: EgressPolicy,
         honeypot_scores: HoneypotScores,
         audit: AuditLog,
+        tokens: TokenFile,
+        service_token: SecretStr,
+        quota: EnrolmentQuota,
     ) -> None:
         self._registry = registry
         self._pool = pool
@@ -44,21 +50,33 @@ class Enroller:
         self._egress = egress
         self._honeypot_scores = honeypot_scores
         self._audit = audit
+        self._tokens = tokens
+        self._service_token = service_token
+        self._quota = quota
 
-    async def enrol(self, request: Enrolment, by: str, source: Source | None = None) -> Enrolled:
+    async def enrol(
+        self, request: Enrolment, by: str, source: Source | None = None, *, enrolled_by: str | None = None
+    ) -> Enrolled:
         """Enrol a client. Without ``source`` its address is checked like one sent to the API.
+
+        ``enrolled_by``: name of the enrolment token, whose number of clients is limited.
 
         Raises:
             Invalid: the address is outside of the egress policy, or the endpoint failed the probe.
-            Conflict: the name is taken.
+            Conflict: the name or a credential is taken.
+            Overloaded: the enrolment token has enrolled as many clients as it may.
         """
-        try:
-            await self._registry.get(request.name)
-        except NotFound:
-            pass
-        else:
-            raise Conflict(f"client {request.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
         token = new_token() if request.page_token_sha256 is None else None
+        page_token_sha256 = request.page_token_sha256 or hash_token(token or "")
+
+        def check(records: Collection[ClientRecord]) -> None:
+            if any(record.name == request.name for record in records):
+                raise Conflict(f"client {request.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
+            if enrolled_by is not None:
+                self._quota.check_room(enrolled_by, records)
+            self._check_credentials(records, outbound=request.token, page_token_sha256=page_token_sha256)
+
+        check(await self._registry.all())
         record = ClientRecord(
             name=request.name,
             url=request.url.rstrip("/"),
@@ -67,10 +85,15 @@ class Enroller:
             state=request.state,
             enrolled_at=time.time(),
             secret=self._secret_store.encrypt(request.token),
-            inbound_sha256=request.page_token_sha256 or hash_token(token or ""),
+            inbound_sha256=page_token_sha256,
+            enrolled_by=enrolled_by,
             revision=new_revision(),
         )
-        card, trial = await self._probe(record)
+        try:
+            card, trial = await self._probe(record)
+        except MorError:
+            metrics.remove_client(record.name)  # whoever enrols chooses the name, and must not fill the metrics
+            raise
         found = {
             "card": card,
             "model": card.model,
@@ -78,7 +101,7 @@ class Enroller:
             "domains": request.domains or card.domains,
         }
         record = record.model_copy(update=found)
-        await self._registry.add(record)
+        await self._registry.add(record, check)
         self._audit.record("enrol", record.name, by, url=record.url, source=record.source, state=record.state)
         await self._pool.refresh()
         return Enrolled(client=record.public(), token=token, trial=trial)
@@ -119,6 +142,7 @@ class Enroller:
             raise Invalid("nothing to rotate: give 'token' (sent to the client), or 'inbound': true (the client's own)")
         changed: dict[str, object] = {}
         if request.token is not None:
+            self._check_credentials(await self._registry.all(), outbound=request.token)
             changed = {"secret": self._secret_store.encrypt(request.token), "revision": new_revision()}
             await self._probe((await self._registry.get(name)).model_copy(update=changed))
         token = new_token() if request.inbound else None
@@ -141,6 +165,28 @@ class Enroller:
         self._audit.record("revoke", name, by)
         await self._pool.refresh()
         metrics.remove_client(name)
+
+    def _check_credentials(
+        self, records: Collection[ClientRecord], *, outbound: SecretStr, page_token_sha256: str | None = None
+    ) -> None:
+        """Check that a client's new credentials are nobody else's, so that a token has one holder and one scope.
+
+        Raises:
+            Conflict: one is taken. The message does not reveal by whom.
+        """
+        sent = hash_token(outbound.get_secret_value())
+        taken = {record.inbound_sha256 for record in records}
+        if page_token_sha256 is not None and (page_token_sha256 in taken or self._opens_router(page_token_sha256)):
+            raise Conflict("page_token_sha256 is the hash of a token that is in use; create a new page token")
+        if sent in taken or sent == page_token_sha256 or self._opens_router(sent):
+            raise Conflict(
+                "token, which the router sends to the reward service, opens a service of MoR as well; "
+                "give the reward service a token of its own"
+            )
+
+    def _opens_router(self, digest: str) -> bool:
+        own = self._service_token.get_secret_value()
+        return self._tokens.holder(digest) is not None or (own != "" and hash_token(own) == digest)
 
     async def _probe(self, record: ClientRecord) -> tuple[Card, str]:
         """Read the card and have the probe item scored; return the card and the outcome in words.

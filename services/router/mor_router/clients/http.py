@@ -107,7 +107,9 @@ class BoundedHttpClient:
             cause = str(error) or type(error).__name__
             if responded:
                 raise ClientFailure("connect", f"the connection broke in the middle of the answer ({cause})") from error
-            raise ClientFailure("connect", f"cannot reach {self._url} ({cause}); is it running?", retry=True) from error
+            raise ClientFailure(
+                "connect", f"its reward service cannot be reached ({cause}); is it running?", retry=True
+            ) from error
 
     async def _refusal(self, response: httpx.Response, path: str) -> ClientFailure:
         status = response.status_code

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import random
+from collections.abc import Mapping
 
 import structlog
-from mor_core.auth import Principal, Scope, TokenFile, hash_token
+from mor_core.auth import Principal, Scope, TokenFile
 from mor_core.clients import State
 from mor_core.errors import MorError, NotFound
 from mor_core.wire import Limits
@@ -46,6 +46,9 @@ class ClientPool:
         self._broken: dict[str, str] = {}
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
+        self.page_tokens: dict[str, str] = {}
+        """SHA-256 of a page token -> the client whose page it opens."""
+        self._shared_page_tokens: list[list[str]] = []
         self.loaded = False
         """True once the registry has been read."""
 
@@ -103,7 +106,19 @@ class ClientPool:
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
             self.records = records
+            self._index_page_tokens(records)
             self.loaded = True
+
+    def _index_page_tokens(self, records: Mapping[str, ClientRecord]) -> None:
+        """Index the clients by their page tokens. One that several clients have opens no page."""
+        holders: dict[str, list[str]] = {}
+        for name, record in records.items():
+            holders.setdefault(record.inbound_sha256, []).append(name)
+        self.page_tokens = {digest: names[0] for digest, names in holders.items() if len(names) == 1}
+        shared = [names for names in holders.values() if len(names) > 1]
+        if shared != self._shared_page_tokens:
+            self._shared_page_tokens = shared
+            log.error("clients share a page token, which opens no page; rotate the tokens", clients=shared)
 
     async def _drop(self, name: str) -> None:
         self._identity.pop(name, None)
@@ -162,9 +177,8 @@ class RouterTokens(TokenFile):
         self._file = file
         self._pool = pool
 
-    def authenticate(self, token: str) -> Principal:
-        digest = hash_token(token)
-        found = [
-            record.name for record in self._pool.records.values() if hmac.compare_digest(record.inbound_sha256, digest)
-        ]
-        return Principal(name=found[0], scope=Scope.client) if found else self._file.authenticate(token)
+    def holder(self, digest: str) -> Principal | None:
+        found, client = self._file.holder(digest), self._pool.page_tokens.get(digest)
+        if found is not None or client is None:
+            return found  # the file comes first: no client takes over a token that is added there later
+        return Principal(name=client, scope=Scope.client)

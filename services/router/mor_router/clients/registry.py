@@ -22,10 +22,13 @@ _MOST_UPDATE_ATTEMPTS = 20
 class ClientRecord(Client):
     """A client as it is stored."""
 
+    url: str
     secret: str = Field(repr=False)
     """The token that the router sends to the client, encrypted."""
     inbound_sha256: Sha256
     """Hash of the token with which the client reads its own page."""
+    enrolled_by: str | None = None
+    """Name of the token of scope ``enrolment`` that enrolled it; null if another way."""
     revision: str
     """Changes whenever address, secret or source change; the connection is then made again."""
     distrusted_at: float | None = None
@@ -63,14 +66,24 @@ class ClientRegistry:
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
         return ClientRecord.model_validate_json(value)
 
-    async def add(self, record: ClientRecord) -> None:
-        """Add a client.
+    async def add(self, record: ClientRecord, check: Callable[[list[ClientRecord]], None]) -> None:
+        """Add a client, if ``check`` accepts it beside those that are enrolled at that moment.
 
         Raises:
-            Conflict: the name is taken.
+            Conflict: other writers keep changing the registry.
         """
-        if not await self._redis.hsetnx(CLIENTS, record.name, record.model_dump_json()):
-            raise Conflict(f"client {record.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
+        for _ in range(_MOST_UPDATE_ATTEMPTS):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(CLIENTS)
+                check(await self.all())
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.hset(CLIENTS, record.name, record.model_dump_json())
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    continue
+                return
+        raise Conflict("the registry is being changed by other requests; try again")
 
     async def update(self, name: str, change: Callable[[ClientRecord], ClientRecord]) -> ClientRecord:
         """Apply ``change`` to the stored record, and again if another writer changed it meanwhile.

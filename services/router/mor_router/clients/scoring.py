@@ -14,6 +14,7 @@ from mor_core.errors import NotFound
 from mor_core.tasks import stop
 from mor_core.wire import ScoreItem
 
+from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.responses import ClientFailure, ClientResponse
 
@@ -41,7 +42,9 @@ class ScoreRequester:
         self._pool = pool
         self._shadows: set[asyncio.Task[dict[str, ClientResponse]]] = set()
 
-    async def request(self, client: str, batch: ScoreBatch, deadline_s: float) -> dict[str, ClientResponse]:
+    async def request(
+        self, client: str, batch: ScoreBatch, deadline_s: float, caller: Caller = RUNS
+    ) -> dict[str, ClientResponse]:
         """Return one client's response for every item of ``batch``.
 
         The items are sent under random ids, new ones each time, so that a client cannot link them to groups or anchors.
@@ -50,7 +53,7 @@ class ScoreRequester:
         items = [item.model_copy(update={"item_id": alias}) for alias, item in by_alias.items()]
         with _call_spans(client, batch) as outcome:
             try:
-                answers = await self._pool.client(client).score(items, batch.images, deadline_s)
+                answers = await self._pool.client(client).score(items, batch.images, deadline_s, caller)
                 found = {by_alias[alias].item_id: answer for alias, answer in answers.items()}
             except (ClientFailure, NotFound) as error:
                 found = {item.item_id: ClientResponse("error", detail=str(error)) for item in batch.items}
@@ -63,7 +66,9 @@ class ScoreRequester:
         weighted: Mapping[str, Collection[str]],
         shadows: Collection[str],
         deadline_s: float,
+        *,
         known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+        caller: Caller = RUNS,
     ) -> ClientResponses:
         """Request scores from the ``weighted`` clients (item -> its clients) and from ``shadows`` (all items) at once.
 
@@ -74,13 +79,15 @@ class ScoreRequester:
         known = known or {}
         answers: ClientResponses = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
         weighted_tasks = {
-            name: asyncio.create_task(self._request_missing(name, replace(batch, items=items), answers, deadline_s))
+            name: asyncio.create_task(
+                self._request_missing(name, replace(batch, items=items), answers, deadline_s, caller)
+            )
             for name, items in _by_client(batch.items, weighted).items()
         }
         shadow_tasks: dict[str, asyncio.Task[dict[str, ClientResponse]]] = {}
         for name in shadows:
             if len(self._shadows) < _MOST_SHADOW_TASKS:
-                task = asyncio.create_task(self._request_missing(name, batch, answers, deadline_s))
+                task = asyncio.create_task(self._request_missing(name, batch, answers, deadline_s, caller))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
                 shadow_tasks[name] = task
@@ -95,10 +102,10 @@ class ScoreRequester:
         return answers
 
     async def _request_missing(
-        self, name: str, batch: ScoreBatch, answers: ClientResponses, deadline_s: float
+        self, name: str, batch: ScoreBatch, answers: ClientResponses, deadline_s: float, caller: Caller
     ) -> dict[str, ClientResponse]:
         items = [item for item in batch.items if name not in answers[item.item_id]]
-        return await self.request(name, replace(batch, items=items), deadline_s) if items else {}
+        return await self.request(name, replace(batch, items=items), deadline_s, caller) if items else {}
 
     async def close(self) -> None:
         await stop(self._shadows)

@@ -29,6 +29,7 @@ from mor_core.wire import GroupReward, RewardExplanation, RewardItem, ScoreItem
 from numpy import ndarray
 
 from mor_router import metrics
+from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.responses import ClientResponse
 from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
@@ -111,10 +112,13 @@ class RewardPipeline:
         *,
         fusion: FusionChoice | None = None,
         known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+        caller: Caller = RUNS,
     ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward ``groups``; return an outcome for each, in their order, and the good answers.
 
-        The good answers are passed as ``known`` when a group is tried again, so that no client scores it twice.
+        The good answers are passed as ``known`` when a group is tried again, so that no client scores it twice. Groups
+        of another ``caller`` than the runs change nothing that the router has learned: no recent scores, influence,
+        model, disagreement or honeypot follows from them.
 
         Raises:
             Conflict: a gate cannot be served.
@@ -124,7 +128,7 @@ class RewardPipeline:
             by_objective.setdefault(json.dumps(item.objective, sort_keys=True), []).append(item)
         parts = await asyncio.gather(
             *(
-                self._reward_objective(replace(groups, items=items), deadline_s, fusion, known)
+                self._reward_objective(replace(groups, items=items), deadline_s, fusion, known, caller)
                 for items in by_objective.values()
             )
         )
@@ -174,6 +178,7 @@ class RewardPipeline:
         deadline_s: float,
         fusion: FusionChoice | None,
         known: Mapping[str, Mapping[str, ClientResponse]] | None,
+        caller: Caller,
     ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward groups that share one objective."""
         try:
@@ -186,21 +191,23 @@ class RewardPipeline:
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
             for g in groups.items
         ]
-        if known is None:
+        learns = caller == RUNS
+        if learns and known is None:
             self._offer_honeypots(groups, plan, deadline_s)
         started = time.perf_counter()
         gate_weights = asyncio.gather(*(self._try_gate_weights(item, groups, plan) for item in items))
         called = await self._called_clients(items, gate_weights, plan)
         batch = ScoreBatch(items, groups.images, groups.traces)
-        answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known)
-        standardisers = await self._standardisers(plan.gates, answers, first=known is None)
+        answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known=known, caller=caller)
+        standardisers = await self._standardisers(plan.gates, answers, remember=learns and known is None)
         outcomes = []
         for item, weights in zip(items, await gate_weights, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
-                result = self._result(weights, answers[item.item_id], plan, standardisers)
+                result = self._result(weights, answers[item.item_id], plan, standardisers, learns=learns)
                 outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
-        await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
-        await self._record_models(plan.gates, answers)
+        if learns:
+            await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
+            await self._record_models(plan.gates, answers)
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
         good = {
@@ -265,26 +272,26 @@ class RewardPipeline:
                 return str(error)
 
     async def _standardisers(
-        self, gates: ActiveGates, answers: ClientResponses, *, first: bool
+        self, gates: ActiveGates, answers: ClientResponses, *, remember: bool
     ) -> tuple[Mapping[str, Standardiser], ...]:
         """Return the clients' standardisers for each objective; those of the cold start come from recent scores."""
         models = [part.gate for part in gates.parts]
         cold = next((model.clients for model in models if not isinstance(model, Mixture)), ())
-        recent = await self._recent_standardisers(cold, answers, first=first)
+        recent = await self._recent_standardisers(cold, answers, remember=remember)
         return tuple(
             dict(zip(model.clients, model.standardisers, strict=True)) if isinstance(model, Mixture) else recent
             for model in models
         )
 
     async def _recent_standardisers(
-        self, clients: Sequence[str], answers: ClientResponses, *, first: bool
+        self, clients: Sequence[str], answers: ClientResponses, *, remember: bool
     ) -> dict[str, Standardiser]:
         found: dict[str, Standardiser] = {}
         for client in clients:
             given = [a for by_client in answers.values() if (a := by_client.get(client)) and a.scores and a.model]
             if given and given[0].model is not None:
                 groups = [answer.scores for answer in given if answer.scores]
-                fitted = await self._recent.standardiser(client, given[0].model, groups, remember=first)
+                fitted = await self._recent.standardiser(client, given[0].model, groups, remember=remember)
                 # A single response has no difference to be measured by; its reward is the level, 0 by definition.
                 found[client] = fitted or Standardiser(1.0, 0.0, groups[0][0], 0.0, 0.0)
         return found
@@ -295,6 +302,8 @@ class RewardPipeline:
         answers: Mapping[str, ClientResponse],
         plan: ScoringPlan,
         standardisers: Sequence[Mapping[str, Standardiser]],
+        *,
+        learns: bool,
     ) -> GroupReward | Unrewarded:
         """Fuse one group's scores, or explain why it has no reward."""
         used: dict[str, Any] = {
@@ -326,7 +335,7 @@ class RewardPipeline:
             )
             return Unrewarded(problem=problem, clients=clients, **used)
         client_scores.observe(fused, gate_weights)
-        if len(plan.gates.parts) == 1:
+        if learns and len(plan.gates.parts) == 1:
             self._disagreement.observe(plan.gates.parts[0], fused)
         return GroupReward(rewards=tuple(fused.rewards.tolist()), clients=clients, entropy=fused.entropy, **used)
 

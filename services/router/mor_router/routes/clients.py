@@ -6,20 +6,22 @@ from typing import Any
 
 from fastapi import APIRouter
 from mor_core.auth import Scope
-from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
+from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, PageToken, Rotated, Rotation
 from mor_core.errors import Forbidden
+from mor_core.visibility import visible
 
 from mor_router.routes.context import (
     Admin,
-    ClientOrAdmin,
     EnrolmentOrAdmin,
+    OwnerOrAdmin,
     Reader,
-    ReaderOrClient,
+    ReaderOrOwner,
     Running,
-    check_may_see,
+    Service,
 )
 
 routes = APIRouter(prefix="/v1/clients", tags=["clients"])
+page_tokens = APIRouter(prefix="/v1/page-tokens", tags=["clients"])
 
 
 @routes.post("", status_code=201, summary="Enrol a client")
@@ -27,37 +29,46 @@ async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -
     """Check the address, read the card and have a probe item scored with the given token; store the client if all
     succeeds. The response contains the token of the client's own page, once. A token of scope ``enrolment`` cannot
     enrol a client as ``active``."""
-    if caller.scope == Scope.enrolment and request.state != "probation":
-        raise Forbidden(
-            "a token of scope enrolment enrols on probation only; request activation from the platform team"
-        )
-    return await router.clients.enroller.enrol(request, caller.name)
+    enrolled_by = None
+    if caller.scope is Scope.enrolment:
+        if request.state != "probation":
+            raise Forbidden(
+                "a token of scope enrolment enrols on probation only; request activation from the platform team"
+            )
+        enrolled_by = caller.name
+        await router.clients.enrolment_quota.take(enrolled_by, request.url)
+    return await router.clients.enroller.enrol(request, caller.name, enrolled_by=enrolled_by)
+
+
+@page_tokens.get("", summary="Hashes of the clients' page tokens, for run control")
+async def list_page_tokens(router: Running, _: Service) -> list[PageToken]:
+    """Return the hash of each client's page token, by which run control recognises clients."""
+    return [PageToken(client=name, sha256=digest) for digest, name in router.clients.pool.page_tokens.items()]
 
 
 @routes.get("", summary="All clients")
-async def listing(router: Running, _: Reader) -> list[Client]:
-    return [record.public() for record in await router.clients.registry.all()]
+async def listing(router: Running, caller: Reader) -> list[Client]:
+    return [visible(record.public(), caller.scope, caller.name) for record in await router.clients.registry.all()]
 
 
 @routes.get("/{name}", summary="One client, with its health")
-async def one(name: str, router: Running, caller: ReaderOrClient) -> ClientStatus:
-    check_may_see(caller, name)
+async def one(name: str, router: Running, caller: ReaderOrOwner) -> ClientStatus:
     await router.clients.registry.get(name)
     await router.clients.pool.refresh()
     circuit: Any = await router.clients.pool.circuit(name)
-    return ClientStatus(
+    found = ClientStatus(
         client=router.clients.pool.records[name].public(),
         circuit=circuit,
         last_error=router.clients.pool.last_error(name),
     )
+    return visible(found, caller.scope, caller.name)
 
 
 @routes.get("/{name}/influence", summary="Influence of a client's scores on recent rewards")
-async def influence(name: str, router: Running, caller: ReaderOrClient) -> Influence:
+async def influence(name: str, router: Running, _: ReaderOrOwner) -> Influence:
     """Return, by objective and over the latest rewarded groups: mean weight, share of the within-group variance, and
     the number of groups in which the client's scores did not count, by reason. A client's own token shows its own
     influence only."""
-    check_may_see(caller, name)
     await router.clients.registry.get(name)
     return await router.rewarding.influences.of(name)
 
@@ -73,7 +84,6 @@ async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -
 
 
 @routes.delete("/{name}", status_code=204, summary="Revoke a client")
-async def revoke(name: str, router: Running, caller: ClientOrAdmin) -> None:
+async def revoke(name: str, router: Running, caller: OwnerOrAdmin) -> None:
     """Delete the client and its secret, invalidate its own token, and stop calls to it. A client may revoke itself."""
-    check_may_see(caller, name)
     await router.clients.enroller.revoke(name, caller.name)

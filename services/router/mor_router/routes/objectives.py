@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from mor_router.learning.labels import LabellerChoice, StoredLabeller
 from mor_router.objectives.gates import GateSummary, GateVersion
 from mor_router.objectives.upload import read_upload
-from mor_router.routes.context import Admin, Reader, Running
+from mor_router.routes.context import Admin, Reader, Running, Service
 
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
 
@@ -128,7 +128,7 @@ async def put_labeller(name: str, choice: LabellerChoice, router: Running, calle
 
 
 @routes.get("/{name}/labeller", summary="Labeller of the policy's own responses")
-async def get_labeller(name: str, router: Running, _: Reader) -> StoredLabeller | None:
+async def get_labeller(name: str, router: Running, _: Service) -> StoredLabeller | None:
     await router.objectives.store.get(name)
     return await router.learning.labellers.get(name)
 
@@ -153,13 +153,13 @@ async def refit(name: str, router: Running, caller: Admin, request: RefitRequest
 
 
 @routes.get("/{name}/gates", summary="Gate versions of an objective")
-async def versions(name: str, router: Running, _: Reader) -> list[GateSummary]:
+async def versions(name: str, router: Running, _: Service) -> list[GateSummary]:
     await router.objectives.store.get(name)
     return await router.objectives.gates.all(name)
 
 
 @routes.get("/{name}/gates/{version}", summary="One gate version with all parameters")
-async def version(name: str, version: int, router: Running, _: Reader) -> GateVersion:
+async def version(name: str, version: int, router: Running, _: Service) -> GateVersion:
     return await router.objectives.gates.get(name, version)
 
 

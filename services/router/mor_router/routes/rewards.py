@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from mor_core import tracing
-from mor_core.auth import Scope
 from mor_core.errors import Conflict, Invalid
 from mor_core.images import sha256
 from mor_core.wire import Messages, RewardExplanation, image_hashes
 
+from mor_router.clients.caller import Caller
 from mor_router.embedding import GateInput
 from mor_router.mathematics import gate
 from mor_router.mathematics.group_fusion import blended_slopes, blended_weights, ood_score
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.rewarding.pipeline import GroupBatch, GroupOutcome, Unrewarded
-from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, may_see
+from mor_router.routes.context import Running, Scorer
 from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
 
 routes = APIRouter(prefix="/v1", tags=["rewards"])
 
 
 @routes.post("/route", summary="Weights for an input, explained")
-async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) -> RouteResponse:
+async def route(request: RouteRequest, router: Running, _: Scorer) -> RouteResponse:
     _check_images([request.messages], request.images)
     plan = await router.rewarding.pipeline.plan(request.objective)
     try:
@@ -68,35 +68,34 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
         note=plan.gates.note,
         entropy=float(gate.entropy(np.array(list(weights.values())))),
         ood_score=ood_score(objective_weights),
-        clients=tuple(line for line in lines if may_see(caller, line.client)),
+        clients=tuple(lines),
     )
 
 
 @routes.post("/reward", summary="Fused rewards of groups of responses")
-async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient, http: Request) -> RewardResponse:
+async def reward(request: RewardRequest, router: Running, caller: Scorer, http: Request) -> RewardResponse:
     """Request the clients' scores and fuse them. An item without a quorum has status ``error`` and no rewards; 0 never
-    stands for a missing score. A client's own token shows its own line and no rewards: with one other client, the
-    reward less its own part would reveal the other's scores."""
+    stands for a missing score. Nothing is learned from these groups, and a failure counts in this caller's circuit
+    of the client alone."""
     names = [item.item_id for item in request.items]
     if len(set(names)) != len(names):
         raise Invalid("item_id must be distinct within a request")
     _check_images([item.messages for item in request.items], request.images)
+    longest = router.resources.settings.deadline_s
     with tracing.span("reward", parent=http.headers.get(tracing.HEADER, ""), kind="server") as span:
         outcomes, _ = await router.rewarding.pipeline.reward(
             GroupBatch(request.items, request.images, dict.fromkeys(names, span.traceparent)),
-            request.deadline_s or router.resources.settings.deadline_s,
+            request.deadline_s or longest,
             fusion=request.fusion,
+            caller=Caller(caller.name, own_deadline=(request.deadline_s or longest) < longest),
         )
-    shown = [_shown(outcome, lambda name: may_see(caller, name)) for outcome in outcomes]
-    if caller.scope == Scope.client:
-        shown = [item.model_copy(update={"rewards": None}) for item in shown]
-    return RewardResponse(items=tuple(shown))
+    return RewardResponse(items=tuple(map(item_reward, outcomes)))
 
 
-def _shown(outcome: GroupOutcome, visible: Callable[[str], bool]) -> ItemReward:
+def item_reward(outcome: GroupOutcome) -> ItemReward:
+    """Return the outcome of one group in the shape of ``/v1/reward``."""
     result = outcome.result
     explanation = {name: getattr(result, name) for name in RewardExplanation.model_fields}
-    explanation["clients"] = tuple(line for line in result.clients if visible(line.client))
     shared: dict[str, Any] = {**explanation, "item_id": outcome.item_id, "note": outcome.note}
     if isinstance(result, Unrewarded):
         return ItemReward(status="error", rewards=None, detail=result.problem, entropy=0.0, **shared)

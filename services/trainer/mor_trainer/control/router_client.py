@@ -1,4 +1,4 @@
-"""Client of the router. Each request carries the caller's token, so that the router decides what the caller may see."""
+"""Client of the router. A request for a caller carries that caller's token, so that the router decides what it sees."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class RouterClient:
 
     def __init__(self, settings: ControlSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url = None if settings.router_url is None else str(settings.router_url)
-        self._ca_file = settings.router_ca_file
         self._transport = transport
+        self._tls = ssl.create_default_context(cafile=settings.router_ca_file) if self.url is not None else False
 
     async def get(self, path: str, token: str) -> httpx.Response:
         """Request ``path`` and return the answer, which may be a refusal.
@@ -40,7 +40,7 @@ class RouterClient:
                 headers={"Authorization": f"Bearer {token}"},
                 timeout=_TIMEOUT_S,
                 transport=self._transport,
-                verify=ssl.create_default_context(cafile=self._ca_file),
+                verify=self._tls,
             ) as http:
                 reply = await http.get(path)
         except httpx.HTTPError as error:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from mor_core.auth import Scope
 from mor_core.clients import ClientStatus
 from mor_core.errors import Forbidden, NotFound
+from mor_core.visibility import visible
 from pydantic import TypeAdapter
 
 from mor_trainer.routes.dependencies import ReaderOrClient, RouterClientDep
@@ -32,6 +33,7 @@ async def clients(request: Request, router_client: RouterClientDep, caller: Read
         raise Forbidden(f"the router refused the token of {caller.name!r}; give the router the same tokens file")
     if reply.status_code == 404:
         return []
-    found = reply.json()
-    lines = [found] if caller.scope is Scope.client else found["clients"]
-    return [_STATUS.validate_python(line, extra="ignore") for line in lines]
+    content = reply.json()
+    lines = [content] if caller.scope is Scope.client else content["clients"]
+    found = [_STATUS.validate_python(line, extra="ignore") for line in lines]
+    return [visible(status, caller.scope, caller.name) for status in found]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
+from mor_core.auth import public
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -30,8 +31,9 @@ class _Files(StaticFiles):
 
 def add_dashboard(app: FastAPI) -> None:
     """Serve the page at ``/`` and its files below ``/static``. They need no token and contain nothing of a run."""
-    app.mount("/static", _Files(directory=_FOLDER))
+    app.mount("/static", public(_Files(directory=_FOLDER)))
 
     @app.get("/", include_in_schema=False)
+    @public
     async def page() -> FileResponse:
         return FileResponse(_FOLDER / "index.html", headers=_HEADERS)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from mor_core.errors import Conflict
 from mor_core.run_status import DeadGroup, DeadGroupRecord
 from mor_core.runs import RunState
+from mor_core.visibility import visible
 
 from mor_trainer.routes.dependencies import Admin, DeadLettersDep, Reader, RunStoreDep
 
@@ -32,9 +33,11 @@ async def list_dead(
 
 
 @router.get("/{letter}", summary="One dead letter, with its record")
-async def one(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, _: Reader) -> DeadGroupRecord:
+async def one(
+    run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, caller: Reader
+) -> DeadGroupRecord:
     runs.revision(run)
-    return dead_letters.get(run, letter)
+    return visible(dead_letters.get(run, letter), caller.scope, caller.name)
 
 
 @router.post("/{letter}/replay", status_code=202, summary="Issue the group again")

@@ -54,9 +54,10 @@ RouterClientDep = Annotated[RouterClient, Depends(_part("router"))]
 SettingsDep = Annotated[ControlSettings, Depends(_part("settings"))]
 
 READERS_AND_CLIENTS = (Scope.viewer, Scope.service, Scope.client)
-"""Scopes, besides admin, that may read; a client's answers are redacted."""
+"""Scopes, besides admin, that may read; ``mor_core.visibility`` redacts the answers."""
 
 Admin = Annotated[Principal, Depends(require())]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]
 ReaderOrClient = Annotated[Principal, Depends(require(*READERS_AND_CLIENTS))]
+ReaderOrOwner = Annotated[Principal, Depends(require(*READERS_AND_CLIENTS, own="name"))]
 Service = Annotated[Principal, Depends(require(Scope.service))]

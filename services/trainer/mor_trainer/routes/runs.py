@@ -51,16 +51,17 @@ async def create(
 
 
 class _Runs(RootModel[list[RunSnapshot]]):
-    pass
+    """Snapshots of all runs."""
 
 
 @router.get("", summary="All runs, newest first", response_class=Response, responses=conditional_responses(_Runs))
 async def list_runs(runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
     """List all runs. A client's token shows progress and that client's own figures."""
     return await conditional_response(
-        f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
+        f'"{_STARTED}.{runs.generation}.{redaction.view(caller)}"',
         if_none_match,
-        lambda: _Runs([redaction.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
+        caller,
+        lambda: _Runs([runs.snapshot(run) for run in runs.ids()]),
     )
 
 
