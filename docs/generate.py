@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
-from generators import contract, metrics, routes, settings, step_metrics  # noqa: E402
+from generators import contract, metrics, routes, settings, step_metrics, variables  # noqa: E402
 from tables import (  # noqa: E402
     averaging,
     containers,
@@ -60,6 +60,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings.page,
     DOCS / "metrics.md": metrics.page,
     DOCS / "routes.md": routes.page,
+    ROOT / "packages" / "mor_core" / "mor_core" / "known_variables.py": variables.module,
     ROOT / "services" / "trainer" / "dashboard" / "src" / "step_metrics.ts": step_metrics.typescript,
     **{file: partial(_within, file, parts) for file, parts in _PARTS.items()},
 }

@@ -100,8 +100,9 @@ def logged(style: str) -> str:
 
 def test_a_logged_exception_carries_no_local_variables(logged: str, style: str) -> None:
     assert logged.count("request failed") == 8
-    assert logged.count("last") >= 8
-    assert logged.count("first") >= 8
+    assert logged.count("ValueError") >= 8
+    assert logged.count("KeyError") >= 8
+    assert "last, first" not in logged, "the message of a library's exception may quote data"
     assert "in fail" in logged if style == "console" else '"name": "fail"' in logged
     assert SECRET not in logged
 

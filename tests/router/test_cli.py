@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.fernet import Fernet
-from mor_router.cli import _report_unknown_variables, app
+from mor_router.cli import _report_renamed_variables, app
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
@@ -103,11 +103,11 @@ def test_a_renamed_variable_is_reported_until_the_present_one_is_set(monkeypatch
     """The trainer has a variable of the former name, and both services may share an environment."""
     monkeypatch.setenv("MOR_GROUP_ATTEMPTS", "7")
     with capture_logs() as logged:
-        _report_unknown_variables()
+        _report_renamed_variables()
     assert [line["use"] for line in logged if line["log_level"] == "warning"] == ["MOR_QUORUM_ATTEMPTS"]
     monkeypatch.setenv("MOR_QUORUM_ATTEMPTS", "3")
     with capture_logs() as logged:
-        _report_unknown_variables()
+        _report_renamed_variables()
     assert [line for line in logged if line["log_level"] == "warning"] == []
 
 

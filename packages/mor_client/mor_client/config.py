@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
-from mor_core.problems import describe
+from mor_core.failures import describe
 from mor_core.settings import PREFIX, Settings
 from platformdirs import user_config_path
 from pydantic import Field, SecretStr, ValidationError

@@ -36,6 +36,8 @@ class Scope(enum.StrEnum):
     """Read the figures of one client."""
     viewer = "viewer"
     """Read status."""
+    metrics = "metrics"
+    """Read Prometheus's figures at ``/metrics``, and nothing else."""
 
 
 class Token(Wire):

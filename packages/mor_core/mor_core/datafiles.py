@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from mor_core import images as safe_images
 from mor_core.errors import DataFileError, Invalid, MorError
-from mor_core.problems import describe
+from mor_core.failures import describe
 from mor_core.wire import ImagePart, Message, TextPart
 
 _COLUMNS = {"prompt", "images", "id", "domain"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -17,9 +18,10 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mor_core import atomic, health, logs, problems, service_info, tracing
+from mor_core import atomic, health, metrics_server, problems, process, service_info
 from mor_core.auth import TokenFile
 from mor_core.errors import TooLarge
+from mor_core.metrics_server import MetricsServer
 from mor_core.settings import ServiceSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -80,27 +82,35 @@ def create_service(
     problems.install(app)
     app.add_middleware(LimitRequestSize, max_bytes=settings.max_request_bytes)
     app.include_router(health.router)
+    app.state.metrics_server = MetricsServer(settings)
+    if settings.metrics_port is None:
+        app.include_router(metrics_server.router)
+    else:
+        app.state.ready_checks = ChainMap({"metrics": app.state.metrics_server.ready}, ready_checks)  # type: ignore[arg-type]
     app.include_router(service_info.router)
     return app
 
 
 def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path | None = None) -> None:
     """Serve ``app`` until SIGTERM or Ctrl-C. Once it listens, write its address to ``port_file``."""
-    logs.configure(settings.log_level, settings.log_format, service=name)
-    tracing.configure(f"mor-{name}")
-    with socket.create_server((settings.host, settings.port), reuse_port=False) as listener:
-        host, port = listener.getsockname()[:2]
-        address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
-        log.info("listening", address=address)
-        if port_file is not None:
-            atomic.write(port_file, address.encode())
-        server = uvicorn.Server(
+    process.begin(settings, name)
+
+    def server_of(served: ASGIApp) -> uvicorn.Server:
+        return uvicorn.Server(
             uvicorn.Config(
-                app,
+                served,
                 log_config=None,
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
                 ssl_certfile=settings.tls_cert_file,
                 ssl_keyfile=settings.tls_key_file,
             )
         )
-        server.run(sockets=[listener])
+
+    figures: MetricsServer = app.state.metrics_server
+    with socket.create_server((settings.host, settings.port), reuse_port=False) as listener, figures.serving(server_of):
+        host, port = listener.getsockname()[:2]
+        address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
+        log.info("listening", address=address)
+        if port_file is not None:
+            atomic.write(port_file, address.encode())
+        server_of(app).run(sockets=[listener])

@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import ConfigDict
 
 from mor_core.auth import Principal, Scope, require
+from mor_core.failures import describe_failure
 from mor_core.wire import Documented
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ async def _gather(gather: GatherHostInfo | None) -> tuple[HostInfo, None] | tupl
         async with asyncio.timeout(_TIMEOUT_S):
             return (await gather() if gather else HostInfo()), None
     except Exception as error:  # any fault of the host is the caller's answer
-        return None, f"{type(error).__name__}: {error}"
+        return None, describe_failure(error)
 
 
 def disks(folders: Mapping[str, Path]) -> tuple[Disk, ...]:

@@ -1,7 +1,6 @@
 """Base classes of the services' settings: typed ``MOR_*`` variables with a docstring under each field.
 
-The same classes drive command lines, environment and Helm values. pydantic-settings ignores unknown variables, so
-``unknown_variables`` names them for the start-up log.
+The same classes drive command lines, environment and Helm values; ``mor_core.process`` reads them at the start.
 
 Secrets may stay out of the environment: with ``MOR_SECRETS_DIR``, a file ``mor_redis_url`` in that folder holds the
 value of ``MOR_REDIS_URL``, unless the variable is set as well.
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +24,11 @@ class Settings(BaseSettings):
     """Base of a service's settings."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", use_attribute_docstrings=True, validate_default=True
+        env_prefix=PREFIX,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,
     )
 
     @classmethod
@@ -43,17 +45,27 @@ class Settings(BaseSettings):
         return (init_settings, env_settings, *files)
 
 
-class ServiceSettings(Settings):
+class LoggedSettings(Settings):
+    """Settings of every process that writes a log."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest severity that is logged; libraries log warnings and errors only, as their debug lines hold prompts."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """``json`` for machines, ``console`` for people, ``auto``: console on a terminal and JSON elsewhere."""
+
+
+class ServiceSettings(LoggedSettings):
     """Settings of every HTTP service."""
 
     host: str = "127.0.0.1"
     """Address to listen on; ``0.0.0.0`` in a container."""
     port: int = Field(0, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest severity that is logged."""
-    log_format: Literal["auto", "json", "console"] = "auto"
-    """``json`` for machines, ``console`` for people, ``auto``: console on a terminal and JSON elsewhere."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """TCP port for ``/metrics`` alone, without a token; let only Prometheus reach it. Without it ``/metrics`` is on
+    ``port`` and needs a token of scope ``metrics`` or ``viewer``. 0 takes a free one."""
+    metrics_host: str | None = None
+    """Address to listen on for ``metrics_port``; by default ``host``."""
     tokens_file: Path | None = None
     """JSON file of inbound bearer tokens, see ``mor_core.auth``. Without it, calls that need a token are refused."""
     max_request_bytes: int = Field(64 << 20, gt=0)
@@ -95,9 +107,3 @@ class StreamSettings(Settings):
     """Seconds after which another consumer takes over an entry of a silent one; renewed during the work on it."""
     blob_dir: str | None = None
     """Shared folder or object store (an fsspec URL) for blobs over 256 KB; Redis keeps them too without it."""
-
-
-def unknown_variables(known: Iterable[type[Settings]]) -> list[str]:
-    """Return the ``MOR_*`` variables that no settings class reads, which are likely misspelt."""
-    fields = {SECRETS_DIR} | {PREFIX + name.upper() for settings in known for name in settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in fields)

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 from mor_core.blobs import Blobs
 from mor_core.errors import LeaseLost, MorError, StreamFull
+from mor_core.failures import describe_failure
 from mor_core.settings import StreamSettings
 from mor_core.streams import Consumer, Entry, RunAnnouncement, Streams, announced_runs
 from mor_core.tasks import stop
@@ -40,8 +41,6 @@ _BLOCK_S = 1.0
 """Longest wait for entries in one read, seconds: the longest that a stage takes to notice that it should end."""
 _PAUSE_S = 1.0
 """Mean pause after a read that failed, seconds, jittered so that consumers do not return together."""
-_REASON_LENGTH = 500
-"""Longest description of a failure, characters: enough for the cause, whatever a library quotes after it."""
 _FAILURES_KEPT = 1000
 """Entries whose last failure is remembered for their dead letter; a few hundred bytes each."""
 
@@ -152,7 +151,7 @@ class RunStage(abc.ABC, Generic[R]):
         try:
             entries = await self._consumer.read(batches * self._batch, _BLOCK_S)
         except (RedisError, MorError) as error:
-            log.warning("a stream cannot be read", stream=self.source, run=self.run, error=str(error))
+            log.warning("a stream cannot be read", stream=self.source, run=self.run, error=describe_failure(error))
             await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
             return []
         return [entries[start : start + self._batch] for start in range(0, len(entries), self._batch)]
@@ -187,7 +186,7 @@ class RunStage(abc.ABC, Generic[R]):
             self._unsettled -= {entry.id for entry in entries}
 
     def _defer(self, entries: Sequence[Entry[R]], error: BaseException) -> None:
-        reason, staying = _describe(error), [entry for entry in entries if entry.id in self._unsettled]
+        reason, staying = describe_failure(error), [entry for entry in entries if entry.id in self._unsettled]
         log.warning("entries stay in the stream", stream=self.source, run=self.run, entries=len(staying), error=reason)
         for entry in staying:
             self._failures[entry.id] = reason
@@ -233,7 +232,7 @@ class Stage(abc.ABC, Generic[R]):
                     self._report(announced.unreadable)
                     await self._follow(announced.active)
                 except RedisError as error:
-                    log.warning("the active runs cannot be read", error=str(error))
+                    log.warning("the active runs cannot be read", error=describe_failure(error))
                 except Exception as error:  # the runs in work go on
                     log.error("the active runs cannot be followed", exc_info=error)
                 await asyncio.sleep(self._watch_s)
@@ -274,12 +273,3 @@ def _is_cancelled() -> bool:
     """Return whether somebody cancelled the current task; a library may raise ``CancelledError`` by itself."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _describe(error: BaseException) -> str:
-    """Return type and message of an error, bounded; a library's ``__str__`` may fail."""
-    try:
-        message = str(error)
-    except Exception as broken:
-        message = f"no message: its __str__ raises {type(broken).__name__}"
-    return f"{type(error).__name__}: {message}"[:_REASON_LENGTH]

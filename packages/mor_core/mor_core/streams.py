@@ -33,7 +33,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mor_core.errors import LeaseLost, StreamFull
-from mor_core.problems import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.settings import StreamSettings
 from mor_core.tasks import stop
 from mor_core.wire import (
@@ -327,7 +327,12 @@ class Consumer(Generic[R]):
                 try:
                     await self._set_idle([entry.id for entry in entries], idle_ms=0)
                 except RedisError as error:  # the server may return before the work is done
-                    log.warning("a lease cannot be renewed", stream=self._key, entries=len(entries), error=str(error))
+                    log.warning(
+                        "a lease cannot be renewed",
+                        stream=self._key,
+                        entries=len(entries),
+                        error=describe_failure(error),
+                    )
 
         task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:

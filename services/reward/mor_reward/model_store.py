@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
-from mor_core.problems import describe
+from mor_core.failures import describe
 from mor_core.wire import Calibration, Wire
 from pydantic import ValidationError
 from safetensors import SafetensorError

@@ -6,16 +6,17 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import structlog
 import typer
 from cryptography.fernet import Fernet
-from mor_core import atomic, logs
-from mor_core.errors import Invalid, MorError
-from mor_core.problems import describe
+from mor_core import atomic, logs, process
+from mor_core.errors import MorError
+from mor_core.failures import describe
+from mor_core.hidden_secrets import hide_secrets
+from mor_core.printable import visible
 from mor_core.service import serve as serve_app
-from mor_core.settings import unknown_variables
 from mor_core.streams import connect
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -43,21 +44,14 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
 
-def _settings() -> RouterSettings:
-    try:
-        return RouterSettings()
-    except ValidationError as error:
-        _fail(f"settings (MOR_*): {describe(error)}")
-        raise
-
-
-def _fail(message: str) -> None:
-    typer.secho(message, err=True, fg="red")
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"mor-router: {visible(hide_secrets(message))}", err=True, fg="red")
     raise typer.Exit(2)
 
 
 def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> Result:
-    settings = _settings()
+    with process.reported_errors("mor-router"):
+        settings = process.load(RouterSettings)
 
     async def run() -> Result:
         redis = connect(settings)
@@ -70,7 +64,6 @@ def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> R
         return asyncio.run(run())
     except (MorError, RedisError) as error:
         _fail(str(error))
-        raise
 
 
 @app.command()
@@ -82,24 +75,18 @@ def serve(
     """Serve the API and score the groups of active runs. Settings come from MOR_* variables."""
     from mor_router.app import create_app
 
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    settings = _settings().model_copy(update=given)
-    try:
+    with process.reported_errors("mor-router"):
+        settings = process.load(RouterSettings, host=host, port=port)
         SecretStore(settings.secret_key)
-    except Invalid as error:
-        _fail(str(error))
-    logs.configure(settings.log_level, settings.log_format, service="router")
-    _report_unknown_variables()
-    serve_app(create_app(settings), settings, name="router", port_file=port_file)
+        logs.configure(settings.log_level, settings.log_format, service="router")
+        _report_renamed_variables()
+        serve_app(create_app(settings), settings, name="router", port_file=port_file)
 
 
-def _report_unknown_variables() -> None:
-    for name in unknown_variables([RouterSettings]):
-        present = _RENAMED.get(name)
-        if present is not None and present not in os.environ:
-            log.warning("the router does not read this variable any more", name=name, use=present)
-        else:
-            log.debug("the router does not read this variable", name=name)
+def _report_renamed_variables() -> None:
+    for former, present in _RENAMED.items():
+        if former in os.environ and present not in os.environ:
+            log.warning("the router does not read this variable any more", name=former, use=present)
 
 
 @app.command("export")
@@ -124,10 +111,8 @@ def import_state(
         snapshot = RouterSnapshot.model_validate_json(file.read_bytes())
     except OSError as error:
         _fail(f"{file}: {error.strerror}")
-        raise
     except ValidationError as error:
         _fail(f"{file}: not a file of 'mor-router export': {describe(error)}")
-        raise
 
     async def work(redis: Redis, settings: RouterSettings) -> None:
         await restore(redis, snapshot, replace=replace)

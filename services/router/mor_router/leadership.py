@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import structlog
+from mor_core.failures import describe_failure
 from mor_core.tasks import stop
 from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
@@ -67,4 +68,4 @@ class Leadership:
                 log.warning("another replica leads", work=self._name)
                 return
             except (RedisError, TimeoutError) as error:
-                log.warning("the lock could not be renewed", work=self._name, error=str(error))
+                log.warning("the lock could not be renewed", work=self._name, error=describe_failure(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mor_core.settings import ControlCallerSettings, ServiceSettings, Settings, StreamSettings
+from mor_core.settings import ControlCallerSettings, LoggedSettings, ServiceSettings, Settings, StreamSettings
 from pydantic import AnyHttpUrl, Field, SecretStr
 
 
@@ -59,7 +59,7 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Largest number of figures that wait for each tracker; the oldest are discarded."""
 
 
-class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
+class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, RunsSettings):
     """Settings of the training process: ``mor-trainer work``."""
 
     control_url: str = "http://127.0.0.1:8300"
@@ -96,7 +96,3 @@ class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
     """Mean seconds between attempts to claim a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)
     """Seconds between heartbeats, and thus until pause and stop take effect at the latest."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is logged."""
-    log_format: Literal["auto", "json", "console"] = "auto"
-    """``json`` for machines, ``console`` for people; ``auto``: console on a terminal, JSON elsewhere."""

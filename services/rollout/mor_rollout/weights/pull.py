@@ -16,7 +16,7 @@ from typing import Any, Literal
 import httpx
 import stamina
 from mor_core.errors import Invalid, MorError
-from mor_core.problems import describe
+from mor_core.failures import describe
 from mor_core.tasks import stop
 from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError

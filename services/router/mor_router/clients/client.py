@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import stamina
 import structlog
-from mor_core.problems import describe
+from mor_core.failures import describe
 from mor_core.wire import Card, ScoreItem, image_hashes
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, OpenedState

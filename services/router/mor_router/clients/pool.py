@@ -11,6 +11,7 @@ import structlog
 from mor_core.auth import Principal, Scope, TokenFile, hash_token
 from mor_core.clients import State
 from mor_core.errors import MorError, NotFound
+from mor_core.failures import describe_failure
 from mor_core.wire import Limits
 from redis.exceptions import RedisError
 
@@ -127,7 +128,7 @@ class ClientPool:
         try:
             await self.refresh()
         except RedisError as error:
-            log.warning("the registry cannot be read; its last state stays in use", error=str(error))
+            log.warning("the registry cannot be read; its last state stays in use", error=describe_failure(error))
 
     async def keep_probing(self) -> None:
         """Request every client's card at ``probe_interval_s`` and store it, until cancelled."""
@@ -152,7 +153,7 @@ class ClientPool:
             client.last_error = str(failure)
             log.warning("a probe failed", client=name, reason=failure.reason, detail=str(failure))
         except (RedisError, MorError) as error:
-            log.warning("a probe could not be stored", client=name, error=str(error))
+            log.warning("a probe could not be stored", client=name, error=describe_failure(error))
 
 
 class RouterTokens(TokenFile):

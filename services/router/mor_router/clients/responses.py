@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pydantic_core
-from mor_core.problems import describe
+from mor_core.failures import describe
 from mor_core.wire import LARGEST_SCORE, ItemScores, ModelRef, ScoreItem
 from pydantic import TypeAdapter, ValidationError
 

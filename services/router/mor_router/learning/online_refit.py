@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 from mor_core.errors import MorError, Unavailable
+from mor_core.failures import describe_failure
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -94,7 +95,7 @@ class OnlineRefit:
                     if due and await self._moved(objective):
                         await self.refit(objective.name, "router", activate=True)
             except (MorError, ClientFailure, RedisError) as error:
-                log.warning("an online refit failed; the active gate stays", reason=str(error))
+                log.warning("an online refit failed; the active gate stays", reason=describe_failure(error))
             except Exception as error:  # the loop outlives one failure; the next interval tries again
                 log.error("an online refit broke off; the active gate stays", exc_info=error)
 

@@ -24,6 +24,7 @@ from typing import Any
 from jaxtyping import Float
 from mor_core import tracing
 from mor_core.errors import MorError, NotFound
+from mor_core.failures import describe_failure
 from mor_core.objectives import RequestedObjective
 from mor_core.wire import GroupReward, RewardExplanation, RewardItem, ScoreItem
 from numpy import ndarray
@@ -261,8 +262,8 @@ class RewardPipeline:
                     GateInput(item.messages, groups.images), plan.gates, plan.weighted_clients
                 )
             except (MorError, ValueError) as error:
-                span.fail(str(error))
-                return str(error)
+                span.fail(reason := describe_failure(error))
+                return reason
 
     async def _standardisers(
         self, gates: ActiveGates, answers: ClientResponses, *, first: bool

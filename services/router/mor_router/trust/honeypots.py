@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 from jaxtyping import Float
 from mor_core.errors import MorError
+from mor_core.failures import describe_failure
 from mor_core.tasks import stop
 from mor_core.wire import ScoreItem
 from numpy import ndarray
@@ -141,7 +142,9 @@ class Honeypots:
         try:
             await self._send(call)
         except (MorError, RedisError) as error:
-            log.warning("a honeypot call could not be made", objective=call.objective.name, reason=str(error))
+            log.warning(
+                "a honeypot call could not be made", objective=call.objective.name, reason=describe_failure(error)
+            )
         except Exception as error:  # no caller awaits this task, so its failure is logged here
             log.error("a honeypot call failed", objective=call.objective.name, exc_info=error)
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 from mor_core.errors import StreamError
+from mor_core.failures import describe_failure
 from mor_core.runs import RunState
 from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
 from mor_core.tasks import stop
@@ -99,7 +100,7 @@ class Ingest:
             await self.redis.ping()
             self.reachable = None
         except (RedisError, OSError) as error:
-            self.reachable = f"the queue server cannot be reached ({error}); check MOR_REDIS_URL"
+            self.reachable = f"the queue server cannot be reached ({describe_failure(error)}); check MOR_REDIS_URL"
 
     def _start_readers(self) -> None:
         for run, task in list(self._readers.items()):
@@ -138,5 +139,5 @@ class Ingest:
                 for name in GROUP_STREAMS:
                     metrics.observe_stream(run, name, await streams.backlog(name))
             except (RedisError, StreamError, OSError) as error:
-                log.warning("events cannot be read", run=run, error=str(error))
+                log.warning("events cannot be read", run=run, error=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))

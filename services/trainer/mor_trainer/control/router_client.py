@@ -6,6 +6,7 @@ import ssl
 
 import httpx
 from mor_core.errors import Unavailable
+from mor_core.failures import describe_failure
 
 from mor_trainer.config import ControlSettings
 
@@ -44,7 +45,7 @@ class RouterClient:
             ) as http:
                 reply = await http.get(path)
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
+            reason = describe_failure(error)
             raise Unavailable(
                 f"the router does not answer: {reason}; check MOR_ROUTER_URL and its log", _RETRY_S
             ) from error

@@ -27,6 +27,7 @@ import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
+from mor_core.failures import describe_failure
 from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.streams import Consumer, Entry, Streams, connect
@@ -163,7 +164,7 @@ class GroupExchange:
             try:
                 await loop()
             except (RedisError, StreamError, OSError) as error:
-                log.warning("the queue server failed", task=name, run=self._run, error=str(error))
+                log.warning("the queue server failed", task=name, run=self._run, error=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # jitter: all loops fail at the same moment
             except Exception as error:
                 self._failure = error
@@ -365,7 +366,7 @@ class GroupExchange:
             try:
                 tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
             except (BlobMissing, ValueError) as error:
-                self._reissue(group_id, str(error)[:500])
+                self._reissue(group_id, describe_failure(error))
             else:
                 group = ScoredGroup(number=issue.number, record=record, tokens=tokens)
                 if self._ledger.receive(group_id, record.rollout.weights_version, group) is Receipt.stale:

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
+from mor_core.failures import describe_failure
 from mor_core.runs import Claim
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class Publisher:
             transfer.send(version, version_writer.full_tensors(self._policy.model, trainable))
         except Exception as error:  # any failure: engines pull the files instead
             log.warning("weights were not broadcast", run=self._run, version=version, exc_info=error)
-            reason = f"version {version} was not broadcast and is pulled as files instead: {str(error)[:500]}"
+            reason = f"version {version} was not broadcast and is pulled as files instead: {describe_failure(error)}"
             self._emit("alert", {"name": "weight_transfer_failed", "reason": reason})
             return False
         return True

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from mor_core.errors import Invalid, Unavailable
+from mor_core.failures import describe_failure
 
 from mor_router.learning.labels.labeller import Pair, SampledGroup, best_and_worst
 
@@ -52,7 +53,7 @@ class FunctionLabeller:
                 f"checker {self._name!r} did not answer within {timeout_s:g} s; raise MOR_DEADLINE_S"
             ) from error
         except Exception as error:  # the operator's function may raise anything
-            raise Unavailable(f"checker {self._name!r} failed: {error}") from error
+            raise Unavailable(f"checker {self._name!r} failed: {describe_failure(error)}") from error
         if len(scores) != len(sampled.responses):
             raise Unavailable(
                 f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses;"
