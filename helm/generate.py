@@ -37,7 +37,7 @@ CHARTS = ("mor", "mor-reward")
 
 Schema = dict[str, Any]
 
-_SERVING = {"host", "port", "tokens_file", "log_format", "tls_cert_file", "tls_key_file"}
+_SERVING = {"host", "port", "metrics_host", "metrics_port", "tokens_file", "log_format", "tls_cert_file", "tls_key_file"}
 _CALLING = {"service_token", "control_ca_file"}
 _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
     "control": (

@@ -133,7 +133,7 @@ async def test_groups_are_sampled_from_the_requested_version(
     assert (status["run"], status["weights_version"], status["weights"]["unverified"]) == (run.name, 2, 0)
     assert status["last_swap"]["swap_s"] < 1
     assert status["tokens_per_second"] > 0
-    text = (await client.get("/metrics")).text
+    text = (await client.get("/metrics", headers=VIEWER)).text
     assert "mor_rollout_swap_seconds_count" in text
     assert "mor_rollout_weights_version 2.0" in text
 

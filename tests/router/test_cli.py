@@ -92,8 +92,10 @@ def test_bad_input_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
     assert "make a key with 'mor-router key'" in error_of("serve", secret_key="")
     assert "MOR_SECRET_KEY" in error_of("serve", secret_key="abc")
-    assert "quorum: Input should be less than or equal to 1" in error_of("serve", secret_key=KEY, quorum="2")
-    assert "fusion" in error_of("serve", secret_key=KEY, fusion='{"kind": "best"}')
+    assert "MOR_QUORUM: got '2'; wanted: Input should be less than or equal to 1" in error_of(
+        "serve", secret_key=KEY, quorum="2"
+    )
+    assert "MOR_FUSION" in error_of("serve", secret_key=KEY, fusion='{"kind": "best"}')
     (tmp_path / "x.json").write_text('{"clients": 1}')
     assert "not a file of 'mor-router export'" in error_of("import", str(tmp_path / "x.json"))
     assert "No such file" in error_of("import", str(tmp_path / "y.json"))

@@ -151,7 +151,7 @@ async def test_a_client_honest_about_anchors_only_loses_its_weight_until_it_is_h
         assert set(others) == {"active"}
         audit = [json.loads(line) for line in api.router.resources.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
         assert [line["subject"] for line in audit if line["action"] == "drift"] == ["two-faced"]
-        assert 'mor_router_distrusted{client="two-faced"} 1.0' in (await api.http.get("/metrics")).text
+        assert 'mor_router_distrusted{client="two-faced"} 1.0' in (await api.call("GET", "/metrics")).text
 
         second = await api.ok("POST", "/v1/objectives/helpful/fit")
         assert "distrusted" in second["report"]["left_out"]["two-faced"]

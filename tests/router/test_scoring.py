@@ -268,7 +268,7 @@ async def test_a_group_with_more_responses_than_the_card_allows_does_not_affect_
     assert line(triple, "small")["detail"] == "3 responses; its card takes 2 per item"
     assert (triple["status"], len(triple["rewards"])) == ("ok", 3)
     assert [[len(item["responses"]) for item in call["items"]] for call in small.calls] == [[2]]
-    assert 'failures_total{client="small",reason="item"} 1.0' in (await api.http.get("/metrics")).text
+    assert 'failures_total{client="small",reason="item"} 1.0' in (await api.call("GET", "/metrics")).text
 
 
 async def test_concurrency_to_one_client_is_bounded(start: Start, endpoints: Endpoints) -> None:
@@ -313,7 +313,7 @@ async def test_metrics_have_rewards_weights_latency_and_failures(api: Api, endpo
         assert REGISTRY.get_sample_value(f"mor_router_ood_score_ratio_{part}") == value + 1
     bad.broken = html
     await api.reward("answer 1", "answer 3")
-    text = (await api.http.get("/metrics")).text
+    text = (await api.call("GET", "/metrics")).text
     for name in (
         'mor_router_client_reward_logits_count{client="good"}',
         'mor_router_mixture_weight_ratio_sum{client="good"}',
@@ -326,7 +326,7 @@ async def test_metrics_have_rewards_weights_latency_and_failures(api: Api, endpo
     ):
         assert name in text, name
     await api.ok("DELETE", "/v1/clients/bad")
-    assert 'client="bad"' not in (await api.http.get("/metrics")).text
+    assert 'client="bad"' not in (await api.call("GET", "/metrics")).text
 
 
 def test_the_schema_promises_every_field_of_a_reward() -> None:

@@ -48,7 +48,7 @@ async def test_values_that_are_not_known_yet_are_null(http: httpx.AsyncClient, s
     [
         ({"group_sise": 8}, "body.group_sise: Extra inputs are not permitted"),
         ({"name": "Not A Name"}, "body.name: String should match pattern"),
-        ({"algorithm": {"loss": {"kind": "ppo"}}}, "Input tag 'ppo' found using 'kind' does not match"),
+        ({"algorithm": {"loss": {"kind": "ppo"}}}, "Input should have 'kind' one of 'grpo'"),
         ({"groups_per_step": 4, "optimiser": {"updates_per_step": 3}}, "updates_per_step=3 does not divide"),
         ({"max_staleness": 4}, "keep_weights=4 is too few for max_staleness=4; set it to 6 or more"),
         ({"prompts": "/nowhere/prompts.jsonl"}, "no such file; give the path of a .jsonl or .parquet file"),

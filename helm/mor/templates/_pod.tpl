@@ -104,6 +104,7 @@ resources:
 {{- define "mor.serving" -}}
 MOR_HOST: "0.0.0.0"
 MOR_PORT: {{ .port | quote }}
+MOR_METRICS_PORT: "9090"
 MOR_TOKENS_FILE: /run/secrets/mor/tokens.json
 {{- if .root.Values.tls.existingSecret }}
 MOR_TLS_CERT_FILE: /etc/mor/tls/tls.crt

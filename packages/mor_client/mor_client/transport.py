@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import httpx
 import stamina
 from httpx_sse import EventSource, connect_sse
+from mor_core.failures import quote_failure
 from pydantic import TypeAdapter, ValidationError
 
 from mor_client import errors
@@ -145,7 +146,9 @@ class Transport:
         except httpx.TransportError as error:
             raise errors.from_transport(self.service, self.url or "", error) from error
         except httpx.InvalidURL as error:
-            raise ServiceError(self.service, f"{self.url!r} is not a valid address: {error}", "correct it") from error
+            raise ServiceError(
+                self.service, f"{self.url!r} is not a valid address: {quote_failure(error)}", "correct it"
+            ) from error
 
 
 def _certificate_check(settings: ClientSettings) -> Any:

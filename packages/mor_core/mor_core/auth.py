@@ -20,6 +20,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import TypeAdapter, ValidationError
 
 from mor_core.errors import Forbidden, Invalid, Unauthorized
+from mor_core.failures import describe_failure
 from mor_core.wire import Sha256, Wire
 
 
@@ -83,7 +84,9 @@ class TokenFile:
                 self._tokens = TypeAdapter(list[Token]).validate_json(self._path.read_bytes())
                 self._modified = modified
         except (OSError, ValidationError) as error:
-            raise Invalid(f"tokens file {self._path}: {error}; write a JSON list of {{name, scope, sha256}}") from error
+            raise Invalid(
+                f"tokens file {self._path}: {describe_failure(error)}; write a JSON list of {{name, scope, sha256}}"
+            ) from error
 
     def authenticate(self, token: str) -> Principal:
         """Return the holder of ``token``. Every stored hash is compared, so that the duration reveals nothing.

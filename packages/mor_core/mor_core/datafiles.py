@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from mor_core import images as safe_images
 from mor_core.errors import DataFileError, Invalid, MorError
-from mor_core.failures import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.wire import ImagePart, Message, TextPart
 
 _COLUMNS = {"prompt", "images", "id", "domain"}
@@ -265,7 +265,7 @@ def _content(cell: Any, folder: Path) -> tuple[str, bytes]:
     try:
         return "data URI", base64.b64decode(cell.partition(",")[2], validate=True)
     except ValueError as error:
-        raise Invalid(f"images: a data URI is not base64 ({error}); encode it again") from error
+        raise Invalid(f"images: a data URI is not base64 ({describe_failure(error)}); encode it again") from error
 
 
 def _file(name: str, folder: Path) -> bytes:
@@ -276,7 +276,7 @@ def _file(name: str, folder: Path) -> bytes:
         below = file.is_relative_to(folder.resolve())
         content = file.read_bytes() if below and file.is_file() else None
     except (OSError, RuntimeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = describe_failure(error)
         raise Invalid(f"images: {shown} cannot be read ({reason})") from error
     if not below:
         raise Invalid(f"images: {shown} is not below the data file's folder; put it there, or give a data URI")

@@ -32,7 +32,9 @@ _LONGEST_PROBLEM = 300
 _MOST_FRAMES = 50
 """Frames of a traceback that are logged, the outermost and the innermost: a recursion has a thousand."""
 _OURS = re.compile(r"^(mor_\w+|three_domains)(\.|$)")
-_OUR_FILES = re.compile(r"(?:^|/)((?:mor_\w+|three_domains)/.*\.py)$")
+_OUR_FILES = re.compile(r".*/((?:mor_\w+|three_domains)/.*\.py)$")
+_WRAPPER = "mor_core/tasks.py"
+"""File whose frames only pass a call on."""
 _NUMERIC = re.compile(r"/torch/|(?:^|/)mor_\w+/")
 """Files in which a ``RuntimeError`` comes from torch, whose messages describe shapes, types and memory."""
 _ENVIRONMENT = (
@@ -180,9 +182,15 @@ def _text(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str | None:
-    """Return file and line of the innermost frame in MoR, or of the innermost one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
-        if (ours := _OUR_FILES.search(frame.filename)) is not None:
-            return f"{ours[1]}:{frame.lineno}"
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else None
+    """Return file and line of the innermost frame, and of the innermost one in MoR if that is another."""
+    frames = [
+        (frame, _OUR_FILES.sub(r"\1", frame.filename))
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.endswith(_WRAPPER)
+    ]
+    if not frames:
+        return None
+    ours = next((f"{name}:{frame.lineno}" for frame, name in reversed(frames) if name != frame.filename), None)
+    last, name = frames[-1]
+    place = f"{'/'.join(Path(name).parts[-2:] if name == last.filename else [name])}:{last.lineno}"
+    return place if ours in (None, place) else f"{place}, called in {ours}"

@@ -9,6 +9,7 @@ import warnings
 from PIL import Image, UnidentifiedImageError
 
 from mor_core.errors import Invalid, TooLarge
+from mor_core.failures import describe_failure
 
 MAX_BYTES = 32 << 20
 """Largest encoded image, bytes: more than a camera's photograph has as JPEG."""
@@ -42,7 +43,7 @@ def decode(content: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_
                 )
             image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Invalid(f"not a readable image ({error}); send one of {', '.join(FORMATS)}") from error
+        raise Invalid(f"not a readable image ({describe_failure(error)}); send one of {', '.join(FORMATS)}") from error
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -32,6 +32,8 @@ _SERVER = "uvicorn.error"
 _ARGUMENTS = re.compile(r"((?:Exception in callback|<Handle).*?)\(.*\)")
 """Arguments of a callback in a line of asyncio's messages: all between the first and the last parenthesis. A line about
 a task has its place in the source there and no arguments."""
+_EXCEPTION = re.compile(r"exception=.*", re.DOTALL)
+"""Exception of a task in such a message, with its own message; the traceback follows without it."""
 
 log = structlog.get_logger("mor")
 
@@ -143,8 +145,8 @@ def _make_visible(_: Any, __: str, event: structlog.typing.EventDict) -> structl
 
 
 def _hide_arguments(record: logging.LogRecord) -> bool:
-    """Remove arguments from asyncio's messages, as in ``Exception in callback send('private prompt') at file.py:3``."""
-    record.msg, record.args = _ARGUMENTS.sub(r"\1(...)", record.getMessage()), ()
+    """Remove data from asyncio's messages, as in ``Exception in callback send('private prompt') at file.py:3``."""
+    record.msg, record.args = _EXCEPTION.sub("exception=...", _ARGUMENTS.sub(r"\1(...)", record.getMessage())), ()
     return True
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from mor_core.wire import Message, chat_template_messages, image_hashes
 
 
@@ -28,8 +29,8 @@ def load_processor(model: str) -> Any:
         processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
     except (OSError, ValueError, AttributeError) as error:
         raise Invalid(
-            f"model {model!r}: its processor cannot be loaded ({error}); give an image-text-to-text checkpoint that"
-            " has its processor files beside the weights"
+            f"model {model!r}: its processor cannot be loaded ({quote_failure(error)}); give an image-text-to-text"
+            " checkpoint that has its processor files beside the weights"
         ) from error
     return processor
 

@@ -13,7 +13,7 @@ import typer
 from cryptography.fernet import Fernet
 from mor_core import atomic, logs, process
 from mor_core.errors import MorError
-from mor_core.failures import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.hidden_secrets import hide_secrets
 from mor_core.printable import visible
 from mor_core.service import serve as serve_app
@@ -63,7 +63,7 @@ def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> R
     try:
         return asyncio.run(run())
     except (MorError, RedisError) as error:
-        _fail(str(error))
+        _fail(describe_failure(error))
 
 
 @app.command()

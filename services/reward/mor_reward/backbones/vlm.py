@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from mor_core.errors import Invalid, MorError
+from mor_core.failures import quote_failure
 from mor_core.wire import chat_template_messages
 from pydantic import Field
 from torch import Tensor, nn
@@ -277,6 +278,6 @@ def _load_processor(name: str, root: Path) -> Any:
         return AutoProcessor.from_pretrained(str(local) if local.exists() else name)
     except (OSError, ValueError, KeyError) as error:
         raise Invalid(
-            f"model {name!r} has no processor that can be loaded ({error}); add processor_config.json and "
-            "tokenizer.json"
+            f"model {name!r} has no processor that can be loaded ({quote_failure(error)}); add "
+            "processor_config.json and tokenizer.json"
         ) from error

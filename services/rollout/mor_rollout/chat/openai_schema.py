@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from mor_core import images as guarded
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 from mor_core.wire import ImagePart, Message, TextPart
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -152,7 +153,7 @@ def _image_bytes(url: str) -> bytes:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Invalid(
-            f"image_url: neither a base64 data URI nor base64 ({error}); send the image as a data URI"
+            f"image_url: neither a base64 data URI nor base64 ({describe_failure(error)}); send the image as a data URI"
         ) from error
 
 

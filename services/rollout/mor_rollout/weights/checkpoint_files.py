@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 
 _LONGEST_HEADER = 100 << 20
 """Bytes; safetensors itself refuses longer headers."""
@@ -58,7 +59,8 @@ def _download(model: str) -> Path:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise Invalid(
-            f"model {model!r}: no such folder, and the hub did not return it ({error}); check the path or the name"
+            f"model {model!r}: no such folder, and the hub did not return it ({quote_failure(error)}); "
+            "check the path or the name"
         ) from error
 
 

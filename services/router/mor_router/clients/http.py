@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 import pydantic_core
 from mor_core import tracing
+from mor_core.failures import describe_failure
 from mor_core.wire import Sha256
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
@@ -101,10 +102,11 @@ class BoundedHttpClient:
             raise ClientFailure("egress", str(error)) from error
         except RuntimeError as error:
             raise ClientFailure(
-                "connect", f"the connection was closed meanwhile ({error}): the client was rotated or removed"
+                "connect",
+                f"the connection was closed meanwhile ({describe_failure(error)}): the client was rotated or removed",
             ) from error
         except httpx.TransportError as error:
-            cause = str(error) or type(error).__name__
+            cause = describe_failure(error)
             if responded:
                 raise ClientFailure("connect", f"the connection broke in the middle of the answer ({cause})") from error
             raise ClientFailure("connect", f"cannot reach {self._url} ({cause}); is it running?", retry=True) from error

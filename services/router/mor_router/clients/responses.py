@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pydantic_core
-from mor_core.failures import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.wire import LARGEST_SCORE, ItemScores, ModelRef, ScoreItem
 from pydantic import TypeAdapter, ValidationError
 
@@ -75,7 +75,7 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
     try:
         document: Any = pydantic_core.from_json(body)
     except ValueError as error:
-        raise ClientFailure("schema", f"the answer is not JSON ({error})") from error
+        raise ClientFailure("schema", f"the answer is not JSON ({describe_failure(error)})") from error
     if not isinstance(document, dict) or not isinstance(document.get("items"), list) or set(document) - _FIELDS:
         raise ClientFailure("schema", "the answer is not a ScoreResponse: {model, items} is wanted")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from pydantic import SecretStr
 
 
@@ -21,7 +22,7 @@ class SecretStore:
         try:
             self._fernet = MultiFernet([Fernet(part) for part in parts])
         except ValueError as error:
-            raise Invalid(f"MOR_SECRET_KEY: {error}; make a key with 'mor-router key'") from error
+            raise Invalid(f"MOR_SECRET_KEY: {quote_failure(error)}; make a key with 'mor-router key'") from error
 
     def encrypt(self, secret: SecretStr) -> str:
         return self._fernet.encrypt(secret.get_secret_value().encode()).decode()

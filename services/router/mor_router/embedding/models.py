@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from mor_core import images
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from numpy import ndarray
 
 from mor_router.embedding.hashed_features import unit
@@ -32,7 +33,9 @@ def _load(loader: Any, path: str, setting: str) -> Any:
     try:
         return loader.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise Invalid(f"{setting}: {path!r} cannot be loaded ({error}); give a model folder or hub name") from error
+        raise Invalid(
+            f"{setting}: {path!r} cannot be loaded ({quote_failure(error)}); give a model folder or hub name"
+        ) from error
 
 
 class TextModel:

@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from mor_router.embedding import Embedder
 from mor_router.mathematics.drift_test import DriftBaseline
+from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.mixture import Mixture
 from mor_router.objectives.gates import GateStore, load_mixture
 from mor_router.objectives.objective_store import COLD_START, Objective, ObjectiveStore
@@ -51,7 +52,7 @@ class ColdStart:
     ) -> Float[ndarray, "inputs clients"]:
         weights = np.array([float(client in available) for client in self.clients])
         if not weights.any():
-            raise ValueError("no client is available; at least one is needed")
+            raise NoClientAvailable("no client is available; at least one is needed")
         return np.tile(weights / weights.sum(), (len(inputs), 1))
 
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:

@@ -36,6 +36,7 @@ from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequest
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.fusion import FusionChoice
+from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.group_fusion import ObjectiveWeights, blended_weights, fuse
 from mor_router.mathematics.mixture import Mixture
 from mor_router.mathematics.quorum import NoQuorum
@@ -139,11 +140,11 @@ class RewardPipeline:
         """Compute each objective's weights for an input, over those of ``weighted_clients`` that are called for it.
 
         Raises:
-            ValueError: there are no such clients, or an objective's gate has none of them.
+            NoClientAvailable: there are no such clients, or an objective's gate has none of them.
             Invalid: an image cannot be decoded.
         """
         if not weighted_clients:
-            raise ValueError("no active client is in the gate; PATCH a client to active, or fit the objective")
+            raise NoClientAvailable("no active client is in the gate; PATCH a client to active, or fit the objective")
         return self._objective_weights(await self._embedder.inputs([x]), gates, weighted_clients)
 
     async def plan(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:

@@ -15,6 +15,7 @@ from mor_core.wire import Messages, RewardExplanation, image_hashes
 
 from mor_router.embedding import GateInput
 from mor_router.mathematics import gate
+from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.group_fusion import blended_slopes, blended_weights, ood_score
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.rewarding.pipeline import GroupBatch, GroupOutcome, Unrewarded
@@ -32,9 +33,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
         objective_weights = await router.rewarding.pipeline.gate_weights(
             GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
         )
-    except ValueError as error:
-        if isinstance(error, Invalid):
-            raise
+    except NoClientAvailable as error:
         raise Conflict(str(error)) from error
     weights = blended_weights(objective_weights)
     slopes = blended_slopes(objective_weights)

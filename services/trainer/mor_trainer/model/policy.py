@@ -12,6 +12,7 @@ import structlog
 import torch
 from jaxtyping import Float, Int
 from mor_core.byte_cache import ByteBoundCache
+from mor_core.failures import describe_failure
 from mor_core.runs import RunSpec
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import ImagePart, Message, TextPart
@@ -250,7 +251,7 @@ class Policy:
             found = self._policy(lambda model: self._hidden(model, together, *packed_inputs(together, self.device)))
         except Exception as error:  # raised on every rank at the same place, whatever the model's code raises
             sharding.reset(self._policy)
-            difference, reason = float("inf"), f"{type(error).__name__}: {error}"
+            difference, reason = float("inf"), describe_failure(error)
         else:
             wanted = torch.cat([wanted, wanted[: len(responses[0])]])
             difference = float((found - wanted).norm() / wanted.norm())

@@ -91,7 +91,7 @@ class Learner:
         except MorError as found:
             error = found
         except Exception as found:
-            error = Invalid(f"{type(found).__name__}: {found}")
+            error = Invalid(describe_failure(found))
         ranks.raise_first(error)
         self.policy = Policy(
             *loaded,

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from mor_core.errors import Invalid, Unavailable
-from mor_core.failures import describe_failure
+from mor_core.failures import describe_failure, quote_failure
 
 from mor_router.learning.labels.labeller import Pair, SampledGroup, best_and_worst
 
@@ -32,7 +32,7 @@ def load_checker(name: str) -> Check:
     try:
         check: Check = found[name].load()
     except Exception as error:  # an imported module may raise anything
-        raise Invalid(f"checker {name!r} cannot be loaded: {error}") from error
+        raise Invalid(f"checker {name!r} cannot be loaded: {quote_failure(error)}") from error
     return check
 
 
