@@ -98,7 +98,7 @@ def mode(path: Path) -> int:
 
 def test_settings_are_private_and_replaced_whole(tmp_path: Path) -> None:
     tokens = ["tokens.json", *(f"clients/{client}/tokens.json" for client in CLIENTS)]
-    secret = ["stack.env", "server.env", "operator.token", "mor.toml", *tokens]
+    secret = ["stack.env", "server.env", "operator.token", "metrics.token", "dashboard.html", "mor.toml", *tokens]
     (tmp_path / "stack.env").write_text("STATE=before\n")
     (tmp_path / "stack.env").chmod(0o644)
     with (tmp_path / "stack.env").open() as reader:

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
@@ -20,6 +21,7 @@ from mor_core.auth import hash_token
 from mor_core.settings import PREFIX
 from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
+from mor_router.clients.discovery.cluster import parse_service
 from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_trainer.config import ControlSettings, WorkerSettings
@@ -171,6 +173,45 @@ def test_everything_is_denied_but_named_flows() -> None:
     assert callers == ["worker", "rollout", "apply"]
     reward = charts.render(REWARD, f"--values={REWARD / 'ci' / 'function-values.yaml'}")
     assert charts.of(reward, "NetworkPolicy")["m-mor-reward"]["spec"]["egress"] == []
+
+
+def test_metrics_are_on_a_port_that_only_the_monitoring_namespace_reaches(rendered: list[Document]) -> None:
+    services = charts.of(rendered, "Service")
+    containers = {name: pod["containers"][0] for name, pod in charts.pods(rendered).items()}
+    serving = {name: found for name, found in containers.items() if found.get("ports") and "valkey" not in name}
+    assert serving
+    for name, container in serving.items():
+        assert {"name": "metrics", "containerPort": 9090} in container["ports"]
+        assert {variable["value"] for variable in container["env"] if variable["name"] == "MOR_METRICS_PORT"} == {
+            "9090"
+        }
+        assert {"name": "metrics", "port": 9090, "targetPort": "metrics"} in services[name]["spec"]["ports"]
+    admitting = [
+        [peer["namespaceSelector"]["matchLabels"] for peer in rule["from"]]
+        for policy in charts.of(rendered, "NetworkPolicy").values()
+        for rule in policy["spec"].get("ingress", [])
+        if {"protocol": "TCP", "port": 9090} in rule.get("ports", [])
+    ]
+    assert admitting == [[{"kubernetes.io/metadata.name": "monitoring"}]] * len(serving)
+    for ingress in charts.of(rendered, "Ingress").values():
+        for rule in ingress["spec"]["rules"]:
+            assert {path["backend"]["service"]["port"]["name"] for path in rule["http"]["paths"]} <= {"http", "https"}
+    for monitor in charts.of(rendered, "ServiceMonitor").values():
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} == {"metrics"}
+    for name, service in services.items():
+        if service["metadata"].get("labels", {}).get("mor.dev/reward") == "true":
+            assert parsed_port(service) == 8400, name
+
+
+def parsed_port(service: Document) -> int:
+    """Return the port of a reward service that discovery finds."""
+    meta, spec = service["metadata"], service["spec"]
+    ports = [SimpleNamespace(name=port["name"], port=port["port"]) for port in spec["ports"]]
+    found = SimpleNamespace(
+        metadata=SimpleNamespace(name=meta["name"], namespace="n", annotations=meta.get("annotations")),
+        spec=SimpleNamespace(type="ClusterIP", ports=ports),
+    )
+    return parse_service(found).port
 
 
 def test_the_router_reaches_a_model_hub_only_for_models_of_its_own() -> None:
