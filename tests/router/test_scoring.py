@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -332,3 +333,24 @@ async def test_metrics_have_rewards_weights_latency_and_failures(api: Api, endpo
 def test_the_schema_promises_every_field_of_a_reward() -> None:
     schema = ItemReward.model_json_schema(mode="serialization")
     assert set(schema["required"]) == set(schema["properties"])
+
+
+@pytest.mark.parametrize(
+    "quoting",
+    [
+        lambda text: JSONResponse({"detail": [{"loc": ["body"], "msg": "wrong", "input": text}]}, 422),
+        lambda text: JSONResponse({"detail": f"cannot score {text!r}"}, 500),
+        lambda text: Response(f"<h1>{text}</h1>", 500, media_type="text/html"),
+    ],
+)
+async def test_an_error_that_repeats_the_request_is_not_quoted(
+    api: Api, endpoints: Endpoints, quoting: Callable[[str], Response]
+) -> None:
+    """FastAPI's own answer to a wrong body quotes it; other frameworks quote it as text."""
+    question = "Which of these two scans shows the left temporal lobe?"
+    _, bad = await two(api, endpoints)
+    bad.broken = lambda _: quoting(question)
+    found = await api.reward("answer 1", "answer 3", text=question)
+    assert "answered" in line(found, "bad")["detail"]
+    assert "temporal" not in line(found, "bad")["detail"]
+    assert "temporal" not in str(await api.ok("GET", "/v1/status"))

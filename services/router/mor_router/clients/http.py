@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -23,6 +24,10 @@ _CONNECT_S = 5.0
 """Seconds to connect: a host that does not answer within them is down."""
 _ERROR_BYTES = 4 << 10
 """Bytes of an error body that are read for the message."""
+_COMPARED_BYTES = 1 << 20
+"""Part of a request that an error is compared with: the texts come before the pictures."""
+_PIECE = 16
+"""Bytes of the pieces that are compared, every 8 bytes: shorter ones occur in both by chance."""
 _EXCERPT_CHARACTERS = 300
 """Length up to which a message quotes an error body, in characters."""
 _MISSING_BYTES = 64 << 10
@@ -128,17 +133,31 @@ class BoundedHttpClient:
         return ClientFailure("status", f"{path} answered {status} ({excerpt})")
 
     async def _excerpt(self, response: httpx.Response) -> str:
-        """Return the start of an error body, or its ``detail``, without the secret, which the client may echo."""
+        """Return the ``detail`` of an error body, unless it repeats the secret or the request.
+
+        The text ends in logs, dead letters and pages. Frameworks quote the input that they refuse, here a prompt or a
+        response; a body without ``detail`` as a text, such as an HTML page, is not quoted at all.
+        """
         try:
             body = await _bounded(response, _ERROR_BYTES)
         except ClientFailure:
             return "with a body that is too long to show"
-        text = body.decode(errors="replace")
+        detail: object = None
         with suppress(ValueError, KeyError, TypeError):
-            text = str(pydantic_core.from_json(text)["detail"])
-        return (
-            text.replace(self._secret.get_secret_value(), "[hidden]")[:_EXCERPT_CHARACTERS].strip() or "no reason given"
-        )
+            detail = pydantic_core.from_json(body)["detail"]
+        if not isinstance(detail, str):
+            return "no reason given"
+        text = detail.replace(self._secret.get_secret_value(), "[hidden]")[:_EXCERPT_CHARACTERS].strip()
+        if _repeats(text, response.request.content[:_COMPARED_BYTES]):
+            return "its reason repeats the request and is not shown"
+        return text or "no reason given"
+
+
+def _repeats(text: str, sent: bytes) -> bool:
+    """Return whether ``text`` has a piece of the request's JSON, of 24 characters or more."""
+    written = json.dumps(text, ensure_ascii=False)[1:-1].encode()
+    pieces = (written[start : start + _PIECE] for start in range(0, len(written) - _PIECE + 1, _PIECE // 2))
+    return any(piece in sent for piece in pieces)
 
 
 def parse_missing_images(body: bytes) -> set[str]:
