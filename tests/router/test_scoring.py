@@ -354,3 +354,14 @@ async def test_an_error_that_repeats_the_request_is_not_quoted(
     assert "answered" in line(found, "bad")["detail"]
     assert "temporal" not in line(found, "bad")["detail"]
     assert "temporal" not in str(await api.ok("GET", "/v1/status"))
+
+
+async def test_a_reason_of_an_item_that_repeats_the_prompt_is_not_kept(api: Api, endpoints: Endpoints) -> None:
+    question = "Which of these two scans shows the left temporal lobe?"
+    _, bad = await two(api, endpoints)
+    for reason, kept in ((f"no such organ in {question!r}", False), ("the picture is too dark", True)):
+        refusal = {"status": "unscorable", "scores": None, "detail": reason}
+        bad.mangle = lambda items, refusal=refusal: [{"item_id": items[0]["item_id"], **refusal}]
+        found = await api.reward("answer 1", "answer 3", text=question)
+        assert (line(found, "bad")["detail"] == reason) is kept
+        assert "temporal" not in str(found)

@@ -270,13 +270,14 @@ def _content(cell: Any, folder: Path) -> tuple[str, bytes]:
 
 def _file(name: str, folder: Path) -> bytes:
     """Read a file below ``folder``. The error for a path elsewhere does not reveal whether it exists."""
-    shown = repr(name[:_SHOWN_CHARACTERS])
+    # A longer one may be a picture in base64 without the prefix of a data URI.
+    shown = repr(name) if len(name) <= _SHOWN_CHARACTERS else f"a name of {len(name)} characters"
     try:
         file = (folder / name).resolve()
         below = file.is_relative_to(folder.resolve())
         content = file.read_bytes() if below and file.is_file() else None
     except (OSError, RuntimeError, ValueError) as error:
-        reason = describe_failure(error)
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Invalid(f"images: {shown} cannot be read ({reason})") from error
     if not below:
         raise Invalid(f"images: {shown} is not below the data file's folder; put it there, or give a data URI")

@@ -47,9 +47,8 @@ def load(kind: type[S], **given: Any) -> S:
         raise Invalid(f"{PREFIX}{name.upper()}: got {_got(kind, name)}; wanted: JSON") from None
     for _, value in settings:
         if isinstance(value, SecretStr):
-            secret = value.get_secret_value()
-            remember(*secret.split(","))
-            remember_address(secret)
+            remember(*value.get_secret_value().split(","))
+        remember_address(value.get_secret_value() if isinstance(value, SecretStr) else str(value))
     return settings
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -18,16 +17,12 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from mor_router import __version__
 from mor_router.clients.egress import EgressRefused
-from mor_router.clients.responses import ClientFailure
+from mor_router.clients.responses import REPEATED, ClientFailure, repeats
 
 _CONNECT_S = 5.0
 """Seconds to connect: a host that does not answer within them is down."""
 _ERROR_BYTES = 4 << 10
 """Bytes of an error body that are read for the message."""
-_COMPARED_BYTES = 1 << 20
-"""Part of a request that an error is compared with: the texts come before the pictures."""
-_PIECE = 16
-"""Bytes of the pieces that are compared, every 8 bytes: shorter ones occur in both by chance."""
 _EXCERPT_CHARACTERS = 300
 """Length up to which a message quotes an error body, in characters."""
 _MISSING_BYTES = 64 << 10
@@ -148,16 +143,9 @@ class BoundedHttpClient:
         if not isinstance(detail, str):
             return "no reason given"
         text = detail.replace(self._secret.get_secret_value(), "[hidden]")[:_EXCERPT_CHARACTERS].strip()
-        if _repeats(text, response.request.content[:_COMPARED_BYTES]):
-            return "its reason repeats the request and is not shown"
+        if repeats(text, response.request.content):
+            return REPEATED
         return text or "no reason given"
-
-
-def _repeats(text: str, sent: bytes) -> bool:
-    """Return whether ``text`` has a piece of the request's JSON, of 24 characters or more."""
-    written = json.dumps(text, ensure_ascii=False)[1:-1].encode()
-    pieces = (written[start : start + _PIECE] for start in range(0, len(written) - _PIECE + 1, _PIECE // 2))
-    return any(piece in sent for piece in pieces)
 
 
 def parse_missing_images(body: bytes) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +31,11 @@ _BYTES_PER_ID_CHARACTER = 6
 """A character escaped in JSON: backslash, ``u`` and four digits."""
 _DETAIL_CHARACTERS = 500
 """Longest detail that is kept: it goes into records, logs and the dashboard."""
+_COMPARED_BYTES = 1 << 20
+"""Part of a request that a reason is compared with: the texts come before the pictures."""
+_PIECE = 16
+"""Bytes of the pieces that are compared, every 8 bytes: shorter ones occur in both by chance."""
+REPEATED = "its reason repeats the request and is not shown"
 _FIELDS = {"model", "items"}
 
 
@@ -56,6 +62,17 @@ class ClientResponse:
     detail: str | None = None
     model: ModelRef | None = None
     seconds: float | None = None
+
+
+def repeats(text: str, sent: bytes) -> bool:
+    """Return whether a client's reason has a piece, of 24 characters or more, of the JSON that was sent to it.
+
+    The text ends in logs, dead letters and pages, where prompts and responses must not be.
+    """
+    written = json.dumps(text, ensure_ascii=False)[1:-1].encode(errors="replace")
+    pieces = (written[start : start + _PIECE] for start in range(0, len(written) - _PIECE + 1, _PIECE // 2))
+    head = sent[:_COMPARED_BYTES]
+    return any(piece in head for piece in pieces)
 
 
 def response_size_limit(items: Sequence[ScoreItem]) -> int:
@@ -111,6 +128,8 @@ def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> C
         return ClientResponse("error", detail=f"malformed item ({describe(error)})"[:_DETAIL_CHARACTERS], model=model)
     if parsed.scores is None:
         detail = (parsed.detail or "no reason given")[:_DETAIL_CHARACTERS]
+        if repeats(detail, item.model_dump_json(include={"messages", "responses"}).encode()):
+            detail = REPEATED
         return ClientResponse("unscorable" if parsed.status == "unscorable" else "error", detail=detail, model=model)
     if len(parsed.scores) != len(item.responses):
         return ClientResponse(
