@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mor_core.terminal import guard_uncaught
+from mor_core.uncaught import guard_uncaught
 
 from mor_client import __version__
 from mor_client.commands import alert, client, dead, objective, run

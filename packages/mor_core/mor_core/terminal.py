@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from mor_core.failures import format_traceback
-from mor_core.hidden_secrets import hide_secrets
 from mor_core.printable import visible_lines
 
 
@@ -25,12 +21,3 @@ class TerminalConsole(Console):
         for segment in super().render(renderable, options):
             text, style, control = segment
             yield segment if control or text.isprintable() else Segment(visible_lines(text), style)
-
-
-def guard_uncaught() -> None:
-    """Print an exception that ends the command without the data, secrets and control characters of its message."""
-
-    def hook(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
-        sys.stderr.write(visible_lines(hide_secrets(format_traceback(error))) + "\n")
-
-    sys.excepthook = hook

@@ -15,7 +15,8 @@ from mor_core import atomic, process
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe
 from mor_core.printable import visible, visible_json
-from mor_core.terminal import TerminalConsole, guard_uncaught
+from mor_core.terminal import TerminalConsole
+from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
@@ -33,10 +34,14 @@ Data = Annotated[
 ]
 
 
+@app.callback()
+def _begin() -> None:
+    guard_uncaught()
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """End the command on an error of MoR with its message instead of a traceback."""
-    guard_uncaught()
     try:
         yield
     except MorError as error:

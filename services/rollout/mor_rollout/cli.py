@@ -12,6 +12,7 @@ import typer
 from mor_core import process
 from mor_core.printable import visible
 from mor_core.service import serve as serve_app
+from mor_core.uncaught import guard_uncaught
 
 app = typer.Typer(
     help="Sample groups of responses from the current policy.",
@@ -24,6 +25,7 @@ app = typer.Typer(
 @app.callback()
 def _main() -> None:
     """Sample groups of responses from the current policy."""
+    guard_uncaught()
 
 
 @app.command()

@@ -18,6 +18,7 @@ from mor_core.hidden_secrets import hide_secrets
 from mor_core.printable import visible
 from mor_core.service import serve as serve_app
 from mor_core.streams import connect
+from mor_core.uncaught import guard_uncaught
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -42,6 +43,11 @@ app = typer.Typer(
 log = structlog.get_logger(__name__)
 
 Result = TypeVar("Result")
+
+
+@app.callback()
+def _begin() -> None:
+    guard_uncaught()
 
 
 def _fail(message: str) -> NoReturn:

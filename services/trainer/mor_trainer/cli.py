@@ -13,6 +13,13 @@ _HELP = "Train a policy by GRPO (work), and serve run control, status, dashboard
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=_HELP)
 
 
+@app.callback()
+def _begin() -> None:
+    from mor_core.uncaught import guard_uncaught
+
+    guard_uncaught()
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (MOR_HOST).")] = None,
