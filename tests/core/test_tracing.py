@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -106,7 +107,7 @@ lost.end()
 
 def test_no_exception_and_no_attribute_takes_data_or_secrets_to_the_collector() -> None:
     with collecting() as collector:
-        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address}
+        environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address}
         command = [sys.executable, "-c", FAILING, "mark-88131-of-mine"]
         subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
         [work], [lost] = collector.named("work"), collector.named("lost")
