@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -62,7 +63,8 @@ def found(text: str) -> list[str]:
 @contextmanager
 def logged(style: Literal["json", "console"] = "json") -> Iterator[StringIO]:
     """Send the log of this process at level debug to a buffer."""
-    root, hooks, before = logging.getLogger(), (sys.excepthook, sys.stderr), structlog.get_config()
+    root, before = logging.getLogger(), structlog.get_config()
+    hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.stderr)
     kept = (root.handlers, root.level)
     sys.stderr = buffer = StringIO()
     try:
@@ -70,7 +72,8 @@ def logged(style: Literal["json", "console"] = "json") -> Iterator[StringIO]:
         yield buffer
     finally:
         root.handlers, root.level = kept
-        sys.excepthook, sys.stderr = hooks
+        sys.excepthook, threading.excepthook, sys.unraisablehook, sys.stderr = hooks
+        logging.captureWarnings(False)
         structlog.configure(**before)
 
 

@@ -84,6 +84,8 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
     structlog.contextvars.bind_contextvars(**bound)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+    logging.captureWarnings(True)
 
 
 class _SecretFreeFormatter(structlog.stdlib.ProcessorFormatter):
@@ -161,3 +163,9 @@ def _log_uncaught_in_thread(failed: threading.ExceptHookArgs) -> None:
     if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
         name = failed.thread.name if failed.thread is not None else None
         log.error("a thread ended with an exception", thread=name, exc_info=failed.exc_value)
+
+
+def _log_unraisable(failed: sys.UnraisableHookArgs) -> None:
+    """Log an exception that cannot be raised, as one of a finaliser."""
+    if failed.exc_value is not None:
+        log.error("an exception was ignored", exc_info=failed.exc_value)

@@ -279,7 +279,9 @@ def deregister(
 def token(
     tokens_file: Annotated[Path, typer.Option(help="The service's file of token hashes; created if absent.")],
     name: Annotated[str, typer.Option(help="Name of the token's holder.")] = "router",
-    scope: Annotated[str, typer.Option(help="service (for the router), viewer or admin.")] = "service",
+    scope: Annotated[
+        str, typer.Option(help="service (for the router), metrics (for Prometheus), viewer or admin.")
+    ] = "service",
     secret_file: Annotated[
         Path | None, typer.Option(help="Write the token to this file instead of the terminal.")
     ] = None,
