@@ -186,7 +186,7 @@ class RunStage(abc.ABC, Generic[R]):
             self._unsettled -= {entry.id for entry in entries}
 
     def _defer(self, entries: Sequence[Entry[R]], error: BaseException) -> None:
-        reason, staying = describe_failure(error), [entry for entry in entries if entry.id in self._unsettled]
+        reason, staying = _with_type(error), [entry for entry in entries if entry.id in self._unsettled]
         log.warning("entries stay in the stream", stream=self.source, run=self.run, entries=len(staying), error=reason)
         for entry in staying:
             self._failures[entry.id] = reason
@@ -273,3 +273,9 @@ def _is_cancelled() -> bool:
     """Return whether somebody cancelled the current task; a library may raise ``CancelledError`` by itself."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _with_type(error: BaseException) -> str:
+    """Describe a failure with its type, which ``describe_failure`` leaves out for MoR's own errors."""
+    name, described = type(error).__name__, describe_failure(error)
+    return described if described.startswith(name) else f"{name}: {described}"
