@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mor_core import stage as stage_module
 from mor_core.errors import Unavailable
-from mor_core.settings import StreamSettings
+from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
 from mor_core.streams import Entry, RunAnnouncement, Streams, announce, withdraw
 from mor_core.tasks import stop
@@ -55,7 +55,7 @@ class RunCopy(RunStage[PromptRecord]):
 
     stage, source, target = "rollout", "prompts", "rollouts"
 
-    def __init__(self, run: str, redis: Redis, settings: StreamSettings, fail: Failing) -> None:
+    def __init__(self, run: str, redis: Redis, settings: StageSettings, fail: Failing) -> None:
         self.slots = asyncio.Semaphore(SLOTS)
         super().__init__(run, redis, settings, self.slots, batch=8, forward_timeout_s=0.2)
         self._fail = fail
@@ -73,7 +73,7 @@ class RunCopy(RunStage[PromptRecord]):
 class Copy(Stage[PromptRecord]):
     def __init__(self, redis: Redis, fail: Failing, bound: int = 16) -> None:
         super().__init__(redis, watch_s=0.05)
-        self._settings = StreamSettings(lease_s=LEASE_S, stream_bound=bound)
+        self._settings = StageSettings(lease_s=LEASE_S, stream_bound=bound)
         self._fail = fail
         self.opened: list[RunCopy] = []
 
@@ -195,7 +195,7 @@ async def test_work_on_a_run_that_ends_by_an_exception_leaves_all_slots_free(
     streams = Streams(redis, run_name, bound=16)
     await redis.xgroup_create(streams.key("prompts"), RunCopy.stage, id="0", mkstream=True)
     await streams.publish("prompts", prompt(run_name, "g"), timeout_s=1)
-    run = RunCopy(run_name, redis, StreamSettings(lease_s=LEASE_S, stream_bound=16), never)
+    run = RunCopy(run_name, redis, StageSettings(lease_s=LEASE_S, stream_bound=16), never)
     calls = 0
 
     def broken() -> int:

@@ -97,6 +97,14 @@ class StreamSettings(Settings):
     """Shared folder or object store (an fsspec URL) for blobs over 256 KB; Redis keeps them too without it."""
 
 
+class StageSettings(StreamSettings):
+    """Settings of the stages that process groups: sampling and scoring."""
+
+    attempt_timeout_s: float = Field(1800.0, gt=0)
+    """Longest work on the groups of one read, seconds, waits for clients, weights and the next stream included. After
+    it the groups stay in the stream and are delivered again."""
+
+
 def unknown_variables(known: Iterable[type[Settings]]) -> list[str]:
     """Return the ``MOR_*`` variables that no settings class reads, which are likely misspelt."""
     fields = {SECRETS_DIR} | {PREFIX + name.upper() for settings in known for name in settings.model_fields}

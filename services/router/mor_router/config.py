@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from mor_core.settings import ServiceSettings, StreamSettings
+from mor_core.settings import ServiceSettings, StageSettings
 from pydantic import Field, SecretStr, model_validator
 
 from mor_router.mathematics.fusion import FusionChoice, Weighted
@@ -13,7 +13,7 @@ from mor_router.mathematics.fusion import FusionChoice, Weighted
 Network = IPv4Network | IPv6Network
 
 
-class RouterSettings(ServiceSettings, StreamSettings):
+class RouterSettings(ServiceSettings, StageSettings):
     """Settings of a router."""
 
     secret_key: SecretStr = SecretStr("")
