@@ -108,9 +108,7 @@ class Services:
     def work(self, **environment: str) -> None:
         """Start the training process."""
         command = [str(_BIN / "mor-trainer"), "work"]
-        self._start(
-            "worker", command, {"MOR_CONTROL_URL": self.addresses["control"], "MOR_POLL_S": "0.2", **environment}
-        )
+        self._start("worker", command, {"MOR_POLL_S": "0.2", **environment})
 
     def http(self, name: str) -> httpx.Client:
         """Open an HTTP client of one service with the administrator's token."""

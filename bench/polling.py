@@ -111,13 +111,14 @@ def _training(folder: Path) -> Iterator[_Run]:
     processes.environment |= {"MOR_LOG_LEVEL": "warning"}
     try:
         scorer = processes.serve("scorer", "mor-reward", "serve", "--function", f"{_SCORER}:length")
+        control = processes.serve("control", "mor-trainer", "serve")
+        processes.environment["MOR_CONTROL_URL"] = control
         processes.serve("rollout", "mor-rollout", "serve")
         router = processes.serve("router", "mor-router", "serve")
         client = {"name": "length", "url": scorer, "domains": "shapes", "token": TOKENS["mor"][0]}
         _sent("POST", f"{router}/v1/clients", client)
         _sent("PATCH", f"{router}/v1/clients/length", {"state": "active", "reason": "no anchors in this measurement"})
-        control = processes.serve("control", "mor-trainer", "serve")
-        processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
+        processes.start("worker", "mor-trainer", "work")
         spec = {
             "name": "polled",
             "model": str(model),

@@ -38,7 +38,7 @@ CHARTS = ("mor", "mor-reward")
 Schema = dict[str, Any]
 
 _SERVING = {"host", "port", "tokens_file", "log_format", "tls_cert_file", "tls_key_file"}
-_CALLING = {"service_token", "control_ca_file"}
+_CALLING = {"service_token", "control_url", "control_ca_file"}
 _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
     "control": (
         ControlSettings,
@@ -46,7 +46,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
     ),
     "worker": (
         WorkerSettings,
-        {*_CALLING, "redis_url", "runs_dir", "control_url", "weights_url", "device", "log_format"},
+        {*_CALLING, "redis_url", "runs_dir", "device", "log_format"},
     ),
     "rollout": (
         RolloutSettings,

@@ -96,6 +96,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path, collector: Co
         for name in ("length", "vowels"):
             function = f"{Path(__file__).with_name('scorers.py')}:{name}"
             clients[name] = processes.serve(name, "mor-reward", "serve", "--function", function)
+        control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5")
+        processes.environment["MOR_CONTROL_URL"] = control
         rollout = processes.serve("rollout", "mor-rollout", "serve")
         router = processes.serve("router", "mor-router", "serve", MOR_POLICY_URL=rollout, MOR_REFIT_MAX_TOKENS="8")
         for name, url in clients.items():
@@ -105,8 +107,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path, collector: Co
             change = {"state": "active", "reason": "no anchors in this test"}
             answer = httpx.patch(f"{router}/v1/clients/{name}", json=change, headers=ADMIN, timeout=30)
             assert answer.is_success, answer.text
-        control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5")
-        processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
+        processes.start("worker", "mor-trainer", "work")
         prompts = write_rows(folder / "prompts.jsonl", copy_questions(folder, 40))
         yield Loop(processes, control, rollout, router, clients["length"], prompts, tiny_vlm, collector)
         statuses = processes.stop()

@@ -43,7 +43,7 @@ def rollout(run: str, group_id: str, responses: tuple[str, ...], image: str | No
         prompt_id=group_id,
         messages=(Message(role="user", content=parts),),
         sampling=Sampling(group_size=len(responses), max_tokens=4),
-        weights=WeightsRef(version=3, url="http://127.0.0.1/v1/runs/r/weights/3"),
+        weights=WeightsRef(version=3),
     )
     return RolloutRecord(
         run=run,

@@ -89,7 +89,7 @@ class Blobs:
         if elsewhere:
             await asyncio.to_thread(self._write, digest, content)
         keys = [self._key(digest), self._owners_key(digest), self._owned_key(owner)]
-        args = [owner, digest, _ELSEWHERE if elsewhere else content]
+        args: list[str | bytes] = [owner, digest, _ELSEWHERE if elsewhere else content]
         try:
             await self._put_script(keys=keys, args=args)
         except ResponseError as error:

@@ -75,6 +75,8 @@ class ServiceSettings(Settings):
 class ControlCallerSettings(Settings):
     """Settings of every process that calls the trainer's run control."""
 
+    control_url: str = "http://127.0.0.1:8300"
+    """Address of run control as seen from this process. The service token is sent there and nowhere else."""
     service_token: SecretStr = SecretStr("")
     """Bearer token with scope ``service`` for run control and its weight files."""
     control_ca_file: Path | None = None

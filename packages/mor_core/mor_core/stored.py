@@ -1,17 +1,18 @@
 """Entries of stores that others can write to: Redis, the history database, shared folders.
 
-Such a store is a carrier, not an authority. Each entry is parsed by itself and bounded in size. One that does not fit is
-left out, counted in ``mor_unreadable_entries_total`` and logged once, and the entries beside it stay in use.
+Such a store is a carrier, not an authority. Each entry is parsed by itself and bounded in size. One that does not fit
+is left out, counted in ``mor_unreadable_entries_total`` and logged once, and the entries beside it stay in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import structlog
 from prometheus_client import Counter
 from pydantic import ValidationError
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from mor_core.errors import Invalid, MorError
@@ -40,7 +41,7 @@ class StoredEntries:
         UNREADABLE.labels(store)  # so that the series starts at 0
 
     def parse(self, entry: object, content: Any, parser: Callable[[Any], T]) -> T | None:
-        """Return ``parser(content)``, or ``None`` where ``content`` is ``None``, too long, or makes ``parser`` raise."""
+        """Return ``parser(content)``; ``None`` where ``content`` is ``None``, too long, or makes ``parser`` raise."""
         if content is None:
             return None
         try:
@@ -79,6 +80,23 @@ class StoredEntries:
             self.refuse(key, "the key has another type; delete it, or restore it from an export")
             return default
 
+    async def write(self, redis: Redis, keys: Sequence[str], write: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of ``write``, once more without ``keys`` where one of them has another type.
+
+        For stores that are filled again by the work itself.
+
+        Raises:
+            RedisError: the server failed.
+        """
+        try:
+            return await write()
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self.refuse(", ".join(keys), "a key has another type; the store is begun anew")
+            await redis.delete(*keys)
+            return await write()
+
     def refuse(self, entry: object, problem: str) -> None:
         """Count an entry that does not fit, and log its problem once."""
         UNREADABLE.labels(self.store).inc()
@@ -89,7 +107,9 @@ class StoredEntries:
         self._known[known] = None
         while len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
-        log.warning("a stored entry cannot be read and is left out", store=self.store, entry=name[:200], problem=problem)
+        log.warning(
+            "a stored entry cannot be read and is left out", store=self.store, entry=name[:200], problem=problem
+        )
 
 
 def is_wrong_type(error: ResponseError) -> bool:

@@ -132,7 +132,9 @@ class RunAnnouncement(Wire):
 async def announce(redis: Redis, run: str, model: str) -> None:
     """Announce an active run to the stages; the trainer repeats this every few seconds."""
     announcement = RunAnnouncement(run=run, model=model, renewed_at=time.time())
-    await redis.hset(RUNS_KEY, run, announcement.model_dump_json())
+    content = announcement.model_dump_json()
+    # Without the key all runs announce themselves again within seconds.
+    await _RUNS.write(redis, [RUNS_KEY], lambda: redis.hset(RUNS_KEY, run, content))
 
 
 async def withdraw(redis: Redis, run: str) -> None:

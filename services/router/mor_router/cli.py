@@ -22,11 +22,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_router.audit import AuditLog
-from mor_router.clients.enrolment import reencrypt
-from mor_router.clients.registry import ClientRegistry
 from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
-from mor_router.learning.labels.labeller_store import reencrypt as reencrypt_labellers
+from mor_router.rekeying import RekeyResult, rekey_all
 from mor_router.store import RouterSnapshot, export, restore
 
 _RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
@@ -139,20 +137,22 @@ def import_state(
 
 @app.command()
 def rekey() -> None:
-    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the other keys can be removed afterwards."""
+    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the other keys can be removed afterwards.
 
-    async def work(redis: Redis, settings: RouterSettings) -> int:
-        secret_store, registry = SecretStore(settings.secret_key), ClientRegistry(redis)
-        records = await registry.all()
-        for record in records:
-            await registry.update(record.name, lambda known: reencrypt(known, secret_store))
-        labellers = await reencrypt_labellers(redis, secret_store)
+    With MOR_BIND_SECRETS=true it also reads the secrets of version 0.1, and binds them to their addresses.
+    """
+
+    async def work(redis: Redis, settings: RouterSettings) -> RekeyResult:
+        result = await rekey_all(redis, SecretStore(settings.secret_key, reads_unbound=settings.bind_secrets))
         AuditLog(settings.audit_log).record(
-            "rekey", "secrets", "command line", clients=len(records), labellers=labellers
+            "rekey", "secrets", "command line", clients=result.clients, labellers=result.labellers
         )
-        return len(records) + labellers
+        return result
 
-    typer.echo(f"{_with_redis(work)} secrets are encrypted with the first key")
+    result = _with_redis(work)
+    typer.echo(f"{result.clients + result.labellers} secrets are encrypted with the first key")
+    if result.problems:
+        _fail("\n".join(result.problems))
 
 
 @app.command()

@@ -19,6 +19,10 @@ class RouterSettings(ServiceSettings, StageSettings):
     secret_key: SecretStr = SecretStr("")
     """Fernet keys that encrypt the clients' secrets at rest, separated by commas. The first encrypts, all decrypt: put
     a new key in front, and remove the old one after ``mor-router rekey``. ``mor-router key`` prints a new one."""
+    bind_secrets: bool = False
+    """Bind the secrets that version 0.1 stored to their clients and addresses, at the start and at
+    ``mor-router rekey``. Set it for one start after the upgrade, and check the addresses before; otherwise such secrets
+    are refused."""
     audit_log: Path | None = None
     """File to which enrolments, rotations, revocations and gate changes are appended as JSON lines. Without it they go
     to the log under the name ``audit``."""

@@ -62,10 +62,6 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
 class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
     """Settings of the training process: ``mor-trainer work``."""
 
-    control_url: str = "http://127.0.0.1:8300"
-    """Address of run control as seen from this process."""
-    weights_url: str | None = None
-    """Address of run control as seen from the rollout service; ``control_url`` when unset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that trains the model; ``auto`` takes CUDA where it is available."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -47,7 +47,6 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(_check_json)]
 """Free-form object with finite numbers and bounded depth."""
 
 
-
 class Wire(BaseModel):
     """Base of every type on the wire: immutable, without unknown fields, with finite numbers."""
 

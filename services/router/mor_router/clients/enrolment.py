@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from mor_core.auth import hash_token, new_token
 from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation, Source
@@ -17,7 +18,7 @@ from mor_router.clients.pool import ClientPool
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
 from mor_router.clients.registry import ClientRecord, ClientRegistry, new_revision
 from mor_router.clients.responses import ClientFailure
-from mor_router.clients.secret_store import SecretStore
+from mor_router.clients.secret_store import SecretOwner, SecretStore
 
 _CARD_TIMEOUT_S = 10.0
 """Seconds for the card, with TLS and a slow name server."""
@@ -59,14 +60,15 @@ class Enroller:
         else:
             raise Conflict(f"client {request.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
         token = new_token() if request.page_token_sha256 is None else None
+        url, source = request.url.rstrip("/"), source or await self._egress.admit(request.url)
         record = ClientRecord(
             name=request.name,
-            url=request.url.rstrip("/"),
+            url=url,
             domains=request.domains,
-            source=source or await self._egress.admit(request.url),
+            source=source,
             state=request.state,
             enrolled_at=time.time(),
-            secret=self._secret_store.encrypt(request.token),
+            secret=self._secret_store.encrypt(request.token, SecretOwner("client", request.name, url, source)),
             inbound_sha256=request.page_token_sha256 or hash_token(token or ""),
             revision=new_revision(),
         )
@@ -101,12 +103,24 @@ class Enroller:
                 "source": source or await self._egress.admit(request.url),
                 "revision": new_revision(),
             }
-            card, _ = await self._probe((await self._registry.get(name)).model_copy(update=moved))
+            card, _ = await self._probe(self._moved(await self._registry.get(name), moved))
             changed |= {**moved, "card": card, "model": card.model, "probed_at": time.time()}
-        record = await self._registry.update(name, lambda known: known.model_copy(update=changed))
+        record = await self._registry.update(name, lambda known: self._moved(known, changed))
         self._audit.record("change", name, by, **given)
         await self._pool.refresh()
         return record
+
+    def _moved(self, record: ClientRecord, changed: dict[str, Any]) -> ClientRecord:
+        """Return the record with changes; its secret is bound to the new address, if that changed.
+
+        Raises:
+            Invalid: its secret cannot be decrypted.
+        """
+        new = record.model_copy(update=changed)
+        if new.owner == record.owner:
+            return new
+        secret = self._secret_store.decrypt(record.secret, record.owner)
+        return new.model_copy(update={"secret": self._secret_store.encrypt(secret, new.owner)})
 
     async def rotate(self, name: str, request: Rotation, by: str) -> Rotated:
         """Replace the token that the router sends, the client's own token, or both.
@@ -118,13 +132,20 @@ class Enroller:
         if request.token is None and not request.inbound:
             raise Invalid("nothing to rotate: give 'token' (sent to the client), or 'inbound': true (the client's own)")
         changed: dict[str, object] = {}
+        owner = (known := await self._registry.get(name)).owner
         if request.token is not None:
-            changed = {"secret": self._secret_store.encrypt(request.token), "revision": new_revision()}
-            await self._probe((await self._registry.get(name)).model_copy(update=changed))
+            changed = {"secret": self._secret_store.encrypt(request.token, owner), "revision": new_revision()}
+            await self._probe(known.model_copy(update=changed))
         token = new_token() if request.inbound else None
         if token is not None:
             changed["inbound_sha256"] = hash_token(token)
-        record = await self._registry.update(name, lambda known: known.model_copy(update=changed))
+
+        def change(known: ClientRecord) -> ClientRecord:
+            if known.owner != owner:
+                raise Conflict(f"the address of client {name!r} was changed meanwhile; rotate again")
+            return known.model_copy(update=changed)
+
+        record = await self._registry.update(name, change)
         kinds = [kind for kind, value in (("outbound", request.token), ("inbound", token)) if value is not None]
         self._audit.record("rotate", name, by, tokens=" and ".join(kinds))
         await self._pool.refresh()
@@ -162,12 +183,3 @@ class Enroller:
                 f"{answer.status}, {answer.detail}"
             )
         return card, f"{answer.status}: {answer.scores or answer.detail}"
-
-
-def reencrypt(record: ClientRecord, secret_store: SecretStore) -> ClientRecord:
-    """Return the record with its secret encrypted with the first key.
-
-    Raises:
-        Invalid: none of the keys decrypts it.
-    """
-    return record.model_copy(update={"secret": secret_store.reencrypt(record.secret, record.name)})

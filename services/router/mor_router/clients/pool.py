@@ -12,6 +12,7 @@ from mor_core.auth import Principal, Scope, TokenFile, hash_token
 from mor_core.clients import State
 from mor_core.errors import MorError, NotFound
 from mor_core.wire import Limits
+from pydantic import SecretStr
 from redis.exceptions import RedisError
 
 from mor_router import metrics
@@ -46,8 +47,8 @@ class ClientPool:
         self._broken: dict[str, str] = {}
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
-        self.loaded = False
-        """True once the registry has been read."""
+        self.problem: str | None = "the registry of clients has not been read yet"
+        """Reason why the present state of the registry is not known, if any; for ``/readyz``."""
 
     def names_in_state(self, *states: State) -> list[str]:
         """Return the names of the clients in one of ``states``."""
@@ -79,7 +80,10 @@ class ClientPool:
         Raises:
             Invalid: its secret cannot be decrypted.
         """
-        secret = self._secret_store.decrypt(record.secret, record.name)
+        return self.open(record, self._secret_store.decrypt(record.secret, record.owner))
+
+    def open(self, record: ClientRecord, secret: SecretStr) -> RewardClient:
+        """Open a connection with a secret that is not the record's; the caller closes it."""
         return RewardClient(record, secret, self._settings, self._egress, self._tls)
 
     async def refresh(self) -> None:
@@ -93,9 +97,10 @@ class ClientPool:
                     self._identity[name] = identity
                     try:
                         self._clients[name] = self.connect(record)
-                    except MorError as error:
-                        self._broken[name] = str(error)
-                        log.error("a client cannot be called", client=name, reason=str(error))
+                    except Exception as error:  # whatever a record provokes, it concerns its client alone
+                        known = isinstance(error, MorError)
+                        self._broken[name] = str(error) if known else f"no connection: {type(error).__name__}"
+                        log.error("a client cannot be called", client=name, reason=self._broken[name])
             for name in set(self._identity) - set(records):
                 await self._drop(name)
                 metrics.remove_client(name)
@@ -103,7 +108,7 @@ class ClientPool:
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
             self.records = records
-            self.loaded = True
+            self.problem = None
 
     async def _drop(self, name: str) -> None:
         self._identity.pop(name, None)
@@ -127,6 +132,7 @@ class ClientPool:
         try:
             await self.refresh()
         except RedisError as error:
+            self.problem = f"the registry of clients cannot be read, its last state is in use: {error}"
             log.warning("the registry cannot be read; its last state stays in use", error=str(error))
 
     async def keep_probing(self) -> None:

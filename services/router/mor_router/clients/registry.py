@@ -7,16 +7,21 @@ import uuid
 from collections.abc import Callable
 
 from mor_core.clients import Client
-from mor_core.errors import Conflict, NotFound
+from mor_core.errors import Conflict, Invalid, NotFound
+from mor_core.stored import StoredEntries
 from mor_core.wire import Card, ModelRef, Sha256
 from pydantic import Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
+from mor_router.clients.secret_store import SecretOwner
 from mor_router.store import CLIENTS, key
 
 _MOST_UPDATE_ATTEMPTS = 20
 """Optimistic attempts of one update; each lost one means that another writer got through."""
+
+
+_CLIENTS = StoredEntries("clients")
 
 
 class ClientRecord(Client):
@@ -32,9 +37,27 @@ class ClientRecord(Client):
     """Unix time, in seconds, at which the client was found to score otherwise than at the fit. From then on only its
     honeypot scores count, and no older gate version gives it weight. Null again when a fit has accepted it."""
 
+    @property
+    def owner(self) -> SecretOwner:
+        """What its secret is bound to."""
+        return SecretOwner("client", self.name, self.url, self.source)
+
     def public(self) -> Client:
         """Return the record without secrets."""
         return Client(**{name: getattr(self, name) for name in Client.model_fields})
+
+
+def parse_record(name: str, value: bytes) -> ClientRecord:
+    """Parse the record that is stored under ``name``.
+
+    Raises:
+        ValueError: it does not fit.
+        Invalid: it is of another client.
+    """
+    record = ClientRecord.model_validate_json(value)
+    if record.name != name:
+        raise Invalid("a client's record is stored under another name")
+    return record
 
 
 def new_revision() -> str:
@@ -48,20 +71,29 @@ class ClientRegistry:
         self._redis = redis
 
     async def all(self) -> list[ClientRecord]:
-        """Return every client, sorted by name."""
-        values = (await self._redis.hgetall(CLIENTS)).values()
-        return sorted((ClientRecord.model_validate_json(value) for value in values), key=lambda record: record.name)
+        """Return every client whose record can be read, sorted by name."""
+        found = _CLIENTS.parse_all(
+            await self._redis.hgetall(CLIENTS), lambda name, value: parse_record(name.decode(), value)
+        )
+        return sorted(found.values(), key=lambda record: record.name)
 
     async def get(self, name: str) -> ClientRecord:
         """Return one client.
 
         Raises:
             NotFound: no such client.
+            Conflict: its record cannot be read.
         """
         value = await self._redis.hget(CLIENTS, name)
         if value is None:
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
-        return ClientRecord.model_validate_json(value)
+        record = _CLIENTS.parse(name, value, lambda given: parse_record(name, given))
+        if record is None:
+            raise Conflict(
+                f"the stored record of client {name!r} cannot be read (the log has the reason); DELETE the client and "
+                "enrol it again, or restore the record from an export"
+            )
+        return record
 
     async def add(self, record: ClientRecord) -> None:
         """Add a client.

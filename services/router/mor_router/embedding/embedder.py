@@ -63,6 +63,8 @@ class Embedder:
     def __init__(self, text: TextEncoder, image: ImageEncoder, cache: int) -> None:
         self.name = f"{text.name}+{image.name}"
         """Identity of both encoders: a gate is used only with the embedder that it was fitted with."""
+        self.size = text.size + image.size
+        """Number of features of an input."""
         self._text = text
         self._image = image
         self._texts = _Cache(cache)

@@ -11,18 +11,21 @@ import numpy as np
 from jaxtyping import Float
 from mor_core.errors import Conflict, NotFound
 from mor_core.objectives import RequestedObjective, split_version
+from mor_core.stored import StoredEntries
 from mor_core.wire import ModelRef, ObjectiveShare
 from numpy import ndarray
 
 from mor_router.embedding import Embedder
 from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.mixture import Mixture
-from mor_router.objectives.gates import GateStore, load_mixture
+from mor_router.objectives.gates import GateStore, checked_mixture, unreadable
 from mor_router.objectives.objective_store import COLD_START, Objective, ObjectiveStore
 from mor_router.objectives.similarity import objective_shares
 
 _FRESH_S = 1.0
 """Seconds for which the objectives are kept: a change by another replica takes effect within them."""
+
+_MIXTURES = StoredEntries("gate_parameters")
 
 
 class GateModel(Protocol):
@@ -132,6 +135,11 @@ class GateResolver:
         self._known: dict[str, Objective] = {}
         self._read_at = 0.0
 
+    @property
+    def features(self) -> int:
+        """Number of features of an input."""
+        return self._embedder.size
+
     def invalidate(self) -> None:
         """Have the next lookup read the objectives again."""
         self._read_at = 0.0
@@ -215,7 +223,7 @@ class GateResolver:
 
         Raises:
             NotFound: it has none.
-            Conflict: it was fitted with another embedder.
+            Conflict: it was fitted with another embedder, or cannot be read.
         """
         name, version = objective.name, objective.active
         if (name, version) not in self._loaded:
@@ -225,7 +233,12 @@ class GateResolver:
                     f"gate version {version} of objective {name!r} was fitted with embedder {gate.embedder}; "
                     f"this router has {self._embedder.name}: set the same models, or fit again"
                 )
-            self._loaded[name, version] = LoadedGate(load_mixture(gate.parameters), gate.models, gate.expected)
+            mixture = _MIXTURES.parse(
+                f"{name} {version}", gate.parameters, lambda given: checked_mixture(given, self._embedder.size)
+            )
+            if mixture is None:
+                raise unreadable(name, version)
+            self._loaded[name, version] = LoadedGate(mixture, gate.models, gate.expected)
         return self._loaded[name, version]
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import structlog
 from jaxtyping import Float
-from mor_core.wire import ModelRef, ScoreItem
+from mor_core.stored import StoredEntries
+from mor_core.wire import Finite, ModelRef, ScoreItem
 from numpy import ndarray
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from mor_router.clients.pool import ClientPool
@@ -28,6 +30,9 @@ _ATTEMPTS = 3
 """Passes over the anchors without scores, in addition to the retries of each call."""
 _CARD_TIMEOUT_S = 5.0
 """Seconds for the card of a running client."""
+
+_PAIR: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[Finite, Finite])
+_SCORES = StoredEntries("anchor_scores")
 
 log = structlog.get_logger(__name__)
 
@@ -90,12 +95,10 @@ class AnchorScorer:
     async def _read_cached(self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor]) -> None:
         assert result.model is not None
         names = [self._field(result.client, result.model, anchor) for anchor in anchors]
-        values: Any = await self._redis.hmget(key("scores", objective.name), names)
-        result.scores = {
-            anchor.digest: tuple(json.loads(value))
-            for anchor, value in zip(anchors, values, strict=True)
-            if value is not None
-        }
+        place = key("scores", objective.name)
+        values: list[Any] = await _SCORES.read(place, self._redis.hmget(place, names), [None] * len(names))
+        stored = dict(zip((anchor.digest for anchor in anchors), values, strict=True))
+        result.scores = _SCORES.parse_all(stored, lambda _, value: _PAIR.validate_json(value))
 
     async def _request(
         self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor], images: Mapping[str, bytes]
@@ -117,7 +120,8 @@ class AnchorScorer:
             result.scores[anchor.digest] = (second, first) if swapped[anchor.digest] else (first, second)
             new[self._field(result.client, answer.model, anchor)] = json.dumps(result.scores[anchor.digest])
         if new:
-            await self._redis.hset(key("scores", objective.name), mapping=new)
+            place = key("scores", objective.name)
+            await _SCORES.write(self._redis, [place], lambda: self._redis.hset(place, mapping=new))
 
 
 async def score_all(

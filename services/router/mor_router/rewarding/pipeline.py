@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxtyping import Float
 from mor_core import tracing
-from mor_core.errors import MorError, NotFound
+from mor_core.errors import Conflict, MorError, NotFound
 from mor_core.objectives import RequestedObjective
 from mor_core.wire import GroupReward, RewardExplanation, RewardItem, ScoreItem
 from numpy import ndarray
@@ -178,7 +178,7 @@ class RewardPipeline:
         """Reward groups that share one objective."""
         try:
             plan = await self.plan(groups.items[0].objective, fusion)
-        except NotFound as error:
+        except (NotFound, Conflict) as error:  # of this objective: the other groups of the batch go on
             kind = (fusion or self._settings.fusion).kind
             unrewarded = Unrewarded(problem=str(error), clients=(), gate_version=0, fusion=kind)
             return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], {}
@@ -248,7 +248,7 @@ class RewardPipeline:
         }
         for client, model in serves.items():
             if (record := self._pool.records.get(client)) is not None and record.model != model:
-                with suppress(NotFound):  # removed meanwhile
+                with suppress(NotFound, Conflict):  # removed meanwhile, or its record cannot be read
                     await self._drift.record_model(client, model)
 
     async def _try_gate_weights(

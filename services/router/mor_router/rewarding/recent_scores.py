@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mor_core.wire import ModelRef
+from mor_core.errors import Invalid
+from mor_core.stored import StoredEntries
+from mor_core.wire import LARGEST_SCORE, ModelRef
 from redis.asyncio import Redis
 
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
@@ -19,6 +21,7 @@ _PAIRS = 512
 _TTL_S = 7 * 86400
 """Seconds after the last score for which the pairs are kept: a week, to cover pauses between runs."""
 _PAIR = struct.Struct("<dd")
+_RECENT = StoredEntries("recent_scores")
 
 
 class RecentScores:
@@ -33,13 +36,27 @@ class RecentScores:
         """Fit on neighbouring pairs of ``groups`` and of earlier groups; ``None`` where no group has a pair."""
         name = key("recent", client, model.name, model.version)
         pairs = [pair for group in groups for pair in itertools.pairwise(group)]
-        stored: Any
-        async with self._redis.pipeline(transaction=False) as pipe:
-            if pairs and remember:
-                pipe.lpush(name, *(_PAIR.pack(*pair) for pair in pairs))
-                pipe.ltrim(name, 0, _PAIRS - 1)
-                pipe.expire(name, _TTL_S)
-            pipe.lrange(name, 0, _PAIRS - 1)
-            stored = (await pipe.execute())[-1]
-        known = [_PAIR.unpack(value) for value in stored] or pairs
+
+        async def exchange() -> Any:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                if pairs and remember:
+                    pipe.lpush(name, *(_PAIR.pack(*pair) for pair in pairs))
+                    pipe.ltrim(name, 0, _PAIRS - 1)
+                    pipe.expire(name, _TTL_S)
+                pipe.lrange(name, 0, _PAIRS - 1)
+                return (await pipe.execute())[-1]
+
+        known = _RECENT.parse_list(await _RECENT.write(self._redis, [name], exchange), _pair) or pairs
         return fit_standardiser(np.array(known)) if known else None
+
+
+def _pair(value: bytes) -> tuple[float, float]:
+    """Parse two neighbouring scores.
+
+    Raises:
+        Exception: the value does not hold two scores that a client may give.
+    """
+    first, second = _PAIR.unpack(value)
+    if not max(abs(first), abs(second)) <= LARGEST_SCORE:  # so that NaN is refused too
+        raise Invalid(f"a score is not within ±{LARGEST_SCORE:g}")
+    return first, second

@@ -54,10 +54,9 @@ class AnswerReconciliation:
         """
         await self._honeypot_scores.prune(objective)
         answers = await self._honeypot_scores.all(objective)
-        vectors = {
-            **present,
-            **{d: v for d, v in (await self._honeypot_scores.embeddings(objective)).items() if d not in present},
-        }
+        size = len(next(iter(present.values()), ()))
+        earlier = await self._honeypot_scores.embeddings(objective)
+        vectors = {**{d: v for d, v in earlier.items() if not present or len(v) == size}, **present}
         found = []
         for shown in scored:
             record = records.get(shown.client)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import structlog
 from jaxtyping import Float
-from mor_core.errors import NotFound
+from mor_core.errors import Conflict, NotFound
 from mor_core.wire import ModelRef
 from numpy import ndarray
 
@@ -61,12 +61,14 @@ class Drift:
         if objective.active == COLD_START:
             return {}
         gate = await self._gate_resolver.load(objective)
+        vectors = await self._honeypot_scores.embeddings(name)
+        vectors = {digest: vector for digest, vector in vectors.items() if len(vector) == self._gate_resolver.features}
         answers = [
             answer
             for answer in await self._honeypot_scores.all(name)
             if answer.gate == objective.active and gate.models.get(answer.client) == answer.model
         ]
-        found = await asyncio.to_thread(_drift_results, gate, answers, await self._honeypot_scores.embeddings(name))
+        found = await asyncio.to_thread(_drift_results, gate, answers, vectors)
         for client, result in found.items():
             metrics.DRIFT.labels(client).set(result.log_evidence / math.log(10))
             if result.log_evidence >= self._threshold:
@@ -86,8 +88,8 @@ class Drift:
 
         try:
             await self._registry.update(client, change)
-        except NotFound:
-            return  # removed meanwhile
+        except (NotFound, Conflict):
+            return  # removed meanwhile, or its record cannot be read
         if newly:
             self._audit.record("drift", client, "router", state="probation", reason=reason)
             log.warning("a client lost its weight until a fit restores it", client=client, reason=reason)

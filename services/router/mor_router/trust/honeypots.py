@@ -12,14 +12,17 @@ import asyncio
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import structlog
 from jaxtyping import Float
 from mor_core.errors import MorError
+from mor_core.stored import StoredEntries
 from mor_core.tasks import stop
-from mor_core.wire import ScoreItem
+from mor_core.wire import Count, ScoreItem
 from numpy import ndarray
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -40,6 +43,9 @@ _NEIGHBOURS = 64
 """Anchors among which the fillers of a group are searched."""
 _PACE = 0.1
 """Weight of the latest interval in the mean time between calls."""
+
+_COUNT: TypeAdapter[int] = TypeAdapter(Count)
+_SENT = StoredEntries("honeypot_counts")
 
 log = structlog.get_logger(__name__)
 _random = random.SystemRandom()  # a client that could predict the draws would recognise honeypots
@@ -181,8 +187,7 @@ class Honeypots:
         Fillers are further responses to the anchor's question, then responses to the nearest questions among the
         candidates. Texts shown at a fit would reveal the honeypot.
         """
-        counts = await self._redis.hmget(key("asked", objective), [anchor.digest for anchor in candidates])
-        times = {anchor.digest: int(count or 0) for anchor, count in zip(candidates, counts, strict=True)}
+        times = await self._times_sent(objective, [anchor.digest for anchor in candidates])
         metrics.UNUSED_HONEYPOTS.labels(objective).set(sum(not count for count in times.values()))
         order = sorted(_random.sample(list(candidates), len(candidates)), key=lambda anchor: times[anchor.digest])
         taken = order[: len(sizes)]
@@ -200,3 +205,14 @@ class Honeypots:
                 pipe.hincrby(key("asked", objective), anchor.digest, 1)
             await pipe.execute()
         return groups, {anchor.digest: vector for anchor, vector in zip(taken, own, strict=True)}
+
+    async def _times_sent(self, objective: str, digests: Sequence[str]) -> dict[str, int]:
+        """Return how often each anchor was sent. A count that is none is deleted, so that it begins again."""
+        place = key("asked", objective)
+        stored: list[Any] = await _SENT.write(self._redis, [place], lambda: self._redis.hmget(place, digests))
+        counts = dict(zip(digests, stored, strict=True))
+        times = _SENT.parse_all(counts, lambda _, count: _COUNT.validate_python(int(count)))
+        broken = [digest for digest, count in counts.items() if count is not None and digest not in times]
+        if broken:
+            await self._redis.hdel(place, *broken)
+        return {digest: times.get(digest, 0) for digest in digests}

@@ -177,9 +177,9 @@ class GroupExchange:
         self._step, self._in_step = step, 0
         self._ledger.advance_version(version)
 
-    async def announce_version(self, version: int, url: str) -> None:
+    async def announce_version(self, version: int) -> None:
         """Make prompts name ``version`` from now on; with staleness, issue groups while a step is computed."""
-        self._weights = WeightsRef(version=version, url=url)
+        self._weights = WeightsRef(version=version)
         self._published.set()
         if self._spec.max_staleness:
             self._issue()

@@ -44,8 +44,6 @@ class Publisher:
         self._portal = portal
         self._exchange = exchange
         self._emit = emit
-        root = (settings.weights_url or settings.control_url).rstrip("/")
-        self._url = f"{root}/v1/runs/{claim.run}/weights"
         self._transfer: WeightTransfer | None = None
         if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small: files suffice
             self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model)
@@ -76,7 +74,7 @@ class Publisher:
             self._transfer.close()
 
     def _announce(self, version: int) -> None:
-        self._portal.call(self._exchange.announce_version, version, f"{self._url}/{version}")
+        self._portal.call(self._exchange.announce_version, version)
 
     def _send(self, transfer: WeightTransfer, version: int, trainable: Mapping[str, Tensor]) -> bool:
         try:

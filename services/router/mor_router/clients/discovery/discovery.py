@@ -130,12 +130,19 @@ class Discovery:
             await self._update(record, service, token)
 
     async def _update(self, record: ClientRecord, service: LabelledService, token: SecretStr) -> None:
-        if self._secret_store.decrypt(record.secret, record.name) != token:
+        if self._known_token(record) != token:
             await self._enroller.rotate(record.name, Rotation(token=token), _BY)
         if record.url != service.url:
             await self._enroller.change(record.name, Change(url=service.url), _BY, source="kubernetes")
         if record.state == "paused" and record.reason == _OUTSIDE:
             await self._enroller.change(record.name, Change(state="probation"), _BY)
+
+    def _known_token(self, record: ClientRecord) -> SecretStr | None:
+        """Return the stored token; ``None`` where it cannot be decrypted, and is replaced by the cluster's."""
+        try:
+            return self._secret_store.decrypt(record.secret, record.owner)
+        except Invalid:
+            return None
 
 
 def _namespace(record: ClientRecord) -> str:
