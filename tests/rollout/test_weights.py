@@ -12,7 +12,7 @@ from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsError, WeightsStore
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from tests.rollout import publisher as publisher_module
 from tests.rollout.publisher import CutShort, Fault, Publisher, Silence

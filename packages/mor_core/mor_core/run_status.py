@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict
 
 from mor_core.step_metrics import ClientFigures, StepPoint
-from mor_core.wire import Documented, Finite, Sha256
+from mor_core.wire import Documented, Finite, JsonObject, Sha256
 
 
 class MetricsHistory(Documented):
@@ -29,7 +29,7 @@ class MetricsHistory(Documented):
     run: str
     points: tuple[StepPoint, ...]
     """Step, time, and the metrics of the step."""
-    evaluations: tuple[dict[str, Any], ...]
+    evaluations: tuple[JsonObject, ...]
     """Finished evaluations after ``since_step``."""
     stride: int
     """Steps between points: 1, or more where the history is down-sampled. The last step is always included."""
@@ -215,7 +215,7 @@ class Event(Documented):
     step: int | None
     at: float
     """Unix time, seconds."""
-    data: dict[str, Any]
+    data: JsonObject
 
 
 AlertName = Literal[

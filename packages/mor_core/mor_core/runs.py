@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
@@ -11,7 +11,7 @@ from mor_core.algorithms import Algorithm
 from mor_core.objectives import RequestedObjective
 from mor_core.run_status import TrainerStatus
 from mor_core.step_metrics import StepMetrics
-from mor_core.wire import Documented
+from mor_core.wire import Documented, JsonObject
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
@@ -262,7 +262,7 @@ class RunSnapshot(Documented):
     """``shuffled`` marks a control run."""
     metrics: StepMetrics | None
     """Metrics of the last step."""
-    evaluation: dict[str, Any] | None
+    evaluation: JsonObject | None
     """Last finished evaluation."""
     final: str | None
     """Folder of the exported checkpoint once the run is finished."""

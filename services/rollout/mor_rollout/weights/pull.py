@@ -120,8 +120,8 @@ class WeightsStore:
                 prepared = await asyncio.to_thread(self._prepare, manifest, folder)
         except TimeoutError as error:
             raise WeightsError(
-                f"weights {run} version {ref.version}: {self._control_url} gave no complete answer in {self._timeout_s:g} s"
-                " (MOR_PULL_TIMEOUT_S); check that the trainer's API is up, or raise the limit"
+                f"weights {run} version {ref.version}: {self._control_url} gave no complete answer in"
+                f" {self._timeout_s:g} s (MOR_PULL_TIMEOUT_S); check that the trainer's API is up, or raise the limit"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise WeightsError(

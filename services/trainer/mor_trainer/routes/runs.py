@@ -60,7 +60,7 @@ async def list_runs(runs: RunStoreDep, caller: ReaderOrClient, if_none_match: If
     return await conditional_response(
         f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
         if_none_match,
-        lambda: _Runs([redaction.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
+        lambda: _Runs([redaction.snapshot(run, caller) for run in runs.readable()]),
     )
 
 
