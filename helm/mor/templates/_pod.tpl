@@ -162,7 +162,8 @@ other Secrets: list of dict secret, key, path). */}}
       - secret:
           name: {{ include "mor.redisSecret" .root }}
           items:
-            - {key: {{ .root.Values.redis.bundled | ternary "url" .root.Values.redis.external.key }}, path: mor_redis_url}
+            {{- $own := or .root.Values.redis.bundled .root.Values.redis.external.perService }}
+            - {key: {{ $own | ternary (printf "%s-url" .component) .root.Values.redis.external.key }}, path: mor_redis_url}
       - secret:
           name: {{ include "mor.authSecret" .root }}
           items:

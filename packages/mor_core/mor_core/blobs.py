@@ -32,6 +32,9 @@ INLINE_BYTES = 256 << 10
 LARGEST_BYTES = 64 << 20
 """Largest blob that is read: as large as a request may be, far above any picture or token array."""
 
+BLOB, OWNERS, OWNED = "blob", "owners", "owned"
+"""Kinds of keys: content, owners of a blob, blobs of an owner."""
+
 _ELSEWHERE = b"@elsewhere"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _RUN_ID: TypeAdapter[str] = TypeAdapter(RunId)
@@ -74,13 +77,13 @@ class Blobs:
         self._release_script = redis.register_script(_RELEASE)
 
     def _key(self, digest: str) -> str:
-        return key(self._run, f"blob:{digest}")
+        return key(self._run, f"{BLOB}:{digest}")
 
     def _owners_key(self, digest: str) -> str:
-        return key(self._run, f"owners:{digest}")
+        return key(self._run, f"{OWNERS}:{digest}")
 
     def _owned_key(self, owner: str) -> str:
-        return key(self._run, f"owned:{owner}")
+        return key(self._run, f"{OWNED}:{owner}")
 
     async def put(self, content: bytes, owner: str) -> str:
         """Store ``content`` for group ``owner`` and return its SHA-256 in hexadecimal."""

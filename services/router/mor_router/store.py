@@ -31,12 +31,12 @@ from typing import Any, Literal
 
 from mor_core.errors import Conflict
 from mor_core.objectives import ObjectiveName
+from mor_core.redis_users import ROUTER_PREFIX
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count, Wire
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-_PREFIX = "mor:{router}:"
 _EXPORTED = StoredEntries("exported", largest=256 << 20)
 _NAMES = StoredEntries("objective_names")
 _NAME: TypeAdapter[str] = TypeAdapter(ObjectiveName)
@@ -44,7 +44,7 @@ _COUNT: TypeAdapter[int] = TypeAdapter(Count)
 
 
 def key(*parts: str) -> str:
-    return _PREFIX + ":".join(parts)
+    return ROUTER_PREFIX + ":".join(parts)
 
 
 CLIENTS = key("clients")
