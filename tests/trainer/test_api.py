@@ -148,7 +148,7 @@ async def test_the_snapshot_answers_304_until_it_changes(http: httpx.AsyncClient
 async def test_metrics_start_after_a_step_and_are_down_sampled(
     http: httpx.AsyncClient, spec: RunSpec, redis: Redis
 ) -> None:
-    run = await create(http, spec)
+    run = await create(http, spec.model_copy(update={"steps": 30}))
     worker = Worker(redis, run, (await claim(http))["attempt"])
     for step in range(1, 31):
         await worker.step(step, step / 10)

@@ -143,7 +143,7 @@ async def test_an_etag_does_not_replace_authorisation(
 
 
 async def test_a_long_history_is_sent_compressed(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
-    run, worker = await trained(http, spec, redis)
+    run, worker = await trained(http, spec.model_copy(update={"steps": 80}), redis)
     for number in range(3, 81):
         await worker.report("step", number, step_data(0.1 * number, -0.1 * number))
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 80)
@@ -204,7 +204,7 @@ async def test_a_cursor_older_than_the_kept_events_gets_a_gap(
     app = create_app(settings.model_copy(update={"events_kept": 100}))
     async with served(app) as address, httpx.AsyncClient(base_url=address) as http:
         http.headers.update(bearer("admin"))
-        run = await create(http, spec)
+        run = await create(http, spec.model_copy(update={"steps": 130}))
         cursor = (await http.get(f"/v1/runs/{run}")).json()["cursor"]
         worker = Worker(redis, run, (await claim(http))["attempt"])
         for number in range(1, 131):

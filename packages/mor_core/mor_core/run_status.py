@@ -221,6 +221,7 @@ class Event(Documented):
 AlertName = Literal[
     "group_dropped",
     "unreadable_record",
+    "checkpoint_unreadable",
     "non_finite",
     "out_of_memory",
     "group_divided",

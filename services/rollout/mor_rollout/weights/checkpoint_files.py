@@ -75,8 +75,10 @@ def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     try:
         entries = json.loads(content)
         entries.pop("__metadata__", None)
+        if not all(_is_entry(entry) for entry in entries.values()):
+            raise ValueError("an entry has no type, shape and offsets")
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise Invalid(f"{file.name}: not a safetensors file; save the checkpoint with save_pretrained") from error
     if file.stat().st_size != 8 + length + end:
         raise Invalid(
@@ -84,6 +86,16 @@ def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
             " the file is truncated, copy it again"
         )
     return entries, 8 + length
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether a header's entry has a type, a shape, and offsets in order."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    counts = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    whole = all(type(count) is int and count >= 0 for count in counts)
+    return whole and len(offsets) == 2 and offsets[0] <= offsets[1]
 
 
 def tensors_in(file: Path) -> dict[str, TensorSource]:

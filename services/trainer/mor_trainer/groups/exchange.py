@@ -364,6 +364,10 @@ class GroupExchange:
         else:
             try:
                 tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
+                if len(tokens.response_token_ids) != self._spec.group_size:
+                    raise ValueError(
+                        f"tokens of {len(tokens.response_token_ids)} responses; the group has another number"
+                    )
             except (BlobMissing, ValueError) as error:
                 self._reissue(group_id, str(error)[:500])
             else:

@@ -73,9 +73,9 @@ class Policy:
         }
         """By ``named_parameters`` names of the model."""
         self._temperature = spec.sampling.temperature
-        self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._forbidden = torch.tensor(
-            forbidden_token_ids(processor, self._vocabulary), dtype=torch.long, device=self.device
+            forbidden_token_ids(processor, self.vocabulary), dtype=torch.long, device=self.device
         )
         self._prompt_processor = PromptProcessor(processor)
         self._prepared = ByteBoundCache[PreparedPrompt](cache_bytes // 2, lambda prompt: prompt.bytes)
@@ -172,7 +172,7 @@ class Policy:
                 chosen,
                 temperature=self._temperature,
                 forbidden=self._forbidden,
-                vocabulary=self._vocabulary,
+                vocabulary=self.vocabulary,
             )
 
         with self._autocast():
@@ -238,7 +238,7 @@ class Policy:
         try:
             prompt = self.prepare(*_trial_prompt())
             forbidden = set(self._forbidden.tolist())
-            ids = [token for token in range(self._vocabulary) if token not in forbidden][:9]
+            ids = [token for token in range(self.vocabulary) if token not in forbidden][:9]
             responses = (tuple(ids[:6]), tuple(ids[6:]))
             alone = [PackedSequence(prompt, (response,)) for response in responses]
             padded = [(sequence, self._padded_inputs([sequence])) for sequence in alone]

@@ -11,7 +11,7 @@ from mor_core.wire import WeightsManifest
 
 from mor_trainer.routes.dependencies import RunStoreDep, Service, SettingsDep
 from mor_trainer.routes.etag import matches
-from mor_trainer.weights.version_files import published_versions, read_manifest, weights_folder
+from mor_trainer.weights.version_files import file_of, published_versions, read_manifest
 
 router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
 
@@ -57,7 +57,9 @@ async def weights_file(
     headers = {"ETag": f'"{listed[file].sha256}"', "Cache-Control": _FOR_EVER}
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    path = weights_folder(settings.runs_dir / run) / str(version) / file
+    path = file_of(settings.runs_dir / run, version, listed[file])
+    if path is None:
+        raise NotFound(f"file {file!r} of version {version} of run {run} is gone or was changed; take /weights/latest")
     return _WeightsResponse(path, headers=headers, media_type="application/octet-stream")
 
 
