@@ -111,6 +111,6 @@ def check_event(event: EventRecord, *, attempts: int, steps: int) -> None:
         for group in data["groups"]:
             SampleGroup.model_validate({"step": event.step, **group}, extra="ignore")
         for content in data.get("thumbnails", {}).values():
-            b64decode(content)
+            b64decode(content, validate=True)
     elif event.kind == "alert" and data["name"] in ("group_dropped", "unreadable_record") and "group_id" not in data:
         raise Invalid(f"an alert {data['name']} names no group")
