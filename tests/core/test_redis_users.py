@@ -35,7 +35,7 @@ _COMMANDS = {
     "lock": "evalsha",
 }
 _ELSEWHERE = {"rollout": {"smembers", "srem", "scard"}, "worker": {"hgetall"}}
-"""Commands of a shared file that a service does not reach: rollout releases no blobs, a worker reads no announcements."""
+"""Commands of a shared file that a service does not reach: it releases no blobs, or reads no announcements."""
 
 
 def commands_of(path: Path) -> set[str]:

@@ -85,12 +85,16 @@ redis.call('XADD', KEYS[1], '*', 'record', ARGV[2])
 return 1
 """
 
-# KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record.
+# KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record. The record is added first:
+# a script that fails in the middle is not undone, and the entry must stay where the destination takes none.
 _FORWARD = """
 if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 0 end
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return -1 end
+local added = redis.call('XADD', KEYS[2], '*', 'record', ARGV[4])
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then
+  redis.call('XDEL', KEYS[2], added)
+  return -1
+end
 redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'record', ARGV[4])
 return 1
 """
 
