@@ -97,6 +97,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f"mor_router_stale_calibration{{{ROUTER}}}": "1x4 0x60"},
         "20m",
     ),
+    "MorUnreadableEntries": (
+        {'mor_unreadable_entries_total{store="clients",instance="router"}': "0x5 1+1x60"},
+        {'mor_unreadable_entries_total{store="clients",instance="router"}': "3x60"},
+        "12m",
+    ),
 }
 """By alert: series a minute apart that raise it, series that do not, and when to look. ``_``: no sample yet."""
 

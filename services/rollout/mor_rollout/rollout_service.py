@@ -109,7 +109,7 @@ class RolloutService:
         if self._redis is None:
             return "not connected yet"
         await self._redis.ping()
-        return None
+        return self.stage.problem if self.stage is not None else None
 
     async def host_info(self) -> service_info.HostInfo:
         """Return the machine's disks, devices and queue server for ``/v1/about``."""

@@ -139,7 +139,7 @@ def import_state(
 def rekey() -> None:
     """Encrypt all secrets with the first key of MOR_SECRET_KEY; the other keys can be removed afterwards.
 
-    With MOR_BIND_SECRETS=true it also reads the secrets of version 0.1, and binds them to their addresses.
+    With MOR_BIND_SECRETS=true it also reads the secrets of earlier versions, and binds them to their addresses.
     """
 
     async def work(redis: Redis, settings: RouterSettings) -> RekeyResult:

@@ -20,7 +20,7 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Fernet keys that encrypt the clients' secrets at rest, separated by commas. The first encrypts, all decrypt: put
     a new key in front, and remove the old one after ``mor-router rekey``. ``mor-router key`` prints a new one."""
     bind_secrets: bool = False
-    """Bind the secrets that version 0.1 stored to their clients and addresses, at the start and at
+    """Bind the secrets that earlier versions stored to their clients and addresses, at the start and at
     ``mor-router rekey``. Set it for one start after the upgrade, and check the addresses before; otherwise such secrets
     are refused."""
     audit_log: Path | None = None

@@ -54,7 +54,10 @@ class Router:
     async def ready(self) -> str | None:
         """Return the reason why the router cannot work, if any. It needs no clients: they enrol once it is ready."""
         await self.resources.redis.ping()
-        return self.clients.pool.problem or (self.reward_stage.problem if self.resources.settings.worker else None)
+        problems = [self.clients.pool.problem, self.objectives.gate_resolver.problem]
+        if self.resources.settings.worker:
+            problems.append(self.reward_stage.problem)
+        return next((problem for problem in problems if problem is not None), None)
 
 
 @asynccontextmanager
@@ -73,7 +76,7 @@ async def open_router(settings: RouterSettings, egress: EgressPolicy) -> AsyncIt
 
 
 async def _bind_secrets(resources: Resources) -> None:
-    """Bind the secrets that version 0.1 stored; one that cannot be decrypted is left as it is, and then refused."""
+    """Bind the secrets that an earlier version stored; one that cannot be decrypted is left as it is, and then refused."""
     store = SecretStore(resources.settings.secret_key, reads_unbound=True)
     result = await rekey_all(resources.redis, store)
     log.info("secrets are bound; unset MOR_BIND_SECRETS", secrets=result.clients + result.labellers)

@@ -22,7 +22,7 @@ from mor_core.errors import Invalid
 from pydantic import SecretStr
 
 _BOUND = "mor.secret/2:"
-"""Begin of a ciphertext with associated data; one without it is a Fernet token of version 0.1."""
+"""Begin of a ciphertext with associated data; one without it is a Fernet token of an earlier version."""
 _NONCE_BYTES = 12
 """Length that AES-GCM is specified for (NIST SP 800-38D); random ones serve 2³² secrets of one key."""
 
@@ -54,7 +54,7 @@ class SecretStore:
     """
 
     def __init__(self, keys: SecretStr, *, reads_unbound: bool = False) -> None:
-        """``reads_unbound`` admits the ciphertexts of version 0.1, which are not bound, to encrypt them again."""
+        """``reads_unbound`` admits the ciphertexts of earlier versions, which are not bound, to encrypt them again."""
         parts = [part.strip() for part in keys.get_secret_value().split(",") if part.strip()]
         if not parts:
             raise Invalid("MOR_SECRET_KEY is not set; make a key with 'mor-router key' and keep it outside of Redis")
@@ -96,7 +96,7 @@ class SecretStore:
     def _decrypt_unbound(self, encrypted: str, owner: SecretOwner) -> SecretStr:
         if not self._reads_unbound:
             raise Invalid(
-                f"the secret of {owner} was stored by version 0.1, which did not bind it to the address; check the "
+                f"the secret of {owner} was stored by an earlier version, which did not bind it to the address; check the "
                 "address, then run 'mor-router rekey' once with MOR_BIND_SECRETS=true, or rotate the token"
             )
         try:
@@ -109,5 +109,5 @@ class SecretStore:
 
 
 def _derive(key: bytes) -> bytes:
-    """Derive the key for AES-GCM from a Fernet key, which version 0.1 used for another cipher."""
+    """Derive the key for AES-GCM from a Fernet key, which earlier versions used for another cipher."""
     return HKDF(SHA256(), 32, None, b"mor.secret/2").derive(key)

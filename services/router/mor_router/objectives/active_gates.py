@@ -14,6 +14,7 @@ from mor_core.objectives import RequestedObjective, split_version
 from mor_core.stored import StoredEntries
 from mor_core.wire import ModelRef, ObjectiveShare
 from numpy import ndarray
+from redis.exceptions import ResponseError
 
 from mor_router.embedding import Embedder
 from mor_router.mathematics.drift_test import DriftBaseline
@@ -21,6 +22,7 @@ from mor_router.mathematics.mixture import Mixture
 from mor_router.objectives.gates import GateStore, checked_mixture, unreadable
 from mor_router.objectives.objective_store import COLD_START, Objective, ObjectiveStore
 from mor_router.objectives.similarity import objective_shares
+from mor_router.store import OBJECTIVES
 
 _FRESH_S = 1.0
 """Seconds for which the objectives are kept: a change by another replica takes effect within them."""
@@ -134,6 +136,8 @@ class GateResolver:
         self._loaded: dict[tuple[str, int], LoadedGate] = {}
         self._known: dict[str, Objective] = {}
         self._read_at = 0.0
+        self.problem: str | None = None
+        """Reason why the present objectives are not known, if any; for ``/readyz``."""
 
     @property
     def features(self) -> int:
@@ -152,8 +156,7 @@ class GateResolver:
             Conflict: a gate was fitted with another embedder.
         """
         if time.monotonic() - self._read_at > _FRESH_S:
-            self._known = {objective.name: objective for objective in await self._objectives.all()}
-            self._read_at = time.monotonic()
+            await self._refresh()
         text: str | None
         if isinstance(requested, dict):
             chosen = [(self._find_required(name), share) for name, share in requested.items()]
@@ -176,6 +179,16 @@ class GateResolver:
             notes = [f"cold start, uniform over the active clients: {'; '.join(notes)}"]
         ordered = tuple(sorted(parts, key=lambda part: -part.share))
         return ActiveGates(ordered, text, "; ".join(notes) or None)
+
+    async def _refresh(self) -> None:
+        """Read the objectives; while their key has another type, their last state stays in use."""
+        try:
+            self._known = {objective.name: objective for objective in await self._objectives.all()}
+            self.problem = None
+        except ResponseError as error:
+            _MIXTURES.refuse(OBJECTIVES, str(error))
+            self.problem = f"the objectives cannot be read, their last state is in use: {error}"
+        self._read_at = time.monotonic()
 
     def _find_required(self, requested: str) -> Objective:
         objective = self._find(requested)
