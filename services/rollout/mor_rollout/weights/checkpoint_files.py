@@ -93,9 +93,10 @@ def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    counts = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    whole = all(type(count) is int and count >= 0 for count in counts)
-    return whole and len(offsets) == 2 and offsets[0] <= offsets[1]
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    whole = all(type(count) is int and count >= 0 for count in (*shape, *offsets))
+    return bool(whole and offsets[0] <= offsets[1])
 
 
 def tensors_in(file: Path) -> dict[str, TensorSource]:
