@@ -200,6 +200,7 @@ async def test_junk_anywhere_stops_nothing(cluster: Cluster, redis: Redis, round
     order = [keys[draw.randrange(len(keys))] for _ in range(rounds)]
     order[: len(keys)] = draw.sample(keys, min(len(keys), rounds))
     for number, key in enumerate(order):
+        await announce(redis, cluster.run, "/m")
         dump, left_ms = await redis.dump(key), await redis.pttl(key)
         if dump is None:
             continue  # a lock that ended, or a stream that was settled and deleted

@@ -96,8 +96,8 @@ class SecretStore:
     def _decrypt_unbound(self, encrypted: str, owner: SecretOwner) -> SecretStr:
         if not self._reads_unbound:
             raise Invalid(
-                f"the secret of {owner} was stored by an earlier version, which did not bind it to the address; check the "
-                "address, then run 'mor-router rekey' once with MOR_BIND_SECRETS=true, or rotate the token"
+                f"the secret of {owner} was stored by an earlier version, which did not bind it to the address; check "
+                "the address, then run 'mor-router rekey' once with MOR_BIND_SECRETS=true, or rotate the token"
             )
         try:
             return SecretStr(self._fernet.decrypt(encrypted).decode())
