@@ -28,6 +28,7 @@ CODE = {
 }
 _COMMANDS = {
     "delete": "del",
+    "incr": "incrby",
     "xpending_range": "xpending",
     "xgroup_create": "xgroup|create",
     "register_script": "evalsha",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from mor_core.errors import Conflict, Invalid, NotFound
-from mor_core.stored import StoredEntries
+from mor_core.stored import StoredEntries, is_wrong_type
 from mor_core.wire import Count, Documented, JsonObject, ModelRef
 from numpy import ndarray
 from pydantic import Field
@@ -140,6 +140,8 @@ class GateStore:
         try:
             return int(await self._redis.incr(VERSIONS))
         except ResponseError as error:
+            if not is_wrong_type(error) and "not an integer" not in str(error) and "overflow" not in str(error):
+                raise
             _GATES.refuse(VERSIONS, f"the counter of gate versions is no number ({error}); it is counted anew")
             known = [version for name in await objective_names(self._redis) for version in await self._versions(name)]
             await self._redis.set(VERSIONS, max(known, default=0))
