@@ -86,7 +86,7 @@ return 1
 """
 
 # KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record.
-# The record is added first: a script that fails is not undone, and the entry must stay where the destination takes none.
+# The record is added first: a script that fails is not undone, and the entry must stay if the destination takes none.
 _FORWARD = """
 if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 0 end
 local added = redis.call('XADD', KEYS[2], '*', 'record', ARGV[4])

@@ -76,7 +76,7 @@ async def open_router(settings: RouterSettings, egress: EgressPolicy) -> AsyncIt
 
 
 async def _bind_secrets(resources: Resources) -> None:
-    """Bind the secrets that an earlier version stored; one that cannot be decrypted is left as it is, and then refused."""
+    """Bind the secrets that an earlier version stored. One that cannot be decrypted stays as it is and is refused."""
     store = SecretStore(resources.settings.secret_key, reads_unbound=True)
     result = await rekey_all(resources.redis, store)
     log.info("secrets are bound; unset MOR_BIND_SECRETS", secrets=result.clients + result.labellers)
