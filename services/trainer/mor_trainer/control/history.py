@@ -38,7 +38,7 @@ _ROWS = StoredEntries("history", largest=64 << 20)
 
 
 def read_object(row: sqlite3.Row, table: str) -> dict[str, Any] | None:
-    """Return the data of a row; ``None`` where it is no JSON object with finite numbers (earlier versions checked none)."""
+    """Return the data of a row; ``None`` where it is no JSON object with finite numbers and bounded depth."""
     return _ROWS.parse(f"{table}, step {row['step']}", row["data"], _OBJECT.validate_json)
 
 
