@@ -52,6 +52,7 @@ def settings(redis: Redis, redis_url: str, tmp_path: Path) -> RouterSettings:
         lease_s=5,
         worker=False,
         anchor_share=0,
+        audit_share=0,
     )
 
 

@@ -2,10 +2,10 @@
 
 The expected accuracy at the fit says nothing here: pairs of a moving policy are harder or easier than the anchors. What
 no policy changes is that a client that the gate trusts at an input is right there at least half of the time. With
-d_p the client's standardised difference (preferred − other) of pair p of a group, and u_k = w_k a_k / Σ_j w_j a_j its
-influence at the group's input, over K clients with influence:
+d_p the client's standardised difference (preferred − other) of pair p of a group, u_k = w_k a_k / Σ_j w_j a_j its
+influence at the group's input, over K clients with influence, and σ the input's support:
 
-    y = Σ_p v_p y_p / Σ_p v_p        y_p = 1 where d_p > 0,   v_p = min( K u_k, 1 ) · min( |d_p| / 2, 1 )
+    y = Σ_p v_p y_p / Σ_p v_p        y_p = 1 where d_p > 0,   v_p = σ · min( K u_k, 1 ) · min( |d_p| / 2, 1 )
 
 One group is one observation of an e-process (``e_process``) against the mean ½, with stake mean_p v_p, because pairs of
 one group depend on each other. Differences of 0 have stake 0.
@@ -42,6 +42,8 @@ class AuditedGroup:
     """Fused rewards of the responses, logits."""
     probability: float = 1.0
     """Probability with which the group was chosen."""
+    support: float = 1.0
+    """1 where the anchors cover the input, towards 0 far from all of them: how far the fit vouches for the weights."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,17 @@ def audit_result(groups: Sequence[AuditedGroup]) -> dict[str, AuditResult]:
     for group in groups:
         influence = _influence(group)
         for client, scores in group.scores.items():
-            seen.setdefault(client, []).append(_observation(group.pairs, scores, influence.get(client, 0.0)))
+            seen.setdefault(client, []).append(
+                _observation(group.pairs, scores, group.support * influence.get(client, 0.0))
+            )
     return {client: _result(np.array(found)) for client, found in sorted(seen.items())}
 
 
 def _influence(group: AuditedGroup) -> dict[str, float]:
-    """Compute K u of each client that has influence: 1 where all have the same."""
+    """Compute min(K u, 1) of each client: 1 where all have the same."""
     parts = {client: group.weights[client] * group.slopes[client] for client in group.scores if client in group.weights}
     total, count = sum(parts.values()), sum(part > 0 for part in parts.values())
-    return {client: count * part / total for client, part in parts.items()} if total > 0 else {}
+    return {client: min(1.0, count * part / total) for client, part in parts.items()} if total > 0 else {}
 
 
 def _observation(
@@ -76,7 +80,7 @@ def _observation(
 ) -> tuple[float, float]:
     """Return outcome and stake of one group."""
     differences = np.array([scores[better] - scores[worse] for better, worse in pairs])
-    stakes = min(influence, 1.0) * np.minimum(np.abs(differences) / 2, 1)
+    stakes = influence * np.minimum(np.abs(differences) / 2, 1)
     total = float(stakes.sum())
     outcome = float(stakes @ right(differences) / total) if total > 0 else _CHANCE
     return outcome, total / len(pairs)

@@ -147,7 +147,8 @@ class Honeypots:
 
     async def _send(self, call: HoneypotCall) -> None:
         name = call.objective.name
-        shown, kept = await self._holdout.split(await self._objectives.anchors(name))
+        anchors = [anchor for anchor in await self._objectives.anchors(name) if not anchor.audited]
+        shown, kept = await self._holdout.split(anchors)
         groups, vectors = await self._groups(name, kept or shown, call.sizes)
         if not groups:
             return
