@@ -61,14 +61,26 @@ class AuditReview:
         Raises:
             NotFound: no such client.
         """
-        record = await self._registry.get(client)
-        found = []
-        for objective in await self._objectives.all():
-            audits = await self._store.labelled(objective.name)
-            pairs = pairs_of(audits.items(), client, record.model, record.enrolled_at)
-            if pairs:
-                found.append(_summary(objective.name, np.array(list(pairs.values()))))
-        return ClientAudits(client=client, objectives=tuple(found))
+        [found] = await self._summaries([await self._registry.get(client)])
+        return found
+
+    async def of_all(self) -> list[ClientAudits]:
+        """Summarise what the labelled audits say about each client, by name."""
+        return await self._summaries(await self._registry.all())
+
+    async def _summaries(self, records: Sequence[ClientRecord]) -> list[ClientAudits]:
+        audits = {found.name: await self._store.labelled(found.name) for found in await self._objectives.all()}
+        return [
+            ClientAudits(
+                client=record.name,
+                objectives=tuple(
+                    _summary(name, np.array(list(pairs.values())))
+                    for name, known in audits.items()
+                    if (pairs := pairs_of(known.items(), record.name, record.model, record.enrolled_at))
+                ),
+            )
+            for record in records
+        ]
 
 
 def audited_groups(audits: Sequence[LabelledAudit], records: Mapping[str, ClientRecord]) -> list[AuditedGroup]:
