@@ -119,7 +119,7 @@ def _shadow_scores(
         for client, line in own.items():
             if line.standardised is None:
                 places.setdefault(client, []).append(place)
-    found = {}
+    found: dict[tuple[str, int], Float[ndarray, " responses"]] = {}
     for client, own_places in places.items():
         raw = {place: np.array(lines[place][client].raw) for place in own_places}
         standardise = fit_standardiser(np.stack([raw[place][list(audits[place].pair)] for place in own_places]))
