@@ -76,7 +76,10 @@ class AuditLabelling:
     async def _work(self) -> None:
         try:
             while True:
-                await self.turn()
+                try:
+                    await self.turn()
+                except RedisError as error:
+                    log.warning("audits wait", reason=str(error))
                 await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
         finally:  # another replica leads from now on, and reports
             metrics.forget_waiting_audits()

@@ -25,6 +25,9 @@ from mor_router.objectives.objective_store import COLD_START, ObjectiveStore
 from mor_router.trust.drift import Drift
 from mor_router.trust.live_audits import AuditScores, AuditStore, LabelledAudit, pairs_of
 
+_SHOWN_BY = 10
+"""Audits are shown to clients by the ten: a count that grew by one after a group would reveal that it was audited."""
+
 
 class AuditReview:
     """Tests of all clients on the labelled audits of an objective."""
@@ -69,14 +72,18 @@ class AuditReview:
         return await self._summaries(await self._registry.all())
 
     async def _summaries(self, records: Sequence[ClientRecord]) -> list[ClientAudits]:
-        audits = {found.name: await self._store.labelled(found.name) for found in await self._objectives.all()}
+        audits = {}
+        for objective in await self._objectives.all():
+            known = await self._store.labelled(objective.name)
+            audits[objective.name] = sorted(known.items(), key=lambda item: item[1].labelled_at)
         return [
             ClientAudits(
                 client=record.name,
                 objectives=tuple(
-                    _summary(name, np.array(list(pairs.values())))
+                    _summary(name, np.array(pairs[: len(pairs) - len(pairs) % _SHOWN_BY]))
                     for name, known in audits.items()
-                    if (pairs := pairs_of(known.items(), record.name, record.model, record.enrolled_at))
+                    if len(pairs := [*pairs_of(known, record.name, record.model, record.enrolled_at).values()])
+                    >= _SHOWN_BY
                 ),
             )
             for record in records
