@@ -69,7 +69,7 @@ def change(
 ) -> None:
     """Change the paraphrases or the audits of an objective."""
     given = {"paraphrases": paraphrase, "audit_share": audit_share, "audited_by": audited_by}
-    changes = {field: value for field, value in given.items() if value is not None}
+    changes: dict[str, object] = {field: value for field, value in given.items() if value is not None}
     if default_audit_share:
         if audit_share is not None:
             raise typer.BadParameter("choose --audit-share or --default-audit-share")
