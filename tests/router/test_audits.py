@@ -53,6 +53,7 @@ async def live(api: Api, groups: int, *, first: int = 0, policy: str = "run-1:7"
             )
         batch = GroupBatch(items, images, policies={item.item_id: policy for item in items})
         await api.router.rewarding.pipeline.reward(batch, 10)
+    await api.router.trust.auditor.settled()
 
 
 def audit(
@@ -149,6 +150,7 @@ async def test_the_reward_stage_names_the_policy_of_its_groups(
         same = rollout(run_name, "g2", ("answer 1", "answer 1"))
         await publish(side, *(r.model_copy(update={"prompt": prompt}) for r in (sent, same)))
         await count(api.router.resources.redis, run_name, rollouts=0, rewards=2, dead=0)
+        await api.router.trust.auditor.settled()
         [name] = await api.router.trust.audits.waiting("helpful")
         waiting = await api.router.trust.audits.get("helpful", name)
         assert waiting is not None
@@ -270,7 +272,7 @@ async def test_the_store_is_bounded(api: Api, bound: str, monkeypatch: pytest.Mo
     if bound == "groups":
         monkeypatch.setattr(live_audits, "_MOST_WAITING", 10)
     else:
-        monkeypatch.setattr(live_audits, "_MOST_WAITING_BYTES", 10 * len(audit(1).model_dump_json()) + 100)
+        monkeypatch.setattr(live_audits, "_MOST_WAITING_BYTES", 10 << 10)
     for at in range(1, 26):
         await api.router.trust.audits.add("helpful", audit(at))
     found = await api.ok("GET", AUDITS)
@@ -313,7 +315,7 @@ async def test_entries_that_do_not_fit_stop_nothing(api: Api) -> None:
     for number, junk in enumerate(
         ("{}", "\xff", '{"at":1e999}', sound.decode().replace('"pair":[0,1]', '"pair":[0,7]'))
     ):
-        await redis.hset("mor:{router}:audits:helpful", f"{1:012x}-junk{number}", junk)
+        await redis.hset("mor:{router}:audits:helpful", f"{1:012x}-1-junk{number}", junk)
         await redis.hset("mor:{router}:audited:helpful", f"junk {junk}", junk)
         await redis.hset("mor:{router}:tally:helpful", "labelled", junk)
     await redis.hset("mor:{router}:audits:helpful", b"no name \xfe", "{}")

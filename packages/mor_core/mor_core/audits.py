@@ -36,7 +36,7 @@ class AuditQuestion(Documented):
         json_schema_extra={
             "examples": [
                 {
-                    "audit": "019b0c1d2e3f-7Qm2r9XkT1c",
+                    "audit": "019b0c1d2e3f-5-7Qm2r9XkT1c",
                     "objective": "helpful",
                     "goal": "Answer correctly, with what was asked for.",
                     "messages": [{"role": "user", "content": "How many bars are there?"}],

@@ -1,16 +1,19 @@
 """Auditor: chooses live groups at random once the clients have answered, so that no client can recognise them.
 
-Nothing that a client sees depends on the draw: calls, order, time and honeypots are the same.
+Nothing that a client sees depends on the draw: calls, order, time and honeypots are the same. Chosen groups are stored
+in the background, so that no reward waits for an audit or fails with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
 from mor_core.wire import ClientScore, GroupReward, ModelRef, RewardItem, image_hashes
 
 from mor_router.embedding import Embedder, GateInput
@@ -19,6 +22,10 @@ from mor_router.mathematics.group_fusion import ObjectiveWeights
 from mor_router.objectives.objective_store import Objective
 from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit, draw_pair
 
+_MOST_STORING = 64
+"""Chosen groups that are being stored at a time; rewards wait for room only when Redis is that far behind."""
+
+log = structlog.get_logger(__name__)
 _random = random.SystemRandom()  # a client that could predict the draws would behave in the groups that are chosen
 
 
@@ -41,19 +48,38 @@ class Auditor:
         self._store = store
         self._embedder = embedder
         self._share = share
+        self._storing: set[asyncio.Task[None]] = set()
 
     def share_of(self, objective: Objective) -> float:
         return self._share if objective.audit_share is None else objective.audit_share
 
     async def consider(self, objective: Objective, group: RewardedGroup) -> None:
-        """Store the group for a label, with the probability of the objective's share. Groups of equal responses have
-        nothing to compare."""
+        """Choose the group with the probability of the objective's share. Groups of equal responses have nothing to
+        compare."""
         probability = audit_probability(self.share_of(objective))
         if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:
             return
+        while len(self._storing) >= _MOST_STORING:
+            await asyncio.wait(self._storing, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._keep(objective.name, group, probability, pair))
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def settled(self) -> None:
+        """Wait until every chosen group is stored."""
+        if self._storing:
+            await asyncio.wait(self._storing)
+
+    async def _keep(self, objective: str, group: RewardedGroup, probability: float, pair: tuple[int, int]) -> None:
+        try:
+            await self._store.add(objective, await self._audit(group, probability, pair))
+        except Exception as error:  # an audit that is lost harms no reward
+            log.error("an audited group could not be stored", objective=objective, exc_info=error)
+
+    async def _audit(self, group: RewardedGroup, probability: float, pair: tuple[int, int]) -> LiveAudit:
         messages = group.item.messages
         [vector] = await self._embedder.inputs([GateInput(messages, group.images)])
-        audit = LiveAudit(
+        return LiveAudit(
             at=time.time(),
             gate=group.reward.gate_version,
             policy=group.policy,
@@ -71,7 +97,6 @@ class Auditor:
             images={digest: group.images[digest] for digest in image_hashes(messages)},
             pair=pair,
         )
-        await self._store.add(objective.name, audit)
 
 
 def _scores(line: ClientScore, model: ModelRef, raw: tuple[float, ...], weights: ObjectiveWeights) -> AuditScores:

@@ -28,13 +28,14 @@ from mor_router.store import key
 _MOST_WAITING = 256
 """Groups of one objective that wait for a label; the oldest ones are dropped."""
 _MOST_WAITING_BYTES = 64 << 20
-"""Bytes of one objective's waiting groups, pictures included."""
+"""Bytes of one objective's waiting groups: pictures, question and responses."""
 _MOST_LABELLED = 2000
 """Labelled audits of one objective. When there are more, the older half goes: the tests then begin anew with the other
 half, which costs one further chance of a false alarm, where dropping one at a time would cost one each."""
 _NAME_DIGITS = 12
-"""Hexadecimal digits of the time in an audit's name: milliseconds, for 8,900 years."""
-_NAME = re.compile(rf"[0-9a-f]{{{_NAME_DIGITS}}}-[A-Za-z0-9_-]{{1,40}}")
+"""Hexadecimal digits of the time in an audit's name: milliseconds, for 8,900 years. The KiB of its content follow, so
+that the bounds need no look at the stored groups."""
+_NAME = re.compile(rf"[0-9a-f]{{{_NAME_DIGITS}}}-[0-9a-f]{{1,8}}-[A-Za-z0-9_-]{{1,40}}")
 
 Outcome = Literal["labelled", "undecided", "skipped", "dropped", "given_up"]
 
@@ -127,20 +128,16 @@ class AuditStore:
 
     async def add(self, objective: str, audit: LiveAudit) -> None:
         """Store a group that waits for a label, and drop the oldest ones over the bounds."""
-        name = f"{round(1000 * audit.at):0{_NAME_DIGITS}x}-{secrets.token_urlsafe(8)}"
+        name = f"{round(1000 * audit.at):0{_NAME_DIGITS}x}-{_kibibytes(audit):x}-{secrets.token_urlsafe(8)}"
         value = await asyncio.to_thread(audit.model_dump_json)
         await self._redis.hset(key("audits", objective), name, value)
         names = await self.waiting(objective)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for waiting in names:
-                pipe.hstrlen(key("audits", objective), waiting)
-            sizes = await pipe.execute()
-        total = sum(sizes)
-        for place, (oldest, size) in enumerate(zip(names, sizes, strict=True)):
+        total = sum(map(_size, names))
+        for place, oldest in enumerate(names):
             if len(names) - place <= _MOST_WAITING and total <= _MOST_WAITING_BYTES:
                 break
             await self.close(objective, oldest, "dropped")
-            total -= size
+            total -= _size(oldest)
 
     async def waiting(self, objective: str) -> list[str]:
         """Return the names of the waiting groups, oldest first."""
@@ -207,6 +204,17 @@ class AuditStore:
     async def _count(self, objective: str, outcome: Outcome) -> None:
         metrics.AUDITS.labels(objective, outcome).inc()
         await self._redis.hincrby(key("tally", objective), outcome, 1)
+
+
+def _kibibytes(audit: LiveAudit) -> int:
+    """Return the size of what clients saw of a group, which tells a person nothing about their scores."""
+    texts = [message.text for message in audit.messages] + list(audit.responses)
+    return 1 + (sum(map(len, audit.images.values())) + sum(len(text.encode()) for text in texts)) // 1024
+
+
+def _size(name: str) -> int:
+    """Return the bytes that the name of an audit states."""
+    return 1024 * int(name.split("-")[1], 16)
 
 
 def chosen_at(name: str) -> float:

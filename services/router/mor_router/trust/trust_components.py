@@ -37,7 +37,7 @@ class TrustComponents:
 async def open_trust(
     resources: Resources, clients: ClientComponents, objectives: ObjectiveComponents
 ) -> AsyncIterator[TrustComponents]:
-    """Build the room; honeypot calls in flight end with the body."""
+    """Build the room; honeypot calls in flight end with the body, and chosen groups are stored."""
     settings = resources.settings
     drift = Drift(
         registry=clients.registry,
@@ -58,16 +58,18 @@ async def open_trust(
         embedder=resources.embedder,
         share=settings.anchor_share,
     )
+    auditor = Auditor(audits, resources.embedder, settings.audit_share)
     try:
         yield TrustComponents(
             drift=drift,
             honeypots=honeypots,
             disagreement=DisagreementMonitor(resources.audit, settings.drift_false_alarm),
             audits=audits,
-            auditor=Auditor(audits, resources.embedder, settings.audit_share),
+            auditor=auditor,
             audit_review=AuditReview(audits, objectives.store, clients.registry, drift, settings.drift_false_alarm),
             reconciliation=AnswerReconciliation(clients.honeypot_scores, audits, drift),
             quarantine=Quarantine(resources.redis, clients.registry, resources.audit),
         )
     finally:
         await honeypots.close()
+        await auditor.settled()
