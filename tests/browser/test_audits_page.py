@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 import httpx
 import numpy as np
 import pytest
+from axe_playwright_python.async_playwright import Axe
 from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, ModelRef, TextPart
 from mor_router.objectives.objective_store import ObjectiveStore
 from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit
-from playwright.async_api import BrowserContext, Page, expect
+from playwright.async_api import Browser, Page, expect
 
 from tests.browser.site import Site, signed_in
 from tests.router.planted import picture
@@ -60,9 +61,11 @@ async def store(control: Site) -> AsyncIterator[AuditStore]:
 
 
 @pytest.fixture
-async def labeller(context: BrowserContext, control: Site, store: AuditStore) -> AsyncIterator[Page]:
+async def labeller(chromium: Browser, control: Site, store: AuditStore) -> AsyncIterator[Page]:
+    context = await chromium.new_context(bypass_csp=True)  # axe is a script of the test's own
     async with signed_in(context, control, "labeller") as page:
         yield page
+    await context.close()
 
 
 async def test_a_person_labels_groups_by_keys_and_buttons(labeller: Page, store: AuditStore) -> None:
@@ -77,6 +80,10 @@ async def test_a_person_labels_groups_by_keys_and_buttons(labeller: Page, store:
     for hidden in ("medical", "run:3", "gate", "score"):
         assert hidden not in (await group.inner_text()).lower()
     await expect(labeller.get_by_text("3 waiting, 0 labelled so far")).to_be_visible()
+    found = await Axe().run(labeller)
+    assert not [p["id"] for p in found.response["violations"] if p["impact"] in ("serious", "critical")]
+    await labeller.set_viewport_size({"width": 360, "height": 740})
+    assert await labeller.evaluate("document.documentElement.scrollWidth") <= 360
     await labeller.keyboard.press("1")
     await expect(group).to_contain_text("Question 1")
     await expect(labeller.get_by_text("You labelled 1 on this page")).to_be_visible()

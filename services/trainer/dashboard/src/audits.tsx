@@ -133,7 +133,7 @@ function Labelling({ objective, given, gave }: { objective: string; given: numbe
         </p>
       )}
       <p class="note" role="status">
-        {question === undefined && "Reading the next group …"}
+        {question === undefined && problem === null && "Reading the next group …"}
         {question === null && `No group of ${objective} waits for a label. You labelled ${given} on this page.`}
         {question && `${question.waiting} waiting, ${question.labelled} labelled so far. You labelled ${given} on this page.`}
       </p>
