@@ -94,7 +94,8 @@ class RunRewardStage(RunStage[RolloutRecord]):
             if not waiting:
                 return
             traces = {name: self._spans[name].traceparent for name in waiting}
-            groups = GroupBatch([_item(entry) for entry in waiting.values()], images, traces)
+            policies = {name: _policy(entry.record) for name, entry in waiting.items()}
+            groups = GroupBatch([_item(entry) for entry in waiting.values()], images, traces, policies)
             outcomes, known = await self._reward_pipeline.reward(groups, self._settings.deadline_s, known=known)
             problems: dict[str, str] = {}
             for outcome in outcomes:
@@ -143,6 +144,11 @@ class RewardStage(Stage[RolloutRecord]):
 def _begin_span(entry: RolloutEntry) -> tracing.Span:
     record = entry.record
     return tracing.begin("score", parent=record.trace or "", kind="consumer", run=record.run, group=record.group_id)
+
+
+def _policy(rollout: RolloutRecord) -> str:
+    """Name run and weights version as the rollout service does, for the labelled pairs."""
+    return f"{rollout.run}:{rollout.weights_version}"
 
 
 def _item(entry: RolloutEntry) -> RewardItem:

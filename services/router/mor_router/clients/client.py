@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 import time
@@ -43,6 +44,8 @@ _RETRY_MOST_S = 2.0
 """Longest seconds between retries, so that several fit in a deadline of 30 s."""
 _NO_LIMIT = 1 << 10
 """Concurrency of a client whose card is not known: above any ``client_concurrency`` in use."""
+_DEADLINE_STEP_MS = 250
+"""Step of the deadline that a client gets. Milliseconds of work before a live call would tell it from a honeypot."""
 _CIRCUIT_VALUES = {CLOSED: 0, HALF_OPENED: 1, OPENED: 2}
 _CIRCUIT_NAMES = {CLOSED: "closed", HALF_OPENED: "half_open", OPENED: "open"}
 
@@ -244,7 +247,7 @@ class RewardClient:
         sent: set[str] = set()
         for _ in range(_MOST_IMAGE_ROUNDS):
             content = encode_request(items, {digest: images[digest] for digest in sent})
-            left_ms = max(1, round((deadline - asyncio.get_running_loop().time()) * 1000))
+            left_ms = _left_ms(deadline - asyncio.get_running_loop().time())
             status, answer = await self._http.post("/v1/score", content, response_size_limit(items), left_ms)
             metrics.CLIENT_BYTES.labels(self.record.name, "sent").inc(len(content))
             metrics.CLIENT_BYTES.labels(self.record.name, "received").inc(len(answer))
@@ -267,3 +270,10 @@ class RewardClient:
             with suppress(ClientFailure):
                 await self._call_guarded([PROBE_ITEM], PROBE_IMAGES, asyncio.get_running_loop().time() + timeout_s)
         return card
+
+
+def _left_ms(left_s: float) -> int:
+    """Round the time that is left down to a step where it has several, in milliseconds; at least 1."""
+    left_ms = math.floor(1000 * left_s)
+    stepped = left_ms // _DEADLINE_STEP_MS * _DEADLINE_STEP_MS
+    return max(1, stepped if stepped > _DEADLINE_STEP_MS else left_ms)

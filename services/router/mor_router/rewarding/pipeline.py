@@ -57,6 +57,8 @@ class GroupBatch:
     images: Mapping[str, bytes] = field(repr=False)
     traces: Mapping[str, str | None] = field(default_factory=dict)
     """Item -> ``traceparent`` of the span in which it is rewarded."""
+    policies: Mapping[str, str] = field(default_factory=dict)
+    """Item -> run and weights version that sampled it. An item without one is no run's, and is never audited."""
 
 
 class Unrewarded(RewardExplanation):
@@ -227,8 +229,14 @@ class RewardPipeline:
         """Let a honeypot call follow this one. Blends have none: an anchor has a label for one objective."""
         objective = plan.gates.parts[0].objective
         if len(plan.gates.parts) == 1 and objective is not None and plan.gates.text == objective.text:
-            sizes = tuple(len(item.responses) for item in groups.items)
-            call = HoneypotCall(objective, plan.gates.version, sizes, partial(self._clients_for, plan), deadline_s)
+            call = HoneypotCall(
+                objective=objective,
+                gate=plan.gates.version,
+                groups=[(item.messages, item.responses) for item in groups.items],
+                clients_for=partial(self._clients_for, plan),
+                deadline_s=deadline_s,
+                of_run=bool(groups.policies),
+            )
             self._honeypots.follow(call)
 
     def _clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:
