@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 
 from tests.router.endpoints import TOKEN, Endpoint, Endpoints
 
-TOKENS = {scope: f"{scope}-token-for-the-router" for scope in ("admin", "service", "viewer")}
+TOKENS = {scope: f"{scope}-token-for-the-router" for scope in ("admin", "service", "viewer", "labeller")}
 KEY = Fernet.generate_key().decode()
 
 
@@ -52,6 +52,7 @@ def settings(redis: Redis, redis_url: str, tmp_path: Path) -> RouterSettings:
         lease_s=5,
         worker=False,
         anchor_share=0,
+        audit_share=0,
     )
 
 

@@ -36,6 +36,8 @@ class Scope(enum.StrEnum):
     """Read the figures of one client."""
     viewer = "viewer"
     """Read status."""
+    labeller = "labeller"
+    """Label audited groups, for a person: sees their questions, pictures and two responses."""
 
 
 class Token(Wire):

@@ -103,10 +103,13 @@ class ServiceInfo(Documented):
     caller: Principal
     """Holder of the token of this request."""
     facts: HostInfo | None
-    """Description of the host; null for a client's token."""
+    """Description of the host; null for the tokens of clients and labellers."""
     problem: str | None
     """Reason why the description of the host is missing."""
 
+
+_CALLERS = (Scope.viewer, Scope.service, Scope.client, Scope.labeller)
+"""Scopes, besides admin, that may look their own token up."""
 
 GatherHostInfo = Callable[[], Awaitable[HostInfo]]
 
@@ -114,12 +117,10 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/v1/about", summary="Version, clock, caller, disks, devices and queue server")
-async def get_service_info(
-    request: Request, caller: Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.client))]
-) -> ServiceInfo:
+async def get_service_info(request: Request, caller: Annotated[Principal, Depends(require(*_CALLERS))]) -> ServiceInfo:
     state = request.app.state
     host_info, problem = None, None
-    if caller.scope is not Scope.client:
+    if caller.scope not in (Scope.client, Scope.labeller):
         host_info, problem = await _gather(state.gather_host_info)
     return ServiceInfo(
         service=request.app.title,

@@ -14,7 +14,7 @@ from mor_router import __version__
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.pool import RouterTokens
 from mor_router.config import RouterSettings
-from mor_router.routes import clients, objectives, rewards, status
+from mor_router.routes import audits, clients, objectives, rewards, status
 from mor_router.wiring import open_router
 
 _DESCRIPTION = """\
@@ -41,6 +41,6 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
     app = create_service(
         "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, host_info=host_info
     )
-    for part in (clients, objectives, rewards, status):
+    for part in (clients, objectives, audits, rewards, status):
         app.include_router(part.routes)
     return app

@@ -27,6 +27,7 @@ Action = Literal[
     "disagreement",
     "refit",
     "labeller",
+    "label",
 ]
 
 log = structlog.get_logger("audit")

@@ -88,7 +88,11 @@ class RouterSettings(ServiceSettings, StreamSettings):
     """Share of the anchors that are held out: sent as honeypots only, never at a fit. No effect where ``anchor_share``
     is 0."""
     drift_false_alarm: float = Field(0.01, gt=0, lt=1)
-    """Probability with which an unchanged client is ever found to drift under one gate version."""
+    """Probability with which an unchanged client is ever found to drift under one gate version, and with which a client
+    that does not mislead is ever distrusted for its audits."""
+    audit_share: float = Field(0.02, ge=0, le=1)
+    """Share of the groups of runs that are audited: labelled, by the objective's labeller or by people, after the
+    clients have scored them; 0: none. An objective can have a share of its own."""
 
     policy_url: str | None = None
     """Address of the rollout service whose policy is sampled for online refits (``mor-rollout serve``)."""

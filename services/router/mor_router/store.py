@@ -14,10 +14,14 @@
 ``asked:{objective}``    anchor -> number of times that it was sent as a honeypot
 ``labellers``            objective -> its checker or judge, secret encrypted
 ``sampled:{objective}``  the latest labelled pairs of the policy's own responses, as anchors
+``audits:{objective}``   live groups that wait for a label, with their pictures
+``audited:{objective}``  labelled pair -> audit: all clients' raw scores
+``tally:{objective}``    outcome -> number of audits that are no longer waiting
 ``reserve``              key of the draw of held-out anchors
 ``versions``             counter of gate versions, over all objectives
 ``influence:{client}``   traces of its scores in the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
+``auditor:{objective}``  (and audit) person who is labelling it; not exported
 ``leader:{work}``        lock of the replica that does a piece of work alone; not exported
 ======================== =======================================================================
 
@@ -46,7 +50,20 @@ ANCHORS = key("anchors")
 ANCHOR_HOLDOUT = key("reserve")
 LABELLERS = key("labellers")
 VERSIONS = key("versions")
-KINDS = ("images", "scores", "gates", "judged", "evidence", "live", "seen", "asked", "sampled")
+KINDS = (
+    "images",
+    "scores",
+    "gates",
+    "judged",
+    "evidence",
+    "live",
+    "seen",
+    "asked",
+    "sampled",
+    "audits",
+    "audited",
+    "tally",
+)
 """Hashes of each objective."""
 
 

@@ -89,7 +89,8 @@ class GateFitter:
     ) -> GateVersion:
         """Have every client that is not paused score the anchors, fit on the useful clients, and store the version.
 
-        Held-out anchors are not shown; the clients' honeypot scores of them count together with the new scores. With
+        Held-out anchors and audited pairs are not shown; the clients' scores of them in live traffic count together
+        with the new scores. With
         ``newcomers_only`` the clients of the active version keep their coefficients. With ``only``, digests, the other
         anchors are left out. ``refitted`` is recorded with the version.
 
@@ -109,7 +110,7 @@ class GateFitter:
             await self._pool.refresh()
             trusted = self._pool.names_in_state("active", "probation")
             called = [*trusted, *self._pool.names_in_state("quarantined")]
-            shown, _ = await self._holdout.split(anchors)
+            shown, _ = await self._holdout.split([anchor for anchor in anchors if not anchor.audited])
             scored = await score_all(self._scorer, called, objective, shown, images)
             inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in anchors])
             vectors = {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}

@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mor_core.errors import Conflict, NotFound
-from mor_core.stored_objectives import COLD_START, Objective
+from mor_core.stored_objectives import COLD_START, NewObjective, Objective, ObjectiveChange
 from mor_core.wire import Messages, Sha256, Wire, image_hashes
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
@@ -42,12 +42,19 @@ class Anchor(Wire):
     """Further responses to the same question, if any; a honeypot group is filled with them."""
     policy: str | None = None
     """Run and weights version that sampled the responses; null: uploaded."""
+    audited: bool = False
+    """True for a pair of an audited group: clients scored it in live traffic, and are not shown it again, because that
+    would reveal which groups were audited."""
 
 
 def digest_of(messages: Messages, chosen: str, rejected: str) -> str:
     """Return the digest that identifies an anchor."""
     identity = json.dumps([[message.model_dump(mode="json") for message in messages], chosen, rejected])
     return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _image_hashes(anchors: Iterable[Anchor]) -> set[str]:
+    return {digest for anchor in anchors for digest in image_hashes(anchor.messages)}
 
 
 _ANCHORS = TypeAdapter(tuple[Anchor, ...])
@@ -74,26 +81,25 @@ class ObjectiveStore:
             raise NotFound(f"no objective {name!r}; POST /v1/objectives creates one")
         return Objective.model_validate_json(value)
 
-    async def add(self, name: str, text: str, paraphrases: Sequence[str]) -> Objective:
+    async def add(self, request: NewObjective) -> Objective:
         """Add an objective.
 
         Raises:
             Conflict: the name is taken.
         """
-        objective = Objective(name=name, text=text, paraphrases=tuple(paraphrases), created_at=time.time())
-        if not await self._redis.hsetnx(OBJECTIVES, name, objective.model_dump_json()):
-            raise Conflict(f"objective {name!r} exists already; choose another name or DELETE it first")
+        objective = Objective(**dict(request), created_at=time.time())
+        if not await self._redis.hsetnx(OBJECTIVES, objective.name, objective.model_dump_json()):
+            raise Conflict(f"objective {objective.name!r} exists already; choose another name or DELETE it first")
         return objective
 
-    async def rephrase(self, name: str, paraphrases: Sequence[str]) -> Objective:
-        """Replace the paraphrases of an objective.
+    async def change(self, name: str, request: ObjectiveChange) -> Objective:
+        """Change the fields of an objective that ``request`` has.
 
         Raises:
             NotFound: no such objective.
         """
-        return await self._update(
-            name, lambda objective: objective.model_copy(update={"paraphrases": tuple(paraphrases)})
-        )
+        changes = {field: getattr(request, field) for field in request.model_fields_set}
+        return await self._update(name, lambda objective: objective.model_copy(update=changes))
 
     async def remove(self, name: str) -> None:
         """Delete an objective with its anchors, cached scores and gate versions.
@@ -146,13 +152,37 @@ class ObjectiveStore:
             raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
         return await asyncio.to_thread(_ANCHORS.validate_json, value)
 
-    async def add_sampled(self, name: str, anchors: Sequence[Anchor]) -> int:
-        """Add labelled pairs of the policy's own responses, keep the latest 512, and return how many are kept."""
-        stored = await self._redis.hget(key("sampled", name), _SAMPLED)
-        known = {anchor.digest: anchor for anchor in (_ANCHORS.validate_json(stored) if stored is not None else ())}
-        latest = tuple({**known, **{anchor.digest: anchor for anchor in anchors}}.values())[-_MOST_SAMPLED:]
-        await self._redis.hset(key("sampled", name), _SAMPLED, _ANCHORS.dump_json(latest))
-        return len(latest)
+    async def add_sampled(self, name: str, anchors: Sequence[Anchor], images: Mapping[str, bytes] | None = None) -> int:
+        """Add labelled pairs of the policy's own responses, and the images of new questions by hash; keep the latest
+        512 pairs, and return how many are kept."""
+        for _ in range(_MOST_UPDATE_ATTEMPTS):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(key("sampled", name))
+                stored = await pipe.hget(key("sampled", name), _SAMPLED)
+                known = _ANCHORS.validate_json(stored) if stored is not None else ()
+                merged = tuple({anchor.digest: anchor for anchor in (*known, *anchors)}.values())
+                latest, gone = merged[-_MOST_SAMPLED:], merged[:-_MOST_SAMPLED]
+                unused = await self._unused_images(name, gone, latest)
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.hset(key("sampled", name), _SAMPLED, _ANCHORS.dump_json(latest))
+                if images:
+                    mapping: dict[Any, Any] = dict(images)
+                    pipe.hset(key("images", name), mapping=mapping)
+                if unused:
+                    pipe.hdel(key("images", name), *unused)
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    continue
+                return len(latest)
+        raise Conflict(f"the sampled pairs of {name!r} are being changed by other requests; try again")
+
+    async def _unused_images(self, name: str, gone: Sequence[Anchor], kept: Sequence[Anchor]) -> set[str]:
+        """Return the images of the pairs that are ``gone`` which no other pair names."""
+        images = _image_hashes(gone) - _image_hashes(kept)
+        if not images or await self._redis.hget(ANCHORS, name) is None:
+            return images
+        return images - _image_hashes(await self.uploaded(name))
 
     async def images(self, name: str, anchors: Sequence[Anchor]) -> dict[str, bytes]:
         """Return the images that ``anchors`` name, by hash."""

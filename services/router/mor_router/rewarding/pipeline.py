@@ -7,6 +7,7 @@ The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for th
 3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may follow with a honeypot call
 4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
 5. record    ``client_scores`` and ``influence``; ``trust.disagreement_monitor`` and ``trust.drift`` observe
+6. audit     ``trust.auditor`` chooses groups of runs at random, to be labelled later
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ from mor_router.mathematics.mixture import Mixture
 from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser
 from mor_router.objectives.active_gates import ActiveGates, GateResolver, ObjectivePart
+from mor_router.objectives.objective_store import Objective
 from mor_router.rewarding import client_scores
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.recent_scores import RecentScores
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
+from mor_router.trust.auditor import Auditor, RewardedGroup
 from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
 from mor_router.trust.honeypots import HoneypotCall, Honeypots
@@ -93,6 +96,7 @@ class RewardPipeline:
         honeypots: Honeypots,
         drift: Drift,
         disagreement: DisagreementMonitor,
+        auditor: Auditor,
         embedder: Embedder,
     ) -> None:
         self._settings = settings
@@ -104,6 +108,7 @@ class RewardPipeline:
         self._honeypots = honeypots
         self._drift = drift
         self._disagreement = disagreement
+        self._auditor = auditor
         self._embedder = embedder
 
     async def reward(
@@ -201,6 +206,7 @@ class RewardPipeline:
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
                 result = self._result(weights, answers[item.item_id], plan, standardisers)
                 outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
+        await self._audit(groups, plan, outcomes, await gate_weights)
         await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
         await self._record_models(plan.gates, answers)
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
@@ -226,9 +232,8 @@ class RewardPipeline:
         }
 
     def _offer_honeypots(self, groups: GroupBatch, plan: ScoringPlan, deadline_s: float) -> None:
-        """Let a honeypot call follow this one. Blends have none: an anchor has a label for one objective."""
-        objective = plan.gates.parts[0].objective
-        if len(plan.gates.parts) == 1 and objective is not None and plan.gates.text == objective.text:
+        """Let a honeypot call follow this one."""
+        if (objective := _labelled_objective(plan)) is not None:
             call = HoneypotCall(
                 objective=objective,
                 gate=plan.gates.version,
@@ -238,6 +243,21 @@ class RewardPipeline:
                 of_run=bool(groups.policies),
             )
             self._honeypots.follow(call)
+
+    async def _audit(
+        self,
+        groups: GroupBatch,
+        plan: ScoringPlan,
+        outcomes: Sequence[GroupOutcome],
+        gate_weights: Sequence[tuple[ObjectiveWeights, ...] | str],
+    ) -> None:
+        """Let the rewarded groups of runs be audited. The clients have answered, so none can know which ones are."""
+        objective = _labelled_objective(plan)
+        for item, outcome, weights in zip(groups.items, outcomes, gate_weights, strict=True):
+            policy = groups.policies.get(item.item_id)
+            if objective and policy and isinstance(outcome.result, GroupReward) and not isinstance(weights, str):
+                group = RewardedGroup(item, groups.images, policy, outcome.result, weights[0])
+                await self._auditor.consider(objective, group)
 
     def _clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:
         """Return all clients that would score a group with this input."""
@@ -337,6 +357,13 @@ class RewardPipeline:
         if len(plan.gates.parts) == 1:
             self._disagreement.observe(plan.gates.parts[0], fused)
         return GroupReward(rewards=tuple(fused.rewards.tolist()), clients=clients, entropy=fused.entropy, **used)
+
+
+def _labelled_objective(plan: ScoringPlan) -> Objective | None:
+    """Return the objective whose labels apply to these groups. Blends have none: a label is for one objective."""
+    objective = plan.gates.parts[0].objective
+    single = len(plan.gates.parts) == 1 and objective is not None and plan.gates.text == objective.text
+    return objective if single else None
 
 
 def _weights_of(

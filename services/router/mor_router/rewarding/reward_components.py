@@ -35,6 +35,7 @@ def build_rewarding(
         honeypots=trust.honeypots,
         drift=trust.drift,
         disagreement=trust.disagreement,
+        auditor=trust.auditor,
         embedder=resources.embedder,
     )
     return RewardComponents(pipeline=pipeline, influences=influences)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from mor_core.audits import ClientAudits
 from mor_core.auth import Scope
 from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
 from mor_core.errors import Forbidden
@@ -60,6 +61,14 @@ async def influence(name: str, router: Running, caller: ReaderOrClient) -> Influ
     check_may_see(caller, name)
     await router.clients.registry.get(name)
     return await router.rewarding.influences.of(name)
+
+
+@routes.get("/{name}/audits", summary="What labelled audits say about a client")
+async def audits(name: str, router: Running, caller: ReaderOrClient) -> ClientAudits:
+    """Return, by objective, the number of labelled audits of live groups that the client scored with its present model,
+    and its agreement with their labels. Which groups they are is shown to nobody."""
+    check_may_see(caller, name)
+    return await router.trust.audit_review.of_client(name)
 
 
 @routes.patch("/{name}", summary="Pause, resume or move a client")

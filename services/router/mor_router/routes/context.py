@@ -24,6 +24,9 @@ Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]
 ReaderOrClient = Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.client))]
 ScorerOrClient = Annotated[Principal, Depends(require(Scope.service, Scope.client))]
 
+LabellerOrAdmin = Annotated[Principal, Depends(require(Scope.labeller))]
+ReaderOrLabeller = Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.labeller))]
+
 
 def may_see(caller: Principal, client: str) -> bool:
     """Return whether ``caller`` may see figures of ``client``: a client sees its own only."""

@@ -10,6 +10,7 @@ from mor_core.images import MAX_BYTES
 from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange, RefitRequest
 from starlette.datastructures import UploadFile
 
+from mor_router import metrics
 from mor_router.learning.labels import LabellerChoice, StoredLabeller
 from mor_router.objectives.gates import GateSummary, GateVersion
 from mor_router.objectives.upload import read_upload
@@ -45,7 +46,7 @@ _UPLOAD = {
 
 @routes.post("", status_code=201, summary="Create an objective")
 async def create(request: NewObjective, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.store.add(request.name, request.text, request.paraphrases)
+    objective = await router.objectives.store.add(request)
     router.resources.audit.record("objective", request.name, caller.name)
     router.objectives.gate_resolver.invalidate()
     return objective
@@ -61,10 +62,10 @@ async def one(name: str, router: Running, _: Reader) -> Objective:
     return await router.objectives.store.get(name)
 
 
-@routes.patch("/{name}", summary="Change the paraphrases of an objective")
+@routes.patch("/{name}", summary="Change the paraphrases or the audits of an objective")
 async def change(name: str, request: ObjectiveChange, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.store.rephrase(name, request.paraphrases)
-    router.resources.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
+    objective = await router.objectives.store.change(name, request)
+    router.resources.audit.record("objective", name, caller.name, changed=", ".join(sorted(request.model_fields_set)))
     router.objectives.gate_resolver.invalidate()
     return objective
 
@@ -73,6 +74,7 @@ async def change(name: str, request: ObjectiveChange, router: Running, caller: A
 async def remove(name: str, router: Running, caller: Admin) -> None:
     await router.objectives.store.remove(name)
     router.resources.audit.record("objective", name, caller.name, deleted="true")
+    metrics.remove_objective(name)
     router.objectives.gate_resolver.invalidate()
 
 

@@ -206,7 +206,8 @@ class Honeypots:
         candidates. Texts shown at a fit would reveal the honeypot.
         """
         name = call.objective.name
-        shown, kept = await self._holdout.split(await self._objectives.anchors(name))
+        anchors = [anchor for anchor in await self._objectives.anchors(name) if not anchor.audited]
+        shown, kept = await self._holdout.split(anchors)
         candidates = kept or shown
         counts = await self._redis.hmget(key("asked", name), [anchor.digest for anchor in candidates])
         used = {anchor.digest: int(count or 0) for anchor, count in zip(candidates, counts, strict=True)}

@@ -59,4 +59,11 @@ READERS_AND_CLIENTS = (Scope.viewer, Scope.service, Scope.client)
 Admin = Annotated[Principal, Depends(require())]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]
 ReaderOrClient = Annotated[Principal, Depends(require(*READERS_AND_CLIENTS))]
+LabellerOrAdmin = Annotated[Principal, Depends(require(Scope.labeller))]
+ReaderOrLabeller = Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.labeller))]
 Service = Annotated[Principal, Depends(require(Scope.service))]
+
+
+def bearer_token(request: Request) -> str:
+    """Return the token of a request whose caller is known, to pass it on to the router."""
+    return request.headers["Authorization"].partition(" ")[2]

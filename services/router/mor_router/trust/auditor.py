@@ -1,0 +1,85 @@
+"""Auditor: chooses live groups at random once the clients have answered, so that no client can recognise them.
+
+Nothing that a client sees depends on the draw: calls, order, time and honeypots are the same.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from mor_core.wire import ClientScore, GroupReward, ModelRef, RewardItem, image_hashes
+
+from mor_router.embedding import Embedder, GateInput
+from mor_router.mathematics.audit_draw import audit_probability
+from mor_router.mathematics.group_fusion import ObjectiveWeights
+from mor_router.objectives.objective_store import Objective
+from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit, draw_pair
+
+_random = random.SystemRandom()  # a client that could predict the draws would behave in the groups that are chosen
+
+
+@dataclass(frozen=True)
+class RewardedGroup:
+    """A live group with its reward, which may be audited."""
+
+    item: RewardItem
+    images: Mapping[str, bytes] = field(repr=False)
+    policy: str
+    """Run and weights version that sampled the responses."""
+    reward: GroupReward
+    weights: ObjectiveWeights
+
+
+class Auditor:
+    """Random choice of the live groups that are labelled; ``share`` is that of objectives without their own."""
+
+    def __init__(self, store: AuditStore, embedder: Embedder, share: float) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._share = share
+
+    def share_of(self, objective: Objective) -> float:
+        return self._share if objective.audit_share is None else objective.audit_share
+
+    async def consider(self, objective: Objective, group: RewardedGroup) -> None:
+        """Store the group for a label, with the probability of the objective's share. Groups of equal responses have
+        nothing to compare."""
+        probability = audit_probability(self.share_of(objective))
+        if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:
+            return
+        messages = group.item.messages
+        [vector] = await self._embedder.inputs([GateInput(messages, group.images)])
+        audit = LiveAudit(
+            at=time.time(),
+            gate=group.reward.gate_version,
+            policy=group.policy,
+            probability=probability,
+            support=1 - group.weights.ood_score,
+            rewards=group.reward.rewards,
+            clients=tuple(
+                _scores(line, line.model, line.raw, group.weights)
+                for line in group.reward.clients
+                if line.raw is not None and line.model is not None
+            ),
+            embedding=vector.astype(np.float32).tobytes(),
+            messages=messages,
+            responses=group.item.responses,
+            images={digest: group.images[digest] for digest in image_hashes(messages)},
+            pair=pair,
+        )
+        await self._store.add(objective.name, audit)
+
+
+def _scores(line: ClientScore, model: ModelRef, raw: tuple[float, ...], weights: ObjectiveWeights) -> AuditScores:
+    return AuditScores(
+        client=line.client,
+        model=model,
+        raw=raw,
+        standardised=line.standardised,
+        weight=line.weight,
+        slope=weights.slopes.get(line.client, 0.0),
+    )
