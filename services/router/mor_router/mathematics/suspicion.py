@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 _SHARE = 0.8
 """λ as a share of the largest one that keeps every factor positive."""
-_SUSPECTED = math.log(50)
+_SUSPECTED = math.log(20)
 """S from which on a client is suspected: about 10 groups of inverted scores, and seldom an honest client."""
 _MOST = 1.5 * _SUSPECTED
 """Bound of S, so that a client that is honest again is cleared about as fast as it came under suspicion."""
