@@ -17,8 +17,10 @@ from tests.trainer.kit import TOKENS
 pytestmark = [pytest.mark.anyio, pytest.mark.browser]
 
 MOST_BYTES = 300_000
-PLACES = ("/", "/alerts", "/runs/{run}", "/runs/{run}/clients", "/runs/{run}/samples", "/runs/{run}/alerts",
-          "/runs/{run}/details")  # fmt: skip
+PLACES = (
+    "/", "/alerts", "/audits", "/audits/judged", "/runs/{run}", "/runs/{run}/clients", "/runs/{run}/samples",
+    "/runs/{run}/alerts", "/runs/{run}/details",
+)  # fmt: skip
 CHARTS = (
     "Reward", "Evaluation reward", "Mixture weight", "Mixture weight: medical", "KL to the reference", "Entropy",
     "Clip fractions", "Response length", "Staleness", "Step time", "Tokens per second",

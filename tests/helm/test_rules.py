@@ -97,6 +97,16 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f"mor_router_stale_calibration{{{ROUTER}}}": "1x4 0x60"},
         "20m",
     ),
+    "MorAuditsWaiting": (
+        {f'mor_router_audit_oldest_seconds{{{ROUTER},objective="helpful"}}': "300000x120"},
+        {f'mor_router_audit_oldest_seconds{{{ROUTER},objective="helpful"}}': "200000x120"},
+        "90m",
+    ),
+    "MorAuditsDropped": (
+        {f'mor_router_audits_total{{{ROUTER},objective="helpful",outcome="dropped"}}': "0+1x60"},
+        {f'mor_router_audits_total{{{ROUTER},objective="helpful",outcome="labelled"}}': "0+1x60"},
+        "30m",
+    ),
 }
 """By alert: series a minute apart that raise it, series that do not, and when to look. ``_``: no sample yet."""
 

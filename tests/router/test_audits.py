@@ -98,6 +98,7 @@ async def test_a_client_that_inverts_only_groups_with_repeats_is_caught(
         [line] = own["objectives"]
         assert line["agreement_interval"][1] < 0.5
         assert set(line) == {"objective", "audits", "agreement", "agreement_interval"}
+        assert line["audits"] % 10 == 0, "the count does not tell which groups were audited"
 
         again = await api.ok("POST", "/v1/objectives/helpful/fit")
         assert again["report"]["pairs"] > 120, "audited pairs are anchors of the fit"
@@ -301,6 +302,26 @@ async def test_pictures_of_pairs_that_left_are_deleted(api: Api, monkeypatch: py
     names = len({digest for anchor in kept for message in anchor.messages for digest in message.image_hashes})
     assert await api.router.resources.redis.hlen("mor:{router}:images:helpful") <= before + names
     assert all((await api.router.objectives.store.images("helpful", kept)).values())
+
+
+async def test_entries_that_do_not_fit_stop_nothing(api: Api) -> None:
+    await objective(api)
+    redis, store = api.router.resources.redis, api.router.trust.audits
+    await store.add("helpful", audit(5))
+    [name] = await store.waiting("helpful")
+    sound = await redis.hget("mor:{router}:audits:helpful", name)
+    for number, junk in enumerate(
+        ("{}", "\xff", '{"at":1e999}', sound.decode().replace('"pair":[0,1]', '"pair":[0,7]'))
+    ):
+        await redis.hset("mor:{router}:audits:helpful", f"{1:012x}-junk{number}", junk)
+        await redis.hset("mor:{router}:audited:helpful", f"junk {junk}", junk)
+        await redis.hset("mor:{router}:tally:helpful", "labelled", junk)
+    await redis.hset("mor:{router}:audits:helpful", b"no name \xfe", "{}")
+    await api.router.learning.audit_labelling.turn()
+    assert (await api.ok("GET", AUDITS))["waiting"] == 5
+    assert (await api.ok("GET", f"{AUDITS}/next"))["audit"] == name
+    assert (await api.ok("GET", "/v1/audits/clients")) == []
+    assert (await api.ok("GET", AUDITS))["closed"] == {"dropped": 4}
 
 
 def test_a_pair_holds_two_different_responses_in_random_order() -> None:

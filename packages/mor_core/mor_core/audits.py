@@ -78,7 +78,8 @@ class ObjectiveAudits(Documented):
 
     objective: str
     audits: int
-    """Labelled groups that the client scored with its present model. Which groups they are is not shown."""
+    """Labelled groups that the client scored with its present model, counted by the ten: which groups they are is not
+    shown."""
     agreement: float | None
     """Share of them in which it gave the better response the higher score; an equal score counts one half."""
     agreement_interval: tuple[float, float] | None

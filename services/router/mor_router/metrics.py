@@ -97,6 +97,12 @@ _PER_CLIENT = (
 _PER_OBJECTIVE = (UNUSED_HONEYPOTS, AUDITS, AUDITS_WAITING, AUDIT_OLDEST, AUDIT_FAILURES)
 
 
+def forget_waiting_audits() -> None:
+    """Remove the series that the labelling replica reports, when this one no longer is that replica."""
+    AUDITS_WAITING.clear()
+    AUDIT_OLDEST.clear()
+
+
 def remove_objective(objective: str) -> None:
     """Remove the series of an objective that was deleted."""
     for metric in _PER_OBJECTIVE:

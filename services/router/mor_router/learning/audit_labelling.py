@@ -31,7 +31,7 @@ _PAUSE_S = 2.0
 _AT_ONCE = 4
 """Groups of one objective that are labelled at a time, to bound the load on a judge."""
 _MOST_ATTEMPTS = 7
-"""Attempts to label a group before it is given up: with the pauses below, after about an hour."""
+"""Attempts to label a group before it is given up: with the pauses below, after about half an hour."""
 _RETRY_S = 5.0
 """Mean seconds before the second attempt, three times as many before each further one, jittered."""
 
@@ -74,9 +74,15 @@ class AuditLabelling:
         await self._leadership.while_leading(self._work)
 
     async def _work(self) -> None:
-        while True:
-            await self.turn()
-            await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
+        try:
+            while True:
+                try:
+                    await self.turn()
+                except RedisError as error:
+                    log.warning("audits wait", reason=str(error))
+                await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
+        finally:  # another replica leads from now on, and reports
+            metrics.forget_waiting_audits()
 
     async def turn(self) -> None:
         """Label every group that waits and is due, and review the clients of objectives with new labels."""

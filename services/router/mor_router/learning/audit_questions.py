@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 from mor_core.audits import AuditLabel, AuditQuestion
 from mor_core.errors import Conflict, NotFound
@@ -92,7 +93,7 @@ class AuditQuestions:
         taken = _offer_key(objective, name)
         if await self._redis.set(taken, person, nx=True, ex=_OFFER_S):
             return True
-        holder = await self._redis.get(taken)
+        holder: Any = await self._redis.get(taken)
         return holder is None or holder.decode() == person
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion
+from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits
 
-from mor_router.routes.context import LabellerOrAdmin, ReaderOrLabeller, Running
+from mor_router.routes.context import LabellerOrAdmin, Reader, ReaderOrLabeller, Running
 
 routes = APIRouter(prefix="/v1", tags=["audits"])
 
@@ -15,6 +15,11 @@ async def listing(router: Running, _: ReaderOrLabeller) -> list[AuditCounts]:
     return [
         await router.learning.audit_labelling.counts(objective) for objective in await router.objectives.store.all()
     ]
+
+
+@routes.get("/audits/clients", summary="What labelled audits say about each client")
+async def clients(router: Running, _: Reader) -> list[ClientAudits]:
+    return await router.trust.audit_review.of_all()
 
 
 @routes.get("/objectives/{name}/audits", summary="Audits of an objective")

@@ -25,6 +25,9 @@ from mor_router.objectives.objective_store import COLD_START, ObjectiveStore
 from mor_router.trust.drift import Drift
 from mor_router.trust.live_audits import AuditScores, AuditStore, LabelledAudit, pairs_of
 
+_SHOWN_BY = 10
+"""Audits are shown to clients by the ten: a count that grew by one after a group would reveal that it was audited."""
+
 
 class AuditReview:
     """Tests of all clients on the labelled audits of an objective."""
@@ -61,14 +64,30 @@ class AuditReview:
         Raises:
             NotFound: no such client.
         """
-        record = await self._registry.get(client)
-        found = []
+        [found] = await self._summaries([await self._registry.get(client)])
+        return found
+
+    async def of_all(self) -> list[ClientAudits]:
+        """Summarise what the labelled audits say about each client, by name."""
+        return await self._summaries(await self._registry.all())
+
+    async def _summaries(self, records: Sequence[ClientRecord]) -> list[ClientAudits]:
+        audits = {}
         for objective in await self._objectives.all():
-            audits = await self._store.labelled(objective.name)
-            pairs = pairs_of(audits.items(), client, record.model, record.enrolled_at)
-            if pairs:
-                found.append(_summary(objective.name, np.array(list(pairs.values()))))
-        return ClientAudits(client=client, objectives=tuple(found))
+            known = await self._store.labelled(objective.name)
+            audits[objective.name] = sorted(known.items(), key=lambda item: item[1].labelled_at)
+        return [
+            ClientAudits(
+                client=record.name,
+                objectives=tuple(
+                    _summary(name, np.array(pairs[: len(pairs) - len(pairs) % _SHOWN_BY]))
+                    for name, known in audits.items()
+                    if len(pairs := [*pairs_of(known, record.name, record.model, record.enrolled_at).values()])
+                    >= _SHOWN_BY
+                ),
+            )
+            for record in records
+        ]
 
 
 def audited_groups(audits: Sequence[LabelledAudit], records: Mapping[str, ClientRecord]) -> list[AuditedGroup]:
@@ -107,7 +126,7 @@ def _shadow_scores(
         for client, line in own.items():
             if line.standardised is None:
                 places.setdefault(client, []).append(place)
-    found = {}
+    found: dict[tuple[str, int], Float[ndarray, " responses"]] = {}
     for client, own_places in places.items():
         raw = {place: np.array(lines[place][client].raw) for place in own_places}
         standardise = fit_standardiser(np.stack([raw[place][list(audits[place].pair)] for place in own_places]))

@@ -7,17 +7,18 @@ the clients need: raw scores, weights and slopes, and the labelled pair.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import structlog
 from jaxtyping import Float
-from mor_core.wire import Finite, Messages, ModelRef, Sha256, Wire
+from mor_core.wire import Finite, Messages, ModelRef, Sha256, Wire, image_hashes
 from numpy import ndarray
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 from redis.asyncio import Redis
 
 from mor_router import metrics
@@ -33,6 +34,7 @@ _MOST_LABELLED = 2000
 half, which costs one further chance of a false alarm, where dropping one at a time would cost one each."""
 _NAME_DIGITS = 12
 """Hexadecimal digits of the time in an audit's name: milliseconds, for 8,900 years."""
+_NAME = re.compile(rf"[0-9a-f]{{{_NAME_DIGITS}}}-[A-Za-z0-9_-]{{1,40}}")
 
 Outcome = Literal["labelled", "undecided", "skipped", "dropped", "given_up"]
 
@@ -69,6 +71,15 @@ class _Audit(Wire):
     clients: tuple[AuditScores, ...]
     embedding: bytes = Field(repr=False)
     """Embedding of the input, float32."""
+    pair: tuple[NonNegativeInt, NonNegativeInt]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        responses = len(self.rewards)
+        raw = {len(scores) for line in self.clients for scores in (line.raw, line.standardised) if scores is not None}
+        if raw - {responses} or max(self.pair) >= responses or len(self.embedding) % np.dtype(np.float32).itemsize:
+            raise ValueError(f"scores of {sorted(raw)} and pair {self.pair} do not fit {responses} rewards")
+        return self
 
 
 class LiveAudit(_Audit):
@@ -77,14 +88,20 @@ class LiveAudit(_Audit):
     messages: Messages
     responses: tuple[str, ...]
     images: dict[Sha256, bytes] = Field(repr=False)
-    pair: tuple[int, int]
+    pair: tuple[NonNegativeInt, NonNegativeInt]
     """Two different responses drawn at random, in random order: what a person compares."""
+
+    @model_validator(mode="after")
+    def _check_responses(self) -> Self:
+        if len(self.responses) != len(self.rewards) or not {*image_hashes(self.messages)} <= self.images.keys():
+            raise ValueError(f"{len(self.responses)} responses and {len(self.images)} images do not fit the group")
+        return self
 
 
 class LabelledAudit(_Audit):
     """An audited group with its label."""
 
-    pair: tuple[int, int]
+    pair: tuple[NonNegativeInt, NonNegativeInt]
     """Indices of the better and of the worse response."""
     labelled_at: float
     by: str
@@ -128,7 +145,7 @@ class AuditStore:
     async def waiting(self, objective: str) -> list[str]:
         """Return the names of the waiting groups, oldest first."""
         names: Any = await self._redis.hkeys(key("audits", objective))
-        return sorted(name.decode() for name in names)
+        return sorted(name for known in names if _NAME.fullmatch(name := known.decode(errors="replace")))
 
     async def get(self, objective: str, name: str) -> LiveAudit | None:
         """Return a waiting group; ``None`` where it waits no longer."""
@@ -155,7 +172,7 @@ class AuditStore:
 
         The same pair under the same question counts once. After a crash in between, the same label may be given again.
         """
-        shared = {field: getattr(audit, field) for field in _Audit.model_fields}
+        shared = {field: getattr(audit, field) for field in _Audit.model_fields if field != "pair"}
         labelled = LabelledAudit(**shared, pair=pair, labelled_at=time.time(), by=by)
         anchor = _anchor(audit, pair)
         await self._objectives.add_sampled(objective, [anchor], audit.images)
@@ -184,7 +201,8 @@ class AuditStore:
     async def closed(self, objective: str) -> dict[str, int]:
         """Return the number of all groups that are no longer waiting, by outcome."""
         stored: Any = await self._redis.hgetall(key("tally", objective))
-        return {outcome.decode(): int(count) for outcome, count in sorted(stored.items())}
+        known = {outcome: stored.get(outcome.encode(), b"") for outcome in sorted(get_args(Outcome))}
+        return {outcome: int(count) for outcome, count in known.items() if count.isdigit()}
 
     async def _count(self, objective: str, outcome: Outcome) -> None:
         metrics.AUDITS.labels(objective, outcome).inc()
@@ -234,7 +252,7 @@ def _parsed(stored: Mapping[bytes, bytes]) -> dict[str, LabelledAudit]:
     found = {}
     for digest, value in stored.items():
         try:
-            found[digest.decode()] = LabelledAudit.model_validate_json(value)
+            found[digest.decode(errors="replace")] = LabelledAudit.model_validate_json(value)
         except ValidationError as error:
             log.error("a labelled audit is not readable and does not count", problems=error.error_count())
     return dict(sorted(found.items(), key=lambda item: item[1].at))

@@ -86,3 +86,7 @@ export async function caller(): Promise<Caller> {
 export function runPath(run: string, part = ""): string {
   return `v1/runs/${encodeURIComponent(run)}${part}`;
 }
+
+export function auditPath(objective: string, part: string): string {
+  return `v1/audits/${encodeURIComponent(objective)}/${encodeURIComponent(part)}`;
+}

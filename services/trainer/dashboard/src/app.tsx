@@ -3,6 +3,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, caller as getCaller, forgetToken, hasToken } from "./api.ts";
 import { AlertsPage } from "./alerts.tsx";
+import { AuditsPage } from "./audits.tsx";
 import { pause, sleep } from "./backoff.ts";
 import { useRoute } from "./hooks.ts";
 import { Login } from "./login.tsx";
@@ -35,9 +36,14 @@ export function App() {
       <header>
         <a class="brand" href="#/">MoR</a>
         <nav aria-label="Pages">
-          <a href="#/" aria-current={route.page === "runs" ? "page" : undefined}>Runs</a>
-          {caller?.scope !== "client" && (
+          {caller?.scope !== "labeller" && (
+            <a href="#/" aria-current={route.page === "runs" ? "page" : undefined}>Runs</a>
+          )}
+          {caller?.scope !== "client" && caller?.scope !== "labeller" && (
             <a href="#/alerts" aria-current={route.page === "alerts" ? "page" : undefined}>Alerts</a>
+          )}
+          {caller?.scope !== "client" && (
+            <a href="#/audits" aria-current={route.page === "audits" ? "page" : undefined}>Audits</a>
           )}
         </nav>
         <ThemeChoice />
@@ -70,6 +76,8 @@ function Page({ route, caller }: { route: Route; caller: Caller }) {
     if (first.current !== place) document.querySelector<HTMLElement>("main h1")?.focus();
     first.current = place;
   }, [route.page, route.page === "run" ? route.run : null]);
+  if (route.page === "audits") return <AuditsPage objective={route.objective} caller={caller} />;
+  if (caller.scope === "labeller") return <AuditsPage objective={null} caller={caller} />;
   if (route.page === "runs") return <RunsPage caller={caller} />;
   if (route.page === "alerts") return <AlertsPage caller={caller} />;
   if (route.page === "run") return <RunPage key={route.run} run={route.run} tab={route.tab} caller={caller} />;

@@ -22,7 +22,7 @@ export function Login({ problem, done, cancel }: Props) {
       {problem && <p class="problem" role="alert">{problem}</p>}
       <p id="token-note">
         A viewer token reads everything; an administrator's also pauses, resumes and stops; a client's shows its own
-        figures. It is kept in this tab until the tab is closed.
+        figures; a labeller's labels audits. It is kept in this tab until the tab is closed.
       </p>
       <label for="token">Bearer token</label>
       <input id="token" ref={input} type="password" autocomplete="off" required aria-describedby="token-note" />
