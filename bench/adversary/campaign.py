@@ -88,18 +88,15 @@ def make_world(live: LiveGroups, groups: int, seed: int) -> World:
     return World(live, stream, honest, clients, mixture, drift_baselines(mixture, live.inputs[usable], pairs))
 
 
-def run(world: World, trigger: Trigger, *, share: float, robust: bool, attacker: bool, seed: int) -> CampaignResult:
+def run(world: World, trigger: Trigger, *, share: float, attacker: bool, seed: int) -> CampaignResult:
     """Reward the stream; without ``attacker`` that client has no weight from the start."""
-    return _Run(world, trigger, share=share, robust=robust, attacker=attacker, seed=seed).result()
+    return _Run(world, trigger, share=share, attacker=attacker, seed=seed).result()
 
 
 class _Run:
-    def __init__(
-        self, world: World, trigger: Trigger, *, share: float, robust: bool, attacker: bool, seed: int
-    ) -> None:
+    def __init__(self, world: World, trigger: Trigger, *, share: float, attacker: bool, seed: int) -> None:
         self._world = world
         self._trigger = trigger
-        self._robust = robust
         self._random = np.random.default_rng((seed, 1))
         self._trusted = list(world.clients if attacker else world.clients[:-1])
         self._standardisers = dict(zip(world.mixture.clients, world.mixture.standardisers, strict=True))
@@ -131,7 +128,6 @@ class _Run:
             standardisers=[self._standardisers],
             fusion=Weighted(),
             quorum=0.5,
-            **({"expected": self._world.expected} if self._robust else {}),
         )
         assert isinstance(fused, FusedGroup)
         seen = situations([str(text) for text in texts], known_picture=known)
@@ -162,7 +158,7 @@ class _Run:
         """Draw the group; label it where it is drawn, and distrust the clients that the audits convict."""
         suspects = frozenset(name for name in fused.clients if self._suspicions[name].suspects(seen))
         probability = self._budget.probability(suspicious=bool(suspects))
-        pairs = tuple((i, j) for i, j in itertools.permutations(range(len(truth)), 2) if truth[i] > truth[j] + 1e-9)
+        pairs = labelled_pairs(truth)
         if self._random.random() >= probability or not pairs:
             return False
         self._budget.spend()
@@ -170,9 +166,7 @@ class _Run:
         slopes = dict(zip(fused.clients, fused.slopes.tolist(), strict=True))
         scores = dict(zip(fused.clients, fused.standardised, strict=True))
         self._audits.append(
-            AuditedGroup(
-                pairs, scores, weights, slopes, fused.rewards, probability, 1 - lens.ood_score, seen, suspects
-            )
+            AuditedGroup(pairs, scores, weights, slopes, fused.rewards, probability, 1 - lens.ood_score, seen, suspects)
         )
         for name, found in audit_result(self._audits).items():
             if name in self._trusted and found.log_evidence >= -math.log(FALSE_ALARM) and len(self._trusted) > 1:
@@ -191,6 +185,12 @@ class _Run:
                 self._suspicions[name].add(float(agreement[k]), min(1.0, influence[k] / baseline.influence), seen)
 
 
+def labelled_pairs(truth: Float[ndarray, " size"]) -> tuple[tuple[int, int], ...]:
+    """Return the pairs that a checker labels: the better response first, each value once."""
+    places = np.unique(truth.round(9), return_index=True)[1]
+    return tuple((int(i), int(j)) for i, j in itertools.permutations(places, 2) if truth[i] > truth[j])
+
+
 def ranked_right(rewards: Float[ndarray, " size"], truth: Float[ndarray, " size"]) -> float:
     """Compute the share of the pairs with different true values that the reward ranks as they do; a tie counts ½."""
     first, second = np.triu_indices(len(truth), 1)
@@ -201,7 +201,9 @@ def ranked_right(rewards: Float[ndarray, " size"], truth: Float[ndarray, " size"
     return float((agree[differ] + 1).mean() / 2)
 
 
-def _per_text(noise: Float[ndarray, "groups size"], texts: Int[ndarray, "groups size"]) -> Float[ndarray, "groups size"]:
+def _per_text(
+    noise: Float[ndarray, "groups size"], texts: Int[ndarray, "groups size"]
+) -> Float[ndarray, "groups size"]:
     """Give equal responses of a group equal noise."""
     first = (texts[:, :, None] == texts[:, None, :]).argmax(axis=2)
     return np.take_along_axis(noise, first, axis=1)

@@ -22,10 +22,13 @@ Trigger = Callable[[Sight], bool]
 LATE = 150
 """Live groups in which the late-turning attacker is honest. Its groups are counted from then on."""
 
+CLEAN = "none (clean)"
+TURNS_LATE = f"turns after {LATE} groups"
+
 ATTACKERS: dict[str, Trigger] = {
-    "none (clean)": lambda sight: False,
+    CLEAN: lambda sight: False,
     "inverts groups with a repeated response": lambda sight: sight.repeats,
     "inverts groups of 8": lambda sight: sight.size == 8,
     "inverts groups with a picture seen before": lambda sight: sight.known_picture,
-    "turns after 150 groups": lambda sight: sight.place >= LATE,
+    TURNS_LATE: lambda sight: sight.place >= LATE,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mor_router.learning.labels import best_and_worst
+from mor_router.learning.labels import ordered_pairs
 from mor_router.mathematics.density import LIMIT, effective_share, importance_weights, thin
 from pydantic import SecretStr
 
@@ -194,5 +194,5 @@ def test_anchors_near_the_policy_weigh_more_within_limits() -> None:
     stays = thin(importance, random.uniform(size=200))
     assert stays[:100].sum() > 2 * stays[100:].sum()
     assert effective_share(np.ones(7)) == 1
-    assert best_and_worst([0.5, 0.5]) is None
-    assert best_and_worst([0.1, 0.9, -1]) == (1, 2)
+    assert ordered_pairs([0.5, None, 0.5]) == ()
+    assert ordered_pairs([0.1, 0.9, -1]) == ((1, 2), (0, 2), (1, 0))

@@ -153,17 +153,18 @@ class AuditLabelling:
                 return
             texts = tuple(dict.fromkeys(audit.responses))
             try:
-                pair = await labeller.label(
+                pairs = await labeller.label(
                     SampledGroup(audit.messages, texts, audit.images), objective.text, self._timeout_s
                 )
             except Unavailable as error:
                 await self._fail(objective.name, name, error)
                 return
-            if pair is None:
+            if not pairs:
                 await self._audits.close(objective.name, name, "undecided")
             else:
-                better, worse = (_occurrence(audit, texts[place]) for place in pair)
-                await self._audits.settle(objective.name, name, audit, (better, worse), "labeller")
+                place = [_occurrence(audit, text) for text in texts]
+                found = tuple((place[better], place[worse]) for better, worse in pairs)
+                await self._audits.settle(objective.name, name, audit, found, "labeller")
 
     async def _fail(self, objective: str, name: str, error: Unavailable) -> None:
         metrics.AUDIT_FAILURES.labels(objective).inc()

@@ -82,7 +82,7 @@ class AuditQuestions:
         first, second = audit.pair
         if label.preferred in ("first", "second"):
             better, worse = (first, second) if label.preferred == "first" else (second, first)
-            await self._audits.settle(objective, name, audit, (better, worse), person)
+            await self._audits.settle(objective, name, audit, [(better, worse)], person)
         else:
             await self._audits.close(objective, name, "undecided" if label.preferred == "tie" else "skipped")
         await self._redis.delete(_offer_key(objective, name))

@@ -196,15 +196,15 @@ class OnlineRefit:
             samples.dropped["all alike"] += 1
             return
         try:
-            pair = await labeller.label(sampled, objective.text, self._settings.deadline_s)
+            pairs = await labeller.label(sampled, objective.text, self._settings.deadline_s)
         except Unavailable as error:
             samples.dropped["not labelled"] += 1
             samples.problem = str(error)
             return
-        if pair is None:
+        if not pairs:
             samples.dropped["undecided"] += 1
         else:
-            samples.labelled.append(_labelled(anchor, sampled, pair, samples.policy))
+            samples.labelled.append(_labelled(anchor, sampled, pairs[0], samples.policy))
 
     async def _nearest(
         self, summary: RefitSummary, anchors: Sequence[Anchor], samples: PolicySamples

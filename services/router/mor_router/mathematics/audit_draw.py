@@ -5,23 +5,25 @@ the audited groups are a plain random sample, so that tests over them need no we
 starts at 8 audits, gains s with each group and loses 1 with each audit:
 
     suspicion in this situation, c ≥ 1     ¼
-    c = 8, the most                        s
-    otherwise                              s / 2
+    otherwise                              s · ( ¼ + c / 8 )
 
-In the long run the share of audited groups is s. Half of it is saved for suspicion, because evidence within tens of
-groups needs several audits among them, and 2 % of them gives one in fifty.
+The credit settles near 6 audits, where the probability is s; so in the long run the share of audited groups is s. The
+credit is for suspicion: evidence within tens of groups needs several audits among them, and 2 % of them gives one in
+fifty. After it is spent, the following groups have fewer audits until it is earned again.
 """
 
 from __future__ import annotations
 
 MOST_CREDIT = 8.0
 """Audits saved at most, and granted in advance at the start: enough evidence for one client, and no more."""
+_LEAST = 0.25
+"""Part of the share that is drawn without any credit: no group is ever safe from an audit."""
 _SUSPICIOUS = 0.25
 """Probability under suspicion: the credit lasts for about 32 groups."""
 
 
 class AuditBudget:
-    """Credit for the audits of one objective."""
+    """Credit for the audits of one objective, in one process."""
 
     def __init__(self, share: float) -> None:
         """Raises:
@@ -39,7 +41,7 @@ class AuditBudget:
             return 0.0
         if suspicious and self._credit >= 1:
             return max(_SUSPICIOUS, self._share)
-        return self._share if self._credit >= MOST_CREDIT else self._share / 2
+        return min(1.0, self._share * (_LEAST + max(0.0, self._credit) / MOST_CREDIT))
 
     def spend(self) -> None:
         """Lose the credit of one audit."""

@@ -9,7 +9,7 @@ input's support:
     y = Σ_p v_p y_p / Σ_p v_p        y_p = 1 where d_p > 0,   v_p = min( |d_p| / 2, 1 )
 
     mean       E[ y ] ≥ ½            stake σ · min( K u_k, 1 )² · mean_p v_p
-    reversal   P( y < ¼ ) ≤ 0.15     stake σ · min( K u_k, 1 )², at least 4 labelled responses
+    reversal   P( y < ¼ ) ≤ 0.15     stake σ · min( K u_k, 1 )², at least 3 labelled responses
 
 The square is for specialists, which may mislead where they have little influence.
 
@@ -42,7 +42,7 @@ _REVERSED = 0.25
 """Concordance below which a group counts as ranked in reverse."""
 _REVERSALS = 0.15
 """Share of reversed groups that an honest client may have, where it has its share of the influence."""
-_LEAST_LABELLED = 4
+_LEAST_LABELLED = 3
 """Labelled responses of a group from which on a reversal is no accident."""
 _OVERALL, _SUSPECTED, _BY_SITUATION = 0.35, 0.5, 0.15
 """Weights of the e-processes over all groups, over those under suspicion, and of all situations together."""

@@ -1,8 +1,8 @@
 """Suspicion: clients that suddenly agree with the others less than on the anchors, by situation.
 
 Deviation from Page's CUSUM test (1954): one statistic for each client and kind of group (all its ``situations``
-together), because a client may misbehave in some situations only. With z the leave-one-out agreement of a client in a group (``loo_agreement``), m its least mean
-at the fit, and v its influence relative to the largest at the fit:
+together), because a client may misbehave in some situations only. With z the leave-one-out agreement of a client in a
+group (``loo_agreement``), m its least mean at the fit, and v its influence relative to the largest at the fit:
 
     S ← max( 0, S + log( 1 + λ v (m − z) ) )       λ = 0.8 / (1 − m)
 

@@ -193,6 +193,7 @@ class RewardPipeline:
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
             for g in groups.items
         ]
+        seen = {item.item_id for item in items if self._honeypots.known_picture(item.messages)}
         if known is None:
             self._offer_honeypots(groups, plan, deadline_s)
         started = time.perf_counter()
@@ -206,7 +207,7 @@ class RewardPipeline:
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
                 result = self._result(weights, answers[item.item_id], plan, standardisers)
                 outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
-        await self._audit(groups, plan, outcomes, await gate_weights)
+        await self._audit(groups, plan, outcomes, await gate_weights, seen)
         await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
         await self._record_models(plan.gates, answers)
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
@@ -250,13 +251,18 @@ class RewardPipeline:
         plan: ScoringPlan,
         outcomes: Sequence[GroupOutcome],
         gate_weights: Sequence[tuple[ObjectiveWeights, ...] | str],
+        seen: Collection[str],
     ) -> None:
-        """Let the rewarded groups of runs be audited. The clients have answered, so none can know which ones are."""
+        """Let the rewarded groups of runs be audited. The clients have answered, so none can know which ones are.
+
+        ``seen``: items whose pictures were sent before.
+        """
         objective = _labelled_objective(plan)
         for item, outcome, weights in zip(groups.items, outcomes, gate_weights, strict=True):
             policy = groups.policies.get(item.item_id)
             if objective and policy and isinstance(outcome.result, GroupReward) and not isinstance(weights, str):
-                group = RewardedGroup(item, groups.images, policy, outcome.result, weights[0])
+                expected, known = plan.gates.parts[0].expected, item.item_id in seen
+                group = RewardedGroup(item, groups.images, policy, outcome.result, weights[0], expected, known)
                 await self._auditor.consider(objective, group)
 
     def _clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def audited_groups(audits: Sequence[LabelledAudit], records: Mapping[str, Client
     shadows = _shadow_scores(fitted, lines)
     return [
         AuditedGroup(
-            pairs=(audit.pair,),
+            pairs=audit.pairs or (audit.pair,),
             scores={
                 client: shadows[client, place] if line.standardised is None else np.array(line.standardised)
                 for client, line in own.items()
@@ -107,6 +107,8 @@ def audited_groups(audits: Sequence[LabelledAudit], records: Mapping[str, Client
             rewards=np.array(audit.rewards),
             probability=audit.probability,
             support=audit.support,
+            situations=audit.situations,
+            suspects=frozenset(audit.suspects),
         )
         for place, (audit, own) in enumerate(zip(fitted, lines, strict=True))
     ]

@@ -14,10 +14,13 @@ import numpy as np
 from mor_core.wire import ClientScore, GroupReward, ModelRef, RewardItem, image_hashes
 
 from mor_router.embedding import Embedder, GateInput
-from mor_router.mathematics.audit_draw import audit_probability
+from mor_router.mathematics.audit_draw import AuditBudget
+from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.group_fusion import ObjectiveWeights
+from mor_router.mathematics.suspicion import situations
 from mor_router.objectives.objective_store import Objective
 from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit, draw_pair
+from mor_router.trust.live_suspicion import LiveSuspicion
 
 _random = random.SystemRandom()  # a client that could predict the draws would behave in the groups that are chosen
 
@@ -32,6 +35,10 @@ class RewardedGroup:
     """Run and weights version that sampled the responses."""
     reward: GroupReward
     weights: ObjectiveWeights
+    expected: Mapping[str, DriftBaseline]
+    """Client -> the scores that the fit expects of it; empty without a fit."""
+    known_picture: bool
+    """Whether its pictures were sent before."""
 
 
 class Auditor:
@@ -41,16 +48,25 @@ class Auditor:
         self._store = store
         self._embedder = embedder
         self._share = share
+        self._budgets: dict[str, tuple[float, AuditBudget]] = {}
+        self._suspicion = LiveSuspicion()
 
     def share_of(self, objective: Objective) -> float:
         return self._share if objective.audit_share is None else objective.audit_share
 
     async def consider(self, objective: Objective, group: RewardedGroup) -> None:
-        """Store the group for a label, with the probability of the objective's share. Groups of equal responses have
-        nothing to compare."""
-        probability = audit_probability(self.share_of(objective))
+        """Store the group for a label, with the probability of ``audit_draw``; it depends on earlier groups only.
+
+        Groups of equal responses have nothing to compare.
+        """
+        kind = situations(group.item.responses, known_picture=group.known_picture)
+        suspects = self._suspicion.suspects(objective.name, kind)
+        self._suspicion.observe(objective.name, group.reward, group.weights, group.expected, kind)
+        budget = self._budget(objective)
+        probability = budget.probability(suspicious=bool(suspects))
         if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:
             return
+        budget.spend()
         messages = group.item.messages
         [vector] = await self._embedder.inputs([GateInput(messages, group.images)])
         audit = LiveAudit(
@@ -70,8 +86,19 @@ class Auditor:
             responses=group.item.responses,
             images={digest: group.images[digest] for digest in image_hashes(messages)},
             pair=pair,
+            situations=kind,
+            suspects=tuple(sorted(suspects)),
         )
         await self._store.add(objective.name, audit)
+
+    def _budget(self, objective: Objective) -> AuditBudget:
+        """Return the objective's budget; a changed share starts a new one."""
+        share = self.share_of(objective)
+        known, budget = self._budgets.get(objective.name, (None, AuditBudget(share)))
+        if known != share:
+            budget = AuditBudget(share)
+        self._budgets[objective.name] = share, budget
+        return budget
 
 
 def _scores(line: ClientScore, model: ModelRef, raw: tuple[float, ...], weights: ObjectiveWeights) -> AuditScores:

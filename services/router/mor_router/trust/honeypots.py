@@ -21,7 +21,7 @@ import structlog
 from jaxtyping import Float
 from mor_core.errors import MorError
 from mor_core.tasks import stop
-from mor_core.wire import Message, ScoreItem
+from mor_core.wire import Message, ScoreItem, image_hashes
 from numpy import ndarray
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -135,6 +135,10 @@ class Honeypots:
                 waiting.calls -= 1
                 if waiting.calls <= 0 and not waiting.leaves.done():
                     waiting.leaves.set_result(call)
+
+    def known_picture(self, messages: Sequence[Message]) -> bool:
+        """Return whether all pictures of a group were sent to clients lately."""
+        return self._shapes.known(image_hashes(messages))
 
     async def settled(self) -> None:
         """Send all scheduled honeypot calls now and wait until they have ended; each ends by its deadline."""

@@ -32,6 +32,8 @@ _MOST_WAITING_BYTES = 64 << 20
 _MOST_LABELLED = 2000
 """Labelled audits of one objective. When there are more, the older half goes: the tests then begin anew with the other
 half, which costs one further chance of a false alarm, where dropping one at a time would cost one each."""
+_MOST_PAIRS = 256
+"""Labelled pairs kept of one group, the clearest ones: all pairs of 23 responses."""
 _NAME_DIGITS = 12
 """Hexadecimal digits of the time in an audit's name: milliseconds, for 8,900 years."""
 _NAME = re.compile(rf"[0-9a-f]{{{_NAME_DIGITS}}}-[A-Za-z0-9_-]{{1,40}}")
@@ -72,6 +74,10 @@ class _Audit(Wire):
     embedding: bytes = Field(repr=False)
     """Embedding of the input, float32."""
     pair: tuple[NonNegativeInt, NonNegativeInt]
+    situations: tuple[str, ...] = ()
+    """What a client could see of the group, see ``mathematics.suspicion``."""
+    suspects: tuple[str, ...] = ()
+    """Clients that were suspected in such groups when it was chosen."""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
@@ -102,10 +108,18 @@ class LabelledAudit(_Audit):
     """An audited group with its label."""
 
     pair: tuple[NonNegativeInt, NonNegativeInt]
-    """Indices of the better and of the worse response."""
+    """Indices of the better and of the worse response: the clearest of ``pairs``."""
+    pairs: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
+    """All labelled pairs; audits of earlier versions have ``pair`` alone."""
     labelled_at: float
     by: str
     """Labeller, or name of the person's token."""
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if any(max(pair) >= len(self.rewards) for pair in self.pairs):
+            raise ValueError(f"labelled pairs {self.pairs} do not fit {len(self.rewards)} rewards")
+        return self
 
 
 def draw_pair(responses: Sequence[str]) -> tuple[int, int] | None:
@@ -166,15 +180,18 @@ class AuditStore:
             await self._count(objective, outcome)
         return removed
 
-    async def settle(self, objective: str, name: str, audit: LiveAudit, pair: tuple[int, int], by: str) -> bool:
-        """Replace a waiting group by the labelled audit, and add its pair to the anchors; return whether it still
-        waited. ``pair``: the indices of the better and of the worse response.
+    async def settle(
+        self, objective: str, name: str, audit: LiveAudit, pairs: Sequence[tuple[int, int]], by: str
+    ) -> bool:
+        """Replace a waiting group by the labelled audit, and add its first pair to the anchors; return whether it
+        still waited. ``pairs``: indices of the better and of the worse response, the clearest pair first.
 
         The same pair under the same question counts once. After a crash in between, the same label may be given again.
         """
         shared = {field: getattr(audit, field) for field in _Audit.model_fields if field != "pair"}
-        labelled = LabelledAudit(**shared, pair=pair, labelled_at=time.time(), by=by)
-        anchor = _anchor(audit, pair)
+        kept = tuple(pairs[:_MOST_PAIRS])
+        labelled = LabelledAudit(**shared, pair=kept[0], pairs=kept, labelled_at=time.time(), by=by)
+        anchor = _anchor(audit, kept[0])
         await self._objectives.add_sampled(objective, [anchor], audit.images)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hsetnx(key("audited", objective), anchor.digest, labelled.model_dump_json())

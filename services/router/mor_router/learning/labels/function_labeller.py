@@ -10,7 +10,7 @@ from typing import Any
 
 from mor_core.errors import Invalid, Unavailable
 
-from mor_router.learning.labels.labeller import Pair, SampledGroup, best_and_worst
+from mor_router.learning.labels.labeller import Pair, SampledGroup, ordered_pairs
 
 GROUP = "mor_router.checkers"
 """Entry-point group of checkers."""
@@ -36,13 +36,13 @@ def load_checker(name: str) -> Check:
 
 
 class FunctionLabeller:
-    """Labeller by the highest and the lowest score of a function."""
+    """Labeller by the scores of a function."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._check = load_checker(name)
 
-    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
+    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> tuple[Pair, ...]:
         messages = [message.model_dump(mode="json") for message in sampled.messages]
         try:
             async with asyncio.timeout(timeout_s):
@@ -58,9 +58,7 @@ class FunctionLabeller:
                 f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses;"
                 " return one for each"
             )
-        known = [(place, score) for place, score in enumerate(scores) if score is not None and math.isfinite(score)]
-        pair = best_and_worst([score for _, score in known]) if len(known) > 1 else None
-        return None if pair is None else (known[pair[0]][0], known[pair[1]][0])
+        return ordered_pairs([score if score is not None and math.isfinite(score) else None for score in scores])
 
     async def close(self) -> None:
         return None

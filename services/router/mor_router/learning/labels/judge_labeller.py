@@ -47,7 +47,7 @@ class JudgeLabeller:
         self._http = http
         self._model = model
 
-    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
+    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> tuple[Pair, ...]:
         """Label two responses drawn at random, because a judge compares pairs."""
         one, other = random.sample(range(len(sampled.responses)), 2)
         try:
@@ -63,8 +63,8 @@ class JudgeLabeller:
         except ClientFailure as failure:
             raise Unavailable(f"the judge {self._model!r}: {failure}") from failure
         if forth is None or back is None or forth == back:
-            return None
-        return (one, other) if forth else (other, one)
+            return ()
+        return ((one, other),) if forth else ((other, one),)
 
     async def _first_is_better(
         self, sampled: SampledGroup, first: int, second: int, objective: str, timeout_s: float
