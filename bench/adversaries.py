@@ -18,25 +18,27 @@ from typing import Any
 import numpy as np
 from adversary import live_groups
 from adversary.campaign import ATTACKER, CampaignResult, World, make_world, run
-from adversary.situational_attacks import ATTACKERS, CLEAN, LATE, TURNS_LATE, Trigger
+from adversary.situational_attacks import ATTACKERS, CLEAN, LATE, TURNS_LATE
 from machine import record
 
 GROUPS = 500
 """Live groups that are measured in each run."""
 SHARES = (0.0, 0.02, 0.05)
 """Shares of audits."""
+LIMITED = ", limited"
+"""Mark of the cases in which a suspected client's say is limited, as the router does."""
 RUNS = 20
 _AT = (100, 200, GROUPS)
 _LAST = 20
 """Groups at the end over which the attacker's weight is averaged."""
 
 
-def measure(world: World, title: str, share: float, seed: int) -> dict[str, Any]:
-    """Run one attack, and the same stream without the attacker."""
+def measure(
+    world: World, without: CampaignResult, title: str, share: float, limited: bool, seed: int
+) -> dict[str, Any]:
+    """Run one attack, and compare it with the same stream ``without`` the attacker."""
     late = title == TURNS_LATE
-    trigger: Trigger = ATTACKERS[title]
-    found = run(world, trigger, share=share, attacker=True, seed=seed)
-    without = run(world, ATTACKERS[CLEAN], share=0.0, attacker=False, seed=seed)
+    found = run(world, ATTACKERS[title], share=share, limited=limited, attacker=True, seed=seed)
     return _figures(found, without, LATE if late else 0, title)
 
 
@@ -75,7 +77,15 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _case(live: live_groups.LiveGroups, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
     world = make_world(live, GROUPS + LATE, seed)
-    return {title: {f"{share:g}": measure(world, title, share, seed) for share in SHARES} for title in ATTACKERS}
+    without = run(world, ATTACKERS[CLEAN], share=0.0, limited=False, attacker=False, seed=seed)
+    return {
+        title: {
+            f"{share:g}{LIMITED if limited else ''}": measure(world, without, title, share, limited, seed)
+            for share in SHARES
+            for limited in (False, True)
+        }
+        for title in ATTACKERS
+    }
 
 
 def attacks(live: live_groups.LiveGroups, runs: int, cores: int) -> dict[str, Any]:

@@ -88,15 +88,18 @@ def make_world(live: LiveGroups, groups: int, seed: int) -> World:
     return World(live, stream, honest, clients, mixture, drift_baselines(mixture, live.inputs[usable], pairs))
 
 
-def run(world: World, trigger: Trigger, *, share: float, attacker: bool, seed: int) -> CampaignResult:
+def run(world: World, trigger: Trigger, *, share: float, limited: bool, attacker: bool, seed: int) -> CampaignResult:
     """Reward the stream; without ``attacker`` that client has no weight from the start."""
-    return _Run(world, trigger, share=share, attacker=attacker, seed=seed).result()
+    return _Run(world, trigger, share=share, limited=limited, attacker=attacker, seed=seed).result()
 
 
 class _Run:
-    def __init__(self, world: World, trigger: Trigger, *, share: float, attacker: bool, seed: int) -> None:
+    def __init__(
+        self, world: World, trigger: Trigger, *, share: float, limited: bool, attacker: bool, seed: int
+    ) -> None:
         self._world = world
         self._trigger = trigger
+        self._limited = limited
         self._random = np.random.default_rng((seed, 1))
         self._trusted = list(world.clients if attacker else world.clients[:-1])
         self._standardisers = dict(zip(world.mixture.clients, world.mixture.standardisers, strict=True))
@@ -105,6 +108,7 @@ class _Run:
         self._audits: list[AuditedGroup] = []
         self._pictures: set[int] = set()
         self._distrusted: dict[str, int] = {}
+        self._weights = self._lenses()
 
     def result(self) -> CampaignResult:
         lines = [self._step(place, int(group)) for place, group in enumerate(self._world.stream)]
@@ -121,31 +125,37 @@ class _Run:
         raw = dict(zip(self._world.clients, self._world.honest[group, :, :size], strict=True))
         if self._trigger(sight):
             raw[ATTACKER] = -raw[ATTACKER]
-        lens = self._lens(group)
+        lens = self._weights[place]
+        seen = situations([str(text) for text in texts], known_picture=known)
+        suspects = frozenset(name for name in self._trusted if self._suspicions[name].suspects(seen))
         fused = fuse(
             {name: raw[name].tolist() for name in self._trusted},
             objective_weights=[lens],
             standardisers=[self._standardisers],
             fusion=Weighted(),
             quorum=0.5,
+            suspects=suspects if self._limited else (),
         )
         assert isinstance(fused, FusedGroup)
-        seen = situations([str(text) for text in texts], known_picture=known)
-        audited = self._audit(place, truth, fused, lens, seen)
-        self._suspect(fused, seen)
+        audited = self._audit(place, truth, fused, lens, seen, suspects)
+        self._suspect(fused, lens, seen)
         weight = float(fused.weights[fused.clients.index(ATTACKER)]) if ATTACKER in fused.clients else 0.0
         return ranked_right(fused.rewards, truth), weight, audited
 
-    def _lens(self, group: int) -> ObjectiveWeights:
-        mixture, inputs = self._world.mixture, self._world.live.inputs[group][None]
-        weights, slopes = mixture.weights(inputs, self._trusted)[0], mixture.slopes(inputs)[0]
+    def _lenses(self) -> list[ObjectiveWeights]:
+        """Compute the gate's weights of all groups over the clients that are trusted now."""
+        mixture, inputs = self._world.mixture, self._world.live.inputs[self._world.stream]
+        weights, slopes, ood = mixture.weights(inputs, self._trusted), mixture.slopes(inputs), mixture.ood_score(inputs)
         places = {name: mixture.clients.index(name) for name in self._trusted}
-        return ObjectiveWeights(
-            1.0,
-            {name: float(weights[k]) for name, k in places.items()},
-            {name: float(slopes[k]) for name, k in places.items()},
-            float(mixture.ood_score(inputs)[0]),
-        )
+        return [
+            ObjectiveWeights(
+                1.0,
+                {name: float(weights[place, k]) for name, k in places.items()},
+                {name: float(slopes[place, k]) for name, k in places.items()},
+                float(ood[place]),
+            )
+            for place in range(len(inputs))
+        ]
 
     def _audit(
         self,
@@ -154,31 +164,34 @@ class _Run:
         fused: FusedGroup,
         lens: ObjectiveWeights,
         seen: tuple[str, ...],
+        suspects: frozenset[str],
     ) -> bool:
         """Draw the group; label it where it is drawn, and distrust the clients that the audits convict."""
-        suspects = frozenset(name for name in fused.clients if self._suspicions[name].suspects(seen))
         probability = self._budget.probability(suspicious=bool(suspects))
         pairs = labelled_pairs(truth)
         if self._random.random() >= probability or not pairs:
             return False
         self._budget.spend()
         weights = dict(zip(fused.clients, fused.weights.tolist(), strict=True))
-        slopes = dict(zip(fused.clients, fused.slopes.tolist(), strict=True))
         scores = dict(zip(fused.clients, fused.standardised, strict=True))
         self._audits.append(
-            AuditedGroup(pairs, scores, weights, slopes, fused.rewards, probability, 1 - lens.ood_score, seen, suspects)
+            AuditedGroup(
+                pairs, scores, weights, lens.slopes, fused.rewards, probability, 1 - lens.ood_score, seen, suspects
+            )
         )
         for name, found in audit_result(self._audits).items():
             if name in self._trusted and found.log_evidence >= -math.log(FALSE_ALARM) and len(self._trusted) > 1:
                 self._trusted.remove(name)
                 self._distrusted[name] = place + 1
+                self._weights = self._lenses()
         return True
 
-    def _suspect(self, fused: FusedGroup, seen: tuple[str, ...]) -> None:
+    def _suspect(self, fused: FusedGroup, lens: ObjectiveWeights, seen: tuple[str, ...]) -> None:
         if len(fused.clients) < loo_agreement.LEAST_CLIENTS:
             return
         agreement = loo_agreement.of_group(fused.calibrated, fused.weights)
-        influence = influences(fused.weights[None], fused.slopes[None])[0]
+        slopes = np.array([lens.slopes[name] for name in fused.clients])
+        influence = influences(fused.weights[None], slopes[None])[0]
         for k, name in enumerate(fused.clients):
             baseline = self._world.expected[name]
             if baseline.influence and baseline.least_agreement > 0:

@@ -40,6 +40,7 @@ from mor_router.mathematics.group_fusion import ObjectiveWeights, blended_weight
 from mor_router.mathematics.mixture import Mixture
 from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser
+from mor_router.mathematics.suspicion import situations
 from mor_router.objectives.active_gates import ActiveGates, GateResolver, ObjectivePart
 from mor_router.objectives.objective_store import Objective
 from mor_router.rewarding import client_scores
@@ -205,7 +206,8 @@ class RewardPipeline:
         outcomes = []
         for item, weights in zip(items, await gate_weights, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
-                result = self._result(weights, answers[item.item_id], plan, standardisers)
+                kind = situations(item.responses, known_picture=item.item_id in seen)
+                result = self._result(weights, answers[item.item_id], plan, standardisers, kind)
                 outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
         await self._audit(groups, plan, outcomes, await gate_weights, seen)
         await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
@@ -329,6 +331,7 @@ class RewardPipeline:
         answers: Mapping[str, ClientResponse],
         plan: ScoringPlan,
         standardisers: Sequence[Mapping[str, Standardiser]],
+        kind: tuple[str, ...],
     ) -> GroupReward | Unrewarded:
         """Fuse one group's scores, or explain why it has no reward."""
         used: dict[str, Any] = {
@@ -347,6 +350,7 @@ class RewardPipeline:
             standardisers=standardisers,
             fusion=plan.fusion,
             quorum=self._settings.quorum,
+            suspects=self._auditor.suspects(objective, kind) if (objective := _labelled_objective(plan)) else (),
         )
         weighted = client_scores.weighted(plan, weights, answers, fused)
         clients = weighted + client_scores.not_called(plan, weights) + unweighted

@@ -54,6 +54,10 @@ class Auditor:
     def share_of(self, objective: Objective) -> float:
         return self._share if objective.audit_share is None else objective.audit_share
 
+    def suspects(self, objective: Objective, kind: tuple[str, ...]) -> frozenset[str]:
+        """Return the clients that are suspected in such groups, see ``mathematics.suspicion``."""
+        return self._suspicion.suspects(objective.name, kind)
+
     async def consider(self, objective: Objective, group: RewardedGroup) -> None:
         """Store the group for a label, with the probability of ``audit_draw``; it depends on earlier groups only.
 
