@@ -1,13 +1,14 @@
 """Measurement of hostile clients: what they cost until audits take their weight, and whether they recognise honeypots.
 
 ``python bench/adversaries.py`` writes ``bench/results/adversaries.json``. It needs the reward models of ``make demo``
-(``--demo``). ``adversary/campaign.py`` describes the attacks; ``adversary/recognition.py`` the classifier. ``--quick``
+(``--demo``) and scikit-learn (``pip install --group bench``). ``adversary/campaign.py`` describes the attacks; ``adversary/recognition.py`` the classifier. ``--quick``
 makes two runs of each case.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,9 @@ from typing import Any
 import numpy as np
 from adversary import live_groups
 from adversary.campaign import ATTACKER, CampaignResult, World, make_world, run
+from adversary.recognition import recognition
+from adversary.recorded_calls import record as calls_of
+from adversary.recording_material import questions
 from adversary.situational_attacks import ATTACKERS, CLEAN, LATE, TURNS_LATE
 from machine import record
 
@@ -28,6 +32,8 @@ SHARES = (0.0, 0.02, 0.05)
 LIMITED = ", limited"
 """Mark of the cases in which a suspected client's say is limited, as the router does."""
 RUNS = 20
+STEPS, QUICK_STEPS = 100, 12
+"""Steps of the recorded run, of 16 groups each."""
 _AT = (100, 200, GROUPS)
 _LAST = 20
 """Groups at the end over which the attacker's weight is averaged."""
@@ -103,6 +109,15 @@ def attacks(live: live_groups.LiveGroups, runs: int, cores: int) -> dict[str, An
     }
 
 
+def recognised(state: Path, steps: int) -> dict[str, Any]:
+    """Measure how well a classifier tells honeypots from live calls, by the anchors of the objective."""
+    live, anchors, uploaded = questions(state)
+    return {
+        title: recognition(asyncio.run(calls_of(live, anchors, uploaded, sampled=sampled, steps=steps)))
+        for title, sampled in (("sampled from the policy", True), ("uploaded", False))
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--state", type=Path, default=Path(".mor/adversaries"))
@@ -120,6 +135,7 @@ def main() -> None:
         "repetition": float(np.mean([len(set(row)) < len(row) for row in live.texts.tolist()])),
         "attacks": attacks(live, runs, chosen.cores),
     }
+    figures["recognition"] = recognised(chosen.state, QUICK_STEPS if chosen.quick else STEPS)
     name = "adversaries-quick" if chosen.quick else "adversaries"
     print(record(name, figures))
 

@@ -25,7 +25,9 @@ from tables import (  # noqa: E402
     on_gpu,
     polling,
     quarantine,
+    recognition,
     requirements,
+    situational,
     trainer,
     whole_loop,
 )
@@ -50,7 +52,7 @@ def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
 _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     ROOT / "README.md": (requirements, averaging, demonstration),
     DOCS / "algorithm.md": (experiment,),
-    DOCS / "client-lifecycle.md": (quarantine, hostile),
+    DOCS / "client-lifecycle.md": (recognition, quarantine, hostile, situational),
     DOCS / "installation.md": (images, containers),
     DOCS / "status.md": (step_metrics.table, polling),
     DOCS / "training.md": (trainer, on_gpu, whole_loop),

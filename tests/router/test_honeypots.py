@@ -69,7 +69,7 @@ def test_a_group_of_equal_responses_is_imitated_and_gives_no_score() -> None:
 def test_anchors_are_chosen_by_pictures_repetition_and_length_and_then_by_use() -> None:
     recent = RecentShapes()
     pictured = Message(role="user", content=(ImagePart.of("1" * 64),))
-    recent.sent([pictured])
+    recent.sent((pictured,))
 
     def made(digest: str, text: str, *others: str, picture: str | None = None) -> Anchor:
         content: Any = (ImagePart.of(picture * 64),) if picture else "?"
@@ -102,7 +102,7 @@ def test_anchors_are_chosen_by_pictures_repetition_and_length_and_then_by_use() 
 
 def test_only_runs_are_imitated_while_one_is_active() -> None:
     recent = RecentShapes()
-    message = [Message(role="user", content="?")]
+    message = (Message(role="user", content="?"),)
     recent.observe("helpful", [(message, ("a", "b", "b"))], 0.0, of_run=False)
     assert recent.follows("helpful", 1.0, of_run=False)
     recent.observe("helpful", [(message, ("a", "a", "b", "c"))], 2.0, of_run=True)

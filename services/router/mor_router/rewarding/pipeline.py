@@ -206,8 +206,8 @@ class RewardPipeline:
         outcomes = []
         for item, weights in zip(items, await gate_weights, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
-                kind = situations(item.responses, known_picture=item.item_id in seen)
-                result = self._result(weights, answers[item.item_id], plan, standardisers, kind)
+                shape = situations(item.responses, known_picture=item.item_id in seen)
+                result = self._result(weights, answers[item.item_id], plan, standardisers, shape)
                 outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
         await self._audit(groups, plan, outcomes, await gate_weights, seen)
         await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mor_core.wire import Message, image_hashes
+from mor_core.wire import Messages, image_hashes
 
 from mor_router.objectives.objective_store import Anchor
 
@@ -67,7 +67,7 @@ class RecentShapes:
         self._pictures: OrderedDict[str, None] = OrderedDict()
 
     def observe(
-        self, objective: str, groups: Sequence[tuple[Sequence[Message], Sequence[str]]], now: float, *, of_run: bool
+        self, objective: str, groups: Sequence[tuple[Messages, Sequence[str]]], now: float, *, of_run: bool
     ) -> None:
         """Remember live groups, each with its messages and responses. ``now``: seconds on any steady clock."""
         shapes = self._groups.setdefault((objective, of_run), deque(maxlen=_LATEST))
@@ -102,7 +102,7 @@ class RecentShapes:
         """Return whether all these pictures were sent lately; true where there are none."""
         return all(digest in self._pictures for digest in hashes)
 
-    def sent(self, messages: Sequence[Message]) -> None:
+    def sent(self, messages: Messages) -> None:
         """Remember the pictures of a group that is sent."""
         for digest in image_hashes(messages):
             self._pictures[digest] = None

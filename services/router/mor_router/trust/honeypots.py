@@ -21,7 +21,7 @@ import structlog
 from jaxtyping import Float
 from mor_core.errors import MorError
 from mor_core.tasks import stop
-from mor_core.wire import Message, ScoreItem, image_hashes
+from mor_core.wire import Messages, ScoreItem, image_hashes
 from numpy import ndarray
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -59,7 +59,7 @@ class HoneypotCall:
 
     objective: Objective
     gate: int
-    groups: Sequence[tuple[Sequence[Message], Sequence[str]]]
+    groups: Sequence[tuple[Messages, Sequence[str]]]
     """Messages and responses of each of its groups."""
     clients_for: Callable[[Float[ndarray, " features"]], Collection[str]]
     """Function from a group's features to the clients that score it."""
@@ -136,7 +136,7 @@ class Honeypots:
                 if waiting.calls <= 0 and not waiting.leaves.done():
                     waiting.leaves.set_result(call)
 
-    def known_picture(self, messages: Sequence[Message]) -> bool:
+    def known_picture(self, messages: Messages) -> bool:
         """Return whether all pictures of a group were sent to clients lately."""
         return self._shapes.known(image_hashes(messages))
 
