@@ -32,7 +32,9 @@ async def _state(check: ReadyCheck) -> str | None:
 
 
 @router.get(
-    "/readyz", summary="Report whether the service can work", responses={503: {"description": "The missing parts."}}
+    "/readyz",
+    summary="Report whether the service can work",
+    responses={503: {"description": "The missing parts.", "content": {"application/json": {}}}},
 )
 async def readyz(request: Request) -> JSONResponse:
     checks: Mapping[str, ReadyCheck] = request.app.state.ready_checks
@@ -40,6 +42,11 @@ async def readyz(request: Request) -> JSONResponse:
     return JSONResponse({"ready": not missing, "missing": missing}, 503 if missing else 200)
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {CONTENT_TYPE_LATEST.partition(";")[0]: {"schema": {"type": "string"}}}}},
+)
 async def metrics() -> Response:
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
@@ -17,9 +18,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mor_core import atomic, health, logs, problems, service_info, tracing
+from mor_core import atomic, health, logs, openapi, problems, service_info, tracing
+from mor_core.api_page import add_api_page
 from mor_core.auth import TokenFile
 from mor_core.errors import TooLarge
+from mor_core.response_headers import ProtectResponses
 from mor_core.settings import ServiceSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -58,6 +61,17 @@ class LimitRequestSize:
         await self._app(scope, bounded, send)
 
 
+class _ServiceApp(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        return ProtectResponses(super().build_middleware_stack())
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            openapi.add_problems(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
 def create_service(
     title: str,
     settings: ServiceSettings,
@@ -68,11 +82,14 @@ def create_service(
     description: str = "",
     host_info: service_info.GatherHostInfo | None = None,
 ) -> FastAPI:
-    """Create a FastAPI app with problem+json, tokens, request limits, health, service information and metrics.
+    """Create a FastAPI app with problem+json, tokens, request limits, protected responses, health, service information,
+    metrics and the page ``/docs``.
 
     ``ready_checks`` is kept by reference: a lifespan may add to it. ``host_info`` describes the host for ``/v1/about``.
     """
-    app = FastAPI(title=title, version=version, description=description, lifespan=lifespan)
+    app = _ServiceApp(
+        title=title, version=version, description=description, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.tokens = TokenFile(settings.tokens_file)
     app.state.ready_checks = ready_checks
     app.state.gather_host_info = host_info
@@ -81,6 +98,7 @@ def create_service(
     app.add_middleware(LimitRequestSize, max_bytes=settings.max_request_bytes)
     app.include_router(health.router)
     app.include_router(service_info.router)
+    add_api_page(app)
     return app
 
 

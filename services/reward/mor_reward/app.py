@@ -24,8 +24,6 @@ _DESCRIPTION = (
     "item is the log-odds that the first response is preferred."
 )
 _RESPONSES: dict[int | str, dict[str, object]] = {
-    401: {"description": "The token is missing or unknown."},
-    403: {"description": "The token's scope does not allow it."},
     409: {
         "description": "The service does not hold these pictures; repeat the request with their bytes in 'images'.",
         "content": {"application/json": {"example": {"missing_images": ["9f86d081884c7d65…"]}}},

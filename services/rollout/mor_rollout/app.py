@@ -68,8 +68,9 @@ def create_app(settings: RolloutSettings) -> FastAPI:
         "Requests with fields of the OpenAI API that are not listed receive 422.",
         response_model=ChatResponse,
         responses={
+            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
             404: {"description": "Unknown model."},
-            503: {"description": "Not ready, or too many chat completions at once."},
+            503: {"description": "Not ready, or too many chat completions at once; see Retry-After."},
         },
         tags=["chat"],
     )

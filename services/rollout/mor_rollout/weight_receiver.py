@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from mor_core.auth import Scope, require
 from mor_core.errors import Conflict, Invalid, MorError, Unavailable
+from mor_core.openapi import problems
 from mor_core.wire import Documented, Sha256
 from pydantic import Field
 
@@ -133,6 +134,7 @@ router = APIRouter(
     prefix="/v1/transfer",
     tags=["weight transfer, not tested on hardware"],
     dependencies=[Depends(require(Scope.service))],
+    responses=problems(409, 503),
 )
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from mor_core import service_info
 from mor_core.health import ReadyCheck
+from mor_core.openapi import problems
 from mor_core.service import create_service
 
 from mor_router import __version__
@@ -42,5 +43,5 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
         "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, host_info=host_info
     )
     for part in (clients, objectives, rewards, status):
-        app.include_router(part.routes)
+        app.include_router(part.routes, responses=problems(503))
     return app

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 from fastapi import Depends, FastAPI
 from mor_core import service_info
+from mor_core.openapi import problems
 from mor_core.service import create_service
 from mor_core.tasks import stop
 
@@ -92,6 +93,6 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.state.router = RouterClient(settings, router_transport)
     app.state.tokens = ClientTokens(settings.tokens_file, app.state.router)
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(known_query)])
+        app.include_router(router, dependencies=[Depends(known_query)], responses=problems(422, 503))
     add_dashboard(app)
     return app

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from mor_core.auth import Scope
 from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
 from mor_core.errors import Forbidden
+from mor_core.openapi import problems
 
 from mor_router.routes.context import (
     Admin,
@@ -22,7 +23,7 @@ from mor_router.routes.context import (
 routes = APIRouter(prefix="/v1/clients", tags=["clients"])
 
 
-@routes.post("", status_code=201, summary="Enrol a client")
+@routes.post("", status_code=201, summary="Enrol a client", responses=problems(409))
 async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -> Enrolled:
     """Check the address, read the card and have a probe item scored with the given token; store the client if all
     succeeds. The response contains the token of the client's own page, once. A token of scope ``enrolment`` cannot
@@ -62,12 +63,12 @@ async def influence(name: str, router: Running, caller: ReaderOrClient) -> Influ
     return await router.rewarding.influences.of(name)
 
 
-@routes.patch("/{name}", summary="Pause, resume or move a client")
+@routes.patch("/{name}", summary="Pause, resume or move a client", responses=problems(409))
 async def change(name: str, request: Change, router: Running, caller: Admin) -> Client:
     return (await router.clients.enroller.change(name, request, caller.name)).public()
 
 
-@routes.post("/{name}/rotate", summary="Replace a client's credentials")
+@routes.post("/{name}/rotate", summary="Replace a client's credentials", responses=problems(409))
 async def rotate(name: str, request: Rotation, router: Running, caller: Admin) -> Rotated:
     return await router.clients.enroller.rotate(name, request, caller.name)
 

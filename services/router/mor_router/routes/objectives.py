@@ -7,6 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from mor_core.errors import Invalid
 from mor_core.images import MAX_BYTES
+from mor_core.openapi import problems
 from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange, RefitRequest
 from starlette.datastructures import UploadFile
 
@@ -43,7 +44,7 @@ _UPLOAD = {
 }
 
 
-@routes.post("", status_code=201, summary="Create an objective")
+@routes.post("", status_code=201, summary="Create an objective", responses=problems(409))
 async def create(request: NewObjective, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.store.add(request.name, request.text, request.paraphrases)
     router.resources.audit.record("objective", request.name, caller.name)
@@ -61,7 +62,7 @@ async def one(name: str, router: Running, _: Reader) -> Objective:
     return await router.objectives.store.get(name)
 
 
-@routes.patch("/{name}", summary="Change the paraphrases of an objective")
+@routes.patch("/{name}", summary="Change the paraphrases of an objective", responses=problems(409))
 async def change(name: str, request: ObjectiveChange, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.store.rephrase(name, request.paraphrases)
     router.resources.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
@@ -76,7 +77,7 @@ async def remove(name: str, router: Running, caller: Admin) -> None:
     router.objectives.gate_resolver.invalidate()
 
 
-@routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
+@routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD, responses=problems(409))
 async def anchors(name: str, request: Request, router: Running, caller: Admin) -> Objective:
     """Replace the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
     ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error
@@ -104,7 +105,7 @@ async def _read(request: Request) -> tuple[bytes, dict[str, bytes]]:
         return content, {part.filename or "": await part.read() for part in pictures}
 
 
-@routes.post("/{name}/fit", summary="Fit a gate version on the anchors")
+@routes.post("/{name}/fit", summary="Fit a gate version on the anchors", responses=problems(409))
 async def fit(name: str, router: Running, caller: Admin, request: FitRequest | None = None) -> GateSummary:
     """Have every client that is active or on probation score the anchors that it has not scored with its present model,
     fit calibration and gate, and return the report. By default the version becomes active, and with it those of its
@@ -142,7 +143,9 @@ async def remove_labeller(name: str, router: Running, caller: Admin) -> None:
     router.resources.audit.record("labeller", name, caller.name, deleted="true")
 
 
-@routes.post("/{name}/refit", summary="Fit a gate version on the policy's present responses")
+@routes.post(
+    "/{name}/refit", summary="Fit a gate version on the policy's present responses", responses=problems(409)
+)
 async def refit(name: str, router: Running, caller: Admin, request: RefitRequest | None = None) -> GateSummary:
     """Have the policy answer questions of the anchors and the objective's checker or judge label the responses; add the
     labelled pairs to the anchors, and fit a gate version on all. Without checker or judge, fit on the old anchors that
@@ -163,14 +166,14 @@ async def version(name: str, version: int, router: Running, _: Reader) -> GateVe
     return await router.objectives.gates.get(name, version)
 
 
-@routes.post("/{name}/gates/{version}/activate", summary="Activate a gate version")
+@routes.post("/{name}/gates/{version}/activate", summary="Activate a gate version", responses=problems(409))
 async def activate(name: str, version: int, router: Running, caller: Admin) -> Objective:
     objective = await router.learning.gate_fitter.activate(name, version, caller.name)
     router.objectives.gate_resolver.invalidate()
     return objective
 
 
-@routes.post("/{name}/gates/rollback", summary="Activate the previous gate version")
+@routes.post("/{name}/gates/rollback", summary="Activate the previous gate version", responses=problems(409))
 async def rollback(name: str, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.store.roll_back(name)
     router.resources.audit.record("rollback", name, caller.name, version=objective.active)

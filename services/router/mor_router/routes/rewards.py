@@ -11,6 +11,7 @@ from mor_core import tracing
 from mor_core.auth import Scope
 from mor_core.errors import Conflict, Invalid
 from mor_core.images import sha256
+from mor_core.openapi import problems
 from mor_core.wire import Messages, RewardExplanation, image_hashes
 
 from mor_router.embedding import GateInput
@@ -24,7 +25,7 @@ from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, Routed
 routes = APIRouter(prefix="/v1", tags=["rewards"])
 
 
-@routes.post("/route", summary="Weights for an input, explained")
+@routes.post("/route", summary="Weights for an input, explained", responses=problems(409))
 async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) -> RouteResponse:
     _check_images([request.messages], request.images)
     plan = await router.rewarding.pipeline.plan(request.objective)
@@ -72,7 +73,7 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
     )
 
 
-@routes.post("/reward", summary="Fused rewards of groups of responses")
+@routes.post("/reward", summary="Fused rewards of groups of responses", responses=problems(409))
 async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient, http: Request) -> RewardResponse:
     """Request the clients' scores and fuse them. An item without a quorum has status ``error`` and no rewards; 0 never
     stands for a missing score. A client's own token shows its own line and no rewards: with one other client, the

@@ -1,11 +1,12 @@
 /** Frame of every page: navigation, caller, and the form for a token. */
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { ApiError, caller as getCaller, forgetToken, hasToken } from "./api.ts";
+import { ApiError, caller as getCaller, forgetToken, hasToken, isRefusal } from "./api.ts";
 import { AlertsPage } from "./alerts.tsx";
 import { pause, sleep } from "./backoff.ts";
 import { useRoute } from "./hooks.ts";
 import { Login } from "./login.tsx";
+import { Question, useOfferedToken } from "./offer.tsx";
 import { Lost } from "./parts.tsx";
 import type { Route } from "./route.ts";
 import { RunPage } from "./run.tsx";
@@ -14,11 +15,12 @@ import { setTheme, type Theme, theme } from "./theme.ts";
 import type { Caller } from "./types.ts";
 
 export function App() {
-  const route = useRoute();
   const [version, setVersion] = useState(0);
+  const offered = useOfferedToken(() => setVersion((old) => old + 1)); // before the route, which has no token
+  const route = useRoute();
   const { caller, problem, again } = useCaller(version);
   const [changing, setChanging] = useState(false);
-  const signIn = changing || !hasToken() || problem?.status === 401 || problem?.status === 403;
+  const signIn = !offered.pending && (changing || !hasToken() || (problem !== null && isRefusal(problem)));
   const signed = () => {
     setChanging(false);
     setVersion(version + 1);
@@ -50,15 +52,17 @@ export function App() {
       </header>
       <main id="main" tabIndex={-1}>
         {signIn ? (
-          <Login problem={problem?.message ?? null} done={signed} cancel={caller && changing ? () => setChanging(false) : null} />
+          <Login problem={problem?.message ?? offered.refusal} done={signed} cancel={caller && changing ? () => setChanging(false) : null} />
         ) : (
           <>
+            {offered.refusal !== null && <p class="problem" role="alert">{offered.refusal}</p>}
             {problem && <Lost problem={problem} retryAt={null} retry={again} />}
             {caller && <Page route={route} caller={caller} />}
             {!caller && !problem && <p role="status">Connecting to run control …</p>}
           </>
         )}
       </main>
+      <Question offered={offered} current={caller} />
     </>
   );
 }
@@ -96,7 +100,7 @@ function useCaller(version: number) {
           if (!(error instanceof ApiError)) throw error;
           if (end.signal.aborted) return;
           setFound({ caller: null, problem: error });
-          if (error.status === 401 || error.status === 403) return;
+          if (isRefusal(error)) return;
           await sleep(pause(failures, error.retryAfterS), end.signal);
         }
       }

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Query
+from mor_core.openapi import problems
 from mor_core.run_status import Acknowledgement, Alert
 
 from mor_trainer.routes.dependencies import Admin, AlertStoreDep, Reader, RunStoreDep
@@ -15,7 +16,7 @@ router = APIRouter(prefix="/v1/alerts", tags=["alerts"])
 audit = structlog.get_logger("audit")
 
 
-@router.get("", summary="Alerts, newest first")
+@router.get("", summary="Alerts, newest first", responses=problems(404))
 async def list_alerts(
     *,
     alerts: AlertStoreDep,

@@ -20,7 +20,7 @@ _REFUSED = (401, 403)
 @router.get(
     "/clients",
     summary="The router's clients: state, circuit, calibration",
-    responses={404: {"description": "No router is set."}, 503: {"description": "The router does not answer."}},
+    responses={404: {"description": "No router is set."}},
 )
 async def clients(request: Request, router_client: RouterClientDep, caller: ReaderOrClient) -> list[ClientStatus]:
     """List the router's clients by name, as the caller's token may see them; a client's token shows that client."""

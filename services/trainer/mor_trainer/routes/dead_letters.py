@@ -7,6 +7,7 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Query
 from mor_core.errors import Conflict
+from mor_core.openapi import problems
 from mor_core.run_status import DeadGroup, DeadGroupRecord
 from mor_core.runs import RunState
 
@@ -37,7 +38,7 @@ async def one(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStor
     return dead_letters.get(run, letter)
 
 
-@router.post("/{letter}/replay", status_code=202, summary="Issue the group again")
+@router.post("/{letter}/replay", status_code=202, summary="Issue the group again", responses=problems(409))
 async def replay(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, caller: Admin) -> DeadGroup:
     """Request a replay. The training process issues the group at the beginning of its next step, with all its
     attempts; ``replay`` shows the progress. A stopped or failed run does it once it is resumed."""

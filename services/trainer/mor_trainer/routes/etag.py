@@ -16,9 +16,6 @@ from mor_trainer.control.run_store import RunStore
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import READERS_AND_CLIENTS
 
-REVALIDATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
-"""Headers by which a cache revalidates each time, and for each caller separately."""
-
 IfNoneMatch = Annotated[str | None, Header(description="ETag of an earlier answer: 304 while nothing has changed.")]
 
 
@@ -77,4 +74,4 @@ def _unchanged(etag: str) -> Response:
 
 
 def _headers(etag: str) -> dict[str, str]:
-    return {"ETag": etag, **REVALIDATE}
+    return {"ETag": etag, "Vary": "Authorization"}

@@ -9,6 +9,7 @@ import structlog
 from anyio import to_thread
 from fastapi import APIRouter, Response
 from mor_core.datafiles import read_prompts
+from mor_core.openapi import problems
 from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
@@ -71,16 +72,21 @@ def _request(run: str, desired: Desired, runs: RunStoreDep, watchers: WatchersDe
     return runs.snapshot(run)
 
 
-@router.post("/{run}/pause", status_code=202, summary="Pause after the current step")
+@router.post("/{run}/pause", status_code=202, summary="Pause after the current step", responses=problems(409))
 async def pause(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _request(run, "pause", runs, watchers, caller)
 
 
-@router.post("/{run}/resume", status_code=202, summary="Continue after a pause, a stop or a failure")
+@router.post(
+    "/{run}/resume",
+    status_code=202,
+    summary="Continue after a pause, a stop or a failure",
+    responses=problems(409),
+)
 async def resume(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _request(run, "run", runs, watchers, caller)
 
 
-@router.post("/{run}/stop", status_code=202, summary="Write a checkpoint and stop")
+@router.post("/{run}/stop", status_code=202, summary="Write a checkpoint and stop", responses=problems(409))
 async def stop(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _request(run, "stop", runs, watchers, caller)

@@ -16,8 +16,6 @@ from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, conditional_respon
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledRoute)
 
-_FOR_EVER = "private, max-age=31536000, immutable"
-
 SinceStep = Annotated[int, Query(ge=0, description="Only steps after this one.")]
 MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many steps.")]
 
@@ -89,8 +87,7 @@ async def image(
     run: str, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")], history: HistoryDep, _: ReaderOrClient
 ) -> Response:
     """Return a JPEG of at most 192 x 192 pixels, named by the hash of the whole picture."""
-    headers = {"Cache-Control": _FOR_EVER, "X-Content-Type-Options": "nosniff"}
-    return Response(history.thumbnail(run, sha256), headers=headers, media_type="image/jpeg")
+    return Response(history.thumbnail(run, sha256), media_type="image/jpeg")
 
 
 @router.get(

@@ -15,8 +15,6 @@ from mor_trainer.weights.version_files import published_versions, read_manifest,
 
 router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
 
-_FOR_EVER = "private, max-age=31536000, immutable"
-
 
 class _WeightsResponse(FileResponse):
     chunk_size = 4 << 20  # a thread hop for each chunk: few and large
@@ -54,7 +52,7 @@ async def weights_file(
     listed = {item.name: item for item in _manifest(run, version, settings).files}
     if file not in listed:
         raise NotFound(f"version {version} of run {run} has no file {file!r}; it has {', '.join(listed) or 'none'}")
-    headers = {"ETag": f'"{listed[file].sha256}"', "Cache-Control": _FOR_EVER}
+    headers = {"ETag": f'"{listed[file].sha256}"'}
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     path = weights_folder(settings.runs_dir / run) / str(version) / file
