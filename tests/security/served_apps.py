@@ -48,6 +48,8 @@ class ServedApp:
     app: FastAPI
     address: str
     known: Mapping[str, Any] = field(default_factory=dict)
+    bodies: Mapping[str, Any] = field(default_factory=dict)
+    """Values of a request's body with which it gets further than the first check."""
 
     @property
     def openapi(self) -> dict[str, Any]:
@@ -101,9 +103,10 @@ def _router(folder: Path, redis_url: str, _model: Path) -> Iterator[ServedApp]:
     app = create_router(router_settings(redis_url, write_tokens(folder), folder))
     try:
         with serving(app) as address:
-            served = ServedApp("router", app, address, {"name": "known", "version": 1})
+            url = endpoints.endpoint("known").url
+            served = ServedApp("router", app, address, {"name": "known", "version": 1}, {"url": url, "token": TOKEN})
             with served.http() as http:
-                client = {"url": endpoints.endpoint("known").url, "domains": "tests", "token": TOKEN, "state": "active"}
+                client = {"url": url, "domains": "tests", "token": TOKEN, "state": "active"}
                 http.post("/v1/clients", json={"name": "known", **client}).raise_for_status()
                 http.post("/v1/objectives", json={"name": "known", "text": "helpful answers"}).raise_for_status()
             yield served

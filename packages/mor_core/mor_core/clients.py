@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, SecretStr, StringConstraints, field_serializer
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, StringConstraints, field_serializer
 
 from mor_core.wire import Card, Documented, ModelRef, Sha256
 
 Source = Literal["api", "kubernetes", "loopback"]
+_SECRET = re.compile("[!-~]+")
+
+
+def _check_secret(secret: SecretStr) -> SecretStr:
+    if not _SECRET.fullmatch(secret.get_secret_value()):
+        raise ValueError("a token is made of visible ASCII characters without spaces; copy it again")
+    return secret
+
+
 State = Literal["probation", "active", "paused", "quarantined"]
 ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
-Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
+Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096), AfterValidator(_check_secret)]
+"""Bearer token of another service, as an ``Authorization`` header can carry it."""
 
 
 class Client(Documented):

@@ -24,7 +24,8 @@ log = structlog.get_logger(__name__)
 
 def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> JSONResponse:
     """Make a problem response; ``extra`` members are added to the standard ones."""
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **extra}
+    readable = detail.encode(errors="backslashreplace").decode()  # half a surrogate pair of a request has no UTF-8
+    body = {"type": "about:blank", "title": title, "status": status, "detail": readable, **extra}
     return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
 
 

@@ -143,9 +143,7 @@ async def remove_labeller(name: str, router: Running, caller: Admin) -> None:
     router.resources.audit.record("labeller", name, caller.name, deleted="true")
 
 
-@routes.post(
-    "/{name}/refit", summary="Fit a gate version on the policy's present responses", responses=problems(409)
-)
+@routes.post("/{name}/refit", summary="Fit a gate version on the policy's present responses", responses=problems(409))
 async def refit(name: str, router: Running, caller: Admin, request: RefitRequest | None = None) -> GateSummary:
     """Have the policy answer questions of the anchors and the objective's checker or judge label the responses; add the
     labelled pairs to the anchors, and fit a gate version on all. Without checker or judge, fit on the old anchors that
