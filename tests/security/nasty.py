@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 DEEP = 100_000
 """Levels of nesting beyond any parser's stack."""
 TEXTS = ("", "\x00", "\ud800", "..", "../../etc/passwd", "\u202e", "%00", "a" * 10_000, "<script>", "{{7*7}}", "\r\nX: y",
-         "${jndi:ldap://x}", "__proto__", "constructor", "=1+1", "null", "NaN", "-1", "1e999", "9" * 400)  # fmt: skip
+         "${jndi:ldap://x}", "__proto__", "constructor", "=1+1", "<image>", "<|image_pad|>", "<end_of_utterance>", "null", "NaN", "-1", "1e999", "9" * 400)  # fmt: skip
 NUMBERS = (
     float("nan"),
     float("inf"),

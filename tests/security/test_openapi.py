@@ -72,7 +72,7 @@ def test_every_answer_is_documented(served_apps: dict[str, ServedApp], service: 
                 if not long_profile:
                     try_operation(served, cases, st.sampled_from((callers["admin"], *callers.values())), 2)
                 for http in callers.values() if long_profile else ():
-                    try_operation(served, cases, st.just(http), 30)
+                    try_operation(served, cases, st.just(http), 8)
 
 
 def takes_input(operation: Any) -> bool:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import random
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from mor_core import images
 from mor_core.errors import Unavailable
 from mor_core.wire import ImagePart, Message
-from PIL import Image
 
 from mor_router.clients.http import BoundedHttpClient
 from mor_router.clients.responses import ClientFailure
@@ -114,5 +113,4 @@ def contents(body: bytes) -> list[str]:
 
 def _data_uri(content: bytes) -> str:
     """Encode an anchor's picture, which was decoded once when it was uploaded, so its format is known."""
-    kind = Image.open(io.BytesIO(content)).get_format_mimetype()
-    return f"data:{kind or 'image/png'};base64,{base64.b64encode(content).decode()}"
+    return f"data:{images.media_type(content)};base64,{base64.b64encode(content).decode()}"
