@@ -141,7 +141,8 @@ def _trainer(folder: Path, redis_url: str, model: Path) -> Iterator[ServedApp]:
         spec = make_spec(model, write_prompts(folder, 4)).model_dump(mode="json")
         with served.http() as http:
             run = http.post("/v1/runs", json=spec).raise_for_status().json()["id"]
-        yield ServedApp("trainer", app, address, {"run": run, "name": "client", "alert": 1, "letter": 1})
+        known = {"run": run, "name": "client", "alert": 1, "letter": 1}
+        yield ServedApp("trainer", app, address, known, {name: spec[name] for name in ("model", "prompts")})
 
 
 _STARTS = {"reward": _reward, "router": _router, "rollout": _rollout, "trainer": _trainer}

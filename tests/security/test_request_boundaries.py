@@ -70,3 +70,14 @@ def check_reply(reply: httpx.Response) -> None:
         assert reply.headers["content-type"] == "application/problem+json", told
         assert set(reply.json()) >= {"title", "status", "detail"}, told
     check_headers(reply)
+
+
+@pytest.mark.parametrize("cursor", ["\xb2", "9" * 40, "-1", "", "1e3", "\xff", "../1", "0x1"])
+def test_no_cursor_breaks_a_stream(served_apps: dict[str, ServedApp], cursor: str) -> None:
+    served = served_apps["trainer"]
+    run = served.known["run"]
+    sent = {"Last-Event-ID": f"{run}/{cursor}".encode("latin-1")}
+    with served.http() as http, http.stream("GET", f"/v1/runs/{run}/events", headers=sent) as reply:
+        reply.read()
+        assert reply.status_code == 422
+        check_reply(reply)

@@ -10,13 +10,13 @@ from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
 from mor_trainer.routes.compressed import CompressedRoute
-from mor_trainer.routes.dependencies import HistoryDep, Reader, ReaderOrClient, RunStoreDep
+from mor_trainer.routes.dependencies import LARGEST_NUMBER, HistoryDep, Reader, ReaderOrClient, RunStoreDep
 from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, conditional_response, conditional_responses, etag_of
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledRoute)
 
-SinceStep = Annotated[int, Query(ge=0, description="Only steps after this one.")]
+SinceStep = Annotated[int, Query(ge=0, le=LARGEST_NUMBER, description="Only steps after this one.")]
 MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many steps.")]
 
 

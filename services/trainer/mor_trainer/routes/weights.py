@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from mor_core.errors import NotFound
 from mor_core.wire import WeightsManifest
 
-from mor_trainer.routes.dependencies import RunStoreDep, Service, SettingsDep
+from mor_trainer.routes.dependencies import Number, RunStoreDep, Service, SettingsDep
 from mor_trainer.routes.etag import matches
 from mor_trainer.weights.version_files import published_versions, read_manifest, weights_folder
 
@@ -30,7 +30,7 @@ async def latest(run: str, runs: RunStoreDep, settings: SettingsDep, _: Service)
 
 
 @router.get("/{version}", summary="Manifest of a version")
-async def manifest(run: str, version: int, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
+async def manifest(run: str, version: Number, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
     """Return the files with sizes and hashes, and the hash of each tensor."""
     runs.revision(run)
     return _manifest(run, version, settings)
@@ -39,7 +39,7 @@ async def manifest(run: str, version: int, runs: RunStoreDep, settings: Settings
 @router.get("/{version}/{file}", summary="A file of a version", response_class=FileResponse)
 async def weights_file(
     run: str,
-    version: int,
+    version: Number,
     file: str,
     *,
     runs: RunStoreDep,
