@@ -25,7 +25,8 @@ _LONGEST_S = 600
 _SHOWN = 40
 
 _PERMISSIVE = re.compile(
-    r"MIT|BSD|Apache|ISC|PSF|Python Software Foundation|Unlicense|CC0|HPND|Zlib|MPL|Mozilla Public License 2.0|CNRI|BSL-1.0"
+    r"MIT|BSD|BSL-1.0|Apache|ISC|PSF|Python Software Foundation|Unlicense|CC0|HPND|Zlib|CNRI"
+    r"|\bMPL|Mozilla Public License 2.0"
 )
 """Licences that ask for a notice. MPL-2.0 is one of single files, which the project uses unchanged."""
 _EXCEPTIONS = {

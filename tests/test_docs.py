@@ -85,6 +85,16 @@ def test_paths_that_a_page_names_exist(page: Path) -> None:
         assert [*ROOT.glob(f"*/*/{path}")], f"{page.name} names {path}, which is not there"
 
 
+def test_each_line_on_security_names_a_test_that_exists() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    for section in ("## Trust boundaries", "## Roles"):
+        rows = [line for line in text.partition(section)[2].partition("\n## ")[0].splitlines() if line.startswith("|")]
+        for row in rows[2:]:
+            assert re.search(r"`tests/[\w/]+\.py::test_\w+` \|$", row), f"docs/security.md names no test: {row}"
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text):
+        assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file} has no {test}"
+
+
 def _settings(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
     for found in base.__subclasses__():
         yield found

@@ -130,7 +130,7 @@ async def test_an_unknown_path_is_a_problem_with_the_cure(http: httpx.AsyncClien
 async def test_the_snapshot_answers_304_until_it_changes(http: httpx.AsyncClient, spec: RunSpec, redis: Redis) -> None:
     run = await create(http, spec)
     first = await http.get(f"/v1/runs/{run}")
-    assert "no-cache" in first.headers["cache-control"]
+    assert first.headers["cache-control"] == "no-store"
     tagged = {"If-None-Match": first.headers["etag"]}
     again = await http.get(f"/v1/runs/{run}", headers=tagged)
     assert (again.status_code, again.content) == (304, b"")

@@ -22,7 +22,7 @@ _PAGE = """<!doctype html>
 <script defer src="docs/swagger-ui-bundle.js"></script>
 <script defer src="docs/start.js"></script>
 </head>
-<body><div id="swagger-ui"><noscript>This page needs JavaScript; the same text is at openapi.json.</noscript></div></body>
+<body><div id="swagger-ui"><noscript>JavaScript is off; openapi.json has the same content.</noscript></div></body>
 </html>
 """
 _START = """SwaggerUIBundle({

@@ -14,7 +14,6 @@ from PIL import Image
 from mor_core.errors import Invalid
 from mor_core.wire import Message, chat_template_messages, image_hashes
 
-
 _SHOWN_CHARACTERS = 300
 """Length up to which a message quotes a processor's."""
 
