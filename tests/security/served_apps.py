@@ -32,6 +32,10 @@ from tests.trainer.kit import make_spec, write_prompts
 
 SERVICES = ("reward", "router", "rollout", "trainer")
 TOKENS = {scope.value: f"token-of-scope-{scope.value}" for scope in Scope}
+SERVICES_DRAW = "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning"
+"""The services run in this process and draw random numbers while hypothesis watches for such in strategies."""
+_LIMITS = httpx.Limits(keepalive_expiry=2.0)
+"""Shorter than uvicorn's, so that no request meets a connection that the service is closing."""
 _READY_S = 120.0
 _SCORER = "def score(messages, responses, images):\n    return [float(len(text)) for text in responses]\n"
 
@@ -57,7 +61,7 @@ class ServedApp:
 
     def http(self, scope: str | None = "admin") -> httpx.Client:
         headers = {} if scope is None else bearer(scope)
-        return httpx.Client(base_url=self.address, headers=headers, timeout=60)
+        return httpx.Client(base_url=self.address, headers=headers, timeout=60, limits=_LIMITS)
 
 
 def write_tokens(folder: Path) -> Path:

@@ -23,14 +23,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.security.served_apps import SERVICES, TOKENS, ServedApp
+from tests.security.served_apps import SERVICES, SERVICES_DRAW, TOKENS, ServedApp
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 WAITING = {503}
 """Documented answer of a service that is busy or waits for a part; no fault where a route declares it."""
 _EVENTS = "text/event-stream"
-_SERVERS_DRAW = "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning"
-"""The services run in this process and draw random numbers while hypothesis watches for such in strategies."""
 _PARTS = ("method", "url", "headers", "params", "cookies", "json", "data", "files")
 
 
@@ -55,7 +53,7 @@ def send(http: httpx.Client, case: Any) -> httpx.Response:
         return reply
 
 
-@pytest.mark.filterwarnings(_SERVERS_DRAW)
+@pytest.mark.filterwarnings(SERVICES_DRAW)
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_answer_is_documented(served_apps: dict[str, ServedApp], service: str, long_profile: bool) -> None:
     """Long: every scope on every operation. Short: a few requests to each, mostly as ``admin``, who gets furthest."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.security import nasty
 from tests.security.headers import check_headers
-from tests.security.served_apps import SERVICES, ServedApp
+from tests.security.served_apps import SERVICES, SERVICES_DRAW, ServedApp
 
 _ANCHOR = {"id": "a", "prompt": "What is it?", "chosen": "a", "rejected": "b", "images": ["data:image/png;base64,eA=="],
            "domain": "tests"}  # fmt: skip
@@ -36,6 +36,7 @@ def valid_bodies(served: ServedApp, operation: dict[str, Any]) -> list[Any]:
             for example in schemas.get(name, {}).get("examples", [])]  # fmt: skip
 
 
+@pytest.mark.filterwarnings(SERVICES_DRAW)
 @pytest.mark.parametrize("service", SERVICES)
 def test_no_bytes_break_a_service(served_apps: dict[str, ServedApp], service: str, long_profile: bool) -> None:
     served = served_apps[service]
