@@ -42,10 +42,10 @@ QUERIES = (
 )  # fmt: skip
 
 
-def _holes(document: Any) -> list[tuple[Any, Any]]:
+def holes(document: Any) -> list[tuple[Any, Any]]:
     """Return container and key of each value in a document."""
     keys = list(document) if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
-    return [hole for key in keys for hole in ((document, key), *_holes(document[key]))]
+    return [place for key in keys for place in ((document, key), *holes(document[key]))]
 
 
 def _encoded(document: Any) -> bytes:
@@ -68,9 +68,9 @@ def bodies(draw: st.DrawFn, valid: list[Any]) -> bytes:
     if kind == "repeated key":
         inner = _encoded(document)[1:-1]
         return b"{" + inner + b"," + inner + b"}"
-    holes = _holes(document)
-    if holes:
-        container, key = draw(st.sampled_from(holes))
+    places = holes(document)
+    if places:
+        container, key = draw(st.sampled_from(places))
         container[key] = draw(st.sampled_from(LEAVES))
     return _encoded(document)
 

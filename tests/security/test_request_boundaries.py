@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -82,3 +83,20 @@ def test_no_cursor_breaks_a_stream(served_apps: dict[str, ServedApp], cursor: st
         reply.read()
         assert reply.status_code == 422
         check_reply(reply)
+
+
+def test_no_number_in_a_spec_breaks_run_control(served_apps: dict[str, ServedApp]) -> None:
+    served = served_apps["trainer"]
+    json_type = {"Content-Type": "application/json"}
+    with served.http() as http:
+        spec = http.get(f"/v1/runs/{served.known['run']}/spec").json()
+        for document, key in nasty.holes(spec):
+            usual = document[key]
+            if isinstance(usual, bool) or not isinstance(usual, int | float):
+                continue
+            for number in nasty.NUMBERS:
+                document[key] = number
+                reply = http.post("/v1/runs", content=json.dumps(spec), headers=json_type)
+                assert reply.status_code in (201, 422), (key, number, reply.text)
+            document[key] = usual
+        assert http.get("/v1/runs").status_code == 200

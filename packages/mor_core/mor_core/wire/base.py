@@ -13,10 +13,15 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Wire(BaseModel):
-    """Base of every type on the wire: immutable, without unknown fields."""
+    """Base of every type on the wire: immutable, without unknown fields, with finite numbers."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
     )
 
 
