@@ -136,7 +136,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-Number = Annotated[float | None, AfterValidator(_finite)]
+Number = Annotated[float | None, Field(allow_inf_nan=True), AfterValidator(_finite)]
 """Number; null, never 0, while it is unknown. JSON has no NaN, so a number that is not finite counts as unknown."""
 
 
