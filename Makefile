@@ -26,6 +26,12 @@ Without root, unpack the package and name its folder in the same shell:
 endef
 export NO_ENGINE_LIBRARY
 
+# Tests of boundaries: every file that an attacker's request, record, picture or link passes.
+SECURITY_TESTS := tests/security tests/router/test_client_boundary.py tests/router/test_egress.py \
+  tests/browser/test_api_page.py tests/browser/test_token_links.py tests/browser/test_hostile_text.py \
+  $(wildcard tests/test_access.py tests/test_every_route.py tests/secrecy tests/core/test_stored.py \
+  tests/router/test_forged_entries.py)
+
 VERSION := 0.1.0
 # Services that `make images` builds, and the engine: the first of docker, podman and buildah that works here.
 IMAGES ?= reward router trainer rollout
@@ -37,7 +43,7 @@ BUILD_ARGS ?=
 NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and buildah works here; make images needs one of them: install one"; exit 1; }
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-helm test-images dashboard screenshots images base-image sbom demo up down observe bench-quality bench-grpo clean
+.PHONY: help setup check format test test-security audit test-helm test-images dashboard screenshots images base-image sbom demo up down observe bench-quality bench-grpo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +74,18 @@ format: setup ## Format the code
 
 test: setup ## Run unit and integration tests, with a real queue server and a real vLLM engine
 	$(BIN)/pytest tests -m "not downloads and not slow"
+
+test-security: setup ## Attack the services: their OpenAPI documents, broken requests, pictures, pages, tokens (minutes)
+	MOR_TEST_SECURITY=long $(BIN)/pytest $(SECURITY_TESTS)
+
+audit: setup $(STATE)/audit/.ready ## Look up known vulnerabilities, licences, and secrets in the tree and its history
+	$(STATE)/audit/bin/python .ci/audit.py
+
+$(STATE)/audit/.ready: pyproject.toml
+	$(PYTHON) -m venv $(STATE)/audit
+	$(STATE)/audit/bin/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
+	$(STATE)/audit/bin/python -m pip install -q --group audit $(PIP_ARGS)
+	touch $@
 
 test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API server, checkov and hadolint
 	$(BIN)/python helm/tools.py

@@ -38,6 +38,9 @@ class Services:
         folder.mkdir(parents=True, exist_ok=True)
         tokens = [{"name": "bench", "scope": Scope.admin, "sha256": hash_token(self.token)}]
         (folder / "tokens.json").write_text(json.dumps(tokens))
+        self._client_token = secrets.token_hex(16)
+        client = [{"name": "router", "scope": Scope.service, "sha256": hash_token(self._client_token)}]
+        (folder / "client.json").write_text(json.dumps(client))
         self._redis_port = _free_port()
         self.redis_url = f"redis://127.0.0.1:{self._redis_port}"
         self._environment = os.environ | {
@@ -79,10 +82,11 @@ class Services:
 
     def scoring(self) -> None:
         """Start a client that scores by a rule and the router, with the client enrolled and active."""
-        client = self.serve("client", "mor-reward", "serve", "--function", f"{_SCORER}:varied")
+        command = ("mor-reward", "serve", "--function", f"{_SCORER}:varied")
+        client = self.serve("client", *command, MOR_TOKENS_FILE=str(self.folder / "client.json"))
         self.serve("router", "mor-router", "serve")
         with self.http("router") as http:
-            body = {"name": "client", "url": client, "domains": "words", "token": self.token}
+            body = {"name": "client", "url": client, "domains": "words", "token": self._client_token}
             http.post("/v1/clients", json=body).raise_for_status()
             change = {"state": "active", "reason": "no anchors in this measurement"}
             http.patch("/v1/clients/client", json=change).raise_for_status()
@@ -108,9 +112,7 @@ class Services:
     def work(self, **environment: str) -> None:
         """Start the training process."""
         command = [str(_BIN / "mor-trainer"), "work"]
-        self._start(
-            "worker", command, {"MOR_CONTROL_URL": self.addresses["control"], "MOR_POLL_S": "0.2", **environment}
-        )
+        self._start("worker", command, {"MOR_POLL_S": "0.2", **environment})
 
     def http(self, name: str) -> httpx.Client:
         """Open an HTTP client of one service with the administrator's token."""

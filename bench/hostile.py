@@ -35,6 +35,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from tests.router.endpoints import Endpoints
 from tests.router.hostile import BROKEN, HOSTILE, Outcome, Plan, live_through
+from tests.router.live_groups import reward_groups
 
 _TOKEN = "the-bench-is-admin-here"
 _PORT = 6399
@@ -61,6 +62,9 @@ class Api:
         response = await self._http.put(f"/v1/objectives/{name}/anchors", content=content, headers=headers)
         if not response.is_success:
             raise SystemExit(f"anchors: {response.text}")
+
+    async def reward_groups(self, items: list[dict[str, Any]], images: dict[str, str]) -> list[dict[str, Any]]:
+        return await reward_groups(self._app.state.router, items, images)
 
     async def settled(self) -> None:
         await self._app.state.router.trust.honeypots.settled()

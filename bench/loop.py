@@ -52,8 +52,8 @@ def take_steps_of_mor(options: argparse.Namespace, staleness: int) -> list[dict[
     with Services(folder, Path(options.model), threads=threads) as services:
         services.queue()
         services.scoring()
-        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, staleness, threads))
         services.serve("control", "mor-trainer", "serve")
+        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, staleness, threads))
         services.work(MOR_TORCH_THREADS=str(threads))
         spec = vlm.spec_of(
             model=options.model,

@@ -62,8 +62,8 @@ def overlapped(options: argparse.Namespace) -> tuple[list[float], dict[str, floa
     with services_of(options, options.state / "overlapped") as services:
         services.queue()
         services.scoring()
-        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, 1, 1))
         services.serve("control", "mor-trainer", "serve")
+        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, 1, 1))
         services.work()
         spec = spec_of(options, services.folder)
         points = services.train(spec.model_dump(mode="json"), _TIMEOUT_S)
@@ -76,8 +76,8 @@ def sampler(options: argparse.Namespace) -> list[float]:
     """Measure the seconds between the last groups of consecutive steps, with two steps' groups in flight."""
     with services_of(options, options.state / "sampler") as services:
         services.queue()
-        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, 1, 1))
         services.serve("control", "mor-trainer", "serve")
+        services.serve("rollout", "mor-rollout", "serve", **rollout_settings(options, 1, 1))
         spec = spec_of(options, services.folder)
         run = services.create(spec.model_dump(mode="json"))
         publish_all(options, spec, services.folder / "runs" / run, run)
@@ -119,7 +119,6 @@ async def issue_and_take(options: argparse.Namespace, spec: RunSpec, services: S
             await asyncio.sleep(5)
 
     async def issue(step: int) -> None:
-        url = f"{services.addresses['control']}/v1/runs/{run}/weights/{step}"
         for number in range(step * options.groups, (step + 1) * options.groups):
             prompt, group = prompts[number], f"{number:032x}"
             for content in prompt.images.values():
@@ -127,7 +126,7 @@ async def issue_and_take(options: argparse.Namespace, spec: RunSpec, services: S
             record = PromptRecord(
                 run=run, group_id=group, prompt_id=prompt.id, messages=prompt.messages,
                 sampling=Sampling(group_size=options.size, max_tokens=options.response),
-                weights=WeightsRef(version=step, url=url),
+                weights=WeightsRef(version=step),
             )  # fmt: skip
             await streams.publish("prompts", record, timeout_s=60)
 

@@ -25,7 +25,7 @@ from mor_trainer.weights.version_files import published_versions
 sys.path.append(str(Path(__file__).parent.parent))
 
 from tests.conftest import Valkey
-from tests.e2e.processes import TOKENS, Processes
+from tests.e2e.processes import CLIENT_TOKEN, TOKENS, Processes
 from tests.shapes import copy_questions, write_rows
 from tests.tiny_models import build_tiny_vlm
 
@@ -111,13 +111,14 @@ def _training(folder: Path) -> Iterator[_Run]:
     processes.environment |= {"MOR_LOG_LEVEL": "warning"}
     try:
         scorer = processes.serve("scorer", "mor-reward", "serve", "--function", f"{_SCORER}:length")
+        control = processes.serve("control", "mor-trainer", "serve")
+        processes.environment["MOR_CONTROL_URL"] = control
         processes.serve("rollout", "mor-rollout", "serve")
         router = processes.serve("router", "mor-router", "serve")
-        client = {"name": "length", "url": scorer, "domains": "shapes", "token": TOKENS["mor"][0]}
+        client = {"name": "length", "url": scorer, "domains": "shapes", "token": CLIENT_TOKEN}
         _sent("POST", f"{router}/v1/clients", client)
         _sent("PATCH", f"{router}/v1/clients/length", {"state": "active", "reason": "no anchors in this measurement"})
-        control = processes.serve("control", "mor-trainer", "serve")
-        processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
+        processes.start("worker", "mor-trainer", "work")
         spec = {
             "name": "polled",
             "model": str(model),

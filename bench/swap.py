@@ -66,6 +66,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
             threads=options.threads,
             weights_dir=folder / "pulled",
             service_token=services.token,
+            control_url=services.addresses["control"],
             log_level="error",
         )
         environment.prepare(settings)
@@ -86,9 +87,7 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
                     trainable=policy.trainable, keep=2,
                 )  # fmt: skip
                 published = time.perf_counter() - begun
-                ref = WeightsRef(
-                    version=version, url=f"{services.addresses['control']}/v1/runs/{run}/weights/{version}"
-                )
+                ref = WeightsRef(version=version)
                 async with swapper.sampling(run, ref):
                     total = time.perf_counter() - begun
                 assert swapper.times is not None and swapper.read_back is not None

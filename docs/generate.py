@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
-from generators import contract, metrics, routes, settings, step_metrics  # noqa: E402
+from generators import access, contract, metrics, routes, settings, step_metrics, variables  # noqa: E402
 from tables import (  # noqa: E402
     averaging,
     containers,
@@ -25,7 +25,9 @@ from tables import (  # noqa: E402
     on_gpu,
     polling,
     quarantine,
+    recognition,
     requirements,
+    situational,
     trainer,
     whole_loop,
 )
@@ -50,16 +52,18 @@ def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
 _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     ROOT / "README.md": (requirements, averaging, demonstration),
     DOCS / "algorithm.md": (experiment,),
-    DOCS / "client-lifecycle.md": (quarantine, hostile),
+    DOCS / "client-lifecycle.md": (recognition, quarantine, hostile, situational),
     DOCS / "installation.md": (images, containers),
     DOCS / "status.md": (step_metrics.table, polling),
     DOCS / "training.md": (trainer, on_gpu, whole_loop),
     DOCS / "reward-contract.md": (contract.clauses,),
+    DOCS / "security.md": (access.tables,),
 }
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings.page,
     DOCS / "metrics.md": metrics.page,
     DOCS / "routes.md": routes.page,
+    ROOT / "packages" / "mor_core" / "mor_core" / "known_variables.py": variables.module,
     ROOT / "services" / "trainer" / "dashboard" / "src" / "step_metrics.ts": step_metrics.typescript,
     **{file: partial(_within, file, parts) for file, parts in _PARTS.items()},
 }

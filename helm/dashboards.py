@@ -186,6 +186,7 @@ PLATFORM = (
                 {
                     "{{client}} quarantined": _most("mor_router_quarantined", "client"),
                     "{{client}} distrusted": _most("mor_router_distrusted", "client"),
+                    "{{client}} unreliable": _most("mor_router_unreliable", "client"),
                     "{{client}} another model": _most("mor_router_stale_calibration", "client"),
                 },
             ),
@@ -195,8 +196,18 @@ PLATFORM = (
                 {
                     "{{client}} answers changed": _most("mor_router_drift_evidence", "client"),
                     "{{client}} disagrees": _most("mor_router_disagreement_evidence", "client"),
+                    "{{client}} misleads audited groups": _most("mor_router_audit_evidence", "client"),
                 },
                 about="log10; see the runbook MorClientDrifted.",
+            ),
+            Panel(
+                "Audits",
+                {
+                    "{{objective}} waiting": _most("mor_router_audits_waiting", "objective"),
+                    "{{objective}} {{outcome}} per hour": "3600 * "
+                    + _rate("mor_router_audits_total", "objective", "outcome"),
+                },
+                about="Live groups that are labelled to check the clients; see the runbook MorAuditsWaiting.",
             ),
             Panel(
                 "Weight in the mixture",

@@ -1,7 +1,7 @@
 """Write the generated files of the charts: ``python helm/generate.py``. A test fails when they are out of date.
 
-They are values.schema.json and README.md of both charts, from values.yaml and the services' settings, and the Grafana
-dashboards of ``dashboards.py``.
+They are values.schema.json and README.md of both charts, from values.yaml and the services' settings, the Grafana
+dashboards of ``dashboards.py``, and the users of ``mor_core.redis_users``.
 
 The comment above a value is its description. A line ``@schema {...}`` in it extends the schema that follows from the
 default; ``@ref name`` refers to a definition below, ``@settings process`` to the settings of a process that the chart
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mor_core.redis_users import users_file
 from mor_core.runs import RunSpec
 from mor_core.settings import Settings
 from mor_core.stored_objectives import NewObjective
@@ -37,8 +38,17 @@ CHARTS = ("mor", "mor-reward")
 
 Schema = dict[str, Any]
 
-_SERVING = {"host", "port", "tokens_file", "log_format", "tls_cert_file", "tls_key_file"}
-_CALLING = {"service_token", "control_ca_file"}
+_SERVING = {
+    "host",
+    "port",
+    "metrics_host",
+    "metrics_port",
+    "tokens_file",
+    "log_format",
+    "tls_cert_file",
+    "tls_key_file",
+}
+_CALLING = {"service_token", "control_url", "control_ca_file"}
 _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
     "control": (
         ControlSettings,
@@ -46,7 +56,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
     ),
     "worker": (
         WorkerSettings,
-        {*_CALLING, "redis_url", "runs_dir", "control_url", "weights_url", "device", "log_format"},
+        {*_CALLING, "redis_url", "runs_dir", "device", "log_format"},
     ),
     "rollout": (
         RolloutSettings,
@@ -257,11 +267,16 @@ def boards() -> dict[Path, str]:
     return {HERE / "mor" / "files" / "dashboards" / name: content for name, content in dashboards().items()}
 
 
+def redis_users() -> dict[Path, str]:
+    """Return the content of the file of the services' users in Redis."""
+    return {HERE / "mor" / "files" / "redis-users.txt": users_file()}
+
+
 def main() -> None:
     for chart in CHARTS:
         (HERE / chart / "values.schema.json").write_text(json.dumps(schema(chart), indent=1, sort_keys=True) + "\n")
         (HERE / chart / "README.md").write_text(readme(chart))
-    for file, content in boards().items():
+    for file, content in {**boards(), **redis_users()}.items():
         file.write_text(content)
 
 

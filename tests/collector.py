@@ -40,6 +40,7 @@ class Received:
 class Collector:
     address: str
     spans: list[Received] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
 
     def named(self, name: str) -> list[Received]:
         return [span for span in list(self.spans) if span.name == name]
@@ -49,6 +50,7 @@ class Collector:
         return sorted((span for span in list(self.spans) if span.trace == trace), key=lambda span: span.began)
 
     def take(self, body: bytes) -> None:
+        self.bodies.append(body)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
             for span in (span for scope in resource.scope_spans for span in scope.spans):

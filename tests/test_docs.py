@@ -85,6 +85,16 @@ def test_paths_that_a_page_names_exist(page: Path) -> None:
         assert [*ROOT.glob(f"*/*/{path}")], f"{page.name} names {path}, which is not there"
 
 
+def test_each_line_on_security_names_a_test_that_exists() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    for section in ("## Trust boundaries", "## Roles"):
+        rows = [line for line in text.partition(section)[2].partition("\n## ")[0].splitlines() if line.startswith("|")]
+        for row in rows[2:]:
+            assert re.search(r"`tests/[\w/]+\.py::test_\w+` \|$", row), f"docs/security.md names no test: {row}"
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text):
+        assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file} has no {test}"
+
+
 def _settings(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
     for found in base.__subclasses__():
         yield found
@@ -105,7 +115,10 @@ def test_every_setting_is_documented() -> None:
 
 def test_every_metric_is_registered_in_a_documented_module() -> None:
     """docs/metrics.md is generated from these modules; a metric of another module would be missing there."""
-    looked_at = {f"{service}/metrics.py" for service in ("mor_reward", "mor_router", "mor_rollout", "mor_trainer")}
+    looked_at = {
+        f"{service}/metrics.py" for service in ("mor_core", "mor_reward", "mor_router", "mor_rollout", "mor_trainer")
+    }
+    looked_at |= {"mor_core/stored.py"}
     for path in MODULES:
         if {f"prometheus_client.{kind}" for kind in ("Counter", "Gauge", "Histogram", "Summary")} & imports(path):
             assert f"{path.parent.name}/{path.name}" in looked_at, f"{path} makes metrics"

@@ -7,6 +7,7 @@ from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
 from tables.requirements import requirements
+from tables.situational import recognition, situational
 from tables.trainer import on_gpu, trainer
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "on_gpu",
     "polling",
     "quarantine",
+    "recognition",
     "requirements",
+    "situational",
     "trainer",
     "whole_loop",
 ]

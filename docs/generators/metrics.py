@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import mor_core.metrics
+import mor_core.stored
 import mor_reward.metrics
 import mor_rollout.metrics
 import mor_router.metrics
@@ -13,6 +15,8 @@ import mor_trainer.metrics
 from prometheus_client.metrics import MetricWrapperBase
 
 SERVICES: dict[str, ModuleType] = {
+    "all services": mor_core.metrics,
+    "router, rollout and trainer": mor_core.stored,
     "reward": mor_reward.metrics,
     "router": mor_router.metrics,
     "rollout": mor_rollout.metrics,

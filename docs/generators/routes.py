@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -29,12 +30,13 @@ Errors are `application/problem+json` (RFC 9457) with a remedy. These pages expl
 """
 
 
-def page() -> str:
-    """Return the whole page as Markdown."""
+@cache
+def services() -> dict[str, FastAPI]:
+    """Return the app of each service by its title."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "scorer.py").write_text("def score(messages, responses, images): return [0.0 for _ in responses]\n")
-        services = {
+        return {
             "Run control: `mor-trainer serve`": control(ControlSettings(runs_dir=folder)),
             "Router: `mor-router serve`": router(RouterSettings()),
             "Rollout: `mor-rollout serve`": rollout(RolloutSettings(model="any/model")),
@@ -42,18 +44,32 @@ def page() -> str:
                 RewardSettings(function=f"{folder / 'scorer.py'}:score", threads=1)
             ),
         }
-    shared = {route.path for part in (health.router, service_info.router) for route in part.routes if _is_api(route)}
-    own = "".join(_section(title, app, lambda route: route.path not in shared) for title, app in services.items())
-    first = next(iter(services.values()))
-    return _HEAD + _section("All services", first, lambda route: route.path in shared) + own
+
+
+def page() -> str:
+    """Return the whole page as Markdown."""
+    return _HEAD + "".join(_section(title, app, belongs) for title, app, belongs in sections())
+
+
+def sections() -> list[tuple[str, FastAPI, Callable[[APIRoute], bool]]]:
+    """Return the sections of the page: title, app, and the test whether a route belongs there."""
+    shared = {
+        route.path
+        for part in (health.router, service_info.router)
+        for route in part.routes
+        if isinstance(route, APIRoute) and is_api(route)
+    }
+    apps = services()
+    own = [(title, app, lambda route: route.path not in shared) for title, app in apps.items()]
+    return [("All services", next(iter(apps.values())), lambda route: route.path in shared), *own]
 
 
 def _section(title: str, app: FastAPI, belongs: Callable[[APIRoute], bool]) -> str:
-    rows = [_row(route) for route in app.routes if isinstance(route, APIRoute) and _is_api(route) and belongs(route)]
+    rows = [_row(route) for route in app.routes if isinstance(route, APIRoute) and is_api(route) and belongs(route)]
     return f"\n## {title}\n\n| route | purpose |\n|---|---|\n{''.join(rows)}"
 
 
-def _is_api(route: object) -> bool:
+def is_api(route: object) -> bool:
     return isinstance(route, APIRoute) and route.include_in_schema
 
 

@@ -101,6 +101,7 @@ def _services(folder: Path, redis_url: str) -> Iterator[Installation]:
             tokens_file=tokens,
             redis_url=SecretStr(redis_url),
             router_url=router,
+            service_token=SecretStr(TOKENS["service"]),
             sse_heartbeat_s=1.0,
         )
         with served(create_control(control_settings)) as control:

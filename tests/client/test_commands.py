@@ -118,7 +118,14 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     assert "active" in listed
     assert mor.json("objective", "rollback", "helpful")["active"] == first["version"]
     assert mor.json("objective", "show", "helpful")["paraphrases"] == ["Be of help."]
+    changed = mor.json("objective", "change", "helpful", "--audit-share", "0.25", "--audited-by", "people")
+    assert (changed["audit_share"], changed["audited_by"], changed["paraphrases"]) == (0.25, "people", ["Be of help."])
+    audits = mor.json("objective", "audits", "helpful")
+    assert (audits["share"], audits["labelled_by"], audits["waiting"]) == (0.25, "people", 0)
+    assert "waiting for a label" in mor.ok("objective", "audits", "helpful")
+    assert mor.json("objective", "change", "helpful", "--default-audit-share")["audit_share"] is None
     shown = mor.json("client", "show", "clinic")
+    assert shown["audits"] == {"client": "clinic", "objectives": []}
     assert (shown["client"]["state"], shown["circuit"]) == ("active", "closed")
     assert mor.json("client", "pause", "clinic", "--reason", "maintenance")["reason"] == "maintenance"
     assert mor.json("client", "resume", "clinic", "--active")["state"] == "active"
@@ -127,9 +134,10 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     mor.ok("client", "rotate", "clinic", "--secret-file", str(secret), "--page-token-file", str(page))
     own = {"Authorization": f"Bearer {page.read_text()}"}
     assert httpx.get(f"{mor.router}/v1/clients/clinic", headers=own).status_code == 200
-    assert httpx.get(f"{mor.control}/v1/runs", headers=own).status_code == 200, (
-        "run control resolves the token at the router"
-    )
+    deadline = time.monotonic() + 20
+    while httpx.get(f"{mor.control}/v1/runs", headers=own).status_code != 200:
+        assert time.monotonic() < deadline, "run control fetches the tokens of the router's clients"
+        time.sleep(0.2)
     assert mor.mor("client", "remove", "clinic").exit_code == 1, "it needs confirmation"
     mor.ok("client", "remove", "clinic", "--yes")
     assert mor.json("client", "list") == []

@@ -14,7 +14,7 @@ def prompt(run: str, group_id: str = "g1") -> PromptRecord:
         prompt_id="p1",
         messages=(Message(role="user", content=(ImagePart.of(DIGEST), TextPart(text="What is it?"))),),
         sampling=Sampling(group_size=2, max_tokens=4),
-        weights=WeightsRef(version=0, url="http://127.0.0.1/v1/runs/r/weights/0"),
+        weights=WeightsRef(version=0),
     )
 
 

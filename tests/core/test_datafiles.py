@@ -75,7 +75,10 @@ def test_a_string_prompt_shows_its_images_first(tmp_path: Path) -> None:
         (PREFERENCE | {"images": ["data:image/png;base64,???"]}, r":2: images: a data URI is not base64"),
         (PREFERENCE | {"images": ["data:image/png;base64,é"]}, r":2: images: a data URI is not base64"),
         (PREFERENCE | {"images": ["a\0.png"]}, r":2: images: 'a\\x00.png' cannot be read \(embedded null byte\)"),
-        (PREFERENCE | {"images": ["a" * 300]}, r":2: images: 'a{100}' cannot be read \(File name too long\)"),
+        (
+            PREFERENCE | {"images": ["a" * 300]},
+            r":2: images: a name of 300 characters cannot be read \(File name too long\)",
+        ),
         (PREFERENCE | {"images": [{"bytes": 10**12}]}, r":2: images: got \{bytes: int\}; give Parquet"),
         (PREFERENCE | {"images": [{"bytes": "a.png"}]}, r":2: images: got \{bytes: str\}; give Parquet"),
         (PREFERENCE | {"images": [{"bytes": [137, 80]}]}, r":2: images: got \{bytes: list\}; give Parquet"),

@@ -77,6 +77,17 @@ async def main(token):
     warnings.warn("careful")
 
 
+
+class Finalised:
+    def __init__(self, token):
+        self.token = token
+
+    def __del__(self):
+        fail(self.token, "plain")
+
+
+unraisable = Finalised(sys.argv[2])
+del unraisable
 thread = threading.Thread(target=fail, args=(sys.argv[2], "context"))
 thread.start()
 thread.join()
@@ -100,8 +111,9 @@ def logged(style: str) -> str:
 
 def test_a_logged_exception_carries_no_local_variables(logged: str, style: str) -> None:
     assert logged.count("request failed") == 8
-    assert logged.count("last") >= 8
-    assert logged.count("first") >= 8
+    assert logged.count("ValueError") >= 8
+    assert logged.count("KeyError") >= 8
+    assert "last, first" not in logged, "the message of a library's exception may quote data"
     assert "in fail" in logged if style == "console" else '"name": "fail"' in logged
     assert SECRET not in logged
 
@@ -109,7 +121,14 @@ def test_a_logged_exception_carries_no_local_variables(logged: str, style: str) 
 def test_an_unhandled_exception_carries_no_local_variables_and_no_arguments(style: str) -> None:
     command = [sys.executable, "-c", UNHANDLED, style, SECRET]
     logged = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120).stderr
-    for message in ("Exception in callback", "was never retrieved", "Executing <Handle", "careful", "ExceptionGroup"):
+    for message in (
+        "Exception in callback",
+        "was never retrieved",
+        "Executing <Handle",
+        "careful",
+        "ExceptionGroup",
+        "was ignored",
+    ):
         assert message in logged
     assert "callback(...)" in logged
     assert SECRET not in logged

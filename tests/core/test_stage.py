@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 from mor_core import stage as stage_module
 from mor_core.errors import Unavailable
-from mor_core.settings import StreamSettings
+from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
+from mor_core.stored import UNREADABLE
 from mor_core.streams import Entry, RunAnnouncement, Streams, announce, withdraw
 from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, PromptRecord
@@ -55,7 +58,7 @@ class RunCopy(RunStage[PromptRecord]):
 
     stage, source, target = "rollout", "prompts", "rollouts"
 
-    def __init__(self, run: str, redis: Redis, settings: StreamSettings, fail: Failing) -> None:
+    def __init__(self, run: str, redis: Redis, settings: StageSettings, fail: Failing) -> None:
         self.slots = asyncio.Semaphore(SLOTS)
         super().__init__(run, redis, settings, self.slots, batch=8, forward_timeout_s=0.2)
         self._fail = fail
@@ -73,7 +76,7 @@ class RunCopy(RunStage[PromptRecord]):
 class Copy(Stage[PromptRecord]):
     def __init__(self, redis: Redis, fail: Failing, bound: int = 16) -> None:
         super().__init__(redis, watch_s=0.05)
-        self._settings = StreamSettings(lease_s=LEASE_S, stream_bound=bound)
+        self._settings = StageSettings(lease_s=LEASE_S, stream_bound=bound)
         self._fail = fail
         self.opened: list[RunCopy] = []
 
@@ -195,7 +198,7 @@ async def test_work_on_a_run_that_ends_by_an_exception_leaves_all_slots_free(
     streams = Streams(redis, run_name, bound=16)
     await redis.xgroup_create(streams.key("prompts"), RunCopy.stage, id="0", mkstream=True)
     await streams.publish("prompts", prompt(run_name, "g"), timeout_s=1)
-    run = RunCopy(run_name, redis, StreamSettings(lease_s=LEASE_S, stream_bound=16), never)
+    run = RunCopy(run_name, redis, StageSettings(lease_s=LEASE_S, stream_bound=16), never)
     calls = 0
 
     def broken() -> int:
@@ -215,11 +218,31 @@ async def test_work_on_a_run_that_ends_by_an_exception_leaves_all_slots_free(
     assert run.free_slots == SLOTS
 
 
-async def test_an_announcement_that_cannot_be_read_stops_no_run(
+def announced(run: str, renewed_at: object) -> bytes:
+    return json.dumps({"run": run, "model": "m", "renewed_at": renewed_at}).encode()
+
+
+FORGED = {
+    b"a": b"{",
+    b"b": b'{"run": "b"}',
+    b"\xff": b"\xff",
+    b"c": b"[" * 9999,
+    b"d": announced("d", float("inf")),
+    b"e": announced("e", time.time() + 3600),
+    b"f": announced("f", 1e400),
+    b"../g": announced("../g", time.time()),
+    b"h": announced("other", time.time()),
+    b"i": b" " * (1 << 20),
+}
+
+
+async def test_an_announcement_that_does_not_fit_stops_no_run(
     redis: Redis, run_name: str, logged: list[MutableMapping[str, Any]]
 ) -> None:
+    """Each is counted at every look, and logged once."""
     streams, stage = Streams(redis, run_name, bound=16), Copy(redis, never)
-    for name, value in ((b"a", b"{"), (b"b", b'{"run": "b"}'), (b"\xff", b"\xff"), (b"c", b"[" * 9999)):
+    before = UNREADABLE.labels("runs")._value.get()
+    for name, value in FORGED.items():
         await redis.hset("mor:runs", name, value)  # type: ignore[misc]
     async with working(stage):
         await streams.publish("prompts", prompt(run_name, "g"), timeout_s=1)
@@ -230,9 +253,98 @@ async def test_an_announcement_that_cannot_be_read_stops_no_run(
 
         await eventually(through)
         assert stage.runs == [run_name]
-        await asyncio.sleep(0.2)
-    skipped = [line["run"] for line in logged if "cannot be read; the run is left out" in line["event"]]
-    assert sorted(skipped) == ["a", "b", "c", "\ufffd"]  # each once, however often the announcements are read
+        assert stage.problem is None
+    assert UNREADABLE.labels("runs")._value.get() >= before + len(FORGED)
+    skipped = [line["entry"] for line in logged if line.get("store") == "runs"]
+    assert len(skipped) == len(set(skipped)) <= len(FORGED)
+
+
+async def test_announcements_of_another_type_are_told_and_read_again(redis: Redis, run_name: str) -> None:
+    stage = Copy(redis, never)
+    await redis.set("mor:runs", "x")
+    async with working(stage):
+
+        async def told() -> bool:
+            return "WRONGTYPE" in str(stage.problem)
+
+        await eventually(told)
+        await redis.delete("mor:runs")
+        await announce(redis, run_name, "model")
+
+        async def works() -> bool:
+            return stage.runs == [run_name] and stage.problem is None
+
+        await eventually(works)
+
+
+async def test_runs_in_work_stay_when_too_many_are_announced(
+    redis: Redis, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_module, "_MOST_RUNS", 5)
+    stage = Copy(redis, never)
+    await announce(redis, run_name, "model")
+    async with working(stage):
+
+        async def begun() -> bool:
+            return stage.runs == [run_name]
+
+        await eventually(begun)
+        await redis.hset("mor:runs", mapping={f"a{n}": announced(f"a{n}", time.time()) for n in range(2000)})  # type: ignore[misc]
+
+        async def full() -> bool:
+            return len(stage.runs) == 5
+
+        await eventually(full)
+        assert run_name in stage.runs
+
+
+async def test_an_attempt_that_hangs_is_ended_and_given_up_in_the_end(
+    redis: Redis, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The groups beside it pass."""
+    process = RunCopy.process
+
+    async def hanging(self: RunCopy, entries: Sequence[Entry[PromptRecord]]) -> None:
+        if any(entry.record.group_id == "bad" for entry in entries):
+            await asyncio.Event().wait()
+        await process(self, entries)
+
+    monkeypatch.setattr(RunCopy, "process", hanging)
+    streams, stage = Streams(redis, run_name, bound=16), Copy(redis, never)
+    stage._settings = stage._settings.model_copy(update={"attempt_timeout_s": 0.1})
+    await announce(redis, run_name, "model")
+    async with working(stage):
+        for name in ("bad", "good"):
+            await streams.publish("prompts", prompt(run_name, name), timeout_s=1)
+
+        async def settled() -> bool:
+            return await streams.depth("rollouts") == 1 and await streams.depth("dead") == 1
+
+        await eventually(settled)
+    [letter] = await letters(redis, streams)
+    assert letter.group_id == "bad"
+    assert "MOR_ATTEMPT_TIMEOUT_S" in letter.reason
+
+
+async def test_a_run_that_cannot_be_opened_is_tried_ever_more_rarely(
+    redis: Redis, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, tries = Copy(redis, never), []
+
+    async def refuse(announcement: RunAnnouncement) -> RunCopy:
+        tries.append(time.monotonic())
+        raise Unavailable("no such model")
+
+    monkeypatch.setattr(stage, "open", refuse)
+    await announce(redis, run_name, "model")
+    async with working(stage):
+
+        async def tried() -> bool:
+            return len(tries) == 5
+
+        await eventually(tried)
+    waits = [second - first for first, second in itertools.pairwise(tries)]
+    assert waits[-1] > 0.2 > waits[0], waits  # means of 0.05, 0.1, 0.2 and 0.4 s, with the time between two looks
 
 
 async def test_a_run_that_cannot_be_opened_stops_no_other(

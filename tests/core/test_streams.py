@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from mor_core import streams
@@ -289,3 +290,53 @@ async def test_runs_are_active_while_they_are_announced(redis: Redis) -> None:
 def test_a_sampled_group_is_a_valid_rollout() -> None:
     record = rollout(prompt("r"))
     assert RolloutRecord.model_validate_json(record.model_dump_json()) == record
+
+
+async def test_entries_behind_those_of_busy_consumers_are_taken_over(redis: Redis, run_name: str) -> None:
+    """One look for silent consumers sees a part of the stream; the next look goes on behind it."""
+    side = Streams(redis, run_name, bound=200)
+    busy, dead, reader = consumer(side), consumer(side), consumer(side)
+    for number in range(60):
+        await side.publish("prompts", prompt(run_name, f"g{number}"), timeout_s=1)
+    await busy.read(1, 0.01)
+    held = await busy.read(50, 1)
+    left = await dead.read(10, 1)
+    assert (len(held), len(left)) == (50, 10)
+    await asyncio.sleep(2 * dead._lease_ms / 1000)
+    await busy._set_idle([entry.id for entry in held], idle_ms=0)
+    taken = [entry.id for _ in range(8) for entry in await reader.read(1, 0.01)]
+    assert set(taken) & {entry.id for entry in left}
+
+
+@pytest.mark.parametrize("stream", ["prompts", "rollouts", "dead"])
+async def test_a_key_that_takes_no_entries_is_begun_anew(redis: Redis, run_name: str, stream: Any) -> None:
+    side = Streams(redis, run_name, bound=8)
+    reader = consumer(side)
+    await reader.read(1, 0.01)
+    last = f"{2**64 - 1}-{2**64 - 1}"
+    for spoil in (
+        lambda: redis.set(side.key(stream), "x"),
+        lambda: redis.xadd(side.key(stream), {"record": "x"}, id=last),
+    ):
+        await redis.delete(side.key(stream))
+        await spoil()
+        await side.backlog(stream)
+        await side.publish("prompts", prompt(run_name, "g"), timeout_s=1)
+        found: list[Any] = []
+        for _ in range(4):
+            found = found or await reader.read(1, 0.05)
+        if stream == "rollouts":
+            await reader.forward(found[0], "rollouts", rollout(found[0].record), timeout_s=1)
+        else:
+            await reader.give_up(found[0], "a test")
+        assert await side.depth("prompts") == 0
+
+
+async def test_a_record_of_another_run_becomes_a_dead_letter(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=8)
+    reader = consumer(side)
+    await reader.read(1, 0.01)
+    await side.publish("prompts", prompt("another", "g"), timeout_s=1)
+    assert await reader.read(1, 1) == []
+    [(_, fields)] = await redis.xrange(side.key("dead"))
+    assert "is in the stream of run" in streams.DeadLetter.model_validate_json(fields[b"record"]).reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -89,3 +90,28 @@ def test_a_missing_package_is_a_warning() -> None:
 def test_an_unreachable_collector_delays_nothing() -> None:
     traceparent, _, _, _ = run(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_TIMEOUT="1")
     assert traceparent is not None
+
+
+FAILING = """
+import contextlib, sys
+from mor_core import tracing
+tracing.configure("mor-test")
+mark = sys.argv[1]
+with contextlib.suppress(ValueError), tracing.span("work", parent="", address=f"redis://mor:{mark}@redis/0"):
+    raise ValueError(f"cannot encode {mark!r}")
+lost = tracing.begin("lost")
+lost.fail(f"GET https://host/?token={mark}")
+lost.end()
+"""
+
+
+def test_no_exception_and_no_attribute_takes_data_or_secrets_to_the_collector() -> None:
+    with collecting() as collector:
+        environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address}
+        command = [sys.executable, "-c", FAILING, "mark-88131-of-mine"]
+        subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+        [work], [lost] = collector.named("work"), collector.named("lost")
+    assert (work.failed, lost.failed) == (True, True)
+    assert "ValueError in" in work.reason
+    assert lost.reason == "GET https://host/?token=[hidden]"
+    assert b"88131" not in b"".join(collector.bodies)

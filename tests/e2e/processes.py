@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,9 @@ START_S = 180.0
 """Longest start of a service, seconds: a vLLM engine on a busy machine."""
 TOKENS = {"operator": ("admin-token-of-the-tests", Scope.admin), "mor": ("service-token-of-the-tests", Scope.service)}
 
+CLIENT_TOKEN = "token-of-a-client's-reward-service"
+"""Token that the router sends to the reward services. They have a tokens file of their own, as at a client's site."""
+
 
 class Processes:
     """Processes of a small cluster with one folder for their files."""
@@ -26,15 +31,8 @@ class Processes:
         self.folder = folder
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
-        tokens = folder / "tokens.json"
-        tokens.write_text(
-            "["
-            + ",".join(
-                f'{{"name": "{name}", "scope": "{scope}", "sha256": "{hash_token(token)}"}}'
-                for name, (token, scope) in TOKENS.items()
-            )
-            + "]"
-        )
+        tokens = _write_tokens(folder / "tokens.json", TOKENS)
+        self._client_tokens = _write_tokens(folder / "client.json", {"router": (CLIENT_TOKEN, Scope.service)})
         self.environment = os.environ | {
             "MOR_REDIS_URL": redis_url,
             "MOR_TOKENS_FILE": str(tokens),
@@ -51,10 +49,11 @@ class Processes:
 
     def start(self, name: str, *command: str, **environment: str) -> None:
         self._commands[name] = (list(command), environment)
+        own = {"MOR_TOKENS_FILE": str(self._client_tokens)} if command[0] == "mor-reward" else {}
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [str(BIN / command[0]), *command[1:]],
-                env=self.environment | environment,
+                env=self.environment | own | environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
@@ -109,3 +108,9 @@ class Processes:
             process.terminate()
             statuses[name] = process.wait(timeout=60)
         return statuses
+
+
+def _write_tokens(path: Path, holders: Mapping[str, tuple[str, Scope]]) -> Path:
+    rows = [{"name": n, "scope": s, "sha256": hash_token(token)} for n, (token, s) in holders.items()]
+    path.write_text(json.dumps(rows))
+    return path

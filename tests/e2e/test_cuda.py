@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import Valkey
-from tests.e2e.processes import TOKENS, Processes
+from tests.e2e.processes import CLIENT_TOKEN, TOKENS, Processes
 from tests.trainer.kit import make_spec, write_prompts
 
 pytestmark = [
@@ -32,19 +32,18 @@ def test_the_trainer_finds_the_log_probabilities_that_the_engine_sampled_with(
         scorer = f"{Path(__file__).with_name('scorers.py')}:vowels"
         client = processes.serve("client", "mor-reward", "serve", "--function", scorer)
         rollout = {"MOR_BACKEND": "transformers", "MOR_DTYPE": dtype, **on_cuda}
+        control = processes.serve("control", "mor-trainer", "serve")
+        processes.environment["MOR_CONTROL_URL"] = control
         processes.serve("rollout", "mor-rollout", "serve", **rollout)
         router = processes.serve("router", "mor-router", "serve")
-        control = processes.serve("control", "mor-trainer", "serve")
-        processes.start(
-            "worker", "mor-trainer", "work", MOR_CONTROL_URL=control, MOR_PRECISION=dtype, MOR_POLL_S="0.2", **on_cuda
-        )
+        processes.start("worker", "mor-trainer", "work", MOR_PRECISION=dtype, MOR_POLL_S="0.2", **on_cuda)
 
         def call(method: str, url: str, body: Any = None) -> Any:
             response = httpx.request(method, url, json=body, headers=ADMIN, timeout=60)
             assert response.is_success, response.text
             return response.json()
 
-        enrolment = {"name": "client", "url": client, "domains": "shapes", "token": TOKENS["mor"][0]}
+        enrolment = {"name": "client", "url": client, "domains": "shapes", "token": CLIENT_TOKEN}
         call("POST", f"{router}/v1/clients", enrolment)
         call("PATCH", f"{router}/v1/clients/client", {"state": "active", "reason": "no anchors in this test"})
         spec = make_spec(tiny_vlm, write_prompts(tmp_path, 12), steps=4, tuning=tuning)

@@ -14,10 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
+from mor_core.redis_users import USERS
+from redis import Redis as SyncRedis
 
 from tests.collector import Collector, Received, collecting
 from tests.conftest import Valkey
-from tests.e2e.processes import TOKENS, Processes
+from tests.e2e.processes import CLIENT_TOKEN, TOKENS, Processes
 from tests.shapes import copy_questions, write_rows
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -84,29 +86,40 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
+def least_privileges(server: Valkey) -> dict[str, str]:
+    """Create the user of each process on the queue server; return their addresses."""
+    with SyncRedis.from_url(server.url) as redis:
+        for name, user in USERS.items():
+            redis.execute_command("ACL", "SETUSER", name, "on", ">secret", *user.rules.split())
+    return {name: server.url.replace("redis://", f"redis://{name}:secret@") for name in USERS}
+
+
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path, collector: Collector) -> Iterator[Loop]:
     folder = tmp_path_factory.mktemp("loop")
     (folder / "valkey").mkdir()
     server = Valkey(folder / "valkey")
     processes = Processes(folder, server.url, tiny_vlm)
+    redis_of = {name: {"MOR_REDIS_URL": url} for name, url in least_privileges(server).items()}
     processes.environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address, "OTEL_BSP_SCHEDULE_DELAY": "200"}
     try:
         clients = {}
         for name in ("length", "vowels"):
             function = f"{Path(__file__).with_name('scorers.py')}:{name}"
             clients[name] = processes.serve(name, "mor-reward", "serve", "--function", function)
-        rollout = processes.serve("rollout", "mor-rollout", "serve")
-        router = processes.serve("router", "mor-router", "serve", MOR_POLICY_URL=rollout, MOR_REFIT_MAX_TOKENS="8")
+        control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5", **redis_of["control"])
+        processes.environment["MOR_CONTROL_URL"] = control
+        rollout = processes.serve("rollout", "mor-rollout", "serve", **redis_of["rollout"])
+        refits = {"MOR_POLICY_URL": rollout, "MOR_REFIT_MAX_TOKENS": "8"}
+        router = processes.serve("router", "mor-router", "serve", **refits, **redis_of["router"])
         for name, url in clients.items():
-            body = {"name": name, "url": url, "domains": "shapes", "token": TOKENS["mor"][0]}
+            body = {"name": name, "url": url, "domains": "shapes", "token": CLIENT_TOKEN}
             answer = httpx.post(f"{router}/v1/clients", json=body, headers=ADMIN, timeout=30)
             assert answer.is_success, answer.text
             change = {"state": "active", "reason": "no anchors in this test"}
             answer = httpx.patch(f"{router}/v1/clients/{name}", json=change, headers=ADMIN, timeout=30)
             assert answer.is_success, answer.text
-        control = processes.serve("control", "mor-trainer", "serve", MOR_RUN_LEASE_S="5")
-        processes.start("worker", "mor-trainer", "work", MOR_CONTROL_URL=control)
+        processes.start("worker", "mor-trainer", "work", **redis_of["worker"])
         prompts = write_rows(folder / "prompts.jsonl", copy_questions(folder, 40))
         yield Loop(processes, control, rollout, router, clients["length"], prompts, tiny_vlm, collector)
         statuses = processes.stop()
@@ -231,7 +244,7 @@ def test_the_router_refits_on_responses_of_the_policy_that_a_checker_labels(loop
         files.append(("images", (name, (loop.prompts.parent / name).read_bytes(), "image/png")))
     uploaded = httpx.put(f"{objective}/anchors", files=files, headers=ADMIN, timeout=60)
     assert uploaded.is_success, uploaded.text
-    checker = {"kind": "checker", "url": loop.scorer, "token": TOKENS["mor"][0]}
+    checker = {"kind": "checker", "url": loop.scorer, "token": CLIENT_TOKEN}
     assert httpx.put(f"{objective}/labeller", json=checker, headers=ADMIN, timeout=30).is_success
     answer = httpx.post(f"{objective}/refit", headers=ADMIN, timeout=300)
     assert answer.is_success, answer.text

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mor_core.auth import hash_token
 from three_domains import observe, stack
 
 FAKE = """#!{python}
@@ -30,6 +31,12 @@ def test_every_service_is_scraped_and_the_rules_are_the_charts(tmp_path: Path) -
     [job] = config["scrape_configs"]
     found = {one["labels"]["service"]: one["targets"] for one in job["static_configs"]}
     assert found == {name: [f"127.0.0.1:{made.ports[name]}"] for name in stack.HTTP_SERVICES}
+    credentials = Path(job["authorization"]["credentials_file"])
+    token = credentials.read_text()
+    assert credentials.stat().st_mode & 0o077 == 0
+    for held in (tmp_path / "tokens.json", *tmp_path.glob("clients/*/tokens.json")):
+        scopes = {row["sha256"]: row["scope"] for row in json.loads(held.read_text())}
+        assert scopes[hash_token(token)] == "metrics", "every service knows it"
     rules = (tmp_path / "prometheus" / "rules.yaml").read_text()
     assert "MorClientDown" in rules
     assert "@SELECTOR@" not in rules

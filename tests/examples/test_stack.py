@@ -98,7 +98,7 @@ def mode(path: Path) -> int:
 
 def test_settings_are_private_and_replaced_whole(tmp_path: Path) -> None:
     tokens = ["tokens.json", *(f"clients/{client}/tokens.json" for client in CLIENTS)]
-    secret = ["stack.env", "server.env", "operator.token", "mor.toml", *tokens]
+    secret = ["stack.env", "server.env", "operator.token", "metrics.token", "dashboard.html", "mor.toml", *tokens]
     (tmp_path / "stack.env").write_text("STATE=before\n")
     (tmp_path / "stack.env").chmod(0o644)
     with (tmp_path / "stack.env").open() as reader:
@@ -108,6 +108,9 @@ def test_settings_are_private_and_replaced_whole(tmp_path: Path) -> None:
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == set(secret), "no half-written file is left"
     assert (tmp_path / "operator.token").read_text() == stack.admin_token
+    assert stack.dashboard in (tmp_path / "dashboard.html").read_text()
+    secrets = [stack.admin_token, stack.viewer_token, *stack.client_secrets.values()]
+    assert not any(token in repr(stack) for token in secrets)
 
 
 def test_each_stack_has_its_own_secrets_and_an_empty_redis(tmp_path: Path) -> None:

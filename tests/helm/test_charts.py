@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
@@ -17,9 +18,10 @@ import mor_trainer.metrics
 import pytest
 import yaml
 from mor_core.auth import hash_token
-from mor_core.settings import unknown_variables
+from mor_core.settings import PREFIX
 from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
+from mor_router.clients.discovery.cluster import parse_service
 from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_trainer.config import ControlSettings, WorkerSettings
@@ -113,7 +115,8 @@ def test_each_container_sets_only_what_its_process_reads(
                 environment.setenv(variable, given[variable])
             environment.delenv("MOR_SECRETS_DIR", raising=False)
             SETTINGS[process]()  # raises where a value is not what the process takes
-            assert set(unknown_variables([SETTINGS[process]])) & set(given) <= {"MOR_SECRETS_DIR"}, name
+            read = {f"{PREFIX}{field.upper()}" for field in SETTINGS[process].model_fields}
+            assert set(given) - ELSEWHERE <= read | {"MOR_SECRETS_DIR"}, name
 
 
 def test_selectors_and_references_lead_somewhere(rendered: list[Document]) -> None:
@@ -172,6 +175,45 @@ def test_everything_is_denied_but_named_flows() -> None:
     assert charts.of(reward, "NetworkPolicy")["m-mor-reward"]["spec"]["egress"] == []
 
 
+def test_metrics_are_on_a_port_that_only_the_monitoring_namespace_reaches(rendered: list[Document]) -> None:
+    services = charts.of(rendered, "Service")
+    containers = {name: pod["containers"][0] for name, pod in charts.pods(rendered).items()}
+    serving = {name: found for name, found in containers.items() if found.get("ports") and "valkey" not in name}
+    assert serving
+    for name, container in serving.items():
+        assert {"name": "metrics", "containerPort": 9090} in container["ports"]
+        assert {variable["value"] for variable in container["env"] if variable["name"] == "MOR_METRICS_PORT"} == {
+            "9090"
+        }
+        assert {"name": "metrics", "port": 9090, "targetPort": "metrics"} in services[name]["spec"]["ports"]
+    admitting = [
+        [peer["namespaceSelector"]["matchLabels"] for peer in rule["from"]]
+        for policy in charts.of(rendered, "NetworkPolicy").values()
+        for rule in policy["spec"].get("ingress", [])
+        if {"protocol": "TCP", "port": 9090} in rule.get("ports", [])
+    ]
+    assert admitting == [[{"kubernetes.io/metadata.name": "monitoring"}]] * len(serving)
+    for ingress in charts.of(rendered, "Ingress").values():
+        for rule in ingress["spec"]["rules"]:
+            assert {path["backend"]["service"]["port"]["name"] for path in rule["http"]["paths"]} <= {"http", "https"}
+    for monitor in charts.of(rendered, "ServiceMonitor").values():
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} == {"metrics"}
+    for name, service in services.items():
+        if service["metadata"].get("labels", {}).get("mor.dev/reward") == "true":
+            assert parsed_port(service) == 8400, name
+
+
+def parsed_port(service: Document) -> int:
+    """Return the port of a reward service that discovery finds."""
+    meta, spec = service["metadata"], service["spec"]
+    ports = [SimpleNamespace(name=port["name"], port=port["port"]) for port in spec["ports"]]
+    found = SimpleNamespace(
+        metadata=SimpleNamespace(name=meta["name"], namespace="n", annotations=meta.get("annotations")),
+        spec=SimpleNamespace(type="ClusterIP", ports=ports),
+    )
+    return parse_service(found).port
+
+
 def test_the_router_reaches_a_model_hub_only_for_models_of_its_own() -> None:
     def to_everywhere(*options: str) -> set[str]:
         policies = charts.of(charts.render(MOR, HUB, *options), "NetworkPolicy")
@@ -208,6 +250,7 @@ def test_a_webhook_gets_its_token_from_a_secret_and_its_network() -> None:
     (secrets,) = (volume for volume in charts.pods(rendered)["m-mor-control"]["volumes"] if volume["name"] == "secrets")
     items = [item for source in secrets["projected"]["sources"] for item in source["secret"]["items"]]
     assert {"key": "token", "path": "mor_alert_webhook_token"} in items
+    assert {"key": "service-token", "path": "mor_service_token"} in items, "it fetches the clients' tokens"
     egress = charts.of(rendered, "NetworkPolicy")["m-mor-from-control"]["spec"]["egress"]
     assert {"ipBlock": {"cidr": "192.0.2.10/32"}} in [peer for rule in egress for peer in rule["to"]]
 

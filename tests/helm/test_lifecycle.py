@@ -34,7 +34,7 @@ def test_a_release_lives_and_its_secrets_and_runs_outlive_it(run: Run, api_serve
     notes = run("install", "m", chart, "--namespace=mor", "--create-namespace", values)
     assert "helm test m -n mor --logs" in notes
     first = api_server.of("Secret", "mor")["m-mor-auth"]["data"]
-    password = api_server.of("Secret", "mor")["m-mor-valkey"]["data"]["password"]
+    password = api_server.of("Secret", "mor")["m-mor-valkey"]["data"]["router-password"]
 
     tokens = '--set-json=auth.tokens=[{"name":"wall","scope":"viewer"}]'
     run("upgrade", "m", chart, "--namespace=mor", values, "--set=router.replicas=3", tokens)
@@ -44,7 +44,7 @@ def test_a_release_lives_and_its_secrets_and_runs_outlive_it(run: Run, api_serve
         key: first[key] for key in ("admin-token", "service-token", "secret-key")
     }
     assert [row["name"] for row in json.loads(base64.b64decode(second["tokens.json"]))] == ["operator", "mor", "wall"]
-    assert api_server.of("Secret", "mor")["m-mor-valkey"]["data"]["password"] == password
+    assert api_server.of("Secret", "mor")["m-mor-valkey"]["data"]["router-password"] == password
 
     run("rollback", "m", "1", "--namespace=mor")
     assert api_server.of("Deployment", "mor")["m-mor-router"]["spec"]["replicas"] == 1

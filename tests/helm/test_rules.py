@@ -82,6 +82,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f"mor_router_circuit_state{{{ROUTER}}}": "2x4 0x60"},
         "15m",
     ),
+    "MorClientUnreliable": (
+        {f"mor_router_unreliable{{{ROUTER}}}": "1x60"},
+        {f"mor_router_unreliable{{{ROUTER}}}": "0x60"},
+        "5m",
+    ),
     "MorClientQuarantined": (
         {f"mor_router_quarantined{{{ROUTER}}}": "1x60"},
         {f"mor_router_quarantined{{{ROUTER}}}": "0x60"},
@@ -96,6 +101,21 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f"mor_router_stale_calibration{{{ROUTER}}}": "1x60"},
         {f"mor_router_stale_calibration{{{ROUTER}}}": "1x4 0x60"},
         "20m",
+    ),
+    "MorUnreadableEntries": (
+        {'mor_unreadable_entries_total{store="clients",instance="router"}': "0x5 1+1x60"},
+        {'mor_unreadable_entries_total{store="clients",instance="router"}': "3x60"},
+        "12m",
+    ),
+    "MorAuditsWaiting": (
+        {f'mor_router_audit_oldest_seconds{{{ROUTER},objective="helpful"}}': "300000x120"},
+        {f'mor_router_audit_oldest_seconds{{{ROUTER},objective="helpful"}}': "200000x120"},
+        "90m",
+    ),
+    "MorAuditsDropped": (
+        {f'mor_router_audits_total{{{ROUTER},objective="helpful",outcome="dropped"}}': "0+1x60"},
+        {f'mor_router_audits_total{{{ROUTER},objective="helpful",outcome="labelled"}}': "0+1x60"},
+        "30m",
     ),
 }
 """By alert: series a minute apart that raise it, series that do not, and when to look. ``_``: no sample yet."""

@@ -1,4 +1,4 @@
-"""Start script and ACL of the bundled server permit what MoR does and nothing else."""
+"""Start script and users of the bundled server permit what each service does and nothing else."""
 
 from __future__ import annotations
 
@@ -7,32 +7,38 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mor_core import bundled_valkey
 from mor_core.blobs import Blobs
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Streams, announce, announced_runs, connect
-from mor_core.wire import EventRecord
+from mor_core.streams import GROUP_STREAMS, Consumer, Streams, announce, announced_runs, connect
+from mor_core.wire import DeadLetter, EventRecord, Record, RolloutRecord, StreamName
 from mor_router.clients.registry import ClientRegistry
-from mor_router.store import key
+from mor_router.store import CLIENTS, key
+from mor_trainer.groups.flush_detector import FlushDetector
 from pydantic import SecretStr
+from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from tests.conftest import free_port
+from tests.core.records import prompt, rollout
 from tests.helm import charts
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+def urls(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Address of the chart's server for each user."""
     documents = charts.render(charts.CHARTS / "mor", "--set=model.name=a/b")
     config = charts.of(documents, "ConfigMap")["m-mor-valkey"]["data"]
     secret = charts.of(documents, "Secret")["m-mor-valkey"]["stringData"]
     port = free_port()
     moved = {"/etc/valkey": tmp_path, "/run/valkey": tmp_path, "/run/secrets/valkey": tmp_path, "/data": tmp_path}
-    for name, text in {**config, "password": f"{secret['password']}\n"}.items():
+    passwords = {name: f"{value}\n" for name, value in secret.items() if name.endswith("-password")}
+    for name, text in {**config, **passwords}.items():
         for place, folder in moved.items():
             text = text.replace(place, str(folder))  # noqa: PLW2901
         (tmp_path / name).write_text(text.replace("port 6379", f"port {port}\nbind 127.0.0.1"))
@@ -40,51 +46,89 @@ def url(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "bin" / "valkey-server").symlink_to(bundled_valkey.server_binary())
     environment = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(["sh", str(tmp_path / "start.sh")], env=environment, stdout=subprocess.DEVNULL)
-    yield secret["url"].replace("m-mor-valkey:6379", f"127.0.0.1:{port}")
+    yield {
+        name.removesuffix("-url"): address.replace("m-mor-valkey:6379", f"127.0.0.1:{port}")
+        for name, address in secret.items()
+        if name.endswith("-url")
+    }
     process.terminate()
     process.wait(timeout=10)
 
 
-async def test_mor_may_do_all_that_it_does_and_nothing_besides(url: str) -> None:
-    redis = connect(StreamSettings(redis_url=SecretStr(url)))
+def client(url: str) -> Redis:
+    return connect(StreamSettings(redis_url=SecretStr(url)))
+
+
+async def started(redis: Redis) -> None:
     async with asyncio.timeout(20):
         while True:
             try:
                 await redis.ping()
-                break
+                return
             except AuthenticationError:
                 raise
             except RedisError:
                 await asyncio.sleep(0.05)
 
-    await announce(redis, "r", "model")
-    assert [found.run for found in (await announced_runs(redis)).active] == ["r"]
-    streams = Streams(redis, "r", 8)
-    record = EventRecord.model_validate(
-        {"run": "r", "group_id": "g", "trace": f"00-{'1' * 32}-{'2' * 16}-01"}
-        | {"kind": "state", "step": 0, "data": {}}
-    )
-    await streams.publish("events", record, timeout_s=5)
-    consumer: Consumer[EventRecord] = Consumer(streams, "events", "trainer", 5)
+
+async def passed(consumer: Consumer[Any], target: StreamName, record: Record) -> None:
+    """Read an entry under a lease and forward a record."""
     await consumer.read(1, 0.1)  # makes the group
     (entry,) = await consumer.read(1, 1)
     async with consumer.leased([entry]):
-        await consumer.settle(entry)
-    blobs = Blobs(redis, "r")
-    await blobs.get(await blobs.put(b"picture", "g"))
+        await consumer.forward(entry, target, record, timeout_s=5)
+
+
+async def test_each_service_may_do_what_it_does_and_nothing_besides(urls: dict[str, str]) -> None:
+    redis = {name: client(url) for name, url in urls.items()}
+    await started(redis["worker"])
+    streams = {name: Streams(connection, "r", 8) for name, connection in redis.items()}
+    await announce(redis["worker"], "r", "model")
+    for name in ("rollout", "router"):
+        assert [found.run for found in (await announced_runs(redis[name])).active] == ["r"]
+
+    blobs = Blobs(redis["worker"], "r")
+    digest = await blobs.put(b"picture", "g")
+    await streams["worker"].publish("prompts", prompt("r", "g"), timeout_s=5)
+    await passed(Consumer(streams["rollout"], "prompts", "rollout", 5), "rollouts", rollout(prompt("r", "g")))
+    assert await Blobs(redis["rollout"], "r").get(digest) == b"picture"
+    await Blobs(redis["rollout"], "r").put(b"tokens", "g")
+    assert await Blobs(redis["router"], "r").get(digest) == b"picture"
+    consumer: Consumer[RolloutRecord] = Consumer(streams["router"], "rollouts", "router", 5)
+    await consumer.read(1, 0.1)
+    (entry,) = await consumer.read(1, 1)
+    await consumer.give_up(entry, "a test")
+    dead: Consumer[DeadLetter] = Consumer(streams["worker"], "dead", "trainer", 5)
+    await dead.read(1, 0.1)
+    await dead.settle((await dead.read(1, 1))[0])
     await blobs.release("g")
-    assert await ClientRegistry(redis).all() == []
-    async with redis.lock(key("leader", "test"), timeout=5):
+
+    event = EventRecord(run="r", group_id="000001-00000001", kind="state", step=0, data={})
+    await streams["worker"].publish("events", event, timeout_s=5)
+    events: Consumer[EventRecord] = Consumer(streams["control"], "events", "trainer", 5)
+    await events.read(1, 0.1)
+    await events.settle((await events.read(1, 1))[0])
+    for stream in GROUP_STREAMS:
+        await streams["control"].backlog(stream)
+    await streams["control"].delete()
+
+    assert await ClientRegistry(redis["router"]).all() == []
+    async with redis["router"].lock(key("leader", "test"), timeout=5):
         pass
-    assert (await redis.info("server"))["run_id"]
-
-    for refused in (redis.config_get("*"), redis.flushall(), redis.set("other", "1"), redis.acl_list()):
+    assert await FlushDetector(redis["worker"], "r").check() == "first"
+    for connection in redis.values():
+        assert (await connection.info())["maxmemory_policy"] == "noeviction"
+        for refused in (connection.config_get("*"), connection.flushall(), connection.keys(), connection.acl_list()):
+            with pytest.raises(NoPermissionError):
+                await refused
+    for name in ("control", "worker", "rollout"):
         with pytest.raises(NoPermissionError):
-            await refused
-    assert (await redis.pipeline(transaction=True).get("mor:x").execute()) == [None]
-    await redis.aclose()
+            await redis[name].hgetall(CLIENTS)
+    for connection in redis.values():
+        await connection.aclose()
 
-    stranger = connect(StreamSettings(redis_url=SecretStr(url.replace("mor:", "default:", 1))))
-    with pytest.raises(AuthenticationError):
-        await stranger.ping()
-    await stranger.aclose()
+    for stranger in ("default", "mor"):
+        unknown = client(urls["router"].replace("router:", f"{stranger}:", 1))
+        with pytest.raises(AuthenticationError):
+            await unknown.ping()
+        await unknown.aclose()

@@ -48,5 +48,5 @@ def scores(response: httpx.Response) -> list[list[float] | None]:
 
 
 async def metric(http: httpx.AsyncClient, line: str) -> float:
-    text = (await http.get("/metrics")).text
+    text = (await http.get("/metrics", headers={"Authorization": f"Bearer {VIEWER}"})).text
     return sum(float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith(line))

@@ -89,7 +89,7 @@ def without_limits(request: httpx.Request, response: httpx.Response) -> httpx.Re
 
 
 def closed_health(request: httpx.Request, response: httpx.Response) -> httpx.Response:
-    return httpx.Response(403) if request.url.path == "/metrics" else response
+    return httpx.Response(403) if request.url.path == "/readyz" else response
 
 
 def forgets_pictures(request: httpx.Request, response: httpx.Response) -> httpx.Response:

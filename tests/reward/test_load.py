@@ -8,9 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from mor_core.images import sha256
 from mor_reward.app import create_app
 from mor_reward.config import RewardSettings
 
+from tests.core.test_images import png_of
 from tests.reward import reward_kit as kit
 from tests.reward.served import RED, TOKEN, function_settings, metric, scores, service
 
@@ -55,6 +57,21 @@ async def test_a_request_that_would_miss_its_deadline_is_refused_at_once(
     assert "the deadline is in 0." in late.json()["detail"]
     assert in_time.status_code == 200
     assert bad.status_code == 422
+
+
+async def test_pictures_by_hash_count_against_the_budget_of_a_request(settings: RewardSettings, tmp_path: Path) -> None:
+    pictures = [png_of(8000, 8000) + bytes([number]) for number in range(5)]
+    names = [sha256(content) for content in pictures]
+    async with service(function_settings(settings, tmp_path, "return [1.0] * len(responses)")) as http:
+        for name, content in zip(names, pictures, strict=True):
+            one = kit.score_body(["a"], content)
+            assert name in one["images"]
+            assert (await http.post("/v1/score", json=one)).json()["items"][0]["status"] == "unscorable"
+        parts = [{"type": "image_url", "image_url": {"url": f"sha256:{name}"}} for name in names]
+        item = {"item_id": "all", "messages": [{"role": "user", "content": parts}], "responses": ["a"]}
+        answer = await http.post("/v1/score", json={"items": [item]})
+    assert answer.status_code == 413
+    assert "pixels together" in answer.json()["detail"]
 
 
 def held(folder: Path) -> tuple[str, Path, Path]:

@@ -14,7 +14,7 @@ from mor_rollout.swaps import PolicySwapper
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsStore
 
-from tests.rollout.publisher import Publisher
+from tests.rollout.publisher import URL, Publisher
 from tests.rollout.reference import Reference, make_adapter
 
 
@@ -25,6 +25,7 @@ def settings_for(model: Path, folder: Path, **changes: object) -> RolloutSetting
         "kv_cache_bytes": 64 << 20,
         "weights_dir": folder / "weights",
         "pull_timeout_s": 20.0,
+        "control_url": URL,
         "service_token": "secret",
         "log_level": "error",
     }

@@ -23,11 +23,15 @@ from torch import Tensor
 
 from tests.conftest import free_port
 
+_PORT = free_port()
+URL = f"http://127.0.0.1:{_PORT}"
+"""Address of every publisher, as ``control_url`` in the services' settings: a test has one at a time."""
+
 Fault = Callable[[Request], Response | None]
 
 
 class Publisher:
-    """Server of ``/weights/{run}/{version}[/{file}]``. A path's fault may respond instead, or return None."""
+    """Server of ``/v1/runs/{run}/weights/{version}[/{file}]``. A path's fault may respond instead, or return None."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self._folder = folder
@@ -35,13 +39,11 @@ class Publisher:
         self.manifests: dict[str, WeightsManifest] = {}
         self.faults: dict[str, Fault] = {}
         self.requests: list[tuple[str, str | None]] = []
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         routes = [
-            Route("/weights/{run}/{version}", self._manifest),
-            Route("/weights/{run}/{version}/{file}", self._file),
+            Route("/v1/runs/{run}/weights/{version}", self._manifest),
+            Route("/v1/runs/{run}/weights/{version}/{file}", self._file),
         ]
-        config = uvicorn.Config(Starlette(routes=routes), port=self.port, log_level="error")
+        config = uvicorn.Config(Starlette(routes=routes), port=_PORT, log_level="error")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
@@ -90,9 +92,9 @@ class Publisher:
         manifest = WeightsManifest(
             run=run, version=version, base=str(self._base), kind=kind, files=listed, tensors=tensors
         )
-        path = f"/weights/{run}/{version}"
+        path = f"/v1/runs/{run}/weights/{version}"
         self.manifests[path] = manifest.model_copy(update=changes)
-        return WeightsRef(version=version, url=self.url + path)
+        return WeightsRef(version=version)
 
     def _fault(self, request: Request) -> Response | None:
         self.requests.append((request.url.path, request.headers.get("range")))

@@ -68,13 +68,14 @@ def test_the_exception_of_a_dead_engine_is_the_fatal_one() -> None:
                 raise ValueError(f"number {number}") from OSError("the disk")
             except ValueError:
                 logger.exception(message)
+        fatal = "ValueError in rollout/test_engine_errors.py:68; caused by OSError: the disk"  # it may quote a prompt
         assert errors.start_failure() == "ValueError: number 0; caused by OSError: the disk"
-        assert errors.fatal_error() == "ValueError: number 1; caused by OSError: the disk"
+        assert errors.fatal_error() == fatal
         file = log_file()
         assert file.parent.stat().st_mode & 0o077 == 0  # only this user may read what an exception quotes
         with file.open("a") as stream:
             stream.write('{"message": "a process died while it wr')
-        assert errors.fatal_error() == "ValueError: number 1; caused by OSError: the disk"
+        assert errors.fatal_error() == fatal
     finally:
         errors.close()
     logger.error("written to no removed file")
@@ -94,7 +95,7 @@ def test_the_log_of_exceptions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
             except ValueError:
                 logger.exception(message)
         assert file.stat().st_size < 30_000
-        assert errors.fatal_error() == "ValueError: out of memory"
+        assert errors.fatal_error() == "ValueError in rollout/test_engine_errors.py:94"
     finally:
         errors.close()
 

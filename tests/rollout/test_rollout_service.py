@@ -133,7 +133,7 @@ async def test_groups_are_sampled_from_the_requested_version(
     assert (status["run"], status["weights_version"], status["weights"]["unverified"]) == (run.name, 2, 0)
     assert status["last_swap"]["swap_s"] < 1
     assert status["tokens_per_second"] > 0
-    text = (await client.get("/metrics")).text
+    text = (await client.get("/metrics", headers=VIEWER)).text
     assert "mor_rollout_swap_seconds_count" in text
     assert "mor_rollout_weights_version 2.0" in text
 
@@ -214,7 +214,7 @@ async def test_groups_that_cannot_be_sampled_are_given_up_with_the_reason(
     await run.blobs.put(b"no picture", "g3")
     await run.issue("g3", ref, image=b"no picture")
     assert "not a readable image" in (await run.dead_letter()).reason
-    await run.issue("g4", WeightsRef(version=7, url=f"{publisher.url}/weights/{run.name}/7"))
+    await run.issue("g4", WeightsRef(version=7))
     unpublished = await run.dead_letter()
     assert "answered 404; check that the version is published" in unpublished.reason
     assert unpublished.attempts == 3

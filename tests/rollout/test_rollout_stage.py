@@ -73,7 +73,8 @@ def fail_in_engine(engine: TransformersEngine, codec: PromptCodec, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("fail", "reason"), [(fail_in_processor, "ValueError: the template"), (fail_in_engine, "MemoryError: no room")]
+    ("fail", "reason"),
+    [(fail_in_processor, "ValueError in rollout/test_rollout"), (fail_in_engine, "MemoryError: no room")],
 )
 async def test_a_group_that_fails_in_an_unexpected_way_is_given_up_and_the_others_are_sampled(
     quick: RolloutSettings,

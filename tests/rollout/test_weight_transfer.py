@@ -141,7 +141,7 @@ async def test_broadcast_weights_are_sampled_from(
         assert (now["run"], now["weights_version"]) == (run.name, version)
         assert (now["weights"]["unverified"], now["weights"]["mismatched"]) == (0, [])
         group = f"g{version}"
-        await run.issue(group, WeightsRef(version=version, url=NOWHERE))
+        await run.issue(group, WeightsRef(version=version))
         rollout = (await run.rollouts(1))[group]
         assert rollout.versions == (version,)
         reference.use(tensors)
@@ -181,7 +181,7 @@ async def test_damaged_tensors_are_refused_and_the_previous_version_stays(
         broadcast.close()
         gloo.GlooTrainer.damage = staticmethod(lambda _, tensor: tensor)
     assert status(address)["weights_version"] == 1
-    await run.issue("g4", WeightsRef(version=1, url=NOWHERE))
+    await run.issue("g4", WeightsRef(version=1))
     reference.use(before)
     assert await worst(run, (await run.rollouts(1))["g4"], reference) < AGREE
 

@@ -12,8 +12,9 @@ from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsError, WeightsStore
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from tests.rollout import publisher as publisher_module
 from tests.rollout.publisher import CutShort, Fault, Publisher, Silence
 from tests.rollout.reference import base_tensors, moved
 
@@ -55,7 +56,7 @@ def times(count: int, response: Response) -> Fault:
 async def test_responses_that_are_no_weights_are_refused(
     store: WeightsStore, publisher: Publisher, ref: WeightsRef, path: str, answer: Response, message: str
 ) -> None:
-    publisher.faults[f"/weights/run/1{path}"] = lambda _: answer
+    publisher.faults[f"/v1/runs/run/weights/1{path}"] = lambda _: answer
     with pytest.raises(WeightsError, match=message):
         await store.pull("run", ref)
     assert not leftovers(store)
@@ -64,7 +65,7 @@ async def test_responses_that_are_no_weights_are_refused(
 async def test_a_trainer_that_never_responds_is_an_error_in_time(
     settings: RolloutSettings, base: BaseCheckpoint, publisher: Publisher, ref: WeightsRef, tmp_path: Path
 ) -> None:
-    publisher.faults["/weights/run/1"] = lambda _: Silence()
+    publisher.faults["/v1/runs/run/weights/1"] = lambda _: Silence()
     store = WeightsStore(settings.model_copy(update={"weights_dir": tmp_path, "pull_timeout_s": 0.5}), base)
     with pytest.raises(WeightsError, match=r"no complete answer in 0.5 s.*MOR_PULL_TIMEOUT_S"):
         await store.pull("run", ref)
@@ -72,12 +73,12 @@ async def test_a_trainer_that_never_responds_is_an_error_in_time(
 
 
 async def test_an_address_without_a_server_is_an_error(store: WeightsStore) -> None:
-    with pytest.raises(WeightsError, match=r"weights run version 1: http://127\.0\.0\.1:9/w"):
-        await store.pull("run", WeightsRef(version=1, url="http://127.0.0.1:9/w"))
+    with pytest.raises(WeightsError, match=r"weights run version 1: http://127\.0\.0\.1:\d+"):
+        await store.pull("run", WeightsRef(version=1))
 
 
 async def test_server_errors_are_tried_again(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
-    publisher.faults["/weights/run/1"] = times(2, Response(status_code=503))
+    publisher.faults["/v1/runs/run/weights/1"] = times(2, Response(status_code=503))
     assert (await store.pull("run", ref)).version == 1
 
 
@@ -85,7 +86,7 @@ async def test_a_broken_download_resumes_where_it_stopped(
     store: WeightsStore, publisher: Publisher, ref: WeightsRef, tmp_path: Path
 ) -> None:
     content = (tmp_path / "published" / "run" / "1" / FILE).read_bytes()
-    publisher.faults[f"/weights/run/1/{FILE}"] = times(1, CutShort(content))
+    publisher.faults[f"/v1/runs/run/weights/1/{FILE}"] = times(1, CutShort(content))
     prepared = await store.pull("run", ref)
     assert (prepared.folder / FILE).read_bytes() == content
     whole, rest = (header for path, header in publisher.requests if path.endswith(FILE))
@@ -99,13 +100,13 @@ async def test_a_damaged_file_is_downloaded_again(
 ) -> None:
     content = (tmp_path / "published" / "run" / "1" / FILE).read_bytes()
     damaged = content[:-1] + bytes([content[-1] ^ 1])
-    publisher.faults[f"/weights/run/1/{FILE}"] = times(1, Response(damaged))
+    publisher.faults[f"/v1/runs/run/weights/1/{FILE}"] = times(1, Response(damaged))
     prepared = await store.pull("run", ref)
     assert (prepared.folder / FILE).read_bytes() == content
 
 
 async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
-    path = "/weights/run/1"
+    path = "/v1/runs/run/weights/1"
     manifest = publisher.manifests[path]
     wrong = manifest.files[0].model_copy(update={"sha256": "0" * 64})
     publisher.manifests[path] = manifest.model_copy(update={"files": (wrong,)})
@@ -117,7 +118,7 @@ async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publi
 async def test_tensors_must_be_those_of_the_manifest(
     store: WeightsStore, publisher: Publisher, ref: WeightsRef
 ) -> None:
-    path = "/weights/run/1"
+    path = "/v1/runs/run/weights/1"
     manifest = publisher.manifests[path]
     info = manifest.tensors["lm_head.weight"].model_copy(update={"sha256": "0" * 64})
     publisher.manifests[path] = manifest.model_copy(update={"tensors": {**manifest.tensors, "lm_head.weight": info}})
@@ -139,16 +140,36 @@ async def test_tensors_must_fit_the_base(store: WeightsStore, publisher: Publish
 async def test_a_manifest_must_be_of_the_run_and_version(
     store: WeightsStore, publisher: Publisher, ref: WeightsRef
 ) -> None:
+    publisher.manifests["/v1/runs/other/weights/1"] = publisher.manifests["/v1/runs/run/weights/1"]
     with pytest.raises(WeightsError, match=r"the manifest is of run 'run' version 1"):
         await store.pull("other", ref)
 
 
+async def test_the_service_token_goes_to_run_control_alone(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef
+) -> None:
+    """A record names no address, and a redirect is not followed."""
+    named = WeightsRef.model_validate({"version": 1, "url": "http://127.0.0.1:9/elsewhere"})
+    assert named == ref
+    seen: list[str | None] = []
+
+    def redirected(request: Request) -> Response:
+        seen.append(request.headers.get("authorization"))
+        return RedirectResponse(f"{publisher_module.URL}/caught")
+
+    publisher.faults["/v1/runs/run/weights/1"] = redirected
+    with pytest.raises(WeightsError, match=r"follows no redirect: set MOR_CONTROL_URL"):
+        await store.pull("run", ref)
+    assert seen == ["Bearer secret"]
+    assert [path for path, _ in publisher.requests] == ["/v1/runs/run/weights/1"]
+
+
 async def test_file_names_cannot_leave_the_folder(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
-    path = "/weights/run/1"
+    path = "/v1/runs/run/weights/1"
     manifest = publisher.manifests[path]
     evil = manifest.files[0].model_copy(update={"name": "../../evil"})
     publisher.manifests[path] = manifest.model_copy(update={"files": (evil,)})
-    with pytest.raises(WeightsError, match=r"'../../evil' is not a plain name"):
+    with pytest.raises(WeightsError, match=r"not a weights manifest \(files.0.name"):
         await store.pull("run", ref)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from tests.router.endpoints import TOKEN, Endpoint, Endpoints
+from tests.router.live_groups import reward_groups
 
-TOKENS = {scope: f"{scope}-token-for-the-router" for scope in ("admin", "service", "viewer")}
+TOKENS = {scope: f"{scope}-token-for-the-router" for scope in ("admin", "service", "viewer", "labeller")}
 KEY = Fernet.generate_key().decode()
 
 
@@ -52,6 +53,7 @@ def settings(redis: Redis, redis_url: str, tmp_path: Path) -> RouterSettings:
         lease_s=5,
         worker=False,
         anchor_share=0,
+        audit_share=0,
     )
 
 
@@ -87,12 +89,13 @@ class Api:
         return enrolled
 
     async def reward(self, *responses: str, text: str = "What is it?", **more: Any) -> dict[str, Any]:
-        """Request the reward of one group."""
+        """Reward one group as the reward stage does, and return the outcome in the shape of ``/v1/reward``."""
         item = {"item_id": "g", "messages": [{"role": "user", "content": text}], "responses": responses, **more}
-        answer = await self.ok("POST", "/v1/reward", {"items": [item]}, token=TOKENS["service"])
-        found = answer["items"][0]
-        assert isinstance(found, dict)
+        [found] = await reward_groups(self.router, [item], {})
         return found
+
+    async def reward_groups(self, items: list[dict[str, Any]], images: Mapping[str, str]) -> list[dict[str, Any]]:
+        return await reward_groups(self.router, items, images)
 
 
 Start = Callable[..., AbstractAsyncContextManager[Api]]

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
 TOKEN = "a-token-of-the-reward-service"
+POLICY_TOKEN = "a-token-of-the-rollout-service"
 
 Score = Callable[[dict[str, Any], str], float]
 """Item and response to score."""
@@ -143,7 +144,7 @@ class Chat:
         return JSONResponse({"run": "run-1", "weights_version": self.weights_version})
 
     async def complete(self, request: Request) -> Response:
-        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+        if request.headers.get("authorization") not in (f"Bearer {TOKEN}", f"Bearer {POLICY_TOKEN}"):
             return JSONResponse({"detail": "unknown token"}, 401)
         body = await request.json()
         self.calls.append(body)

@@ -102,6 +102,8 @@ class Caller(Protocol):
 
     async def upload(self, name: str, content: bytes) -> None: ...
 
+    async def reward_groups(self, items: list[dict[str, Any]], images: dict[str, str]) -> list[dict[str, Any]]: ...
+
     async def settled(self) -> None:
         """Wait for the honeypot calls that are still to come."""
 
@@ -184,8 +186,8 @@ async def _call(
     for _ in range(_ATTEMPTS):
         left = [item for item in items if item["item_id"] not in rewarded]
         if left:
-            answer = await api.ok("POST", "/v1/reward", {"items": left, "images": images})
-            rewarded |= {found["item_id"]: found for found in answer["items"] if found["status"] == "ok"}
+            answers = await api.reward_groups(left, images)
+            rewarded |= {found["item_id"]: found for found in answers if found["status"] == "ok"}
     outcome.call_seconds.append(time.perf_counter() - started)
     outcome.lost += len(items) - len(rewarded)
     return [([quality(text) for text in item["responses"]], rewarded.get(item["item_id"])) for item in items]

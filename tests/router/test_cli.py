@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.fernet import Fernet
-from mor_router.cli import _report_unknown_variables, app
+from mor_router.cli import _report_renamed_variables, app
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
@@ -92,8 +92,10 @@ def test_bad_input_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
     assert "make a key with 'mor-router key'" in error_of("serve", secret_key="")
     assert "MOR_SECRET_KEY" in error_of("serve", secret_key="abc")
-    assert "quorum: Input should be less than or equal to 1" in error_of("serve", secret_key=KEY, quorum="2")
-    assert "fusion" in error_of("serve", secret_key=KEY, fusion='{"kind": "best"}')
+    assert "MOR_QUORUM: got '2'; wanted: Input should be less than or equal to 1" in error_of(
+        "serve", secret_key=KEY, quorum="2"
+    )
+    assert "MOR_FUSION" in error_of("serve", secret_key=KEY, fusion='{"kind": "best"}')
     (tmp_path / "x.json").write_text('{"clients": 1}')
     assert "not a file of 'mor-router export'" in error_of("import", str(tmp_path / "x.json"))
     assert "No such file" in error_of("import", str(tmp_path / "y.json"))
@@ -103,11 +105,11 @@ def test_a_renamed_variable_is_reported_until_the_present_one_is_set(monkeypatch
     """The trainer has a variable of the former name, and both services may share an environment."""
     monkeypatch.setenv("MOR_GROUP_ATTEMPTS", "7")
     with capture_logs() as logged:
-        _report_unknown_variables()
+        _report_renamed_variables()
     assert [line["use"] for line in logged if line["log_level"] == "warning"] == ["MOR_QUORUM_ATTEMPTS"]
     monkeypatch.setenv("MOR_QUORUM_ATTEMPTS", "3")
     with capture_logs() as logged:
-        _report_unknown_variables()
+        _report_renamed_variables()
     assert [line for line in logged if line["log_level"] == "warning"] == []
 
 

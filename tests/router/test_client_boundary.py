@@ -175,7 +175,7 @@ async def test_no_answer_of_a_client_changes_another_clients_or_fails_the_group(
 
 @pytest.fixture
 async def shared(start: Start, endpoints: Endpoints) -> Any:
-    async with start(circuit_failures=10_000, client_attempts=1, quorum=0.3) as api:
+    async with start(circuit_least_calls=10_000, circuit_calls=10_000, client_attempts=1, quorum=0.3) as api:
         _, bad = await two(api, endpoints)
         yield api, bad
 
@@ -190,7 +190,7 @@ async def test_an_unforeseen_exception_is_the_clients_error(
             raise RecursionError
         return parse_response(body, items)
 
-    async with start(circuit_failures=2, quorum=0.3) as api:
+    async with start(circuit_least_calls=2, quorum=0.3) as api:
         await two(api, endpoints)
         monkeypatch.setattr("mor_router.clients.client.parse_response", broken_parser)
         for status in ("error", "error", "circuit_open"):

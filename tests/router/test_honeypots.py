@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from mor_core.wire import ImagePart, Message
 from mor_router.clients.honeypot_scores import HoneypotScores
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Anchor
-from mor_router.trust.honeypots import honeypot_group
+from mor_router.trust.honeypot_shapes import GroupShape, RecentShapes, choose_anchors, honeypot_group
 from redis.asyncio import Redis
 
 from tests.router.conftest import Api, Start
@@ -35,15 +36,81 @@ def anchor(*others: str) -> Anchor:
     )
 
 
-@pytest.mark.parametrize(("size", "fillers"), [(2, ["x"]), (4, ["good", "x", "y", "z"]), (8, ["x"]), (5, [])])
-def test_a_honeypot_group_has_the_requested_size_and_its_anchor_at_random_places(size: int, fillers: list[str]) -> None:
+def shape(*counts: int, characters: float = 4.0, pictures: int = 0, known: bool = True) -> GroupShape:
+    return GroupShape(counts, characters, pictures, known)
+
+
+@pytest.mark.parametrize(
+    ("counts", "fillers"),
+    [((1, 1), ["x"]), ((1,) * 4, ["good", "x", "y", "z"]), ((3, 2, 2, 1), ["x"]), ((2, 2, 1), []), ((5, 1), ["x"])],
+)
+def test_a_honeypot_group_has_the_requested_shape_and_its_anchor_at_random_places(
+    counts: tuple[int, ...], fillers: list[str]
+) -> None:
     places = set()
     for _ in range(60):
-        made = honeypot_group(anchor(), size, fillers)
-        assert len(made.responses) == size
+        made = honeypot_group(anchor(), shape(*counts), fillers)
+        assert len(made.responses) == sum(counts)
+        assert made.rejected is not None
         assert (made.responses[made.chosen], made.responses[made.rejected]) == ("good", "bad")
+        if len(counts) <= 2 + len(set(fillers)):
+            assert sorted(Counter(made.responses).values(), reverse=True) == sorted(counts, reverse=True)
         places.add((made.chosen, made.rejected))
-    assert len(places) > size - 1
+    assert len(places) >= 2
+
+
+def test_a_group_of_equal_responses_is_imitated_and_gives_no_score() -> None:
+    made = honeypot_group(anchor("x"), shape(4), [])
+    assert len(made.responses) == 4
+    assert len(set(made.responses)) == 1
+    assert made.rejected is None
+
+
+def test_anchors_are_chosen_by_pictures_repetition_and_length_and_then_by_use() -> None:
+    recent = RecentShapes()
+    pictured = Message(role="user", content=(ImagePart.of("1" * 64),))
+    recent.sent((pictured,))
+
+    def made(digest: str, text: str, *others: str, picture: str | None = None) -> Anchor:
+        content: Any = (ImagePart.of(picture * 64),) if picture else "?"
+        message = Message(role="user", content=content)
+        return anchor(*others).model_copy(update={"digest": digest, "messages": (message,), "chosen": text})
+
+    known, fresh = made("known", "good", picture="1"), made("fresh", "good", picture="2")
+    plain = [made(f"plain-{n}", "good") for n in range(9)]
+    used = dict.fromkeys(["known", "fresh", *(a.digest for a in plain)], 0)
+    candidates = [known, fresh, *plain]
+    few = choose_anchors([shape(1, 1, pictures=1, known=False)] * 2, [known, fresh], {"known": 0, "fresh": 9}, recent)
+    assert {a.digest for a in few} == {"known", "fresh"}
+    narrow, wide = (
+        [made(f"narrow-{n}", "good") for n in range(40)],
+        [made(f"wide-{n}", "good", "a", "b") for n in range(8)],
+    )
+    times = {a.digest: n for n, a in enumerate([*narrow, *wide])}
+    assert choose_anchors([shape(1, 1, 1, 1)], [*narrow, *wide], times, recent) == [wide[0]]
+    chosen = choose_anchors([shape(1, 1, pictures=1)] * 11, candidates, used, recent)
+    assert sorted(a.digest for a in chosen) == sorted(used)
+    assert (
+        len(
+            choose_anchors(
+                [shape(1, 1)] * 3, [known, known.model_copy(update={"digest": "twin"})], {"known": 0, "twin": 0}, recent
+            )
+        )
+        == 1
+    )
+
+
+def test_only_runs_are_imitated_while_one_is_active() -> None:
+    recent = RecentShapes()
+    message = (Message(role="user", content="?"),)
+    recent.observe("helpful", [(message, ("a", "b", "b"))], 0.0, of_run=False)
+    assert recent.follows("helpful", 1.0, of_run=False)
+    recent.observe("helpful", [(message, ("a", "a", "b", "c"))], 2.0, of_run=True)
+    recent.observe("helpful", [(message, ("a",))], 2.0, of_run=True)
+    assert not recent.follows("helpful", 3.0, of_run=False)
+    assert recent.follows("helpful", 3.0, of_run=True)
+    assert {drawn.counts for drawn in recent.draw("helpful", 20, of_run=True)} == {(2, 1, 1)}
+    assert recent.follows("helpful", 5000.0, of_run=False)
 
 
 async def test_the_holdout_is_by_picture_and_never_more_than_its_share(redis: Redis) -> None:
@@ -78,7 +145,7 @@ async def traffic(api: Api, calls: int, groups: int, size: int, seed: int) -> li
             items.append(
                 {"item_id": f"{call} {index}", "messages": messages, "responses": responses, "objective": "helpful"}
             )
-        found += (await api.ok("POST", "/v1/reward", {"items": items, "images": images}))["items"]
+        found += await api.reward_groups(items, images)
     return found
 
 
@@ -151,7 +218,7 @@ async def test_a_client_honest_about_anchors_only_loses_its_weight_until_it_is_h
         assert set(others) == {"active"}
         audit = [json.loads(line) for line in api.router.resources.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
         assert [line["subject"] for line in audit if line["action"] == "drift"] == ["two-faced"]
-        assert 'mor_router_distrusted{client="two-faced"} 1.0' in (await api.http.get("/metrics")).text
+        assert 'mor_router_distrusted{client="two-faced"} 1.0' in (await api.call("GET", "/metrics")).text
 
         second = await api.ok("POST", "/v1/objectives/helpful/fit")
         assert "distrusted" in second["report"]["left_out"]["two-faced"]

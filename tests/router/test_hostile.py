@@ -29,6 +29,9 @@ class _Caller:
     async def upload(self, name: str, content: bytes) -> None:
         assert (await upload(self._api, content, name)).status_code == 200
 
+    async def reward_groups(self, items: list[dict[str, Any]], images: dict[str, str]) -> list[dict[str, Any]]:
+        return await self._api.reward_groups(items, images)
+
     async def settled(self) -> None:
         await self._api.router.trust.honeypots.settled()
 

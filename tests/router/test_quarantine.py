@@ -133,7 +133,7 @@ async def test_useless_clients_are_excluded_within_five_refits_and_return_when_t
     audit = [json.loads(line) for line in api.router.resources.settings.audit_log.read_text().splitlines()]  # type: ignore[union-attr]
     moved = [line for line in audit if line["action"] == "quarantine"]
     assert {(line["subject"], line["state"]) for line in moved} == {(name, "quarantined") for name in bad}
-    metrics = (await api.http.get("/metrics")).text
+    metrics = (await api.call("GET", "/metrics")).text
     assert 'mor_router_quarantined{client="guess"} 1.0' in metrics
     assert 'mor_router_quarantined{client="chart"} 0.0' in metrics
 

@@ -11,7 +11,7 @@ from mor_router.clients.scoring import ScoreBatch, ScoreRequester
 from redis.asyncio import Redis
 
 from tests.collector import Collector, traced
-from tests.router.conftest import Api, Start, eventually
+from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import Endpoint, Endpoints, html
 from tests.router.test_reward_stage import all_of, count, publish, rollout, working
 
@@ -73,7 +73,7 @@ async def test_a_failed_client_and_a_group_given_up_are_marked_as_failed(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str, collector: Collector
 ) -> None:
     broken = endpoints.endpoint("broken")
-    async with working(start, run_name, quorum_attempts=1) as (api, side):
+    async with working(start, run_name, quorum_attempts=1, outage_wait_s=0.0001) as (api, side):
         await api.enrol(broken)
         broken.broken = html
         await publish(side, rollout(run_name, "g1", ("answer 1", "answer 2")))
@@ -113,7 +113,8 @@ async def test_a_fused_reward_continues_its_callers_trace(api: Api, endpoints: E
     await api.enrol(endpoints.endpoint("client"))
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     api.http.headers["traceparent"] = traceparent
-    assert (await api.reward("answer 1", "answer 2"))["status"] == "ok"
+    item = {"item_id": "g", "messages": [{"role": "user", "content": "?"}], "responses": ["answer 1", "answer 2"]}
+    await api.ok("POST", "/v1/reward", {"items": [item]}, token=TOKENS["service"])
     await arrived(collector, "reward", 1)
     spans = {span.name: span for span in collector.in_trace("4bf92f3577b34da6a3ce929d0e0e4736")}
     assert spans["reward"].parent == "00f067aa0ba902b7"

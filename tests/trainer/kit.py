@@ -31,6 +31,7 @@ TOKENS = {
     "viewer": "token-viewer",
     "client": "token-client",
     "enrolment": "token-enrolment",
+    "labeller": "token-labeller",
 }
 
 

@@ -12,7 +12,7 @@ def rollout_of(group_id: str = "g", *, pixels: str | None = None, version: int =
         prompt_id="p",
         messages=(Message(role="user", content="how many?"),),
         sampling=Sampling(group_size=1, max_tokens=4),
-        weights=WeightsRef(version=version, url="http://127.0.0.1/w"),
+        weights=WeightsRef(version=version),
     )
     return RolloutRecord(
         run="r",

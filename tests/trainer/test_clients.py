@@ -12,7 +12,7 @@ from mor_core.auth import hash_token
 from mor_router.app import create_app as create_router
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
-from pydantic import AnyHttpUrl
+from pydantic import AnyHttpUrl, SecretStr
 from redis.asyncio import Redis
 
 from tests.router.endpoints import TOKEN, Endpoints
@@ -41,8 +41,10 @@ async def test_state_circuit_and_card_of_each_client_and_its_own_for_a_client(
         tokens[name] = (await router.post("/v1/clients", json=body)).raise_for_status().json()["token"]
     paused = {"state": "paused", "reason": "moves house"}
     (await router.patch("/v1/clients/beta", json=paused)).raise_for_status()
-    app = create_app(settings.model_copy(update={"router_url": ROUTER}), router._transport)
+    service = SecretStr(TOKENS["service"])
+    app = create_app(settings.model_copy(update={"router_url": ROUTER, "service_token": service}), router._transport)
     async with running(app) as http:
+        await app.state.tokens.refresh()
         found = (await http.get("/v1/clients", headers=bearer("viewer"))).raise_for_status().json()
         assert [(line["client"]["name"], line["client"]["state"], line["circuit"]) for line in found] == [
             ("alpha", "active", "closed"),
@@ -53,6 +55,9 @@ async def test_state_circuit_and_card_of_each_client_and_its_own_for_a_client(
         own = {"Authorization": f"Bearer {tokens['beta']}"}
         [line] = (await http.get("/v1/clients", headers=own)).raise_for_status().json()
         assert line["client"]["name"] == "beta"
+        (await router.delete("/v1/clients/beta")).raise_for_status()
+        await app.state.tokens.refresh()
+        assert (await http.get("/v1/clients", headers=own)).status_code == 401
     servers.stop()
 
 

@@ -45,7 +45,7 @@ def mean_rewards(tiny: Path, prompts: Path, steps: int, **changes: Any) -> list[
             prompt = rows[(4 * step + index) % len(rows)]
             record = PromptRecord(
                 run="r", group_id=f"{step}-{index}", prompt_id=prompt.id, messages=prompt.messages,
-                sampling=Sampling(group_size=8, max_tokens=6), weights=WeightsRef(version=0, url="http://x"),
+                sampling=Sampling(group_size=8, max_tokens=6), weights=WeightsRef(version=0),
             )  # fmt: skip
             block, _, _ = sampler.sample(record, prompt.images)
             rewards = tuple(4.0 * sum(t % 2 == 0 for t in ids) / len(ids) for ids in block.response_token_ids)

@@ -96,7 +96,7 @@ def test_engine_and_trainer_agree_on_sampled_tokens(tiny: Path, prompts: Path, r
     prompt = rows_of[0]
     record = PromptRecord(
         run="r", group_id="g", prompt_id="p", messages=prompt.messages,
-        sampling=Sampling(group_size=4, max_tokens=8), weights=WeightsRef(version=0, url="http://x"),
+        sampling=Sampling(group_size=4, max_tokens=8), weights=WeightsRef(version=0),
     )  # fmt: skip
     block, _, pixels = Sampler(tiny).sample(record, prompt.images)
     prepared = policy.prepare(prompt.messages, prompt.images)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from mor_core.terminal import TerminalConsole
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -55,7 +55,7 @@ _CORES = 2
 _PRINT_EVERY = 10
 """Steps between progress lines if the output is not a terminal."""
 
-console = Console()
+console = TerminalConsole()
 
 
 class Demonstration:
@@ -148,7 +148,8 @@ class Demonstration:
             except BaseException:
                 running.stop()
                 raise
-        console.print(f"[bold]dashboard: {running.dashboard}[/bold]", soft_wrap=True, highlight=False)
+        page = f"open {running.dashboard_file} in a browser; it signs you in to {running.url('control')}"
+        console.print(f"[bold]dashboard: {page}[/bold]", soft_wrap=True, highlight=False)
         mor = Path(sys.executable).parent / "mor"
         hint = f"export MOR_CONFIG={running.command_settings}; {mor} run list"
         console.print(f"command: {hint}", soft_wrap=True, highlight=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from three_domains.stack import CLIENTS, HTTP_SERVICES, StackError, free_ports
+from three_domains.stack import CLIENTS, HTTP_SERVICES, StackError, free_ports, metrics_token_file
 
 _RULES = Path(__file__).parents[3] / "helm" / "mor" / "files" / "rules.yaml"
 _START_S = 30.0
@@ -55,7 +55,13 @@ def configure(state: Path) -> Path:
     config = {
         "global": {"scrape_interval": "5s", "evaluation_interval": "15s"},
         "rule_files": ["rules.yaml"],
-        "scrape_configs": [{"job_name": "mor", "static_configs": scraped}],
+        "scrape_configs": [
+            {
+                "job_name": "mor",
+                "authorization": {"credentials_file": str(metrics_token_file(state).resolve())},
+                "static_configs": scraped,
+            }
+        ],
     }
     file = folder / "prometheus.yaml"
     file.write_text(json.dumps(config, indent=1))

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mor_core.printable import visible_lines
+
 from three_domains import report
 from three_domains.stack import CLIENTS
 
@@ -127,7 +129,7 @@ def run_beside(
             for process in [process for process in running if process.poll() is not None]:
                 step = running.pop(process)
                 if process.returncode:
-                    print(step.log.read_text(errors="replace"))
+                    print(visible_lines(step.log.read_text(errors="replace")))
                     raise step.failure(process.returncode)
                 done(step)
     finally:

@@ -2,7 +2,9 @@
 
 All processes get the ports and the name of the state folder (``stack.env``); only the server's processes read its
 settings and secrets (``server.env``). A client's process gets its own model and tokens file, and no secret of others.
-The operator's token is in ``operator.token``; ``mor.toml`` configures the command ``mor``.
+The operator's token is in ``operator.token``, Prometheus's in ``metrics.token``; ``mor.toml`` configures the command
+``mor``, and ``dashboard.html`` opens the dashboard. Only their owner can read these files, and no log or command line
+holds a token.
 
 ``python -m three_domains.stack down --state DIR`` ends a stack that ``make up`` left running.
 """
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -48,6 +50,15 @@ _END = re.compile(r"^\S+ system +\| (?:SIG\w+ received|(\S+)\.1 stopped \(rc=(-?
 """Pattern of the log line with the cause of the stack's end: a signal to honcho, or a process."""
 
 
+_REDIRECT = """<!doctype html>
+<meta charset="utf-8">
+<meta name="referrer" content="no-referrer">
+<title>MoR dashboard</title>
+<script>location.replace("{address}")</script>
+"""
+"""Page that leads a browser to the dashboard."""
+
+
 class StackError(RuntimeError):
     """The stack did not start or ended; the message names the process and its log."""
 
@@ -58,9 +69,9 @@ class Stack:
 
     state: Path
     ports: dict[str, int]
-    admin_token: str
-    client_secrets: dict[str, str]
-    viewer_token: str = ""
+    admin_token: str = field(repr=False)
+    client_secrets: dict[str, str] = field(repr=False)
+    viewer_token: str = field(default="", repr=False)
     procfile: Path = _PROCFILE
 
     def url(self, name: str) -> str:
@@ -68,8 +79,13 @@ class Stack:
 
     @property
     def dashboard(self) -> str:
-        """Address of the dashboard. The token after ``#`` can only read, and browsers do not send it to servers."""
+        """Address of the dashboard, with a token that can only read. Browsers do not send what follows ``#``."""
         return f"{self.url('control')}/#token={self.viewer_token}"
+
+    @property
+    def dashboard_file(self) -> Path:
+        """Page that opens the dashboard: a link with the token would stay in logs and in the list of processes."""
+        return self.state / "dashboard.html"
 
     @property
     def command_settings(self) -> Path:
@@ -233,15 +249,19 @@ def prepare(state: Path, base_model: Path) -> Stack:
         raise StackError(f"a stack is running on {state}; {cure}")
     shutil.rmtree(state / "redis", ignore_errors=True)
     ports = free_ports(["redis", *HTTP_SERVICES])
-    admin, service, viewer = (secrets.token_urlsafe(32) for _ in range(3))
+    admin, service, viewer, metrics = (secrets.token_urlsafe(32) for _ in range(4))
     client_secrets = {name: secrets.token_urlsafe(32) for name in CLIENTS}
     stack = Stack(state, ports, admin, client_secrets, viewer)
     tokens = state / "tokens.json"
+    prometheus = ("prometheus", Scope.metrics, metrics)
     holders = (("operator", Scope.admin, admin), ("mor", Scope.service, service), ("dashboard", Scope.viewer, viewer))
-    _write_tokens(tokens, *holders)
+    _write_tokens(tokens, *holders, prometheus)
     _write_private(state / "operator.token", admin)
+    _write_private(metrics_token_file(state), metrics)
+    _write_private(stack.dashboard_file, _REDIRECT.format(address=stack.dashboard))
     for name in CLIENTS:
-        _write_tokens(state / "clients" / name / "tokens.json", ("router", Scope.service, client_secrets[name]))
+        router = ("router", Scope.service, client_secrets[name])
+        _write_tokens(state / "clients" / name / "tokens.json", router, prometheus)
     runs = state / "runs"
     runs.mkdir(exist_ok=True)
     common = {
@@ -268,6 +288,11 @@ def prepare(state: Path, base_model: Path) -> Stack:
     _write_settings(state / "stack.env", common)
     _write_settings(state / "server.env", server)
     return stack
+
+
+def metrics_token_file(state: Path) -> Path:
+    """Return the file with the token for every service's ``/metrics``."""
+    return state / "metrics.token"
 
 
 def _write_command_settings(stack: Stack) -> None:

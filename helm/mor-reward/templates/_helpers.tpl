@@ -37,6 +37,10 @@ labels:
 {{- if $image.digest -}}{{ $name }}@{{ $image.digest }}{{- else -}}{{ $name }}:{{ default $tag $image.tag }}{{- end -}}
 {{- end -}}
 
+{{- define "reward.scheme" -}}
+{{- ternary "https" "http" (ne .Values.tls.existingSecret "") -}}
+{{- end -}}
+
 {{- define "reward.secret" -}}
 {{- default (include "reward.fullname" .) .Values.auth.existingSecret -}}
 {{- end -}}

@@ -49,6 +49,11 @@ labels:
 {{- default (printf "%s-auth" (include "mor.fullname" .)) .Values.auth.existingSecret -}}
 {{- end -}}
 
+{{/* Processes with a user of their own in Redis, as in files/redis-users.txt. */}}
+{{- define "mor.redisUsers" -}}
+{{- list "control" "worker" "rollout" "router" | mustToJson -}}
+{{- end -}}
+
 {{- define "mor.redisSecret" -}}
 {{- if .Values.redis.bundled -}}
 {{- default (printf "%s-valkey" (include "mor.fullname" .)) .Values.valkey.existingSecret -}}

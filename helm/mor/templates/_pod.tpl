@@ -104,6 +104,7 @@ resources:
 {{- define "mor.serving" -}}
 MOR_HOST: "0.0.0.0"
 MOR_PORT: {{ .port | quote }}
+MOR_METRICS_PORT: "9090"
 MOR_TOKENS_FILE: /run/secrets/mor/tokens.json
 {{- if .root.Values.tls.existingSecret }}
 MOR_TLS_CERT_FILE: /etc/mor/tls/tls.crt
@@ -162,7 +163,8 @@ other Secrets: list of dict secret, key, path). */}}
       - secret:
           name: {{ include "mor.redisSecret" .root }}
           items:
-            - {key: {{ .root.Values.redis.bundled | ternary "url" .root.Values.redis.external.key }}, path: mor_redis_url}
+            {{- $own := or .root.Values.redis.bundled .root.Values.redis.external.perService }}
+            - {key: {{ $own | ternary (printf "%s-url" .component) .root.Values.redis.external.key }}, path: mor_redis_url}
       - secret:
           name: {{ include "mor.authSecret" .root }}
           items:

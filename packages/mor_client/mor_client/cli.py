@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from mor_core.uncaught import guard_uncaught
 
 from mor_client import __version__
 from mor_client.commands import alert, client, dead, objective, run
@@ -42,6 +43,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    guard_uncaught()
     if config is not None:
         os.environ[CONFIG_VARIABLE] = str(config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mor_core.audits import ClientAudits
 from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
 
 from mor_client.transport import Transport
@@ -25,7 +26,7 @@ class ClientCalls:
 
     def list(self) -> list[Client]:
         """List all clients by name."""
-        found: list[Client] = self._router.get("/v1/clients", list[Client])
+        found: list[Client] = self._router.pages("/v1/clients", Client, "name")
         return found
 
     def get(self, name: str) -> ClientStatus:
@@ -35,6 +36,11 @@ class ClientCalls:
     def influence(self, name: str) -> Influence:
         """Get the effect of a client's scores on recent rewards."""
         found: Influence = self._router.get(f"/v1/clients/{name}/influence", Influence)
+        return found
+
+    def audits(self, name: str) -> ClientAudits:
+        """Get what labelled audits of live groups say about a client."""
+        found: ClientAudits = self._router.get(f"/v1/clients/{name}/audits", ClientAudits)
         return found
 
     def change(self, name: str, change: Change) -> Client:

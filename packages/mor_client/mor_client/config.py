@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
-from mor_core.problems import describe
+from mor_core.failures import describe, quote_failure
 from mor_core.settings import PREFIX, Settings
 from platformdirs import user_config_path
 from pydantic import Field, SecretStr, ValidationError
@@ -107,4 +107,4 @@ def read_settings(**given: Any) -> ClientSettings:
     except ValidationError as error:
         raise Invalid(f"settings ({PREFIX}* or {config_path()}): {describe(error)}") from error
     except ValueError as error:  # TOML that cannot be parsed
-        raise Invalid(f"{config_path()}: {error}; write it as TOML") from error
+        raise Invalid(f"{config_path()}: {quote_failure(error)}; write it as TOML") from error

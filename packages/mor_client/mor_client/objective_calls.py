@@ -1,4 +1,4 @@
-"""Calls of the router about objectives: create, replace anchors, fit, roll back the gate version."""
+"""Calls of the router about objectives: create, change, replace anchors, fit, roll back the gate version."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mor_core.audits import AuditCounts
 from mor_core.datafiles import Preference, read_preferences
-from mor_core.stored_objectives import FitRequest, NewObjective, Objective
+from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange
 from mor_core.wire import ImagePart, ModelRef
 from pydantic import BaseModel
 
@@ -67,16 +68,26 @@ class ObjectiveCalls:
         self._settings = settings
 
     def create(self, objective: NewObjective) -> Objective:
-        return self._objective("POST", "/v1/objectives", json=objective.model_dump(mode="json"))
+        return self._objective("POST", "/v1/objectives", json=objective.model_dump(mode="json", exclude_defaults=True))
+
+    def change(self, name: str, change: ObjectiveChange) -> Objective:
+        """Change paraphrases or audits of an objective; fields that ``change`` does not have stay."""
+        body = change.model_dump(mode="json", exclude_unset=True)
+        return self._objective("PATCH", f"/v1/objectives/{name}", json=body)
+
+    def audits(self, name: str) -> AuditCounts:
+        """Count the audited groups of an objective."""
+        found: AuditCounts = self._router.get(f"/v1/objectives/{name}/audits", AuditCounts)
+        return found
 
     def versions(self, name: str) -> list[Gate]:
         """List the gate versions of an objective, oldest first."""
-        found: list[Gate] = self._router.get(f"/v1/objectives/{name}/gates", list[Gate])
+        found: list[Gate] = self._router.pages(f"/v1/objectives/{name}/gates", Gate, "version")
         return found
 
     def list(self) -> list[Objective]:
         """List all objectives by name."""
-        found: list[Objective] = self._router.get("/v1/objectives", list[Objective])
+        found: list[Objective] = self._router.pages("/v1/objectives", Objective, "name")
         return found
 
     def get(self, name: str) -> Objective:

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mor_core.errors import MorError
+from mor_core.printable import visible, visible_json
+from mor_core.terminal import TerminalConsole
 from pydantic import BaseModel, TypeAdapter
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mor_client.errors import ServiceError
 
-out = Console()
-err = Console(stderr=True)
+out = TerminalConsole()
+err = TerminalConsole(stderr=True)
 
 STATE_STYLES = {
     "running": "green",
@@ -35,9 +36,9 @@ STATE_STYLES = {
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on one line."""
+    """Print one JSON document on one line. A terminal may show it, so control characters are escaped."""
     kind: Any = type(value) if isinstance(value, BaseModel) else Any
-    sys.stdout.write(TypeAdapter(kind).dump_json(value).decode() + "\n")
+    sys.stdout.write(visible_json(TypeAdapter(kind).dump_json(value).decode()) + "\n")
     sys.stdout.flush()
 
 
@@ -75,7 +76,7 @@ def print_error(error: MorError, *, as_json: bool) -> None:
                 "detail": error.detail,
                 "cure": error.cure,
             }
-        sys.stderr.write(json.dumps({"error": document}) + "\n")
+        sys.stderr.write(visible_json(json.dumps({"error": document})) + "\n")
     else:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
 
@@ -86,7 +87,7 @@ def cell(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = escape(str(value))
+    text = escape(visible(str(value)))  # before the console measures it
     style = STATE_STYLES.get(text)
     return f"[{style}]{text}[/]" if style else text
 

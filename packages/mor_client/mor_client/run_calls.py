@@ -48,7 +48,7 @@ class RunCalls:
 
     def list(self) -> list[RunSnapshot]:
         """List all runs, newest first."""
-        found: list[RunSnapshot] = self._control.get("/v1/runs", list[RunSnapshot])
+        found: list[RunSnapshot] = self._control.pages("/v1/runs", RunSnapshot, "id")
         return found
 
     def get(self, run: str) -> RunSnapshot:

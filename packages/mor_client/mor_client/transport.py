@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import httpx
 import stamina
 from httpx_sse import EventSource, connect_sse
+from mor_core.failures import quote_failure
 from pydantic import TypeAdapter, ValidationError
 
 from mor_client import errors
@@ -23,6 +24,8 @@ _MAX_PAUSE_S = 30.0
 """Most seconds to wait before a retry, whatever Retry-After demands: a command must end."""
 _MAX_SILENCE_S = 60.0
 """Seconds without data after which an event stream is lost; services send a comment every 15 seconds."""
+_PAGE_ENTRIES = 1000
+"""Entries of a page of the services' list routes."""
 _NOT_PROCESSED = (429, 503)
 """Statuses by which a service reports that it did not process the request."""
 _GATEWAY = (502, 504)
@@ -60,6 +63,16 @@ class Transport:
     def get(self, path: str, kind: Any, **params: Any) -> Any:
         """Send a GET and parse the response as ``kind``. Parameters that are ``None`` are omitted."""
         return self.call("GET", path, kind, params=params)
+
+    def pages(self, path: str, kind: Any, identity: str) -> list[Any]:
+        """Read all entries of a list route, page by page; ``identity`` is the attribute that names an entry."""
+        found: list[Any] = []
+        while True:
+            after = str(getattr(found[-1], identity)) if found else None
+            part = self.get(path, list[kind], after=after)
+            found += part
+            if len(part) != _PAGE_ENTRIES:
+                return found
 
     def call(
         self,
@@ -145,7 +158,9 @@ class Transport:
         except httpx.TransportError as error:
             raise errors.from_transport(self.service, self.url or "", error) from error
         except httpx.InvalidURL as error:
-            raise ServiceError(self.service, f"{self.url!r} is not a valid address: {error}", "correct it") from error
+            raise ServiceError(
+                self.service, f"{self.url!r} is not a valid address: {quote_failure(error)}", "correct it"
+            ) from error
 
 
 def _certificate_check(settings: ClientSettings) -> Any:

@@ -1,123 +1,79 @@
-"""Inbound bearer tokens: scoped, stored hashed, compared in constant time, rotatable by editing one file.
-
-The tokens file is JSON: ``[{"name": "ops", "scope": "admin", "sha256": "<hex of the token>"}]``. A token is 32 random
-bytes, so one SHA-256 protects it: a dictionary attack is impossible. Rotation: add the new hash, switch the callers,
-remove the old hash; the service reads the file again when its modification time changes.
-"""
+"""Authentication of requests, and the access that each route declares: ``require`` or ``public``."""
 
 from __future__ import annotations
 
-import enum
-import hashlib
-import hmac
-import secrets
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import TypeAdapter, ValidationError
 
-from mor_core.errors import Forbidden, Invalid, Unauthorized
-from mor_core.wire import Sha256, Wire
+from mor_core.errors import Forbidden, Unauthorized
+from mor_core.token_file import Principal, Token, TokenFile, hash_token, new_token
+from mor_core.token_watch import note_token
+from mor_core.visibility import HiddenFrom, OwnRows, Scope, marked_fields, models_in
 
+__all__ = [
+    "Access",
+    "Principal",
+    "Scope",
+    "Token",
+    "TokenFile",
+    "access_of",
+    "caller",
+    "checks_of",
+    "hash_token",
+    "identified",
+    "marks_of",
+    "new_token",
+    "public",
+    "require",
+]
 
-class Scope(enum.StrEnum):
-    """Rights of a token."""
+Check = Callable[[Request, Principal], Awaitable[Principal]]
+"""Check of an authenticated caller's rights, made by ``require``."""
+E = TypeVar("E")
 
-    admin = "admin"
-    """All rights, including those of the other scopes."""
-    service = "service"
-    """Calls between MoR's own processes: weights, scores, run heartbeats."""
-    enrolment = "enrolment"
-    """Enrol a client at the router."""
-    client = "client"
-    """Read the figures of one client."""
-    viewer = "viewer"
-    """Read status."""
-
-
-class Token(Wire):
-    """Entry of the tokens file."""
-
-    name: str
-    """Name of the holder; for scope ``client`` the client's name."""
-    scope: Scope
-    sha256: Sha256
-
-
-class Principal(Wire):
-    """Authenticated caller."""
-
-    name: str
-    scope: Scope
-
-
-def new_token() -> str:
-    """Create a token of 32 random bytes, URL-safe."""
-    return secrets.token_urlsafe(32)
-
-
-def hash_token(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-class TokenFile:
-    """Tokens of a service, read from a file and kept up to date."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._modified: float | None = None
-        self._tokens: list[Token] = []
-        self._refresh()
-
-    def _refresh(self) -> None:
-        if self._path is None:
-            return
-        try:
-            modified = self._path.stat().st_mtime
-            if modified != self._modified:
-                self._tokens = TypeAdapter(list[Token]).validate_json(self._path.read_bytes())
-                self._modified = modified
-        except (OSError, ValidationError) as error:
-            raise Invalid(f"tokens file {self._path}: {error}; write a JSON list of {{name, scope, sha256}}") from error
-
-    def authenticate(self, token: str) -> Principal:
-        """Return the holder of ``token``. Every stored hash is compared, so that the duration reveals nothing.
-
-        Raises:
-            Unauthorized: the token is unknown.
-        """
-        self._refresh()
-        digest = hash_token(token)
-        found: Principal | None = None
-        for known in self._tokens:
-            if hmac.compare_digest(known.sha256, digest):
-                found = Principal(name=known.name, scope=known.scope)
-        if found is None:
-            raise Unauthorized("unknown bearer token; request one from the platform team, or rotate yours")
-        return found
-
-    async def identify(self, token: str) -> Principal:
-        """Return the holder of a request's token; services with tokens outside the file override this.
-
-        Raises:
-            Unauthorized: the token is unknown.
-        """
-        return self.authenticate(token)
-
-
+_IDENTIFIED = "mor_core.auth.principal"
+"""Key of the caller in a request's ASGI scope, so that one request looks its token up once."""
 _bearer = HTTPBearer(auto_error=False, description="Scoped bearer token.")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Callers that a route admits."""
+
+    scopes: frozenset[Scope] | None
+    """Scopes of the tokens; ``None``: no token is needed."""
+    own: str | None = None
+    """Path parameter that must be the caller's own name, for a token of scope ``client``."""
 
 
 async def _principal(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Principal:
+    if (known := request.scope.get(_IDENTIFIED)) is not None:
+        principal: Principal = known
+        return principal
     if credentials is None:
         raise Unauthorized("no bearer token; send 'Authorization: Bearer <token>'")
     tokens: TokenFile = request.app.state.tokens
-    return await tokens.identify(credentials.credentials)
+    found = await tokens.identify(credentials.credentials)
+    request.scope[_IDENTIFIED] = found
+    note_token(request.scope, credentials.credentials, found)
+    return found
+
+
+async def identified(request: Request) -> Principal:
+    """Return the sender of ``request`` by its head alone.
+
+    Raises:
+        Unauthorized: the token is missing or unknown.
+    """
+    return await _principal(request, await _bearer(request))
 
 
 async def caller(request: Request, *scopes: Scope) -> Principal:
@@ -127,21 +83,65 @@ async def caller(request: Request, *scopes: Scope) -> Principal:
         Unauthorized: the token is missing or unknown.
         Forbidden: the caller has none of ``scopes``.
     """
-    return await require(*scopes)(await _principal(request, await _bearer(request)))
+    return await require(*scopes)(request, await identified(request))
 
 
-def require(*scopes: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+def require(*scopes: Scope, own: str | None = None) -> Check:
     """Make a FastAPI dependency that requires one of ``scopes``; scope admin always passes.
 
-    Use as ``caller: Annotated[Principal, Depends(require(Scope.viewer))]``. Needs ``app.state.tokens``, which
+    With ``own``, a token of scope ``client`` passes only where the path parameter of that name is its own name. Use as
+    ``caller: Annotated[Principal, Depends(require(Scope.viewer))]``. Needs ``app.state.tokens``, which
     ``mor_core.service.create_service`` sets.
     """
-    allowed = {Scope.admin, *scopes}
+    access = Access(frozenset({Scope.admin, *scopes}), own)
+    needed = " or ".join(sorted(access.scopes or ()))
 
-    async def check(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
-        if principal.scope not in allowed:
-            needed = " or ".join(sorted(allowed))
+    async def check(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> Principal:
+        if principal.scope not in (access.scopes or ()):
             raise Forbidden(f"token {principal.name!r} has scope {principal.scope}; this needs {needed}")
+        if own is not None and principal.scope is Scope.client and request.path_params[own] != principal.name:
+            raise Forbidden(
+                f"the token of client {principal.name!r} shows its own figures only; put its name into the path"
+            )
         return principal
 
+    check.__dict__["access"] = access
     return check
+
+
+def public(endpoint: E) -> E:
+    """Declare that a route's function, or a mounted app, needs no token."""
+    endpoint.__dict__["access"] = Access(None)
+    return endpoint
+
+
+def access_of(route: Any) -> Access | None:
+    """Return the access that a route or mount declares; ``None``: it declares none."""
+    declared = getattr(getattr(route, "endpoint", None) or getattr(route, "app", None), "access", None)
+    if declared is not None or not hasattr(route, "dependant"):
+        return declared
+    found = [check.__dict__["access"] for check in checks_of(route)]
+    if not found:
+        return None
+    admitted = frozenset.intersection(*(access.scopes or frozenset(Scope) for access in found))
+    return Access(admitted, next((access.own for access in found if access.own is not None), None))
+
+
+def checks_of(route: APIRoute) -> tuple[Check, ...]:
+    """Return the checks of the caller that a route's dependencies declare."""
+    return tuple(part.call for part in _parts(route.dependant) if hasattr(part.call, "access"))
+
+
+def marks_of(route: APIRoute) -> Iterator[tuple[str, HiddenFrom | OwnRows]]:
+    """Yield path and mark of each field of a route's answer that some callers do not get."""
+    answer = route.response_model or route.responses.get(200, {}).get("model")
+    for model in models_in(answer):
+        for path, mark in marked_fields(model):
+            yield path.removeprefix("root."), mark
+
+
+def _parts(dependant: Dependant) -> Iterator[Any]:
+    """Yield the dependencies below ``dependant``."""
+    for part in dependant.dependencies:
+        yield part
+        yield from _parts(part)

@@ -10,24 +10,43 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
+import secrets
+import stat
+from pathlib import Path
 from typing import Any
 
 import fsspec
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
-from mor_core.errors import BlobMissing
+from mor_core.errors import BlobMissing, Invalid
+from mor_core.stored import StoredEntries, is_wrong_type
 from mor_core.streams import key
+from mor_core.wire import RunId
 
 INLINE_BYTES = 256 << 10
 """Largest blob in Redis: most photographs and token arrays fit, and 256 groups of them stay within 64 MB."""
 
+LARGEST_BYTES = 64 << 20
+"""Largest blob that is read: as large as a request may be, far above any picture or token array."""
+
+BLOB, OWNERS, OWNED = "blob", "owners", "owned"
+"""Kinds of keys: content, owners of a blob, blobs of an owner."""
+
 _ELSEWHERE = b"@elsewhere"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_RUN_ID: TypeAdapter[str] = TypeAdapter(RunId)
+_TAMPERED = (Invalid, IsADirectoryError, NotADirectoryError, RuntimeError)
+"""Errors of a path in the shared folder that is no file of ours; ``RuntimeError`` is a circle of links."""
+_BLOBS = StoredEntries("blobs", largest=LARGEST_BYTES)
 
 # KEYS: blob, owners of the blob, blobs of the owner. ARGV: owner, digest, content.
 _PUT = """
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[2])
-return redis.call('SET', KEYS[1], ARGV[3], 'NX') and 1 or 0
+redis.call('SET', KEYS[1], ARGV[3])
 """
 
 # KEYS: blobs of the owner. ARGV: owner, prefix of blob keys, prefix of owners keys. All in the run's slot.
@@ -50,23 +69,21 @@ class Blobs:
     """Blobs of one run."""
 
     def __init__(self, redis: Redis, run: str, directory: str | None = None) -> None:
+        """Raises ``ValidationError`` where ``run`` is no id, which may not name a folder then."""
         self._redis = redis
-        self._run = run
+        self._run = _RUN_ID.validate_python(run)
         self._directory = directory
         self._put_script = redis.register_script(_PUT)
         self._release_script = redis.register_script(_RELEASE)
 
     def _key(self, digest: str) -> str:
-        return key(self._run, f"blob:{digest}")
+        return key(self._run, f"{BLOB}:{digest}")
 
     def _owners_key(self, digest: str) -> str:
-        return key(self._run, f"owners:{digest}")
+        return key(self._run, f"{OWNERS}:{digest}")
 
     def _owned_key(self, owner: str) -> str:
-        return key(self._run, f"owned:{owner}")
-
-    def _path(self, digest: str) -> str:
-        return f"{self._directory}/{self._run}/{digest[:2]}/{digest}"
+        return key(self._run, f"{OWNED}:{owner}")
 
     async def put(self, content: bytes, owner: str) -> str:
         """Store ``content`` for group ``owner`` and return its SHA-256 in hexadecimal."""
@@ -74,10 +91,16 @@ class Blobs:
         elsewhere = self._directory is not None and len(content) > INLINE_BYTES
         if elsewhere:
             await asyncio.to_thread(self._write, digest, content)
-        await self._put_script(
-            keys=[self._key(digest), self._owners_key(digest), self._owned_key(owner)],
-            args=[owner, digest, _ELSEWHERE if elsewhere else content],
-        )
+        keys = [self._key(digest), self._owners_key(digest), self._owned_key(owner)]
+        args: list[str | bytes] = [owner, digest, _ELSEWHERE if elsewhere else content]
+        try:
+            await self._put_script(keys=keys, args=args)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            _BLOBS.refuse(keys[0], "the keys of its owners have another type; they are written anew")
+            await self._redis.delete(*keys)
+            await self._put_script(keys=keys, args=args)
         return digest
 
     async def get(self, digest: str) -> bytes:
@@ -86,37 +109,96 @@ class Blobs:
         Raises:
             BlobMissing: there is no such blob, or its bytes changed.
         """
-        content: Any = await self._redis.get(self._key(digest))
+        if _DIGEST.fullmatch(digest) is None:
+            raise BlobMissing(f"{digest[:80]!r} names no blob; a name is the SHA-256 of its bytes, in hexadecimal")
+        name = self._key(digest)
+        content: Any = await _BLOBS.read(name, self._redis.getrange(name, 0, LARGEST_BYTES), b"")
         if content == _ELSEWHERE:
             content = await asyncio.to_thread(self._read, digest)
-        if content is None or hashlib.sha256(content).hexdigest() != digest:
-            state = "is gone" if content is None else "was altered"
+        if hashlib.sha256(content).hexdigest() != digest:
+            state = "was altered" if content else "is gone"
+            if content:
+                _BLOBS.refuse(name, "the content does not have the hash that is its name")
+                await asyncio.to_thread(self._remove, digest)  # so that the group's next attempt writes it anew
             raise BlobMissing(f"blob {digest[:12]} of run {self._run} {state}; the trainer issues its group again")
         return bytes(content)
 
     async def release(self, owner: str) -> None:
         """End the ownership of group ``owner``, and delete the blobs that no other group owns."""
-        gone = await self._release_script(
-            keys=[self._owned_key(owner)], args=[owner, self._key(""), self._owners_key("")]
-        )
-        for digest in gone:
-            await asyncio.to_thread(self._remove, digest.decode())
+        keys = [self._owned_key(owner)]
+        args = [owner, self._key(""), self._owners_key("")]
+        try:
+            gone = await self._release_script(keys=keys, args=args)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            _BLOBS.refuse(keys[0], "the key has another type; it is deleted, and its blobs stay until the run's end")
+            await self._redis.delete(*keys)
+            return
+        for found in gone:
+            digest = found.decode(errors="replace")
+            if _DIGEST.fullmatch(digest) is None:
+                _BLOBS.refuse(keys[0], "it lists a name that is no SHA-256")
+                continue
+            await asyncio.to_thread(self._remove, digest)
+
+    def _place(self, digest: str) -> tuple[Any, str]:
+        """Return the file system and the path of a blob in the shared folder.
+
+        Raises:
+            Invalid: a link leads out of the shared folder.
+        """
+        fs, path = fsspec.url_to_fs(f"{self._directory}/{self._run}/{digest[:2]}/{digest}")
+        if "file" in fs.protocol:
+            root = Path(fsspec.url_to_fs(self._directory)[1]).resolve()
+            if not Path(path).parent.resolve().is_relative_to(root):
+                raise Invalid(f"{Path(path).parent} leads out of MOR_BLOB_DIR ({root}); remove the link")
+        return fs, path
 
     def _write(self, digest: str, content: bytes) -> None:
-        fs, path = fsspec.url_to_fs(self._path(digest))
-        if not fs.exists(path):
+        fs, path = self._place(digest)
+        if _size(fs, path) != len(content):
             fs.makedirs(fs._parent(path), exist_ok=True)
-            fs.pipe_file(f"{path}.part", content)
-            fs.mv(f"{path}.part", path)
+            if fs.lexists(path):  # a link would lead the bytes elsewhere
+                fs.rm_file(path)
+            part = f"{path}.{secrets.token_hex(4)}.part"  # another process may write the same blob now
+            fs.pipe_file(part, content)
+            fs.mv(part, path)
 
-    def _read(self, digest: str) -> bytes | None:
-        fs, path = fsspec.url_to_fs(self._path(digest))
+    def _read(self, digest: str) -> bytes:
+        """Read a blob from the shared folder; nothing where there is none that may be read."""
+        if self._directory is None:
+            return b""
         try:
-            return bytes(fs.cat_file(path))
+            fs, path = self._place(digest)
+            size = _size(fs, path)
+            if size is None:
+                return b""
+            if size > LARGEST_BYTES:
+                raise Invalid(f"{size} bytes, at most {LARGEST_BYTES} are read")
+            return bytes(fs.cat_file(path, start=0, end=LARGEST_BYTES))
         except FileNotFoundError:
-            return None
+            return b""
+        except _TAMPERED as error:
+            _BLOBS.refuse(digest, str(error))
+            return b""
 
     def _remove(self, digest: str) -> None:
-        fs, path = fsspec.url_to_fs(self._path(digest))
-        if fs.exists(path):
-            fs.rm_file(path)
+        if self._directory is None:
+            return
+        try:
+            fs, path = self._place(digest)
+            if fs.lexists(path):
+                fs.rm_file(path)
+        except _TAMPERED as error:
+            _BLOBS.refuse(digest, str(error))
+
+
+def _size(fs: Any, path: str) -> int | None:
+    """Return the size of a regular file; ``None`` where there is none, and for a link, a device or a pipe."""
+    try:
+        found = fs.info(path)
+    except FileNotFoundError:
+        return None
+    regular = found["type"] == "file" and not found.get("islink") and stat.S_ISREG(found.get("mode", stat.S_IFREG))
+    return int(found["size"]) if regular else None

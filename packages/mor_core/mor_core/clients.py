@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, SecretStr, StringConstraints, field_serializer
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, StringConstraints, field_serializer
 
+from mor_core.visibility import Scope, hidden_from
 from mor_core.wire import Card, Documented, ModelRef, Sha256
 
 Source = Literal["api", "kubernetes", "loopback"]
+_SECRET = re.compile("[!-~]+")
+
+
+def _check_secret(secret: SecretStr) -> SecretStr:
+    if not _SECRET.fullmatch(secret.get_secret_value()):
+        raise ValueError("a token is made of visible ASCII characters without spaces; copy it again")
+    return secret
+
+
 State = Literal["probation", "active", "paused", "quarantined"]
 ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
-Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
+Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096), AfterValidator(_check_secret)]
+"""Bearer token of another service, as an ``Authorization`` header can carry it."""
 
 
 class Client(Documented):
@@ -19,8 +31,8 @@ class Client(Documented):
 
     name: ClientName
     """Lower-case letters, digits, ``.``, ``_`` and ``-``; at most 63."""
-    url: str
-    """Base address of its reward service."""
+    url: Annotated[str | None, hidden_from(Scope.viewer)]
+    """Base address of its reward service; null for a viewer."""
     domains: str
     """Topics that the model can judge, as the client's free text. A claim."""
     source: Source
@@ -89,6 +101,13 @@ class Enrolled(Documented):
     """Result of a small trial group."""
 
 
+class PageToken(Documented):
+    """Holder of a page token."""
+
+    client: str
+    sha256: Sha256
+
+
 class Change(Documented):
     """Body of ``PATCH /v1/clients/{name}``; omitted fields stay unchanged."""
 
@@ -146,8 +165,8 @@ class ClientStatus(Documented):
     client: Client
     circuit: Literal["closed", "open", "half_open"]
     """State of the circuit breaker: ``open``, without requests, after too many failures in a row."""
-    last_error: str | None
-    """Reason why the last call or probe failed; null if it succeeded."""
+    last_error: Annotated[str | None, hidden_from(Scope.viewer)]
+    """Reason why the last call or probe failed; null if it succeeded, and for a viewer."""
 
 
 class ObjectiveInfluence(Documented):

@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from mor_core import images as safe_images
 from mor_core.errors import DataFileError, Invalid, MorError
-from mor_core.problems import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.wire import ImagePart, Message, TextPart
 
 _COLUMNS = {"prompt", "images", "id", "domain"}
@@ -265,12 +265,13 @@ def _content(cell: Any, folder: Path) -> tuple[str, bytes]:
     try:
         return "data URI", base64.b64decode(cell.partition(",")[2], validate=True)
     except ValueError as error:
-        raise Invalid(f"images: a data URI is not base64 ({error}); encode it again") from error
+        raise Invalid(f"images: a data URI is not base64 ({describe_failure(error)}); encode it again") from error
 
 
 def _file(name: str, folder: Path) -> bytes:
     """Read a file below ``folder``. The error for a path elsewhere does not reveal whether it exists."""
-    shown = repr(name[:_SHOWN_CHARACTERS])
+    # A longer one may be a picture in base64 without the prefix of a data URI.
+    shown = repr(name) if len(name) <= _SHOWN_CHARACTERS else f"a name of {len(name)} characters"
     try:
         file = (folder / name).resolve()
         below = file.is_relative_to(folder.resolve())

@@ -1,43 +1,49 @@
-"""Structured logs, one set-up for every process: JSON lines in containers, readable on a terminal."""
+"""Structured logs, one set-up for every process: JSON lines in containers, readable on a terminal.
+
+Nothing private and no secret is written: tracebacks carry no local variables and no message that may quote data, known
+secrets are removed from the finished line, values under a key that names a secret are hidden, and libraries log
+warnings and errors only, since their debug lines have prompts and headers. On a terminal no control character of a
+value is sent as such.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
+import threading
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any, Literal
 
 import structlog
 
-_SECRET_WORDS = ("token", "secret", "password", "authorization", "credential")
-# structlog's own renderers write the local variables of every frame, tokens and private prompts among them.
-_JSON_TRACEBACKS = structlog.processors.ExceptionRenderer(
-    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-)
+from mor_core.failures import format_traceback, traceback_of
+from mor_core.hidden_secrets import HIDDEN, SECRET_NAME, hide_secrets, remember_environment
+from mor_core.printable import visible, visible_lines
+
+Level = Literal["debug", "info", "warning", "error"]
+Style = Literal["auto", "json", "console"]
+
+_OURS = ("mor_core", "mor_client", "mor_reward", "mor_router", "mor_rollout", "mor_trainer", "audit", "__main__", "mor")
+"""Loggers whose lines are MoR's own, at the chosen level."""
+_SERVER = "uvicorn.error"
+"""Logger of the HTTP server's start and end; its access log, with query strings, is off."""
 _ARGUMENTS = re.compile(r"((?:Exception in callback|<Handle).*?)\(.*\)")
 """Arguments of a callback in a line of asyncio's messages: all between the first and the last parenthesis. A line about
 a task has its place in the source there and no arguments."""
+_EXCEPTION = re.compile(r"exception=.*", re.DOTALL)
+"""Exception of a task in such a message, with its own message; the traceback follows without it."""
+
+log = structlog.get_logger("mor")
 
 
-def _hide_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    for key in event:
-        if any(word in key.lower() for word in _SECRET_WORDS) and not isinstance(event[key], int | float):
-            event[key] = "[hidden]"
-    return event
+def configure(level: Level = "info", style: Style = "auto", **bound: str) -> None:
+    """Send the logs of structlog, of the standard library and of uncaught exceptions to standard error.
 
-
-def _hide_arguments(record: logging.LogRecord) -> bool:
-    """Remove arguments from asyncio's messages, as in ``Exception in callback send('private prompt') at file.py:3``."""
-    record.msg, record.args = _ARGUMENTS.sub(r"\1(...)", record.getMessage()), ()
-    return True
-
-
-def configure(level: str = "info", style: Literal["auto", "json", "console"] = "auto", **bound: str) -> None:
-    """Send the logs of structlog and of the standard library to standard error.
-
-    ``bound`` are fields of every line, the service's name for example. Values under a key that names a secret are
-    hidden, and tracebacks carry no local variables.
+    ``bound`` are fields of every line, the service's name for example.
     """
+    remember_environment()
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -45,24 +51,28 @@ def configure(level: str = "info", style: Literal["auto", "json", "console"] = "
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
-        _hide_secrets,
-        *([_JSON_TRACEBACKS] if as_json else []),
+        _hide_named_secrets,
+        _render_exception_for_json if as_json else _render_exception_for_people,
     ]
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer()]
         if as_json
-        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        else [_make_visible, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+        _SecretFreeFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "uvicorn.access"):
+    root.setLevel(logging.WARNING)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level.upper())
+    logging.getLogger(_SERVER).setLevel("INFO" if level == "debug" else level.upper())
+    for chatty in ("httpx", "httpcore", "uvicorn.access"):  # whose parents or own configuration may be set elsewhere
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("asyncio").filters = [_hide_arguments]
     structlog.configure(
@@ -72,3 +82,90 @@ def configure(level: str = "info", style: Literal["auto", "json", "console"] = "
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**bound)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+    logging.captureWarnings(True)
+
+
+class _SecretFreeFormatter(structlog.stdlib.ProcessorFormatter):
+    """Formatter that removes secrets from the finished line, whatever part of the event they came in with."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Of what is ASCII, JSON leaves DEL alone as it is.
+        return hide_secrets(super().format(record)).replace("\x7f", "\\u007f")
+
+
+def _hide_named_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for key, value in event.items():
+        event[key] = _without_named_secrets(key, value)
+    return event
+
+
+def _without_named_secrets(key: object, value: Any) -> Any:
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    if SECRET_NAME.search(str(key)):
+        return HIDDEN
+    if isinstance(value, Mapping):
+        return {name: _without_named_secrets(name, part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_named_secrets(key, part) for part in value]
+    return value
+
+
+def _exception_of(event: structlog.typing.EventDict) -> BaseException | None:
+    """Remove the exception from the event and return it."""
+    given = event.pop("exc_info", None)
+    if isinstance(given, BaseException):
+        return given
+    if isinstance(given, tuple):
+        error: BaseException | None = given[1]
+        return error
+    return sys.exc_info()[1] if given else None
+
+
+def _render_exception_for_json(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if (error := _exception_of(event)) is not None:
+        event["exception"] = traceback_of(error)
+    return event
+
+
+def _render_exception_for_people(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if (error := _exception_of(event)) is not None:
+        event["exception"] = format_traceback(error)
+    return event
+
+
+def _make_visible(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Make every value printable; a traceback keeps its lines."""
+    shown = {}
+    for key, value in event.items():
+        text = value if isinstance(value, str) else repr(value)
+        shown[visible(key)] = visible_lines(text) if key in ("exception", "stack") else visible(text)
+    return shown
+
+
+def _hide_arguments(record: logging.LogRecord) -> bool:
+    """Remove data from asyncio's messages, as in ``Exception in callback send('private prompt') at file.py:3``."""
+    record.msg, record.args = _EXCEPTION.sub("exception=...", _ARGUMENTS.sub(r"\1(...)", record.getMessage())), ()
+    return True
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, place)
+        return
+    log.critical("the process ends with an exception", exc_info=error)
+
+
+def _log_uncaught_in_thread(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
+        name = failed.thread.name if failed.thread is not None else None
+        log.error("a thread ended with an exception", thread=name, exc_info=failed.exc_value)
+
+
+def _log_unraisable(failed: sys.UnraisableHookArgs) -> None:
+    """Log an exception that cannot be raised, as one of a finaliser."""
+    if failed.exc_value is not None:
+        log.error("an exception was ignored", exc_info=failed.exc_value)

@@ -10,39 +10,39 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from mor_core.errors import MorError, Unauthorized, Unavailable
+from mor_core.failures import describe
+from mor_core.printable import visible
 
 MEDIA_TYPE = "application/problem+json"
-_SHOWN_ERRORS = 8
-"""Validation errors that a message lists; more do not help the reader."""
+_SHOWN_PATH = 200
+"""Characters of an unknown path that the answer repeats."""
 
 log = structlog.get_logger(__name__)
 
 
 def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> JSONResponse:
     """Make a problem response; ``extra`` members are added to the standard ones."""
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **extra}
+    readable = detail.encode(errors="backslashreplace").decode()  # half a surrogate pair of a request has no UTF-8
+    body = {"type": "about:blank", "title": title, "status": status, "detail": readable, **extra}
     return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
 
 
-def describe(error: ValidationError | RequestValidationError) -> str:
-    """Describe validation errors by field and problem, without the input, which may be private."""
-    lines = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
-    more = [f"and {len(lines) - _SHOWN_ERRORS} more"] if len(lines) > _SHOWN_ERRORS else []
-    return "; ".join(lines[:_SHOWN_ERRORS] + more)
-
-
-async def _mor_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, MorError)
-    headers = {}
+def of_error(error: MorError, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Make the response that ``error`` stands for, with further ``headers``."""
+    headers = dict(headers or {})
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return problem(error.status, error.title, str(error), headers)
+
+
+async def _mor_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MorError)
+    return of_error(error)
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
@@ -55,7 +55,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     title = HTTPStatus(error.status_code).phrase
     detail = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND and detail == title:  # raised by the framework: no route
-        detail = f"no route {request.url.path}; /docs lists them"
+        detail = f"no route {visible(request.url.path[:_SHOWN_PATH])}; /docs lists them"
     return problem(error.status_code, title, detail, dict(error.headers or {}))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict
 
 from mor_core.step_metrics import ClientFigures, StepPoint
-from mor_core.wire import Documented, Finite, Sha256
+from mor_core.visibility import OWN_ROWS, Scope, hidden_from
+from mor_core.wire import Documented, Finite, JsonObject, Sha256
 
 
 class MetricsHistory(Documented):
@@ -29,7 +30,7 @@ class MetricsHistory(Documented):
     run: str
     points: tuple[StepPoint, ...]
     """Step, time, and the metrics of the step."""
-    evaluations: tuple[dict[str, Any], ...]
+    evaluations: tuple[JsonObject, ...]
     """Finished evaluations after ``since_step``."""
     stride: int
     """Steps between points: 1, or more where the history is down-sampled. The last step is always included."""
@@ -87,7 +88,7 @@ class RunClients(Documented):
     )
 
     run: str
-    clients: dict[str, ClientFigures]
+    clients: Annotated[dict[str, ClientFigures], OWN_ROWS]
 
 
 class SampleScore(Documented):
@@ -95,7 +96,8 @@ class SampleScore(Documented):
 
     client: str
     status: str
-    detail: str | None = None
+    detail: Annotated[str | None, hidden_from(Scope.viewer)] = None
+    """Reason of a failure or of a missing weight; null for a viewer."""
     weight: Finite
     """Share in the mixture."""
     raw: tuple[Finite, ...] | None = None
@@ -119,11 +121,11 @@ class SampleGroup(Documented):
     gate_version: int
     fusion: str
     responses: tuple[str, ...]
-    rewards: tuple[Finite, ...] | None
-    """Fused, in logits; null for a client's token."""
-    advantages: tuple[Finite, ...] | None
+    rewards: Annotated[tuple[Finite, ...] | None, hidden_from(Scope.client)]
+    """Fused, in logits; null for a client's token, because they reveal the scores of others."""
+    advantages: Annotated[tuple[Finite, ...] | None, hidden_from(Scope.client)]
     """Null for a client's token."""
-    clients: tuple[SampleScore, ...]
+    clients: Annotated[tuple[SampleScore, ...], OWN_ROWS]
     """Scores and weight of each client; for a client's token, of that client alone."""
 
 
@@ -215,12 +217,13 @@ class Event(Documented):
     step: int | None
     at: float
     """Unix time, seconds."""
-    data: dict[str, Any]
+    data: JsonObject
 
 
 AlertName = Literal[
     "group_dropped",
     "unreadable_record",
+    "checkpoint_unreadable",
     "non_finite",
     "out_of_memory",
     "group_divided",
@@ -328,8 +331,9 @@ class DeadGroup(Documented):
 class DeadGroupRecord(DeadGroup):
     """A dead letter with its record."""
 
-    record: str | None
-    """Record of the group as it was in the stream (JSON), cut at 64,000 characters; null where none came back."""
+    record: Annotated[str | None, hidden_from(Scope.viewer)]
+    """Record of the group as it was in the stream (JSON), cut at 64,000 characters; null where none came back, and for
+    a viewer."""
 
 
 class WorkerStatus(Documented):
@@ -384,7 +388,7 @@ class TrainerStatus(Documented):
     progressPercentage: int | None  # noqa: N815 - Kubeflow's names
     """Finished steps, 0 to 100."""
     estimatedRemainingSeconds: int | None  # noqa: N815
-    metrics: tuple[KubeflowMetric, ...]
-    """Plain numbers of the last step."""
+    metrics: Annotated[tuple[KubeflowMetric, ...] | None, hidden_from(Scope.client)]
+    """Plain numbers of the last step; null for a client."""
     lastUpdatedTime: str  # noqa: N815
     """RFC 3339, UTC."""

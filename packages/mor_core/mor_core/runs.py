@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
@@ -11,7 +11,8 @@ from mor_core.algorithms import Algorithm
 from mor_core.objectives import RequestedObjective
 from mor_core.run_status import TrainerStatus
 from mor_core.step_metrics import StepMetrics
-from mor_core.wire import Documented
+from mor_core.visibility import Scope, hidden_from
+from mor_core.wire import Documented, JsonObject
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
@@ -252,22 +253,22 @@ class RunSnapshot(Documented):
     """Unix time of the last change."""
     finished_at: float | None
     """Unix time at which the run ended."""
-    model: str
-    """Checkpoint that the run aligns."""
+    model: Annotated[str | None, hidden_from(Scope.client)]
+    """Checkpoint that the run aligns; null for a client."""
     weights_version: int | None
     """Newest published version of the policy."""
     gate_version: int | None
     """Version of the router's gate that scored the last step."""
     control_rewards: Literal["fused", "shuffled"]
     """``shuffled`` marks a control run."""
-    metrics: StepMetrics | None
-    """Metrics of the last step."""
-    evaluation: dict[str, Any] | None
-    """Last finished evaluation."""
-    final: str | None
-    """Folder of the exported checkpoint once the run is finished."""
-    error: str | None
-    """Reason why the run failed or waits."""
+    metrics: Annotated[StepMetrics | None, hidden_from(Scope.client, but=("clients",))]
+    """Metrics of the last step; for a client its own figures."""
+    evaluation: Annotated[JsonObject | None, hidden_from(Scope.client)]
+    """Last finished evaluation; null for a client."""
+    final: Annotated[str | None, hidden_from(Scope.client)]
+    """Folder of the exported checkpoint once the run is finished; null for a client."""
+    error: Annotated[str | None, hidden_from(Scope.client)]
+    """Reason why the run failed or waits; null for a client."""
     cursor: str
     """``Last-Event-ID`` from which ``/events`` continues after this snapshot, without a gap."""
     trainer_status: TrainerStatus

@@ -5,57 +5,50 @@ A service's ``app.py`` calls ``create_service`` and adds its routes; its command
 
 from __future__ import annotations
 
+import math
+import resource
 import socket
 import time
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from mor_core import atomic, health, logs, problems, service_info, tracing
-from mor_core.auth import TokenFile
-from mor_core.errors import TooLarge
+from mor_core import atomic, health, metrics_server, openapi, problems, process, service_info
+from mor_core.api_page import add_api_page
+from mor_core.auth import Principal, TokenFile, public
+from mor_core.http_protocol import HttpProtocol, OpenConnections
+from mor_core.json_route import JsonRoute
+from mor_core.metrics_server import MetricsServer
+from mor_core.request_guard import RequestGuard
+from mor_core.response_headers import ProtectResponses
 from mor_core.settings import ServiceSettings
+from mor_core.token_watch import WatchTokens
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+_OTHER_FILES = 1024
+"""Files and connections of a process besides those of its callers: a usual limit for all of them."""
 
 log = structlog.get_logger(__name__)
 
 
-class LimitRequestSize:
-    """ASGI middleware that answers a request body over ``max_bytes`` with 413, even if its length is not declared."""
+class _ServiceApp(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        return ProtectResponses(super().build_middleware_stack())
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        cure = f"request bodies are limited to {self._max_bytes} bytes; send fewer items or images in one request"
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await problems.problem(413, TooLarge.title, f"the body has {int(declared)} bytes; {cure}")(
-                scope, receive, send
-            )
-            return
-        seen = 0
-
-        async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._max_bytes:
-                raise HTTPException(TooLarge.status, cure)  # FastAPI's body parser passes on no other type
-            return message
-
-        await self._app(scope, bounded, send)
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            openapi.add_problems(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
 
 def create_service(
@@ -68,39 +61,73 @@ def create_service(
     description: str = "",
     host_info: service_info.GatherHostInfo | None = None,
 ) -> FastAPI:
-    """Create a FastAPI app with problem+json, tokens, request limits, health, service information and metrics.
+    """Create a FastAPI app with problem+json, tokens, request limits, protected responses, health, service information,
+    metrics and the page ``/docs``.
 
     ``ready_checks`` is kept by reference: a lifespan may add to it. ``host_info`` describes the host for ``/v1/about``.
     """
-    app = FastAPI(title=title, version=version, description=description, lifespan=lifespan)
+    app = _ServiceApp(
+        title=title, version=version, description=description, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.tokens = TokenFile(settings.tokens_file)
+    for route in app.routes:
+        public(route.endpoint)  # type: ignore[attr-defined]  # FastAPI's own: the OpenAPI document and its page
     app.state.ready_checks = ready_checks
     app.state.gather_host_info = host_info
     app.state.started_at = time.time()
     problems.install(app)
-    app.add_middleware(LimitRequestSize, max_bytes=settings.max_request_bytes)
+    app.router.route_class = JsonRoute
+    app.add_middleware(RequestGuard, service=app, settings=settings)
+
+    async def identify(token: str) -> Principal:
+        found: Principal = await app.state.tokens.identify(token)  # a lifespan may replace the tokens
+        return found
+
+    app.add_middleware(WatchTokens, identify=identify)
     app.include_router(health.router)
+    app.state.metrics_server = MetricsServer(settings)
+    if settings.metrics_port is None:
+        app.include_router(metrics_server.router)
+    else:
+        app.state.ready_checks = ChainMap({"metrics": app.state.metrics_server.ready}, ready_checks)  # type: ignore[arg-type]
     app.include_router(service_info.router)
+    add_api_page(app)
     return app
 
 
 def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path | None = None) -> None:
     """Serve ``app`` until SIGTERM or Ctrl-C. Once it listens, write its address to ``port_file``."""
-    logs.configure(settings.log_level, settings.log_format, service=name)
-    tracing.configure(f"mor-{name}")
-    with socket.create_server((settings.host, settings.port), reuse_port=False) as listener:
-        host, port = listener.getsockname()[:2]
-        address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
-        log.info("listening", address=address)
-        if port_file is not None:
-            atomic.write(port_file, address.encode())
-        server = uvicorn.Server(
+    process.begin(settings, name)
+    _allow_open_files(settings.max_connections)
+
+    def server_of(served: ASGIApp) -> uvicorn.Server:
+        return uvicorn.Server(
             uvicorn.Config(
-                app,
+                served,
                 log_config=None,
+                http=cast(Any, partial(HttpProtocol, connections=OpenConnections(settings), settings=settings)),
+                ws="none",  # every route is plain HTTP
+                timeout_keep_alive=math.ceil(settings.idle_timeout_s),
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
                 ssl_certfile=settings.tls_cert_file,
                 ssl_keyfile=settings.tls_key_file,
             )
         )
-        server.run(sockets=[listener])
+
+    figures: MetricsServer = app.state.metrics_server
+    with socket.create_server((settings.host, settings.port), reuse_port=False) as listener, figures.serving(server_of):
+        host, port = listener.getsockname()[:2]
+        address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
+        log.info("listening", address=address)
+        if port_file is not None:
+            atomic.write(port_file, address.encode())
+        server_of(app).run(sockets=[listener])
+
+
+def _allow_open_files(connections: int) -> None:
+    """Raise this process's limit of open files, so that connections leave some for queue server and files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -17,6 +17,8 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import ConfigDict
 
 from mor_core.auth import Principal, Scope, require
+from mor_core.failures import describe_failure
+from mor_core.visibility import hidden_from, visible
 from mor_core.wire import Documented
 
 if TYPE_CHECKING:
@@ -102,11 +104,16 @@ class ServiceInfo(Documented):
     """Start of the service: Unix time, seconds."""
     caller: Principal
     """Holder of the token of this request."""
-    facts: HostInfo | None
-    """Description of the host; null for a client's token."""
+    facts: Annotated[
+        HostInfo | None,
+        hidden_from(Scope.client, Scope.enrolment, Scope.scorer, Scope.labeller, Scope.metrics),
+    ]
+    """Description of the host; for a token of scope admin, service or viewer only."""
     problem: str | None
     """Reason why the description of the host is missing."""
 
+
+"""Scopes, besides admin, that may look their own token up."""
 
 GatherHostInfo = Callable[[], Awaitable[HostInfo]]
 
@@ -114,14 +121,12 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/v1/about", summary="Version, clock, caller, disks, devices and queue server")
-async def get_service_info(
-    request: Request, caller: Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.client))]
-) -> ServiceInfo:
+async def get_service_info(request: Request, caller: Annotated[Principal, Depends(require(*Scope))]) -> ServiceInfo:
     state = request.app.state
     host_info, problem = None, None
-    if caller.scope is not Scope.client:
+    if caller.scope in (Scope.admin, Scope.service, Scope.viewer):
         host_info, problem = await _gather(state.gather_host_info)
-    return ServiceInfo(
+    found = ServiceInfo(
         service=request.app.title,
         version=request.app.version,
         now=time.time(),
@@ -130,6 +135,7 @@ async def get_service_info(
         facts=host_info,
         problem=problem,
     )
+    return visible(found, caller.scope, caller.name)
 
 
 async def _gather(gather: GatherHostInfo | None) -> tuple[HostInfo, None] | tuple[None, str]:
@@ -137,7 +143,7 @@ async def _gather(gather: GatherHostInfo | None) -> tuple[HostInfo, None] | tupl
         async with asyncio.timeout(_TIMEOUT_S):
             return (await gather() if gather else HostInfo()), None
     except Exception as error:  # any fault of the host is the caller's answer
-        return None, f"{type(error).__name__}: {error}"
+        return None, describe_failure(error)
 
 
 def disks(folders: Mapping[str, Path]) -> tuple[Disk, ...]:

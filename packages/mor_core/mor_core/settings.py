@@ -1,7 +1,6 @@
 """Base classes of the services' settings: typed ``MOR_*`` variables with a docstring under each field.
 
-The same classes drive command lines, environment and Helm values. pydantic-settings ignores unknown variables, so
-``unknown_variables`` names them for the start-up log.
+The same classes drive command lines, environment and Helm values; ``mor_core.process`` reads them at the start.
 
 Secrets may stay out of the environment: with ``MOR_SECRETS_DIR``, a file ``mor_redis_url`` in that folder holds the
 value of ``MOR_REDIS_URL``, unless the variable is set as well.
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +24,11 @@ class Settings(BaseSettings):
     """Base of a service's settings."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", use_attribute_docstrings=True, validate_default=True
+        env_prefix=PREFIX,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,
     )
 
     @classmethod
@@ -43,21 +45,51 @@ class Settings(BaseSettings):
         return (init_settings, env_settings, *files)
 
 
-class ServiceSettings(Settings):
+class LoggedSettings(Settings):
+    """Settings of every process that writes a log."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest severity that is logged; libraries log warnings and errors only, as their debug lines hold prompts."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """``json`` for machines, ``console`` for people, ``auto``: console on a terminal and JSON elsewhere."""
+
+
+class ServiceSettings(LoggedSettings):
     """Settings of every HTTP service."""
 
     host: str = "127.0.0.1"
     """Address to listen on; ``0.0.0.0`` in a container."""
     port: int = Field(0, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest severity that is logged."""
-    log_format: Literal["auto", "json", "console"] = "auto"
-    """``json`` for machines, ``console`` for people, ``auto``: console on a terminal and JSON elsewhere."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """TCP port for ``/metrics`` alone, without a token; let only Prometheus reach it. Without it ``/metrics`` is on
+    ``port`` and needs a token of scope ``metrics`` or ``viewer``. 0 takes a free one."""
+    metrics_host: str | None = None
+    """Address to listen on for ``metrics_port``; by default ``host``."""
     tokens_file: Path | None = None
     """JSON file of inbound bearer tokens, see ``mor_core.auth``. Without it, calls that need a token are refused."""
     max_request_bytes: int = Field(64 << 20, gt=0)
-    """Largest request body, bytes; the service answers a larger one with 413."""
+    """Largest request body, bytes; the service answers a larger one with 413. Routes that take neither pictures nor
+    batches take at most 1 MiB."""
+    max_body_memory_bytes: int = Field(256 << 20, gt=0)
+    """Bytes of request bodies in memory at a time; more get 503 with Retry-After. One caller may use all of it while no
+    other needs it."""
+    max_requests: int = Field(512, ge=1)
+    """Authenticated requests in progress, event streams included; further ones get 503 with Retry-After. One caller may
+    use all of them while no other needs them."""
+    max_connections: int = Field(1024, ge=2)
+    """Open connections. At the limit, a new one replaces the connection that has waited longest without a request."""
+    max_connections_per_address: int = Field(512, ge=1)
+    """Open connections from one address, with the same effect. Behind an ingress all callers have the ingress's
+    address; the limit of each caller is then the ingress's."""
+    head_timeout_s: float = Field(10.0, gt=0)
+    """Seconds in which a request line and its headers must arrive; the connection is then closed."""
+    body_timeout_s: float = Field(120.0, gt=0)
+    """Seconds in which a request's body must arrive; the service then answers 408."""
+    idle_timeout_s: float = Field(20.0, gt=0)
+    """Seconds that a connection stays open without a request."""
+    write_timeout_s: float = Field(60.0, gt=0)
+    """Seconds for which a caller may take nothing of a response; the connection is then closed."""
     shutdown_grace_s: float = Field(10.0, gt=0)
     """Seconds that requests in flight have to finish after SIGTERM."""
     tls_cert_file: Path | None = None
@@ -75,6 +107,8 @@ class ServiceSettings(Settings):
 class ControlCallerSettings(Settings):
     """Settings of every process that calls the trainer's run control."""
 
+    control_url: str = "http://127.0.0.1:8300"
+    """Address of run control as seen from this process. The service token is sent there and nowhere else."""
     service_token: SecretStr = SecretStr("")
     """Bearer token with scope ``service`` for run control and its weight files."""
     control_ca_file: Path | None = None
@@ -97,7 +131,9 @@ class StreamSettings(Settings):
     """Shared folder or object store (an fsspec URL) for blobs over 256 KB; Redis keeps them too without it."""
 
 
-def unknown_variables(known: Iterable[type[Settings]]) -> list[str]:
-    """Return the ``MOR_*`` variables that no settings class reads, which are likely misspelt."""
-    fields = {SECRETS_DIR} | {PREFIX + name.upper() for settings in known for name in settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in fields)
+class StageSettings(StreamSettings):
+    """Settings of the stages that process groups: sampling and scoring."""
+
+    attempt_timeout_s: float = Field(1800.0, gt=0)
+    """Longest work on the groups of one read, seconds, waits for clients, weights and the next stream included. After
+    it the groups stay in the stream and are delivered again."""

@@ -2,10 +2,10 @@
 
 ``Stage`` follows the announced runs and keeps one ``RunStage`` for each. A ``RunStage`` reads its stream in batches as
 its slots allow, keeps the lease on the entries that it reads, and moves each entry to the next stream or to the dead
-letters. After any exception the entry stays in the stream and is delivered again when its lease ends; after
-``MOST_DELIVERIES`` deliveries it goes to the dead letters with the last failure as the reason. Deliveries that ended at
-a full stream do not count: the entry is not at fault, and the stream may be full for as long as the next stage is down.
-Deliveries to consumers that ended do count, since the entry may have ended them.
+letters. After any exception, and after ``attempt_timeout_s``, the entry stays in the stream and is delivered again when
+its lease ends; after ``MOST_DELIVERIES`` deliveries it goes to the dead letters with the last failure as the reason.
+Deliveries that ended at a full stream do not count: the entry is not at fault, and the stream may be full for as long
+as the next stage is down. Deliveries to consumers that ended do count, since the entry may have ended them.
 
 A new stage is a subclass of each: ``Stage.open`` makes the part of a run, ``RunStage.process`` works on a batch.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
@@ -23,8 +24,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_core.blobs import Blobs
-from mor_core.errors import LeaseLost, MorError, StreamFull
-from mor_core.settings import StreamSettings
+from mor_core.errors import LeaseLost, MorError, StreamFull, Unavailable
+from mor_core.failures import describe_failure
+from mor_core.settings import StageSettings
 from mor_core.streams import Consumer, Entry, RunAnnouncement, Streams, announced_runs
 from mor_core.tasks import stop
 from mor_core.wire import Record, StageName, StreamName
@@ -40,8 +42,10 @@ _BLOCK_S = 1.0
 """Longest wait for entries in one read, seconds: the longest that a stage takes to notice that it should end."""
 _PAUSE_S = 1.0
 """Mean pause after a read that failed, seconds, jittered so that consumers do not return together."""
-_REASON_LENGTH = 500
-"""Longest description of a failure, characters: enough for the cause, whatever a library quotes after it."""
+_MOST_RUNS = 256
+"""Runs in work at a time: far more than one router or engine serves, and a bound on what forged announcements start."""
+_LONGEST_PAUSE_S = 60.0
+"""Longest mean pause before work on a run starts again, seconds; a run that lasted longer starts at once."""
 _FAILURES_KEPT = 1000
 """Entries whose last failure is remembered for their dead letter; a few hundred bytes each."""
 
@@ -59,7 +63,7 @@ class RunStage(abc.ABC, Generic[R]):
         self,
         run: str,
         redis: Redis,
-        settings: StreamSettings,
+        settings: StageSettings,
         slots: asyncio.Semaphore,
         *,
         batch: int = 1,
@@ -76,6 +80,7 @@ class RunStage(abc.ABC, Generic[R]):
         self._slots = slots
         self._batch = batch
         self._forward_timeout_s = forward_timeout_s
+        self._attempt_timeout_s = settings.attempt_timeout_s
         self._unsettled: set[str] = set()
         """Entries in work that are neither forwarded nor given up."""
         self._failures: dict[str, str] = {}
@@ -152,7 +157,7 @@ class RunStage(abc.ABC, Generic[R]):
         try:
             entries = await self._consumer.read(batches * self._batch, _BLOCK_S)
         except (RedisError, MorError) as error:
-            log.warning("a stream cannot be read", stream=self.source, run=self.run, error=str(error))
+            log.warning("a stream cannot be read", stream=self.source, run=self.run, error=describe_failure(error))
             await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
             return []
         return [entries[start : start + self._batch] for start in range(0, len(entries), self._batch)]
@@ -171,7 +176,7 @@ class RunStage(abc.ABC, Generic[R]):
             if entries[0].deliveries > MOST_DELIVERIES:
                 await self._exhaust(entries[0])
             else:
-                await self.process(entries)
+                await self._process_in_time(entries)
         except LeaseLost as error:
             log.info("another consumer was first", run=self.run, reason=str(error))
         except (MorError, RedisError) as error:
@@ -186,8 +191,24 @@ class RunStage(abc.ABC, Generic[R]):
         finally:
             self._unsettled -= {entry.id for entry in entries}
 
+    async def _process_in_time(self, entries: Sequence[Entry[R]]) -> None:
+        """Process entries within ``attempt_timeout_s``.
+
+        Raises:
+            Unavailable: they took longer.
+        """
+        try:
+            async with asyncio.timeout(self._attempt_timeout_s) as limit:
+                await self.process(entries)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise Unavailable(
+                f"an attempt took over {self._attempt_timeout_s:g} s; find what hangs, or raise MOR_ATTEMPT_TIMEOUT_S"
+            ) from error
+
     def _defer(self, entries: Sequence[Entry[R]], error: BaseException) -> None:
-        reason, staying = _describe(error), [entry for entry in entries if entry.id in self._unsettled]
+        reason, staying = _with_type(error), [entry for entry in entries if entry.id in self._unsettled]
         log.warning("entries stay in the stream", stream=self.source, run=self.run, entries=len(staying), error=reason)
         for entry in staying:
             self._failures[entry.id] = reason
@@ -207,8 +228,12 @@ class Stage(abc.ABC, Generic[R]):
         self._redis = redis
         self._watch_s = watch_s
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._unreadable: dict[str, str] = {}
-        """Run -> problem of its announcement, as last logged."""
+        self._began: dict[str, float] = {}
+        """Run -> monotonic time at which work on it began last."""
+        self._pauses: dict[str, tuple[float, float]] = {}
+        """Run whose work failed -> mean pause in seconds, and monotonic time at which work starts again."""
+        self.problem: str | None = "the active runs have not been read yet"
+        """Reason why new runs are not noticed, if any; for ``/readyz``."""
 
     @abc.abstractmethod
     async def open(self, announcement: RunAnnouncement) -> RunStage[R]:
@@ -229,23 +254,18 @@ class Stage(abc.ABC, Generic[R]):
         try:
             while not self.ended:
                 try:
-                    announced = await announced_runs(self._redis)
-                    self._report(announced.unreadable)
-                    await self._follow(announced.active)
+                    await self._follow((await announced_runs(self._redis)).active)
+                    self.problem = None
                 except RedisError as error:
-                    log.warning("the active runs cannot be read", error=str(error))
+                    reason = describe_failure(error)
+                    self.problem = f"the active runs cannot be read: {reason}; see docs/runbooks.md, unreadable entries"
+                    log.warning("the active runs cannot be read", error=reason)
                 except Exception as error:  # the runs in work go on
+                    self.problem = f"the active runs cannot be followed: {type(error).__name__}"
                     log.error("the active runs cannot be followed", exc_info=error)
                 await asyncio.sleep(self._watch_s)
         finally:
             await stop(self._tasks.values())
-
-    def _report(self, unreadable: dict[str, str]) -> None:
-        """Log each announcement that cannot be read once."""
-        for run, problem in unreadable.items():
-            if self._unreadable.get(run) != problem:
-                log.warning("the announcement of a run cannot be read; the run is left out", run=run, problem=problem)
-        self._unreadable = unreadable
 
     async def _follow(self, announced: Sequence[RunAnnouncement]) -> None:
         names = {announcement.run for announcement in announced}
@@ -257,13 +277,29 @@ class Stage(abc.ABC, Generic[R]):
                 log.info("a run is over", run=run)
             else:
                 log.error("work on a run stopped; it starts again while the run is active", run=run, exc_info=failure)
+                self._postpone(run)
             del self._tasks[run]
-        for announcement in announced:
-            if announcement.run not in self._tasks:
-                log.info("work on a run begins", run=announcement.run)
-                self._tasks[announcement.run] = asyncio.create_task(
-                    self._work_on(announcement), name=f"run {announcement.run}"
-                )
+            del self._began[run]
+        self._pauses = {run: pause for run, pause in self._pauses.items() if run in names}
+        new = [line for line in announced if line.run not in self._tasks and self._may_begin(line.run)]
+        for announcement in new[: _MOST_RUNS - len(self._tasks)]:
+            log.info("work on a run begins", run=announcement.run)
+            self._began[announcement.run] = time.monotonic()
+            self._tasks[announcement.run] = asyncio.create_task(
+                self._work_on(announcement), name=f"run {announcement.run}"
+            )
+        if len(self._tasks) >= _MOST_RUNS < len(announced):
+            log.warning("too many runs are announced; the others wait", in_work=_MOST_RUNS, announced=len(announced))
+
+    def _postpone(self, run: str) -> None:
+        """Pause before work on a run whose work failed: longer each time, and jittered."""
+        now = time.monotonic()
+        before = self._pauses[run][0] if run in self._pauses and now - self._began[run] < _LONGEST_PAUSE_S else 0.0
+        pause = min(_LONGEST_PAUSE_S, 2 * before or self._watch_s)
+        self._pauses[run] = (pause, now + random.uniform(0.5, 1.5) * pause)
+
+    def _may_begin(self, run: str) -> bool:
+        return run not in self._pauses or self._pauses[run][1] <= time.monotonic()
 
     async def _work_on(self, announcement: RunAnnouncement) -> None:
         stage = await self.open(announcement)
@@ -276,10 +312,7 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _describe(error: BaseException) -> str:
-    """Return type and message of an error, bounded; a library's ``__str__`` may fail."""
-    try:
-        message = str(error)
-    except Exception as broken:
-        message = f"no message: its __str__ raises {type(broken).__name__}"
-    return f"{type(error).__name__}: {message}"[:_REASON_LENGTH]
+def _with_type(error: BaseException) -> str:
+    """Describe a failure with its type, which ``describe_failure`` leaves out for MoR's own errors."""
+    name, described = type(error).__name__, describe_failure(error)
+    return described if described.startswith(name) else f"{name}: {described}"

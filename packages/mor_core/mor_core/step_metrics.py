@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from mor_core.visibility import OWN_ROWS
 from mor_core.wire import Documented
 
 PROMETHEUS_PREFIX = "mor_trainer_"
@@ -136,7 +137,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-Number = Annotated[float | None, AfterValidator(_finite)]
+Number = Annotated[float | None, Field(allow_inf_nan=True), AfterValidator(_finite)]
 """Number; null, never 0, while it is unknown. JSON has no NaN, so a number that is not finite counts as unknown."""
 
 
@@ -244,7 +245,7 @@ class StepMetrics(_Sparse):
         Number, Metric("nats", gauge="mixture_entropy_nats", chart=MIXTURE_ENTROPY, line="entropy")
     ] = None
     """Mean entropy of the mixture weights."""
-    clients: dict[str, ClientFigures] = Field(default_factory=dict)
+    clients: Annotated[dict[str, ClientFigures], OWN_ROWS] = Field(default_factory=dict)
     """Figures of each client."""
     domains: dict[str, DomainFigures] = Field(default_factory=dict)
     """Figures of each domain label."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -14,6 +14,8 @@ COLD_START = 0
 
 ObjectiveText = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
 Paraphrases = Annotated[tuple[ObjectiveText, ...], Field(max_length=32)]
+AuditShare = Annotated[float, Field(ge=0, le=1)]
+AuditedBy = Literal["labeller", "people"]
 
 
 class Objective(Documented):
@@ -32,6 +34,11 @@ class Objective(Documented):
     """Active gate version; 0: none, uniform over the active clients."""
     history: tuple[int, ...] = ()
     """Previously active gate versions, the latest last."""
+    audit_share: AuditShare | None = None
+    """Share of the live groups that are audited; 0: none; null: the router's ``MOR_AUDIT_SHARE``."""
+    audited_by: AuditedBy = "labeller"
+    """``labeller``: its checker, function or judge labels audited groups, and people do where it has none.
+    ``people``: people do in any case."""
 
 
 class NewObjective(Documented):
@@ -46,13 +53,23 @@ class NewObjective(Documented):
     """Alignment goal as text; sent to the clients."""
     paraphrases: Paraphrases = ()
     """Paraphrases of the text; a text that a run requests is compared with each of them too."""
+    audit_share: AuditShare | None = None
+    """Share of the live groups that are audited; 0: none; null: the router's ``MOR_AUDIT_SHARE``."""
+    audited_by: AuditedBy = "labeller"
+    """``labeller``: its checker, function or judge labels audited groups, and people do where it has none.
+    ``people``: people do in any case."""
 
 
 class ObjectiveChange(Documented):
-    """Body of ``PATCH /v1/objectives/{name}``."""
+    """Body of ``PATCH /v1/objectives/{name}``; omitted fields stay unchanged."""
 
-    paraphrases: Paraphrases
+    paraphrases: Paraphrases = ()
     """New paraphrases; they replace all previous ones."""
+    audit_share: AuditShare | None = None
+    """New share of the live groups that are audited; 0: none; null: the router's ``MOR_AUDIT_SHARE``."""
+    audited_by: AuditedBy = "labeller"
+    """``labeller``: its checker, function or judge labels audited groups, and people do where it has none.
+    ``people``: people do in any case."""
 
 
 class FitRequest(Documented):

@@ -18,13 +18,13 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 import structlog
-from pydantic import ValidationError
+from pydantic import Field
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
@@ -32,9 +32,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mor_core.errors import LeaseLost, StreamFull
-from mor_core.problems import describe
+from mor_core.errors import Invalid, LeaseLost, StreamFull
+from mor_core.failures import describe_failure
 from mor_core.settings import StreamSettings
+from mor_core.stored import StoredEntries, is_wrong_type, reason_of
 from mor_core.tasks import stop
 from mor_core.wire import (
     DeadLetter,
@@ -43,6 +44,7 @@ from mor_core.wire import (
     Record,
     RewardRecord,
     RolloutRecord,
+    RunId,
     StageName,
     StreamName,
     Wire,
@@ -61,9 +63,16 @@ GROUP_STREAMS: tuple[StreamName, ...] = ("prompts", "rollouts", "rewards", "dead
 """Streams that carry groups; ``events`` carries the run's history."""
 
 _FIELD = "record"
-_RUNS_KEY = "mor:runs"
+RUNS_KEY = "mor:runs"
+"""Hash of the announced runs."""
 _RUN_TTL_S = 60.0
 """Age at which an announcement no longer counts, seconds: twelve renewals of the trainer."""
+_MOST_CLOCK_SKEW_S = 60.0
+"""Seconds by which the trainer's clock may be ahead: an announcement from the far future would count for ever."""
+_LONGEST_LETTER = 1 << 20
+"""Bytes of an unreadable record that its dead letter keeps: enough to find the fault."""
+_LARGEST_RECORD = 64 << 20
+"""Bytes of one record: as much as a request may have. A group of long responses has a few hundred kilobytes."""
 _SOCKET_TIMEOUT_S = 15.0
 """Longest wait for an answer of the queue server, seconds: three times the longest blocking read."""
 _DEAD_TIMEOUT_S = 30.0
@@ -78,13 +87,20 @@ return 1
 """
 
 # KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record.
+# The record is added first: a script that fails is not undone, and the entry must stay if the destination takes none.
 _FORWARD = """
 if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 0 end
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return -1 end
+local added = redis.call('XADD', KEYS[2], '*', 'record', ARGV[4])
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then
+  redis.call('XDEL', KEYS[2], added)
+  return -1
+end
 redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'record', ARGV[4])
 return 1
 """
+
+_RUNS = StoredEntries("runs", largest=64 << 10)
+_RECORDS = {name: StoredEntries(name, largest=_LARGEST_RECORD) for name in RECORD_TYPES}
 
 log = structlog.get_logger(__name__)
 
@@ -111,8 +127,8 @@ def key(run: str, name: str) -> str:
 class RunAnnouncement(Wire):
     """Announcement of an active run to the stages."""
 
-    run: str
-    model: str
+    run: RunId
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
     """Base checkpoint: local path or hub name."""
     renewed_at: float
     """Unix time, seconds. An announcement that is not renewed for a minute no longer counts."""
@@ -121,12 +137,14 @@ class RunAnnouncement(Wire):
 async def announce(redis: Redis, run: str, model: str) -> None:
     """Announce an active run to the stages; the trainer repeats this every few seconds."""
     announcement = RunAnnouncement(run=run, model=model, renewed_at=time.time())
-    await redis.hset(_RUNS_KEY, run, announcement.model_dump_json())
+    content = announcement.model_dump_json()
+    # Without the key all runs announce themselves again within seconds.
+    await _RUNS.write(redis, [RUNS_KEY], lambda: redis.hset(RUNS_KEY, run, content))
 
 
 async def withdraw(redis: Redis, run: str) -> None:
     """Remove the announcement of a run; stages then stop reading its streams."""
-    await redis.hdel(_RUNS_KEY, run)
+    await redis.hdel(RUNS_KEY, run)
 
 
 @dataclass(frozen=True)
@@ -135,22 +153,36 @@ class RunAnnouncements:
 
     active: list[RunAnnouncement]
     """Those renewed within the last minute, in the order of their names."""
-    unreadable: dict[str, str]
-    """Run -> problem of its announcement."""
+    unreadable: int
+    """Number of those that do not fit."""
 
 
 async def announced_runs(redis: Redis) -> RunAnnouncements:
-    """Read the announcements of runs."""
-    announcements: dict[Any, Any] = await redis.hgetall(_RUNS_KEY)
-    found, unreadable = [], {}
-    for run, value in announcements.items():
-        try:
-            found.append(RunAnnouncement.model_validate_json(value))
-        except ValidationError as error:
-            unreadable[run.decode(errors="replace")] = describe(error)
+    """Read the announcements of runs.
+
+    Raises:
+        RedisError: the server failed, or the key of the announcements has another type.
+    """
+    stored: dict[Any, Any] = await redis.hgetall(RUNS_KEY)
+    found = _RUNS.parse_all(stored, _announcement).values()
     horizon = time.time() - _RUN_TTL_S
     active = sorted((run for run in found if run.renewed_at > horizon), key=lambda run: run.run)
-    return RunAnnouncements(active, unreadable)
+    return RunAnnouncements(active, len(stored) - len(found))
+
+
+def _announcement(run: bytes, value: bytes) -> RunAnnouncement:
+    """Parse an announcement.
+
+    Raises:
+        ValueError: it does not fit.
+        Invalid: it is of another run, or from the future.
+    """
+    announcement = RunAnnouncement.model_validate_json(value)
+    if announcement.run.encode() != run:
+        raise Invalid("an announcement is stored under another run's name")
+    if announcement.renewed_at > time.time() + _MOST_CLOCK_SKEW_S:
+        raise Invalid("renewed_at is in the future")
+    return announcement
 
 
 @dataclass(frozen=True)
@@ -186,7 +218,45 @@ class Streams:
         async def attempt() -> int:
             return int(await self._admit(keys=[self.key(stream)], args=[self.bound, payload]))
 
-        await _until_admitted(attempt, self.key(stream), timeout_s)
+        await self.until_admitted(attempt, stream, timeout_s)
+
+    async def until_admitted(self, attempt: Callable[[], Awaitable[int]], stream: StreamName, timeout_s: float) -> int:
+        """Repeat ``attempt`` with jittered back-off until ``stream`` has room, and return its result; 0 means no room.
+
+        Raises:
+            StreamFull: there was no room within ``timeout_s``.
+        """
+        deadline = time.monotonic() + timeout_s
+        pause = 0.01
+        while (result := await self._mended(attempt, stream)) == 0:
+            if time.monotonic() >= deadline:
+                raise StreamFull(
+                    f"{self.key(stream)} stayed full for {timeout_s:g} s; is its consumer running? "
+                    "(bound: MOR_STREAM_BOUND)"
+                )
+            await asyncio.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 2, 0.5)
+        return result
+
+    async def _mended(self, attempt: Callable[[], Awaitable[int]], stream: StreamName) -> int:
+        """Call ``attempt``, once more on an empty stream where the present one takes no entries."""
+        try:
+            return await attempt()
+        except ResponseError as error:
+            if not await self.mend(stream, error):
+                raise
+            return await attempt()
+
+    async def mend(self, stream: StreamName, error: ResponseError) -> bool:
+        """Delete the key of ``stream`` if ``error`` says that it is no stream or takes no entry; return whether it did.
+
+        What it held is issued again by the trainer, as after the loss of the queue server.
+        """
+        if not is_wrong_type(error) and "exhausted" not in str(error):
+            return False
+        _RECORDS[stream].refuse(self.key(stream), "the key is no stream that takes entries; it is deleted")
+        await self.redis.delete(self.key(stream))
+        return True
 
     async def depth(self, stream: StreamName) -> int:
         """Return the number of unsettled entries."""
@@ -198,7 +268,12 @@ class Streams:
         pipe.xlen(self.key(stream))
         pipe.xrange(self.key(stream), count=1)
         pipe.time()
-        entries, first, (seconds, microseconds) = await pipe.execute()
+        try:
+            entries, first, (seconds, microseconds) = await pipe.execute()
+        except ResponseError as error:
+            if not await self.mend(stream, error):
+                raise
+            return Backlog(0, 0.0)
         if not first:
             return Backlog(int(entries), 0.0)
         milliseconds = int(first[0][0].partition(b"-")[0])
@@ -233,6 +308,8 @@ class Consumer(Generic[R]):
         self._stage: StageName = stage
         self._lease_ms = max(1, round(lease_s * 1000))
         self._type = RECORD_TYPES[stream]
+        self._claim_from: Any = "0-0"
+        """Entry at which the next look for those of silent consumers starts; one look sees a part of the stream."""
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._leased: set[str] = set()
         """Entries in work here. Their lease may end while the event loop stands still; they are not claimed again."""
@@ -271,7 +348,7 @@ class Consumer(Generic[R]):
                 block=max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000)),
             )
         except ResponseError as error:
-            if "NOGROUP" not in str(error):
+            if "NOGROUP" not in str(error) and not await self._streams.mend(self._stream, error):
                 raise
             await self._create_group()
             return []
@@ -284,8 +361,9 @@ class Consumer(Generic[R]):
 
     async def _claim(self, count: int) -> list[Entry[R]]:
         reply = await self._redis.xautoclaim(
-            self._key, self._stage, self.name, min_idle_time=self._lease_ms, start_id="0-0", count=count
+            self._key, self._stage, self.name, min_idle_time=self._lease_ms, start_id=self._claim_from, count=count
         )
+        self._claim_from = reply[0]  # "0-0" once the end is reached
         found = [(entry_id, fields) for entry_id, fields in reply[1] if fields]
         if not found:
             return []
@@ -307,13 +385,29 @@ class Consumer(Generic[R]):
         for entry_id, fields, deliveries in raw:
             payload = fields.get(_FIELD.encode(), b"")
             try:
-                record: Any = self._type.model_validate_json(payload)
+                record: Any = self._record(payload)
             except Exception as error:  # whatever a validator raises, the record is at fault
-                reason = describe(error) if isinstance(error, ValidationError) else f"invalid: {type(error).__name__}"
-                await self._bury_unreadable(entry_id.decode(), payload.decode(errors="replace"), reason, deliveries)
+                reason = reason_of(error)
+                _RECORDS[self._stream].refuse(entry_id, reason)
+                readable = payload[:_LONGEST_LETTER].decode(errors="replace")
+                await self._bury_unreadable(entry_id.decode(), readable, reason, deliveries)
                 continue
             entries.append(Entry(entry_id.decode(), record, deliveries))
         return entries
+
+    def _record(self, payload: bytes) -> Record:
+        """Parse a record.
+
+        Raises:
+            ValueError: it does not fit.
+        Invalid: it is too long, or belongs to another run.
+        """
+        if len(payload) > _LARGEST_RECORD:
+            raise Invalid(f"{len(payload)} bytes, at most {_LARGEST_RECORD} are read")
+        record = self._type.model_validate_json(payload)
+        if record.run != self._streams.run:
+            raise Invalid(f"a record of run {record.run} is in the stream of run {self._streams.run}")
+        return record
 
     async def _bury_unreadable(self, entry_id: str, payload: str, reason: str, deliveries: int) -> None:
         """Move an entry to the dead letters. If they are full, it stays, and the entries beside it are still read."""
@@ -335,7 +429,12 @@ class Consumer(Generic[R]):
                 try:
                     await self._set_idle([entry.id for entry in entries], idle_ms=0)
                 except RedisError as error:  # the server may return before the work is done
-                    log.warning("a lease cannot be renewed", stream=self._key, entries=len(entries), error=str(error))
+                    log.warning(
+                        "a lease cannot be renewed",
+                        stream=self._key,
+                        entries=len(entries),
+                        error=describe_failure(error),
+                    )
 
         ids = {entry.id for entry in entries}
         self._leased |= ids
@@ -360,7 +459,7 @@ class Consumer(Generic[R]):
             args: list[str | int] = [self._stage, entry.id, self._streams.bound, payload]
             return int(await self._streams.forward_script(keys=[self._key, destination], args=args))
 
-        if await _until_admitted(attempt, destination, timeout_s) < 0:
+        if await self._streams.until_admitted(attempt, to, timeout_s) < 0:
             raise LeaseLost(f"{self._key} entry {entry.id} was settled by another consumer")
 
     async def uncount(self, entry: Entry[R]) -> None:
@@ -414,22 +513,4 @@ class Consumer(Generic[R]):
             args: list[str | int] = [self._stage, entry_id, self._streams.bound, letter.model_dump_json()]
             return int(await script(keys=[self._key, self._streams.key("dead")], args=args))
 
-        await _until_admitted(attempt, self._streams.key("dead"), timeout_s=timeout_s)
-
-
-async def _until_admitted(attempt: Any, stream_key: str, timeout_s: float) -> int:
-    """Repeat ``attempt`` with jittered back-off until it finds room, and return its result; 0 means no room.
-
-    Raises:
-        StreamFull: there was no room within ``timeout_s``.
-    """
-    deadline = time.monotonic() + timeout_s
-    pause = 0.01
-    while (result := int(await attempt())) == 0:
-        if time.monotonic() >= deadline:
-            raise StreamFull(
-                f"{stream_key} stayed full for {timeout_s:g} s; is its consumer running? (bound: MOR_STREAM_BOUND)"
-            )
-        await asyncio.sleep(random.uniform(pause / 2, pause))
-        pause = min(pause * 2, 0.5)
-    return result
+        await self._streams.until_admitted(attempt, "dead", timeout_s)

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 import structlog
 
+from mor_core.failures import describe_failure
+from mor_core.hidden_secrets import hide_secrets
+
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attribute = str | bool | int | float | None
 
@@ -52,7 +55,7 @@ class Span:
         if self._span is not None:
             from opentelemetry.trace import Status, StatusCode
 
-            self._span.set_status(Status(StatusCode.ERROR, reason))
+            self._span.set_status(Status(StatusCode.ERROR, hide_secrets(reason)))
 
     def end(self, at: float | None = None) -> None:
         """End the span, now or at the Unix time ``at``, seconds."""
@@ -82,7 +85,9 @@ def configure(service: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        log.warning("no traces: OpenTelemetry is not installed", error=str(error), cure="install mor-core[tracing]")
+        log.warning(
+            "no traces: OpenTelemetry is not installed", error=describe_failure(error), cure="install mor-core[tracing]"
+        )
         return
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     provider = TracerProvider(resource=Resource.create({} if named else {"service.name": service}))
@@ -134,7 +139,7 @@ def span(
 ) -> Iterator[Span]:
     """Make a span the current one for the length of the body; spans that begin there are its children.
 
-    It records an exception that leaves the body.
+    It records an exception that leaves the body, without the data that its message may quote.
     """
     if _tracer is None:
         yield OFF
@@ -143,8 +148,16 @@ def span(
 
     begun = begin(name, parent=parent, kind=kind, links=links)
     begun.set(**attributes)
-    with use_span(begun._span, end_on_exit=True):
-        yield begun
+    with use_span(begun._span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+        try:
+            yield begun
+        except Exception as error:
+            reason = describe_failure(error)
+            begun._span.add_event(
+                "exception", {"exception.type": type(error).__qualname__, "exception.message": reason}
+            )
+            begun.fail(reason)
+            raise
 
 
 def current() -> Span:
@@ -182,7 +195,11 @@ def _context(traceparent: str | None) -> Any:
 
 
 def _named(attributes: dict[str, Attribute]) -> dict[str, Any]:
-    return {f"mor.{name}": value for name, value in attributes.items() if value is not None}
+    return {
+        f"mor.{name}": hide_secrets(value) if isinstance(value, str) else value
+        for name, value in attributes.items()
+        if value is not None
+    }
 
 
 def _nanoseconds(seconds: float | None) -> int | None:

@@ -12,7 +12,11 @@ from typing import Any
 from PIL import Image
 
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from mor_core.wire import Message, chat_template_messages, image_hashes
+
+_SHOWN_CHARACTERS = 300
+"""Length up to which a message quotes a processor's."""
 
 
 def load_processor(model: str) -> Any:
@@ -28,8 +32,8 @@ def load_processor(model: str) -> Any:
         processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
     except (OSError, ValueError, AttributeError) as error:
         raise Invalid(
-            f"model {model!r}: its processor cannot be loaded ({error}); give an image-text-to-text checkpoint that"
-            " has its processor files beside the weights"
+            f"model {model!r}: its processor cannot be loaded ({quote_failure(error)}); give an image-text-to-text"
+            " checkpoint that has its processor files beside the weights"
         ) from error
     return processor
 
@@ -46,13 +50,23 @@ def encode_prompt(processor: Any, messages: tuple[Message, ...], images: Mapping
 
     ``images``: by hash, decoded by ``mor_core.images.decode``. The template writes every special token, so the
     tokenizer adds none.
+
+    Raises:
+        Invalid: the processor refuses a text or a picture, such as one that is a hundred times wider than high.
     """
     in_order = [images[digest] for digest in image_hashes(messages)]
-    return dict(
-        processor(
-            text=[prompt_text(processor, messages)],
-            images=[in_order] if in_order else None,
-            add_special_tokens=False,
-            return_tensors="pt",
+    try:
+        return dict(
+            processor(
+                text=[prompt_text(processor, messages)],
+                images=[in_order] if in_order else None,
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
         )
-    )
+    except Exception as error:  # each family's processor and chat template refuse in their own ways
+        reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
+        raise Invalid(
+            f"the model's processor does not take this prompt ({reason}); leave out its special tokens, such as"
+            " <image>, and pictures with extreme proportions"
+        ) from error

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse
 from mor_core import auth, tracing
+from mor_core.json_route import LargeRoute
 from mor_core.service import create_service
 from mor_core.wire import Card, ScoreRequest, ScoreResponse
 from pydantic import Field
@@ -23,9 +24,8 @@ _DESCRIPTION = (
     "Scores responses to prompts with pictures. A score is in calibrated logits: the difference of two scores of one "
     "item is the log-odds that the first response is preferred."
 )
+_Router = Annotated[auth.Principal, Depends(auth.require(auth.Scope.service))]
 _RESPONSES: dict[int | str, dict[str, object]] = {
-    401: {"description": "The token is missing or unknown."},
-    403: {"description": "The token's scope does not allow it."},
     409: {
         "description": "The service does not hold these pictures; repeat the request with their bytes in 'images'.",
         "content": {"application/json": {"example": {"missing_images": ["9f86d081884c7d65…"]}}},
@@ -83,12 +83,14 @@ def create_app(settings: RewardSettings) -> FastAPI:
     app.state.model = model
     app.add_middleware(CountScoreRequests)
     app.add_exception_handler(MissingImages, _missing)
-    allowed = Depends(auth.require(auth.Scope.service))
 
-    @app.post("/v1/score", dependencies=[allowed], responses=_RESPONSES, summary="Score groups of responses")
+    large = APIRouter(route_class=LargeRoute)
+
+    @large.post("/v1/score", responses=_RESPONSES, summary="Score groups of responses")
     async def score(
         body: ScoreRequest,
         request: Request,
+        caller: _Router,
         x_mor_deadline_ms: Annotated[
             float | None,
             Header(description="Milliseconds that the caller waits for the response, from the start of the request."),
@@ -97,13 +99,14 @@ def create_app(settings: RewardSettings) -> FastAPI:
     ) -> ScoreResponse:
         service: ScoringService = request.app.state.model
         with tracing.span("answer", parent=request.headers.get(tracing.HEADER, ""), kind="server") as span:
-            answer = await service.score(body, x_mor_deadline_ms)
+            answer = await service.score(body, x_mor_deadline_ms, caller.name)
             span.set(model=answer.model.name, model_version=answer.model.version, items=len(answer.items))
             return answer
 
-    @app.get("/v1/card", dependencies=[allowed], summary="Get the model's card")
-    async def card(request: Request) -> Card:
+    @app.get("/v1/card", summary="Get the model's card")
+    async def card(request: Request, _: _Router) -> Card:
         service: ScoringService = request.app.state.model
         return service.card
 
+    app.include_router(large)
     return app

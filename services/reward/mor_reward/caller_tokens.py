@@ -8,6 +8,7 @@ from pathlib import Path
 from mor_core import atomic
 from mor_core.auth import Scope, hash_token, new_token
 from mor_core.errors import Conflict, Invalid
+from mor_core.failures import describe_failure
 
 
 def issue(tokens_file: Path, name: str, scope: Scope) -> str:
@@ -24,7 +25,7 @@ def issue(tokens_file: Path, name: str, scope: Scope) -> str:
             names = {entry["name"] for entry in known}
         except (ValueError, KeyError, TypeError) as error:
             raise Invalid(
-                f"{tokens_file} is not a list of {{name, scope, sha256}} ({error}); repair or move it"
+                f"{tokens_file} is not a list of {{name, scope, sha256}} ({describe_failure(error)}); repair or move it"
             ) from error
         if name in names:
             raise Conflict(

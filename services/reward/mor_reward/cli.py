@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from mor_core import atomic
+from mor_core import atomic, process
 from mor_core.errors import Invalid, MorError
-from mor_core.problems import describe
+from mor_core.failures import describe
+from mor_core.printable import visible, visible_json
+from mor_core.terminal import TerminalConsole
+from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,12 +26,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = TerminalConsole()
+err = TerminalConsole(stderr=True)
 
 Data = Annotated[
     Path, typer.Option(help="Preferences in mor.prefs/1: JSONL or Parquet with prompt, images, chosen, rejected.")
 ]
+
+
+@app.callback()
+def _begin() -> None:
+    guard_uncaught()
 
 
 @contextmanager
@@ -37,7 +45,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except MorError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        err.print(f"[bold red]error:[/] {escape(visible(str(error)))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
     except ValidationError as error:
         err.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True, highlight=False)
@@ -139,20 +147,20 @@ def serve(
     port_file: Annotated[Path | None, typer.Option(help="File that gets the address once the service listens.")] = None,
 ) -> None:
     """Serve a reward model under the contract mor.reward/1. All other settings are MOR_* environment variables."""
-    with _errors():
-        given: dict[str, Any] = {
-            "model_dir": model,
-            "function": function,
-            "host": host,
-            "port": port,
-            "tokens_file": tokens_file,
-            "threads": threads,
-        }
-        from mor_core import service
+    from mor_core import service
 
-        from mor_reward.config import RewardSettings
+    from mor_reward.config import RewardSettings
 
-        settings = RewardSettings(**{key: value for key, value in given.items() if value is not None})
+    with process.reported_errors("mor-reward"):
+        settings = process.load(
+            RewardSettings,
+            model_dir=model,
+            function=function,
+            host=host,
+            port=port,
+            tokens_file=tokens_file,
+            threads=threads,
+        )
         _configure_libraries(settings.threads)
         from mor_reward.app import create_app
 
@@ -163,8 +171,10 @@ def serve(
 def conformance(
     *,
     url: Annotated[str, typer.Argument(help="Address of a running reward service.")],
-    token: Annotated[str, typer.Option(envvar="MOR_REWARD_TOKEN", help="Token that the service accepts.")] = "",
-    secret_file: Annotated[Path | None, typer.Option(help="File with that token, instead.")] = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the service's token.  [or the token: MOR_REWARD_TOKEN]"),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a response.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
@@ -176,9 +186,7 @@ def conformance(
         from mor_reward.conformance import run_checks
         from mor_reward.conformance.endpoint import Endpoint
 
-        if secret_file is not None and not secret_file.is_file():
-            raise Invalid(f"no file {secret_file}; create it with 'mor-reward token --secret-file'")
-        secret = secret_file.read_text().strip() if secret_file else token
+        secret = _secret(secret_file, "MOR_REWARD_TOKEN", "create it with 'mor-reward token --secret-file'")
         endpoint = Endpoint(url, secret, timeout_s=timeout)
         try:
             results = list(run_checks(endpoint))
@@ -187,13 +195,14 @@ def conformance(
         broken = sum(result.outcome == "broken" for result in results)
         if as_json:
             checks = [asdict(result) for result in results]
-            sys.stdout.write(json.dumps({"url": url, "conforms": not broken, "checks": checks}, indent=2) + "\n")
+            document = json.dumps({"url": url, "conforms": not broken, "checks": checks}, indent=2)
+            sys.stdout.write(visible_json(document) + "\n")
         else:
             colours = {"kept": "green", "broken": "red", "skipped": "yellow"}
             table = Table("check", "", "clause", "detail", title=url, show_lines=True)
             for one in results:
                 outcome = f"[{colours[one.outcome]}]{one.outcome}[/]"
-                table.add_row(one.check, outcome, escape(one.clause), escape(one.detail))
+                table.add_row(one.check, outcome, escape(one.clause), escape(visible(one.detail)))
             out.print(table)
             out.print(f"{broken} of {len(results)} clauses are broken" if broken else "all clauses are kept")
         if broken:
@@ -207,9 +216,10 @@ def register(
     name: Annotated[str, typer.Option(help="Name of this client at the router.")],
     url: Annotated[str, typer.Option(help="Address at which the router reaches this reward service.")],
     secret_file: Annotated[Path, typer.Option(help="File with the token that the router must send to this service.")],
-    enrolment_token: Annotated[
-        str, typer.Option(envvar="MOR_ENROLMENT_TOKEN", help="Enrolment token from the platform team.")
-    ],
+    enrolment_token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the platform team's enrolment token.  [or the token: MOR_ENROLMENT_TOKEN]"),
+    ] = None,
     domains: Annotated[str, typer.Option(help="Topics that the model can judge; by default from its card.")] = "",
     page_token_file: Annotated[
         Path | None,
@@ -225,6 +235,11 @@ def register(
         if not secret_file.is_file():
             raise Invalid(f"no file {secret_file}; create it with 'mor-reward token --secret-file {secret_file}'")
         secret = secret_file.read_text().strip()
+        enrolment_token = _secret(
+            enrolment_token_file, "MOR_ENROLMENT_TOKEN", "ask the platform team for one and write it to that file"
+        )
+        if not enrolment_token:
+            raise Invalid("no enrolment token: give --enrolment-token-file, or set MOR_ENROLMENT_TOKEN")
         own = page_token_file.read_text().strip() if page_token_file and page_token_file.is_file() else None
         enrolled = register_at(
             router, enrolment_token, name=name, url=url, domains=domains, secret=secret, page_token=own or None
@@ -264,7 +279,9 @@ def deregister(
 def token(
     tokens_file: Annotated[Path, typer.Option(help="The service's file of token hashes; created if absent.")],
     name: Annotated[str, typer.Option(help="Name of the token's holder.")] = "router",
-    scope: Annotated[str, typer.Option(help="service (for the router), viewer or admin.")] = "service",
+    scope: Annotated[
+        str, typer.Option(help="service (for the router), metrics (for Prometheus), viewer or admin.")
+    ] = "service",
     secret_file: Annotated[
         Path | None, typer.Option(help="Write the token to this file instead of the terminal.")
     ] = None,
@@ -282,6 +299,19 @@ def token(
             sys.stdout.write(issued + "\n")
         else:
             atomic.write(secret_file, issued.encode(), mode=0o600)
+
+
+def _secret(file: Path | None, variable: str, cure: str) -> str:
+    """Read a token from a file, else from a variable: other users see the options of a command.
+
+    Raises:
+        Invalid: the file does not exist.
+    """
+    if file is None:
+        return os.environ.get(variable, "").strip()
+    if not file.is_file():
+        raise Invalid(f"no file {file}; {cure}")
+    return file.read_text().strip()
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

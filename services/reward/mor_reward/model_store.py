@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
-from mor_core.problems import describe
+from mor_core.failures import describe, quote_failure
 from mor_core.wire import Calibration, Wire
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -103,7 +103,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[RewardManifest, Backbone]:
     try:
         load_model(backbone, str(folder / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = quote_failure(error)
         raise Invalid(
             f"{folder / WEIGHTS} cannot be loaded ({reason}); copy the folder again or train again"
         ) from error

@@ -6,6 +6,7 @@ import httpx
 import stamina
 from mor_core.auth import hash_token
 from mor_core.errors import Invalid, MorError, Unauthorized, Unavailable
+from mor_core.failures import quote_failure
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 _ATTEMPTS = 5
@@ -113,7 +114,7 @@ def _request_once(http: httpx.Client, method: str, path: str, body: dict[str, st
     try:
         response = http.request(method, path, json=body)
     except httpx.InvalidURL as error:
-        raise Invalid(f"--router {http.base_url}: {error}") from error
+        raise Invalid(f"--router {http.base_url}: {quote_failure(error)}") from error
     except httpx.UnsupportedProtocol as error:
         raise Invalid(f"--router {http.base_url}: write it as http://host:port or https://host") from error
     except httpx.TransportError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import structlog
+from mor_core.failures import describe_failure
 from mor_core.wire import LARGEST_SCORE
 
 from mor_reward.backbones import Example, Scorer
@@ -101,4 +102,4 @@ class ScoringEngine:
 def _failed(error: Exception) -> ItemOutcome:
     log.error("an item could not be scored", exc_info=error)
     ERRORS.labels(reason="model_error").inc()
-    return ItemOutcome("error", detail=f"the model failed on this item: {type(error).__name__}: {error}"[:500])
+    return ItemOutcome("error", detail=f"the model failed on this item: {describe_failure(error)}")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import torch
 from mor_core.byte_cache import ByteBoundCache
-from mor_core.errors import Conflict, Invalid, Overloaded, TooLarge
+from mor_core.errors import Conflict, Overloaded, TooLarge
+from mor_core.fair_share import FairShare
+from mor_core.image_budget import ImageBudget, check_named
 from mor_core.images import sha256
-from mor_core.wire import Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
+from mor_core.wire import MOST_TEXT, Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
 
 from mor_reward import model_store
 from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
@@ -45,7 +47,7 @@ class ScoringService:
             queue_responses=settings.queue_responses,
             wait_s=settings.batch_wait_ms / 1000,
         )
-        self._in_flight = 0
+        self._in_flight = FairShare(settings.concurrency)
         self._loop: asyncio.Task[None] | None = None
 
     @property
@@ -63,8 +65,8 @@ class ScoringService:
             self._batcher.close()
             await self._loop
 
-    async def score(self, request: ScoreRequest, deadline_ms: float | None) -> ScoreResponse:
-        """Score all items, as the reward contract states.
+    async def score(self, request: ScoreRequest, deadline_ms: float | None, caller: str) -> ScoreResponse:
+        """Score all items, as the reward contract states. Callers share the model evenly.
 
         ``deadline_ms``: how long the caller waits from now, in milliseconds.
 
@@ -77,17 +79,18 @@ class ScoringService:
         """
         started = time.monotonic()
         deadline = started + (math.inf if deadline_ms is None else deadline_ms / 1000)
-        with self._admitted():
+        with self._admitted(caller):
             self._check_limits(request)
             await asyncio.to_thread(self._check_images, request.images)
             for digest, content in request.images.items():
                 self._images.put(digest, content)
             pictures = self._pictures(request)
+            await asyncio.to_thread(self._check_budget, pictures)
             items = [
                 [Example(item.messages, shown, response) for response in item.responses]
                 for item, shown in zip(request.items, pictures, strict=True)
             ]
-            outcomes = await self._batcher.score(items, deadline)
+            outcomes = await self._batcher.score(items, deadline, caller)
         for outcome in outcomes:
             ITEMS.labels(status=outcome.status).inc()
         REQUEST_SECONDS.observe(time.monotonic() - started)
@@ -100,15 +103,14 @@ class ScoringService:
         )
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._in_flight >= self._settings.concurrency:
+    def _admitted(self, caller: str) -> Iterator[None]:
+        if not self._in_flight.take(caller):
             ERRORS.labels(reason="concurrency").inc()
-            raise Overloaded(f"{self._in_flight} requests are being scored, the maximum; try again later")
-        self._in_flight += 1
+            raise Overloaded(f"{self._in_flight.total} requests are being scored, the maximum; try again later")
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self._in_flight.give_back(caller)
 
     def _check_limits(self, request: ScoreRequest) -> None:
         if len(request.items) > self._settings.max_items:
@@ -121,6 +123,13 @@ class ScoringService:
                     f"item {item.item_id!r} has {len(item.responses)} responses; an item may have at most "
                     f"{self._settings.max_responses}: split it"
                 )
+            characters = sum(len(message.text) for message in item.messages)
+            longest = max(map(len, item.responses))
+            if max(characters, longest) > MOST_TEXT:
+                raise TooLarge(
+                    f"item {item.item_id!r} has a text of {max(characters, longest)} characters, of at most "
+                    f"{MOST_TEXT}: shorten it"
+                )
 
     def _check_images(self, images: Mapping[str, bytes]) -> None:
         for digest, content in images.items():
@@ -129,9 +138,13 @@ class ScoringService:
                     f"image {digest[:12]} has {len(content)} bytes, of at most {self._settings.max_image_bytes}; "
                     "scale it down"
                 )
-            found = sha256(content)
-            if found != digest:
-                raise Invalid(f"image {digest[:12]}: its bytes have the hash {found[:12]}; send it under that hash")
+        check_named(images)
+
+    def _check_budget(self, pictures: Iterable[tuple[Picture, ...]]) -> None:
+        """Check all pictures of a request together, those from the cache included."""
+        budget = ImageBudget(self._settings.max_request_bytes)
+        for content in {picture.sha256: picture.content for shown in pictures for picture in shown}.values():
+            budget.spend(content)
 
     def _pictures(self, request: ScoreRequest) -> list[tuple[Picture, ...]]:
         """Return the pictures of each item."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mor_core import atomic
 from mor_core.errors import Conflict, Invalid
+from mor_core.failures import describe_failure
 from torch import Tensor
 
 FILE = "checkpoint.pt"
@@ -67,7 +68,7 @@ def read(folder: Path, fingerprint: str) -> TrainingCheckpoint:
         checkpoint = TrainingCheckpoint(**torch.load(file, weights_only=True))
     except Exception as error:  # torch reports a damaged file by many exception types
         raise Invalid(
-            f"checkpoint {file} cannot be read ({error}); delete {folder} and start without --resume"
+            f"checkpoint {file} cannot be read ({describe_failure(error)}); delete {folder} and start without --resume"
         ) from error
     if checkpoint.fingerprint != fingerprint:
         raise Conflict(

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from mor_core.auth import Principal, Scope, require
 from mor_core.health import ReadyCheck
+from mor_core.json_route import LargeRoute
 from mor_core.service import create_service
 from sse_starlette import EventSourceResponse
 from starlette.responses import Response
@@ -48,6 +49,7 @@ def create_app(settings: RolloutSettings) -> FastAPI:
         host_info=service.host_info,
     )
     app.state.service = service
+    large = APIRouter(route_class=LargeRoute)
     if settings.weight_transfer != "http":
         app.include_router(weight_receiver.router)
 
@@ -61,23 +63,25 @@ def create_app(settings: RolloutSettings) -> FastAPI:
             {"object": "list", "data": [{"id": POLICY, "object": "model", "owned_by": "mor", "root": settings.model}]}
         )
 
-    @app.post(
+    @large.post(
         "/v1/chat/completions",
         summary="Chat completion on the current policy, OpenAI-compatible",
         description="With `stream` the response is a stream of server-sent events that ends with `[DONE]`. "
         "Requests with fields of the OpenAI API that are not listed receive 422.",
         response_model=ChatResponse,
         responses={
+            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
             404: {"description": "Unknown model."},
-            503: {"description": "Not ready, or too many chat completions at once."},
+            503: {"description": "Not ready, or too many chat completions at once; see Retry-After."},
         },
         tags=["chat"],
     )
-    async def chat(request: ChatRequest, _: Annotated[Principal, Depends(require(Scope.service))]) -> Any:
+    async def chat(request: ChatRequest, caller: Annotated[Principal, Depends(require(Scope.service))]) -> Any:
         await completions.check(request)
         if request.stream:
-            events: Response = EventSourceResponse(completions.events(request), sep="\n")
+            events: Response = EventSourceResponse(completions.events(request, caller.name), sep="\n")
             return events
-        return await completions.complete(request)
+        return await completions.complete(request, caller.name)
 
+    app.include_router(large)
     return app

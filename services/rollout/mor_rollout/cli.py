@@ -6,12 +6,13 @@ import contextlib
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from mor_core.problems import describe
+from mor_core import process
+from mor_core.printable import visible
 from mor_core.service import serve as serve_app
-from pydantic import ValidationError
+from mor_core.uncaught import guard_uncaught
 
 app = typer.Typer(
     help="Sample groups of responses from the current policy.",
@@ -24,6 +25,7 @@ app = typer.Typer(
 @app.callback()
 def _main() -> None:
     """Sample groups of responses from the current policy."""
+    guard_uncaught()
 
 
 @app.command()
@@ -45,23 +47,25 @@ def serve(
     from mor_rollout.app import create_app
     from mor_rollout.config import RolloutSettings
 
-    options: dict[str, Any] = {
-        **{"model": model, "backend": backend, "device": device, "dtype": dtype, "max_model_len": max_model_len},
-        **{"host": host, "port": port},
-    }
-    try:
-        settings = RolloutSettings(**{name: value for name, value in options.items() if value is not None})
-    except ValidationError as error:
-        typer.echo(f"mor-rollout: {describe(error)}; see mor-rollout serve --help", err=True)
-        raise typer.Exit(2) from error
+    with process.reported_errors("mor-rollout"):
+        settings = process.load(
+            RolloutSettings,
+            model=model,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            host=host,
+            port=port,
+        )
     environment.prepare(settings)
     service = create_app(settings)
     signal.signal(signal.SIGTERM, _terminated)  # uvicorn raises the signal again once it has shut down
-    with contextlib.suppress(_Terminated):
+    with contextlib.suppress(_Terminated), process.reported_errors("mor-rollout"):
         serve_app(service, settings, name="rollout", port_file=port_file)
     failure = service.state.service.failure
     if failure is not None:
-        typer.echo(f"mor-rollout: {failure}", err=True)
+        typer.echo(f"mor-rollout: {visible(failure)}", err=True)
         raise typer.Exit(1)
 
 

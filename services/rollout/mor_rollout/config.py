@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mor_core.settings import ControlCallerSettings, ServiceSettings, StreamSettings
+from mor_core.settings import ControlCallerSettings, ServiceSettings, StageSettings
 from pydantic import Field, model_validator
 
 
-class RolloutSettings(ServiceSettings, StreamSettings, ControlCallerSettings):
+class RolloutSettings(ServiceSettings, StageSettings, ControlCallerSettings):
     """Settings from environment variables ``MOR_<NAME>``, or from the same options of ``mor-rollout serve``."""
 
     model: str

@@ -16,7 +16,8 @@ def prepare(settings: RolloutSettings) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CONFIGURE_LOGGING": "1",
-        "VLLM_LOGGING_LEVEL": {"debug": "DEBUG", "info": "WARNING"}.get(settings.log_level, "ERROR"),
+        # Never DEBUG, whose lines hold prompts.
+        "VLLM_LOGGING_LEVEL": "WARNING" if settings.log_level in ("debug", "info") else "ERROR",
     }
     if settings.device == "cpu":
         # Spinning threads that are bound to fixed cores would starve the other processes of the machine.

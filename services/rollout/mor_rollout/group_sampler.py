@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from mor_core import images as guarded
 from mor_core import tracing
 from mor_core.blobs import Blobs
 from mor_core.errors import Invalid
+from mor_core.image_budget import ImageBudget
 from mor_core.sampling import response_seed
 from mor_core.tasks import in_thread
 from mor_core.wire import PromptRecord, RolloutRecord, TokenBlock, image_hashes
+from PIL import Image
 
 from mor_rollout import metrics
 from mor_rollout.config import RolloutSettings
@@ -96,10 +99,17 @@ class GroupSampler:
         )
 
     async def _encode(self, blobs: Blobs, record: PromptRecord) -> EnginePrompt:
+        self._codec.check_images(record.messages)
         digests = sorted(set(image_hashes(record.messages)))
         contents = await asyncio.gather(*(blobs.get(digest) for digest in digests))
-        decoded = await in_thread(lambda: [guarded.decode(content) for content in contents])
+        decoded = await in_thread(self._decode, contents)
         return await self._engine.encode(PromptInput(record.messages, dict(zip(digests, decoded, strict=True))))
+
+    def _decode(self, contents: Sequence[bytes]) -> list[Image.Image]:
+        budget = ImageBudget(self._settings.max_request_bytes)
+        for content in contents:
+            budget.spend(content)
+        return [guarded.decode(content) for content in contents]
 
     def _params(self, record: PromptRecord, prompt: EnginePrompt) -> SampleParams:
         sampling = record.sampling

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 from mor_core import service_info
 from mor_core.errors import MorError, Unavailable
+from mor_core.failures import describe_failure, quote_failure
 from mor_core.streams import connect
 from mor_core.tasks import stop
 from redis.asyncio import Redis
@@ -70,7 +71,7 @@ class RolloutService:
             self.failure = str(error)
         except Exception as error:
             log.error("the service failed", exc_info=error)
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = describe_failure(error) if self.state == "ready" else quote_failure(error)
         self.state = "failed"
         log.critical("the rollout service stops", reason=self.failure)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -109,7 +110,7 @@ class RolloutService:
         if self._redis is None:
             return "not connected yet"
         await self._redis.ping()
-        return None
+        return self.stage.problem if self.stage is not None else None
 
     async def host_info(self) -> service_info.HostInfo:
         """Return the machine's disks, devices and queue server for ``/v1/about``."""

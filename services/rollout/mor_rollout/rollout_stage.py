@@ -11,6 +11,7 @@ import stamina
 import structlog
 from mor_core import tracing
 from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, TooLarge
+from mor_core.failures import describe_failure
 from mor_core.stage import RunStage, Stage
 from mor_core.streams import Entry, RunAnnouncement
 from mor_core.wire import PromptRecord, RolloutRecord
@@ -147,8 +148,9 @@ class RunRollouts(RunStage[PromptRecord]):
 
     async def _fail(self, entry: Entry[PromptRecord], error: Exception, attempts: int) -> None:
         cause = type(error).__name__
-        tracing.current().fail(str(error))
-        await self.give_up(entry, str(error) or cause, attempts=max(attempts, entry.deliveries), cause=cause)
+        reason = describe_failure(error)
+        tracing.current().fail(reason)
+        await self.give_up(entry, reason, attempts=max(attempts, entry.deliveries), cause=cause)
 
 
 def _sample_span(record: PromptRecord) -> AbstractContextManager[tracing.Span]:

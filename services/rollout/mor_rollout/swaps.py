@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 from mor_core import tracing
 from mor_core.errors import MorError
+from mor_core.failures import quote_failure
 from mor_core.wire import WeightsRef
 
 from mor_rollout import metrics
@@ -194,4 +195,4 @@ class PolicySwapper:
         try:
             self.read_back = await self._load(previous)
         except MorError as error:
-            self._failure = f"the weights could not be restored after a failed swap: {error}"
+            self._failure = f"the weights could not be restored after a failed swap: {quote_failure(error)}"

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from mor_core.auth import Scope, require
 from mor_core.errors import Conflict, Invalid, MorError, Unavailable
+from mor_core.json_route import UploadRoute
+from mor_core.openapi import problems
 from mor_core.wire import Documented, Sha256
 from pydantic import Field
 
@@ -133,6 +135,8 @@ router = APIRouter(
     prefix="/v1/transfer",
     tags=["weight transfer, not tested on hardware"],
     dependencies=[Depends(require(Scope.service))],
+    route_class=UploadRoute,  # a model's tensors are described in one request
+    responses=problems(409, 503),
 )
 
 

@@ -5,22 +5,36 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 from mor_core import service_info
 from mor_core.health import ReadyCheck
+from mor_core.openapi import problems
+from mor_core.problems import problem
 from mor_core.service import create_service
+from redis.exceptions import RedisError, ResponseError
 
 from mor_router import __version__
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.pool import RouterTokens
 from mor_router.config import RouterSettings
-from mor_router.routes import clients, objectives, rewards, status
+from mor_router.routes import audits, clients, objectives, rewards, status
 from mor_router.wiring import open_router
 
 _DESCRIPTION = """\
 Enrols clients, requests their scores, and fuses the scores into one reward, weighing each client as the gate learned
 for the input and the objective. Errors are `application/problem+json` (RFC 9457).
 """
+_RETRY_S = "5"
+"""``Retry-After`` while Redis cannot be reached: a restarted server answers within seconds."""
+
+
+async def _store_failed(_: Request, error: Exception) -> JSONResponse:
+    """Answer a call that the store of the router refused."""
+    if isinstance(error, ResponseError):
+        cure = "delete or restore the key that is named in the log; docs/runbooks.md, unreadable entries"
+        return problem(409, "Stored state not usable", f"{error}; {cure}")
+    return problem(503, "Store unavailable", f"Redis: {error}; check MOR_REDIS_URL", {"Retry-After": _RETRY_S})
 
 
 def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> FastAPI:
@@ -29,7 +43,8 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_router(settings, egress or EgressPolicy.from_settings(settings)) as router:
+        policy = egress or EgressPolicy.from_settings(settings)
+        async with open_router(settings, policy, app.state.tokens) as router:
             app.state.router = router
             app.state.tokens = RouterTokens(app.state.tokens, router.clients.pool)
             checks["router"] = router.ready
@@ -41,6 +56,9 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
     app = create_service(
         "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, host_info=host_info
     )
-    for part in (clients, objectives, rewards, status):
-        app.include_router(part.routes)
+    app.add_exception_handler(RedisError, _store_failed)
+    for part in (clients, objectives, audits, rewards, status):
+        app.include_router(part.routes, responses=problems(503))
+    app.include_router(clients.page_tokens, responses=problems(503))
+    app.include_router(objectives.uploads, responses=problems(503))
     return app

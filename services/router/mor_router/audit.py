@@ -25,20 +25,30 @@ Action = Literal[
     "quarantine",
     "drift",
     "disagreement",
+    "unreliable",
     "refit",
     "labeller",
+    "label",
 ]
+
+_LONGEST = 2000
+"""Most characters of a detail: the longest that a request may carry, ``domains``."""
 
 log = structlog.get_logger("audit")
 
 
 class AuditLog:
-    """Appender to the file ``path``; without one, entries go to the log. Values must not contain secrets."""
+    """Appender to the file ``path``; without one, entries go to the log. Values must not contain secrets.
+
+    A line has a bounded length, because reasons and names come from clients. Each line opens the file anew, so that it
+    may be moved away at any time, as logrotate does.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def record(self, action: Action, subject: str, by: str, **details: str | int | float | None) -> None:
+        details = {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in details.items()}
         if self._path is None:
             log.info(action, subject=subject, by=by, **details)
             return

@@ -6,30 +6,30 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import structlog
 import typer
 from cryptography.fernet import Fernet
-from mor_core import atomic, logs
-from mor_core.errors import Invalid, MorError
-from mor_core.problems import describe
+from mor_core import atomic, logs, process
+from mor_core.errors import MorError
+from mor_core.failures import describe, describe_failure
+from mor_core.hidden_secrets import hide_secrets
+from mor_core.printable import visible
 from mor_core.service import serve as serve_app
-from mor_core.settings import unknown_variables
 from mor_core.streams import connect
+from mor_core.uncaught import guard_uncaught
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_router.audit import AuditLog
-from mor_router.clients.enrolment import reencrypt
-from mor_router.clients.registry import ClientRegistry
 from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
-from mor_router.learning.labels.labeller_store import reencrypt as reencrypt_labellers
+from mor_router.rekeying import RekeyResult, rekey_all
 from mor_router.store import RouterSnapshot, export, restore
 
-_RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
+_RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS", "MOR_CIRCUIT_FAILURES": "MOR_CIRCUIT_LEAST_CALLS"}
 """Former variable -> present one. The former is not read any more, and a silent default could surprise an operator."""
 
 app = typer.Typer(
@@ -43,21 +43,19 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
 
-def _settings() -> RouterSettings:
-    try:
-        return RouterSettings()
-    except ValidationError as error:
-        _fail(f"settings (MOR_*): {describe(error)}")
-        raise
+@app.callback()
+def _begin() -> None:
+    guard_uncaught()
 
 
-def _fail(message: str) -> None:
-    typer.secho(message, err=True, fg="red")
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"mor-router: {visible(hide_secrets(message))}", err=True, fg="red")
     raise typer.Exit(2)
 
 
 def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> Result:
-    settings = _settings()
+    with process.reported_errors("mor-router"):
+        settings = process.load(RouterSettings)
 
     async def run() -> Result:
         redis = connect(settings)
@@ -69,8 +67,7 @@ def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> R
     try:
         return asyncio.run(run())
     except (MorError, RedisError) as error:
-        _fail(str(error))
-        raise
+        _fail(describe_failure(error))
 
 
 @app.command()
@@ -82,24 +79,18 @@ def serve(
     """Serve the API and score the groups of active runs. Settings come from MOR_* variables."""
     from mor_router.app import create_app
 
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    settings = _settings().model_copy(update=given)
-    try:
+    with process.reported_errors("mor-router"):
+        settings = process.load(RouterSettings, host=host, port=port)
         SecretStore(settings.secret_key)
-    except Invalid as error:
-        _fail(str(error))
-    logs.configure(settings.log_level, settings.log_format, service="router")
-    _report_unknown_variables()
-    serve_app(create_app(settings), settings, name="router", port_file=port_file)
+        logs.configure(settings.log_level, settings.log_format, service="router")
+        _report_renamed_variables()
+        serve_app(create_app(settings), settings, name="router", port_file=port_file)
 
 
-def _report_unknown_variables() -> None:
-    for name in unknown_variables([RouterSettings]):
-        present = _RENAMED.get(name)
-        if present is not None and present not in os.environ:
-            log.warning("the router does not read this variable any more", name=name, use=present)
-        else:
-            log.debug("the router does not read this variable", name=name)
+def _report_renamed_variables() -> None:
+    for former, present in _RENAMED.items():
+        if former in os.environ and present not in os.environ:
+            log.warning("the router does not read this variable any more", name=former, use=present)
 
 
 @app.command("export")
@@ -124,10 +115,8 @@ def import_state(
         snapshot = RouterSnapshot.model_validate_json(file.read_bytes())
     except OSError as error:
         _fail(f"{file}: {error.strerror}")
-        raise
     except ValidationError as error:
         _fail(f"{file}: not a file of 'mor-router export': {describe(error)}")
-        raise
 
     async def work(redis: Redis, settings: RouterSettings) -> None:
         await restore(redis, snapshot, replace=replace)
@@ -139,20 +128,22 @@ def import_state(
 
 @app.command()
 def rekey() -> None:
-    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the other keys can be removed afterwards."""
+    """Encrypt all secrets with the first key of MOR_SECRET_KEY; the other keys can be removed afterwards.
 
-    async def work(redis: Redis, settings: RouterSettings) -> int:
-        secret_store, registry = SecretStore(settings.secret_key), ClientRegistry(redis)
-        records = await registry.all()
-        for record in records:
-            await registry.update(record.name, lambda known: reencrypt(known, secret_store))
-        labellers = await reencrypt_labellers(redis, secret_store)
+    With MOR_BIND_SECRETS=true it also reads the secrets of earlier versions, and binds them to their addresses.
+    """
+
+    async def work(redis: Redis, settings: RouterSettings) -> RekeyResult:
+        result = await rekey_all(redis, SecretStore(settings.secret_key, reads_unbound=settings.bind_secrets))
         AuditLog(settings.audit_log).record(
-            "rekey", "secrets", "command line", clients=len(records), labellers=labellers
+            "rekey", "secrets", "command line", clients=result.clients, labellers=result.labellers
         )
-        return len(records) + labellers
+        return result
 
-    typer.echo(f"{_with_redis(work)} secrets are encrypted with the first key")
+    result = _with_redis(work)
+    typer.echo(f"{result.clients + result.labellers} secrets are encrypted with the first key")
+    if result.problems:
+        _fail("\n".join(result.problems))
 
 
 @app.command()

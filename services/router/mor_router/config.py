@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from mor_core.settings import ServiceSettings, StreamSettings
+from mor_core.settings import ServiceSettings, StageSettings
 from pydantic import Field, SecretStr, model_validator
 
 from mor_router.mathematics.fusion import FusionChoice, Weighted
@@ -13,12 +13,16 @@ from mor_router.mathematics.fusion import FusionChoice, Weighted
 Network = IPv4Network | IPv6Network
 
 
-class RouterSettings(ServiceSettings, StreamSettings):
+class RouterSettings(ServiceSettings, StageSettings):
     """Settings of a router."""
 
     secret_key: SecretStr = SecretStr("")
     """Fernet keys that encrypt the clients' secrets at rest, separated by commas. The first encrypts, all decrypt: put
     a new key in front, and remove the old one after ``mor-router rekey``. ``mor-router key`` prints a new one."""
+    bind_secrets: bool = False
+    """Bind the secrets that earlier versions stored to their clients and addresses, at the start and at
+    ``mor-router rekey``. Set it for one start after the upgrade, and check the addresses before; otherwise such secrets
+    are refused."""
     audit_log: Path | None = None
     """File to which enrolments, rotations, revocations and gate changes are appended as JSON lines. Without it they go
     to the log under the name ``audit``."""
@@ -46,6 +50,13 @@ class RouterSettings(ServiceSettings, StreamSettings):
     client_key_file: Path | None = None
     """PEM private key of ``client_cert_file``."""
 
+    enrolments_per_minute: int = Field(20, ge=1)
+    """Most attempts in a minute to enrol with one token of scope ``enrolment``, failed ones included; more get 429."""
+    enrolments_per_network: int = Field(10, ge=1)
+    """Most attempts in a minute to enrol endpoints in one network (IPv4 /24, IPv6 /48), by all such tokens."""
+    clients_per_token: int = Field(100, ge=1)
+    """Most clients at a time that one token of scope ``enrolment`` has enrolled."""
+
     deadline_s: float = Field(30.0, gt=0)
     """Seconds that clients have to score a group, including retries."""
     client_attempts: int = Field(3, ge=1, le=10)
@@ -56,19 +67,40 @@ class RouterSettings(ServiceSettings, StreamSettings):
     """Most weighted clients that score a group: those with the most weight for its input. Without it, all do."""
     items_per_request: int = Field(16, ge=1)
     """Most groups in one request to a client; a lower limit on the client's card applies instead."""
-    circuit_failures: int = Field(5, ge=1)
-    """Consecutive failed calls that open a client's circuit: it is then not called for ``circuit_open_s``."""
+    circuit_calls: int = Field(20, ge=1)
+    """Latest calls to a client that its circuit looks at."""
+    circuit_window_s: float = Field(300.0, gt=0)
+    """Seconds after which the circuit forgets a call."""
+    circuit_least_calls: int = Field(5, ge=1)
+    """Calls in this window without which a circuit does not open."""
+    circuit_failure_share: float = Field(0.5, gt=0, le=1)
+    """Mean share of failure over the window that opens a client's circuit: it is then not called for a while. A failed
+    call counts 1, a call of which some items failed their share."""
     circuit_open_s: float = Field(15.0, gt=0)
-    """Seconds that a circuit stays open before one call tries the client again."""
+    """Mean seconds that a circuit stays open at first, jittered; they double at each opening until the client has
+    answered a whole window of calls."""
+    circuit_longest_open_s: float = Field(600.0, gt=0)
+    """Most seconds, before the jitter, that a circuit stays open."""
+    circuit_trials: int = Field(3, ge=1)
+    """Good calls in a row, one at a time, that close a circuit again. No group waits for a client on trial while
+    another client scores it."""
+    outage_wait_s: float = Field(300.0, gt=0)
+    """Seconds that groups wait in vain for one client, all together, before it is put on probation as unreliable and
+    the others reward the groups; a group without a quorum is given up after twice as long."""
+    outage_share: float = Field(0.1, gt=0, lt=1)
+    """Share of all time at which ``outage_wait_s`` refills. A client that was unreliable becomes active again after
+    ``outage_wait_s`` / ``outage_share`` seconds, once it answers."""
     probe_interval_s: float = Field(15.0, gt=0)
     """Mean seconds between probes of a client, jittered."""
 
     quorum: float = Field(0.5, ge=0, le=1)
-    """Least share of a group's gate weight whose clients must answer; below it the group is retried, then given up."""
+    """Least share of a group's gate weight whose clients must answer; below it the group is retried. A client that
+    answers and has no score for the group does not count."""
     quorum_attempts: int = Field(3, ge=1)
-    """Attempts of a group without a quorum before it goes to the dead letters."""
+    """Attempts of a group without a reward before it goes to the dead letters. Attempts that failed because calls to
+    clients failed do not count until ``outage_wait_s`` have passed twice."""
     group_retry_s: float = Field(2.0, gt=0)
-    """Mean seconds before the first retry of a group, doubled at each further one and jittered."""
+    """Mean seconds before the first retry of a group, doubled at each further one, up to 30 s, and jittered."""
     batch_groups: int = Field(8, ge=1)
     """Most waiting groups that are scored together, in one request to each client."""
     batches_in_flight: int = Field(4, ge=1)
@@ -88,7 +120,11 @@ class RouterSettings(ServiceSettings, StreamSettings):
     """Share of the anchors that are held out: sent as honeypots only, never at a fit. No effect where ``anchor_share``
     is 0."""
     drift_false_alarm: float = Field(0.01, gt=0, lt=1)
-    """Probability with which an unchanged client is ever found to drift under one gate version."""
+    """Probability with which an unchanged client is ever found to drift under one gate version, and with which a client
+    that does not mislead is ever distrusted for its audits."""
+    audit_share: float = Field(0.02, ge=0, le=1)
+    """Share of the groups of runs that are audited: labelled, by the objective's labeller or by people, after the
+    clients have scored them; 0: none. An objective can have a share of its own."""
 
     policy_url: str | None = None
     """Address of the rollout service whose policy is sampled for online refits (``mor-rollout serve``)."""

@@ -9,12 +9,18 @@ import time
 from collections.abc import Awaitable, Callable
 
 import structlog
+from mor_core.failures import describe_failure
+from mor_core.stored import StoredEntries
 from mor_core.tasks import stop
 from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, RedisError
 
 from mor_router.store import key
+
+_ENDLESS = -1
+"""Time to live of a key that stays."""
+_LOCKS = StoredEntries("leader")
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +48,16 @@ class Leadership:
             with contextlib.suppress(RedisError):  # includes LockError: the lock was lost meanwhile
                 if await lock.acquire():
                     await self._lead(lock, work)
+                else:
+                    await self._break_foreign_lock()
             await asyncio.sleep(random.uniform(0.2, 0.4) * self._lease_s)
+
+    async def _break_foreign_lock(self) -> None:
+        """Delete a lock that no replica holds: each replica's lock ends within its lease, this one does not."""
+        name = key("leader", self._name)
+        if (left_ms := await self._redis.pttl(name)) == _ENDLESS or left_ms > 10_000 * self._lease_s:
+            _LOCKS.refuse(name, "the lock does not end within a lease; it is deleted")
+            await self._redis.delete(name)
 
     async def _lead(self, lock: Lock, work: Callable[[], Awaitable[None]]) -> None:
         log.info("leading", work=self._name)
@@ -67,4 +82,4 @@ class Leadership:
                 log.warning("another replica leads", work=self._name)
                 return
             except (RedisError, TimeoutError) as error:
-                log.warning("the lock could not be renewed", work=self._name, error=str(error))
+                log.warning("the lock could not be renewed", work=self._name, error=describe_failure(error))

@@ -1,4 +1,5 @@
-"""Prometheus metrics of the router. Labels are client names and fixed words, so the registry bounds their number."""
+"""Prometheus metrics of the router. Labels are names of clients and objectives and fixed words: their registries bound
+them."""
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
@@ -48,6 +49,24 @@ DISAGREES = Gauge(
     ["client"],
 )
 DISTRUSTED = Gauge("mor_router_distrusted", "1 while a client is on probation for drift: alert on it", ["client"])
+UNRELIABLE = Gauge(
+    "mor_router_unreliable",
+    "1 while a client is on probation because groups waited for it in vain: alert on it",
+    ["client"],
+)
+AUDITS = Counter(
+    "mor_router_audits", "Audited groups that are no longer waiting for a label, by outcome", ["objective", "outcome"]
+)
+AUDITS_WAITING = Gauge("mor_router_audits_waiting", "Audited groups without a label", ["objective", "labelled_by"])
+AUDIT_OLDEST = Gauge(
+    "mor_router_audit_oldest_seconds", "Age of the oldest audited group without a label", ["objective"]
+)
+AUDIT_FAILURES = Counter(
+    "mor_router_audit_label_failures", "Attempts of a labeller to label an audited group that failed", ["objective"]
+)
+AUDIT_EVIDENCE = Gauge(
+    "mor_router_audit_evidence", "log10 of the evidence that a client misleads audited groups", ["client"]
+)
 GROUPS = Counter("mor_router_groups", "Groups by outcome: scored, retried, dead, deferred", ["outcome"])
 ZERO_VARIANCE = Counter("mor_router_zero_variance_groups", "Scored groups whose rewards are all equal")
 QUEUE_WAIT = Histogram(
@@ -75,8 +94,25 @@ _PER_CLIENT = (
     HONEYPOTS,
     DRIFT,
     DISAGREES,
+    AUDIT_EVIDENCE,
     DISTRUSTED,
+    UNRELIABLE,
 )
+
+
+_PER_OBJECTIVE = (UNUSED_HONEYPOTS, AUDITS, AUDITS_WAITING, AUDIT_OLDEST, AUDIT_FAILURES)
+
+
+def forget_waiting_audits() -> None:
+    """Remove the series that the labelling replica reports, when this one no longer is that replica."""
+    AUDITS_WAITING.clear()
+    AUDIT_OLDEST.clear()
+
+
+def remove_objective(objective: str) -> None:
+    """Remove the series of an objective that was deleted."""
+    for metric in _PER_OBJECTIVE:
+        metric.remove_by_labels({"objective": objective})
 
 
 def remove_client(client: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -19,10 +20,14 @@ from mor_router import metrics
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.scoring import ClientResponses
 from mor_router.config import RouterSettings
+from mor_router.embedding import LIVE, embedding_for
 from mor_router.rewarding.pipeline import GroupBatch, RewardPipeline, Unrewarded
 
 _IDLE_S = 1.0
 """Seconds between checks for an active client, while there is none."""
+
+_LONGEST_RETRY_S = 30.0
+"""Longest mean pause before a retry, seconds: short against ``outage_wait_s``, so that the wait ends on time."""
 
 RolloutEntry = Entry[RolloutRecord]
 
@@ -32,8 +37,10 @@ log = structlog.get_logger(__name__)
 class RunRewardStage(RunStage[RolloutRecord]):
     """Part of the reward stage that scores the groups of one run.
 
-    A group without a quorum is tried again, ``quorum_attempts`` times in all, and only the clients that failed are
-    called again. Then it goes to the dead letters, as does a group whose images are gone.
+    A group without a reward is tried again, ``quorum_attempts`` times in all, and only the clients that failed are
+    called again. While calls to clients fail without which there is no quorum, it waits longer, until they answer or
+    ``clients.reliability`` puts them on probation. Then it goes to the dead letters, as does a group whose images are
+    gone.
     """
 
     stage, source, target = "router", "rollouts", "rewards"
@@ -90,26 +97,33 @@ class RunRewardStage(RunStage[RolloutRecord]):
     async def _score(self, entries: Sequence[RolloutEntry], images: dict[str, bytes]) -> None:
         waiting = {entry.id: entry for entry in entries}
         known: ClientResponses | None = None
-        for attempt in range(1, self._settings.quorum_attempts + 1):
+        patient_until = time.monotonic() + 2 * self._settings.outage_wait_s
+        for attempt in itertools.count(1):
             if not waiting:
                 return
+            mean_s = min(self._settings.group_retry_s * 2.0 ** min(attempt - 1, 20), _LONGEST_RETRY_S)
+            retry_s = random.uniform(0.5, 1.5) * mean_s
             traces = {name: self._spans[name].traceparent for name in waiting}
-            groups = GroupBatch([_item(entry) for entry in waiting.values()], images, traces)
-            outcomes, known = await self._reward_pipeline.reward(groups, self._settings.deadline_s, known=known)
-            problems: dict[str, str] = {}
+            policies = {name: _policy(entry.record) for name, entry in waiting.items()}
+            groups = GroupBatch([_item(entry) for entry in waiting.values()], images, traces, policies)
+            with embedding_for(LIVE):
+                outcomes, known = await self._reward_pipeline.reward(
+                    groups, self._settings.deadline_s, known=known, retry_s=retry_s
+                )
+            patient = time.monotonic() < patient_until
+            problem = ""
             for outcome in outcomes:
-                if isinstance(outcome.result, Unrewarded):
-                    problems[outcome.item_id] = outcome.result.problem
+                result = outcome.result
+                if not isinstance(result, Unrewarded):
+                    await self._forward(waiting.pop(outcome.item_id), result)
+                elif attempt < self._settings.quorum_attempts or (result.outage and patient):
+                    problem = problem or result.problem
                 else:
-                    await self._forward(waiting.pop(outcome.item_id), outcome.result)
-            if attempt == self._settings.quorum_attempts:
-                for item_id, problem in problems.items():
-                    await self.give_up(waiting[item_id], problem, attempts=attempt)
-            elif problems:
-                metrics.GROUPS.labels("retried").inc(len(problems))
-                reason = next(iter(problems.values()))
-                log.warning("groups are retried", groups=len(problems), attempt=attempt, reason=reason)
-                await asyncio.sleep(random.uniform(0.5, 1.5) * self._settings.group_retry_s * 2 ** (attempt - 1))
+                    await self.give_up(waiting.pop(outcome.item_id), result.problem, attempts=attempt)
+            if waiting:
+                metrics.GROUPS.labels("retried").inc(len(waiting))
+                log.warning("groups are retried", groups=len(waiting), attempt=attempt, reason=problem)
+                await asyncio.sleep(retry_s)
 
     async def _forward(self, entry: RolloutEntry, reward: GroupReward) -> None:
         rollout = entry.record
@@ -143,6 +157,11 @@ class RewardStage(Stage[RolloutRecord]):
 def _begin_span(entry: RolloutEntry) -> tracing.Span:
     record = entry.record
     return tracing.begin("score", parent=record.trace or "", kind="consumer", run=record.run, group=record.group_id)
+
+
+def _policy(rollout: RolloutRecord) -> str:
+    """Name run and weights version as the rollout service does, for the labelled pairs."""
+    return f"{rollout.run}:{rollout.weights_version}"
 
 
 def _item(entry: RolloutEntry) -> RewardItem:

@@ -85,16 +85,17 @@ class RewardRequest(Documented):
     fusion: FusionChoice | None = None
     """Fusion for this request; null: the router's own."""
     deadline_s: float | None = Field(None, gt=0, le=600)
-    """Seconds that clients have to score; null: the router's own limit."""
+    """Seconds that clients have to score; null: the router's own limit. A client that misses a shorter limit than the
+    router's has not failed, and its circuit stays as it is."""
 
 
 class ItemReward(RewardExplanation):
-    """Reward of one item, or why it has none. A client's own token shows only its own line of ``clients``."""
+    """Reward of one item, or why it has none."""
 
     item_id: str
     status: Literal["ok", "error"]
     rewards: tuple[Finite, ...] | None
-    """One reward for each response, in logits; null unless ``status`` is ``ok``, and for a client's own token."""
+    """One reward for each response, in logits; null unless ``status`` is ``ok``."""
     detail: str | None
     """Reason why there is no reward."""
     objectives: tuple[ObjectiveShare, ...]

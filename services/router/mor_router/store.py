@@ -14,10 +14,15 @@
 ``asked:{objective}``    anchor -> number of times that it was sent as a honeypot
 ``labellers``            objective -> its checker or judge, secret encrypted
 ``sampled:{objective}``  the latest labelled pairs of the policy's own responses, as anchors
+``audits:{objective}``   live groups that wait for a label, with their pictures
+``audited:{objective}``  labelled pair -> audit: all clients' raw scores
+``tally:{objective}``    outcome -> number of audits that are no longer waiting
 ``reserve``              key of the draw of held-out anchors
 ``versions``             counter of gate versions, over all objectives
 ``influence:{client}``   traces of its scores in the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
+``quota:{subject}``      enrolments in the current minute by token or network; not exported
+``auditor:{objective}``  (and audit) person who is labelling it; not exported
 ``leader:{work}``        lock of the replica that does a piece of work alone; not exported
 ======================== =======================================================================
 
@@ -30,14 +35,21 @@ import base64
 from typing import Any, Literal
 
 from mor_core.errors import Conflict
-from mor_core.wire import Wire
+from mor_core.objectives import ObjectiveName
+from mor_core.redis_users import ROUTER_PREFIX
+from mor_core.stored import StoredEntries
+from mor_core.wire import Count, Wire
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-_PREFIX = "mor:{router}:"
+_EXPORTED = StoredEntries("exported", largest=256 << 20)
+_NAMES = StoredEntries("objective_names")
+_NAME: TypeAdapter[str] = TypeAdapter(ObjectiveName)
+_COUNT: TypeAdapter[int] = TypeAdapter(Count)
 
 
 def key(*parts: str) -> str:
-    return _PREFIX + ":".join(parts)
+    return ROUTER_PREFIX + ":".join(parts)
 
 
 CLIENTS = key("clients")
@@ -46,7 +58,20 @@ ANCHORS = key("anchors")
 ANCHOR_HOLDOUT = key("reserve")
 LABELLERS = key("labellers")
 VERSIONS = key("versions")
-KINDS = ("images", "scores", "gates", "judged", "evidence", "live", "seen", "asked", "sampled")
+KINDS = (
+    "images",
+    "scores",
+    "gates",
+    "judged",
+    "evidence",
+    "live",
+    "seen",
+    "asked",
+    "sampled",
+    "audits",
+    "audited",
+    "tally",
+)
 """Hashes of each objective."""
 
 
@@ -59,6 +84,17 @@ class RouterSnapshot(Wire):
     """Hash (without the prefix) -> field -> value; binary values in base64."""
 
 
+async def objective_names(redis: Redis) -> list[str]:
+    """Return the names of the stored objectives."""
+    names: Any = await redis.hkeys(OBJECTIVES)
+    return _NAMES.parse_list(names, lambda name: _NAME.validate_python(name.decode()))
+
+
+def version_number(value: bytes | None) -> int:
+    """Parse the counter of gate versions; 0 where there is none, or no number."""
+    return _EXPORTED.parse(VERSIONS, value, lambda given: _COUNT.validate_python(int(given))) or 0
+
+
 def _binary(name: str) -> bool:
     return name.startswith(("images:", "judged:", "seen:"))
 
@@ -66,17 +102,39 @@ def _binary(name: str) -> bool:
 async def export(redis: Redis) -> RouterSnapshot:
     """Read the whole state."""
     names = ["clients", "objectives", "anchors", "reserve", "labellers"]
-    objectives: Any = await redis.hkeys(OBJECTIVES)
-    for objective in objectives:
-        names += [f"{kind}:{objective.decode()}" for kind in KINDS]
+    for objective in await objective_names(redis):
+        names += [f"{kind}:{objective}" for kind in KINDS]
     hashes: dict[str, dict[str, str]] = {}
     for name in names:
-        fields: Any = await redis.hgetall(key(name))
-        hashes[name] = {
-            field.decode(): base64.b64encode(value).decode() if _binary(name) else value.decode()
-            for field, value in fields.items()
-        }
-    return RouterSnapshot(versions=int(await redis.get(VERSIONS) or 0), hashes=hashes)
+        fields: dict[bytes, bytes] = await _EXPORTED.read(key(name), redis.hgetall(key(name)), {})
+        pairs = _EXPORTED.parse_all(fields, _decode_binary if _binary(name) else _decode)
+        hashes[name] = dict(pairs.values())
+    versions = version_number(await _EXPORTED.read(VERSIONS, redis.get(VERSIONS), None))
+    return RouterSnapshot(versions=versions, hashes=hashes)
+
+
+def _decode(field: bytes, value: bytes) -> tuple[str, str]:
+    return field.decode(), value.decode()
+
+
+def _decode_binary(field: bytes, value: bytes) -> tuple[str, str]:
+    return field.decode(), base64.b64encode(value).decode()
+
+
+async def forget_client(redis: Redis, client: str) -> None:
+    """Delete all that is kept of a removed client beside its record."""
+    await redis.delete(key("influence", client), key("recent", client))
+    for objective in await objective_names(redis):
+        await redis.hdel(key("evidence", objective), client)
+        for kind in ("scores", "live"):
+            await _delete_fields(redis, key(kind, objective), client)
+
+
+async def _delete_fields(redis: Redis, name: str, client: str) -> None:
+    """Delete the fields of a hash that begin with ``["client",``, as ``scores`` and ``live`` have them."""
+    fields = [field async for field, _ in redis.hscan_iter(name, match=rf'\["{client}",*', count=1000)]
+    if fields:
+        await redis.hdel(name, *fields)
 
 
 async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> None:
@@ -100,5 +158,6 @@ async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> N
                         field: base64.b64decode(value) if _binary(name) else value for field, value in fields.items()
                     },
                 )
-        pipe.set(VERSIONS, max(snapshot.versions, int(await redis.get(VERSIONS) or 0)))
+        known = version_number(await _EXPORTED.read(VERSIONS, redis.get(VERSIONS), None))
+        pipe.set(VERSIONS, max(snapshot.versions, known))
         await pipe.execute()

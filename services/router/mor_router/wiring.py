@@ -17,8 +17,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
 from mor_core.errors import Invalid
 from mor_core.tasks import in_background
+from mor_core.token_file import TokenFile
 
 from mor_router.clients.client_components import ClientComponents, open_clients
 from mor_router.clients.egress import EgressPolicy
@@ -26,6 +28,7 @@ from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_router.learning.learning_components import LearningComponents, open_learning
 from mor_router.objectives.objective_components import ObjectiveComponents, build_objectives
+from mor_router.rekeying import rekey_all
 from mor_router.resources import Resources, open_resources
 from mor_router.reward_stage import RewardStage
 from mor_router.rewarding.reward_components import RewardComponents, build_rewarding
@@ -33,6 +36,8 @@ from mor_router.trust.trust_components import TrustComponents, open_trust
 
 if TYPE_CHECKING:
     from mor_router.clients.discovery import Discovery
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,42 @@ class Router:
     async def ready(self) -> str | None:
         """Return the reason why the router cannot work, if any. It needs no clients: they enrol once it is ready."""
         await self.resources.redis.ping()
-        return None if self.clients.pool.loaded else "the registry of clients has not been read yet"
+        problems = [self.clients.pool.problem, self.objectives.gate_resolver.problem]
+        if self.resources.settings.worker:
+            problems.append(self.reward_stage.problem)
+        return next((problem for problem in problems if problem is not None), None)
 
 
 @asynccontextmanager
-async def open_router(settings: RouterSettings, egress: EgressPolicy) -> AsyncIterator[Router]:
-    """Run a router until the body ends.
+async def open_router(settings: RouterSettings, egress: EgressPolicy, tokens: TokenFile) -> AsyncIterator[Router]:
+    """Run a router until the body ends. No client may have a credential that is one of ``tokens``.
 
     Raises:
         Invalid: no usable ``MOR_SECRET_KEY``, or a model or package that cannot be loaded.
     """
     secret_store = SecretStore(settings.secret_key)
-    async with open_resources(settings) as resources, open_clients(resources, secret_store, egress) as clients:
+    async with open_resources(settings) as resources:
+        if settings.bind_secrets:
+            await _bind_secrets(resources)
+        async with _open_rooms(resources, secret_store, egress, tokens) as router:
+            yield router
+
+
+async def _bind_secrets(resources: Resources) -> None:
+    """Bind the secrets that an earlier version stored. One that cannot be decrypted stays as it is and is refused."""
+    store = SecretStore(resources.settings.secret_key, reads_unbound=True)
+    result = await rekey_all(resources.redis, store)
+    log.info("secrets are bound; unset MOR_BIND_SECRETS", secrets=result.clients + result.labellers)
+    for problem in result.problems:
+        log.error("a secret is not bound", problem=problem)
+
+
+@asynccontextmanager
+async def _open_rooms(
+    resources: Resources, secret_store: SecretStore, egress: EgressPolicy, tokens: TokenFile
+) -> AsyncIterator[Router]:
+    settings = resources.settings
+    async with open_clients(resources, secret_store, egress, tokens) as clients:
         objectives = build_objectives(resources, clients)
         async with (
             open_trust(resources, clients, objectives) as trust,

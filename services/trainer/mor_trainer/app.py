@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 import httpx
 from fastapi import Depends, FastAPI
 from mor_core import service_info
+from mor_core.openapi import problems
 from mor_core.service import create_service
-from mor_core.tasks import stop
+from mor_core.tasks import in_background, stop
 
 from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
@@ -42,7 +43,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     history = History(
         database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
     )
-    watchers = Watchers()
+    watchers = Watchers(settings.max_event_readers)
     ingest: Ingest | None = None
 
     @contextlib.asynccontextmanager
@@ -62,7 +63,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         ingest = Ingest(settings, runs, history, watchers, trackers)
         delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
-            async with ingest.running():
+            async with in_background(app.state.tokens.keep_refreshed()), ingest.running():
                 yield
         finally:
             await stop([delivery])
@@ -90,8 +91,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
     app.state.router = RouterClient(settings, router_transport)
-    app.state.tokens = ClientTokens(settings.tokens_file, app.state.router)
+    app.state.tokens = ClientTokens(app.state.tokens, app.state.router, settings.service_token)
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(known_query)])
+        app.include_router(router, dependencies=[Depends(known_query)], responses=problems(422, 503))
     add_dashboard(app)
     return app

@@ -13,6 +13,13 @@ _HELP = "Train a policy by GRPO (work), and serve run control, status, dashboard
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=_HELP)
 
 
+@app.callback()
+def _begin() -> None:
+    from mor_core.uncaught import guard_uncaught
+
+    guard_uncaught()
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (MOR_HOST).")] = None,
@@ -22,14 +29,14 @@ def serve(
     ] = None,
 ) -> None:
     """Serve run control, status API, dashboard and weight files."""
-    from mor_core import service
+    from mor_core import process, service
 
     from mor_trainer.app import create_app
     from mor_trainer.config import ControlSettings
 
-    given = {"host": host, "port": port}
-    settings = ControlSettings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    service.serve(create_app(settings), settings, name="trainer", port_file=port_file)
+    with process.reported_errors("mor-trainer"):
+        settings = process.load(ControlSettings, host=host, port=port)
+        service.serve(create_app(settings), settings, name="trainer", port_file=port_file)
 
 
 @app.command()
@@ -38,7 +45,7 @@ def work(
     threads: Annotated[int | None, typer.Option(help="CPU threads of tensor operations (MOR_TORCH_THREADS).")] = None,
 ) -> None:
     """Claim queued runs and train them; under torchrun, all ranks train one run together."""
-    from mor_core import logs, tracing
+    from mor_core import process
 
     from mor_trainer.config import WorkerSettings
     from mor_trainer.ranks import RanksBroken, exit_rank, world_size
@@ -46,10 +53,10 @@ def work(
 
     # Deterministic runs on CUDA need it, and cuBLAS reads it only once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    settings = WorkerSettings() if threads is None else WorkerSettings(torch_threads=threads)
-    logs.configure(settings.log_level, settings.log_format, service="trainer-worker")
-    tracing.configure("mor-trainer-worker")
-    worker = TrainingWorker(settings)
+    with process.reported_errors("mor-trainer"):
+        settings = process.load(WorkerSettings, torch_threads=threads)
+        process.begin(settings, "trainer-worker")
+        worker = TrainingWorker(settings)
     worker.install_signals()
     try:
         failed = worker.work(once=once)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mor_core.settings import ControlCallerSettings, ServiceSettings, Settings, StreamSettings
+from mor_core.settings import ControlCallerSettings, LoggedSettings, ServiceSettings, Settings, StreamSettings
 from pydantic import AnyHttpUrl, Field, SecretStr
 
 
@@ -32,8 +32,11 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     max_event_readers: int = Field(256, ge=1)
     """Largest number of open event streams; further ones get 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None
-    """Address of the router, which identifies clients by their own tokens and reports their state. When unset, only the
-    tokens of the tokens file are valid."""
+    """Address of the router, which knows the clients' own tokens and their state. When unset, only the tokens of the
+    tokens file are valid."""
+    service_token: SecretStr = SecretStr("")
+    """Bearer token with scope ``service`` for the router, which tells run control the hashes of its clients' tokens.
+    Without it, clients' own tokens are not valid here."""
     router_ca_file: Path | None = None
     """PEM file of certificate authorities for a router served over HTTPS; the system's when unset."""
     alert_webhook_url: AnyHttpUrl | None = None
@@ -59,13 +62,9 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Largest number of figures that wait for each tracker; the oldest are discarded."""
 
 
-class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
+class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, RunsSettings):
     """Settings of the training process: ``mor-trainer work``."""
 
-    control_url: str = "http://127.0.0.1:8300"
-    """Address of run control as seen from this process."""
-    weights_url: str | None = None
-    """Address of run control as seen from the rollout service; ``control_url`` when unset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that trains the model; ``auto`` takes CUDA where it is available."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -96,7 +95,3 @@ class WorkerSettings(ControlCallerSettings, StreamSettings, RunsSettings):
     """Mean seconds between attempts to claim a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)
     """Seconds between heartbeats, and thus until pause and stop take effect at the latest."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is logged."""
-    log_format: Literal["auto", "json", "console"] = "auto"
-    """``json`` for machines, ``console`` for people; ``auto``: console on a terminal, JSON elsewhere."""

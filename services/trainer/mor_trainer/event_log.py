@@ -24,12 +24,6 @@ def event_id(attempt: int, sequence: int) -> str:
     return f"{attempt:06d}-{sequence:08d}"
 
 
-def parse_event_id(name: str) -> tuple[int, int]:
-    """Parse attempt and number out of an event's id."""
-    attempt, _, sequence = name.partition("-")
-    return int(attempt), int(sequence)
-
-
 class EventLog:
     """Events of one attempt: sent in order, and again when the queue server lost them; adding one never blocks.
 
@@ -64,7 +58,7 @@ class EventLog:
 
     def seen(self, sequence: int) -> None:
         """Forget the events up to ``sequence``, because the history holds them."""
-        while self._unseen and parse_event_id(self._unseen[0].group_id)[1] <= sequence:
+        while self._unseen and self._unseen[0].group_id <= event_id(self._attempt, sequence):
             self._unseen.popleft()
 
     @property

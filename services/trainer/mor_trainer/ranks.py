@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from mor_core.errors import MorError
+from mor_core.failures import describe_failure
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
@@ -113,7 +114,7 @@ class Ranks:
         try:
             dist.broadcast_object_list([order], src=0, group=self.group)
         except RuntimeError as error:
-            reason, retryable = self.reported_failure() or (str(error), True)
+            reason, retryable = self.reported_failure() or (describe_failure(error), True)
             raise RanksBroken(reason, retryable=retryable) from error
 
     def receive(self) -> Any:

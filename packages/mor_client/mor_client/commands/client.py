@@ -68,11 +68,12 @@ def list_clients(*, as_json: Json = False) -> None:
 
 @app.command()
 def show(name: ClientArgument, *, as_json: Json = False) -> None:
-    """Show one client: state, health, calibration, and the effect of its scores on recent rewards."""
+    """Show one client: state, health, calibration, the effect of its scores on recent rewards, and its audits."""
     with session(as_json) as mor:
-        status, influence = mor.clients.get(name), mor.clients.influence(name)
+        status, influence, audits = mor.clients.get(name), mor.clients.influence(name), mor.clients.audits(name)
         if as_json:
-            print_json({**status.model_dump(mode="json"), "influence": influence.model_dump(mode="json")})
+            more = {"influence": influence.model_dump(mode="json"), "audits": audits.model_dump(mode="json")}
+            print_json({**status.model_dump(mode="json"), **more})
             return
         client, card = status.client, status.client.card
         calibration = card.calibration if card else None
@@ -98,6 +99,16 @@ def show(name: ClientArgument, *, as_json: Json = False) -> None:
             [(o.objective, o.groups, o.counted, o.mean_weight, o.variance_share) for o in influence.objectives],
             empty="no group was rewarded recently",
         )
+        out.print()
+        print_table(
+            ("objective", "audited groups", "right", "95 % interval"),
+            [(o.objective, o.audits, o.agreement, _interval(o.agreement_interval)) for o in audits.objectives],
+            empty="no audited group with its scores is labelled",
+        )
+
+
+def _interval(interval: tuple[float, float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
 @app.command()

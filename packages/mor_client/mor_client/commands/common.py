@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from mor_core.errors import Invalid, MorError
-from mor_core.problems import describe
+from mor_core.failures import describe
 from pydantic import ValidationError
 from rich.markup import escape
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks

@@ -1,4 +1,4 @@
-"""``mor objective``: create, set anchors, fit, inspect and roll back gate versions."""
+"""``mor objective``: create, change, set anchors, fit, inspect audits and gate versions, roll back."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mor_core.stored_objectives import COLD_START, FitRequest, NewObjective, Objective
+from mor_core.stored_objectives import (
+    COLD_START,
+    AuditedBy,
+    FitRequest,
+    NewObjective,
+    Objective,
+    ObjectiveChange,
+)
 
 from mor_client.commands.common import Json, ObjectiveArgument, session
 from mor_client.objective_calls import AnchorShare, Gate
 from mor_client.output import err, format_time, out, print_fields, print_json, print_table
+
+AuditShareOption = Annotated[
+    float | None, typer.Option(help="Share of live groups to audit; 0: none. By default the router's.", min=0, max=1)
+]
+AuditedByOption = Annotated[
+    AuditedBy | None,
+    typer.Option(help="Who labels audited groups: the objective's labeller where it has one, or people in any case."),
+]
 
 app = typer.Typer(no_args_is_help=True, help="Create objectives, set their anchors, fit and roll back gate versions.")
 
@@ -21,12 +36,49 @@ def create(
     text: Annotated[str, typer.Argument(help="Goal of the alignment, as text; clients receive it.")],
     *,
     paraphrase: Annotated[list[str] | None, typer.Option(help="Paraphrase of the text. Repeatable.")] = None,
+    audit_share: AuditShareOption = None,
+    audited_by: AuditedByOption = None,
     as_json: Json = False,
 ) -> None:
     """Create an objective."""
     with session(as_json) as mor:
-        created = mor.objectives.create(NewObjective(name=name, text=text, paraphrases=tuple(paraphrase or ())))
+        request = NewObjective(
+            name=name,
+            text=text,
+            paraphrases=tuple(paraphrase or ()),
+            audit_share=audit_share,
+            audited_by=audited_by or "labeller",
+        )
+        created = mor.objectives.create(request)
         _print_change(created, f"created {name}; set anchors with: mor objective anchors {name} FILE", as_json)
+
+
+@app.command()
+def change(
+    name: ObjectiveArgument,
+    *,
+    paraphrase: Annotated[
+        list[str] | None, typer.Option(help="Paraphrase of the text, in place of all earlier ones. Repeatable.")
+    ] = None,
+    audit_share: AuditShareOption = None,
+    default_audit_share: Annotated[
+        bool, typer.Option("--default-audit-share", help="Audit the share that the router audits by default.")
+    ] = False,
+    audited_by: AuditedByOption = None,
+    as_json: Json = False,
+) -> None:
+    """Change the paraphrases or the audits of an objective."""
+    given = {"paraphrases": paraphrase, "audit_share": audit_share, "audited_by": audited_by}
+    changes: dict[str, object] = {field: value for field, value in given.items() if value is not None}
+    if default_audit_share:
+        if audit_share is not None:
+            raise typer.BadParameter("choose --audit-share or --default-audit-share")
+        changes["audit_share"] = None
+    if not changes:
+        raise typer.BadParameter("got nothing to change; give an option")
+    with session(as_json) as mor:
+        changed = mor.objectives.change(name, ObjectiveChange.model_validate(changes))
+        _print_change(changed, f"changed {name}", as_json)
 
 
 def _print_change(objective: Objective, line: str, as_json: bool) -> None:
@@ -68,6 +120,27 @@ def show(name: ObjectiveArgument, *, as_json: Json = False) -> None:
                 ("gate version", _version(found)),
                 ("previous versions", ", ".join(map(str, found.history)) or "none"),
                 ("created", format_time(found.created_at)),
+            ]
+        )
+
+
+@app.command()
+def audits(name: ObjectiveArgument, *, as_json: Json = False) -> None:
+    """Show how many live groups are audited, who labels them, and what became of them."""
+    with session(as_json) as mor:
+        found = mor.objectives.audits(name)
+        if as_json:
+            print_json(found)
+            return
+        print_fields(
+            [
+                ("objective", found.objective),
+                ("share of live groups", f"{found.share:.3g}"),
+                ("labelled by", found.labelled_by),
+                ("waiting for a label", found.waiting),
+                ("oldest", format_time(found.oldest) if found.oldest is not None else "none"),
+                ("labelled, in use", found.labelled),
+                *((f"{outcome.replace('_', ' ')}, in all", count) for outcome, count in found.closed.items()),
             ]
         )
 

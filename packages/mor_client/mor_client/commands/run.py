@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from mor_core.runs import RunSnapshot, RunSpec, RunState
 from mor_core.step_metrics import StepMetrics
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -57,7 +58,9 @@ def _read(spec: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise Invalid(f"{spec}: {error.strerror}; name a readable file") from error
     except ValueError as error:
-        raise Invalid(f"{spec}: {error}; write it as JSON, or as TOML in a file that ends in .toml") from error
+        raise Invalid(
+            f"{spec}: {quote_failure(error)}; write it as JSON, or as TOML in a file that ends in .toml"
+        ) from error
     if not isinstance(values, dict):
         raise Invalid(
             f"{spec}: got {type(values).__name__}, expected an object; write the fields of a run as a JSON object"

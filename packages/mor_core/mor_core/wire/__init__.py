@@ -11,10 +11,10 @@ stream ``dead``           ``DeadLetter``        (``mor.dead/1``)         any    
 ========================  ============================================  =======================
 
 Every type forbids unknown fields, so a misspelt field is an error with its name instead of a silent default.
-Numbers on the wire are finite: the type refuses NaN and infinity, so that no reader has to.
+Numbers on the wire are finite: each type refuses NaN and infinity, so that no reader has to.
 """
 
-from mor_core.wire.base import Documented, Finite, Sha256, Wire
+from mor_core.wire.base import Count, Documented, Finite, GroupId, JsonObject, RunId, Sha256, Wire
 from mor_core.wire.contract import (
     CONTRACT,
     LARGEST_SCORE,
@@ -31,6 +31,7 @@ from mor_core.wire.contract import (
     ScoreResponse,
 )
 from mor_core.wire.messages import (
+    MOST_TEXT,
     ImagePart,
     ImageUrl,
     Message,
@@ -63,18 +64,22 @@ __all__ = [
     "CONTRACT",
     "LARGEST_REWARD",
     "LARGEST_SCORE",
+    "MOST_TEXT",
     "Calibration",
     "Card",
     "ClientScore",
     "Contract",
+    "Count",
     "DeadLetter",
     "Documented",
     "EventRecord",
     "Finite",
+    "GroupId",
     "GroupReward",
     "ImagePart",
     "ImageUrl",
     "ItemScores",
+    "JsonObject",
     "Limits",
     "Message",
     "Messages",
@@ -88,6 +93,7 @@ __all__ = [
     "RewardItem",
     "RewardRecord",
     "RolloutRecord",
+    "RunId",
     "Sampling",
     "ScoreItem",
     "ScoreRequest",

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field
 from mor_core.wire.base import Wire
 
 _IMAGE_SCHEME = "sha256:"
+MOST_TEXT = 1 << 20
+"""Characters of a conversation that services work on: about the longest context of any model, 256k tokens."""
 
 
 class TextPart(Wire):

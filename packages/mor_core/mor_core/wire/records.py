@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from mor_core.objectives import ObjectiveName, RequestedObjective
-from mor_core.wire.base import Documented, Finite, Sha256, Wire
+from mor_core.wire.base import Count, Documented, Finite, GroupId, JsonObject, RunId, Sha256, Wire
 from mor_core.wire.contract import ModelRef
 from mor_core.wire.messages import Messages
 from mor_core.wire.weights import WeightsRef
@@ -25,8 +25,8 @@ LARGEST_REWARD = 1e12
 class Record(Wire):
     """Base of every stream record."""
 
-    run: str
-    group_id: str
+    run: RunId
+    group_id: GroupId
     """Identity of the group over every stage and every attempt."""
     trace: str | None = None
     """W3C ``traceparent`` of the group's span, which lasts from the issue of the group to its update; none where
@@ -46,7 +46,7 @@ class Sampling(Wire):
     max_tokens: Annotated[int, Field(ge=1)]
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     """Seed of the run; a response's seed is hashed from (seed, run, group, index)."""
 
 
@@ -61,7 +61,7 @@ class PromptRecord(Record):
     sampling: Sampling
     weights: WeightsRef
     """The policy to sample from: this version or a newer one."""
-    attempt: int = 0
+    attempt: Count = 0
     """Number of times that this group was issued before."""
     purpose: Literal["train", "evaluation"] = "train"
     """Evaluation groups are scored like any other and never trained on."""
@@ -70,8 +70,8 @@ class PromptRecord(Record):
 class TokenBlock(Wire):
     """Token arrays of a group, sent once as a blob (``RolloutRecord.tokens``)."""
 
-    prompt_token_ids: tuple[int, ...]
-    response_token_ids: tuple[tuple[int, ...], ...]
+    prompt_token_ids: tuple[Count, ...]
+    response_token_ids: tuple[tuple[Count, ...], ...]
     """G sequences of sampled ids, including the end-of-sequence token where it was sampled."""
     response_logprobs: tuple[tuple[Finite, ...], ...]
     """Log-probability of each sampled id under the sampling distribution, in nats."""
@@ -93,14 +93,20 @@ class RolloutRecord(Record):
     finish_reasons: tuple[Literal["stop", "length"], ...]
     tokens: Sha256
     """Blob of the group's ``TokenBlock`` as JSON."""
-    weights_version: int
+    weights_version: Count
     """Oldest version that sampled a token of the group; its staleness counts from there."""
-    newest_version: int | None = None
+    newest_version: Count | None = None
     """Newest version that sampled a token of the group; another one where weights were swapped during sampling."""
-    image_tokens: int
+    image_tokens: Count
     """Image placeholder tokens of the prompt, counted by the sampling engine."""
     pixels: Sha256 | None
     """Hash of the processed pixel values; the trainer compares it with its own."""
+
+    @model_validator(mode="after")
+    def _of_the_prompt(self) -> RolloutRecord:
+        if (self.run, self.group_id) != (self.prompt.run, self.prompt.group_id):
+            raise ValueError("run and group_id differ from those of the prompt")
+        return self
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -168,14 +174,20 @@ class RewardRecord(Record, GroupReward):
     schema_: Literal["mor.group_reward/1"] = Field("mor.group_reward/1", alias="schema")
     rollout: RolloutRecord
 
+    @model_validator(mode="after")
+    def _of_the_rollout(self) -> RewardRecord:
+        if (self.run, self.group_id) != (self.rollout.run, self.rollout.group_id):
+            raise ValueError("run and group_id differ from those of the rollout")
+        return self
+
 
 class EventRecord(Record):
     """Event of a run, for its history. ``group_id`` is the event's identity."""
 
     schema_: Literal["mor.event/1"] = Field("mor.event/1", alias="schema")
     kind: Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert", "replay"]
-    step: int
-    data: dict[str, Any]
+    step: Count
+    data: JsonObject
 
 
 class DeadLetter(Record):
@@ -186,6 +198,6 @@ class DeadLetter(Record):
     stream: str
     """Stream of the record, where a replay goes."""
     reason: str
-    attempts: int
+    attempts: Count
     record: str
     """The record in JSON, as read from the stream."""

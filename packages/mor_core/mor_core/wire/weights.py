@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import StringConstraints, model_validator
 
-from mor_core.wire.base import Sha256, Wire
+from mor_core.wire.base import Count, RunId, Sha256, Wire
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+"""Plain name, so that a manifest cannot lead out of its folder."""
 
 
 class WeightsRef(Wire):
-    """Reference to a published version of the policy."""
+    """Reference to a published version of the policy. Each reader knows run control's address by its own settings."""
 
-    version: Annotated[int, Field(ge=0)]
-    url: str
-    """Address of the version's manifest, ``…/v1/runs/{run}/weights/{version}``."""
+    version: Count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_address(cls, given: Any) -> Any:
+        """Drop the address that records of earlier versions, such as those of a replay log, carry."""
+        return {name: value for name, value in given.items() if name != "url"} if isinstance(given, dict) else given
 
 
 class WeightsFile(Wire):
-    name: str
-    bytes: int
+    name: FileName
+    bytes: Count
     sha256: Sha256
 
 
 class TensorInfo(Wire):
     dtype: str
     """Name of the type in safetensors: ``F32``, ``BF16``."""
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     sha256: Sha256
     """Hash of the tensor's contiguous little-endian bytes."""
 
@@ -34,8 +41,8 @@ class TensorInfo(Wire):
 class WeightsManifest(Wire):
     """Files and tensors of a published version of the policy."""
 
-    run: str
-    version: int
+    run: RunId
+    version: Count
     base: str
     """Checkpoint that holds every tensor that is not listed here: local path or hub name."""
     kind: Literal["full", "lora"]

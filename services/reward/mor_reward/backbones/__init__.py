@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from pydantic import Field
 
 from mor_reward.backbones.backbone import Backbone, Example, Picture, Scorer
@@ -60,7 +61,7 @@ def on_device(backbone: Backbone, device: str) -> Backbone:
     try:
         return backbone.to(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = quote_failure(error)
         raise Invalid(
             f"device {device!r}: {reason}; give a device that torch has on this machine, such as cpu or cuda"
         ) from error

@@ -22,6 +22,10 @@ from mor_reward.metrics import count_lookups
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+_CHARACTERS_A_TOKEN = 32
+"""Most characters of a text for each token that a model reads; common words have four to ten."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """Encoded picture and its hash."""
@@ -120,6 +124,13 @@ class Backbone(nn.Module, ABC):
         with torch.no_grad():
             scores: Tensor = self(batch)
         return scores
+
+
+def too_long_to_tokenize(subject: str, characters: int, max_tokens: int) -> str | None:
+    """Return the reason why a text is not worth counting its tokens: so long a text has too many of them."""
+    if characters <= _CHARACTERS_A_TOKEN * max_tokens:
+        return None
+    return f"{subject} {characters} characters; this model reads at most {max_tokens} tokens"
 
 
 def resolve_precision(precision: Precision) -> torch.dtype:

@@ -14,7 +14,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.backbone import (
+    Backbone,
+    BackboneConfig,
+    Example,
+    Picture,
+    Precision,
+    resolve_precision,
+    too_long_to_tokenize,
+)
 from mor_reward.backbones.encoders import PretrainedImageEncoder, PretrainedTextEncoder
 from mor_reward.backbones.fusion_head import FusionHead
 
@@ -84,6 +92,8 @@ class DualEncoder(Backbone):
         if len(example.pictures) > self.config.max_images:
             return f"{len(example.pictures)} pictures; this model reads at most {self.config.max_images} in a prompt"
         for name, text in (("prompt", _prompt_text(example.messages)), ("response", example.response)):
+            if (reason := too_long_to_tokenize(f"the {name} has", len(text), self.config.max_length)) is not None:
+                return reason
             length = len(self.text.tokens(text))
             if length > self.config.max_length:
                 return f"the {name} has {length} tokens; this model reads at most {self.config.max_length}"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,7 +35,7 @@ def load_model(auto: Any, name: str, root: Path, pretrained: bool, role: str, **
             return auto.from_pretrained(place, config=config, dtype=torch.float32)
         return auto.from_config(config, dtype=torch.float32)
     except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = quote_failure(error)
         raise Invalid(
             f"{role} {name!r} cannot be loaded: {reason}; give the folder of a Hugging Face checkpoint "
             "(with config.json and model.safetensors) or a hub name"
@@ -46,7 +47,9 @@ def load_tokenizer(name: str, root: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(local) if local.exists() else name)
     except (OSError, ValueError, KeyError) as error:
-        raise Invalid(f"{name!r} has no tokenizer that can be loaded ({error}); tokenizer.json is wanted") from error
+        raise Invalid(
+            f"{name!r} has no tokenizer that can be loaded ({quote_failure(error)}); tokenizer.json is wanted"
+        ) from error
 
 
 class PretrainedImageEncoder(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from mor_core.errors import Invalid, MorError
+from mor_core.failures import quote_failure
 from torch import Tensor
 
 from mor_reward.backbones.backbone import Example
@@ -75,7 +76,7 @@ def _load(reference: str) -> Function:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the client's file may raise anything on import
-        raise Invalid(f"--function {reference!r}: importing {path} failed: {type(error).__name__}: {error}") from error
+        raise Invalid(f"--function {reference!r}: importing {path} failed: {quote_failure(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise Invalid(f"--function {reference!r}: {path} has no function {name!r}")

@@ -12,7 +12,14 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Precision, resolve_precision
+from mor_reward.backbones.backbone import (
+    Backbone,
+    BackboneConfig,
+    Example,
+    Precision,
+    resolve_precision,
+    too_long_to_tokenize,
+)
 from mor_reward.backbones.encoders import load_model, load_tokenizer
 
 
@@ -54,6 +61,9 @@ class TextClassifier(Backbone):
         self.precision = resolve_precision(config.precision)
 
     def unscorable_reason(self, example: Example) -> str | None:
+        characters = sum(len(message.text) for message in example.messages) + len(example.response)
+        if (reason := too_long_to_tokenize("prompt and response have", characters, self.config.max_length)) is not None:
+            return reason
         length = len(self._encode(example)["input_ids"])
         if length > self.config.max_length:
             return f"prompt and response have {length} tokens; this model reads at most {self.config.max_length}"

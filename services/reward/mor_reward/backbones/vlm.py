@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from mor_core.errors import Invalid, MorError
+from mor_core.failures import quote_failure
 from mor_core.wire import chat_template_messages
 from pydantic import Field
 from torch import Tensor, nn
@@ -19,7 +20,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from mor_reward.backbones import adapters
-from mor_reward.backbones.backbone import Backbone, BackboneConfig, Example, Picture, Precision, resolve_precision
+from mor_reward.backbones.backbone import (
+    Backbone,
+    BackboneConfig,
+    Example,
+    Picture,
+    Precision,
+    resolve_precision,
+    too_long_to_tokenize,
+)
 from mor_reward.backbones.encoders import load_model
 from mor_reward.backbones.vision_features import ENCODED_TOGETHER, Features, VisionFeatures
 
@@ -108,6 +117,9 @@ class Vlm(Backbone):
     def unscorable_reason(self, example: Example) -> str | None:
         if len(example.pictures) > self.config.max_images:
             return f"{len(example.pictures)} pictures; this model reads at most {self.config.max_images} in a prompt"
+        characters = sum(len(message.text) for message in example.messages) + len(example.response)
+        if (reason := too_long_to_tokenize("prompt and response have", characters, self.config.max_length)) is not None:
+            return reason
         try:
             prompt = self._prompt(example)
         except MorError as error:
@@ -277,6 +289,6 @@ def _load_processor(name: str, root: Path) -> Any:
         return AutoProcessor.from_pretrained(str(local) if local.exists() else name)
     except (OSError, ValueError, KeyError) as error:
         raise Invalid(
-            f"model {name!r} has no processor that can be loaded ({error}); add processor_config.json and "
-            "tokenizer.json"
+            f"model {name!r} has no processor that can be loaded ({quote_failure(error)}); add "
+            "processor_config.json and tokenizer.json"
         ) from error

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 from mor_core.errors import Unavailable
+from mor_core.failures import describe
 from mor_core.images import sha256
-from mor_core.problems import describe
 from mor_core.wire import Card, ImagePart, ItemScores, Message, ScoreItem, ScoreRequest, ScoreResponse, TextPart
 from PIL import Image
 from pydantic import ValidationError

@@ -7,12 +7,15 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from mor_core.errors import Invalid, MorError, NotFound, Unavailable
+from mor_core.fair_share import FairShare
+from mor_core.image_budget import on_decoder
 from mor_core.sampling import response_seed
 
 from mor_rollout import metrics
@@ -87,7 +90,7 @@ class Completions:
     def __init__(self, settings: RolloutSettings, service: RolloutService) -> None:
         self._settings = settings
         self._service = service
-        self._in_flight = 0
+        self._in_flight = FairShare(settings.max_chats)
 
     async def check(self, request: ChatRequest) -> None:
         """Check that the request can be served.
@@ -105,27 +108,23 @@ class Completions:
             )
         request.stops()
 
-    @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
-        if self._in_flight >= self._settings.max_chats:
-            raise Unavailable(
-                f"{self._in_flight} chat completions are in flight, the limit (MOR_MAX_CHATS); try again",
-                retry_after_s=2,
-            )
-        self._in_flight += 1
-        metrics.CHATS.inc()
-        try:
+    @contextmanager
+    def _admitted(self, caller: str) -> Iterator[None]:
+        full = Unavailable(
+            f"{self._in_flight.total} chat completions are in flight, the limit (MOR_MAX_CHATS); try again",
+            retry_after_s=2,
+        )
+        with self._in_flight.hold(caller, full), metrics.CHATS.track_inprogress():
             yield
-        finally:
-            self._in_flight -= 1
-            metrics.CHATS.dec()
 
     @asynccontextmanager
-    async def _session(self, request: ChatRequest) -> AsyncIterator[_Session]:
+    async def _session(self, request: ChatRequest, caller: str) -> AsyncIterator[_Session]:
         """Encode the prompt and keep the policy unchanged for the body."""
         engine, swapper, codec = self._service.sampling_parts()
-        async with self._admitted():
-            messages, images = await asyncio.to_thread(request.conversation)
+        with self._admitted(caller):
+            messages, images = await on_decoder(
+                partial(request.conversation, self._settings.max_images, self._settings.max_request_bytes)
+            )
             prompt = await engine.encode(PromptInput(messages, images))
             limit = request.limit(len(prompt.token_ids), self._settings.max_model_len)
             params = SampleParams(limit, request.temperature, request.top_p)
@@ -138,9 +137,9 @@ class Completions:
                     " try again with fewer tokens"
                 ) from error
 
-    async def complete(self, request: ChatRequest) -> ChatResponse:
+    async def complete(self, request: ChatRequest, caller: str) -> ChatResponse:
         """Sample all responses and return them together."""
-        async with self._session(request) as session:
+        async with self._session(request, caller) as session:
             texts = [""] * request.n
             logprobs: list[list[TokenLogprob]] = [[] for _ in range(request.n)]
             reasons: list[Literal["stop", "length"]] = ["stop"] * request.n
@@ -169,10 +168,10 @@ class Completions:
                 usage=session.usage(),
             )
 
-    async def events(self, request: ChatRequest) -> AsyncIterator[str]:
+    async def events(self, request: ChatRequest, caller: str) -> AsyncIterator[str]:
         """Yield the data of each server-sent event. An error becomes an event, as the HTTP status is sent before it."""
         try:
-            async with self._session(request) as session, aclosing(session.deltas()) as deltas:
+            async with self._session(request, caller) as session, aclosing(session.deltas()) as deltas:
                 for index in range(request.n):
                     yield session.chunk(index, {"role": "assistant", "content": ""}, None, None)
                 async for delta in deltas:

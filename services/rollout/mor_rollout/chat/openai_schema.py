@@ -7,8 +7,10 @@ import binascii
 from typing import Annotated, Any, Literal
 
 from mor_core import images as guarded
-from mor_core.errors import Invalid
-from mor_core.wire import ImagePart, Message, TextPart
+from mor_core.errors import Invalid, TooLarge
+from mor_core.failures import describe_failure
+from mor_core.image_budget import ImageBudget
+from mor_core.wire import MOST_TEXT, ImagePart, Message, TextPart
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,6 +40,18 @@ class ChatImage(_Schema):
 class ChatMessage(_Schema):
     role: Literal["system", "user", "assistant"]
     content: str | list[Annotated[ChatText | ChatImage, Field(discriminator="type")]]
+
+    @property
+    def characters(self) -> int:
+        """Length of the message's text."""
+        if isinstance(self.content, str):
+            return len(self.content)
+        return sum(len(part.text) for part in self.content if isinstance(part, ChatText))
+
+    @property
+    def images(self) -> int:
+        """Number of the message's images."""
+        return sum(isinstance(part, ChatImage) for part in self.content)
 
 
 class StreamOptions(_Schema):
@@ -118,13 +132,25 @@ class ChatRequest(_Schema):
             )
         return wanted or left
 
-    def conversation(self) -> tuple[tuple[Message, ...], dict[str, Image.Image]]:
+    def conversation(
+        self, most_images: int, most_image_bytes: int
+    ) -> tuple[tuple[Message, ...], dict[str, Image.Image]]:
         """Return the messages, which name images by hash, and the decoded images by hash.
 
         Raises:
             Invalid: an image is neither a data URI nor base64, or not readable.
-            TooLarge: an image is over the limits.
+            TooLarge: an image is over the limits, the images are over the budget of a request, or the text is too
+                long.
         """
+        characters = sum(message.characters for message in self.messages)
+        if characters > MOST_TEXT:
+            raise TooLarge(f"the conversation has {characters} characters, of at most {MOST_TEXT}; shorten it")
+        shown = sum(message.images for message in self.messages)
+        if shown > most_images:
+            raise Invalid(
+                f"the prompt has {shown} images, at most {most_images} are allowed; send fewer or raise MOR_MAX_IMAGES"
+            )
+        budget = ImageBudget(most_image_bytes)
         images: dict[str, Image.Image] = {}
         messages = []
         for message in self.messages:
@@ -138,7 +164,9 @@ class ChatRequest(_Schema):
                     continue
                 content = _image_bytes(part.image_url.url)
                 digest = guarded.sha256(content)
-                images[digest] = guarded.decode(content)
+                if digest not in images:
+                    budget.spend(content)
+                    images[digest] = guarded.decode(content)
                 parts.append(ImagePart.of(digest))
             messages.append(Message(role=message.role, content=tuple(parts)))
         return tuple(messages), images
@@ -152,7 +180,7 @@ def _image_bytes(url: str) -> bytes:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Invalid(
-            f"image_url: neither a base64 data URI nor base64 ({error}); send the image as a data URI"
+            f"image_url: neither a base64 data URI nor base64 ({describe_failure(error)}); send the image as a data URI"
         ) from error
 
 

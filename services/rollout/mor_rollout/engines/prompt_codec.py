@@ -8,10 +8,14 @@ from mor_core import vision
 from mor_core.errors import Invalid
 from mor_core.pixel_hash import pixel_sha256
 from mor_core.sampling import forbidden_token_ids
+from mor_core.wire import Message
 
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.protocol import PromptInput
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+
+_CHARACTERS_A_TOKEN = 32
+"""Most characters of a prompt for each token of the engine; common words have four to ten."""
 
 
 class PromptCodec:
@@ -35,11 +39,12 @@ class PromptCodec:
         Raises:
             Invalid: the prompt has too many images, or leaves no room for a response.
         """
-        images = sum(len(message.image_hashes) for message in prompt.messages)
-        if images > self._max_images:
+        self.check_images(prompt.messages)
+        characters = sum(len(message.text) for message in prompt.messages)
+        if characters > _CHARACTERS_A_TOKEN * self._max_model_len:
             raise Invalid(
-                f"the prompt has {images} images, at most {self._max_images} are allowed;"
-                " send fewer or raise MOR_MAX_IMAGES"
+                f"the prompt has {characters} characters, too many for the {self._max_model_len} tokens that prompt and"
+                " response together may have; shorten the prompt or raise MOR_MAX_MODEL_LEN"
             )
         inputs = vision.encode_prompt(self.processor, prompt.messages, prompt.images)
         token_ids = tuple(inputs["input_ids"][0].tolist())
@@ -49,6 +54,19 @@ class PromptCodec:
                 " shorten the prompt or raise MOR_MAX_MODEL_LEN"
             )
         return inputs, token_ids, token_ids.count(self._placeholder), pixel_sha256(inputs)
+
+    def check_images(self, messages: tuple[Message, ...]) -> None:
+        """Check the number of a prompt's images, before any work on them.
+
+        Raises:
+            Invalid: there are too many.
+        """
+        images = sum(len(message.image_hashes) for message in messages)
+        if images > self._max_images:
+            raise Invalid(
+                f"the prompt has {images} images, at most {self._max_images} are allowed;"
+                " send fewer or raise MOR_MAX_IMAGES"
+            )
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of a response, without special tokens."""

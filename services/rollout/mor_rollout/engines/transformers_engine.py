@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
+from mor_core.failures import quote_failure
 from mor_core.tasks import in_thread
 
 from mor_rollout.config import RolloutSettings
@@ -56,7 +57,7 @@ class TransformersEngine:
         try:
             self._model = await self._run(lambda: self._build(self._base.tensors, None))
         except (OSError, ValueError, RuntimeError) as error:
-            raise EngineError(f"the base checkpoint did not load: {error}") from error
+            raise EngineError(f"the base checkpoint did not load: {quote_failure(error)}") from error
 
     async def encode(self, prompt: PromptInput) -> EnginePrompt:
         inputs, token_ids, image_tokens, pixels = await in_thread(self._codec.encode, prompt)
@@ -145,7 +146,7 @@ class TransformersEngine:
             async with asyncio.timeout(self._settings.swap_timeout_s):
                 self._model = await self._run(lambda: self._build({**self._base.tensors, **full}, adapter))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise SwapFailed(f"the weights did not load: {error}") from error
+            raise SwapFailed(f"the weights did not load: {quote_failure(error)}") from error
         self._loaded = weights
         return await self.read_back()
 

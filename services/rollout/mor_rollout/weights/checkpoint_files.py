@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 
 _LONGEST_HEADER = 100 << 20
 """Bytes; safetensors itself refuses longer headers."""
@@ -58,7 +59,8 @@ def _download(model: str) -> Path:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise Invalid(
-            f"model {model!r}: no such folder, and the hub did not return it ({error}); check the path or the name"
+            f"model {model!r}: no such folder, and the hub did not return it ({quote_failure(error)}); "
+            "check the path or the name"
         ) from error
 
 
@@ -75,8 +77,10 @@ def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     try:
         entries = json.loads(content)
         entries.pop("__metadata__", None)
+        if not all(_is_entry(entry) for entry in entries.values()):
+            raise ValueError("an entry has no type, shape and offsets")
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise Invalid(f"{file.name}: not a safetensors file; save the checkpoint with save_pretrained") from error
     if file.stat().st_size != 8 + length + end:
         raise Invalid(
@@ -84,6 +88,17 @@ def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
             " the file is truncated, copy it again"
         )
     return entries, 8 + length
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether a header's entry has a type, a shape, and offsets in order."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    whole = all(type(count) is int and count >= 0 for count in (*shape, *offsets))
+    return bool(whole and offsets[0] <= offsets[1])
 
 
 def tensors_in(file: Path) -> dict[str, TensorSource]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import httpx
 import stamina
 from mor_core.errors import Invalid, MorError
-from mor_core.problems import describe
+from mor_core.failures import describe
 from mor_core.tasks import stop
 from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
@@ -32,8 +31,6 @@ _LARGEST_MANIFEST = 32 << 20
 """Bytes. A manifest lists about 200 bytes per tensor, so this allows far more tensors than any model has."""
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 """Seconds without any data. A trainer that hashes its files may pause for a few seconds."""
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""Plain names only, so that a manifest cannot write outside its folder."""
 
 
 class WeightsError(MorError):
@@ -83,7 +80,10 @@ class WeightsStore:
         token = settings.service_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=4)  # one per version: a version's files are downloaded in turn
-        self._http = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=limits, verify=settings.control_tls())
+        self._control_url = settings.control_url.rstrip("/")
+        self._http = httpx.AsyncClient(
+            headers=headers, timeout=_TIMEOUT, limits=limits, verify=settings.control_tls(), follow_redirects=False
+        )
         self._pulls: dict[tuple[str, int], asyncio.Task[PreparedWeights]] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -105,6 +105,10 @@ class WeightsStore:
             task.add_done_callback(lambda _: self._pulls.pop(identity, None))
         return await asyncio.shield(task)
 
+    def _address(self, run: str, version: int) -> str:
+        """Return the address of a manifest: run control's of the settings, whatever a record names."""
+        return f"{self._control_url}/v1/runs/{run}/weights/{version}"
+
     async def _pull(self, run: str, ref: WeightsRef, in_use: Path | None) -> PreparedWeights:
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -112,39 +116,38 @@ class WeightsStore:
                 identity = hashlib.sha256(f"{run}\x1f{manifest.model_dump_json()}".encode()).hexdigest()[:16]
                 folder = self._folder / f"{ref.version:08d}-{identity}"
                 if not folder.is_dir():
-                    await self._fetch_all(manifest, ref, folder)
+                    await self._fetch_all(manifest, folder)
                 prepared = await asyncio.to_thread(self._prepare, manifest, folder)
         except TimeoutError as error:
             raise WeightsError(
-                f"weights {run} version {ref.version}: {ref.url} gave no complete answer in {self._timeout_s:g} s"
-                " (MOR_PULL_TIMEOUT_S); check that the trainer's API is up, or raise the limit"
+                f"weights {run} version {ref.version}: {self._control_url} gave no complete answer in"
+                f" {self._timeout_s:g} s (MOR_PULL_TIMEOUT_S); check that the trainer's API is up, or raise the limit"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise WeightsError(
-                f"weights {run} version {ref.version}: {ref.url}: {error or type(error).__name__}"
+                f"weights {run} version {ref.version}: {self._control_url}: {error or type(error).__name__}"
             ) from error
         await asyncio.to_thread(self._trim, {folder, in_use})
         return prepared
 
     async def _manifest(self, run: str, ref: WeightsRef) -> WeightsManifest:
-        where = f"weights {run} version {ref.version}: {ref.url}"
+        url = self._address(run, ref.version)
+        where = f"weights {run} version {ref.version}: {url}"
         async for attempt in stamina.retry_context(**_RETRY):
             with attempt:
                 content = b""
-                async with _get(self._http, ref.url, {}) as response:
+                async with _get(self._http, url, {}) as response:
                     async for chunk in response.aiter_bytes():
                         content += chunk
                         if len(content) > _LARGEST_MANIFEST:
                             raise WeightsError(
                                 f"{where}: the manifest has over {_LARGEST_MANIFEST} bytes, the limit;"
-                                " check that the address is run control's"
+                                " check MOR_CONTROL_URL"
                             )
         try:
             manifest = WeightsManifest.model_validate_json(content)
         except ValidationError as error:
-            raise WeightsError(
-                f"{where}: not a weights manifest ({describe(error)}); check that the address is run control's"
-            ) from error
+            raise WeightsError(f"{where}: not a weights manifest ({describe(error)}); check MOR_CONTROL_URL") from error
         if (manifest.run, manifest.version) != (run, ref.version):
             raise WeightsError(
                 f"{where}: the manifest is of run {manifest.run!r} version {manifest.version};"
@@ -155,14 +158,10 @@ class WeightsStore:
                 f"{where}: published for base {manifest.base!r}, this engine has {self._base.model!r};"
                 " start a rollout service with that model"
             )
-        for file in manifest.files:
-            if _FILE_NAME.fullmatch(file.name) is None:
-                raise WeightsError(
-                    f"{where}: file name {file.name!r} is not a plain name of letters, digits, '.', '_' and '-'"
-                )
         return manifest
 
-    async def _fetch_all(self, manifest: WeightsManifest, ref: WeightsRef, folder: Path) -> None:
+    async def _fetch_all(self, manifest: WeightsManifest, folder: Path) -> None:
+        url = self._address(manifest.run, manifest.version)
         partial = folder.with_suffix(".part")  # kept after a failure, so that the next attempt resumes it
         partial.mkdir(exist_ok=True)
         needed = sum(file.bytes for file in manifest.files)
@@ -172,7 +171,7 @@ class WeightsStore:
                 " free some or set MOR_WEIGHTS_DIR to another folder"
             )
         for file in manifest.files:
-            await self._fetch(file, f"{ref.url}/{file.name}", partial / file.name)
+            await self._fetch(file, f"{url}/{file.name}", partial / file.name)
         partial.rename(folder)
 
     async def _fetch(self, file: WeightsFile, url: str, target: Path) -> None:
@@ -253,6 +252,8 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
     async with http.stream("GET", url, headers=headers) as response:
         if response.status_code not in (200, 206):
             message = f"{url} answered {response.status_code}"
+            if response.is_redirect:
+                raise WeightsError(f"{message}; the service token follows no redirect: set MOR_CONTROL_URL to its end")
             if response.status_code >= 500 or response.status_code in (408, 429):
                 raise _Transient(message)
             raise WeightsError(f"{message}; check that the version is published and the service token is right")

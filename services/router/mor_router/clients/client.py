@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 import time
@@ -12,13 +13,13 @@ from contextlib import contextmanager, suppress
 import httpx
 import stamina
 import structlog
-from mor_core.problems import describe
+from mor_core.failures import describe
 from mor_core.wire import Card, ScoreItem, image_hashes
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, OpenedState
 from pydantic import SecretStr, ValidationError
 
 from mor_router import metrics
+from mor_router.clients.caller import RUNS, Caller
+from mor_router.clients.circuit import CallOutcome, Circuit, CircuitOpen, CircuitState
 from mor_router.clients.egress import EgressPolicy, PinnedTransport
 from mor_router.clients.http import BoundedHttpClient, bearer_client, parse_missing_images
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
@@ -43,8 +44,14 @@ _RETRY_MOST_S = 2.0
 """Longest seconds between retries, so that several fit in a deadline of 30 s."""
 _NO_LIMIT = 1 << 10
 """Concurrency of a client whose card is not known: above any ``client_concurrency`` in use."""
-_CIRCUIT_VALUES = {CLOSED: 0, HALF_OPENED: 1, OPENED: 2}
-_CIRCUIT_NAMES = {CLOSED: "closed", HALF_OPENED: "half_open", OPENED: "open"}
+_DEADLINE_STEP_MS = 250
+"""Step of the deadline that a client gets. Milliseconds of work before a live call would tell it from a honeypot."""
+_CIRCUIT_VALUES: dict[CircuitState, int] = {"closed": 0, "half_open": 1, "open": 2}
+_MOST_CALLERS = 64
+"""Callers with a circuit of their own; an older one's circuit is forgotten, and begins closed."""
+_NOT_CALLED = "failed too often and is not called for a while; "
+_LOG_EVERY_S = 30.0
+"""Seconds between log lines about one client's failures: each call may fail, and a line for each would fill the log."""
 
 log = structlog.get_logger(__name__)
 
@@ -67,18 +74,22 @@ class RewardClient:
         settings: RouterSettings,
         egress: EgressPolicy,
         tls: ssl.SSLContext,
+        *,
+        circuit: Circuit,
     ) -> None:
         self.record = record
+        self.circuit = circuit
+        """Circuit of the runs."""
+        self._callers_circuits: dict[str, Circuit] = {}
+        """Caller -> its circuit, so that what one caller provokes keeps no client from the runs."""
         self.last_error: str | None = None
         self._settings = settings
         self._limits = record.card.limits if record.card is not None else None
         concurrency = min(settings.client_concurrency, self._limits.concurrency if self._limits else _NO_LIMIT)
         self._slots = asyncio.Semaphore(concurrency)
-        self._breakers = AsyncCircuitBreakerFactory(
-            default_threshold=settings.circuit_failures,
-            default_ttl=settings.circuit_open_s,
-            exclude=[asyncio.CancelledError],
-        )
+        self._logged_at = -math.inf
+        self._unlogged = 0
+        """Failures since the last log line."""
         transport = httpx.AsyncHTTPTransport(
             verify=tls, trust_env=False, limits=httpx.Limits(max_connections=concurrency + 1, keepalive_expiry=30)
         )
@@ -88,11 +99,6 @@ class RewardClient:
     async def close(self) -> None:
         await self._http.close()
 
-    async def circuit(self) -> str:
-        """Return the state of the circuit: ``closed``, ``open`` or ``half_open``."""
-        breaker = await self._breakers.get_breaker(self.record.name)
-        return _CIRCUIT_NAMES[breaker.context.state]
-
     async def card(self, timeout_s: float) -> Card:
         """Request the client's card.
 
@@ -101,7 +107,7 @@ class RewardClient:
         """
         with self._boundary(f"no card within {timeout_s:g} s"):
             async with asyncio.timeout(timeout_s):
-                body = await self._http.get("/v1/card", _CARD_BYTES)
+                body = await self._http.get("/v1/card", _CARD_BYTES, timeout_s)
             try:
                 return Card.model_validate_json(body)
             except ValidationError as error:
@@ -125,14 +131,21 @@ class RewardClient:
             raise ClientFailure("unexpected", f"its answer could not be processed ({kind})") from error
 
     async def score(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline_s: float
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline_s: float, caller: Caller = RUNS
     ) -> dict[str, ClientResponse]:
-        """Return a response for each of ``items`` within ``deadline_s`` seconds."""
+        """Return a response for each of ``items`` within ``deadline_s`` seconds.
+
+        A call that ran out of time counts against the client only if it had the time that the settings grant: a caller
+        with a short deadline of its own must not make the router stop calling the client.
+        """
         deadline = asyncio.get_running_loop().time() + deadline_s
+        patient = deadline_s >= self._settings.deadline_s
         oversized = self._reject_oversized(items)
         sent = [item for item in items if item.item_id not in oversized]
         requests = split_requests(sent, images, self._limits, self._settings.items_per_request)
-        answers = await asyncio.gather(*(self._score(request, images, deadline) for request in requests))
+        answers = await asyncio.gather(
+            *(self._score(request, images, deadline, caller, patient=patient) for request in requests)
+        )
         return oversized | {name: answer for part in answers for name, answer in part.items()}
 
     def _reject_oversized(self, items: Sequence[ScoreItem]) -> dict[str, ClientResponse]:
@@ -154,36 +167,60 @@ class RewardClient:
         return oversized
 
     async def _score(
-        self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float
+        self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float, caller: Caller, *, patient: bool
     ) -> dict[str, ClientResponse]:
         started = time.perf_counter()
         name = self.record.name
         status: ResponseStatus = "error"
         try:
-            answers = await self._call_guarded(items, images, deadline)
+            answers = await self._call_guarded(items, images, deadline, caller, patient=patient)
         except ClientFailure as failure:
             status = "timeout" if failure.reason == "timeout" else "error"
             status = "circuit_open" if failure.reason == "circuit_open" else status
-            self.last_error = str(failure)
-            metrics.CLIENT_FAILURES.labels(name, failure.reason).inc()
-            if failure.reason != "circuit_open":
-                log.warning("a client failed", client=name, reason=failure.reason, detail=str(failure))
+            if caller == RUNS:
+                self.last_error = str(failure)
+                metrics.CLIENT_FAILURES.labels(name, failure.reason).inc()
+            if caller == RUNS and failure.reason != "circuit_open":
+                self._log(failure)
             seconds = time.perf_counter() - started
-            return {item.item_id: ClientResponse(status, detail=str(failure), seconds=seconds) for item in items}
+            failed = ClientResponse(status, detail=str(failure), seconds=seconds, of_call=True)
+            return {item.item_id: failed for item in items}
         seconds = time.perf_counter() - started
         metrics.CLIENT_SECONDS.labels(name).observe(seconds)
-        broken = [answer for answer in answers.values() if answer.status != "ok"]
-        metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
-        self.last_error = broken[0].detail if broken else None
+        if caller == RUNS:
+            broken = [answer for answer in answers.values() if answer.status != "ok"]
+            metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
+            self.last_error = broken[0].detail if broken else None
         return {
             item_id: ClientResponse(answer.status, answer.scores, answer.detail, answer.model, seconds)
             for item_id, answer in answers.items()
         }
 
+    def _log(self, failure: ClientFailure) -> None:
+        """Log a failed call, or count it for the next line."""
+        now = time.monotonic()
+        if now - self._logged_at < _LOG_EVERY_S:
+            self._unlogged += 1
+            return
+        log.warning(
+            "a client failed",
+            client=self.record.name,
+            reason=failure.reason,
+            detail=str(failure),
+            failures_since_last_line=self._unlogged,
+        )
+        self._logged_at, self._unlogged = now, 0
+
     async def _call_guarded(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
+        self,
+        items: Sequence[ScoreItem],
+        images: Mapping[str, bytes],
+        deadline: float,
+        caller: Caller = RUNS,
+        *,
+        patient: bool,
     ) -> dict[str, ClientResponse]:
-        """Call the client once, under the concurrency limit, the circuit breaker and the deadline."""
+        """Call the client once, under the concurrency limit, the caller's circuit breaker and the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._slots.acquire()
@@ -191,26 +228,46 @@ class RewardClient:
             raise ClientFailure(
                 "busy", "the deadline passed while earlier calls to this client were running"
             ) from error
-        breaker = await self._breakers.get_breaker(self.record.name)
+        circuit = self._circuit_for(caller)
         try:
-            async with breaker:
-                return await self._call_timed(items, images, deadline)
-        except OpenedState as opened:
-            opened.__traceback__ = None  # the library raises the same object each time, and its traceback would grow
-            wait = self._settings.circuit_open_s
-            raise ClientFailure(
-                "circuit_open", f"failed too often: not called for {wait:g} s; {self.last_error}"
-            ) from None
+            with circuit.call() as outcome:
+                return await self._call_observed(items, images, deadline, patient, outcome)
+        except CircuitOpen as refusal:
+            last = (self.last_error or "no reason given").removeprefix(_NOT_CALLED)
+            raise ClientFailure("circuit_open", f"{_NOT_CALLED}{last}") from refusal
         finally:
             self._slots.release()
-            metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[breaker.context.state])
+            if caller == RUNS:
+                metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[circuit.state])
 
-    async def _call_timed(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
+    def _circuit_for(self, caller: Caller) -> Circuit:
+        """Return the circuit that a caller's calls count for."""
+        if caller == RUNS:
+            return self.circuit
+        if caller.name not in self._callers_circuits:
+            while len(self._callers_circuits) >= _MOST_CALLERS:
+                del self._callers_circuits[next(iter(self._callers_circuits))]
+            self._callers_circuits[caller.name] = self.circuit.sibling()
+        return self._callers_circuits[caller.name]
+
+    async def _call_observed(
+        self,
+        items: Sequence[ScoreItem],
+        images: Mapping[str, bytes],
+        deadline: float,
+        patient: bool,
+        outcome: CallOutcome,
     ) -> dict[str, ClientResponse]:
-        with self._boundary("no answer within the deadline"):
-            async with asyncio.timeout_at(deadline):
-                return await self._call_retried(items, images, deadline)
+        """Call the client and state in ``outcome`` what the call shows about it."""
+        try:
+            with self._boundary("no answer within the deadline"):
+                async with asyncio.timeout_at(deadline):
+                    answers = await self._call_retried(items, images, deadline)
+        except ClientFailure as failure:
+            outcome.failure = 1.0 if patient or failure.reason != "timeout" else None
+            raise
+        outcome.failure = sum(answer.status == "error" for answer in answers.values()) / len(answers)
+        return answers
 
     async def _call_retried(
         self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
@@ -244,7 +301,7 @@ class RewardClient:
         sent: set[str] = set()
         for _ in range(_MOST_IMAGE_ROUNDS):
             content = encode_request(items, {digest: images[digest] for digest in sent})
-            left_ms = max(1, round((deadline - asyncio.get_running_loop().time()) * 1000))
+            left_ms = _left_ms(deadline - asyncio.get_running_loop().time())
             status, answer = await self._http.post("/v1/score", content, response_size_limit(items), left_ms)
             metrics.CLIENT_BYTES.labels(self.record.name, "sent").inc(len(content))
             metrics.CLIENT_BYTES.labels(self.record.name, "received").inc(len(answer))
@@ -263,7 +320,15 @@ class RewardClient:
             ClientFailure: no card in time.
         """
         card = await self.card(timeout_s)
-        if await self.circuit() != "closed":
+        if self.circuit.state != "closed":
+            deadline = asyncio.get_running_loop().time() + timeout_s
             with suppress(ClientFailure):
-                await self._call_guarded([PROBE_ITEM], PROBE_IMAGES, asyncio.get_running_loop().time() + timeout_s)
+                await self._call_guarded([PROBE_ITEM], PROBE_IMAGES, deadline, patient=True)
         return card
+
+
+def _left_ms(left_s: float) -> int:
+    """Round the time that is left down to a step where it has several, in milliseconds; at least 1."""
+    left_ms = math.floor(1000 * left_s)
+    stepped = left_ms // _DEADLINE_STEP_MS * _DEADLINE_STEP_MS
+    return max(1, stepped if stepped > _DEADLINE_STEP_MS else left_ms)

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import httpx
 from mor_core.clients import Source
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 
 from mor_router.clients.special_addresses import Address, effective_address, never_a_host, special_purpose
 from mor_router.config import Network, RouterSettings
@@ -119,7 +120,7 @@ class EgressPolicy:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError as error:
-            raise Invalid(f"url {url!r}: {error}; give https://host[:port][/path]") from error
+            raise Invalid(f"url {url!r}: no valid host or port; give https://host[:port][/path]") from error
         host = parts.hostname
         if parts.scheme not in ("http", "https") or not host or _URL.fullmatch(url) is None or _NOT_IN_URL & {*url}:
             raise Invalid(
@@ -128,7 +129,7 @@ class EgressPolicy:
         try:
             found = [host] if _is_address(host) else await self.resolver(host, port)
         except OSError as error:
-            raise Invalid(f"url {url!r}: {host} has no address ({error}); check the name") from error
+            raise Invalid(f"url {url!r}: {host} has no address ({describe_failure(error)}); check the name") from error
         reached = [effective_address(address) for address in found]
         source: Source = "loopback" if self.allow_loopback and all(a.is_loopback for a in reached) else "api"
         for address in found:
@@ -153,7 +154,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         try:
             found = await self._egress.addresses(host, port, self._source)
         except OSError as error:
-            raise httpx.ConnectError(f"{host} has no address ({error})", request=request) from error
+            raise httpx.ConnectError(f"{host} has no address ({describe_failure(error)})", request=request) from error
         if not _is_address(host):
             request.extensions = {**request.extensions, "sni_hostname": host}
         for address in found[:-1]:

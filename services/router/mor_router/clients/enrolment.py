@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from typing import Any
 
-from mor_core.auth import hash_token, new_token
+from mor_core.auth import TokenFile, hash_token, new_token
 from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation, Source
-from mor_core.errors import Conflict, Invalid, NotFound
+from mor_core.errors import Conflict, Invalid, MorError
 from mor_core.wire import Card
+from pydantic import SecretStr
 
 from mor_router import metrics
 from mor_router.audit import AuditLog
 from mor_router.clients.egress import EgressPolicy
-from mor_router.clients.honeypot_scores import HoneypotScores
+from mor_router.clients.enrolment_quota import EnrolmentQuota
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
 from mor_router.clients.registry import ClientRecord, ClientRegistry, new_revision
 from mor_router.clients.responses import ClientFailure
-from mor_router.clients.secret_store import SecretStore
+from mor_router.clients.secret_store import SecretOwner, SecretStore
 
 _CARD_TIMEOUT_S = 10.0
 """Seconds for the card, with TLS and a slow name server."""
@@ -35,42 +38,61 @@ class Enroller:
         pool: ClientPool,
         secret_store: SecretStore,
         egress: EgressPolicy,
-        honeypot_scores: HoneypotScores,
         audit: AuditLog,
+        tokens: TokenFile,
+        service_token: SecretStr,
+        quota: EnrolmentQuota,
     ) -> None:
         self._registry = registry
         self._pool = pool
         self._secret_store = secret_store
         self._egress = egress
-        self._honeypot_scores = honeypot_scores
         self._audit = audit
+        self._tokens = tokens
+        self._service_token = service_token
+        self._quota = quota
 
-    async def enrol(self, request: Enrolment, by: str, source: Source | None = None) -> Enrolled:
+    async def enrol(
+        self, request: Enrolment, by: str, source: Source | None = None, *, enrolled_by: str | None = None
+    ) -> Enrolled:
         """Enrol a client. Without ``source`` its address is checked like one sent to the API.
+
+        ``enrolled_by``: name of the enrolment token, whose number of clients is limited.
 
         Raises:
             Invalid: the address is outside of the egress policy, or the endpoint failed the probe.
-            Conflict: the name is taken.
+            Conflict: the name or a credential is taken.
+            Overloaded: the enrolment token has enrolled as many clients as it may.
         """
-        try:
-            await self._registry.get(request.name)
-        except NotFound:
-            pass
-        else:
-            raise Conflict(f"client {request.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
         token = new_token() if request.page_token_sha256 is None else None
+        page_token_sha256 = request.page_token_sha256 or hash_token(token or "")
+
+        def check(records: Collection[ClientRecord]) -> None:
+            if any(record.name == request.name for record in records):
+                raise Conflict(f"client {request.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
+            if enrolled_by is not None:
+                self._quota.check_room(enrolled_by, records)
+            self._check_credentials(records, outbound=request.token, page_token_sha256=page_token_sha256)
+
+        check(await self._registry.all())
+        url, source = request.url.rstrip("/"), source or await self._egress.admit(request.url)
         record = ClientRecord(
             name=request.name,
-            url=request.url.rstrip("/"),
+            url=url,
             domains=request.domains,
-            source=source or await self._egress.admit(request.url),
+            source=source,
             state=request.state,
             enrolled_at=time.time(),
-            secret=self._secret_store.encrypt(request.token),
-            inbound_sha256=request.page_token_sha256 or hash_token(token or ""),
+            secret=self._secret_store.encrypt(request.token, SecretOwner("client", request.name, url, source)),
+            inbound_sha256=page_token_sha256,
+            enrolled_by=enrolled_by,
             revision=new_revision(),
         )
-        card, trial = await self._probe(record)
+        try:
+            card, trial = await self._probe(record)
+        except MorError:
+            metrics.remove_client(record.name)  # whoever enrols chooses the name, and must not fill the metrics
+            raise
         found = {
             "card": card,
             "model": card.model,
@@ -78,7 +100,7 @@ class Enroller:
             "domains": request.domains or card.domains,
         }
         record = record.model_copy(update=found)
-        await self._registry.add(record)
+        await self._registry.add(record, check)
         self._audit.record("enrol", record.name, by, url=record.url, source=record.source, state=record.state)
         await self._pool.refresh()
         return Enrolled(client=record.public(), token=token, trial=trial)
@@ -93,7 +115,7 @@ class Enroller:
             Invalid: the new address is outside of the egress policy, or failed the probe.
         """
         given = request.model_dump(exclude_unset=True, exclude_none=True)
-        cleared = {"reason": request.reason, "distrusted_at": None}
+        cleared = {"reason": request.reason, "distrusted_at": None, "unreliable_at": None}
         changed = {**given, **(cleared if "state" in given else {})}
         if request.url is not None:
             moved = {
@@ -101,12 +123,24 @@ class Enroller:
                 "source": source or await self._egress.admit(request.url),
                 "revision": new_revision(),
             }
-            card, _ = await self._probe((await self._registry.get(name)).model_copy(update=moved))
+            card, _ = await self._probe(self._moved(await self._registry.get(name), moved))
             changed |= {**moved, "card": card, "model": card.model, "probed_at": time.time()}
-        record = await self._registry.update(name, lambda known: known.model_copy(update=changed))
+        record = await self._registry.update(name, lambda known: self._moved(known, changed))
         self._audit.record("change", name, by, **given)
         await self._pool.refresh()
         return record
+
+    def _moved(self, record: ClientRecord, changed: dict[str, Any]) -> ClientRecord:
+        """Return the record with changes; its secret is bound to the new address, if that changed.
+
+        Raises:
+            Invalid: its secret cannot be decrypted.
+        """
+        new = record.model_copy(update=changed)
+        if new.owner == record.owner:
+            return new
+        secret = self._secret_store.decrypt(record.secret, record.owner)
+        return new.model_copy(update={"secret": self._secret_store.encrypt(secret, new.owner)})
 
     async def rotate(self, name: str, request: Rotation, by: str) -> Rotated:
         """Replace the token that the router sends, the client's own token, or both.
@@ -118,29 +152,58 @@ class Enroller:
         if request.token is None and not request.inbound:
             raise Invalid("nothing to rotate: give 'token' (sent to the client), or 'inbound': true (the client's own)")
         changed: dict[str, object] = {}
+        owner = (known := await self._registry.get(name)).owner
         if request.token is not None:
-            changed = {"secret": self._secret_store.encrypt(request.token), "revision": new_revision()}
-            await self._probe((await self._registry.get(name)).model_copy(update=changed))
+            self._check_credentials(await self._registry.all(), outbound=request.token)
+            changed = {"secret": self._secret_store.encrypt(request.token, owner), "revision": new_revision()}
+            await self._probe(known.model_copy(update=changed))
         token = new_token() if request.inbound else None
         if token is not None:
             changed["inbound_sha256"] = hash_token(token)
-        record = await self._registry.update(name, lambda known: known.model_copy(update=changed))
+
+        def change(known: ClientRecord) -> ClientRecord:
+            if known.owner != owner:
+                raise Conflict(f"the address of client {name!r} was changed meanwhile; rotate again")
+            return known.model_copy(update=changed)
+
+        record = await self._registry.update(name, change)
         kinds = [kind for kind, value in (("outbound", request.token), ("inbound", token)) if value is not None]
         self._audit.record("rotate", name, by, tokens=" and ".join(kinds))
         await self._pool.refresh()
         return Rotated(client=record.public(), token=token)
 
     async def revoke(self, name: str, by: str) -> None:
-        """Remove a client with its secret and its honeypot scores.
+        """Remove a client with its secret and its scores.
 
         Raises:
             NotFound: no such client.
         """
         await self._registry.remove(name)
-        await self._honeypot_scores.remove_client(name)
         self._audit.record("revoke", name, by)
         await self._pool.refresh()
         metrics.remove_client(name)
+
+    def _check_credentials(
+        self, records: Collection[ClientRecord], *, outbound: SecretStr, page_token_sha256: str | None = None
+    ) -> None:
+        """Check that a client's new credentials are nobody else's, so that a token has one holder and one scope.
+
+        Raises:
+            Conflict: one is taken. The message does not reveal by whom.
+        """
+        sent = hash_token(outbound.get_secret_value())
+        taken = {record.inbound_sha256 for record in records}
+        if page_token_sha256 is not None and (page_token_sha256 in taken or self._opens_router(page_token_sha256)):
+            raise Conflict("page_token_sha256 is the hash of a token that is in use; create a new page token")
+        if sent in taken or sent == page_token_sha256 or self._opens_router(sent):
+            raise Conflict(
+                "token, which the router sends to the reward service, opens a service of MoR as well; "
+                "give the reward service a token of its own"
+            )
+
+    def _opens_router(self, digest: str) -> bool:
+        own = self._service_token.get_secret_value()
+        return self._tokens.holder(digest) is not None or (own != "" and hash_token(own) == digest)
 
     async def _probe(self, record: ClientRecord) -> tuple[Card, str]:
         """Read the card and have the probe item scored; return the card and the outcome in words.
@@ -156,18 +219,11 @@ class Enroller:
             raise Invalid(f"client {record.name!r} at {record.url}: {failure}") from failure
         finally:
             await client.close()
+            if record.name not in self._pool.records:  # a name that is refused must not leave metrics behind
+                metrics.remove_client(record.name)
         if answer.status not in ("ok", "unscorable"):
             raise Invalid(
                 f"client {record.name!r} at {record.url} failed a probe of two responses: "
                 f"{answer.status}, {answer.detail}"
             )
         return card, f"{answer.status}: {answer.scores or answer.detail}"
-
-
-def reencrypt(record: ClientRecord, secret_store: SecretStore) -> ClientRecord:
-    """Return the record with its secret encrypted with the first key.
-
-    Raises:
-        Invalid: none of the keys decrypts it.
-    """
-    return record.model_copy(update={"secret": secret_store.reencrypt(record.secret, record.name)})

@@ -7,18 +7,30 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from mor_core.wire import ModelRef
+from mor_core.errors import Invalid
+from mor_core.stored import StoredEntries
+from mor_core.wire import Count, Finite, ModelRef
 from numpy import ndarray
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from mor_router.store import OBJECTIVES, key
+from mor_router.store import CLIENTS, key
 
 _MOST_SCORES = 640
 """Scores kept per client and objective, the newest ones, so that the store stays bounded."""
+_PRUNE_ABOVE = 1.25
+"""Size of the store above which it is pruned between fits, relative to the size of a pruned one: a client that names a
+new model version at each call has a new score for each honeypot."""
+
+
+_FIELD: TypeAdapter[tuple[str, str, str, int, str]] = TypeAdapter(tuple[str, str, str, Count, str])
+_VALUE: TypeAdapter[tuple[float, float, float]] = TypeAdapter(tuple[Finite, Finite, Finite])
+_SCORES = StoredEntries("honeypot_scores")
+_VECTORS = StoredEntries("honeypot_embeddings")
 
 
 class HoneypotScore(NamedTuple):
@@ -54,23 +66,34 @@ class HoneypotScores:
         self, objective: str, scores: Sequence[HoneypotScore], embeddings: Mapping[str, Float[ndarray, " features"]]
     ) -> None:
         """Store ``scores``, and the embeddings of their anchors by digest."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for score in scores:
-                value = [score.chosen, score.rejected, score.at]
-                pipe.hsetnx(key("live", objective), _field(score), json.dumps(value))
-            for digest, vector in embeddings.items():
-                pipe.hset(key("seen", objective), digest, vector.astype(np.float32).tobytes())
-            await pipe.execute()
+        live, seen = key("live", objective), key("seen", objective)
+
+        async def write() -> tuple[int, int]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for score in scores:
+                    value = [score.chosen, score.rejected, score.at]
+                    pipe.hsetnx(live, _field(score), json.dumps(value))
+                for digest, vector in embeddings.items():
+                    pipe.hset(seen, digest, vector.astype(np.float32).tobytes())
+                pipe.hlen(live)
+                pipe.hlen(CLIENTS)
+                *_, stored, clients = await pipe.execute()
+            return int(stored), int(clients)
+
+        stored, clients = await _SCORES.write(self._redis, [live, seen], write)
+        if stored > _PRUNE_ABOVE * _MOST_SCORES * max(1, clients):
+            await self.prune(objective)
 
     async def all(self, objective: str) -> list[HoneypotScore]:
         """Return all scores for an objective, oldest first."""
-        stored: Any = await self._redis.hgetall(key("live", objective))
+        place = key("live", objective)
+        stored: dict[bytes, bytes] = await _SCORES.read(place, self._redis.hgetall(place), {})
         return await asyncio.to_thread(_sorted, stored)
 
     async def embeddings(self, objective: str) -> dict[str, Float[ndarray, " features"]]:
         """Return the embeddings of the anchors that were sent, by digest."""
-        stored: Any = await self._redis.hgetall(key("seen", objective))
-        return {digest.decode(): np.frombuffer(vector, np.float32) for digest, vector in stored.items()}
+        place = key("seen", objective)
+        return parse_vectors(_VECTORS, await _VECTORS.read(place, self._redis.hgetall(place), {}))
 
     async def prune(self, objective: str) -> None:
         """Delete the oldest scores over the bound, and embeddings that no score refers to."""
@@ -83,21 +106,14 @@ class HoneypotScores:
                 surplus.append(_field(score))
             else:
                 kept.add(score.digest)
-        embedded: Any = await self._redis.hkeys(key("seen", objective))
-        unused = [digest for digest in embedded if digest.decode() not in kept]
+        place = key("seen", objective)
+        embedded: list[bytes] = await _VECTORS.read(place, self._redis.hkeys(place), [])
+        used = {digest.encode() for digest in kept}
+        unused = [digest for digest in embedded if digest not in used]
         if surplus:
             await self._redis.hdel(key("live", objective), *surplus)
         if unused:
-            await self._redis.hdel(key("seen", objective), *unused)
-
-    async def remove_client(self, client: str) -> None:
-        """Delete a client's scores for all objectives."""
-        names: Any = await self._redis.hkeys(OBJECTIVES)
-        for name in names:
-            objective = name.decode()
-            fields = [_field(score) for score in await self.all(objective) if score.client == client]
-            if fields:
-                await self._redis.hdel(key("live", objective), *fields)
+            await self._redis.hdel(place, *unused)
 
 
 def scored_now(client: str, model: ModelRef, gate: int, digest: str, scores: tuple[float, float]) -> HoneypotScore:
@@ -109,11 +125,30 @@ def _field(score: HoneypotScore) -> str:
     return json.dumps([score.client, score.model.name, score.model.version, score.gate, score.digest])
 
 
+def parse_vectors(store: StoredEntries, stored: Mapping[bytes, bytes]) -> dict[str, Float[ndarray, " features"]]:
+    """Parse embeddings by digest; those of an embedder before the present one may have another length."""
+    pairs = store.parse_all(stored, lambda digest, vector: (digest.decode(), _vector(vector)))
+    return dict(pairs.values())
+
+
+def _vector(content: bytes) -> Float[ndarray, " features"]:
+    """Parse an embedding.
+
+    Raises:
+        ValueError: the bytes are no whole numbers of four bytes.
+        Invalid: a number is not finite, or there is none.
+    """
+    vector = np.frombuffer(content, np.float32)
+    if not vector.size or not np.isfinite(vector).all():
+        raise Invalid("an embedding is empty or has a number that is not finite")
+    return vector
+
+
 def _sorted(stored: Mapping[bytes, bytes]) -> list[HoneypotScore]:
-    return sorted((_parse(field, value) for field, value in stored.items()), key=lambda score: score.at)
+    return sorted(_SCORES.parse_all(stored, _parse).values(), key=lambda score: score.at)
 
 
 def _parse(field: bytes, value: bytes) -> HoneypotScore:
-    client, name, version, gate, digest = json.loads(field)
-    chosen, rejected, at = json.loads(value)
+    client, name, version, gate, digest = _FIELD.validate_json(field)
+    chosen, rejected, at = _VALUE.validate_json(value)
     return HoneypotScore(client, ModelRef(name=name, version=version), gate, digest, chosen, rejected, at)

@@ -7,16 +7,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 import pydantic_core
 from mor_core import tracing
+from mor_core.failures import describe_failure
 from mor_core.wire import Sha256
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from mor_router import __version__
 from mor_router.clients.egress import EgressRefused
-from mor_router.clients.responses import ClientFailure
+from mor_router.clients.responses import REPEATED, ClientFailure, repeats
 
 _CONNECT_S = 5.0
 """Seconds to connect: a host that does not answer within them is down."""
@@ -34,7 +36,7 @@ _LONGEST_RETRY_AFTER_S = 3600.0
 
 
 def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> httpx.AsyncClient:
-    """Return an HTTP client that sends ``secret`` and follows no redirect.
+    """Return an HTTP client that sends ``secret``, follows no redirect and keeps no cookie.
 
     The caller limits the time of a request; only connecting has its own limit.
     """
@@ -42,6 +44,7 @@ def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> htt
         transport=transport,
         trust_env=False,
         follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept or sent
         timeout=httpx.Timeout(None, connect=_CONNECT_S),
         headers={
             "Authorization": f"Bearer {secret.get_secret_value()}",
@@ -62,13 +65,13 @@ class BoundedHttpClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def get(self, path: str, limit: int) -> bytes:
-        """Return the JSON body of a 200 response.
+    async def get(self, path: str, limit: int, within_s: float) -> bytes:
+        """Return the JSON body of a 200 response. ``within_s``: time after which the caller cancels the request.
 
         Raises:
             ClientFailure: any other outcome.
         """
-        async with self._stream("GET", path) as response:
+        async with self._stream("GET", path, within_s) as response:
             if response.status_code != 200:
                 raise await self._refusal(response, path)
             _check_json(response)
@@ -81,7 +84,7 @@ class BoundedHttpClient:
             ClientFailure: any other outcome.
         """
         headers = {"Content-Type": "application/json", "X-MoR-Deadline-Ms": str(deadline_ms), **tracing.headers()}
-        async with self._stream("POST", path, content=content, headers=headers) as response:
+        async with self._stream("POST", path, deadline_ms / 1000, content=content, headers=headers) as response:
             if response.status_code not in (200, 409):
                 raise await self._refusal(response, path)
             _check_json(response)
@@ -90,24 +93,37 @@ class BoundedHttpClient:
 
     @asynccontextmanager
     async def _stream(
-        self, method: str, path: str, content: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        within_s: float,
+        *,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
+        # Connecting ends before the caller cancels: httpcore leaves the socket of a cancelled TLS handshake open.
+        timeout = httpx.Timeout(None, connect=min(_CONNECT_S, max(0.001, 0.8 * within_s)))
         responded = False
         try:
-            async with self._http.stream(method, self._url + path, content=content, headers=headers) as response:
+            async with self._http.stream(
+                method, self._url + path, content=content, headers=headers, timeout=timeout
+            ) as response:
                 responded = True
                 yield response
         except EgressRefused as error:
             raise ClientFailure("egress", str(error)) from error
         except RuntimeError as error:
             raise ClientFailure(
-                "connect", f"the connection was closed meanwhile ({error}): the client was rotated or removed"
+                "connect",
+                f"the connection was closed meanwhile ({describe_failure(error)}): the client was rotated or removed",
             ) from error
         except httpx.TransportError as error:
-            cause = str(error) or type(error).__name__
+            cause = describe_failure(error)
             if responded:
                 raise ClientFailure("connect", f"the connection broke in the middle of the answer ({cause})") from error
-            raise ClientFailure("connect", f"cannot reach {self._url} ({cause}); is it running?", retry=True) from error
+            raise ClientFailure(
+                "connect", f"its reward service cannot be reached ({cause}); is it running?", retry=True
+            ) from error
 
     async def _refusal(self, response: httpx.Response, path: str) -> ClientFailure:
         status = response.status_code
@@ -126,17 +142,24 @@ class BoundedHttpClient:
         return ClientFailure("status", f"{path} answered {status} ({excerpt})")
 
     async def _excerpt(self, response: httpx.Response) -> str:
-        """Return the start of an error body, or its ``detail``, without the secret, which the client may echo."""
+        """Return the ``detail`` of an error body, unless it repeats the secret or the request.
+
+        The text ends in logs, dead letters and pages. Frameworks quote the input that they refuse, here a prompt or a
+        response; a body without ``detail`` as a text, such as an HTML page, is not quoted at all.
+        """
         try:
             body = await _bounded(response, _ERROR_BYTES)
         except ClientFailure:
             return "with a body that is too long to show"
-        text = body.decode(errors="replace")
+        detail: object = None
         with suppress(ValueError, KeyError, TypeError):
-            text = str(pydantic_core.from_json(text)["detail"])
-        return (
-            text.replace(self._secret.get_secret_value(), "[hidden]")[:_EXCERPT_CHARACTERS].strip() or "no reason given"
-        )
+            detail = pydantic_core.from_json(body)["detail"]
+        if not isinstance(detail, str):
+            return "no reason given"
+        text = detail.replace(self._secret.get_secret_value(), "[hidden]")[:_EXCERPT_CHARACTERS].strip()
+        if repeats(text, response.request.content):
+            return REPEATED
+        return text or "no reason given"
 
 
 def parse_missing_images(body: bytes) -> set[str]:

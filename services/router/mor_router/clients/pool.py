@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import random
+import time
+from collections.abc import Collection, Mapping
 
 import structlog
-from mor_core.auth import Principal, Scope, TokenFile, hash_token
+from mor_core.auth import Principal, Scope, TokenFile
 from mor_core.clients import State
 from mor_core.errors import MorError, NotFound
+from mor_core.failures import describe_failure
 from mor_core.wire import Limits
+from pydantic import SecretStr
 from redis.exceptions import RedisError
 
 from mor_router import metrics
+from mor_router.clients.change_limit import ChangeLimit
+from mor_router.clients.circuit import Circuit, CircuitLimits, CircuitState
 from mor_router.clients.client import RewardClient, tls_context
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.registry import ClientRecord, ClientRegistry
@@ -26,6 +31,8 @@ _REFRESH_S = 1.0
 """Seconds between reads of the registry: a change by another replica takes effect within them."""
 _PROBE_TIMEOUT_S = 5.0
 """Seconds for the card of a running client: a third of the default ``probe_interval_s``, so probes do not pile up."""
+_MOST_CARD_CHANGES = 8
+"""Changes of a client's card that are logged within an hour."""
 
 log = structlog.get_logger(__name__)
 
@@ -44,10 +51,19 @@ class ClientPool:
         self._clients: dict[str, RewardClient] = {}
         self._identity: dict[str, tuple[str, Limits | None]] = {}
         self._broken: dict[str, str] = {}
+        self._circuits: dict[str, tuple[str, Circuit]] = {}
+        """Client -> revision and circuit. A circuit outlives the reconnection after a change of the card, so that a
+        client cannot reset it by new limits there."""
+        self._card_changes = ChangeLimit(_MOST_CARD_CHANGES, 3600)
+        self._removed: dict[str, float] = {}
+        """Client that was removed lately -> time."""
         self._refreshing = asyncio.Lock()
         self.records: dict[str, ClientRecord] = {}
-        self.loaded = False
-        """True once the registry has been read."""
+        self.page_tokens: dict[str, str] = {}
+        """SHA-256 of a page token -> the client whose page it opens."""
+        self._shared_page_tokens: list[list[str]] = []
+        self.problem: str | None = "the registry of clients has not been read yet"
+        """Reason why the present state of the registry is not known, if any; for ``/readyz``."""
 
     def names_in_state(self, *states: State) -> list[str]:
         """Return the names of the clients in one of ``states``."""
@@ -70,8 +86,13 @@ class ClientPool:
         """Return why the last call to a client failed; ``None`` where it did not."""
         return self._broken.get(name) or self._clients[name].last_error
 
-    async def circuit(self, name: str) -> str:
-        return "closed" if name in self._broken else await self._clients[name].circuit()
+    def is_reliable(self, name: str) -> bool:
+        """Return whether the latest calls to a client show that it answers."""
+        return name in self._circuits and self._circuits[name][1].reliable
+
+    def circuit_state(self, name: str) -> CircuitState:
+        """Return the state of a client's circuit; ``closed`` where it is not enrolled."""
+        return self._circuits[name][1].state if name in self._circuits else "closed"
 
     def connect(self, record: ClientRecord) -> RewardClient:
         """Open a connection to a client that need not be enrolled yet; the caller closes it.
@@ -79,8 +100,28 @@ class ClientPool:
         Raises:
             Invalid: its secret cannot be decrypted.
         """
-        secret = self._secret_store.decrypt(record.secret, record.name)
-        return RewardClient(record, secret, self._settings, self._egress, self._tls)
+        return self.open(record, self._secret_store.decrypt(record.secret, record.owner))
+
+    def open(self, record: ClientRecord, secret: SecretStr) -> RewardClient:
+        """Open a connection with a secret that is not the record's; the caller closes it."""
+        revision, circuit = self._circuits.get(record.name, ("", None))
+        if circuit is None or revision != record.revision:
+            circuit = self._new_circuit()
+        return RewardClient(record, secret, self._settings, self._egress, self._tls, circuit=circuit)
+
+    def _new_circuit(self) -> Circuit:
+        settings = self._settings
+        return Circuit(
+            CircuitLimits(
+                calls=settings.circuit_calls,
+                window_s=settings.circuit_window_s,
+                least_calls=settings.circuit_least_calls,
+                failure_share=settings.circuit_failure_share,
+                open_s=settings.circuit_open_s,
+                longest_open_s=settings.circuit_longest_open_s,
+                trials=settings.circuit_trials,
+            )
+        )
 
     async def refresh(self) -> None:
         """Read the registry, then connect, reconnect and disconnect the clients that changed."""
@@ -92,18 +133,42 @@ class ClientPool:
                     await self._drop(name)
                     self._identity[name] = identity
                     try:
-                        self._clients[name] = self.connect(record)
-                    except MorError as error:
-                        self._broken[name] = str(error)
-                        log.error("a client cannot be called", client=name, reason=str(error))
+                        self._clients[name] = client = self.connect(record)
+                        self._circuits[name] = record.revision, client.circuit
+                    except Exception as error:  # whatever a record provokes, it concerns its client alone
+                        self._broken[name] = describe_failure(error)
+                        log.error("a client cannot be called", client=name, reason=self._broken[name])
             for name in set(self._identity) - set(records):
                 await self._drop(name)
-                metrics.remove_client(name)
+                self._circuits.pop(name, None)
+                self._removed[name] = time.monotonic()
+            self._remove_series(records)
             for name, record in records.items():
                 metrics.QUARANTINED.labels(name).set(record.state == "quarantined")
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
+                metrics.UNRELIABLE.labels(name).set(record.unreliable_at is not None)
             self.records = records
-            self.loaded = True
+            self._index_page_tokens(records)
+            self.problem = None
+
+    def _index_page_tokens(self, records: Mapping[str, ClientRecord]) -> None:
+        """Index the clients by their page tokens. One that several clients have opens no page."""
+        holders: dict[str, list[str]] = {}
+        for name, record in records.items():
+            holders.setdefault(record.inbound_sha256, []).append(name)
+        self.page_tokens = {digest: names[0] for digest, names in holders.items() if len(names) == 1}
+        shared = [names for names in holders.values() if len(names) > 1]
+        if shared != self._shared_page_tokens:
+            self._shared_page_tokens = shared
+            log.error("clients share a page token, which opens no page; rotate the tokens", clients=shared)
+
+    def _remove_series(self, enrolled: Collection[str]) -> None:
+        """Remove the metrics of removed clients, again while calls in flight may still add to them."""
+        for name, at in list(self._removed.items()):
+            if name not in enrolled:
+                metrics.remove_client(name)
+            if name in enrolled or time.monotonic() - at > 2 * self._settings.deadline_s:
+                del self._removed[name]
 
     async def _drop(self, name: str) -> None:
         self._identity.pop(name, None)
@@ -127,7 +192,9 @@ class ClientPool:
         try:
             await self.refresh()
         except RedisError as error:
-            log.warning("the registry cannot be read; its last state stays in use", error=str(error))
+            reason = describe_failure(error)
+            self.problem = f"the registry of clients cannot be read, its last state is in use: {reason}"
+            log.warning("the registry cannot be read; its last state stays in use", error=reason)
 
     async def keep_probing(self) -> None:
         """Request every client's card at ``probe_interval_s`` and store it, until cancelled."""
@@ -144,7 +211,7 @@ class ClientPool:
         try:
             card = await client.probe(_PROBE_TIMEOUT_S)
             known = self.records.get(name)
-            if known is not None and known.card != card:
+            if known is not None and known.card != card and self._card_changes.take(name) != "drop":
                 log.info("a client serves another card", client=name, model=card.model.name, version=card.model.version)
             with contextlib.suppress(NotFound):
                 await self._registry.record_probe(name, card)
@@ -152,7 +219,7 @@ class ClientPool:
             client.last_error = str(failure)
             log.warning("a probe failed", client=name, reason=failure.reason, detail=str(failure))
         except (RedisError, MorError) as error:
-            log.warning("a probe could not be stored", client=name, error=str(error))
+            log.warning("a probe could not be stored", client=name, error=describe_failure(error))
 
 
 class RouterTokens(TokenFile):
@@ -162,9 +229,8 @@ class RouterTokens(TokenFile):
         self._file = file
         self._pool = pool
 
-    def authenticate(self, token: str) -> Principal:
-        digest = hash_token(token)
-        found = [
-            record.name for record in self._pool.records.values() if hmac.compare_digest(record.inbound_sha256, digest)
-        ]
-        return Principal(name=found[0], scope=Scope.client) if found else self._file.authenticate(token)
+    def holder(self, digest: str) -> Principal | None:
+        found, client = self._file.holder(digest), self._pool.page_tokens.get(digest)
+        if found is not None or client is None:
+            return found  # the file comes first: no client takes over a token that is added there later
+        return Principal(name=client, scope=Scope.client)

@@ -7,34 +7,64 @@ import uuid
 from collections.abc import Callable
 
 from mor_core.clients import Client
-from mor_core.errors import Conflict, NotFound
+from mor_core.errors import Conflict, Invalid, NotFound
+from mor_core.stored import StoredEntries
 from mor_core.wire import Card, ModelRef, Sha256
 from pydantic import Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from mor_router.store import CLIENTS, key
+from mor_router.clients.secret_store import SecretOwner
+from mor_router.store import CLIENTS, forget_client
 
 _MOST_UPDATE_ATTEMPTS = 20
 """Optimistic attempts of one update; each lost one means that another writer got through."""
 
 
+_CLIENTS = StoredEntries("clients")
+
+
 class ClientRecord(Client):
     """A client as it is stored."""
 
+    url: str
     secret: str = Field(repr=False)
     """The token that the router sends to the client, encrypted."""
     inbound_sha256: Sha256
     """Hash of the token with which the client reads its own page."""
+    enrolled_by: str | None = None
+    """Name of the token of scope ``enrolment`` that enrolled it; null if another way."""
     revision: str
     """Changes whenever address, secret or source change; the connection is then made again."""
     distrusted_at: float | None = None
     """Unix time, in seconds, at which the client was found to score otherwise than at the fit. From then on only its
     honeypot scores count, and no older gate version gives it weight. Null again when a fit has accepted it."""
 
+    unreliable_at: float | None = None
+    """Unix time, in seconds, at which the client was put on probation because groups waited for it in vain. Null again
+    when it is reliable."""
+
+    @property
+    def owner(self) -> SecretOwner:
+        """What its secret is bound to."""
+        return SecretOwner("client", self.name, self.url, self.source)
+
     def public(self) -> Client:
         """Return the record without secrets."""
         return Client(**{name: getattr(self, name) for name in Client.model_fields})
+
+
+def parse_record(name: str, value: bytes) -> ClientRecord:
+    """Parse the record that is stored under ``name``.
+
+    Raises:
+        ValueError: it does not fit.
+        Invalid: it is of another client.
+    """
+    record = ClientRecord.model_validate_json(value)
+    if record.name != name:
+        raise Invalid("a client's record is stored under another name")
+    return record
 
 
 def new_revision() -> str:
@@ -48,29 +78,48 @@ class ClientRegistry:
         self._redis = redis
 
     async def all(self) -> list[ClientRecord]:
-        """Return every client, sorted by name."""
-        values = (await self._redis.hgetall(CLIENTS)).values()
-        return sorted((ClientRecord.model_validate_json(value) for value in values), key=lambda record: record.name)
+        """Return every client whose record can be read, sorted by name."""
+        found = _CLIENTS.parse_all(
+            await self._redis.hgetall(CLIENTS), lambda name, value: parse_record(name.decode(), value)
+        )
+        return sorted(found.values(), key=lambda record: record.name)
 
     async def get(self, name: str) -> ClientRecord:
         """Return one client.
 
         Raises:
             NotFound: no such client.
+            Conflict: its record cannot be read.
         """
         value = await self._redis.hget(CLIENTS, name)
         if value is None:
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
-        return ClientRecord.model_validate_json(value)
+        record = _CLIENTS.parse(name, value, lambda given: parse_record(name, given))
+        if record is None:
+            raise Conflict(
+                f"the stored record of client {name!r} cannot be read (the log has the reason); DELETE the client and "
+                "enrol it again, or restore the record from an export"
+            )
+        return record
 
-    async def add(self, record: ClientRecord) -> None:
-        """Add a client.
+    async def add(self, record: ClientRecord, check: Callable[[list[ClientRecord]], None]) -> None:
+        """Add a client, if ``check`` accepts it beside those that are enrolled at that moment.
 
         Raises:
-            Conflict: the name is taken.
+            Conflict: other writers keep changing the registry.
         """
-        if not await self._redis.hsetnx(CLIENTS, record.name, record.model_dump_json()):
-            raise Conflict(f"client {record.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
+        for _ in range(_MOST_UPDATE_ATTEMPTS):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(CLIENTS)
+                check(await self.all())
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.hset(CLIENTS, record.name, record.model_dump_json())
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    continue
+                return
+        raise Conflict("the registry is being changed by other requests; try again")
 
     async def update(self, name: str, change: Callable[[ClientRecord], ClientRecord]) -> ClientRecord:
         """Apply ``change`` to the stored record, and again if another writer changed it meanwhile.
@@ -105,7 +154,7 @@ class ClientRegistry:
     async def promote(self, name: str, fitted_at: float) -> bool:
         """Activate a client on probation by a gate version of ``fitted_at``; return whether its state changed.
 
-        A version older than the client's distrust does not activate it.
+        A version older than the client's distrust does not activate it, nor one of a client that is unreliable.
 
         Raises:
             NotFound: no such client.
@@ -114,7 +163,8 @@ class ClientRegistry:
 
         def change(record: ClientRecord) -> ClientRecord:
             nonlocal promoted
-            promoted = record.state == "probation" and (record.distrusted_at or 0.0) < fitted_at
+            earned = record.unreliable_at is None and (record.distrusted_at or 0.0) < fitted_at
+            promoted = record.state == "probation" and earned
             given = {"state": "active", "reason": None, "distrusted_at": None}
             return record.model_copy(update=given) if promoted else record
 
@@ -145,4 +195,4 @@ class ClientRegistry:
         """
         if not await self._redis.hdel(CLIENTS, name):
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
-        await self._redis.delete(key("influence", name))
+        await forget_client(self._redis, name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pydantic_core
-from mor_core.problems import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.wire import LARGEST_SCORE, ItemScores, ModelRef, ScoreItem
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,6 +31,11 @@ _BYTES_PER_ID_CHARACTER = 6
 """A character escaped in JSON: backslash, ``u`` and four digits."""
 _DETAIL_CHARACTERS = 500
 """Longest detail that is kept: it goes into records, logs and the dashboard."""
+_COMPARED_BYTES = 1 << 20
+"""Part of a request that a reason is compared with: the texts come before the pictures."""
+_PIECE = 16
+"""Bytes of the pieces that are compared, every 8 bytes: shorter ones occur in both by chance."""
+REPEATED = "its reason repeats the request and is not shown"
 _FIELDS = {"model", "items"}
 
 
@@ -56,6 +62,19 @@ class ClientResponse:
     detail: str | None = None
     model: ModelRef | None = None
     seconds: float | None = None
+    of_call: bool = False
+    """True where the whole call failed: another attempt may succeed. A failed item is the client's answer to it."""
+
+
+def repeats(text: str, sent: bytes) -> bool:
+    """Return whether a client's reason has a piece, of 24 characters or more, of the JSON that was sent to it.
+
+    The text ends in logs, dead letters and pages, where prompts and responses must not be.
+    """
+    written = json.dumps(text, ensure_ascii=False)[1:-1].encode(errors="replace")
+    pieces = (written[start : start + _PIECE] for start in range(0, len(written) - _PIECE + 1, _PIECE // 2))
+    head = sent[:_COMPARED_BYTES]
+    return any(piece in head for piece in pieces)
 
 
 def response_size_limit(items: Sequence[ScoreItem]) -> int:
@@ -75,7 +94,7 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
     try:
         document: Any = pydantic_core.from_json(body)
     except ValueError as error:
-        raise ClientFailure("schema", f"the answer is not JSON ({error})") from error
+        raise ClientFailure("schema", f"the answer is not JSON ({describe_failure(error)})") from error
     if not isinstance(document, dict) or not isinstance(document.get("items"), list) or set(document) - _FIELDS:
         raise ClientFailure("schema", "the answer is not a ScoreResponse: {model, items} is wanted")
     try:
@@ -111,6 +130,8 @@ def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> C
         return ClientResponse("error", detail=f"malformed item ({describe(error)})"[:_DETAIL_CHARACTERS], model=model)
     if parsed.scores is None:
         detail = (parsed.detail or "no reason given")[:_DETAIL_CHARACTERS]
+        if repeats(detail, item.model_dump_json(include={"messages", "responses"}).encode()):
+            detail = REPEATED
         return ClientResponse("unscorable" if parsed.status == "unscorable" else "error", detail=detail, model=model)
     if len(parsed.scores) != len(item.responses):
         return ClientResponse(

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from mor_core import tracing
 from mor_core.errors import NotFound
 from mor_core.tasks import stop
 from mor_core.wire import ScoreItem
 
+from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.responses import ClientFailure, ClientResponse
 
-_MOST_SHADOW_TASKS = 64
-"""Shadow calls in flight over all groups: slow shadows cannot pile up; above it a group goes without them."""
+_MOST_SHADOW_TASKS = 16
+"""Shadow calls in flight to one client: those to a slow one cannot pile up; above it a group goes without it."""
+
+_ON_TRIAL = ClientResponse("circuit_open", detail="on trial after failures; slower than the others", of_call=True)
 
 ClientResponses = dict[str, dict[str, ClientResponse]]
 """Item -> client -> response."""
@@ -40,8 +45,12 @@ class ScoreRequester:
     def __init__(self, pool: ClientPool) -> None:
         self._pool = pool
         self._shadows: set[asyncio.Task[dict[str, ClientResponse]]] = set()
+        self._in_shadow: Counter[str] = Counter()
+        """Client -> its shadow calls in flight."""
 
-    async def request(self, client: str, batch: ScoreBatch, deadline_s: float) -> dict[str, ClientResponse]:
+    async def request(
+        self, client: str, batch: ScoreBatch, deadline_s: float, caller: Caller = RUNS
+    ) -> dict[str, ClientResponse]:
         """Return one client's response for every item of ``batch``.
 
         The items are sent under random ids, new ones each time, so that a client cannot link them to groups or anchors.
@@ -50,10 +59,10 @@ class ScoreRequester:
         items = [item.model_copy(update={"item_id": alias}) for alias, item in by_alias.items()]
         with _call_spans(client, batch) as outcome:
             try:
-                answers = await self._pool.client(client).score(items, batch.images, deadline_s)
+                answers = await self._pool.client(client).score(items, batch.images, deadline_s, caller)
                 found = {by_alias[alias].item_id: answer for alias, answer in answers.items()}
             except (ClientFailure, NotFound) as error:
-                found = {item.item_id: ClientResponse("error", detail=str(error)) for item in batch.items}
+                found = {item.item_id: ClientResponse("error", detail=str(error), of_call=True) for item in batch.items}
             outcome.update(found)
             return found
 
@@ -63,26 +72,35 @@ class ScoreRequester:
         weighted: Mapping[str, Collection[str]],
         shadows: Collection[str],
         deadline_s: float,
+        *,
         known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+        caller: Caller = RUNS,
     ) -> ClientResponses:
         """Request scores from the ``weighted`` clients (item -> its clients) and from ``shadows`` (all items) at once.
 
         Returns when every weighted client has answered or the deadline has passed. A shadow that is slower than all of
-        them finishes on its own and its scores are dropped, so that it costs the group no time. Responses in ``known``,
-        of an earlier attempt, are not requested again.
+        them finishes on its own and its scores are dropped, so that it costs the group no time; the same holds for a
+        client whose circuit has it on trial, unless all are. Responses in ``known``, of an earlier attempt, are not
+        requested again.
         """
         known = known or {}
         answers: ClientResponses = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
+        wanted = {name: replace(batch, items=items) for name, items in _by_client(batch.items, weighted).items()}
+        on_trial = {name for name in wanted if self._pool.circuit_state(name) == "half_open"}
+        if len(on_trial) == len(wanted):
+            on_trial = set()
         weighted_tasks = {
-            name: asyncio.create_task(self._request_missing(name, replace(batch, items=items), answers, deadline_s))
-            for name, items in _by_client(batch.items, weighted).items()
+            name: asyncio.create_task(self._request_missing(name, part, answers, deadline_s, caller))
+            for name, part in wanted.items()
+            if name not in on_trial
         }
         shadow_tasks: dict[str, asyncio.Task[dict[str, ClientResponse]]] = {}
-        for name in shadows:
-            if len(self._shadows) < _MOST_SHADOW_TASKS:
-                task = asyncio.create_task(self._request_missing(name, batch, answers, deadline_s))
+        for name, part in [*((name, wanted[name]) for name in on_trial), *((name, batch) for name in shadows)]:
+            if self._in_shadow[name] < _MOST_SHADOW_TASKS:
+                task = asyncio.create_task(self._request_missing(name, part, answers, deadline_s, caller))
                 self._shadows.add(task)
-                task.add_done_callback(self._shadows.discard)
+                self._in_shadow[name] += 1
+                task.add_done_callback(partial(self._end_shadow, name))
                 shadow_tasks[name] = task
         try:
             await asyncio.gather(*weighted_tasks.values())
@@ -92,13 +110,20 @@ class ScoreRequester:
             if task.done() and not task.cancelled():
                 for item_id, answer in task.result().items():
                     answers[item_id][name] = answer
+        for name in on_trial:
+            for item in wanted[name].items:
+                answers[item.item_id].setdefault(name, _ON_TRIAL)
         return answers
 
+    def _end_shadow(self, name: str, task: asyncio.Task[dict[str, ClientResponse]]) -> None:
+        self._shadows.discard(task)
+        self._in_shadow -= Counter((name,))  # which also drops clients without a call
+
     async def _request_missing(
-        self, name: str, batch: ScoreBatch, answers: ClientResponses, deadline_s: float
+        self, name: str, batch: ScoreBatch, answers: ClientResponses, deadline_s: float, caller: Caller
     ) -> dict[str, ClientResponse]:
         items = [item for item in batch.items if name not in answers[item.item_id]]
-        return await self.request(name, replace(batch, items=items), deadline_s) if items else {}
+        return await self.request(name, replace(batch, items=items), deadline_s, caller) if items else {}
 
     async def close(self) -> None:
         await stop(self._shadows)

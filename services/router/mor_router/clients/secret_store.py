@@ -1,45 +1,114 @@
-"""Encryption of the clients' secrets at rest: Fernet, with any number of older keys that still decrypt."""
+"""Encryption of secrets at rest: AES-256-GCM, with any number of older keys that still decrypt.
+
+A ciphertext is bound to its owner: kind, name, address, and the source that decides which networks the address may be
+in. They are the associated data, so a record whose address or name was rewritten does not decrypt, and no secret is
+sent to an address that it was not given for.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
+import secrets
+from dataclasses import astuple, dataclass
+from typing import Literal
+
+from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from pydantic import SecretStr
+
+_BOUND = "mor.secret/2:"
+"""Begin of a ciphertext with associated data; one without it is a Fernet token of an earlier version."""
+_NONCE_BYTES = 12
+"""Length that AES-GCM is specified for (NIST SP 800-38D); random ones serve 2³² secrets of one key."""
+
+
+@dataclass(frozen=True)
+class SecretOwner:
+    """What a secret is for; it is used for nothing else."""
+
+    kind: Literal["client", "labeller"]
+    name: str
+    """Client, or objective of the labeller."""
+    url: str
+    """Address that it is sent to."""
+    source: str
+    """Origin of the registration, which determines the permitted networks."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r} at {self.url}"
+
+    def associated_data(self) -> bytes:
+        return json.dumps(astuple(self)).encode()
 
 
 class SecretStore:
-    """Cipher for the clients' secrets: the first key encrypts, every key decrypts.
+    """Cipher for secrets: the first key encrypts, every key decrypts.
 
     Raises:
         Invalid: no key, or one that is not a Fernet key.
     """
 
-    def __init__(self, keys: SecretStr) -> None:
+    def __init__(self, keys: SecretStr, *, reads_unbound: bool = False) -> None:
+        """``reads_unbound`` admits the ciphertexts of earlier versions, which are not bound, to encrypt them again."""
         parts = [part.strip() for part in keys.get_secret_value().split(",") if part.strip()]
         if not parts:
             raise Invalid("MOR_SECRET_KEY is not set; make a key with 'mor-router key' and keep it outside of Redis")
         try:
             self._fernet = MultiFernet([Fernet(part) for part in parts])
         except ValueError as error:
-            raise Invalid(f"MOR_SECRET_KEY: {error}; make a key with 'mor-router key'") from error
+            raise Invalid(f"MOR_SECRET_KEY: {quote_failure(error)}; make a key with 'mor-router key'") from error
+        self._ciphers = [AESGCM(_derive(base64.urlsafe_b64decode(part))) for part in parts]
+        self._reads_unbound = reads_unbound
 
-    def encrypt(self, secret: SecretStr) -> str:
-        return self._fernet.encrypt(secret.get_secret_value().encode()).decode()
+    def encrypt(self, secret: SecretStr, owner: SecretOwner) -> str:
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        sealed = self._ciphers[0].encrypt(nonce, secret.get_secret_value().encode(), owner.associated_data())
+        return _BOUND + base64.urlsafe_b64encode(nonce + sealed).decode()
 
-    def decrypt(self, encrypted: str, client: str) -> SecretStr:
-        """Decrypt the secret of ``client``, whose name is used in the error only.
+    def decrypt(self, encrypted: str, owner: SecretOwner) -> SecretStr:
+        """Decrypt the secret of ``owner``.
 
         Raises:
-            Invalid: encrypted with a key that is not in ``MOR_SECRET_KEY``.
+            Invalid: encrypted with a key that is not in ``MOR_SECRET_KEY``, or for another owner.
         """
+        if not encrypted.startswith(_BOUND):
+            return self._decrypt_unbound(encrypted, owner)
+        try:
+            content = base64.urlsafe_b64decode(encrypted.removeprefix(_BOUND))
+        except ValueError as error:
+            raise Invalid(f"the stored secret of {owner} is no ciphertext; rotate the token") from error
+        for cipher in self._ciphers:
+            try:
+                plain = cipher.decrypt(content[:_NONCE_BYTES], content[_NONCE_BYTES:], owner.associated_data())
+            except (InvalidTag, ValueError):
+                continue
+            return SecretStr(plain.decode())
+        raise Invalid(
+            f"the secret of {owner} was encrypted with another key, or for another name or address; put that key "
+            "behind the current one in MOR_SECRET_KEY, or rotate the token if the address is right"
+        )
+
+    def _decrypt_unbound(self, encrypted: str, owner: SecretOwner) -> SecretStr:
+        if not self._reads_unbound:
+            raise Invalid(
+                f"the secret of {owner} was stored by an earlier version, which did not bind it to the address; check "
+                "the address, then run 'mor-router rekey' once with MOR_BIND_SECRETS=true, or rotate the token"
+            )
         try:
             return SecretStr(self._fernet.decrypt(encrypted).decode())
         except InvalidToken as error:
             raise Invalid(
-                f"the secret of client {client!r} was encrypted with another key; "
-                "put that key behind the current one in MOR_SECRET_KEY, or rotate the client's token"
+                f"the secret of {owner} was encrypted with another key; put that key behind the current one in "
+                "MOR_SECRET_KEY, or rotate the token"
             ) from error
 
-    def reencrypt(self, encrypted: str, client: str) -> str:
-        """Encrypt the same secret with the first key."""
-        return self.encrypt(self.decrypt(encrypted, client))
+
+def _derive(key: bytes) -> bytes:
+    """Derive the key for AES-GCM from a Fernet key, which earlier versions used for another cipher."""
+    return HKDF(SHA256(), 32, None, b"mor.secret/2").derive(key)

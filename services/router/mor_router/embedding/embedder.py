@@ -1,26 +1,59 @@
-"""Embedder: a text and an image encoder, cached by hash, that run outside the event loop."""
+"""Embedder: a text and an image encoder, cached by hash, that run outside the event loop.
+
+Live groups have a thread of their own, and everything else shares another: callers of the API in turns, each for one
+short piece of work at a time. A piece is bounded, because texts are cut before they are encoded and images have a
+largest size. Work whose caller has gone is not begun.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
-from mor_core.tasks import in_thread
+from mor_core.fair_turns import FairTurns
 from mor_core.wire import Message, image_hashes
 from numpy import ndarray
 
 from mor_router.embedding.hashed_features import ColoursAndEdges, HashedWords
 
+LIVE = "(live groups)"
+"""Sender of the groups of runs."""
+_BACKGROUND = "(background)"
+"""Sender of fits and whatever else no caller waits for."""
+_TURN_S = 0.02
+"""Seconds after which a turn takes up no further text or image: many small ones share a turn, a large one is alone."""
+
+_sender: ContextVar[str] = ContextVar("embedding_sender", default=_BACKGROUND)
+
+Compute = Callable[[], Float[ndarray, " features"]]
+
+
+@contextmanager
+def embedding_for(sender: str) -> Iterator[None]:
+    """Have embeddings in the body computed in the turns of ``sender``: ``LIVE``, or the name of a caller."""
+    before = _sender.set(sender)
+    try:
+        yield
+    finally:
+        _sender.reset(before)
+
 
 class TextEncoder(Protocol):
     name: str
     size: int
+    most_characters: int
+    """Longest text that is encoded; the rest of a longer one has no effect."""
 
     def __call__(self, text: str) -> Float[ndarray, " features"]: ...
 
@@ -48,13 +81,51 @@ class _Cache:
         self._bound = bound
         self._vectors: OrderedDict[str, Float[ndarray, " features"]] = OrderedDict()
 
-    def get(self, key: str, compute: Callable[[], Float[ndarray, " features"]]) -> Float[ndarray, " features"]:
-        if key not in self._vectors:
-            self._vectors[key] = compute()
-            if len(self._vectors) > self._bound:
-                self._vectors.popitem(last=False)
+    def get(self, key: str) -> Float[ndarray, " features"] | None:
+        vector = self._vectors.get(key)
+        if vector is not None:
+            self._vectors.move_to_end(key)
+        return vector
+
+    def put(self, key: str, vector: Float[ndarray, " features"]) -> None:
+        self._vectors[key] = vector
         self._vectors.move_to_end(key)
-        return self._vectors[key]
+        if len(self._vectors) > self._bound:
+            self._vectors.popitem(last=False)
+
+
+class _Lane:
+    """Thread, and the turns of those who share it."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"embedding-{name}")
+        self._turns = FairTurns()
+
+    async def compute(self, work: Mapping[str, Compute], sender: str) -> dict[str, Float[ndarray, " features"]]:
+        """Compute each value, in as many turns as that takes."""
+        done: dict[str, Float[ndarray, " features"]] = {}
+        missing = work
+        while missing:
+            await self._turns.take(sender)
+            try:
+                done |= await asyncio.get_running_loop().run_in_executor(self._thread, _one_turn, missing)
+            finally:
+                self._turns.pass_on()
+            missing = {key: compute for key, compute in work.items() if key not in done}
+        return done
+
+
+def _one_turn(work: Mapping[str, Compute]) -> dict[str, Float[ndarray, " features"]]:
+    until = time.monotonic() + _TURN_S
+    done: dict[str, Float[ndarray, " features"]] = {}
+    for key, compute in work.items():
+        try:
+            done[key] = compute()
+        except StopIteration as error:  # no future takes it
+            raise RuntimeError(f"{compute!r} raised StopIteration") from error
+        if time.monotonic() > until:
+            break
+    return done
 
 
 class Embedder:
@@ -63,11 +134,13 @@ class Embedder:
     def __init__(self, text: TextEncoder, image: ImageEncoder, cache: int) -> None:
         self.name = f"{text.name}+{image.name}"
         """Identity of both encoders: a gate is used only with the embedder that it was fitted with."""
+        self.size = text.size + image.size
+        """Number of features of an input."""
         self._text = text
         self._image = image
         self._texts = _Cache(cache)
         self._images = _Cache(cache)
-        self._lock = asyncio.Lock()
+        self._live, self._others = _Lane("live"), _Lane("others")
 
     async def inputs(self, inputs: Sequence[GateInput]) -> Float[ndarray, "inputs features"]:
         """Return e(x) of each input.
@@ -75,25 +148,51 @@ class Embedder:
         Raises:
             Invalid: an image cannot be decoded.
         """
-        async with self._lock:  # the caches are not safe for two threads at a time
-            return await in_thread(lambda: np.stack([self._input(x) for x in inputs]))
+        texts = [self._cut("\n".join([message.text for message in x.messages])) for x in inputs]
+        digests = [_digest(text) for text in texts]
+        shown = [image_hashes(x.messages) for x in inputs]
+        words = await self._vectors(
+            self._texts, {digest: partial(self._text, text) for digest, text in zip(digests, texts, strict=True)}
+        )
+        work = {
+            digest: partial(self._image, x.images[digest])
+            for x, pictures in zip(inputs, shown, strict=True)
+            for digest in pictures
+        }
+        seen = await self._vectors(self._images, work) if work else {}
+        return np.stack(
+            [self._input(words[digest], pictures, seen) for digest, pictures in zip(digests, shown, strict=True)]
+        )
 
     async def text(self, text: str) -> Float[ndarray, " features"]:
         """Return e(o) of an objective's text."""
-        async with self._lock:
-            return await in_thread(self._text_vector, text)
+        text = self._cut(text)
+        digest = _digest(text)
+        return (await self._vectors(self._texts, {digest: partial(self._text, text)}))[digest]
 
-    def _input(self, x: GateInput) -> Float[ndarray, " features"]:
-        text = self._text_vector("\n".join(message.text for message in x.messages))
-        pictures = [
-            self._images.get(digest, lambda digest=digest: self._image(x.images[digest]))  # type: ignore[misc]
-            for digest in image_hashes(x.messages)
-        ]
-        image = np.mean(pictures, axis=0) if pictures else np.zeros(self._image.size)
+    def _cut(self, text: str) -> str:
+        return text[: self._text.most_characters]
+
+    async def _vectors(self, cache: _Cache, work: Mapping[str, Compute]) -> dict[str, Float[ndarray, " features"]]:
+        found = {key: vector for key in work if (vector := cache.get(key)) is not None}
+        missing = {key: compute for key, compute in work.items() if key not in found}
+        if missing:
+            sender = _sender.get()
+            lane = self._live if sender == LIVE else self._others
+            found |= await lane.compute(missing, sender)
+            for key in missing:
+                cache.put(key, found[key])
+        return found
+
+    def _input(
+        self, text: Float[ndarray, " features"], shown: Sequence[str], seen: Mapping[str, Float[ndarray, " features"]]
+    ) -> Float[ndarray, " features"]:
+        image = np.mean([seen[digest] for digest in shown], axis=0) if shown else np.zeros(self._image.size)
         return np.concatenate([text, image])
 
-    def _text_vector(self, text: str) -> Float[ndarray, " features"]:
-        return self._texts.get(hashlib.sha256(text.encode()).hexdigest(), lambda: self._text(text))
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def build_embedder(text_model: str | None, image_model: str | None, cache: int) -> Embedder:

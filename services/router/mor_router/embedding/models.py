@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,15 @@ import torch
 from jaxtyping import Float
 from mor_core import images
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from numpy import ndarray
 
 from mor_router.embedding.hashed_features import unit
 
 _MAX_TOKENS = 512
 """Longest text in tokens: the context of common sentence encoders."""
+_CHARACTERS_A_TOKEN = 32
+"""Characters for each token that a text may have before it is cut; words of most languages have a tenth to a half."""
 
 
 def _transformers() -> Any:
@@ -32,7 +36,9 @@ def _load(loader: Any, path: str, setting: str) -> Any:
     try:
         return loader.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise Invalid(f"{setting}: {path!r} cannot be loaded ({error}); give a model folder or hub name") from error
+        raise Invalid(
+            f"{setting}: {path!r} cannot be loaded ({quote_failure(error)}); give a model folder or hub name"
+        ) from error
 
 
 class TextModel:
@@ -44,10 +50,13 @@ class TextModel:
         self._tokenizer = _load(transformers.AutoTokenizer, path, "MOR_EMBED_TEXT_MODEL")
         self._model = _load(transformers.AutoModel, path, "MOR_EMBED_TEXT_MODEL").eval()
         self._max_tokens = min(_MAX_TOKENS, getattr(self._model.config, "max_position_embeddings", _MAX_TOKENS))
+        self.most_characters = _CHARACTERS_A_TOKEN * self._max_tokens
         self.size: int = self._model.config.hidden_size
+        self._one_thread = threading.Lock()
 
     def __call__(self, text: str) -> Float[ndarray, " features"]:
-        tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._max_tokens)
+        with self._one_thread:  # a tokenizer fails where two threads use it together
+            tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._max_tokens)
         with torch.inference_mode():
             hidden = self._model(**tokens).last_hidden_state
         mask = tokens["attention_mask"].unsqueeze(-1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import structlog
 from jaxtyping import Float
-from mor_core.errors import Conflict, Invalid, Unavailable
+from mor_core.errors import Conflict, Invalid, NotFound, Unavailable
 from mor_core.tasks import stop
 from numpy import ndarray
 from redis.asyncio import Redis
@@ -89,7 +89,8 @@ class GateFitter:
     ) -> GateVersion:
         """Have every client that is not paused score the anchors, fit on the useful clients, and store the version.
 
-        Held-out anchors are not shown; the clients' honeypot scores of them count together with the new scores. With
+        Held-out anchors and audited pairs are not shown; the clients' scores of them in live traffic count together
+        with the new scores. With
         ``newcomers_only`` the clients of the active version keep their coefficients. With ``only``, digests, the other
         anchors are left out. ``refitted`` is recorded with the version.
 
@@ -109,7 +110,7 @@ class GateFitter:
             await self._pool.refresh()
             trusted = self._pool.names_in_state("active", "probation")
             called = [*trusted, *self._pool.names_in_state("quarantined")]
-            shown, _ = await self._holdout.split(anchors)
+            shown, _ = await self._holdout.split([anchor for anchor in anchors if not anchor.audited])
             scored = await score_all(self._scorer, called, objective, shown, images)
             inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in anchors])
             vectors = {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}
@@ -128,7 +129,8 @@ class GateFitter:
             await self._gates.put(gate)
         for found in kept:
             if found.model is not None:
-                await self._registry.record_model(found.client, found.model)
+                with suppress(NotFound):  # removed meanwhile
+                    await self._registry.record_model(found.client, found.model)
         self._audit.record("fit", name, by, version=gate.version, pairs=gate.report.pairs, extends=gate.extends)
         if activate:
             await self.activate(name, gate.version, by)
@@ -145,8 +147,11 @@ class GateFitter:
         self._audit.record("activate", name, by, version=version)
         kept = (await self._gates.get(name, gate.extends)).models if gate.extends is not None else {}
         for client in set(gate.models) & set(self._pool.names_in_state("probation")):
-            if gate.models[client] != kept.get(client) and await self._registry.promote(client, gate.created_at):
-                self._audit.record("change", client, by, state="active", version=version)
+            if gate.models[client] == kept.get(client):
+                continue
+            with suppress(NotFound):  # removed meanwhile
+                if await self._registry.promote(client, gate.created_at):
+                    self._audit.record("change", client, by, state="active", version=version)
         await self._pool.refresh()
         return objective
 

@@ -1,4 +1,4 @@
-"""Components of the room ``learning``, and online refits in the background."""
+"""Components of the room ``learning``, with online refits and labels of audits in the background."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from mor_core.tasks import in_background
 
 from mor_router.clients.client_components import ClientComponents
+from mor_router.learning.audit_labelling import AuditLabelling
+from mor_router.learning.audit_questions import AuditQuestions
 from mor_router.learning.gate_fitter import GateFitter
 from mor_router.learning.labels import LabellerStore
 from mor_router.learning.online_refit import OnlineRefit
@@ -24,6 +26,8 @@ class LearningComponents:
     gate_fitter: GateFitter
     labellers: LabellerStore
     online_refit: OnlineRefit
+    audit_labelling: AuditLabelling
+    audit_questions: AuditQuestions
 
 
 @asynccontextmanager
@@ -57,6 +61,17 @@ async def open_learning(
         embedder=resources.embedder,
         audit=resources.audit,
     )
-    refits = [online_refit.follow()] if settings.refit_interval_s and settings.policy_url else []
-    async with in_background(*refits):
-        yield LearningComponents(gate_fitter=gate_fitter, labellers=labellers, online_refit=online_refit)
+    audit_labelling = AuditLabelling(
+        redis=resources.redis,
+        objectives=objectives.store,
+        labellers=labellers,
+        audits=trust.audits,
+        auditor=trust.auditor,
+        review=trust.audit_review,
+        timeout_s=settings.deadline_s,
+    )
+    questions = AuditQuestions(resources.redis, objectives.store, trust.audits, audit_labelling, resources.audit)
+    work = [audit_labelling.follow()]
+    work += [online_refit.follow()] if settings.refit_interval_s and settings.policy_url else []
+    async with in_background(*work):
+        yield LearningComponents(gate_fitter, labellers, online_refit, audit_labelling, questions)

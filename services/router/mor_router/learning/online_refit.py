@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 from mor_core.errors import MorError, Unavailable
+from mor_core.failures import describe_failure
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -94,7 +95,7 @@ class OnlineRefit:
                     if due and await self._moved(objective):
                         await self.refit(objective.name, "router", activate=True)
             except (MorError, ClientFailure, RedisError) as error:
-                log.warning("an online refit failed; the active gate stays", reason=str(error))
+                log.warning("an online refit failed; the active gate stays", reason=describe_failure(error))
             except Exception as error:  # the loop outlives one failure; the next interval tries again
                 log.error("an online refit broke off; the active gate stays", exc_info=error)
 
@@ -196,15 +197,15 @@ class OnlineRefit:
             samples.dropped["all alike"] += 1
             return
         try:
-            pair = await labeller.label(sampled, objective.text, self._settings.deadline_s)
+            pairs = await labeller.label(sampled, objective.text, self._settings.deadline_s)
         except Unavailable as error:
             samples.dropped["not labelled"] += 1
             samples.problem = str(error)
             return
-        if pair is None:
+        if not pairs:
             samples.dropped["undecided"] += 1
         else:
-            samples.labelled.append(_labelled(anchor, sampled, pair, samples.policy))
+            samples.labelled.append(_labelled(anchor, sampled, pairs[0], samples.policy))
 
     async def _nearest(
         self, summary: RefitSummary, anchors: Sequence[Anchor], samples: PolicySamples

@@ -67,7 +67,7 @@ class PolicySampler:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                status = json.loads(await self._http.get("/v1/status", _BYTES))
+                status = json.loads(await self._http.get("/v1/status", _BYTES, timeout_s))
                 version = status["weights_version"]
         except TimeoutError as error:
             raise ClientFailure("timeout", f"no status of the policy within {timeout_s:g} s") from error

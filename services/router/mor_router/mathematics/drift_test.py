@@ -119,7 +119,8 @@ def _stakes(
     """Compute v, between 0 and 1."""
     if not most or not spread:
         return np.zeros(len(differences))
-    return np.asarray(np.minimum(influence / most, 1) * np.minimum(np.abs(differences) / (2 * spread), 1))
+    size = np.minimum(np.abs(differences), 2 * spread) / (2 * spread)  # no overflow where the spread is tiny
+    return np.asarray(np.minimum(influence, most) / most * size)
 
 
 def _lower_limit(share: float, count: float) -> float:

@@ -12,18 +12,26 @@ most α. The mean of several such tests of one hypothesis is such a test again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-_SHARES = np.array([0.1, 0.2, 0.4, 0.6, 0.8])
+BETS = (0.1, 0.2, 0.4, 0.6, 0.8)
 """λ as shares of the largest λ that keeps every product positive."""
 
 
 def log_evidence(
-    outcomes: Float[ndarray, " observations"], least_mean: float, stakes: Float[ndarray, " observations"] | None = None
+    outcomes: Float[ndarray, " observations"],
+    least_mean: float,
+    stakes: Float[ndarray, " observations"] | None = None,
+    *,
+    bets: Sequence[float] = BETS,
 ) -> Float[ndarray, " observations"]:
     """Compute log E after each observation: the evidence that the mean is below ``least_mean``.
+
+    Fewer ``bets`` cost less evidence where the alternative is known; they are shares of the largest λ.
 
     Raises:
         ValueError: ``least_mean`` is not in [0, 1).
@@ -31,7 +39,7 @@ def log_evidence(
     if not 0 <= least_mean < 1:
         raise ValueError(f"got least mean {least_mean}; a mean in [0, 1) is needed")
     stakes = np.ones(len(outcomes)) if stakes is None else stakes
-    gains = np.log1p(_SHARES[:, None] / (1 - least_mean) * (stakes * (least_mean - outcomes))).cumsum(axis=1)
+    gains = np.log1p(np.array(bets)[:, None] / (1 - least_mean) * (stakes * (least_mean - outcomes))).cumsum(axis=1)
     return log_mean(gains)
 
 
@@ -40,13 +48,13 @@ class EProcess:
 
     def __init__(self, least_mean: float) -> None:
         self._least_mean = least_mean
-        self._logs = np.zeros(len(_SHARES))
+        self._logs = np.zeros(len(BETS))
         self.count = 0
         """Observations so far."""
 
     def add(self, outcome: float, stake: float) -> None:
         """Update E with one observation; both arguments lie in [0, 1]."""
-        self._logs += np.log1p(_SHARES / (1 - self._least_mean) * (stake * (self._least_mean - outcome)))
+        self._logs += np.log1p(np.array(BETS) / (1 - self._least_mean) * (stake * (self._least_mean - outcome)))
         self.count += 1
 
     @property

@@ -19,6 +19,10 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 
+class NoClientAvailable(ValueError):
+    """No client can be weighed."""
+
+
 def weights(
     evidence: Float[ndarray, "inputs clients"], available: Bool[ndarray, " clients"], *, entropy_floor: float
 ) -> Float[ndarray, "inputs clients"]:
@@ -29,7 +33,7 @@ def weights(
     """
     count = int(available.sum())
     if not count:
-        raise ValueError("no client is available; at least one is needed")
+        raise NoClientAvailable("no client is available; at least one is needed")
     usable = evidence * available
     total = usable.sum(axis=1, keepdims=True)
     even = available / count

@@ -13,7 +13,7 @@ This is exact with the default fusion; the other strategies receive W and c.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,9 @@ from numpy import ndarray
 from mor_router.mathematics import gate
 from mor_router.mathematics.fusion import FusionStrategy, GroupDeviations
 from mor_router.mathematics.quorum import NoQuorum, missing_quorum
+from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.standardise import Standardiser
+from mor_router.mathematics.suspect_limit import limits
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,19 @@ def fuse(
     standardisers: Sequence[Mapping[str, Standardiser]],
     fusion: FusionStrategy,
     quorum: float,
+    declined: Collection[str] = (),
+    suspects: Collection[str] = (),
 ) -> FusedGroup | NoQuorum:
     """Fuse the raw scores of one group.
 
-    ``raw`` holds the clients that scored every response of the group. ``standardisers`` match ``objective_weights``
-    one by one; each contains the weighted clients of that objective that are in ``raw``.
+    ``raw`` holds the clients that scored every response of the group, ``declined`` those that answered and have no
+    scores for it. ``standardisers`` match ``objective_weights`` one by one; each contains the weighted clients of that
+    objective that are in ``raw``. The say of ``suspects`` is limited (``suspect_limit``).
     """
     clients = tuple(client for client in blended_weights(objective_weights) if client in raw)
     gates = np.array([[o.weights.get(client, 0.0) for client in clients] for o in objective_weights])
-    if (missing := missing_quorum(gates, quorum)) is not None:
+    without = np.array([sum(o.weights.get(client, 0.0) for client in declined) for o in objective_weights])
+    if (missing := missing_quorum(gates, without, quorum)) is not None:
         return missing
     held = gates.sum(axis=1)
     shares = np.array([o.share for o in objective_weights])[:, None] * gates / held[:, None]
@@ -116,12 +122,19 @@ def fuse(
     calibrated = (part[:, :, None] * (slopes[:, :, None] * units)).sum(axis=0)
     level = np.median(calibrated, axis=1)
     deviations = calibrated - level[:, None]
+    slope = (part * slopes).sum(axis=0)
+    if not {*clients}.isdisjoint(suspects):
+        suspected = np.array([client in suspects for client in clients])
+        factors = limits(weights[:, None] * deviations, influences(weights[None], slope[None])[0], suspected)
+        deviations *= factors[:, None]
+        calibrated = level[:, None] + deviations
+        slope *= factors
     mean = weights @ deviations
     return FusedGroup(
         rewards=fusion(GroupDeviations(deviations, weights)) + weights @ level,
         clients=clients,
         weights=weights,
-        slopes=(part * slopes).sum(axis=0),
+        slopes=slope,
         standardised=(part[:, :, None] * units).sum(axis=0),
         calibrated=calibrated,
         entropy=float(gate.entropy(weights)),

@@ -41,7 +41,7 @@ def p_value(
     """Compute p of T, deterministically; 1 where no region has enough anchors of both kinds."""
     cells = region_cells(inputs)
     spread = np.median(np.abs(differences)) if len(differences) else 0.0
-    units = np.clip(differences / spread, -_LARGEST, _LARGEST) if spread else np.sign(differences)
+    units = np.clip(differences, -_LARGEST * spread, _LARGEST * spread) / spread if spread else np.sign(differences)
     enough = np.minimum(cells[live].sum(axis=0), cells[~live].sum(axis=0)) >= _LEAST
     if not enough.any():
         return 1.0

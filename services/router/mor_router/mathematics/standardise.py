@@ -8,7 +8,7 @@ Bradley–Terry score is defined within a group only. With |Δ| the absolute wit
 
     spread  = median |Δ|                       the median absolute deviation of the differences (they are symmetric)
     limit   = 2 · spread
-    s̃_i    = (clip(m − centre, low, high) + limit · tanh((s_i − m) / limit)) / spread
+    s̃_i    = (clip(m − centre, low, high) + limit · tanh((s_i − m) / limit)) / spread      level within ±20 spreads
 
 A deviation counts in full while it is small, and no outlier counts more than ``limit``. ``centre`` is the median of the
 anchor scores and ``low``..``high`` their 1–99 % range around it. The level carries no preference; it only makes rewards
@@ -25,6 +25,12 @@ from numpy import ndarray
 
 _SATURATION = 2.0
 """``limit`` in units of ``spread``."""
+_LEAST_SPREAD = 1e-9
+"""Smallest difference that counts, raw units. Scores reach 1e9, so without it a client could score almost equally and
+have its rare larger scores divided by next to nothing."""
+_LARGEST_LEVEL = 20.0
+"""Largest level in units of ``spread``: a client whose level jumps by more cannot drown the differences of others in
+the rounding of the reward."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,12 @@ class Standardiser:
 
     def __call__(self, scores: Float[ndarray, "*batch group"]) -> Float[ndarray, "*batch group"]:
         """Standardise raw scores of whole groups. Equal scores stay equal."""
+        spread = max(self.spread, _LEAST_SPREAD)
         level = np.median(scores, axis=-1, keepdims=True)
-        deviation = self.limit * np.tanh((scores - level) / self.limit) if self.limit else np.zeros_like(scores)
-        return np.asarray((np.clip(level - self.centre, self.low, self.high) + deviation) / self.spread)
+        limit = max(self.limit, _LEAST_SPREAD)
+        deviation = limit * np.tanh((scores - level) / limit) if self.limit else np.zeros_like(scores)
+        counted = np.clip(np.clip(level - self.centre, self.low, self.high) / spread, -_LARGEST_LEVEL, _LARGEST_LEVEL)
+        return np.asarray(counted + deviation / spread)
 
 
 def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:
@@ -61,6 +70,7 @@ def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:
     if not len(scores):
         raise ValueError("got no pairs of scores; a standardiser needs at least one")
     differences = np.abs(scores[:, 0] - scores[:, 1])
+    differences = np.where(differences < _LEAST_SPREAD, 0.0, differences)
     spread = float(np.median(differences))
     if spread == 0 and differences.any():
         spread = float(np.median(differences[differences > 0]))

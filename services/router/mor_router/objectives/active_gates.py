@@ -11,18 +11,24 @@ import numpy as np
 from jaxtyping import Float
 from mor_core.errors import Conflict, NotFound
 from mor_core.objectives import RequestedObjective, split_version
+from mor_core.stored import StoredEntries
 from mor_core.wire import ModelRef, ObjectiveShare
 from numpy import ndarray
+from redis.exceptions import ResponseError
 
 from mor_router.embedding import Embedder
 from mor_router.mathematics.drift_test import DriftBaseline
+from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.mixture import Mixture
-from mor_router.objectives.gates import GateStore, load_mixture
+from mor_router.objectives.gates import GateStore, checked_mixture, unreadable
 from mor_router.objectives.objective_store import COLD_START, Objective, ObjectiveStore
 from mor_router.objectives.similarity import objective_shares
+from mor_router.store import OBJECTIVES
 
 _FRESH_S = 1.0
 """Seconds for which the objectives are kept: a change by another replica takes effect within them."""
+
+_MIXTURES = StoredEntries("gate_parameters")
 
 
 class GateModel(Protocol):
@@ -51,7 +57,7 @@ class ColdStart:
     ) -> Float[ndarray, "inputs clients"]:
         weights = np.array([float(client in available) for client in self.clients])
         if not weights.any():
-            raise ValueError("no client is available; at least one is needed")
+            raise NoClientAvailable("no client is available; at least one is needed")
         return np.tile(weights / weights.sum(), (len(inputs), 1))
 
     def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:
@@ -118,6 +124,10 @@ class ActiveGates:
         )
 
 
+_MOST_LOADED = 256
+"""Gate versions in memory: a caller may name any version of any objective."""
+
+
 class GateResolver:
     """Lookup of the active gates for a requested objective: a name, a blend, or a text."""
 
@@ -131,6 +141,13 @@ class GateResolver:
         self._loaded: dict[tuple[str, int], LoadedGate] = {}
         self._known: dict[str, Objective] = {}
         self._read_at = 0.0
+        self.problem: str | None = None
+        """Reason why the present objectives are not known, if any; for ``/readyz``."""
+
+    @property
+    def features(self) -> int:
+        """Number of features of an input."""
+        return self._embedder.size
 
     def invalidate(self) -> None:
         """Have the next lookup read the objectives again."""
@@ -144,8 +161,7 @@ class GateResolver:
             Conflict: a gate was fitted with another embedder.
         """
         if time.monotonic() - self._read_at > _FRESH_S:
-            self._known = {objective.name: objective for objective in await self._objectives.all()}
-            self._read_at = time.monotonic()
+            await self._refresh()
         text: str | None
         if isinstance(requested, dict):
             chosen = [(self._find_required(name), share) for name, share in requested.items()]
@@ -168,6 +184,16 @@ class GateResolver:
             notes = [f"cold start, uniform over the active clients: {'; '.join(notes)}"]
         ordered = tuple(sorted(parts, key=lambda part: -part.share))
         return ActiveGates(ordered, text, "; ".join(notes) or None)
+
+    async def _refresh(self) -> None:
+        """Read the objectives; while their key has another type, their last state stays in use."""
+        try:
+            self._known = {objective.name: objective for objective in await self._objectives.all()}
+            self.problem = None
+        except ResponseError as error:
+            _MIXTURES.refuse(OBJECTIVES, str(error))
+            self.problem = f"the objectives cannot be read, their last state is in use: {error}"
+        self._read_at = time.monotonic()
 
     def _find_required(self, requested: str) -> Objective:
         objective = self._find(requested)
@@ -215,7 +241,7 @@ class GateResolver:
 
         Raises:
             NotFound: it has none.
-            Conflict: it was fitted with another embedder.
+            Conflict: it was fitted with another embedder, or cannot be read.
         """
         name, version = objective.name, objective.active
         if (name, version) not in self._loaded:
@@ -225,7 +251,14 @@ class GateResolver:
                     f"gate version {version} of objective {name!r} was fitted with embedder {gate.embedder}; "
                     f"this router has {self._embedder.name}: set the same models, or fit again"
                 )
-            self._loaded[name, version] = LoadedGate(load_mixture(gate.parameters), gate.models, gate.expected)
+            mixture = _MIXTURES.parse(
+                f"{name} {version}", gate.parameters, lambda given: checked_mixture(given, self._embedder.size)
+            )
+            if mixture is None:
+                raise unreadable(name, version)
+            while len(self._loaded) >= _MOST_LOADED:
+                del self._loaded[next(iter(self._loaded))]
+            self._loaded[name, version] = LoadedGate(mixture, gate.models, gate.expected)
         return self._loaded[name, version]
 
 

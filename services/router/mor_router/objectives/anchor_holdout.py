@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from mor_core.errors import Invalid
+from mor_core.stored import StoredEntries
 from mor_core.wire import image_hashes
 from redis.asyncio import Redis
 
@@ -21,6 +24,8 @@ from mor_router.objectives.objective_store import Anchor
 from mor_router.store import ANCHOR_HOLDOUT
 
 _KEY = "key"
+_DRAWN = re.compile(rb"[0-9a-f]{64}")
+_HOLDOUT = StoredEntries("anchor_holdout")
 
 
 class AnchorHoldout:
@@ -36,9 +41,7 @@ class AnchorHoldout:
         if not self._share:
             return list(anchors), []
         if self._key is None:
-            await self._redis.hsetnx(ANCHOR_HOLDOUT, _KEY, secrets.token_hex(32))
-            stored: Any = await self._redis.hget(ANCHOR_HOLDOUT, _KEY)
-            self._key = bytes(stored)
+            self._key = await self._stored_key()
         draws = {anchor.digest: _draw(self._key, anchor) for anchor in anchors}
         counts = Counter(draws.values())
         held_out: set[float] = set()
@@ -49,6 +52,29 @@ class AnchorHoldout:
                 room -= counts[draw]
         shown = [anchor for anchor in anchors if draws[anchor.digest] not in held_out]
         return shown, [anchor for anchor in anchors if draws[anchor.digest] in held_out]
+
+    async def _stored_key(self) -> bytes:
+        """Return the key of the draw; make one where there is none, or none that can be used."""
+        stored: Any = await _HOLDOUT.read(ANCHOR_HOLDOUT, self._redis.hget(ANCHOR_HOLDOUT, _KEY), b"")
+        found = _HOLDOUT.parse(ANCHOR_HOLDOUT, stored, _checked)
+        if found is not None:
+            return found
+        if stored is not None:
+            await self._redis.delete(ANCHOR_HOLDOUT)
+        await self._redis.hsetnx(ANCHOR_HOLDOUT, _KEY, secrets.token_hex(32))
+        made: Any = await self._redis.hget(ANCHOR_HOLDOUT, _KEY)  # another replica may have been first
+        return bytes(made)
+
+
+def _checked(key: bytes) -> bytes:
+    """Check the key of the draw.
+
+    Raises:
+        Invalid: a key of another form, which somebody may know.
+    """
+    if _DRAWN.fullmatch(key) is None:
+        raise Invalid("the key of the draw is none that this router made")
+    return key
 
 
 def _draw(secret: bytes, anchor: Anchor) -> float:

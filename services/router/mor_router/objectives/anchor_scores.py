@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import structlog
 from jaxtyping import Float
-from mor_core.wire import ModelRef, ScoreItem
+from mor_core.errors import NotFound
+from mor_core.stored import StoredEntries
+from mor_core.wire import Finite, ModelRef, ScoreItem
 from numpy import ndarray
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from mor_router.clients.pool import ClientPool
@@ -26,8 +30,14 @@ _BATCH_ANCHORS = 16
 """Anchors per request: what has been scored is kept when a later request fails."""
 _ATTEMPTS = 3
 """Passes over the anchors without scores, in addition to the retries of each call."""
+_MOST_DEADLINES = 20
+"""Time for all anchors of a fit, in deadlines of a call: a client that answers each call just in time would otherwise
+delay the fit of all. What it has scored is kept for the next fit."""
 _CARD_TIMEOUT_S = 5.0
 """Seconds for the card of a running client."""
+
+_PAIR: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[Finite, Finite])
+_SCORES = StoredEntries("anchor_scores")
 
 log = structlog.get_logger(__name__)
 
@@ -74,13 +84,17 @@ class AnchorScorer:
         result = AnchorScores(client)
         try:
             result.model = (await self._pool.client(client).card(_CARD_TIMEOUT_S)).model
-        except ClientFailure as failure:
+        except (ClientFailure, NotFound) as failure:  # removed meanwhile
             result.problem = str(failure)
             return result
         await self._read_cached(result, objective, anchors)
+        until = time.monotonic() + _MOST_DEADLINES * self._deadline_s
         for _ in range(_ATTEMPTS):
             missing = [anchor for anchor in anchors if anchor.digest not in result.scores]
             for start in range(0, len(missing), _BATCH_ANCHORS):
+                if time.monotonic() > until:
+                    result.problem = f"too slow: {len(result.scores)} anchors in {_MOST_DEADLINES} times MOR_DEADLINE_S"
+                    return result
                 await self._request(result, objective, missing[start : start + _BATCH_ANCHORS], images)
         return result
 
@@ -90,12 +104,10 @@ class AnchorScorer:
     async def _read_cached(self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor]) -> None:
         assert result.model is not None
         names = [self._field(result.client, result.model, anchor) for anchor in anchors]
-        values: Any = await self._redis.hmget(key("scores", objective.name), names)
-        result.scores = {
-            anchor.digest: tuple(json.loads(value))
-            for anchor, value in zip(anchors, values, strict=True)
-            if value is not None
-        }
+        place = key("scores", objective.name)
+        values: list[Any] = await _SCORES.read(place, self._redis.hmget(place, names), [None] * len(names))
+        stored = dict(zip((anchor.digest for anchor in anchors), values, strict=True))
+        result.scores = _SCORES.parse_all(stored, lambda _, value: _PAIR.validate_json(value))
 
     async def _request(
         self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor], images: Mapping[str, bytes]
@@ -117,7 +129,19 @@ class AnchorScorer:
             result.scores[anchor.digest] = (second, first) if swapped[anchor.digest] else (first, second)
             new[self._field(result.client, answer.model, anchor)] = json.dumps(result.scores[anchor.digest])
         if new:
-            await self._redis.hset(key("scores", objective.name), mapping=new)
+            place = key("scores", objective.name)
+            await _SCORES.write(self._redis, [place], lambda: self._redis.hset(place, mapping=new))
+
+    async def prune(self, objective: Objective, scored: Sequence[AnchorScores]) -> None:
+        """Delete the cached scores of models that the clients no longer serve: each fit may meet another version."""
+        serves = {line.client: [line.model.name, line.model.version] for line in scored if line.model is not None}
+        old: list[bytes] = []
+        async for name, _ in self._redis.hscan_iter(key("scores", objective.name), count=1000):
+            client, *model = json.loads(name)[:3]
+            if serves.get(client, model) != model:
+                old.append(name)
+        if old:
+            await self._redis.hdel(key("scores", objective.name), *old)
 
 
 async def score_all(
@@ -128,4 +152,6 @@ async def score_all(
     images: Mapping[str, bytes],
 ) -> list[AnchorScores]:
     """Return every client's scores; all clients are called at once."""
-    return list(await asyncio.gather(*(scorer.score(client, objective, anchors, images) for client in clients)))
+    found = list(await asyncio.gather(*(scorer.score(client, objective, anchors, images) for client in clients)))
+    await scorer.prune(objective, found)
+    return found

@@ -6,11 +6,13 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
-from mor_core.errors import NotFound
-from mor_core.wire import Documented, ModelRef
+from mor_core.errors import Conflict, Invalid, NotFound
+from mor_core.stored import StoredEntries, is_wrong_type
+from mor_core.wire import Count, Documented, JsonObject, ModelRef
 from numpy import ndarray
 from pydantic import Field
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.mixture import Mixture
@@ -18,7 +20,9 @@ from mor_router.mathematics.regions import Regions
 from mor_router.mathematics.standardise import Standardiser
 from mor_router.mathematics.support import Support
 from mor_router.objectives.gate_report import FitReport
-from mor_router.store import VERSIONS, key
+from mor_router.store import VERSIONS, key, objective_names, version_number
+
+_GATES = StoredEntries("gates", largest=64 << 20)
 
 
 class RefitSummary(Documented):
@@ -40,7 +44,7 @@ class RefitSummary(Documented):
 class GateSummary(Documented):
     """Gate version without its parameters."""
 
-    version: int
+    version: Count
     """Number of the version, from 1; distinct over all objectives."""
     objective: str
     created_at: float
@@ -62,7 +66,7 @@ class GateSummary(Documented):
 class GateVersion(GateSummary):
     """Gate version with all parameters."""
 
-    parameters: dict[str, Any]
+    parameters: JsonObject
     """The mixture: standardisers, regions, coefficients and support (``reach``) as plain numbers."""
 
     def summary(self) -> GateSummary:
@@ -106,6 +110,25 @@ def load_mixture(parameters: dict[str, Any]) -> Mixture:
     )
 
 
+def checked_mixture(parameters: dict[str, Any], size: int) -> Mixture:
+    """Convert stored numbers to a mixture, and try it on an input of ``size`` features.
+
+    Raises:
+        Exception: they are no mixture for such inputs.
+    """
+    mixture = load_mixture(parameters)
+    trial = np.zeros((1, size))
+    for values in (mixture.weights(trial, mixture.clients), mixture.slopes(trial)):
+        if values.shape != (1, len(mixture.clients)) or not np.isfinite(values).all():
+            raise Invalid("its parameters give no finite weight and slope for each client")
+    if not np.isfinite(mixture.ood_score(trial)).all() or len(set(mixture.clients)) < len(mixture.clients):
+        raise Invalid("its parameters give no finite distance from the anchors, or name a client twice")
+    scores = [standardiser(np.zeros(2)) for standardiser in mixture.standardisers]
+    if len(scores) != len(mixture.clients) or not np.isfinite(scores).all():
+        raise Invalid("its parameters do not standardise the scores of each client")
+    return mixture
+
+
 class GateStore:
     """Store of the gate versions."""
 
@@ -113,7 +136,21 @@ class GateStore:
         self._redis = redis
 
     async def next_version(self) -> int:
-        return int(await self._redis.incr(VERSIONS))
+        """Return a number that no stored version has."""
+        try:
+            return int(await self._redis.incr(VERSIONS))
+        except ResponseError as error:
+            if not is_wrong_type(error) and "not an integer" not in str(error) and "overflow" not in str(error):
+                raise
+            _GATES.refuse(VERSIONS, f"the counter of gate versions is no number ({error}); it is counted anew")
+            known = [version for name in await objective_names(self._redis) for version in await self._versions(name)]
+            await self._redis.set(VERSIONS, max(known, default=0))
+            return int(await self._redis.incr(VERSIONS))
+
+    async def _versions(self, objective: str) -> list[int]:
+        place = key("gates", objective)
+        stored: list[bytes] = await _GATES.read(place, self._redis.hkeys(place), [])
+        return [version_number(version) for version in stored]
 
     async def put(self, gate: GateVersion) -> None:
         await self._redis.hset(key("gates", gate.objective), str(gate.version), gate.model_dump_json())
@@ -123,15 +160,41 @@ class GateStore:
 
         Raises:
             NotFound: the objective has no such version.
+            Conflict: it cannot be read.
         """
-        value = await self._redis.hget(key("gates", objective), str(version))
+        place = key("gates", objective)
+        value: Any = await _GATES.read(place, self._redis.hget(place, str(version)), b"")
         if value is None:
             raise NotFound(f"objective {objective!r} has no gate version {version}; GET .../gates lists them")
-        return GateVersion.model_validate_json(value)
+        gate = _GATES.parse(f"{place} {version}", value, lambda given: _gate(objective, str(version), given))
+        if gate is None:
+            raise unreadable(objective, version)
+        return gate
 
     async def all(self, objective: str) -> list[GateSummary]:
-        """Return the versions of an objective's gate, oldest first."""
-        values: Any = await self._redis.hvals(key("gates", objective))
-        return sorted(
-            (GateVersion.model_validate_json(value).summary() for value in values), key=lambda gate: gate.version
-        )
+        """Return the versions of an objective's gate that can be read, oldest first."""
+        place = key("gates", objective)
+        stored: dict[bytes, bytes] = await _GATES.read(place, self._redis.hgetall(place), {})
+        found = _GATES.parse_all(stored, lambda version, value: _gate(objective, version.decode(), value).summary())
+        return sorted(found.values(), key=lambda gate: gate.version)
+
+
+def unreadable(objective: str, version: int) -> Conflict:
+    """Return the error for a gate version that does not fit."""
+    return Conflict(
+        f"gate version {version} of objective {objective!r} cannot be read (the log has the reason); "
+        "activate another version, or fit again"
+    )
+
+
+def _gate(objective: str, version: str, value: bytes) -> GateVersion:
+    """Parse the gate that is stored as ``version`` of an objective.
+
+    Raises:
+        ValueError: it does not fit.
+        Invalid: it is another one.
+    """
+    gate = GateVersion.model_validate_json(value)
+    if (gate.objective, str(gate.version)) != (objective, version):
+        raise Invalid("a gate is stored as another version or for another objective")
+    return gate

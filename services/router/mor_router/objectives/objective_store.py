@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mor_core.errors import Conflict, NotFound
-from mor_core.stored_objectives import COLD_START, Objective
+from mor_core.errors import Conflict, Invalid, NotFound
+from mor_core.stored import StoredEntries
+from mor_core.stored_objectives import COLD_START, NewObjective, Objective, ObjectiveChange
 from mor_core.wire import Messages, Sha256, Wire, image_hashes
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
@@ -42,6 +43,9 @@ class Anchor(Wire):
     """Further responses to the same question, if any; a honeypot group is filled with them."""
     policy: str | None = None
     """Run and weights version that sampled the responses; null: uploaded."""
+    audited: bool = False
+    """True for a pair of an audited group: clients scored it in live traffic, and are not shown it again, because that
+    would reveal which groups were audited."""
 
 
 def digest_of(messages: Messages, chosen: str, rejected: str) -> str:
@@ -50,7 +54,38 @@ def digest_of(messages: Messages, chosen: str, rejected: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
+def _image_hashes(anchors: Iterable[Anchor]) -> set[str]:
+    return {digest for anchor in anchors for digest in image_hashes(anchor.messages)}
+
+
 _ANCHORS = TypeAdapter(tuple[Anchor, ...])
+_OBJECTIVE_ENTRIES = StoredEntries("objectives")
+_ANCHOR_ENTRIES = StoredEntries("anchors", largest=256 << 20)
+_IMAGE_ENTRIES = StoredEntries("anchor_images", largest=64 << 20)
+
+
+def _objective(name: str, value: bytes) -> Objective:
+    """Parse the objective that is stored under ``name``.
+
+    Raises:
+        ValueError: it does not fit.
+        Invalid: it is another one.
+    """
+    objective = Objective.model_validate_json(value)
+    if objective.name != name:
+        raise Invalid("an objective is stored under another name")
+    return objective
+
+
+def _picture(digest: str, content: bytes) -> bytes:
+    """Check the bytes of a picture.
+
+    Raises:
+        Invalid: they are not those of ``digest``.
+    """
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise Invalid("the content does not have the hash that is its name")
+    return content
 
 
 class ObjectiveStore:
@@ -60,40 +95,48 @@ class ObjectiveStore:
         self._redis = redis
 
     async def all(self) -> list[Objective]:
-        values = (await self._redis.hgetall(OBJECTIVES)).values()
-        return sorted((Objective.model_validate_json(value) for value in values), key=lambda found: found.name)
+        """Return every objective that can be read, sorted by name."""
+        stored = await self._redis.hgetall(OBJECTIVES)
+        found = _OBJECTIVE_ENTRIES.parse_all(stored, lambda name, value: _objective(name.decode(), value))
+        return sorted(found.values(), key=lambda objective: objective.name)
 
     async def get(self, name: str) -> Objective:
         """Return one objective.
 
         Raises:
             NotFound: no such objective.
+            Conflict: it cannot be read.
         """
         value = await self._redis.hget(OBJECTIVES, name)
         if value is None:
             raise NotFound(f"no objective {name!r}; POST /v1/objectives creates one")
-        return Objective.model_validate_json(value)
+        objective = _OBJECTIVE_ENTRIES.parse(name, value, lambda given: _objective(name, given))
+        if objective is None:
+            raise Conflict(
+                f"the stored objective {name!r} cannot be read (the log has the reason); DELETE it and create it "
+                "again, or restore it from an export"
+            )
+        return objective
 
-    async def add(self, name: str, text: str, paraphrases: Sequence[str]) -> Objective:
+    async def add(self, request: NewObjective) -> Objective:
         """Add an objective.
 
         Raises:
             Conflict: the name is taken.
         """
-        objective = Objective(name=name, text=text, paraphrases=tuple(paraphrases), created_at=time.time())
-        if not await self._redis.hsetnx(OBJECTIVES, name, objective.model_dump_json()):
-            raise Conflict(f"objective {name!r} exists already; choose another name or DELETE it first")
+        objective = Objective(**dict(request), created_at=time.time())
+        if not await self._redis.hsetnx(OBJECTIVES, objective.name, objective.model_dump_json()):
+            raise Conflict(f"objective {objective.name!r} exists already; choose another name or DELETE it first")
         return objective
 
-    async def rephrase(self, name: str, paraphrases: Sequence[str]) -> Objective:
-        """Replace the paraphrases of an objective.
+    async def change(self, name: str, request: ObjectiveChange) -> Objective:
+        """Change the fields of an objective that ``request`` has.
 
         Raises:
             NotFound: no such objective.
         """
-        return await self._update(
-            name, lambda objective: objective.model_copy(update={"paraphrases": tuple(paraphrases)})
-        )
+        changes = {field: getattr(request, field) for field in request.model_fields_set}
+        return await self._update(name, lambda objective: objective.model_copy(update=changes))
 
     async def remove(self, name: str) -> None:
         """Delete an objective with its anchors, cached scores and gate versions.
@@ -101,7 +144,8 @@ class ObjectiveStore:
         Raises:
             NotFound: no such objective.
         """
-        await self.get(name)
+        if not await self._redis.hexists(OBJECTIVES, name):
+            raise NotFound(f"no objective {name!r}; POST /v1/objectives creates one")
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(OBJECTIVES, name)
             pipe.hdel(ANCHORS, name)
@@ -130,37 +174,92 @@ class ObjectiveStore:
         """Return the uploaded anchors and the latest labelled pairs of the policy's own responses.
 
         Raises:
-            Conflict: no anchors were uploaded.
+            Conflict: no anchors were uploaded, or they cannot be read.
         """
-        sampled = await self._redis.hget(key("sampled", name), _SAMPLED)
-        return (*await self.uploaded(name), *(_ANCHORS.validate_json(sampled) if sampled is not None else ()))
+        return (*await self.uploaded(name), *await self._sampled(name))
+
+    async def _sampled(self, name: str) -> tuple[Anchor, ...]:
+        """Return the labelled pairs of the policy's own responses; none where they cannot be read."""
+        place = key("sampled", name)
+        value: Any = await _ANCHOR_ENTRIES.read(place, self._redis.hget(place, _SAMPLED), None)
+        return await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, value, _ANCHORS.validate_json) or ()
 
     async def uploaded(self, name: str) -> tuple[Anchor, ...]:
         """Return the uploaded anchors.
 
         Raises:
-            Conflict: no anchors were uploaded.
+            Conflict: no anchors were uploaded, or they cannot be read.
         """
         value = await self._redis.hget(ANCHORS, name)
         if value is None:
             raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
-        return await asyncio.to_thread(_ANCHORS.validate_json, value)
+        anchors = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, name, value, _ANCHORS.validate_json)
+        if anchors is None:
+            raise Conflict(f"the stored anchors of {name!r} cannot be read; PUT /v1/objectives/{name}/anchors again")
+        return anchors
 
-    async def add_sampled(self, name: str, anchors: Sequence[Anchor]) -> int:
-        """Add labelled pairs of the policy's own responses, keep the latest 512, and return how many are kept."""
-        stored = await self._redis.hget(key("sampled", name), _SAMPLED)
-        known = {anchor.digest: anchor for anchor in (_ANCHORS.validate_json(stored) if stored is not None else ())}
-        latest = tuple({**known, **{anchor.digest: anchor for anchor in anchors}}.values())[-_MOST_SAMPLED:]
-        await self._redis.hset(key("sampled", name), _SAMPLED, _ANCHORS.dump_json(latest))
-        return len(latest)
+    async def add_sampled(self, name: str, anchors: Sequence[Anchor], images: Mapping[str, bytes] | None = None) -> int:
+        """Add labelled pairs of the policy's own responses, and the images of new questions by hash; keep the latest
+        512 pairs, and return how many are kept.
+
+        Raises:
+            Conflict: other requests keep changing the pairs.
+        """
+        place, pictures = key("sampled", name), key("images", name)
+
+        async def add() -> int | None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(place)
+                stored = await pipe.hget(place, _SAMPLED)
+                known = _ANCHOR_ENTRIES.parse(place, stored, _ANCHORS.validate_json) or ()
+                merged = tuple({anchor.digest: anchor for anchor in (*known, *anchors)}.values())
+                latest, gone = merged[-_MOST_SAMPLED:], merged[:-_MOST_SAMPLED]
+                unused = await self._unused_images(name, gone, latest)
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.hset(place, _SAMPLED, _ANCHORS.dump_json(latest))
+                if images:
+                    mapping: dict[Any, Any] = dict(images)
+                    pipe.hset(pictures, mapping=mapping)
+                if unused:
+                    pipe.hdel(pictures, *unused)
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    return None
+                return len(latest)
+
+        for _ in range(_MOST_UPDATE_ATTEMPTS):
+            kept = await _ANCHOR_ENTRIES.write(self._redis, [place], add)
+            if kept is not None:
+                return kept
+        raise Conflict(f"the sampled pairs of {name!r} are being changed by other requests; try again")
+
+    async def _unused_images(self, name: str, gone: Sequence[Anchor], kept: Sequence[Anchor]) -> set[str]:
+        """Return the images of the pairs that are ``gone`` which no other pair names."""
+        images = _image_hashes(gone) - _image_hashes(kept)
+        if not images or await self._redis.hget(ANCHORS, name) is None:
+            return images
+        return images - _image_hashes(await self.uploaded(name))
 
     async def images(self, name: str, anchors: Sequence[Anchor]) -> dict[str, bytes]:
-        """Return the images that ``anchors`` name, by hash."""
+        """Return the images that ``anchors`` name, by hash.
+
+        Raises:
+            Conflict: one is gone, or has other bytes.
+        """
         wanted = list(dict.fromkeys(digest for anchor in anchors for digest in image_hashes(anchor.messages)))
         if not wanted:
             return {}
-        found: Any = await self._redis.hmget(key("images", name), wanted)
-        return dict(zip(wanted, found, strict=True))
+        place = key("images", name)
+        stored: list[Any] = await _IMAGE_ENTRIES.read(place, self._redis.hmget(place, wanted), [None] * len(wanted))
+        pairs = dict(zip(wanted, stored, strict=True))
+        found = await asyncio.to_thread(_IMAGE_ENTRIES.parse_all, pairs, _picture)
+        if len(found) < len(wanted):
+            raise Conflict(
+                f"{len(wanted) - len(found)} pictures of the anchors of {name!r} are gone or altered; "
+                f"PUT /v1/objectives/{name}/anchors again"
+            )
+        return found
 
     async def activate(self, name: str, version: int) -> Objective:
         """Activate a gate version and add the present one to the history."""

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from mor_core.clients import Influence, ObjectiveInfluence
+from mor_core.stored import StoredEntries, is_wrong_type
 from mor_core.wire import ClientScore, Finite, GroupReward, ObjectiveShare, Wire
 from numpy import ndarray
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from mor_router.store import key
 
@@ -48,6 +49,7 @@ class Contribution(Wire):
 
 
 _CONTRIBUTION = TypeAdapter(Contribution)
+_LINES = StoredEntries("influence")
 
 
 def label(objectives: Sequence[ObjectiveShare]) -> str:
@@ -103,6 +105,7 @@ class InfluenceLog:
         """Record the clients' contributions to rewarded groups."""
         if not groups:
             return
+        names: list[str] = []  # of the keys, one for each command
         async with self._redis.pipeline(transaction=False) as pipe:
             for group in groups:
                 for client, line in contributions(label(group.objectives), group.clients, time.time()).items():
@@ -110,9 +113,17 @@ class InfluenceLog:
                     pipe.lpush(name, line.model_dump_json())
                     pipe.ltrim(name, 0, _LATEST - 1)
                     pipe.expire(name, _TTL_S)
-            await pipe.execute()
+                    names += [name] * 3
+            replies = await pipe.execute(raise_on_error=False)
+        for name, reply in zip(names, replies, strict=True):
+            if isinstance(reply, ResponseError) and is_wrong_type(reply):
+                _LINES.refuse(name, "the key has another type; it is deleted")
+                await self._redis.delete(name)
+            elif isinstance(reply, Exception):
+                raise reply
 
     async def of(self, client: str) -> Influence:
         """Summarise one client's latest contributions."""
-        values: Any = await self._redis.lrange(key("influence", client), 0, _LATEST - 1)
-        return summary(client, [_CONTRIBUTION.validate_json(value) for value in values])
+        name = key("influence", client)
+        values: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, _LATEST - 1), [])
+        return summary(client, _LINES.parse_list(values, _CONTRIBUTION.validate_json))

@@ -7,6 +7,7 @@ The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for th
 3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may follow with a honeypot call
 4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
 5. record    ``client_scores`` and ``influence``; ``trust.disagreement_monitor`` and ``trust.drift`` observe
+6. audit     ``trust.auditor`` chooses groups of runs at random, to be labelled later
 """
 
 from __future__ import annotations
@@ -16,34 +17,41 @@ import heapq
 import json
 import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from mor_core import tracing
-from mor_core.errors import MorError, NotFound
+from mor_core.errors import Conflict, MorError, NotFound
+from mor_core.failures import describe_failure
 from mor_core.objectives import RequestedObjective
 from mor_core.wire import GroupReward, RewardExplanation, RewardItem, ScoreItem
 from numpy import ndarray
 
 from mor_router import metrics
+from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.pool import ClientPool
+from mor_router.clients.reliability import Reliability
 from mor_router.clients.responses import ClientResponse
 from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
 from mor_router.config import RouterSettings
 from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.fusion import FusionChoice
+from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.group_fusion import ObjectiveWeights, blended_weights, fuse
 from mor_router.mathematics.mixture import Mixture
 from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser
+from mor_router.mathematics.suspicion import situations
 from mor_router.objectives.active_gates import ActiveGates, GateResolver, ObjectivePart
+from mor_router.objectives.objective_store import Objective
 from mor_router.rewarding import client_scores
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.recent_scores import RecentScores
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
+from mor_router.rewarding.vain_waits import vain_waits
+from mor_router.trust.auditor import Auditor, RewardedGroup
 from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
 from mor_router.trust.honeypots import HoneypotCall, Honeypots
@@ -57,6 +65,8 @@ class GroupBatch:
     images: Mapping[str, bytes] = field(repr=False)
     traces: Mapping[str, str | None] = field(default_factory=dict)
     """Item -> ``traceparent`` of the span in which it is rewarded."""
+    policies: Mapping[str, str] = field(default_factory=dict)
+    """Item -> run and weights version that sampled it. An item without one is no run's, and is never audited."""
 
 
 class Unrewarded(RewardExplanation):
@@ -64,6 +74,8 @@ class Unrewarded(RewardExplanation):
 
     problem: str
     """Reason why there is no reward."""
+    outage: bool = False
+    """True where calls to clients failed that would have made a quorum: waiting may help."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +97,27 @@ class RewardPipeline:
         settings: RouterSettings,
         pool: ClientPool,
         requester: ScoreRequester,
+        reliability: Reliability,
         gate_resolver: GateResolver,
         recent: RecentScores,
         influences: InfluenceLog,
         honeypots: Honeypots,
         drift: Drift,
         disagreement: DisagreementMonitor,
+        auditor: Auditor,
         embedder: Embedder,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._requester = requester
+        self._reliability = reliability
         self._gate_resolver = gate_resolver
         self._recent = recent
         self._influences = influences
         self._honeypots = honeypots
         self._drift = drift
         self._disagreement = disagreement
+        self._auditor = auditor
         self._embedder = embedder
 
     async def reward(
@@ -111,10 +127,15 @@ class RewardPipeline:
         *,
         fusion: FusionChoice | None = None,
         known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+        retry_s: float | None = None,
+        caller: Caller = RUNS,
     ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward ``groups``; return an outcome for each, in their order, and the good answers.
 
         The good answers are passed as ``known`` when a group is tried again, so that no client scores it twice.
+        ``retry_s``: seconds after which the caller tries groups without a reward again, by default those of the first
+        retry. Groups of another ``caller`` than the runs change nothing that the router has learned: no recent scores,
+        influence, reliability, model, disagreement or honeypot follows from them.
 
         Raises:
             Conflict: a gate cannot be served.
@@ -124,7 +145,9 @@ class RewardPipeline:
             by_objective.setdefault(json.dumps(item.objective, sort_keys=True), []).append(item)
         parts = await asyncio.gather(
             *(
-                self._reward_objective(replace(groups, items=items), deadline_s, fusion, known)
+                self._reward_objective(
+                    replace(groups, items=items), deadline_s, fusion, known, retry_s=retry_s, caller=caller
+                )
                 for items in by_objective.values()
             )
         )
@@ -138,11 +161,11 @@ class RewardPipeline:
         """Compute each objective's weights for an input, over those of ``weighted_clients`` that are called for it.
 
         Raises:
-            ValueError: there are no such clients, or an objective's gate has none of them.
+            NoClientAvailable: there are no such clients, or an objective's gate has none of them.
             Invalid: an image cannot be decoded.
         """
         if not weighted_clients:
-            raise ValueError("no active client is in the gate; PATCH a client to active, or fit the objective")
+            raise NoClientAvailable("no active client is in the gate; PATCH a client to active, or fit the objective")
         return self._objective_weights(await self._embedder.inputs([x]), gates, weighted_clients)
 
     async def plan(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
@@ -174,33 +197,50 @@ class RewardPipeline:
         deadline_s: float,
         fusion: FusionChoice | None,
         known: Mapping[str, Mapping[str, ClientResponse]] | None,
+        *,
+        retry_s: float | None,
+        caller: Caller,
     ) -> tuple[list[GroupOutcome], ClientResponses]:
         """Reward groups that share one objective."""
         try:
-            plan = await self.plan(groups.items[0].objective, fusion)
-        except NotFound as error:
+            async with asyncio.timeout(deadline_s):
+                plan = await self.plan(groups.items[0].objective, fusion)
+        except (NotFound, Conflict, TimeoutError) as error:  # of this objective: the other groups of the batch go on
             kind = (fusion or self._settings.fusion).kind
-            unrewarded = Unrewarded(problem=str(error), clients=(), gate_version=0, fusion=kind)
+            problem = str(error) or f"the objective's text was not embedded in {deadline_s:g} s"
+            unrewarded = Unrewarded(problem=problem, clients=(), gate_version=0, fusion=kind)
             return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], {}
         items = [
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
             for g in groups.items
         ]
-        if known is None:
+        learns = caller == RUNS
+        seen = {item.item_id for item in items if self._honeypots.known_picture(item.messages)}
+        if learns and known is None:
             self._offer_honeypots(groups, plan, deadline_s)
         started = time.perf_counter()
-        gate_weights = asyncio.gather(*(self._try_gate_weights(item, groups, plan) for item in items))
-        called = await self._called_clients(items, gate_weights, plan)
-        batch = ScoreBatch(items, groups.images, groups.traces)
-        answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known)
-        standardisers = await self._standardisers(plan.gates, answers, first=known is None)
+        gate_weights = asyncio.gather(*(self._try_gate_weights(item, groups, plan, deadline_s) for item in items))
+        try:
+            called = await self._called_clients(items, gate_weights, plan)
+            batch = ScoreBatch(items, groups.images, groups.traces)
+            answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known=known, caller=caller)
+            standardisers = await self._standardisers(plan.gates, answers, remember=learns and known is None)
+            found = await gate_weights
+        finally:
+            gate_weights.cancel()  # nobody embeds for a caller that has gone
         outcomes = []
-        for item, weights in zip(items, await gate_weights, strict=True):
+        for item, weights in zip(items, found, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
-                result = self._result(weights, answers[item.item_id], plan, standardisers)
+                shape = situations(item.responses, known_picture=item.item_id in seen)
+                result = self._result(weights, answers[item.item_id], plan, standardisers, shape, learns=learns)
                 outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
-        await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
-        await self._record_models(plan.gates, answers)
+        if learns:
+            again = {o.item_id for o in outcomes if isinstance(o.result, Unrewarded) and o.result.outage}
+            pause_s = self._settings.group_retry_s if retry_s is None else retry_s
+            await self._reliability.record(vain_waits(answers, known or {}, called, again, pause_s))
+            await self._audit(groups, plan, outcomes, found, seen)
+            await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
+            await self._record_models(plan.gates, answers)
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
         good = {
@@ -224,12 +264,37 @@ class RewardPipeline:
         }
 
     def _offer_honeypots(self, groups: GroupBatch, plan: ScoringPlan, deadline_s: float) -> None:
-        """Let a honeypot call follow this one. Blends have none: an anchor has a label for one objective."""
-        objective = plan.gates.parts[0].objective
-        if len(plan.gates.parts) == 1 and objective is not None and plan.gates.text == objective.text:
-            sizes = tuple(len(item.responses) for item in groups.items)
-            call = HoneypotCall(objective, plan.gates.version, sizes, partial(self._clients_for, plan), deadline_s)
+        """Let a honeypot call follow this one."""
+        if (objective := _labelled_objective(plan)) is not None:
+            call = HoneypotCall(
+                objective=objective,
+                gate=plan.gates.version,
+                groups=[(item.messages, item.responses) for item in groups.items],
+                clients_for=partial(self._clients_for, plan),
+                deadline_s=deadline_s,
+                of_run=bool(groups.policies),
+            )
             self._honeypots.follow(call)
+
+    async def _audit(
+        self,
+        groups: GroupBatch,
+        plan: ScoringPlan,
+        outcomes: Sequence[GroupOutcome],
+        gate_weights: Sequence[tuple[ObjectiveWeights, ...] | str],
+        seen: Collection[str],
+    ) -> None:
+        """Let the rewarded groups of runs be audited. The clients have answered, so none can know which ones are.
+
+        ``seen``: items whose pictures were sent before.
+        """
+        objective = _labelled_objective(plan)
+        for item, outcome, weights in zip(groups.items, outcomes, gate_weights, strict=True):
+            policy = groups.policies.get(item.item_id)
+            if objective and policy and isinstance(outcome.result, GroupReward) and not isinstance(weights, str):
+                expected, known = plan.gates.parts[0].expected, item.item_id in seen
+                group = RewardedGroup(item, groups.images, policy, outcome.result, weights[0], expected, known)
+                await self._auditor.consider(objective, group)
 
     def _clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:
         """Return all clients that would score a group with this input."""
@@ -248,43 +313,47 @@ class RewardPipeline:
         }
         for client, model in serves.items():
             if (record := self._pool.records.get(client)) is not None and record.model != model:
-                with suppress(NotFound):  # removed meanwhile
-                    await self._drift.record_model(client, model)
+                await self._drift.record_model(client, model)
 
     async def _try_gate_weights(
-        self, item: ScoreItem, groups: GroupBatch, plan: ScoringPlan
+        self, item: ScoreItem, groups: GroupBatch, plan: ScoringPlan, deadline_s: float
     ) -> tuple[ObjectiveWeights, ...] | str:
         """Compute a group's gate weights, or return why there are none."""
         with tracing.span("gate", parent=groups.traces.get(item.item_id)) as span:
             try:
-                return await self.gate_weights(
-                    GateInput(item.messages, groups.images), plan.gates, plan.weighted_clients
-                )
+                async with asyncio.timeout(deadline_s):
+                    return await self.gate_weights(
+                        GateInput(item.messages, groups.images), plan.gates, plan.weighted_clients
+                    )
+            except TimeoutError:
+                problem = f"the input was not embedded in {deadline_s:g} s"
+                span.fail(problem)
+                return problem
             except (MorError, ValueError) as error:
-                span.fail(str(error))
-                return str(error)
+                span.fail(reason := describe_failure(error))
+                return reason
 
     async def _standardisers(
-        self, gates: ActiveGates, answers: ClientResponses, *, first: bool
+        self, gates: ActiveGates, answers: ClientResponses, *, remember: bool
     ) -> tuple[Mapping[str, Standardiser], ...]:
         """Return the clients' standardisers for each objective; those of the cold start come from recent scores."""
         models = [part.gate for part in gates.parts]
         cold = next((model.clients for model in models if not isinstance(model, Mixture)), ())
-        recent = await self._recent_standardisers(cold, answers, first=first)
+        recent = await self._recent_standardisers(cold, answers, remember=remember)
         return tuple(
             dict(zip(model.clients, model.standardisers, strict=True)) if isinstance(model, Mixture) else recent
             for model in models
         )
 
     async def _recent_standardisers(
-        self, clients: Sequence[str], answers: ClientResponses, *, first: bool
+        self, clients: Sequence[str], answers: ClientResponses, *, remember: bool
     ) -> dict[str, Standardiser]:
         found: dict[str, Standardiser] = {}
         for client in clients:
             given = [a for by_client in answers.values() if (a := by_client.get(client)) and a.scores and a.model]
             if given and given[0].model is not None:
                 groups = [answer.scores for answer in given if answer.scores]
-                fitted = await self._recent.standardiser(client, given[0].model, groups, remember=first)
+                fitted = await self._recent.standardiser(client, given[0].model, groups, remember=remember)
                 # A single response has no difference to be measured by; its reward is the level, 0 by definition.
                 found[client] = fitted or Standardiser(1.0, 0.0, groups[0][0], 0.0, 0.0)
         return found
@@ -295,6 +364,9 @@ class RewardPipeline:
         answers: Mapping[str, ClientResponse],
         plan: ScoringPlan,
         standardisers: Sequence[Mapping[str, Standardiser]],
+        shape: tuple[str, ...],
+        *,
+        learns: bool,
     ) -> GroupReward | Unrewarded:
         """Fuse one group's scores, or explain why it has no reward."""
         used: dict[str, Any] = {
@@ -313,6 +385,8 @@ class RewardPipeline:
             standardisers=standardisers,
             fusion=plan.fusion,
             quorum=self._settings.quorum,
+            declined=[name for name in weights if answers[name].scores is None and not answers[name].of_call],
+            suspects=self._auditor.suspects(objective, shape) if (objective := _labelled_objective(plan)) else (),
         )
         weighted = client_scores.weighted(plan, weights, answers, fused)
         clients = weighted + client_scores.not_called(plan, weights) + unweighted
@@ -324,11 +398,19 @@ class RewardPipeline:
                 f"the clients that answered held {fused.held:.2f} of the gate's weight, "
                 f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}"
             )
-            return Unrewarded(problem=problem, clients=clients, **used)
+            outage = any(answers[name].of_call for name in weights)
+            return Unrewarded(problem=problem, clients=clients, outage=outage, **used)
         client_scores.observe(fused, gate_weights)
-        if len(plan.gates.parts) == 1:
+        if learns and len(plan.gates.parts) == 1:
             self._disagreement.observe(plan.gates.parts[0], fused)
         return GroupReward(rewards=tuple(fused.rewards.tolist()), clients=clients, entropy=fused.entropy, **used)
+
+
+def _labelled_objective(plan: ScoringPlan) -> Objective | None:
+    """Return the objective whose labels apply to these groups. Blends have none: a label is for one objective."""
+    objective = plan.gates.parts[0].objective
+    single = len(plan.gates.parts) == 1 and objective is not None and plan.gates.text == objective.text
+    return objective if single else None
 
 
 def _weights_of(

@@ -29,12 +29,14 @@ def build_rewarding(
         settings=resources.settings,
         pool=clients.pool,
         requester=clients.requester,
+        reliability=clients.reliability,
         gate_resolver=objectives.gate_resolver,
         recent=RecentScores(resources.redis),
         influences=influences,
         honeypots=trust.honeypots,
         drift=trust.drift,
         disagreement=trust.disagreement,
+        auditor=trust.auditor,
         embedder=resources.embedder,
     )
     return RewardComponents(pipeline=pipeline, influences=influences)

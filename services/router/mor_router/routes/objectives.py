@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 from fastapi import APIRouter, Request
 from mor_core.errors import Invalid
+from mor_core.image_budget import on_decoder
 from mor_core.images import MAX_BYTES
+from mor_core.json_route import JsonRoute, UploadRoute
+from mor_core.openapi import problems
+from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
 from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange, RefitRequest
 from starlette.datastructures import UploadFile
 
+from mor_router import metrics
 from mor_router.learning.labels import LabellerChoice, StoredLabeller
 from mor_router.objectives.gates import GateSummary, GateVersion
 from mor_router.objectives.upload import read_upload
-from mor_router.routes.context import Admin, Reader, Running
+from mor_router.routes.context import Admin, Reader, Running, Service
 
-routes = APIRouter(prefix="/v1/objectives", tags=["objectives"])
+routes = APIRouter(prefix="/v1/objectives", tags=["objectives"], route_class=JsonRoute)
+uploads = APIRouter(prefix="/v1/objectives", tags=["objectives"], route_class=UploadRoute)
 
 _MOST_FILES = 20_000
 """Pictures in one upload: more than anchors in any sensible set; the bytes of a request have their own bound."""
@@ -43,17 +49,17 @@ _UPLOAD = {
 }
 
 
-@routes.post("", status_code=201, summary="Create an objective")
+@routes.post("", status_code=201, summary="Create an objective", responses=problems(409))
 async def create(request: NewObjective, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.store.add(request.name, request.text, request.paraphrases)
+    objective = await router.objectives.store.add(request)
     router.resources.audit.record("objective", request.name, caller.name)
     router.objectives.gate_resolver.invalidate()
     return objective
 
 
-@routes.get("", summary="All objectives")
-async def listing(router: Running, _: Reader) -> list[Objective]:
-    return await router.objectives.store.all()
+@routes.get("", summary="Objectives by name")
+async def listing(router: Running, _: Reader, after: After = None, limit: PageLimit = MOST_ENTRIES) -> list[Objective]:
+    return page(await router.objectives.store.all(), lambda objective: objective.name, after, limit)
 
 
 @routes.get("/{name}", summary="One objective")
@@ -61,10 +67,10 @@ async def one(name: str, router: Running, _: Reader) -> Objective:
     return await router.objectives.store.get(name)
 
 
-@routes.patch("/{name}", summary="Change the paraphrases of an objective")
+@routes.patch("/{name}", summary="Change the paraphrases or the audits of an objective", responses=problems(409))
 async def change(name: str, request: ObjectiveChange, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.store.rephrase(name, request.paraphrases)
-    router.resources.audit.record("objective", name, caller.name, paraphrases=len(request.paraphrases))
+    objective = await router.objectives.store.change(name, request)
+    router.resources.audit.record("objective", name, caller.name, changed=", ".join(sorted(request.model_fields_set)))
     router.objectives.gate_resolver.invalidate()
     return objective
 
@@ -73,17 +79,18 @@ async def change(name: str, request: ObjectiveChange, router: Running, caller: A
 async def remove(name: str, router: Running, caller: Admin) -> None:
     await router.objectives.store.remove(name)
     router.resources.audit.record("objective", name, caller.name, deleted="true")
+    metrics.remove_objective(name)
     router.objectives.gate_resolver.invalidate()
 
 
-@routes.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD)
+@uploads.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD, responses=problems(409))
 async def anchors(name: str, request: Request, router: Running, caller: Admin) -> Objective:
     """Replace the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
     ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error
     names the line. Cached scores of anchors that stay are kept."""
     await router.objectives.store.get(name)
     lines, files = await _read(request)
-    pairs, images = await asyncio.to_thread(read_upload, lines, files)
+    pairs, images = await on_decoder(partial(read_upload, lines, files))
     objective = await router.objectives.store.put_anchors(name, pairs, images)
     router.resources.audit.record("anchors", name, caller.name, pairs=len(pairs))
     return objective
@@ -104,7 +111,7 @@ async def _read(request: Request) -> tuple[bytes, dict[str, bytes]]:
         return content, {part.filename or "": await part.read() for part in pictures}
 
 
-@routes.post("/{name}/fit", summary="Fit a gate version on the anchors")
+@routes.post("/{name}/fit", summary="Fit a gate version on the anchors", responses=problems(409))
 async def fit(name: str, router: Running, caller: Admin, request: FitRequest | None = None) -> GateSummary:
     """Have every client that is active or on probation score the anchors that it has not scored with its present model,
     fit calibration and gate, and return the report. By default the version becomes active, and with it those of its
@@ -128,7 +135,7 @@ async def put_labeller(name: str, choice: LabellerChoice, router: Running, calle
 
 
 @routes.get("/{name}/labeller", summary="Labeller of the policy's own responses")
-async def get_labeller(name: str, router: Running, _: Reader) -> StoredLabeller | None:
+async def get_labeller(name: str, router: Running, _: Service) -> StoredLabeller | None:
     await router.objectives.store.get(name)
     return await router.learning.labellers.get(name)
 
@@ -142,7 +149,7 @@ async def remove_labeller(name: str, router: Running, caller: Admin) -> None:
     router.resources.audit.record("labeller", name, caller.name, deleted="true")
 
 
-@routes.post("/{name}/refit", summary="Fit a gate version on the policy's present responses")
+@routes.post("/{name}/refit", summary="Fit a gate version on the policy's present responses", responses=problems(409))
 async def refit(name: str, router: Running, caller: Admin, request: RefitRequest | None = None) -> GateSummary:
     """Have the policy answer questions of the anchors and the objective's checker or judge label the responses; add the
     labelled pairs to the anchors, and fit a gate version on all. Without checker or judge, fit on the old anchors that
@@ -152,25 +159,27 @@ async def refit(name: str, router: Running, caller: Admin, request: RefitRequest
     return gate.summary()
 
 
-@routes.get("/{name}/gates", summary="Gate versions of an objective")
-async def versions(name: str, router: Running, _: Reader) -> list[GateSummary]:
+@routes.get("/{name}/gates", summary="Gate versions of an objective, oldest first")
+async def versions(
+    name: str, router: Running, _: Service, after: After = None, limit: PageLimit = MOST_ENTRIES
+) -> list[GateSummary]:
     await router.objectives.store.get(name)
-    return await router.objectives.gates.all(name)
+    return page(await router.objectives.gates.all(name), lambda gate: str(gate.version), after, limit)
 
 
 @routes.get("/{name}/gates/{version}", summary="One gate version with all parameters")
-async def version(name: str, version: int, router: Running, _: Reader) -> GateVersion:
+async def version(name: str, version: int, router: Running, _: Service) -> GateVersion:
     return await router.objectives.gates.get(name, version)
 
 
-@routes.post("/{name}/gates/{version}/activate", summary="Activate a gate version")
+@routes.post("/{name}/gates/{version}/activate", summary="Activate a gate version", responses=problems(409))
 async def activate(name: str, version: int, router: Running, caller: Admin) -> Objective:
     objective = await router.learning.gate_fitter.activate(name, version, caller.name)
     router.objectives.gate_resolver.invalidate()
     return objective
 
 
-@routes.post("/{name}/gates/rollback", summary="Activate the previous gate version")
+@routes.post("/{name}/gates/rollback", summary="Activate the previous gate version", responses=problems(409))
 async def rollback(name: str, router: Running, caller: Admin) -> Objective:
     objective = await router.objectives.store.roll_back(name)
     router.resources.audit.record("rollback", name, caller.name, version=objective.active)

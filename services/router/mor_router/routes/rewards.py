@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from mor_core import tracing
-from mor_core.auth import Scope
-from mor_core.errors import Conflict, Invalid
-from mor_core.images import sha256
-from mor_core.wire import Messages, RewardExplanation, image_hashes
+from mor_core.errors import Conflict, Invalid, TooLarge, Unavailable
+from mor_core.image_budget import ImageBudget, check_named
+from mor_core.json_route import LargeRoute
+from mor_core.openapi import problems
+from mor_core.tasks import in_thread
+from mor_core.wire import MOST_TEXT, Messages, RewardExplanation, image_hashes
 
-from mor_router.embedding import GateInput
+from mor_router.clients.caller import Caller
+from mor_router.config import RouterSettings
+from mor_router.embedding import GateInput, embedding_for
 from mor_router.mathematics import gate
+from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.group_fusion import blended_slopes, blended_weights, ood_score
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.rewarding.pipeline import GroupBatch, GroupOutcome, Unrewarded
-from mor_router.routes.context import ReaderOrClient, Running, ScorerOrClient, may_see
+from mor_router.routes.context import Running, Scorer
 from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
+from mor_router.wiring import Router
 
-routes = APIRouter(prefix="/v1", tags=["rewards"])
+routes = APIRouter(prefix="/v1", tags=["rewards"], route_class=LargeRoute)
 
 
-@routes.post("/route", summary="Weights for an input, explained")
-async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) -> RouteResponse:
-    _check_images([request.messages], request.images)
-    plan = await router.rewarding.pipeline.plan(request.objective)
+@routes.post("/route", summary="Weights for an input, explained", responses=problems(409))
+async def route(request: RouteRequest, router: Running, caller: Scorer) -> RouteResponse:
+    await in_thread(_check_inputs, [request.messages], request.images, _settings(router).max_request_bytes)
+    pipeline, deadline_s = router.rewarding.pipeline, _settings(router).deadline_s
     try:
-        objective_weights = await router.rewarding.pipeline.gate_weights(
-            GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
-        )
-    except ValueError as error:
-        if isinstance(error, Invalid):
-            raise
+        with embedding_for(caller.name):
+            async with asyncio.timeout(deadline_s):
+                plan = await pipeline.plan(request.objective)
+                objective_weights = await pipeline.gate_weights(
+                    GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
+                )
+    except TimeoutError as error:
+        raise Unavailable(f"the input was not embedded in {deadline_s:g} s; send less, or try again later") from error
+    except NoClientAvailable as error:
         raise Conflict(str(error)) from error
     weights = blended_weights(objective_weights)
     slopes = blended_slopes(objective_weights)
@@ -68,51 +78,61 @@ async def route(request: RouteRequest, router: Running, caller: ReaderOrClient) 
         note=plan.gates.note,
         entropy=float(gate.entropy(np.array(list(weights.values())))),
         ood_score=ood_score(objective_weights),
-        clients=tuple(line for line in lines if may_see(caller, line.client)),
+        clients=tuple(lines),
     )
 
 
-@routes.post("/reward", summary="Fused rewards of groups of responses")
-async def reward(request: RewardRequest, router: Running, caller: ScorerOrClient, http: Request) -> RewardResponse:
+@routes.post("/reward", summary="Fused rewards of groups of responses", responses=problems(409))
+async def reward(request: RewardRequest, router: Running, caller: Scorer, http: Request) -> RewardResponse:
     """Request the clients' scores and fuse them. An item without a quorum has status ``error`` and no rewards; 0 never
-    stands for a missing score. A client's own token shows its own line and no rewards: with one other client, the
-    reward less its own part would reveal the other's scores."""
+    stands for a missing score. Nothing is learned from these groups, and a failure counts in this caller's circuit
+    of the client alone."""
     names = [item.item_id for item in request.items]
     if len(set(names)) != len(names):
         raise Invalid("item_id must be distinct within a request")
-    _check_images([item.messages for item in request.items], request.images)
-    with tracing.span("reward", parent=http.headers.get(tracing.HEADER, ""), kind="server") as span:
+    conversations = [item.messages for item in request.items]
+    await in_thread(_check_inputs, conversations, request.images, _settings(router).max_request_bytes)
+    longest = _settings(router).deadline_s
+    parent = http.headers.get(tracing.HEADER, "")
+    with tracing.span("reward", parent=parent, kind="server") as span, embedding_for(caller.name):
         outcomes, _ = await router.rewarding.pipeline.reward(
             GroupBatch(request.items, request.images, dict.fromkeys(names, span.traceparent)),
-            request.deadline_s or router.resources.settings.deadline_s,
+            request.deadline_s or longest,
             fusion=request.fusion,
+            caller=Caller(caller.name, own_deadline=(request.deadline_s or longest) < longest),
         )
-    shown = [_shown(outcome, lambda name: may_see(caller, name)) for outcome in outcomes]
-    if caller.scope == Scope.client:
-        shown = [item.model_copy(update={"rewards": None}) for item in shown]
-    return RewardResponse(items=tuple(shown))
+    return RewardResponse(items=tuple(map(item_reward, outcomes)))
 
 
-def _shown(outcome: GroupOutcome, visible: Callable[[str], bool]) -> ItemReward:
+def item_reward(outcome: GroupOutcome) -> ItemReward:
+    """Return the outcome of one group in the shape of ``/v1/reward``."""
     result = outcome.result
     explanation = {name: getattr(result, name) for name in RewardExplanation.model_fields}
-    explanation["clients"] = tuple(line for line in result.clients if visible(line.client))
     shared: dict[str, Any] = {**explanation, "item_id": outcome.item_id, "note": outcome.note}
     if isinstance(result, Unrewarded):
         return ItemReward(status="error", rewards=None, detail=result.problem, entropy=0.0, **shared)
     return ItemReward(status="ok", rewards=result.rewards, detail=None, entropy=result.entropy, **shared)
 
 
-def _check_images(conversations: Iterable[Messages], images: Mapping[str, bytes]) -> None:
-    """Check that each named image was sent, under the hash of its bytes.
+def _settings(router: Router) -> RouterSettings:
+    return router.resources.settings
+
+
+def _check_inputs(conversations: Iterable[Messages], images: Mapping[str, bytes], most_image_bytes: int) -> None:
+    """Check the texts and images of a request before any work on them.
 
     Raises:
-        Invalid: an image is missing, or has another hash.
+        Invalid: a named image is missing, or has another hash.
+        TooLarge: a conversation is too long, or the images are over the budget of a request.
     """
     for messages in conversations:
+        characters = sum(len(message.text) for message in messages)
+        if characters > MOST_TEXT:
+            raise TooLarge(f"a conversation has {characters} characters, of at most {MOST_TEXT}; shorten it")
         for digest in image_hashes(messages):
             if digest not in images:
                 raise Invalid(f"image {digest[:12]} is named by a message and missing in 'images'; send it in base64")
-    for digest, content in images.items():
-        if sha256(content) != digest:
-            raise Invalid(f"image {digest[:12]}: its bytes have SHA-256 {sha256(content)[:12]}; name it by that hash")
+    check_named(images)
+    budget = ImageBudget(most_image_bytes)
+    for content in images.values():
+        budget.spend(content)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from mor_core.clients import ClientStatus
+from mor_core.visibility import visible
 
 from mor_router import __version__
 from mor_router.routes.context import Reader, Running
@@ -20,17 +19,17 @@ _DEFAULT_EMBEDDER = (
 
 
 @routes.get("/status", summary="Configuration and state of this router")
-async def status(router: Running, _: Reader) -> RouterStatus:
+async def status(router: Running, caller: Reader) -> RouterStatus:
     lines = []
     for name, record in sorted(router.clients.pool.records.items()):
-        circuit: Any = await router.clients.pool.circuit(name)
+        pool = router.clients.pool
         lines.append(
-            ClientStatus(client=record.public(), circuit=circuit, last_error=router.clients.pool.last_error(name))
+            ClientStatus(client=record.public(), circuit=pool.circuit_state(name), last_error=pool.last_error(name))
         )
     without_models = (
         router.resources.settings.embed_text_model is None or router.resources.settings.embed_image_model is None
     )
-    return RouterStatus(
+    found = RouterStatus(
         version=__version__,
         embedder=router.resources.embedder.name,
         embedder_note=_DEFAULT_EMBEDDER if without_models else None,
@@ -40,3 +39,4 @@ async def status(router: Running, _: Reader) -> RouterStatus:
         clients=tuple(lines),
         objectives=tuple(await router.objectives.store.all()),
     )
+    return visible(found, caller.scope, caller.name)

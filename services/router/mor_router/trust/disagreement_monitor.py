@@ -30,7 +30,8 @@ class DisagreementMonitor:
         self._threshold = -math.log(false_alarm)
         self._processes: dict[str, dict[str, EProcess]] = {}
         self._versions: dict[str, int] = {}
-        self._reported: set[tuple[int, str]] = set()
+        self._reported: dict[str, set[str]] = {}
+        """Objective -> clients reported under its gate version."""
 
     def observe(self, part: ObjectivePart, group: FusedGroup) -> None:
         """Test one group that was rewarded for one fitted objective."""
@@ -40,7 +41,7 @@ class DisagreementMonitor:
             return
         name = part.objective.name
         if self._versions.get(name) != part.version:
-            self._versions[name], self._processes[name] = part.version, {}
+            self._versions[name], self._processes[name], self._reported[name] = part.version, {}, set()
         agreement = loo_agreement.of_group(group.calibrated, group.weights)
         influence = influences(group.weights[None, :], group.slopes[None, :])[0]
         for k, client in enumerate(group.clients):
@@ -50,8 +51,8 @@ class DisagreementMonitor:
             process = self._processes[name].setdefault(client, EProcess(baseline.least_agreement))
             process.add(float(agreement[k]), min(1.0, float(influence[k]) / baseline.influence))
             metrics.DISAGREES.labels(client).set(process.log_evidence / math.log(10))
-            if process.log_evidence >= self._threshold and (part.version, client) not in self._reported:
-                self._reported.add((part.version, client))
+            if process.log_evidence >= self._threshold and client not in self._reported[name]:
+                self._reported[name].add(client)
                 self._report(client, name, part.version, process)
 
     def _report(self, client: str, objective: str, version: int, process: EProcess) -> None:

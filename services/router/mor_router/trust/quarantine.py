@@ -16,21 +16,25 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from mor_core.errors import NotFound
+from mor_core.errors import Conflict, NotFound
+from mor_core.stored import StoredEntries
 from mor_core.wire import Wire
 from numpy import ndarray
 from redis.asyncio import Redis
 
 from mor_router.audit import AuditLog
+from mor_router.clients.honeypot_scores import parse_vectors
 from mor_router.clients.registry import ClientRecord, ClientRegistry
 from mor_router.mathematics.sign_flip_test import LEAST_ANCHORS, LEAST_FOR_DOUBT, USEFUL, USELESS, p_value, region_cells
 from mor_router.mathematics.standardise import fit_standardiser
 from mor_router.objectives.anchor_scores import AnchorScores
 from mor_router.objectives.objective_store import Objective
-from mor_router.store import OBJECTIVES, key
+from mor_router.store import key, objective_names
 
 _MOST_ANCHORS = 1280
 """Anchors kept for each client: twice as many as a quarantine needs."""
+_EVIDENCE = StoredEntries("quarantine_evidence")
+_VECTORS = StoredEntries("judged_embeddings")
 
 
 class QuarantineEvidence(Wire):
@@ -112,13 +116,14 @@ class Quarantine:
         judged = await asyncio.to_thread(_judged, evidence, vectors)
         if judged:
             mapping: Any = {client: line.model_dump_json() for client, line in judged.items()}
-            await self._redis.hset(key("evidence", objective.name), mapping=mapping)
+            name = key("evidence", objective.name)
+            await _EVIDENCE.write(self._redis, [name], lambda: self._redis.hset(name, mapping=mapping))
         changed: dict[str, QuarantineFinding] = {}
         for client in judged:
             try:
                 finding = judge(await self._registry.get(client), await self._everywhere(client))
-            except NotFound:
-                continue  # removed meanwhile
+            except (NotFound, Conflict):
+                continue  # removed meanwhile, or its record cannot be read
             if finding is not None:
                 changed[client] = finding
                 await self._move(client, finding)
@@ -138,8 +143,8 @@ class Quarantine:
         raw = np.array(list(pairs.values()), dtype=float)
         units = fit_standardiser(raw)(raw)
         fresh = dict(zip(pairs, (units[:, 0] - units[:, 1]).tolist(), strict=True))
-        value = None if anew else await self._redis.hget(key("evidence", objective.name), scored.client)
-        before = QuarantineEvidence.model_validate_json(value).differences if value is not None else {}
+        known = None if anew else await self._read(objective.name, scored.client)
+        before = known.differences if known is not None else {}
         kept = {**{digest: d for digest, d in before.items() if digest not in fresh}, **fresh}
         return QuarantineEvidence(differences=dict(list(kept.items())[-_MOST_ANCHORS:]))
 
@@ -151,10 +156,8 @@ class Quarantine:
     ) -> dict[str, Float[ndarray, " features"]]:
         """Return and store the embeddings of all anchors in ``evidence``; drop those of another embedder's length."""
         name = key("judged", objective.name)
-        stored: Any = await self._redis.hgetall(name)
         size = len(next(iter(present.values())))
-        known = {digest.decode(): np.frombuffer(vector, np.float32) for digest, vector in stored.items()}
-        known |= present
+        known = parse_vectors(_VECTORS, await _VECTORS.read(name, self._redis.hgetall(name), {})) | dict(present)
         wanted = {digest for line in evidence.values() for digest in line.differences}
         found = {digest: vector for digest, vector in known.items() if digest in wanted and len(vector) == size}
         mapping: Any = {digest: vector.tobytes() for digest, vector in found.items()}
@@ -167,22 +170,22 @@ class Quarantine:
 
     async def _everywhere(self, client: str) -> dict[str, QuarantineEvidence]:
         """Read a client's evidence, by objective."""
-        found = {}
-        names: Any = await self._redis.hkeys(OBJECTIVES)
-        for name in names:
-            value = await self._redis.hget(key("evidence", name.decode()), client)
-            if value is not None:
-                found[name.decode()] = QuarantineEvidence.model_validate_json(value)
-        return found
+        found = {name: await self._read(name, client) for name in await objective_names(self._redis)}
+        return {name: evidence for name, evidence in found.items() if evidence is not None}
+
+    async def _read(self, objective: str, client: str) -> QuarantineEvidence | None:
+        """Read a client's evidence of one objective; ``None`` where there is none that can be read."""
+        place = key("evidence", objective)
+        value: Any = await _EVIDENCE.read(place, self._redis.hget(place, client), None)
+        return _EVIDENCE.parse(f"{place} {client}", value, QuarantineEvidence.model_validate_json)
 
     async def _move(self, client: str, finding: QuarantineFinding) -> None:
         state = "probation" if finding.useful else "quarantined"
         reason = None if finding.useful else finding.reason
         await self._registry.update(client, lambda known: known.model_copy(update={"state": state, "reason": reason}))
         self._audit.record("quarantine", client, "router", state=state, reason=finding.reason)
-        names: Any = await self._redis.hkeys(OBJECTIVES)
-        for name in names:
-            await self._redis.hdel(key("evidence", name.decode()), client)
+        for name in await objective_names(self._redis):
+            await self._redis.hdel(key("evidence", name), client)
 
 
 def _judged(

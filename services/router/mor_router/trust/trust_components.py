@@ -10,9 +10,12 @@ from mor_router.clients.client_components import ClientComponents
 from mor_router.objectives.objective_components import ObjectiveComponents
 from mor_router.resources import Resources
 from mor_router.trust.answer_reconciliation import AnswerReconciliation
+from mor_router.trust.audit_review import AuditReview
+from mor_router.trust.auditor import Auditor
 from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
 from mor_router.trust.honeypots import Honeypots
+from mor_router.trust.live_audits import AuditStore
 from mor_router.trust.quarantine import Quarantine
 
 
@@ -23,6 +26,9 @@ class TrustComponents:
     drift: Drift
     honeypots: Honeypots
     disagreement: DisagreementMonitor
+    audits: AuditStore
+    auditor: Auditor
+    audit_review: AuditReview
     reconciliation: AnswerReconciliation
     quarantine: Quarantine
 
@@ -31,7 +37,7 @@ class TrustComponents:
 async def open_trust(
     resources: Resources, clients: ClientComponents, objectives: ObjectiveComponents
 ) -> AsyncIterator[TrustComponents]:
-    """Build the room; honeypot calls in flight end with the body."""
+    """Build the room; honeypot calls in flight end with the body, and chosen groups are stored."""
     settings = resources.settings
     drift = Drift(
         registry=clients.registry,
@@ -41,6 +47,7 @@ async def open_trust(
         audit=resources.audit,
         false_alarm=settings.drift_false_alarm,
     )
+    audits = AuditStore(resources.redis, objectives.store)
     honeypots = Honeypots(
         redis=resources.redis,
         objectives=objectives.store,
@@ -51,13 +58,18 @@ async def open_trust(
         embedder=resources.embedder,
         share=settings.anchor_share,
     )
+    auditor = Auditor(audits, resources.embedder, settings.audit_share)
     try:
         yield TrustComponents(
             drift=drift,
             honeypots=honeypots,
             disagreement=DisagreementMonitor(resources.audit, settings.drift_false_alarm),
-            reconciliation=AnswerReconciliation(clients.honeypot_scores, drift),
+            audits=audits,
+            auditor=auditor,
+            audit_review=AuditReview(audits, objectives.store, clients.registry, drift, settings.drift_false_alarm),
+            reconciliation=AnswerReconciliation(clients.honeypot_scores, audits, drift),
             quarantine=Quarantine(resources.redis, clients.registry, resources.audit),
         )
     finally:
         await honeypots.close()
+        await auditor.settled()

@@ -17,16 +17,34 @@ export class ApiError extends Error {
   }
 }
 
-export function takeTokenFromAddress(): void {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given === null) return;
-  setToken(given);
-  history.replaceState(null, "", location.pathname);
+/** Return whether an answer means that the token is unknown or reaches nothing here. */
+export function isRefusal(error: ApiError): boolean {
+  return error.status === 401 || error.status === 403;
 }
 
-/** Store the token; one with characters that no header can carry is stored as none. */
+/** Return the token in the address, if any, and remove it from there and from the history. */
+export function takeTokenFromAddress(): string | null {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given !== null) history.replaceState(null, "", location.pathname);
+  return given;
+}
+
+/** Look up the holder of a token, which is not stored.
+ * @throws ApiError for a token that is unknown, or that no header can carry */
+export async function holder(token: string): Promise<Caller> {
+  if (!/^[\x21-\x7e]{1,512}$/.test(token)) {
+    throw new ApiError(401, "a token is up to 512 letters, digits and signs without spaces; copy it again");
+  }
+  return (await body<{ caller: Caller }>(await request("v1/about", { headers: bearer(token) }))).caller;
+}
+
+/** Keep a token that ``holder`` has found valid, in this tab. */
 export function setToken(token: string): void {
-  sessionStorage.setItem(KEY, /^[\x21-\x7e]*$/.test(token) ? token : "");
+  sessionStorage.setItem(KEY, token);
+}
+
+export function isInUse(token: string): boolean {
+  return sessionStorage.getItem(KEY) === token;
 }
 
 export function forgetToken(): void {
@@ -40,8 +58,7 @@ export function hasToken(): boolean {
 /** Send a request and return its answer.
  * @throws ApiError for an error answer, or none */
 export async function request(path: string, options: RequestInit = {}): Promise<Response> {
-  const token = sessionStorage.getItem(KEY) ?? "";
-  const headers = { Authorization: `Bearer ${token}`, ...options.headers };
+  const headers = { ...bearer(sessionStorage.getItem(KEY) ?? ""), ...options.headers };
   const signal = options.signal ?? AbortSignal.timeout(TIMEOUT_MS);
   let reply: Response;
   try {
@@ -52,6 +69,10 @@ export async function request(path: string, options: RequestInit = {}): Promise<
   }
   if (!reply.ok) throw await problem(reply);
   return reply;
+}
+
+function bearer(token: string): { Authorization: string } {
+  return { Authorization: `Bearer ${token}` };
 }
 
 async function problem(reply: Response): Promise<ApiError> {
@@ -85,4 +106,8 @@ export async function caller(): Promise<Caller> {
 
 export function runPath(run: string, part = ""): string {
   return `v1/runs/${encodeURIComponent(run)}${part}`;
+}
+
+export function auditPath(objective: string, part: string): string {
+  return `v1/audits/${encodeURIComponent(objective)}/${encodeURIComponent(part)}`;
 }

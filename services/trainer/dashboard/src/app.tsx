@@ -1,11 +1,13 @@
 /** Frame of every page: navigation, caller, and the form for a token. */
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { ApiError, caller as getCaller, forgetToken, hasToken } from "./api.ts";
+import { ApiError, caller as getCaller, forgetToken, hasToken, isRefusal } from "./api.ts";
 import { AlertsPage } from "./alerts.tsx";
+import { AuditsPage } from "./audits.tsx";
 import { pause, sleep } from "./backoff.ts";
 import { useRoute } from "./hooks.ts";
 import { Login } from "./login.tsx";
+import { Question, useOfferedToken } from "./offer.tsx";
 import { Lost } from "./parts.tsx";
 import type { Route } from "./route.ts";
 import { RunPage } from "./run.tsx";
@@ -14,11 +16,12 @@ import { setTheme, type Theme, theme } from "./theme.ts";
 import type { Caller } from "./types.ts";
 
 export function App() {
-  const route = useRoute();
   const [version, setVersion] = useState(0);
+  const offered = useOfferedToken(() => setVersion((old) => old + 1)); // before the route, which has no token
+  const route = useRoute();
   const { caller, problem, again } = useCaller(version);
   const [changing, setChanging] = useState(false);
-  const signIn = changing || !hasToken() || problem?.status === 401 || problem?.status === 403;
+  const signIn = !offered.pending && (changing || !hasToken() || (problem !== null && isRefusal(problem)));
   const signed = () => {
     setChanging(false);
     setVersion(version + 1);
@@ -35,9 +38,14 @@ export function App() {
       <header>
         <a class="brand" href="#/">MoR</a>
         <nav aria-label="Pages">
-          <a href="#/" aria-current={route.page === "runs" ? "page" : undefined}>Runs</a>
-          {caller?.scope !== "client" && (
+          {caller?.scope !== "labeller" && (
+            <a href="#/" aria-current={route.page === "runs" ? "page" : undefined}>Runs</a>
+          )}
+          {caller?.scope !== "client" && caller?.scope !== "labeller" && (
             <a href="#/alerts" aria-current={route.page === "alerts" ? "page" : undefined}>Alerts</a>
+          )}
+          {caller?.scope !== "client" && (
+            <a href="#/audits" aria-current={route.page === "audits" ? "page" : undefined}>Audits</a>
           )}
         </nav>
         <ThemeChoice />
@@ -50,15 +58,17 @@ export function App() {
       </header>
       <main id="main" tabIndex={-1}>
         {signIn ? (
-          <Login problem={problem?.message ?? null} done={signed} cancel={caller && changing ? () => setChanging(false) : null} />
+          <Login problem={problem?.message ?? offered.refusal} done={signed} cancel={caller && changing ? () => setChanging(false) : null} />
         ) : (
           <>
+            {offered.refusal !== null && <p class="problem" role="alert">{offered.refusal}</p>}
             {problem && <Lost problem={problem} retryAt={null} retry={again} />}
             {caller && <Page route={route} caller={caller} />}
             {!caller && !problem && <p role="status">Connecting to run control …</p>}
           </>
         )}
       </main>
+      <Question offered={offered} current={caller} />
     </>
   );
 }
@@ -70,6 +80,8 @@ function Page({ route, caller }: { route: Route; caller: Caller }) {
     if (first.current !== place) document.querySelector<HTMLElement>("main h1")?.focus();
     first.current = place;
   }, [route.page, route.page === "run" ? route.run : null]);
+  if (route.page === "audits") return <AuditsPage objective={route.objective} caller={caller} />;
+  if (caller.scope === "labeller") return <AuditsPage objective={null} caller={caller} />;
   if (route.page === "runs") return <RunsPage caller={caller} />;
   if (route.page === "alerts") return <AlertsPage caller={caller} />;
   if (route.page === "run") return <RunPage key={route.run} run={route.run} tab={route.tab} caller={caller} />;
@@ -96,7 +108,7 @@ function useCaller(version: number) {
           if (!(error instanceof ApiError)) throw error;
           if (end.signal.aborted) return;
           setFound({ caller: null, problem: error });
-          if (error.status === 401 || error.status === 403) return;
+          if (isRefusal(error)) return;
           await sleep(pause(failures, error.retryAfterS), end.signal);
         }
       }

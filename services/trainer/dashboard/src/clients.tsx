@@ -3,7 +3,7 @@ import { clientsOf, type RunHistory } from "./history.ts";
 import { useRead } from "./hooks.ts";
 import { clientColour } from "./series.ts";
 import { runPath } from "./api.ts";
-import type { ClientStatus, Figure, Sample } from "./types.ts";
+import type { ClientAudits, ClientStatus, Figure, Sample } from "./types.ts";
 
 /** Samples in which a client's latest answer is looked for. */
 const LOOKED_AT = 20;
@@ -14,6 +14,7 @@ const EVERY_S = 15;
 export function Clients({ runHistory, run, version }: { runHistory: RunHistory; run: string; version: number }) {
   const samples = useRead<{ samples: Sample[] }>(runPath(run, `/samples?limit=${LOOKED_AT}`), null, version).value?.samples;
   const router = useRead<ClientStatus[]>("v1/clients", EVERY_S);
+  const audits = useRead<ClientAudits[]>("v1/audits/clients", EVERY_S).value ?? [];
   const known = new Map((router.value ?? []).map((status) => [status.client.name, status]));
   const taking = clientsOf(runHistory);
   const clients = [...taking, ...[...known.keys()].filter((name) => !taking.includes(name))];
@@ -41,6 +42,7 @@ export function Clients({ runHistory, run, version }: { runHistory: RunHistory; 
               <th scope="col" class="number">Score as served</th>
               <th scope="col" class="number">Answers in</th>
               <th scope="col">Calibration</th>
+              <th scope="col">Right in audited groups</th>
               <th scope="col">Failed groups: step, run</th>
               <th scope="col">Latest answer</th>
             </tr>
@@ -63,6 +65,7 @@ export function Clients({ runHistory, run, version }: { runHistory: RunHistory; 
                   <td class="number">{number(figures?.raw_mean)}</td>
                   <td class="number">{figures?.seconds == null ? "–" : `${number(figures.seconds, 2)} s`}</td>
                   <td>{calibration(known.get(name))}</td>
+                  <td>{audited(audits.find((line) => line.client === name))}</td>
                   <td>{figures ? `${counts(figures.failures)}; ${counts(figures.failures_total)}` : "took no part"}</td>
                   <td>{latest(samples ?? [], name)}</td>
                 </tr>
@@ -93,6 +96,12 @@ function circuit(of: ClientStatus | undefined): string {
 function calibration(of: ClientStatus | undefined): string {
   const claim = of?.client.card?.calibration;
   return claim ? `${share(claim.pair_accuracy)} of ${claim.pairs} pairs, error ${share(claim.ece)}` : "–";
+}
+
+function audited(of: ClientAudits | undefined): string {
+  const lines = (of?.objectives ?? []).map(({ objective, audits, agreement, agreement_interval: range }) =>
+    `${objective}: ${share(agreement)} of ${audits}${range ? ` (${share(range[0])} to ${share(range[1])})` : ""}`);
+  return lines.join("; ") || "–";
 }
 
 /** Return the client's status in the newest sample that was sent to it. */

@@ -1,5 +1,5 @@
-import { useEffect, useRef } from "preact/hooks";
-import { setToken } from "./api.ts";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { ApiError, holder, setToken } from "./api.ts";
 
 interface Props {
   problem: string | null;
@@ -10,19 +10,28 @@ interface Props {
 
 export function Login({ problem, done, cancel }: Props) {
   const input = useRef<HTMLInputElement>(null);
+  const [refused, setRefused] = useState<string | null>(null);
   useEffect(() => input.current?.focus(), []);
-  const submit = (event: SubmitEvent) => {
+  const submit = async (event: SubmitEvent) => {
     event.preventDefault();
-    setToken(input.current?.value.trim() ?? "");
+    const token = input.current?.value.trim() ?? "";
+    try {
+      await holder(token);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      return setRefused(error.message);
+    }
+    setToken(token);
     done();
   };
+  const shown = refused ?? problem;
   return (
-    <form class="login" onSubmit={submit}>
+    <form class="login" onSubmit={(event) => void submit(event)}>
       <h1 tabIndex={-1}>Token</h1>
-      {problem && <p class="problem" role="alert">{problem}</p>}
+      {shown && <p class="problem" role="alert">{shown}</p>}
       <p id="token-note">
         A viewer token reads everything; an administrator's also pauses, resumes and stops; a client's shows its own
-        figures. It is kept in this tab until the tab is closed.
+        figures; a labeller's labels audits. It is kept in this tab until the tab is closed.
       </p>
       <label for="token">Bearer token</label>
       <input id="token" ref={input} type="password" autocomplete="off" required aria-describedby="token-note" />

@@ -1,15 +1,21 @@
-/** Pages by address: #/, #/alerts, #/runs/ID, #/runs/ID/TAB. */
+/** Pages by address: #/, #/alerts, #/audits, #/audits/OBJECTIVE, #/runs/ID, #/runs/ID/TAB. */
 
 export const TABS = ["charts", "clients", "samples", "alerts", "details"] as const;
 export type Tab = (typeof TABS)[number];
 
-export type Route = { page: "runs" } | { page: "alerts" } | { page: "run"; run: string; tab: Tab } | { page: "unknown" };
+export type Route =
+  | { page: "runs" }
+  | { page: "alerts" }
+  | { page: "audits"; objective: string | null }
+  | { page: "run"; run: string; tab: Tab }
+  | { page: "unknown" };
 
 export function parse(hash: string): Route {
   const parts = hash.replace(/^#\/?/, "").split("/").filter(Boolean);
   const [page, run, tab = "charts"] = parts;
   if (page === undefined) return { page: "runs" };
   if (page === "alerts" && parts.length === 1) return { page: "alerts" };
+  if (page === "audits" && parts.length <= 2) return { page: "audits", objective: run === undefined ? null : decoded(run) };
   if (page === "runs" && run !== undefined && (TABS as readonly string[]).includes(tab)) {
     return { page: "run", run: decoded(run), tab: tab as Tab };
   }
@@ -26,4 +32,8 @@ function decoded(text: string): string {
 
 export function runAddress(run: string, tab: Tab = "charts"): string {
   return `#/runs/${encodeURIComponent(run)}${tab === "charts" ? "" : `/${tab}`}`;
+}
+
+export function auditAddress(objective: string): string {
+  return `#/audits/${encodeURIComponent(objective)}`;
 }

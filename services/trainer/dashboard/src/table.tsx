@@ -1,3 +1,4 @@
+import { csvText } from "./csv.ts";
 import { clock, number } from "./format.ts";
 import type { ChartSpec, Row } from "./series.ts";
 
@@ -37,8 +38,7 @@ export function ChartTable({ spec, rows }: { spec: ChartSpec<Row>; rows: Row[] }
 }
 
 function save(spec: ChartSpec<Row>, rows: Row[]): void {
-  const quoted = (text: string) => `"${text.replaceAll('"', '""')}"`;
-  const head = ["step", "at", ...spec.lines.map((line) => quoted(line.name))];
+  const head = ["step", "at", ...spec.lines.map((line) => csvText(line.name))];
   const body = rows.map((row) => [row.step, row.at ?? "", ...spec.lines.map((line) => line.of(row) ?? "")]);
   const text = [head, ...body].map((line) => line.join(",")).join("\n");
   const link = document.createElement("a");

@@ -131,5 +131,47 @@ export interface ClientHistory {
 
 export interface Caller {
   name: string;
-  scope: "admin" | "viewer" | "service" | "client";
+  scope: "admin" | "viewer" | "service" | "client" | "labeller";
+}
+
+/** Audits of one objective. */
+export interface AuditCounts {
+  objective: string;
+  share: number;
+  labelled_by: "labeller" | "people";
+  waiting: number;
+  /** Unix time, seconds. */
+  oldest: number | null;
+  labelled: number;
+}
+
+/** What labelled audits say about a client. */
+export interface ClientAudits {
+  client: string;
+  objectives: {
+    objective: string;
+    audits: number;
+    agreement: number | null;
+    agreement_interval: [number, number] | null;
+  }[];
+}
+
+/** Turn of a conversation; pictures are named by hash. */
+export interface Turn {
+  role: "system" | "user" | "assistant";
+  content: string | ({ type: "text"; text: string } | { type: "image_url"; image_url: { url: string } })[];
+}
+
+/** Audited group as a person sees it. */
+export interface AuditQuestion {
+  audit: string;
+  objective: string;
+  goal: string;
+  messages: Turn[];
+  /** Base64 by hash. */
+  images: Record<string, string>;
+  first: string;
+  second: string;
+  waiting: number;
+  labelled: number;
 }

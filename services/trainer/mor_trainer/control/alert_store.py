@@ -5,12 +5,14 @@ from __future__ import annotations
 import sqlite3
 import time
 
-from mor_core.errors import NotFound
+from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import Alert
+from mor_core.stored import StoredEntries
 
 from mor_trainer import metrics
 from mor_trainer.control.database import Database
 
+_ALERTS = StoredEntries("alerts")
 _REASON_CHARACTERS = 2000
 """A longer reason, such as a traceback, is cut: alerts are listed a hundred at a time."""
 
@@ -60,18 +62,22 @@ class AlertStore:
         if acknowledged is not None:
             query += f" AND acknowledged_at IS {'NOT ' if acknowledged else ''}NULL"
         rows = self._database.rows(f"{query} ORDER BY last_at DESC, id DESC LIMIT ?", run, run, limit)
-        return [_alert(row) for row in rows]
+        return _ALERTS.parse_list(rows, _alert)
 
     def get(self, alert: int) -> Alert:
         """Return an alert.
 
         Raises:
             NotFound: no such alert.
+            Conflict: it cannot be read.
         """
         row = self._database.row("SELECT * FROM alerts WHERE id=?", alert)
         if row is None:
             raise NotFound(f"no alert {alert}; GET /v1/alerts lists them")
-        return _alert(row)
+        found = _ALERTS.parse(alert, row, _alert)
+        if found is None:
+            raise Conflict(f"alert {alert} cannot be read; the log has the reason")
+        return found
 
     def acknowledge(self, alert: int, by: str, note: str | None) -> Alert:
         """Record that ``by`` handles the alert, unless somebody did before; a waiting webhook is not called then.
@@ -95,7 +101,13 @@ class AlertStore:
         row = self._database.row(
             "SELECT * FROM alerts WHERE webhook_due <= ? ORDER BY webhook_due LIMIT 1", time.time()
         )
-        return None if row is None else (_alert(row), row["webhook_attempts"])
+        if row is None:
+            return None
+        found = _ALERTS.parse(row["id"], row, _alert)
+        if found is None:  # the next one is due at the next call
+            self.mark_failed(row["id"], None)
+            return None
+        return found, row["webhook_attempts"]
 
     def mark_sent(self, alert: int) -> None:
         """Record that the webhook received the alert."""

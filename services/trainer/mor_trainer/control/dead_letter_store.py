@@ -7,10 +7,12 @@ from typing import Any
 
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import DeadGroup, DeadGroupRecord
+from mor_core.stored import StoredEntries
 
 from mor_trainer.control.database import Database
 
 UNREADABLE = "unreadable"
+_LETTERS = StoredEntries("dead_letters")
 _REPLAYS_AT_ONCE = 100
 """Replays in one heartbeat's answer; the next answer brings further ones."""
 
@@ -70,18 +72,23 @@ class DeadLetterStore:
     def list(self, run: str, limit: int) -> list[DeadGroup]:
         """List the dead letters of a run, newest first."""
         rows = self._database.rows("SELECT * FROM letters WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
-        return [DeadGroup(**{name: row[name] for name in DeadGroup.model_fields}) for row in rows]
+        return _LETTERS.parse_list(rows, lambda row: DeadGroup(**{name: row[name] for name in DeadGroup.model_fields}))
 
     def get(self, run: str, letter: int) -> DeadGroupRecord:
         """Return a dead letter with its record.
 
         Raises:
             NotFound: the run has no such letter.
+            Conflict: it cannot be read.
         """
         row = self._database.row("SELECT * FROM letters WHERE run=? AND id=?", run, letter)
         if row is None:
             raise NotFound(f"run {run} has no dead letter {letter}; GET /v1/runs/{run}/dead lists them")
-        return DeadGroupRecord(**{name: row[name] for name in DeadGroupRecord.model_fields})
+        fields = DeadGroupRecord.model_fields
+        found = _LETTERS.parse(letter, row, lambda given: DeadGroupRecord(**{name: given[name] for name in fields}))
+        if found is None:
+            raise Conflict(f"dead letter {letter} of run {run} cannot be read; the log has the reason")
+        return found
 
     def request_replay(self, run: str, letter: int, by: str) -> DeadGroup:
         """Request that the training process issues the group again.

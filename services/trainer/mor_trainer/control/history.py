@@ -8,24 +8,45 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from base64 import b64decode
+from collections.abc import Sequence
+from typing import Any
 
-from mor_core.errors import NotFound
+from mor_core.errors import Invalid, NotFound
 from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint, SampleGroup
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
-from mor_core.wire import EventRecord
-from pydantic_core import from_json
+from mor_core.stored import StoredEntries
+from mor_core.wire import EventRecord, JsonObject
+from pydantic import TypeAdapter
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.dead_letter_store import UNREADABLE, DeadLetterStore
+from mor_trainer.control.event_check import check_event, event_number
 from mor_trainer.control.run_store import RunStore
-from mor_trainer.event_log import parse_event_id
 
 _DROPPED = ("group_dropped", "unreadable_record")
 """Alerts that carry a dead letter."""
 _KEPT_APART = ("thumbnails", "letter")
 """Parts of an event that have their own table and are not stored with it."""
+_RECORD = 64_000
+"""Characters of an event that its dead letter keeps: enough to find the fault."""
+_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
+_EVENTS = StoredEntries("events")
+_ROWS = StoredEntries("history", largest=64 << 20)
+
+
+def read_object(row: sqlite3.Row, table: str) -> dict[str, Any] | None:
+    """Return the data of a row; ``None`` where it is no JSON object with finite numbers and bounded depth."""
+    return _ROWS.parse(f"{table}, step {row['step']}", row["data"], _OBJECT.validate_json)
+
+
+def read_steps(rows: Sequence[sqlite3.Row]) -> list[StepPoint]:
+    """Return the metrics of the steps that can be read."""
+    return _ROWS.parse_list(
+        rows, lambda row: StepPoint.read({**_OBJECT.validate_json(row["data"]), "step": row["step"], "at": row["at"]})
+    )
 
 
 class History:
@@ -49,8 +70,35 @@ class History:
         self._events_kept = events_kept
 
     def add(self, event: EventRecord) -> bool:
-        """Store an event. Returns whether it is new and of the surviving lineage."""
-        attempt, sequence = parse_event_id(event.group_id)
+        """Store an event. Returns whether it is new and of the surviving lineage.
+
+        Raises:
+            Exception: the event does not fit, and nothing of it was stored.
+        """
+        check_event(event, attempts=self._runs.attempts(event.run), steps=self._runs.spec(event.run).steps)
+        return self._add(event)
+
+    def refuse(self, event: EventRecord, reason: str) -> None:
+        """Store an alert in place of an event that does not fit, with the event as a dead letter.
+
+        It takes the event's number, so that the numbers of the attempt have no gap.
+        """
+        _EVENTS.refuse(event.group_id, reason)
+        letter = {"stage": "trainer", "stream": "events", "attempts": 1, "record": event.model_dump_json()[:_RECORD]}
+        data = {"name": "unreadable_record", "reason": reason, "group_id": UNREADABLE, "letter": letter}
+        step = self._runs.snapshot(event.run).step or 0
+        update = {"kind": "alert", "step": step, "data": data, "stamps": {"trainer": time.time()}}
+        try:
+            attempt, _ = event_number(event)
+        except Invalid:
+            attempt = 0
+        if 1 <= attempt <= self._runs.attempts(event.run):
+            self._add(event.model_copy(update=update))
+        else:
+            self._runs.warn(event.run, "unreadable_record", reason)
+
+    def _add(self, event: EventRecord) -> bool:
+        attempt, sequence = event_number(event)
         kept = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
         with self._database.transaction() as sql:
             fresh = sql.execute(
@@ -149,11 +197,13 @@ class History:
         """Return the metrics after ``since_step``: at most ``max_points`` steps, evenly spaced, with the last one."""
         stride, points = self._points(run, since_step, max_points)
         after = since_step or -1  # an evaluation of the base model is at step 0
-        rows = self._database.rows("SELECT data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, after)
+        rows = self._database.rows(
+            "SELECT step, data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, after
+        )
         return MetricsHistory(
             run=run,
             points=tuple(points),
-            evaluations=tuple(json.loads(row["data"]) for row in rows),
+            evaluations=tuple(found for row in rows if (found := read_object(row, "evaluations")) is not None),
             stride=stride,
         )
 
@@ -176,17 +226,18 @@ class History:
             run,
             wanted,
         )
-        return stride, [
-            StepPoint.read({**from_json(row["data"]), "step": row["step"], "at": row["at"]}) for row in rows
-        ]
+        return stride, read_steps(rows)
 
     def samples(self, run: str, limit: int) -> list[SampleGroup]:
         """List the newest sample groups, newest first."""
         self._runs.revision(run)
         rows = self._database.rows("SELECT step, data FROM samples WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
-        return [
-            SampleGroup.model_validate({"step": row["step"], **json.loads(row["data"])}, extra="ignore") for row in rows
-        ]
+        return _ROWS.parse_list(
+            rows,
+            lambda row: SampleGroup.model_validate(
+                {"step": row["step"], **_OBJECT.validate_json(row["data"])}, extra="ignore"
+            ),
+        )
 
     def thumbnail(self, run: str, digest: str) -> bytes:
         """Return the thumbnail of a sample's picture, a JPEG.
@@ -231,12 +282,12 @@ class History:
         rows = self._database.rows(
             "SELECT step, at, data FROM events WHERE run=? AND kind='checkpoint' ORDER BY id", run
         )
-        return [
-            RunCheckpoint.model_validate(
-                {"step": row["step"], "at": row["at"], **json.loads(row["data"])}, extra="ignore"
-            )
-            for row in rows
-        ]
+        return _ROWS.parse_list(
+            rows,
+            lambda row: RunCheckpoint.model_validate(
+                {"step": row["step"], "at": row["at"], **_OBJECT.validate_json(row["data"])}, extra="ignore"
+            ),
+        )
 
     def pruned(self, run: str) -> int:
         """Return the newest event that is no longer kept; 0 when all are."""
@@ -244,9 +295,15 @@ class History:
         return int(row["pruned"]) if row else 0
 
     def events(self, run: str, after: int, limit: int = 500) -> list[Event]:
-        """List the events after the one with id ``after``, oldest first."""
+        """List the events after the one with id ``after``, oldest first; data that cannot be read are left empty."""
         rows = self._database.rows("SELECT * FROM events WHERE run=? AND id>? ORDER BY id LIMIT ?", run, after, limit)
-        return [
-            Event(id=row["id"], kind=row["kind"], step=row["step"], at=row["at"], data=json.loads(row["data"]))
-            for row in rows
-        ]
+        return _ROWS.parse_list(
+            rows,
+            lambda row: Event(
+                id=row["id"],
+                kind=row["kind"],
+                step=row["step"],
+                at=row["at"],
+                data=read_object(row, "events") or {},
+            ),
+        )

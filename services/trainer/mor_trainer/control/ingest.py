@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sqlite3
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
 import structlog
-from mor_core.errors import StreamError
-from mor_core.runs import RunState
+from mor_core.errors import Conflict, StreamError
+from mor_core.failures import describe_failure
+from mor_core.fair_share import FairShare
+from mor_core.runs import RunSpec, RunState
+from mor_core.stored import reason_of
 from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import EventRecord
@@ -39,9 +43,9 @@ log = structlog.get_logger(__name__)
 class Watchers:
     """Readers that wait for events of a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_readers: int) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self.readers = 0
+        self.readers = FairShare(most_readers)
         """Open event streams."""
 
     def wake(self, run: str) -> None:
@@ -99,15 +103,21 @@ class Ingest:
             await self.redis.ping()
             self.reachable = None
         except (RedisError, OSError) as error:
-            self.reachable = f"the queue server cannot be reached ({error}); check MOR_REDIS_URL"
+            self.reachable = f"the queue server cannot be reached ({describe_failure(error)}); check MOR_REDIS_URL"
 
     def _start_readers(self) -> None:
         for run, task in list(self._readers.items()):
             if task.done():
                 del self._readers[run]
         for run in self._runs.active(_LINGER_S):
-            if run not in self._readers:
+            if run not in self._readers and self._is_readable(run):
                 self._readers[run] = asyncio.create_task(self._read(run), name=f"ingest {run}")
+
+    def _is_readable(self, run: str) -> bool:
+        with contextlib.suppress(Conflict):
+            self._runs.snapshot(run)
+            return True
+        return False
 
     async def _read(self, run: str) -> None:
         streams = Streams(self.redis, run, self._bound)
@@ -119,15 +129,28 @@ class Ingest:
             with contextlib.suppress(RedisError):
                 await streams.delete()
 
+    def _take(self, event: EventRecord, spec: RunSpec) -> None:
+        """Store an event and pass it on; one that does not fit becomes an alert with the event as a dead letter.
+
+        Raises:
+            OperationalError: the database takes nothing now, so the event stays in the stream.
+        """
+        try:
+            if self._history.add(event):
+                metrics.observe(event)
+                self._trackers.add_event(event, spec)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as error:  # whatever an event provokes, the later ones are read
+            self._history.refuse(event, reason_of(error))
+
     async def _relay(self, run: str, streams: Streams, consumer: Consumer[EventRecord]) -> None:
         """Pass on a run's events until some time after its end."""
         spec, over = self._runs.spec(run), False
         while run in self._runs.active(_LINGER_S):
             try:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                    if self._history.add(entry.record):
-                        metrics.observe(entry.record)
-                        self._trackers.add_event(entry.record, spec)
+                    self._take(entry.record, spec)
                     await consumer.settle(entry)
                     self._watchers.wake(run)
                 state = self._runs.snapshot(run).state
@@ -137,6 +160,6 @@ class Ingest:
                 metrics.observe_run(run, state, spec)
                 for name in GROUP_STREAMS:
                     metrics.observe_stream(run, name, await streams.backlog(name))
-            except (RedisError, StreamError, OSError) as error:
-                log.warning("events cannot be read", run=run, error=str(error))
+            except (RedisError, StreamError, OSError, sqlite3.OperationalError) as error:
+                log.warning("events cannot be read", run=run, error=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))

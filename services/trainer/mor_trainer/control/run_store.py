@@ -10,17 +10,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import sqlite3
 import statistics
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 from mor_core.step_metrics import StepMetrics
+from mor_core.stored import StoredEntries
+from mor_core.wire import JsonObject
+from pydantic import TypeAdapter
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.cursors import event_cursor
@@ -32,6 +37,21 @@ _PACE_STEPS = 20
 """Steps whose median duration gives the time left: enough to even out checkpoints, few enough to follow a change."""
 _HELD = (RunState.running, RunState.paused)
 """States in which a worker holds the run."""
+_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
+_RUNS = StoredEntries("run_rows")
+_ROWS = StoredEntries("history", largest=64 << 20)
+
+
+def _parse_spec(row: sqlite3.Row) -> RunSpec | None:
+    """Return the specification of a run's row; ``None`` where it cannot be read."""
+    return _RUNS.parse(row["id"], row["spec"], RunSpec.model_validate_json)
+
+
+def _unreadable(run: str) -> Conflict:
+    """Return the error for a run whose row does not fit."""
+    return Conflict(
+        f"the stored specification or state of run {run} cannot be read (the log has the reason); create the run again"
+    )
 
 
 class RunStore:
@@ -112,11 +132,15 @@ class RunStore:
 
         Raises:
             NotFound: no such run.
+            Conflict: it cannot be read.
         """
         revision = self.revision(run)
         known = self._snapshots.get(run)
         if known is None or known[0] != revision:
-            known = self._snapshots[run] = (revision, self._snapshot(self._row(run)))
+            snapshot = _RUNS.parse(run, self._row(run), self._snapshot)
+            if snapshot is None:
+                raise _unreadable(run)
+            known = self._snapshots[run] = (revision, snapshot)
         return known[1]
 
     def worker(self, run: str) -> str | None:
@@ -130,8 +154,32 @@ class RunStore:
         return int(row["id"] or 0) if row else 0
 
     def spec(self, run: str) -> RunSpec:
-        """Return the specification of a run."""
-        return RunSpec.model_validate_json(self._row(run)["spec"])
+        """Return the specification of a run.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it cannot be read.
+        """
+        spec = _parse_spec(self._row(run))
+        if spec is None:
+            raise _unreadable(run)
+        return spec
+
+    def attempts(self, run: str) -> int:
+        """Return the number of workers that have claimed the run.
+
+        Raises:
+            NotFound: no such run.
+        """
+        return int(self._row(run)["attempt"])
+
+    def readable(self, runs: Iterable[str]) -> list[RunSnapshot]:
+        """Return the snapshots of those of ``runs`` that can be read."""
+        found = []
+        for run in runs:
+            with contextlib.suppress(Conflict):
+                found.append(self.snapshot(run))
+        return found
 
     def _snapshot(self, row: sqlite3.Row) -> RunSnapshot:
         run, state, step = row["id"], RunState(row["state"]), row["step"]
@@ -139,12 +187,10 @@ class RunStore:
             run, self.last_event(run)
         )  # read first: the rest may be newer than the cursor, never older
         spec = RunSpec.model_validate_json(row["spec"])
-        recent = [
-            StepMetrics.read(json.loads(found["data"]))
-            for found in self._database.rows(
-                "SELECT data FROM metrics WHERE run=? ORDER BY step DESC LIMIT ?", run, _PACE_STEPS
-            )
-        ]
+        recent = _ROWS.parse_list(
+            self._database.rows("SELECT data FROM metrics WHERE run=? ORDER BY step DESC LIMIT ?", run, _PACE_STEPS),
+            lambda found: StepMetrics.read(_OBJECT.validate_json(found["data"])),
+        )
         evaluation = self._database.row("SELECT data FROM evaluations WHERE run=? ORDER BY step DESC LIMIT 1", run)
         pace = [metrics.step_seconds for metrics in recent if metrics.step_seconds is not None]
         eta = (
@@ -172,7 +218,7 @@ class RunStore:
             gate_version=row["gate_version"],
             control_rewards=spec.control_rewards,
             metrics=metrics,
-            evaluation=None if evaluation is None else json.loads(evaluation["data"]),
+            evaluation=_ROWS.parse(run, evaluation, lambda found: _OBJECT.validate_json(found["data"])),
             final=row["final"],
             error=row["error"],
             cursor=cursor,
@@ -182,9 +228,13 @@ class RunStore:
     def claim(self, worker: str) -> Claim | None:
         """Give the oldest queued run to ``worker``; returns None if no run is queued."""
         self.requeue_lost()
-        row = self._database.row("SELECT * FROM runs WHERE state='queued' ORDER BY created_at LIMIT 1")
+        oldest = "SELECT * FROM runs WHERE state='queued' ORDER BY created_at LIMIT 1"
+        while (row := self._database.row(oldest)) is not None and (spec := _parse_spec(row)) is None:
+            reason = str(_unreadable(row["id"]))
+            self._change(row["id"], alert="run_failed", state=RunState.failed, error=reason, finished_at=time.time())
         if row is None:
             return None
+        assert spec is not None
         now, attempt = time.time(), row["attempt"] + 1
         self._database.rows("INSERT INTO attempts (run, attempt) VALUES (?, ?)", row["id"], attempt)
         self._change(
@@ -197,7 +247,7 @@ class RunStore:
         )
         return Claim(
             run=row["id"],
-            spec=RunSpec.model_validate_json(row["spec"]),
+            spec=spec,
             attempt=attempt,
             lease_s=self._lease_s,
         )

@@ -9,6 +9,7 @@ from collections import deque
 
 import httpx
 import structlog
+from mor_core.failures import describe_failure
 
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alert_store import AlertStore
@@ -62,8 +63,14 @@ class Webhook:
             pause = min(_LONGEST_PAUSE_S, self._settings.alert_webhook_retry_s * 2.0**attempts)
             over = attempts + 1 >= self._settings.alert_webhook_attempts
             self._alerts.mark_failed(alert.id, None if over else time.time() + random.uniform(0.5, 1.5) * pause)
-            reason = str(error) or type(error).__name__
-            log.warning("the webhook did not take an alert", alert=alert.id, gives_up=over, error=reason)
+            log.warning("the webhook did not take an alert", alert=alert.id, gives_up=over, error=_described(error))
         else:
             self._alerts.mark_sent(alert.id)
         return True
+
+
+def _described(error: httpx.HTTPError) -> str:
+    """Describe a failed delivery; httpx quotes the address, whose path or query may be the webhook's secret."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"it answered {error.response.status_code}"
+    return describe_failure(error)

@@ -27,6 +27,7 @@ import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
+from mor_core.failures import describe_failure
 from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.streams import Consumer, Entry, Streams, connect
@@ -163,7 +164,7 @@ class GroupExchange:
             try:
                 await loop()
             except (RedisError, StreamError, OSError) as error:
-                log.warning("the queue server failed", task=name, run=self._run, error=str(error))
+                log.warning("the queue server failed", task=name, run=self._run, error=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # jitter: all loops fail at the same moment
             except Exception as error:
                 self._failure = error
@@ -177,9 +178,9 @@ class GroupExchange:
         self._step, self._in_step = step, 0
         self._ledger.advance_version(version)
 
-    async def announce_version(self, version: int, url: str) -> None:
+    async def announce_version(self, version: int) -> None:
         """Make prompts name ``version`` from now on; with staleness, issue groups while a step is computed."""
-        self._weights = WeightsRef(version=version, url=url)
+        self._weights = WeightsRef(version=version)
         self._published.set()
         if self._spec.max_staleness:
             self._issue()
@@ -364,8 +365,12 @@ class GroupExchange:
         else:
             try:
                 tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
+                if len(tokens.response_token_ids) != self._spec.group_size:
+                    raise ValueError(
+                        f"tokens of {len(tokens.response_token_ids)} responses; the group has another number"
+                    )
             except (BlobMissing, ValueError) as error:
-                self._reissue(group_id, str(error)[:500])
+                self._reissue(group_id, describe_failure(error))
             else:
                 group = ScoredGroup(number=issue.number, record=record, tokens=tokens)
                 if self._ledger.receive(group_id, record.rollout.weights_version, group) is Receipt.stale:

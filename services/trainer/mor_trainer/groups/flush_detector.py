@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mor_core.redis_users import MARK
 from mor_core.streams import key
 from redis.asyncio import Redis
 
@@ -16,7 +17,7 @@ class FlushDetector:
 
     def __init__(self, redis: Redis, run: str) -> None:
         self._redis = redis
-        self._key = key(run, "mark")
+        self._key = key(run, MARK)
         self._server: str | None = None
 
     async def check(self) -> Literal["first", "same", "lost"]:

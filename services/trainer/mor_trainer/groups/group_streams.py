@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from mor_core.stored import StoredEntries
 from mor_core.streams import key
 from redis.asyncio import Redis
 
 _NAMES = ("prompts", "rollouts", "rewards", "dead")
+_STREAMS = StoredEntries("streams")
 
 
 class GroupStreams:
@@ -20,13 +23,13 @@ class GroupStreams:
 
     async def depths(self) -> dict[str, int]:
         """Count the entries of each stream."""
-        return {name: int(await self._redis.xlen(stream)) for name, stream in self._keys.items()}
+        return {name: await self._mended(stream, self._redis.xlen) for name, stream in self._keys.items()}
 
     async def holding(self, group_ids: Sequence[str]) -> set[str]:
         """Return those of ``group_ids`` that a stream holds."""
         found: set[str] = set()
         for stream in self._keys.values():
-            entries: Any = await self._redis.xrange(stream)
+            entries: Any = await self._mended(stream, self._redis.xrange)
             for _, fields in entries:
                 content = fields.get(b"record", b"")
                 found |= {group_id for group_id in group_ids if group_id.encode() in content}
@@ -35,4 +38,8 @@ class GroupStreams:
     async def clear(self) -> None:
         """Empty the streams; their consumer groups stay."""
         for stream in self._keys.values():
-            await self._redis.xtrim(stream, maxlen=0, approximate=False)
+            await self._mended(stream, partial(self._redis.xtrim, maxlen=0, approximate=False))
+
+    async def _mended(self, stream: str, command: Callable[[str], Any]) -> Any:
+        """Return the reply to a command, after the key was deleted where it is no stream."""
+        return await _STREAMS.write(self._redis, [stream], lambda: command(stream))

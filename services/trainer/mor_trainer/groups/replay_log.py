@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mor_core import atomic
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 from mor_core.wire import RewardRecord
 from pydantic import BaseModel, ValidationError
 
@@ -73,7 +74,10 @@ class ReplayLog:
         if not path.exists():
             atomic.write(path, conditions.model_dump_json(indent=1).encode())
             return
-        begun = ReplayConditions.model_validate_json(path.read_bytes())
+        try:
+            begun = ReplayConditions.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
         now = conditions.model_dump()
         changed = [
             f"{name}={value} (now {now[name]})" for name, value in begun.model_dump().items() if value != now[name]
@@ -105,7 +109,7 @@ class ReplayLog:
         try:
             return ReplayedStep.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise Invalid(f"record {path}: {error}; restore it from a backup") from error
+            raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
 
     def check_gate(self, record: RewardRecord) -> None:
         """Check that one gate version scores the whole run.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from mor_core.runs import LoraTuning, Tuning
 from mor_core.vision import load_processor
 from torch import nn
@@ -23,10 +24,10 @@ def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     try:
         processor = load_processor(checkpoint)
         model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a library that reads files of others may raise anything
         raise Invalid(
-            f"model {checkpoint!r} cannot be loaded as an image-text-to-text checkpoint: {str(error)[:500]}; give a "
-            "folder written by save_pretrained (model and processor) or a hub name that this machine can reach"
+            f"model {checkpoint!r} cannot be loaded as an image-text-to-text checkpoint: {quote_failure(error)}; give "
+            "a folder written by save_pretrained (model and processor) or a hub name that this machine can reach"
         ) from error
     return model.eval(), processor
 

@@ -12,6 +12,7 @@ import structlog
 import torch
 from jaxtyping import Float, Int
 from mor_core.byte_cache import ByteBoundCache
+from mor_core.failures import describe_failure
 from mor_core.runs import RunSpec
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import ImagePart, Message, TextPart
@@ -73,9 +74,9 @@ class Policy:
         }
         """By ``named_parameters`` names of the model."""
         self._temperature = spec.sampling.temperature
-        self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._forbidden = torch.tensor(
-            forbidden_token_ids(processor, self._vocabulary), dtype=torch.long, device=self.device
+            forbidden_token_ids(processor, self.vocabulary), dtype=torch.long, device=self.device
         )
         self._prompt_processor = PromptProcessor(processor)
         self._prepared = ByteBoundCache[PreparedPrompt](cache_bytes // 2, lambda prompt: prompt.bytes)
@@ -172,7 +173,7 @@ class Policy:
                 chosen,
                 temperature=self._temperature,
                 forbidden=self._forbidden,
-                vocabulary=self._vocabulary,
+                vocabulary=self.vocabulary,
             )
 
         with self._autocast():
@@ -238,7 +239,7 @@ class Policy:
         try:
             prompt = self.prepare(*_trial_prompt())
             forbidden = set(self._forbidden.tolist())
-            ids = [token for token in range(self._vocabulary) if token not in forbidden][:9]
+            ids = [token for token in range(self.vocabulary) if token not in forbidden][:9]
             responses = (tuple(ids[:6]), tuple(ids[6:]))
             alone = [PackedSequence(prompt, (response,)) for response in responses]
             padded = [(sequence, self._padded_inputs([sequence])) for sequence in alone]
@@ -250,7 +251,7 @@ class Policy:
             found = self._policy(lambda model: self._hidden(model, together, *packed_inputs(together, self.device)))
         except Exception as error:  # raised on every rank at the same place, whatever the model's code raises
             sharding.reset(self._policy)
-            difference, reason = float("inf"), f"{type(error).__name__}: {error}"
+            difference, reason = float("inf"), describe_failure(error)
         else:
             wanted = torch.cat([wanted, wanted[: len(responses[0])]])
             difference = float((found - wanted).norm() / wanted.norm())

@@ -6,16 +6,18 @@ from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Query
+from mor_core.json_route import JsonRoute
+from mor_core.openapi import problems
 from mor_core.run_status import Acknowledgement, Alert
 
-from mor_trainer.routes.dependencies import Admin, AlertStoreDep, Reader, RunStoreDep
+from mor_trainer.routes.dependencies import Admin, AlertStoreDep, Number, Reader, RunStoreDep
 
-router = APIRouter(prefix="/v1/alerts", tags=["alerts"])
+router = APIRouter(prefix="/v1/alerts", tags=["alerts"], route_class=JsonRoute)
 
 audit = structlog.get_logger("audit")
 
 
-@router.get("", summary="Alerts, newest first")
+@router.get("", summary="Alerts, newest first", responses=problems(404))
 async def list_alerts(
     *,
     alerts: AlertStoreDep,
@@ -34,13 +36,13 @@ async def list_alerts(
 
 
 @router.get("/{alert}", summary="One alert")
-async def one(alert: int, alerts: AlertStoreDep, _: Reader) -> Alert:
+async def one(alert: Number, alerts: AlertStoreDep, _: Reader) -> Alert:
     return alerts.get(alert)
 
 
 @router.post("/{alert}/acknowledge", summary="Acknowledge an alert")
 async def acknowledge(
-    alert: int, alerts: AlertStoreDep, caller: Admin, request: Acknowledgement | None = None
+    alert: Number, alerts: AlertStoreDep, caller: Admin, request: Acknowledgement | None = None
 ) -> Alert:
     """Record that the caller handles an alert. The next occurrence is a new one; doing it twice changes nothing."""
     found = alerts.acknowledge(alert, caller.name, request.note if request else None)

@@ -6,19 +6,13 @@ from pathlib import Path
 
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
+from mor_core.auth import public
+from mor_core.response_headers import page_headers
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 _FOLDER = Path(__file__).parent.parent / "static"
-_HEADERS = {
-    "Cache-Control": "no-cache",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src blob: data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = page_headers("blob: data:")
 
 
 class _Files(StaticFiles):
@@ -30,8 +24,9 @@ class _Files(StaticFiles):
 
 def add_dashboard(app: FastAPI) -> None:
     """Serve the page at ``/`` and its files below ``/static``. They need no token and contain nothing of a run."""
-    app.mount("/static", _Files(directory=_FOLDER))
+    app.mount("/static", public(_Files(directory=_FOLDER)))
 
     @app.get("/", include_in_schema=False)
+    @public
     async def page() -> FileResponse:
         return FileResponse(_FOLDER / "index.html", headers=_HEADERS)

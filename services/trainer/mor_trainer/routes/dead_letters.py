@@ -7,10 +7,12 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Query
 from mor_core.errors import Conflict
+from mor_core.openapi import problems
 from mor_core.run_status import DeadGroup, DeadGroupRecord
 from mor_core.runs import RunState
+from mor_core.visibility import visible
 
-from mor_trainer.routes.dependencies import Admin, DeadLettersDep, Reader, RunStoreDep
+from mor_trainer.routes.dependencies import Admin, DeadLettersDep, Number, Reader, RunStoreDep
 
 router = APIRouter(prefix="/v1/runs/{run}/dead", tags=["dead letters"])
 
@@ -32,13 +34,15 @@ async def list_dead(
 
 
 @router.get("/{letter}", summary="One dead letter, with its record")
-async def one(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, _: Reader) -> DeadGroupRecord:
+async def one(
+    run: str, letter: Number, dead_letters: DeadLettersDep, runs: RunStoreDep, caller: Reader
+) -> DeadGroupRecord:
     runs.revision(run)
-    return dead_letters.get(run, letter)
+    return visible(dead_letters.get(run, letter), caller.scope, caller.name)
 
 
-@router.post("/{letter}/replay", status_code=202, summary="Issue the group again")
-async def replay(run: str, letter: int, dead_letters: DeadLettersDep, runs: RunStoreDep, caller: Admin) -> DeadGroup:
+@router.post("/{letter}/replay", status_code=202, summary="Issue the group again", responses=problems(409))
+async def replay(run: str, letter: Number, dead_letters: DeadLettersDep, runs: RunStoreDep, caller: Admin) -> DeadGroup:
     """Request a replay. The training process issues the group at the beginning of its next step, with all its
     attempts; ``replay`` shows the progress. A stopped or failed run does it once it is resumed."""
     state = runs.snapshot(run).state

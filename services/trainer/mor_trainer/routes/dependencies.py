@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from fastapi.dependencies.utils import get_flat_dependant
 from mor_core.auth import Principal, Scope, require
 from mor_core.errors import Invalid
@@ -53,10 +53,23 @@ WorkersDep = Annotated[WorkerRegistry, Depends(_part("workers"))]
 RouterClientDep = Annotated[RouterClient, Depends(_part("router"))]
 SettingsDep = Annotated[ControlSettings, Depends(_part("settings"))]
 
+LARGEST_NUMBER = 2**53
+"""Largest number in a path or a query: as large as every reader of JSON and the database take."""
+Number = Annotated[int, Path(ge=0, le=LARGEST_NUMBER)]
+"""Number of an alert, a dead letter or a weights version."""
+
 READERS_AND_CLIENTS = (Scope.viewer, Scope.service, Scope.client)
-"""Scopes, besides admin, that may read; a client's answers are redacted."""
+"""Scopes, besides admin, that may read; ``mor_core.visibility`` redacts the answers."""
 
 Admin = Annotated[Principal, Depends(require())]
 Reader = Annotated[Principal, Depends(require(Scope.viewer, Scope.service))]
 ReaderOrClient = Annotated[Principal, Depends(require(*READERS_AND_CLIENTS))]
+ReaderOrOwner = Annotated[Principal, Depends(require(*READERS_AND_CLIENTS, own="name"))]
+LabellerOrAdmin = Annotated[Principal, Depends(require(Scope.labeller))]
+ReaderOrLabeller = Annotated[Principal, Depends(require(Scope.viewer, Scope.service, Scope.labeller))]
 Service = Annotated[Principal, Depends(require(Scope.service))]
+
+
+def bearer_token(request: Request) -> str:
+    """Return the token of a request whose caller is known, to pass it on to the router."""
+    return request.headers["Authorization"].partition(" ")[2]

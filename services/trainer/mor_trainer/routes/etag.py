@@ -9,15 +9,13 @@ from anyio import to_thread
 from fastapi import Header, Request, Response
 from mor_core import auth
 from mor_core.auth import Principal
+from mor_core.visibility import visible
 from pydantic import BaseModel
 
 from mor_trainer.control import redaction
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import READERS_AND_CLIENTS
-
-REVALIDATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
-"""Headers by which a cache revalidates each time, and for each caller separately."""
 
 IfNoneMatch = Annotated[str | None, Header(description="ETag of an earlier answer: 304 while nothing has changed.")]
 
@@ -28,13 +26,12 @@ def conditional_responses(model: type[BaseModel]) -> dict[int | str, dict[str, A
 
 
 def etag_of(run: str, runs: RunStore, caller: Principal) -> str:
-    """Return a tag that changes with every change of the run and differs between clients' tokens.
+    """Return a tag that changes with every change of the run and differs between callers who see different things.
 
     Raises:
         NotFound: no such run.
     """
-    who = "" if redaction.sees_all(caller) else f".{caller.name}"
-    return f'"{run}.{runs.revision(run)}{who}"'
+    return f'"{run}.{runs.revision(run)}.{redaction.view(caller)}"'
 
 
 def matches(header: str | None, etag: str) -> bool:
@@ -44,11 +41,16 @@ def matches(header: str | None, etag: str) -> bool:
     return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
-async def conditional_response(etag: str, if_none_match: str | None, content: Callable[[], BaseModel]) -> Response:
-    """Return 304 if the caller has the content of ``etag``, else ``content()`` as JSON, made on another thread."""
+async def conditional_response(
+    etag: str, if_none_match: str | None, caller: Principal, content: Callable[[], BaseModel]
+) -> Response:
+    """Return 304 if the caller has the content of ``etag``, else what it may see of ``content()``.
+
+    The JSON is made on another thread.
+    """
     if matches(if_none_match, etag):
         return _unchanged(etag)
-    body = await to_thread.run_sync(lambda: content().model_dump_json())
+    body = await to_thread.run_sync(lambda: visible(content(), caller.scope, caller.name).model_dump_json())
     return Response(body, headers=_headers(etag), media_type="application/json")
 
 
@@ -77,4 +79,4 @@ def _unchanged(etag: str) -> Response:
 
 
 def _headers(etag: str) -> dict[str, str]:
-    return {"ETag": etag, **REVALIDATE}
+    return {"ETag": etag, "Vary": "Authorization"}

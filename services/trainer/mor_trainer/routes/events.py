@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header
+from mor_core.auth import Principal
 from mor_core.errors import Unavailable
 from mor_core.run_status import Event
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 
+from mor_trainer.control import redaction
 from mor_trainer.control.cursors import event_cursor, parse_cursor
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
@@ -43,28 +45,35 @@ async def events(
     history: HistoryDep,
     watchers: WatchersDep,
     settings: SettingsDep,
-    _: Reader,
+    caller: Reader,
     last_event_id: Annotated[str | None, Header(description="Continue after this event.")] = None,
 ) -> EventSourceResponse:
     """Follow a run. The ``id`` of an event is the cursor; without ``Last-Event-ID`` the stream starts from now. When
     events after the cursor are no longer kept, the first event is a ``gap``: read ``/metrics`` again. Comments keep an
-    idle stream open."""
+    idle stream open. It ends within seconds of the caller's token."""
     runs.revision(run)
     after = runs.last_event(run) if last_event_id is None else parse_cursor(run, last_event_id)
-    if watchers.readers >= settings.max_event_readers:
+    reader = _reader(caller)
+    if not watchers.readers.take(reader):
         raise Unavailable(
-            f"{watchers.readers} event streams are open, MOR_MAX_EVENT_READERS allows no more; close one, or raise it",
+            f"{watchers.readers.total} event streams are open, MOR_MAX_EVENT_READERS allows no more; close one, or "
+            "raise it",
             _RETRY_S,
         )
+    watchers.readers.give_back(reader)
     return EventSourceResponse(
-        _follow(run, after, history, watchers),
+        _follow(run, after, history, watchers, caller),
         ping=max(1, round(settings.sse_heartbeat_s)),
         send_timeout=_SEND_TIMEOUT_S,
     )
 
 
-async def _follow(run: str, after: int, history: History, watchers: Watchers) -> AsyncIterator[ServerSentEvent]:
-    watchers.readers += 1
+async def _follow(
+    run: str, after: int, history: History, watchers: Watchers, caller: Principal
+) -> AsyncIterator[ServerSentEvent]:
+    reader = _reader(caller)
+    if not watchers.readers.take(reader):  # another took the last one between the check and the first byte
+        return
     try:
         pruned = history.pruned(run)
         if after < pruned:
@@ -74,11 +83,15 @@ async def _follow(run: str, after: int, history: History, watchers: Watchers) ->
             found = history.events(run, after)
             for event in found:
                 after = event.id
-                yield _sent(run, event)
+                yield _sent(run, redaction.event(event, caller))
             if not found:
                 await watchers.wait(run, _LONGEST_SILENCE_S)
     finally:
-        watchers.readers -= 1
+        watchers.readers.give_back(reader)
+
+
+def _reader(caller: Principal) -> str:
+    return f"{caller.scope}:{caller.name}"
 
 
 def _sent(run: str, event: Event) -> ServerSentEvent:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from hashlib import sha256
 from pathlib import Path
 
 import structlog
 from anyio import to_thread
 from fastapi import APIRouter, Response
 from mor_core.datafiles import read_prompts
+from mor_core.json_route import JsonRoute
+from mor_core.openapi import problems
+from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
 from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
@@ -17,7 +21,7 @@ from mor_trainer.control.checkpoint_check import check_folder
 from mor_trainer.routes.dependencies import Admin, ReaderOrClient, RunStoreDep, WatchersDep
 from mor_trainer.routes.etag import IfNoneMatch, conditional_response, conditional_responses
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=JsonRoute)
 
 _STARTED = secrets.token_hex(4)
 """Distinguishes the generations of this process from those of another in an ETag."""
@@ -51,16 +55,25 @@ async def create(
 
 
 class _Runs(RootModel[list[RunSnapshot]]):
-    pass
+    """Snapshots of all runs."""
 
 
-@router.get("", summary="All runs, newest first", response_class=Response, responses=conditional_responses(_Runs))
-async def list_runs(runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
-    """List all runs. A client's token shows progress and that client's own figures."""
+@router.get("", summary="Runs, newest first", response_class=Response, responses=conditional_responses(_Runs))
+async def list_runs(
+    *,
+    runs: RunStoreDep,
+    caller: ReaderOrClient,
+    after: After = None,
+    limit: PageLimit = MOST_ENTRIES,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """List runs. A client's token shows progress and that client's own figures."""
+    shown = sha256(f"{after} {limit}".encode()).hexdigest()[:8]
     return await conditional_response(
-        f'"{_STARTED}.{runs.generation}.{caller.scope}.{caller.name}"',
+        f'"{_STARTED}.{runs.generation}.{shown}.{redaction.view(caller)}"',
         if_none_match,
-        lambda: _Runs([redaction.snapshot(runs.snapshot(run), caller) for run in runs.ids()]),
+        caller,
+        lambda: _Runs(runs.readable(page(runs.ids(), str, after, limit))),
     )
 
 
@@ -71,16 +84,21 @@ def _request(run: str, desired: Desired, runs: RunStoreDep, watchers: WatchersDe
     return runs.snapshot(run)
 
 
-@router.post("/{run}/pause", status_code=202, summary="Pause after the current step")
+@router.post("/{run}/pause", status_code=202, summary="Pause after the current step", responses=problems(409))
 async def pause(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _request(run, "pause", runs, watchers, caller)
 
 
-@router.post("/{run}/resume", status_code=202, summary="Continue after a pause, a stop or a failure")
+@router.post(
+    "/{run}/resume",
+    status_code=202,
+    summary="Continue after a pause, a stop or a failure",
+    responses=problems(409),
+)
 async def resume(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _request(run, "run", runs, watchers, caller)
 
 
-@router.post("/{run}/stop", status_code=202, summary="Write a checkpoint and stop")
+@router.post("/{run}/stop", status_code=202, summary="Write a checkpoint and stop", responses=problems(409))
 async def stop(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
     return _request(run, "stop", runs, watchers, caller)

@@ -5,20 +5,28 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
+from mor_core.auth import Scope
+from mor_core.errors import NotFound
 from mor_core.run_status import ClientHistory, MetricsHistory, RunCheckpoints, RunClients, SampleGroups
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
 from mor_trainer.routes.compressed import CompressedRoute
-from mor_trainer.routes.dependencies import HistoryDep, Reader, ReaderOrClient, RunStoreDep
+from mor_trainer.routes.dependencies import (
+    LARGEST_NUMBER,
+    HistoryDep,
+    Reader,
+    ReaderOrClient,
+    ReaderOrOwner,
+    RunStoreDep,
+    SettingsDep,
+)
 from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, conditional_response, conditional_responses, etag_of
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledRoute)
 
-_FOR_EVER = "private, max-age=31536000, immutable"
-
-SinceStep = Annotated[int, Query(ge=0, description="Only steps after this one.")]
+SinceStep = Annotated[int, Query(ge=0, le=LARGEST_NUMBER, description="Only steps after this one.")]
 MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced choice of at most this many steps.")]
 
 
@@ -28,9 +36,7 @@ MaxPoints = Annotated[int, Query(ge=1, le=10_000, description="Evenly spaced cho
 async def snapshot(run: str, runs: RunStoreDep, caller: ReaderOrClient, if_none_match: IfNoneMatch = None) -> Response:
     """Return the state of a run. ``ETag`` changes with every change; send it back as ``If-None-Match`` to get 304 until
     then. A client's token shows progress and that client's own figures."""
-    return await conditional_response(
-        etag_of(run, runs, caller), if_none_match, lambda: redaction.snapshot(runs.snapshot(run), caller)
-    )
+    return await conditional_response(etag_of(run, runs, caller), if_none_match, caller, lambda: runs.snapshot(run))
 
 
 @router.get("/spec", summary="Specification of the run")
@@ -54,7 +60,7 @@ async def metrics(
     """Return the metrics of all steps after ``since_step``, or of every n-th (``stride``) so that there are at most
     ``max_points``, and always of the last one."""
     return await conditional_response(
-        etag_of(run, runs, caller), if_none_match, lambda: history.metrics(run, since_step, max_points)
+        etag_of(run, runs, caller), if_none_match, caller, lambda: history.metrics(run, since_step, max_points)
     )
 
 
@@ -71,10 +77,11 @@ async def samples(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """List sample groups: prompt, pictures, responses, scores of each client, weights, fused reward and advantage. A
-    client's token shows the groups that the client scored, with its own scores alone."""
+    client's token shows the groups that were sent to the client, with its own scores alone."""
     return await conditional_response(
         etag_of(run, runs, caller),
         if_none_match,
+        caller,
         lambda: SampleGroups(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
     )
 
@@ -86,11 +93,20 @@ async def samples(
     responses={200: {"content": {"image/jpeg": {}}}},
 )
 async def image(
-    run: str, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")], history: HistoryDep, _: ReaderOrClient
+    run: str,
+    sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")],
+    *,
+    history: HistoryDep,
+    settings: SettingsDep,
+    caller: ReaderOrClient,
 ) -> Response:
-    """Return a JPEG of at most 192 x 192 pixels, named by the hash of the whole picture."""
-    headers = {"Cache-Control": _FOR_EVER, "X-Content-Type-Options": "nosniff"}
-    return Response(history.thumbnail(run, sha256), headers=headers, media_type="image/jpeg")
+    """Return a JPEG of at most 192 x 192 pixels, named by the hash of the whole picture. A client's token shows the
+    pictures of the sample groups that were sent to the client."""
+    if caller.scope is Scope.client:
+        kept = history.samples(run, settings.samples_kept)
+        if not any(sha256 in sample.images for sample in redaction.samples(kept, caller)):
+            raise NotFound(f"no kept sample of run {run} has a picture {sha256[:12]}; /samples lists them")
+    return Response(history.thumbnail(run, sha256), media_type="image/jpeg")
 
 
 @router.get(
@@ -101,14 +117,9 @@ async def clients(
 ) -> Response:
     """List mean reward, mixture weight and failures of each client; empty before the first step. A client's token shows
     that client."""
-
-    def content() -> RunClients:
-        found = history.clients(run)
-        if not redaction.sees_all(caller):
-            found = {name: figures for name, figures in found.items() if name == caller.name}
-        return RunClients(run=run, clients=found)
-
-    return await conditional_response(etag_of(run, runs, caller), if_none_match, content)
+    return await conditional_response(
+        etag_of(run, runs, caller), if_none_match, caller, lambda: RunClients(run=run, clients=history.clients(run))
+    )
 
 
 @router.get(
@@ -123,15 +134,14 @@ async def client(
     *,
     runs: RunStoreDep,
     history: HistoryDep,
-    caller: ReaderOrClient,
+    caller: ReaderOrOwner,
     since_step: SinceStep = 0,
     max_points: MaxPoints = 1000,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return weight, also by domain, mean reward and failures. A client's token shows that client only."""
-    redaction.check_sees(caller, name)
     return await conditional_response(
-        etag_of(run, runs, caller), if_none_match, lambda: history.client(run, name, since_step, max_points)
+        etag_of(run, runs, caller), if_none_match, caller, lambda: history.client(run, name, since_step, max_points)
     )
 
 

@@ -9,13 +9,11 @@ from fastapi.responses import FileResponse
 from mor_core.errors import NotFound
 from mor_core.wire import WeightsManifest
 
-from mor_trainer.routes.dependencies import RunStoreDep, Service, SettingsDep
+from mor_trainer.routes.dependencies import Number, RunStoreDep, Service, SettingsDep
 from mor_trainer.routes.etag import matches
-from mor_trainer.weights.version_files import published_versions, read_manifest, weights_folder
+from mor_trainer.weights.version_files import file_of, published_versions, read_manifest
 
 router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
-
-_FOR_EVER = "private, max-age=31536000, immutable"
 
 
 class _WeightsResponse(FileResponse):
@@ -32,7 +30,7 @@ async def latest(run: str, runs: RunStoreDep, settings: SettingsDep, _: Service)
 
 
 @router.get("/{version}", summary="Manifest of a version")
-async def manifest(run: str, version: int, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
+async def manifest(run: str, version: Number, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
     """Return the files with sizes and hashes, and the hash of each tensor."""
     runs.revision(run)
     return _manifest(run, version, settings)
@@ -41,7 +39,7 @@ async def manifest(run: str, version: int, runs: RunStoreDep, settings: Settings
 @router.get("/{version}/{file}", summary="A file of a version", response_class=FileResponse)
 async def weights_file(
     run: str,
-    version: int,
+    version: Number,
     file: str,
     *,
     runs: RunStoreDep,
@@ -54,10 +52,12 @@ async def weights_file(
     listed = {item.name: item for item in _manifest(run, version, settings).files}
     if file not in listed:
         raise NotFound(f"version {version} of run {run} has no file {file!r}; it has {', '.join(listed) or 'none'}")
-    headers = {"ETag": f'"{listed[file].sha256}"', "Cache-Control": _FOR_EVER}
+    headers = {"ETag": f'"{listed[file].sha256}"'}
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    path = weights_folder(settings.runs_dir / run) / str(version) / file
+    path = file_of(settings.runs_dir / run, version, listed[file])
+    if path is None:
+        raise NotFound(f"file {file!r} of version {version} of run {run} is gone or was changed; take /weights/latest")
     return _WeightsResponse(path, headers=headers, media_type="application/octet-stream")
 
 

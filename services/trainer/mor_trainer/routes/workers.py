@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from mor_core.json_route import JsonRoute
+from mor_core.openapi import problems
 from mor_core.run_status import WorkerStatus
 from mor_core.runs import Claim, ClaimRequest, Heartbeat, HeartbeatReply
 
 from mor_trainer.routes.dependencies import Reader, RunStoreDep, Service, WatchersDep, WorkersDep
 
-router = APIRouter(prefix="/v1", tags=["workers"])
+router = APIRouter(prefix="/v1", tags=["workers"], route_class=JsonRoute)
 
 
 @router.post(
@@ -32,7 +34,11 @@ async def claim(
     return taken
 
 
-@router.post("/runs/{run}/heartbeat", summary="Renew the lease of a run, report its state, get the desired state")
+@router.post(
+    "/runs/{run}/heartbeat",
+    summary="Renew the lease of a run, report its state, get the desired state",
+    responses=problems(409),
+)
 async def heartbeat(
     run: str, beat: Heartbeat, *, runs: RunStoreDep, watchers: WatchersDep, registry: WorkersDep, _: Service
 ) -> HeartbeatReply:

@@ -11,6 +11,7 @@ import httpx
 import stamina
 import structlog
 from mor_core.errors import MorError, Unauthorized
+from mor_core.failures import describe_failure
 from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunState
 from mor_core.tasks import stop
 
@@ -116,7 +117,7 @@ class RunLease:
                 self.lost = str(error)
             except httpx.HTTPError as error:
                 away = time.monotonic() - self._confirmed
-                log.warning("run control is unreachable", seconds=round(away, 1), error=str(error))
+                log.warning("run control is unreachable", seconds=round(away, 1), error=describe_failure(error))
                 if away > self._claim.lease_s:
                     self.lost = f"run control was unreachable for {away:.0f} s, longer than the lease"
             await asyncio.sleep(self._heartbeat_s)

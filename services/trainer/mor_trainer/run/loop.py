@@ -24,6 +24,7 @@ from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, Unavailable
 from mor_core.runs import Claim, RunState
 from mor_core.step_metrics import PhaseSeconds
+from mor_core.stored import StoredEntries
 
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
@@ -50,6 +51,8 @@ _SLICE_S = 0.5
 """Longest wait for groups between checks for pause, stop and a lost lease, seconds."""
 _CHECK_S = 0.1
 """Seconds between checks while the loop waits for something other than groups."""
+
+_CHECKPOINTS = StoredEntries("checkpoints")
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +92,8 @@ class TrainingLoop:
         self._version = -1
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
+        self._unreadable: list[str] = []
+        """Problems of checkpoints that cannot be read."""
         self._replay_log = ReplayLog(self._folder)
         self._reporter = StepReporter(portal, events, claim.run, claim.spec)
         self._timer = StepTimer()
@@ -117,6 +122,8 @@ class TrainingLoop:
         self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=not replays))
         try:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
+            for reason in self._unreadable:
+                self._emit("alert", {"name": "checkpoint_unreadable", "reason": f"{reason}; an older one is used"})
             self._publish()
             self._publication.finish()
             self._timer = StepTimer()
@@ -137,17 +144,28 @@ class TrainingLoop:
         return GroupExchange(self._settings, self._claim.run, self._spec, prompts=self._prompts, events=self._events)
 
     def _restore(self) -> loop_checkpoint.LoopState | None:
-        """Continue from the newest checkpoint, if there is one."""
+        """Continue from the newest checkpoint that can be read, if there is one.
+
+        Raises:
+            Invalid: there are checkpoints, and none can be read.
+        """
         atomic.sweep(self._folder)
         found = loop_checkpoint.checkpoints(self._folder)
-        if not found:
-            return None
-        state = loop_checkpoint.read_state(found[-1])
-        self._learner.restore(found[-1])
-        self.step = self._checkpointed = state.step
-        self._reporter.restore(state.gate_version, state.client_failures)
-        log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(found[-1]))
-        return state
+        for checkpoint in reversed(found):
+            try:
+                state = loop_checkpoint.read_state(checkpoint)
+                self._learner.restore(checkpoint)
+            except Invalid as error:
+                _CHECKPOINTS.refuse(checkpoint, str(error))
+                self._unreadable.append(str(error))
+                continue
+            self.step = self._checkpointed = state.step
+            self._reporter.restore(state.gate_version, state.client_failures)
+            log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(checkpoint))
+            return state
+        if found:
+            raise Invalid(f"{self._unreadable[0]}; restore a checkpoint from a backup, or create a new run")
+        return None
 
     # --- one step -----------------------------------------------------------------------------------------------
 
@@ -244,7 +262,7 @@ class TrainingLoop:
         """Return a group as the update takes it.
 
         Raises:
-            PromptMismatch: engine and trainer did not see the same prompt.
+            PromptMismatch: engine and trainer did not see the same prompt, or a response is none of this model.
             Invalid: a deterministic run, and another gate version scored the group.
         """
         record, tokens = group.record, group.tokens
@@ -253,6 +271,12 @@ class TrainingLoop:
         index = self._prompt_index(group.number)
         prompt = self._learner.process_prompt(self._prompts[index])
         check_same_prompt(prompt, record.rollout, tokens)
+        longest = max(map(len, tokens.response_token_ids))
+        if longest > self._spec.sampling.max_tokens:
+            raise PromptMismatch(f"a response of {longest} tokens; max_tokens is {self._spec.sampling.max_tokens}")
+        largest = max((max(ids, default=0) for ids in tokens.response_token_ids), default=0)
+        if largest >= (vocabulary := self._learner.policy.vocabulary):
+            raise PromptMismatch(f"a response has token {largest}; the model has {vocabulary} tokens")
         return TrainingGroup(
             index, len(prompt.token_ids), tokens.response_token_ids, tokens.response_logprobs, record.rewards
         )

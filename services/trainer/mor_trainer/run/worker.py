@@ -14,6 +14,7 @@ import structlog
 import torch
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mor_core.errors import MorError
+from mor_core.failures import describe_failure
 from mor_core.runs import Claim, ClaimRequest, RunState
 
 from mor_trainer import __version__
@@ -95,7 +96,7 @@ class TrainingWorker:
         try:
             return portal.call(control.claim)
         except httpx.HTTPError as error:
-            log.warning("run control is unreachable", address=self._settings.control_url, error=str(error))
+            log.warning("run control is unreachable", address=self._settings.control_url, error=describe_failure(error))
             return None
 
     def _sleep(self, seconds: float) -> None:
@@ -139,9 +140,7 @@ class TrainingWorker:
                 return False
             except Exception as error:
                 log.exception("the run failed", run=claim.run)
-                self._report(
-                    portal, lease, events, RunState.failed, error=f"{type(error).__name__}: {str(error)[:1500]}"
-                )
+                self._report(portal, lease, events, RunState.failed, error=describe_failure(error))
                 return False
             log.info("finished", run=claim.run, final=str(final))
             return self._report(portal, lease, events, RunState.finished, final=str(final))
@@ -161,7 +160,7 @@ class TrainingWorker:
             portal.call(lease.wait_for_history, lambda: events.all_seen, _HISTORY_S)
             portal.call(lease.report, state, error, final)
         except (RunLeaseLost, httpx.HTTPError) as failure:
-            log.warning("the end of the run could not be reported", state=state, error=str(failure))
+            log.warning("the end of the run could not be reported", state=state, error=describe_failure(failure))
             return False
         return True
 

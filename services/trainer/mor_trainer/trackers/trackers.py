@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
+from mor_core.failures import quote_failure
 from mor_core.runs import RunSpec, RunState
 from mor_core.wire import EventRecord
 
@@ -122,7 +123,7 @@ class _Queue:
                 metrics.TRACKER_LOST.labels(self._tracker.name).inc()
                 self._begun.discard(item.run)
                 if not self._failing:
-                    self._fail(item.run, f"{type(error).__name__}: {str(error)[:_REASON_CHARACTERS]}")
+                    self._fail(item.run, quote_failure(error)[:_REASON_CHARACTERS])
             else:
                 if self._failing and item.event is not None:  # an end of a run proves nothing: it may send nothing
                     log.info("a tracker works again", tracker=self._tracker.name)

@@ -17,6 +17,7 @@ import torch
 from mor_core import atomic
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, MorError
+from mor_core.failures import describe_failure
 from mor_core.runs import RunSpec
 from torch import Tensor
 
@@ -90,7 +91,7 @@ class Learner:
         except MorError as found:
             error = found
         except Exception as found:
-            error = Invalid(f"{type(found).__name__}: {found}")
+            error = Invalid(describe_failure(found))
         ranks.raise_first(error)
         self.policy = Policy(
             *loaded,
@@ -208,7 +209,7 @@ class Learner:
     def _broken(self, error: Exception) -> RanksBroken:
         """Return the failure that another rank reported, or else ``error`` of rank 0."""
         reason, retryable = self.ranks.reported_failure() or (
-            f"{type(error).__name__}: {error}",
+            describe_failure(error),
             _connection_lost(error),
         )
         return RanksBroken(reason, retryable=retryable)
@@ -234,7 +235,7 @@ def follow_leader(settings: WorkerSettings, ranks: Ranks) -> None:
         except MorError as error:
             log.info("rank 0 reports this error", rank=ranks.rank, error=str(error))
         except Exception as error:
-            ranks.report_failure(f"{type(error).__name__}: {error}", retryable=False)
+            ranks.report_failure(describe_failure(error), retryable=False)
             raise
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from mor_core import atomic
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure, quote_failure
 from mor_core.runs import RunSpec
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
@@ -88,7 +89,9 @@ def read_state(folder: Path) -> LoopState:
     try:
         return LoopState.model_validate_json((folder / _STATE).read_bytes())
     except (OSError, ValidationError) as error:
-        raise Invalid(f"checkpoint {folder}: {error}; delete the folder to resume from an older one") from error
+        raise Invalid(
+            f"checkpoint {folder}: {describe_failure(error)}; delete the folder to resume from an older one"
+        ) from error
 
 
 def restore(
@@ -109,7 +112,10 @@ def restore(
     tensors = {_RNG: torch.get_rng_state(), **moments}
     tensors |= {f"{_MODEL}{name}": parameter.detach() for name, parameter in trainable.items()}
     reader = HuggingFaceStorageReader(str(folder))
-    _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
+    try:
+        _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
+    except Exception as error:  # whatever a library makes of a broken file
+        raise Invalid(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error
     torch.set_rng_state(tensors[_RNG])
     optimiser.state.clear()
     for key, value in moments.items():
@@ -122,7 +128,9 @@ def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, T
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, SafetensorError, ValueError) as error:
-        raise Invalid(f"checkpoint {folder}: {error}; delete the folder to resume from an older one") from error
+        raise Invalid(
+            f"checkpoint {folder}: {quote_failure(error)}; delete the folder to resume from an older one"
+        ) from error
     sizes = {key: tuple(tensor.size) for key, tensor in found.items() if isinstance(tensor, TensorStorageMetadata)}
     saved = {key.removeprefix(_MODEL): size for key, size in sizes.items() if key.startswith(_MODEL)}
     wanted = {name: tuple(parameter.shape) for name, parameter in trainable.items()}

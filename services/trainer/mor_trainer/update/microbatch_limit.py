@@ -9,15 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from mor_core import atomic
-from pydantic import BaseModel
+from mor_core.stored import StoredEntries
+from pydantic import BaseModel, Field
 
 _FILE = "memory.json"
+_LIMITS = StoredEntries("micro_batch_limits")
 
 
 class MicroBatchLimit(BaseModel):
     """Content of the file."""
 
-    micro_batch_tokens: int
+    micro_batch_tokens: int = Field(ge=1)
 
 
 def write_limit(run_folder: Path, tokens: int) -> None:
@@ -27,8 +29,7 @@ def write_limit(run_folder: Path, tokens: int) -> None:
 
 def read_limit(run_folder: Path, tokens: int) -> int:
     """Return ``tokens``, or the run's limit where that is less."""
-    try:
-        limit = MicroBatchLimit.model_validate_json((run_folder / _FILE).read_bytes())
-    except FileNotFoundError:
-        return tokens
-    return min(tokens, limit.micro_batch_tokens)
+    path = run_folder / _FILE
+    content = path.read_bytes() if path.is_file() else None
+    limit = _LIMITS.parse(path, content, MicroBatchLimit.model_validate_json)
+    return tokens if limit is None else min(tokens, limit.micro_batch_tokens)

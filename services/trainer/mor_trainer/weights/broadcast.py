@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import httpx
 import torch
 from mor_core.errors import Invalid, Unavailable
+from mor_core.failures import quote_failure
 from torch import Tensor
 
 from mor_trainer.config import WorkerSettings
@@ -71,7 +72,9 @@ class WeightBroadcast:
             from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         except ImportError as error:
-            raise Invalid(f"{error}; MOR_TRANSFER_ENGINES needs the extra: install mor-trainer[nccl]") from error
+            raise Invalid(
+                f"{quote_failure(error)}; MOR_TRANSFER_ENGINES needs the extra: install mor-trainer[nccl]"
+            ) from error
         self._group = self._engines.group = secrets.token_hex(8)
         self._engines.workers = workers
         info = NCCLTrainerInitInfo(

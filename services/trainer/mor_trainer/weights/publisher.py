@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
+from mor_core.failures import describe_failure
 from mor_core.runs import Claim
 from torch import Tensor
 
@@ -44,8 +45,6 @@ class Publisher:
         self._portal = portal
         self._exchange = exchange
         self._emit = emit
-        root = (settings.weights_url or settings.control_url).rstrip("/")
-        self._url = f"{root}/v1/runs/{claim.run}/weights"
         self._transfer: WeightTransfer | None = None
         if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small: files suffice
             self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model)
@@ -76,14 +75,14 @@ class Publisher:
             self._transfer.close()
 
     def _announce(self, version: int) -> None:
-        self._portal.call(self._exchange.announce_version, version, f"{self._url}/{version}")
+        self._portal.call(self._exchange.announce_version, version)
 
     def _send(self, transfer: WeightTransfer, version: int, trainable: Mapping[str, Tensor]) -> bool:
         try:
             transfer.send(version, version_writer.full_tensors(self._policy.model, trainable))
         except Exception as error:  # any failure: engines pull the files instead
             log.warning("weights were not broadcast", run=self._run, version=version, exc_info=error)
-            reason = f"version {version} was not broadcast and is pulled as files instead: {str(error)[:500]}"
+            reason = f"version {version} was not broadcast and is pulled as files instead: {describe_failure(error)}"
             self._emit("alert", {"name": "weight_transfer_failed", "reason": reason})
             return False
         return True

@@ -7,11 +7,18 @@ because engines keep the newest version that they saw.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from mor_core.wire import WeightsManifest
+from mor_core.errors import Invalid
+from mor_core.stored import StoredEntries
+from mor_core.wire import WeightsFile, WeightsManifest
 
 MANIFEST = "manifest.json"
+_VERSION = re.compile(r"[0-9]{1,15}")
+_LARGEST_MANIFEST = 32 << 20
+"""Bytes, as the rollout service reads them: about 200 for each tensor."""
+_VERSIONS = StoredEntries("weight_versions", largest=_LARGEST_MANIFEST)
 
 
 def weights_folder(run_folder: Path) -> Path:
@@ -22,12 +29,43 @@ def published_versions(run_folder: Path) -> list[int]:
     """List the versions of a run that are on the disk, oldest first."""
     folder = weights_folder(run_folder)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if _VERSION.fullmatch(name))
 
 
 def read_manifest(run_folder: Path, version: int) -> WeightsManifest | None:
+    """Read the manifest of a version; ``None`` where there is none that fits."""
     path = weights_folder(run_folder) / str(version) / MANIFEST
-    try:
-        return WeightsManifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not _is_plain_file(path, run_folder):
         return None
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_MANIFEST + 1)
+
+    def parse(given: bytes) -> WeightsManifest:
+        manifest = WeightsManifest.model_validate_json(given)
+        if (manifest.run, manifest.version) != (run_folder.name, version):
+            raise Invalid("a manifest lies in the folder of another run or version")
+        return manifest
+
+    return _VERSIONS.parse(path, content, parse)
+
+
+def file_of(run_folder: Path, version: int, file: WeightsFile) -> Path | None:
+    """Return the path of a file that a manifest lists; ``None`` where it is gone, a link, or of another size."""
+    path = weights_folder(run_folder) / str(version) / file.name
+    if not _is_plain_file(path, run_folder):
+        return None
+    size = path.stat().st_size
+    if size != file.bytes:
+        _VERSIONS.refuse(path, f"{size} bytes, the manifest lists {file.bytes}")
+        return None
+    return path
+
+
+def _is_plain_file(path: Path, run_folder: Path) -> bool:
+    """Return whether ``path`` is a file in the folder of the run itself, and not behind a link."""
+    if not path.exists():
+        return False
+    plain = path.is_file() and path.resolve() == run_folder.resolve() / path.relative_to(run_folder)
+    if not plain:
+        _VERSIONS.refuse(path, "it is no plain file of the run's folder; remove the link")
+    return plain

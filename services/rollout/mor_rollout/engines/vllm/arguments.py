@@ -26,6 +26,7 @@ def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: Pro
         "tensor_parallel_size": settings.tensor_parallel_size,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "enable_log_requests": False,  # its lines hold prompts
         "seed": 0,
         # Only the prompt record sets how to sample, not the defaults in the checkpoint's generation_config.
         "generation_config": "vllm",

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mor_core.failures import describe_failure, quote_failure
+
 from mor_rollout.engines.vllm.native_libraries import with_advice
 
 _MOST_BYTES = 1 << 20
@@ -117,11 +119,15 @@ class ExceptionFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
-        described = None if error is None else describe_chain(error)[:_LONGEST]
-        return json.dumps({"message": record.getMessage()[:_LONGEST], "exception": described})
+        message = record.getMessage()[:_LONGEST]
+        # At its start an engine has no prompt that an exception could quote.
+        described = None if error is None else describe_chain(error, quoting=_FATAL not in message)[:_LONGEST]
+        return json.dumps({"message": message, "exception": described})
 
 
-def describe_chain(error: BaseException) -> str:
-    """Return the type and message of an exception and of its explicit causes, the root cause last."""
-    described = f"{type(error).__name__}: {error}"
-    return described if error.__cause__ is None else f"{described}; caused by {describe_chain(error.__cause__)}"
+def describe_chain(error: BaseException, *, quoting: bool = True) -> str:
+    """Describe an exception and its explicit causes, the root cause last; ``quoting`` keeps messages with data."""
+    described = quote_failure(error) if quoting else describe_failure(error)
+    if error.__cause__ is None:
+        return described
+    return f"{described}; caused by {describe_chain(error.__cause__, quoting=quoting)}"

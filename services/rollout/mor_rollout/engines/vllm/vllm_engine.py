@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
 from mor_core.pixel_hash import PIXEL_FIELDS, pixel_sha256
 from mor_core.tasks import in_thread
 from mor_core.vision import prompt_text
@@ -379,7 +380,7 @@ class VllmEngine:
             self._failure = f"{step} took over {limit:g} s (MOR_SWAP_TIMEOUT_S)"
             raise SwapFailed(self._failure) from error
         except Exception as error:
-            raise SwapFailed(f"{step}: {error}") from error
+            raise SwapFailed(f"{step}: {quote_failure(error)}") from error
 
     async def join_transfer_group(self, init_info: dict[str, Any]) -> None:
         """Join a trainer's group and leave an earlier one. Return when all members have joined."""

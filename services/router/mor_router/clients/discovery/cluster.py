@@ -17,6 +17,7 @@ import structlog
 from kubernetes.aio import client, config, watch
 from kubernetes.aio.client.exceptions import ApiException
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 from pydantic import SecretStr
 
 API_ERRORS = (ApiException, aiohttp.ClientError, TimeoutError, OSError)
@@ -192,7 +193,7 @@ class ClusterApi:
 
 
 def _brief(error: BaseException) -> str:
-    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error) or type(error).__name__
+    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else describe_failure(error)
 
 
 def load_client() -> None:

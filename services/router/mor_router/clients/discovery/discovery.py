@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from mor_core.clients import Change, Enrolment, Rotation
 from mor_core.errors import Invalid, MorError, NotFound
+from mor_core.failures import describe_failure
 from mor_core.tasks import stop
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
@@ -84,7 +85,9 @@ class Discovery:
             try:
                 await self._reconcile(cluster, namespace, services)
             except RedisError as error:
-                log.warning("the registry cannot be read; the next list is compared instead", error=str(error))
+                log.warning(
+                    "the registry cannot be read; the next list is compared instead", error=describe_failure(error)
+                )
 
     async def _reconcile(self, cluster: ClusterApi, namespace: str, services: Sequence[Any]) -> None:
         gone = {
@@ -98,7 +101,9 @@ class Discovery:
             try:
                 await self._enrol_or_update(cluster, parse_service(service))
             except (MorError, ValidationError, *API_ERRORS) as error:
-                log.warning("a Service cannot be enrolled; tried again later", client=name, reason=str(error))
+                log.warning(
+                    "a Service cannot be enrolled; tried again later", client=name, reason=describe_failure(error)
+                )
         for name in gone:
             log.info("a Service is gone", client=name)
             await self._enroller.revoke(name, _BY)
@@ -130,12 +135,19 @@ class Discovery:
             await self._update(record, service, token)
 
     async def _update(self, record: ClientRecord, service: LabelledService, token: SecretStr) -> None:
-        if self._secret_store.decrypt(record.secret, record.name) != token:
+        if self._known_token(record) != token:
             await self._enroller.rotate(record.name, Rotation(token=token), _BY)
         if record.url != service.url:
             await self._enroller.change(record.name, Change(url=service.url), _BY, source="kubernetes")
         if record.state == "paused" and record.reason == _OUTSIDE:
             await self._enroller.change(record.name, Change(state="probation"), _BY)
+
+    def _known_token(self, record: ClientRecord) -> SecretStr | None:
+        """Return the stored token; ``None`` where it cannot be decrypted, and is replaced by the cluster's."""
+        try:
+            return self._secret_store.decrypt(record.secret, record.owner)
+        except Invalid:
+            return None
 
 
 def _namespace(record: ClientRecord) -> str:

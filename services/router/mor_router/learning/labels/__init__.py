@@ -5,8 +5,8 @@ Neither a client nor the fused reward ever labels.
 
 from __future__ import annotations
 
-from mor_router.learning.labels.labeller import Labeller, SampledGroup, best_and_worst
+from mor_router.learning.labels.labeller import Labeller, SampledGroup, ordered_pairs
 from mor_router.learning.labels.labeller_choice import LabellerChoice, StoredLabeller
 from mor_router.learning.labels.labeller_store import LabellerStore
 
-__all__ = ["Labeller", "LabellerChoice", "LabellerStore", "SampledGroup", "StoredLabeller", "best_and_worst"]
+__all__ = ["Labeller", "LabellerChoice", "LabellerStore", "SampledGroup", "StoredLabeller", "ordered_pairs"]

@@ -9,8 +9,9 @@ from importlib import metadata
 from typing import Any
 
 from mor_core.errors import Invalid, Unavailable
+from mor_core.failures import describe_failure, quote_failure
 
-from mor_router.learning.labels.labeller import Pair, SampledGroup, best_and_worst
+from mor_router.learning.labels.labeller import Pair, SampledGroup, ordered_pairs
 
 GROUP = "mor_router.checkers"
 """Entry-point group of checkers."""
@@ -31,18 +32,18 @@ def load_checker(name: str) -> Check:
     try:
         check: Check = found[name].load()
     except Exception as error:  # an imported module may raise anything
-        raise Invalid(f"checker {name!r} cannot be loaded: {error}") from error
+        raise Invalid(f"checker {name!r} cannot be loaded: {quote_failure(error)}") from error
     return check
 
 
 class FunctionLabeller:
-    """Labeller by the highest and the lowest score of a function."""
+    """Labeller by the scores of a function."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._check = load_checker(name)
 
-    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
+    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> tuple[Pair, ...]:
         messages = [message.model_dump(mode="json") for message in sampled.messages]
         try:
             async with asyncio.timeout(timeout_s):
@@ -52,15 +53,13 @@ class FunctionLabeller:
                 f"checker {self._name!r} did not answer within {timeout_s:g} s; raise MOR_DEADLINE_S"
             ) from error
         except Exception as error:  # the operator's function may raise anything
-            raise Unavailable(f"checker {self._name!r} failed: {error}") from error
+            raise Unavailable(f"checker {self._name!r} failed: {describe_failure(error)}") from error
         if len(scores) != len(sampled.responses):
             raise Unavailable(
                 f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses;"
                 " return one for each"
             )
-        known = [(place, score) for place, score in enumerate(scores) if score is not None and math.isfinite(score)]
-        pair = best_and_worst([score for _, score in known]) if len(known) > 1 else None
-        return None if pair is None else (known[pair[0]][0], known[pair[1]][0])
+        return ordered_pairs([score if score is not None and math.isfinite(score) else None for score in scores])
 
     async def close(self) -> None:
         return None

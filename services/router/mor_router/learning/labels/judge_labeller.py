@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import random
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from mor_core import images
 from mor_core.errors import Unavailable
 from mor_core.wire import ImagePart, Message
-from PIL import Image
 
 from mor_router.clients.http import BoundedHttpClient
 from mor_router.clients.responses import ClientFailure
@@ -47,7 +46,7 @@ class JudgeLabeller:
         self._http = http
         self._model = model
 
-    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
+    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> tuple[Pair, ...]:
         """Label two responses drawn at random, because a judge compares pairs."""
         one, other = random.sample(range(len(sampled.responses)), 2)
         try:
@@ -63,8 +62,8 @@ class JudgeLabeller:
         except ClientFailure as failure:
             raise Unavailable(f"the judge {self._model!r}: {failure}") from failure
         if forth is None or back is None or forth == back:
-            return None
-        return (one, other) if forth else (other, one)
+            return ()
+        return ((one, other),) if forth else ((other, one),)
 
     async def _first_is_better(
         self, sampled: SampledGroup, first: int, second: int, objective: str, timeout_s: float
@@ -114,5 +113,4 @@ def contents(body: bytes) -> list[str]:
 
 def _data_uri(content: bytes) -> str:
     """Encode an anchor's picture, which was decoded once when it was uploaded, so its format is known."""
-    kind = Image.open(io.BytesIO(content)).get_format_mimetype()
-    return f"data:{kind or 'image/png'};base64,{base64.b64encode(content).decode()}"
+    return f"data:{images.media_type(content)};base64,{base64.b64encode(content).decode()}"

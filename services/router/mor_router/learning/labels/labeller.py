@@ -25,8 +25,10 @@ class SampledGroup:
 class Labeller(Protocol):
     """Source of labels: which of two responses serves an objective better."""
 
-    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> Pair | None:
-        """Choose a response that serves ``objective`` (its text) better than another; ``None``: undecided.
+    async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> tuple[Pair, ...]:
+        """Return pairs of which the first response serves ``objective`` (its text) better, the clearest pair first.
+
+        None: undecided.
 
         Raises:
             Unavailable: no answer, or an unreadable one.
@@ -36,7 +38,11 @@ class Labeller(Protocol):
     async def close(self) -> None: ...
 
 
-def best_and_worst(scores: Sequence[float]) -> Pair | None:
-    """Return the indices of the highest and the lowest score; ``None`` where all are equal."""
-    best, worst = max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)
-    return (best, worst) if scores[best] > scores[worst] else None
+def ordered_pairs(scores: Sequence[float | None]) -> tuple[Pair, ...]:
+    """Return the pairs of indices with different scores, the higher first; the largest difference first.
+
+    ``None`` stands for a response without a score.
+    """
+    known = [(place, score) for place, score in enumerate(scores) if score is not None]
+    pairs = [(high - low, (i, j)) for i, high in known for j, low in known if high > low]
+    return tuple(pair for _, pair in sorted(pairs, key=lambda found: -found[0]))

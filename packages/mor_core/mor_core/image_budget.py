@@ -1,0 +1,69 @@
+"""One budget for all images of a request, whether it carries them or names them, and the threads that decode them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from mor_core import images
+from mor_core.errors import Invalid, TooLarge
+
+T = TypeVar("T")
+
+MOST_IMAGES = 1024
+"""Distinct images of a request: four for each of 256 groups."""
+MOST_PIXELS = 4 * images.MAX_PIXELS
+"""Pixels of all images of a request: 16 photographs of 16 megapixels, or 1024 pictures of 512 x 512."""
+
+_decoders = ThreadPoolExecutor(2, thread_name_prefix="images")
+"""Decode the images of two requests at a time: each may take 192 MiB."""
+
+
+async def on_decoder(work: Callable[[], T]) -> T:
+    """Run ``work``, which decodes untrusted images, on a thread for it. Cancelled while it waits, it never runs."""
+    return await asyncio.get_running_loop().run_in_executor(_decoders, work)
+
+
+class ImageBudget:
+    """Images that one request may still have, ``most_bytes`` encoded bytes together.
+
+    An image that cannot be decoded costs no pixels: decoding refuses it by its header, for its own group.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._images = MOST_IMAGES
+        self._bytes = most_bytes
+        self._pixels = MOST_PIXELS
+
+    def spend(self, content: bytes) -> None:
+        """Take one image from the budget, by its length and by the size that its header states.
+
+        Raises:
+            TooLarge: the budget has too little left.
+        """
+        self._images -= 1
+        self._bytes -= len(content)
+        if self._images < 0:
+            raise TooLarge(f"over {MOST_IMAGES} images; send fewer in one request")
+        if self._bytes < 0:
+            raise TooLarge(f"the images have over {self._most_bytes} bytes together; send fewer, or scale them down")
+        with suppress(Invalid, TooLarge):
+            self._pixels -= images.pixels(content)
+        if self._pixels < 0:
+            raise TooLarge(f"the images have over {MOST_PIXELS} pixels together; send fewer, or scale them down")
+
+
+def check_named(contents: Mapping[str, bytes]) -> None:
+    """Check that each image has the hash that names it.
+
+    Raises:
+        Invalid: an image has another hash.
+    """
+    for digest, content in contents.items():
+        found = images.sha256(content)
+        if found != digest:
+            raise Invalid(f"image {digest[:12]}: its bytes have SHA-256 {found[:12]}; send it under that hash")

@@ -1,0 +1,80 @@
+"""Error answers in the OpenAPI document, declared once for all routes of all services.
+
+A status that follows from the shape of a route is added to it: 401, 403, 422 and 503 where it takes a token, 404 where
+its path has a parameter, 400, 408, 413 and 415 where it has a body. The others are declared where they arise, by
+``problems``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mor_core.problems import MEDIA_TYPE
+
+_MEANINGS = {
+    400: "The body cannot be read.",
+    401: "The token is missing or unknown.",
+    403: "The scope of the token does not allow it.",
+    404: "There is no such resource.",
+    408: "The body did not arrive in time.",
+    409: "The current state does not allow it.",
+    413: "The request is over a limit of bytes, pixels or items.",
+    415: "The body has another content type than the ones listed.",
+    422: "A part of the request is not valid; `detail` names it.",
+    429: "Too many requests; repeat it after `Retry-After` seconds.",
+    503: "The service, or one that it needs, cannot answer now; repeat the request after `Retry-After` seconds.",
+}
+_SCHEMA = {
+    "type": "object",
+    "title": "Problem",
+    "description": "Error answer (RFC 9457).",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What was received, what is expected, and the remedy."},
+    },
+}
+_CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")
+"""Schemas of an error answer that no service gives."""
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` argument of a route that answers with these statuses."""
+    return {status: {"description": _MEANINGS[status], "content": _CONTENT} for status in statuses}
+
+
+def add_problems(document: dict[str, Any]) -> None:
+    """Complete the error answers of every operation of a document of FastAPI."""
+    for operation in (method for path in document["paths"].values() for method in path.values()):
+        answers = operation["responses"]
+        if "422" in answers:
+            answers["422"].pop("content", None)
+        for status in _implied(operation):
+            answers.setdefault(str(status), {})
+        for status, answer in answers.items():
+            if status.isdigit() and int(status) >= 400:
+                answer.setdefault("content", _CONTENT)
+                answer.setdefault("description", _MEANINGS[int(status)])
+        operation["responses"] = dict(sorted(answers.items()))
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for name in _FASTAPIS_OWN:
+        schemas.pop(name, None)
+    schemas["Problem"] = _SCHEMA
+
+
+def _implied(operation: dict[str, Any]) -> set[int]:
+    """Return the statuses that follow from what an operation takes."""
+    found = set()
+    places = {parameter["in"] for parameter in operation.get("parameters", ())}
+    if "security" in operation:
+        found |= {401, 403, 422, 503}
+    if "path" in places:
+        found |= {404}
+    if "requestBody" in operation:
+        found |= {400, 408, 413, 415}
+    if places or "requestBody" in operation:
+        found |= {422}
+    return found

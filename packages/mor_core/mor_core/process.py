@@ -1,0 +1,108 @@
+"""Start of a process: settings, logs and traces, the same way in every service and worker."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import structlog
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import SettingsError
+
+from mor_core import logs, tracing
+from mor_core.errors import Invalid, MorError
+from mor_core.failures import problem_of
+from mor_core.hidden_secrets import SECRET_NAME, hide_secrets, remember, remember_address
+from mor_core.known_variables import KNOWN
+from mor_core.printable import visible
+from mor_core.settings import PREFIX, LoggedSettings, Settings
+
+S = TypeVar("S", bound=Settings)
+
+_LONGEST_VALUE = 80
+"""Characters of a wrong value that the message quotes."""
+_USAGE = 2
+"""Exit status for a wrong setting, as for a wrong option."""
+
+log = structlog.get_logger(__name__)
+
+
+def load(kind: type[S], **given: Any) -> S:
+    """Read the settings from environment and secrets folder; ``given`` options that are not ``None`` come first.
+
+    Raises:
+        Invalid: names the variable, what it is set to unless that is a secret, and what is wanted.
+    """
+    try:
+        settings = kind(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise Invalid("; ".join(_problem(kind, one) for one in error.errors())) from None
+    except SettingsError as error:  # a list or an object that is not JSON
+        name = str(error).partition('"')[2].partition('"')[0]
+        raise Invalid(f"{PREFIX}{name.upper()}: got {_got(kind, name)}; wanted: JSON") from None
+    for _, value in settings:
+        if isinstance(value, SecretStr):
+            remember(*value.get_secret_value().split(","))
+        remember_address(value.get_secret_value() if isinstance(value, SecretStr) else str(value))
+    return settings
+
+
+def begin(settings: LoggedSettings, name: str) -> None:
+    """Set up logs and traces of a process, and name variables that nothing reads."""
+    logs.configure(settings.log_level, settings.log_format, service=name)
+    tracing.configure(f"mor-{name}")
+    # The memory of this process holds tokens and private prompts.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    for variable, similar in unread_variables().items():
+        cure = f"did you mean {similar}?" if similar else "remove it, or correct its name"
+        log.warning("no service of MoR reads this variable", name=variable, cure=cure)
+
+
+def unread_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
+    """Return the ``MOR_*`` variables that no process of MoR reads, each with the most similar one that is read."""
+    unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in KNOWN)
+    return {name: next(iter(difflib.get_close_matches(name, KNOWN, 1, 0.8)), None) for name in unknown}
+
+
+@contextmanager
+def reported_errors(program: str) -> Iterator[None]:
+    """End the process on an error of MoR with one line and exit status 2, instead of a traceback."""
+    try:
+        yield
+    except MorError as error:
+        sys.stderr.write(f"{program}: {visible(hide_secrets(str(error)))}\n")
+        raise SystemExit(_USAGE) from error
+
+
+def _problem(kind: type[Settings], error: Any) -> str:
+    """Describe one wrong value of the settings."""
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0])
+    variable = f"{PREFIX}{name.upper()}"
+    if error["type"] == "missing":
+        return f"{variable}: got nothing; wanted: {_purpose(kind, name)}"
+    wanted = problem_of(error)
+    part = ".".join(map(str, error["loc"][1:]))
+    return f"{variable}{f' ({part})' if part else ''}: got {_got(kind, name, error['input'])}; wanted: {wanted}"
+
+
+def _got(kind: type[Settings], name: str, value: object = None) -> str:
+    """Quote a wrong value, unless it is a secret."""
+    given = os.environ.get(f"{PREFIX}{name.upper()}") if value is None else value
+    field = kind.model_fields.get(name)
+    if SECRET_NAME.search(name) or (field is not None and "SecretStr" in str(field.annotation)):
+        return "a value that is not shown"
+    shown = visible(hide_secrets(str(given)))
+    return repr(shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}…")
+
+
+def _purpose(kind: type[Settings], name: str) -> str:
+    """Return the first sentence of a setting's description."""
+    field = kind.model_fields.get(name)
+    return (field.description or "a value").partition(".")[0] if field is not None else "a value"

@@ -1,0 +1,77 @@
+"""Users of the services in Redis: the commands and keys of each, as rules of Redis >= 7 and Valkey >= 8.
+
+``helm/mor/files/redis-users.txt`` is generated from here. A test compares the commands with those in the code, and
+another runs the whole loop with these users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mor_core.blobs import BLOB, OWNED, OWNERS
+from mor_core.streams import RUNS_KEY, key
+
+ROUTER_PREFIX = "mor:{router}:"
+"""Begin of the keys of the router's store."""
+MARK = "mark"
+"""Key of a run that a flush of the server removes."""
+
+_EACH = "ping info select client|setname client|setinfo multi exec discard evalsha script|load del"
+_CONSUMER = "xreadgroup xgroup|create xautoclaim xpending xclaim xack xdel xlen xadd xrange time"
+_STORE = (
+    "hget hgetall hmget hkeys hlen hexists hset hsetnx hdel hincrby lpush ltrim lrange get set incrby expire pexpire "
+    "pttl watch unwatch"
+)
+_BLOBS = (f"{BLOB}:*", f"{OWNERS}:*", f"{OWNED}:*")
+
+
+@dataclass(frozen=True)
+class RedisUser:
+    """A service's user."""
+
+    commands: str
+    """Commands, separated by spaces."""
+    keys: tuple[str, ...]
+    """Patterns of keys that it reads and writes."""
+    read_only: tuple[str, ...] = ()
+    """Patterns of keys that it reads."""
+
+    @property
+    def rules(self) -> str:
+        """Rules for ``ACL SETUSER``, apart from name and password."""
+        commands = [f"+{command}" for command in sorted(set(self.commands.split()))]
+        patterns = [*(f"~{pattern}" for pattern in self.keys), *(f"%R~{pattern}" for pattern in self.read_only)]
+        return " ".join(["resetkeys", "resetchannels", "-@all", *commands, *patterns])
+
+
+def _of_runs(*names: str) -> tuple[str, ...]:
+    """Return the patterns of these keys of all runs."""
+    return tuple(key("*", name) for name in names)
+
+
+USERS = {
+    "control": RedisUser(
+        f"{_EACH} {_CONSUMER}",
+        _of_runs("events", "dead", "prompts", "rollouts", "rewards"),
+    ),
+    "worker": RedisUser(
+        f"{_EACH} {_CONSUMER} xtrim hset hdel set sadd srem scard smembers getrange",
+        (RUNS_KEY, *_of_runs("prompts", "rollouts", "rewards", "events", "dead", MARK, *_BLOBS)),
+    ),
+    "rollout": RedisUser(
+        f"{_EACH} {_CONSUMER} hgetall set sadd getrange",
+        _of_runs("prompts", "rollouts", "dead", *_BLOBS),
+        (RUNS_KEY,),
+    ),
+    "router": RedisUser(
+        f"{_EACH} {_CONSUMER} {_STORE} getrange",
+        (f"{ROUTER_PREFIX}*", *_of_runs("rollouts", "rewards", "dead")),
+        (RUNS_KEY, *_of_runs(f"{BLOB}:*")),
+    ),
+}
+"""User of each process; the reward service has none."""
+
+
+def users_file() -> str:
+    """Return a line with name and rules for each user."""
+    return "".join(f"{name} {user.rules}\n" for name, user in USERS.items())

@@ -1,0 +1,126 @@
+"""Entries of stores that others can write to: Redis, the history database, shared folders.
+
+Such a store is a carrier, not an authority. Each entry is parsed by itself and bounded in size. One that does not fit
+is left out, counted in ``mor_unreadable_entries_total`` and logged once, and the entries beside it stay in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import structlog
+from prometheus_client import Counter
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from mor_core.errors import Invalid, MorError
+from mor_core.failures import describe
+
+T = TypeVar("T")
+
+_LARGEST_BYTES = 1 << 20
+"""Usual bound on one entry: a client with its card, or a score, has a few kilobytes."""
+_REMEMBERED = 1000
+"""Problems of a store that are remembered, so that each is logged once; about a hundred bytes each."""
+
+UNREADABLE = Counter("mor_unreadable_entries", "Reads of a stored entry that does not fit and was left out", ["store"])
+
+log = structlog.get_logger(__name__)
+
+
+class StoredEntries:
+    """Parser of one store's entries. ``store`` is the label of the metric, a fixed word."""
+
+    def __init__(self, store: str, *, largest: int = _LARGEST_BYTES) -> None:
+        """``largest``: bytes of one entry."""
+        self.store = store
+        self._largest = largest
+        self._known: dict[tuple[str, str], None] = {}
+        UNREADABLE.labels(store)  # so that the series starts at 0
+
+    def parse(self, entry: object, content: Any, parser: Callable[[Any], T]) -> T | None:
+        """Return ``parser(content)``; ``None`` where ``content`` is ``None``, too long, or makes ``parser`` raise."""
+        if content is None:
+            return None
+        try:
+            if isinstance(content, bytes | str) and len(content) > self._largest:
+                raise Invalid(f"{len(content)} bytes, at most {self._largest} are read")
+            return parser(content)
+        except Exception as error:  # whatever a parser raises, the entry is at fault
+            self.refuse(entry, reason_of(error))
+            return None
+
+    def parse_all(self, entries: Mapping[Any, Any], parser: Callable[[Any, Any], T]) -> dict[Any, T]:
+        """Return ``parser(field, content)`` of each entry that fits, by its field."""
+        found = {}
+        for field, content in entries.items():
+            value = self.parse(field, content, lambda given, field=field: parser(field, given))  # type: ignore[misc]
+            if value is not None:
+                found[field] = value
+        return found
+
+    def parse_list(self, entries: Iterable[Any], parser: Callable[[Any], T]) -> list[T]:
+        """Return ``parser(content)`` of each entry that fits, in their order."""
+        found = (self.parse(place, content, parser) for place, content in enumerate(entries))
+        return [value for value in found if value is not None]
+
+    async def read(self, key: str, command: Awaitable[Any], default: T) -> T:
+        """Return the reply of a Redis ``command`` on ``key``, or ``default`` where the key has another type.
+
+        Raises:
+            RedisError: the server failed.
+        """
+        try:
+            return cast("T", await command)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self.refuse(key, "the key has another type; delete it, or restore it from an export")
+            return default
+
+    async def write(self, redis: Redis, keys: Sequence[str], write: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of ``write``, once more without ``keys`` where one of them has another type.
+
+        For stores that are filled again by the work itself.
+
+        Raises:
+            RedisError: the server failed.
+        """
+        try:
+            return await write()
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self.refuse(", ".join(keys), "a key has another type; the store is begun anew")
+            await redis.delete(*keys)
+            return await write()
+
+    def refuse(self, entry: object, problem: str) -> None:
+        """Count an entry that does not fit, and log its problem once."""
+        UNREADABLE.labels(self.store).inc()
+        name = entry.decode(errors="replace") if isinstance(entry, bytes) else str(entry)
+        known = (name[:200], problem)
+        if known in self._known:
+            return
+        self._known[known] = None
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        log.warning(
+            "a stored entry cannot be read and is left out", store=self.store, entry=name[:200], problem=problem
+        )
+
+
+def is_wrong_type(error: ResponseError) -> bool:
+    """Return whether a Redis command met a key of another type."""
+    return "WRONGTYPE" in str(error)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the reason of a failure without the entry's content, which may be private."""
+    if isinstance(error, ValidationError):
+        return describe(error)[:500]
+    if isinstance(error, MorError):
+        return str(error)[:500]
+    return f"invalid: {type(error).__name__}"

@@ -1,0 +1,89 @@
+"""Quotas of enrolments with tokens of scope ``enrolment``, counted in Redis for all replicas together.
+
+An attempt makes the router connect to an address that the caller chose. Failed attempts count like others, so that the
+probe of an enrolment can neither scan a network nor flood a host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from mor_core.errors import Overloaded
+from redis.asyncio import Redis
+
+from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.registry import ClientRecord
+from mor_router.clients.special_addresses import effective_address
+from mor_router.config import RouterSettings
+from mor_router.store import key
+
+_WINDOW_S = 60
+"""Seconds over which attempts are counted; a counter ends with them."""
+_PREFIXES = {4: 24, 6: 48}
+"""Version of an address -> length of the prefix that one owner usually has."""
+_MOST_NETWORKS = 8
+"""Networks counted for one name: a name server may answer with any number of addresses."""
+_FULL_RETRY_S = 600.0
+"""``Retry-After`` where a token has enrolled its clients: people have to act first."""
+
+
+class EnrolmentQuota:
+    """Limits on attempts by one token, on attempts at one network, and on the clients of one token."""
+
+    def __init__(self, redis: Redis, settings: RouterSettings, egress: EgressPolicy) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._egress = egress
+
+    async def take(self, token: str, url: str) -> None:
+        """Count an attempt to enrol ``url`` with the token of this name.
+
+        Raises:
+            Overloaded: the token or the network has no attempts left in this minute.
+        """
+        most = self._settings.enrolments_per_minute
+        await self._count(("token", token), most, f"by this token, MOR_ENROLMENTS_PER_MINUTE={most}")
+        most = self._settings.enrolments_per_network
+        for network in await self._networks(url):
+            await self._count(("network", network), most, f"in one network, MOR_ENROLMENTS_PER_NETWORK={most}")
+
+    def check_room(self, token: str, records: Collection[ClientRecord]) -> None:
+        """Check that the token of this name may enrol one more client.
+
+        Raises:
+            Overloaded: it has enrolled as many as it may.
+        """
+        most = self._settings.clients_per_token
+        if sum(record.enrolled_by == token for record in records) >= most:
+            raise Overloaded(
+                f"this token has enrolled {most} clients, and MOR_CLIENTS_PER_TOKEN allows no more; have one of them "
+                "removed, or request another token",
+                _FULL_RETRY_S,
+            )
+
+    async def _count(self, subject: tuple[str, str], most: int, limit: str) -> None:
+        name = key("quota", *subject)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(name, 0, ex=_WINDOW_S, nx=True)
+            pipe.incr(name)
+            pipe.ttl(name)
+            _, count, left_s = await pipe.execute()
+        if count > most:
+            raise Overloaded(f"too many enrolments in a minute {limit}; try again in {left_s} s", left_s)
+
+    async def _networks(self, url: str) -> list[str]:
+        """Return the networks of an address; none where it is malformed or unknown, which the enrolment reports."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port or 443
+            try:
+                found = [str(ipaddress.ip_address(host))]
+            except ValueError:
+                found = await self._egress.resolver(host, port)
+            reached = [effective_address(address) for address in found]
+        except (ValueError, OSError):
+            return []
+        networks = {ipaddress.ip_network((one, _PREFIXES[one.version]), strict=False) for one in reached}
+        return sorted(map(str, networks))[:_MOST_NETWORKS]

@@ -1,0 +1,48 @@
+"""Probability with which a live group is audited, after its clients have answered.
+
+It depends on earlier groups and on the group's situation, never on the answers to the group itself: within a situation
+the audited groups are a plain random sample, so that tests over them need no weights. With share s and credit c, which
+starts at 8 audits, gains s with each group and loses 1 with each audit:
+
+    suspicion in this situation, c ≥ 1     ¼
+    otherwise                              s · ( ¼ + c / 8 )
+
+The credit settles near 6 audits, where the probability is s; so in the long run the share of audited groups is s. The
+credit is for suspicion: evidence within tens of groups needs several audits among them, and 2 % of them gives one in
+fifty. After it is spent, the following groups have fewer audits until it is earned again.
+"""
+
+from __future__ import annotations
+
+MOST_CREDIT = 8.0
+"""Audits saved at most, and granted in advance at the start: enough evidence for one client, and no more."""
+_LEAST = 0.25
+"""Part of the share that is drawn without any credit: no group is ever safe from an audit."""
+_SUSPICIOUS = 0.25
+"""Probability under suspicion: the credit lasts for about 32 groups."""
+
+
+class AuditBudget:
+    """Credit for the audits of one objective, in one process."""
+
+    def __init__(self, share: float) -> None:
+        """Raises:
+        ValueError: ``share`` is not in [0, 1].
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"got an audit share of {share}; a share in [0, 1] is needed")
+        self._share = share
+        self._credit = MOST_CREDIT
+
+    def probability(self, *, suspicious: bool) -> float:
+        """Gain the credit of one more group, and return the probability with which it is audited."""
+        self._credit = min(MOST_CREDIT, self._credit + self._share)
+        if not self._share:
+            return 0.0
+        if suspicious and self._credit >= 1:
+            return max(_SUSPICIOUS, self._share)
+        return min(1.0, self._share * (_LEAST + max(0.0, self._credit) / MOST_CREDIT))
+
+    def spend(self) -> None:
+        """Lose the credit of one audit."""
+        self._credit -= 1

@@ -1,0 +1,165 @@
+"""Sequential test of audited groups: evidence that a client misleads live groups.
+
+The expected accuracy at the fit says nothing here: pairs of a moving policy are harder or easier than the anchors. What
+no policy changes is that a client that the gate trusts at an input is right there at least half of the time, and that
+it seldom ranks a whole group in reverse. With d_p the client's standardised difference (preferred − other) of pair p of
+a group, u_k = w_k a_k / Σ_j w_j a_j its influence at the group's input, over K clients with influence, and σ the
+input's support:
+
+    y = Σ_p v_p y_p / Σ_p v_p        y_p = 1 where d_p > 0,   v_p = min( |d_p| / 2, 1 )
+
+    mean       E[ y ] ≥ ½            stake σ · min( K u_k, 1 )² · mean_p v_p
+    reversal   P( y < ¼ ) ≤ 0.15     stake σ · min( K u_k, 1 )², at least 3 labelled responses
+
+The square is for specialists, which may mislead where they have little influence.
+
+One group is one observation of each e-process (``e_process``), because pairs of one group depend on each other. A
+client that inverts its scores reverses most groups, an honest one few of them, so the second test needs far fewer
+groups; where only one pair of a group is labelled, the first one is left.
+
+A client may mislead in some situations only, or from some time on. So each test runs over all groups, over the groups
+of each situation, and over those in which the client was suspected when they were chosen: suspicion follows from
+earlier groups alone (``suspicion``), so those groups are no selection by the label. The evidence is the weighted mean
+of all these e-processes, which is one valid test. A false alarm has probability alpha for each client; for all K
+clients together it is at most K · alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from mor_router.mathematics.drift_test import right
+from mor_router.mathematics.e_process import log_evidence
+
+_CHANCE = 0.5
+_REVERSED = 0.25
+"""Concordance below which a group counts as ranked in reverse."""
+_REVERSALS = 0.15
+"""Share of reversed groups that an honest client may have, where it has its share of the influence."""
+_LEAST_LABELLED = 3
+"""Labelled responses of a group from which on a reversal is no accident."""
+_OVERALL, _SUSPECTED, _BY_SITUATION = 0.35, 0.5, 0.15
+"""Weights of the e-processes over all groups, over those under suspicion, and of all situations together."""
+_BETS = (0.5, 0.8)
+"""Bets of the reversal test: the best ones against clients that reverse 60 % and 84 % of the groups."""
+_MEAN, _REVERSAL = 0.25, 0.75
+"""Weights of the two tests: the second is the faster one where all of a group is labelled."""
+
+
+@dataclass(frozen=True)
+class AuditedGroup:
+    """A labelled live group. A client that did not score it is missing from the mappings."""
+
+    pairs: tuple[tuple[int, int], ...]
+    """Indices of the preferred and of the other response, for each labelled pair."""
+    scores: Mapping[str, Float[ndarray, " responses"]]
+    """Standardised scores of each client, shadows included."""
+    weights: Mapping[str, float]
+    """Gate weight of each client at this input; 0 for a shadow."""
+    slopes: Mapping[str, float]
+    """Slope of each client at this input, logits per standardised unit; 0 for a shadow."""
+    rewards: Float[ndarray, " responses"]
+    """Fused rewards of the responses, logits."""
+    probability: float = 1.0
+    """Probability with which the group was chosen."""
+    support: float = 1.0
+    """1 where the anchors cover the input, towards 0 far from all of them: how far the fit vouches for the weights."""
+    situations: tuple[str, ...] = ()
+    """What a client could see of the group, see ``suspicion.situations``."""
+    suspects: frozenset[str] = frozenset()
+    """Clients that were suspected in such a group when it was chosen."""
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """Evidence that one client misleads live groups."""
+
+    log_evidence: float
+    """log E, see ``e_process``: at log(1/alpha) and above the client misleads, with false-alarm rate alpha."""
+    reason: str
+    """What the audits say about the client, in words."""
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """One client in one audited group."""
+
+    concordance: float
+    """y."""
+    mean_stake: float
+    reversal_stake: float
+    situations: tuple[str, ...]
+    suspected: bool
+
+
+def audit_result(groups: Sequence[AuditedGroup]) -> dict[str, AuditResult]:
+    """Test every client of ``groups``, which are in order of arrival."""
+    seen: dict[str, list[_Observation]] = {}
+    for group in groups:
+        influence = _influence(group)
+        for client in group.scores:
+            seen.setdefault(client, []).append(_observation(group, client, influence.get(client, 0.0)))
+    return {client: _result(found) for client, found in sorted(seen.items())}
+
+
+def _influence(group: AuditedGroup) -> dict[str, float]:
+    """Compute min(K u, 1)² of each client: 1 where all have the same."""
+    parts = {client: group.weights[client] * group.slopes[client] for client in group.scores if client in group.weights}
+    total, count = sum(parts.values()), sum(part > 0 for part in parts.values())
+    return {client: min(1.0, count * part / total) ** 2 for client, part in parts.items()} if total > 0 else {}
+
+
+def _observation(group: AuditedGroup, client: str, influence: float) -> _Observation:
+    scores = group.scores[client]
+    differences = np.array([scores[better] - scores[worse] for better, worse in group.pairs])
+    sizes = np.minimum(np.abs(differences) / 2, 1)
+    total = float(sizes.sum())
+    labelled = len({place for pair in group.pairs for place in pair})
+    trusted = group.support * influence
+    return _Observation(
+        concordance=float(sizes @ right(differences) / total) if total > 0 else _CHANCE,
+        mean_stake=trusted * total / len(group.pairs),
+        reversal_stake=trusted if labelled >= _LEAST_LABELLED and total > 0 else 0.0,
+        situations=group.situations,
+        suspected=client in group.suspects,
+    )
+
+
+def _result(seen: Sequence[_Observation]) -> AuditResult:
+    situations = sorted({name for one in seen for name in one.situations})
+    parts = [
+        ("", _OVERALL, np.ones(len(seen), dtype=bool)),
+        (" under suspicion", _SUSPECTED, np.array([one.suspected for one in seen])),
+        *(
+            (f" with {name}", _BY_SITUATION / len(situations), np.array([name in one.situations for one in seen]))
+            for name in situations
+        ),
+    ]
+    paths = {words: _path(seen, counted) + math.log(weight) for words, weight, counted in parts}
+    highest = np.logaddexp.reduce([*paths.values()], axis=0).max()
+    words = max(paths, key=lambda name: float(paths[name].max()))
+    counted = next(chosen for name, _, chosen in parts if name == words)
+    stakes = np.array([one.mean_stake for one in seen]) * counted
+    concordance = np.array([one.concordance for one in seen])
+    agreement = float(stakes @ concordance / stakes.sum()) if stakes.sum() > 0 else _CHANCE
+    return AuditResult(
+        log_evidence=max(0.0, float(highest)),
+        reason=f"right in {agreement:.0%} of {int(counted.sum())} audited groups{words} where it counts; chance is 50%",
+    )
+
+
+def _path(seen: Sequence[_Observation], counted: ndarray) -> Float[ndarray, " groups"]:
+    """Compute log E of both tests together, over the ``counted`` groups; the others have no stake."""
+    concordance = np.array([one.concordance for one in seen])
+    mean = log_evidence(concordance, _CHANCE, counted * np.array([one.mean_stake for one in seen]))
+    stakes = counted * np.array([one.reversal_stake for one in seen])
+    if not stakes.any():
+        return mean
+    reversal = log_evidence(1.0 * (concordance >= _REVERSED), 1 - _REVERSALS, stakes, bets=_BETS)
+    return np.asarray(np.logaddexp(mean + math.log(_MEAN), reversal + math.log(_REVERSAL)))

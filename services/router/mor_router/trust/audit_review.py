@@ -1,0 +1,146 @@
+"""Review of labelled audits: a client that misleads live groups loses its weight until the next fit.
+
+Only audits of the client's present model since its enrolment count, and since it was last distrusted. Audits under the
+cold start are no evidence: a specialist may be wrong outside its domain while no gate is fitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from mor_core.audits import ClientAudits, ObjectiveAudits
+from mor_core.intervals import wilson
+from numpy import ndarray
+
+from mor_router import metrics
+from mor_router.clients.registry import ClientRecord, ClientRegistry
+from mor_router.mathematics.audit_test import AuditedGroup, AuditResult, audit_result
+from mor_router.mathematics.drift_test import right
+from mor_router.mathematics.standardise import fit_standardiser
+from mor_router.objectives.objective_store import COLD_START, ObjectiveStore
+from mor_router.trust.drift import Drift
+from mor_router.trust.live_audits import AuditScores, AuditStore, LabelledAudit, pairs_of
+
+_SHOWN_BY = 10
+"""Audits are shown to clients by the ten: a count that grew by one after a group would reveal that it was audited."""
+
+
+class AuditReview:
+    """Tests of all clients on the labelled audits of an objective."""
+
+    def __init__(
+        self,
+        store: AuditStore,
+        objectives: ObjectiveStore,
+        registry: ClientRegistry,
+        drift: Drift,
+        false_alarm: float,
+    ) -> None:
+        self._store = store
+        self._objectives = objectives
+        self._registry = registry
+        self._drift = drift
+        self._threshold = -math.log(false_alarm)
+
+    async def review(self, objective: str) -> dict[str, AuditResult]:
+        """Test every client, and distrust those that mislead."""
+        await self._store.prune(objective)
+        audits = list((await self._store.labelled(objective)).values())
+        records = {record.name: record for record in await self._registry.all()}
+        found = await asyncio.to_thread(lambda: audit_result(audited_groups(audits, records)))
+        for client, result in found.items():
+            metrics.AUDIT_EVIDENCE.labels(client).set(result.log_evidence / math.log(10))
+            if result.log_evidence >= self._threshold:
+                await self._drift.distrust(client, f"audits of live groups for {objective!r}: {result.reason}")
+        return found
+
+    async def of_client(self, client: str) -> ClientAudits:
+        """Summarise what the labelled audits say about a client.
+
+        Raises:
+            NotFound: no such client.
+        """
+        [found] = await self._summaries([await self._registry.get(client)])
+        return found
+
+    async def of_all(self) -> list[ClientAudits]:
+        """Summarise what the labelled audits say about each client, by name."""
+        return await self._summaries(await self._registry.all())
+
+    async def _summaries(self, records: Sequence[ClientRecord]) -> list[ClientAudits]:
+        audits = {}
+        for objective in await self._objectives.all():
+            known = await self._store.labelled(objective.name)
+            audits[objective.name] = sorted(known.items(), key=lambda item: item[1].labelled_at)
+        return [
+            ClientAudits(
+                client=record.name,
+                objectives=tuple(
+                    _summary(name, np.array(pairs[: len(pairs) - len(pairs) % _SHOWN_BY]))
+                    for name, known in audits.items()
+                    if len(pairs := [*pairs_of(known, record.name, record.model, record.enrolled_at).values()])
+                    >= _SHOWN_BY
+                ),
+            )
+            for record in records
+        ]
+
+
+def audited_groups(audits: Sequence[LabelledAudit], records: Mapping[str, ClientRecord]) -> list[AuditedGroup]:
+    """Return the groups that are evidence about the clients of ``records``, with the scores that count."""
+    fitted = [audit for audit in audits if audit.gate != COLD_START]
+    lines = [{line.client: line for line in audit.clients if _counts(audit, line, records)} for audit in fitted]
+    shadows = _shadow_scores(fitted, lines)
+    return [
+        AuditedGroup(
+            pairs=audit.pairs or (audit.pair,),
+            scores={
+                client: shadows[client, place] if line.standardised is None else np.array(line.standardised)
+                for client, line in own.items()
+            },
+            weights={client: line.weight for client, line in own.items()},
+            slopes={client: line.slope for client, line in own.items()},
+            rewards=np.array(audit.rewards),
+            probability=audit.probability,
+            support=audit.support,
+            situations=audit.situations,
+            suspects=frozenset(audit.suspects),
+        )
+        for place, (audit, own) in enumerate(zip(fitted, lines, strict=True))
+    ]
+
+
+def _counts(audit: LabelledAudit, line: AuditScores, records: Mapping[str, ClientRecord]) -> bool:
+    record = records.get(line.client)
+    return record is not None and line.model == record.model and audit.at > (record.distrusted_at or record.enrolled_at)
+
+
+def _shadow_scores(
+    audits: Sequence[LabelledAudit], lines: Sequence[Mapping[str, AuditScores]]
+) -> dict[tuple[str, int], Float[ndarray, " responses"]]:
+    """Standardise the scores of shadows, by client and place of the audit, on their own audited pairs."""
+    places: dict[str, list[int]] = {}
+    for place, own in enumerate(lines):
+        for client, line in own.items():
+            if line.standardised is None:
+                places.setdefault(client, []).append(place)
+    found: dict[tuple[str, int], Float[ndarray, " responses"]] = {}
+    for client, own_places in places.items():
+        raw = {place: np.array(lines[place][client].raw) for place in own_places}
+        standardise = fit_standardiser(np.stack([raw[place][list(audits[place].pair)] for place in own_places]))
+        found |= {(client, place): standardise(scores) for place, scores in raw.items()}
+    return found
+
+
+def _summary(objective: str, pairs: Float[ndarray, "audits 2"]) -> ObjectiveAudits:
+    agreed = right(pairs[:, 0] - pairs[:, 1]).sum()
+    return ObjectiveAudits(
+        objective=objective,
+        audits=len(pairs),
+        agreement=float(agreed / len(pairs)),
+        agreement_interval=wilson(float(agreed), len(pairs)),
+    )

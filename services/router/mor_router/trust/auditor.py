@@ -1,0 +1,152 @@
+"""Auditor: chooses live groups at random once the clients have answered, so that no client can recognise them.
+
+Nothing that a client sees depends on the draw: calls, order, time and honeypots are the same. Chosen groups are stored
+in the background, so that no reward waits for an audit or fails with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from mor_core.wire import ClientScore, GroupReward, ModelRef, RewardItem, image_hashes
+
+from mor_router.embedding import Embedder, GateInput
+from mor_router.mathematics.audit_draw import AuditBudget
+from mor_router.mathematics.drift_test import DriftBaseline
+from mor_router.mathematics.group_fusion import ObjectiveWeights
+from mor_router.mathematics.suspicion import situations
+from mor_router.objectives.objective_store import Objective
+from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit, draw_pair
+from mor_router.trust.live_suspicion import LiveSuspicion
+
+_MOST_STORING = 64
+"""Chosen groups that are being stored at a time; rewards wait for room only when Redis is that far behind."""
+
+log = structlog.get_logger(__name__)
+_random = random.SystemRandom()  # a client that could predict the draws would behave in the groups that are chosen
+
+
+@dataclass(frozen=True)
+class RewardedGroup:
+    """A live group with its reward, which may be audited."""
+
+    item: RewardItem
+    images: Mapping[str, bytes] = field(repr=False)
+    policy: str
+    """Run and weights version that sampled the responses."""
+    reward: GroupReward
+    weights: ObjectiveWeights
+    expected: Mapping[str, DriftBaseline]
+    """Client -> the scores that the fit expects of it; empty without a fit."""
+    known_picture: bool
+    """Whether its pictures were sent before."""
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Outcome of the draw for a group that was chosen."""
+
+    probability: float
+    pair: tuple[int, int]
+    situations: tuple[str, ...]
+    suspects: frozenset[str]
+
+
+class Auditor:
+    """Random choice of the live groups that are labelled; ``share`` is that of objectives without their own."""
+
+    def __init__(self, store: AuditStore, embedder: Embedder, share: float) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._share = share
+        self._storing: set[asyncio.Task[None]] = set()
+        self._budgets: dict[str, tuple[float, AuditBudget]] = {}
+        self._suspicion = LiveSuspicion()
+
+    def share_of(self, objective: Objective) -> float:
+        return self._share if objective.audit_share is None else objective.audit_share
+
+    def suspects(self, objective: Objective, kind: tuple[str, ...]) -> frozenset[str]:
+        """Return the clients that are suspected in such groups, see ``mathematics.suspicion``."""
+        return self._suspicion.suspects(objective.name, kind)
+
+    async def consider(self, objective: Objective, group: RewardedGroup) -> None:
+        """Choose the group with the probability of ``audit_draw``; it depends on earlier groups only.
+
+        Groups of equal responses have nothing to compare.
+        """
+        kind = situations(group.item.responses, known_picture=group.known_picture)
+        suspects = self._suspicion.suspects(objective.name, kind)
+        self._suspicion.observe(objective.name, group.reward, group.weights, group.expected, kind)
+        budget = self._budget(objective)
+        probability = budget.probability(suspicious=bool(suspects))
+        if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:
+            return
+        budget.spend()
+        draw = _Draw(probability, pair, kind, suspects)
+        while len(self._storing) >= _MOST_STORING:
+            await asyncio.wait(self._storing, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._keep(objective.name, group, draw))
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def settled(self) -> None:
+        """Wait until every chosen group is stored."""
+        if self._storing:
+            await asyncio.wait(self._storing)
+
+    async def _keep(self, objective: str, group: RewardedGroup, draw: _Draw) -> None:
+        try:
+            await self._store.add(objective, await self._audit(group, draw))
+        except Exception as error:  # an audit that is lost harms no reward
+            log.error("an audited group could not be stored", objective=objective, exc_info=error)
+
+    async def _audit(self, group: RewardedGroup, draw: _Draw) -> LiveAudit:
+        messages = group.item.messages
+        [vector] = await self._embedder.inputs([GateInput(messages, group.images)])
+        return LiveAudit(
+            at=time.time(),
+            gate=group.reward.gate_version,
+            policy=group.policy,
+            probability=draw.probability,
+            support=1 - group.weights.ood_score,
+            rewards=group.reward.rewards,
+            clients=tuple(
+                _scores(line, line.model, line.raw, group.weights)
+                for line in group.reward.clients
+                if line.raw is not None and line.model is not None
+            ),
+            embedding=vector.astype(np.float32).tobytes(),
+            messages=messages,
+            responses=group.item.responses,
+            images={digest: group.images[digest] for digest in image_hashes(messages)},
+            pair=draw.pair,
+            situations=draw.situations,
+            suspects=tuple(sorted(draw.suspects)),
+        )
+
+    def _budget(self, objective: Objective) -> AuditBudget:
+        """Return the objective's budget; a changed share starts a new one."""
+        share = self.share_of(objective)
+        known, budget = self._budgets.get(objective.name, (None, AuditBudget(share)))
+        if known != share:
+            budget = AuditBudget(share)
+        self._budgets[objective.name] = share, budget
+        return budget
+
+
+def _scores(line: ClientScore, model: ModelRef, raw: tuple[float, ...], weights: ObjectiveWeights) -> AuditScores:
+    return AuditScores(
+        client=line.client,
+        model=model,
+        raw=raw,
+        standardised=line.standardised,
+        weight=line.weight,
+        slope=weights.slopes.get(line.client, 0.0),
+    )

@@ -1,0 +1,170 @@
+"""Shapes of live groups, which honeypots imitate: size, repetition, length, and pictures that were sent before.
+
+A honeypot group gets the shape of a live group drawn from the latest ones, and the anchor and texts that fit it best.
+It must not copy the shapes of one call in their order: a client would find its twin. While runs are active, only
+shapes of their groups are drawn: a caller of ``/v1/reward`` could mark honeypots by a size that no run has.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from mor_core.wire import Messages, image_hashes
+
+from mor_router.objectives.objective_store import Anchor
+
+_LATEST = 256
+"""Live groups remembered for each objective: some steps of a run, so that shapes follow the policy."""
+_RUN_S = 3600.0
+"""Seconds for which a run counts as active after its last group: longer than the pause between two steps."""
+_PICTURES = 1 << 14
+"""Hashes of pictures sent lately that are remembered."""
+_NEAREST = 8
+"""Anchors of the nearest shape among which the least used one is taken."""
+
+_random = random.SystemRandom()  # a client that could predict the draws would recognise honeypots
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """What a client can compare between groups, apart from the words."""
+
+    counts: tuple[int, ...]
+    """How often each distinct response occurs, the most frequent first."""
+    characters: float
+    """Mean length of the distinct responses."""
+    pictures: int
+    known_picture: bool
+    """Whether all its pictures were sent before."""
+
+    @property
+    def size(self) -> int:
+        """Number of responses."""
+        return sum(self.counts)
+
+
+@dataclass(frozen=True)
+class HoneypotGroup:
+    """An anchor in the shape of a live group: its two responses among others, in random order."""
+
+    anchor: Anchor
+    responses: tuple[str, ...]
+    chosen: int
+    """Index of the anchor's chosen response in ``responses``."""
+    rejected: int | None
+    """Index of the rejected one; ``None``: all responses are alike, and the group only completes a call."""
+
+
+class RecentShapes:
+    """Shapes of the latest live groups by objective, and the pictures that clients have been sent lately."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, bool], deque[GroupShape]] = {}
+        self._run_at: dict[str, float] = {}
+        self._pictures: OrderedDict[str, None] = OrderedDict()
+
+    def observe(
+        self, objective: str, groups: Sequence[tuple[Messages, Sequence[str]]], now: float, *, of_run: bool
+    ) -> None:
+        """Remember live groups, each with its messages and responses. ``now``: seconds on any steady clock."""
+        shapes = self._groups.setdefault((objective, of_run), deque(maxlen=_LATEST))
+        for messages, responses in groups:
+            if len(responses) < 2:
+                continue  # no honeypot can have one response: it compares nothing
+            counts = Counter(responses)
+            hashes = image_hashes(messages)
+            shapes.append(
+                GroupShape(
+                    tuple(sorted(counts.values(), reverse=True)),
+                    sum(map(len, counts)) / len(counts),
+                    len(hashes),
+                    self.known(hashes),
+                )
+            )
+        for messages, _ in groups:
+            self.sent(messages)
+        if of_run:
+            self._run_at[objective] = now
+
+    def follows(self, objective: str, now: float, *, of_run: bool) -> bool:
+        """Return whether a honeypot call may follow such a call: a run's call, or any while no run is active."""
+        return of_run or now - self._run_at.get(objective, -_RUN_S) >= _RUN_S
+
+    def draw(self, objective: str, count: int, *, of_run: bool) -> list[GroupShape]:
+        """Draw the shapes of ``count`` of the latest live groups; none where none compared responses."""
+        latest = self._groups[objective, of_run]
+        return _random.choices(latest, k=count) if latest else []
+
+    def known(self, hashes: Collection[str]) -> bool:
+        """Return whether all these pictures were sent lately; true where there are none."""
+        return all(digest in self._pictures for digest in hashes)
+
+    def sent(self, messages: Messages) -> None:
+        """Remember the pictures of a group that is sent."""
+        for digest in image_hashes(messages):
+            self._pictures[digest] = None
+            self._pictures.move_to_end(digest)
+        while len(self._pictures) > _PICTURES:
+            self._pictures.popitem(last=False)
+
+
+def choose_anchors(
+    shapes: Sequence[GroupShape], candidates: Sequence[Anchor], used: Mapping[str, int], recent: RecentShapes
+) -> list[Anchor]:
+    """Choose an anchor for each shape, no two with a common picture: the least used of the nearest ones.
+
+    ``used``: digest -> number of times that the anchor was sent. Fewer anchors than shapes give fewer groups.
+    """
+    chosen: list[Anchor] = []
+    left = _random.sample(list(candidates), len(candidates))
+    for shape in shapes:
+        if not left:
+            break
+        left.sort(key=lambda anchor: _distance(anchor, shape, recent))
+        best = min(left[:_NEAREST], key=lambda anchor: used[anchor.digest])
+        chosen.append(best)
+        left = [anchor for anchor in left if anchor is not best and not _share_picture(anchor, best)]
+    return chosen
+
+
+def honeypot_group(anchor: Anchor, shape: GroupShape, fillers: Sequence[str]) -> HoneypotGroup:
+    """Build a group of this shape in random order: the anchor's two responses and the first other texts of ``fillers``.
+
+    Too few fillers are repeated, as a policy repeats itself.
+
+    Raises:
+        ValueError: a group of one response, which compares nothing.
+    """
+    if shape.size < 2:
+        raise ValueError(f"got a group of {shape.size}; an anchor needs two responses or more")
+    pair = [anchor.chosen, anchor.rejected]
+    others = [text for text in dict.fromkeys(fillers) if text not in pair]
+    texts = [*pair, *others][: len(shape.counts)]
+    if len(texts) == 1:
+        return HoneypotGroup(anchor, (_random.choice(pair),) * shape.size, 0, None)
+    counts = _random.sample(shape.counts, len(shape.counts))
+    for surplus in counts[len(texts) :]:
+        counts[_random.randrange(len(texts))] += surplus
+    repeated = [text for text, count in zip(texts, counts, strict=False) for _ in range(count)]
+    responses = tuple(_random.sample(repeated, len(repeated)))
+    return HoneypotGroup(anchor, responses, responses.index(anchor.chosen), responses.index(anchor.rejected))
+
+
+def _distance(anchor: Anchor, shape: GroupShape, recent: RecentShapes) -> tuple[bool, bool, int, float]:
+    """Order anchors by likeness: pictures first, because no filler changes them; then distinct texts; then length."""
+    hashes = image_hashes(anchor.messages)
+    texts = {anchor.chosen, anchor.rejected, *anchor.others}
+    characters = sum(map(len, texts)) / len(texts)
+    return (
+        len(hashes) != shape.pictures,
+        recent.known(hashes) != shape.known_picture,
+        max(0, len(shape.counts) - len(texts)),
+        abs(characters - shape.characters),
+    )
+
+
+def _share_picture(one: Anchor, other: Anchor) -> bool:
+    return not set(image_hashes(one.messages)).isdisjoint(image_hashes(other.messages))

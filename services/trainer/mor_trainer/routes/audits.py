@@ -1,0 +1,71 @@
+"""Routes of the router's audits, for the dashboard: the caller's token decides what the router shows and takes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits
+from mor_core.auth import Scope
+from mor_core.objectives import ObjectiveName
+from pydantic import TypeAdapter
+
+from mor_trainer.routes.dependencies import (
+    LabellerOrAdmin,
+    ReaderOrClient,
+    ReaderOrLabeller,
+    RouterClientDep,
+    bearer_token,
+)
+
+router = APIRouter(prefix="/v1/audits", tags=["audits"])
+
+_COUNTS = TypeAdapter(list[AuditCounts])
+_CLIENTS = TypeAdapter(list[ClientAudits])
+_CLIENT = TypeAdapter(ClientAudits)
+_QUESTION = TypeAdapter(AuditQuestion | None)
+
+AuditName = Annotated[str, Path(pattern=r"^[0-9a-f]{12}-[A-Za-z0-9_-]{1,40}$")]
+"""A name goes into the path of a request to the router, so it has no other characters."""
+_NO_ROUTER = {"description": "No router is set, or it has no such objective or audit."}
+
+
+@router.get("", summary="Audits of all objectives", responses={404: _NO_ROUTER})
+async def listing(request: Request, router_client: RouterClientDep, _: ReaderOrLabeller) -> list[AuditCounts]:
+    reply = await router_client.forward("GET", "/v1/audits", bearer_token(request))
+    return _COUNTS.validate_json(reply.content, extra="ignore")
+
+
+@router.get("/clients", summary="What labelled audits say about each client", responses={404: _NO_ROUTER})
+async def clients(request: Request, router_client: RouterClientDep, caller: ReaderOrClient) -> list[ClientAudits]:
+    """List the clients by name; a client's token shows that client. Which groups were audited is shown to nobody."""
+    token = bearer_token(request)
+    if caller.scope is Scope.client:
+        reply = await router_client.forward("GET", f"/v1/clients/{caller.name}/audits", token)
+        return [_CLIENT.validate_json(reply.content, extra="ignore")]
+    reply = await router_client.forward("GET", "/v1/audits/clients", token)
+    return _CLIENTS.validate_json(reply.content, extra="ignore")
+
+
+@router.get("/{objective}/next", summary="Next audited group to label", responses={404: _NO_ROUTER})
+async def next_question(
+    objective: ObjectiveName, request: Request, router_client: RouterClientDep, _: LabellerOrAdmin
+) -> AuditQuestion | None:
+    """Offer the oldest audited group that no other person is labelling; null where none waits."""
+    path = f"/v1/objectives/{objective}/audits/next"
+    reply = await router_client.forward("GET", path, bearer_token(request))
+    return _QUESTION.validate_json(reply.content, extra="ignore")
+
+
+@router.post("/{objective}/{audit}", status_code=204, summary="Label an audited group", responses={404: _NO_ROUTER})
+async def label(
+    *,
+    objective: ObjectiveName,
+    audit: AuditName,
+    body: AuditLabel,
+    request: Request,
+    router_client: RouterClientDep,
+    _: LabellerOrAdmin,
+) -> None:
+    path = f"/v1/objectives/{objective}/audits/{audit}"
+    await router_client.forward("POST", path, bearer_token(request), body.model_dump(mode="json"))

@@ -1,0 +1,104 @@
+"""Each service's user in Redis has the commands that its code calls, and no other service's keys."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from mor_core.redis_users import USERS, users_file
+from mor_core.settings import StreamSettings
+from mor_core.streams import connect
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+
+from tests.conftest import Valkey
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "packages/mor_core/mor_core"
+_STAGES = [CORE / f"{name}.py" for name in ("streams", "blobs", "stored", "stage", "service_info")]
+_TRAINER = ROOT / "services/trainer/mor_trainer"
+CODE = {
+    "control": [*(_TRAINER / "control").rglob("*.py"), CORE / "service_info.py"],
+    "worker": [*(_TRAINER / "groups").rglob("*.py"), *(_TRAINER / "run").rglob("*.py"), *_STAGES],
+    "rollout": [*(ROOT / "services/rollout/mor_rollout").rglob("*.py"), CORE / "blobs.py", CORE / "service_info.py"],
+    "router": [*(ROOT / "services/router/mor_router").rglob("*.py"), CORE / "service_info.py"],
+}
+_COMMANDS = {
+    "delete": "del",
+    "incr": "incrby",
+    "xpending_range": "xpending",
+    "xgroup_create": "xgroup|create",
+    "register_script": "evalsha",
+    "pipeline": "exec",
+    "lock": "evalsha",
+}
+_ELSEWHERE = {"rollout": {"smembers", "srem", "scard"}, "worker": {"hgetall"}}
+"""Commands of a shared file that a service does not reach: it releases no blobs, or reads no announcements."""
+
+
+def commands_of(path: Path) -> set[str]:
+    """Return the commands that a file calls on a client or a pipeline, and in Lua."""
+    methods = set(dir(Redis)) - {"aclose"}
+    text = path.read_text()
+    found = {
+        node.attr
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute)
+        and node.attr in methods
+        and ast.unparse(node.value).rpartition(".")[2] in ("redis", "_redis", "pipe")
+    }
+    lua = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", text)}
+    return {_COMMANDS.get(name, name) for name in found} | lua
+
+
+@pytest.mark.parametrize("service", USERS)
+def test_a_user_has_the_commands_that_its_code_calls(service: str) -> None:
+    called = set().union(*(commands_of(path) for path in CODE[service])) - _ELSEWHERE.get(service, set())
+    assert called
+    assert called <= set(USERS[service].commands.split())
+
+
+def test_the_file_of_the_chart_is_generated_from_the_users() -> None:
+    written = (ROOT / "helm/mor/files/redis-users.txt").read_text()
+    assert written == users_file(), "run python helm/generate.py"
+
+
+OWN = {
+    "control": "mor:{r}:events",
+    "worker": "mor:{r}:prompts",
+    "rollout": "mor:{r}:prompts",
+    "router": "mor:{router}:clients",
+}
+FORBIDDEN = {
+    "control": ["HGETALL mor:{router}:clients", "GET mor:{r}:blob:0", "HSET mor:runs r x", "XLEN mor:{router}:x"],
+    "worker": ["HGETALL mor:{router}:clients", "HGET mor:runs r"],
+    "rollout": ["HGETALL mor:{router}:clients", "HSET mor:runs r x", "XLEN mor:{r}:rewards", "DEL mor:{r}:events"],
+    "router": ["HSET mor:runs r x", "XLEN mor:{r}:prompts", "SET mor:{r}:blob:0 x", "XLEN mor:{r}:events"],
+}
+FORBIDDEN_TO_ALL = [
+    "KEYS *", "SCAN 0", "FLUSHALL", "FLUSHDB", "CONFIG GET *", "ACL LIST", "ACL WHOAMI", "SHUTDOWN",
+    "CLIENT LIST", "CLIENT KILL ID 1", "MONITOR", "SAVE", "BGREWRITEAOF", "REPLICAOF NO ONE", "SCRIPT FLUSH",
+    "FUNCTION LIST", "MODULE LIST", "EVAL return(1) 0", "SUBSCRIBE x", "PUBLISH x y", "SET other 1", "GET other",
+    "RENAME mor:runs other", "MIGRATE h 1 k 0 1", "RESTORE k 0 x", "DUMP mor:runs", "SWAPDB 0 1",
+]  # fmt: skip
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("service", USERS)
+async def test_a_user_may_touch_its_own_keys_alone(valkey: Valkey, service: str) -> None:
+    admin = Redis.from_url(valkey.url)
+    await admin.execute_command("ACL", "SETUSER", service, "on", ">secret", *USERS[service].rules.split())
+    await admin.aclose()
+    url = valkey.url.replace("redis://", f"redis://{service}:secret@")
+    redis = connect(StreamSettings(redis_url=SecretStr(url)))
+    await redis.ping()
+    await redis.delete(OWN[service])
+    for command in [*FORBIDDEN[service], *FORBIDDEN_TO_ALL]:
+        with pytest.raises(NoPermissionError):
+            await redis.execute_command(*command.split())
+    if "hgetall" in USERS[service].commands.split():
+        assert await redis.hgetall("mor:runs") == {}
+    await redis.aclose()

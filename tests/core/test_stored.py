@@ -1,0 +1,73 @@
+"""An entry of a store that does not fit harms only itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mor_core.stored import UNREADABLE, StoredEntries
+from mor_core.wire import EventRecord, JsonObject, Wire
+from pydantic import TypeAdapter, ValidationError
+from redis.asyncio import Redis
+
+
+class Line(Wire):
+    value: float
+
+
+GOOD = Line(value=1.0)
+
+
+def count() -> float:
+    return float(UNREADABLE.labels("events")._value.get())
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.binary(max_size=8), st.none() | st.binary(max_size=40)))
+def test_the_entries_beside_an_unreadable_one_stay(entries: dict[bytes, bytes | None]) -> None:
+    before = count()
+    mixed = {**entries, b"good": GOOD.model_dump_json().encode()}
+    found = StoredEntries("events").parse_all(mixed, lambda _, content: Line.model_validate_json(content))
+    assert found.pop(b"good") == GOOD
+    skipped = len(mixed) - 1 - len(found) - sum(content is None for name, content in entries.items() if name != b"good")
+    assert count() == before + skipped
+
+
+def test_an_entry_over_the_bound_is_not_parsed() -> None:
+    def parser(content: object) -> Line:
+        raise AssertionError("it was parsed")
+
+    assert StoredEntries("events", largest=10).parse("x", b" " * 11, parser) is None
+
+
+@pytest.mark.anyio
+async def test_a_key_of_another_type_is_empty(redis: Redis) -> None:
+    before = count()
+    await redis.set("k", "x")
+    assert await StoredEntries("events").read("k", redis.hgetall("k"), {}) == {}
+    assert count() == before + 1
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "-Infinity"])
+def test_no_type_on_the_wire_takes_a_number_that_json_lacks(number: str) -> None:
+    with pytest.raises(ValidationError):
+        Line.model_validate_json(f'{{"value": {number}}}')
+    free = TypeAdapter(JsonObject)
+    for nested in (f'{{"a": {number}}}', f'{{"a": [{{"b": [1, {number}]}}]}}'):
+        with pytest.raises(ValidationError):
+            free.validate_json(nested)
+    event = {"run": "r", "group_id": "000001-00000001", "kind": "step", "step": 1, "data": {}}
+    assert EventRecord.model_validate(event).step == 1
+    text = json.dumps({**event, "data": {"kl": "?"}}).replace('"?"', number)
+    with pytest.raises(ValidationError):
+        EventRecord.model_validate_json(text)
+
+
+def test_free_form_objects_have_a_bounded_depth() -> None:
+    deep: object = 1
+    for _ in range(40):
+        deep = {"a": deep}
+    with pytest.raises(ValidationError, match="nested"):
+        TypeAdapter(JsonObject).validate_python(deep)

@@ -1,0 +1,134 @@
+"""The sequential test of audited groups: few false alarms, and few groups until a client that misleads is found."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from mor_router.mathematics.audit_draw import AuditBudget
+from mor_router.mathematics.audit_test import AuditedGroup, audit_result
+from mor_router.mathematics.suspicion import Suspicion, situations
+
+THRESHOLD = math.log(100)
+
+
+def groups(random: np.random.Generator, count: int, accuracy: dict[str, float], **more: float) -> list[AuditedGroup]:
+    """Groups of four responses whose first is better; each client ranks it higher with its accuracy."""
+    made = []
+    for _ in range(count):
+        scores = {}
+        for client, right in accuracy.items():
+            scores[client] = random.normal(0, 1, 4)
+            scores[client][0] = scores[client][1] + (1 if random.random() < right else -1) * random.exponential(1.5)
+        even = dict.fromkeys(accuracy, 1 / len(accuracy))
+        made.append(
+            AuditedGroup(
+                pairs=((0, 1),), scores=scores, weights=even, slopes=dict.fromkeys(accuracy, 0.8), rewards=np.zeros(4),
+                **more,
+            )
+        )  # fmt: skip
+    return made
+
+
+def test_a_client_at_chance_is_rarely_distrusted() -> None:
+    random = np.random.default_rng(3)
+    alarms = sum(
+        result.log_evidence >= THRESHOLD
+        for _ in range(60)
+        for result in audit_result(groups(random, 200, {"a": 0.5, "b": 0.5, "c": 0.75})).values()
+    )
+    assert alarms <= 0.01 * 2 * 60 + 4
+
+
+@pytest.mark.parametrize(("right", "needed"), [(0.05, 45), (0.25, 300)])
+def test_a_client_that_misleads_is_found_within_few_groups(right: float, needed: int) -> None:
+    random = np.random.default_rng(4)
+    for _ in range(10):
+        found = audit_result(groups(random, needed, {"bad": right, "good": 0.75, "other": 0.75}))
+        assert found["bad"].log_evidence >= THRESHOLD
+        assert max(found["good"].log_evidence, found["other"].log_evidence) < THRESHOLD
+        assert found["bad"].reason.startswith("right in ")
+
+
+def test_a_client_without_influence_and_inputs_unlike_all_anchors_are_no_evidence() -> None:
+    random = np.random.default_rng(5)
+    assert audit_result(groups(random, 100, {"bad": 0.0, "good": 0.9}, support=0.0))["bad"].log_evidence == 0
+    [group, *_] = groups(random, 1, {"bad": 0.0, "good": 0.9})
+    shadow = AuditedGroup(group.pairs, group.scores, {"good": 1.0}, {"good": 1.0}, group.rewards)
+    assert audit_result([shadow] * 100)["bad"].log_evidence == 0
+
+
+def test_the_share_of_audits_is_kept_in_the_long_run_and_suspicion_has_audits_at_once() -> None:
+    random = np.random.default_rng(6)
+    for share in (0.02, 0.05):
+        budget, drawn = AuditBudget(share), 0
+        for place in range(20_000):
+            if random.random() < budget.probability(suspicious=place % 2000 < 300):
+                budget.spend()
+                drawn += 1
+        assert drawn / 20_000 == pytest.approx(share, rel=0.1)
+    budget = AuditBudget(0.02)
+    assert budget.probability(suspicious=True) == 0.25
+    for _ in range(8):
+        budget.spend()
+    assert budget.probability(suspicious=True) < 0.01
+    assert AuditBudget(0).probability(suspicious=True) == 0
+    with pytest.raises(ValueError, match="an audit share of 2"):
+        AuditBudget(2)
+
+
+def labelled(random: np.random.Generator, bad: float, **more: Any) -> AuditedGroup:
+    """A group of five responses in order of quality, fully labelled; ``bad`` scales the scores of one client."""
+    truth = np.arange(5.0)[::-1]
+    scores = {name: truth + random.normal(0, 1.0, 5) for name in ("bad", "a", "b")}
+    scores["bad"] = bad * scores["bad"]
+    even = dict.fromkeys(scores, 1 / 3)
+    pairs = tuple((i, j) for i in range(5) for j in range(i + 1, 5))
+    return AuditedGroup(pairs, scores, even, dict.fromkeys(scores, 0.8), np.zeros(5), **more)
+
+
+def test_a_client_that_reverses_fully_labelled_groups_is_found_within_ten() -> None:
+    random = np.random.default_rng(7)
+    for _ in range(20):
+        found = audit_result([labelled(random, -1.0) for _ in range(10)])
+        assert found["bad"].log_evidence >= THRESHOLD
+        assert max(found["a"].log_evidence, found["b"].log_evidence) < THRESHOLD
+
+
+def test_a_client_that_turns_late_or_in_one_situation_is_found_by_audits_under_suspicion() -> None:
+    random = np.random.default_rng(8)
+    kinds = {True: ("repeated responses",), False: ("distinct responses",)}
+    for _ in range(10):
+        honest = [labelled(random, 1.0, situations=kinds[n % 2 == 0]) for n in range(60)]
+        late = [labelled(random, -1.0, situations=kinds[True], suspects=frozenset({"bad"})) for _ in range(9)]
+        found = audit_result([*honest, *late])
+        assert found["bad"].log_evidence >= THRESHOLD
+        assert "under suspicion" in found["bad"].reason
+        assert max(found["a"].log_evidence, found["b"].log_evidence) < THRESHOLD
+
+
+def test_a_suspected_honest_client_is_not_distrusted() -> None:
+    random = np.random.default_rng(9)
+    suspected = [labelled(random, 1.0, suspects=frozenset({"bad", "a", "b"})) for _ in range(200)]
+    assert max(result.log_evidence for result in audit_result(suspected).values()) < 1
+
+
+def test_suspicion_rises_with_disagreement_in_one_kind_of_group_and_falls_with_agreement() -> None:
+    suspicion, kind, other = Suspicion(0.5), ("repeated responses",), ("distinct responses",)
+    for _ in range(100):
+        suspicion.add(0.6, 1.0, kind)
+    for _ in range(12):
+        suspicion.add(0.1, 1.0, kind)
+        suspicion.add(0.6, 1.0, other)
+    assert suspicion.suspects(kind)
+    assert not suspicion.suspects(other)
+    for _ in range(40):
+        suspicion.add(0.7, 1.0, kind)
+    assert not suspicion.suspects(kind)
+
+
+def test_the_situations_are_what_a_client_sees() -> None:
+    assert situations(("a", "a", "b"), known_picture=True) == ("repeated responses", "a known picture", "3 responses")
+    assert situations(("a", "b"), known_picture=False) == ("distinct responses", "a new picture", "2 responses")

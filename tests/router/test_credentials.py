@@ -1,0 +1,135 @@
+"""A token has one holder: credentials that collide are refused; enrolments have quotas."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from mor_core.auth import hash_token
+from mor_router.config import RouterSettings
+from mor_router.store import CLIENTS
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from tests.router.conftest import TOKENS, Api, Start
+from tests.router.endpoints import TOKEN, Endpoints
+
+pytestmark = pytest.mark.anyio
+
+ENROLMENT = "token-of-the-onboarding"
+OTHER = "token-of-another-onboarding"
+
+
+@pytest.fixture
+def onboarding(settings: RouterSettings) -> None:
+    """Add two enrolment tokens to the tokens file."""
+    assert settings.tokens_file is not None
+    rows = json.loads(settings.tokens_file.read_text())
+    rows += [{"name": f"onboarding {t}", "scope": "enrolment", "sha256": hash_token(t)} for t in (ENROLMENT, OTHER)]
+    settings.tokens_file.write_text(json.dumps(rows))
+
+
+def body(endpoints: Endpoints, name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "url": endpoints.endpoint(name).url, "token": TOKEN, **more}
+
+
+@pytest.mark.parametrize("holder", [*TOKENS.values(), ENROLMENT, "token-of-the-router-itself", "page-of-the-bank"])
+async def test_no_page_token_or_secret_may_be_a_token_that_is_in_use(
+    start: Start, endpoints: Endpoints, onboarding: None, holder: str
+) -> None:
+    async with start(service_token=SecretStr("token-of-the-router-itself")) as api:
+        bank = body(endpoints, "bank", page_token_sha256=hash_token("page-of-the-bank"))
+        await api.ok("POST", "/v1/clients", bank, token=ENROLMENT)
+        stolen = body(endpoints, "clinic", page_token_sha256=hash_token(holder))
+        reply = await api.call("POST", "/v1/clients", stolen, token=OTHER)
+        assert (reply.status_code, "create a new page token" in reply.json()["detail"]) == (409, True)
+        assert "bank" not in reply.text and "admin" not in reply.text, "whose it is stays hidden"
+        sent = body(endpoints, "clinic", token=holder)
+        reply = await api.call("POST", "/v1/clients", sent, token=OTHER)
+        assert (reply.status_code, "a token of its own" in reply.json()["detail"]) == (409, True)
+        rotated = await api.call("POST", "/v1/clients/bank/rotate", {"token": holder})
+        assert rotated.status_code == 409
+        assert [client["name"] for client in await api.ok("GET", "/v1/clients")] == ["bank"]
+
+
+async def test_a_page_token_must_differ_from_the_secret_of_the_same_client(api: Api, endpoints: Endpoints) -> None:
+    reply = await api.call("POST", "/v1/clients", body(endpoints, "clinic", page_token_sha256=hash_token(TOKEN)))
+    assert reply.status_code == 409
+
+
+async def test_a_token_added_to_the_file_later_keeps_its_scope(
+    api: Api, endpoints: Endpoints, settings: RouterSettings
+) -> None:
+    """A client that guessed the hash of a token before it was added, from a leaked values file, takes nothing over."""
+    later = "token-that-is-added-later"
+    await api.ok("POST", "/v1/clients", body(endpoints, "clinic", page_token_sha256=hash_token(later)))
+    assert settings.tokens_file is not None
+    rows = json.loads(settings.tokens_file.read_text())
+    settings.tokens_file.write_text(
+        json.dumps([*rows, {"name": "new", "scope": "viewer", "sha256": hash_token(later)}])
+    )
+    assert (await api.ok("GET", "/v1/about", token=later))["caller"] == {"name": "new", "scope": "viewer"}
+
+
+async def test_a_page_token_that_two_stored_clients_share_opens_no_page(
+    start: Start, endpoints: Endpoints, redis: Redis
+) -> None:
+    """Earlier versions stored such clients."""
+    async with start() as api:
+        await api.ok("POST", "/v1/clients", body(endpoints, "clinic", page_token_sha256=hash_token("shared page")))
+        stored = json.loads(await redis.hget(CLIENTS, "clinic"))
+        del stored["enrolled_by"]  # which earlier versions did not store
+        await redis.hset(CLIENTS, "bank", json.dumps({**stored, "name": "bank"}))
+        await api.router.clients.pool.refresh()
+        assert (await api.call("GET", "/v1/clients/clinic", token="shared page")).status_code == 401
+        fresh = (await api.ok("POST", "/v1/clients/bank/rotate", {"inbound": True}))["token"]
+        assert (await api.call("GET", "/v1/clients/bank", token=fresh)).status_code == 200
+        assert (await api.call("GET", "/v1/clients/clinic", token="shared page")).status_code == 200
+
+
+async def test_failed_enrolments_count_in_the_tokens_quota_for_all_replicas(
+    start: Start, endpoints: Endpoints, onboarding: None
+) -> None:
+    async with start(enrolments_per_minute=3, enrolments_per_network=100) as api, start() as replica:
+        scan = [{"name": f"c{port}", "url": f"http://127.0.0.1:{port}", "token": TOKEN} for port in range(1, 5)]
+        found = [await api.call("POST", "/v1/clients", target, token=ENROLMENT) for target in scan]
+        assert [reply.status_code for reply in found] == [422, 422, 422, 429]
+        assert "MOR_ENROLMENTS_PER_MINUTE=3" in found[-1].json()["detail"]
+        assert 0 < int(found[-1].headers["retry-after"]) <= 60
+        replica.router.clients.enrolment_quota._settings.enrolments_per_minute = 3
+        reply = await replica.call("POST", "/v1/clients", body(endpoints, "clinic"), token=ENROLMENT)
+        assert reply.status_code == 429, "the replicas share the counters"
+        await api.ok("POST", "/v1/clients", body(endpoints, "clinic"), token=OTHER)
+        assert 'client="c1"' not in (await api.http.get("/metrics")).text, "failed names leave no series"
+
+
+async def test_a_network_is_probed_a_bounded_number_of_times_by_all_tokens_together(
+    start: Start, onboarding: None, redis: Redis
+) -> None:
+    async with start(enrolments_per_network=2) as api:
+        found = []
+        for number, token in enumerate((ENROLMENT, OTHER, ENROLMENT, OTHER)):
+            target = {"name": f"c{number}", "url": f"http://127.0.0.{number + 1}:1", "token": TOKEN}
+            found.append(await api.call("POST", "/v1/clients", target, token=token))
+        assert [reply.status_code for reply in found] == [422, 422, 429, 429]
+        assert "in one network, MOR_ENROLMENTS_PER_NETWORK=2" in found[-1].json()["detail"]
+        for name in [name async for name in redis.scan_iter("*quota*")]:
+            assert 0 < await redis.ttl(name) <= 60, "no counter outlives its minute"
+        admin = {"name": "c9", "url": "http://127.0.0.1:1", "token": TOKEN}
+        assert (await api.call("POST", "/v1/clients", admin)).status_code == 422, "administrators have no quota"
+
+
+async def test_an_enrolment_token_has_a_largest_number_of_clients(
+    start: Start, endpoints: Endpoints, onboarding: None
+) -> None:
+    async with start(clients_per_token=1) as api:
+        await api.ok("POST", "/v1/clients", body(endpoints, "clinic"), token=ENROLMENT)
+        started = time.monotonic()
+        second = await api.call("POST", "/v1/clients", body(endpoints, "bank"), token=ENROLMENT)
+        assert (second.status_code, "MOR_CLIENTS_PER_TOKEN" in second.json()["detail"]) == (429, True)
+        assert "retry-after" in second.headers and time.monotonic() - started < 5
+        await api.ok("POST", "/v1/clients", body(endpoints, "bank"), token=OTHER)
+        await api.ok("DELETE", "/v1/clients/clinic")
+        await api.ok("POST", "/v1/clients", body(endpoints, "lab"), token=ENROLMENT)
