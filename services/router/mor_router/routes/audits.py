@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits
+from mor_core.json_route import JsonRoute
 
 from mor_router.routes.context import LabellerOrAdmin, Reader, ReaderOrLabeller, Running
 
-routes = APIRouter(prefix="/v1", tags=["audits"])
+routes = APIRouter(prefix="/v1", tags=["audits"], route_class=JsonRoute)
 
 
 @routes.get("/audits", summary="Audits of all objectives")

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits
 from mor_core.auth import Scope
+from mor_core.json_route import JsonRoute
 from mor_core.objectives import ObjectiveName
 from pydantic import TypeAdapter
 
@@ -18,7 +19,7 @@ from mor_trainer.routes.dependencies import (
     bearer_token,
 )
 
-router = APIRouter(prefix="/v1/audits", tags=["audits"])
+router = APIRouter(prefix="/v1/audits", tags=["audits"], route_class=JsonRoute)
 
 _COUNTS = TypeAdapter(list[AuditCounts])
 _CLIENTS = TypeAdapter(list[ClientAudits])
