@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from mor_core import token_watch
-from mor_core.auth import hash_token
+from mor_core.auth import Principal, Scope, hash_token
+from mor_core.run_status import Event
 from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
+from mor_trainer.control import redaction
 from pydantic import AnyHttpUrl, SecretStr
 from redis.asyncio import Redis
 
@@ -45,6 +48,15 @@ class RouterOfHashes(httpx.AsyncBaseTransport):
 
 def with_router(settings: ControlSettings, token: str = TOKENS["service"]) -> ControlSettings:
     return settings.model_copy(update={"router_url": AnyHttpUrl("http://router"), "service_token": SecretStr(token)})
+
+
+def sample_group(group_id: str, score: dict[str, Any], images: Sequence[str] = ()) -> dict[str, Any]:
+    """A group with one score, as a worker reports it."""
+    return {
+        "group_id": group_id, "prompt_id": "p", "domain": None, "prompt": "Which?", "images": list(images),
+        "weights_version": 1, "gate_version": 1, "fusion": "weighted", "responses": ["a"], "rewards": [1.0],
+        "advantages": [0.5], "clients": [score],
+    }  # fmt: skip
 
 
 async def median_s(http: httpx.AsyncClient, tokens: list[str]) -> float:
@@ -110,7 +122,7 @@ async def test_an_event_stream_ends_with_its_token(
         async with http.stream("GET", f"/v1/runs/{run}/events", headers=bearer("viewer")) as stream:
             lines = stream.aiter_lines()
             assert (await anext(lines)).startswith(": ping")
-            assert app.state.watchers.readers == 1
+            assert app.state.watchers.readers.total == 1
             tokens.write_text(json.dumps([row for row in rows if row["scope"] != "viewer"]))
             removed_at = time.monotonic()
             async for _ in lines:
@@ -119,7 +131,7 @@ async def test_an_event_stream_ends_with_its_token(
         assert (await http.get(f"/v1/runs/{run}/events", headers=bearer("viewer"))).status_code == 401
 
         async def closed() -> bool:
-            return app.state.watchers.readers == 0
+            return app.state.watchers.readers.total == 0
 
         await holds(closed)
 
@@ -132,7 +144,7 @@ async def test_a_viewer_follows_events_without_the_clients_errors(
         run = await create(http, spec)
         worker = Worker(redis, run, (await claim(http))["attempt"])
         score = {"client": "alpha", "status": "error", "detail": "cannot reach 10.0.0.7", "weight": 0.0}
-        groups: list[dict[str, Any]] = [{"group_id": "g", "images": [], "clients": [score]}]
+        groups = [sample_group("g", score)]
         await worker.report("samples", 1, {"groups": groups, "thumbnails": {}})
         await worker.step(1, 0.5)
         await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)
@@ -148,6 +160,12 @@ async def test_a_viewer_follows_events_without_the_clients_errors(
         assert shown["viewer"] == [{**groups[0], "clients": [{**score, "detail": None}]}]
 
 
+@pytest.mark.parametrize("groups", [5, ["x"], [{"clients": 5}], [{"clients": ["x"]}], [{}], None])
+def test_samples_that_do_not_fit_are_empty_for_a_viewer(groups: Any) -> None:
+    stored = Event(id=1, kind="samples", step=1, at=1.0, data={"groups": groups})
+    assert redaction.event(stored, Principal(name="v", scope=Scope.viewer)).data == {}
+
+
 async def test_a_client_sees_no_group_and_no_picture_that_was_not_sent_to_it(
     settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path
 ) -> None:
@@ -161,15 +179,10 @@ async def test_a_client_sees_no_group_and_no_picture_that_was_not_sent_to_it(
         attempt = (await http.post("/v1/runs/claim", json={"worker": "w"})).json()["attempt"]
         worker = Worker(redis, run, attempt)
         groups = [
-            {
-                "group_id": status, "prompt_id": "p", "domain": None, "prompt": f"prompt of {status}",
-                "images": [f"{index}" * 64], "weights_version": 1, "gate_version": 1, "fusion": "weighted",
-                "responses": ["a"], "rewards": [1.0], "advantages": [0.5],
-                "clients": [{"client": "alpha", "status": status, "weight": 0.0}],
-            }
+            sample_group(status, {"client": "alpha", "status": status, "weight": 0.0}, images=[f"{index}" * 64])
             for index, status in enumerate(("ok", "shadow", "timeout", "not_asked", "circuit_open"))
-        ]  # fmt: skip
-        thumbnails = {group["images"][0]: "AAAA" for group in groups}  # type: ignore[index]
+        ]
+        thumbnails = {group["images"][0]: "AAAA" for group in groups}
         await worker.report("samples", 1, {"groups": groups, "thumbnails": thumbnails})
         await worker.step(1, 0.5)
         await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 1)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mor_core.auth import Principal, Scope
 from mor_core.run_status import Event, SampleGroup
+from mor_core.stored import StoredEntries
 
 _NOT_SENT = ("not_asked", "circuit_open")
 """Statuses of a client that a group was not sent to; its token does not show the group."""
+_ROWS = StoredEntries("history")
 
 
 def view(caller: Principal) -> str:
@@ -26,11 +30,18 @@ def samples(found: list[SampleGroup], caller: Principal) -> list[SampleGroup]:
 
 
 def event(found: Event, caller: Principal) -> Event:
-    """Return an event as readers of its run may see it; for a viewer, samples without the clients' errors."""
+    """Return an event as readers of its run may see it; for a viewer, samples without the clients' errors.
+
+    Samples that an older version stored and that do not fit are left empty for a viewer.
+    """
     if caller.scope is not Scope.viewer or found.kind != "samples":
         return found
+    data = _ROWS.parse(f"event {found.id}", found.data, _without_errors)
+    return found.model_copy(update={"data": data or {}})
+
+
+def _without_errors(data: dict[str, Any]) -> dict[str, Any]:
     groups = [
-        {**group, "clients": [{**score, "detail": None} for score in group.get("clients", ())]}
-        for group in found.data.get("groups", ())
+        {**group, "clients": [{**score, "detail": None} for score in group["clients"]]} for group in data["groups"]
     ]
-    return found.model_copy(update={"data": {**found.data, "groups": groups}})
+    return {**data, "groups": groups}

@@ -115,7 +115,9 @@ def restore(
     try:
         _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
     except Exception as error:  # whatever a library makes of a broken file
-        raise Invalid(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error
+        raise Invalid(
+            f"checkpoint {folder}: {quote_failure(error)}; delete the folder to resume from an older one"
+        ) from error
     torch.set_rng_state(tensors[_RNG])
     optimiser.state.clear()
     for key, value in moments.items():
