@@ -52,7 +52,7 @@ _CALLING = {"service_token", "control_url", "control_ca_file"}
 _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
     "control": (
         ControlSettings,
-        {*_SERVING, "redis_url", "runs_dir", "router_url", "router_ca_file", "alert_webhook_token"},
+        {*_SERVING, "redis_url", "runs_dir", "router_url", "router_ca_file", "service_token", "alert_webhook_token"},
     ),
     "worker": (
         WorkerSettings,

@@ -38,6 +38,11 @@ def chart_of(profile: Path) -> Path:
     return profile.parent.parent
 
 
+def named(profile: Path) -> str:
+    """Return the name of a profile in test ids."""
+    return f"{chart_of(profile).name}-{profile.stem.removesuffix('-values')}"
+
+
 def render(chart: Path, *options: str, namespace: str = "mor", kubernetes: str = "1.34.0") -> list[Document]:
     """Return every object of the chart, hooks included, for the release ``m``."""
     text = helm("template", "m", str(chart), "--namespace", namespace, "--kube-version", kubernetes, *options)

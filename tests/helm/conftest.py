@@ -9,6 +9,7 @@ import pytest
 
 from tests.helm import charts
 from tests.helm.api_server import ApiServer
+from tests.helm.charts import Document
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,3 +25,8 @@ def api_server() -> Iterator[ApiServer]:
     server = ApiServer()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module", params=charts.PROFILES, ids=charts.named)
+def rendered(request: pytest.FixtureRequest) -> list[Document]:
+    return charts.render(charts.chart_of(request.param), f"--values={request.param}")

@@ -8,24 +8,18 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
-import mor_rollout.metrics
-import mor_router.metrics
-import mor_trainer.metrics
 import pytest
 import yaml
-from mor_core.auth import hash_token
+from mor_core.auth import Scope, hash_token
 from mor_core.settings import PREFIX
 from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
-from mor_router.clients.discovery.cluster import parse_service
 from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_trainer.config import ControlSettings, WorkerSettings
-from prometheus_client import REGISTRY
 from pydantic import SecretStr, TypeAdapter
 from torch.distributed.run import get_args_parser
 
@@ -37,6 +31,13 @@ TINY = f"--values={charts.TINY}"
 HUB = "--set=model.name=owner/name"
 RUN = ("model.name=a/b", "runs[0].name=x", "runs[0].prompts=/data/p")
 WEBHOOK = "control.settings.alert_webhook_url=https://alerts.example.org"
+SAME_KEY = ("auth.tokens[0].name=service", "auth.tokens[0].scope=viewer")
+SAME_NAME = (
+    "auth.tokens[0].name=x",
+    "auth.tokens[0].scope=viewer",
+    "auth.tokens[1].name=x",
+    "auth.tokens[1].scope=admin",
+)
 DISCOVERY = ("router.discovery.namespaces[0].name=x", "router.discovery.namespaces[0].secrets[0]=y")
 SETTINGS: dict[str, Any] = {
     "control": ControlSettings,
@@ -46,15 +47,6 @@ SETTINGS: dict[str, Any] = {
     "reward": RewardSettings,
 }
 ELSEWHERE = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "HOME", "OMP_NUM_THREADS", "XDG_CACHE_HOME"}
-
-
-def named(profile: Path) -> str:
-    return f"{charts.chart_of(profile).name}-{profile.stem.removesuffix('-values')}"
-
-
-@pytest.fixture(scope="module", params=charts.PROFILES, ids=named)
-def rendered(request: pytest.FixtureRequest) -> list[Document]:
-    return charts.render(charts.chart_of(request.param), f"--values={request.param}")
 
 
 def test_schema_and_readme_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +62,7 @@ def test_schema_and_readme_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> No
         assert (folder / "README.md").read_text() == generate.readme(chart), "run `python helm/generate.py`"
 
 
-@pytest.mark.parametrize("profile", charts.PROFILES, ids=named)
+@pytest.mark.parametrize("profile", charts.PROFILES, ids=charts.named)
 def test_lint_is_clean_and_objects_are_of_the_schema_of_each_kubernetes(profile: Path) -> None:
     chart = charts.chart_of(profile)
     charts.helm("lint", "--strict", str(chart), f"--values={profile}")
@@ -173,45 +165,6 @@ def test_everything_is_denied_but_named_flows() -> None:
     assert callers == ["worker", "rollout", "apply"]
     reward = charts.render(REWARD, f"--values={REWARD / 'ci' / 'function-values.yaml'}")
     assert charts.of(reward, "NetworkPolicy")["m-mor-reward"]["spec"]["egress"] == []
-
-
-def test_metrics_are_on_a_port_that_only_the_monitoring_namespace_reaches(rendered: list[Document]) -> None:
-    services = charts.of(rendered, "Service")
-    containers = {name: pod["containers"][0] for name, pod in charts.pods(rendered).items()}
-    serving = {name: found for name, found in containers.items() if found.get("ports") and "valkey" not in name}
-    assert serving
-    for name, container in serving.items():
-        assert {"name": "metrics", "containerPort": 9090} in container["ports"]
-        assert {variable["value"] for variable in container["env"] if variable["name"] == "MOR_METRICS_PORT"} == {
-            "9090"
-        }
-        assert {"name": "metrics", "port": 9090, "targetPort": "metrics"} in services[name]["spec"]["ports"]
-    admitting = [
-        [peer["namespaceSelector"]["matchLabels"] for peer in rule["from"]]
-        for policy in charts.of(rendered, "NetworkPolicy").values()
-        for rule in policy["spec"].get("ingress", [])
-        if {"protocol": "TCP", "port": 9090} in rule.get("ports", [])
-    ]
-    assert admitting == [[{"kubernetes.io/metadata.name": "monitoring"}]] * len(serving)
-    for ingress in charts.of(rendered, "Ingress").values():
-        for rule in ingress["spec"]["rules"]:
-            assert {path["backend"]["service"]["port"]["name"] for path in rule["http"]["paths"]} <= {"http", "https"}
-    for monitor in charts.of(rendered, "ServiceMonitor").values():
-        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} == {"metrics"}
-    for name, service in services.items():
-        if service["metadata"].get("labels", {}).get("mor.dev/reward") == "true":
-            assert parsed_port(service) == 8400, name
-
-
-def parsed_port(service: Document) -> int:
-    """Return the port of a reward service that discovery finds."""
-    meta, spec = service["metadata"], service["spec"]
-    ports = [SimpleNamespace(name=port["name"], port=port["port"]) for port in spec["ports"]]
-    found = SimpleNamespace(
-        metadata=SimpleNamespace(name=meta["name"], namespace="n", annotations=meta.get("annotations")),
-        spec=SimpleNamespace(type="ClusterIP", ports=ports),
-    )
-    return parse_service(found).port
 
 
 def test_the_router_reaches_a_model_hub_only_for_models_of_its_own() -> None:
@@ -353,6 +306,8 @@ def test_generated_tokens_are_those_of_the_tokens_file() -> None:
         (MOR, [*RUN, "runs[0].model=c/d"], "set both to the same model"),
         (MOR, ["model.name=a/b", *DISCOVERY], "name the networks of the cluster"),
         (MOR, ["model.name=a/b", WEBHOOK], "name the networks of that address"),
+        (MOR, ["model.name=a/b", *SAME_KEY], "choose another"),
+        (MOR, ["model.name=a/b", *SAME_NAME], "choose another"),
         (MOR, ["model.name=a/b", "nosuch=1"], "'nosuch' not allowed"),
         (REWARD, [], "exactly one of them must be set"),
         (REWARD, ["model.existingClaim=x", "registration.enabled=true"], "registration.existingSecret"),
@@ -363,44 +318,13 @@ def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str
         charts.render(chart, *(f"--set={option}" for option in options))
 
 
-def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
-    assert all((mor_rollout.metrics, mor_router.metrics, mor_trainer.metrics))
-    known = {
-        f"{metric.name}{suffix}"
-        for metric in REGISTRY.collect()
-        for suffix in ("", "_total", "_bucket", "_sum", "_count")
-    }
-    documents = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
-    rules = [rule["expr"] for rule in charts.of(documents, "PrometheusRule")["m-mor"]["spec"]["groups"][0]["rules"]]
-    boards = charts.of(documents, "ConfigMap")["m-mor-dashboards"]["data"]
-    assert set(boards) == {"run.json", "platform.json"}
-    dashboards = [json.loads(board) for board in boards.values()]
-    panels = [
-        target["expr"] for board in dashboards for panel in board["panels"] for target in panel.get("targets", ())
-    ]
-    queries = [
-        entry["query"] for board in dashboards for entry in board["templating"]["list"] if entry["type"] == "query"
-    ]
-    for expression in [*rules, *panels, *queries]:
-        for metric in re.findall(r"\bmor_[a-z_]+\b", expression):
-            assert metric in known, f"{expression} reads {metric}, which no service has"
-
-
-def test_a_collector_of_traces_is_named_to_every_service_and_can_be_reached() -> None:
-    options = (
-        "--set=model.name=a/b",
-        "--set=tracing.endpoint=http://collector:4318",
-        "--set-json=tracing.ratio=0.1",
-        '--set-json=networkPolicy.extraEgress=[{"ports": [{"port": 4318}]}]',
-    )
-    documents = charts.render(MOR, *options)
-    for component in ("control", "worker", "rollout", "router"):
-        set_to = charts.variables(charts.pods(documents)[f"m-mor-{component}"])
-        assert set_to["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
-        assert (set_to["OTEL_TRACES_SAMPLER"], set_to["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.1")
-        policy = charts.of(documents, "NetworkPolicy")[f"m-mor-from-{component}"]
-        assert {"ports": [{"port": 4318}]} in policy["spec"]["egress"]
-    assert "OTEL_" not in json.dumps(charts.render(MOR, "--set=model.name=a/b"))
+def test_tokens_of_every_scope_can_be_generated_and_no_secret_is_a_value() -> None:
+    """Clients are the exception: they get their tokens when they enrol."""
+    schema = json.loads((MOR / "values.schema.json").read_text())
+    token = schema["properties"]["auth"]["properties"]["tokens"]["items"]["properties"]
+    assert set(token["scope"]["enum"]) == set(Scope) - {Scope.client}
+    for chart in (MOR, REWARD):
+        assert '"writeOnly": true' not in (chart / "values.schema.json").read_text()
 
 
 def test_values_yaml_has_a_description_of_every_value() -> None:

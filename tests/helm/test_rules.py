@@ -103,7 +103,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         "20m",
     ),
     "MorUnreadableEntries": (
-        {'mor_unreadable_entries_total{store="clients",instance="router"}': "0x5 1+1x60"},
+        {'mor_unreadable_entries_total{store="clients",instance="router"}': "_x5 1x60"},
         {'mor_unreadable_entries_total{store="clients",instance="router"}': "3x60"},
         "12m",
     ),
@@ -113,7 +113,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         "90m",
     ),
     "MorAuditsDropped": (
-        {f'mor_router_audits_total{{{ROUTER},objective="helpful",outcome="dropped"}}': "0+1x60"},
+        {f'mor_router_audits_total{{{ROUTER},objective="helpful",outcome="dropped"}}': "_x5 1x60"},
         {f'mor_router_audits_total{{{ROUTER},objective="helpful",outcome="labelled"}}': "0+1x60"},
         "30m",
     ),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from mor_router.app import create_app
 from mor_router.config import RouterSettings
@@ -56,7 +57,8 @@ async def test_declared_objectives_and_runs_are_created_once(
     anchors = tmp_path / "anchors.jsonl"
     anchors.write_bytes(jsonl(rows(20)))
     run = {"name": "first", "model": str(tiny_vlm), "prompts": str(write_prompts(tmp_path / "prompts", 4)), "steps": 1}
-    wanted = {"objectives": [{"name": "helpful", "text": "Be right.", "anchors": str(anchors)}], "runs": [run]}
+    objective = {"name": "helpful", "text": "Be right.", "audit_share": 0.5, "audited_by": "people"}
+    wanted = {"objectives": [{**objective, "anchors": str(anchors)}], "runs": [run]}
     control = ControlSettings(
         redis_url=settings.redis_url, tokens_file=settings.tokens_file, runs_dir=tmp_path / "runs"
     )
@@ -68,6 +70,9 @@ async def test_declared_objectives_and_runs_are_created_once(
         assert "objective helpful: 20 anchors" in output
         assert "queued" in output
         assert await job.run(wanted) == (0, "")
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKENS['admin']}"}) as client:
+            stored = (await client.get(f"{router}/v1/objectives/helpful")).json()
+        assert {key: stored[key] for key in objective} == objective
 
         impossible = {"objectives": [{"name": "Not a name", "text": "x"}], "runs": []}
         status, output = await job.run(impossible)

@@ -14,7 +14,7 @@ def objective(router: Service, wanted: dict[str, Any]) -> None:
     path = f"/v1/objectives/{wanted['name']}"
     known = router.call("GET", path, missing=None)
     if known is None:
-        described = {key: wanted[key] for key in ("name", "text", "paraphrases") if key in wanted}
+        described = {key: value for key, value in wanted.items() if key not in ("anchors", "fit")}
         known = router.call("POST", "/v1/objectives", json=described)
         print(f"objective {wanted['name']}: created")
     if wanted.get("anchors") and not known["anchors"]:
@@ -34,6 +34,16 @@ def upload(anchors: Path) -> list[tuple[str, tuple[str, bytes]]]:
     return [("anchors", (anchors.name, lines)), *pictures]
 
 
+def names_of_runs(control: Service) -> set[str]:
+    """Return the names of all runs, of which the route lists a page at a time."""
+    names: set[str] = set()
+    after: dict[str, str] = {}
+    while page := control.call("GET", "/v1/runs", params=after):
+        names |= {run["name"] for run in page}
+        after = {"after": page[-1]["id"]}
+    return names
+
+
 def main() -> None:
     wanted = json.loads((Path(__file__).parent / "wanted.json").read_text())
     if wanted["objectives"]:
@@ -42,7 +52,7 @@ def main() -> None:
             objective(router, each)
     if wanted["runs"]:
         control = Service("control")
-        known = {run["name"] for run in control.call("GET", "/v1/runs")}
+        known = names_of_runs(control)
         for spec in wanted["runs"]:
             if spec["name"] not in known:
                 print(f"run {control.call('POST', '/v1/runs', json=spec)['id']}: queued")

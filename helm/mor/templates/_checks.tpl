@@ -43,10 +43,12 @@
 {{- if and $v.ingress.enabled (not (or $v.ingress.hosts.control $v.ingress.hosts.router $v.ingress.hosts.rollout)) -}}
 {{- fail "ingress.enabled needs at least one of ingress.hosts.control, ingress.hosts.router and ingress.hosts.rollout" -}}
 {{- end -}}
+{{- $taken := list "operator" "admin" "mor" "service" -}}
 {{- range $token := $v.auth.tokens -}}
-{{- if has $token.name (list "operator" "mor") -}}
-{{- fail (printf "auth.tokens: %q is the name of one of the chart's own tokens: choose another" $token.name) -}}
+{{- if has $token.name $taken -}}
+{{- fail (printf "auth.tokens: %q is the name of another token, or of its key in the Secret: choose another" $token.name) -}}
 {{- end -}}
+{{- $taken = append $taken $token.name -}}
 {{- end -}}
 {{- range $objective := $v.objectives -}}
 {{- if and $objective.anchors (not $v.data.existingClaim) -}}
