@@ -78,6 +78,6 @@ def spec(tiny: Path, prompts: Path) -> RunSpec:
 
 
 @pytest.fixture
-def stages(redis_url: str, tiny: Path):
-    with Stages(redis_url, tiny, share_of_even_tokens, TOKENS["service"]) as played:
+def stages(redis_url: str, tiny: Path, processes: Processes):
+    with Stages(redis_url, tiny, share_of_even_tokens, TOKENS["service"], lambda: processes.address) as played:
         yield played

@@ -126,11 +126,13 @@ class Sampler:
 class Stages:
     """Rollout and router of every announced run, on one thread."""
 
-    def __init__(self, redis_url: str, model: Path, rule: Rule, token: str) -> None:
+    def __init__(self, redis_url: str, model: Path, rule: Rule, token: str, control: Callable[[], str]) -> None:
+        """``control``: address of run control, which may start later."""
         self._settings = StreamSettings(redis_url=SecretStr(redis_url), lease_s=5)
         self.sampler = Sampler(model)
         self._rule = rule
         self._token = token
+        self._control = control
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.sampled: Counter[str] = Counter()
@@ -187,11 +189,10 @@ class Stages:
         for entry in await consumer.read(4, 0.01):
             record = entry.record
             if record.weights.version > self.sampler.version:
-                manifest = WeightsManifest.model_validate_json(
-                    (await http.get(record.weights.url)).raise_for_status().content
-                )
+                url = f"{self._control()}/v1/runs/{record.run}/weights/{record.weights.version}"
+                manifest = WeightsManifest.model_validate_json((await http.get(url)).raise_for_status().content)
                 files = {
-                    file.name: (await http.get(f"{record.weights.url}/{file.name}")).raise_for_status().content
+                    file.name: (await http.get(f"{url}/{file.name}")).raise_for_status().content
                     for file in manifest.files
                 }
                 for file in manifest.files:

@@ -55,7 +55,8 @@ def test_a_run_survives_a_flushed_and_a_killed_queue_server(
     processes = Processes(tmp_path / "runs", tokens_file, valkey.url, tmp_path)
     try:
         processes.serve()
-        with Stages(valkey.url, tiny, share_of_even_tokens, TOKENS["service"]), ExitStack() as working:
+        stages = Stages(valkey.url, tiny, share_of_even_tokens, TOKENS["service"], lambda: processes.address)
+        with stages, ExitStack() as working:
             run = create(processes, model=tiny, prompts=prompts, steps=14)
             working.enter_context(processes.working())
             until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 60, "step 3")
