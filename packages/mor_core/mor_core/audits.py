@@ -13,6 +13,22 @@ from mor_core.wire import Documented, Messages, Sha256
 class AuditCounts(Documented):
     """Audits of one objective."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "objective": "helpful",
+                    "share": 0.02,
+                    "labelled_by": "people",
+                    "waiting": 12,
+                    "oldest": 1767225600.0,
+                    "labelled": 30,
+                    "closed": {"labelled": 30, "skipped": 2},
+                }
+            ]
+        }
+    )
+
     objective: str
     share: float
     """Share of the live groups that are audited."""
@@ -69,6 +85,8 @@ class AuditQuestion(Documented):
 class AuditLabel(Documented):
     """Body of ``POST /v1/objectives/{name}/audits/{audit}``."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"preferred": "second"}]})
+
     preferred: Literal["first", "second", "tie", "skip"]
     """Response that serves the objective better; ``tie``: neither does; ``skip``: this person cannot say."""
 
@@ -88,6 +106,24 @@ class ObjectiveAudits(Documented):
 
 class ClientAudits(Documented):
     """What labelled audits say about a client, by objective."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "client": "st-mary",
+                    "objectives": [
+                        {
+                            "objective": "helpful",
+                            "audits": 30,
+                            "agreement": 0.87,
+                            "agreement_interval": [0.71, 0.95],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
     client: str
     objectives: tuple[ObjectiveAudits, ...]

@@ -30,7 +30,7 @@ def parse(adapter: TypeAdapter[Any], content: bytes, *, most_values: int = MOST_
     try:
         return adapter.validate_json(content)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        errors = error.errors(include_url=False, include_input=False)
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors]) from None
 
 
