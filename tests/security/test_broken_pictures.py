@@ -43,7 +43,8 @@ def is_read(read: Callable[[bytes], object], content: bytes) -> bool:
 def chat(content: bytes) -> object:
     url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
-    return ChatRequest.model_validate({"model": "policy", "messages": [message]}).conversation()
+    request = ChatRequest.model_validate({"model": "policy", "messages": [message]})
+    return request.conversation(most_images=1, most_image_bytes=images.MAX_BYTES)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mor_core.errors import Invalid, MorError, TooLarge
 from mor_core.failures import describe_failure
@@ -70,6 +70,8 @@ def _reading() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, for sizes far over ours
         raise TooLarge("the image has too many pixels; scale it down") from error
+    except UnidentifiedImageError as error:  # its message has nothing but the address of an object
+        raise Invalid(f"not a readable image; send one of {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, IndexError and others
         raise Invalid(f"not a readable image ({describe_failure(error)}); send one of {', '.join(FORMATS)}") from error
 
