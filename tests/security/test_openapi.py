@@ -23,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.router.endpoints import TOKEN
 from tests.security.served_apps import SERVICES, SERVICES_DRAW, TOKENS, ServedApp
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -99,3 +100,22 @@ def try_operation(
 
 def _common(values: Mapping[str, Any], document: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in (document or {})}
+
+
+def test_refusals_that_follow_from_earlier_requests_are_documented(served_apps: dict[str, ServedApp]) -> None:
+    served = served_apps["router"]
+    refusals = []
+    with served.http("enrolment") as http:
+        body = {"name": "nobody", "url": "http://127.0.0.1:1", "domains": "tests", "token": TOKEN}
+        replies = (http.post("/v1/clients", json=body) for _ in range(100))
+        refusals.append((next(reply for reply in replies if reply.status_code != 422), "/v1/clients", 429))
+    with served.http() as http:
+        http.post("/v1/objectives", json={"name": "checked", "text": "labelled by a service"}).raise_for_status()
+        labeller = {"kind": "checker", **served.bodies}
+        http.put("/v1/objectives/checked/labeller", json=labeller).raise_for_status()
+        following = http.get("/v1/objectives/checked/audits/next")
+        refusals.append((following, "/v1/objectives/{name}/audits/next", 409))
+    for reply, path, status in refusals:
+        assert reply.status_code == status, reply.text
+        operation = served.openapi["paths"][path][reply.request.method.lower()]
+        assert str(status) in operation["responses"]

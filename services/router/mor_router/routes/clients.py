@@ -26,7 +26,7 @@ routes = APIRouter(prefix="/v1/clients", tags=["clients"], route_class=JsonRoute
 page_tokens = APIRouter(prefix="/v1/page-tokens", tags=["clients"], route_class=JsonRoute)
 
 
-@routes.post("", status_code=201, summary="Enrol a client", responses=problems(409))
+@routes.post("", status_code=201, summary="Enrol a client", responses=problems(409, 429))
 async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -> Enrolled:
     """Check the address, read the card and have a probe item scored with the given token; store the client if all
     succeeds. The response contains the token of the client's own page, once. A token of scope ``enrolment`` cannot

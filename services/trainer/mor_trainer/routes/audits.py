@@ -9,6 +9,7 @@ from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits
 from mor_core.auth import Scope
 from mor_core.json_route import JsonRoute
 from mor_core.objectives import ObjectiveName
+from mor_core.openapi import problems
 from pydantic import TypeAdapter
 
 from mor_trainer.routes.dependencies import (
@@ -48,7 +49,7 @@ async def clients(request: Request, router_client: RouterClientDep, caller: Read
     return _CLIENTS.validate_json(reply.content, extra="ignore")
 
 
-@router.get("/{objective}/next", summary="Next audited group to label", responses={404: _NO_ROUTER})
+@router.get("/{objective}/next", summary="Next audited group to label", responses={404: _NO_ROUTER, **problems(409)})
 async def next_question(
     objective: ObjectiveName, request: Request, router_client: RouterClientDep, _: LabellerOrAdmin
 ) -> AuditQuestion | None:
@@ -58,7 +59,12 @@ async def next_question(
     return _QUESTION.validate_json(reply.content, extra="ignore")
 
 
-@router.post("/{objective}/{audit}", status_code=204, summary="Label an audited group", responses={404: _NO_ROUTER})
+@router.post(
+    "/{objective}/{audit}",
+    status_code=204,
+    summary="Label an audited group",
+    responses={404: _NO_ROUTER, **problems(409)},
+)
 async def label(
     *,
     objective: ObjectiveName,
