@@ -87,6 +87,8 @@ def test_clients_are_enrolled_and_a_gate_is_fitted_on_the_anchors(stack: Stack) 
     fitted = session.fit_gate(stack, stack.state / "data/server/anchors.jsonl")
     assert fitted["report"]["pairs"] == 40
     assert {line["client"] for line in fitted["report"]["clients"]} == set(CLIENTS)
+    with stack.http("router") as router:
+        assert [audits["share"] for audits in router.get("/v1/audits").json()] == [0.0]
     with pytest.raises(StackError, match=r"POST http://127.0.0.1:\d+/v1/clients -> 409: .*is enrolled already"):
         session.enrol(stack)
 

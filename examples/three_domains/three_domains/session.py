@@ -50,7 +50,8 @@ def enrol(stack: Stack) -> None:
 def fit_gate(stack: Stack, anchors: Path) -> dict[str, Any]:
     """Create the objective, upload its anchors, fit calibration and gate; return the router's fit report."""
     with stack.http("router", timeout_s=300) as router:
-        _checked(router.post("/v1/objectives", json={"name": OBJECTIVE, "text": _OBJECTIVE_TEXT}))
+        objective = {"name": OBJECTIVE, "text": _OBJECTIVE_TEXT, "audit_share": 0}  # nobody is here to label
+        _checked(router.post("/v1/objectives", json=objective))
         upload = f"/v1/objectives/{OBJECTIVE}/anchors"
         _checked(router.put(upload, content=_inlined(anchors), headers={"Content-Type": "application/x-ndjson"}))
         return dict(_checked(router.post(f"/v1/objectives/{OBJECTIVE}/fit")).json())
