@@ -92,7 +92,10 @@ class Services:
             http.patch("/v1/clients/client", json=change).raise_for_status()
 
     def serve(self, name: str, *command: str, **environment: str) -> str:
-        """Start an HTTP service, wait until it is ready and return its address."""
+        """Start an HTTP service, wait until it is ready and return its address.
+
+        Start ``control`` before ``rollout``, which pulls the weights there.
+        """
         port_file = self.folder / f"{name}.address"
         port_file.unlink(missing_ok=True)
         self._start(name, [str(_BIN / command[0]), *command[1:], "--port-file", str(port_file)], environment)
@@ -103,6 +106,8 @@ class Services:
                 self.addresses[name] = port_file.read_text()
                 try:
                     if httpx.get(f"{self.addresses[name]}/readyz", timeout=5).is_success:
+                        if name == "control":
+                            self._environment["MOR_CONTROL_URL"] = self.addresses[name]
                         return self.addresses[name]
                 except httpx.TransportError:
                     pass
