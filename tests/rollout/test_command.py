@@ -27,7 +27,7 @@ def test_a_setting_that_is_not_allowed_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mor_rollout.cli", "serve", "--model", "x", "--backend", "magic"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
     assert done.returncode == 2
-    assert "backend" in done.stderr
+    assert "MOR_BACKEND: got 'magic'; wanted: " in done.stderr
 
 
 def test_an_engine_that_does_not_start_stops_the_command_with_the_root_cause(tiny_vlm: Path, tmp_path: Path) -> None:
