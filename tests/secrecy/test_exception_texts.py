@@ -33,6 +33,7 @@ ALLOWED = {
     # To compare it, or take the name of a field out of it.
     ("mor_core/streams.py", "ResponseError"),
     ("mor_core/process.py", "SettingsError"),
+    ("mor_router/objectives/gates.py", "ResponseError"),
     # The loader names the library that is missing, at the start.
     ("mor_rollout/engines/vllm/native_libraries.py", "OSError"),
 }

@@ -21,7 +21,7 @@ from anyio.from_thread import start_blocking_portal
 from mor_core import stage as stage_module
 from mor_core import tracing
 from mor_core.runs import Claim, RunSpec, RunState
-from mor_core.settings import StreamSettings
+from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
 from mor_core.streams import Entry, RunAnnouncement, Streams, announce
 from mor_core.tasks import in_background, in_thread, stop
@@ -32,6 +32,7 @@ from mor_router.leadership import Leadership
 from mor_router.learning.labels import function_labeller
 from mor_router.learning.labels.function_labeller import FunctionLabeller
 from mor_router.learning.labels.labeller import SampledGroup
+from mor_router.trust.auditor import Auditor
 from mor_router.trust.honeypots import Honeypots
 from mor_trainer.config import ControlSettings, WorkerSettings
 from mor_trainer.control.webhook import Webhook
@@ -51,11 +52,13 @@ pytestmark = pytest.mark.anyio
 
 ENTRIES = {"asyncio.create_task", "tasks.create_task", "asyncio.ensure_future", "in_background", "threading.Thread"}
 WORKERS: dict[str, str] = {
+    "mor_core/json_route.py:asyncio.create_task": "task",
     "mor_core/metrics_server.py:threading.Thread": "thread",
     "mor_core/stage.py:asyncio.create_task": "stage",
     "mor_core/stage.py:tasks.create_task": "stage",
     "mor_core/streams.py:asyncio.create_task": "task",
     "mor_core/tasks.py:asyncio.create_task": "background",
+    "mor_core/token_watch.py:asyncio.create_task": "task",
     "mor_reward/scoring_service.py:asyncio.create_task": "scoring",
     "mor_rollout/chat/completions.py:asyncio.create_task": "task",
     "mor_rollout/engines/transformers_engine.py:asyncio.ensure_future": "task",
@@ -68,9 +71,11 @@ WORKERS: dict[str, str] = {
     "mor_router/leadership.py:asyncio.ensure_future": "leadership",
     "mor_router/learning/gate_fitter.py:asyncio.create_task": "task",
     "mor_router/learning/learning_components.py:in_background": "background",
+    "mor_router/trust/auditor.py:asyncio.create_task": "audit",
     "mor_router/trust/honeypots.py:asyncio.create_task": "honeypots",
     "mor_router/wiring.py:in_background": "background",
     "mor_trainer/app.py:asyncio.create_task": "webhook",
+    "mor_trainer/app.py:in_background": "background",
     "mor_trainer/control/ingest.py:asyncio.create_task": "task",
     "mor_trainer/groups/exchange.py:asyncio.create_task": "training",
     "mor_trainer/run/lease.py:asyncio.create_task": "lease",
@@ -103,7 +108,7 @@ class FailingRun(RunStage[PromptRecord]):
 
 class FailingStage(Stage[PromptRecord]):
     async def open(self, announcement: RunAnnouncement) -> FailingRun:
-        settings = StreamSettings(lease_s=0.05)
+        settings = StageSettings(lease_s=0.05)
         return FailingRun(announcement.run, self._redis, settings, asyncio.Semaphore(2))
 
 
@@ -180,10 +185,17 @@ async def fails_leadership(redis: Redis, run: str, out: list[str], tmp_path: Pat
 
 
 async def fails_honeypots(redis: Redis, run: str, out: list[str], tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Honeypots, "_send", fail_async)
+    patch.setattr(Honeypots, "_groups", fail_async)
     honeypots = Honeypots.__new__(Honeypots)
-    honeypots._interval_s = 0.0
-    await honeypots._send_later(SimpleNamespace(objective=SimpleNamespace(name="helpful")))  # type: ignore[arg-type]
+    waiting: Any = SimpleNamespace()
+    honeypots._waiting = [waiting]
+    await honeypots._send_later(SimpleNamespace(objective=SimpleNamespace(name="helpful")), waiting)  # type: ignore[arg-type]
+
+
+async def fails_audit(redis: Redis, run: str, out: list[str], tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Auditor, "_audit", fail_async)
+    auditor, group = Auditor.__new__(Auditor), SimpleNamespace(item=MARKS["prompt"])
+    await auditor._keep("helpful", group, SimpleNamespace())  # type: ignore[arg-type]
 
 
 async def fails_webhook(redis: Redis, run: str, out: list[str], tmp_path: Path, patch: pytest.MonkeyPatch) -> None:

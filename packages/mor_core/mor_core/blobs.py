@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from mor_core.errors import BlobMissing, Invalid
+from mor_core.failures import describe_failure
 from mor_core.stored import StoredEntries, is_wrong_type
 from mor_core.streams import key
 from mor_core.wire import RunId
@@ -180,7 +181,7 @@ class Blobs:
         except FileNotFoundError:
             return b""
         except _TAMPERED as error:
-            _BLOBS.refuse(digest, str(error))
+            _BLOBS.refuse(digest, describe_failure(error))
             return b""
 
     def _remove(self, digest: str) -> None:
@@ -191,7 +192,7 @@ class Blobs:
             if fs.lexists(path):
                 fs.rm_file(path)
         except _TAMPERED as error:
-            _BLOBS.refuse(digest, str(error))
+            _BLOBS.refuse(digest, describe_failure(error))
 
 
 def _size(fs: Any, path: str) -> int | None:

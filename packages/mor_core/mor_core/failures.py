@@ -162,6 +162,8 @@ def _message(error: BaseException) -> str | None:
     names = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
     if _is_ours(kind) or isinstance(error, _ENVIRONMENT) or names & _ENVIRONMENT_NAMES:
         return _text(error)
+    if "redis.exceptions.ResponseError" in names and _text(error).startswith("WRONGTYPE"):  # a fixed text
+        return _text(error)
     if kind is RuntimeError and error.__traceback__ is not None:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
         return _text(error) if _NUMERIC.search(innermost) else None

@@ -20,7 +20,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from mor_core.errors import Invalid, Unauthorized
-from mor_core.failures import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.metrics import TOKENS_FILE_BROKEN
 from mor_core.visibility import Scope
 from mor_core.wire import Sha256, Wire
@@ -75,7 +75,9 @@ class TokenFile:
             try:
                 self._load(path)
             except (OSError, Invalid) as error:
-                raise Invalid(f"tokens file {path}: {error}; write a JSON list of {{name, scope, sha256}}") from error
+                raise Invalid(
+                    f"tokens file {path}: {describe_failure(error)}; write a JSON list of {{name, scope, sha256}}"
+                ) from error
 
     def _load(self, path: Path) -> None:
         """Read the file, and take its tokens if all are valid."""
@@ -97,8 +99,9 @@ class TokenFile:
                 self._load(self._path)
         except (OSError, Invalid) as error:
             if self._retry_at is None:  # once for each time that the file breaks
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                log.error("the tokens file cannot be used; its last good tokens stay in use", reason=reason)
+                log.error(
+                    "the tokens file cannot be used; its last good tokens stay in use", reason=describe_failure(error)
+                )
             self._retry_at = time.monotonic() + _RETRY_S
             TOKENS_FILE_BROKEN.set(1)
 

@@ -12,11 +12,8 @@ from typing import Any
 from PIL import Image
 
 from mor_core.errors import Invalid
-from mor_core.failures import quote_failure
+from mor_core.failures import describe_failure, quote_failure
 from mor_core.wire import Message, chat_template_messages, image_hashes
-
-_SHOWN_CHARACTERS = 300
-"""Length up to which a message quotes a processor's."""
 
 
 def load_processor(model: str) -> Any:
@@ -65,8 +62,7 @@ def encode_prompt(processor: Any, messages: tuple[Message, ...], images: Mapping
             )
         )
     except Exception as error:  # each family's processor and chat template refuse in their own ways
-        reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
         raise Invalid(
-            f"the model's processor does not take this prompt ({reason}); leave out its special tokens, such as"
-            " <image>, and pictures with extreme proportions"
+            f"the model's processor does not take this prompt ({describe_failure(error)}); leave out its special"
+            " tokens, such as <image>, and pictures with extreme proportions"
         ) from error

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 from mor_core.errors import MorError, NotFound
+from mor_core.failures import describe_failure
 from redis.exceptions import RedisError
 
 from mor_router.audit import AuditLog
@@ -83,7 +84,9 @@ class Reliability:
         try:
             await self._registry.update(client, change)
         except (MorError, RedisError) as error:  # its budget stays spent, so the next wait tries again
-            log.warning("an unreliable client could not be put on probation", client=client, error=str(error))
+            log.warning(
+                "an unreliable client could not be put on probation", client=client, error=describe_failure(error)
+            )
             return
         if newly:
             self._audit.record("unreliable", client, "router", state="probation", reason=reason[:_REASON_LENGTH])
@@ -96,7 +99,7 @@ class Reliability:
             try:
                 await self.review()
             except (MorError, RedisError) as error:
-                log.warning("the unreliable clients could not be reviewed", error=str(error))
+                log.warning("the unreliable clients could not be reviewed", error=describe_failure(error))
 
     async def review(self) -> None:
         """Restore the clients whose probation has lasted and that answer now."""

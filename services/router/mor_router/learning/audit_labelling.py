@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 from mor_core.audits import AuditCounts
 from mor_core.errors import MorError, Unavailable
+from mor_core.failures import describe_failure
 from mor_core.stored_objectives import AuditedBy
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -79,7 +80,7 @@ class AuditLabelling:
                 try:
                     await self.turn()
                 except RedisError as error:
-                    log.warning("audits wait", reason=str(error))
+                    log.warning("audits wait", reason=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
         finally:  # another replica leads from now on, and reports
             metrics.forget_waiting_audits()
@@ -117,7 +118,7 @@ class AuditLabelling:
                 await self._review.review(name)
                 self._reviewed[name] = await self._audits.count_labelled(name)
         except (MorError, RedisError) as error:
-            log.warning("audits wait", objective=name, reason=str(error))
+            log.warning("audits wait", objective=name, reason=describe_failure(error))
         except Exception as error:  # the loop outlives one objective's failure; the next turn tries again
             log.error("audits wait", objective=name, exc_info=error)
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 from mor_core.errors import Conflict, NotFound
+from mor_core.failures import describe_failure
 from mor_core.objectives import RequestedObjective, split_version
 from mor_core.stored import StoredEntries
 from mor_core.wire import ModelRef, ObjectiveShare
@@ -191,8 +192,9 @@ class GateResolver:
             self._known = {objective.name: objective for objective in await self._objectives.all()}
             self.problem = None
         except ResponseError as error:
-            _MIXTURES.refuse(OBJECTIVES, str(error))
-            self.problem = f"the objectives cannot be read, their last state is in use: {error}"
+            reason = describe_failure(error)
+            _MIXTURES.refuse(OBJECTIVES, reason)
+            self.problem = f"the objectives cannot be read, their last state is in use: {reason}"
         self._read_at = time.monotonic()
 
     def _find_required(self, requested: str) -> Objective:

@@ -142,7 +142,7 @@ class GateStore:
         except ResponseError as error:
             if not is_wrong_type(error) and "not an integer" not in str(error) and "overflow" not in str(error):
                 raise
-            _GATES.refuse(VERSIONS, f"the counter of gate versions is no number ({error}); it is counted anew")
+            _GATES.refuse(VERSIONS, "the counter of gate versions is no number, or the largest one; it is counted anew")
             known = [version for name in await objective_names(self._redis) for version in await self._versions(name)]
             await self._redis.set(VERSIONS, max(known, default=0))
             return int(await self._redis.incr(VERSIONS))
