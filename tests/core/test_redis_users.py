@@ -28,6 +28,7 @@ CODE = {
 }
 _COMMANDS = {
     "delete": "del",
+    "hscan_iter": "hscan",
     "incr": "incrby",
     "xpending_range": "xpending",
     "xgroup_create": "xgroup|create",

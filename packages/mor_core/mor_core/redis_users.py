@@ -19,8 +19,8 @@ MARK = "mark"
 _EACH = "ping info select client|setname client|setinfo multi exec discard evalsha script|load del"
 _CONSUMER = "xreadgroup xgroup|create xautoclaim xpending xclaim xack xdel xlen xadd xrange time"
 _STORE = (
-    "hget hgetall hmget hkeys hlen hexists hset hsetnx hdel hincrby lpush ltrim lrange get set incrby expire pexpire "
-    "pttl watch unwatch"
+    "hget hgetall hmget hkeys hlen hexists hset hsetnx hdel hincrby hscan lpush ltrim lrange get set incrby expire "
+    "pexpire ttl pttl watch unwatch"
 )
 _BLOBS = (f"{BLOB}:*", f"{OWNERS}:*", f"{OWNED}:*")
 
