@@ -1,4 +1,4 @@
-"""Every route of every service checks its caller before it reads a body, and declares what it takes."""
+"""Every route of every service checks its caller before it reads a body, and bounds the body."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from mor_core.auth import checks_of
 from mor_core.json_route import JsonRoute
 from mor_reward.app import create_app as reward
 from mor_reward.config import RewardSettings
@@ -22,7 +21,7 @@ from starlette.routing import Mount
 
 pytestmark = pytest.mark.anyio
 
-OPEN = {"/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/static"}
+OPEN = {"/", "/healthz", "/readyz", "/openapi.json", "/docs", "/docs/{file}", "/static"}
 """Paths that need no token: none of them has a body."""
 
 
@@ -89,11 +88,6 @@ async def test_a_body_without_a_token_is_not_read(services: list[FastAPI]) -> No
             assert not read, f"{app.title}: {method} {route.path} read a body"
             called += 1
     assert called > 50
-
-
-def test_each_route_declares_its_callers(services: list[FastAPI]) -> None:
-    open_to_all = [f"{app.title}: {route.path}" for app, route in guarded(services) if not checks_of(route)]
-    assert open_to_all == []
 
 
 def test_each_route_with_a_body_declares_its_limit(services: list[FastAPI]) -> None:

@@ -53,7 +53,7 @@ async def test_the_services_own_port_wants_a_token_of_scope_metrics_or_viewer(tm
         assert allowed == {Scope.admin, Scope.viewer, Scope.metrics}
         assert "python_info" in answers[Scope.metrics].text
         about = await http.get("/v1/about", headers={"Authorization": f"Bearer {held[Scope.metrics]}"})
-        assert about.status_code == 403, "the scope metrics reads nothing else"
+        assert about.json()["facts"] is None, "the scope metrics reads nothing of the host"
 
 
 async def test_with_a_port_of_its_own_it_is_off_the_services(tmp_path: Path) -> None:
