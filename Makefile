@@ -27,10 +27,12 @@ endef
 export NO_ENGINE_LIBRARY
 
 # Tests of boundaries: every file that an attacker's request, record, picture or link passes.
-SECURITY_TESTS := tests/security tests/router/test_client_boundary.py tests/router/test_egress.py \
-  tests/browser/test_api_page.py tests/browser/test_token_links.py tests/browser/test_hostile_text.py \
-  $(wildcard tests/test_access.py tests/test_every_route.py tests/secrecy tests/core/test_stored.py \
-  tests/router/test_forged_entries.py)
+SECURITY_TESTS := tests/security tests/secrecy tests/test_access.py tests/test_every_route.py \
+  tests/core/test_bounded_json.py tests/core/test_http_protocol.py tests/core/test_images.py tests/core/test_stored.py \
+  tests/core/test_tokens.py tests/router/test_client_boundary.py tests/router/test_client_growth.py \
+  tests/router/test_client_protocol.py tests/router/test_credentials.py tests/router/test_egress.py \
+  tests/router/test_forged_entries.py tests/trainer/test_client_tokens.py tests/trainer/test_shared_folders.py \
+  tests/browser/test_api_page.py tests/browser/test_token_links.py tests/browser/test_hostile_text.py
 
 VERSION := 0.1.0
 # Services that `make images` builds, and the engine: the first of docker, podman and buildah that works here.
