@@ -207,7 +207,8 @@ class RewardPipeline:
                 plan = await self.plan(groups.items[0].objective, fusion)
         except (NotFound, Conflict, TimeoutError) as error:  # of this objective: the other groups of the batch go on
             kind = (fusion or self._settings.fusion).kind
-            problem = str(error) or f"the objective's text was not embedded in {deadline_s:g} s"
+            late = f"the objective's text was not embedded in {deadline_s:g} s"
+            problem = late if isinstance(error, TimeoutError) else describe_failure(error)
             unrewarded = Unrewarded(problem=problem, clients=(), gate_version=0, fusion=kind)
             return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], {}
         items = [
