@@ -37,7 +37,7 @@ class Scope(enum.StrEnum):
     labeller = "labeller"
     """Label audited groups, for a person: sees their questions, pictures and two responses."""
     metrics = "metrics"
-    """Read Prometheus's figures at ``/metrics``, and nothing else."""
+    """Read Prometheus's figures at ``/metrics``."""
 
 
 @dataclass(frozen=True)
