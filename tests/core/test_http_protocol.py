@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.core.limited_service import CLIENT, TOKEN, Process, running
+from tests.security.headers import EXPECTED
 
 HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 AUTHORIZED = HEAD + b"Authorization: Bearer " + TOKEN.encode() + b"\r\n"
@@ -101,7 +102,9 @@ def test_a_body_that_takes_too_long_gets_408(service: Process) -> None:
 def test_a_head_over_a_limit_is_refused(service: Process, head: bytes, status: bytes) -> None:
     with closing(service.connect()) as connection:
         connection.sendall(head)
-        assert answer(connection).startswith(b"HTTP/1.1 " + status)
+        got = answer(connection).lower()
+    assert got.startswith(b"http/1.1 " + status)
+    assert all(f"{name}: {value}\r\n".encode() in got for name, value in EXPECTED.items())
 
 
 def test_a_connection_with_many_requests_before_their_responses_is_closed(service: Process) -> None:

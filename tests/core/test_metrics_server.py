@@ -25,6 +25,7 @@ from mor_core.settings import ServiceSettings
 from starlette.types import ASGIApp
 
 from tests.core.test_service import _SERVE, write_tokens
+from tests.security.headers import check_headers
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +87,9 @@ def test_the_port_serves_metrics_alone_and_ends_with_the_process(
 ) -> None:
     started, service, metrics = process
     assert metrics.endswith("/metrics")
-    assert "python_info" in httpx.get(metrics).text
+    page = httpx.get(metrics)
+    assert "python_info" in page.text
+    check_headers(page)
     for path in ("", "/healthz", "/readyz", "/docs", "/openapi.json", "/v1/about"):
         assert httpx.get(metrics.removesuffix("/metrics") + path).status_code == 404
     assert httpx.post(metrics).status_code == 405

@@ -25,5 +25,5 @@ def check_headers(reply: httpx.Response) -> None:
     assert set(_NEEDED) <= {part.strip() for part in policy.split(";")}, told
     assert "unsafe" not in policy, told
     assert "camera=()" in reply.headers["permissions-policy"], told
-    page = not reply.headers.get("content-type", "").startswith(("text/html", "text/css", "text/javascript"))
-    assert reply.headers.get_list("cache-control") == (["no-store"] if page else ["no-cache"]), told
+    of_page = reply.headers.get("content-type", "").startswith(("text/html", "text/css", "text/javascript"))
+    assert reply.headers.get_list("cache-control") == (["no-cache"] if of_page else ["no-store"]), told

@@ -15,6 +15,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from mor_core.response_headers import DEFAULTS
 from mor_core.settings import ServiceSettings
 
 _MOST_HEAD_BYTES = 32 << 10
@@ -206,9 +207,10 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         """Answer without the application, and close."""
         body = reason.encode()
+        protection = "".join(f"{name.lower()}: {value}\r\n" for name, value in DEFAULTS.items())
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\n{protection}connection: close\r\n\r\n"
         )
         if self.cycle is None or self.cycle.response_complete:  # else it would stand inside of another response
             self.transport.write(head.encode() + body)

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from mor_core.auth import Scope, require
 from mor_core.errors import Invalid
+from mor_core.response_headers import ProtectResponses
 from mor_core.settings import ServiceSettings
 
 _STOP_S = 5.0
@@ -90,7 +91,7 @@ class MetricsServer:
             async def page(_: Request) -> Response:
                 return _page()
 
-            server = make_server(Starlette(routes=[Route("/metrics", page)]))
+            server = make_server(ProtectResponses(Starlette(routes=[Route("/metrics", page)])))
             # Outside of the main thread uvicorn leaves signals alone. A daemon, so that it cannot hold up the end.
             self._thread = threading.Thread(
                 target=server.run, kwargs={"sockets": [listener]}, name="metrics", daemon=True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_DEFAULTS = {
+DEFAULTS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": _NOTHING,
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -18,7 +18,7 @@ _DEFAULTS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_ENCODED = [(name.lower().encode(), value.encode()) for name, value in _DEFAULTS.items()]
+_ENCODED = [(name.lower().encode(), value.encode()) for name, value in DEFAULTS.items()]
 
 
 def page_headers(images: str) -> dict[str, str]:
