@@ -165,10 +165,10 @@ def test_a_tracker_that_hangs_delays_nobody_and_its_queue_is_bounded(spec: RunSp
     assert hanging.logged[-3:] == [18, 19, 20] and len(hanging.logged) <= 4
 
 
-def test_figures_are_the_finite_numbers_by_name() -> None:
+def test_figures_are_the_known_numbers_by_name() -> None:
     data = {
         "kl": 0.5, "entropy": None, "applied": ["a"], "begun_at": 1.0, "clients": {"a": {"weight": 1, "failures": {}}},
-        "domains": {"x:y": {"reward_mean": float("nan"), "groups": 2}}, "seconds": {"waiting": 0.25},
+        "domains": {"x:y": {"reward_mean": None, "groups": 2}}, "seconds": {"waiting": 0.25},
     }  # fmt: skip
     assert figures(step(1, **data)) == {
         "train/kl": 0.5, "clients/a/weight": 1, "domains/x_y/groups": 2, "seconds/waiting": 0.25,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ _NO_NAME = re.compile(r"[^\w\-. ]")
 
 
 def figures(event: EventRecord) -> dict[str, float]:
-    """Return the finite numbers of a step or an evaluation by name; unknown values are left out.
+    """Return the numbers of a step or an evaluation by name; unknown values are left out.
 
     Names are ``train/kl``, ``clients/NAME/weight``, ``seconds/waiting``, ``evaluation/reward`` and the like.
     """
@@ -35,5 +34,5 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _numbers(f"{name}/{_NO_NAME.sub('_', str(key))}", inner)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         yield name, float(value)
