@@ -64,6 +64,18 @@ async def test_a_callers_odd_input_opens_that_callers_circuit_alone(start: Start
         assert (await api.reward("answer 1", "answer 3"))["status"] == "ok", "the runs"
 
 
+async def test_a_callers_many_calls_leave_the_runs_half_of_a_client(start: Start, endpoints: Endpoints) -> None:
+    async with start(client_concurrency=2, deadline_s=1) as api:
+        for endpoint in await enrolled(api, endpoints):
+            endpoint.delay_s = 0.4
+        many = [asyncio.create_task(request(api)) for _ in range(12)]
+        await asyncio.sleep(0.1)
+        assert (await api.reward("answer 1", "answer 3"))["status"] == "ok"
+        found = await asyncio.gather(*many)
+        assert "error" in {item["status"] for item in found}, "the caller waited for itself"
+        assert await circuits(api) == [("closed", None)] * 2
+
+
 async def test_nothing_is_learned_from_a_callers_groups(start: Start, endpoints: Endpoints, redis: Redis) -> None:
     async with start(anchor_share=0.5) as api:
         for endpoint in await enrolled(api, endpoints):

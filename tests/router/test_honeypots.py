@@ -19,7 +19,7 @@ from tests.router.conftest import Api, Start
 from tests.router.endpoints import Endpoint, Endpoints, words
 from tests.router.hostile import knowing, two_faced
 from tests.router.planted import KINDS, jsonl, question, rows, specialist
-from tests.router.test_objectives import objective, upload
+from tests.router.test_objectives import objective, specialists, upload
 
 pytestmark = pytest.mark.anyio
 
@@ -100,17 +100,32 @@ def test_anchors_are_chosen_by_pictures_repetition_and_length_and_then_by_use() 
     )
 
 
-def test_only_runs_are_imitated_while_one_is_active() -> None:
+def test_groups_that_compare_nothing_are_not_imitated() -> None:
     recent = RecentShapes()
     message = (Message(role="user", content="?"),)
-    recent.observe("helpful", [(message, ("a", "b", "b"))], 0.0, of_run=False)
-    assert recent.follows("helpful", 1.0, of_run=False)
-    recent.observe("helpful", [(message, ("a", "a", "b", "c"))], 2.0, of_run=True)
-    recent.observe("helpful", [(message, ("a",))], 2.0, of_run=True)
-    assert not recent.follows("helpful", 3.0, of_run=False)
-    assert recent.follows("helpful", 3.0, of_run=True)
-    assert {drawn.counts for drawn in recent.draw("helpful", 20, of_run=True)} == {(2, 1, 1)}
-    assert recent.follows("helpful", 5000.0, of_run=False)
+    recent.observe("helpful", [(message, ("a",))])
+    assert recent.draw("helpful", 20) == []
+    recent.observe("helpful", [(message, ("a", "a", "b", "c"))])
+    assert {drawn.counts for drawn in recent.draw("helpful", 20)} == {(2, 1, 1)}
+
+
+async def test_only_groups_of_runs_are_imitated(start: Start, endpoints: Endpoints) -> None:
+    """A caller of the API could mark honeypots by a size that no run has."""
+    async with start(anchor_share=0.5) as api:
+        made = await specialists(api, endpoints)
+        await objective(api)
+        await api.ok("POST", "/v1/objectives/helpful/fit")
+        for endpoint in made.values():
+            endpoint.calls.clear()
+        odd = {"messages": [{"role": "user", "content": "?"}], "responses": [f"answer {n}" for n in range(7)]}
+        for number in range(24):
+            await api.ok("POST", "/v1/reward", {"items": [odd | {"item_id": str(number), "objective": "helpful"}]})
+            await api.reward("answer 1", "answer 2", objective="helpful")
+        await api.router.trust.honeypots.settled()
+        for endpoint in made.values():
+            sizes = Counter(len(item["responses"]) for call in endpoint.calls for item in call["items"])
+            assert sizes[7] == 24, "no honeypot has the size of the caller's groups"
+            assert sizes[2] > 24, "there were honeypots"
 
 
 async def test_the_holdout_is_by_picture_and_never_more_than_its_share(redis: Redis) -> None:

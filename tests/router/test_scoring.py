@@ -341,7 +341,7 @@ async def test_a_group_with_more_responses_than_the_card_allows_does_not_affect_
     await api.enrol(small)
     question, answers = [{"role": "user", "content": "?"}], ["a 1", "b 2", "c 3"]
     items = [{"item_id": f"g{size}", "messages": question, "responses": answers[:size]} for size in (2, 3)]
-    pair, triple = (await api.ok("POST", "/v1/reward", {"items": items}))["items"]
+    pair, triple = await api.reward_groups(items, {})
     assert [line(found, "small")["status"] for found in (pair, triple)] == ["ok", "error"]
     assert line(triple, "small")["detail"] == "3 responses; its card takes 2 per item"
     assert (triple["status"], len(triple["rewards"])) == ("ok", 3)

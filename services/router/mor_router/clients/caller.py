@@ -9,14 +9,12 @@ from dataclasses import dataclass
 class Caller:
     """Sender of a group: the runs, or the holder of a token.
 
-    Each has a circuit of its own to each client. So what one caller provokes, by its input or its deadline, keeps no
-    client from another caller's groups. Only the groups of runs teach the router anything.
+    Each has a circuit of its own to each client, and all other callers together have a share of the calls at a time. So
+    what one caller provokes keeps no client from the runs. Only the groups of runs teach the router anything.
     """
 
     name: str
     """Name of the token; empty for the runs."""
-    own_deadline: bool = False
-    """True if the caller gave a shorter deadline than the router's. A client that misses it has not failed."""
 
 
 RUNS = Caller("")

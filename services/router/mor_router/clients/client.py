@@ -8,7 +8,7 @@ import random
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 
 import httpx
 import stamina
@@ -87,6 +87,8 @@ class RewardClient:
         self._limits = record.card.limits if record.card is not None else None
         concurrency = min(settings.client_concurrency, self._limits.concurrency if self._limits else _NO_LIMIT)
         self._slots = asyncio.Semaphore(concurrency)
+        self._callers_slots = asyncio.Semaphore(max(1, concurrency // 2))
+        """Slots that other callers than the runs may hold or wait for, so that the runs wait for few of their calls."""
         self._logged_at = -math.inf
         self._unlogged = 0
         """Failures since the last log line."""
@@ -140,7 +142,7 @@ class RewardClient:
         """
         deadline = asyncio.get_running_loop().time() + deadline_s
         patient = deadline_s >= self._settings.deadline_s
-        oversized = self._reject_oversized(items)
+        oversized = self._reject_oversized(items, caller)
         sent = [item for item in items if item.item_id not in oversized]
         requests = split_requests(sent, images, self._limits, self._settings.items_per_request)
         answers = await asyncio.gather(
@@ -148,7 +150,7 @@ class RewardClient:
         )
         return oversized | {name: answer for part in answers for name, answer in part.items()}
 
-    def _reject_oversized(self, items: Sequence[ScoreItem]) -> dict[str, ClientResponse]:
+    def _reject_oversized(self, items: Sequence[ScoreItem], caller: Caller) -> dict[str, ClientResponse]:
         """Return errors for items with more responses than the card allows.
 
         They are not sent, because the client would refuse their whole request.
@@ -163,7 +165,8 @@ class RewardClient:
             for item in items
             if len(item.responses) > most
         }
-        metrics.CLIENT_FAILURES.labels(self.record.name, "item").inc(len(oversized))
+        if caller == RUNS:
+            metrics.CLIENT_FAILURES.labels(self.record.name, "item").inc(len(oversized))
         return oversized
 
     async def _score(
@@ -180,14 +183,14 @@ class RewardClient:
             if caller == RUNS:
                 self.last_error = str(failure)
                 metrics.CLIENT_FAILURES.labels(name, failure.reason).inc()
-            if caller == RUNS and failure.reason != "circuit_open":
-                self._log(failure)
+                if failure.reason != "circuit_open":
+                    self._log(failure)
             seconds = time.perf_counter() - started
             failed = ClientResponse(status, detail=str(failure), seconds=seconds, of_call=True)
             return {item.item_id: failed for item in items}
         seconds = time.perf_counter() - started
-        metrics.CLIENT_SECONDS.labels(name).observe(seconds)
         if caller == RUNS:
+            metrics.CLIENT_SECONDS.labels(name).observe(seconds)
             broken = [answer for answer in answers.values() if answer.status != "ok"]
             metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
             self.last_error = broken[0].detail if broken else None
@@ -221,24 +224,31 @@ class RewardClient:
         patient: bool,
     ) -> dict[str, ClientResponse]:
         """Call the client once, under the concurrency limit, the caller's circuit breaker and the deadline."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._slots.acquire()
-        except TimeoutError as error:
-            raise ClientFailure(
-                "busy", "the deadline passed while earlier calls to this client were running"
-            ) from error
-        circuit = self._circuit_for(caller)
-        try:
-            with circuit.call() as outcome:
-                return await self._call_observed(items, images, deadline, patient, outcome)
-        except CircuitOpen as refusal:
-            last = (self.last_error or "no reason given").removeprefix(_NOT_CALLED)
-            raise ClientFailure("circuit_open", f"{_NOT_CALLED}{last}") from refusal
-        finally:
-            self._slots.release()
-            if caller == RUNS:
-                metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[circuit.state])
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    if caller != RUNS:
+                        await held.enter_async_context(self._callers_slots)
+                    await held.enter_async_context(self._slots)
+            except TimeoutError as error:
+                raise ClientFailure(
+                    "busy", "the deadline passed while earlier calls to this client were running"
+                ) from error
+            circuit = self._circuit_for(caller)
+            try:
+                with circuit.call() as outcome:
+                    return await self._call_observed(items, images, deadline, caller, outcome, patient=patient)
+            except CircuitOpen as refusal:
+                raise ClientFailure("circuit_open", f"{_NOT_CALLED}{self._last_error_for(caller)}") from refusal
+            finally:
+                if caller == RUNS:
+                    metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[circuit.state])
+
+    def _last_error_for(self, caller: Caller) -> str:
+        """Return why a caller's circuit is open. Other callers do not learn what the calls of runs met."""
+        if caller != RUNS:
+            return "your earlier calls to it failed"
+        return (self.last_error or "no reason given").removeprefix(_NOT_CALLED)
 
     def _circuit_for(self, caller: Caller) -> Circuit:
         """Return the circuit that a caller's calls count for."""
@@ -255,14 +265,16 @@ class RewardClient:
         items: Sequence[ScoreItem],
         images: Mapping[str, bytes],
         deadline: float,
-        patient: bool,
+        caller: Caller,
         outcome: CallOutcome,
+        *,
+        patient: bool,
     ) -> dict[str, ClientResponse]:
         """Call the client and state in ``outcome`` what the call shows about it."""
         try:
             with self._boundary("no answer within the deadline"):
                 async with asyncio.timeout_at(deadline):
-                    answers = await self._call_retried(items, images, deadline)
+                    answers = await self._call_retried(items, images, deadline, caller)
         except ClientFailure as failure:
             outcome.failure = 1.0 if patient or failure.reason != "timeout" else None
             raise
@@ -270,7 +282,7 @@ class RewardClient:
         return answers
 
     async def _call_retried(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float, caller: Caller
     ) -> dict[str, ClientResponse]:
         def should_retry(error: Exception) -> bool | float:
             if not isinstance(error, ClientFailure) or not error.retry:
@@ -278,7 +290,8 @@ class RewardClient:
             left = deadline - asyncio.get_running_loop().time()
             if error.retry_after_s is not None and error.retry_after_s >= left:
                 return False
-            metrics.CLIENT_RETRIES.labels(self.record.name).inc()
+            if caller == RUNS:
+                metrics.CLIENT_RETRIES.labels(self.record.name).inc()
             return True if error.retry_after_s is None else error.retry_after_s + random.uniform(0, _RETRY_FIRST_S)
 
         async for attempt in stamina.retry_context(

@@ -21,7 +21,8 @@ from mor_router.clients.pool import ClientPool
 from mor_router.clients.responses import ClientFailure, ClientResponse
 
 _MOST_SHADOW_TASKS = 16
-"""Shadow calls in flight to one client: those to a slow one cannot pile up; above it a group goes without it."""
+"""Shadow calls of one caller in flight to one client: those to a slow one cannot pile up. Above it a group goes without
+that client."""
 
 _ON_TRIAL = ClientResponse("circuit_open", detail="on trial after failures; slower than the others", of_call=True)
 
@@ -45,8 +46,8 @@ class ScoreRequester:
     def __init__(self, pool: ClientPool) -> None:
         self._pool = pool
         self._shadows: set[asyncio.Task[dict[str, ClientResponse]]] = set()
-        self._in_shadow: Counter[str] = Counter()
-        """Client -> its shadow calls in flight."""
+        self._in_shadow: Counter[tuple[str, Caller]] = Counter()
+        """Client and caller -> shadow calls in flight."""
 
     async def request(
         self, client: str, batch: ScoreBatch, deadline_s: float, caller: Caller = RUNS
@@ -96,11 +97,11 @@ class ScoreRequester:
         }
         shadow_tasks: dict[str, asyncio.Task[dict[str, ClientResponse]]] = {}
         for name, part in [*((name, wanted[name]) for name in on_trial), *((name, batch) for name in shadows)]:
-            if self._in_shadow[name] < _MOST_SHADOW_TASKS:
+            if self._in_shadow[name, caller] < _MOST_SHADOW_TASKS:
                 task = asyncio.create_task(self._request_missing(name, part, answers, deadline_s, caller))
                 self._shadows.add(task)
-                self._in_shadow[name] += 1
-                task.add_done_callback(partial(self._end_shadow, name))
+                self._in_shadow[name, caller] += 1
+                task.add_done_callback(partial(self._end_shadow, (name, caller)))
                 shadow_tasks[name] = task
         try:
             await asyncio.gather(*weighted_tasks.values())
@@ -115,9 +116,9 @@ class ScoreRequester:
                 answers[item.item_id].setdefault(name, _ON_TRIAL)
         return answers
 
-    def _end_shadow(self, name: str, task: asyncio.Task[dict[str, ClientResponse]]) -> None:
+    def _end_shadow(self, sent: tuple[str, Caller], task: asyncio.Task[dict[str, ClientResponse]]) -> None:
         self._shadows.discard(task)
-        self._in_shadow -= Counter((name,))  # which also drops clients without a call
+        self._in_shadow -= Counter((sent,))  # which also drops clients without a call
 
     async def _request_missing(
         self, name: str, batch: ScoreBatch, answers: ClientResponses, deadline_s: float, caller: Caller

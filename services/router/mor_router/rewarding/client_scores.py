@@ -25,7 +25,6 @@ def weighted(
     for name, share in gate_weights.items():
         answer = answers[name]
         stale = stale_reason(name, answer.model, fitted_on)
-        metrics.STALE_CALIBRATION.labels(name).set(stale is not None)
         score = ClientScore(
             client=name,
             model=answer.model,
@@ -76,6 +75,13 @@ def unweighted(plan: ScoringPlan, answers: Mapping[str, ClientResponse]) -> tupl
         elif record.state in ("paused", "quarantined"):
             scores.append(ClientScore(client=name, status="not_asked", detail=plan.reason_without_weight(name)))
     return tuple(scores)
+
+
+def observe_models(plan: ScoringPlan, called: Collection[str], answers: Mapping[str, ClientResponse]) -> None:
+    """Show in the metrics which clients serve another model than the gate was fitted on."""
+    fitted_on = [part.models for part in plan.gates.parts]
+    for name in called:
+        metrics.STALE_CALIBRATION.labels(name).set(stale_reason(name, answers[name].model, fitted_on) is not None)
 
 
 def observe(fused: FusedGroup, objective_weights: Sequence[ObjectiveWeights]) -> None:

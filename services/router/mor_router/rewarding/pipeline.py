@@ -135,7 +135,7 @@ class RewardPipeline:
         The good answers are passed as ``known`` when a group is tried again, so that no client scores it twice.
         ``retry_s``: seconds after which the caller tries groups without a reward again, by default those of the first
         retry. Groups of another ``caller`` than the runs change nothing that the router has learned: no recent scores,
-        influence, reliability, model, disagreement or honeypot follows from them.
+        influence, reliability, model, disagreement, honeypot or metric of scores follows from them.
 
         Raises:
             Conflict: a gate cannot be served.
@@ -273,7 +273,6 @@ class RewardPipeline:
                 groups=[(item.messages, item.responses) for item in groups.items],
                 clients_for=partial(self._clients_for, plan),
                 deadline_s=deadline_s,
-                of_run=bool(groups.policies),
             )
             self._honeypots.follow(call)
 
@@ -379,6 +378,8 @@ class RewardPipeline:
         if isinstance(gate_weights, str):
             return Unrewarded(problem=gate_weights, clients=unweighted, **used)
         weights = blended_weights(gate_weights)
+        if learns:
+            client_scores.observe_models(plan, weights, answers)
         raw = {name: a.scores for name in weights if (a := answers[name]).scores is not None}
         fused = fuse(
             raw,
@@ -401,9 +402,10 @@ class RewardPipeline:
             )
             outage = any(answers[name].of_call for name in weights)
             return Unrewarded(problem=problem, clients=clients, outage=outage, **used)
-        client_scores.observe(fused, gate_weights)
-        if learns and len(plan.gates.parts) == 1:
-            self._disagreement.observe(plan.gates.parts[0], fused)
+        if learns:
+            client_scores.observe(fused, gate_weights)
+            if len(plan.gates.parts) == 1:
+                self._disagreement.observe(plan.gates.parts[0], fused)
         return GroupReward(rewards=tuple(fused.rewards.tolist()), clients=clients, entropy=fused.entropy, **used)
 
 

@@ -92,14 +92,13 @@ async def reward(request: RewardRequest, router: Running, caller: Scorer, http: 
         raise Invalid("item_id must be distinct within a request")
     conversations = [item.messages for item in request.items]
     await in_thread(_check_inputs, conversations, request.images, _settings(router).max_request_bytes)
-    longest = _settings(router).deadline_s
     parent = http.headers.get(tracing.HEADER, "")
     with tracing.span("reward", parent=parent, kind="server") as span, embedding_for(caller.name):
         outcomes, _ = await router.rewarding.pipeline.reward(
             GroupBatch(request.items, request.images, dict.fromkeys(names, span.traceparent)),
-            request.deadline_s or longest,
+            request.deadline_s or _settings(router).deadline_s,
             fusion=request.fusion,
-            caller=Caller(caller.name, own_deadline=(request.deadline_s or longest) < longest),
+            caller=Caller(caller.name),
         )
     return RewardResponse(items=tuple(map(item_reward, outcomes)))
 

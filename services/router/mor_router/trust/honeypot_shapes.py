@@ -1,8 +1,8 @@
 """Shapes of live groups, which honeypots imitate: size, repetition, length, and pictures that were sent before.
 
 A honeypot group gets the shape of a live group drawn from the latest ones, and the anchor and texts that fit it best.
-It must not copy the shapes of one call in their order: a client would find its twin. While runs are active, only
-shapes of their groups are drawn: a caller of ``/v1/reward`` could mark honeypots by a size that no run has.
+It must not copy the shapes of one call in their order: a client would find its twin. Only groups of runs count: a
+caller of ``/v1/reward`` could mark honeypots by a size that no run has.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from mor_router.objectives.objective_store import Anchor
 
 _LATEST = 256
 """Live groups remembered for each objective: some steps of a run, so that shapes follow the policy."""
-_RUN_S = 3600.0
-"""Seconds for which a run counts as active after its last group: longer than the pause between two steps."""
 _PICTURES = 1 << 14
 """Hashes of pictures sent lately that are remembered."""
 _NEAREST = 8
@@ -62,15 +60,12 @@ class RecentShapes:
     """Shapes of the latest live groups by objective, and the pictures that clients have been sent lately."""
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[str, bool], deque[GroupShape]] = {}
-        self._run_at: dict[str, float] = {}
+        self._groups: dict[str, deque[GroupShape]] = {}
         self._pictures: OrderedDict[str, None] = OrderedDict()
 
-    def observe(
-        self, objective: str, groups: Sequence[tuple[Messages, Sequence[str]]], now: float, *, of_run: bool
-    ) -> None:
-        """Remember live groups, each with its messages and responses. ``now``: seconds on any steady clock."""
-        shapes = self._groups.setdefault((objective, of_run), deque(maxlen=_LATEST))
+    def observe(self, objective: str, groups: Sequence[tuple[Messages, Sequence[str]]]) -> None:
+        """Remember live groups of runs, each with its messages and responses."""
+        shapes = self._groups.setdefault(objective, deque(maxlen=_LATEST))
         for messages, responses in groups:
             if len(responses) < 2:
                 continue  # no honeypot can have one response: it compares nothing
@@ -86,16 +81,10 @@ class RecentShapes:
             )
         for messages, _ in groups:
             self.sent(messages)
-        if of_run:
-            self._run_at[objective] = now
 
-    def follows(self, objective: str, now: float, *, of_run: bool) -> bool:
-        """Return whether a honeypot call may follow such a call: a run's call, or any while no run is active."""
-        return of_run or now - self._run_at.get(objective, -_RUN_S) >= _RUN_S
-
-    def draw(self, objective: str, count: int, *, of_run: bool) -> list[GroupShape]:
+    def draw(self, objective: str, count: int) -> list[GroupShape]:
         """Draw the shapes of ``count`` of the latest live groups; none where none compared responses."""
-        latest = self._groups[objective, of_run]
+        latest = self._groups[objective]
         return _random.choices(latest, k=count) if latest else []
 
     def known(self, hashes: Collection[str]) -> bool:

@@ -62,7 +62,7 @@ _random = random.SystemRandom()  # a client that could predict the draws would r
 
 @dataclass(frozen=True)
 class HoneypotCall:
-    """A live call as clients see it, which a honeypot call may imitate."""
+    """A live call for groups of runs as clients see it, which a honeypot call may imitate."""
 
     objective: Objective
     gate: int
@@ -71,8 +71,6 @@ class HoneypotCall:
     clients_for: Callable[[Float[ndarray, " features"]], Collection[str]]
     """Function from a group's features to the clients that score it."""
     deadline_s: float
-    of_run: bool
-    """Whether the groups are those of a run; otherwise a caller of ``/v1/reward`` chose them."""
 
 
 @dataclass
@@ -122,9 +120,7 @@ class Honeypots:
         if now - self._last_s <= _BURST_S:
             self._gaps.append(now - self._last_s)
         self._last_s = now
-        self._shapes.observe(name, call.groups, now, of_run=call.of_run)
-        if not self._shapes.follows(name, now, of_run=call.of_run):
-            return
+        self._shapes.observe(name, call.groups)
         self._latest[name] = call
         self._release(call)
         chosen = _random.random() < self._odds and call.objective.anchors
@@ -222,7 +218,7 @@ class Honeypots:
         candidates = kept or shown
         used = await self._times_sent(name, [anchor.digest for anchor in candidates])
         metrics.UNUSED_HONEYPOTS.labels(name).set(sum(not count for count in used.values()))
-        shapes = self._shapes.draw(name, len(call.groups), of_run=call.of_run)
+        shapes = self._shapes.draw(name, len(call.groups))
         taken = choose_anchors(shapes, candidates, used, self._shapes)
         around = _random.sample(list(candidates), min(_NEIGHBOURS, len(candidates)))
         images = await self._objectives.images(name, [*taken, *around])
