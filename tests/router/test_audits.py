@@ -12,7 +12,7 @@ import pytest
 from mor_core.wire import ModelRef, RewardItem
 from mor_router.learning import audit_labelling
 from mor_router.rewarding.pipeline import GroupBatch
-from mor_router.store import OBJECTIVES
+from mor_router.store import OBJECTIVES, key
 from mor_router.trust import live_audits
 from mor_router.trust.live_audits import AuditScores, LiveAudit, draw_pair
 
@@ -331,3 +331,45 @@ def test_a_pair_holds_two_different_responses_in_random_order() -> None:
     assert draw_pair(("a", "a")) is None
     drawn = {draw_pair(("a", "b", "a")) for _ in range(200)}
     assert drawn == {(0, 1), (1, 0), (2, 1), (1, 2)}
+
+
+async def test_junk_among_audits_costs_no_other_audit(start: Start) -> None:
+    async with start() as api:
+        await objective(api)
+        redis, audits = api.router.resources.redis, api.router.trust.audits
+        waiting, labelled, tally = (key(kind, "helpful") for kind in ("audits", "audited", "tally"))
+        first, second = audit(time.time(), text="one"), audit(time.time() + 1, text="two")
+        await audits.add("helpful", first)
+        await redis.hset(waiting, "ffffffffffff-ffffffff-x", "a name that states four tebibytes")  # type: ignore[misc]
+        await redis.hset(waiting, b"\xff", "x")  # type: ignore[misc]
+        await audits.add("helpful", second)
+        names = await audits.waiting("helpful")
+        assert len(names) == 2, "no size that a forged name states makes others go"
+        await redis.hset(labelled, "not a digest", "{}")  # type: ignore[misc]
+        await redis.hset(tally, "labelled", "many")  # type: ignore[misc]
+        assert await audits.settle("helpful", names[0], first, [(0, 1)], "ann")
+        assert (len(await audits.labelled("helpful")), await audits.closed("helpful")) == (1, {"labelled": 1})
+        for place in (labelled, tally):
+            await redis.delete(place)
+            await redis.set(place, "of another type")
+        assert (await api.ok("GET", AUDITS))["labelled"] == 0
+        assert await audits.settle("helpful", names[1], second, [(1, 0)], "ann")
+        assert (len(await audits.labelled("helpful")), await audits.closed("helpful")) == (1, {"labelled": 1})
+        await redis.set(waiting, "of another type")
+        assert await audits.waiting("helpful") == []
+        await audits.add("helpful", second)
+        [name] = await audits.waiting("helpful")
+        await redis.rpush(key("auditor", "helpful", name), "of another type")  # type: ignore[misc]
+        assert (await api.ok("GET", f"{AUDITS}/next"))["audit"] == name
+
+
+async def test_no_audit_brings_a_picture_under_the_hash_of_another(start: Start) -> None:
+    """The pictures of a labelled audit become those of an anchor."""
+    async with start() as api:
+        await objective(api)
+        messages, shown = question(next(iter(KINDS)), 5000)
+        forged = audit(time.time(), images=dict.fromkeys(shown, b"another"), messages=messages)
+        await api.router.trust.audits.add("helpful", forged)
+        [name] = await api.router.trust.audits.waiting("helpful")
+        assert await api.router.trust.audits.get("helpful", name) is None
+        assert await api.router.trust.audits.waiting("helpful") == []

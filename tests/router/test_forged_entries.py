@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 
 from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import TOKEN, Endpoints
+from tests.router.test_audits import AUDITS, live
 from tests.router.test_objectives import objective, specialists
 from tests.router.test_reward_stage import rollout
 
@@ -145,7 +146,7 @@ async def cluster(
         ControlSettings(redis_url=redis_url, runs_dir=tmp_path / "runs", tokens_file=settings.tokens_file)  # type: ignore[arg-type]
     )
     async with (
-        start(worker=True, anchor_share=0.5) as api,
+        start(worker=True, anchor_share=0.5, audit_share=1.0) as api,
         control.router.lifespan_context(control),
         httpx.AsyncClient(
             transport=httpx.ASGITransport(control),
@@ -164,6 +165,7 @@ async def cluster(
             await api.reward("answer 1", "answer 2", objective="helpful")
         await api.reward("answer 1", "answer 2")
         await api.router.trust.honeypots.settled()
+        await audited(api)
         spec = RunSpec(name=RUN, model="/m", prompts="/p", steps=10)
         run = control.state.runs.create(spec)
         control.state.runs.claim("w")
@@ -184,6 +186,15 @@ async def cluster(
         yield Cluster(api, http, {"router": paths(app.app, **names), "control": paths(control, **names)}, run)
 
 
+async def audited(api: Api) -> None:
+    """Have a labelled audit, one that waits, and a person to whom that one is offered."""
+    await api.ok("PATCH", "/v1/objectives/helpful", {"audited_by": "people"})
+    await live(api, 2)
+    offered = await api.ok("GET", f"{AUDITS}/next")
+    await api.ok("POST", f"{AUDITS}/{offered['audit']}", {"preferred": "first"})
+    await api.ok("GET", f"{AUDITS}/next")
+
+
 def event(run: str, number: int, kind: Any, step: int, data: dict[str, Any]) -> EventRecord:
     return EventRecord(run=run, group_id=event_id(1, number), stamps={"trainer": 1.0}, kind=kind, step=step, data=data)
 
@@ -195,8 +206,18 @@ async def test_junk_anywhere_stops_nothing(cluster: Cluster, redis: Redis, round
     side = Streams(redis, cluster.run, 1000)
     keys = sorted([key async for key in redis.scan_iter("mor:*")])
     kinds = {key.decode().removeprefix(store.key("")).split(":")[0] for key in keys if b"{router}" in key}
-    stored = {"clients", "objectives", "anchors", "labellers", "versions", *store.KINDS, "influence", "recent"}
-    assert kinds >= stored - {"sampled", "images"}, "something is in every key"
+    stored = {
+        "clients",
+        "objectives",
+        "anchors",
+        "labellers",
+        "versions",
+        *store.KINDS,
+        "influence",
+        "recent",
+        "auditor",
+    }
+    assert kinds >= stored, "something is in every key"
     order = [keys[draw.randrange(len(keys))] for _ in range(rounds)]
     order[: len(keys)] = draw.sample(keys, min(len(keys), rounds))
     for number, key in enumerate(order):

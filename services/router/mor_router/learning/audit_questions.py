@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 from mor_core.audits import AuditLabel, AuditQuestion
 from mor_core.errors import Conflict, NotFound
+from mor_core.stored import StoredEntries
 from redis.asyncio import Redis
 
 from mor_router.audit import AuditLog
@@ -17,6 +17,7 @@ from mor_router.trust.live_audits import AuditStore
 
 _OFFER_S = 900
 """Seconds for which a group is one person's: long enough for a hard question and a coffee."""
+_OFFERS = StoredEntries("audit_offers", largest=1 << 10)
 
 
 class AuditQuestions:
@@ -93,8 +94,12 @@ class AuditQuestions:
         taken = _offer_key(objective, name)
         if await self._redis.set(taken, person, nx=True, ex=_OFFER_S):
             return True
-        holder: Any = await self._redis.get(taken)
-        return holder is None or holder.decode() == person
+        stored = await _OFFERS.write(self._redis, [taken], lambda: self._redis.get(taken))
+        holder = _OFFERS.parse(taken, stored, bytes.decode)
+        if holder is not None:
+            return holder == person
+        await self._redis.set(taken, person, ex=_OFFER_S)  # the offer has just ended, or was nobody's
+        return True
 
 
 def _offer_key(objective: str, name: str) -> str:

@@ -14,12 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-import structlog
 from jaxtyping import Float
-from mor_core.wire import Finite, Messages, ModelRef, Sha256, Wire, image_hashes
+from mor_core.errors import Invalid
+from mor_core.image_budget import check_named
+from mor_core.stored import StoredEntries
+from mor_core.wire import Count, Finite, Messages, ModelRef, Sha256, Wire, image_hashes
 from numpy import ndarray
-from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter, model_validator
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from mor_router import metrics
 from mor_router.objectives.objective_store import Anchor, ObjectiveStore, digest_of
@@ -41,7 +44,11 @@ _NAME = re.compile(rf"[0-9a-f]{{{_NAME_DIGITS}}}-[0-9a-f]{{1,8}}-[A-Za-z0-9_-]{{
 
 Outcome = Literal["labelled", "undecided", "skipped", "dropped", "given_up"]
 
-log = structlog.get_logger(__name__)
+_DIGEST: TypeAdapter[str] = TypeAdapter(Sha256)
+_COUNT: TypeAdapter[int] = TypeAdapter(Count)
+_WAITING = StoredEntries("audits", largest=2 * _MOST_WAITING_BYTES)  # base64 and JSON lengthen what is waiting
+_LABELLED = StoredEntries("labelled_audits", largest=16 << 20)
+_TALLY = StoredEntries("audit_tally")
 
 
 class AuditScores(Wire):
@@ -60,15 +67,15 @@ class AuditScores(Wire):
 class _Audit(Wire):
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
-    at: float
+    at: Finite
     """Unix time at which the clients had answered, seconds."""
     gate: int
     """Gate version of the reward; 0: cold start."""
     policy: str
     """Run and weights version that sampled the responses."""
-    probability: float
+    probability: float = Field(gt=0, le=1)
     """Probability with which the group was chosen."""
-    support: float
+    support: Finite
     """1 where the anchors cover the input, towards 0 far from all of them: how far the fit vouches for the weights."""
     rewards: tuple[Finite, ...]
     clients: tuple[AuditScores, ...]
@@ -84,8 +91,10 @@ class _Audit(Wire):
     def _check_lengths(self) -> Self:
         responses = len(self.rewards)
         raw = {len(scores) for line in self.clients for scores in (line.raw, line.standardised) if scores is not None}
-        if raw - {responses} or max(self.pair) >= responses or len(self.embedding) % np.dtype(np.float32).itemsize:
+        if raw - {responses} or max(self.pair) >= responses:
             raise ValueError(f"scores of {sorted(raw)} and pair {self.pair} do not fit {responses} rewards")
+        if not np.isfinite(np.frombuffer(self.embedding, np.float32)).all():
+            raise ValueError("the embedding has a number that is not finite")
         return self
 
 
@@ -112,7 +121,7 @@ class LabelledAudit(_Audit):
     """Indices of the better and of the worse response: the clearest of ``pairs``."""
     pairs: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     """All labelled pairs; audits of earlier versions have ``pair`` alone."""
-    labelled_at: float
+    labelled_at: Finite
     by: str
     """Labeller, or name of the person's token."""
 
@@ -143,36 +152,39 @@ class AuditStore:
     async def add(self, objective: str, audit: LiveAudit) -> None:
         """Store a group that waits for a label, and drop the oldest ones over the bounds."""
         name = f"{round(1000 * audit.at):0{_NAME_DIGITS}x}-{_kibibytes(audit):x}-{secrets.token_urlsafe(8)}"
+        if _size(name) > _MOST_WAITING_BYTES:
+            await self._count(objective, "dropped")
+            return
         value = await asyncio.to_thread(audit.model_dump_json)
-        await self._redis.hset(key("audits", objective), name, value)
+        place = key("audits", objective)
+        await _WAITING.write(self._redis, [place], lambda: self._redis.hset(place, name, value))
         names = await self.waiting(objective)
         total = sum(map(_size, names))
-        for place, oldest in enumerate(names):
-            if len(names) - place <= _MOST_WAITING and total <= _MOST_WAITING_BYTES:
+        for gone, oldest in enumerate(names):
+            if len(names) - gone <= _MOST_WAITING and total <= _MOST_WAITING_BYTES:
                 break
             await self.close(objective, oldest, "dropped")
             total -= _size(oldest)
 
     async def waiting(self, objective: str) -> list[str]:
         """Return the names of the waiting groups, oldest first."""
-        names: Any = await self._redis.hkeys(key("audits", objective))
-        return sorted(name for known in names if _NAME.fullmatch(name := known.decode(errors="replace")))
+        place = key("audits", objective)
+        names: list[bytes] = await _WAITING.read(place, self._redis.hkeys(place), [])
+        return sorted(_WAITING.parse_list(names, _name))
 
     async def get(self, objective: str, name: str) -> LiveAudit | None:
         """Return a waiting group; ``None`` where it waits no longer."""
-        value: Any = await self._redis.hget(key("audits", objective), name)
-        if value is None:
-            return None
-        try:
-            return await asyncio.to_thread(LiveAudit.model_validate_json, value)
-        except ValidationError as error:
-            log.error("a stored audit is not readable and goes", objective=objective, problems=error.error_count())
-            await self.close(objective, name, "dropped")
-            return None
+        place = key("audits", objective)
+        value: Any = await _WAITING.read(place, self._redis.hget(place, name), None)
+        audit = await asyncio.to_thread(_WAITING.parse, name, value, _live)
+        if audit is None and value is not None:
+            await self.close(objective, name, "dropped")  # nobody could label it
+        return audit
 
     async def close(self, objective: str, name: str, outcome: Outcome) -> bool:
         """Remove a waiting group that gets no label; return whether it still waited."""
-        removed = bool(await self._redis.hdel(key("audits", objective), name))
+        place = key("audits", objective)
+        removed = bool(await _WAITING.read(place, self._redis.hdel(place, name), 0))
         if removed:
             await self._count(objective, outcome)
         return removed
@@ -190,17 +202,14 @@ class AuditStore:
         labelled = LabelledAudit(**shared, pair=kept[0], pairs=kept, labelled_at=time.time(), by=by)
         anchor = _anchor(audit, kept[0])
         await self._objectives.add_sampled(objective, [anchor], audit.images)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hsetnx(key("audited", objective), anchor.digest, labelled.model_dump_json())
-            pipe.hdel(key("audits", objective), name)
-            removed = bool((await pipe.execute())[1])
-        if removed:
-            await self._count(objective, "labelled")
-        return removed
+        place, value = key("audited", objective), labelled.model_dump_json()
+        await _LABELLED.write(self._redis, [place], lambda: self._redis.hsetnx(place, anchor.digest, value))
+        return await self.close(objective, name, "labelled")
 
     async def labelled(self, objective: str) -> dict[str, LabelledAudit]:
         """Return the labelled audits by the digest of their pair, in the order of their calls."""
-        stored: Any = await self._redis.hgetall(key("audited", objective))
+        place = key("audited", objective)
+        stored: dict[bytes, bytes] = await _LABELLED.read(place, self._redis.hgetall(place), {})
         return await asyncio.to_thread(_parsed, stored)
 
     async def prune(self, objective: str) -> None:
@@ -210,23 +219,58 @@ class AuditStore:
             await self._redis.hdel(key("audited", objective), *found[: len(found) // 2])
 
     async def count_labelled(self, objective: str) -> int:
-        return int(await self._redis.hlen(key("audited", objective)))
+        place = key("audited", objective)
+        return int(await _LABELLED.read(place, self._redis.hlen(place), 0))
 
     async def closed(self, objective: str) -> dict[str, int]:
         """Return the number of all groups that are no longer waiting, by outcome."""
-        stored: Any = await self._redis.hgetall(key("tally", objective))
-        known = {outcome: stored.get(outcome.encode(), b"") for outcome in sorted(get_args(Outcome))}
-        return {outcome: int(count) for outcome, count in known.items() if count.isdigit()}
+        place, outcomes = key("tally", objective), sorted(get_args(Outcome))
+        stored: list[Any] = await _TALLY.read(place, self._redis.hmget(place, outcomes), [None] * len(outcomes))
+        return _TALLY.parse_all(dict(zip(outcomes, stored, strict=True)), lambda _, count: _number(count))
 
     async def _count(self, objective: str, outcome: Outcome) -> None:
         metrics.AUDITS.labels(objective, outcome).inc()
-        await self._redis.hincrby(key("tally", objective), outcome, 1)
+        place = key("tally", objective)
+        try:
+            await _TALLY.write(self._redis, [place], lambda: self._redis.hincrby(place, outcome, 1))
+        except ResponseError:  # "not an integer", or one that would overflow
+            _TALLY.refuse(outcome, "the count is no number, or the largest one; it begins anew")
+            await self._redis.hset(place, outcome, 1)
 
 
 def _kibibytes(audit: LiveAudit) -> int:
     """Return the size of what clients saw of a group, which tells a person nothing about their scores."""
     texts = [message.text for message in audit.messages] + list(audit.responses)
     return 1 + (sum(map(len, audit.images.values())) + sum(len(text.encode()) for text in texts)) // 1024
+
+
+def _name(content: bytes) -> str:
+    """Parse the name of a waiting group.
+
+    Raises:
+        Invalid: it is none, or it states a size that no stored group has: others would have to go for it.
+        ValueError: it is no text.
+    """
+    name = content.decode()
+    if not _NAME.fullmatch(name) or _size(name) > _MOST_WAITING_BYTES:
+        raise Invalid("this is not the name of a waiting audit")
+    return name
+
+
+def _live(content: bytes) -> LiveAudit:
+    """Parse a waiting group. Its pictures become those of an anchor, so each must be the one that its hash names.
+
+    Raises:
+        ValueError: it does not fit.
+        Invalid: a picture has another hash.
+    """
+    audit = LiveAudit.model_validate_json(content)
+    check_named(audit.images)
+    return audit
+
+
+def _number(content: bytes) -> int:
+    return _COUNT.validate_python(int(content))
 
 
 def _size(name: str) -> int:
@@ -274,10 +318,8 @@ def _anchor(audit: LiveAudit, pair: tuple[int, int]) -> Anchor:
 
 
 def _parsed(stored: Mapping[bytes, bytes]) -> dict[str, LabelledAudit]:
-    found = {}
-    for digest, value in stored.items():
-        try:
-            found[digest.decode(errors="replace")] = LabelledAudit.model_validate_json(value)
-        except ValidationError as error:
-            log.error("a labelled audit is not readable and does not count", problems=error.error_count())
-    return dict(sorted(found.items(), key=lambda item: item[1].at))
+    pairs = _LABELLED.parse_all(
+        stored,
+        lambda digest, value: (_DIGEST.validate_python(digest.decode()), LabelledAudit.model_validate_json(value)),
+    )
+    return dict(sorted(pairs.values(), key=lambda item: item[1].at))
