@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 Attack = Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 """Writes a response; receives the body of an honest one."""
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+"""Serves one connection."""
 
 
 class RawEndpoint:
@@ -62,24 +64,28 @@ def _answer(body: bytes) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def raw_endpoint() -> AsyncIterator[RawEndpoint]:
-    """Serve a raw endpoint until the body ends."""
-    endpoint, tasks = RawEndpoint(), set[asyncio.Task[None]]()
+async def serving(handle: Handle) -> AsyncIterator[int]:
+    """Serve on a port of loopback until the body ends, and leave no connection open then."""
+    connections: list[tuple[asyncio.Task[None], asyncio.StreamWriter]] = []
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        with contextlib.suppress(asyncio.CancelledError):
-            await endpoint.handle(reader, writer)
-        writer.close()
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append((asyncio.create_task(handle(reader, writer)), writer))
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    endpoint.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:
-        yield endpoint
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        for task in tasks:
+        for task, writer in connections:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            writer.transport.abort()
+        await asyncio.gather(*(task for task, _ in connections), return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def raw_endpoint() -> AsyncIterator[RawEndpoint]:
+    """Serve a raw endpoint until the body ends."""
+    endpoint = RawEndpoint()
+    async with serving(endpoint.handle) as port:
+        endpoint.url = f"http://127.0.0.1:{port}"
+        yield endpoint

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from tests.router.conftest import Api, Start
 from tests.router.endpoints import TOKEN, Endpoints
-from tests.router.raw_endpoint import Attack, RawEndpoint, raw_endpoint, response
+from tests.router.raw_endpoint import Attack, RawEndpoint, raw_endpoint, response, serving
 from tests.router.test_scoring import line
 
 pytestmark = pytest.mark.anyio
@@ -178,14 +178,11 @@ async def test_a_tls_handshake_without_an_end_is_bounded(pair: tuple[Api, RawEnd
                 await asyncio.sleep(0.05)
         writer.close()
 
-    server = await asyncio.start_server(drip_bytes, "127.0.0.1", 0)
-    record = api.router.clients.pool.records["bad"].model_copy(
-        update={"url": f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"}
-    )
-    client = api.router.clients.pool.open(record, SecretStr(TOKEN))
-    began = time.monotonic()
-    with pytest.raises(ClientFailure):
-        await client.card(0.3)
-    assert time.monotonic() - began < 3
-    await client.close()
-    server.close()
+    async with serving(drip_bytes) as port:
+        record = api.router.clients.pool.records["bad"].model_copy(update={"url": f"https://127.0.0.1:{port}"})
+        client = api.router.clients.pool.open(record, SecretStr(TOKEN))
+        began = time.monotonic()
+        with pytest.raises(ClientFailure):
+            await client.card(0.3)
+        assert time.monotonic() - began < 3
+        await client.close()
