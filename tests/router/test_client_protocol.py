@@ -19,7 +19,7 @@ from tests.router.test_scoring import line
 
 pytestmark = pytest.mark.anyio
 
-DEADLINE_S = 0.4
+DEADLINE_S = 1.0
 JSON = "Content-Type: application/json"
 
 
