@@ -2,7 +2,8 @@
 
 ``python bench/adversaries.py`` writes ``bench/results/adversaries.json``. It needs the reward models of ``make demo``
 (``--demo``) and scikit-learn (``pip install --group bench``). ``adversary/campaign.py`` describes the attacks,
-``adversary/recognition.py`` the classifier. ``--quick`` makes two runs of each case.
+``adversary/recognition.py`` the classifier. ``--quick`` makes two runs of each case. With a part named, the other
+part keeps its figures.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from adversary.recorded_calls import record as calls_of
 from adversary.recording_material import questions
 from adversary.situational_attacks import ATTACKERS, CLEAN, LATE, TURNS_LATE
 from machine import record
+from tables.results import read
 
 GROUPS = 500
 """Live groups that are measured in each run."""
@@ -120,23 +122,29 @@ def recognised(state: Path, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help="attacks or recognition; default: both")
     parser.add_argument("--state", type=Path, default=Path(".mor/adversaries"))
     parser.add_argument("--demo", type=Path, default=Path(".mor/demo"), help="folder of the demonstration")
     parser.add_argument("--quick", action="store_true", help="two runs of each case")
     parser.add_argument("--cores", type=int, default=2)
     chosen = parser.parse_args()
+    parts = chosen.parts or ["attacks", "recognition"]
+    if unknown := set(parts) - {"attacks", "recognition"}:
+        raise SystemExit(f"unknown parts {sorted(unknown)}; choose from attacks, recognition")
     runs = 2 if chosen.quick else RUNS
     live_groups.prepare(chosen.state, chosen.demo, chosen.cores)
-    live = live_groups.load(chosen.state)
-    figures = {
-        "groups": GROUPS,
-        "runs": runs,
-        "late": LATE,
-        "repetition": float(np.mean([len(set(row)) < len(row) for row in live.texts.tolist()])),
-        "attacks": attacks(live, runs, chosen.cores),
-    }
-    figures["recognition"] = recognised(chosen.state, QUICK_STEPS if chosen.quick else STEPS)
     name = "adversaries-quick" if chosen.quick else "adversaries"
+    kept = read(name) or {}
+    figures = {
+        key: kept[key] for key in ("groups", "runs", "late", "repetition", "attacks", "recognition") if key in kept
+    }
+    if "attacks" in parts:
+        live = live_groups.load(chosen.state)
+        repetition = float(np.mean([len(set(row)) < len(row) for row in live.texts.tolist()]))
+        figures |= {"groups": GROUPS, "runs": runs, "late": LATE, "repetition": repetition}
+        figures["attacks"] = attacks(live, runs, chosen.cores)
+    if "recognition" in parts:
+        figures["recognition"] = recognised(chosen.state, QUICK_STEPS if chosen.quick else STEPS)
     print(record(name, figures))
 
 

@@ -41,12 +41,14 @@ _PORT = 6398
 """Port of the queue server; not the default one, which may be in use."""
 _ADMIN = "the-bench-is-admin-here"
 _OBJECTIVE = "helpful"
+_SHARE = 0.1
+"""Share of honeypots: twice the default, and the most of the anchors is held out, because the run is short."""
 _BURST = 16
 """Groups of one step."""
 _STEP_S = 0.7
 """Mean seconds between steps, jittered: a tiny model's."""
-_REFIT_SAMPLES = 4
-"""The router's default number of responses that a refit samples for a question."""
+_REFIT_SAMPLES = 8
+"""Responses that a refit samples for a question: a group's size, as docs/client-lifecycle.md advises."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ async def _serve(
         allow_loopback=True,
         worker=True,
         batch_groups=4,
-        anchor_share=0.25,
+        anchor_share=_SHARE,
+        anchor_reserve=0.5,
         audit_share=0.0,
     )
     recorder = _Recorder(f"{endpoints.address}/recorder")

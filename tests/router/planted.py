@@ -34,7 +34,10 @@ def specialist(kind: str, scale: float = 1.0, shift: float = 0.0, salt: str = ""
 
 def picture(kind: str, index: int) -> bytes:
     image = Image.new("RGB", (48, 48), _COLOURS[kind])
-    ImageDraw.Draw(image).rectangle((4, 4, 8 + index % 30, 20), fill="red")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((4, 4, 8 + index % 30, 20), fill="red")
+    draw.rectangle((4, 24, 8 + index // 30 % 30, 40), fill="blue")
+    draw.point((index // 900 % 48, 46), fill="yellow")  # each question has a picture of its own, as in a long run
     content = io.BytesIO()
     image.save(content, "PNG")
     return content.getvalue()

@@ -36,8 +36,8 @@ def anchor(*others: str) -> Anchor:
     )
 
 
-def shape(*counts: int, characters: float = 4.0, pictures: int = 0, known: bool = True) -> GroupShape:
-    return GroupShape(counts, characters, pictures, known)
+def shape(*counts: int, characters: float = 4.0, pictures: int = 0, times: int = 0) -> GroupShape:
+    return GroupShape(counts, characters, pictures, times)
 
 
 @pytest.mark.parametrize(
@@ -80,24 +80,19 @@ def test_anchors_are_chosen_by_pictures_repetition_and_length_and_then_by_use() 
     plain = [made(f"plain-{n}", "good") for n in range(9)]
     used = dict.fromkeys(["known", "fresh", *(a.digest for a in plain)], 0)
     candidates = [known, fresh, *plain]
-    few = choose_anchors([shape(1, 1, pictures=1, known=False)] * 2, [known, fresh], {"known": 0, "fresh": 9}, recent)
-    assert {a.digest for a in few} == {"known", "fresh"}
-    narrow, wide = (
-        [made(f"narrow-{n}", "good") for n in range(40)],
-        [made(f"wide-{n}", "good", "a", "b") for n in range(8)],
-    )
+
+    def chosen(count: int, wanted: GroupShape, of: list[Anchor], used: dict[str, int]) -> list[str]:
+        return [found.digest for found, _ in choose_anchors([wanted] * count, count, of, used, recent)]
+
+    new, once = shape(1, 1, pictures=1), shape(1, 1, pictures=1, times=1)
+    assert set(chosen(2, once, [known, fresh], used)) == {"known", "fresh"}
+    assert chosen(2, new, [known, fresh], used) == ["fresh"], "no picture comes more often than a live group's"
+    assert sorted(chosen(11, once, candidates, used)) == sorted(used)
+    assert chosen(3, once, [known, known.model_copy(update={"digest": "twin"})], {"known": 0, "twin": 1}) == ["known"]
+    narrow = [made(f"narrow-{n}", "good") for n in range(40)]
+    wide = [made(f"wide-{n}", "good", "a", "b") for n in range(8)]
     times = {a.digest: n for n, a in enumerate([*narrow, *wide])}
-    assert choose_anchors([shape(1, 1, 1, 1)], [*narrow, *wide], times, recent) == [wide[0]]
-    chosen = choose_anchors([shape(1, 1, pictures=1)] * 11, candidates, used, recent)
-    assert sorted(a.digest for a in chosen) == sorted(used)
-    assert (
-        len(
-            choose_anchors(
-                [shape(1, 1)] * 3, [known, known.model_copy(update={"digest": "twin"})], {"known": 0, "twin": 0}, recent
-            )
-        )
-        == 1
-    )
+    assert chosen(1, shape(1, 1, 1, 1), [*narrow, *wide], times) == ["wide-0"]
 
 
 def test_groups_that_compare_nothing_are_not_imitated() -> None:

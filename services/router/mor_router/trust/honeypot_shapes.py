@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mor_core.wire import Messages, image_hashes
@@ -35,8 +35,8 @@ class GroupShape:
     characters: float
     """Mean length of the distinct responses."""
     pictures: int
-    known_picture: bool
-    """Whether all its pictures were sent before."""
+    times: int
+    """How often its pictures had been sent before: the least count of them; 0 without pictures."""
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ class RecentShapes:
 
     def __init__(self) -> None:
         self._groups: dict[str, deque[GroupShape]] = {}
-        self._pictures: OrderedDict[str, None] = OrderedDict()
+        self._pictures: OrderedDict[str, int] = OrderedDict()
 
     def observe(self, objective: str, groups: Sequence[tuple[Messages, Sequence[str]]]) -> None:
         """Remember live groups of runs, each with its messages and responses."""
@@ -76,7 +76,7 @@ class RecentShapes:
                     tuple(sorted(counts.values(), reverse=True)),
                     sum(map(len, counts)) / len(counts),
                     len(hashes),
-                    self.known(hashes),
+                    self.times(hashes),
                 )
             )
         for messages, _ in groups:
@@ -87,6 +87,10 @@ class RecentShapes:
         latest = self._groups[objective]
         return _random.choices(latest, k=count) if latest else []
 
+    def times(self, hashes: Collection[str]) -> int:
+        """Return how often the least known of these pictures was sent lately; 0 where there are none."""
+        return min((self._pictures.get(digest, 0) for digest in hashes), default=0)
+
     def known(self, hashes: Collection[str]) -> bool:
         """Return whether all these pictures were sent lately; true where there are none."""
         return all(digest in self._pictures for digest in hashes)
@@ -94,27 +98,33 @@ class RecentShapes:
     def sent(self, messages: Messages) -> None:
         """Remember the pictures of a group that is sent."""
         for digest in image_hashes(messages):
-            self._pictures[digest] = None
+            self._pictures[digest] = self._pictures.get(digest, 0) + 1
             self._pictures.move_to_end(digest)
         while len(self._pictures) > _PICTURES:
             self._pictures.popitem(last=False)
 
 
 def choose_anchors(
-    shapes: Sequence[GroupShape], candidates: Sequence[Anchor], used: Mapping[str, int], recent: RecentShapes
-) -> list[Anchor]:
-    """Choose an anchor for each shape, no two with a common picture: the least used of the nearest ones.
+    shapes: Iterable[GroupShape],
+    count: int,
+    candidates: Sequence[Anchor],
+    used: Mapping[str, int],
+    recent: RecentShapes,
+) -> list[tuple[Anchor, GroupShape]]:
+    """Choose ``count`` anchors with a shape for each, no two with a common picture: the least used of the nearest ones.
 
-    ``used``: digest -> number of times that the anchor was sent. Fewer anchors than shapes give fewer groups.
+    No picture comes more often than that of the live group: a client would recognise it. ``used``: digest -> number of
+    times that the anchor was sent. Shapes that no anchor fits are passed over, so there may be fewer anchors.
     """
-    chosen: list[Anchor] = []
+    chosen: list[tuple[Anchor, GroupShape]] = []
     left = _random.sample(list(candidates), len(candidates))
     for shape in shapes:
-        if not left:
-            break
-        left.sort(key=lambda anchor: _distance(anchor, shape, recent))
-        best = min(left[:_NEAREST], key=lambda anchor: used[anchor.digest])
-        chosen.append(best)
+        fitting = [anchor for anchor in left if recent.times(image_hashes(anchor.messages)) <= shape.times]
+        if len(chosen) == count or not fitting:
+            continue
+        fitting.sort(key=lambda anchor: _distance(anchor, shape, recent))
+        best = min(fitting[:_NEAREST], key=lambda anchor: used[anchor.digest])
+        chosen.append((best, shape))
         left = [anchor for anchor in left if anchor is not best and not _share_picture(anchor, best)]
     return chosen
 
@@ -142,14 +152,14 @@ def honeypot_group(anchor: Anchor, shape: GroupShape, fillers: Sequence[str]) ->
     return HoneypotGroup(anchor, responses, responses.index(anchor.chosen), responses.index(anchor.rejected))
 
 
-def _distance(anchor: Anchor, shape: GroupShape, recent: RecentShapes) -> tuple[bool, bool, int, float]:
+def _distance(anchor: Anchor, shape: GroupShape, recent: RecentShapes) -> tuple[bool, int, int, float]:
     """Order anchors by likeness: pictures first, because no filler changes them; then distinct texts; then length."""
     hashes = image_hashes(anchor.messages)
     texts = {anchor.chosen, anchor.rejected, *anchor.others}
     characters = sum(map(len, texts)) / len(texts)
     return (
         len(hashes) != shape.pictures,
-        recent.known(hashes) != shape.known_picture,
+        shape.times - recent.times(hashes),
         max(0, len(shape.counts) - len(texts)),
         abs(characters - shape.characters),
     )

@@ -48,6 +48,8 @@ _LONGEST_WAIT_S = 600.0
 """Seconds without such a call after which a honeypot is dropped: alone in a pause it would stand out."""
 _NEIGHBOURS = 64
 """Anchors among which the fillers of a group are searched."""
+_DRAWS = 4
+"""Shapes drawn for each group of a honeypot call: some may fit no anchor."""
 _BURST_S = 1.0
 """Longest gap between the starts of two live calls of one burst; a honeypot follows a live call by such a gap."""
 _GAPS = 64
@@ -209,6 +211,9 @@ class Honeypots:
     ) -> tuple[list[HoneypotGroup], dict[str, Float[ndarray, " features"]], dict[str, bytes]]:
         """Build as many groups as ``call`` has, in the shapes of recent live ones; return embeddings and images too.
 
+        No groups where the anchors do not suffice: a call of another size, or with pictures that the client knows too
+        well, would stand out.
+
         Fillers are further responses to the anchor's question, then responses to the nearest questions among the
         candidates. Texts shown at a fit would reveal the honeypot.
         """
@@ -218,15 +223,23 @@ class Honeypots:
         candidates = kept or shown
         used = await self._times_sent(name, [anchor.digest for anchor in candidates])
         metrics.UNUSED_HONEYPOTS.labels(name).set(sum(not count for count in used.values()))
-        shapes = self._shapes.draw(name, len(call.groups))
-        taken = choose_anchors(shapes, candidates, used, self._shapes)
+        wanted = len(call.groups)
+        shapes = self._shapes.draw(name, _DRAWS * wanted)
+        # A policy answers a question anew each time, so its samples go out once. Uploaded pairs are not in its style:
+        # they serve where it was never sampled, and come again.
+        sampled = [anchor for anchor in candidates if anchor.policy is not None]
+        fresh = [anchor for anchor in sampled if not used[anchor.digest]]
+        chosen = choose_anchors(shapes, wanted, fresh if sampled else candidates, used, self._shapes)
+        if len(chosen) < wanted:
+            return [], {}, {}
+        taken = [anchor for anchor, _ in chosen]
         around = _random.sample(list(candidates), min(_NEIGHBOURS, len(candidates)))
         images = await self._objectives.images(name, [*taken, *around])
         with embedding_for("(honeypots)"):  # not in the turns of the call that they follow
             inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in [*taken, *around]])
         own, near = inputs[: len(taken)], inputs[len(taken) :]
         groups = []
-        for anchor, vector, shape in zip(taken, own, shapes, strict=False):
+        for (anchor, shape), vector in zip(chosen, own, strict=True):
             same = [other for other in candidates if other.messages == anchor.messages]
             nearest = [around[row] for row in np.square(near - vector).sum(axis=1).argsort()]
             fillers = [text for other in [*same, *nearest] for text in (*other.others, other.chosen, other.rejected)]
