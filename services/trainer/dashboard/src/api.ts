@@ -5,6 +5,8 @@ import type { Caller } from "./types.ts";
 const KEY = "mor-token";
 /** Bound of an answer, generous for a slow line. */
 const TIMEOUT_MS = 20_000;
+/** Scopes whose tokens read something here; run control names the holder of any other one too. */
+const READERS: readonly string[] = ["admin", "viewer", "service", "client", "labeller"] satisfies Caller["scope"][];
 
 /** Error answer (problem+json); status 0 where no answer came. */
 export class ApiError extends Error {
@@ -30,12 +32,18 @@ export function takeTokenFromAddress(): string | null {
 }
 
 /** Look up the holder of a token, which is not stored.
- * @throws ApiError for a token that is unknown, or that no header can carry */
+ * @throws ApiError for a token that is unknown, reads nothing here, or fits in no header */
 export async function holder(token: string): Promise<Caller> {
   if (!/^[\x21-\x7e]{1,512}$/.test(token)) {
     throw new ApiError(401, "a token is up to 512 letters, digits and signs without spaces; copy it again");
   }
-  return (await body<{ caller: Caller }>(await request("v1/about", { headers: bearer(token) }))).caller;
+  return reader(await request("v1/about", { headers: bearer(token) }));
+}
+
+async function reader(about: Response): Promise<Caller> {
+  const { caller } = await body<{ caller: Caller }>(about);
+  if (READERS.includes(caller.scope)) return caller;
+  throw new ApiError(403, `a token of scope ${caller.scope} reads nothing here; use one of ${READERS.join(", ")}`);
 }
 
 /** Keep a token that ``holder`` has found valid, in this tab. */
@@ -101,7 +109,7 @@ async function body<T>(reply: Response): Promise<T> {
 }
 
 export async function caller(): Promise<Caller> {
-  return (await get<{ caller: Caller }>("v1/about")).caller;
+  return reader(await request("v1/about"));
 }
 
 export function runPath(run: string, part = ""): string {
