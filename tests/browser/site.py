@@ -95,7 +95,7 @@ class Site:
             if step % 10 == 0:
                 await worker.report("evaluation", step, story.evaluation(step))
                 await worker.report("checkpoint", step, {"path": f"/runs/{run}/checkpoints/{step}", "seconds": 1.2})
-        await worker.report("weights", last, {"version": last})
+        await worker.report("weights", last, {"version": last, "seconds": 0.4})
         if arrives:
             async with self.http() as http:
                 await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == last, _ARRIVAL_S)
