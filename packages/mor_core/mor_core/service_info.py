@@ -113,8 +113,6 @@ class ServiceInfo(Documented):
     """Reason why the description of the host is missing."""
 
 
-"""Scopes, besides admin, that may look their own token up."""
-
 GatherHostInfo = Callable[[], Awaitable[HostInfo]]
 
 router = APIRouter(tags=["health"])
