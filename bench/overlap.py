@@ -104,8 +104,9 @@ def publish_all(options: argparse.Namespace, spec: RunSpec, folder: Path, run: s
 async def issue_and_take(options: argparse.Namespace, spec: RunSpec, services: Services, run: str) -> list[float]:
     from mor_core.blobs import Blobs
     from mor_core.datafiles import read_prompts
+    from mor_core.run_announcements import announce
     from mor_core.settings import StreamSettings
-    from mor_core.streams import Consumer, Streams, announce, connect
+    from mor_core.streams import Consumer, Streams, connect
     from mor_core.wire import PromptRecord, RolloutRecord, Sampling, WeightsRef
     from pydantic import SecretStr
 

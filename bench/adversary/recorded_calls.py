@@ -25,7 +25,8 @@ from fastapi.responses import Response
 from mor_core import bundled_valkey
 from mor_core.auth import hash_token
 from mor_core.blobs import Blobs
-from mor_core.streams import Streams, announce
+from mor_core.run_announcements import announce
+from mor_core.streams import Streams
 from mor_core.wire import Message, PromptRecord, RolloutRecord, Sampling, WeightsRef
 from mor_router.app import create_app
 from mor_router.config import RouterSettings

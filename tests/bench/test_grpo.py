@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from mor_core.blobs import Blobs
-from mor_core.streams import Streams, announce, withdraw
+from mor_core.run_announcements import announce, withdraw
+from mor_core.streams import Streams
 from mor_core.tasks import stop
 from mor_reward.backbones import DualEncoderConfig
 from mor_reward.progress import NoProgress

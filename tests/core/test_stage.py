@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from mor_core import stage as stage_module
 from mor_core.errors import Unavailable
+from mor_core.run_announcements import RunAnnouncement, announce, withdraw
 from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
 from mor_core.stored import UNREADABLE
-from mor_core.streams import Entry, RunAnnouncement, Streams, announce, withdraw
+from mor_core.streams import Entry, Streams
 from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, PromptRecord
 from redis.asyncio import Redis

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from mor_core import streams
+from mor_core import run_announcements, streams
 from mor_core.errors import LeaseLost, StreamFull
 from mor_core.settings import StreamSettings
 from mor_core.streams import Backlog, Consumer, Entry, Streams
@@ -278,13 +278,13 @@ async def test_a_flushed_server_is_a_fresh_start_not_an_error(redis: Redis, run_
 
 
 async def test_runs_are_active_while_they_are_announced(redis: Redis) -> None:
-    await streams.announce(redis, "b", "model-b")
-    await streams.announce(redis, "a", "model-a")
-    assert [run.run for run in (await streams.announced_runs(redis)).active] == ["a", "b"]
-    stale = streams.RunAnnouncement(run="old", model="m", renewed_at=time.time() - 120)
+    await run_announcements.announce(redis, "b", "model-b")
+    await run_announcements.announce(redis, "a", "model-a")
+    assert [run.run for run in (await run_announcements.announced_runs(redis)).active] == ["a", "b"]
+    stale = run_announcements.RunAnnouncement(run="old", model="m", renewed_at=time.time() - 120)
     await redis.hset("mor:runs", "old", stale.model_dump_json())
-    await streams.withdraw(redis, "b")
-    assert [run.run for run in (await streams.announced_runs(redis)).active] == ["a"]
+    await run_announcements.withdraw(redis, "b")
+    assert [run.run for run in (await run_announcements.announced_runs(redis)).active] == ["a"]
 
 
 def test_a_sampled_group_is_a_valid_rollout() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from mor_core import bundled_valkey
 from mor_core.blobs import Blobs
+from mor_core.run_announcements import announce, announced_runs
 from mor_core.settings import StreamSettings
-from mor_core.streams import GROUP_STREAMS, Consumer, Streams, announce, announced_runs, connect
+from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
 from mor_core.wire import DeadLetter, EventRecord, Record, RolloutRecord, StreamName
 from mor_router.clients.registry import ClientRegistry
 from mor_router.store import CLIENTS, key

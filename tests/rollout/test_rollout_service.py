@@ -14,8 +14,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from mor_core.auth import hash_token
+from mor_core.run_announcements import announce
 from mor_core.settings import StreamSettings
-from mor_core.streams import announce, connect
+from mor_core.streams import connect
 from mor_core.wire import WeightsRef
 from mor_rollout.app import create_app
 from mor_rollout.engines.protocol import SwapFailed

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from mor_core import stage as stage_module
+from mor_core.run_announcements import announce
 from mor_core.stage import MOST_DELIVERIES
-from mor_core.streams import announce
 from mor_core.tasks import stop
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.prompt_codec import PromptCodec

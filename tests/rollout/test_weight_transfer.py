@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from mor_core.auth import hash_token
 from mor_core.errors import Unavailable
-from mor_core.streams import announce
+from mor_core.run_announcements import announce
 from mor_core.wire import WeightsRef
 from mor_rollout import environment
 from mor_rollout.app import create_app

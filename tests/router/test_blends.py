@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mor_core.run_announcements import announce, withdraw
 from mor_core.runs import RunSpec
-from mor_core.streams import Streams, announce, withdraw
+from mor_core.streams import Streams
 from mor_core.wire import RewardRecord
 from pydantic import ValidationError
 from redis.asyncio import Redis

@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
 from mor_core.stored import UNREADABLE
-from mor_core.streams import RECORD_TYPES, Streams, announce
+from mor_core.streams import RECORD_TYPES, Streams
 from mor_core.wire import EventRecord
 from mor_router import store
 from mor_trainer.app import create_app as create_control

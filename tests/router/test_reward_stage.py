@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from mor_core.blobs import Blobs
-from mor_core.streams import RECORD_TYPES, Consumer, StreamName, Streams, announce, withdraw
+from mor_core.run_announcements import announce, withdraw
+from mor_core.streams import RECORD_TYPES, Consumer, StreamName, Streams
 from mor_core.wire import (
     DeadLetter,
     ImagePart,

@@ -20,10 +20,11 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from mor_core import stage as stage_module
 from mor_core import tracing
+from mor_core.run_announcements import RunAnnouncement, announce
 from mor_core.runs import Claim, RunSpec, RunState
 from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
-from mor_core.streams import Entry, RunAnnouncement, Streams, announce
+from mor_core.streams import Entry, Streams
 from mor_core.tasks import in_background, in_thread, stop
 from mor_core.wire import Message, PromptRecord
 from mor_reward.backbones import Example

@@ -21,9 +21,10 @@ from mor_core import images as guarded
 from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, MorError
 from mor_core.pixel_hash import pixel_sha256
+from mor_core.run_announcements import announced_runs
 from mor_core.sampling import forbidden_token_ids, response_seed
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Entry, Streams, announced_runs, connect
+from mor_core.streams import Consumer, Entry, Streams, connect
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import (
     ClientScore,

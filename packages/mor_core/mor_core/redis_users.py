@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mor_core.blobs import BLOB, OWNED, OWNERS
-from mor_core.streams import RUNS_KEY, key
+from mor_core.run_announcements import RUNS_KEY
+from mor_core.streams import key
 
 ROUTER_PREFIX = "mor:{router}:"
 """Begin of the keys of the router's store."""

@@ -26,8 +26,9 @@ from redis.exceptions import RedisError
 from mor_core.blobs import Blobs
 from mor_core.errors import LeaseLost, MorError, StreamFull, Unavailable
 from mor_core.failures import describe_failure
+from mor_core.run_announcements import RunAnnouncement, announced_runs
 from mor_core.settings import StageSettings
-from mor_core.streams import Consumer, Entry, RunAnnouncement, Streams, announced_runs
+from mor_core.streams import Consumer, Entry, Streams
 from mor_core.tasks import stop
 from mor_core.wire import Record, StageName, StreamName
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import structlog
 from mor_core import tracing
 from mor_core.errors import BlobMissing
+from mor_core.run_announcements import RunAnnouncement
 from mor_core.stage import RunStage, Stage
-from mor_core.streams import Entry, RunAnnouncement
+from mor_core.streams import Entry
 from mor_core.wire import GroupReward, RewardItem, RewardRecord, RolloutRecord, image_hashes
 from redis.asyncio import Redis
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from mor_core.streams import announce, withdraw
+from mor_core.run_announcements import announce, withdraw
 from redis.asyncio import Redis
 
 from mor_trainer.groups.flush_detector import FlushDetector
