@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,16 +11,19 @@ import numpy as np
 from mor_core.errors import Invalid
 from mor_core.stored import StoredEntries
 from mor_core.wire import LARGEST_SCORE, ModelRef
+from numpy import ndarray
 from redis.asyncio import Redis
 
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from mor_router.store import key
 
 _PAIRS = 512
-"""Latest pairs kept for each client: enough for a median, small enough to read for each batch."""
+"""Latest pairs used of each client: enough for a median, small enough to read for each batch."""
+_BLOCKS = 128
+"""Latest calls of which a client's pairs are kept, one entry for each: few entries are read faster than many."""
 _TTL_S = 7 * 86400
 """Seconds after the last score for which the pairs are kept: a week, to cover pauses between runs."""
-_PAIR = struct.Struct("<8sdd")
+_PAIR = np.dtype([("model", "<u8"), ("scores", "<f8", 2)])
 """Tag of the model, and two raw scores."""
 _RECENT = StoredEntries("recent_scores")
 
@@ -42,33 +44,38 @@ class RecentScores:
         """Fit on neighbouring pairs of ``groups`` and of earlier groups; ``None`` where no group has a pair."""
         name, tag = key("recent", client), _tag(model)
         pairs = [pair for group in groups for pair in itertools.pairwise(group)]
+        block = np.array([(tag, pair) for pair in pairs[-_PAIRS:]], _PAIR).tobytes()
 
         async def exchange() -> Any:
             async with self._redis.pipeline(transaction=False) as pipe:
                 if pairs and remember:
-                    pipe.lpush(name, *(_PAIR.pack(tag, *pair) for pair in pairs[-_PAIRS:]))
-                    pipe.ltrim(name, 0, _PAIRS - 1)
+                    pipe.lpush(name, block)
+                    pipe.ltrim(name, 0, _BLOCKS - 1)
                     pipe.expire(name, _TTL_S)
-                pipe.lrange(name, 0, _PAIRS - 1)
+                pipe.lrange(name, 0, _BLOCKS - 1)
                 return (await pipe.execute())[-1]
 
-        entries = _RECENT.parse_list(await _RECENT.write(self._redis, [name], exchange), _parse)
-        known = [pair for found, pair in entries if found == tag] or pairs
-        return fit_standardiser(np.array(known)) if known else None
+        blocks = _RECENT.parse_list(await _RECENT.write(self._redis, [name], exchange), _parse)
+        stored = np.concatenate([np.empty(0, _PAIR), *blocks])
+        known = stored["scores"][stored["model"] == tag][:_PAIRS]
+        if not len(known):
+            known = np.array(pairs)
+        return fit_standardiser(known) if len(known) else None
 
 
-def _tag(model: ModelRef) -> bytes:
-    """Return eight bytes that identify a model."""
-    return hashlib.blake2b(f"{model.name}\0{model.version}".encode(), digest_size=8).digest()
+def _tag(model: ModelRef) -> int:
+    """Return a number of 64 bits that identifies a model."""
+    digest = hashlib.blake2b(f"{model.name}\0{model.version}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
-def _parse(value: bytes) -> tuple[bytes, tuple[float, float]]:
-    """Parse the tag of a model and two neighbouring scores.
+def _parse(value: bytes) -> ndarray:
+    """Parse the pairs of one call.
 
     Raises:
-        Exception: the value does not hold two scores that a client may give.
+        Exception: the value does not hold pairs of scores that a client may give.
     """
-    tag, first, second = _PAIR.unpack(value)
-    if not max(abs(first), abs(second)) <= LARGEST_SCORE:  # so that NaN is refused too
+    pairs = np.frombuffer(value, _PAIR)
+    if not np.all(np.abs(pairs["scores"]) <= LARGEST_SCORE):  # NaN is refused too
         raise Invalid(f"a score is not within ±{LARGEST_SCORE:g}")
-    return tag, (first, second)
+    return pairs
