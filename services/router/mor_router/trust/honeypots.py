@@ -159,7 +159,7 @@ class Honeypots:
             groups, vectors, images = await self._groups(call)
             async with asyncio.timeout(_LONGEST_WAIT_S):
                 live = await waiting.leaves
-            await asyncio.sleep(_random.choice([0.0, *self._gaps]))
+            await asyncio.sleep(self._gap())
             if groups:
                 await self._send(live, groups, vectors, images)
         except TimeoutError:
@@ -170,6 +170,11 @@ class Honeypots:
             log.error("a honeypot call failed", objective=name, exc_info=error)
         finally:
             self._waiting.remove(waiting)
+
+    def _gap(self) -> float:
+        """Draw the seconds after a live call, from the shorter half of the gaps: the longer ones part the bursts."""
+        gaps = sorted(self._gaps)[: (len(self._gaps) + 1) // 2]
+        return _random.choice(gaps) if gaps else 0.0
 
     async def _send(
         self,
