@@ -1,7 +1,7 @@
 """Calls that a client records while a run is served: live ones and honeypots, over HTTP from the real router.
 
-Groups go the way of a run: published as they are sampled, step by step, and scored by the reward stage. The client stores
-bodies, headers, arrival times and connections, and answers as an honest service does.
+Groups go the way of a run: published as they are sampled, step by step, and scored by the reward stage. The client
+stores bodies, headers, arrival times and connections, and answers as an honest service does.
 """
 
 from __future__ import annotations
