@@ -1,7 +1,7 @@
 """Calls that a client records while a run is served: live ones and honeypots, over HTTP from the real router.
 
-Groups go the way of a run: published in bursts on the stream of rollouts, scored by the reward stage. The client stores
-bodies, headers, arrival times and connections, and answers as an honest service does.
+Groups go the way of a run: published as they are sampled, step by step, and scored by the reward stage. The client
+stores bodies, headers, arrival times and connections, and answers as an honest service does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SHARE = 0.1
 _BURST = 16
 """Groups of one step."""
 _STEP_S = 0.7
-"""Mean seconds between steps, jittered: a tiny model's."""
+"""Mean seconds of a step, a tiny model's: groups are sampled one after the other in its first half."""
 _REFIT_SAMPLES = 8
 """Responses that a refit samples for a question: a group's size, as docs/client-lifecycle.md advises."""
 
@@ -202,7 +202,8 @@ async def _send(redis: Redis, live: Sequence[Question], steps: int) -> None:
             for digest, content in question.images.items():
                 assert await blobs.put(content, f"g{number}") == digest
             await side.publish("rollouts", _rollout(question, f"g{number}"), timeout_s=30)
-        await asyncio.sleep(random.uniform(0.7, 1.3) * _STEP_S)
+            await asyncio.sleep(random.expovariate(2 * _BURST / _STEP_S))
+        await asyncio.sleep(random.uniform(0.2, 0.8) * _STEP_S)
 
 
 def _rollout(question: Question, group_id: str) -> RolloutRecord:

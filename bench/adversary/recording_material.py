@@ -15,9 +15,9 @@ from three_domains.questions import Gold, preference
 from adversary.live_groups import GROUP_SIZE
 from adversary.recorded_calls import Question
 
-_ANCHOR_PICTURES = 0.15
+_ANCHOR_PICTURES = 0.3
 """Share of the pictures that anchors are about."""
-_REFITS = 4
+_REFITS = 2
 """Online refits before the recording; each samples the policy anew on every question of the anchors."""
 
 

@@ -51,7 +51,7 @@ _NEIGHBOURS = 64
 _DRAWS = 4
 """Shapes drawn for each group of a honeypot call: some may fit no anchor."""
 _BURST_S = 1.0
-"""Longest gap between the starts of two live calls of one burst; a honeypot follows a live call by such a gap."""
+"""Longest gap between the starts of two live calls of one burst: a honeypot leaves by such a gap."""
 _GAPS = 64
 """Latest gaps that are remembered."""
 
@@ -82,7 +82,7 @@ class _Waiting:
     objective: str
     calls: int
     """Live calls that still go first."""
-    leaves: asyncio.Future[HoneypotCall]
+    leaves: asyncio.Future[None]
 
 
 class Honeypots:
@@ -139,7 +139,7 @@ class Honeypots:
             if waiting.objective == call.objective.name:
                 waiting.calls -= 1
                 if waiting.calls <= 0 and not waiting.leaves.done():
-                    waiting.leaves.set_result(call)
+                    waiting.leaves.set_result(None)
 
     def known_picture(self, messages: Messages) -> bool:
         """Return whether all pictures of a group were sent to clients lately."""
@@ -149,7 +149,7 @@ class Honeypots:
         """Send all scheduled honeypot calls now and wait until they have ended; each ends by its deadline."""
         for waiting in self._waiting:
             if not waiting.leaves.done():
-                waiting.leaves.set_result(self._latest[waiting.objective])
+                waiting.leaves.set_result(None)
         await asyncio.gather(*self._tasks)
 
     async def close(self) -> None:
@@ -161,10 +161,10 @@ class Honeypots:
         try:
             groups, vectors, images = await self._groups(call)
             async with asyncio.timeout(_LONGEST_WAIT_S):
-                live = await waiting.leaves
-            await asyncio.sleep(_random.choice([0.0, *self._gaps]))
+                await waiting.leaves
+                await self._leave_gap()
             if groups:
-                await self._send(live, groups, vectors, images)
+                await self._send(self._latest[name], groups, vectors, images)
         except TimeoutError:
             log.debug("a honeypot call was dropped: no live call followed", objective=name)
         except (MorError, RedisError) as error:
@@ -173,6 +173,13 @@ class Honeypots:
             log.error("a honeypot call failed", objective=name, exc_info=error)
         finally:
             self._waiting.remove(waiting)
+
+    async def _leave_gap(self) -> None:
+        """Wait until no live call has come for a time like those between live calls."""
+        latest = None
+        while latest != self._last_s and self._gaps:
+            latest = self._last_s
+            await asyncio.sleep(_random.choice(self._gaps))
 
     async def _send(
         self,
