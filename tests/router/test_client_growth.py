@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 RESPONSES = [f"answer {i}" for i in range(16)]
 WARM_UP = 40
-"""Calls after which the recent scores of these responses are at their bound of 512 pairs."""
+"""Calls after which the recent scores are at their bound of 32 calls."""
 
 
 def renaming(endpoint: Endpoint) -> None:

@@ -17,15 +17,15 @@ from redis.asyncio import Redis
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from mor_router.store import key
 
-_PAIRS = 512
-"""Latest pairs used of each client: enough for a median, small enough to read for each batch."""
-_BLOCKS = 128
+_CALLS = 32
 """Latest calls of which a client's pairs are kept, one entry for each: few entries are read faster than many."""
+_PAIRS = 64
+"""Most pairs kept of one call: with those of the other calls enough for a median, small enough to read each time."""
 _TTL_S = 7 * 86400
 """Seconds after the last score for which the pairs are kept: a week, to cover pauses between runs."""
 _PAIR = np.dtype([("model", "<u8"), ("scores", "<f8", 2)])
 """Tag of the model, and two raw scores."""
-_RECENT = StoredEntries("recent_scores")
+_RECENT = StoredEntries("recent_scores", largest=_PAIRS * _PAIR.itemsize)
 
 
 class RecentScores:
@@ -44,20 +44,21 @@ class RecentScores:
         """Fit on neighbouring pairs of ``groups`` and of earlier groups; ``None`` where no group has a pair."""
         name, tag = key("recent", client), _tag(model)
         pairs = [pair for group in groups for pair in itertools.pairwise(group)]
-        block = np.array([(tag, pair) for pair in pairs[-_PAIRS:]], _PAIR).tobytes()
+        kept = pairs[:: max(1, -(-len(pairs) // _PAIRS))]
+        entry = np.array([(tag, pair) for pair in kept], _PAIR).tobytes()
 
         async def exchange() -> Any:
             async with self._redis.pipeline(transaction=False) as pipe:
                 if pairs and remember:
-                    pipe.lpush(name, block)
-                    pipe.ltrim(name, 0, _BLOCKS - 1)
+                    pipe.lpush(name, entry)
+                    pipe.ltrim(name, 0, _CALLS - 1)
                     pipe.expire(name, _TTL_S)
-                pipe.lrange(name, 0, _BLOCKS - 1)
+                pipe.lrange(name, 0, _CALLS - 1)
                 return (await pipe.execute())[-1]
 
-        blocks = _RECENT.parse_list(await _RECENT.write(self._redis, [name], exchange), _parse)
-        stored = np.concatenate([np.empty(0, _PAIR), *blocks])
-        known = stored["scores"][stored["model"] == tag][:_PAIRS]
+        calls = _RECENT.parse_list(await _RECENT.write(self._redis, [name], exchange), _parse)
+        stored = np.concatenate([np.empty(0, _PAIR), *calls])
+        known = stored["scores"][stored["model"] == tag]
         if not len(known):
             known = np.array(pairs)
         return fit_standardiser(known) if len(known) else None
