@@ -32,6 +32,7 @@ _COMMANDS = {
     "incr": "incrby",
     "xpending_range": "xpending",
     "xgroup_create": "xgroup|create",
+    "xgroup_setid": "xgroup|setid",
     "register_script": "evalsha",
     "pipeline": "exec",
     "lock": "evalsha",
