@@ -228,10 +228,15 @@ class History:
         )
         return stride, read_steps(rows)
 
-    def samples(self, run: str, limit: int) -> list[SampleGroup]:
-        """List the newest sample groups, newest first."""
+    def samples(self, run: str, limit: int, *, picture: str = "") -> list[SampleGroup]:
+        """List the newest sample groups, newest first: all, or those in which the hash of ``picture`` occurs."""
         self._runs.revision(run)
-        rows = self._database.rows("SELECT step, data FROM samples WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
+        rows = self._database.rows(
+            "SELECT step, data FROM samples WHERE run=? AND data LIKE ? ORDER BY id DESC LIMIT ?",
+            run,
+            f"%{picture}%",
+            limit,
+        )
         return _ROWS.parse_list(
             rows,
             lambda row: SampleGroup.model_validate(
