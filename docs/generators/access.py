@@ -10,7 +10,8 @@ from mor_core.visibility import HiddenFrom, OwnRows
 
 from generators.routes import is_api, sections
 
-_COLUMNS = (Scope.viewer, Scope.client, Scope.enrolment, Scope.scorer, Scope.service, Scope.admin)
+_COLUMNS = tuple(reversed(Scope))
+"""Every scope, the one with all rights last."""
 
 
 def tables() -> str:
