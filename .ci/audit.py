@@ -61,8 +61,14 @@ def main() -> None:
 
 
 def _run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a tool; one that is missing or does not end has no output, and its check was not made."""
     parts = [str(part) for part in command]
-    return subprocess.run(parts, cwd=cwd, capture_output=True, text=True, timeout=_LONGEST_S, check=False)  # noqa: S603
+    try:
+        return subprocess.run(parts, cwd=cwd, capture_output=True, text=True, timeout=_LONGEST_S, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(parts, -1, "", f"{parts[0]} did not end within {_LONGEST_S} s")
+    except OSError as error:
+        return subprocess.CompletedProcess(parts, -1, "", f"{parts[0]}: {error.strerror}")
 
 
 def _outcome(check: str, found: Sequence[str], remark: str) -> Outcome:
@@ -95,28 +101,30 @@ def known_vulnerabilities(build: str) -> Outcome:
 
 def dashboard() -> Outcome:
     check = "known vulnerabilities of the dashboard's packages (npm audit)"
+    told = _run("npm", "audit", "--json", cwd=DASHBOARD)
     try:
-        told = _run("npm", "audit", "--json", cwd=DASHBOARD)
         found: dict[str, dict[str, Any]] = json.loads(told.stdout)["vulnerabilities"]
-    except FileNotFoundError:
-        return Outcome(check, "NOT CHECKED", ["npm is not installed"])
     except (ValueError, KeyError):
-        return Outcome(check, "NOT CHECKED", ["the registry does not answer: " + told.stderr.partition("\n")[0]])
+        return Outcome(check, "NOT CHECKED", ["no answer of npm or its registry: " + told.stderr.partition("\n")[0]])
     return _outcome(
         check, [f"{name}: {one['severity']}, {one['range']}" for name, one in found.items()], "all looked up"
     )
 
 
 def licences() -> Outcome:
+    check = "licences of the installed packages (pip-licenses)"
     told = _run(TOOLS / "pip-licenses", "--python", PYTHON, "--from=mixed", "--format=json")
-    packages = json.loads(told.stdout)
+    try:
+        packages: list[dict[str, str]] = json.loads(told.stdout)
+    except ValueError:
+        return Outcome(check, "NOT CHECKED", [_last_line(told.stderr)])
     refused = [
         f"{package['Name']} {package['Version']}: {package['License'][:80]!r}; replace it, or list it with the reason"
         for package in packages
         if package["Name"] not in _EXCEPTIONS and not _is_permissive(package["License"].partition("\n")[0])
     ]
     remark = f"{len(packages)} packages; exceptions: {', '.join(_EXCEPTIONS)}"
-    return _outcome("licences of the installed packages (pip-licenses)", refused, remark)
+    return _outcome(check, refused, remark)
 
 
 def _is_permissive(licence: str) -> bool:

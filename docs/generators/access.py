@@ -10,7 +10,8 @@ from mor_core.visibility import HiddenFrom, OwnRows
 
 from generators.routes import is_api, sections
 
-_COLUMNS = (Scope.viewer, Scope.client, Scope.enrolment, Scope.scorer, Scope.service, Scope.admin)
+_COLUMNS = sorted(Scope, key=lambda scope: scope is Scope.admin)
+"""All scopes in their own order, ``admin`` last."""
 
 
 def tables() -> str:

@@ -102,6 +102,14 @@ def test_full_disks_are_found(free_gib: float, verdict: Verdict) -> None:
     assert finding.verdict is verdict
 
 
+@pytest.mark.parametrize("scope", sorted(set(Scope) - {Scope.admin}))
+def test_a_token_without_all_rights_gets_the_scope_that_it_lacks(scope: Scope) -> None:
+    [finding] = doctor_checks.token({"control": report(caller=Principal(name="ops", scope=scope))})
+    reads = scope in (Scope.viewer, Scope.service)
+    assert (finding.verdict, "can only read" in str(finding.cure)) == (Verdict.warning, reads)
+    assert ("viewer to read" in str(finding.cure)) is not reads
+
+
 def test_workers_must_be_alive_and_of_the_same_version() -> None:
     def worker(seen_at: float, version: str) -> WorkerStatus:
         return WorkerStatus(name="w", version=version, device="cpu", seen_at=seen_at, run=None)

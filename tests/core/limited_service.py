@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI
+from mor_core import process
 from mor_core.auth import Principal, Scope, hash_token, require
 from mor_core.json_route import LargeRoute
 from mor_core.service import create_service, serve
@@ -130,4 +131,5 @@ _TOKENS = {"service": TOKEN, "client": CLIENT}
 
 if __name__ == "__main__":
     found = ServiceSettings()
-    serve(app(found), found, name="limited", port_file=Path(sys.argv[1]))
+    process.begin(found, "limited")
+    serve(app(found), found, port_file=Path(sys.argv[1]))

@@ -119,7 +119,10 @@ def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = MetricsServer(ServiceSettings(metrics_port=taken.getsockname()[1]))
         with (
-            pytest.raises(Invalid, match=r"MOR_METRICS_PORT: cannot listen at 127\.0\.0\.1"),
+            pytest.raises(
+                Invalid,
+                match=r"METRICS_HOST, MOR_METRICS_PORT: cannot listen at 127\.0\.0\.1:\d+ \(Address already in use\);",
+            ),
             server.serving(uvicorn.Server),
         ):
             pass

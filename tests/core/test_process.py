@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import resource
+import socket
+from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 from mor_core import process
 from mor_core.errors import Invalid
 from mor_core.hidden_secrets import HIDDEN, hide_secrets, remember
@@ -44,6 +47,30 @@ def test_a_wrong_setting_is_one_line_with_variable_value_and_wish(command: str) 
     assert MARK not in done.output
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "mor-trainer work"])
+def test_a_half_written_tokens_file_and_a_taken_port_are_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "function.py").write_text(
+        "def score(messages, responses, images):\n    return [0.0 for _ in responses]\n"
+    )
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text('[{"name": "ops", "scope": "adm')
+    module, action = COMMANDS[command]
+    service = importlib.import_module(module).app
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {
+            **{"MOR_SECRET_KEY": Fernet.generate_key().decode(), "MOR_MODEL": "m", "MOR_RUNS_DIR": str(tmp_path)},
+            **{"MOR_FUNCTION": f"{tmp_path / 'function.py'}:score", "MOR_TOKENS_FILE": str(tokens)},
+            **{"MOR_HOST": "127.0.0.1", "MOR_PORT": str(taken.getsockname()[1])},
+        }
+        broken = CliRunner().invoke(service, [action], env=environment)
+        tokens.write_text("[]")
+        tokens.chmod(0o600)
+        occupied = CliRunner().invoke(service, [action], env=environment)
+    assert (broken.exit_code, occupied.exit_code) == (2, 2)
+    assert f"{command}: tokens file {tokens}: body: Invalid JSON" in broken.stderr
+    assert f"{command}: MOR_HOST, MOR_PORT: cannot listen at 127.0.0.1:" in occupied.stderr
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "value", "message"),
     [
@@ -72,11 +99,13 @@ def test_each_kind_of_mistake(
 def test_variables_of_other_services_are_known_and_others_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOR_QUORUM_ATTEMPTS", "3")
     monkeypatch.setenv("MOR_QUORUM_ATEMPTS", "3")
+    monkeypatch.setenv("MOR_WEIGHTS_URL", "http://control:8300")
     with capture_logs() as logged, pytest.MonkeyPatch.context() as patch:
         patch.setattr(process.logs, "configure", lambda *_, **__: None)
         process.begin(WorkerSettings(), "trainer-worker")
     assert [(line["name"], line["cure"]) for line in logged] == [
-        ("MOR_QUORUM_ATEMPTS", "did you mean MOR_QUORUM_ATTEMPTS?")
+        ("MOR_QUORUM_ATEMPTS", "did you mean MOR_QUORUM_ATTEMPTS?"),
+        ("MOR_WEIGHTS_URL", "remove it; the rollout service pulls weights from its own MOR_CONTROL_URL"),
     ]
     assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from mor_core.failures import describe_failure
 from mor_core.redis_users import USERS, users_file
 from mor_core.settings import StreamSettings
 from mor_core.streams import connect
@@ -32,6 +33,7 @@ _COMMANDS = {
     "incr": "incrby",
     "xpending_range": "xpending",
     "xgroup_create": "xgroup|create",
+    "xgroup_setid": "xgroup|setid",
     "register_script": "evalsha",
     "pipeline": "exec",
     "lock": "evalsha",
@@ -98,8 +100,9 @@ async def test_a_user_may_touch_its_own_keys_alone(valkey: Valkey, service: str)
     await redis.ping()
     await redis.delete(OWN[service])
     for command in [*FORBIDDEN[service], *FORBIDDEN_TO_ALL]:
-        with pytest.raises(NoPermissionError):
+        with pytest.raises(NoPermissionError) as refused:
             await redis.execute_command(*command.split())
+        assert "ermission" in describe_failure(refused.value), "an operator must see that the user lacks something"
     if "hgetall" in USERS[service].commands.split():
         assert await redis.hgetall("mor:runs") == {}
     await redis.aclose()

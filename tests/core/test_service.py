@@ -151,7 +151,10 @@ def test_misspelt_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOR_STREAM_BOUNDS", "3")
     monkeypatch.setenv("MOR_STREAM_BOUND", "3")
     monkeypatch.setenv("MOR_ZZZ", "3")
-    assert unread_variables() == {"MOR_STREAM_BOUNDS": "MOR_STREAM_BOUND", "MOR_ZZZ": None}
+    assert unread_variables() == {
+        "MOR_STREAM_BOUNDS": "did you mean MOR_STREAM_BOUND?",
+        "MOR_ZZZ": "remove it, or correct its name",
+    }
 
 
 def test_images_are_bounded_before_they_are_decoded() -> None:
@@ -170,15 +173,16 @@ def test_a_secret_may_be_a_file_and_the_environment_wins(tmp_path: Path, monkeyp
 
 _SERVE = """
 import contextlib, pathlib, sys
-from mor_core import service, settings
+from mor_core import process, service, settings
 
 @contextlib.asynccontextmanager
 async def lifespan(_):
     yield
 
 chosen = settings.ServiceSettings.model_validate_json(sys.argv[1])
+process.begin(chosen, "test")
 service.serve(
-    service.create_service("test", chosen, lifespan, {}, version="1"), chosen, name="test",
+    service.create_service("test", chosen, lifespan, {}, version="1"), chosen,
     port_file=pathlib.Path(sys.argv[2]),
 )
 """

@@ -16,6 +16,7 @@ from pydantic import SecretStr, model_validator
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 
 from tests.conftest import Valkey
 from tests.core.records import prompt, rollout
@@ -340,3 +341,48 @@ async def test_a_record_of_another_run_becomes_a_dead_letter(redis: Redis, run_n
     assert await reader.read(1, 1) == []
     [(_, fields)] = await redis.xrange(side.key("dead"))
     assert "is in the stream of run" in streams.DeadLetter.model_validate_json(fields[b"record"]).reason
+
+
+async def test_a_source_of_another_type_leaves_the_next_stream_as_it_is(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=8)
+    reader = consumer(side)
+    await reader.read(1, 0.01)
+    await side.publish("prompts", prompt(run_name, "g"), timeout_s=1)
+    [entry] = await reader.read(1, 1)
+    await side.publish("rollouts", rollout(prompt(run_name, "other")), timeout_s=1)
+    await redis.set(side.key("prompts"), "x")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await reader.forward(entry, "rollouts", rollout(entry.record), timeout_s=1)
+    [(_, fields)] = await redis.xrange(side.key("rollouts"))
+    assert b"other" in fields[b"record"], "neither deleted nor added to"
+
+
+@pytest.mark.parametrize("position", ["99999999999999-0", f"{2**64 - 1}-{2**64 - 1}"])
+async def test_a_consumer_group_that_was_moved_ahead_returns(redis: Redis, run_name: str, position: str) -> None:
+    side = Streams(redis, run_name, bound=8)
+    reader = consumer(side)
+    await redis.xgroup_create(side.key("prompts"), "rollout", id=position, mkstream=True)
+    for group in ("first", "second"):
+        await side.publish("prompts", prompt(run_name, group), timeout_s=1)
+    found = [entry for _ in range(4) for entry in await reader.read(8, 0.02)]
+    assert [entry.record.group_id for entry in found] == ["first", "second"]
+    assert await reader.read(8, 0.02) == await reader.read(8, 0.02) == [], "entries that are held are not read again"
+
+
+@pytest.mark.parametrize("count", [2**63 - 1, 10**17])
+async def test_a_forged_number_of_deliveries_is_corrected(redis: Redis, run_name: str, count: int) -> None:
+    side = Streams(redis, run_name, bound=8)
+    reader = consumer(side, lease_s=0.05)
+    await reader.read(1, 0.01)
+    await side.publish("prompts", prompt(run_name, "g"), timeout_s=1)
+    [held] = await consumer(side).read(1, 1)
+    name = side.key("prompts")
+    await redis.xclaim(name, "rollout", "forger", 0, [held.id], retrycount=count, justid=True)
+    await asyncio.sleep(0.1)
+    [entry] = await reader.read(1, 0.05)
+    assert entry.deliveries == 2
+    await asyncio.sleep(0.1)
+    [again] = await consumer(side, lease_s=0.05).read(1, 0.05)
+    assert again.deliveries == 3
+    await reader.give_up(again, "a test")
+    assert await side.depth("dead") == 1

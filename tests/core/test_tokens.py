@@ -219,3 +219,15 @@ async def test_a_late_answer_to_a_valid_token_arrives(path: Path) -> None:
     async with served(path) as address, httpx.AsyncClient(base_url=address, timeout=20) as http:
         reply = await http.get("/late", headers={"Authorization": f"Bearer {VIEWER}"})
         assert reply.json() == "a long poll's answer"
+
+
+def test_a_pipe_in_place_of_the_file_stops_nothing(path: Path) -> None:
+    """Opening it would wait for a writer for ever, and every request with it."""
+    tokens = TokenFile(path)
+    known = tokens._tokens
+    path.unlink()
+    os.mkfifo(path)
+    tokens.holder("0" * 64)
+    assert tokens._tokens == known
+    with pytest.raises(Invalid, match="no regular file"):
+        TokenFile(path)

@@ -216,6 +216,11 @@ def test_a_copy_of_the_base_is_the_same_base(base: BaseCheckpoint, tiny_vlm: Pat
     other = tmp_path / "other"
     shutil.copytree(copy, other)
     assert not base.is_same(str(other))
+    endless = tmp_path / "endless"
+    endless.mkdir()
+    with (endless / FILE).open("wb") as file:
+        file.truncate(1 << 42)  # sparse; to hash it would take hours
+    assert not base.is_same(str(endless))
 
 
 def test_load_units_contain_the_tensors_that_engines_fuse() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi.responses import JSONResponse
+from mor_core.tasks import stop
 from redis.asyncio import Redis
 
 from tests.router.conftest import TOKENS, Api, Start
@@ -73,6 +74,31 @@ async def test_a_callers_many_calls_leave_the_runs_half_of_a_client(start: Start
         assert (await api.reward("answer 1", "answer 3"))["status"] == "ok"
         found = await asyncio.gather(*many)
         assert "error" in {item["status"] for item in found}, "the caller waited for itself"
+        assert await circuits(api) == [("closed", None)] * 2
+
+
+async def test_a_callers_long_calls_do_not_let_a_client_seem_unreliable(start: Start, endpoints: Endpoints) -> None:
+    """The client takes one call at a time: a run's call behind another caller's has no time left for its own."""
+    async with start(deadline_s=1, circuit_least_calls=3, circuit_open_s=60) as api:
+        slow = endpoints.endpoint("clinic")
+        slow.limits["concurrency"] = 1
+        for endpoint in (slow, endpoints.endpoint("bank")):
+            await api.enrol(endpoint)
+        slow.delay_s = 0.6
+        ended: list[str] = []
+
+        async def keep_calling() -> None:
+            while True:
+                lines = {line["client"]: line["detail"] for line in (await request(api))["clients"]}
+                ended.append(lines["clinic"] or "")
+
+        callers = [asyncio.create_task(keep_calling()) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        for _ in range(4):
+            found = await api.reward("answer 1", "answer 3")
+            assert [line["status"] for line in found["clients"]] == ["ok", "ok"]
+        await stop(callers)
+        assert "the runs needed this client; try again later" in ended
         assert await circuits(api) == [("closed", None)] * 2
 
 

@@ -121,6 +121,23 @@ async def test_a_network_is_probed_a_bounded_number_of_times_by_all_tokens_toget
         assert (await api.call("POST", "/v1/clients", admin)).status_code == 422, "administrators have no quota"
 
 
+@pytest.mark.parametrize("forged", ["-1000000", "9999", "9223372036854775807", "abc", "", None])
+async def test_a_forged_counter_neither_lifts_nor_closes_a_quota(
+    start: Start, onboarding: None, redis: Redis, forged: str | None
+) -> None:
+    async with start(enrolments_per_minute=2, enrolments_per_network=2) as api:
+        target = {"name": "c", "url": "http://127.0.0.1:1", "token": TOKEN}
+        await api.call("POST", "/v1/clients", target, token=ENROLMENT)
+        counters = [name async for name in redis.scan_iter("*quota*")]
+        assert len(counters) == 2
+        for name in counters:
+            await redis.delete(name)
+            await (redis.rpush(name, "x") if forged is None else redis.set(name, forged))  # type: ignore[misc]
+        found = [await api.call("POST", "/v1/clients", target, token=ENROLMENT) for _ in range(3)]
+        assert [reply.status_code for reply in found] == [422, 422, 429]
+        assert all([0 < await redis.ttl(name) <= 60 for name in counters])
+
+
 async def test_an_enrolment_token_has_a_largest_number_of_clients(
     start: Start, endpoints: Endpoints, onboarding: None
 ) -> None:

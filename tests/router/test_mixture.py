@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from mor_core.errors import Invalid
 from mor_router.mathematics.coefficients import Anchors, minimise
 from mor_router.mathematics.fusion import Weighted
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
@@ -14,7 +15,7 @@ from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.prior_widths import widths
 from mor_router.mathematics.regions import fit_regions
 from mor_router.mathematics.support import fit_support
-from mor_router.objectives.gates import dump_mixture, load_mixture
+from mor_router.objectives.gates import checked_mixture, dump_mixture, load_mixture
 from numpy import ndarray
 
 effort.register_profile("steady", deadline=None)  # a busy machine is no failure
@@ -173,6 +174,29 @@ def test_a_stored_gate_is_served_as_it_was_fitted_with_or_without_a_support() ->
     old = load_mixture({name: value for name, value in kept.items() if name not in ("reach", "typical")})
     assert not old.ood_score(30 * inputs).any()
     np.testing.assert_array_equal(old.evidence(inputs), mixture.evidence(inputs))
+
+
+@pytest.mark.parametrize(
+    ("field", "forged"),
+    [
+        ("spread", 1e-300),
+        ("spread", 0.0),
+        ("spread", -1.0),
+        ("limit", 1e300),
+        ("coefficients", 1e300),
+        ("typical", -1e300),
+    ],
+)
+def test_a_stored_gate_with_absurd_parameters_is_refused(field: str, forged: float) -> None:
+    mixture, inputs = some_mixture()
+    kept = dump_mixture(mixture)
+    assert checked_mixture(kept, inputs.shape[1]).clients == mixture.clients
+    if field in ("spread", "limit"):
+        kept["standardisers"][0][field] = forged
+    else:
+        kept[field] = forged if field == "typical" else np.full_like(mixture.coefficients, forged).tolist()
+    with pytest.raises(Invalid):
+        checked_mixture(kept, inputs.shape[1])
 
 
 def test_log_odds_of_independent_clients_add_up() -> None:

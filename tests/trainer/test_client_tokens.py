@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -192,3 +193,35 @@ async def test_a_client_sees_no_group_and_no_picture_that_was_not_sent_to_it(
         found = [(await http.get(f"/v1/runs/{run}/images/{digest}", headers=own)).status_code for digest in thumbnails]
         assert found == [200, 200, 200, 404, 404]
         assert (await http.get(f"/v1/runs/{run}/images/{'3' * 64}")).status_code == 200, "administrators see all"
+
+
+async def test_a_clients_requests_for_pictures_do_not_stop_run_control(
+    settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path
+) -> None:
+    """Each of them parsed all kept groups on the event loop: 80 at a time stopped everything else until they ended."""
+    tokens = tmp_path / "own.json"
+    tokens.write_text(json.dumps(
+        [{"name": n, "scope": s, "sha256": hash_token(n)} for n, s in (("ops", "admin"), ("alpha", "client"))]
+    ))  # fmt: skip
+    async with running(create_app(settings.model_copy(update={"tokens_file": tokens}))) as http:
+        http.headers.update({"Authorization": "Bearer ops"})
+        run = str((await http.post("/v1/runs", json=spec.model_dump(mode="json"))).json()["id"])
+        attempt = (await http.post("/v1/runs/claim", json={"worker": "w"})).json()["attempt"]
+        worker = Worker(redis, run, attempt)
+        group = sample_group("g", {"client": "alpha", "status": "ok", "weight": 0.0}) | {"responses": ["x" * 2000] * 16}
+        for step in range(1, 9):
+            pictures = [f"{step}{index:063x}" for index in range(20)]
+            groups = [{**group, "images": [picture]} for picture in pictures]
+            await worker.report("samples", step, {"groups": groups, "thumbnails": dict.fromkeys(pictures, "AAAA")})
+        await worker.step(8, 0.5)
+        await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 8)
+        own = {"Authorization": "Bearer alpha"}
+        requests = [http.get(f"/v1/runs/{run}/images/{picture}", headers=own) for picture in 4 * pictures]
+        answering = asyncio.gather(*requests)
+        pauses = [0.0]
+        while not answering.done():
+            began = time.perf_counter()
+            await asyncio.sleep(0.001)
+            pauses.append(time.perf_counter() - began)
+        assert {answer.status_code for answer in await answering} == {200}
+        assert max(pauses) < 0.3

@@ -71,8 +71,11 @@ def token(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
         detail = f"token {caller.name!r} has scope {caller.scope}"
         if caller.scope is Scope.admin:
             yield ok(f"token at {name}", detail)
-        else:
+        elif caller.scope in (Scope.viewer, Scope.service):
             cure = "use a token of scope admin to create, pause, enrol or fit; this one can only read"
+            yield warning(f"token at {name}", detail, cure)
+        else:
+            cure = "use a token of scope admin, or viewer to read; this one reads none of what follows"
             yield warning(f"token at {name}", detail, cure)
 
 
@@ -178,7 +181,9 @@ def clients(found: Sequence[ClientStatus]) -> Iterator[Finding]:
             )
         elif status.circuit != "closed" or status.last_error is not None:
             detail = f"{state}, circuit {status.circuit}: {status.last_error}"
-            yield warning(check, detail, "have the client check its reward service; the router retries by itself")
+            yield warning(
+                check, detail, "do what the error says, or have the client check its reward service; calls go on"
+            )
         else:
             yield ok(check, state)
 

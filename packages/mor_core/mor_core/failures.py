@@ -51,6 +51,7 @@ _ENVIRONMENT_NAMES = {
     "redis.exceptions.ConnectionError",
     "redis.exceptions.TimeoutError",
     "redis.exceptions.BusyLoadingError",
+    "redis.exceptions.NoPermissionError",
     "redis.exceptions.OutOfMemoryError",
     "torch.OutOfMemoryError",
     "sqlite3.OperationalError",

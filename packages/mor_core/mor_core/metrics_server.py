@@ -8,7 +8,6 @@ so.
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +21,8 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from mor_core import process
 from mor_core.auth import Scope, require
-from mor_core.errors import Invalid
 from mor_core.response_headers import ProtectResponses
 from mor_core.settings import ServiceSettings
 
@@ -77,14 +76,9 @@ class MetricsServer:
         if settings.metrics_port is None:
             yield
             return
-        address = (settings.metrics_host or settings.host, settings.metrics_port)
-        try:
-            listener = socket.create_server(address, reuse_port=False)
-        except OSError as error:
-            raise Invalid(
-                f"MOR_METRICS_PORT: cannot listen at {address[0]}:{address[1]} ({error.strerror}); give a free port"
-            ) from error
-        with listener:
+        with process.listen(
+            settings.metrics_host or settings.host, settings.metrics_port, "MOR_METRICS_HOST, MOR_METRICS_PORT"
+        ) as listener:
             host, port = listener.getsockname()[:2]
             log.info("metrics", address=f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}/metrics")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import resource
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ _LONGEST_VALUE = 80
 """Characters of a wrong value that the message quotes."""
 _USAGE = 2
 """Exit status for a wrong setting, as for a wrong option."""
+_FORMER = {
+    "MOR_CIRCUIT_FAILURES": "remove it; MOR_CIRCUIT_LEAST_CALLS and MOR_CIRCUIT_FAILURE_SHARE say when a circuit opens",
+    "MOR_WEIGHTS_URL": "remove it; the rollout service pulls weights from its own MOR_CONTROL_URL",
+}
+"""Variables of former versions -> what to do; the most similar name would mislead."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,15 +64,34 @@ def begin(settings: LoggedSettings, name: str) -> None:
     tracing.configure(f"mor-{name}")
     # The memory of this process holds tokens and private prompts.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    for variable, similar in unread_variables().items():
-        cure = f"did you mean {similar}?" if similar else "remove it, or correct its name"
+    for variable, cure in unread_variables().items():
         log.warning("no service of MoR reads this variable", name=variable, cure=cure)
 
 
-def unread_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
-    """Return the ``MOR_*`` variables that no process of MoR reads, each with the most similar one that is read."""
+def unread_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the ``MOR_*`` variables that no process of MoR reads, each with what to do about it."""
     unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in KNOWN)
-    return {name: next(iter(difflib.get_close_matches(name, KNOWN, 1, 0.8)), None) for name in unknown}
+    return {name: _FORMER.get(name) or _correction(name) for name in unknown}
+
+
+def _correction(unknown: str) -> str:
+    similar = difflib.get_close_matches(unknown, KNOWN, 1, 0.8)
+    return f"did you mean {similar[0]}?" if similar else "remove it, or correct its name"
+
+
+def listen(host: str, port: int, variables: str) -> socket.socket:
+    """Return a socket that listens at ``host`` and ``port``, which ``variables`` set.
+
+    Raises:
+        Invalid: the address cannot be taken.
+    """
+    try:
+        return socket.create_server((host, port), reuse_port=False)
+    except OSError as error:
+        reason = (error.strerror or "no reason is given").partition(" (while")[0]
+        raise Invalid(
+            f"{variables}: cannot listen at {host}:{port} ({reason}); give a free port, and an address of this machine"
+        ) from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ MARK = "mark"
 """Key of a run that a flush of the server removes."""
 
 _EACH = "ping info select client|setname client|setinfo multi exec discard evalsha script|load del"
-_CONSUMER = "xreadgroup xgroup|create xautoclaim xpending xclaim xack xdel xlen xadd xrange time"
+_CONSUMER = "xreadgroup xgroup|create xgroup|setid xautoclaim xpending xclaim xack xdel xlen xadd xrange time"
 _STORE = (
     "hget hgetall hmget hkeys hlen hexists hset hsetnx hdel hincrby hscan lpush ltrim lrange get set incrby expire "
     "pexpire ttl pttl watch unwatch"

@@ -1,13 +1,13 @@
 """Common parts of the HTTP services: app factory and server.
 
-A service's ``app.py`` calls ``create_service`` and adds its routes; its command line calls ``serve``.
+A service's ``app.py`` calls ``create_service`` and adds its routes; its command line calls ``process.load``,
+``process.begin`` and ``serve``.
 """
 
 from __future__ import annotations
 
 import math
 import resource
-import socket
 import time
 from collections import ChainMap
 from collections.abc import Callable, Mapping
@@ -95,9 +95,12 @@ def create_service(
     return app
 
 
-def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path | None = None) -> None:
-    """Serve ``app`` until SIGTERM or Ctrl-C. Once it listens, write its address to ``port_file``."""
-    process.begin(settings, name)
+def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = None) -> None:
+    """Serve ``app`` until SIGTERM or Ctrl-C. Once it listens, write its address to ``port_file``.
+
+    Raises:
+        Invalid: the port cannot be taken.
+    """
     _allow_open_files(settings.max_connections)
 
     def server_of(served: ASGIApp) -> uvicorn.Server:
@@ -115,7 +118,7 @@ def serve(app: FastAPI, settings: ServiceSettings, *, name: str, port_file: Path
         )
 
     figures: MetricsServer = app.state.metrics_server
-    with socket.create_server((settings.host, settings.port), reuse_port=False) as listener, figures.serving(server_of):
+    with process.listen(settings.host, settings.port, "MOR_HOST, MOR_PORT") as listener, figures.serving(server_of):
         host, port = listener.getsockname()[:2]
         address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
         log.info("listening", address=address)

@@ -64,6 +64,8 @@ _LONGEST_LETTER = 1 << 20
 """Bytes of an unreadable record that its dead letter keeps: enough to find the fault."""
 _LARGEST_RECORD = 64 << 20
 """Bytes of one record: as much as a request may have. A group of long responses has a few hundred kilobytes."""
+_MOST_COUNTED = 1 << 30
+"""Largest number of deliveries that can be genuine: one a second for decades."""
 _SOCKET_TIMEOUT_S = 15.0
 """Longest wait for an answer of the queue server, seconds: three times the longest blocking read."""
 _DEAD_TIMEOUT_S = 30.0
@@ -79,7 +81,9 @@ return 1
 
 # KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record.
 # The record is added first: a script that fails is not undone, and the entry must stay if the destination takes none.
+# The source is looked at before that, so that a key of another type there adds nothing.
 _FORWARD = """
+redis.call('XLEN', KEYS[1])
 if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 0 end
 local added = redis.call('XADD', KEYS[2], '*', 'record', ARGV[4])
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then
@@ -181,11 +185,21 @@ class Streams:
 
         What it held is issued again by the trainer, as after the loss of the queue server.
         """
-        if not is_wrong_type(error) and "exhausted" not in str(error):
+        if "exhausted" not in str(error) and not (is_wrong_type(error) and await self._is_no_stream(stream)):
             return False
         _RECORDS[stream].refuse(self.key(stream), "the key is no stream that takes entries; it is deleted")
         await self.redis.delete(self.key(stream))
         return True
+
+    async def _is_no_stream(self, stream: StreamName) -> bool:
+        """Return whether this key has another type; a script's error may be about another of its keys."""
+        try:
+            await self.redis.xlen(self.key(stream))
+        except ResponseError as error:
+            if is_wrong_type(error):
+                return True
+            raise
+        return False
 
     async def depth(self, stream: StreamName) -> int:
         """Return the number of unsettled entries."""
@@ -240,6 +254,8 @@ class Consumer(Generic[R]):
         self._claim_from: Any = "0-0"
         """Entry at which the next look for those of silent consumers starts; one look sees a part of the stream."""
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._passed_over: bytes | None = None
+        """Oldest entry at the last empty read, if nobody held it."""
         self._leased: set[str] = set()
         """Entries in work here. Their lease may end while the event loop stands still; they are not claimed again."""
 
@@ -276,6 +292,8 @@ class Consumer(Generic[R]):
                 count=count,
                 block=max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000)),
             )
+            if not reply:
+                await self._return_to_passed_over()
         except ResponseError as error:
             if "NOGROUP" not in str(error) and not await self._streams.mend(self._stream, error):
                 raise
@@ -288,6 +306,21 @@ class Consumer(Generic[R]):
         with contextlib.suppress(ResponseError):  # BUSYGROUP: another consumer was first
             await self._redis.xgroup_create(self._key, self._stage, id="0", mkstream=True)
 
+    async def _return_to_passed_over(self) -> None:
+        """Set the consumer group back to the stream's start if its position lies behind an entry that nobody holds.
+
+        Settled entries are deleted, so such an entry was never read: somebody created or moved the group. It is one
+        that is the oldest at two looks with an empty read between them, so that a new entry is none.
+        """
+        first: Any = await self._redis.xrange(self._key, count=1)
+        oldest = first[0][0] if first else None
+        if oldest and await self._redis.xpending_range(self._key, self._stage, min=oldest, max=oldest, count=1):
+            oldest = None
+        if oldest and oldest == self._passed_over:
+            _RECORDS[self._stream].refuse(self._key, "the consumer group passed over entries; it begins again")
+            await self._redis.xgroup_setid(self._key, self._stage, "0")
+        self._passed_over = oldest
+
     async def _claim(self, count: int) -> list[Entry[R]]:
         reply = await self._redis.xautoclaim(
             self._key, self._stage, self.name, min_idle_time=self._lease_ms, start_id=self._claim_from, count=count
@@ -299,7 +332,10 @@ class Consumer(Generic[R]):
         pending = await self._redis.xpending_range(
             self._key, self._stage, min=found[0][0], max=found[-1][0], count=len(found), consumername=self.name
         )
-        deliveries = {item["message_id"]: int(item["times_delivered"]) for item in pending}
+        deliveries: dict[Any, int] = {item["message_id"]: int(item["times_delivered"]) for item in pending}
+        for entry_id in [name for name, count in deliveries.items() if not 0 < count <= _MOST_COUNTED]:
+            deliveries[entry_id] = 2  # as after one failure; otherwise the count, which another wrote, would stay
+            await self._set_deliveries(entry_id, 2)
         own = [entry_id for entry_id, _ in found if entry_id.decode() in self._leased]
         for entry_id in own:
             await self._set_deliveries(entry_id, deliveries.get(entry_id, 2) - 1)
@@ -329,7 +365,7 @@ class Consumer(Generic[R]):
 
         Raises:
             ValueError: it does not fit.
-        Invalid: it is too long, or belongs to another run.
+            Invalid: it is too long, or belongs to another run.
         """
         if len(payload) > _LARGEST_RECORD:
             raise Invalid(f"{len(payload)} bytes, at most {_LARGEST_RECORD} are read")

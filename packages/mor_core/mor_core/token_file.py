@@ -81,8 +81,11 @@ class TokenFile:
 
     def _load(self, path: Path) -> None:
         """Read the file, and take its tokens if all are valid."""
-        with path.open("rb") as file:
-            identity = _identity(os.fstat(file.fileno()))
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Invalid("it is no regular file")
+            identity = _identity(status)
             content = file.read(_MOST_BYTES + 1)
             if os.fstat(file.fileno()).st_mode & _OTHERS:
                 log.warning("other users can read or write the tokens file; chmod o= it", file=path.name)
@@ -135,6 +138,11 @@ def known_holder(found: Principal | None) -> Principal:
     if found is None:
         raise Unauthorized("unknown bearer token; request one from the platform team, or rotate yours")
     return found
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for the writer of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -164,7 +164,8 @@ def serve(
         _configure_libraries(settings.threads)
         from mor_reward.app import create_app
 
-        service.serve(create_app(settings), settings, name="reward", port_file=port_file)
+        process.begin(settings, "reward")
+        service.serve(create_app(settings), settings, port_file=port_file)
 
 
 @app.command()

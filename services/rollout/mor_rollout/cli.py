@@ -58,11 +58,12 @@ def serve(
             host=host,
             port=port,
         )
-    environment.prepare(settings)
-    service = create_app(settings)
+        environment.prepare(settings)
+        process.begin(settings, "rollout")
+        service = create_app(settings)
     signal.signal(signal.SIGTERM, _terminated)  # uvicorn raises the signal again once it has shut down
     with contextlib.suppress(_Terminated), process.reported_errors("mor-rollout"):
-        serve_app(service, settings, name="rollout", port_file=port_file)
+        serve_app(service, settings, port_file=port_file)
     failure = service.state.service.failure
     if failure is not None:
         typer.echo(f"mor-rollout: {visible(failure)}", err=True)

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, TypeVar
 import structlog
 import typer
 from cryptography.fernet import Fernet
-from mor_core import atomic, logs, process
+from mor_core import atomic, process
 from mor_core.errors import MorError
 from mor_core.failures import describe, describe_failure
 from mor_core.hidden_secrets import hide_secrets
@@ -29,8 +29,9 @@ from mor_router.config import RouterSettings
 from mor_router.rekeying import RekeyResult, rekey_all
 from mor_router.store import RouterSnapshot, export, restore
 
-_RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS", "MOR_CIRCUIT_FAILURES": "MOR_CIRCUIT_LEAST_CALLS"}
-"""Former variable -> present one. The former is not read any more, and a silent default could surprise an operator."""
+_RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
+"""Former variable of the router, which the trainer still reads -> present one. A silent default could surprise an
+operator."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,7 +50,8 @@ def _begin() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.secho(f"mor-router: {visible(hide_secrets(message))}", err=True, fg="red")
+    for line in message.splitlines():
+        typer.secho(f"mor-router: {visible(hide_secrets(line))}", err=True, fg="red")
     raise typer.Exit(2)
 
 
@@ -82,9 +84,9 @@ def serve(
     with process.reported_errors("mor-router"):
         settings = process.load(RouterSettings, host=host, port=port)
         SecretStore(settings.secret_key)
-        logs.configure(settings.log_level, settings.log_format, service="router")
+        process.begin(settings, "router")
         _report_renamed_variables()
-        serve_app(create_app(settings), settings, name="router", port_file=port_file)
+        serve_app(create_app(settings), settings, port_file=port_file)
 
 
 def _report_renamed_variables() -> None:

@@ -80,7 +80,8 @@ async def _bind_secrets(resources: Resources) -> None:
     """Bind the secrets that an earlier version stored. One that cannot be decrypted stays as it is and is refused."""
     store = SecretStore(resources.settings.secret_key, reads_unbound=True)
     result = await rekey_all(resources.redis, store)
-    log.info("secrets are bound; unset MOR_BIND_SECRETS", secrets=result.clients + result.labellers)
+    cure = "repair the others, which stay refused" if result.problems else "unset MOR_BIND_SECRETS"
+    log.info("secrets are bound", secrets=result.clients + result.labellers, cure=cure)
     for problem in result.problems:
         log.error("a secret is not bound", problem=problem)
 

@@ -36,7 +36,8 @@ def serve(
 
     with process.reported_errors("mor-trainer"):
         settings = process.load(ControlSettings, host=host, port=port)
-        service.serve(create_app(settings), settings, name="trainer", port_file=port_file)
+        process.begin(settings, "trainer")
+        service.serve(create_app(settings), settings, port_file=port_file)
 
 
 @app.command()

@@ -20,6 +20,12 @@ StageName = Literal["rollout", "router", "trainer"]
 
 LARGEST_REWARD = 1e12
 """Largest magnitude of a reward that is trained on, logits: above any mixture of scores, far below any overflow."""
+Figure = Annotated[float, Field(ge=-LARGEST_REWARD, le=LARGEST_REWARD)]
+"""Figure of a reward's explanation, bounded so that no sum over records can overflow."""
+_LOGPROB = Annotated[float, Field(ge=-1e4, le=1e4)]
+"""Log-probability in nats: far beyond any of a sampled token, and small enough for sums over a response."""
+_UNIX_TIME = Annotated[float, Field(ge=0, le=1e11)]
+"""Seconds: the years up to 5138."""
 
 
 class Record(Wire):
@@ -31,7 +37,7 @@ class Record(Wire):
     trace: str | None = None
     """W3C ``traceparent`` of the group's span, which lasts from the issue of the group to its update; none where
     tracing is off."""
-    stamps: dict[str, float] = Field(default_factory=dict)
+    stamps: dict[str, _UNIX_TIME] = Field(default_factory=dict, max_length=16)
     """Unix time in seconds at which each stage finished."""
 
     def stamped(self, stage: str) -> dict[str, float]:
@@ -73,7 +79,7 @@ class TokenBlock(Wire):
     prompt_token_ids: tuple[Count, ...]
     response_token_ids: tuple[tuple[Count, ...], ...]
     """G sequences of sampled ids, including the end-of-sequence token where it was sampled."""
-    response_logprobs: tuple[tuple[Finite, ...], ...]
+    response_logprobs: tuple[tuple[_LOGPROB, ...], ...]
     """Log-probability of each sampled id under the sampling distribution, in nats."""
 
     @model_validator(mode="after")
@@ -122,17 +128,17 @@ class ClientScore(Wire):
     model: ModelRef | None = None
     status: Literal["ok", "unscorable", "error", "timeout", "circuit_open", "shadow", "not_asked"]
     detail: str | None = None
-    raw: tuple[Finite, ...] | None = None
+    raw: tuple[Figure, ...] | None = None
     """Scores as served."""
-    standardised: tuple[Finite, ...] | None = None
+    standardised: tuple[Figure, ...] | None = None
     """Scores, winsorised and divided by the client's spread on the anchors; in anchor units."""
-    calibrated: tuple[Finite, ...] | None = None
+    calibrated: tuple[Figure, ...] | None = None
     """Standardised scores times the client's slope for this input, in logits."""
-    weight: Finite = 0.0
+    weight: Figure = 0.0
     """Share in the mixture, renormalised over the clients that answered; sums to 1 over them."""
-    gate_weight: Finite = 0.0
+    gate_weight: Figure = 0.0
     """Share from the gate, before renormalising."""
-    seconds: Finite | None = None
+    seconds: Figure | None = None
     """Time to answer, seconds."""
 
 
@@ -140,7 +146,7 @@ class ObjectiveShare(Wire):
     """One objective's part α_j R_j of a reward R = Σ_j α_j R_j."""
 
     name: ObjectiveName
-    share: Finite
+    share: Figure
     """The shares of a reward sum to 1."""
     gate_version: int
     """Gate version behind R_j; 0: the objective has no fitted gate, and all active clients count the same."""
@@ -164,7 +170,7 @@ class GroupReward(RewardExplanation):
 
     rewards: tuple[Finite, ...]
     """G fused rewards in logits."""
-    entropy: Finite
+    entropy: Figure
     """Entropy of the mixture weights, nats."""
 
 
@@ -195,7 +201,7 @@ class DeadLetter(Record):
 
     schema_: Literal["mor.dead/1"] = Field("mor.dead/1", alias="schema")
     stage: StageName
-    stream: str
+    stream: StreamName
     """Stream of the record, where a replay goes."""
     reason: str
     attempts: Count

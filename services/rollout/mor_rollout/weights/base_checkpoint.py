@@ -40,7 +40,10 @@ class BaseCheckpoint:
         folder = Path(model).expanduser()
         if not folder.is_dir():
             return False
-        return folder.resolve() == self.folder or _identity(folder.resolve()) == _identity(self.folder)
+        folder = folder.resolve()
+        if folder == self.folder:
+            return True
+        return _sizes(folder) == _sizes(self.folder) and _identity(folder) == _identity(self.folder)
 
     def check_replaceable(self, tensors: Mapping[str, TensorSource]) -> None:
         """Check that the base has every tensor under the same name and in the same shape.
@@ -58,12 +61,21 @@ class BaseCheckpoint:
                 )
 
 
+def _files(folder: Path) -> list[Path]:
+    """List the configuration and the weights files."""
+    return [file for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))) if file.is_file()]
+
+
+def _sizes(folder: Path) -> list[tuple[str, int]]:
+    """List names and sizes. Anybody can name a folder, so that its bytes are hashed only where these are equal."""
+    return [(file.name, file.stat().st_size) for file in _files(folder)]
+
+
 @cache
 def _identity(folder: Path) -> str:
     """Return the SHA-256 over the configuration and the bytes of every weights file."""
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    for file in _files(folder):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class Caller:
     """Sender of a group: the runs, or the holder of a token.
 
-    Each has a circuit of its own to each client, and all other callers together have a share of the calls at a time. So
-    what one caller provokes keeps no client from the runs. Only the groups of runs teach the router anything.
+    Each has a circuit of its own to each client, and all other callers together have a share of the calls at a time,
+    which end when the runs wait for them. So what one caller provokes keeps no client from the runs. Only the groups of
+    runs teach the router anything.
     """
 
     name: str

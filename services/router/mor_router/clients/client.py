@@ -8,7 +8,7 @@ import random
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
 import httpx
 import stamina
@@ -18,6 +18,7 @@ from mor_core.wire import Card, ScoreItem, image_hashes
 from pydantic import SecretStr, ValidationError
 
 from mor_router import metrics
+from mor_router.clients.call_limit import CallLimit
 from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.circuit import CallOutcome, Circuit, CircuitOpen, CircuitState
 from mor_router.clients.egress import EgressPolicy, PinnedTransport
@@ -86,9 +87,7 @@ class RewardClient:
         self._settings = settings
         self._limits = record.card.limits if record.card is not None else None
         concurrency = min(settings.client_concurrency, self._limits.concurrency if self._limits else _NO_LIMIT)
-        self._slots = asyncio.Semaphore(concurrency)
-        self._callers_slots = asyncio.Semaphore(max(1, concurrency // 2))
-        """Slots that other callers than the runs may hold or wait for, so that the runs wait for few of their calls."""
+        self._slots = CallLimit(concurrency)
         self._logged_at = -math.inf
         self._unlogged = 0
         """Failures since the last log line."""
@@ -224,16 +223,7 @@ class RewardClient:
         patient: bool,
     ) -> dict[str, ClientResponse]:
         """Call the client once, under the concurrency limit, the caller's circuit breaker and the deadline."""
-        async with AsyncExitStack() as held:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    if caller != RUNS:
-                        await held.enter_async_context(self._callers_slots)
-                    await held.enter_async_context(self._slots)
-            except TimeoutError as error:
-                raise ClientFailure(
-                    "busy", "the deadline passed while earlier calls to this client were running"
-                ) from error
+        async with self._slots.hold(caller, deadline):
             circuit = self._circuit_for(caller)
             try:
                 with circuit.call() as outcome:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mor_core.auth import TokenFile, hash_token, new_token
 from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation, Source
-from mor_core.errors import Conflict, Invalid, MorError
+from mor_core.errors import Conflict, Invalid
 from mor_core.wire import Card
 from pydantic import SecretStr
 
@@ -88,11 +88,7 @@ class Enroller:
             enrolled_by=enrolled_by,
             revision=new_revision(),
         )
-        try:
-            card, trial = await self._probe(record)
-        except MorError:
-            metrics.remove_client(record.name)  # whoever enrols chooses the name, and must not fill the metrics
-            raise
+        card, trial = await self._probe(record)
         found = {
             "card": card,
             "model": card.model,
@@ -219,7 +215,7 @@ class Enroller:
             raise Invalid(f"client {record.name!r} at {record.url}: {failure}") from failure
         finally:
             await client.close()
-            if record.name not in self._pool.records:  # a name that is refused must not leave metrics behind
+            if record.name not in self._pool.records:  # whoever enrols chooses the name, and must not fill the metrics
                 metrics.remove_client(record.name)
         if answer.status not in ("ok", "unscorable"):
             raise Invalid(

@@ -11,7 +11,9 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from mor_core.errors import Overloaded
+from mor_core.stored import StoredEntries, is_wrong_type
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.registry import ClientRecord
@@ -21,12 +23,15 @@ from mor_router.store import key
 
 _WINDOW_S = 60
 """Seconds over which attempts are counted; a counter ends with them."""
+_MOST_COUNTED = 1 << 30
+"""Largest count that can be genuine: more attempts than a minute has room for."""
 _PREFIXES = {4: 24, 6: 48}
 """Version of an address -> length of the prefix that one owner usually has."""
 _MOST_NETWORKS = 8
 """Networks counted for one name: a name server may answer with any number of addresses."""
 _FULL_RETRY_S = 600.0
 """``Retry-After`` where a token has enrolled its clients: people have to act first."""
+_QUOTAS = StoredEntries("quotas")
 
 
 class EnrolmentQuota:
@@ -65,13 +70,27 @@ class EnrolmentQuota:
 
     async def _count(self, subject: tuple[str, str], most: int, limit: str) -> None:
         name = key("quota", *subject)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(name, 0, ex=_WINDOW_S, nx=True)
-            pipe.incr(name)
-            pipe.ttl(name)
-            _, count, left_s = await pipe.execute()
+        count, left_s = await self._increment(name)
+        if not 0 < count <= _MOST_COUNTED or not 0 <= left_s <= _WINDOW_S:
+            _QUOTAS.refuse(name, "it is no counter that ends within a minute; it is begun anew")
+            await self._redis.delete(name)
+            count, left_s = await self._increment(name)
         if count > most:
             raise Overloaded(f"too many enrolments in a minute {limit}; try again in {left_s} s", left_s)
+
+    async def _increment(self, name: str) -> tuple[int, int]:
+        """Count an attempt, and return the count and the seconds that are left; (0, 0) where the key is no counter."""
+        try:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.set(name, 0, ex=_WINDOW_S, nx=True)
+                pipe.incr(name)
+                pipe.ttl(name)
+                _, count, left_s = await pipe.execute()
+        except ResponseError as error:
+            if not is_wrong_type(error) and "not an integer" not in str(error) and "overflow" not in str(error):
+                raise
+            return 0, 0
+        return int(count), int(left_s)
 
     async def _networks(self, url: str) -> list[str]:
         """Return the networks of an address; none where it is malformed or unknown, which the enrolment reports."""

@@ -62,7 +62,9 @@ class SecretStore:
         try:
             self._fernet = MultiFernet([Fernet(part) for part in parts])
         except ValueError as error:
-            raise Invalid(f"MOR_SECRET_KEY: {quote_failure(error)}; make a key with 'mor-router key'") from error
+            raise Invalid(
+                f"MOR_SECRET_KEY: {quote_failure(error).rstrip('.')}; make a key with 'mor-router key'"
+            ) from error
         self._ciphers = [AESGCM(_derive(base64.urlsafe_b64decode(part))) for part in parts]
         self._reads_unbound = reads_unbound
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mor_core.errors import Conflict, Invalid, NotFound
 from mor_core.stored import StoredEntries, is_wrong_type
-from mor_core.wire import Count, Documented, JsonObject, ModelRef
+from mor_core.wire import LARGEST_SCORE, Count, Documented, JsonObject, ModelRef
 from numpy import ndarray
 from pydantic import Field
 from redis.asyncio import Redis
@@ -22,6 +22,10 @@ from mor_router.mathematics.support import Support
 from mor_router.objectives.gate_report import FitReport
 from mor_router.store import VERSIONS, key, objective_names, version_number
 
+_LARGEST_COEFFICIENT = 1e6
+"""Logits per standardised unit: no fit on anchors comes near it, and a reward stays far below any overflow."""
+_LARGEST_STANDARDISED = 100.0
+"""Standardised units: level and deviation of a fitted standardiser have fixed bounds, 22 units together."""
 _GATES = StoredEntries("gates", largest=64 << 20)
 
 
@@ -123,8 +127,11 @@ def checked_mixture(parameters: dict[str, Any], size: int) -> Mixture:
             raise Invalid("its parameters give no finite weight and slope for each client")
     if not np.isfinite(mixture.ood_score(trial)).all() or len(set(mixture.clients)) < len(mixture.clients):
         raise Invalid("its parameters give no finite distance from the anchors, or name a client twice")
-    scores = [standardiser(np.zeros(2)) for standardiser in mixture.standardisers]
-    if len(scores) != len(mixture.clients) or not np.isfinite(scores).all():
+    if not np.abs([*mixture.coefficients.flat, mixture.typical]).max() <= _LARGEST_COEFFICIENT:
+        raise Invalid(f"a coefficient is not within ±{_LARGEST_COEFFICIENT:g}")
+    extremes = np.array([-LARGEST_SCORE, 0.0, LARGEST_SCORE])
+    scores = np.array([standardiser(extremes) for standardiser in mixture.standardisers])
+    if len(scores) != len(mixture.clients) or not (np.abs(scores) <= _LARGEST_STANDARDISED).all():
         raise Invalid("its parameters do not standardise the scores of each client")
     return mixture
 

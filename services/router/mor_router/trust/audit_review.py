@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 from mor_core.audits import ClientAudits, ObjectiveAudits
+from mor_core.errors import NotFound
 from mor_core.intervals import wilson
 from numpy import ndarray
 
@@ -45,6 +46,10 @@ class AuditReview:
         self._registry = registry
         self._drift = drift
         self._threshold = -math.log(false_alarm)
+        self._summarising = asyncio.Lock()
+        self._summarised: object = None
+        self._known: Mapping[str, ClientAudits] = {}
+        """Client -> summary, from the audits and clients that ``_summarised`` describes."""
 
     async def review(self, objective: str) -> dict[str, AuditResult]:
         """Test every client, and distrust those that mislead."""
@@ -64,30 +69,37 @@ class AuditReview:
         Raises:
             NotFound: no such client.
         """
-        [found] = await self._summaries([await self._registry.get(client)])
-        return found
+        await self._registry.get(client)
+        found = await self._summaries()
+        if client not in found:
+            raise NotFound(f"no client {client!r}; GET /v1/clients lists them")  # removed meanwhile
+        return found[client]
 
     async def of_all(self) -> list[ClientAudits]:
         """Summarise what the labelled audits say about each client, by name."""
-        return await self._summaries(await self._registry.all())
+        return list((await self._summaries()).values())
 
-    async def _summaries(self, records: Sequence[ClientRecord]) -> list[ClientAudits]:
-        audits = {}
-        for objective in await self._objectives.all():
-            known = await self._store.labelled(objective.name)
-            audits[objective.name] = sorted(known.items(), key=lambda item: item[1].labelled_at)
-        return [
-            ClientAudits(
-                client=record.name,
-                objectives=tuple(
-                    _summary(name, np.array(pairs[: len(pairs) - len(pairs) % _SHOWN_BY]))
-                    for name, known in audits.items()
-                    if len(pairs := [*pairs_of(known, record.name, record.model, record.enrolled_at).values()])
-                    >= _SHOWN_BY
-                ),
-            )
-            for record in records
-        ]
+    async def _summaries(self) -> Mapping[str, ClientAudits]:
+        """Summarise the audits of every client, by name, once for all callers until there are other audits or clients.
+
+        All audits of an objective take megabytes and a tenth of a second, and any client's token may ask.
+        """
+        async with self._summarising:
+            records = await self._registry.all()
+            names = [objective.name for objective in await self._objectives.all()]
+            counts = [(name, await self._store.count_labelled(name)) for name in names]
+            present = counts, [(record.name, record.model, record.enrolled_at) for record in records]
+            if present != self._summarised:
+                found: dict[str, list[ObjectiveAudits]] = {record.name: [] for record in records}
+                for name in names:
+                    audits = await self._store.labelled(name)
+                    for client, line in (await asyncio.to_thread(_by_client, name, audits, records)).items():
+                        found[client].append(line)
+                self._known = {
+                    client: ClientAudits(client=client, objectives=tuple(lines)) for client, lines in found.items()
+                }
+                self._summarised = present
+            return self._known
 
 
 def audited_groups(audits: Sequence[LabelledAudit], records: Mapping[str, ClientRecord]) -> list[AuditedGroup]:
@@ -133,6 +145,19 @@ def _shadow_scores(
         raw = {place: np.array(lines[place][client].raw) for place in own_places}
         standardise = fit_standardiser(np.stack([raw[place][list(audits[place].pair)] for place in own_places]))
         found |= {(client, place): standardise(scores) for place, scores in raw.items()}
+    return found
+
+
+def _by_client(
+    objective: str, audits: Mapping[str, LabelledAudit], records: Sequence[ClientRecord]
+) -> dict[str, ObjectiveAudits]:
+    """Summarise the audits of each client that has enough of them to be shown."""
+    known = sorted(audits.items(), key=lambda item: item[1].labelled_at)
+    found = {}
+    for record in records:
+        pairs = [*pairs_of(known, record.name, record.model, record.enrolled_at).values()]
+        if len(pairs) >= _SHOWN_BY:
+            found[record.name] = _summary(objective, np.array(pairs[: len(pairs) - len(pairs) % _SHOWN_BY]))
     return found
 
 

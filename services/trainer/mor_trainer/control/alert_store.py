@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from typing import Annotated
 
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import Alert
 from mor_core.stored import StoredEntries
+from pydantic import Field, TypeAdapter
 
 from mor_trainer import metrics
 from mor_trainer.control.database import Database
 
 _ALERTS = StoredEntries("alerts")
+_ATTEMPTS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, le=1000)])
 _REASON_CHARACTERS = 2000
 """A longer reason, such as a traceback, is cut: alerts are listed a hundred at a time."""
 
@@ -99,15 +102,17 @@ class AlertStore:
     def due(self) -> tuple[Alert, int] | None:
         """Return the alert to send to the webhook next, and the number of attempts so far."""
         row = self._database.row(
-            "SELECT * FROM alerts WHERE webhook_due <= ? ORDER BY webhook_due LIMIT 1", time.time()
+            "SELECT * FROM alerts WHERE webhook='waiting' AND webhook_due <= ? ORDER BY webhook_due LIMIT 1",
+            time.time(),
         )
         if row is None:
             return None
-        found = _ALERTS.parse(row["id"], row, _alert)
+        found = _ALERTS.parse(
+            row["id"], row, lambda given: (_alert(given), _ATTEMPTS.validate_python(given["webhook_attempts"]))
+        )
         if found is None:  # the next one is due at the next call
             self.mark_failed(row["id"], None)
-            return None
-        return found, row["webhook_attempts"]
+        return found
 
     def mark_sent(self, alert: int) -> None:
         """Record that the webhook received the alert."""

@@ -8,11 +8,14 @@ from typing import Any
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import DeadGroup, DeadGroupRecord
 from mor_core.stored import StoredEntries
+from mor_core.wire import GroupId
+from pydantic import TypeAdapter
 
 from mor_trainer.control.database import Database
 
 UNREADABLE = "unreadable"
 _LETTERS = StoredEntries("dead_letters")
+_GROUP: TypeAdapter[str] = TypeAdapter(GroupId)
 _REPLAYS_AT_ONCE = 100
 """Replays in one heartbeat's answer; the next answer brings further ones."""
 
@@ -112,4 +115,5 @@ class DeadLetterStore:
         rows = self._database.rows(
             "SELECT id, group_id FROM letters WHERE run=? AND replay='asked' ORDER BY id LIMIT ?", run, _REPLAYS_AT_ONCE
         )
-        return {row["id"]: row["group_id"] for row in rows}
+        found = _LETTERS.parse_list(rows, lambda row: (row["id"], _GROUP.validate_python(row["group_id"], strict=True)))
+        return dict(found)

@@ -17,7 +17,7 @@ from mor_core.errors import Invalid, NotFound
 from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint, SampleGroup
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.stored import StoredEntries
-from mor_core.wire import EventRecord, JsonObject
+from mor_core.wire import Count, EventRecord, JsonObject
 from pydantic import TypeAdapter
 
 from mor_trainer.control.alert_store import AlertStore
@@ -33,6 +33,7 @@ _KEPT_APART = ("thumbnails", "letter")
 _RECORD = 64_000
 """Characters of an event that its dead letter keeps: enough to find the fault."""
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
+_COUNT: TypeAdapter[int] = TypeAdapter(Count)
 _EVENTS = StoredEntries("events")
 _ROWS = StoredEntries("history", largest=64 << 20)
 
@@ -130,7 +131,8 @@ class History:
     def _advance(self, sql: sqlite3.Connection, run: str, attempt: int) -> None:
         """Raise the number up to which the attempt's events are here without a gap."""
         sql.execute("INSERT OR IGNORE INTO attempts (run, attempt) VALUES (?, ?)", (run, attempt))
-        seen: int = sql.execute("SELECT seen FROM attempts WHERE run=? AND attempt=?", (run, attempt)).fetchone()[0]
+        stored = sql.execute("SELECT seen FROM attempts WHERE run=? AND attempt=?", (run, attempt)).fetchone()[0]
+        seen: int = _ROWS.parse(f"attempts of {run}", stored, _COUNT.validate_python) or 0
         query = "SELECT 1 FROM events WHERE run=? AND attempt=? AND sequence=?"
         while sql.execute(query, (run, attempt, seen + 1)).fetchone():
             seen += 1
@@ -228,10 +230,15 @@ class History:
         )
         return stride, read_steps(rows)
 
-    def samples(self, run: str, limit: int) -> list[SampleGroup]:
-        """List the newest sample groups, newest first."""
+    def samples(self, run: str, limit: int, *, picture: str = "") -> list[SampleGroup]:
+        """List the newest sample groups, newest first: all, or those in which the hash of ``picture`` occurs."""
         self._runs.revision(run)
-        rows = self._database.rows("SELECT step, data FROM samples WHERE run=? ORDER BY id DESC LIMIT ?", run, limit)
+        rows = self._database.rows(
+            "SELECT step, data FROM samples WHERE run=? AND data LIKE ? ORDER BY id DESC LIMIT ?",
+            run,
+            f"%{picture}%",
+            limit,
+        )
         return _ROWS.parse_list(
             rows,
             lambda row: SampleGroup.model_validate(

@@ -91,10 +91,13 @@ class Ingest:
 
     async def _look(self) -> None:
         while True:
-            for run in self._runs.requeue_lost():
-                log.warning("a worker sent no heartbeat within its lease and lost its run", run=run)
-                self._watchers.wake(run)
-            self._start_readers()
+            try:
+                for run in self._runs.requeue_lost():
+                    log.warning("a worker sent no heartbeat within its lease and lost its run", run=run)
+                    self._watchers.wake(run)
+                self._start_readers()
+            except Exception as error:  # such as a database that a backup holds: the next look may succeed
+                log.error("the runs cannot be looked at", exc_info=error)
             await self._ping()
             await asyncio.sleep(_CHECK_S)
 
@@ -142,7 +145,20 @@ class Ingest:
         except sqlite3.OperationalError:
             raise
         except Exception as error:  # whatever an event provokes, the later ones are read
-            self._history.refuse(event, reason_of(error))
+            self._refuse(event, reason_of(error))
+
+    def _refuse(self, event: EventRecord, reason: str) -> None:
+        """Store an alert in place of an event, if the run's own rows allow that.
+
+        Raises:
+            OperationalError: the database takes nothing now.
+        """
+        try:
+            self._history.refuse(event, reason)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as error:
+            log.error("an event cannot be stored", run=event.run, event_id=event.group_id, exc_info=error)
 
     async def _relay(self, run: str, streams: Streams, consumer: Consumer[EventRecord]) -> None:
         """Pass on a run's events until some time after its end."""

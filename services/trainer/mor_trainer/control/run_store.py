@@ -17,15 +17,15 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 from mor_core.step_metrics import StepMetrics
 from mor_core.stored import StoredEntries
-from mor_core.wire import JsonObject
-from pydantic import TypeAdapter
+from mor_core.wire import Count, JsonObject
+from pydantic import BaseModel, Field, TypeAdapter
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.cursors import event_cursor
@@ -38,13 +38,36 @@ _PACE_STEPS = 20
 _HELD = (RunState.running, RunState.paused)
 """States in which a worker holds the run."""
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
+_COUNT: TypeAdapter[int] = TypeAdapter(Count)
 _RUNS = StoredEntries("run_rows")
 _ROWS = StoredEntries("history", largest=64 << 20)
 
 
-def _parse_spec(row: sqlite3.Row) -> RunSpec | None:
-    """Return the specification of a run's row; ``None`` where it cannot be read."""
-    return _RUNS.parse(row["id"], row["spec"], RunSpec.model_validate_json)
+_AFTER_LOSS: dict[Desired, RunState] = {"run": RunState.queued, "pause": RunState.paused, "stop": RunState.stopped}
+_LATEST_LEASE = 1e11
+"""Unix time, seconds, after which no lease ends."""
+
+
+class _Row(BaseModel):
+    """Columns of a run's row that decide what happens to the run."""
+
+    spec: RunSpec
+    state: RunState
+    desired: Desired
+    attempt: Annotated[Count, Field(lt=10**9)]
+    """An event's id has nine digits of it at most."""
+    worker: str | None
+    final: str | None
+
+
+def _parse_row(row: sqlite3.Row) -> _Row | None:
+    """Return what a run's row says; ``None`` where it cannot be read."""
+
+    def parse(given: sqlite3.Row) -> _Row:
+        columns = {name: given[name] for name in _Row.model_fields if name != "spec"}
+        return _Row(spec=RunSpec.model_validate_json(given["spec"]), **columns)
+
+    return _RUNS.parse(row["id"], row, parse)
 
 
 def _unreadable(run: str) -> Conflict:
@@ -66,7 +89,8 @@ class RunStore:
         """Rises with every change of any run."""
         self._snapshots: dict[str, tuple[int, RunSnapshot]] = {}
         self._revisions: dict[str, int] = {
-            row["id"]: row["revision"] for row in database.rows("SELECT id, revision FROM runs")
+            row["id"]: row["revision"] if isinstance(row["revision"], int) else 0
+            for row in database.rows("SELECT id, revision FROM runs")
         }
 
     def create(self, spec: RunSpec) -> str:
@@ -90,15 +114,14 @@ class RunStore:
             NotFound: no such run.
             Conflict: the state of the run does not allow it.
         """
-        row = self._row(run)
-        state = RunState(row["state"])
+        row = self._readable_row(run)
+        state = row.state
         if desired == "run" and state is RunState.finished:
-            raise Conflict(f"run {run} is finished; create a new run to continue from {row['final']}")
+            raise Conflict(f"run {run} is finished; create a new run to continue from {row.final}")
         if desired != "run" and state.over:
             participle = {"pause": "paused", "stop": "stopped"}[desired]
             raise Conflict(f"run {run} is {state}; only a run that is queued, running or paused can be {participle}")
-        held = row["worker"] is not None
-        if held:
+        if row.worker is not None:
             self._change(run, desired=desired)
         elif desired == "run":
             self._change(run, desired="run", state=RunState.queued, error=None, finished_at=None)
@@ -160,18 +183,16 @@ class RunStore:
             NotFound: no such run.
             Conflict: it cannot be read.
         """
-        spec = _parse_spec(self._row(run))
-        if spec is None:
-            raise _unreadable(run)
-        return spec
+        return self._readable_row(run).spec
 
     def attempts(self, run: str) -> int:
         """Return the number of workers that have claimed the run.
 
         Raises:
             NotFound: no such run.
+            Conflict: it cannot be read.
         """
-        return int(self._row(run)["attempt"])
+        return self._readable_row(run).attempt
 
     def readable(self, runs: Iterable[str]) -> list[RunSnapshot]:
         """Return the snapshots of those of ``runs`` that can be read."""
@@ -228,14 +249,13 @@ class RunStore:
     def claim(self, worker: str) -> Claim | None:
         """Give the oldest queued run to ``worker``; returns None if no run is queued."""
         self.requeue_lost()
-        oldest = "SELECT * FROM runs WHERE state='queued' ORDER BY created_at LIMIT 1"
-        while (row := self._database.row(oldest)) is not None and (spec := _parse_spec(row)) is None:
-            reason = str(_unreadable(row["id"]))
-            self._change(row["id"], alert="run_failed", state=RunState.failed, error=reason, finished_at=time.time())
+        oldest = "SELECT * FROM runs WHERE state='queued' AND typeof(id)='text' ORDER BY created_at LIMIT 1"
+        while (row := self._database.row(oldest)) is not None and (found := _parse_row(row)) is None:
+            self._fail_unreadable(row["id"])
         if row is None:
             return None
-        assert spec is not None
-        now, attempt = time.time(), row["attempt"] + 1
+        assert found is not None
+        now, attempt = time.time(), found.attempt + 1
         self._database.rows("INSERT INTO attempts (run, attempt) VALUES (?, ?)", row["id"], attempt)
         self._change(
             row["id"],
@@ -247,7 +267,7 @@ class RunStore:
         )
         return Claim(
             run=row["id"],
-            spec=spec,
+            spec=found.spec,
             attempt=attempt,
             lease_s=self._lease_s,
         )
@@ -256,16 +276,16 @@ class RunStore:
         """Record a worker's report, renew its lease, and return the desired state of the run.
 
         Raises:
-            Conflict: another attempt holds the run, or none.
+            Conflict: another attempt holds the run, or none; or it cannot be read.
         """
-        row = self._row(run)
-        if row["worker"] is None or row["attempt"] != heartbeat.attempt:
+        row = self._readable_row(run)
+        if row.worker is None or row.attempt != heartbeat.attempt:
             raise Conflict(
-                f"run {run} is {row['state']} and not held by attempt {heartbeat.attempt}; claim a run before working"
+                f"run {run} is {row.state} and not held by attempt {heartbeat.attempt}; claim a run before working"
             )
         if heartbeat.state in _HELD:
             self._database.rows("UPDATE runs SET lease_until=? WHERE id=?", time.time() + self._lease_s, run)
-            if heartbeat.state != row["state"]:
+            if heartbeat.state != row.state:
                 self._change(run, state=heartbeat.state)
         else:
             ended = time.time() if heartbeat.state.over else None
@@ -281,21 +301,32 @@ class RunStore:
             )
         seen = self._database.row("SELECT seen FROM attempts WHERE run=? AND attempt=?", run, heartbeat.attempt)
         return HeartbeatReply(
-            desired=row["desired"],
-            events_seen=seen["seen"] if seen else 0,
+            desired=row.desired,
+            events_seen=(_ROWS.parse(run, seen["seen"], _COUNT.validate_python) or 0) if seen else 0,
             replay=self._dead_letters.requested_replays(run),
         )
 
     def requeue_lost(self) -> list[str]:
         """Release the runs whose lease is over; all but those to be stopped are queued and resume from a checkpoint."""
         lost = self._database.rows(
-            "SELECT id, desired FROM runs WHERE worker IS NOT NULL AND lease_until < ?", time.time()
+            "SELECT * FROM runs WHERE worker IS NOT NULL AND typeof(id)='text' AND "
+            "(typeof(lease_until) NOT IN ('real', 'integer') OR lease_until NOT BETWEEN ? AND ?)",
+            time.time(),
+            _LATEST_LEASE,
         )
         for row in lost:
-            state = {"run": RunState.queued, "pause": RunState.paused, "stop": RunState.stopped}[row["desired"]]
+            if (found := _parse_row(row)) is None:
+                self._fail_unreadable(row["id"])
+                continue
+            state = _AFTER_LOSS[found.desired]
             reason = f"its worker sent no heartbeat for {self._lease_s:g} s; the run resumes from its last checkpoint"
             self._change(row["id"], alert="worker_lost", state=state, worker=None, lease_until=None, error=reason)
         return [row["id"] for row in lost]
+
+    def _fail_unreadable(self, run: str) -> None:
+        """End a run whose row does not fit, so that it keeps no other one from being claimed."""
+        columns = {"state": RunState.failed, "desired": "run", "worker": None, "lease_until": None}
+        self._change(run, alert="run_failed", error=str(_unreadable(run)), finished_at=time.time(), **columns)
 
     def warn(self, run: str, name: AlertName, reason: str) -> None:
         """Raise an alert of run control's own, also as an event of the run."""
@@ -334,6 +365,18 @@ class RunStore:
             "INSERT INTO events (run, attempt, kind, step, at, data) SELECT id, 0, ?, step, ?, ? FROM runs WHERE id=?",
             (kind, time.time(), json.dumps(data), run),
         )
+
+    def _readable_row(self, run: str) -> _Row:
+        """Return what the row of a run says.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it cannot be read.
+        """
+        found = _parse_row(self._row(run))
+        if found is None:
+            raise _unreadable(run)
+        return found
 
     def _row(self, run: str) -> sqlite3.Row:
         row = self._database.row("SELECT * FROM runs WHERE id=?", run)

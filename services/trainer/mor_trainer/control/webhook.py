@@ -40,7 +40,12 @@ class Webhook:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with httpx.AsyncClient(headers=headers, timeout=self._settings.alert_webhook_timeout_s) as http:
             while True:
-                if not self._may_send() or not await self._send_next(http, str(url)):
+                sent = False
+                try:
+                    sent = self._may_send() and await self._send_next(http, str(url))
+                except Exception as error:  # such as a database that a backup holds: the next attempt may succeed
+                    log.error("the alerts cannot be sent", exc_info=error)
+                if not sent:
                     await asyncio.sleep(_CHECK_S)
 
     def _may_send(self) -> bool:

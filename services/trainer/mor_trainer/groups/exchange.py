@@ -59,6 +59,8 @@ _DRAIN_S = 20.0
 """Seconds for the last events to reach the queue server, so that a restart of it loses none."""
 _ANSWER_S = 10.0
 """Seconds until run control has surely seen the answer to a replay request; a request that remains is a new one."""
+_REASON_CHARACTERS = 2000
+"""Longest reason in an alert, as in a dead letter of ours."""
 _RECORD_CHARACTERS = 64_000
 """Longest record in an alert, characters: enough to find the fault, while an event stays small."""
 
@@ -281,7 +283,7 @@ class GroupExchange:
             stream="rewards",
             reason=reason,
             attempts=record.rollout.prompt.attempt + 1,
-            record=record.model_dump_json()[:_RECORD_CHARACTERS],
+            record=record.model_dump_json(),
         )
         self.traces.ended(record.group_id, "dropped", reason)
         self._alert("group_dropped", reason, letter)
@@ -407,8 +409,9 @@ class GroupExchange:
             self._alert("unreadable_record", reason, letter)
 
     def _alert(self, name: AlertName, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
+        reason = reason[:_REASON_CHARACTERS]
         log.warning("alert", run=self._run, name=name, reason=reason)
-        detail = {} if letter is None else {"group_id": letter.group_id, "letter": letter.model_dump(mode="json")}
+        detail = {} if letter is None else {"group_id": letter.group_id, "letter": _bounded(letter)}
         self._events.add("alert", self._step, {"name": name, "reason": reason, **detail, **data})
 
     # --- watching -----------------------------------------------------------------------------------------------
@@ -452,6 +455,12 @@ class GroupExchange:
             groups=len(self._ledger.outstanding),
         )
         self._dispatch_queue.add(*self._ledger.outstanding, *self._evaluations.outstanding)
+
+
+def _bounded(letter: DeadLetter) -> dict[str, Any]:
+    """Return the parts of a dead letter for an event; an event larger than a record would be lost as a whole."""
+    kept = {"reason": letter.reason[:_REASON_CHARACTERS], "record": letter.record[:_RECORD_CHARACTERS]}
+    return {**letter.model_dump(mode="json"), **kept, "trace": None}
 
 
 def _defect(record: RewardRecord, size: int) -> str | None:

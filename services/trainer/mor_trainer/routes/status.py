@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
 from mor_core.auth import Scope
 from mor_core.errors import NotFound
@@ -102,11 +103,15 @@ async def image(
 ) -> Response:
     """Return a JPEG of at most 192 x 192 pixels, named by the hash of the whole picture. A client's token shows the
     pictures of the sample groups that were sent to the client."""
-    if caller.scope is Scope.client:
-        kept = history.samples(run, settings.samples_kept)
-        if not any(sha256 in sample.images for sample in redaction.samples(kept, caller)):
-            raise NotFound(f"no kept sample of run {run} has a picture {sha256[:12]}; /samples lists them")
-    return Response(history.thumbnail(run, sha256), media_type="image/jpeg")
+
+    def read() -> bytes:
+        if caller.scope is Scope.client:
+            found = history.samples(run, settings.samples_kept, picture=sha256)
+            if not any(sha256 in sample.images for sample in redaction.samples(found, caller)):
+                raise NotFound(f"no kept sample of run {run} has a picture {sha256[:12]}; /samples lists them")
+        return history.thumbnail(run, sha256)
+
+    return Response(await to_thread.run_sync(read), media_type="image/jpeg")
 
 
 @router.get(

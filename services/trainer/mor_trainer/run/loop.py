@@ -271,7 +271,9 @@ class TrainingLoop:
         index = self._prompt_index(group.number)
         prompt = self._learner.process_prompt(self._prompts[index])
         check_same_prompt(prompt, record.rollout, tokens)
-        longest = max(map(len, tokens.response_token_ids))
+        shortest, longest = min(map(len, tokens.response_token_ids)), max(map(len, tokens.response_token_ids))
+        if not shortest:
+            raise PromptMismatch("a response without tokens; each has at least the token that ends it")
         if longest > self._spec.sampling.max_tokens:
             raise PromptMismatch(f"a response of {longest} tokens; max_tokens is {self._spec.sampling.max_tokens}")
         largest = max((max(ids, default=0) for ids in tokens.response_token_ids), default=0)

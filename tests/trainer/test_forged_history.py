@@ -1,0 +1,152 @@
+"""A row of run control's database that does not fit harms its own run, and no other one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from mor_core.runs import Heartbeat, RunSpec, RunState
+from mor_core.wire import DeadLetter, EventRecord
+from mor_trainer.app import create_app
+from mor_trainer.config import ControlSettings
+from mor_trainer.control.alert_store import AlertStore
+from mor_trainer.control.database import Database
+from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.run_store import RunStore
+from mor_trainer.event_log import event_id
+from mor_trainer.groups.exchange import _bounded
+
+from tests.trainer.control import eventually
+from tests.trainer.kit import bearer, running
+
+pytestmark = pytest.mark.anyio
+
+JUNK = ["abc", b"\x00\xff", "", -1, 2**63 - 1, 1e308, float("inf"), "1e400"]
+COLUMNS = ["id", "spec", "state", "desired", "attempt", "worker", "lease_until", "revision", "step", "created_at"]
+
+
+def changed(runs_dir: Path, statement: str, *values: Any) -> None:
+    with sqlite3.connect(runs_dir / "history.sqlite3") as database:
+        database.execute(statement, values)
+    database.close()
+
+
+@contextlib.contextmanager
+def opened(runs_dir: Path) -> Iterator[tuple[RunStore, AlertStore]]:
+    """Open the stores of run control."""
+    database = Database(runs_dir / "history.sqlite3")
+    alerts = AlertStore(database, webhook=True)
+    yield RunStore(database, alerts, DeadLetterStore(database, 10), lease_s=60), alerts
+    database.close()
+
+
+def two_runs(runs_dir: Path, *, held: bool) -> tuple[str, str]:
+    """Create a run that is about to be spoilt, held by a worker that is lost, and one behind it."""
+    with opened(runs_dir) as (runs, _):
+        return _two_runs(runs, runs_dir, held=held)
+
+
+def _two_runs(runs: RunStore, runs_dir: Path, *, held: bool) -> tuple[str, str]:
+    bad = runs.create(RunSpec(name="bad", model="/m", prompts="/p"))
+    if held:
+        runs.claim("worker")
+        changed(runs_dir, "UPDATE runs SET lease_until=1 WHERE id=?", bad)
+    return bad, runs.create(RunSpec(name="good", model="/m", prompts="/p"))
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_other_runs_are_claimed(tmp_path: Path, column: str, held: bool) -> None:
+    for number, junk in enumerate(JUNK):
+        folder = tmp_path / str(number)
+        bad, good = two_runs(folder, held=held)
+        changed(folder, f"UPDATE runs SET {column}=? WHERE id=?", junk, bad)
+        with opened(folder) as (runs, _):
+            claimed = [found.run for found in (runs.claim("another") for _ in range(3)) if found is not None]
+            assert good in claimed, (column, junk)
+            assert runs.snapshot(good).state is RunState.running
+
+
+@pytest.mark.parametrize(
+    ("column", "junk"), [("webhook_attempts", "x"), ("webhook_attempts", 10**6), ("webhook", "x"), ("reason", b"\xff")]
+)
+def test_other_alerts_are_sent(tmp_path: Path, column: str, junk: Any) -> None:
+    two_runs(tmp_path, held=False)
+    with opened(tmp_path) as (runs, alerts):
+        first, second = runs.ids()
+        for run in (first, second):
+            runs.warn(run, "tracker_failed", "a test")
+        changed(tmp_path, f"UPDATE alerts SET {column}=?, webhook_due=0 WHERE run=?", junk, first)
+        due = [found[0].run for found in (alerts.due() for _ in range(3)) if found is not None]
+        assert set(due) == {second}
+
+
+async def test_a_row_that_does_not_fit_ends_neither_ingestion_nor_a_heartbeat(settings: ControlSettings) -> None:
+    bad, good = two_runs(settings.runs_dir, held=True)
+    changed(settings.runs_dir, "UPDATE runs SET desired='junk' WHERE id=?", bad)
+    app = create_app(settings)
+    runs, history = app.state.runs, app.state.history
+    claim = runs.claim("another")
+    assert claim.run == good
+    letter = (
+        "INSERT INTO letters (run, step, attempt, at, group_id, reason, replay) VALUES (?, 1, 1, 1.0, ?, 'r', 'asked')"
+    )
+    for group in (b"\x00\xff", "g"):
+        changed(settings.runs_dir, letter, good, group)
+    changed(settings.runs_dir, "UPDATE attempts SET seen='junk'")
+    reply = runs.beat(good, Heartbeat(attempt=claim.attempt, state=RunState.running))
+    assert (reply.desired, reply.events_seen, list(reply.replay.values())) == ("run", 0, ["g"])
+    event = EventRecord(
+        run=good, group_id=event_id(1, 1), stamps={"trainer": 1.0}, kind="step", step=1, data={"kl": 0.1}
+    )
+    assert history.add(event)
+    async with running(app) as http:
+        http.headers.update(bearer("admin"))
+        await expect_failed(http, bad)
+        assert (await http.get(f"/v1/runs/{good}")).json()["state"] == "running"
+
+
+async def expect_failed(http: httpx.AsyncClient, run: str) -> None:
+    found = (await http.get(f"/v1/runs/{run}")).json()
+    assert found["state"] == "failed"
+    assert "cannot be read" in found["error"]
+
+
+async def test_a_database_that_is_busy_for_a_while_does_not_end_ingestion(
+    settings: ControlSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, _ = two_runs(settings.runs_dir, held=True)
+    app = create_app(settings)
+    lost = app.state.runs.requeue_lost
+    calls: list[int] = []
+
+    def busy() -> list[str]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise sqlite3.OperationalError("database is locked")
+        found: list[str] = lost()
+        return found
+
+    monkeypatch.setattr(app.state.runs, "requeue_lost", busy)
+    async with running(app) as http:
+        http.headers.update(bearer("admin"))
+        await eventually(http, f"/v1/runs/{bad}", lambda found: found["state"] == "queued", 10)
+
+
+def test_an_event_carries_a_bounded_part_of_a_dead_letter() -> None:
+    letter = DeadLetter(
+        run="r",
+        group_id="g",
+        stage="rollout",
+        stream="prompts",
+        reason="r" * (1 << 20),
+        attempts=1,
+        record='"' * (1 << 22),
+    )
+    assert len(json.dumps(_bounded(letter))) < 200_000
