@@ -117,6 +117,11 @@ def is_wrong_type(error: ResponseError) -> bool:
     return "WRONGTYPE" in str(error)
 
 
+def is_no_counter(error: ResponseError) -> bool:
+    """Return whether an increment met a key that holds no number, or one at the end of its range."""
+    return is_wrong_type(error) or any(text in str(error) for text in ("not an integer", "overflow"))
+
+
 def reason_of(error: Exception) -> str:
     """Return the reason of a failure without the entry's content, which may be private."""
     if isinstance(error, ValidationError):

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from mor_core.errors import Overloaded
-from mor_core.stored import StoredEntries, is_wrong_type
+from mor_core.stored import StoredEntries, is_no_counter
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -87,7 +87,7 @@ class EnrolmentQuota:
                 pipe.ttl(name)
                 _, count, left_s = await pipe.execute()
         except ResponseError as error:
-            if not is_wrong_type(error) and "not an integer" not in str(error) and "overflow" not in str(error):
+            if not is_no_counter(error):
                 raise
             return 0, 0
         return int(count), int(left_s)
