@@ -48,7 +48,10 @@ def test_a_wrong_setting_is_one_line_with_variable_value_and_wish(command: str) 
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "mor-trainer work"])
-def test_a_half_written_tokens_file_and_a_taken_port_are_one_line(command: str, tmp_path: Path) -> None:
+def test_a_half_written_tokens_file_and_a_taken_port_are_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process.logs, "configure", lambda *_, **__: None)  # the tests' own logs stay as they are
     (tmp_path / "function.py").write_text(
         "def score(messages, responses, images):\n    return [0.0 for _ in responses]\n"
     )
