@@ -75,7 +75,7 @@ class RecordedCall:
     """First request."""
     bytes: int
     repeated: bool
-    """Whether it was repeated with pictures that the client lacked."""
+    """True if it was repeated with pictures that the client lacked."""
     honeypot: bool
 
 

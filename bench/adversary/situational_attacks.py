@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sight:
-    """What a client sees of a live group before it answers."""
+    """View that a client has of a live group before it answers."""
 
     place: int
     """Number of live groups before it."""

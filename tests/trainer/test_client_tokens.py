@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,18 +168,27 @@ def test_samples_that_do_not_fit_are_empty_for_a_viewer(groups: Any) -> None:
     assert redaction.event(stored, Principal(name="v", scope=Scope.viewer)).data == {}
 
 
-async def test_a_client_sees_no_group_and_no_picture_that_was_not_sent_to_it(
+@asynccontextmanager
+async def claimed_run(
     settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path
-) -> None:
+) -> AsyncIterator[tuple[httpx.AsyncClient, str, Worker]]:
+    """Serve run control for the tokens ``ops`` and ``alpha``, a client's, with a run that a worker has claimed."""
     tokens = tmp_path / "own.json"
-    tokens.write_text(json.dumps(
-        [{"name": n, "scope": s, "sha256": hash_token(n)} for n, s in (("ops", "admin"), ("alpha", "client"))]
-    ))  # fmt: skip
+    holders = {"ops": "admin", "alpha": "client"}
+    tokens.write_text(
+        json.dumps([{"name": n, "scope": scope, "sha256": hash_token(n)} for n, scope in holders.items()])
+    )
     async with running(create_app(settings.model_copy(update={"tokens_file": tokens}))) as http:
         http.headers.update({"Authorization": "Bearer ops"})
         run = str((await http.post("/v1/runs", json=spec.model_dump(mode="json"))).json()["id"])
         attempt = (await http.post("/v1/runs/claim", json={"worker": "w"})).json()["attempt"]
-        worker = Worker(redis, run, attempt)
+        yield http, run, Worker(redis, run, attempt)
+
+
+async def test_a_client_sees_no_group_and_no_picture_that_was_not_sent_to_it(
+    settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path
+) -> None:
+    async with claimed_run(settings, spec, redis, tmp_path) as (http, run, worker):
         groups = [
             sample_group(status, {"client": "alpha", "status": status, "weight": 0.0}, images=[f"{index}" * 64])
             for index, status in enumerate(("ok", "shadow", "timeout", "not_asked", "circuit_open"))
@@ -199,15 +209,7 @@ async def test_a_clients_requests_for_pictures_do_not_stop_run_control(
     settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path
 ) -> None:
     """Each of them parsed all kept groups on the event loop: 80 at a time stopped everything else until they ended."""
-    tokens = tmp_path / "own.json"
-    tokens.write_text(json.dumps(
-        [{"name": n, "scope": s, "sha256": hash_token(n)} for n, s in (("ops", "admin"), ("alpha", "client"))]
-    ))  # fmt: skip
-    async with running(create_app(settings.model_copy(update={"tokens_file": tokens}))) as http:
-        http.headers.update({"Authorization": "Bearer ops"})
-        run = str((await http.post("/v1/runs", json=spec.model_dump(mode="json"))).json()["id"])
-        attempt = (await http.post("/v1/runs/claim", json={"worker": "w"})).json()["attempt"]
-        worker = Worker(redis, run, attempt)
+    async with claimed_run(settings, spec, redis, tmp_path) as (http, run, worker):
         group = sample_group("g", {"client": "alpha", "status": "ok", "weight": 0.0}) | {"responses": ["x" * 2000] * 16}
         for step in range(1, 9):
             pictures = [f"{step}{index:063x}" for index in range(20)]

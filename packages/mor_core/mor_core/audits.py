@@ -33,7 +33,7 @@ class AuditCounts(Documented):
     share: float
     """Share of the live groups that are audited."""
     labelled_by: AuditedBy
-    """Who labels them now: the objective's labeller, or people."""
+    """Source of the labels: the objective's labeller, or people."""
     waiting: int
     """Audited groups without a label."""
     oldest: float | None
@@ -92,7 +92,7 @@ class AuditLabel(Documented):
 
 
 class ObjectiveAudits(Documented):
-    """What labelled audits of one objective say about a client."""
+    """Agreement of a client with the labelled audits of one objective."""
 
     objective: str
     audits: int
@@ -105,7 +105,7 @@ class ObjectiveAudits(Documented):
 
 
 class ClientAudits(Documented):
-    """What labelled audits say about a client, by objective."""
+    """Agreement of a client with labelled audits, by objective."""
 
     model_config = ConfigDict(
         json_schema_extra={

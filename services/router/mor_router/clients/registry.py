@@ -46,7 +46,7 @@ class ClientRecord(Client):
 
     @property
     def owner(self) -> SecretOwner:
-        """What its secret is bound to."""
+        """Owner that its secret is bound to."""
         return SecretOwner("client", self.name, self.url, self.source)
 
     def public(self) -> Client:

@@ -30,7 +30,7 @@ _NONCE_BYTES = 12
 
 @dataclass(frozen=True)
 class SecretOwner:
-    """What a secret is for; it is used for nothing else."""
+    """Owner and address that a secret is bound to; no other may use it."""
 
     kind: Literal["client", "labeller"]
     name: str

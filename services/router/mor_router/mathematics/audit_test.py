@@ -71,7 +71,7 @@ class AuditedGroup:
     support: float = 1.0
     """1 where the anchors cover the input, towards 0 far from all of them: how far the fit vouches for the weights."""
     situations: tuple[str, ...] = ()
-    """What a client could see of the group, see ``suspicion.situations``."""
+    """Features of the group that a client could see, see ``suspicion.situations``."""
     suspects: frozenset[str] = frozenset()
     """Clients that were suspected in such a group when it was chosen."""
 
@@ -83,7 +83,7 @@ class AuditResult:
     log_evidence: float
     """log E, see ``e_process``: at log(1/alpha) and above the client misleads, with false-alarm rate alpha."""
     reason: str
-    """What the audits say about the client, in words."""
+    """Result for the client, in words."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ async def listing(router: Running, _: ReaderOrLabeller) -> list[AuditCounts]:
     ]
 
 
-@routes.get("/audits/clients", summary="What labelled audits say about each client")
+@routes.get("/audits/clients", summary="Agreement of each client with labelled audits")
 async def clients(router: Running, _: Reader) -> list[ClientAudits]:
     return await router.trust.audit_review.of_all()
 

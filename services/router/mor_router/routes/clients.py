@@ -77,7 +77,7 @@ async def influence(name: str, router: Running, _: ReaderOrOwner) -> Influence:
     return await router.rewarding.influences.of(name)
 
 
-@routes.get("/{name}/audits", summary="What labelled audits say about a client")
+@routes.get("/{name}/audits", summary="Agreement of a client with labelled audits")
 async def audits(name: str, router: Running, _: ReaderOrOwner) -> ClientAudits:
     """Return, by objective, the number of labelled audits of live groups that the client scored with its present model,
     and its agreement with their labels. Which groups they are is shown to nobody."""

@@ -45,7 +45,7 @@ class RewardedGroup:
     expected: Mapping[str, DriftBaseline]
     """Client -> the scores that the fit expects of it; empty without a fit."""
     known_picture: bool
-    """Whether its pictures were sent before."""
+    """True if its pictures were sent before."""
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,15 @@ _random = random.SystemRandom()  # a client that could predict the draws would r
 
 @dataclass(frozen=True)
 class GroupShape:
-    """What a client can compare between groups, apart from the words."""
+    """Features that a client can compare between groups, apart from the words."""
 
     counts: tuple[int, ...]
-    """How often each distinct response occurs, the most frequent first."""
+    """Number of occurrences of each distinct response, the largest first."""
     characters: float
     """Mean length of the distinct responses."""
     pictures: int
     times: int
-    """How often its pictures had been sent before: the least count of them; 0 without pictures."""
+    """Number of earlier times that its least known picture was sent; 0 without pictures."""
 
     @property
     def size(self) -> int:

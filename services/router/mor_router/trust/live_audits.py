@@ -83,7 +83,7 @@ class _Audit(Wire):
     """Embedding of the input, float32."""
     pair: tuple[NonNegativeInt, NonNegativeInt]
     situations: tuple[str, ...] = ()
-    """What a client could see of the group, see ``mathematics.suspicion``."""
+    """Features of the group that a client could see, see ``mathematics.suspicion``."""
     suspects: tuple[str, ...] = ()
     """Clients that were suspected in such groups when it was chosen."""
 

@@ -38,7 +38,7 @@ async def listing(request: Request, router_client: RouterClientDep, _: ReaderOrL
     return _COUNTS.validate_json(reply.content, extra="ignore")
 
 
-@router.get("/clients", summary="What labelled audits say about each client", responses={404: _NO_ROUTER})
+@router.get("/clients", summary="Agreement of each client with labelled audits", responses={404: _NO_ROUTER})
 async def clients(request: Request, router_client: RouterClientDep, caller: ReaderOrClient) -> list[ClientAudits]:
     """List the clients by name; a client's token shows that client. Which groups were audited is shown to nobody."""
     token = bearer_token(request)
