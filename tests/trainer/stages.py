@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -163,13 +164,13 @@ class Stages:
         self._stop.set()
         self._thread.join(timeout=20)
         assert not self._thread.is_alive()
-        if error is None and self.failure is not None:
-            raise self.failure
+        if self.failure is not None:
+            raise self.failure from error
 
     async def _run(self) -> None:
         torch.set_num_threads(1)
-        redis = connect(self._settings)
-        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {self._token}"}, timeout=20) as http:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        async with aclosing(connect(self._settings)) as redis, httpx.AsyncClient(headers=headers, timeout=20) as http:
             while not self._stop.is_set():
                 try:
                     for announcement in (await announced_runs(redis)).active:
@@ -182,8 +183,7 @@ class Stages:
                     await asyncio.sleep(0.2)
                 except BaseException as error:
                     self.failure = error
-                    raise
-        await redis.aclose()
+                    return
 
     async def _rollout(self, streams: Streams, blobs: Blobs, http: httpx.AsyncClient) -> None:
         consumer: Consumer[PromptRecord] = Consumer(streams, "prompts", "rollout", 5)
@@ -250,11 +250,12 @@ class Stages:
             )
             if self.flat(rollout):
                 scores = (1.0,) * len(scores)
-            if self.absurd(rollout):
-                scores = (*scores[1:], -1e13)
             if rollout.prompt.purpose == "train":
                 self.rewards.append(sum(scores) / len(scores))
-            await consumer.forward(entry, "rewards", reward_record(rollout, scores, self.beta), timeout_s=5)
+            rewarded = reward_record(rollout, scores, self.beta)
+            if self.absurd(rollout):
+                rewarded = rewarded.model_copy(update={"rewards": (*scores[1:], -1e13)})
+            await consumer.forward(entry, "rewards", rewarded, timeout_s=5)
 
 
 def reward_record(
