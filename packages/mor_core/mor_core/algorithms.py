@@ -161,6 +161,25 @@ class DynamicSampling(Documented):
         return int(self.max_factor * groups_per_step + 1e-9)
 
 
+class OverlongMask(Documented):
+    """Responses cut at ``max_tokens`` are not trained on: their reward is that of a part (DAPO, overlong filtering)."""
+
+    kind: Literal["mask"] = "mask"
+
+
+class OverlongPenalty(Documented):
+    """Long responses lose reward, the more the nearer they come to ``max_tokens`` (DAPO, arXiv 2503.14476, eq. 13)."""
+
+    kind: Literal["penalty"] = "penalty"
+    buffer: int = Field(gt=0)
+    """Tokens before ``max_tokens`` in which the penalty grows from 0 to its whole; less than ``max_tokens``."""
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """Penalty of a response that reaches ``max_tokens``, logits."""
+
+
+Overlong = Annotated[OverlongMask | OverlongPenalty, Field(discriminator="kind")]
+
+
 class Algorithm(Documented):
     """Algorithm that turns scored groups into an update."""
 
@@ -174,3 +193,5 @@ class Algorithm(Documented):
     """Correction for the difference between sampling engine and trainer."""
     dynamic_sampling: DynamicSampling | None = None
     """Replace groups whose rewards are all alike; null trains on all groups (their KL penalty still counts)."""
+    overlong: Overlong | None = None
+    """Treatment of responses that ``max_tokens`` cuts; null trains on them like on others."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from mor_core.algorithms import Algorithm
+from mor_core.algorithms import Algorithm, OverlongPenalty
 from mor_core.objectives import RequestedObjective
 from mor_core.run_status import TrainerStatus
 from mor_core.step_metrics import StepMetrics
@@ -157,6 +157,12 @@ class RunSpec(Documented):
             raise ValueError(
                 f"algorithm.dynamic_sampling.max_factor={dynamic.max_factor:g} leaves no group to replace one of "
                 f"groups_per_step={self.groups_per_step}; set it to {1 + 1 / self.groups_per_step:g} or more"
+            )
+        overlong = self.algorithm.overlong
+        if isinstance(overlong, OverlongPenalty) and overlong.buffer >= self.sampling.max_tokens:
+            raise ValueError(
+                f"algorithm.overlong.buffer={overlong.buffer} penalises every response of "
+                f"sampling.max_tokens={self.sampling.max_tokens}; choose a smaller buffer, such as a quarter of it"
             )
         if self.deterministic and self.max_staleness:
             raise ValueError(

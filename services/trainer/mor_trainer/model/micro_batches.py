@@ -28,8 +28,10 @@ class TrainingGroup:
     """Row of the prompts file."""
     prompt_tokens: int
     responses: tuple[tuple[int, ...], ...]
+    """Token ids; none for a response that is not trained on."""
     engine_logprobs: tuple[tuple[float, ...], ...]
     rewards: tuple[float, ...]
+    """Of all responses, also of those that are not trained on: they belong to the baseline."""
     prepared: PreparedPrompt | None = None
     """The prompt, on the rank that computes the group; on the others only rewards and lengths count."""
 

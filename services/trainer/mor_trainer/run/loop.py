@@ -27,6 +27,7 @@ from mor_core.step_metrics import PhaseSeconds
 from mor_core.stored import StoredEntries
 
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
+from mor_trainer.algorithm.overlong import is_masked, shape_rewards
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import GroupExchange
@@ -279,8 +280,15 @@ class TrainingLoop:
         largest = max((max(ids, default=0) for ids in tokens.response_token_ids), default=0)
         if largest >= (vocabulary := self._learner.policy.vocabulary):
             raise PromptMismatch(f"a response has token {largest}; the model has {vocabulary} tokens")
+        overlong = self._spec.algorithm.overlong
+        lengths = list(map(len, tokens.response_token_ids))
+        masked = [is_masked(reason, overlong) for reason in record.rollout.finish_reasons]
         return TrainingGroup(
-            index, len(prompt.token_ids), tokens.response_token_ids, tokens.response_logprobs, record.rewards
+            index,
+            len(prompt.token_ids),
+            tuple(() if out else ids for ids, out in zip(tokens.response_token_ids, masked, strict=True)),
+            tuple(() if out else values for values, out in zip(tokens.response_logprobs, masked, strict=True)),
+            shape_rewards(record.rewards, lengths, self._spec.sampling.max_tokens, overlong),
         )
 
     def _prompt_index(self, number: int) -> int:
