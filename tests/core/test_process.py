@@ -74,6 +74,16 @@ def test_a_half_written_tokens_file_and_a_taken_port_are_one_line(
     assert f"{command}: MOR_HOST, MOR_PORT: cannot listen at 127.0.0.1:" in occupied.stderr
 
 
+def test_a_wildcard_address_takes_calls_of_both_families() -> None:
+    with process.listen("::", 0, "MOR_HOST, MOR_PORT") as listener:
+        port = listener.getsockname()[1]
+        assert process.url_of(listener, tls=False) == f"http://[::]:{port}"
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), timeout=5).close()
+    with process.listen("::1", 0, "MOR_HOST, MOR_PORT") as listener, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "value", "message"),
     [

@@ -99,7 +99,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{address}/-/ready", timeout=5).is_success:
+            if httpx.get(f"{address}/-/ready", timeout=5, trust_env=False).is_success:
                 return
         except httpx.TransportError:
             time.sleep(0.2)

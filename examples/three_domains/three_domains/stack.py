@@ -109,7 +109,7 @@ class Stack:
         """
         headers = {"Authorization": f"Bearer {self.admin_token}"}
         try:
-            with httpx.Client(base_url=self.url(name), headers=headers, timeout=timeout_s) as client:
+            with httpx.Client(base_url=self.url(name), headers=headers, timeout=timeout_s, trust_env=False) as client:
                 yield client
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
@@ -139,7 +139,7 @@ class Stack:
         while waiting:
             for name in list(waiting):
                 with contextlib.suppress(httpx.TransportError):
-                    answer = httpx.get(f"{self.url(name)}/readyz", timeout=10)
+                    answer = httpx.get(f"{self.url(name)}/readyz", timeout=10, trust_env=False)
                     if answer.status_code == httpx.codes.OK:
                         waiting.remove(name)
                         yield name

@@ -9,6 +9,7 @@ from typing import Any
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe, quote_failure
+from mor_core.proxies import ProxyAddress
 from mor_core.settings import PREFIX, Settings
 from platformdirs import user_config_path
 from pydantic import Field, SecretStr, ValidationError
@@ -40,6 +41,8 @@ class ClientSettings(Settings):
     """Bearer token, if ``token_file`` is not set. Do not put it on command lines, which other users can read."""
     ca_file: Path | None = None
     """PEM file of certificate authorities for HTTPS; by default the system's."""
+    proxy: ProxyAddress | None = None
+    """Proxy for calls to the services, ``http://`` or ``https://``; proxy variables of the environment do not apply."""
     timeout_s: float = Field(30.0, gt=0)
     """Seconds to wait for a response."""
     fit_timeout_s: float = Field(900.0, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import httpx
 import stamina
 from httpx_sse import EventSource, connect_sse
 from mor_core.failures import quote_failure
+from mor_core.proxies import proxy_of
 from pydantic import TypeAdapter, ValidationError
 
 from mor_client import errors
@@ -56,7 +58,9 @@ class Transport:
                 base_url=self.url,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S),
-                verify=_certificate_check(self._settings),
+                verify=ssl.create_default_context(cafile=self._settings.ca_file),
+                proxy=proxy_of(self._settings.proxy),
+                trust_env=False,
             )
         return self._http
 
@@ -161,14 +165,6 @@ class Transport:
             raise ServiceError(
                 self.service, f"{self.url!r} is not a valid address: {quote_failure(error)}", "correct it"
             ) from error
-
-
-def _certificate_check(settings: ClientSettings) -> Any:
-    if settings.ca_file is None:
-        return True
-    import ssl
-
-    return ssl.create_default_context(cafile=str(settings.ca_file))
 
 
 def _retry_pause(error: Exception, repeatable: bool) -> bool | float:

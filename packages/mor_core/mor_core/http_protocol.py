@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from http import HTTPStatus
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -224,6 +224,11 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def _network(address: str) -> str:
-    """Return what counts as one address: for IPv6 the /64 network, all of which one host may have."""
+    """Return what counts as one address: for IPv6 the /64 network, all of which one host may have.
+
+    A socket at ``::`` gives IPv4 callers as ``::ffff:a.b.c.d``; each of them is an address of its own.
+    """
     parsed = ip_address(address.partition("%")[0])
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
     return address if parsed.version == 4 else str(ip_network((parsed, 64), strict=False))

@@ -7,6 +7,7 @@ KNOWN = frozenset(
     {
         "MOR_ALERT_WEBHOOK_ATTEMPTS",
         "MOR_ALERT_WEBHOOK_PER_MINUTE",
+        "MOR_ALERT_WEBHOOK_PROXY",
         "MOR_ALERT_WEBHOOK_RETRY_S",
         "MOR_ALERT_WEBHOOK_TIMEOUT_S",
         "MOR_ALERT_WEBHOOK_TOKEN",
@@ -119,6 +120,7 @@ KNOWN = frozenset(
         "MOR_PORT",
         "MOR_PRECISION",
         "MOR_PROBE_INTERVAL_S",
+        "MOR_PROXY",
         "MOR_PUBLICATION_TIMEOUT_S",
         "MOR_PULL_TIMEOUT_S",
         "MOR_QUEUE_RESPONSES",

@@ -79,8 +79,7 @@ class MetricsServer:
         with process.listen(
             settings.metrics_host or settings.host, settings.metrics_port, "MOR_METRICS_HOST, MOR_METRICS_PORT"
         ) as listener:
-            host, port = listener.getsockname()[:2]
-            log.info("metrics", address=f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}/metrics")
+            log.info("metrics", address=f"{process.url_of(listener, tls=settings.tls_cert_file is not None)}/metrics")
 
             async def page(_: Request) -> Response:
                 return _page()

@@ -80,18 +80,26 @@ def _correction(unknown: str) -> str:
 
 
 def listen(host: str, port: int, variables: str) -> socket.socket:
-    """Return a socket that listens at ``host`` and ``port``, which ``variables`` set.
+    """Return a socket that listens at ``host`` and ``port``, which ``variables`` set; ``::`` takes IPv4 calls too.
 
     Raises:
         Invalid: the address cannot be taken.
     """
     try:
-        return socket.create_server((host, port), reuse_port=False)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         reason = (error.strerror or "no reason is given").partition(" (while")[0]
         raise Invalid(
             f"{variables}: cannot listen at {host}:{port} ({reason}); give a free port, and an address of this machine"
         ) from error
+
+
+def url_of(listener: socket.socket, *, tls: bool) -> str:
+    """Return the URL of a socket that listens."""
+    host, port = listener.getsockname()[:2]
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @contextmanager

@@ -119,8 +119,7 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
 
     figures: MetricsServer = app.state.metrics_server
     with process.listen(settings.host, settings.port, "MOR_HOST, MOR_PORT") as listener, figures.serving(server_of):
-        host, port = listener.getsockname()[:2]
-        address = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
+        address = process.url_of(listener, tls=settings.tls_cert_file is not None)
         log.info("listening", address=address)
         if port_file is not None:
             atomic.write(port_file, address.encode())

@@ -58,7 +58,7 @@ class ServiceSettings(LoggedSettings):
     """Settings of every HTTP service."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; ``0.0.0.0`` in a container."""
+    """Address to listen on; ``0.0.0.0`` in a container, ``::`` for IPv6 and IPv4."""
     port: int = Field(0, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one."""
     metrics_port: int | None = Field(None, ge=0, le=65535)

@@ -15,6 +15,7 @@ from mor_core import atomic, process
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe
 from mor_core.printable import visible, visible_json
+from mor_core.proxies import ProxyAddress
 from mor_core.terminal import TerminalConsole
 from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
@@ -37,6 +38,11 @@ Data = Annotated[
 @app.callback()
 def _begin() -> None:
     guard_uncaught()
+
+
+_Proxy = Annotated[
+    str | None, typer.Option(envvar="MOR_PROXY", help="Proxy for the calls to the router, as http://host:port.")
+]
 
 
 @contextmanager
@@ -228,6 +234,7 @@ def register(
             help="Token of this client's page on the router: read from this file, or written to it if absent."
         ),
     ] = None,
+    proxy: _Proxy = None,
 ) -> None:
     """Enrol a running reward service at a router."""
     with _errors():
@@ -243,7 +250,14 @@ def register(
             raise Invalid("no enrolment token: give --enrolment-token-file, or set MOR_ENROLMENT_TOKEN")
         own = page_token_file.read_text().strip() if page_token_file and page_token_file.is_file() else None
         enrolled = register_at(
-            router, enrolment_token, name=name, url=url, domains=domains, secret=secret, page_token=own or None
+            router,
+            enrolment_token,
+            name=name,
+            url=url,
+            domains=domains,
+            secret=secret,
+            page_token=own or None,
+            proxy=_checked_proxy(proxy),
         )
         out.print(f"[green]enrolled[/] {name} at {router}; its service is at {url}")
         if enrolled.trial:
@@ -263,6 +277,7 @@ def deregister(
     router: Annotated[str, typer.Option(help="Address of the router.")],
     name: Annotated[str, typer.Option(help="Name of this client at the router.")],
     page_token_file: Annotated[Path, typer.Option(help="File with the token of this client's page on the router.")],
+    proxy: _Proxy = None,
 ) -> None:
     """Deregister this client: the router stops calling it, and its page token becomes invalid."""
     with _errors():
@@ -272,7 +287,7 @@ def deregister(
             raise Invalid(
                 f"no file {page_token_file}; give the file that 'mor-reward register --page-token-file' wrote"
             )
-        known = deregister_at(router, page_token_file.read_text().strip(), name=name)
+        known = deregister_at(router, page_token_file.read_text().strip(), name=name, proxy=_checked_proxy(proxy))
         out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
 
 
@@ -300,6 +315,11 @@ def token(
             sys.stdout.write(issued + "\n")
         else:
             atomic.write(secret_file, issued.encode(), mode=0o600)
+
+
+def _checked_proxy(address: str | None) -> str | None:
+    """Return the address of a proxy, or raise ``ValidationError``."""
+    return None if address is None else TypeAdapter(ProxyAddress).validate_python(address).get_secret_value()
 
 
 def _secret(file: Path | None, variable: str, cure: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
 import stamina
 from mor_core.auth import hash_token
@@ -46,12 +48,13 @@ def register(
     secret: str,
     page_token: str | None = None,
     attempts: int = _ATTEMPTS,
+    proxy: str | None = None,
 ) -> EnrolmentReceipt:
     """Enrol the reward service at ``url`` as client ``name``; ``secret`` is the token that the router must send.
 
     With ``page_token``, that one opens the client's own page (the router gets its hash only), and a client that is
     enrolled with it at the same address already is left as it is. Lost connections and answers 429, 502, 503 and 504
-    are tried again, at most ``attempts`` times in all, with jitter.
+    are tried again, at most ``attempts`` times in all, with jitter. ``proxy``: address of a proxy for these calls.
 
     Raises:
         RouterUnavailable: no answer in all attempts.
@@ -61,10 +64,10 @@ def register(
     body = {"name": name, "url": url, "domains": domains, "token": secret}
     if page_token is not None:
         body["page_token_sha256"] = hash_token(page_token)
-        known = _request(router, page_token, "GET", f"/v1/clients/{name}", attempts=attempts)
+        known = _request(router, page_token, "GET", f"/v1/clients/{name}", attempts=attempts, proxy=proxy)
         if known.is_success:
             return _unchanged(known, name, url)
-    response = _request(router, enrolment_token, "POST", "/v1/clients", body, attempts=attempts)
+    response = _request(router, enrolment_token, "POST", "/v1/clients", body, attempts=attempts, proxy=proxy)
     if response.is_success:
         try:
             return EnrolmentReceipt.model_validate_json(response.content)
@@ -73,14 +76,14 @@ def register(
     raise _refusal("enrolment", response)
 
 
-def deregister(router: str, page_token: str, *, name: str, attempts: int = _ATTEMPTS) -> bool:
+def deregister(router: str, page_token: str, *, name: str, attempts: int = _ATTEMPTS, proxy: str | None = None) -> bool:
     """Deregister client ``name`` and return whether the router knew it.
 
     Raises:
         RouterUnavailable: no answer in all attempts.
         Unauthorized: the token belongs to another client.
     """
-    response = _request(router, page_token, "DELETE", f"/v1/clients/{name}", attempts=attempts)
+    response = _request(router, page_token, "DELETE", f"/v1/clients/{name}", attempts=attempts, proxy=proxy)
     if response.status_code in (401, 404):  # the token ends with the client
         return False
     if not response.is_success:
@@ -99,9 +102,23 @@ def _unchanged(known: httpx.Response, name: str, url: str) -> EnrolmentReceipt:
 
 
 def _request(
-    router: str, token: str, method: str, path: str, body: dict[str, str] | None = None, *, attempts: int
+    router: str,
+    token: str,
+    method: str,
+    path: str,
+    body: dict[str, str] | None = None,
+    *,
+    attempts: int,
+    proxy: str | None,
 ) -> httpx.Response:
-    with httpx.Client(base_url=router, timeout=_TIMEOUT_S, headers={"Authorization": f"Bearer {token}"}) as http:
+    with httpx.Client(
+        base_url=router,
+        timeout=_TIMEOUT_S,
+        headers={"Authorization": f"Bearer {token}"},
+        proxy=proxy,
+        verify=ssl.create_default_context(),
+        trust_env=False,
+    ) as http:
         for attempt in stamina.retry_context(
             on=RouterUnavailable, attempts=attempts, timeout=2 * _TIMEOUT_S, wait_initial=0.2, wait_max=5.0
         ):

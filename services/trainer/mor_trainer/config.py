@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from mor_core.proxies import ProxyAddress
 from mor_core.settings import ControlCallerSettings, LoggedSettings, ServiceSettings, Settings, StreamSettings
 from pydantic import AnyHttpUrl, Field, SecretStr
 
@@ -43,6 +44,8 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Address that receives each alert as JSON by POST; no alert is sent when unset."""
     alert_webhook_token: SecretStr = SecretStr("")
     """Bearer token sent to the webhook."""
+    alert_webhook_proxy: ProxyAddress | None = None
+    """Proxy for calls to the webhook, ``http://`` or ``https://``; proxy variables of the environment do not apply."""
     alert_webhook_timeout_s: float = Field(10.0, gt=0)
     """Seconds in which the webhook must answer."""
     alert_webhook_attempts: int = Field(8, ge=1)

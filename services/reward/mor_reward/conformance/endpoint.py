@@ -83,7 +83,7 @@ class Endpoint:
 
     def __init__(self, url: str, token: str, *, timeout_s: float, transport: httpx.BaseTransport | None = None) -> None:
         self.token = token
-        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s, transport=transport)
+        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s, transport=transport, trust_env=False)
         self.url = url
         self.timeout_s = timeout_s
 

@@ -82,7 +82,7 @@ class WeightsStore:
         limits = httpx.Limits(max_connections=4)  # one per version: a version's files are downloaded in turn
         self._control_url = settings.control_url.rstrip("/")
         self._http = httpx.AsyncClient(
-            headers=headers, timeout=_TIMEOUT, limits=limits, verify=settings.control_tls(), follow_redirects=False
+            headers=headers, timeout=_TIMEOUT, limits=limits, verify=settings.control_tls(), trust_env=False
         )
         self._pulls: dict[tuple[str, int], asyncio.Task[PreparedWeights]] = {}
         self._folder.mkdir(parents=True, exist_ok=True)

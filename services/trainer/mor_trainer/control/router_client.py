@@ -66,6 +66,7 @@ class RouterClient:
                 timeout=_TIMEOUT_S,
                 transport=self._transport,
                 verify=self._tls,
+                trust_env=False,
             ) as http:
                 reply = await http.request(method, path, json=content)
         except httpx.HTTPError as error:

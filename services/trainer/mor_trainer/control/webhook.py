@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections import deque
 
 import httpx
 import structlog
 from mor_core.failures import describe_failure
+from mor_core.proxies import proxy_of
 
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alert_store import AlertStore
@@ -38,7 +40,10 @@ class Webhook:
             return
         token = self._settings.alert_webhook_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        async with httpx.AsyncClient(headers=headers, timeout=self._settings.alert_webhook_timeout_s) as http:
+        timeout, proxy = self._settings.alert_webhook_timeout_s, proxy_of(self._settings.alert_webhook_proxy)
+        async with httpx.AsyncClient(
+            headers=headers, timeout=timeout, proxy=proxy, verify=ssl.create_default_context(), trust_env=False
+        ) as http:
             while True:
                 sent = False
                 try:

@@ -47,6 +47,7 @@ class RunControl:
             timeout=_TIMEOUT,
             verify=settings.control_tls(),
             transport=transport,
+            trust_env=False,
         )
 
     async def close(self) -> None:

@@ -107,7 +107,9 @@ class EngineClients:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(settings.transfer_timeout_s, connect=_CONNECT_S)
         self._clients = [
-            httpx.Client(base_url=address, headers=headers, timeout=timeout, verify=settings.control_tls())
+            httpx.Client(
+                base_url=address, headers=headers, timeout=timeout, verify=settings.control_tls(), trust_env=False
+            )
             for address in settings.transfer_engines
         ]
 
