@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,8 +39,9 @@ class RunCalls:
         self._control = control
 
     def create(self, spec: RunSpec) -> RunSnapshot:
-        """Queue a run for a training process."""
-        return self._run("POST", "/v1/runs", json=spec.model_dump(mode="json"))
+        """Queue a run for a training process; a lost answer is asked for again and makes no second run."""
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        return self._run("POST", "/v1/runs", json=spec.model_dump(mode="json"), headers=key, idempotent=True)
 
     def workers(self) -> list[WorkerStatus]:
         """List training processes that requested a run within the last ten minutes."""

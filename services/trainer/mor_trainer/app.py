@@ -22,6 +22,7 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
 from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_creator import RunCreator
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.webhook import Webhook
 from mor_trainer.control.worker_registry import WorkerRegistry
@@ -67,6 +68,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
                 yield
         finally:
             await stop([delivery])
+            await app.state.run_creator.close()
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
             database.close()
 
@@ -89,6 +91,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         host_info=host_info,
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
+    app.state.run_creator = RunCreator(runs, watchers)
     app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
     app.state.router = RouterClient(settings, router_transport)
     app.state.tokens = ClientTokens(app.state.tokens, app.state.router, settings.service_token)

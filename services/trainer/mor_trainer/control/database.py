@@ -121,7 +121,12 @@ CREATE INDEX alerts_of_run ON alerts (run, name, id);
 CREATE INDEX alerts_due ON alerts (webhook_due);
 """
 
-SCHEMAS = (_FIRST, _SECOND)
+_THIRD = """
+ALTER TABLE runs ADD COLUMN creation TEXT;  -- digest of the caller's name and Idempotency-Key
+CREATE UNIQUE INDEX runs_by_creation ON runs (creation);
+"""
+
+SCHEMAS = (_FIRST, _SECOND, _THIRD)
 """Statements that lead from each version of the schema to the next."""
 
 

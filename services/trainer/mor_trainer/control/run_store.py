@@ -93,14 +93,29 @@ class RunStore:
             for row in database.rows("SELECT id, revision FROM runs")
         }
 
-    def create(self, spec: RunSpec) -> str:
-        """Queue a run and return its id."""
+    def created(self, creation: str, spec: RunSpec) -> str | None:
+        """Return the run of an earlier request with the digest ``creation``, or ``None``.
+
+        Raises:
+            Conflict: that request had another specification.
+        """
+        rows = self._database.rows("SELECT id, spec FROM runs WHERE creation=?", creation)
+        if not rows:
+            return None
+        if rows[0]["spec"] != spec.model_dump_json():
+            raise Conflict(
+                f"the Idempotency-Key was used for run {rows[0]['id']}, which has another specification; send a new key"
+            )
+        return str(rows[0]["id"])
+
+    def create(self, spec: RunSpec, creation: str | None = None) -> str:
+        """Queue a run and return its id. ``creation``: digest by which a repeated request finds it; none has it yet."""
         run, now = f"{spec.name}-{secrets.token_hex(3)}", time.time()
         with self._database.transaction() as sql:
             sql.execute(
-                "INSERT INTO runs (id, spec, state, desired, created_at, updated_at) "
-                "VALUES (?, ?, 'queued', 'run', ?, ?)",
-                (run, spec.model_dump_json(), now, now),
+                "INSERT INTO runs (id, spec, state, desired, created_at, updated_at, creation) "
+                "VALUES (?, ?, 'queued', 'run', ?, ?, ?)",
+                (run, spec.model_dump_json(), now, now, creation),
             )
             self._add_event(sql, run, {"state": RunState.queued})
         self._revisions[run] = 0

@@ -16,6 +16,7 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
 from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_creator import RunCreator
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.worker_registry import WorkerRegistry
 
@@ -45,6 +46,7 @@ async def known_query(request: Request) -> None:
 
 
 RunStoreDep = Annotated[RunStore, Depends(_part("runs"))]
+RunCreatorDep = Annotated[RunCreator, Depends(_part("run_creator"))]
 HistoryDep = Annotated[History, Depends(_part("history"))]
 WatchersDep = Annotated[Watchers, Depends(_part("watchers"))]
 AlertStoreDep = Annotated[AlertStore, Depends(_part("alerts"))]

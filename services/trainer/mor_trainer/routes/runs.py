@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import secrets
 from hashlib import sha256
-from pathlib import Path
+from typing import Annotated
 
 import structlog
-from anyio import to_thread
-from fastapi import APIRouter, Response
-from mor_core.datafiles import read_prompts
+from fastapi import APIRouter, Header, Response
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
 from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
@@ -17,8 +15,7 @@ from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
 from mor_trainer.control import redaction
-from mor_trainer.control.checkpoint_check import check_folder
-from mor_trainer.routes.dependencies import Admin, ReaderOrClient, RunStoreDep, WatchersDep
+from mor_trainer.routes.dependencies import Admin, ReaderOrClient, RunCreatorDep, RunStoreDep, WatchersDep
 from mor_trainer.routes.etag import IfNoneMatch, conditional_response, conditional_responses
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=JsonRoute)
@@ -26,31 +23,35 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=JsonRoute)
 _STARTED = secrets.token_hex(4)
 """Distinguishes the generations of this process from those of another in an ETag."""
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[!-~]+$",
+        description="Name of this request, such as a UUID; repeated with it, the request returns the same run.",
+    ),
+]
+
 audit = structlog.get_logger("audit")
 
 
-def _check(spec: RunSpec) -> None:
-    """Check everything that can be checked before a worker starts."""
-    check_folder(spec.model)
-    read_prompts(Path(spec.prompts))
-    if spec.evaluation_prompts is not None:
-        read_prompts(Path(spec.evaluation_prompts))
-
-
-@router.post("", status_code=201, summary="Create a run")
+@router.post("", status_code=201, summary="Create a run", responses=problems(409))
 async def create(
+    *,
     spec: RunSpec,
     runs: RunStoreDep,
-    watchers: WatchersDep,
+    creator: RunCreatorDep,
     caller: Admin,
     response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> RunSnapshot:
-    """Check the files that the specification names, and queue the run for a worker."""
-    await to_thread.run_sync(_check, spec)
-    run = runs.create(spec)
-    audit.info("run created", run=run, by=caller.name)
+    """Check the files that the specification names, and queue the run for a worker.
+
+    A request that is repeated with its key creates no second run: it waits for the first request and returns its run.
+    """
+    run = await creator.create(spec, caller.name, idempotency_key)
     response.headers["Location"] = f"/v1/runs/{run}"
-    watchers.wake(run)
     return runs.snapshot(run)
 
 
