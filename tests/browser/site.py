@@ -147,7 +147,7 @@ async def browser(executable: str) -> AsyncIterator[Browser]:
 
 @contextlib.asynccontextmanager
 async def signed_in(context: BrowserContext, site: Site, scope: str) -> AsyncIterator[Page]:
-    """Open a page by an address with the token of ``scope``.
+    """Open a page by an address with the token of ``scope``, and wait until the page has looked it up and keeps it.
 
     Raises:
         AssertionError: an error of the page, or a violation of its content security policy.
@@ -158,5 +158,6 @@ async def signed_in(context: BrowserContext, site: Site, scope: str) -> AsyncIte
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
     await page.goto(site.address(f"token={TOKENS[scope]}"))
+    await page.get_by_text(f"({scope})").wait_for()
     yield page
     assert not errors, errors
