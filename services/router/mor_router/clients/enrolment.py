@@ -53,11 +53,18 @@ class Enroller:
         self._quota = quota
 
     async def enrol(
-        self, request: Enrolment, by: str, source: Source | None = None, *, enrolled_by: str | None = None
+        self,
+        request: Enrolment,
+        by: str,
+        source: Source | None = None,
+        *,
+        enrolled_by: str | None = None,
+        egress: EgressPolicy | None = None,
     ) -> Enrolled:
         """Enrol a client. Without ``source`` its address is checked like one sent to the API.
 
-        ``enrolled_by``: name of the enrolment token, whose number of clients is limited.
+        ``enrolled_by``: name of the enrolment token, whose number of clients is limited; ``egress``: policy for the
+        addresses that its quota counted.
 
         Raises:
             Invalid: the address is outside of the egress policy, or the endpoint failed the probe.
@@ -75,7 +82,7 @@ class Enroller:
             self._check_credentials(records, outbound=request.token, page_token_sha256=page_token_sha256)
 
         check(await self._registry.all())
-        url, source = request.url.rstrip("/"), source or await self._egress.admit(request.url)
+        url, source = request.url.rstrip("/"), source or await (egress or self._egress).admit(request.url)
         record = ClientRecord(
             name=request.name,
             url=url,
@@ -88,7 +95,7 @@ class Enroller:
             enrolled_by=enrolled_by,
             revision=new_revision(),
         )
-        card, trial = await self._probe(record)
+        card, trial = await self._probe(record, egress)
         found = {
             "card": card,
             "model": card.model,
@@ -201,13 +208,13 @@ class Enroller:
         own = self._service_token.get_secret_value()
         return self._tokens.holder(digest) is not None or (own != "" and hash_token(own) == digest)
 
-    async def _probe(self, record: ClientRecord) -> tuple[Card, str]:
+    async def _probe(self, record: ClientRecord, egress: EgressPolicy | None = None) -> tuple[Card, str]:
         """Read the card and have the probe item scored; return the card and the outcome in words.
 
         Raises:
             Invalid: the endpoint failed.
         """
-        client = self._pool.connect(record)
+        client = self._pool.connect(record, egress)
         try:
             card = await client.card(_CARD_TIMEOUT_S)
             answer = (await client.score([PROBE_ITEM], PROBE_IMAGES, _PROBE_TIMEOUT_S))[PROBE_ITEM.item_id]

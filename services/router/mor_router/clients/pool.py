@@ -94,20 +94,22 @@ class ClientPool:
         """Return the state of a client's circuit; ``closed`` where it is not enrolled."""
         return self._circuits[name][1].state if name in self._circuits else "closed"
 
-    def connect(self, record: ClientRecord) -> RewardClient:
+    def connect(self, record: ClientRecord, egress: EgressPolicy | None = None) -> RewardClient:
         """Open a connection to a client that need not be enrolled yet; the caller closes it.
+
+        ``egress``: policy in place of the router's.
 
         Raises:
             Invalid: its secret cannot be decrypted.
         """
-        return self.open(record, self._secret_store.decrypt(record.secret, record.owner))
+        return self.open(record, self._secret_store.decrypt(record.secret, record.owner), egress)
 
-    def open(self, record: ClientRecord, secret: SecretStr) -> RewardClient:
+    def open(self, record: ClientRecord, secret: SecretStr, egress: EgressPolicy | None = None) -> RewardClient:
         """Open a connection with a secret that is not the record's; the caller closes it."""
         revision, circuit = self._circuits.get(record.name, ("", None))
         if circuit is None or revision != record.revision:
             circuit = self._new_circuit()
-        return RewardClient(record, secret, self._settings, self._egress, self._tls, circuit=circuit)
+        return RewardClient(record, secret, self._settings, egress or self._egress, self._tls, circuit=circuit)
 
     def _new_circuit(self) -> Circuit:
         settings = self._settings
