@@ -61,6 +61,7 @@ DAMAGE: dict[str, Any] = {
     "the same token twice": lambda path: path.write_bytes(
         rows(("ops", Scope.admin, ADMIN), ("clinic", Scope.client, ADMIN))
     ),
+    "an empty name": lambda path: path.write_bytes(rows(("", Scope.admin, ADMIN))),
     "missing": lambda path: path.unlink(),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
