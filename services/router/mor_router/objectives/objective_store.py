@@ -237,13 +237,14 @@ class ObjectiveStore:
             async with self._redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(place)
                 stored = await pipe.hget(place, _SAMPLED)
-                known = _ANCHOR_ENTRIES.parse(place, stored, _ANCHORS.validate_json) or ()
+                known = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, stored, _ANCHORS.validate_json) or ()
                 latest = change(known)
                 kept = {anchor.digest for anchor in latest}
                 gone = [anchor for anchor in known if anchor.digest not in kept]
                 unused = await self._unused_images(name, gone, latest)
+                content = await asyncio.to_thread(_ANCHORS.dump_json, latest)
                 pipe.multi()  # type: ignore[no-untyped-call]
-                pipe.hset(place, _SAMPLED, _ANCHORS.dump_json(latest))
+                pipe.hset(place, _SAMPLED, content)
                 if images:
                     mapping: dict[Any, Any] = dict(images)
                     pipe.hset(pictures, mapping=mapping)
