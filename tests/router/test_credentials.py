@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from mor_core.auth import hash_token
 from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.registry import parse_record
 from mor_router.config import RouterSettings
 from mor_router.store import CLIENTS
 from pydantic import SecretStr
@@ -84,8 +85,9 @@ async def test_a_page_token_that_two_stored_clients_share_opens_no_page(
     async with start() as api:
         await api.ok("POST", "/v1/clients", body(endpoints, "clinic", page_token_sha256=hash_token("shared page")))
         stored = json.loads(await redis.hget(CLIENTS, "clinic"))
-        del stored["enrolled_by"]  # which earlier versions did not store
-        await redis.hset(CLIENTS, "bank", json.dumps({**stored, "name": "bank"}))
+        owner = parse_record("bank", json.dumps({**stored, "name": "bank"}).encode()).owner
+        secret = api.router.clients.secret_store.encrypt(SecretStr(TOKEN), owner)
+        await redis.hset(CLIENTS, "bank", json.dumps({**stored, "name": "bank", "secret": secret}))
         await api.router.clients.pool.refresh()
         assert (await api.call("GET", "/v1/clients/clinic", token="shared page")).status_code == 401
         fresh = (await api.ok("POST", "/v1/clients/bank/rotate", {"inbound": True}))["token"]
