@@ -182,6 +182,22 @@ async def test_forged_entries_of_people_stop_nothing(start: Start, people: None)
         await api.ok("DELETE", "/v1/audits/labels?by=ann")
 
 
+@pytest.mark.parametrize("kind", ["auditor", "given"])
+async def test_a_forged_offer_or_claim_without_an_end_holds_no_group(start: Start, people: None, kind: str) -> None:
+    async with start() as api:
+        await objective(api)
+        await wait(api, 1)
+        [name] = await api.router.trust.audits.waiting("helpful")
+        for ends_in_s in (None, 10**9):
+            await api.router.resources.redis.set(key(kind, "helpful", name), "somebody", ex=ends_in_s)
+            place, body = f"{AUDITS}/{name}", {"preferred": "first"}
+            found = [(await api.call("POST", place, body, token=PEOPLE["ann"])).status_code for _ in range(2)]
+            if 204 in found:
+                break
+        assert 204 in found
+        assert (await lines(api))["ann"]["labels"] == 1
+
+
 def test_labels_of_earlier_versions_have_their_person() -> None:
     line = audit(5.0)
     stored = {name: getattr(line, name) for name in LabelledAudit.model_fields if hasattr(line, name)}

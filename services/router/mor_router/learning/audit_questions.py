@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from mor_router.audit import AuditLog
 from mor_router.learning.audit_labelling import AuditLabelling
 from mor_router.objectives.objective_store import ObjectiveStore
-from mor_router.store import key
+from mor_router.store import ENDLESS, key
 from mor_router.trust.live_audits import AuditStore, LiveAudit, Outcome, pair_digest
 from mor_router.trust.person_tallies import PersonTallies, Tally
 from mor_router.trust.second_opinions import SecondOpinion, SecondOpinions
@@ -158,9 +158,11 @@ class AuditQuestions:
                 return True
             stored = await _OFFERS.write(self._redis, [taken], lambda: self._redis.get(taken))
             holder = _OFFERS.parse(taken, stored, bytes.decode)
-            if holder is not None:
+            left_s = await self._redis.ttl(taken)
+            if holder is not None and left_s != ENDLESS and left_s <= _OFFER_S:
                 return holder == person
             if stored is not None:
+                _OFFERS.refuse(taken, "it is no offer that ends in time; it is deleted")
                 await self._redis.delete(taken)
         return False
 

@@ -105,7 +105,7 @@ class InfluenceLog:
         self._redis = redis
         self._reading = asyncio.Lock()
         self._known: dict[str, tuple[object, Influence]] = {}
-        """Client -> the state of its log that was summarised last, and the summary."""
+        """Client -> the newest line of its log at the last summary, and the summary."""
 
     async def record(self, groups: Sequence[GroupReward]) -> None:
         """Record the clients' contributions to rewarded groups."""
@@ -135,7 +135,7 @@ class InfluenceLog:
         """
         name = key("influence", client)
         async with self._reading:
-            state: list[object] = await _LINES.read(name, self._state(name), [])
+            state: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, 0), [])  # its line has the time
             known, found = self._known.get(client, (None, None))
             if found is None or state != known:
                 values: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, _LATEST - 1), [])
@@ -144,13 +144,6 @@ class InfluenceLog:
                     del self._known[next(iter(self._known))]
                 self._known[client] = state, found
             return found
-
-    async def _state(self, name: str) -> list[object]:
-        """Return the length of a log and its newest line, which has the time."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.llen(name)
-            pipe.lindex(name, 0)
-            return list(await pipe.execute())
 
 
 def _summary_of(client: str, values: Sequence[bytes]) -> Influence:

@@ -26,7 +26,7 @@ from redis.exceptions import ResponseError
 
 from mor_router import metrics
 from mor_router.objectives.objective_store import Anchor, ObjectiveStore, digest_of
-from mor_router.store import key
+from mor_router.store import ENDLESS, key
 
 _MOST_WAITING = 256
 """Groups of one objective that wait for a label; the oldest ones are dropped."""
@@ -231,6 +231,10 @@ class AuditStore:
         if await self._redis.set(place, label, nx=True, ex=_CLAIM_S):
             return True
         stored: Any = await _CLAIMS.write(self._redis, [place], lambda: self._redis.get(place))
+        left_s = await self._redis.ttl(place)
+        if left_s == ENDLESS or left_s > _CLAIM_S:
+            _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
+            await self._redis.delete(place)
         return bool(stored == label.encode())
 
     async def remove_labels(self, objective: str, digests: Sequence[str], outcome: Outcome) -> int:
