@@ -207,7 +207,7 @@ async def test_a_fault_in_a_check_ends_neither_the_response_nor_later_checks(pat
                     if tokens.checks >= 4:
                         break
                     await asyncio.sleep(0.05)
-                path.write_bytes(ONE)
+                write(path, ONE)
                 assert [chunk async for chunk in chunks] == [], "the removed token ends its stream all the same"
         assert [entry["log_level"] for entry in logs if "cannot be checked" in entry["event"]] == ["error"] * 2
 
