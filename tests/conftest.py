@@ -60,6 +60,11 @@ class Valkey:
                     assert time.monotonic() < deadline, "valkey-server did not come up"
                     time.sleep(0.02)
 
+    def write_out(self) -> None:
+        """Wait until the append-only file has every write: a busy disk delays them by up to two seconds."""
+        with SyncRedis(port=self.port) as client:
+            assert client.execute_command("WAITAOF", 1, 0, 20_000)[0] == 1, "the file has not every write"
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(timeout=10)

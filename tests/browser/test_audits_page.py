@@ -13,6 +13,7 @@ from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, ModelRef, TextPart
 from mor_router.objectives.objective_store import ObjectiveStore
 from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit
+from mor_router.trust.person_tallies import PersonTallies
 from playwright.async_api import Browser, Page, expect
 
 from tests.browser.site import Site, signed_in
@@ -94,6 +95,33 @@ async def test_a_person_labels_groups_by_keys_and_buttons(labeller: Page, store:
     assert await store.closed(OBJECTIVE) == {"labelled": 1, "skipped": 1, "undecided": 1}
     [label] = (await store.labelled(OBJECTIVE)).values()
     assert (label.pair, label.by) == ((1, 0), "labeller")
+
+
+async def test_an_admin_sees_who_disagrees_and_withdraws_their_labels(
+    chromium: Browser, control: Site, store: AuditStore
+) -> None:
+    tallies = PersonTallies(control.redis)
+    for person, tally in (("ann", ("compared",)), ("<b>bob</b>", ("compared", "disagreed"))):
+        await tallies.count(OBJECTIVE, person, *tally)
+    for name, person in zip(await store.waiting(OBJECTIVE), ("ann", "<b>bob</b>"), strict=False):
+        audit = await store.get(OBJECTIVE, name)
+        assert audit is not None
+        await store.settle(OBJECTIVE, name, audit, [audit.pair], person)
+    context = await chromium.new_context(bypass_csp=True)
+    async with signed_in(context, control, "admin") as page:
+        await page.get_by_role("link", name="Audits").click()
+        table = page.get_by_role("region", name="Table of people")
+        await expect(table.get_by_role("row").filter(has_text="ann")).to_contain_text("0 (0 %)")
+        await expect(table.get_by_role("row").filter(has_text="bob")).to_contain_text("1 (100 %)")
+        found = await Axe().run(page)
+        assert not [p["id"] for p in found.response["violations"] if p["impact"] in ("serious", "critical")]
+        await table.get_by_role("button", name="Withdraw <b>bob</b>").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("Withdraw all 1 labels of <b>bob</b>?")
+        await dialog.get_by_role("button", name="Withdraw <b>bob</b>").click()
+        await expect(table.get_by_role("row")).to_have_count(2)
+        assert [label.person for label in (await store.labelled(OBJECTIVE)).values()] == ["ann"]
+    await context.close()
 
 
 async def test_a_viewer_sees_the_state_and_labels_nothing(viewer: Page, store: AuditStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def test_an_unreachable_service_fails_the_diagnosis(mor: Installation, tmp_path:
     wrong.write_text("a-token-that-nobody-knows")
     assert "unknown bearer token" in mor.mor("doctor", MOR_TOKEN_FILE=str(wrong)).stdout
     assert "one token and nothing else" in mor.mor("doctor", MOR_TOKEN_FILE=str(mor.config)).stderr
+
+
+def test_a_check_that_is_skipped_says_what_to_do_and_not_the_error_again(mor: Installation) -> None:
+    mor.use("labeller")
+    findings = json.loads(mor.mor("doctor", "--json").stdout)["findings"]
+    skipped = {finding["check"]: finding for finding in findings if finding["verdict"] == "skipped"}
+    assert {"training processes", "alerts", "clients"} <= set(skipped)
+    for finding in findings:
+        assert not finding["cure"] or finding["cure"] not in finding["detail"], finding
+    assert skipped["clients"]["detail"] == "token 'labeller' has scope labeller"
+    assert skipped["clients"]["cure"] == "use one of scope admin or service or viewer"
 
 
 def test_clocks_versions_and_host_reports_are_checked() -> None:

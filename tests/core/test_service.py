@@ -19,7 +19,7 @@ from mor_core.auth import Principal, Scope, require
 from mor_core.errors import Invalid, NotFound, Unavailable
 from mor_core.images import decode
 from mor_core.process import unread_variables
-from mor_core.service import create_service
+from mor_core.service import create_service, open_routes
 from mor_core.settings import ControlCallerSettings, ServiceSettings, StreamSettings
 from mor_core.wire import ScoreRequest
 from pydantic import ValidationError
@@ -211,3 +211,14 @@ def test_https_is_served_with_the_given_certificate_and_trusted_by_its_authority
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+def test_a_service_without_tokens_knows_what_is_open() -> None:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    settings = ServiceSettings(metrics_port=9)
+    app = create_service("test", settings, lifespan, {}, version="1")
+    found = open_routes(app, settings)
+    assert found == ["/docs", "/docs/{file}", "/healthz", "/metrics on port 9", "/openapi.json", "/readyz"]

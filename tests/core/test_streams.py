@@ -123,7 +123,7 @@ async def test_a_lease_is_renewed_again_after_the_server_was_away(valkey: Valkey
     await worker.read(1, 0.01)
     [entry] = await worker.read(1, 1)
     async with worker.leased([entry]):
-        await asyncio.sleep(1.2)  # the append-only file is synced every second
+        await asyncio.to_thread(valkey.write_out)
         valkey.kill()
         await asyncio.sleep(0.5)
         valkey.start()
@@ -259,7 +259,7 @@ async def test_entries_survive_a_server_that_is_killed(valkey: Valkey, run_name:
     await side.publish("prompts", prompt(run_name), timeout_s=1)
     await reader.read(1, 0.01)
     [held] = await reader.read(1, 1)
-    await asyncio.sleep(1.2)  # the append-only file is synced every second
+    await asyncio.to_thread(valkey.write_out)
     valkey.kill()
     valkey.start()
     [entry] = await reader.read(1, 1)

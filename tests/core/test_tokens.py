@@ -61,6 +61,7 @@ DAMAGE: dict[str, Any] = {
     "the same token twice": lambda path: path.write_bytes(
         rows(("ops", Scope.admin, ADMIN), ("clinic", Scope.client, ADMIN))
     ),
+    "an empty name": lambda path: path.write_bytes(rows(("", Scope.admin, ADMIN))),
     "missing": lambda path: path.unlink(),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
@@ -144,9 +145,11 @@ async def _nothing(_: FastAPI) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def served(path: Path) -> AsyncIterator[str]:
+async def served(path: Path, tokens: TokenFile | None = None) -> AsyncIterator[str]:
     """Serve responses that take long, by a real server."""
     app = create_service("test", ServiceSettings(tokens_file=path), _nothing, {}, version="1")
+    if tokens is not None:
+        app.state.tokens = tokens
     large = path.with_name("weights")
     with large.open("wb") as file:
         file.truncate(1 << 30)
@@ -181,6 +184,32 @@ async def served(path: Path) -> AsyncIterator[str]:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_watch, "_CHECK_S", 0.2)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_fault_in_a_check_ends_neither_the_response_nor_later_checks(path: Path) -> None:
+    class Faulty(TokenFile):
+        checks = 0
+
+        async def identify(self, token: str) -> Principal:
+            self.checks += 1
+            if self.checks in (2, 3):
+                raise ZeroDivisionError(token)
+            return await super().identify(token)
+
+    tokens = Faulty(path)
+    async with served(path, tokens) as address, httpx.AsyncClient(base_url=address, timeout=20) as http:
+        with capture_logs() as logs:
+            async with http.stream("GET", "/silent", headers={"Authorization": f"Bearer {VIEWER}"}) as stream:
+                chunks = stream.aiter_raw()
+                assert await anext(chunks) == b": open\n\n"
+                for _ in range(200):
+                    if tokens.checks >= 4:
+                        break
+                    await asyncio.sleep(0.05)
+                write(path, ONE)
+                assert [chunk async for chunk in chunks] == [], "the removed token ends its stream all the same"
+        assert [entry["log_level"] for entry in logs if "cannot be checked" in entry["event"]] == ["error"] * 2
 
 
 @pytest.mark.usefixtures("fast")

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 from fastapi.responses import JSONResponse
+from hypothesis import given
+from hypothesis import strategies as st
 from mor_core.tasks import stop
+from mor_router.clients.caller import RUNS, TokenCaller
 from redis.asyncio import Redis
 
 from tests.router.conftest import TOKENS, Api, Start
@@ -114,6 +117,11 @@ async def test_nothing_is_learned_from_a_callers_groups(start: Start, endpoints:
         assert (await api.ok("GET", "/v1/clients/clinic"))["client"]["model"]["version"] == "1"
         await api.reward("answer 1", "answer 3")
         assert await stored(redis) != before, "a run's groups are learned from"
+
+
+@given(name=st.text())
+def test_no_name_of_a_token_is_that_of_the_runs(name: str) -> None:
+    assert TokenCaller(name) != RUNS and TokenCaller(name) == TokenCaller(name)
 
 
 async def stored(redis: Redis) -> dict[bytes, Any]:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 from mor_router.cli import _report_renamed_variables, app
+from mor_router.store import CLIENTS
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
@@ -57,7 +58,10 @@ async def test_state_moves_to_another_server_as_one_file(
     assert refused.returncode == 2
     assert "import with --replace" in refused.stderr
     await redis.flushall()
-    assert run("import", str(file), redis_url=redis_url).returncode == 0
+    imported = run("import", str(file), redis_url=redis_url, secret_key=KEY)
+    assert (imported.returncode, imported.stderr) == (0, ""), "every secret can be used"
+    unchecked = run("import", str(file), "--replace", redis_url=redis_url)
+    assert "MOR_SECRET_KEY is not set here, so the secrets were not checked" in unchecked.stderr
     async with start() as api:
         after = await api.reward("answer 1", "answer 2", objective="helpful")
         assert (after["rewards"], after["gate_version"]) == (before["rewards"], gate["version"])
@@ -82,6 +86,21 @@ async def test_rekey_encrypts_all_secrets_with_the_first_key(
     problems = run("rekey", redis_url=redis_url, secret_key=KEY).stderr.splitlines()
     assert [("encrypted with another key" in line, line[:12]) for line in problems] == [(True, "mor-router: ")] * 2
     assert "2 secrets" in run("rekey", redis_url=redis_url, secret_key=newer).stdout
+
+
+async def test_an_import_names_the_secrets_of_an_earlier_version(
+    start: Start, endpoints: Endpoints, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    async with start() as api:
+        await api.enrol(endpoints.endpoint("clinic"))
+        await api.enrol(endpoints.endpoint("bank"))
+    record = json.loads(await redis.hget(CLIENTS, "clinic"))  # type: ignore[misc,arg-type]
+    unbound = Fernet(KEY).encrypt(TOKEN.encode()).decode()
+    await redis.hset(CLIENTS, "clinic", json.dumps({**record, "secret": unbound}))  # type: ignore[misc]
+    run("export", str(tmp_path / "router.json"), redis_url=redis_url)
+    done = run("import", str(tmp_path / "router.json"), "--replace", redis_url=redis_url, secret_key=KEY)
+    [problem] = done.stderr.splitlines()
+    assert (done.returncode, "client 'clinic'" in problem, "MOR_BIND_SECRETS=true" in problem) == (0, True, True)
 
 
 def test_bad_input_is_refused_with_the_remedy(tmp_path: Path) -> None:

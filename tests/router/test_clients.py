@@ -80,6 +80,7 @@ async def test_the_registry_survives_restarts_of_router_and_server(
     endpoint = endpoints.endpoint("clinic")
     async with start(redis_url=url) as api:
         enrolled = await api.enrol(endpoint)
+    valkey.write_out()
     valkey.kill()
     valkey.start()
     async with start(redis_url=url) as api:

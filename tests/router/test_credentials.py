@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from mor_core.auth import hash_token
+from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.registry import parse_record
 from mor_router.config import RouterSettings
 from mor_router.store import CLIENTS
 from pydantic import SecretStr
@@ -80,8 +85,9 @@ async def test_a_page_token_that_two_stored_clients_share_opens_no_page(
     async with start() as api:
         await api.ok("POST", "/v1/clients", body(endpoints, "clinic", page_token_sha256=hash_token("shared page")))
         stored = json.loads(await redis.hget(CLIENTS, "clinic"))
-        del stored["enrolled_by"]  # which earlier versions did not store
-        await redis.hset(CLIENTS, "bank", json.dumps({**stored, "name": "bank"}))
+        owner = parse_record("bank", json.dumps({**stored, "name": "bank"}).encode()).owner
+        secret = api.router.clients.secret_store.encrypt(SecretStr(TOKEN), owner)
+        await redis.hset(CLIENTS, "bank", json.dumps({**stored, "name": "bank", "secret": secret}))
         await api.router.clients.pool.refresh()
         assert (await api.call("GET", "/v1/clients/clinic", token="shared page")).status_code == 401
         fresh = (await api.ok("POST", "/v1/clients/bank/rotate", {"inbound": True}))["token"]
@@ -119,6 +125,53 @@ async def test_a_network_is_probed_a_bounded_number_of_times_by_all_tokens_toget
             assert 0 < await redis.ttl(name) <= 60, "no counter outlives its minute"
         admin = {"name": "c9", "url": "http://127.0.0.1:1", "token": TOKEN}
         assert (await api.call("POST", "/v1/clients", admin)).status_code == 422, "administrators have no quota"
+
+
+@asynccontextmanager
+async def listening(address: str) -> AsyncIterator[tuple[int, list[str]]]:
+    """Listen at ``address``; yield the port and the connections that came."""
+    came: list[str] = []
+
+    def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(address)
+        writer.close()
+
+    server = await asyncio.start_server(accept, address, 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], came
+
+
+@pytest.mark.parametrize("first", [["127.0.0.1"], []], ids=["an address", "no address"])
+async def test_an_enrolment_connects_only_to_the_addresses_that_its_quota_counted(
+    start: Start, onboarding: None, redis: Redis, first: list[str]
+) -> None:
+    """DNS rebinding: the name is at a harmless address while the quota counts it, later at the one to be scanned."""
+    answers = [first]
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return answers.pop(0) if answers else ["127.0.7.1"]
+
+    rebinding = EgressPolicy(allow_loopback=True, networks=(), kubernetes=(), resolver=resolver)
+    async with start(rebinding) as api, listening("127.0.7.1") as (port, came):
+        target = {"name": "c", "url": f"http://scan.example:{port}", "token": TOKEN}
+        reply = await api.call("POST", "/v1/clients", target, token=ENROLMENT)
+        assert (reply.status_code, came, answers) == (422, [], [])
+        assert ("cannot be reached" if first else "has no address") in reply.json()["detail"]
+        counted = [name.decode() async for name in redis.scan_iter("*quota:network*")]
+        assert [name.rpartition("network:")[2] for name in counted] == ["127.0.0.0/24" for _ in first]
+        found = [await api.call("POST", "/v1/clients", target, token=ENROLMENT) for _ in range(11)]
+        assert (found[-1].status_code, len(came) > 0) == (429, True), "its network is counted once it is connected to"
+
+
+async def test_a_name_with_many_addresses_in_a_network_costs_it_one_connection(start: Start, onboarding: None) -> None:
+    async def resolver(host: str, port: int) -> list[str]:
+        return [f"127.0.{network}.{number}" for number in range(1, 30) for network in (8, 9)]
+
+    many = EgressPolicy(allow_loopback=True, networks=(), kubernetes=(), resolver=resolver)
+    async with start(many, client_attempts=1) as api, listening("127.0.9.7") as (port, came):
+        target = {"name": "c", "url": f"http://scan.example:{port}", "token": TOKEN}
+        reply = await api.call("POST", "/v1/clients", target, token=ENROLMENT)
+        assert (reply.status_code, came) == (422, []), "only the first address of each network is tried"
 
 
 @pytest.mark.parametrize("forged", ["-1000000", "9999", "9223372036854775807", "abc", "", None])

@@ -20,7 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mor_core.clients import Source
 from mor_router.clients.egress import EgressPolicy, EgressRefused
+from mor_router.clients.registry import ClientRecord
+from mor_router.clients.responses import ClientFailure
 from mor_router.clients.special_addresses import effective_address
+from pydantic import SecretStr
 
 from tests.router.conftest import Start
 from tests.router.endpoints import TOKEN, Endpoints, redirect
@@ -192,6 +195,28 @@ async def test_a_name_that_moves_after_enrolment_is_not_followed(start: Start, e
             assert found["rewards"] is None
             assert f"clinic.example is at {moved[-1]}" in found["detail"]
             assert endpoint.calls == []
+
+
+async def test_a_secret_does_not_follow_an_unencrypted_address_that_becomes_public(start: Start) -> None:
+    """At enrolment the name is in an allowed network, where http is permitted; later it is on the internet."""
+    answers: list[str] = []
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return answers
+
+    office = EgressPolicy(allow_loopback=False, networks=(OFFICE,), kubernetes=(), resolver=resolver)
+    answers[:] = ["192.168.7.9"]
+    assert await office.admit("http://clinic.example") == "api"
+    answers[:] = ["8.8.8.8"]
+    record = ClientRecord(
+        name="clinic", url="http://clinic.example", domains="", source="api", state="active", enrolled_at=0.0,
+        secret="", inbound_sha256="0" * 64, revision="1",
+    )  # fmt: skip
+    async with start(office) as api:
+        client = api.router.clients.pool.open(record, SecretStr(TOKEN))
+        with pytest.raises(ClientFailure, match="would cross the internet unencrypted"):
+            await client.card(5)
+        await client.close()
 
 
 async def test_redirects_are_not_followed(start: Start, endpoints: Endpoints) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mor_core.images import sha256
 from mor_router.embedding import LIVE, Embedder, embedding_for
+from mor_router.embedding.embedder import Sender
 from mor_router.embedding.hashed_features import ColoursAndEdges, HashedWords
 from PIL import Image
 
@@ -34,7 +35,7 @@ class Slow(HashedWords):
         return super().__call__(text)
 
 
-async def embedded(embedder: Embedder, sender: str, *texts: str) -> None:
+async def embedded(embedder: Embedder, sender: Sender, *texts: str) -> None:
     with embedding_for(sender):
         for text in texts:
             await embedder.text(text)
@@ -61,10 +62,11 @@ async def test_a_caller_with_much_work_delays_another_by_one_unit_of_work() -> N
     await asyncio.gather(*hoard, return_exceptions=True)
 
 
-async def test_live_groups_wait_for_no_caller() -> None:
+async def test_live_groups_wait_for_no_caller_whatever_its_name() -> None:
     slow = Slow()
     embedder = Embedder(slow, ColoursAndEdges(), cache=100)
-    hoard = [asyncio.create_task(embedded(embedder, f"caller-{i}", f"g{i}")) for i in range(40)]
+    names = ["", "(live groups)", "LIVE", str(LIVE), LIVE.name, str(LIVE.value)] * 7
+    hoard = [asyncio.create_task(embedded(embedder, name, f"g{i}")) for i, name in enumerate(names)]
     await asyncio.sleep(UNIT_S / 2)
     assert await took(embedded(embedder, LIVE, "live")) < 5 * UNIT_S
     for task in hoard:

@@ -147,7 +147,7 @@ async def cluster(
         ControlSettings(redis_url=redis_url, runs_dir=tmp_path / "runs", tokens_file=settings.tokens_file)  # type: ignore[arg-type]
     )
     async with (
-        start(worker=True, anchor_share=0.5, audit_share=1.0) as api,
+        start(worker=True, anchor_share=0.5, audit_share=1.0, audit_second_share=1.0) as api,
         control.router.lifespan_context(control),
         httpx.AsyncClient(
             transport=httpx.ASGITransport(control),
@@ -188,11 +188,12 @@ async def cluster(
 
 
 async def audited(api: Api) -> None:
-    """Have a labelled audit, one that waits, and a person to whom that one is offered."""
+    """Have labelled audits, one that waits for a second opinion, one that waits, and an offer of one to a person."""
     await api.ok("PATCH", "/v1/objectives/helpful", {"audited_by": "people"})
-    await live(api, 2)
-    offered = await api.ok("GET", f"{AUDITS}/next")
-    await api.ok("POST", f"{AUDITS}/{offered['audit']}", {"preferred": "first"})
+    await live(api, 3)
+    for person in ("admin", "labeller"):
+        offered = await api.ok("GET", f"{AUDITS}/next", token=TOKENS[person])
+        await api.ok("POST", f"{AUDITS}/{offered['audit']}", {"preferred": "first"}, token=TOKENS[person])
     await api.ok("GET", f"{AUDITS}/next")
 
 
@@ -217,6 +218,7 @@ async def test_junk_anywhere_stops_nothing(cluster: Cluster, redis: Redis, round
         "influence",
         "recent",
         "auditor",
+        "given",
     }
     assert kinds >= stored, "something is in every key"
     order = [keys[draw.randrange(len(keys))] for _ in range(rounds)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
 import pytest
 from mor_core.wire import ClientScore
 from mor_router.rewarding.influence import contributions, summary
+from mor_router.store import key
+from redis.asyncio import Redis
 
 from tests.router.conftest import Api
 from tests.router.endpoints import Endpoints, html, quality
@@ -73,3 +76,24 @@ async def test_a_client_sees_its_own_influence_and_no_other(api: Api, endpoints:
     await api.ok("DELETE", "/v1/clients/loud")
     await api.enrol(loud)
     assert (await api.ok("GET", "/v1/clients/loud/influence"))["objectives"] == []
+
+
+async def test_many_readers_of_a_long_log_cost_one_reading(api: Api, endpoints: Endpoints, redis: Redis) -> None:
+    """Any client's token may ask, as often as it likes, while live groups wait for the event loop."""
+    token = (await api.enrol(endpoints.endpoint("clinic")))["token"]
+    group = contributions("helpful", [line("clinic", 0.5, [0.0, 2.0])], 1.0)["clinic"].model_dump_json()
+    await redis.lpush(key("influence", "clinic"), *[group] * 1999)  # type: ignore[misc]
+
+    async def shown() -> set[int]:
+        path = "/v1/clients/clinic/influence"
+        answers = await asyncio.gather(*(api.ok("GET", path, token=token) for _ in range(24)))
+        return {answer["objectives"][0]["groups"] for answer in answers}
+
+    async def sent() -> int:
+        return int((await redis.info("stats"))["total_net_output_bytes"])
+
+    whole, before = 1999 * len(group), await sent()
+    assert await shown() == {1999}
+    await redis.lpush(key("influence", "clinic"), group.replace('"at":1.0', '"at":2.0'))  # type: ignore[misc]
+    assert await shown() == {2000}, "a summary follows the log"
+    assert await sent() - before < 3 * whole, "the log was read twice, not 48 times"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sqlite3
@@ -21,6 +22,7 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import event_id
 from mor_trainer.groups.exchange import _bounded
+from structlog.testing import capture_logs
 
 from tests.trainer.control import eventually
 from tests.trainer.kit import bearer, running
@@ -118,25 +120,24 @@ async def expect_failed(http: httpx.AsyncClient, run: str) -> None:
     assert "cannot be read" in found["error"]
 
 
-async def test_a_database_that_is_busy_for_a_while_does_not_end_ingestion(
-    settings: ControlSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_database_that_is_busy_for_a_while_does_not_end_ingestion(settings: ControlSettings) -> None:
     bad, _ = two_runs(settings.runs_dir, held=True)
     app = create_app(settings)
-    lost = app.state.runs.requeue_lost
-    calls: list[int] = []
-
-    def busy() -> list[str]:
-        calls.append(1)
-        if len(calls) == 1:
-            raise sqlite3.OperationalError("database is locked")
-        found: list[str] = lost()
-        return found
-
-    monkeypatch.setattr(app.state.runs, "requeue_lost", busy)
-    async with running(app) as http:
-        http.headers.update(bearer("admin"))
-        await eventually(http, f"/v1/runs/{bad}", lambda found: found["state"] == "queued", 10)
+    app.state.runs._database._connection.execute("PRAGMA busy_timeout=50")  # in place of 10 s
+    with contextlib.closing(sqlite3.connect(settings.runs_dir / "history.sqlite3", isolation_level=None)) as backup:
+        backup.execute("BEGIN IMMEDIATE")
+        with capture_logs() as logs:
+            async with running(app) as http:
+                http.headers.update(bearer("admin"))
+                for _ in range(500):
+                    if any(entry["event"] == "the runs cannot be looked at" for entry in logs):
+                        break
+                    await asyncio.sleep(0.02)
+                assert (await http.get(f"/v1/runs/{bad}")).json()["state"] == "running"
+                backup.execute("ROLLBACK")
+                await eventually(http, f"/v1/runs/{bad}", lambda found: found["state"] == "queued", 10)
+    [error] = {str(entry["exc_info"]) for entry in logs if entry["event"] == "the runs cannot be looked at"}
+    assert error == "database is locked"
 
 
 def test_an_event_carries_a_bounded_part_of_a_dead_letter() -> None:

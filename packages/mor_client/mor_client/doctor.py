@@ -85,14 +85,14 @@ def _service(transport: Transport, reports: dict[str, ServiceReport]) -> Iterato
     try:
         transport.get("/healthz", dict[str, Any])
     except ServiceError as error:
-        yield failed(name, error.detail, error.cure)
+        yield failed(name, error.reason, error.cure)
         return
     yield _ready(transport)
     begun, clock = time.time(), time.perf_counter()
     try:
         about: ServiceInfo = transport.get("/v1/about", ServiceInfo)
     except ServiceError as error:
-        yield failed(f"token at {name}", error.detail, error.cure)
+        yield failed(f"token at {name}", error.reason, error.cure)
         return
     round_trip_s = time.perf_counter() - clock
     reports[name] = ServiceReport(about, begun + round_trip_s / 2, round_trip_s)
@@ -103,7 +103,7 @@ def _ready(transport: Transport) -> Finding:
     try:
         response = transport.once("GET", "/readyz")
     except ServiceError as error:
-        return failed(transport.service, error.detail, error.cure)
+        return failed(transport.service, error.reason, error.cure)
     missing: dict[str, str] = response.json().get("missing", {})
     if response.status_code == httpx.codes.OK:
         return ok(transport.service, f"ready at {transport.url}")
@@ -117,4 +117,4 @@ def _requested(check: str, check_group: Callable[[], Iterable[Finding]]) -> Iter
     try:
         yield from list(check_group())
     except ServiceError as error:
-        yield skipped(check, error.detail, error.cure)
+        yield skipped(check, error.reason, error.cure)

@@ -44,6 +44,11 @@ class ServiceError(MorError):
         self.retry_after_s = retry_after_s
         """Seconds to wait before a retry, as requested by the service."""
 
+    @property
+    def reason(self) -> str:
+        """The detail without the cure, where it ends with that."""
+        return self.detail.removesuffix(self.cure).rstrip("; ")
+
 
 def from_response(service: str, response: httpx.Response) -> ServiceError:
     """Make the error for a failed response, which must have been read."""

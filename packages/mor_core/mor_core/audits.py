@@ -9,6 +9,8 @@ from pydantic import ConfigDict, Field
 from mor_core.stored_objectives import AuditedBy
 from mor_core.wire import Documented, Messages, Sha256
 
+Preferred = Literal["first", "second", "tie", "skip"]
+
 
 class AuditCounts(Documented):
     """Audits of one objective."""
@@ -42,7 +44,8 @@ class AuditCounts(Documented):
     """Labelled groups that count for the clients now."""
     closed: dict[str, int] = Field(default_factory=dict)
     """Outcome -> number of all groups that are no longer waiting: ``labelled``, ``undecided`` (no response is better),
-    ``skipped`` by a person, ``dropped`` (the queue was full), ``given_up`` (the labeller failed again and again)."""
+    ``skipped`` by a person, ``dropped`` (the queue was full), ``given_up`` (the labeller failed again and again); and
+    of labels that no longer count: ``disputed`` by a second person, ``withdrawn`` by an admin."""
 
 
 class AuditQuestion(Documented):
@@ -87,7 +90,7 @@ class AuditLabel(Documented):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"preferred": "second"}]})
 
-    preferred: Literal["first", "second", "tie", "skip"]
+    preferred: Preferred
     """Response that serves the objective better; ``tie``: neither does; ``skip``: this person cannot say."""
 
 
@@ -127,3 +130,47 @@ class ClientAudits(Documented):
 
     client: str
     objectives: tuple[ObjectiveAudits, ...]
+
+
+class PersonLabels(Documented):
+    """Labels of one person, over all objectives."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "person": "ann",
+                    "labels": 120,
+                    "undecided": 14,
+                    "skipped": 3,
+                    "compared": 22,
+                    "disagreed": 2,
+                    "disagreement_interval": [0.025, 0.278],
+                }
+            ]
+        }
+    )
+
+    person: str
+    """Name of the token."""
+    labels: int
+    """Labels that count now."""
+    undecided: int
+    """Groups in which the person found neither response better."""
+    skipped: int
+    compared: int
+    """Groups that another person has labelled as well."""
+    disagreed: int
+    """Those of them in which the two answered differently."""
+    disagreement_interval: tuple[float, float] | None
+    """95 % interval of the share of different answers; null: none was compared."""
+
+
+class WithdrawnLabels(Documented):
+    """Answer of ``DELETE /v1/audits/labels``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"person": "ann", "withdrawn": {"helpful": 120}}]})
+
+    person: str
+    withdrawn: dict[str, int]
+    """Objective -> number of labels that count no longer."""

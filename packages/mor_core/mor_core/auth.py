@@ -98,7 +98,7 @@ def require(*scopes: Scope, own: str | None = None) -> Check:
 
     async def check(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> Principal:
         if principal.scope not in (access.scopes or ()):
-            raise Forbidden(f"token {principal.name!r} has scope {principal.scope}; this needs {needed}")
+            raise Forbidden(f"token {principal.name!r} has scope {principal.scope}; use one of scope {needed}")
         if own is not None and principal.scope is Scope.client and request.path_params[own] != principal.name:
             raise Forbidden(
                 f"the token of client {principal.name!r} shows its own figures only; put its name into the path"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Hashable
 
 
 class FairTurns:
@@ -11,11 +12,11 @@ class FairTurns:
 
     def __init__(self) -> None:
         self._taken = False
-        self._last = ""
+        self._last: Hashable = None
         """Sender of the latest turn, which goes to another if one waits."""
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
 
-    async def take(self, sender: str) -> None:
+    async def take(self, sender: Hashable) -> None:
         """Wait for a turn of ``sender``, which ``pass_on`` ends. Cancelled meanwhile, it gives up its place."""
         if self._taken:
             place = asyncio.get_running_loop().create_future()

@@ -19,6 +19,7 @@ KNOWN = frozenset(
         "MOR_ATTEMPTS",
         "MOR_ATTEMPT_TIMEOUT_S",
         "MOR_AUDIT_LOG",
+        "MOR_AUDIT_SECOND_SHARE",
         "MOR_AUDIT_SHARE",
         "MOR_BACKEND",
         "MOR_BATCHES_IN_FLIGHT",

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from mor_core import atomic, health, metrics_server, openapi, problems, process, service_info
 from mor_core.api_page import add_api_page
-from mor_core.auth import Principal, TokenFile, public
+from mor_core.auth import Principal, TokenFile, access_of, public
 from mor_core.http_protocol import HttpProtocol, OpenConnections
 from mor_core.json_route import JsonRoute
 from mor_core.metrics_server import MetricsServer
@@ -102,6 +102,12 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
         Invalid: the port cannot be taken.
     """
     _allow_open_files(settings.max_connections)
+    if settings.tokens_file is None:
+        log.warning(
+            "MOR_TOKENS_FILE is not set, so no token of a tokens file opens any route; set it to a JSON list of "
+            "{name, scope, sha256}",
+            open_to_everybody=open_routes(app, settings),
+        )
 
     def server_of(served: ASGIApp) -> uvicorn.Server:
         return uvicorn.Server(
@@ -124,6 +130,14 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
         if port_file is not None:
             atomic.write(port_file, address.encode())
         server_of(app).run(sockets=[listener])
+
+
+def open_routes(app: FastAPI, settings: ServiceSettings) -> list[str]:
+    """Return the paths that answer callers without a token."""
+    paths = {route.path for route in app.routes if (access := access_of(route)) is not None and access.scopes is None}  # type: ignore[attr-defined]
+    if settings.metrics_port is not None:
+        paths.add(f"/metrics on port {settings.metrics_port}")
+    return sorted(paths)
 
 
 def _allow_open_files(connections: int) -> None:

@@ -15,9 +15,10 @@ import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from mor_core.errors import Invalid, Unauthorized
 from mor_core.failures import describe, describe_failure
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 class Token(Wire):
     """Entry of the tokens file."""
 
-    name: str
+    name: Annotated[str, StringConstraints(min_length=1)]
     """Name of the holder; for scope ``client`` the client's name."""
     scope: Scope
     sha256: Sha256

@@ -114,6 +114,8 @@ class WatchTokens:
         while self._open:
             await asyncio.sleep(_CHECK_S)
             for watched in list(self._open):
+                if watched not in self._open:
+                    continue  # it ended during this round
                 if watched.over or await self._is_over(watched):
                     watched.over = True
                     watched.cancel()  # repeated in the next round if a library swallowed it
@@ -127,4 +129,7 @@ class WatchTokens:
             return True
         except MorError as error:  # an outage of what knows the tokens is no revocation
             log.warning("an open response's token cannot be checked", reason=str(error))
+            return False
+        except Exception as error:  # nor is a fault, which must not end the checks of all other responses
+            log.error("an open response's token cannot be checked", exc_info=error)
             return False

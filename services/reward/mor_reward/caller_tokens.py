@@ -16,8 +16,10 @@ def issue(tokens_file: Path, name: str, scope: Scope) -> str:
 
     Raises:
         Conflict: the file has a token of that name.
-        Invalid: the file is not a list of tokens.
+        Invalid: the name is empty, or the file is not a list of tokens.
     """
+    if not name:
+        raise Invalid("--name is empty; give the name of the token's holder")
     known: list[dict[str, str]] = []
     if tokens_file.exists():
         try:

@@ -29,6 +29,7 @@ Action = Literal[
     "refit",
     "labeller",
     "label",
+    "withdraw",
 ]
 
 _LONGEST = 2000

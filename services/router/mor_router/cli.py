@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from mor_router.audit import AuditLog
 from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
-from mor_router.rekeying import RekeyResult, rekey_all
+from mor_router.rekeying import RekeyResult, rekey_all, unusable_secrets
 from mor_router.store import RouterSnapshot, export, restore
 
 _RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
@@ -112,7 +112,8 @@ def import_state(
     file: Annotated[Path, typer.Argument(help="JSON file of 'mor-router export'.")],
     replace: Annotated[bool, typer.Option(help="Discard the router's present state.")] = False,
 ) -> None:
-    """Restore exported state. Its secrets need the MOR_SECRET_KEY that encrypted them."""
+    """Restore exported state. Its secrets need the MOR_SECRET_KEY that encrypted them; those that cannot be used are
+    named. Restart running routers afterwards."""
     try:
         snapshot = RouterSnapshot.model_validate_json(file.read_bytes())
     except OSError as error:
@@ -120,12 +121,17 @@ def import_state(
     except ValidationError as error:
         _fail(f"{file}: not a file of 'mor-router export': {describe(error)}")
 
-    async def work(redis: Redis, settings: RouterSettings) -> None:
+    async def work(redis: Redis, settings: RouterSettings) -> list[str]:
         await restore(redis, snapshot, replace=replace)
         AuditLog(settings.audit_log).record("import", file.name, "command line")
+        if not settings.secret_key.get_secret_value():
+            return ["MOR_SECRET_KEY is not set here, so the secrets were not checked"]
+        return await unusable_secrets(redis, SecretStore(settings.secret_key))
 
-    _with_redis(work)
+    problems = _with_redis(work)
     typer.echo(f"{file}: {len(snapshot.hashes.get('clients', {}))} clients imported")
+    for problem in problems:
+        typer.secho(f"mor-router: {visible(hide_secrets(problem))}", err=True, fg="yellow")
 
 
 @app.command()

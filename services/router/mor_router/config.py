@@ -125,6 +125,9 @@ class RouterSettings(ServiceSettings, StageSettings):
     audit_share: float = Field(0.02, ge=0, le=1)
     """Share of the groups of runs that are audited: labelled, by the objective's labeller or by people, after the
     clients have scored them; 0: none. An objective can have a share of its own."""
+    audit_second_share: float = Field(0.1, ge=0, le=1)
+    """Share of the audited groups labelled by a person that another person labels as well, where several people label
+    an objective."""
 
     policy_url: str | None = None
     """Address of the rollout service whose policy is sampled for online refits (``mor-rollout serve``)."""

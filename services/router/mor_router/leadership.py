@@ -16,10 +16,8 @@ from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, RedisError
 
-from mor_router.store import key
+from mor_router.store import ENDLESS, key
 
-_ENDLESS = -1
-"""Time to live of a key that stays."""
 _LOCKS = StoredEntries("leader")
 
 log = structlog.get_logger(__name__)
@@ -55,7 +53,7 @@ class Leadership:
     async def _break_foreign_lock(self) -> None:
         """Delete a lock that no replica holds: each replica's lock ends within its lease, this one does not."""
         name = key("leader", self._name)
-        if (left_ms := await self._redis.pttl(name)) == _ENDLESS or left_ms > 10_000 * self._lease_s:
+        if (left_ms := await self._redis.pttl(name)) == ENDLESS or left_ms > 10_000 * self._lease_s:
             _LOCKS.refuse(name, "the lock does not end within a lease; it is deleted")
             await self._redis.delete(name)
 

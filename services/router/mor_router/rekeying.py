@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from mor_router.clients.registry import ClientRecord, ClientRegistry
 from mor_router.clients.secret_store import SecretStore
-from mor_router.learning.labels.labeller_store import reencrypt_labellers
+from mor_router.learning.labels.labeller_store import reencrypt_labellers, unusable_labellers
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,14 @@ async def rekey_all(redis: Redis, secret_store: SecretStore) -> RekeyResult:
         except Invalid as error:
             problems.append(str(error))
     return RekeyResult(count, labellers, tuple(problems))
+
+
+async def unusable_secrets(redis: Redis, secret_store: SecretStore) -> list[str]:
+    """Return why stored secrets cannot be used as they are, a line for each."""
+    problems = await unusable_labellers(redis, secret_store)
+    for record in await ClientRegistry(redis).all():
+        try:
+            secret_store.decrypt(record.secret, record.owner)
+        except Invalid as error:
+            problems.append(str(error))
+    return problems

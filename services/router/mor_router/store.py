@@ -17,12 +17,15 @@
 ``audits:{objective}``   live groups that wait for a label, with their pictures
 ``audited:{objective}``  labelled pair -> audit: all clients' raw scores
 ``tally:{objective}``    outcome -> number of audits that are no longer waiting
+``second:{objective}``   audits that wait for a second person's label
+``people:{objective}``   person and tally -> number of its answers about audits
 ``reserve``              key of the draw of held-out anchors
 ``versions``             counter of gate versions, over all objectives
 ``influence:{client}``   traces of its scores in the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
 ``quota:{subject}``      enrolments in the current minute by token or network; not exported
 ``auditor:{objective}``  (and audit) person who is labelling it; not exported
+``given:{objective}``    (and audit) the label that counts; not exported
 ``leader:{work}``        lock of the replica that does a piece of work alone; not exported
 ======================== =======================================================================
 
@@ -52,6 +55,8 @@ def key(*parts: str) -> str:
     return ROUTER_PREFIX + ":".join(parts)
 
 
+ENDLESS = -1
+"""TTL and PTTL of a key that does not end."""
 CLIENTS = key("clients")
 OBJECTIVES = key("objectives")
 ANCHORS = key("anchors")
@@ -71,6 +76,8 @@ KINDS = (
     "audits",
     "audited",
     "tally",
+    "second",
+    "people",
 )
 """Hashes of each objective."""
 

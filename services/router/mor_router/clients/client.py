@@ -81,7 +81,7 @@ class RewardClient:
         self.record = record
         self.circuit = circuit
         """Circuit of the runs."""
-        self._callers_circuits: dict[str, Circuit] = {}
+        self._callers_circuits: dict[Caller, Circuit] = {}
         """Caller -> its circuit, so that what one caller provokes keeps no client from the runs."""
         self.last_error: str | None = None
         self._settings = settings
@@ -244,11 +244,11 @@ class RewardClient:
         """Return the circuit that a caller's calls count for."""
         if caller == RUNS:
             return self.circuit
-        if caller.name not in self._callers_circuits:
+        if caller not in self._callers_circuits:
             while len(self._callers_circuits) >= _MOST_CALLERS:
                 del self._callers_circuits[next(iter(self._callers_circuits))]
-            self._callers_circuits[caller.name] = self.circuit.sibling()
-        return self._callers_circuits[caller.name]
+            self._callers_circuits[caller] = self.circuit.sibling()
+        return self._callers_circuits[caller]
 
     async def _call_observed(
         self,

@@ -9,7 +9,8 @@
 ``special_addresses`` lists the addresses that are not public. Link-local, multicast, unspecified and cloud metadata
 addresses are always refused. An IPv4 address inside an IPv6 one (mapped, translated, 6to4, NAT64) is checked as the
 IPv4 address that it reaches. A name is resolved once per request, each of its addresses is checked, and the connection
-goes to a checked address: a second answer of the name server cannot redirect it.
+goes to a checked address: a second answer of the name server cannot redirect it. Nor can one redirect an enrolment:
+its quota resolves the name, and the enrolment has no other addresses (``EgressPolicy.pinned``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 import httpx
@@ -35,6 +36,7 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 _URL = re.compile(r"[!-~]+")
 """Printable ASCII: no spaces, line breaks or look-alikes of other scripts. A name in another script is given in its
 ``xn--`` form."""
+_PORTS = {"http": 80, "https": 443}
 _NOT_IN_URL = frozenset("@?#\\")
 """Marks of a user, a query or a fragment, even of an empty one, which would swallow the paths that the router appends;
 and the backslash, which parsers read in different ways."""
@@ -62,10 +64,30 @@ class EgressPolicy:
     networks: tuple[Network, ...]
     kubernetes: tuple[Network, ...]
     resolver: Resolver = resolve
+    pins: tuple[str, ...] | None = None
+    """Addresses of every host, in place of what a name server says; ``None``: it is asked."""
 
     @classmethod
     def from_settings(cls, settings: RouterSettings) -> EgressPolicy:
         return cls(settings.allow_loopback, settings.allowed_networks, settings.kubernetes_networks)
+
+    def pinned(self, addresses: Iterable[str]) -> EgressPolicy:
+        """Return the policy for connections to these addresses alone, whatever the host."""
+        return replace(self, pins=tuple(addresses))
+
+    async def lookup(self, host: str, port: int) -> list[str]:
+        """Return the addresses of ``host``, unchecked; of an address, itself.
+
+        Raises:
+            OSError: the name has no address.
+        """
+        if self.pins is not None:
+            found = list(self.pins)
+        else:
+            found = [host] if _is_address(host) else await self.resolver(host, port)
+        if not found:
+            raise OSError("the name server answered without one")
+        return found
 
     def check(self, host: str, address: str, source: Source) -> None:
         """Check that an endpoint of ``source`` may have ``address``.
@@ -94,20 +116,17 @@ class EgressPolicy:
                 f"{where}: not a public address ({purpose}); add its network to MOR_ALLOWED_NETWORKS to permit it"
             )
 
-    async def addresses(self, host: str, port: int, source: Source) -> list[str]:
-        """Resolve ``host`` and check each of its addresses; keep the resolver's order.
+    async def addresses(self, url: httpx.URL, source: Source) -> list[str]:
+        """Resolve the host of ``url`` and check each of its addresses; keep the resolver's order.
 
         Raises:
-            EgressRefused: one of them is not allowed.
+            EgressRefused: one of them is not allowed, or a secret would go there unencrypted.
             OSError: the name has no address.
         """
-        try:
-            ipaddress.ip_address(host)
-            found = [host]
-        except ValueError:
-            found = await self.resolver(host, port)
+        found = await self.lookup(url.host, url.port or _PORTS[url.scheme])
         for address in found:
-            self.check(host, address, source)
+            self.check(url.host, address, source)
+        self._check_scheme(url.scheme, url.host, found, source)
         return found
 
     async def admit(self, url: str) -> Source:
@@ -118,7 +137,7 @@ class EgressPolicy:
         """
         try:
             parts = urlsplit(url)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
+            port = parts.port or _PORTS.get(parts.scheme, 0)
         except ValueError as error:
             raise Invalid(f"url {url!r}: no valid host or port; give https://host[:port][/path]") from error
         host = parts.hostname
@@ -127,17 +146,29 @@ class EgressPolicy:
                 f"url {url!r}: https://host[:port][/path] is wanted, in ASCII and without user, query or fragment"
             )
         try:
-            found = [host] if _is_address(host) else await self.resolver(host, port)
+            found = await self.lookup(host, port)
         except OSError as error:
             raise Invalid(f"url {url!r}: {host} has no address ({describe_failure(error)}); check the name") from error
         reached = [effective_address(address) for address in found]
         source: Source = "loopback" if self.allow_loopback and all(a.is_loopback for a in reached) else "api"
         for address in found:
             self.check(host, address, source)
-        private = source == "loopback" or all(_inside(address, self.networks) for address in reached)
-        if parts.scheme == "http" and not private:
-            raise Invalid(f"url {url!r}: the client's secret would cross the internet unencrypted; serve https")
+        self._check_scheme(parts.scheme, host, found, source)
         return source
+
+    def _check_scheme(self, scheme: str, host: str, addresses: Iterable[str], source: Source) -> None:
+        """Check that no secret is sent unencrypted to a public address.
+
+        Raises:
+            EgressRefused: it would be.
+        """
+        if source != "api" or scheme != "http":
+            return
+        for address in addresses:
+            if not _inside(effective_address(address), self.networks):
+                raise EgressRefused(
+                    f"http://{host}: the client's secret would cross the internet unencrypted; serve https"
+                )
 
 
 class PinnedTransport(httpx.AsyncBaseTransport):
@@ -150,9 +181,8 @@ class PinnedTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         host = request.url.host
-        port = request.url.port or (443 if request.url.scheme == "https" else 80)
         try:
-            found = await self._egress.addresses(host, port, self._source)
+            found = await self._egress.addresses(request.url, self._source)
         except OSError as error:
             raise httpx.ConnectError(f"{host} has no address ({describe_failure(error)})", request=request) from error
         if not _is_address(host):

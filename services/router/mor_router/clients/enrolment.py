@@ -18,9 +18,9 @@ from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.enrolment_quota import EnrolmentQuota
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
-from mor_router.clients.registry import ClientRecord, ClientRegistry, new_revision
+from mor_router.clients.registry import ClientRecord, ClientRegistry, new_revision, next_generation
 from mor_router.clients.responses import ClientFailure
-from mor_router.clients.secret_store import SecretOwner, SecretStore
+from mor_router.clients.secret_store import SecretStore
 
 _CARD_TIMEOUT_S = 10.0
 """Seconds for the card, with TLS and a slow name server."""
@@ -53,11 +53,18 @@ class Enroller:
         self._quota = quota
 
     async def enrol(
-        self, request: Enrolment, by: str, source: Source | None = None, *, enrolled_by: str | None = None
+        self,
+        request: Enrolment,
+        by: str,
+        source: Source | None = None,
+        *,
+        enrolled_by: str | None = None,
+        egress: EgressPolicy | None = None,
     ) -> Enrolled:
         """Enrol a client. Without ``source`` its address is checked like one sent to the API.
 
-        ``enrolled_by``: name of the enrolment token, whose number of clients is limited.
+        ``enrolled_by``: name of the enrolment token, whose number of clients is limited; ``egress``: policy for the
+        addresses that its quota counted.
 
         Raises:
             Invalid: the address is outside of the egress policy, or the endpoint failed the probe.
@@ -75,7 +82,7 @@ class Enroller:
             self._check_credentials(records, outbound=request.token, page_token_sha256=page_token_sha256)
 
         check(await self._registry.all())
-        url, source = request.url.rstrip("/"), source or await self._egress.admit(request.url)
+        url, source = request.url.rstrip("/"), source or await (egress or self._egress).admit(request.url)
         record = ClientRecord(
             name=request.name,
             url=url,
@@ -83,12 +90,14 @@ class Enroller:
             source=source,
             state=request.state,
             enrolled_at=time.time(),
-            secret=self._secret_store.encrypt(request.token, SecretOwner("client", request.name, url, source)),
+            secret="",
+            generation=next_generation(),
             inbound_sha256=page_token_sha256,
             enrolled_by=enrolled_by,
             revision=new_revision(),
         )
-        card, trial = await self._probe(record)
+        record = self._sealed(record, request.token)
+        card, trial = await self._probe(record, egress)
         found = {
             "card": card,
             "model": card.model,
@@ -136,7 +145,11 @@ class Enroller:
         if new.owner == record.owner:
             return new
         secret = self._secret_store.decrypt(record.secret, record.owner)
-        return new.model_copy(update={"secret": self._secret_store.encrypt(secret, new.owner)})
+        return self._sealed(new.model_copy(update={"generation": next_generation(record.generation)}), secret)
+
+    def _sealed(self, record: ClientRecord, secret: SecretStr) -> ClientRecord:
+        """Return the record with ``secret``, bound to it."""
+        return record.model_copy(update={"secret": self._secret_store.encrypt(secret, record.owner)})
 
     async def rotate(self, name: str, request: Rotation, by: str) -> Rotated:
         """Replace the token that the router sends, the client's own token, or both.
@@ -147,20 +160,21 @@ class Enroller:
         """
         if request.token is None and not request.inbound:
             raise Invalid("nothing to rotate: give 'token' (sent to the client), or 'inbound': true (the client's own)")
-        changed: dict[str, object] = {}
-        owner = (known := await self._registry.get(name)).owner
-        if request.token is not None:
-            self._check_credentials(await self._registry.all(), outbound=request.token)
-            changed = {"secret": self._secret_store.encrypt(request.token, owner), "revision": new_revision()}
-            await self._probe(known.model_copy(update=changed))
+        known = await self._registry.get(name)
+        changed: dict[str, object] = {"generation": next_generation(known.generation)}
         token = new_token() if request.inbound else None
         if token is not None:
             changed["inbound_sha256"] = hash_token(token)
+        if request.token is not None:
+            self._check_credentials(await self._registry.all(), outbound=request.token)
+            changed["revision"] = new_revision()
+            await self._probe(self._sealed(known.model_copy(update=changed), request.token))
 
-        def change(known: ClientRecord) -> ClientRecord:
-            if known.owner != owner:
-                raise Conflict(f"the address of client {name!r} was changed meanwhile; rotate again")
-            return known.model_copy(update=changed)
+        def change(present: ClientRecord) -> ClientRecord:
+            if present.owner != known.owner:
+                raise Conflict(f"address or credentials of client {name!r} were changed meanwhile; rotate again")
+            secret = request.token or self._secret_store.decrypt(present.secret, present.owner)
+            return self._sealed(present.model_copy(update=changed), secret)
 
         record = await self._registry.update(name, change)
         kinds = [kind for kind, value in (("outbound", request.token), ("inbound", token)) if value is not None]
@@ -201,13 +215,13 @@ class Enroller:
         own = self._service_token.get_secret_value()
         return self._tokens.holder(digest) is not None or (own != "" and hash_token(own) == digest)
 
-    async def _probe(self, record: ClientRecord) -> tuple[Card, str]:
+    async def _probe(self, record: ClientRecord, egress: EgressPolicy | None = None) -> tuple[Card, str]:
         """Read the card and have the probe item scored; return the card and the outcome in words.
 
         Raises:
             Invalid: the endpoint failed.
         """
-        client = self._pool.connect(record)
+        client = self._pool.connect(record, egress)
         try:
             card = await client.card(_CARD_TIMEOUT_S)
             answer = (await client.score([PROBE_ITEM], PROBE_IMAGES, _PROBE_TIMEOUT_S))[PROBE_ITEM.item_id]

@@ -1,7 +1,8 @@
 """Quotas of enrolments with tokens of scope ``enrolment``, counted in Redis for all replicas together.
 
 An attempt makes the router connect to an address that the caller chose. Failed attempts count like others, so that the
-probe of an enrolment can neither scan a network nor flood a host.
+probe of an enrolment can neither scan a network nor flood a host. The probe connects to addresses that were counted,
+one in each network: the caller's name server is not asked again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MOST_COUNTED = 1 << 30
 _PREFIXES = {4: 24, 6: 48}
 """Version of an address -> length of the prefix that one owner usually has."""
 _MOST_NETWORKS = 8
-"""Networks counted for one name: a name server may answer with any number of addresses."""
+"""Networks counted, and addresses connected to, for one name: a name server may answer with any number of addresses."""
 _FULL_RETRY_S = 600.0
 """``Retry-After`` where a token has enrolled its clients: people have to act first."""
 _QUOTAS = StoredEntries("quotas")
@@ -42,8 +43,8 @@ class EnrolmentQuota:
         self._settings = settings
         self._egress = egress
 
-    async def take(self, token: str, url: str) -> None:
-        """Count an attempt to enrol ``url`` with the token of this name.
+    async def take(self, token: str, url: str) -> EgressPolicy:
+        """Count an attempt to enrol ``url`` with the token of this name; return the policy that it connects by.
 
         Raises:
             Overloaded: the token or the network has no attempts left in this minute.
@@ -51,8 +52,10 @@ class EnrolmentQuota:
         most = self._settings.enrolments_per_minute
         await self._count(("token", token), most, f"by this token, MOR_ENROLMENTS_PER_MINUTE={most}")
         most = self._settings.enrolments_per_network
-        for network in await self._networks(url):
+        found = await self._networks(url)
+        for network in sorted(found):
             await self._count(("network", network), most, f"in one network, MOR_ENROLMENTS_PER_NETWORK={most}")
+        return self._egress.pinned(found.values())
 
     def check_room(self, token: str, records: Collection[ClientRecord]) -> None:
         """Check that the token of this name may enrol one more client.
@@ -92,17 +95,19 @@ class EnrolmentQuota:
             return 0, 0
         return int(count), int(left_s)
 
-    async def _networks(self, url: str) -> list[str]:
-        """Return the networks of an address; none where it is malformed or unknown, which the enrolment reports."""
+    async def _networks(self, url: str) -> dict[str, str]:
+        """Return the networks of a URL's host, each with an address in it.
+
+        There are none where the URL is malformed or the name unknown: the enrolment then has nowhere to connect to.
+        """
         try:
             parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port or 443
-            try:
-                found = [str(ipaddress.ip_address(host))]
-            except ValueError:
-                found = await self._egress.resolver(host, port)
+            found = await self._egress.lookup(parts.hostname or "", parts.port or 0)
             reached = [effective_address(address) for address in found]
         except (ValueError, OSError):
-            return []
-        networks = {ipaddress.ip_network((one, _PREFIXES[one.version]), strict=False) for one in reached}
-        return sorted(map(str, networks))[:_MOST_NETWORKS]
+            return {}
+        networks: dict[str, str] = {}
+        for address, one in zip(found, reached, strict=True):
+            network = ipaddress.ip_network((one, _PREFIXES[one.version]), strict=False)
+            networks.setdefault(str(network), address)
+        return dict(list(networks.items())[:_MOST_NETWORKS])

@@ -93,7 +93,8 @@ class HoneypotScores:
     async def embeddings(self, objective: str) -> dict[str, Float[ndarray, " features"]]:
         """Return the embeddings of the anchors that were sent, by digest."""
         place = key("seen", objective)
-        return parse_vectors(_VECTORS, await _VECTORS.read(place, self._redis.hgetall(place), {}))
+        stored: dict[bytes, bytes] = await _VECTORS.read(place, self._redis.hgetall(place), {})
+        return await asyncio.to_thread(parse_vectors, _VECTORS, stored)
 
     async def prune(self, objective: str) -> None:
         """Delete the oldest scores over the bound, and embeddings that no score refers to."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import structlog
 from mor_core.auth import Principal, Scope, TokenFile
 from mor_core.clients import State
-from mor_core.errors import MorError, NotFound
+from mor_core.errors import Invalid, MorError, NotFound
 from mor_core.failures import describe_failure
 from mor_core.wire import Limits
 from pydantic import SecretStr
@@ -24,7 +24,7 @@ from mor_router.clients.client import RewardClient, tls_context
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.registry import ClientRecord, ClientRegistry
 from mor_router.clients.responses import ClientFailure
-from mor_router.clients.secret_store import SecretStore
+from mor_router.clients.secret_store import SecretOwner, SecretStore
 from mor_router.config import RouterSettings
 
 _REFRESH_S = 1.0
@@ -50,6 +50,10 @@ class ClientPool:
         self._tls = tls_context(settings)
         self._clients: dict[str, RewardClient] = {}
         self._identity: dict[str, tuple[str, Limits | None]] = {}
+        self._seals: dict[str, tuple[SecretOwner, str]] = {}
+        """Client -> owner and ciphertext that were found to belong together."""
+        self._generations: dict[str, int] = {}
+        """Client -> the latest generation of its credentials that was seen, also of a client that was removed."""
         self._broken: dict[str, str] = {}
         self._circuits: dict[str, tuple[str, Circuit]] = {}
         """Client -> revision and circuit. A circuit outlives the reconnection after a change of the card, so that a
@@ -94,20 +98,22 @@ class ClientPool:
         """Return the state of a client's circuit; ``closed`` where it is not enrolled."""
         return self._circuits[name][1].state if name in self._circuits else "closed"
 
-    def connect(self, record: ClientRecord) -> RewardClient:
+    def connect(self, record: ClientRecord, egress: EgressPolicy | None = None) -> RewardClient:
         """Open a connection to a client that need not be enrolled yet; the caller closes it.
+
+        ``egress``: policy in place of the router's.
 
         Raises:
             Invalid: its secret cannot be decrypted.
         """
-        return self.open(record, self._secret_store.decrypt(record.secret, record.owner))
+        return self.open(record, self._secret_store.decrypt(record.secret, record.owner), egress)
 
-    def open(self, record: ClientRecord, secret: SecretStr) -> RewardClient:
+    def open(self, record: ClientRecord, secret: SecretStr, egress: EgressPolicy | None = None) -> RewardClient:
         """Open a connection with a secret that is not the record's; the caller closes it."""
         revision, circuit = self._circuits.get(record.name, ("", None))
         if circuit is None or revision != record.revision:
             circuit = self._new_circuit()
-        return RewardClient(record, secret, self._settings, self._egress, self._tls, circuit=circuit)
+        return RewardClient(record, secret, self._settings, egress or self._egress, self._tls, circuit=circuit)
 
     def _new_circuit(self) -> Circuit:
         settings = self._settings
@@ -127,17 +133,8 @@ class ClientPool:
         """Read the registry, then connect, reconnect and disconnect the clients that changed."""
         async with self._refreshing:
             records = {record.name: record for record in await self._registry.all()}
-            for name, record in records.items():
-                identity = (record.revision, record.card.limits if record.card else None)
-                if self._identity.get(name) != identity:
-                    await self._drop(name)
-                    self._identity[name] = identity
-                    try:
-                        self._clients[name] = client = self.connect(record)
-                        self._circuits[name] = record.revision, client.circuit
-                    except Exception as error:  # whatever a record provokes, it concerns its client alone
-                        self._broken[name] = describe_failure(error)
-                        log.error("a client cannot be called", client=name, reason=self._broken[name])
+            for record in records.values():
+                await self._follow(record)
             for name in set(self._identity) - set(records):
                 await self._drop(name)
                 self._circuits.pop(name, None)
@@ -151,10 +148,47 @@ class ClientPool:
             self._index_page_tokens(records)
             self.problem = None
 
+    async def _follow(self, record: ClientRecord) -> None:
+        """Check a record that changed, and connect anew where the change concerns the connection."""
+        name, identity = record.name, (record.revision, record.card.limits if record.card else None)
+        seal = record.owner, record.secret
+        if self._identity.get(name) == identity and self._seals.get(name) == seal:
+            return
+        try:
+            secret = self._secret_store.decrypt(record.secret, record.owner)
+            self._check_generation(record)
+            if self._identity.get(name) != identity or name not in self._clients:
+                await self._drop(name)
+                self._clients[name] = client = self.open(record, secret)
+                self._circuits[name] = record.revision, client.circuit
+        except Exception as error:  # whatever a record provokes, it concerns its client alone
+            await self._drop(name)
+            self._broken[name] = describe_failure(error)
+            log.error("a client cannot be called", client=name, reason=self._broken[name])
+        self._identity[name], self._seals[name] = identity, seal
+
+    def _check_generation(self, record: ClientRecord) -> None:
+        """Check that nobody put an earlier record of the client back, whose tokens were replaced since.
+
+        Raises:
+            Invalid: it is an earlier one.
+        """
+        latest = self._generations.get(record.name, 0)
+        if record.generation < latest:
+            raise Invalid(
+                f"the stored record of client {record.name!r} is older than one that this router has read "
+                f"(generation {record.generation}, then {latest}); rotate its tokens, or restart the routers if you "
+                "imported an earlier state"
+            )
+        self._generations[record.name] = record.generation
+
     def _index_page_tokens(self, records: Mapping[str, ClientRecord]) -> None:
-        """Index the clients by their page tokens. One that several clients have opens no page."""
+        """Index the clients by their page tokens. One that several clients have opens no page, nor does one of a record
+        that was rewritten."""
         holders: dict[str, list[str]] = {}
         for name, record in records.items():
+            if name in self._broken:
+                continue
             holders.setdefault(record.inbound_sha256, []).append(name)
         self.page_tokens = {digest: names[0] for digest, names in holders.items() if len(names) == 1}
         shared = [names for names in holders.values() if len(names) > 1]
@@ -172,6 +206,7 @@ class ClientPool:
 
     async def _drop(self, name: str) -> None:
         self._identity.pop(name, None)
+        self._seals.pop(name, None)
         self._broken.pop(name, None)
         client = self._clients.pop(name, None)
         if client is not None:

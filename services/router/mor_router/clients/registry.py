@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mor_core.clients import Client
 from mor_core.errors import Conflict, Invalid, NotFound
 from mor_core.stored import StoredEntries
-from mor_core.wire import Card, ModelRef, Sha256
+from mor_core.wire import Card, Count, ModelRef, Sha256
 from pydantic import Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
@@ -36,6 +36,9 @@ class ClientRecord(Client):
     """Name of the token of scope ``enrolment`` that enrolled it; null if another way."""
     revision: str
     """Changes whenever address, secret or source change; the connection is then made again."""
+    generation: Count = 0
+    """Grows with each change of address, secret or page token: the Unix time of that, in microseconds, or one more than
+    before. A router that has seen a later one refuses the record, which somebody put back."""
     distrusted_at: float | None = None
     """Unix time, in seconds, at which the client was found to score otherwise than at the fit. From then on only its
     honeypot scores count, and no older gate version gives it weight. Null again when a fit has accepted it."""
@@ -47,7 +50,7 @@ class ClientRecord(Client):
     @property
     def owner(self) -> SecretOwner:
         """Owner that its secret is bound to."""
-        return SecretOwner("client", self.name, self.url, self.source)
+        return SecretOwner("client", self.name, self.url, self.source, self.inbound_sha256, self.generation)
 
     def public(self) -> Client:
         """Return the record without secrets."""
@@ -69,6 +72,11 @@ def parse_record(name: str, value: bytes) -> ClientRecord:
 
 def new_revision() -> str:
     return uuid.uuid4().hex
+
+
+def next_generation(known: int = 0) -> int:
+    """Return the generation of new credentials, later also than those of a removed client of the same name."""
+    return max(known + 1, time.time_ns() // 1000)
 
 
 class ClientRegistry:

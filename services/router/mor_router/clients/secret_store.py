@@ -1,8 +1,9 @@
 """Encryption of secrets at rest: AES-256-GCM, with any number of older keys that still decrypt.
 
-A ciphertext is bound to its owner: kind, name, address, and the source that decides which networks the address may be
-in. They are the associated data, so a record whose address or name was rewritten does not decrypt, and no secret is
-sent to an address that it was not given for.
+A ciphertext is bound to its owner: kind, name, address, the source that decides which networks the address may be in,
+the hash of the token that opens the client's page, and the generation of these credentials. They are the associated
+data, so a record of which one was rewritten does not decrypt: no secret is sent to an address that it was not given
+for, and no page opens to another token.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from pydantic import SecretStr
 
-_BOUND = "mor.secret/2:"
-"""Begin of a ciphertext with associated data; one without it is a Fernet token of an earlier version."""
+_BOUND = "mor.secret/3:"
+"""Begin of a ciphertext that is bound to all of its owner."""
+_PARTLY_BOUND = "mor.secret/2:"
+"""Begin of a ciphertext of an earlier version, which was bound to kind, name, address and source. One with neither
+begin is a Fernet token, bound to nothing."""
+_PARTS_BOUND = 4
+"""Fields of the owner that such a ciphertext is bound to."""
 _NONCE_BYTES = 12
 """Length that AES-GCM is specified for (NIST SP 800-38D); random ones serve 2³² secrets of one key."""
 
@@ -39,12 +45,17 @@ class SecretOwner:
     """Address that it is sent to."""
     source: str
     """Origin of the registration, which determines the permitted networks."""
+    page_token_sha256: str = ""
+    """Hash of the token that opens the client's page; empty for a labeller, which has none."""
+    generation: int = 0
+    """Grows with each change of address or credentials."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} at {self.url}"
 
-    def associated_data(self) -> bytes:
-        return json.dumps(astuple(self)).encode()
+    def associated_data(self, parts: int | None = None) -> bytes:
+        """Return what a ciphertext is bound to, or was in an earlier version: the first ``parts`` fields."""
+        return json.dumps(astuple(self)[:parts]).encode()
 
 
 class SecretStore:
@@ -55,7 +66,8 @@ class SecretStore:
     """
 
     def __init__(self, keys: SecretStr, *, reads_unbound: bool = False) -> None:
-        """``reads_unbound`` admits the ciphertexts of earlier versions, which are not bound, to encrypt them again."""
+        """``reads_unbound`` admits the ciphertexts of earlier versions, which are bound to less or to nothing, to
+        encrypt them again."""
         parts = [part.strip() for part in keys.get_secret_value().split(",") if part.strip()]
         if not parts:
             raise Invalid("MOR_SECRET_KEY is not set; make a key with 'mor-router key' and keep it outside of Redis")
@@ -79,29 +91,34 @@ class SecretStore:
         Raises:
             Invalid: encrypted with a key that is not in ``MOR_SECRET_KEY``, or for another owner.
         """
+        begin, parts = _BOUND, None
         if not encrypted.startswith(_BOUND):
-            return self._decrypt_unbound(encrypted, owner)
+            if not self._reads_unbound:
+                raise Invalid(
+                    f"the secret of {owner} was stored by an earlier version, which did not bind it to the address "
+                    "and the page token; check the address, then run 'mor-router rekey' once with "
+                    "MOR_BIND_SECRETS=true, or rotate the token"
+                )
+            if not encrypted.startswith(_PARTLY_BOUND):
+                return self._decrypt_unbound(encrypted, owner)
+            begin, parts = _PARTLY_BOUND, _PARTS_BOUND
+        data = owner.associated_data(parts)
         try:
-            content = base64.urlsafe_b64decode(encrypted.removeprefix(_BOUND))
+            content = base64.urlsafe_b64decode(encrypted.removeprefix(begin))
         except ValueError as error:
             raise Invalid(f"the stored secret of {owner} is no ciphertext; rotate the token") from error
         for cipher in self._ciphers:
             try:
-                plain = cipher.decrypt(content[:_NONCE_BYTES], content[_NONCE_BYTES:], owner.associated_data())
+                plain = cipher.decrypt(content[:_NONCE_BYTES], content[_NONCE_BYTES:], data)
             except (InvalidTag, ValueError):
                 continue
             return SecretStr(plain.decode())
         raise Invalid(
-            f"the secret of {owner} was encrypted with another key, or for another name or address; put that key "
-            "behind the current one in MOR_SECRET_KEY, or rotate the token if the address is right"
+            f"the secret of {owner} was encrypted with another key, or for another name or address or page token; put "
+            "that key behind the current one in MOR_SECRET_KEY, or rotate the token if the address is right"
         )
 
     def _decrypt_unbound(self, encrypted: str, owner: SecretOwner) -> SecretStr:
-        if not self._reads_unbound:
-            raise Invalid(
-                f"the secret of {owner} was stored by an earlier version, which did not bind it to the address; check "
-                "the address, then run 'mor-router rekey' once with MOR_BIND_SECRETS=true, or rotate the token"
-            )
         try:
             return SecretStr(self._fernet.decrypt(encrypted).decode())
         except InvalidToken as error:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
@@ -27,21 +28,31 @@ from numpy import ndarray
 
 from mor_router.embedding.hashed_features import ColoursAndEdges, HashedWords
 
-LIVE = "(live groups)"
-"""Sender of the groups of runs."""
-_BACKGROUND = "(background)"
-"""Sender of fits and whatever else no caller waits for."""
+
+class OwnWork(Enum):
+    """Senders that are no callers. No name of a token is equal to one."""
+
+    LIVE = auto()
+    """The groups of runs."""
+    BACKGROUND = auto()
+    """Fits and whatever else no caller waits for."""
+
+
+Sender = OwnWork | str
+"""``OwnWork``, or the name of a caller."""
+LIVE = OwnWork.LIVE
+
 _TURN_S = 0.02
 """Seconds after which a turn takes up no further text or image: many small ones share a turn, a large one is alone."""
 
-_sender: ContextVar[str] = ContextVar("embedding_sender", default=_BACKGROUND)
+_sender: ContextVar[Sender] = ContextVar("embedding_sender", default=OwnWork.BACKGROUND)
 
 Compute = Callable[[], Float[ndarray, " features"]]
 
 
 @contextmanager
-def embedding_for(sender: str) -> Iterator[None]:
-    """Have embeddings in the body computed in the turns of ``sender``: ``LIVE``, or the name of a caller."""
+def embedding_for(sender: Sender) -> Iterator[None]:
+    """Have embeddings in the body computed in the turns of ``sender``."""
     before = _sender.set(sender)
     try:
         yield
@@ -101,7 +112,7 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"embedding-{name}")
         self._turns = FairTurns()
 
-    async def compute(self, work: Mapping[str, Compute], sender: str) -> dict[str, Float[ndarray, " features"]]:
+    async def compute(self, work: Mapping[str, Compute], sender: Sender) -> dict[str, Float[ndarray, " features"]]:
         """Compute each value, in as many turns as that takes."""
         done: dict[str, Float[ndarray, " features"]] = {}
         missing = work
@@ -178,7 +189,7 @@ class Embedder:
         missing = {key: compute for key, compute in work.items() if key not in found}
         if missing:
             sender = _sender.get()
-            lane = self._live if sender == LIVE else self._others
+            lane = self._live if sender is LIVE else self._others
             found |= await lane.compute(missing, sender)
             for key in missing:
                 cache.put(key, found[key])

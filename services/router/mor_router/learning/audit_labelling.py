@@ -26,6 +26,7 @@ from mor_router.objectives.objective_store import Objective, ObjectiveStore
 from mor_router.trust.audit_review import AuditReview
 from mor_router.trust.auditor import Auditor
 from mor_router.trust.live_audits import AuditStore, LiveAudit, chosen_at
+from mor_router.trust.second_opinions import SecondOpinions
 
 _PAUSE_S = 2.0
 """Mean seconds between looks for waiting groups: labels are not urgent, and a look costs one read per objective."""
@@ -56,6 +57,7 @@ class AuditLabelling:
         objectives: ObjectiveStore,
         labellers: LabellerStore,
         audits: AuditStore,
+        opinions: SecondOpinions,
         auditor: Auditor,
         review: AuditReview,
         timeout_s: float,
@@ -64,6 +66,7 @@ class AuditLabelling:
         self._objectives = objectives
         self._labellers = labellers
         self._audits = audits
+        self._opinions = opinions
         self._auditor = auditor
         self._review = review
         self._timeout_s = timeout_s
@@ -91,11 +94,14 @@ class AuditLabelling:
 
     async def counts(self, objective: Objective) -> AuditCounts:
         """Count an objective's audits."""
+        by = await self.labelled_by(objective)
         names = await self._audits.waiting(objective.name)
+        if by == "people":  # those that wait for a second opinion are counted with the others, so that none stands out
+            names = sorted([*names, *await self._opinions.waiting(objective.name)])
         return AuditCounts(
             objective=objective.name,
             share=self._auditor.share_of(objective),
-            labelled_by=await self.labelled_by(objective),
+            labelled_by=by,
             waiting=len(names),
             oldest=chosen_at(names[0]) if names else None,
             labelled=await self._audits.count_labelled(objective.name),
@@ -160,12 +166,14 @@ class AuditLabelling:
             except Unavailable as error:
                 await self._fail(objective.name, name, error)
                 return
+            if not await self._audits.claim(objective.name, name, "labeller"):
+                return  # a person has just labelled it
             if not pairs:
                 await self._audits.close(objective.name, name, "undecided")
             else:
                 place = [_occurrence(audit, text) for text in texts]
                 found = tuple((place[better], place[worse]) for better, worse in pairs)
-                await self._audits.settle(objective.name, name, audit, found, "labeller")
+                await self._audits.settle(objective.name, name, audit, found, None)
 
     async def _fail(self, objective: str, name: str, error: Unavailable) -> None:
         metrics.AUDIT_FAILURES.labels(objective).inc()

@@ -10,6 +10,7 @@ from mor_core.tasks import in_background
 
 from mor_router.clients.client_components import ClientComponents
 from mor_router.learning.audit_labelling import AuditLabelling
+from mor_router.learning.audit_people import AuditPeople
 from mor_router.learning.audit_questions import AuditQuestions
 from mor_router.learning.gate_fitter import GateFitter
 from mor_router.learning.labels import LabellerStore
@@ -28,6 +29,7 @@ class LearningComponents:
     online_refit: OnlineRefit
     audit_labelling: AuditLabelling
     audit_questions: AuditQuestions
+    audit_people: AuditPeople
 
 
 @asynccontextmanager
@@ -66,12 +68,23 @@ async def open_learning(
         objectives=objectives.store,
         labellers=labellers,
         audits=trust.audits,
+        opinions=trust.second_opinions,
         auditor=trust.auditor,
         review=trust.audit_review,
         timeout_s=settings.deadline_s,
     )
-    questions = AuditQuestions(resources.redis, objectives.store, trust.audits, audit_labelling, resources.audit)
+    questions = AuditQuestions(
+        redis=resources.redis,
+        objectives=objectives.store,
+        audits=trust.audits,
+        opinions=trust.second_opinions,
+        tallies=trust.person_tallies,
+        labelling=audit_labelling,
+        log=resources.audit,
+        second_share=settings.audit_second_share,
+    )
+    people = AuditPeople(objectives.store, trust.audits, trust.second_opinions, trust.person_tallies, resources.audit)
     work = [audit_labelling.follow()]
     work += [online_refit.follow()] if settings.refit_interval_s and settings.policy_url else []
     async with in_background(*work):
-        yield LearningComponents(gate_fitter, labellers, online_refit, audit_labelling, questions)
+        yield LearningComponents(gate_fitter, labellers, online_refit, audit_labelling, questions, people)

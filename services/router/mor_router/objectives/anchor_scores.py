@@ -107,7 +107,7 @@ class AnchorScorer:
         place = key("scores", objective.name)
         values: list[Any] = await _SCORES.read(place, self._redis.hmget(place, names), [None] * len(names))
         stored = dict(zip((anchor.digest for anchor in anchors), values, strict=True))
-        result.scores = _SCORES.parse_all(stored, lambda _, value: _PAIR.validate_json(value))
+        result.scores = await asyncio.to_thread(_SCORES.parse_all, stored, lambda _, value: _PAIR.validate_json(value))
 
     async def _request(
         self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor], images: Mapping[str, bytes]

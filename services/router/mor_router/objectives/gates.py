@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -182,7 +183,9 @@ class GateStore:
         """Return the versions of an objective's gate that can be read, oldest first."""
         place = key("gates", objective)
         stored: dict[bytes, bytes] = await _GATES.read(place, self._redis.hgetall(place), {})
-        found = _GATES.parse_all(stored, lambda version, value: _gate(objective, version.decode(), value).summary())
+        found = await asyncio.to_thread(
+            _GATES.parse_all, stored, lambda version, value: _gate(objective, version.decode(), value).summary()
+        )
         return sorted(found.values(), key=lambda gate: gate.version)
 
 

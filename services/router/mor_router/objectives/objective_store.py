@@ -205,18 +205,46 @@ class ObjectiveStore:
         Raises:
             Conflict: other requests keep changing the pairs.
         """
+
+        def added(known: Iterable[Anchor]) -> tuple[Anchor, ...]:
+            return tuple({anchor.digest: anchor for anchor in (*known, *anchors)}.values())[-_MOST_SAMPLED:]
+
+        return await self._change_sampled(name, added, images)
+
+    async def remove_sampled(self, name: str, digests: Iterable[str]) -> None:
+        """Remove pairs of audited groups, and the images that no other pair names.
+
+        Raises:
+            Conflict: other requests keep changing the pairs.
+        """
+        gone = frozenset(digests)
+
+        def left(known: Iterable[Anchor]) -> tuple[Anchor, ...]:
+            return tuple(anchor for anchor in known if not (anchor.audited and anchor.digest in gone))
+
+        await self._change_sampled(name, left)
+
+    async def _change_sampled(
+        self,
+        name: str,
+        change: Callable[[Iterable[Anchor]], tuple[Anchor, ...]],
+        images: Mapping[str, bytes] | None = None,
+    ) -> int:
+        """Apply ``change`` to the labelled pairs, add ``images``, and return the number of pairs."""
         place, pictures = key("sampled", name), key("images", name)
 
-        async def add() -> int | None:
+        async def attempt() -> int | None:
             async with self._redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(place)
                 stored = await pipe.hget(place, _SAMPLED)
-                known = _ANCHOR_ENTRIES.parse(place, stored, _ANCHORS.validate_json) or ()
-                merged = tuple({anchor.digest: anchor for anchor in (*known, *anchors)}.values())
-                latest, gone = merged[-_MOST_SAMPLED:], merged[:-_MOST_SAMPLED]
+                known = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, stored, _ANCHORS.validate_json) or ()
+                latest = change(known)
+                kept = {anchor.digest for anchor in latest}
+                gone = [anchor for anchor in known if anchor.digest not in kept]
                 unused = await self._unused_images(name, gone, latest)
+                content = await asyncio.to_thread(_ANCHORS.dump_json, latest)
                 pipe.multi()  # type: ignore[no-untyped-call]
-                pipe.hset(place, _SAMPLED, _ANCHORS.dump_json(latest))
+                pipe.hset(place, _SAMPLED, content)
                 if images:
                     mapping: dict[Any, Any] = dict(images)
                     pipe.hset(pictures, mapping=mapping)
@@ -229,9 +257,9 @@ class ObjectiveStore:
                 return len(latest)
 
         for _ in range(_MOST_UPDATE_ATTEMPTS):
-            kept = await _ANCHOR_ENTRIES.write(self._redis, [place], add)
-            if kept is not None:
-                return kept
+            count = await _ANCHOR_ENTRIES.write(self._redis, [place], attempt)
+            if count is not None:
+                return count
         raise Conflict(f"the sampled pairs of {name!r} are being changed by other requests; try again")
 
     async def _unused_images(self, name: str, gone: Sequence[Anchor], kept: Sequence[Anchor]) -> set[str]:

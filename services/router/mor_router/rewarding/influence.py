@@ -12,6 +12,7 @@ that pulls against the others has a negative share.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -31,6 +32,8 @@ _LATEST = 2000
 """Groups kept for each client; ``mor_core.clients.Influence`` documents the number."""
 _TTL_S = 7 * 86400
 """Seconds after the last group for which the contributions are kept: a week, to cover pauses between runs."""
+_MOST_KNOWN = 256
+"""Clients whose summary is remembered: more than any installation has, and a few hundred kilobytes."""
 _NONE = "(none)"
 
 
@@ -49,7 +52,7 @@ class Contribution(Wire):
 
 
 _CONTRIBUTION = TypeAdapter(Contribution)
-_LINES = StoredEntries("influence")
+_LINES = StoredEntries("influence", largest=4 << 10)  # 200 bytes, and the names of a blend's objectives
 
 
 def label(objectives: Sequence[ObjectiveShare]) -> str:
@@ -100,6 +103,9 @@ class InfluenceLog:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._reading = asyncio.Lock()
+        self._known: dict[str, tuple[object, Influence]] = {}
+        """Client -> the newest line of its log at the last summary, and the summary."""
 
     async def record(self, groups: Sequence[GroupReward]) -> None:
         """Record the clients' contributions to rewarded groups."""
@@ -123,7 +129,22 @@ class InfluenceLog:
                 raise reply
 
     async def of(self, client: str) -> Influence:
-        """Summarise one client's latest contributions."""
+        """Summarise one client's latest contributions.
+
+        Once for each state of the log and on a thread: any client's token may ask, and live groups must not wait.
+        """
         name = key("influence", client)
-        values: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, _LATEST - 1), [])
-        return summary(client, _LINES.parse_list(values, _CONTRIBUTION.validate_json))
+        async with self._reading:
+            state: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, 0), [])  # its line has the time
+            known, found = self._known.get(client, (None, None))
+            if found is None or state != known:
+                values: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, _LATEST - 1), [])
+                found = await asyncio.to_thread(_summary_of, client, values)
+                while len(self._known) >= _MOST_KNOWN:
+                    del self._known[next(iter(self._known))]
+                self._known[client] = state, found
+            return found
+
+
+def _summary_of(client: str, values: Sequence[bytes]) -> Influence:
+    return summary(client, _LINES.parse_list(values, _CONTRIBUTION.validate_json))

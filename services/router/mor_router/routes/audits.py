@@ -1,15 +1,19 @@
-"""``/v1/objectives/{name}/audits`` and ``/v1/audits``: state of audits, and labels by people."""
+"""``/v1/objectives/{name}/audits`` and ``/v1/audits``: state of audits, labels by people, and those people."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits, PersonLabels, WithdrawnLabels
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
 
-from mor_router.routes.context import LabellerOrAdmin, Reader, ReaderOrLabeller, Running
+from mor_router.routes.context import Admin, LabellerOrAdmin, Reader, ReaderOrLabeller, Running
 
 routes = APIRouter(prefix="/v1", tags=["audits"], route_class=JsonRoute)
+
+_BY = "Name of the person's token."
 
 
 @routes.get("/audits", summary="Audits of all objectives")
@@ -22,6 +26,20 @@ async def listing(router: Running, _: ReaderOrLabeller) -> list[AuditCounts]:
 @routes.get("/audits/clients", summary="Agreement of each client with labelled audits")
 async def clients(router: Running, _: Reader) -> list[ClientAudits]:
     return await router.trust.audit_review.of_all()
+
+
+@routes.get("/audits/people", summary="Labels and disagreement of each person")
+async def people(router: Running, _: Admin) -> list[PersonLabels]:
+    """List the people who have labelled audits, by the name of their token. A person who often disagrees with the
+    others is careless, or lies."""
+    return await router.learning.audit_people.all()
+
+
+@routes.delete("/audits/labels", summary="Withdraw all labels of a person")
+async def withdraw(by: Annotated[str, Query(description=_BY)], router: Running, caller: Admin) -> WithdrawnLabels:
+    """Remove the person's labels of all objectives, and the anchors made of them. Remove the person's token first.
+    Clients that lost their weight because of the labels get it back by a fit, or by ``PATCH /v1/clients/{name}``."""
+    return await router.learning.audit_people.withdraw(by, caller.name)
 
 
 @routes.get("/objectives/{name}/audits", summary="Audits of an objective")

@@ -31,15 +31,15 @@ async def enrol(request: Enrolment, router: Running, caller: EnrolmentOrAdmin) -
     """Check the address, read the card and have a probe item scored with the given token; store the client if all
     succeeds. The response contains the token of the client's own page, once. A token of scope ``enrolment`` cannot
     enrol a client as ``active``."""
-    enrolled_by = None
+    enrolled_by, egress = None, None
     if caller.scope is Scope.enrolment:
         if request.state != "probation":
             raise Forbidden(
                 "a token of scope enrolment enrols on probation only; request activation from the platform team"
             )
         enrolled_by = caller.name
-        await router.clients.enrolment_quota.take(enrolled_by, request.url)
-    return await router.clients.enroller.enrol(request, caller.name, enrolled_by=enrolled_by)
+        egress = await router.clients.enrolment_quota.take(enrolled_by, request.url)
+    return await router.clients.enroller.enrol(request, caller.name, enrolled_by=enrolled_by, egress=egress)
 
 
 @page_tokens.get("", summary="Hashes of the clients' page tokens, for run control")

@@ -16,7 +16,7 @@ from mor_core.openapi import problems
 from mor_core.tasks import in_thread
 from mor_core.wire import MOST_TEXT, Messages, RewardExplanation, image_hashes
 
-from mor_router.clients.caller import Caller
+from mor_router.clients.caller import TokenCaller
 from mor_router.config import RouterSettings
 from mor_router.embedding import GateInput, embedding_for
 from mor_router.mathematics import gate
@@ -98,7 +98,7 @@ async def reward(request: RewardRequest, router: Running, caller: Scorer, http: 
             GroupBatch(request.items, request.images, dict.fromkeys(names, span.traceparent)),
             request.deadline_s or _settings(router).deadline_s,
             fusion=request.fusion,
-            caller=Caller(caller.name),
+            caller=TokenCaller(caller.name),
         )
     return RewardResponse(items=tuple(map(item_reward, outcomes)))
 

@@ -26,7 +26,7 @@ from redis.exceptions import ResponseError
 
 from mor_router import metrics
 from mor_router.objectives.objective_store import Anchor, ObjectiveStore, digest_of
-from mor_router.store import key
+from mor_router.store import ENDLESS, key
 
 _MOST_WAITING = 256
 """Groups of one objective that wait for a label; the oldest ones are dropped."""
@@ -42,13 +42,19 @@ _NAME_DIGITS = 12
 that the bounds need no look at the stored groups."""
 _NAME = re.compile(rf"[0-9a-f]{{{_NAME_DIGITS}}}-[0-9a-f]{{1,8}}-[A-Za-z0-9_-]{{1,40}}")
 
-Outcome = Literal["labelled", "undecided", "skipped", "dropped", "given_up"]
+_CLAIM_S = 900
+"""Seconds for which a group is one label's: long enough for all that it may run into to end."""
+
+Outcome = Literal["labelled", "undecided", "skipped", "dropped", "given_up", "disputed", "withdrawn"]
 
 _DIGEST: TypeAdapter[str] = TypeAdapter(Sha256)
 _COUNT: TypeAdapter[int] = TypeAdapter(Count)
 _WAITING = StoredEntries("audits", largest=2 * _MOST_WAITING_BYTES)  # base64 and JSON lengthen what is waiting
 _LABELLED = StoredEntries("labelled_audits", largest=16 << 20)
 _TALLY = StoredEntries("audit_tally")
+_CLAIMS = StoredEntries("audit_claims", largest=1 << 10)
+_LABELLER = "labeller"
+"""``by`` of a label that the objective's labeller gave. A person's token may have the same name."""
 
 
 class AuditScores(Wire):
@@ -123,7 +129,15 @@ class LabelledAudit(_Audit):
     """All labelled pairs; audits of earlier versions have ``pair`` alone."""
     labelled_at: Finite
     by: str
-    """Labeller, or name of the person's token."""
+    """``labeller``, or name of the person's token."""
+    by_person: bool | None = None
+    """Whether a person gave it; ``None`` in audits of earlier versions, where ``by`` alone says so."""
+
+    @property
+    def person(self) -> str | None:
+        """Name of the token of the person who labelled it; ``None``: the objective's labeller did."""
+        by_person = self.by != _LABELLER if self.by_person is None else self.by_person
+        return self.by if by_person else None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
@@ -151,7 +165,7 @@ class AuditStore:
 
     async def add(self, objective: str, audit: LiveAudit) -> None:
         """Store a group that waits for a label, and drop the oldest ones over the bounds."""
-        name = f"{round(1000 * audit.at):0{_NAME_DIGITS}x}-{_kibibytes(audit):x}-{secrets.token_urlsafe(8)}"
+        name = audit_name(audit, audit.at)
         if _size(name) > _MOST_WAITING_BYTES:
             await self._count(objective, "dropped")
             return
@@ -170,7 +184,7 @@ class AuditStore:
         """Return the names of the waiting groups, oldest first."""
         place = key("audits", objective)
         names: list[bytes] = await _WAITING.read(place, self._redis.hkeys(place), [])
-        return sorted(_WAITING.parse_list(names, _name))
+        return sorted(_WAITING.parse_list(names, parse_name))
 
     async def get(self, objective: str, name: str) -> LiveAudit | None:
         """Return a waiting group; ``None`` where it waits no longer."""
@@ -190,21 +204,46 @@ class AuditStore:
         return removed
 
     async def settle(
-        self, objective: str, name: str, audit: LiveAudit, pairs: Sequence[tuple[int, int]], by: str
+        self, objective: str, name: str, audit: LiveAudit, pairs: Sequence[tuple[int, int]], person: str | None
     ) -> bool:
         """Replace a waiting group by the labelled audit, and add its first pair to the anchors; return whether it
-        still waited. ``pairs``: indices of the better and of the worse response, the clearest pair first.
+        still waited. ``pairs``: indices of the better and of the worse response, the clearest pair first; ``person``:
+        who labelled it, ``None`` for the objective's labeller.
 
         The same pair under the same question counts once. After a crash in between, the same label may be given again.
         """
         shared = {field: getattr(audit, field) for field in _Audit.model_fields if field != "pair"}
         kept = tuple(pairs[:_MOST_PAIRS])
-        labelled = LabelledAudit(**shared, pair=kept[0], pairs=kept, labelled_at=time.time(), by=by)
+        by = {"by": _LABELLER if person is None else person, "by_person": person is not None}
+        labelled = LabelledAudit(**shared, pair=kept[0], pairs=kept, labelled_at=time.time(), **by)
         anchor = _anchor(audit, kept[0])
         await self._objectives.add_sampled(objective, [anchor], audit.images)
         place, value = key("audited", objective), labelled.model_dump_json()
         await _LABELLED.write(self._redis, [place], lambda: self._redis.hsetnx(place, anchor.digest, value))
         return await self.close(objective, name, "labelled")
+
+    async def claim(self, objective: str, name: str, label: str) -> bool:
+        """Give a waiting group to one label, so that of several at a time one counts; return whether it is this one.
+
+        The same label may be given again, after a crash in between.
+        """
+        place = key("given", objective, name)
+        if await self._redis.set(place, label, nx=True, ex=_CLAIM_S):
+            return True
+        stored: Any = await _CLAIMS.write(self._redis, [place], lambda: self._redis.get(place))
+        left_s = await self._redis.ttl(place)
+        if left_s == ENDLESS or left_s > _CLAIM_S:
+            _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
+            await self._redis.delete(place)
+        return bool(stored == label.encode())
+
+    async def remove_labels(self, objective: str, digests: Sequence[str], outcome: Outcome) -> int:
+        """Remove labelled audits and the anchors made of them; return how many labels there were."""
+        place = key("audited", objective)
+        await self._objectives.remove_sampled(objective, digests)
+        removed = int(await _LABELLED.read(place, self._redis.hdel(place, *digests), 0))
+        await self._count(objective, outcome, removed)
+        return removed
 
     async def labelled(self, objective: str) -> dict[str, LabelledAudit]:
         """Return the labelled audits by the digest of their pair, in the order of their calls."""
@@ -228,14 +267,14 @@ class AuditStore:
         stored: list[Any] = await _TALLY.read(place, self._redis.hmget(place, outcomes), [None] * len(outcomes))
         return _TALLY.parse_all(dict(zip(outcomes, stored, strict=True)), lambda _, count: _number(count))
 
-    async def _count(self, objective: str, outcome: Outcome) -> None:
-        metrics.AUDITS.labels(objective, outcome).inc()
+    async def _count(self, objective: str, outcome: Outcome, by: int = 1) -> None:
+        metrics.AUDITS.labels(objective, outcome).inc(by)
         place = key("tally", objective)
         try:
-            await _TALLY.write(self._redis, [place], lambda: self._redis.hincrby(place, outcome, 1))
+            await _TALLY.write(self._redis, [place], lambda: self._redis.hincrby(place, outcome, by))
         except ResponseError:  # "not an integer", or one that would overflow
             _TALLY.refuse(outcome, "the count is no number, or the largest one; it begins anew")
-            await self._redis.hset(place, outcome, 1)
+            await self._redis.hset(place, outcome, by)
 
 
 def _kibibytes(audit: LiveAudit) -> int:
@@ -244,7 +283,12 @@ def _kibibytes(audit: LiveAudit) -> int:
     return 1 + (sum(map(len, audit.images.values())) + sum(len(text.encode()) for text in texts)) // 1024
 
 
-def _name(content: bytes) -> str:
+def audit_name(audit: LiveAudit, at: float) -> str:
+    """Make the name of a group that waits since the Unix time ``at``, in seconds."""
+    return f"{round(1000 * at):0{_NAME_DIGITS}x}-{_kibibytes(audit):x}-{secrets.token_urlsafe(8)}"
+
+
+def parse_name(content: bytes) -> str:
     """Parse the name of a waiting group.
 
     Raises:
@@ -301,9 +345,14 @@ def pairs_of(
     }
 
 
+def pair_digest(audit: LiveAudit, pair: tuple[int, int]) -> str:
+    """Return the digest under which a labelled pair (better, worse) of a group is stored."""
+    return digest_of(audit.messages, *(audit.responses[place] for place in pair))
+
+
 def _anchor(audit: LiveAudit, pair: tuple[int, int]) -> Anchor:
     chosen, rejected = (audit.responses[place] for place in pair)
-    digest = digest_of(audit.messages, chosen, rejected)
+    digest = pair_digest(audit, pair)
     return Anchor(
         id=f"audit-{digest[:16]}@{audit.policy}",
         digest=digest,

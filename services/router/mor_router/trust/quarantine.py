@@ -157,7 +157,8 @@ class Quarantine:
         """Return and store the embeddings of all anchors in ``evidence``; drop those of another embedder's length."""
         name = key("judged", objective.name)
         size = len(next(iter(present.values())))
-        known = parse_vectors(_VECTORS, await _VECTORS.read(name, self._redis.hgetall(name), {})) | dict(present)
+        stored: dict[bytes, bytes] = await _VECTORS.read(name, self._redis.hgetall(name), {})
+        known = await asyncio.to_thread(parse_vectors, _VECTORS, stored) | dict(present)
         wanted = {digest for line in evidence.values() for digest in line.differences}
         found = {digest: vector for digest, vector in known.items() if digest in wanted and len(vector) == size}
         mapping: Any = {digest: vector.tobytes() for digest, vector in found.items()}

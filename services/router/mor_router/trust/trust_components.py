@@ -16,7 +16,9 @@ from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
 from mor_router.trust.honeypots import Honeypots
 from mor_router.trust.live_audits import AuditStore
+from mor_router.trust.person_tallies import PersonTallies
 from mor_router.trust.quarantine import Quarantine
+from mor_router.trust.second_opinions import SecondOpinions
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class TrustComponents:
     honeypots: Honeypots
     disagreement: DisagreementMonitor
     audits: AuditStore
+    second_opinions: SecondOpinions
+    person_tallies: PersonTallies
     auditor: Auditor
     audit_review: AuditReview
     reconciliation: AnswerReconciliation
@@ -65,6 +69,8 @@ async def open_trust(
             honeypots=honeypots,
             disagreement=DisagreementMonitor(resources.audit, settings.drift_false_alarm),
             audits=audits,
+            second_opinions=SecondOpinions(resources.redis),
+            person_tallies=PersonTallies(resources.redis),
             auditor=auditor,
             audit_review=AuditReview(audits, objectives.store, clients.registry, drift, settings.drift_false_alarm),
             reconciliation=AnswerReconciliation(clients.honeypot_scores, audits, drift),

@@ -2,6 +2,7 @@
 
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, auditPath, get, request } from "./api.ts";
+import { AuditPeople } from "./audit_people.tsx";
 import { clock, share } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import { auditAddress } from "./route.ts";
@@ -39,6 +40,7 @@ export function AuditsPage({ objective, caller }: { objective: string | null; ca
         <Labelling key={objective} objective={objective} given={given} gave={() => setGiven(given + 1)} />
       )}
       {audits !== null && audits.length > 0 && <AuditsTable audits={audits} labels={labels} chosen={objective} />}
+      {caller.scope === "admin" && <AuditPeople />}
     </>
   );
 }

@@ -145,6 +145,16 @@ export interface AuditCounts {
   labelled: number;
 }
 
+/** Labels of audits by one person, over all objectives. */
+export interface PersonLabels {
+  person: string;
+  labels: number;
+  undecided: number;
+  skipped: number;
+  compared: number;
+  disagreed: number;
+}
+
 /** What labelled audits say about a client. */
 export interface ClientAudits {
   client: string;

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Path, Request
-from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits
+from fastapi import APIRouter, Path, Query, Request
+from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, ClientAudits, PersonLabels, WithdrawnLabels
 from mor_core.auth import Scope
 from mor_core.json_route import JsonRoute
 from mor_core.objectives import ObjectiveName
@@ -13,6 +14,7 @@ from mor_core.openapi import problems
 from pydantic import TypeAdapter
 
 from mor_trainer.routes.dependencies import (
+    Admin,
     LabellerOrAdmin,
     ReaderOrClient,
     ReaderOrLabeller,
@@ -25,6 +27,7 @@ router = APIRouter(prefix="/v1/audits", tags=["audits"], route_class=JsonRoute)
 _COUNTS = TypeAdapter(list[AuditCounts])
 _CLIENTS = TypeAdapter(list[ClientAudits])
 _CLIENT = TypeAdapter(ClientAudits)
+_PEOPLE = TypeAdapter(list[PersonLabels])
 _QUESTION = TypeAdapter(AuditQuestion | None)
 
 AuditName = Annotated[str, Path(pattern=r"^[0-9a-f]{12}-[A-Za-z0-9_-]{1,40}$")]
@@ -47,6 +50,25 @@ async def clients(request: Request, router_client: RouterClientDep, caller: Read
         return [_CLIENT.validate_json(reply.content, extra="ignore")]
     reply = await router_client.forward("GET", "/v1/audits/clients", token)
     return _CLIENTS.validate_json(reply.content, extra="ignore")
+
+
+@router.get("/people", summary="Labels and disagreement of each person", responses={404: _NO_ROUTER})
+async def people(request: Request, router_client: RouterClientDep, _: Admin) -> list[PersonLabels]:
+    """List the people who have labelled audits, by the name of their token."""
+    reply = await router_client.forward("GET", "/v1/audits/people", bearer_token(request))
+    return _PEOPLE.validate_json(reply.content, extra="ignore")
+
+
+@router.delete("/labels", summary="Withdraw all labels of a person", responses={404: _NO_ROUTER})
+async def withdraw(
+    by: Annotated[str, Query(description="Name of the person's token.")],
+    request: Request,
+    router_client: RouterClientDep,
+    _: Admin,
+) -> WithdrawnLabels:
+    """Remove the person's labels of all objectives, and the anchors made of them."""
+    reply = await router_client.forward("DELETE", f"/v1/audits/labels?{urlencode({'by': by})}", bearer_token(request))
+    return WithdrawnLabels.model_validate_json(reply.content, extra="ignore")
 
 
 @router.get("/{objective}/next", summary="Next audited group to label", responses={404: _NO_ROUTER, **problems(409)})

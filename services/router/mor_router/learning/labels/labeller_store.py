@@ -140,6 +140,19 @@ async def reencrypt_labellers(redis: Redis, secret_store: SecretStore) -> tuple[
     return count, problems
 
 
+async def unusable_labellers(redis: Redis, secret_store: SecretStore) -> list[str]:
+    """Return why stored secrets of labellers cannot be used as they are, a line for each."""
+    stored: Any = await redis.hgetall(LABELLERS)
+    problems = []
+    for field, record in _LABELLERS.parse_all(stored, lambda _, value: _RECORD.validate_json(value)).items():
+        try:
+            if record.secret is not None:
+                secret_store.decrypt(record.secret, _owner(field.decode(errors="replace"), record.shown))
+        except Invalid as error:
+            problems.append(str(error))
+    return problems
+
+
 def _as_client(objective: str, shown: StoredLabeller) -> ClientRecord:
     """Describe a checker as a client record, so that it is called like a client; it is in no registry."""
     assert shown.source is not None
