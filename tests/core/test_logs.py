@@ -40,6 +40,9 @@ def fail(token, kind):
     raise ValueError(f"last, first: {len(prompt)}")
 
 
+own = logging.getLogger("with.its.own.handler")
+own.propagate = False
+own.addHandler(logging.StreamHandler())
 logs.configure("info", sys.argv[1], service="test")
 for kind in ("plain", "cause", "context", "group"):
     for logger in (structlog.get_logger("mor"), logging.getLogger("library")):
@@ -74,8 +77,13 @@ async def main(token):
     loop.slow_callback_duration = 0
     loop.call_soon(len, token)
     await asyncio.sleep(0.01)
-    warnings.warn("careful")
-
+    loop.call_later(0, callback, token, {"prompt": token})
+    await asyncio.sleep(0.01)
+    warnings.warn("careful", RuntimeWarning)
+    warnings.warn(f"odd value {token}")
+    logging.getLogger("library").warning("%d items", token)
+    structlog.get_logger("mor").warning("no repr", value=Finalised(token), note=token)
+    own.warning("own handler: Bearer %s-and-more", "a-token-of-a-library")
 
 
 class Finalised:
@@ -84,6 +92,9 @@ class Finalised:
 
     def __del__(self):
         fail(self.token, "plain")
+
+    def __repr__(self):
+        raise ValueError(self.token)
 
 
 unraisable = Finalised(sys.argv[2])
@@ -128,9 +139,25 @@ def test_an_unhandled_exception_carries_no_local_variables_and_no_arguments(styl
         "careful",
         "ExceptionGroup",
         "was ignored",
+        "UserWarning",
+        "cannot be shown: TypeError",
+        "cannot be shown: ValueError",
+        "own handler: Bearer [hidden]",
     ):
         assert message in logged
     assert "callback(...)" in logged
+    assert SECRET not in logged
+
+
+def test_an_interruption_quotes_no_exception_that_was_handled(style: str) -> None:
+    script = (
+        SCRIPT
+        + "\ntry:\n    fail(sys.argv[2], 'plain')\nexcept ValueError:\n    raise KeyboardInterrupt(sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", script, style, SECRET]
+    logged = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120).stderr
+    assert "interrupted" in logged
+    assert "last, first" not in logged
     assert SECRET not in logged
 
 

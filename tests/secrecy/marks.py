@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -66,6 +67,7 @@ def logged(style: Literal["json", "console"] = "json") -> Iterator[StringIO]:
     root, before = logging.getLogger(), structlog.get_config()
     hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.stderr)
     kept = (root.handlers, root.level)
+    library = (logging.Logger.callHandlers, logging.raiseExceptions, warnings.showwarning)
     sys.stderr = buffer = StringIO()
     try:
         logs.configure("debug", style)
@@ -73,7 +75,7 @@ def logged(style: Literal["json", "console"] = "json") -> Iterator[StringIO]:
     finally:
         root.handlers, root.level = kept
         sys.excepthook, threading.excepthook, sys.unraisablehook, sys.stderr = hooks
-        logging.captureWarnings(False)
+        logging.Logger.callHandlers, logging.raiseExceptions, warnings.showwarning = library  # type: ignore[method-assign]
         structlog.configure(**before)
 
 

@@ -78,6 +78,7 @@ WORKERS: dict[str, str] = {
     "mor_trainer/app.py:asyncio.create_task": "webhook",
     "mor_trainer/app.py:in_background": "background",
     "mor_trainer/control/ingest.py:asyncio.create_task": "task",
+    "mor_trainer/control/run_creator.py:asyncio.create_task": "task",
     "mor_trainer/groups/exchange.py:asyncio.create_task": "training",
     "mor_trainer/run/lease.py:asyncio.create_task": "lease",
     "mor_trainer/trackers/trackers.py:threading.Thread": "trackers",

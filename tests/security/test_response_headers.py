@@ -45,6 +45,18 @@ def test_every_route_answers_with_the_headers(
     assert {200, 404, 405, 403 if scope else 401} <= statuses
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_response_leads_elsewhere(served_apps: dict[str, ServedApp], service: str) -> None:
+    """Behind an ingress that ends TLS, a redirect would lead to http, where a caller repeats its token and body."""
+    served = served_apps[service]
+    with served.http(None) as http:
+        for path in ("/docs/", "/healthz/", "/v1/about/", "/v1/runs/", "/v1/clients/", "/static"):
+            for method in ("GET", "POST"):
+                reply = http.request(method, path, headers={"Host": "elsewhere.example"}, follow_redirects=False)
+                assert "location" not in reply.headers, path
+                assert reply.status_code in (401, 404, 405), path
+
+
 def test_pages_of_the_dashboard_and_its_files_have_the_headers(served_apps: dict[str, ServedApp]) -> None:
     with served_apps["trainer"].http(None) as http:
         for path in ("/", "/static/app.js", "/static/style.css", "/static/nothing", "/static/..%2fapp.py"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 from mor_core.errors import MorError
+from mor_core.failures import describe_failure
 
 _CURES = {
     401: "set MOR_TOKEN_FILE, or token_file in the configuration, to a file with a token that the service knows",
@@ -76,9 +77,10 @@ def from_transport(service: str, url: str, error: httpx.TransportError) -> Servi
         return ServiceError(service, f"{url!r} is not a valid address", "write it as http://host:port or https://host")
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return ServiceError(service, f"no answer from {url} in time", "try again, or increase MOR_TIMEOUT_S")
-    reason = str(error) or type(error).__name__
     return ServiceError(
-        service, f"no answer from {url} ({reason})", "check that it is running and reachable, and its address"
+        service,
+        f"no answer from {url} ({describe_failure(error)})",
+        "check that it is running and reachable, and its address",
     )
 
 

@@ -57,6 +57,12 @@ _ENVIRONMENT_NAMES = {
     "sqlite3.OperationalError",
 }
 """The same, of libraries that not every service has."""
+_SAFE_WARNINGS = (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning, RuntimeWarning, SyntaxWarning)
+"""Types of warnings that describe code and numbers; a ``UserWarning`` may quote a value, as pydantic's do."""
+_PEER_BYTES = re.compile(r"[\s:]*(?:bytearray\()?b['\"].*", re.DOTALL)
+"""Bytes of the other end, or of a header, that a message about broken HTTP quotes at its end."""
+_ARGUMENTS = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
+"""Beginning of the message of a failed Redis pipeline, with the first arguments of the command."""
 
 
 def describe_failure(error: BaseException) -> str:
@@ -92,6 +98,13 @@ def problem_of(error: Any) -> str:
     if error["type"] == "union_tag_invalid":
         return f"Input should have {error['ctx']['discriminator']} one of {error['ctx']['expected_tags']}"
     return visible(error["msg"])[:_LONGEST_PROBLEM]
+
+
+def describe_warning(message: Warning | str, category: type[Warning], filename: str) -> str:
+    """Describe a warning of a library in one printable line, without data that it may quote: a text, or its type."""
+    if issubclass(category, _SAFE_WARNINGS) or _NUMERIC.search(filename):
+        return f"{category.__name__}: {visible(hide_secrets(str(message)[: 4 * LONGEST]))[:LONGEST]}"
+    return category.__name__
 
 
 def traceback_of(error: BaseException) -> list[dict[str, Any]]:
@@ -181,6 +194,9 @@ def _text(error: BaseException) -> str:
         message = str(error)
     except Exception as broken:
         message = f"no message: its __str__ raises {type(broken).__name__}"
+    message = _ARGUMENTS.sub("", message)
+    if isinstance(error, httpx.ProtocolError):
+        message = _PEER_BYTES.sub("", message)
     return visible(hide_secrets(message[: 4 * LONGEST]))[:LONGEST]
 
 

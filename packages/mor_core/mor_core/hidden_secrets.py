@@ -10,12 +10,15 @@ import base64
 import json
 import os
 import re
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 HIDDEN = "[hidden]"
 _SHORTEST = 8
 """Characters of the shortest secret that is remembered: a shorter word occurs by chance and would shred the logs."""
-_NAMES = "token|secret|password|passwd|credential|authorization|api[-_]?key|private[-_]?key|signature"
+_NAMES = (
+    "token|secret|password|passwd|credential|authorization|(?:api|private|account)[-_]?key|connection[-_]?string|"
+    "signature"
+)
 SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 """Pattern of the names of fields, parameters and variables that hold a secret."""
 _LOOKS_SECRET = (
@@ -53,7 +56,7 @@ def remember_address(url: str) -> None:
     except ValueError:
         return
     if password:
-        remember(password)
+        remember(password, unquote(password))
 
 
 def hide_secrets(text: str) -> str:

@@ -3,7 +3,7 @@
 Nothing private and no secret is written: tracebacks carry no local variables and no message that may quote data, known
 secrets are removed from the finished line, values under a key that names a secret are hidden, and libraries log
 warnings and errors only, since their debug lines have prompts and headers. On a terminal no control character of a
-value is sent as such.
+value is sent as such. Lines of libraries take the same way, whatever handlers they bring.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import logging
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
 
 import structlog
 
-from mor_core.failures import format_traceback, traceback_of
+from mor_core.failures import describe_failure, describe_warning, format_traceback, traceback_of
 from mor_core.hidden_secrets import HIDDEN, SECRET_NAME, hide_secrets, remember_environment
 from mor_core.printable import visible, visible_lines
 
@@ -29,7 +30,7 @@ _OURS = ("mor_core", "mor_client", "mor_reward", "mor_router", "mor_rollout", "m
 """Loggers whose lines are MoR's own, at the chosen level."""
 _SERVER = "uvicorn.error"
 """Logger of the HTTP server's start and end; its access log, with query strings, is off."""
-_ARGUMENTS = re.compile(r"((?:Exception in callback|<Handle).*?)\(.*\)")
+_ARGUMENTS = re.compile(r"((?:Exception in callback|<\w*Handle).*?)\(.*\)")
 """Arguments of a callback in a line of asyncio's messages: all between the first and the last parenthesis. A line about
 a task has its place in the source there and no arguments."""
 _EXCEPTION = re.compile(r"exception=.*", re.DOTALL)
@@ -44,6 +45,8 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
     ``bound`` are fields of every line, the service's name for example.
     """
     remember_environment()
+    logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign]
+    logging.raiseExceptions = False  # else a handler that fails prints the line's arguments
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -85,15 +88,37 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
-    logging.captureWarnings(True)
+    warnings.showwarning = _log_warning
+
+
+def _call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
+    """Send a line to the handler of ``configure``, and to none that a library adds for the terminal.
+
+    Libraries such as torch and transformers bring handlers that write to standard error, and keep their lines from the
+    root logger. Most bring them at their import, before or after ``configure``, so this takes the place of
+    ``logging.Logger.callHandlers`` for all loggers.
+    """
+    current: logging.Logger | None = self
+    while current is not None:
+        for handler in current.handlers:
+            to_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+            if record.levelno >= handler.level and (current.parent is None or not to_terminal):
+                handler.handle(record)
+        current = current.parent
 
 
 class _SecretFreeFormatter(structlog.stdlib.ProcessorFormatter):
     """Formatter that removes secrets from the finished line, whatever part of the event they came in with."""
 
     def format(self, record: logging.LogRecord) -> str:
+        try:
+            line = super().format(record)
+        except Exception as error:  # a library's arguments may not fit its message, or a value has no repr
+            place = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname}
+            broken = f"a line of {record.filename}:{record.lineno} cannot be shown: {describe_failure(error)}"
+            line = super().format(logging.makeLogRecord({**place, "msg": broken}))
         # Of what is ASCII, JSON leaves DEL alone as it is.
-        return hide_secrets(super().format(record)).replace("\x7f", "\\u007f")
+        return hide_secrets(line).replace("\x7f", "\\u007f")
 
 
 def _hide_named_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -154,7 +179,7 @@ def _hide_arguments(record: logging.LogRecord) -> bool:
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, place)
+        log.warning("interrupted", exc_info=error)
         return
     log.critical("the process ends with an exception", exc_info=error)
 
@@ -169,3 +194,10 @@ def _log_unraisable(failed: sys.UnraisableHookArgs) -> None:
     """Log an exception that cannot be raised, as one of a finaliser."""
     if failed.exc_value is not None:
         log.error("an exception was ignored", exc_info=failed.exc_value)
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
+) -> None:
+    """Log a warning of Python's module ``warnings``; in place of ``warnings.showwarning``."""
+    log.warning("a library warns", warning=describe_warning(message, category, filename), place=f"{filename}:{lineno}")

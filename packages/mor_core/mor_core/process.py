@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import resource
 import socket
 import sys
@@ -27,6 +28,8 @@ S = TypeVar("S", bound=Settings)
 
 _LONGEST_VALUE = 80
 """Characters of a wrong value that the message quotes."""
+_HOST = re.compile(r"^((?:\w*:/*)?[^/?#]*).+", re.DOTALL)
+"""Address, as far as its host: the path of a webhook may be its secret."""
 _USAGE = 2
 """Exit status for a wrong setting, as for a wrong option."""
 _FORMER = {
@@ -53,7 +56,8 @@ def load(kind: type[S], **given: Any) -> S:
         raise Invalid(f"{PREFIX}{name.upper()}: got {_got(kind, name)}; wanted: JSON") from None
     for _, value in settings:
         if isinstance(value, SecretStr):
-            remember(*value.get_secret_value().split(","))
+            secret = value.get_secret_value()
+            remember(secret, *secret.split(","))
         remember_address(value.get_secret_value() if isinstance(value, SecretStr) else str(value))
     return settings
 
@@ -131,7 +135,10 @@ def _got(kind: type[Settings], name: str, value: object = None) -> str:
     field = kind.model_fields.get(name)
     if SECRET_NAME.search(name) or (field is not None and "SecretStr" in str(field.annotation)):
         return "a value that is not shown"
-    shown = visible(hide_secrets(str(given)))
+    whole = str(given)
+    if field is not None and "Url" in str(field.annotation):
+        whole = _HOST.sub(r"\1…", whole)
+    shown = visible(hide_secrets(whole))
     return repr(shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}…")
 
 

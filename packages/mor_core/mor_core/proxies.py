@@ -8,17 +8,21 @@ and a call that may need a proxy has a setting of its own.
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
+import httpx
 from pydantic import AfterValidator, SecretStr
 
 
 def _address(value: SecretStr) -> SecretStr:
     """Check that the value is the address of a proxy; it may hold a password, so messages do not repeat it."""
     try:
-        parts = urlsplit(value.get_secret_value())
-        complete = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
+        address = httpx.URL(value.get_secret_value())
+        complete = (
+            address.scheme in ("http", "https")
+            and bool(address.host)
+            and 0 < (80 if address.port is None else address.port) < 1 << 16
+        )
+    except httpx.InvalidURL:
         complete = False
     if not complete:
         raise ValueError("a proxy's address is http://host:port or https://host:port, with user:password@ if it asks")

@@ -69,6 +69,9 @@ def create_service(
     app = _ServiceApp(
         title=title, version=version, description=description, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    # A redirect to the path without its last slash repeats the caller's Host header and, behind an ingress that ends
+    # TLS, the scheme http: the caller would repeat body and token there.
+    app.router.redirect_slashes = False
     app.state.tokens = TokenFile(settings.tokens_file)
     for route in app.routes:
         public(route.endpoint)  # type: ignore[attr-defined]  # FastAPI's own: the OpenAPI document and its page

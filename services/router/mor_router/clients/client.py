@@ -31,6 +31,7 @@ from mor_router.clients.responses import (
     ClientResponse,
     ResponseStatus,
     parse_response,
+    private,
     response_size_limit,
 )
 from mor_router.config import RouterSettings
@@ -305,11 +306,12 @@ class RewardClient:
         for _ in range(_MOST_IMAGE_ROUNDS):
             content = encode_request(items, {digest: images[digest] for digest in sent})
             left_ms = _left_ms(deadline - asyncio.get_running_loop().time())
-            status, answer = await self._http.post("/v1/score", content, response_size_limit(items), left_ms)
-            metrics.CLIENT_BYTES.labels(self.record.name, "sent").inc(len(content))
-            metrics.CLIENT_BYTES.labels(self.record.name, "received").inc(len(answer))
-            if status != 409:
-                return parse_response(answer, items)
+            with private(content):
+                status, answer = await self._http.post("/v1/score", content, response_size_limit(items), left_ms)
+                metrics.CLIENT_BYTES.labels(self.record.name, "sent").inc(len(content))
+                metrics.CLIENT_BYTES.labels(self.record.name, "received").inc(len(answer))
+                if status != 409:
+                    return parse_response(answer, items)
             missing = parse_missing_images(answer)
             if missing - named:
                 raise ClientFailure("images", "requested images that the request does not name")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class ClientFailure(Exception):
     def __init__(
         self, reason: FailureReason, detail: str, *, retry: bool = False, retry_after_s: float | None = None
     ) -> None:
-        super().__init__(detail)
+        super().__init__(detail[:_DETAIL_CHARACTERS])
         self.reason: FailureReason = reason
         self.retry = retry
         """True if the same call may succeed soon."""
@@ -75,6 +76,21 @@ def repeats(text: str, sent: bytes) -> bool:
     pieces = (written[start : start + _PIECE] for start in range(0, len(written) - _PIECE + 1, _PIECE // 2))
     head = sent[:_COMPARED_BYTES]
     return any(piece in head for piece in pieces)
+
+
+@contextmanager
+def private(sent: bytes) -> Iterator[None]:
+    """Replace the reason of a failure in the body that repeats what was sent: names of fields, headers, an item's id.
+
+    Raises:
+        ClientFailure: the failure in the body, with a reason that may be shown.
+    """
+    try:
+        yield
+    except ClientFailure as failure:
+        if repeats(str(failure), sent):
+            failure.args = (REPEATED,)
+        raise
 
 
 def response_size_limit(items: Sequence[ScoreItem]) -> int:
@@ -127,14 +143,18 @@ def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> C
     try:
         parsed = _ITEM.validate_python(entry)
     except ValidationError as error:
-        return ClientResponse("error", detail=f"malformed item ({describe(error)})"[:_DETAIL_CHARACTERS], model=model)
+        return ClientResponse("error", detail=_shown(f"malformed item ({describe(error)})", item), model=model)
     if parsed.scores is None:
-        detail = (parsed.detail or "no reason given")[:_DETAIL_CHARACTERS]
-        if repeats(detail, item.model_dump_json(include={"messages", "responses"}).encode()):
-            detail = REPEATED
+        detail = _shown(parsed.detail or "no reason given", item)
         return ClientResponse("unscorable" if parsed.status == "unscorable" else "error", detail=detail, model=model)
     if len(parsed.scores) != len(item.responses):
         return ClientResponse(
             "error", detail=f"{len(parsed.scores)} scores for {len(item.responses)} responses", model=model
         )
     return ClientResponse("ok", scores=parsed.scores, model=model)
+
+
+def _shown(detail: str, item: ScoreItem) -> str:
+    """Return a reason as it is kept: bounded, and without the texts that were sent."""
+    bounded = detail[:_DETAIL_CHARACTERS]
+    return REPEATED if repeats(bounded, item.model_dump_json(include={"messages", "responses"}).encode()) else bounded

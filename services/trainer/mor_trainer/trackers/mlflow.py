@@ -75,6 +75,8 @@ class MLflow:
     def _connected(self) -> Any:
         if self._client is None:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # runs are private
+            # The address of the run that MLflow prints at its end has the user and password of the server.
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
             from mlflow import MlflowClient
 
             self._client = MlflowClient(tracking_uri=self._tracking_uri)

@@ -16,7 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mor_core.failures import describe_failure, quote_failure
+from mor_core.failures import describe_failure, format_traceback, quote_failure
+from mor_core.hidden_secrets import hide_secrets, remember_environment
+from mor_core.printable import visible_lines
 
 from mor_rollout.engines.vllm.native_libraries import with_advice
 
@@ -48,6 +50,12 @@ class ErrorLog:
         else:
             config = copy.deepcopy(DEFAULT_LOGGING_CONFIG)
             config["handlers"]["vllm"] |= {"level": envs.VLLM_LOGGING_LEVEL, "stream": envs.VLLM_LOGGING_STREAM}
+            config["handlers"]["vllm"]["formatter"] = "mor_lines"
+            config["formatters"]["mor_lines"] = {
+                "()": f"{__name__}.{LogFormatter.__name__}",
+                "format": config["formatters"]["vllm"]["format"],
+                "datefmt": config["formatters"]["vllm"]["datefmt"],
+            }
             config["loggers"]["vllm"]["level"] = envs.VLLM_LOGGING_LEVEL
         self._folder = TemporaryDirectory(prefix="mor-vllm-")
         self._file = Path(self._folder.name) / "errors.jsonl"
@@ -112,6 +120,25 @@ class ExceptionFilter(logging.Filter):
             return False
         full = self._file.is_file() and self._file.stat().st_size >= _MOST_BYTES
         return not full or _FATAL in record.getMessage()
+
+
+class LogFormatter(logging.Formatter):
+    """Formatter of the log of vLLM's processes: as vLLM's, without secrets, control characters and private text.
+
+    Those processes have no logs of MoR, so each also learns here what is secret.
+    """
+
+    def __init__(self, fmt: str, datefmt: str) -> None:
+        super().__init__(fmt, datefmt, defaults={"vllm_process_name": "vLLM"})  # until vLLM gives the process a name
+        remember_environment()
+        logging.raiseExceptions = False  # else a handler that fails prints the line's arguments
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.fileinfo = record.filename  # vLLM's own formatter adds it
+        return visible_lines(hide_secrets(super().format(record)))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return format_traceback(ei[1])
 
 
 class ExceptionFormatter(logging.Formatter):
