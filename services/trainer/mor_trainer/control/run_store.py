@@ -99,14 +99,14 @@ class RunStore:
         Raises:
             Conflict: that request had another specification.
         """
-        rows = self._database.rows("SELECT id, spec FROM runs WHERE creation=?", creation)
-        if not rows:
-            return None
-        if rows[0]["spec"] != spec.model_dump_json():
-            raise Conflict(
-                f"the Idempotency-Key was used for run {rows[0]['id']}, which has another specification; send a new key"
-            )
-        return str(rows[0]["id"])
+        for row in self._database.rows("SELECT * FROM runs WHERE creation=?", creation):
+            found = _parse_row(row)
+            if found is None or found.spec != spec:
+                raise Conflict(
+                    f"the Idempotency-Key was used for run {row['id']}, which has another specification; send a new key"
+                )
+            return str(row["id"])
+        return None
 
     def create(self, spec: RunSpec, creation: str | None = None) -> str:
         """Queue a run and return its id. ``creation``: digest by which a repeated request finds it; none has it yet."""
