@@ -71,8 +71,9 @@ class Side:
 
 
 @contextlib.contextmanager
-def side(checkout: Path, clients: Sequence[str]) -> Iterator[Side]:
-    """Start the process of one checkout, with a Valkey of its own."""
+def side(checkout: Path, endpoints: Endpoints) -> Iterator[Side]:
+    """Start the process of one checkout, with a Valkey and clients of its own: clients keep the pictures they got."""
+    clients = [endpoints.endpoint(kind, specialist(kind)).url for kind in KINDS]
     with tempfile.TemporaryDirectory(prefix="mor-router-") as folder:
         valkey = Valkey(Path(folder))
         running = Side(checkout, valkey.url, clients)
@@ -93,11 +94,10 @@ def medians(rounds: Sequence[Figures]) -> Figures:
 def measure(checkouts: Sequence[Path], count: int) -> list[list[Figures]]:
     """Measure ``count`` rounds of each checkout, in turns of alternating order."""
     endpoints = Endpoints()
-    clients = [endpoints.endpoint(kind, specialist(kind)).url for kind in KINDS]
     found: list[list[Figures]] = [[] for _ in checkouts]
     with contextlib.ExitStack() as stack:
         stack.callback(endpoints.stop)
-        sides = [stack.enter_context(side(checkout, clients)) for checkout in checkouts]
+        sides = [stack.enter_context(side(checkout, endpoints)) for checkout in checkouts]
         for number in range(count):
             turn = list(zip(sides, found, strict=True))
             for one, figures in turn if number % 2 else reversed(turn):

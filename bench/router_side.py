@@ -31,7 +31,7 @@ from mor_router.embedding import GateInput, build_embedder
 from mor_router.mathematics.fusion import Weighted
 from mor_router.mathematics.group_fusion import ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import Mixture, fit_mixture
-from mor_router.rewarding.pipeline import GroupBatch
+from mor_router.rewarding import pipeline
 from numpy import ndarray
 from pydantic import SecretStr
 
@@ -47,6 +47,8 @@ _WARM_UP = 2
 """Batches at the start of a round that are not measured: connections are opened again after the pause."""
 _ADMIN = "the-bench-is-admin-here"
 _clock = time.process_time
+_GroupBatch: Any = vars(pipeline)["GroupBatch"]
+"""Looked up at run time, because other checkouts define it in another module."""
 
 
 def planted(pairs: int, clients: int) -> tuple[ndarray, ndarray]:
@@ -111,7 +113,7 @@ async def mathematics() -> list[float]:
     return times
 
 
-def live_batch(number: int) -> GroupBatch:
+def live_batch(number: int) -> Any:
     """Make a batch of groups of a run on new questions, each with one response twice."""
     random = np.random.default_rng(number)
     items, images = [], dict[str, bytes]()
@@ -124,16 +126,16 @@ def live_batch(number: int) -> GroupBatch:
         item = {"item_id": f"g{index}", "messages": messages, "responses": responses, "objective": "helpful"}
         items.append(RewardItem.model_validate(item))
     of_run: dict[str, Any] = {"policies": {item.item_id: "run-1:7" for item in items}}
-    if "policies" not in {field.name for field in dataclasses.fields(GroupBatch)}:  # a checkout older than audits
+    if "policies" not in {field.name for field in dataclasses.fields(_GroupBatch)}:  # a checkout older than audits
         of_run = {}
-    return GroupBatch(items, images, **of_run)
+    return _GroupBatch(items, images, **of_run)
 
 
 class LiveRouter:
     """Router with a fitted gate; its clients and its Valkey are other processes."""
 
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
+    def __init__(self, router: Any) -> None:
+        self._router = router
         self._next = 0
 
     async def batch_ms(self) -> list[float]:
@@ -143,7 +145,7 @@ class LiveRouter:
         times = []
         for batch in batches:
             started = _clock()
-            outcomes, _ = await self._pipeline.reward(batch, 30)
+            outcomes, _ = await self._router.rewarding.pipeline.reward(batch, 30)
             times.append(1e3 * (_clock() - started))
             assert all(hasattr(outcome.result, "rewards") for outcome in outcomes), outcomes
         return times[_WARM_UP:]
@@ -179,7 +181,7 @@ async def live_router(redis_url: str, clients: Sequence[str]) -> AsyncIterator[L
             uploaded = await http.put("/v1/objectives/helpful/anchors", content=jsonl(rows(63)), headers=ndjson)
             uploaded.raise_for_status()
             (await http.post("/v1/objectives/helpful/fit")).raise_for_status()
-            yield LiveRouter(app.state.router.rewarding.pipeline)
+            yield LiveRouter(app.state.router)
 
 
 async def figures(live: LiveRouter) -> dict[str, dict[str, float]]:
