@@ -3,10 +3,10 @@
 The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for the groups of one objective:
 
 1. plan      ``clients.pool`` and ``objectives.active_gates`` -> ``ScoringPlan``: clients with weight, and shadows
-2. weights   ``gating`` embeds the inputs -> ``ObjectiveWeights`` of each group
+2. weights   ``gate_weights`` embeds the inputs -> ``ObjectiveWeights`` of each group
 3. scores    ``clients.scoring`` calls the clients
 4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
-5. observe   ``run_observer`` learns from the groups of runs: metrics, influence, disagreement, honeypots and audits
+5. observe   ``run_monitor`` learns from the groups of runs: metrics, influence, disagreement, honeypots and audits
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser
 from mor_router.objectives.active_gates import ActiveGates, GateResolver
 from mor_router.rewarding import client_scores
-from mor_router.rewarding.gating import Gating
+from mor_router.rewarding.gate_weights import GateWeights
 from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, Unrewarded
 from mor_router.rewarding.recent_scores import RecentScores
-from mor_router.rewarding.run_observer import ObservedGroup, RunObserver
+from mor_router.rewarding.run_monitor import FusionResult, RunMonitor
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
 
 
@@ -56,17 +56,17 @@ class RewardPipeline:
         pool: ClientPool,
         requester: ScoreRequester,
         gate_resolver: GateResolver,
-        gating: Gating,
+        gate_weights: GateWeights,
         recent: RecentScores,
-        observer: RunObserver,
+        monitor: RunMonitor,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._requester = requester
         self._gate_resolver = gate_resolver
-        self._gating = gating
+        self._gate_weights = gate_weights
         self._recent = recent
-        self._observer = observer
+        self._monitor = monitor
 
     async def reward(
         self,
@@ -140,13 +140,13 @@ class RewardPipeline:
             for g in groups.items
         ]
         first = caller == RUNS and known is None
-        shapes = [self._observer.situations(item.messages, item.responses) for item in items]
+        shapes = [self._monitor.situations(item.messages, item.responses) for item in items]
         if first:
-            self._observer.offer_honeypots(groups, plan, deadline_s, partial(self._gating.clients_for, plan))
+            self._monitor.offer_honeypots(groups, plan, deadline_s, partial(self._gate_weights.clients_for, plan))
         started = time.perf_counter()
         gate_weights = asyncio.gather(
             *(
-                self._gating.try_weights(
+                self._gate_weights.try_of(
                     GateInput(item.messages, groups.images), plan, deadline_s, groups.traces.get(item.item_id)
                 )
                 for item in items
@@ -160,15 +160,15 @@ class RewardPipeline:
             found = await gate_weights
         finally:
             gate_weights.cancel()  # nobody embeds for a caller that has gone
-        rewarded = []
+        fusions = []
         for item, weights, situations in zip(groups.items, found, shapes, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
-                suspects = self._observer.suspects(plan, situations)
+                suspects = self._monitor.suspects(plan, situations)
                 fused, result = self._result(weights, answers[item.item_id], plan, standardisers, suspects)
-                rewarded.append(ObservedGroup(item, situations, weights, fused, result))
+                fusions.append(FusionResult(item, situations, weights, fused, result))
         if caller == RUNS:
-            await self._observer.observe(
-                groups, plan, rewarded, answers, known=known or {}, called=called, retry_s=retry_s
+            await self._monitor.observe(
+                groups, plan, fusions, answers, known=known or {}, called=called, retry_s=retry_s
             )
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
@@ -176,7 +176,7 @@ class RewardPipeline:
             item_id: {name: answer for name, answer in by_client.items() if answer.status == "ok"}
             for item_id, by_client in answers.items()
         }
-        return [GroupOutcome(group.item.item_id, group.result, plan.gates.note) for group in rewarded], good
+        return [GroupOutcome(group.item.item_id, group.result, plan.gates.note) for group in fusions], good
 
     async def _called_clients(
         self,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from mor_router.clients.client_components import ClientComponents
 from mor_router.objectives.objective_components import ObjectiveComponents
 from mor_router.resources import Resources
-from mor_router.rewarding.gating import Gating
+from mor_router.rewarding.gate_weights import GateWeights
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.pipeline import RewardPipeline
 from mor_router.rewarding.recent_scores import RecentScores
-from mor_router.rewarding.run_observer import RunObserver
+from mor_router.rewarding.run_monitor import RunMonitor
 from mor_router.trust.trust_components import TrustComponents
 
 
@@ -20,7 +20,7 @@ class RewardComponents:
     """Components that turn groups into rewards."""
 
     pipeline: RewardPipeline
-    gating: Gating
+    gate_weights: GateWeights
     influences: InfluenceLog
 
 
@@ -29,8 +29,8 @@ def build_rewarding(
 ) -> RewardComponents:
     settings = resources.settings
     influences = InfluenceLog(resources.redis)
-    gating = Gating(resources.embedder, settings.most_clients)
-    observer = RunObserver(
+    gate_weights = GateWeights(resources.embedder, settings.most_clients)
+    monitor = RunMonitor(
         pool=clients.pool,
         reliability=clients.reliability,
         influences=influences,
@@ -45,8 +45,8 @@ def build_rewarding(
         pool=clients.pool,
         requester=clients.requester,
         gate_resolver=objectives.gate_resolver,
-        gating=gating,
+        gate_weights=gate_weights,
         recent=RecentScores(resources.redis),
-        observer=observer,
+        monitor=monitor,
     )
-    return RewardComponents(pipeline=pipeline, gating=gating, influences=influences)
+    return RewardComponents(pipeline=pipeline, gate_weights=gate_weights, influences=influences)

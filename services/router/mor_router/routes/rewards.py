@@ -39,7 +39,7 @@ async def route(request: RouteRequest, router: Running, caller: Scorer) -> Route
         with embedding_for(caller.name):
             async with asyncio.timeout(deadline_s):
                 plan = await router.rewarding.pipeline.plan(request.objective)
-                objective_weights = await router.rewarding.gating.weights(
+                objective_weights = await router.rewarding.gate_weights.of(
                     GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
                 )
     except TimeoutError as error:

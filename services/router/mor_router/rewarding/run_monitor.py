@@ -1,4 +1,4 @@
-"""What the router learns from the groups of runs, and what it is allowed to know of a group before its reward.
+"""What the router learns from the groups of runs, and whom it suspects in the groups that follow.
 
 Groups of other callers change nothing here: no metric, honeypot, audit, suspicion, influence, model or reliability
 follows from them.
@@ -33,8 +33,8 @@ from mor_router.trust.honeypots import HoneypotCall, Honeypots
 
 
 @dataclass(frozen=True)
-class ObservedGroup:
-    """One group after its clients have answered."""
+class FusionResult:
+    """One group after fusion."""
 
     item: RewardItem
     situations: tuple[str, ...]
@@ -46,8 +46,8 @@ class ObservedGroup:
     result: GroupReward | Unrewarded
 
 
-class RunObserver:
-    """Observer of the groups of runs: honeypots, audits, disagreement, models, influence and reliability."""
+class RunMonitor:
+    """Monitor of the groups of runs: honeypots, audits, disagreement, models, influence and reliability."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class RunObserver:
         self,
         groups: GroupBatch,
         plan: ScoringPlan,
-        observed: Sequence[ObservedGroup],
+        fusions: Sequence[FusionResult],
         answers: ClientResponses,
         *,
         known: Mapping[str, Mapping[str, ClientResponse]],
@@ -113,15 +113,15 @@ class RunObserver:
         ``known``: answers of earlier attempts. ``called``: item -> weighted clients. ``retry_s``: seconds after which
         groups without a reward are tried again, by default those of the first retry.
         """
-        again = {o.item.item_id for o in observed if isinstance(o.result, Unrewarded) and o.result.outage}
+        again = {o.item.item_id for o in fusions if isinstance(o.result, Unrewarded) and o.result.outage}
         pause_s = self._group_retry_s if retry_s is None else retry_s
         await self._reliability.record(vain_waits(answers, known, called, again, pause_s))
-        for group in observed:
+        for group in fusions:
             await self._observe_group(groups, plan, group)
-        await self._influences.record([o.result for o in observed if isinstance(o.result, GroupReward)])
+        await self._influences.record([o.result for o in fusions if isinstance(o.result, GroupReward)])
         await self._observe_models(plan, answers)
 
-    async def _observe_group(self, groups: GroupBatch, plan: ScoringPlan, group: ObservedGroup) -> None:
+    async def _observe_group(self, groups: GroupBatch, plan: ScoringPlan, group: FusionResult) -> None:
         """Compare the clients of a rewarded group, and let it be audited: they have answered, so none can know it."""
         if group.fused is None or isinstance(group.weights, str) or isinstance(group.result, Unrewarded):
             return

@@ -19,14 +19,14 @@ from mor_router.objectives.active_gates import ActiveGates, ObjectivePart
 from mor_router.rewarding.scoring_plan import ScoringPlan
 
 
-class Gating:
+class GateWeights:
     """Gate weights by input; of the weighted clients, the ``most_clients`` with most weight are called."""
 
     def __init__(self, embedder: Embedder, most_clients: int | None) -> None:
         self._embedder = embedder
         self._most_clients = most_clients
 
-    async def weights(
+    async def of(
         self, x: GateInput, gates: ActiveGates, weighted_clients: Collection[str]
     ) -> tuple[ObjectiveWeights, ...]:
         """Compute each objective's weights for an input, over those of ``weighted_clients`` that are called for it.
@@ -39,14 +39,14 @@ class Gating:
             raise NoClientAvailable("no active client is in the gate; PATCH a client to active, or fit the objective")
         return self._of_embedded(await self._embedder.inputs([x]), gates, weighted_clients)
 
-    async def try_weights(
+    async def try_of(
         self, x: GateInput, plan: ScoringPlan, deadline_s: float, trace: str | None
     ) -> tuple[ObjectiveWeights, ...] | str:
         """Compute the weights for a group's input, or return why there are none. ``trace``: ``traceparent``."""
         with tracing.span("gate", parent=trace) as span:
             try:
                 async with asyncio.timeout(deadline_s):
-                    return await self.weights(x, plan.gates, plan.weighted_clients)
+                    return await self.of(x, plan.gates, plan.weighted_clients)
             except TimeoutError:
                 problem = f"the input was not embedded in {deadline_s:g} s"
                 span.fail(problem)
