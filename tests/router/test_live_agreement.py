@@ -28,7 +28,7 @@ def fused(*clients: str, group: int = 5, suspects: tuple[str, ...] = ()) -> Fuse
     found = fuse(
         raw,
         objective_weights=[WEIGHTS],
-        standardisers=[dict.fromkeys(CLIENTS, Standardiser(1.0, 0.0, 0.0, -1e9, 1e9))],
+        standardisers=[dict.fromkeys(CLIENTS, Standardiser(1.0, 1e3, 0.0, -1.0, 1.0))],
         fusion=Weighted(),
         quorum=0.0,
         suspects=suspects,
