@@ -16,9 +16,8 @@ WEIGHTS = ObjectiveWeights(1.0, dict.fromkeys(CLIENTS, 0.25), {"a": 2.0, "b": 1.
 
 
 def baseline(influence: float = 0.4, agreement: float = 0.5) -> DriftBaseline:
-    return DriftBaseline(
-        accuracy=0.8, least_accuracy=0.7, influence=influence, spread=1.0, loudness=0.5, least_concord=agreement
-    )
+    stored = {"accuracy": 0.8, "least_accuracy": 0.7, "influence": influence, "spread": 1.0, "loudness": 0.5}
+    return DriftBaseline.model_validate({**stored, "least_concord": agreement})
 
 
 def fused(*clients: str, group: int = 5, suspects: tuple[str, ...] = ()) -> FusedGroup:
