@@ -49,9 +49,8 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def commit() -> str | None:
-    """Return the measured commit; with ``+`` if the tree has changes, apart from results."""
-    root = RESULTS.parent.parent
+def commit(root: Path = RESULTS.parent.parent) -> str | None:
+    """Return the commit of a checkout, by default this one; with ``+`` if it has changes, apart from results."""
     try:
         head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True, timeout=10).strip()
         compare = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!bench/results"]

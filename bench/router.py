@@ -1,110 +1,142 @@
-"""Measurement of the router's own work: fit of a gate, its evaluation, routing and fusion of a group.
+"""Measurement of the router's own work: fit of a gate, its evaluation, routing and fusion, and whole batches of groups.
 
-``python bench/router.py`` writes ``bench/results/router.json``. Scores are synthetic; clients, network and Redis are
-excluded; inputs are embedded without a model, each for the first time.
+``python bench/router.py`` writes ``bench/results/router.json``. ``--against FOLDER`` measures another checkout in the
+same run, such as one made by ``git worktree add FOLDER COMMIT``. Short rounds of the two alternate; ``ratio`` has the
+quartiles, over pairs of rounds, of this checkout's time by the other's (below 1: this one is faster).
+
+Scores are synthetic, and inputs are embedded without a model, each for the first time. ``live_batch`` is what a run
+costs, with real HTTP clients, a real Valkey and a fitted gate; only CPU time of the router's process counts. The other
+figures exclude clients, network and Redis.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from machine import record
-from mor_core.wire import Message
-from mor_router.embedding import GateInput, build_embedder
-from mor_router.mathematics.fusion import Weighted
-from mor_router.mathematics.group_fusion import ObjectiveWeights, fuse
-from mor_router.mathematics.mixture import Mixture, fit_mixture
-from numpy import ndarray
+from machine import commit, record
+from router_side import BATCH, BATCHES, CLIENTS, EVALUATED, FIT_CLIENTS, FIT_PAIRS, GROUP, RESPONSES
 
-FIT_PAIRS, FIT_CLIENTS, FEATURES = 5000, 64, 352
-BATCH, CLIENTS, GROUP, GROUPS = 64, 8, 8, 2000
+sys.path.append(str(Path(__file__).parent.parent))
 
+from tests.conftest import Valkey
+from tests.router.endpoints import Endpoints
+from tests.router.planted import KINDS, specialist
 
-def planted(pairs: int, clients: int) -> tuple[ndarray, ndarray]:
-    """Make inputs in eight clusters, and scores of clients that know one cluster each."""
-    random = np.random.default_rng(0)
-    domain = random.integers(0, 8, size=pairs)
-    inputs = 0.1 * random.normal(size=(pairs, FEATURES))
-    inputs[np.arange(pairs), domain] += 1
-    quality = random.normal(size=(pairs, 1, 2))
-    quality[..., ::-1].sort(axis=2)
-    known = domain[:, None] == np.arange(clients) % 8
-    scores = np.where(known[..., None], quality, 0) + random.normal(size=(pairs, clients, 2))
-    return inputs, scores
+ROOT = Path(__file__).parent.parent
+_SIZES: dict[str, dict[str, int]] = {
+    "fit": {"pairs": FIT_PAIRS, "clients": FIT_CLIENTS},
+    "gate_evaluation": {"batch": EVALUATED, "clients": FIT_CLIENTS},
+    "routing_and_fusion": {"clients": CLIENTS, "group": GROUP},
+    "live_batch": {"batches_a_round": BATCHES, "groups": BATCH, "clients": len(KINDS), "group": RESPONSES},
+}
 
-
-def fitted(pairs: int, clients: int) -> tuple[Mixture, float, float]:
-    """Fit a mixture; return it, the seconds of the fit, and its held-out accuracy."""
-    inputs, scores = planted(pairs, clients)
-    started = time.perf_counter()
-    names = [f"client-{k}" for k in range(clients)]
-    mixture, found = fit_mixture(names, inputs, scores, entropy_floor=0.1)
-    return mixture, time.perf_counter() - started, found.held_out_accuracy
+Figures = dict[str, dict[str, float]]
 
 
-def best(work: Callable[[], object], rounds: int = 50) -> float:
-    """Return the minimum seconds of several rounds, the least disturbed one."""
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+class Side:
+    """Process that measures one checkout."""
 
-
-def evaluation(mixture: Mixture) -> float:
-    """Measure the milliseconds for weights and slopes of a group, in a batch."""
-    inputs = planted(BATCH, 1)[0]
-    seconds = best(lambda: (mixture.weights(inputs, mixture.clients), mixture.slopes(inputs)))
-    return 1e3 * seconds / BATCH
-
-
-def overhead() -> dict[str, float]:
-    """Measure the milliseconds from a group's scores to its reward, with embedding and gate: median and p99."""
-    mixture, _, _ = fitted(64, CLIENTS)
-    embedder = build_embedder(None, None, GROUPS)
-    random = np.random.default_rng(1)
-    units = dict(zip(mixture.clients, mixture.standardisers, strict=True))
-    times = []
-
-    async def one(index: int) -> None:
-        raw = {name: random.normal(size=GROUP).tolist() for name in mixture.clients}
-        question = GateInput((Message(role="user", content=f"Question {index}: how many bars has the chart?"),), {})
-        started = time.perf_counter()
-        inputs = await embedder.inputs([question])
-        weights, slopes = mixture.weights(inputs, mixture.clients)[0], mixture.slopes(inputs)[0]
-        weights_of_input = ObjectiveWeights(
-            1.0,
-            dict(zip(mixture.clients, weights.tolist(), strict=True)),
-            dict(zip(mixture.clients, slopes.tolist(), strict=True)),
+    def __init__(self, checkout: Path, redis_url: str, clients: Sequence[str]) -> None:
+        packages = [*checkout.glob("packages/*"), *checkout.glob("services/*")]
+        path = os.pathsep.join(map(str, [Path(__file__).parent, *packages]))
+        command = [sys.executable, str(Path(__file__).with_name("router_side.py")), redis_url, *clients]
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        fuse(raw, objective_weights=[weights_of_input], standardisers=[units], fusion=Weighted(), quorum=0.5)
-        times.append(1e3 * (time.perf_counter() - started))
 
-    async def run() -> None:
-        for index in range(GROUPS):
-            await one(index)
+    def round(self) -> Figures:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        if not (line := self._process.stdout.readline()):
+            raise SystemExit("the measuring process ended without figures; its reason is above")
+        found: Figures = json.loads(line)
+        return found
 
-    asyncio.run(run())
-    return {"p50_ms": float(np.quantile(times, 0.5)), "p99_ms": float(np.quantile(times, 0.99))}
+    def stop(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate(timeout=60)
+
+
+@contextlib.contextmanager
+def side(checkout: Path, endpoints: Endpoints) -> Iterator[Side]:
+    """Start the process of one checkout, with a Valkey and clients of its own: clients keep the pictures they got."""
+    clients = [endpoints.endpoint(kind, specialist(kind)).url for kind in KINDS]
+    with tempfile.TemporaryDirectory(prefix="mor-router-") as folder:
+        valkey = Valkey(Path(folder))
+        running = Side(checkout, valkey.url, clients)
+        try:
+            yield running
+        finally:
+            running.stop()
+            valkey.kill()
+
+
+def medians(rounds: Sequence[Figures]) -> Figures:
+    return {
+        name: {figure: statistics.median(one[name][figure] for one in rounds) for figure in rounds[0][name]}
+        for name in rounds[0]
+    }
+
+
+def measure(checkouts: Sequence[Path], count: int) -> list[list[Figures]]:
+    """Measure ``count`` rounds of each checkout, in turns of alternating order."""
+    endpoints = Endpoints()
+    found: list[list[Figures]] = [[] for _ in checkouts]
+    with contextlib.ExitStack() as stack:
+        stack.callback(endpoints.stop)
+        sides = [stack.enter_context(side(checkout, endpoints)) for checkout in checkouts]
+        for number in range(count):
+            turn = list(zip(sides, found, strict=True))
+            for one, figures in turn if number % 2 else reversed(turn):
+                figures.append(one.round())
+    return found
+
+
+def ratios(now: Sequence[Figures], before: Sequence[Figures]) -> dict[str, dict[str, list[float]]]:
+    """Divide each round's times now by those of its turn before; return quartiles, the median in the middle."""
+    pairs = list(zip(now, before, strict=True))
+    return {
+        name: {
+            figure: statistics.quantiles([one[name][figure] / other[name][figure] for one, other in pairs], n=4)
+            for figure in line
+            if "cpu" in figure
+        }
+        for name, line in now[0].items()
+    }
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    fitted(64, 3)  # imports and first calls
-    mixture, seconds, accuracy = fitted(FIT_PAIRS, FIT_CLIENTS)
-    figures = {
-        "fit": {"pairs": FIT_PAIRS, "clients": FIT_CLIENTS, "seconds": seconds, "held_out_accuracy": accuracy},
-        "gate_evaluation": {"batch": BATCH, "clients": FIT_CLIENTS, "ms_per_group": evaluation(mixture)},
-        "routing_and_fusion": {"clients": CLIENTS, "group": GROUP, **overhead()},
-    }
-    for name, line in figures.items():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, measured in the same run")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of each checkout, at least 2")
+    options = parser.parse_args()
+    against: Path | None = options.against and options.against.resolve()
+    if against is not None and not (against / "services" / "router").is_dir():
+        raise SystemExit(f"{against} is no checkout of MoR; name the root folder of one")
+    now, *others = measure([ROOT, *([against] if against else [])], max(2, options.rounds))
+    figures: dict[str, Any] = {name: _SIZES[name] | line for name, line in medians(now).items()}
+    for name, line in medians(now).items():
         print(name, {key: round(value, 4) for key, value in line.items()})
-    print(record("router", figures))
+    if against is not None:
+        [before] = others
+        found = ratios(now, before)
+        figures["against"] = {"commit": commit(against), **medians(before), "ratio": found}
+        for name, compared in found.items():
+            print(f"{name}, ratio to {against}", {key: [round(v, 3) for v in q] for key, q in compared.items()})
+    print(record("router", {"rounds": options.rounds, **figures}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mor_router.rewarding.pipeline import GroupBatch
+from mor_router.rewarding.group_batch import GroupBatch
 from mor_router.routes.rewards import item_reward
 from mor_router.schemas import RewardRequest
 from mor_router.wiring import Router

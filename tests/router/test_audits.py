@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mor_core.wire import ModelRef, RewardItem
 from mor_router.learning import audit_labelling
-from mor_router.rewarding.pipeline import GroupBatch
+from mor_router.rewarding.group_batch import GroupBatch
 from mor_router.store import OBJECTIVES, key
 from mor_router.trust import live_audits
 from mor_router.trust.live_audits import AuditScores, LiveAudit, draw_pair

@@ -22,7 +22,8 @@ from mor_router.clients.pool import ClientPool
 from mor_router.clients.scoring import ClientResponses
 from mor_router.config import RouterSettings
 from mor_router.embedding import LIVE, embedding_for
-from mor_router.rewarding.pipeline import GroupBatch, RewardPipeline, Unrewarded
+from mor_router.rewarding.group_batch import GroupBatch, Unrewarded
+from mor_router.rewarding.pipeline import RewardPipeline
 
 _IDLE_S = 1.0
 """Seconds between checks for an active client, while there is none."""

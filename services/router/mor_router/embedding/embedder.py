@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -85,6 +85,13 @@ class GateInput:
     """Encoded bytes by hash, at least those that ``messages`` name."""
 
 
+class _Key(NamedTuple):
+    """Identity of a text or an image."""
+
+    kind: Literal["text", "image"]
+    digest: str
+
+
 class _Cache:
     """Cache of the ``bound`` vectors used last, by key."""
 
@@ -112,9 +119,9 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"embedding-{name}")
         self._turns = FairTurns()
 
-    async def compute(self, work: Mapping[str, Compute], sender: Sender) -> dict[str, Float[ndarray, " features"]]:
+    async def compute(self, work: Mapping[_Key, Compute], sender: Sender) -> dict[_Key, Float[ndarray, " features"]]:
         """Compute each value, in as many turns as that takes."""
-        done: dict[str, Float[ndarray, " features"]] = {}
+        done: dict[_Key, Float[ndarray, " features"]] = {}
         missing = work
         while missing:
             await self._turns.take(sender)
@@ -126,9 +133,9 @@ class _Lane:
         return done
 
 
-def _one_turn(work: Mapping[str, Compute]) -> dict[str, Float[ndarray, " features"]]:
+def _one_turn(work: Mapping[_Key, Compute]) -> dict[_Key, Float[ndarray, " features"]]:
     until = time.monotonic() + _TURN_S
-    done: dict[str, Float[ndarray, " features"]] = {}
+    done: dict[_Key, Float[ndarray, " features"]] = {}
     for key, compute in work.items():
         try:
             done[key] = compute()
@@ -149,8 +156,7 @@ class Embedder:
         """Number of features of an input."""
         self._text = text
         self._image = image
-        self._texts = _Cache(cache)
-        self._images = _Cache(cache)
+        self._caches = {"text": _Cache(cache), "image": _Cache(cache)}
         self._live, self._others = _Lane("live"), _Lane("others")
 
     async def inputs(self, inputs: Sequence[GateInput]) -> Float[ndarray, "inputs features"]:
@@ -160,50 +166,48 @@ class Embedder:
             Invalid: an image cannot be decoded.
         """
         texts = [self._cut("\n".join([message.text for message in x.messages])) for x in inputs]
-        digests = [_digest(text) for text in texts]
-        shown = [image_hashes(x.messages) for x in inputs]
-        words = await self._vectors(
-            self._texts, {digest: partial(self._text, text) for digest, text in zip(digests, texts, strict=True)}
-        )
-        work = {
-            digest: partial(self._image, x.images[digest])
-            for x, pictures in zip(inputs, shown, strict=True)
-            for digest in pictures
-        }
-        seen = await self._vectors(self._images, work) if work else {}
+        words = [_text_key(text) for text in texts]
+        shown = [[_Key("image", digest) for digest in image_hashes(x.messages)] for x in inputs]
+        work: dict[_Key, Compute] = {key: partial(self._text, text) for key, text in zip(words, texts, strict=True)}
+        for x, pictures in zip(inputs, shown, strict=True):
+            work |= {picture: partial(self._image, x.images[picture.digest]) for picture in pictures}
+        found = await self._vectors(work)
         return np.stack(
-            [self._input(words[digest], pictures, seen) for digest, pictures in zip(digests, shown, strict=True)]
+            [
+                self._input(found[text], [found[key] for key in pictures])
+                for text, pictures in zip(words, shown, strict=True)
+            ]
         )
 
     async def text(self, text: str) -> Float[ndarray, " features"]:
         """Return e(o) of an objective's text."""
         text = self._cut(text)
-        digest = _digest(text)
-        return (await self._vectors(self._texts, {digest: partial(self._text, text)}))[digest]
+        key = _text_key(text)
+        return (await self._vectors({key: partial(self._text, text)}))[key]
 
     def _cut(self, text: str) -> str:
         return text[: self._text.most_characters]
 
-    async def _vectors(self, cache: _Cache, work: Mapping[str, Compute]) -> dict[str, Float[ndarray, " features"]]:
-        found = {key: vector for key in work if (vector := cache.get(key)) is not None}
+    async def _vectors(self, work: Mapping[_Key, Compute]) -> dict[_Key, Float[ndarray, " features"]]:
+        found = {key: vector for key in work if (vector := self._caches[key.kind].get(key.digest)) is not None}
         missing = {key: compute for key, compute in work.items() if key not in found}
         if missing:
             sender = _sender.get()
             lane = self._live if sender is LIVE else self._others
             found |= await lane.compute(missing, sender)
             for key in missing:
-                cache.put(key, found[key])
+                self._caches[key.kind].put(key.digest, found[key])
         return found
 
     def _input(
-        self, text: Float[ndarray, " features"], shown: Sequence[str], seen: Mapping[str, Float[ndarray, " features"]]
+        self, text: Float[ndarray, " features"], pictures: Sequence[Float[ndarray, " features"]]
     ) -> Float[ndarray, " features"]:
-        image = np.mean([seen[digest] for digest in shown], axis=0) if shown else np.zeros(self._image.size)
+        image = np.mean(pictures, axis=0) if pictures else np.zeros(self._image.size)
         return np.concatenate([text, image])
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _text_key(text: str) -> _Key:
+    return _Key("text", hashlib.sha256(text.encode()).hexdigest())
 
 
 def build_embedder(text_model: str | None, image_model: str | None, cache: int) -> Embedder:

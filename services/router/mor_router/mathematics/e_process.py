@@ -48,13 +48,14 @@ class EProcess:
 
     def __init__(self, least_mean: float) -> None:
         self._least_mean = least_mean
+        self._bets = np.array(BETS) / (1 - least_mean)
         self._logs = np.zeros(len(BETS))
         self.count = 0
         """Observations so far."""
 
     def add(self, outcome: float, stake: float) -> None:
         """Update E with one observation; both arguments lie in [0, 1]."""
-        self._logs += np.log1p(np.array(BETS) / (1 - self._least_mean) * (stake * (self._least_mean - outcome)))
+        self._logs += np.log1p(self._bets * (stake * (self._least_mean - outcome)))
         self.count += 1
 
     @property

@@ -11,8 +11,8 @@ counts one half):
 
 from __future__ import annotations
 
-import itertools
 import math
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -35,8 +35,15 @@ def of_group(
     """
     if len(weights) < LEAST_CLIENTS or calibrated.shape[1] < 2:
         raise ValueError(f"got {len(weights)} clients and {calibrated.shape[1]} responses; at least 3 and 2 are needed")
-    first, second = np.array(list(itertools.combinations(range(calibrated.shape[1]), 2))).T
+    first, second = _pairs(calibrated.shape[1])
     return np.asarray(of_pairs((calibrated[:, first] - calibrated[:, second]).T, weights[None, :]).mean(axis=0))
+
+
+@lru_cache(maxsize=64)
+def _pairs(size: int) -> tuple[ndarray, ndarray]:
+    """Return the first and the second places of all pairs of a group of this size."""
+    first, second = np.triu_indices(size, 1)
+    return first, second
 
 
 def of_pairs(

@@ -54,8 +54,9 @@ class Standardiser:
         level = np.median(scores, axis=-1, keepdims=True)
         limit = max(self.limit, _LEAST_SPREAD)
         deviation = limit * np.tanh((scores - level) / limit) if self.limit else np.zeros_like(scores)
-        counted = np.clip(np.clip(level - self.centre, self.low, self.high) / spread, -_LARGEST_LEVEL, _LARGEST_LEVEL)
-        return np.asarray(counted + deviation / spread)
+        most = _LARGEST_LEVEL * spread
+        low, high = max(-most, min(most, self.low)), max(-most, min(most, self.high))
+        return np.asarray((np.clip(level - self.centre, low, high) + deviation) / spread)
 
 
 def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from mor_core.wire import ClientScore
+from mor_core.wire import ClientScore, ModelRef
 
 from mor_router import metrics
 from mor_router.clients.responses import ClientResponse
@@ -77,11 +77,12 @@ def unweighted(plan: ScoringPlan, answers: Mapping[str, ClientResponse]) -> tupl
     return tuple(scores)
 
 
-def observe_models(plan: ScoringPlan, called: Collection[str], answers: Mapping[str, ClientResponse]) -> None:
-    """Show in the metrics which clients serve another model than the gate was fitted on."""
+def observe_models(plan: ScoringPlan, serves: Mapping[str, ModelRef]) -> None:
+    """Show in the metrics which weighted clients serve another model than the gate was fitted on."""
     fitted_on = [part.models for part in plan.gates.parts]
-    for name in called:
-        metrics.STALE_CALIBRATION.labels(name).set(stale_reason(name, answers[name].model, fitted_on) is not None)
+    for name in plan.weighted_clients:
+        if name in serves:
+            metrics.STALE_CALIBRATION.labels(name).set(stale_reason(name, serves[name], fitted_on) is not None)
 
 
 def observe(fused: FusedGroup, objective_weights: Sequence[ObjectiveWeights]) -> None:

@@ -111,16 +111,17 @@ class InfluenceLog:
         """Record the clients' contributions to rewarded groups."""
         if not groups:
             return
-        names: list[str] = []  # of the keys, one for each command
+        lines: dict[str, list[str]] = {}
+        for group in groups:
+            for client, line in contributions(label(group.objectives), group.clients, time.time()).items():
+                lines.setdefault(key("influence", client), []).append(line.model_dump_json())
         async with self._redis.pipeline(transaction=False) as pipe:
-            for group in groups:
-                for client, line in contributions(label(group.objectives), group.clients, time.time()).items():
-                    name = key("influence", client)
-                    pipe.lpush(name, line.model_dump_json())
-                    pipe.ltrim(name, 0, _LATEST - 1)
-                    pipe.expire(name, _TTL_S)
-                    names += [name] * 3
+            for name, latest in lines.items():
+                pipe.lpush(name, *latest)
+                pipe.ltrim(name, 0, _LATEST - 1)
+                pipe.expire(name, _TTL_S)
             replies = await pipe.execute(raise_on_error=False)
+        names = [name for name in lines for _ in range(3)]  # one for each command
         for name, reply in zip(names, replies, strict=True):
             if isinstance(reply, ResponseError) and is_wrong_type(reply):
                 _LINES.refuse(name, "the key has another type; it is deleted")

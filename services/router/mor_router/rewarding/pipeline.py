@@ -3,89 +3,47 @@
 The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for the groups of one objective:
 
 1. plan      ``clients.pool`` and ``objectives.active_gates`` -> ``ScoringPlan``: clients with weight, and shadows
-2. weights   ``embedding`` and the gates -> ``ObjectiveWeights`` of each group
-3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may follow with a honeypot call
+2. weights   ``gate_weights`` embeds the inputs -> ``ObjectiveWeights`` of each group
+3. scores    ``clients.scoring`` calls the clients
 4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
-5. record    ``client_scores`` and ``influence``; ``trust.disagreement_monitor`` and ``trust.drift`` observe
-6. audit     ``trust.auditor`` chooses groups of runs at random, to be labelled later
+5. observe   ``run_monitor`` learns from the groups of runs: metrics, influence, disagreement, honeypots and audits
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import json
 import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float
 from mor_core import tracing
-from mor_core.errors import Conflict, MorError, NotFound
+from mor_core.errors import Conflict, NotFound
 from mor_core.failures import describe_failure
 from mor_core.objectives import RequestedObjective
-from mor_core.wire import GroupReward, RewardExplanation, RewardItem, ScoreItem
-from numpy import ndarray
+from mor_core.wire import GroupReward, RewardItem, ScoreItem
 
 from mor_router import metrics
 from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.pool import ClientPool
-from mor_router.clients.reliability import Reliability
 from mor_router.clients.responses import ClientResponse
 from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
 from mor_router.config import RouterSettings
-from mor_router.embedding import Embedder, GateInput
+from mor_router.embedding import GateInput
 from mor_router.mathematics.fusion import FusionChoice
-from mor_router.mathematics.gate import NoClientAvailable
-from mor_router.mathematics.group_fusion import ObjectiveWeights, blended_weights, fuse
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, blended_weights, fuse
 from mor_router.mathematics.mixture import Mixture
 from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser
-from mor_router.mathematics.suspicion import situations
-from mor_router.objectives.active_gates import ActiveGates, GateResolver, ObjectivePart
-from mor_router.objectives.objective_store import Objective
+from mor_router.objectives.active_gates import ActiveGates, GateResolver
 from mor_router.rewarding import client_scores
-from mor_router.rewarding.influence import InfluenceLog
+from mor_router.rewarding.gate_weights import GateWeights
+from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, Unrewarded
 from mor_router.rewarding.recent_scores import RecentScores
+from mor_router.rewarding.run_monitor import FusionResult, RunMonitor
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
-from mor_router.rewarding.vain_waits import vain_waits
-from mor_router.trust.auditor import Auditor, RewardedGroup
-from mor_router.trust.disagreement_monitor import DisagreementMonitor
-from mor_router.trust.drift import Drift
-from mor_router.trust.honeypots import HoneypotCall, Honeypots
-
-
-@dataclass(frozen=True)
-class GroupBatch:
-    """Groups to reward, and the images that they name."""
-
-    items: Sequence[RewardItem]
-    images: Mapping[str, bytes] = field(repr=False)
-    traces: Mapping[str, str | None] = field(default_factory=dict)
-    """Item -> ``traceparent`` of the span in which it is rewarded."""
-    policies: Mapping[str, str] = field(default_factory=dict)
-    """Item -> run and weights version that sampled it. An item without one is no run's, and is never audited."""
-
-
-class Unrewarded(RewardExplanation):
-    """A group without a reward."""
-
-    problem: str
-    """Reason why there is no reward."""
-    outage: bool = False
-    """True where calls to clients failed that would have made a quorum: waiting may help."""
-
-
-@dataclass(frozen=True)
-class GroupOutcome:
-    """Result for one item of a batch."""
-
-    item_id: str
-    result: GroupReward | Unrewarded
-    note: str | None
-    """Reason why there is no fitted gate, or why these objectives were chosen."""
 
 
 class RewardPipeline:
@@ -97,28 +55,18 @@ class RewardPipeline:
         settings: RouterSettings,
         pool: ClientPool,
         requester: ScoreRequester,
-        reliability: Reliability,
         gate_resolver: GateResolver,
+        gate_weights: GateWeights,
         recent: RecentScores,
-        influences: InfluenceLog,
-        honeypots: Honeypots,
-        drift: Drift,
-        disagreement: DisagreementMonitor,
-        auditor: Auditor,
-        embedder: Embedder,
+        monitor: RunMonitor,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._requester = requester
-        self._reliability = reliability
         self._gate_resolver = gate_resolver
+        self._gate_weights = gate_weights
         self._recent = recent
-        self._influences = influences
-        self._honeypots = honeypots
-        self._drift = drift
-        self._disagreement = disagreement
-        self._auditor = auditor
-        self._embedder = embedder
+        self._monitor = monitor
 
     async def reward(
         self,
@@ -155,19 +103,6 @@ class RewardPipeline:
         answers = {item_id: by_client for _, part in parts for item_id, by_client in part.items()}
         return [outcomes[item.item_id] for item in groups.items], answers
 
-    async def gate_weights(
-        self, x: GateInput, gates: ActiveGates, weighted_clients: Collection[str]
-    ) -> tuple[ObjectiveWeights, ...]:
-        """Compute each objective's weights for an input, over those of ``weighted_clients`` that are called for it.
-
-        Raises:
-            NoClientAvailable: there are no such clients, or an objective's gate has none of them.
-            Invalid: an image cannot be decoded.
-        """
-        if not weighted_clients:
-            raise NoClientAvailable("no active client is in the gate; PATCH a client to active, or fit the objective")
-        return self._objective_weights(await self._embedder.inputs([x]), gates, weighted_clients)
-
     async def plan(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
         """Plan the scoring of groups with this objective by the clients and gates that are active now.
 
@@ -179,17 +114,6 @@ class RewardPipeline:
         active = [name for name, record in records.items() if record.state == "active"]
         gates = await self._gate_resolver.resolve(objective, active)
         return make_plan(records, gates, fusion or self._settings.fusion)
-
-    def _objective_weights(
-        self, inputs: Float[ndarray, "1 features"], gates: ActiveGates, weighted_clients: Collection[str]
-    ) -> tuple[ObjectiveWeights, ...]:
-        found = tuple(_weights_of(part, inputs, weighted_clients) for part in gates.parts)
-        most = self._settings.most_clients
-        if most is None or len(weighted_clients) <= most:
-            return found
-        weights = blended_weights(found)
-        called = heapq.nlargest(most, weights, key=weights.__getitem__)
-        return tuple(_weights_of(part, inputs, called) for part in gates.parts)
 
     async def _reward_objective(
         self,
@@ -215,40 +139,44 @@ class RewardPipeline:
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
             for g in groups.items
         ]
-        learns = caller == RUNS
-        seen = {item.item_id for item in items if self._honeypots.known_picture(item.messages)}
-        if learns and known is None:
-            self._offer_honeypots(groups, plan, deadline_s)
+        first = caller == RUNS and known is None
+        shapes = [self._monitor.situations(item.messages, item.responses) for item in items]
+        if first:
+            self._monitor.offer_honeypots(groups, plan, deadline_s, partial(self._gate_weights.clients_for, plan))
         started = time.perf_counter()
-        gate_weights = asyncio.gather(*(self._try_gate_weights(item, groups, plan, deadline_s) for item in items))
+        gate_weights = asyncio.gather(
+            *(
+                self._gate_weights.try_of(
+                    GateInput(item.messages, groups.images), plan, deadline_s, groups.traces.get(item.item_id)
+                )
+                for item in items
+            )
+        )
         try:
             called = await self._called_clients(items, gate_weights, plan)
             batch = ScoreBatch(items, groups.images, groups.traces)
             answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known=known, caller=caller)
-            standardisers = await self._standardisers(plan.gates, answers, remember=learns and known is None)
+            standardisers = await self._standardisers(plan.gates, answers, remember=first)
             found = await gate_weights
         finally:
             gate_weights.cancel()  # nobody embeds for a caller that has gone
-        outcomes = []
-        for item, weights in zip(items, found, strict=True):
+        fusions = []
+        for item, weights, situations in zip(groups.items, found, shapes, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
-                shape = situations(item.responses, known_picture=item.item_id in seen)
-                result = self._result(weights, answers[item.item_id], plan, standardisers, shape, learns=learns)
-                outcomes.append(GroupOutcome(item.item_id, result, plan.gates.note))
-        if learns:
-            again = {o.item_id for o in outcomes if isinstance(o.result, Unrewarded) and o.result.outage}
-            pause_s = self._settings.group_retry_s if retry_s is None else retry_s
-            await self._reliability.record(vain_waits(answers, known or {}, called, again, pause_s))
-            await self._audit(groups, plan, outcomes, found, seen)
-            await self._influences.record([o.result for o in outcomes if isinstance(o.result, GroupReward)])
-            await self._record_models(plan.gates, answers)
+                suspects = self._monitor.suspects(plan, situations)
+                fused, result = self._result(weights, answers[item.item_id], plan, standardisers, suspects)
+                fusions.append(FusionResult(item, situations, weights, fused, result))
+        if caller == RUNS:
+            await self._monitor.observe(
+                groups, plan, fusions, answers, known=known or {}, called=called, retry_s=retry_s
+            )
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
         good = {
             item_id: {name: answer for name, answer in by_client.items() if answer.status == "ok"}
             for item_id, by_client in answers.items()
         }
-        return outcomes, good
+        return [GroupOutcome(group.item.item_id, group.result, plan.gates.note) for group in fusions], good
 
     async def _called_clients(
         self,
@@ -263,75 +191,6 @@ class RewardPipeline:
             item.item_id: () if isinstance(weights, str) else tuple(blended_weights(weights))
             for item, weights in zip(items, await gate_weights, strict=True)
         }
-
-    def _offer_honeypots(self, groups: GroupBatch, plan: ScoringPlan, deadline_s: float) -> None:
-        """Let a honeypot call follow this one."""
-        if (objective := _labelled_objective(plan)) is not None:
-            call = HoneypotCall(
-                objective=objective,
-                gate=plan.gates.version,
-                groups=[(item.messages, item.responses) for item in groups.items],
-                clients_for=partial(self._clients_for, plan),
-                deadline_s=deadline_s,
-            )
-            self._honeypots.follow(call)
-
-    async def _audit(
-        self,
-        groups: GroupBatch,
-        plan: ScoringPlan,
-        outcomes: Sequence[GroupOutcome],
-        gate_weights: Sequence[tuple[ObjectiveWeights, ...] | str],
-        seen: Collection[str],
-    ) -> None:
-        """Let the rewarded groups of runs be audited. The clients have answered, so none can know which ones are.
-
-        ``seen``: items whose pictures were sent before.
-        """
-        objective = _labelled_objective(plan)
-        for item, outcome, weights in zip(groups.items, outcomes, gate_weights, strict=True):
-            policy = groups.policies.get(item.item_id)
-            if objective and policy and isinstance(outcome.result, GroupReward) and not isinstance(weights, str):
-                expected, known = plan.gates.parts[0].expected, item.item_id in seen
-                group = RewardedGroup(item, groups.images, policy, outcome.result, weights[0], expected, known)
-                await self._auditor.consider(objective, group)
-
-    def _clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:
-        """Return all clients that would score a group with this input."""
-        weighted: Collection[str] = ()
-        if plan.weighted_clients:
-            weighted = blended_weights(self._objective_weights(inputs[None], plan.gates, plan.weighted_clients))
-        return (*weighted, *plan.shadows)
-
-    async def _record_models(self, gates: ActiveGates, answers: ClientResponses) -> None:
-        """Record the model of each client that answered with another than the one in the registry."""
-        serves = {
-            client: answer.model
-            for by_client in answers.values()
-            for client, answer in by_client.items()
-            if answer.model is not None and client in gates.clients
-        }
-        for client, model in serves.items():
-            if (record := self._pool.records.get(client)) is not None and record.model != model:
-                await self._drift.record_model(client, model)
-
-    async def _try_gate_weights(
-        self, item: ScoreItem, groups: GroupBatch, plan: ScoringPlan, deadline_s: float
-    ) -> tuple[ObjectiveWeights, ...] | str:
-        """Compute a group's gate weights, or return why there are none."""
-        with tracing.span("gate", parent=groups.traces.get(item.item_id)) as span:
-            try:
-                async with asyncio.timeout(deadline_s):
-                    return await self.gate_weights(
-                        GateInput(item.messages, groups.images), plan.gates, plan.weighted_clients
-                    )
-            except TimeoutError:
-                problem = f"the input was not embedded in {deadline_s:g} s"
-                span.fail(problem)
-                return problem
-            except (MorError, ValueError) as error:
-                span.fail(reason := describe_failure(error))
-                return reason
 
     async def _standardisers(
         self, gates: ActiveGates, answers: ClientResponses, *, remember: bool
@@ -364,10 +223,8 @@ class RewardPipeline:
         answers: Mapping[str, ClientResponse],
         plan: ScoringPlan,
         standardisers: Sequence[Mapping[str, Standardiser]],
-        shape: tuple[str, ...],
-        *,
-        learns: bool,
-    ) -> GroupReward | Unrewarded:
+        suspects: Collection[str],
+    ) -> tuple[FusedGroup | None, GroupReward | Unrewarded]:
         """Fuse one group's scores, or explain why it has no reward."""
         used: dict[str, Any] = {
             "objectives": plan.gates.objectives,
@@ -376,10 +233,8 @@ class RewardPipeline:
         }
         unweighted = client_scores.unweighted(plan, answers)
         if isinstance(gate_weights, str):
-            return Unrewarded(problem=gate_weights, clients=unweighted, **used)
+            return None, Unrewarded(problem=gate_weights, clients=unweighted, **used)
         weights = blended_weights(gate_weights)
-        if learns:
-            client_scores.observe_models(plan, weights, answers)
         raw = {name: a.scores for name in weights if (a := answers[name]).scores is not None}
         fused = fuse(
             raw,
@@ -388,7 +243,7 @@ class RewardPipeline:
             fusion=plan.fusion,
             quorum=self._settings.quorum,
             declined=[name for name in weights if answers[name].scores is None and not answers[name].of_call],
-            suspects=self._auditor.suspects(objective, shape) if (objective := _labelled_objective(plan)) else (),
+            suspects=suspects,
         )
         weighted = client_scores.weighted(plan, weights, answers, fused)
         clients = weighted + client_scores.not_called(plan, weights) + unweighted
@@ -401,29 +256,6 @@ class RewardPipeline:
                 f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}"
             )
             outage = any(answers[name].of_call for name in weights)
-            return Unrewarded(problem=problem, clients=clients, outage=outage, **used)
-        if learns:
-            client_scores.observe(fused, gate_weights)
-            if len(plan.gates.parts) == 1:
-                self._disagreement.observe(plan.gates.parts[0], fused)
-        return GroupReward(rewards=tuple(fused.rewards.tolist()), clients=clients, entropy=fused.entropy, **used)
-
-
-def _labelled_objective(plan: ScoringPlan) -> Objective | None:
-    """Return the objective whose labels apply to these groups. Blends have none: a label is for one objective."""
-    objective = plan.gates.parts[0].objective
-    single = len(plan.gates.parts) == 1 and objective is not None and plan.gates.text == objective.text
-    return objective if single else None
-
-
-def _weights_of(
-    part: ObjectivePart, inputs: Float[ndarray, "1 features"], weighted_clients: Collection[str]
-) -> ObjectiveWeights:
-    weights, slopes = part.gate.weights(inputs, weighted_clients)[0], part.gate.slopes(inputs)[0]
-    places = {client: k for k, client in enumerate(part.gate.clients) if client in weighted_clients}
-    return ObjectiveWeights(
-        part.share,
-        {client: float(weights[k]) for client, k in places.items()},
-        {client: float(slopes[k]) for client, k in places.items()},
-        float(part.gate.ood_score(inputs)[0]),
-    )
+            return None, Unrewarded(problem=problem, clients=clients, outage=outage, **used)
+        rewards = tuple(fused.rewards.tolist())
+        return fused, GroupReward(rewards=rewards, clients=clients, entropy=fused.entropy, **used)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from mor_router.clients.client_components import ClientComponents
 from mor_router.objectives.objective_components import ObjectiveComponents
 from mor_router.resources import Resources
+from mor_router.rewarding.gate_weights import GateWeights
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.pipeline import RewardPipeline
 from mor_router.rewarding.recent_scores import RecentScores
+from mor_router.rewarding.run_monitor import RunMonitor
 from mor_router.trust.trust_components import TrustComponents
 
 
@@ -18,25 +20,33 @@ class RewardComponents:
     """Components that turn groups into rewards."""
 
     pipeline: RewardPipeline
+    gate_weights: GateWeights
     influences: InfluenceLog
 
 
 def build_rewarding(
     resources: Resources, clients: ClientComponents, objectives: ObjectiveComponents, trust: TrustComponents
 ) -> RewardComponents:
+    settings = resources.settings
     influences = InfluenceLog(resources.redis)
-    pipeline = RewardPipeline(
-        settings=resources.settings,
+    gate_weights = GateWeights(resources.embedder, settings.most_clients)
+    monitor = RunMonitor(
         pool=clients.pool,
-        requester=clients.requester,
         reliability=clients.reliability,
-        gate_resolver=objectives.gate_resolver,
-        recent=RecentScores(resources.redis),
         influences=influences,
         honeypots=trust.honeypots,
         drift=trust.drift,
         disagreement=trust.disagreement,
         auditor=trust.auditor,
-        embedder=resources.embedder,
+        group_retry_s=settings.group_retry_s,
     )
-    return RewardComponents(pipeline=pipeline, influences=influences)
+    pipeline = RewardPipeline(
+        settings=settings,
+        pool=clients.pool,
+        requester=clients.requester,
+        gate_resolver=objectives.gate_resolver,
+        gate_weights=gate_weights,
+        recent=RecentScores(resources.redis),
+        monitor=monitor,
+    )
+    return RewardComponents(pipeline=pipeline, gate_weights=gate_weights, influences=influences)

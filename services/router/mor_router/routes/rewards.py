@@ -23,7 +23,7 @@ from mor_router.mathematics import gate
 from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.group_fusion import blended_slopes, blended_weights, ood_score
 from mor_router.mathematics.regional_slopes import influences
-from mor_router.rewarding.pipeline import GroupBatch, GroupOutcome, Unrewarded
+from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, Unrewarded
 from mor_router.routes.context import Running, Scorer
 from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
 from mor_router.wiring import Router
@@ -34,12 +34,12 @@ routes = APIRouter(prefix="/v1", tags=["rewards"], route_class=LargeRoute)
 @routes.post("/route", summary="Weights for an input, explained", responses=problems(409))
 async def route(request: RouteRequest, router: Running, caller: Scorer) -> RouteResponse:
     await in_thread(_check_inputs, [request.messages], request.images, _settings(router).max_request_bytes)
-    pipeline, deadline_s = router.rewarding.pipeline, _settings(router).deadline_s
+    deadline_s = _settings(router).deadline_s
     try:
         with embedding_for(caller.name):
             async with asyncio.timeout(deadline_s):
-                plan = await pipeline.plan(request.objective)
-                objective_weights = await pipeline.gate_weights(
+                plan = await router.rewarding.pipeline.plan(request.objective)
+                objective_weights = await router.rewarding.gate_weights.of(
                     GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
                 )
     except TimeoutError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +18,8 @@ from mor_core.wire import ClientScore, GroupReward, ModelRef, RewardItem, image_
 
 from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.audit_draw import AuditBudget
-from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.group_fusion import ObjectiveWeights
-from mor_router.mathematics.suspicion import situations
+from mor_router.mathematics.live_agreement import LiveAgreement
 from mor_router.objectives.objective_store import Objective
 from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit, draw_pair
 from mor_router.trust.live_suspicion import LiveSuspicion
@@ -42,10 +41,9 @@ class RewardedGroup:
     """Run and weights version that sampled the responses."""
     reward: GroupReward
     weights: ObjectiveWeights
-    expected: Mapping[str, DriftBaseline]
-    """Client -> the scores that the fit expects of it; empty without a fit."""
-    known_picture: bool
-    """True if its pictures were sent before."""
+    agreements: Sequence[LiveAgreement]
+    """Clients that the fit has expectations of; empty without a fit."""
+    situations: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class _Draw:
 
     probability: float
     pair: tuple[int, int]
-    situations: tuple[str, ...]
     suspects: frozenset[str]
 
 
@@ -81,15 +78,14 @@ class Auditor:
 
         Groups of equal responses have nothing to compare.
         """
-        kind = situations(group.item.responses, known_picture=group.known_picture)
-        suspects = self._suspicion.suspects(objective.name, kind)
-        self._suspicion.observe(objective.name, group.reward, group.weights, group.expected, kind)
+        suspects = self._suspicion.suspects(objective.name, group.situations)
+        self._suspicion.observe(objective.name, group.reward.gate_version, group.agreements, group.situations)
         budget = self._budget(objective)
         probability = budget.probability(suspicious=bool(suspects))
         if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:
             return
         budget.spend()
-        draw = _Draw(probability, pair, kind, suspects)
+        draw = _Draw(probability, pair, suspects)
         while len(self._storing) >= _MOST_STORING:
             await asyncio.wait(self._storing, return_when=asyncio.FIRST_COMPLETED)
         task = asyncio.create_task(self._keep(objective.name, group, draw))
@@ -127,7 +123,7 @@ class Auditor:
             responses=group.item.responses,
             images={digest: group.images[digest] for digest in image_hashes(messages)},
             pair=draw.pair,
-            situations=draw.situations,
+            situations=group.situations,
             suspects=tuple(sorted(draw.suspects)),
         )
 

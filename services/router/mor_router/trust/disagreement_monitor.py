@@ -8,16 +8,14 @@ find a client that recognises even honeypots.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import structlog
 
 from mor_router import metrics
 from mor_router.audit import AuditLog
-from mor_router.mathematics import loo_agreement
 from mor_router.mathematics.e_process import EProcess
-from mor_router.mathematics.group_fusion import FusedGroup
-from mor_router.mathematics.regional_slopes import influences
-from mor_router.objectives.active_gates import ObjectivePart
+from mor_router.mathematics.live_agreement import LiveAgreement
 
 log = structlog.get_logger(__name__)
 
@@ -33,27 +31,20 @@ class DisagreementMonitor:
         self._reported: dict[str, set[str]] = {}
         """Objective -> clients reported under its gate version."""
 
-    def observe(self, part: ObjectivePart, group: FusedGroup) -> None:
-        """Test one group that was rewarded for one fitted objective."""
-        if part.objective is None or not part.expected or len(group.clients) < loo_agreement.LEAST_CLIENTS:
-            return
-        if group.calibrated.shape[1] < 2:
-            return
-        name = part.objective.name
-        if self._versions.get(name) != part.version:
-            self._versions[name], self._processes[name], self._reported[name] = part.version, {}, set()
-        agreement = loo_agreement.of_group(group.calibrated, group.weights)
-        influence = influences(group.weights[None, :], group.slopes[None, :])[0]
-        for k, client in enumerate(group.clients):
-            baseline = part.expected.get(client)
-            if baseline is None or not baseline.influence or baseline.least_agreement <= 0:
-                continue
-            process = self._processes[name].setdefault(client, EProcess(baseline.least_agreement))
-            process.add(float(agreement[k]), min(1.0, float(influence[k]) / baseline.influence))
-            metrics.DISAGREES.labels(client).set(process.log_evidence / math.log(10))
-            if process.log_evidence >= self._threshold and client not in self._reported[name]:
-                self._reported[name].add(client)
-                self._report(client, name, part.version, process)
+    def observe(self, objective: str, gate_version: int, agreements: Sequence[LiveAgreement]) -> None:
+        """Test the clients of one group that was rewarded for one fitted objective."""
+        if self._versions.get(objective) != gate_version:
+            self._versions[objective], self._processes[objective] = gate_version, {}
+            self._reported[objective] = set()
+        known, reported = self._processes[objective], self._reported[objective]
+        for line in agreements:
+            process = known.get(line.client) or known.setdefault(line.client, EProcess(line.least))
+            process.add(line.agreement, line.stake)
+            evidence = process.log_evidence
+            metrics.DISAGREES.labels(line.client).set(evidence / math.log(10))
+            if evidence >= self._threshold and line.client not in reported:
+                reported.add(line.client)
+                self._report(line.client, objective, gate_version, process)
 
     def _report(self, client: str, objective: str, version: int, process: EProcess) -> None:
         reason = (
