@@ -4,7 +4,7 @@ The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for th
 
 1. plan      ``clients.pool`` and ``objectives.active_gates`` -> ``ScoringPlan``: clients with weight, and shadows
 2. weights   ``embedding`` and the gates -> ``ObjectiveWeights`` of each group
-3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may follow with a honeypot call
+3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may add an anchor to the groups of the call
 4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
 5. record    ``client_scores`` and ``influence``; ``trust.disagreement_monitor`` and ``trust.drift`` observe
 6. audit     ``trust.auditor`` chooses groups of runs at random, to be labelled later
@@ -54,7 +54,7 @@ from mor_router.rewarding.vain_waits import vain_waits
 from mor_router.trust.auditor import Auditor, RewardedGroup
 from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
-from mor_router.trust.honeypots import HoneypotCall, Honeypots
+from mor_router.trust.honeypots import HoneypotCall, Honeypots, JoinedHoneypots
 
 
 @dataclass(frozen=True)
@@ -217,14 +217,18 @@ class RewardPipeline:
         ]
         learns = caller == RUNS
         seen = {item.item_id for item in items if self._honeypots.known_picture(item.messages)}
-        if learns and known is None:
-            self._offer_honeypots(groups, plan, deadline_s)
+        joined = self._joined_honeypots(groups, plan, deadline_s) if learns and known is None else None
         started = time.perf_counter()
         gate_weights = asyncio.gather(*(self._try_gate_weights(item, groups, plan, deadline_s) for item in items))
         try:
             called = await self._called_clients(items, gate_weights, plan)
             batch = ScoreBatch(items, groups.images, groups.traces)
-            answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known=known, caller=caller)
+            if joined is None:
+                answers = await self._requester.fan_out(
+                    batch, called, plan.shadows, deadline_s, known=known, caller=caller
+                )
+            else:
+                answers = await self._honeypots.fan_out(joined, batch, called)
             standardisers = await self._standardisers(plan.gates, answers, remember=learns and known is None)
             found = await gate_weights
         finally:
@@ -264,17 +268,19 @@ class RewardPipeline:
             for item, weights in zip(items, await gate_weights, strict=True)
         }
 
-    def _offer_honeypots(self, groups: GroupBatch, plan: ScoringPlan, deadline_s: float) -> None:
-        """Let a honeypot call follow this one."""
-        if (objective := _labelled_objective(plan)) is not None:
-            call = HoneypotCall(
-                objective=objective,
-                gate=plan.gates.version,
-                groups=[(item.messages, item.responses) for item in groups.items],
-                clients_for=partial(self._clients_for, plan),
-                deadline_s=deadline_s,
-            )
-            self._honeypots.follow(call)
+    def _joined_honeypots(self, groups: GroupBatch, plan: ScoringPlan, deadline_s: float) -> JoinedHoneypots | None:
+        """Return the honeypots that go with this call, if any."""
+        if (objective := _labelled_objective(plan)) is None:
+            return None
+        call = HoneypotCall(
+            objective=objective,
+            gate=plan.gates.version,
+            groups=[(item.messages, item.responses) for item in groups.items],
+            clients_for=partial(self._clients_for, plan),
+            shadows=plan.shadows,
+            deadline_s=deadline_s,
+        )
+        return self._honeypots.join(call)
 
     async def _audit(
         self,
@@ -297,11 +303,10 @@ class RewardPipeline:
                 await self._auditor.consider(objective, group)
 
     def _clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:
-        """Return all clients that would score a group with this input."""
-        weighted: Collection[str] = ()
-        if plan.weighted_clients:
-            weighted = blended_weights(self._objective_weights(inputs[None], plan.gates, plan.weighted_clients))
-        return (*weighted, *plan.shadows)
+        """Return the weighted clients that would score a group with this input."""
+        if not plan.weighted_clients:
+            return ()
+        return tuple(blended_weights(self._objective_weights(inputs[None], plan.gates, plan.weighted_clients)))
 
     async def _record_models(self, gates: ActiveGates, answers: ClientResponses) -> None:
         """Record the model of each client that answered with another than the one in the registry."""
