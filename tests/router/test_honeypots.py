@@ -37,7 +37,7 @@ def anchor(*others: str) -> Anchor:
 
 
 def shape(*counts: int, characters: float = 4.0, pictures: int = 0, times: int = 0, asked: int = 0) -> GroupShape:
-    return GroupShape(counts, characters, pictures, times, asked)
+    return GroupShape(counts, characters, 1, pictures, times, asked)
 
 
 @pytest.mark.parametrize(

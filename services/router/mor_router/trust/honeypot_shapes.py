@@ -36,6 +36,8 @@ class GroupShape:
     """Number of occurrences of each distinct response, the largest first."""
     characters: float
     """Mean length of the distinct responses."""
+    question: int
+    """Characters of the question: questions of one kind have similar lengths, and the same sort of answers."""
     pictures: int
     times: int
     """Number of earlier times that its least known picture was sent; 0 without pictures."""
@@ -98,6 +100,7 @@ class RecentShapes:
                 GroupShape(
                     tuple(sorted(counts.values(), reverse=True)),
                     sum(map(len, counts)) / len(counts),
+                    _characters(messages),
                     len(hashes),
                     self.times(hashes),
                     self.asked(messages),
@@ -119,6 +122,10 @@ class RecentShapes:
         """Return how often this question was sent lately about these pictures."""
         return self._questions[_question(messages)]
 
+    def outdated(self, messages: Messages, shape: GroupShape) -> bool:
+        """Return whether question or pictures were sent since more often than those of a live group of this shape."""
+        return self.asked(messages) > shape.asked or self.times(image_hashes(messages)) > shape.times
+
     def known(self, hashes: Collection[str]) -> bool:
         """Return whether all these pictures were sent lately; true where there are none."""
         return all(self._pictures[digest] for digest in hashes)
@@ -139,9 +146,9 @@ def choose_anchor(
 ) -> tuple[Anchor, GroupShape] | None:
     """Choose an anchor for the first of these shapes that one fits: the least used of the nearest ones.
 
-    Its question was sent as often as that of the live group; with ``again``, less often will do. No picture comes more
-    often than that of the live group. A client would recognise what is new, or known, at another time than live groups
-    are. ``used``: digest -> number of times that the anchor was sent.
+    Question and pictures were sent as often as those of the live group; with ``again``, less often will do. A client
+    would recognise what is new, or known, at another time than in live groups. ``used``: digest -> number of times that
+    the anchor was sent.
     """
     left = [
         (anchor, recent.asked(anchor.messages), recent.times(image_hashes(anchor.messages)))
@@ -151,7 +158,7 @@ def choose_anchor(
         fitting = [
             (shape.asked - asked, shape.times - times, _distance(anchor, shape), place)
             for place, (anchor, asked, times) in enumerate(left)
-            if times <= shape.times and (asked <= shape.asked if again else asked == shape.asked)
+            if (asked, times) == (shape.asked, shape.times) or (again and asked <= shape.asked and times <= shape.times)
         ]
         nearest = [left[place][0] for *_, place in heapq.nsmallest(_NEAREST, fitting)]
         if nearest:
@@ -188,16 +195,22 @@ def _ordered(anchor: Anchor, texts: Sequence[str]) -> HoneypotGroup:
     return HoneypotGroup(anchor, responses, responses.index(anchor.chosen), responses.index(anchor.rejected))
 
 
-def _distance(anchor: Anchor, shape: GroupShape) -> tuple[bool, int, float]:
-    """Order anchors by likeness: pictures first, because no filler changes them; then distinct texts; then length."""
+def _distance(anchor: Anchor, shape: GroupShape) -> tuple[bool, int, int, float]:
+    """Order anchors by likeness: pictures and question first, because no filler changes them; then distinct texts; then
+    length."""
     texts = {anchor.chosen, anchor.rejected, *anchor.others}
     lacking = len(shape.counts) - len(texts)
     as_drawn = len(anchor.sample) == shape.size
     return (
         len(image_hashes(anchor.messages)) != shape.pictures,
+        abs(_characters(anchor.messages) - shape.question),
         abs(lacking) if as_drawn else max(0, lacking),
         abs(sum(map(len, texts)) / len(texts) - shape.characters),
     )
+
+
+def _characters(messages: Messages) -> int:
+    return sum(len(message.text) for message in messages)
 
 
 def _question(messages: Messages) -> str:

@@ -44,8 +44,8 @@ from mor_router.trust.honeypot_shapes import RecentShapes
 
 _MOST_WAITING = 32
 """Honeypots of one objective that wait or are on their way; further ones are skipped."""
-_MOST_CALLS = 32
-"""Live calls until a honeypot also joins one of another size: some steps of a run."""
+_MOST_CALLS = 16
+"""Live calls until a honeypot aims at another size: some steps of a run."""
 _LONGEST_WAIT_S = 600.0
 """Seconds after which a waiting honeypot is dropped: the run has ended, or the policy has moved on."""
 _LATEST = 256
@@ -103,7 +103,7 @@ class _Waiting:
     """Number of groups of the call that it aims at, itself included."""
     since_s: float
     calls: int = 0
-    """Live calls that went without it."""
+    """Live calls that went without it since it aims at this size."""
 
 
 @dataclass
@@ -146,8 +146,7 @@ class _Traffic:
         """Return the honeypot that may join a live call of ``size`` groups, if any."""
         if size + 1 not in self.sizes:
             return None
-        fits = [one for one in self.waiting if size + 1 in (one.size, *self._sizes_of_late(one))]
-        return fits[0] if fits else None
+        return next((one for one in self.waiting if one.size == size + 1), None)
 
     def alone(self, size: int) -> list[_Waiting]:
         """Return the honeypots that may leave as a call of ``size`` groups like the present one; none if too few."""
@@ -155,8 +154,12 @@ class _Traffic:
         only_size = size == max(self.sizes)
         return fits[:size] if len(fits) >= size and (only_size or size == 1) else []
 
-    def _sizes_of_late(self, one: _Waiting) -> Collection[int]:
-        return set(self.sizes) if one.calls >= _MOST_CALLS else ()
+    def waited(self) -> None:
+        """Count a live call that went without those that still wait."""
+        for one in self.waiting:
+            one.calls += 1
+            if one.calls >= _MOST_CALLS:
+                one.size, one.calls = _random.choice(self.sizes), 0
 
 
 class Honeypots:
@@ -201,8 +204,7 @@ class Honeypots:
             self._take(traffic, [joining])
         else:
             self._leave_alone(traffic, size)
-        for one in traffic.waiting:
-            one.calls += 1
+        traffic.waited()
         for _ in range(traffic.due(size) if call.objective.anchors else 0):
             if not traffic.full():
                 traffic.making += 1
@@ -249,12 +251,12 @@ class Honeypots:
         await stop(self._tasks)
 
     def _drop_stale(self, traffic: _Traffic, now: float) -> None:
-        """Drop honeypots whose question live groups have asked since: it would come once too often."""
+        """Drop honeypots whose question or pictures live groups have sent since: they would come once too often."""
         traffic.waiting = [
             one
             for one in traffic.waiting
             if now - one.since_s < _LONGEST_WAIT_S
-            and self._shapes.asked(one.honeypot.group.anchor.messages) <= one.honeypot.shape.asked
+            and not self._shapes.outdated(one.honeypot.group.anchor.messages, one.honeypot.shape)
         ]
 
     def _take(self, traffic: _Traffic, leaving: Sequence[_Waiting]) -> None:
