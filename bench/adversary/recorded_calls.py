@@ -119,7 +119,7 @@ async def record(
 ) -> list[RecordedCall]:
     """Serve ``steps`` steps of live groups; with ``sampled``, refits sample the policy before the run and during it.
 
-    ``operators``: questions of the operator's, on other pictures than the live ones; ``uploaded``: pairs about them.
+    ``operators``: those of the live questions that the operator has anchors about; ``uploaded``: pairs about them.
     """
     with tempfile.TemporaryDirectory(prefix="mor-adversaries-") as name:
         folder = Path(name)
@@ -198,7 +198,7 @@ class _Refits:
             self._audited[question.messages] = question
 
     async def refit(self, progress: float) -> None:
-        known = [*self._audited.values(), *self._operators]
+        known = list({question.messages: question for question in (*self._operators, *self._audited.values())}.values())
         chosen = self._random.sample(known, min(_REFIT_QUESTIONS, len(known)))
         made = [self._anchor(question, progress) for question in chosen]
         images = {digest: content for question in chosen for digest, content in question.images.items()}

@@ -1,6 +1,6 @@
-"""Questions for recorded calls: those of the live groups, divided by picture into the run's and the operator's.
+"""Questions for recorded calls: those of the live groups, a share of which the operator has anchors about.
 
-The run and the operator draw their questions from the same source, as docs/client-lifecycle.md advises.
+The operator's questions are a sample of the run's prompts, as docs/client-lifecycle.md advises.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from three_domains.questions import Gold, preference
 
 from adversary.live_groups import GROUP_SIZE, POLICIES, drafted
 
-_ANCHOR_PICTURES = 0.3
-"""Share of the pictures that the operator's questions are about."""
+_OPERATORS = 0.3
+"""Share of the run's questions that the operator has anchors about."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,22 @@ class Question:
 
 
 def questions(state: Path) -> tuple[list[Question], list[Question], list[Anchor]]:
-    """Return the run's questions, the operator's, and the pairs that the operator uploads about the latter.
+    """Return the run's questions, those of the operator among them, and the pairs that the operator uploads.
 
     ``state``: folder of ``live_groups.prepare``.
     """
     folder, random = state / "early", Random(0)
     golds = [json.loads(line) for line in (folder / "gold.jsonl").read_text(encoding="utf-8").splitlines()]
-    pictures = sorted({gold["picture"] for gold in golds})
-    held = {*random.sample(pictures, round(_ANCHOR_PICTURES * len(pictures)))}
     live: list[Question] = []
     operators: list[Question] = []
     uploaded: list[Anchor] = []
     for gold, group in zip(golds, scoring.groups(folder), strict=True):
         question = Question(group.prompt.messages, group.prompt.images, gold)
-        (operators if gold["picture"] in held else live).append(question)
-        pair = preference(ANSWERS[gold["domain"]], gold, random, 0.0) if gold["picture"] in held else None
+        live.append(question)
+        if random.random() >= _OPERATORS:
+            continue
+        operators.append(question)
+        pair = preference(ANSWERS[gold["domain"]], gold, random, 0.0)
         if pair is not None:
             uploaded.append(_uploaded(question, *pair, gold["domain"]))
     return live, operators, uploaded

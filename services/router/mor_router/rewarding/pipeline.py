@@ -54,7 +54,7 @@ from mor_router.rewarding.vain_waits import vain_waits
 from mor_router.trust.auditor import Auditor, RewardedGroup
 from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
-from mor_router.trust.honeypots import HoneypotCall, Honeypots, JoinedHoneypots
+from mor_router.trust.honeypots import HoneypotBatch, HoneypotCall, Honeypots
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class RewardPipeline:
             for item, weights in zip(items, await gate_weights, strict=True)
         }
 
-    def _joined_honeypots(self, groups: GroupBatch, plan: ScoringPlan, deadline_s: float) -> JoinedHoneypots | None:
+    def _joined_honeypots(self, groups: GroupBatch, plan: ScoringPlan, deadline_s: float) -> HoneypotBatch | None:
         """Return the honeypots that go with this call, if any."""
         if (objective := _labelled_objective(plan)) is None:
             return None

@@ -39,8 +39,8 @@ from mor_router.embedding import Embedder
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Objective, ObjectiveStore
 from mor_router.trust.drift import Drift
-from mor_router.trust.honeypot_maker import Honeypot, HoneypotMaker
 from mor_router.trust.honeypot_shapes import RecentShapes
+from mor_router.trust.honeypot_source import Honeypot, HoneypotSource
 
 _MOST_WAITING = 32
 """Honeypots of one objective that wait or are on their way; further ones are skipped."""
@@ -75,7 +75,7 @@ class HoneypotCall:
 
 
 @dataclass(frozen=True)
-class JoinedHoneypots:
+class HoneypotBatch:
     """Honeypots that are sent with a live call."""
 
     call: HoneypotCall
@@ -155,11 +155,14 @@ class _Traffic:
         return fits[:size] if len(fits) >= size and (only_size or size == 1) else []
 
     def waited(self) -> None:
-        """Count a live call that went without those that still wait."""
+        """Count a live call that went without those that still wait; one that waits long aims at another size.
+
+        Never at a single group: such calls come often, and all that miss another size would end there.
+        """
         for one in self.waiting:
             one.calls += 1
             if one.calls >= _MOST_CALLS:
-                one.size, one.calls = _random.choice(self.sizes), 0
+                one.size, one.calls = _random.choice([size for size in self.sizes if size > 1] or self.sizes), 0
 
 
 class Honeypots:
@@ -182,13 +185,13 @@ class Honeypots:
         self._drift = drift
         self._stretch = (1 - share) / share if share else math.inf
         self._shapes = RecentShapes()
-        self._maker = HoneypotMaker(redis, objectives, holdout, embedder, self._shapes)
+        self._source = HoneypotSource(redis, objectives, holdout, embedder, self._shapes)
         self._traffic: dict[str, _Traffic] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_s = -math.inf
         self._gaps: deque[float] = deque(maxlen=_GAPS)
 
-    def join(self, call: HoneypotCall) -> JoinedHoneypots:
+    def join(self, call: HoneypotCall) -> HoneypotBatch:
         """Return the honeypots that go with a live call that starts now; have those made that fall on its groups."""
         now, name, size = asyncio.get_running_loop().time(), call.objective.name, len(call.groups)
         if now - self._last_s <= _BURST_S:
@@ -209,11 +212,11 @@ class Honeypots:
             if not traffic.full():
                 traffic.making += 1
                 self._start(self._make(call.objective, traffic), name)
-        return JoinedHoneypots(call, [joining.honeypot] if joining else [])
+        return HoneypotBatch(call, [joining.honeypot] if joining else [])
 
     async def fan_out(
         self,
-        joined: JoinedHoneypots,
+        joined: HoneypotBatch,
         batch: ScoreBatch,
         weighted: Mapping[str, Collection[str]],
     ) -> ClientResponses:
@@ -272,7 +275,7 @@ class Honeypots:
 
     def _send(self, traffic: _Traffic, leaving: Sequence[_Waiting]) -> None:
         self._take(traffic, leaving)
-        joined = JoinedHoneypots(traffic.latest, [one.honeypot for one in leaving])
+        joined = HoneypotBatch(traffic.latest, [one.honeypot for one in leaving])
         self._start(self._send_alone(joined), joined.call.objective.name)
 
     def _start(self, work: Coroutine[None, None, None], objective: str) -> None:
@@ -291,7 +294,7 @@ class Honeypots:
     async def _make(self, objective: Objective, traffic: _Traffic) -> None:
         try:
             taken = traffic.away | {one.honeypot.digest for one in traffic.waiting}
-            made = await self._maker.make(objective, taken)
+            made = await self._source.make(objective, taken)
         finally:
             traffic.making -= 1
         names = traffic.away | {one.honeypot.digest for one in traffic.waiting}
@@ -299,29 +302,29 @@ class Honeypots:
             size = _random.choice(traffic.sizes)
             traffic.waiting.append(_Waiting(made, size, asyncio.get_running_loop().time()))
 
-    async def _send_alone(self, joined: JoinedHoneypots) -> None:
+    async def _send_alone(self, joined: HoneypotBatch) -> None:
         """Send honeypots as a call of their own, a gap after the live call that they resemble."""
         if self._gaps:
             await asyncio.sleep(_random.choice(self._gaps))
         await self.fan_out(joined, ScoreBatch((), {}), {})
 
-    async def _keep(self, joined: JoinedHoneypots, answers: ClientResponses) -> None:
+    async def _keep(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
         """Count the honeypots as sent, and store the answers."""
         try:
-            await self._maker.count_sent(joined.call.objective.name, [one.digest for one in joined.honeypots])
+            await self._source.count_sent(joined.call.objective.name, [one.digest for one in joined.honeypots])
         finally:
             self._forget(joined)
         await self._store(joined, answers)
 
-    def _keep_late(self, joined: JoinedHoneypots, answers: ClientResponses) -> None:
+    def _keep_late(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
         """Have the answers of a client stored that was slower than the others."""
         own = {one.digest: answers.get(one.digest, {}) for one in joined.honeypots}
         self._start(self._store(joined, own), joined.call.objective.name)
 
-    def _forget(self, joined: JoinedHoneypots) -> None:
+    def _forget(self, joined: HoneypotBatch) -> None:
         self._traffic[joined.call.objective.name].away -= {one.digest for one in joined.honeypots}
 
-    async def _store(self, joined: JoinedHoneypots, answers: ClientResponses) -> None:
+    async def _store(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
         name = joined.call.objective.name
         scores: list[HoneypotScore] = []
         for one in joined.honeypots:

@@ -59,8 +59,8 @@ class Honeypot:
         )
 
 
-class HoneypotMaker:
-    """Maker of honeypots from the anchors of an objective."""
+class HoneypotSource:
+    """Source of honeypots: the anchors of an objective."""
 
     def __init__(
         self, redis: Redis, objectives: ObjectiveStore, holdout: AnchorHoldout, embedder: Embedder, recent: RecentShapes
