@@ -223,7 +223,7 @@ class _Refits:
                 others=tuple(others),
                 sample=sample,
                 policy="run:1",
-                live_question=question.messages in self._audited,
+                live_question=question not in self._operators,
             )
         )
 
