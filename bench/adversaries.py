@@ -113,9 +113,9 @@ def attacks(live: live_groups.LiveGroups, runs: int, cores: int) -> dict[str, An
 
 def recognised(state: Path, steps: int) -> dict[str, Any]:
     """Measure how well a classifier tells honeypots from live calls, by the anchors of the objective."""
-    live, anchors, uploaded = questions(state)
+    live, operators, uploaded = questions(state)
     return {
-        title: recognition(asyncio.run(calls_of(live, anchors, uploaded, sampled=sampled, steps=steps)))
+        title: recognition(asyncio.run(calls_of(live, operators, uploaded, sampled=sampled, steps=steps)))
         for title, sampled in (("sampled from the policy", True), ("uploaded", False))
     }
 
@@ -132,7 +132,10 @@ def main() -> None:
     if unknown := set(parts) - {"attacks", "recognition"}:
         raise SystemExit(f"unknown parts {sorted(unknown)}; choose from attacks, recognition")
     runs = 2 if chosen.quick else RUNS
-    live_groups.prepare(chosen.state, chosen.demo, chosen.cores)
+    if "attacks" in parts:
+        live_groups.prepare(chosen.state, chosen.demo, chosen.cores)
+    else:
+        live_groups.draw(chosen.state, chosen.demo)
     name = "adversaries-quick" if chosen.quick else "adversaries"
     kept = read(name) or {}
     figures = {

@@ -60,10 +60,15 @@ def prepare(state: Path, demo: Path, threads: int) -> None:
     """
     if not all((demo / "clients" / name / "model").exists() for name in CLIENTS):
         raise FileNotFoundError(f"{demo} has no reward models; run `make demo` first, or name its folder by --demo")
-    folders = [_questions(state / name, demo / "data" / "gold", best_of) for name, best_of in POLICIES.items()]
+    folders = draw(state, demo)
     scorers = [_linked(state / "models" / name, demo / "clients" / name / "model") for name in CLIENTS]
     run_all(scoring.missing(scorers, folders, state / "scores"), threads)
     scoring.embed(folders, state / "scores")
+
+
+def draw(state: Path, demo: Path) -> list[Path]:
+    """Draw the policies' responses; return a folder for each policy."""
+    return [_questions(state / name, demo / "data" / "gold", best_of) for name, best_of in POLICIES.items()]
 
 
 def load(state: Path) -> LiveGroups:
@@ -101,7 +106,7 @@ def _questions(folder: Path, gold: Path, best_of: int) -> Path:
         Random(0).shuffle(rows)
         answers = [row.pop("gold") | {"picture": row["images"][0]} for row in rows]
         random = Random(folder.name)
-        responses = [[_response(answer, best_of, random) for _ in range(GROUP_SIZE)] for answer in answers]
+        responses = [[drafted(answer, best_of, random) for _ in range(GROUP_SIZE)] for answer in answers]
         for name, lines in (("prompts.jsonl", rows), ("gold.jsonl", answers)):
             (scratch / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         (scratch / scoring.RESPONSES).write_text(json.dumps(responses), encoding="utf-8")
@@ -109,7 +114,8 @@ def _questions(folder: Path, gold: Path, best_of: int) -> Path:
     return folder
 
 
-def _response(gold: Gold, best_of: int, random: Random) -> str:
+def drafted(gold: Gold, best_of: int, random: Random) -> str:
+    """Draw one response of a policy that gives the best of so many drafts."""
     answers = ANSWERS[gold["domain"]]
     return max((answers.draft(gold, random) for _ in range(best_of)), key=lambda text: answers.taste(gold, text))
 

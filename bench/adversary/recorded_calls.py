@@ -1,7 +1,12 @@
-"""Calls that a client records while a run is served: live ones and honeypots, over HTTP from the real router.
+"""Calls that a client records while a run is served: live groups and honeypots, over HTTP from the real router.
 
 Groups go the way of a run: published as they are sampled, step by step, and scored by the reward stage. The client
 stores bodies, headers, arrival times and connections, and answers as an honest service does.
+
+The traffic has the pattern of the demonstration's streams: the 16 groups of a step come within 0.2 s, and calls have
+one to eight of them, because clients take time to score; then nothing comes for the rest of the step. Prompts are
+shuffled anew in each epoch, and the policy answers anew each time. Two things differ: steps are shorter than the
+demonstration's 2.2 s, and 97 % of the groups hold a repeated response (83 % in the demonstration).
 """
 
 from __future__ import annotations
@@ -30,9 +35,11 @@ from mor_core.streams import Streams
 from mor_core.wire import Message, PromptRecord, RolloutRecord, Sampling, WeightsRef
 from mor_router.app import create_app
 from mor_router.config import RouterSettings
-from mor_router.objectives.objective_store import Anchor, digest_of
+from mor_router.objectives.objective_store import Anchor, ObjectiveStore, digest_of
 from pydantic import SecretStr
 from redis.asyncio import Redis
+
+from adversary.recording_material import Question
 
 sys.path.append(str(Path(__file__).parents[2]))
 
@@ -43,22 +50,28 @@ _PORT = 6398
 _ADMIN = "the-bench-is-admin-here"
 _OBJECTIVE = "helpful"
 _SHARE = 0.1
-"""Share of honeypots: twice the default, and the most of the anchors is held out, because the run is short."""
+"""Share of honeypots: twice the default, because the run is short."""
+_RESERVE = 0.5
+"""Share of the operator's questions that is held out: the most, for the same reason."""
+_AUDITS = 0.05
+"""Share of the live groups that are audited; refits sample the policy on their questions."""
+_REFIT_STEPS = 10
+"""Steps between online refits."""
+_REFIT_QUESTIONS = 64
+"""Questions of a refit: the default."""
 _BURST = 16
 """Groups of one step."""
-_STEP_S = 0.7
-"""Mean seconds of a step, a tiny model's: groups are sampled one after the other in its first half."""
-_REFIT_SAMPLES = 8
-"""Responses that a refit samples for a question: a group's size, as docs/client-lifecycle.md advises."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question with a policy's responses to it."""
-
-    messages: tuple[Message, ...]
-    images: Mapping[str, bytes]
-    responses: tuple[str, ...]
+_TOGETHER = (1, 1, 1, 2, 2, 3, 4)
+"""Groups whose last response ends in the same step of the engine; one of these numbers at random."""
+_ENGINE_STEP_S = 0.02
+"""Mean seconds until the next groups end."""
+_SCORING_S = 0.03
+"""Seconds in which the client scores a group; with its calls in flight, the groups of a step wait for each other."""
+_PAUSE_S = (0.5, 1.2)
+"""Shortest and longest seconds between the groups of two steps."""
+_LIVE, _ANCHOR = "\u2002", "\u2003"
+"""Spaces of equal length that end the responses of live groups and of anchors. They tell the bench which is which, and
+are taken off what the client has recorded."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ class RecordedCall:
     bytes: int
     repeated: bool
     """True if it was repeated with pictures that the client lacked."""
-    honeypot: bool
+    honeypots: tuple[bool, ...]
+    """For each item, whether it is a honeypot."""
 
 
 class _Recorder(Endpoint):
@@ -94,17 +108,18 @@ class _Recorder(Endpoint):
             "bytes": len(content),
         }
         self.requests.append(seen)
+        await asyncio.sleep(_SCORING_S * (1 + len(seen["body"]["items"])))
         answer = await super().scores(request)
         seen["ended"] = time.monotonic()
         return answer
 
 
 async def record(
-    live: Sequence[Question], anchors: Sequence[Question], uploaded: Sequence[Anchor], *, sampled: bool, steps: int
+    live: Sequence[Question], operators: Sequence[Question], uploaded: Sequence[Anchor], *, sampled: bool, steps: int
 ) -> list[RecordedCall]:
-    """Serve ``steps`` bursts of live groups; with ``sampled``, labelled samples of the policy are anchors too.
+    """Serve ``steps`` steps of live groups; with ``sampled``, refits sample the policy before the run and during it.
 
-    ``anchors`` are questions on other pictures than the live ones; ``uploaded`` are the operator's pairs.
+    ``operators``: those of the live questions that the operator has anchors about; ``uploaded``: pairs about them.
     """
     with tempfile.TemporaryDirectory(prefix="mor-adversaries-") as name:
         folder = Path(name)
@@ -113,7 +128,7 @@ async def record(
         endpoints = Endpoints()
         try:
             await asyncio.sleep(1)
-            return await _serve(folder, endpoints, live, anchors, uploaded, sampled=sampled, steps=steps)
+            return await _serve(folder, endpoints, live, operators, uploaded, sampled=sampled, steps=steps)
         finally:
             endpoints.stop()
             server.terminate()
@@ -124,7 +139,7 @@ async def _serve(
     folder: Path,
     endpoints: Endpoints,
     live: Sequence[Question],
-    anchors: Sequence[Question],
+    operators: Sequence[Question],
     uploaded: Sequence[Anchor],
     *,
     sampled: bool,
@@ -140,9 +155,8 @@ async def _serve(
         audit_log=folder / "audit.jsonl",
         allow_loopback=True,
         worker=True,
-        batch_groups=4,
         anchor_share=_SHARE,
-        anchor_reserve=0.5,
+        anchor_reserve=_RESERVE,
         audit_share=0.0,
     )
     recorder = _Recorder(f"{endpoints.address}/recorder")
@@ -160,61 +174,101 @@ async def _serve(
         (await http.post("/v1/clients", json=body)).raise_for_status()
         (await http.post("/v1/objectives", json={"name": _OBJECTIVE, "text": "Answer."})).raise_for_status()
         store = app.state.router.objectives.store
-        given = {digest: content for question in anchors for digest, content in question.images.items()}
-        await store.put_anchors(_OBJECTIVE, uploaded, given)
-        if sampled:
-            await store.add_sampled(_OBJECTIVE, [_sampled(question) for question in anchors], given)
+        given = {digest: content for question in operators for digest, content in question.images.items()}
+        await store.put_anchors(_OBJECTIVE, [_marked(anchor) for anchor in uploaded], given)
         app.state.router.objectives.gate_resolver.invalidate()
         recorder.requests.clear()
-        await _send(redis, live, steps)
+        await _send(redis, live, steps, _Refits(store, operators) if sampled else None)
         await _drained(redis)
-    marks = {digest for question in anchors for digest in question.images}
-    return _calls(recorder.requests, marks)
+    return _calls(recorder.requests)
 
 
-def _sampled(question: Question) -> Anchor:
-    """Make an anchor of a question as an online refit does."""
-    texts = list(dict.fromkeys(question.responses[:_REFIT_SAMPLES]))
-    texts += [text for text in dict.fromkeys(question.responses) if text not in texts][: max(0, 2 - len(texts))]
-    chosen, rejected, *others = texts
-    return Anchor(
-        id=digest_of(question.messages, chosen, rejected)[:12],
-        digest=digest_of(question.messages, chosen, rejected),
-        messages=question.messages,
-        chosen=chosen,
-        rejected=rejected,
-        domain=None,
-        others=tuple(others),
-        policy="run:1",
-    )
+class _Refits:
+    """Online refits, as far as they make anchors: samples of the policy with a label."""
+
+    def __init__(self, store: ObjectiveStore, operators: Sequence[Question]) -> None:
+        self._store = store
+        self._operators = operators
+        self._audited: dict[tuple[Message, ...], Question] = {}
+        self._random = random.Random(1)
+
+    def audit(self, question: Question) -> None:
+        """Audit a live group with the set probability; its question is sampled from the next refit on."""
+        if self._random.random() < _AUDITS:
+            self._audited[question.messages] = question
+
+    async def refit(self, progress: float) -> None:
+        known = list({question.messages: question for question in (*self._operators, *self._audited.values())}.values())
+        chosen = self._random.sample(known, min(_REFIT_QUESTIONS, len(known)))
+        made = [self._anchor(question, progress) for question in chosen]
+        images = {digest: content for question in chosen for digest, content in question.images.items()}
+        await self._store.add_sampled(_OBJECTIVE, [anchor for anchor in made if anchor is not None], images)
+
+    def _anchor(self, question: Question, progress: float) -> Anchor | None:
+        """Make an anchor of a sample as an online refit does; responses that are equally good have no label."""
+        sample = question.sample(progress, self._random)
+        chosen, *others = sorted(set(sample), key=question.taste, reverse=True)
+        if not others or question.taste(chosen) == question.taste(others[-1]):
+            return None
+        *others, rejected = others
+        digest = digest_of(question.messages, chosen, rejected)
+        return _marked(
+            Anchor(
+                id=digest[:12],
+                digest=digest,
+                messages=question.messages,
+                chosen=chosen,
+                rejected=rejected,
+                domain=None,
+                others=tuple(others),
+                sample=sample,
+                policy="run:1",
+                live_question=question not in self._operators,
+            )
+        )
 
 
-async def _send(redis: Redis, live: Sequence[Question], steps: int) -> None:
-    side, blobs = Streams(redis, "run", 4096), Blobs(redis, "run")
+def _marked(anchor: Anchor) -> Anchor:
+    others, sample = (tuple(text + _ANCHOR for text in texts) for texts in (anchor.others, anchor.sample))
+    pair = {"chosen": anchor.chosen + _ANCHOR, "rejected": anchor.rejected + _ANCHOR}
+    return anchor.model_copy(update={**pair, "others": others, "sample": sample})
+
+
+async def _send(redis: Redis, live: Sequence[Question], steps: int, refits: _Refits | None) -> None:
+    side, blobs, drafts = Streams(redis, "run", 4096), Blobs(redis, "run"), random.Random(0)
     order = [
         place for _ in range(1 + steps * _BURST // len(live)) for place in random.sample(range(len(live)), len(live))
     ]
     for step in range(steps):
         await announce(redis, "run", "model")  # as run control does while a run goes on
         await redis.delete(side.key("rewards"))  # no trainer takes them
-        for number in range(step * _BURST, (step + 1) * _BURST):
-            question = live[order[number]]
-            for digest, content in question.images.items():
-                assert await blobs.put(content, f"g{number}") == digest
-            await side.publish("rollouts", _rollout(question, f"g{number}"), timeout_s=30)
-            await asyncio.sleep(random.expovariate(2 * _BURST / _STEP_S))
-        await asyncio.sleep(random.uniform(0.2, 0.8) * _STEP_S)
+        if refits and step % _REFIT_STEPS == 0:
+            await refits.refit(step / steps)
+        left = list(range(step * _BURST, (step + 1) * _BURST))
+        while left:
+            together = random.choice(_TOGETHER)
+            for number in left[:together]:
+                question = live[order[number]]
+                responses = tuple(text + _LIVE for text in question.sample(step / steps, drafts))
+                for digest, content in question.images.items():
+                    assert await blobs.put(content, f"g{number}") == digest
+                await side.publish("rollouts", _rollout(question, responses, f"g{number}"), timeout_s=30)
+                if refits:
+                    refits.audit(question)
+            del left[:together]
+            await asyncio.sleep(random.expovariate(1 / _ENGINE_STEP_S))
+        await asyncio.sleep(random.uniform(*_PAUSE_S))
 
 
-def _rollout(question: Question, group_id: str) -> RolloutRecord:
+def _rollout(question: Question, responses: tuple[str, ...], group_id: str) -> RolloutRecord:
     prompt = PromptRecord(
         run="run",
         group_id=group_id,
         prompt_id=group_id,
         messages=question.messages,
         objective=_OBJECTIVE,
-        sampling=Sampling(group_size=len(question.responses), max_tokens=24),
-        weights=WeightsRef(version=1, url="http://127.0.0.1/v1/runs/run/weights/1"),
+        sampling=Sampling(group_size=len(responses), max_tokens=24),
+        weights=WeightsRef(version=1),
     )
     return RolloutRecord(
         run="run",
@@ -222,8 +276,8 @@ def _rollout(question: Question, group_id: str) -> RolloutRecord:
         trace=None,
         stamps=prompt.stamped("rollout"),
         prompt=prompt,
-        responses=question.responses,
-        finish_reasons=("stop",) * len(question.responses),
+        responses=responses,
+        finish_reasons=("stop",) * len(responses),
         tokens="0" * 64,
         weights_version=1,
         image_tokens=1,
@@ -240,8 +294,8 @@ async def _drained(redis: Redis) -> None:
             await asyncio.sleep(0.2)
 
 
-def _calls(requests: Sequence[Mapping[str, Any]], marks: set[str]) -> list[RecordedCall]:
-    """Join repetitions, and mark the calls about anchors' pictures."""
+def _calls(requests: Sequence[Mapping[str, Any]]) -> list[RecordedCall]:
+    """Join repetitions, and tell honeypots from live groups."""
     found: dict[frozenset[str], list[Mapping[str, Any]]] = {}
     for request in requests:
         found.setdefault(frozenset(item["item_id"] for item in request["body"]["items"]), []).append(request)
@@ -253,10 +307,10 @@ def _calls(requests: Sequence[Mapping[str, Any]], marks: set[str]) -> list[Recor
                 ended=own[-1].get("ended", own[-1]["at"]) - start,
                 port=own[0]["port"],
                 headers=own[0]["headers"],
-                body=own[0]["body"],
+                body={**own[0]["body"], "items": [_unmarked(item) for item in own[0]["body"]["items"]]},
                 bytes=own[0]["bytes"],
                 repeated=len(own) > 1,
-                honeypot=bool(_images(own[0]["body"]) & marks),
+                honeypots=tuple(item["responses"][0].endswith(_ANCHOR) for item in own[0]["body"]["items"]),
             )
             for own in found.values()
         ),
@@ -264,8 +318,8 @@ def _calls(requests: Sequence[Mapping[str, Any]], marks: set[str]) -> list[Recor
     )
 
 
-def _images(body: Mapping[str, Any]) -> set[str]:
-    return {digest for item in body["items"] for digest in item_images(item)}
+def _unmarked(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {**item, "responses": [text.removesuffix(_LIVE).removesuffix(_ANCHOR) for text in item["responses"]]}
 
 
 def item_images(item: Mapping[str, Any]) -> list[str]:

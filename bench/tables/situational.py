@@ -61,13 +61,17 @@ def recognition() -> str:
     result = read("adversaries")
     if result is None or "recognition" not in result:
         return "Not measured yet; run `make demo` and `python bench/adversaries.py`.\n"
-    rows = [["anchors", "calls", "honeypots", "area under the ROC curve (95 %)"], ["---", *["--:"] * 3]]
+    kinds = list(next(iter(result["recognition"].values()))["alone"])
+    rows = [
+        ["anchors", "groups", "honeypots", "area under the ROC curve (95 %)", *(f"{kind} alone" for kind in kinds)],
+        ["---", *["--:"] * (3 + len(kinds))],
+    ]
     for anchors, found in result["recognition"].items():
         low, high = found["interval_95"]
-        rows.append(
-            [anchors, str(found["calls"]), str(found["honeypots"]), f"{found['auc']:.2f} ({low:.2f}-{high:.2f})"]
-        )
-    return f"{table(rows)}\n0.5: honeypots cannot be told from live calls.\n"
+        area = f"{found['auc']:.2f} ({low:.2f}-{high:.2f})"
+        alone = [f"{found['alone'][kind]:.2f}" for kind in kinds]
+        rows.append([anchors, str(found["groups"]), str(found["honeypots"]), area, *alone])
+    return f"{table(rows)}\n0.5: honeypots cannot be told from live groups.\n"
 
 
 def _interval(found: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from mor_core.wire import ImagePart, Message
 from mor_router.clients.honeypot_scores import HoneypotScores
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Anchor
-from mor_router.trust.honeypot_shapes import GroupShape, RecentShapes, choose_anchors, honeypot_group
+from mor_router.trust.honeypot_shapes import GroupShape, RecentShapes, choose_anchor, honeypot_group
 from redis.asyncio import Redis
 
 from tests.router.conftest import Api, Start
@@ -36,8 +36,8 @@ def anchor(*others: str) -> Anchor:
     )
 
 
-def shape(*counts: int, characters: float = 4.0, pictures: int = 0, times: int = 0) -> GroupShape:
-    return GroupShape(counts, characters, pictures, times)
+def shape(*counts: int, characters: float = 4.0, pictures: int = 0, times: int = 0, asked: int = 0) -> GroupShape:
+    return GroupShape(counts, characters, 1, pictures, times, asked)
 
 
 @pytest.mark.parametrize(
@@ -66,33 +66,43 @@ def test_a_group_of_equal_responses_is_imitated_and_gives_no_score() -> None:
     assert made.rejected is None
 
 
-def test_anchors_are_chosen_by_pictures_repetition_and_length_and_then_by_use() -> None:
+def test_a_sample_of_the_right_size_is_sent_as_the_policy_drew_it() -> None:
+    drawn = ("good", "good", "x", "bad")
+    sampled = anchor("x").model_copy(update={"sample": drawn})
+    made = honeypot_group(sampled, shape(2, 2), ["y"])
+    assert Counter(made.responses) == Counter(drawn)
+    assert made.rejected is not None
+    assert (made.responses[made.chosen], made.responses[made.rejected]) == ("good", "bad")
+    assert len(honeypot_group(sampled, shape(3, 2), ["y"]).responses) == 5
+    [only] = {*honeypot_group(sampled, shape(4), []).responses}
+    assert only in drawn
+
+
+def test_anchors_are_chosen_by_what_was_sent_before_then_by_likeness_and_use() -> None:
     recent = RecentShapes()
-    pictured = Message(role="user", content=(ImagePart.of("1" * 64),))
-    recent.sent((pictured,))
 
     def made(digest: str, text: str, *others: str, picture: str | None = None) -> Anchor:
-        content: Any = (ImagePart.of(picture * 64),) if picture else "?"
+        content: Any = (ImagePart.of(picture * 64),) if picture else digest
         message = Message(role="user", content=content)
         return anchor(*others).model_copy(update={"digest": digest, "messages": (message,), "chosen": text})
 
+    def chosen(
+        wanted: GroupShape, of: list[Anchor], *, used: dict[str, int] | None = None, again: bool = False
+    ) -> set[str]:
+        found = [choose_anchor([wanted], of, used or Counter(), recent, again=again) for _ in range(40)]
+        return {pair[0].digest for pair in found if pair}
+
     known, fresh = made("known", "good", picture="1"), made("fresh", "good", picture="2")
-    plain = [made(f"plain-{n}", "good") for n in range(9)]
-    used = dict.fromkeys(["known", "fresh", *(a.digest for a in plain)], 0)
-    candidates = [known, fresh, *plain]
-
-    def chosen(count: int, wanted: GroupShape, of: list[Anchor], used: dict[str, int]) -> list[str]:
-        return [found.digest for found, _ in choose_anchors([wanted] * count, count, of, used, recent)]
-
-    new, once = shape(1, 1, pictures=1), shape(1, 1, pictures=1, times=1)
-    assert set(chosen(2, once, [known, fresh], used)) == {"known", "fresh"}
-    assert chosen(2, new, [known, fresh], used) == ["fresh"], "no picture comes more often than a live group's"
-    assert sorted(chosen(11, once, candidates, used)) == sorted(used)
-    assert chosen(3, once, [known, known.model_copy(update={"digest": "twin"})], {"known": 0, "twin": 1}) == ["known"]
+    recent.sent(known.messages)
+    new, once = shape(1, 1, pictures=1), shape(1, 1, pictures=1, times=1, asked=1)
+    assert chosen(new, [known, fresh]) == {"fresh"}, "no picture comes more often than a live group's"
+    assert chosen(once, [known, fresh]) == {"known"}, "no question is newer than a live group's"
+    assert chosen(once, [fresh]) == set()
+    assert chosen(once, [fresh], again=True) == {"fresh"}, "uploaded pairs may be newer"
     narrow = [made(f"narrow-{n}", "good") for n in range(40)]
     wide = [made(f"wide-{n}", "good", "a", "b") for n in range(8)]
     times = {a.digest: n for n, a in enumerate([*narrow, *wide])}
-    assert chosen(1, shape(1, 1, 1, 1), [*narrow, *wide], times) == ["wide-0"]
+    assert chosen(shape(1, 1, 1, 1), [*narrow, *wide], used=times) == {"wide-0"}
 
 
 def test_groups_that_compare_nothing_are_not_imitated() -> None:

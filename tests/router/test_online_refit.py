@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mor_core.wire import Message
 from mor_router.learning.labels import ordered_pairs
 from mor_router.mathematics.density import LIMIT, effective_share, importance_weights, thin
 from pydantic import SecretStr
 
 from tests.router.conftest import Api, Start, eventually
-from tests.router.endpoints import POLICY_TOKEN, TOKEN, Chat, Endpoints, quality
+from tests.router.endpoints import POLICY_TOKEN, TOKEN, Chat, Endpoints, quality, words
 from tests.router.planted import jsonl, rows
 from tests.router.test_objectives import objective, specialists, upload
 
@@ -86,6 +87,9 @@ async def test_samples_that_a_checker_endpoint_labelled_join_the_anchors(start: 
         assert len(sampled) == 16
         for anchor in sampled:
             assert len(anchor.others) == 2
+            assert {*anchor.sample} == {anchor.chosen, anchor.rejected, *anchor.others}
+            assert len(anchor.sample) == 4
+            assert not anchor.live_question
             assert all(quality(anchor.rejected) <= quality(other) <= quality(anchor.chosen) for other in anchor.others)
         assert (await api.reward("answer 1", "answer 2", objective="helpful"))["gate_version"] == second["version"]
         await api.ok("POST", "/v1/objectives/helpful/gates/rollback")
@@ -94,6 +98,28 @@ async def test_samples_that_a_checker_endpoint_labelled_join_the_anchors(start: 
         assert (
             len(await api.router.objectives.store.anchors("helpful")) == 63
         )  # pairs of the old anchors' questions went
+
+
+async def test_new_answers_to_the_question_of_an_audited_group_are_never_shown_at_a_fit(
+    start: Start, endpoints: Endpoints
+) -> None:
+    """They are for honeypots: at a fit, the question would reveal which group was audited."""
+    policy, checker = drafts(endpoints), endpoints.endpoint("checker")
+    async with start(**settings_for(policy, refit_questions=64)) as api:
+        made = await specialists(api, endpoints)
+        await objective(api)
+        store = api.router.objectives.store
+        one = (await store.uploaded("helpful"))[0]
+        messages = (Message(role="user", content="a question of the run"),)
+        audited = one.model_copy(update={"digest": "a" * 64, "messages": messages, "audited": True, "policy": "run:1"})
+        await store.add_sampled("helpful", [audited])
+        await api.ok("PUT", _LABELLER, {"kind": "checker", "url": checker.url, "token": TOKEN})
+        await api.ok("POST", _REFIT)
+        found = [anchor for anchor in await store.anchors("helpful") if anchor.live_question]
+        assert [anchor.messages for anchor in found] == [messages]
+        assert len(found[0].sample) == 4
+        for endpoint in made.values():
+            assert not [item for call in endpoint.calls for item in call["items"] if "of the run" in words(item)]
 
 
 async def test_an_installed_function_labels_like_a_checker_endpoint(

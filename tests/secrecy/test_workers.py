@@ -187,11 +187,8 @@ async def fails_leadership(redis: Redis, run: str, out: list[str], tmp_path: Pat
 
 
 async def fails_honeypots(redis: Redis, run: str, out: list[str], tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Honeypots, "_groups", fail_async)
     honeypots = Honeypots.__new__(Honeypots)
-    waiting: Any = SimpleNamespace()
-    honeypots._waiting = [waiting]
-    await honeypots._send_later(SimpleNamespace(objective=SimpleNamespace(name="helpful")), waiting)  # type: ignore[arg-type]
+    await honeypots._guarded(fail_async(), "helpful")
 
 
 async def fails_audit(redis: Redis, run: str, out: list[str], tmp_path: Path, patch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Least entropy of a mixture, as a share of the largest possible one; applies to later fits."""
 
     anchor_share: float = Field(0.05, ge=0, le=0.5)
-    """Share of the calls to clients that are honeypots, anchors sent as live groups; 0: none."""
+    """Share of the groups sent to clients that are honeypots, anchors sent as live groups; 0: none."""
     anchor_reserve: float = Field(0.2, ge=0, le=0.5)
     """Share of the anchors that are held out: sent as honeypots only, never at a fit. No effect where ``anchor_share``
     is 0."""

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -76,13 +76,14 @@ class ScoreRequester:
         *,
         known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
         caller: Caller = RUNS,
+        late: Callable[[ClientResponses], None] | None = None,
     ) -> ClientResponses:
         """Request scores from the ``weighted`` clients (item -> its clients) and from ``shadows`` (all items) at once.
 
         Returns when every weighted client has answered or the deadline has passed. A shadow that is slower than all of
-        them finishes on its own and its scores are dropped, so that it costs the group no time; the same holds for a
-        client whose circuit has it on trial, unless all are. Responses in ``known``, of an earlier attempt, are not
-        requested again.
+        them finishes on its own and its scores go to ``late`` or are dropped, so that it costs the group no time; the
+        same holds for a client whose circuit has it on trial, unless all are. Responses in ``known``, of an earlier
+        attempt, are not requested again.
         """
         known = known or {}
         answers: ClientResponses = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
@@ -111,6 +112,8 @@ class ScoreRequester:
             if task.done() and not task.cancelled():
                 for item_id, answer in task.result().items():
                     answers[item_id][name] = answer
+            elif late is not None:
+                task.add_done_callback(partial(_deliver, name, late))
         for name in on_trial:
             for item in wanted[name].items:
                 answers[item.item_id].setdefault(name, _ON_TRIAL)
@@ -128,6 +131,13 @@ class ScoreRequester:
 
     async def close(self) -> None:
         await stop(self._shadows)
+
+
+def _deliver(
+    client: str, late: Callable[[ClientResponses], None], task: asyncio.Task[dict[str, ClientResponse]]
+) -> None:
+    if not task.cancelled() and task.exception() is None:
+        late({item_id: {client: answer} for item_id, answer in task.result().items()})
 
 
 @contextmanager

@@ -110,7 +110,9 @@ class GateFitter:
             await self._pool.refresh()
             trusted = self._pool.names_in_state("active", "probation")
             called = [*trusted, *self._pool.names_in_state("quarantined")]
-            shown, _ = await self._holdout.split([anchor for anchor in anchors if not anchor.audited])
+            shown, _ = await self._holdout.split(
+                [anchor for anchor in anchors if not (anchor.audited or anchor.live_question)]
+            )
             scored = await score_all(self._scorer, called, objective, shown, images)
             inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in anchors])
             vectors = {anchor.digest: vector for anchor, vector in zip(anchors, inputs, strict=True)}

@@ -1,7 +1,8 @@
 """Online refit: gates follow the policy as it trains.
 
-The policy answers questions of the anchors, and the objective's checker or judge labels its responses; the fused reward
-never does. Without checker or judge, the old anchors most similar to the responses count most (``density``).
+The policy answers questions of the anchors, also those of audited groups, and the objective's checker or judge labels
+its responses; the fused reward never does. Without checker or judge, the old anchors most similar to the responses
+count most (``density``).
 """
 
 from __future__ import annotations
@@ -151,7 +152,9 @@ class OnlineRefit:
         Raises:
             Unavailable: too few questions were answered or labelled.
         """
-        distinct = list({anchor.messages: anchor for anchor in anchors}.values())
+        audited = [anchor for anchor in await self._objectives.anchors(objective.name) if anchor.audited]
+        labelled = audited if labeller is not None else []  # only a label makes an anchor of a sample
+        distinct = list({anchor.messages: anchor for anchor in (*labelled, *anchors)}.values())
         questions = random.sample(distinct, min(self._settings.refit_questions, len(distinct)))
         images = await self._objectives.images(objective.name, questions)
         samples = PolicySamples()
@@ -188,7 +191,7 @@ class OnlineRefit:
             samples.dropped["not sampled"] += 1
             samples.problem = str(failure)
             return None
-        return SampledGroup(anchor.messages, tuple(dict.fromkeys(texts)), images)
+        return SampledGroup(anchor.messages, tuple(dict.fromkeys(texts)), images, tuple(texts))
 
     async def _label(
         self, objective: Objective, anchor: Anchor, sampled: SampledGroup, labeller: Labeller, samples: PolicySamples
@@ -237,5 +240,7 @@ def _labelled(anchor: Anchor, sampled: SampledGroup, pair: tuple[int, int], poli
         rejected=worse,
         domain=anchor.domain,
         others=tuple(text for place, text in enumerate(sampled.responses) if place not in pair),
+        sample=sampled.drawn,
+        live_question=anchor.audited,
         policy=policy,
     )

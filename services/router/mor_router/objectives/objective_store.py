@@ -41,11 +41,16 @@ class Anchor(Wire):
     """For reports only."""
     others: tuple[str, ...] = ()
     """Further responses to the same question, if any; a honeypot group is filled with them."""
+    sample: tuple[str, ...] = ()
+    """All responses as the policy drew them, with its repetitions; empty: uploaded, audited, or stored without."""
     policy: str | None = None
     """Run and weights version that sampled the responses; null: uploaded."""
     audited: bool = False
     """True for a pair of an audited group: clients scored it in live traffic, and are not shown it again, because that
     would reveal which groups were audited."""
+    live_question: bool = False
+    """True for responses to the question of an audited group that no client has seen: only honeypots send them, because
+    at a fit the question would reveal the audit."""
 
 
 def digest_of(messages: Messages, chosen: str, rejected: str) -> str:

@@ -56,11 +56,10 @@ class GateWeights:
                 return reason
 
     def clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:
-        """Return all clients that would score a group with this embedded input."""
-        weighted: Collection[str] = ()
-        if plan.weighted_clients:
-            weighted = blended_weights(self._of_embedded(inputs[None], plan.gates, plan.weighted_clients))
-        return (*weighted, *plan.shadows)
+        """Return the weighted clients that would score a group with this embedded input."""
+        if not plan.weighted_clients:
+            return ()
+        return tuple(blended_weights(self._of_embedded(inputs[None], plan.gates, plan.weighted_clients)))
 
     def _of_embedded(
         self, inputs: Float[ndarray, "1 features"], gates: ActiveGates, weighted_clients: Collection[str]

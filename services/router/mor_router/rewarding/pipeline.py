@@ -4,7 +4,7 @@ The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for th
 
 1. plan      ``clients.pool`` and ``objectives.active_gates`` -> ``ScoringPlan``: clients with weight, and shadows
 2. weights   ``gate_weights`` embeds the inputs -> ``ObjectiveWeights`` of each group
-3. scores    ``clients.scoring`` calls the clients
+3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may add an anchor to the groups of the call
 4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
 5. observe   ``run_monitor`` learns from the groups of runs: metrics, influence, disagreement, honeypots and audits
 """
@@ -42,8 +42,9 @@ from mor_router.rewarding import client_scores
 from mor_router.rewarding.gate_weights import GateWeights
 from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, Unrewarded
 from mor_router.rewarding.recent_scores import RecentScores
-from mor_router.rewarding.run_monitor import FusionResult, RunMonitor
+from mor_router.rewarding.run_monitor import FusionResult, RunMonitor, labelled_objective
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
+from mor_router.trust.honeypots import HoneypotBatch, HoneypotCall, Honeypots
 
 
 class RewardPipeline:
@@ -58,6 +59,7 @@ class RewardPipeline:
         gate_resolver: GateResolver,
         gate_weights: GateWeights,
         recent: RecentScores,
+        honeypots: Honeypots,
         monitor: RunMonitor,
     ) -> None:
         self._settings = settings
@@ -66,6 +68,7 @@ class RewardPipeline:
         self._gate_resolver = gate_resolver
         self._gate_weights = gate_weights
         self._recent = recent
+        self._honeypots = honeypots
         self._monitor = monitor
 
     async def reward(
@@ -141,8 +144,7 @@ class RewardPipeline:
         ]
         first = caller == RUNS and known is None
         shapes = [self._monitor.situations(item.messages, item.responses) for item in items]
-        if first:
-            self._monitor.offer_honeypots(groups, plan, deadline_s, partial(self._gate_weights.clients_for, plan))
+        joined = self._joined_honeypots(groups, plan, deadline_s) if first else None
         started = time.perf_counter()
         gate_weights = asyncio.gather(
             *(
@@ -155,7 +157,12 @@ class RewardPipeline:
         try:
             called = await self._called_clients(items, gate_weights, plan)
             batch = ScoreBatch(items, groups.images, groups.traces)
-            answers = await self._requester.fan_out(batch, called, plan.shadows, deadline_s, known=known, caller=caller)
+            if joined is None:
+                answers = await self._requester.fan_out(
+                    batch, called, plan.shadows, deadline_s, known=known, caller=caller
+                )
+            else:
+                answers = await self._honeypots.fan_out(joined, batch, called)
             standardisers = await self._standardisers(plan.gates, answers, remember=first)
             found = await gate_weights
         finally:
@@ -191,6 +198,20 @@ class RewardPipeline:
             item.item_id: () if isinstance(weights, str) else tuple(blended_weights(weights))
             for item, weights in zip(items, await gate_weights, strict=True)
         }
+
+    def _joined_honeypots(self, groups: GroupBatch, plan: ScoringPlan, deadline_s: float) -> HoneypotBatch | None:
+        """Return the honeypots that go with this call, if any."""
+        if (objective := labelled_objective(plan)) is None:
+            return None
+        call = HoneypotCall(
+            objective=objective,
+            gate=plan.gates.version,
+            groups=[(item.messages, item.responses) for item in groups.items],
+            clients_for=partial(self._gate_weights.clients_for, plan),
+            shadows=plan.shadows,
+            deadline_s=deadline_s,
+        )
+        return self._honeypots.join(call)
 
     async def _standardisers(
         self, gates: ActiveGates, answers: ClientResponses, *, remember: bool

@@ -47,6 +47,7 @@ def build_rewarding(
         gate_resolver=objectives.gate_resolver,
         gate_weights=gate_weights,
         recent=RecentScores(resources.redis),
+        honeypots=trust.honeypots,
         monitor=monitor,
     )
     return RewardComponents(pipeline=pipeline, gate_weights=gate_weights, influences=influences)

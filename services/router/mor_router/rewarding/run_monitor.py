@@ -6,12 +6,10 @@ follows from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from mor_core.wire import GroupReward, Messages, ModelRef, RewardItem
-from numpy import ndarray
 
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.reliability import Reliability
@@ -29,7 +27,7 @@ from mor_router.rewarding.vain_waits import vain_waits
 from mor_router.trust.auditor import Auditor, RewardedGroup
 from mor_router.trust.disagreement_monitor import DisagreementMonitor
 from mor_router.trust.drift import Drift
-from mor_router.trust.honeypots import HoneypotCall, Honeypots
+from mor_router.trust.honeypots import Honeypots
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class FusionResult:
 
 
 class RunMonitor:
-    """Monitor of the groups of runs: honeypots, audits, disagreement, models, influence and reliability."""
+    """Monitor of the groups of runs: audits, disagreement, models, influence and reliability."""
 
     def __init__(
         self,
@@ -76,26 +74,8 @@ class RunMonitor:
 
     def suspects(self, plan: ScoringPlan, situations: tuple[str, ...]) -> Collection[str]:
         """Return the clients that are suspected in such groups."""
-        objective = _labelled_objective(plan)
+        objective = labelled_objective(plan)
         return () if objective is None else self._auditor.suspects(objective, situations)
-
-    def offer_honeypots(
-        self,
-        groups: GroupBatch,
-        plan: ScoringPlan,
-        deadline_s: float,
-        clients_for: Callable[[Float[ndarray, " features"]], Collection[str]],
-    ) -> None:
-        """Let a honeypot call follow the call for these groups. ``clients_for``: all that would score an input."""
-        if (objective := _labelled_objective(plan)) is not None:
-            call = HoneypotCall(
-                objective=objective,
-                gate=plan.gates.version,
-                groups=[(item.messages, item.responses) for item in groups.items],
-                clients_for=clients_for,
-                deadline_s=deadline_s,
-            )
-            self._honeypots.follow(call)
 
     async def observe(
         self,
@@ -131,7 +111,7 @@ class RunMonitor:
             return
         agreements = live_agreements(group.fused, group.weights[0], part.expected)
         self._disagreement.observe(part.objective.name, part.version, agreements)
-        policy, objective = groups.policies.get(group.item.item_id), _labelled_objective(plan)
+        policy, objective = groups.policies.get(group.item.item_id), labelled_objective(plan)
         if objective is not None and policy:
             audited = RewardedGroup(
                 item=group.item,
@@ -158,7 +138,7 @@ class RunMonitor:
                 await self._drift.record_model(client, model)
 
 
-def _labelled_objective(plan: ScoringPlan) -> Objective | None:
+def labelled_objective(plan: ScoringPlan) -> Objective | None:
     """Return the objective whose labels apply to these groups. Blends have none: a label is for one objective."""
     objective = plan.gates.parts[0].objective
     single = len(plan.gates.parts) == 1 and objective is not None and plan.gates.text == objective.text

@@ -1,12 +1,14 @@
-"""Shapes of live groups, which honeypots imitate: size, repetition, length, and pictures that were sent before.
+"""Shapes of live groups, which honeypots imitate: size, repetition, length, and what was sent before.
 
-A honeypot group gets the shape of a live group drawn from the latest ones, and the anchor and texts that fit it best.
-It must not copy the shapes of one call in their order: a client would find its twin. Only groups of runs count: a
-caller of ``/v1/reward`` could mark honeypots by a size that no run has.
+A honeypot gets the shape of a live group drawn from the latest ones, and the anchor and texts that fit it best. The
+policy's own sample of that size is sent as it was drawn: nothing is more like a live group. Only groups of runs count:
+a caller of ``/v1/reward`` could mark honeypots by a size that no run has.
 """
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import random
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,8 +20,8 @@ from mor_router.objectives.objective_store import Anchor
 
 _LATEST = 256
 """Live groups remembered for each objective: some steps of a run, so that shapes follow the policy."""
-_PICTURES = 1 << 14
-"""Hashes of pictures sent lately that are remembered."""
+_REMEMBERED = 1 << 14
+"""Pictures, and questions, sent lately that are remembered."""
 _NEAREST = 8
 """Anchors of the nearest shape among which the least used one is taken."""
 
@@ -34,9 +36,13 @@ class GroupShape:
     """Number of occurrences of each distinct response, the largest first."""
     characters: float
     """Mean length of the distinct responses."""
+    question: int
+    """Characters of the question: questions of one kind have similar lengths, and the same sort of answers."""
     pictures: int
     times: int
     """Number of earlier times that its least known picture was sent; 0 without pictures."""
+    asked: int
+    """Number of earlier times that its question was sent about the same pictures."""
 
     @property
     def size(self) -> int:
@@ -53,15 +59,34 @@ class HoneypotGroup:
     chosen: int
     """Index of the anchor's chosen response in ``responses``."""
     rejected: int | None
-    """Index of the rejected one; ``None``: all responses are alike, and the group only completes a call."""
+    """Index of the rejected one; ``None``: all responses are alike, as in a share of the live groups, and compare
+    nothing."""
+
+
+class _Sent:
+    """Number of times that each of the latest things was sent."""
+
+    def __init__(self) -> None:
+        self._times: OrderedDict[str, int] = OrderedDict()
+
+    def __getitem__(self, name: str) -> int:
+        return self._times.get(name, 0)
+
+    def add(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._times[name] = self[name] + 1
+            self._times.move_to_end(name)
+        while len(self._times) > _REMEMBERED:
+            self._times.popitem(last=False)
 
 
 class RecentShapes:
-    """Shapes of the latest live groups by objective, and the pictures that clients have been sent lately."""
+    """Shapes of the latest live groups by objective, and the pictures and questions that clients were sent lately."""
 
     def __init__(self) -> None:
         self._groups: dict[str, deque[GroupShape]] = {}
-        self._pictures: OrderedDict[str, int] = OrderedDict()
+        self._pictures = _Sent()
+        self._questions = _Sent()
 
     def observe(self, objective: str, groups: Sequence[tuple[Messages, Sequence[str]]]) -> None:
         """Remember live groups of runs, each with its messages and responses."""
@@ -75,8 +100,10 @@ class RecentShapes:
                 GroupShape(
                     tuple(sorted(counts.values(), reverse=True)),
                     sum(map(len, counts)) / len(counts),
+                    _characters(messages),
                     len(hashes),
                     self.times(hashes),
+                    self.asked(messages),
                 )
             )
         for messages, _ in groups:
@@ -89,50 +116,61 @@ class RecentShapes:
 
     def times(self, hashes: Collection[str]) -> int:
         """Return how often the least known of these pictures was sent lately; 0 where there are none."""
-        return min((self._pictures.get(digest, 0) for digest in hashes), default=0)
+        return min((self._pictures[digest] for digest in hashes), default=0)
+
+    def asked(self, messages: Messages) -> int:
+        """Return how often this question was sent lately about these pictures."""
+        return self._questions[_question(messages)]
+
+    def outdated(self, messages: Messages, shape: GroupShape) -> bool:
+        """Return whether question or pictures were sent since more often than those of a live group of this shape."""
+        return self.asked(messages) > shape.asked or self.times(image_hashes(messages)) > shape.times
 
     def known(self, hashes: Collection[str]) -> bool:
         """Return whether all these pictures were sent lately; true where there are none."""
-        return all(digest in self._pictures for digest in hashes)
+        return all(self._pictures[digest] for digest in hashes)
 
     def sent(self, messages: Messages) -> None:
-        """Remember the pictures of a group that is sent."""
-        for digest in image_hashes(messages):
-            self._pictures[digest] = self._pictures.get(digest, 0) + 1
-            self._pictures.move_to_end(digest)
-        while len(self._pictures) > _PICTURES:
-            self._pictures.popitem(last=False)
+        """Remember the pictures and the question of a group that is sent."""
+        self._pictures.add(image_hashes(messages))
+        self._questions.add([_question(messages)])
 
 
-def choose_anchors(
+def choose_anchor(
     shapes: Iterable[GroupShape],
-    count: int,
     candidates: Sequence[Anchor],
     used: Mapping[str, int],
     recent: RecentShapes,
-) -> list[tuple[Anchor, GroupShape]]:
-    """Choose ``count`` anchors with a shape for each, no two with a common picture: the least used of the nearest ones.
+    *,
+    again: bool,
+) -> tuple[Anchor, GroupShape] | None:
+    """Choose an anchor for the first of these shapes that one fits: the least used of the nearest ones.
 
-    No picture comes more often than that of the live group: a client would recognise it. ``used``: digest -> number of
-    times that the anchor was sent. Shapes that no anchor fits are passed over, so there may be fewer anchors.
+    Question and pictures were sent as often as those of the live group; with ``again``, less often will do. A client
+    would recognise what is new, or known, at another time than in live groups. ``used``: digest -> number of times that
+    the anchor was sent.
     """
-    chosen: list[tuple[Anchor, GroupShape]] = []
-    left = _random.sample(list(candidates), len(candidates))
+    left = [
+        (anchor, recent.asked(anchor.messages), recent.times(image_hashes(anchor.messages)))
+        for anchor in _random.sample(list(candidates), len(candidates))
+    ]
     for shape in shapes:
-        fitting = [anchor for anchor in left if recent.times(image_hashes(anchor.messages)) <= shape.times]
-        if len(chosen) == count or not fitting:
-            continue
-        fitting.sort(key=lambda anchor: _distance(anchor, shape, recent))
-        best = min(fitting[:_NEAREST], key=lambda anchor: used[anchor.digest])
-        chosen.append((best, shape))
-        left = [anchor for anchor in left if anchor is not best and not _share_picture(anchor, best)]
-    return chosen
+        fitting = [
+            (shape.asked - asked, shape.times - times, _distance(anchor, shape), place)
+            for place, (anchor, asked, times) in enumerate(left)
+            if (asked, times) == (shape.asked, shape.times) or (again and asked <= shape.asked and times <= shape.times)
+        ]
+        nearest = [left[place][0] for *_, place in heapq.nsmallest(_NEAREST, fitting)]
+        if nearest:
+            return min(nearest, key=lambda anchor: used[anchor.digest]), shape
+    return None
 
 
 def honeypot_group(anchor: Anchor, shape: GroupShape, fillers: Sequence[str]) -> HoneypotGroup:
-    """Build a group of this shape in random order: the anchor's two responses and the first other texts of ``fillers``.
+    """Build a group of this shape in random order.
 
-    Too few fillers are repeated, as a policy repeats itself.
+    It is the policy's sample, where that has the size. Otherwise it holds the anchor's two responses and the first
+    other texts of ``fillers``; too few of them are repeated, as a policy repeats itself.
 
     Raises:
         ValueError: a group of one response, which compares nothing.
@@ -140,30 +178,41 @@ def honeypot_group(anchor: Anchor, shape: GroupShape, fillers: Sequence[str]) ->
     if shape.size < 2:
         raise ValueError(f"got a group of {shape.size}; an anchor needs two responses or more")
     pair = [anchor.chosen, anchor.rejected]
+    if len(shape.counts) == 1:
+        return HoneypotGroup(anchor, (_random.choice(anchor.sample or pair),) * shape.size, 0, None)
+    if len(anchor.sample) == shape.size:
+        return _ordered(anchor, anchor.sample)
     others = [text for text in dict.fromkeys(fillers) if text not in pair]
     texts = [*pair, *others][: len(shape.counts)]
-    if len(texts) == 1:
-        return HoneypotGroup(anchor, (_random.choice(pair),) * shape.size, 0, None)
     counts = _random.sample(shape.counts, len(shape.counts))
     for surplus in counts[len(texts) :]:
         counts[_random.randrange(len(texts))] += surplus
-    repeated = [text for text, count in zip(texts, counts, strict=False) for _ in range(count)]
-    responses = tuple(_random.sample(repeated, len(repeated)))
+    return _ordered(anchor, [text for text, count in zip(texts, counts, strict=False) for _ in range(count)])
+
+
+def _ordered(anchor: Anchor, texts: Sequence[str]) -> HoneypotGroup:
+    responses = tuple(_random.sample(list(texts), len(texts)))
     return HoneypotGroup(anchor, responses, responses.index(anchor.chosen), responses.index(anchor.rejected))
 
 
-def _distance(anchor: Anchor, shape: GroupShape, recent: RecentShapes) -> tuple[bool, int, int, float]:
-    """Order anchors by likeness: pictures first, because no filler changes them; then distinct texts; then length."""
-    hashes = image_hashes(anchor.messages)
+def _distance(anchor: Anchor, shape: GroupShape) -> tuple[bool, int, int, float]:
+    """Order anchors by likeness: pictures and question first, because no filler changes them; then distinct texts; then
+    length."""
     texts = {anchor.chosen, anchor.rejected, *anchor.others}
-    characters = sum(map(len, texts)) / len(texts)
+    lacking = len(shape.counts) - len(texts)
+    as_drawn = len(anchor.sample) == shape.size
     return (
-        len(hashes) != shape.pictures,
-        shape.times - recent.times(hashes),
-        max(0, len(shape.counts) - len(texts)),
-        abs(characters - shape.characters),
+        len(image_hashes(anchor.messages)) != shape.pictures,
+        abs(_characters(anchor.messages) - shape.question),
+        abs(lacking) if as_drawn else max(0, lacking),
+        abs(sum(map(len, texts)) / len(texts) - shape.characters),
     )
 
 
-def _share_picture(one: Anchor, other: Anchor) -> bool:
-    return not set(image_hashes(one.messages)).isdisjoint(image_hashes(other.messages))
+def _characters(messages: Messages) -> int:
+    return sum(len(message.text) for message in messages)
+
+
+def _question(messages: Messages) -> str:
+    content = "\n".join((*image_hashes(messages), *(message.text for message in messages)))
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

@@ -1,10 +1,15 @@
-"""Honeypots: calls to clients that look like calls for live groups and consist of anchors.
+"""Honeypots: groups sent to clients that look like live groups and are anchors.
 
-A share of live calls is followed by a honeypot call with as many groups, in the shapes of recent live groups
-(``honeypot_shapes``), with the same objective, deadline and clients. It leaves together with one of the next live
-calls, because a call between two bursts of live traffic would stand out. A call is wholly live or wholly honeypot: an
-anchor added to a live call would make it longer, and a client could rely on short calls to be live. Live groups do not
-wait for honeypots.
+A honeypot travels like one more group of the run: it is an item of a live call, at a random place. So nothing about the
+call tells of it: time, connection, order and duration are those of the live groups beside it. Two rules keep the size
+of the call from telling:
+
+- It aims at a size: that of the call of a random live group. It joins the next call that has one group fewer.
+- No call gets a size that live calls do not have. Where all calls have the same size, as many honeypots as a call has
+  groups leave as a call of their own, by a gap like those between live calls.
+
+One honeypot falls on each stretch of as many live groups as the share makes, at a random place of it: a step of a run
+with far more groups than others would stand out. Live groups do not wait for honeypots to be made.
 """
 
 from __future__ import annotations
@@ -13,50 +18,42 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-import numpy as np
 import structlog
 from jaxtyping import Float
 from mor_core.errors import MorError
 from mor_core.failures import describe_failure
-from mor_core.stored import StoredEntries
 from mor_core.tasks import stop
-from mor_core.wire import Count, Messages, ScoreItem, image_hashes
+from mor_core.wire import Messages, image_hashes
 from numpy import ndarray
-from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_router import metrics
 from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores, scored_now
-from mor_router.clients.scoring import ScoreBatch, ScoreRequester
-from mor_router.embedding import Embedder, GateInput, embedding_for
+from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
+from mor_router.embedding import Embedder
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Objective, ObjectiveStore
-from mor_router.store import key
 from mor_router.trust.drift import Drift
-from mor_router.trust.honeypot_shapes import HoneypotGroup, RecentShapes, choose_anchors, honeypot_group
+from mor_router.trust.honeypot_shapes import RecentShapes
+from mor_router.trust.honeypot_source import Honeypot, HoneypotSource
 
-_MOST_WAITING = 16
-"""Most honeypot calls that wait or run at a time; further ones are skipped, to bound the load on clients."""
-_MOST_CALLS = 4
-"""Most live calls until a honeypot leaves together with one: within a step or two of its draw."""
+_MOST_WAITING = 32
+"""Honeypots of one objective that wait or are on their way; further ones are skipped."""
+_MOST_CALLS = 16
+"""Live calls until a honeypot aims at another size: some steps of a run."""
 _LONGEST_WAIT_S = 600.0
-"""Seconds without such a call after which a honeypot is dropped: alone in a pause it would stand out."""
-_NEIGHBOURS = 64
-"""Anchors among which the fillers of a group are searched."""
-_DRAWS = 4
-"""Shapes drawn for each group of a honeypot call: some may fit no anchor."""
+"""Seconds after which a waiting honeypot is dropped: the run has ended, or the policy has moved on."""
+_LATEST = 256
+"""Live groups whose call sizes are remembered: some steps of a run."""
 _BURST_S = 1.0
-"""Longest gap between the starts of two live calls of one burst: a honeypot leaves by such a gap."""
+"""Longest gap between the starts of two live calls of one burst: a honeypot call leaves by such a gap."""
 _GAPS = 64
 """Latest gaps that are remembered."""
-
-_COUNT: TypeAdapter[int] = TypeAdapter(Count)
-_SENT = StoredEntries("honeypot_counts")
 
 log = structlog.get_logger(__name__)
 _random = random.SystemRandom()  # a client that could predict the draws would recognise honeypots
@@ -64,29 +61,112 @@ _random = random.SystemRandom()  # a client that could predict the draws would r
 
 @dataclass(frozen=True)
 class HoneypotCall:
-    """A live call for groups of runs as clients see it, which a honeypot call may imitate."""
+    """A live call for groups of runs as clients see it, which honeypots may join."""
 
     objective: Objective
     gate: int
     groups: Sequence[tuple[Messages, Sequence[str]]]
     """Messages and responses of each of its groups."""
     clients_for: Callable[[Float[ndarray, " features"]], Collection[str]]
-    """Function from a group's features to the clients that score it."""
+    """Function from a group's features to the weighted clients that score it."""
+    shadows: Collection[str]
+    """Clients that score every group."""
     deadline_s: float
+
+
+@dataclass(frozen=True)
+class HoneypotBatch:
+    """Honeypots that are sent with a live call."""
+
+    call: HoneypotCall
+    honeypots: Sequence[Honeypot] = ()
+
+    def weighted(self) -> dict[str, Collection[str]]:
+        """Map the items of the honeypots to the weighted clients that score them."""
+        return {one.digest: self.call.clients_for(one.vector) for one in self.honeypots}
+
+    def added_to(self, batch: ScoreBatch) -> ScoreBatch:
+        """Return ``batch`` with the honeypots among its items, at random places."""
+        items = list(batch.items)
+        for one in self.honeypots:
+            items.insert(_random.randint(0, len(items)), one.item(self.call.objective.text))
+        images = {digest: content for one in self.honeypots for digest, content in one.images.items()}
+        return replace(batch, items=items, images={**batch.images, **images})
 
 
 @dataclass
 class _Waiting:
-    """A honeypot call until the live call that it leaves with."""
+    """A honeypot until a call takes it along."""
 
-    objective: str
-    calls: int
-    """Live calls that still go first."""
-    leaves: asyncio.Future[None]
+    honeypot: Honeypot
+    size: int
+    """Number of groups of the call that it aims at, itself included."""
+    since_s: float
+    calls: int = 0
+    """Live calls that went without it since it aims at this size."""
+
+
+@dataclass
+class _Traffic:
+    """What is known of the live calls of one objective, and the honeypots for them."""
+
+    stretch: float
+    """Live groups that one honeypot falls on."""
+    latest: HoneypotCall
+    passed: float = 0.0
+    """Live groups of the present stretch that have gone."""
+    place: float = field(init=False)
+    """Place of its honeypot in the present stretch; above ``stretch`` once it was drawn."""
+    sizes: deque[int] = field(default_factory=lambda: deque(maxlen=_LATEST))
+    """Size of its call, for each of the latest live groups."""
+    waiting: list[_Waiting] = field(default_factory=list)
+    away: set[str] = field(default_factory=set)
+    """Digests of the anchors that are on their way."""
+    making: int = 0
+
+    def __post_init__(self) -> None:
+        self.place = _random.uniform(0, self.stretch)
+
+    def due(self, groups: int) -> int:
+        """Count live groups; return how many honeypots fall on them."""
+        found = 0
+        self.passed += groups
+        while self.passed >= self.stretch or self.passed >= self.place:
+            if self.passed >= self.place:
+                found, self.place = found + 1, math.inf
+            if self.passed >= self.stretch:
+                self.passed -= self.stretch
+                self.place = _random.uniform(0, self.stretch)
+        return found
+
+    def full(self) -> bool:
+        return len(self.waiting) + len(self.away) + self.making >= _MOST_WAITING
+
+    def joining(self, size: int) -> _Waiting | None:
+        """Return the honeypot that may join a live call of ``size`` groups, if any."""
+        if size + 1 not in self.sizes:
+            return None
+        return next((one for one in self.waiting if one.size == size + 1), None)
+
+    def alone(self, size: int) -> list[_Waiting]:
+        """Return the honeypots that may leave as a call of ``size`` groups like the present one; none if too few."""
+        fits = [one for one in self.waiting if one.size == size]
+        only_size = size == max(self.sizes)
+        return fits[:size] if len(fits) >= size and (only_size or size == 1) else []
+
+    def waited(self) -> None:
+        """Count a live call that went without those that still wait; one that waits long aims at another size.
+
+        Never at a single group: such calls come often, and all that miss another size would end there.
+        """
+        for one in self.waiting:
+            one.calls += 1
+            if one.calls >= _MOST_CALLS:
+                one.size, one.calls = _random.choice([size for size in self.sizes if size > 1] or self.sizes), 0
 
 
 class Honeypots:
-    """Sender of honeypot calls, for a ``share`` of all calls."""
+    """Sender of honeypots, for a ``share`` of all groups."""
 
     def __init__(
         self,
@@ -100,170 +180,159 @@ class Honeypots:
         embedder: Embedder,
         share: float,
     ) -> None:
-        self._redis = redis
-        self._objectives = objectives
-        self._holdout = holdout
         self._requester = requester
         self._honeypot_scores = honeypot_scores
         self._drift = drift
-        self._embedder = embedder
-        self._odds = share / (1 - share)
+        self._stretch = (1 - share) / share if share else math.inf
         self._shapes = RecentShapes()
-        self._waiting: list[_Waiting] = []
+        self._source = HoneypotSource(redis, objectives, holdout, embedder, self._shapes)
+        self._traffic: dict[str, _Traffic] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._latest: dict[str, HoneypotCall] = {}
         self._last_s = -math.inf
         self._gaps: deque[float] = deque(maxlen=_GAPS)
 
-    def follow(self, call: HoneypotCall) -> None:
-        """Schedule a honeypot call after a live call that starts now, with the probability of the set share."""
-        loop, name = asyncio.get_running_loop(), call.objective.name
-        now = loop.time()
+    def join(self, call: HoneypotCall) -> HoneypotBatch:
+        """Return the honeypots that go with a live call that starts now; have those made that fall on its groups."""
+        now, name, size = asyncio.get_running_loop().time(), call.objective.name, len(call.groups)
         if now - self._last_s <= _BURST_S:
             self._gaps.append(now - self._last_s)
         self._last_s = now
         self._shapes.observe(name, call.groups)
-        self._latest[name] = call
-        self._release(call)
-        chosen = _random.random() < self._odds and call.objective.anchors
-        if chosen and len(self._tasks) < _MOST_WAITING:
-            waiting = _Waiting(name, _random.randint(1, _MOST_CALLS), loop.create_future())
-            self._waiting.append(waiting)
-            task = asyncio.create_task(self._send_later(call, waiting))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        traffic = self._traffic.setdefault(name, _Traffic(self._stretch, call))
+        traffic.latest = call
+        traffic.sizes.extend([size] * size)
+        self._drop_stale(traffic, now)
+        joining = traffic.joining(size)
+        if joining is not None:
+            self._take(traffic, [joining])
+        else:
+            self._leave_alone(traffic, size)
+        traffic.waited()
+        for _ in range(traffic.due(size) if call.objective.anchors else 0):
+            if not traffic.full():
+                traffic.making += 1
+                self._start(self._make(call.objective, traffic), name)
+        return HoneypotBatch(call, [joining.honeypot] if joining else [])
 
-    def _release(self, call: HoneypotCall) -> None:
-        """Let the honeypots go whose turn it is, together with this live call."""
-        for waiting in self._waiting:
-            if waiting.objective == call.objective.name:
-                waiting.calls -= 1
-                if waiting.calls <= 0 and not waiting.leaves.done():
-                    waiting.leaves.set_result(None)
+    async def fan_out(
+        self,
+        joined: HoneypotBatch,
+        batch: ScoreBatch,
+        weighted: Mapping[str, Collection[str]],
+    ) -> ClientResponses:
+        """Request scores for ``batch`` and the honeypots that go with it; return those for ``batch``."""
+        whole, clients = joined.added_to(batch), {**weighted, **joined.weighted()}
+        late = partial(self._keep_late, joined) if joined.honeypots else None
+        try:
+            answers = await self._requester.fan_out(
+                whole, clients, joined.call.shadows, joined.call.deadline_s, late=late
+            )
+        except BaseException:
+            self._forget(joined)
+            raise
+        if joined.honeypots:
+            own = {one.digest: answers.pop(one.digest) for one in joined.honeypots}
+            self._start(self._keep(joined, own), joined.call.objective.name)
+        return answers
 
     def known_picture(self, messages: Messages) -> bool:
         """Return whether all pictures of a group were sent to clients lately."""
         return self._shapes.known(image_hashes(messages))
 
     async def settled(self) -> None:
-        """Send all scheduled honeypot calls now and wait until they have ended; each ends by its deadline."""
-        for waiting in self._waiting:
-            if not waiting.leaves.done():
-                waiting.leaves.set_result(None)
+        """Send whole calls of the honeypots that wait, and wait until all are made and answered, by their deadline."""
         await asyncio.gather(*self._tasks)
+        for traffic in self._traffic.values():
+            size = len(traffic.latest.groups)
+            while len(traffic.waiting) >= size:
+                self._send(traffic, traffic.waiting[:size])
+        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks)  # answers are stored by tasks of their own
 
     async def close(self) -> None:
-        """Cancel all scheduled honeypot calls."""
+        """Cancel all honeypots."""
         await stop(self._tasks)
 
-    async def _send_later(self, call: HoneypotCall, waiting: _Waiting) -> None:
-        name = call.objective.name
-        try:
-            groups, vectors, images = await self._groups(call)
-            async with asyncio.timeout(_LONGEST_WAIT_S):
-                await waiting.leaves
-                await self._leave_gap()
-            if groups:
-                await self._send(self._latest[name], groups, vectors, images)
-        except TimeoutError:
-            log.debug("a honeypot call was dropped: no live call followed", objective=name)
-        except (MorError, RedisError) as error:
-            log.warning("a honeypot call could not be made", objective=name, reason=describe_failure(error))
-        except Exception as error:  # no caller awaits this task, so its failure is logged here
-            log.error("a honeypot call failed", objective=name, exc_info=error)
-        finally:
-            self._waiting.remove(waiting)
-
-    async def _leave_gap(self) -> None:
-        """Wait until no live call has come for a time like those between live calls."""
-        latest = None
-        while latest != self._last_s and self._gaps:
-            latest = self._last_s
-            await asyncio.sleep(_random.choice(self._gaps))
-
-    async def _send(
-        self,
-        call: HoneypotCall,
-        groups: Sequence[HoneypotGroup],
-        vectors: Mapping[str, Float[ndarray, " features"]],
-        images: Mapping[str, bytes],
-    ) -> None:
-        """Send the groups as ``call`` sends its own, and store the scores of their anchors."""
-        name = call.objective.name
-        items = [
-            ScoreItem(
-                item_id=group.anchor.digest,
-                messages=group.anchor.messages,
-                responses=group.responses,
-                objective=call.objective.text,
-            )
-            for group in groups
+    def _drop_stale(self, traffic: _Traffic, now: float) -> None:
+        """Drop honeypots whose question or pictures live groups have sent since: they would come once too often."""
+        traffic.waiting = [
+            one
+            for one in traffic.waiting
+            if now - one.since_s < _LONGEST_WAIT_S
+            and not self._shapes.outdated(one.honeypot.group.anchor.messages, one.honeypot.shape)
         ]
-        clients = {digest: call.clients_for(vector) for digest, vector in vectors.items()}
-        for group in groups:
-            self._shapes.sent(group.anchor.messages)
-        found = await self._requester.fan_out(ScoreBatch(items, images), clients, (), call.deadline_s)
+
+    def _take(self, traffic: _Traffic, leaving: Sequence[_Waiting]) -> None:
+        """Take honeypots out of those that wait, because they are sent now."""
+        traffic.waiting = [one for one in traffic.waiting if one not in leaving]
+        traffic.away |= {one.honeypot.digest for one in leaving}
+        for one in leaving:
+            self._shapes.sent(one.honeypot.group.anchor.messages)
+
+    def _leave_alone(self, traffic: _Traffic, size: int) -> None:
+        if leaving := traffic.alone(size):
+            self._send(traffic, leaving)
+
+    def _send(self, traffic: _Traffic, leaving: Sequence[_Waiting]) -> None:
+        self._take(traffic, leaving)
+        joined = HoneypotBatch(traffic.latest, [one.honeypot for one in leaving])
+        self._start(self._send_alone(joined), joined.call.objective.name)
+
+    def _start(self, work: Coroutine[None, None, None], objective: str) -> None:
+        task = asyncio.create_task(self._guarded(work, objective))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[None, None, None], objective: str) -> None:
+        try:
+            await work
+        except (MorError, RedisError) as error:
+            log.warning("a honeypot could not be made", objective=objective, reason=describe_failure(error))
+        except Exception as error:  # no caller awaits this task, so its failure is logged here
+            log.error("a honeypot failed", objective=objective, exc_info=error)
+
+    async def _make(self, objective: Objective, traffic: _Traffic) -> None:
+        try:
+            taken = traffic.away | {one.honeypot.digest for one in traffic.waiting}
+            made = await self._source.make(objective, taken)
+        finally:
+            traffic.making -= 1
+        names = traffic.away | {one.honeypot.digest for one in traffic.waiting}
+        if made is not None and made.digest not in names:  # made at the same time as another
+            size = _random.choice(traffic.sizes)
+            traffic.waiting.append(_Waiting(made, size, asyncio.get_running_loop().time()))
+
+    async def _send_alone(self, joined: HoneypotBatch) -> None:
+        """Send honeypots as a call of their own, a gap after the live call that they resemble."""
+        if self._gaps:
+            await asyncio.sleep(_random.choice(self._gaps))
+        await self.fan_out(joined, ScoreBatch((), {}), {})
+
+    async def _keep(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
+        """Count the honeypots as sent, and store the answers."""
+        try:
+            await self._source.count_sent(joined.call.objective.name, [one.digest for one in joined.honeypots])
+        finally:
+            self._forget(joined)
+        await self._store(joined, answers)
+
+    def _keep_late(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
+        """Have the answers of a client stored that was slower than the others."""
+        own = {one.digest: answers.get(one.digest, {}) for one in joined.honeypots}
+        self._start(self._store(joined, own), joined.call.objective.name)
+
+    def _forget(self, joined: HoneypotBatch) -> None:
+        self._traffic[joined.call.objective.name].away -= {one.digest for one in joined.honeypots}
+
+    async def _store(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
+        name = joined.call.objective.name
         scores: list[HoneypotScore] = []
-        for group in groups:
-            for client, answer in found[group.anchor.digest].items():
+        for one in joined.honeypots:
+            group = one.group
+            for client, answer in answers[one.digest].items():
                 metrics.HONEYPOTS.labels(client, answer.status).inc()
                 if answer.scores is not None and answer.model is not None and group.rejected is not None:
                     pair = answer.scores[group.chosen], answer.scores[group.rejected]
-                    scores.append(scored_now(client, answer.model, call.gate, group.anchor.digest, pair))
-        await self._honeypot_scores.add(name, scores, vectors)
+                    scores.append(scored_now(client, answer.model, joined.call.gate, one.digest, pair))
+        await self._honeypot_scores.add(name, scores, {one.digest: one.vector for one in joined.honeypots})
         await self._drift.review(name)
-
-    async def _groups(
-        self, call: HoneypotCall
-    ) -> tuple[list[HoneypotGroup], dict[str, Float[ndarray, " features"]], dict[str, bytes]]:
-        """Build as many groups as ``call`` has, in the shapes of recent live ones; return embeddings and images too.
-
-        No groups where the anchors do not suffice: a call of another size, or with pictures that the client knows too
-        well, would stand out.
-
-        Fillers are further responses to the anchor's question, then responses to the nearest questions among the
-        candidates. Texts shown at a fit would reveal the honeypot.
-        """
-        name = call.objective.name
-        anchors = [anchor for anchor in await self._objectives.anchors(name) if not anchor.audited]
-        shown, kept = await self._holdout.split(anchors)
-        candidates = kept or shown
-        used = await self._times_sent(name, [anchor.digest for anchor in candidates])
-        metrics.UNUSED_HONEYPOTS.labels(name).set(sum(not count for count in used.values()))
-        wanted = len(call.groups)
-        shapes = self._shapes.draw(name, _DRAWS * wanted)
-        # A policy answers a question anew each time, so its samples go out once. Uploaded pairs are not in its style:
-        # they serve where it was never sampled, and come again.
-        sampled = [anchor for anchor in candidates if anchor.policy is not None]
-        fresh = [anchor for anchor in sampled if not used[anchor.digest]]
-        chosen = choose_anchors(shapes, wanted, fresh if sampled else candidates, used, self._shapes)
-        if len(chosen) < wanted:
-            return [], {}, {}
-        taken = [anchor for anchor, _ in chosen]
-        around = _random.sample(list(candidates), min(_NEIGHBOURS, len(candidates)))
-        images = await self._objectives.images(name, [*taken, *around])
-        with embedding_for("(honeypots)"):  # not in the turns of the call that they follow
-            inputs = await self._embedder.inputs([GateInput(anchor.messages, images) for anchor in [*taken, *around]])
-        own, near = inputs[: len(taken)], inputs[len(taken) :]
-        groups = []
-        for (anchor, shape), vector in zip(chosen, own, strict=True):
-            same = [other for other in candidates if other.messages == anchor.messages]
-            nearest = [around[row] for row in np.square(near - vector).sum(axis=1).argsort()]
-            fillers = [text for other in [*same, *nearest] for text in (*other.others, other.chosen, other.rejected)]
-            groups.append(honeypot_group(anchor, shape, [*anchor.others, *fillers]))
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for anchor in taken:
-                pipe.hincrby(key("asked", name), anchor.digest, 1)
-            await pipe.execute()
-        return groups, {anchor.digest: vector for anchor, vector in zip(taken, own, strict=True)}, images
-
-    async def _times_sent(self, objective: str, digests: Sequence[str]) -> dict[str, int]:
-        """Return how often each anchor was sent. A count that is none is deleted, so that it begins again."""
-        place = key("asked", objective)
-        stored: list[Any] = await _SENT.write(self._redis, [place], lambda: self._redis.hmget(place, digests))
-        counts = dict(zip(digests, stored, strict=True))
-        times = _SENT.parse_all(counts, lambda _, count: _COUNT.validate_python(int(count)))
-        broken = [digest for digest, count in counts.items() if count is not None and digest not in times]
-        if broken:
-            await self._redis.hdel(place, *broken)
-        return {digest: times.get(digest, 0) for digest in digests}

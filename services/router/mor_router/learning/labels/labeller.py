@@ -20,6 +20,8 @@ class SampledGroup:
     responses: tuple[str, ...]
     """Distinct, at least two."""
     images: Mapping[str, bytes] = field(repr=False)
+    drawn: tuple[str, ...] = ()
+    """All responses as the policy drew them, repetitions included."""
 
 
 class Labeller(Protocol):
