@@ -6,7 +6,7 @@ The reward stage and ``/v1/reward`` call ``RewardPipeline.reward``. Steps for th
 2. weights   ``gate_weights`` embeds the inputs -> ``ObjectiveWeights`` of each group
 3. scores    ``clients.scoring`` calls the clients; ``trust.honeypots`` may add an anchor to the groups of the call
 4. fusion    ``mathematics.group_fusion`` -> ``GroupReward``, or ``Unrewarded`` without a quorum
-5. observe   ``run_monitor`` learns from the groups of runs: metrics, influence, disagreement, honeypots and audits
+5. observe   ``run_monitor`` learns from the groups of runs: metrics, influence, disagreement, models and audits
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the router learns from the groups of runs, and whom it suspects in the groups that follow.
 
-Groups of other callers change nothing here: no metric, honeypot, audit, suspicion, influence, model or reliability
+Groups of other callers change nothing here: no metric, audit, suspicion, influence, model or reliability
 follows from them.
 """
 
