@@ -292,8 +292,8 @@ class RewardPipeline:
         for item, outcome, weights in zip(groups.items, outcomes, gate_weights, strict=True):
             policy = groups.policies.get(item.item_id)
             if objective and policy and isinstance(outcome.result, GroupReward) and not isinstance(weights, str):
-                expected, known = plan.gates.parts[0].expected, item.item_id in seen
-                group = RewardedGroup(item, groups.images, policy, outcome.result, weights[0], expected, known)
+                known = item.item_id in seen
+                group = RewardedGroup(item, groups.images, policy, outcome.result, weights[0], known)
                 await self._auditor.consider(objective, group)
 
     def _clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from mor_core.wire import GroupReward
 
-from mor_router.mathematics import loo_agreement
-from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.group_fusion import ObjectiveWeights
+from mor_router.mathematics.loo_agreement import LEAST_CLIENTS
+from mor_router.mathematics.opposition import opposes, stakes
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.suspicion import Suspicion
+from mor_router.objectives.objective_store import COLD_START
 
 
 class LiveSuspicion:
@@ -26,26 +25,22 @@ class LiveSuspicion:
         known = self._clients.get(objective, {})
         return frozenset(client for client, suspicion in known.items() if suspicion.suspects(kind))
 
-    def observe(
-        self,
-        objective: str,
-        reward: GroupReward,
-        weights: ObjectiveWeights,
-        expected: Mapping[str, DriftBaseline],
-        kind: tuple[str, ...],
-    ) -> None:
-        """Compare the clients of one rewarded group with their baselines; a new gate version starts anew."""
+    def observe(self, objective: str, reward: GroupReward, weights: ObjectiveWeights, kind: tuple[str, ...]) -> None:
+        """Compare the clients of one rewarded group with each other; a new gate version starts anew.
+
+        Under the cold start there is no suspicion: a specialist may oppose the others outside its domain.
+        """
         if self._gates.get(objective) != reward.gate_version:
             self._gates[objective], self._clients[objective] = reward.gate_version, {}
-        lines = [line for line in reward.clients if line.calibrated is not None and line.client in expected]
-        if len(lines) < loo_agreement.LEAST_CLIENTS or len(reward.rewards) < 2:
+        lines = [line for line in reward.clients if line.calibrated is not None]
+        if reward.gate_version == COLD_START or len(lines) < LEAST_CLIENTS or len(reward.rewards) < 2:
             return
+        clients = self._clients[objective]
         shares = np.array([line.weight for line in lines])
-        agreement = loo_agreement.of_group(np.array([line.calibrated for line in lines]), shares)
         slopes = np.array([weights.slopes.get(line.client, 0.0) for line in lines])
-        influence = influences(shares[None], slopes[None])[0]
-        for k, line in enumerate(lines):
-            baseline = expected[line.client]
-            if baseline.influence and baseline.least_agreement > 0:
-                suspicion = self._clients[objective].setdefault(line.client, Suspicion(baseline.least_agreement))
-                suspicion.add(float(agreement[k]), min(1.0, float(influence[k]) / baseline.influence), kind)
+        own = [clients.setdefault(line.client, Suspicion()) for line in lines]
+        suspected = np.array([suspicion.suspects(kind) for suspicion in own])
+        against = opposes(shares[:, None] * np.array([line.calibrated for line in lines]), suspected)
+        stake = stakes(influences(shares[None], slopes[None])[0], suspected)
+        for suspicion, opposed, worth in zip(own, against.tolist(), stake.tolist(), strict=True):
+            suspicion.add(opposed, worth, kind)
