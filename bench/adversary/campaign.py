@@ -9,18 +9,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from mor_router.learning.gate_fitter import drift_baselines
-from mor_router.mathematics import loo_agreement
 from mor_router.mathematics.audit_draw import AuditBudget
-from mor_router.mathematics.audit_test import AuditedGroup, audit_result
+from mor_router.mathematics.audit_test import AuditedGroup, audit_result, distinct_pairs, worth
 from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.fusion import Weighted
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import Mixture, fit_mixture
+from mor_router.mathematics.opposition import opposes, stakes
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.suspicion import Suspicion, situations
 from numpy import ndarray
@@ -103,7 +103,7 @@ class _Run:
         self._random = np.random.default_rng((seed, 1))
         self._trusted = list(world.clients if attacker else world.clients[:-1])
         self._standardisers = dict(zip(world.mixture.clients, world.mixture.standardisers, strict=True))
-        self._suspicions = {name: Suspicion(line.least_agreement) for name, line in world.expected.items()}
+        self._suspicions = {name: Suspicion() for name in world.clients}
         self._budget = AuditBudget(share)
         self._audits: list[AuditedGroup] = []
         self._pictures: set[int] = set()
@@ -137,7 +137,7 @@ class _Run:
             suspects=suspects if self._limited else (),
         )
         assert isinstance(fused, FusedGroup)
-        audited = self._audit(place, truth, fused, lens, seen, suspects)
+        audited = self._audit(place, truth, texts, fused, lens, seen, suspects)
         self._suspect(fused, lens, seen)
         weight = float(fused.weights[fused.clients.index(ATTACKER)]) if ATTACKER in fused.clients else 0.0
         return ranked_right(fused.rewards, truth), weight, audited
@@ -161,24 +161,32 @@ class _Run:
         self,
         place: int,
         truth: Float[ndarray, " size"],
+        texts: Int[ndarray, " size"],
         fused: FusedGroup,
         lens: ObjectiveWeights,
         seen: tuple[str, ...],
         suspects: frozenset[str],
     ) -> bool:
         """Draw the group; label it where it is drawn, and distrust the clients that the audits convict."""
-        probability = self._budget.probability(suspicious=bool(suspects))
+        weights = dict(zip(fused.clients, fused.weights.tolist(), strict=True))
+        scores = dict(zip(fused.clients, fused.standardised, strict=True))
+        group = AuditedGroup(
+            distinct_pairs(texts.tolist()),
+            scores,
+            weights,
+            lens.slopes,
+            fused.rewards,
+            1.0,
+            1 - lens.ood_score,
+            seen,
+            suspects,
+        )
+        probability = self._budget.probability(max((worth(group, name) for name in suspects), default=0.0))
         pairs = labelled_pairs(truth)
         if self._random.random() >= probability or not pairs:
             return False
         self._budget.spend()
-        weights = dict(zip(fused.clients, fused.weights.tolist(), strict=True))
-        scores = dict(zip(fused.clients, fused.standardised, strict=True))
-        self._audits.append(
-            AuditedGroup(
-                pairs, scores, weights, lens.slopes, fused.rewards, probability, 1 - lens.ood_score, seen, suspects
-            )
-        )
+        self._audits.append(replace(group, pairs=pairs, probability=probability))
         for name, found in audit_result(self._audits).items():
             if name in self._trusted and found.log_evidence >= -math.log(FALSE_ALARM) and len(self._trusted) > 1:
                 self._trusted.remove(name)
@@ -187,15 +195,13 @@ class _Run:
         return True
 
     def _suspect(self, fused: FusedGroup, lens: ObjectiveWeights, seen: tuple[str, ...]) -> None:
-        if len(fused.clients) < loo_agreement.LEAST_CLIENTS:
-            return
-        agreement = loo_agreement.of_group(fused.calibrated, fused.weights)
         slopes = np.array([lens.slopes[name] for name in fused.clients])
         influence = influences(fused.weights[None], slopes[None])[0]
+        suspected = np.array([self._suspicions[name].suspects(seen) for name in fused.clients])
+        against = opposes(fused.weights[:, None] * fused.calibrated, suspected)
+        stake = stakes(influence, suspected)
         for k, name in enumerate(fused.clients):
-            baseline = self._world.expected[name]
-            if baseline.influence and baseline.least_agreement > 0:
-                self._suspicions[name].add(float(agreement[k]), min(1.0, influence[k] / baseline.influence), seen)
+            self._suspicions[name].add(bool(against[k]), float(stake[k]), seen)
 
 
 def labelled_pairs(truth: Float[ndarray, " size"]) -> tuple[tuple[int, int], ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from mor_router.mathematics.audit_draw import AuditBudget
-from mor_router.mathematics.audit_test import AuditedGroup, audit_result
+from mor_router.mathematics.audit_test import AuditedGroup, audit_result, distinct_pairs, worth
 from mor_router.mathematics.suspicion import Suspicion, situations
 
 THRESHOLD = math.log(100)
@@ -65,16 +66,17 @@ def test_the_share_of_audits_is_kept_in_the_long_run_and_suspicion_has_audits_at
     for share in (0.02, 0.05):
         budget, drawn = AuditBudget(share), 0
         for place in range(20_000):
-            if random.random() < budget.probability(suspicious=place % 2000 < 300):
+            if random.random() < budget.probability(1.0 if place % 2000 < 300 else 0.0):
                 budget.spend()
                 drawn += 1
         assert drawn / 20_000 == pytest.approx(share, rel=0.1)
     budget = AuditBudget(0.02)
-    assert budget.probability(suspicious=True) == 0.25
+    assert budget.probability(1.0) == 0.5
+    assert budget.probability(0.4) == 0.2
     for _ in range(8):
         budget.spend()
-    assert budget.probability(suspicious=True) < 0.01
-    assert AuditBudget(0).probability(suspicious=True) == 0
+    assert budget.probability(1.0) < 0.01
+    assert AuditBudget(0).probability(1.0) == 0
     with pytest.raises(ValueError, match="an audit share of 2"):
         AuditBudget(2)
 
@@ -115,17 +117,37 @@ def test_a_suspected_honest_client_is_not_distrusted() -> None:
     assert max(result.log_evidence for result in audit_result(suspected).values()) < 1
 
 
-def test_suspicion_rises_with_disagreement_in_one_kind_of_group_and_falls_with_agreement() -> None:
-    suspicion, kind, other = Suspicion(0.5), ("repeated responses",), ("distinct responses",)
+def test_near_ties_are_no_evidence_and_groups_that_show_little_are_worth_no_audit() -> None:
+    random = np.random.default_rng(10)
+    clear = labelled(random, -1.0)
+    faint = replace(clear, scores={**clear.scores, "bad": 0.01 * clear.scores["bad"]})
+    assert audit_result([clear] * 10)["bad"].log_evidence >= THRESHOLD
+    assert audit_result([faint] * 10)["bad"].log_evidence < 1
+    assert worth(clear, "bad") == 1
+    assert worth(replace(clear, scores={**clear.scores, "bad": -clear.scores["bad"]}), "bad") == 1
+    assert worth(faint, "bad") < 0.05
+    assert worth(replace(clear, pairs=((0, 4),)), "bad") == 0.5
+    assert (
+        worth(replace(clear, support=0.0), "bad") == worth(clear, "absent") == worth(replace(clear, pairs=()), "a") == 0
+    )
+
+
+def test_pairs_that_could_be_labelled_name_each_text_once() -> None:
+    assert distinct_pairs(("a", "b", "a", "c")) == ((0, 1), (0, 3), (1, 3))
+    assert distinct_pairs(("a", "a")) == ()
+
+
+def test_suspicion_rises_with_opposition_in_one_kind_of_group_and_falls_without() -> None:
+    suspicion, kind, other = Suspicion(), ("repeated responses",), ("distinct responses",)
     for _ in range(100):
-        suspicion.add(0.6, 1.0, kind)
-    for _ in range(12):
-        suspicion.add(0.1, 1.0, kind)
-        suspicion.add(0.6, 1.0, other)
+        suspicion.add(False, 1.0, kind)
+    for _ in range(6):
+        suspicion.add(True, 1.0, kind)
+        suspicion.add(True, 0.0, other)
     assert suspicion.suspects(kind)
     assert not suspicion.suspects(other)
-    for _ in range(40):
-        suspicion.add(0.7, 1.0, kind)
+    for _ in range(12):
+        suspicion.add(False, 1.0, kind)
     assert not suspicion.suspects(kind)
 
 

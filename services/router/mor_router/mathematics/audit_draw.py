@@ -1,11 +1,12 @@
 """Probability with which a live group is audited, after its clients have answered.
 
-It depends on earlier groups and on the group's situation, never on the answers to the group itself: within a situation
-the audited groups are a plain random sample, so that tests over them need no weights. With share s and credit c, which
-starts at 8 audits, gains s with each group and loses 1 with each audit:
+It depends on earlier groups, on the group's situation, and on how much the group would tell about a suspect
+(``audit_test.worth``), never on whom the answers to it agree with: whether a client is right in an audited group is as
+likely as in any other of its kind, so tests over them need no weights. With share s, worth ω (0 without suspicion) and
+credit c, which starts at 8 audits, gains s with each group and loses 1 with each audit:
 
-    suspicion in this situation, c ≥ 1     ¼
-    otherwise                              s · ( ¼ + c / 8 )
+    c ≥ 1         max( ω / 2, s · ( ¼ + c / 8 ) )
+    otherwise     s · ( ¼ + c / 8 )
 
 The credit settles near 6 audits, where the probability is s; so in the long run the share of audited groups is s. The
 credit is for suspicion: evidence within tens of groups needs several audits among them, and 2 % of them gives one in
@@ -18,8 +19,8 @@ MOST_CREDIT = 8.0
 """Audits saved at most, and granted in advance at the start: enough evidence for one client, and no more."""
 _LEAST = 0.25
 """Part of the share that is drawn without any credit: no group is ever safe from an audit."""
-_SUSPICIOUS = 0.25
-"""Probability under suspicion: the credit lasts for about 32 groups."""
+_SUSPICIOUS = 0.5
+"""Probability under suspicion, for a group that tells most: the credit lasts for about 16 such groups."""
 
 
 class AuditBudget:
@@ -34,14 +35,16 @@ class AuditBudget:
         self._share = share
         self._credit = MOST_CREDIT
 
-    def probability(self, *, suspicious: bool) -> float:
-        """Gain the credit of one more group, and return the probability with which it is audited."""
+    def probability(self, worth: float = 0.0) -> float:
+        """Gain the credit of one more group, and return the probability with which it is audited.
+
+        ``worth``: ω, in [0, 1].
+        """
         self._credit = min(MOST_CREDIT, self._credit + self._share)
         if not self._share:
             return 0.0
-        if suspicious and self._credit >= 1:
-            return max(_SUSPICIOUS, self._share)
-        return min(1.0, self._share * (_LEAST + max(0.0, self._credit) / MOST_CREDIT))
+        usual = min(1.0, self._share * (_LEAST + max(0.0, self._credit) / MOST_CREDIT))
+        return max(usual, _SUSPICIOUS * worth) if self._credit >= 1 else usual
 
     def spend(self) -> None:
         """Lose the credit of one audit."""

@@ -9,9 +9,10 @@ input's support:
     y = Σ_p v_p y_p / Σ_p v_p        y_p = 1 where d_p > 0,   v_p = min( |d_p| / 2, 1 )
 
     mean       E[ y ] ≥ ½            stake σ · min( K u_k, 1 )² · mean_p v_p
-    reversal   P( y < ¼ ) ≤ 0.15     stake σ · min( K u_k, 1 )², at least 3 labelled responses
+    reversal   P( y < ¼ ) ≤ 0.15     stake σ · min( K u_k, 1 )² · min( 2 mean_p v_p, 1 ), at least 3 labelled responses
 
-The square is for specialists, which may mislead where they have little influence.
+The square is for specialists, which may mislead where they have little influence. Sizes are for a client that holds
+responses for nearly equal: its order is an accident, and neither shows that it is honest nor that it misleads.
 
 One group is one observation of each e-process (``e_process``), because pairs of one group depend on each other. A
 client that inverts its scores reverses most groups, an honest one few of them, so the second test needs far fewer
@@ -26,6 +27,7 @@ clients together it is at most K · alpha.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +46,10 @@ _REVERSALS = 0.15
 """Share of reversed groups that an honest client may have, where it has its share of the influence."""
 _LEAST_LABELLED = 3
 """Labelled responses of a group from which on a reversal is no accident."""
+_TWO_LABELLED = 0.5
+"""Worth of a group in which two responses differ, relative to one with more."""
+_CLEAR = 0.5
+"""Mean size of a client's differences from which on its order is no accident."""
 _OVERALL, _SUSPECTED, _BY_SITUATION = 0.35, 0.5, 0.15
 """Weights of the e-processes over all groups, over those under suspicion, and of all situations together."""
 _BETS = (0.5, 0.8)
@@ -92,10 +98,43 @@ class _Observation:
 
     concordance: float
     """y."""
-    mean_stake: float
-    reversal_stake: float
+    trusted: float
+    """Support · min( K u, 1 )²."""
+    size: float
+    """Mean of v_p."""
+    labelled: int
+    """Labelled responses."""
     situations: tuple[str, ...]
     suspected: bool
+
+    @property
+    def strength(self) -> float:
+        return min(1.0, self.size / _CLEAR)
+
+    @property
+    def mean_stake(self) -> float:
+        return self.trusted * self.size
+
+    @property
+    def reversal_stake(self) -> float:
+        return self.trusted * self.strength if self.labelled >= _LEAST_LABELLED else 0.0
+
+
+def distinct_pairs(responses: Sequence[object]) -> tuple[tuple[int, int], ...]:
+    """Return all pairs of different responses, each response at its first place."""
+    return tuple(itertools.combinations([responses.index(text) for text in dict.fromkeys(responses)], 2))
+
+
+def worth(group: AuditedGroup, client: str) -> float:
+    """Compute the stake that the group would have as evidence on ``client``, before any label.
+
+    ``pairs`` of the group are all that could be labelled. What the client says of them counts by its size alone, so
+    groups may be chosen by it.
+    """
+    if not group.pairs or client not in group.scores:
+        return 0.0
+    found = _observation(group, client, _influence(group).get(client, 0.0))
+    return found.trusted * found.strength * (1 if found.labelled >= _LEAST_LABELLED else _TWO_LABELLED)
 
 
 def audit_result(groups: Sequence[AuditedGroup]) -> dict[str, AuditResult]:
@@ -120,12 +159,11 @@ def _observation(group: AuditedGroup, client: str, influence: float) -> _Observa
     differences = np.array([scores[better] - scores[worse] for better, worse in group.pairs])
     sizes = np.minimum(np.abs(differences) / 2, 1)
     total = float(sizes.sum())
-    labelled = len({place for pair in group.pairs for place in pair})
-    trusted = group.support * influence
     return _Observation(
         concordance=float(sizes @ right(differences) / total) if total > 0 else _CHANCE,
-        mean_stake=trusted * total / len(group.pairs),
-        reversal_stake=trusted if labelled >= _LEAST_LABELLED and total > 0 else 0.0,
+        trusted=group.support * influence,
+        size=total / len(group.pairs),
+        labelled=len({place for pair in group.pairs for place in pair}),
         situations=group.situations,
         suspected=client in group.suspects,
     )

@@ -4,9 +4,11 @@ Until audits show who is wrong (``audit_test``), a client that suddenly opposes 
 voice, but not the decision. With c_k = W_k · (calibrated deviations of client k), R the clients without suspicion and
 u_k the shares of influence, a suspected client's deviations are multiplied by
 
-    f_k = min( 1, ½ · ‖ Σ_{j ∈ R} c_j ‖ / ‖ c_k ‖ )        where Σ_{j ∈ R} u_j ≥ ¼;   f_k = 1 elsewhere
+    f_k = min( 1, ¼ · ‖ r ‖ / ‖ c_k ‖ )     where c_k · r < 0 and Σ_{j ∈ R} u_j ≥ ¼;   r = Σ_{j ∈ R} c_j
+    f_k = 1                                 elsewhere
 
-The condition keeps the say of the only expert for an input: others who know nothing of it must not outvote it.
+A suspect that agrees with the others loses nothing. The second condition keeps the say of the only expert for an input:
+others who know nothing of it must not outvote it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-_LARGEST = 0.5
+_LARGEST = 0.25
 """Largest norm of a suspect's part, relative to that of the clients without suspicion: they keep the majority."""
 _LEAST_INFLUENCE = 0.25
 """Influence that these clients must hold together."""
@@ -29,6 +31,8 @@ def limits(
     """Compute f of each client; 1 for those without suspicion."""
     if not suspected.any() or influence[~suspected].sum() < _LEAST_INFLUENCE:
         return np.ones(len(suspected))
-    most = _LARGEST * np.linalg.norm(contributions[~suspected].sum(axis=0))
+    rest = contributions[~suspected].sum(axis=0)
+    most = _LARGEST * np.linalg.norm(rest)
     own = np.linalg.norm(contributions, axis=1)
-    return np.where(suspected & (own > most), most / np.maximum(own, 1e-300), 1.0)
+    opposed = suspected & (contributions @ (rest - rest.mean()) < 0)
+    return np.where(opposed & (own > most), most / np.maximum(own, 1e-300), 1.0)

@@ -1,10 +1,10 @@
-"""Suspicion: clients that suddenly agree with the others less than on the anchors, by situation.
+"""Suspicion: clients that suddenly oppose the others, by kind of group.
 
 Deviation from Page's CUSUM test (1954): one statistic for each client and kind of group (all its ``situations``
-together), because a client may misbehave in some situations only. With z the leave-one-out agreement of a client in a
-group (``loo_agreement``), m its least mean at the fit, and v its influence relative to the largest at the fit:
+together), because a client may misbehave in some situations only. With o = 1 where the client opposes the others
+(``opposition``) and v the stake:
 
-    S ← max( 0, S + log( 1 + λ v (m − z) ) )       λ = 0.8 / (1 − m)
+    S ← max( 0, S + log( 1 + λ v (o − ρ) ) )       ρ = 0.3,   λ = 0.55 / ρ
 
 S forgets an honest past, unlike an e-process, so a client that turns late is suspected as soon as one that always
 misbehaved. Suspicion needs no label and takes no weight: it says that some client is wrong, not which one. It raises
@@ -16,10 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-_SHARE = 0.8
+_OPPOSED = 0.3
+"""Share of groups in which an honest client may oppose the others: 4 % beside other experts of the domain, and 25 %
+beside clients that know little of it. A client that inverts its scores opposes them in 69 %."""
+_SHARE = 0.55
 """λ as a share of the largest one that keeps every factor positive."""
-_SUSPECTED = math.log(20)
-"""S from which on a client is suspected: about 10 groups of inverted scores, and seldom an honest client."""
+_SUSPECTED = math.log(50)
+"""S from which on a client is suspected: five opposed groups in succession, and seldom an honest client."""
 _MOST = 1.5 * _SUSPECTED
 """Bound of S, so that a client that is honest again is cleared about as fast as it came under suspicion."""
 
@@ -36,13 +39,12 @@ def situations(responses: Sequence[str], *, known_picture: bool) -> tuple[str, .
 class Suspicion:
     """Statistics of one client under one gate version, by kind of group."""
 
-    def __init__(self, least_agreement: float) -> None:
-        self._least = least_agreement
+    def __init__(self) -> None:
         self._by_kind: dict[tuple[str, ...], float] = {}
 
-    def add(self, agreement: float, stake: float, kind: tuple[str, ...]) -> None:
-        """Update the statistic of this kind with one group; both numbers lie in [0, 1]."""
-        gain = math.log1p(_SHARE / (1 - self._least) * stake * (self._least - agreement))
+    def add(self, opposes: bool, stake: float, kind: tuple[str, ...]) -> None:
+        """Update the statistic of this kind with one group; ``stake`` lies in [0, 1]."""
+        gain = math.log1p(_SHARE / _OPPOSED * stake * (opposes - _OPPOSED))
         self._by_kind[kind] = min(_MOST, max(0.0, self._by_kind.get(kind, 0.0) + gain))
 
     def suspects(self, kind: tuple[str, ...]) -> bool:

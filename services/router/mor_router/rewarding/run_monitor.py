@@ -119,7 +119,7 @@ class RunMonitor:
                 policy=policy,
                 reward=group.result,
                 weights=group.weights[0],
-                agreements=agreements,
+                fused=group.fused,
                 situations=group.situations,
             )
             await self._auditor.consider(objective, audited)

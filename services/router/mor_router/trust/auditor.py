@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,8 +18,8 @@ from mor_core.wire import ClientScore, GroupReward, ModelRef, RewardItem, image_
 
 from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.audit_draw import AuditBudget
-from mor_router.mathematics.group_fusion import ObjectiveWeights
-from mor_router.mathematics.live_agreement import LiveAgreement
+from mor_router.mathematics.audit_test import AuditedGroup, distinct_pairs, worth
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
 from mor_router.objectives.objective_store import Objective
 from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit, draw_pair
 from mor_router.trust.live_suspicion import LiveSuspicion
@@ -41,8 +41,7 @@ class RewardedGroup:
     """Run and weights version that sampled the responses."""
     reward: GroupReward
     weights: ObjectiveWeights
-    agreements: Sequence[LiveAgreement]
-    """Clients that the fit has expectations of; empty without a fit."""
+    fused: FusedGroup
     situations: tuple[str, ...]
 
 
@@ -74,14 +73,14 @@ class Auditor:
         return self._suspicion.suspects(objective.name, kind)
 
     async def consider(self, objective: Objective, group: RewardedGroup) -> None:
-        """Choose the group with the probability of ``audit_draw``; it depends on earlier groups only.
+        """Choose the group with the probability of ``audit_draw``.
 
         Groups of equal responses have nothing to compare.
         """
         suspects = self._suspicion.suspects(objective.name, group.situations)
-        self._suspicion.observe(objective.name, group.reward.gate_version, group.agreements, group.situations)
+        self._suspicion.observe(objective.name, group.reward.gate_version, group.fused, group.weights, group.situations)
         budget = self._budget(objective)
-        probability = budget.probability(suspicious=bool(suspects))
+        probability = budget.probability(_worth(group, suspects) if suspects else 0.0)
         if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:
             return
         budget.spend()
@@ -135,6 +134,20 @@ class Auditor:
             budget = AuditBudget(share)
         self._budgets[objective.name] = share, budget
         return budget
+
+
+def _worth(group: RewardedGroup, suspects: Collection[str]) -> float:
+    """Compute what the group's labels would be worth as evidence on one of the suspects at least."""
+    lines = [line for line in group.reward.clients if line.standardised is not None]
+    unlabelled = AuditedGroup(
+        pairs=distinct_pairs(group.item.responses),
+        scores={line.client: np.array(line.standardised) for line in lines},
+        weights={line.client: line.weight for line in lines},
+        slopes={line.client: group.weights.slopes.get(line.client, 0.0) for line in lines},
+        rewards=np.array(group.reward.rewards),
+        support=1 - group.weights.ood_score,
+    )
+    return max(worth(unlabelled, client) for client in suspects)
 
 
 def _scores(line: ClientScore, model: ModelRef, raw: tuple[float, ...], weights: ObjectiveWeights) -> AuditScores:

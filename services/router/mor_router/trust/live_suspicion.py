@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
 
-from mor_router.mathematics.live_agreement import LiveAgreement
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
+from mor_router.mathematics.loo_agreement import LEAST_CLIENTS
+from mor_router.mathematics.opposition import opposes, stakes
+from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.suspicion import Suspicion
+from mor_router.objectives.objective_store import COLD_START
 
 
 class LiveSuspicion:
@@ -21,12 +25,21 @@ class LiveSuspicion:
         return frozenset(client for client, suspicion in known.items() if suspicion.suspects(kind))
 
     def observe(
-        self, objective: str, gate_version: int, agreements: Sequence[LiveAgreement], kind: tuple[str, ...]
+        self, objective: str, gate_version: int, group: FusedGroup, weights: ObjectiveWeights, kind: tuple[str, ...]
     ) -> None:
-        """Update the suspicion of the clients of one rewarded group; a new gate version starts anew."""
+        """Compare the clients of one rewarded group with each other; a new gate version starts anew.
+
+        Under the cold start there is no suspicion: a specialist may oppose the others outside its domain.
+        """
         if self._gates.get(objective) != gate_version:
             self._gates[objective], self._clients[objective] = gate_version, {}
+        if gate_version == COLD_START or len(group.clients) < LEAST_CLIENTS or len(group.rewards) < 2:
+            return
         known = self._clients[objective]
-        for line in agreements:
-            suspicion = known.get(line.client) or known.setdefault(line.client, Suspicion(line.least))
-            suspicion.add(line.agreement, line.stake, kind)
+        own = [known.get(client) or known.setdefault(client, Suspicion()) for client in group.clients]
+        suspected = np.array([suspicion.suspects(kind) for suspicion in own])
+        against = opposes(group.weights[:, None] * group.calibrated, suspected)
+        slopes = np.array([weights.slopes.get(client, 0.0) for client in group.clients])
+        stake = stakes(influences(group.weights[None], slopes[None])[0], suspected)
+        for suspicion, opposed, worth in zip(own, against.tolist(), stake.tolist(), strict=True):
+            suspicion.add(opposed, worth, kind)
