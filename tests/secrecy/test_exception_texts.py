@@ -31,6 +31,7 @@ ALLOWED = {
     ("mor_core/datafiles.py", "RuntimeError"),
     ("mor_core/datafiles.py", "ValueError"),
     # To compare it, or take the name of a field out of it.
+    ("mor_core/images.py", "ValueError"),
     ("mor_core/streams.py", "ResponseError"),
     ("mor_core/process.py", "SettingsError"),
     ("mor_router/objectives/gates.py", "ResponseError"),
