@@ -61,6 +61,18 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
     return row
 
 
+changes = st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3)), max_size=6)
+
+
+def overwritten(content: bytes, pieces: list[tuple[float, bytes]]) -> bytes:
+    """Return ``content`` with pieces written over it, each at a share of its length."""
+    changed = bytearray(content)
+    for place, piece in pieces:
+        start = int(place * len(changed))
+        changed[start : start + len(piece)] = piece
+    return bytes(changed)
+
+
 def read(path: Path) -> None:
     """Read a file as prompts and as preferences, and write what is read."""
     for number, reader in enumerate((read_prompts, read_preferences)):
@@ -78,25 +90,23 @@ def read(path: Path) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(mutated(), min_size=1, max_size=3))
-def test_mutated_rows_are_read_or_named(changed: list[dict[str, Any]]) -> None:
+@given(st.lists(mutated(), min_size=1, max_size=3), changes)
+def test_mutated_rows_and_pictures_are_read_or_named(
+    changed: list[dict[str, Any]], torn: list[tuple[float, bytes]]
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         picture = io.BytesIO()
-        Image.new("RGB", (4, 4), "red").save(picture, "PNG")
-        (Path(folder) / "a.png").write_bytes(picture.getvalue())
+        Image.new("I;16", (4, 4), 700).save(picture, "PNG")
+        (Path(folder) / "a.png").write_bytes(overwritten(picture.getvalue(), torn))
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in changed))
         read(path)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(rows, st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3)), max_size=6))
-def test_mutated_bytes_are_read_or_named(row: dict[str, Any], changes: list[tuple[float, bytes]]) -> None:
-    content = bytearray(json.dumps(row).encode())
-    for place, piece in changes:
-        start = int(place * len(content))
-        content[start : start + len(piece)] = piece
+@given(rows, changes)
+def test_mutated_bytes_are_read_or_named(row: dict[str, Any], torn: list[tuple[float, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        path.write_bytes(bytes(content))
+        path.write_bytes(overwritten(json.dumps(row).encode(), torn))
         read(path)

@@ -256,6 +256,19 @@ def test_a_data_set_of_the_hub_is_read_through_its_library(tmp_path: Path, monke
         read_prompts(Path("hub:owner/name"))
 
 
+def test_what_the_library_of_the_hub_writes_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    features = {"prompt": datasets.Value("string"), "image": datasets.Image(), "idx": datasets.Value("int64")}
+    row = {"prompt": "<image> Which?", "image": {"bytes": png(), "path": "red.png"}, "idx": 0}
+    table = datasets.Dataset.from_list([row], features=datasets.Features(features))
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    for path in (tmp_path / "saved", tmp_path):
+        [prompt] = read_prompts(path, "id=idx")
+        assert (prompt.id, list(prompt.images.values())) == ("0", [png()])
+
+
 @pytest.mark.parametrize("name", ["hub:name", "hub:a/b:c:d:e", "hub:"])
 def test_a_name_on_the_hub_is_checked(name: str) -> None:
     with pytest.raises(Invalid, match="write hub:OWNER/NAME"):

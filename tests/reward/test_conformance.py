@@ -65,7 +65,7 @@ def document(response: httpx.Response, change: Callable[[dict[str, Any]], None])
 def every_score(change: Callable[[list[float]], list[float]]) -> Change:
     def apply(body: dict[str, Any]) -> None:
         for item in body["items"]:
-            item["scores"] = change(item["scores"])
+            item["scores"] = item["scores"] and change(item["scores"])
 
     return lambda request, response: (
         document(response, apply) if is_score(request) and response.status_code == 200 else response

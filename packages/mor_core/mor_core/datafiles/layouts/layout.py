@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from mor_core.datafiles.sources.row_files import RawRow, RowPlace
@@ -29,7 +30,7 @@ class Layout(ABC):
     skips: ClassVar[frozenset[str]] = frozenset()
     """Columns that are published with them and not read."""
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         return self.needs | self.answers | self.may | self.skips
 
@@ -38,22 +39,25 @@ class Layout(ABC):
         return self.needs <= columns
 
     def check(self, row: dict[str, Any], content: Content) -> None:
-        """Check the names of a row's columns.
+        """Check the names of the columns of a row, which has no nulls.
 
         Raises:
             Invalid: a column is unknown or missing.
         """
-        shown = ", ".join(sorted(self.columns))
-        unknown = sorted(set(row) - self.columns)
+        unknown = row.keys() - self.columns
         if unknown:
-            name = unknown[0]
+            name = min(unknown)
             raise Invalid(
-                f"unknown column {name!r}; the columns are {shown}: "
+                f"unknown column {name!r}; {self._known()}: "
                 f"map it to one of these, as in prompt={name}, or leave it out by ignore={name}"
             )
-        for column in sorted(self.needs | (self.answers if content == "preferences" else frozenset())):
-            if row.get(column) is None:
-                raise Invalid(f"column {column!r} is missing; the columns are {shown}")
+        wanted = self.needs | self.answers if content == "preferences" else self.needs
+        missing = wanted - row.keys()
+        if missing:
+            raise Invalid(f"column {min(missing)!r} is missing; {self._known()}")
+
+    def _known(self) -> str:
+        return f"the columns are {', '.join(sorted(self.columns))}"
 
     @abstractmethod
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,9 @@ def _json_file(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
 
 def _parse(line: bytes) -> RawRow:
     row = _load(line)
+    # Only an escape gives a lone surrogate, and only brackets give depth: most lines need no look at each value.
+    if isinstance(row, dict) and b"\\u" not in line and line.count(b"[") + line.count(b"{") <= _DEEPEST:
+        return row
     return row if isinstance(row, Invalid) else _checked(row)
 
 
