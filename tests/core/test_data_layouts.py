@@ -267,6 +267,21 @@ def test_placeholders_are_the_places_of_pictures(tmp_path: Path, prompt: Any, im
     ] == kinds
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": PICTURE}},
+        {"type": "image", "image": "a.png"},
+        {"type": "image", "image": PICTURE, "text": None},
+    ],
+)
+def test_image_parts_may_carry_their_pictures(tmp_path: Path, part: dict[str, Any]) -> None:
+    row = {"prompt": [{"role": "user", "content": [part, {"type": "text", "text": "Which?"}]}]}
+    [found] = read_prompts(write(tmp_path, row))
+    asks(found)
+    assert list(found.images.values()) == [png()]
+
+
 @pytest.mark.parametrize("images", [0, 2])
 def test_placeholders_without_their_pictures_are_an_error(tmp_path: Path, images: int) -> None:
     with pytest.raises(DataFileError, match=rf":1: prompt: 1 placeholders <image> for {images} images; give as many"):

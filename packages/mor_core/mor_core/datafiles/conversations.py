@@ -55,6 +55,17 @@ def conversation(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def own_pictures(prompt: Any) -> list[Any]:
+    """Return the picture cells that image parts carry themselves, as OpenAI's and Qwen's messages do."""
+    found = []
+    for turn in prompt if isinstance(prompt, list) else []:
+        content = turn.get("content") if isinstance(turn, dict) else None
+        for part in filter(_is_image, content if isinstance(content, list) else []):
+            url = part.get("image_url")
+            found.append(part.get("image") or (url.get("url") if isinstance(url, dict) else url))
+    return [cell for cell in found if cell is not None]
+
+
 def response(cell: Any, column: str, prompt: Any = None) -> str:
     """Return the text of a response: a string, an assistant message, or a conversation that begins with ``prompt``.
 

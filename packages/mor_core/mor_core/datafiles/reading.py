@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mor_core.datafiles.column_map import ColumnMap
-from mor_core.datafiles.conversations import conversation, response
+from mor_core.datafiles.conversations import conversation, own_pictures, response
 from mor_core.datafiles.layouts import layout_of
 from mor_core.datafiles.layouts.layout import Content
 from mor_core.datafiles.picture_cells import PictureCells
@@ -140,7 +140,7 @@ def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str
     domain = row.get("domain")
     if not isinstance(domain, str | None):
         raise Invalid(f"domain: got {type(domain).__name__}; give a string")
-    shown = pictures.of_row(row.get("images"), folder)
+    shown = pictures.of_row(row.get("images") or own_pictures(row["prompt"]), folder)
     return Prompt(
         id=name,
         messages=conversation(row["prompt"], [digest for digest, _ in shown]),
