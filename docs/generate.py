@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path += [str(DOCS), str(ROOT / "bench")]
 
-from generators import access, contract, metrics, routes, settings, step_metrics, variables  # noqa: E402
+from generators import access, contract, layouts, metrics, routes, settings, step_metrics, variables  # noqa: E402
 from tables import (  # noqa: E402
     averaging,
     containers,
@@ -52,6 +52,7 @@ def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
 _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     ROOT / "README.md": (requirements, averaging, demonstration),
     DOCS / "algorithm.md": (experiment,),
+    DOCS / "data-files.md": (layouts.table,),
     DOCS / "client-lifecycle.md": (recognition, quarantine, hostile, situational),
     DOCS / "installation.md": (images, containers),
     DOCS / "status.md": (step_metrics.table, polling),

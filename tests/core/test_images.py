@@ -26,10 +26,19 @@ def drawn(kind: str, side: int = 24, **options: object) -> bytes:
     return content.getvalue()
 
 
+def grey(mode: str, kind: str) -> bytes:
+    content = io.BytesIO()
+    Image.effect_noise((24, 24), 60).convert("I").convert(mode).save(content, kind)
+    return content.getvalue()
+
+
 SEEDS = {kind: drawn(kind) for kind in FORMATS} | {
     "animated GIF": drawn("GIF", save_all=True, append_images=[Image.new("RGB", (24, 24), "red")] * 20),
     "many pages": drawn("TIFF", save_all=True, append_images=[Image.new("RGB", (24, 24), "red")] * 20),
     "progressive JPEG": drawn("JPEG", progressive=True),
+    "16-bit PNG": grey("I;16", "PNG"),
+    "float TIFF": grey("F", "TIFF"),
+    "turned JPEG": drawn("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
 }
 
 

@@ -28,7 +28,7 @@ Change = Callable[[httpx.Request, httpx.Response], httpx.Response]
 @pytest.fixture
 def check_service(settings: RewardSettings, tmp_path: Path) -> Iterator[Callable[..., dict[str, CheckResult]]]:
     """Check a real service whose responses pass through ``change``."""
-    small = {"max_items": 2, "max_responses": 4, "max_request_bytes": 1 << 20}
+    small = {"max_items": 2, "max_responses": 4, "max_request_bytes": 1 << 20, "max_image_bytes": 100_000}
     served = function_settings(settings, tmp_path, "return [len(r) / 50 for r in responses]", **small)
     with TestClient(create_app(served), raise_server_exceptions=False) as service:
 
@@ -65,7 +65,7 @@ def document(response: httpx.Response, change: Callable[[dict[str, Any]], None])
 def every_score(change: Callable[[list[float]], list[float]]) -> Change:
     def apply(body: dict[str, Any]) -> None:
         for item in body["items"]:
-            item["scores"] = change(item["scores"])
+            item["scores"] = item["scores"] and change(item["scores"])
 
     return lambda request, response: (
         document(response, apply) if is_score(request) and response.status_code == 200 else response
@@ -124,6 +124,10 @@ def plain_errors(_: httpx.Request, response: httpx.Response) -> httpx.Response:
     return response if response.status_code != 401 else httpx.Response(401, text="who are you?")
 
 
+def whole_request_for_an_image(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+    return httpx.Response(413) if is_score(request) and len(request.read()) > 100_000 else response
+
+
 def late(request: httpx.Request, response: httpx.Response) -> httpx.Response:
     return httpx.Response(503) if request.headers.get("x-mor-deadline-ms") == "0" else response
 
@@ -147,6 +151,7 @@ def late(request: httpx.Request, response: httpx.Response) -> httpx.Response:
         (instead(413, 200), "item-limit"),
         (instead(413, 422), "response-limit"),
         (instead(413, 500), "byte-limit"),
+        (whole_request_for_an_image, "image-limit"),
         (late, "deadline"),
     ],
 )

@@ -191,7 +191,6 @@ async def test_a_function_gets_messages_responses_and_pictures(settings: RewardS
     [
         ("max_items", 1, "2 items; a request may have at most 1"),
         ("max_responses", 2, "item 'a' has 3 responses; an item may have at most 2"),
-        ("max_image_bytes", 100, "of at most 100; scale it down"),
         ("max_request_bytes", 300, "limited to 300 bytes; send fewer items"),
     ],
 )

@@ -427,3 +427,39 @@ async def test_a_reason_of_an_item_that_repeats_the_prompt_is_not_kept(api: Api,
         found = await api.reward("answer 1", "answer 3", text=question)
         assert (line(found, "bad")["detail"] == reason) is kept
         assert "temporal" not in str(found)
+
+
+async def test_a_group_with_a_larger_image_than_the_card_allows_is_unscorable_alone(
+    api: Api, endpoints: Endpoints
+) -> None:
+    good, small = endpoints.endpoint("good"), endpoints.endpoint("small")
+    small.limits = {**small.limits, "image_bytes": 1000}
+    await api.enrol(good)
+    await api.enrol(small)
+    plain = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(plain, "PNG")
+    contents = {
+        name: plain.getvalue() + b"\0" * more for name, more in (("fits", 0), ("exceeds", 1001), ("fits-too", 1))
+    }
+    items = []
+    for name, content in contents.items():
+        parts = [{"type": "image_url", "image_url": {"url": f"sha256:{sha256(content)}"}}]
+        items.append({"item_id": name, "messages": [{"role": "user", "content": parts}], "responses": ["a 1", "b 2"]})
+    images = {sha256(content): base64.b64encode(content).decode() for content in contents.values()}
+    for _ in range(8):  # often enough to open a circuit, if the item counted as a failure
+        answer = await api.ok("POST", "/v1/reward", {"items": items, "images": images})
+        assert [item["status"] for item in answer["items"]] == ["ok"] * 3
+        assert [line(item, "small")["status"] for item in answer["items"]] == ["ok", "unscorable", "ok"]
+    assert "its card takes 1000 per image" in line(answer["items"][1], "small")["detail"]
+
+
+async def test_a_group_that_alone_exceeds_the_bytes_of_a_request_is_unscorable(api: Api, endpoints: Endpoints) -> None:
+    good, small = endpoints.endpoint("good"), endpoints.endpoint("small")
+    small.limits = {**small.limits, "request_bytes": 2048}
+    await api.enrol(good)
+    await api.enrol(small)
+    question = [{"role": "user", "content": "?"}]
+    items = [{"item_id": f"g{size}", "messages": question, "responses": ["a 1", "b" * size]} for size in (1, 4000)]
+    answer = await api.ok("POST", "/v1/reward", {"items": items})
+    assert [line(item, "small")["status"] for item in answer["items"]] == ["ok", "unscorable"]
+    assert [len(call["items"]) for call in small.calls] == [1]

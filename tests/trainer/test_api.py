@@ -51,7 +51,7 @@ async def test_values_that_are_not_known_yet_are_null(http: httpx.AsyncClient, s
         ({"algorithm": {"loss": {"kind": "ppo"}}}, "Input should have 'kind' one of 'grpo'"),
         ({"groups_per_step": 4, "optimiser": {"updates_per_step": 3}}, "updates_per_step=3 does not divide"),
         ({"max_staleness": 4}, "keep_weights=4 is too few for max_staleness=4; set it to 6 or more"),
-        ({"prompts": "/nowhere/prompts.jsonl"}, "no such file; give the path of a .jsonl or .parquet file"),
+        ({"prompts": "/nowhere/prompts.jsonl"}, "no such file; give a .jsonl or .parquet file, a folder"),
         ({"evaluation_prompts": "/nowhere/e.jsonl"}, "/nowhere/e.jsonl: no such file"),
         ({"model": "/nowhere/model"}, "no folder '/nowhere/model'; give a checkpoint folder or a hub name"),
     ],
@@ -73,6 +73,10 @@ async def test_bad_files_are_refused_with_place_and_cure(
     bad.write_text('{"prompt": "fine"}\n{"promt": "misspelt"}\n')
     reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), "prompts": str(bad)})
     assert f"{bad}:2: unknown column 'promt'" in reply.json()["detail"]
+    bad.write_text('{"promt": "misspelt"}\n')
+    changes = {"prompts": str(bad), "prompt_columns": "prompt=promt"}
+    reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), **changes})
+    assert reply.status_code == 201, reply.text
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_text("{}")
     reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), "model": str(tmp_path / "half")})

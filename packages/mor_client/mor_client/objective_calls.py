@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mor_core.audits import AuditCounts
-from mor_core.datafiles import Preference, read_preferences
+from mor_core.datafiles import preference_row, read_preferences
 from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange
-from mor_core.wire import ImagePart, ModelRef
+from mor_core.wire import ModelRef
 from pydantic import BaseModel
 
 from mor_client.config import ClientSettings
@@ -93,13 +92,16 @@ class ObjectiveCalls:
     def get(self, name: str) -> Objective:
         return self._objective("GET", f"/v1/objectives/{name}")
 
-    def put_anchors(self, name: str, file: Path) -> Objective:
-        """Replace the anchor set by a ``mor.prefs/1`` file, checked before it is sent; pictures are sent inline.
+    def put_anchors(self, name: str, file: Path, columns: str = "") -> Objective:
+        """Replace the anchor set by the preferences of a data set, checked before they are sent; pictures go inline.
+
+        ``columns``: other names of its columns, as ``prompt=question,images=image``.
 
         Raises:
             DataFileError: names the invalid line and the cure.
         """
-        content = "\n".join(json.dumps(_row(preference)) for preference in read_preferences(file)).encode()
+        rows = [preference_row(preference, _data_uri) for preference in read_preferences(file, columns)]
+        content = "\n".join(map(json.dumps, rows)).encode()
         return self._objective(
             "PUT",
             f"/v1/objectives/{name}/anchors",
@@ -128,29 +130,5 @@ class ObjectiveCalls:
         return found
 
 
-def _row(preference: Preference) -> dict[str, Any]:
-    """Encode a row with its pictures as data URIs, in the order of the messages."""
-    prompt = preference.prompt
-    digests: Sequence[str] = [digest for message in prompt.messages for digest in message.image_hashes]
-    return {
-        "prompt": [
-            {
-                "role": message.role,
-                "content": message.content
-                if isinstance(message.content, str)
-                else [
-                    {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
-                    for part in message.content
-                ],
-            }
-            for message in prompt.messages
-        ],
-        "images": [
-            f"data:application/octet-stream;base64,{base64.b64encode(prompt.images[digest]).decode()}"
-            for digest in digests
-        ],
-        "chosen": preference.chosen,
-        "rejected": preference.rejected,
-        "id": prompt.id,
-        **({} if prompt.domain is None else {"domain": prompt.domain}),
-    }
+def _data_uri(_: str, content: bytes) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"

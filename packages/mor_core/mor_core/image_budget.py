@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 MOST_IMAGES = 1024
 """Distinct images of a request: four for each of 256 groups."""
+MOST_BYTES = 64 << 20
+"""Encoded bytes of all images of a row of data: as many as services take in a request by default."""
 MOST_PIXELS = 4 * images.MAX_PIXELS
 """Pixels of all images of a request: 16 photographs of 16 megapixels, or 1024 pictures of 512 x 512."""
 
@@ -39,22 +41,28 @@ class ImageBudget:
         self._bytes = most_bytes
         self._pixels = MOST_PIXELS
 
-    def spend(self, content: bytes) -> None:
-        """Take one image from the budget, by its length and by the size that its header states.
+    def spend(self, *contents: bytes) -> None:
+        """Take images from the budget, by their lengths and by the sizes that their headers state; all or none.
 
         Raises:
             TooLarge: the budget has too little left.
         """
-        self._images -= 1
-        self._bytes -= len(content)
-        if self._images < 0:
+        count, size = self._images - len(contents), self._bytes - sum(map(len, contents))
+        if count < 0:
             raise TooLarge(f"over {MOST_IMAGES} images; send fewer in one request")
-        if self._bytes < 0:
+        if size < 0:
             raise TooLarge(f"the images have over {self._most_bytes} bytes together; send fewer, or scale them down")
-        with suppress(Invalid, TooLarge):
-            self._pixels -= images.pixels(content)
-        if self._pixels < 0:
+        pixels = self._pixels - sum(map(header_pixels, contents))
+        if pixels < 0:
             raise TooLarge(f"the images have over {MOST_PIXELS} pixels together; send fewer, or scale them down")
+        self._images, self._bytes, self._pixels = count, size, pixels
+
+
+def header_pixels(content: bytes) -> int:
+    """Return the number of pixels that an image's header states; 0 where it cannot be decoded."""
+    with suppress(Invalid, TooLarge):
+        return images.pixels(content)
+    return 0
 
 
 def check_named(contents: Mapping[str, bytes]) -> None:

@@ -94,6 +94,9 @@ class RunSpec(Documented):
     """Image-text-to-text checkpoint to align: local folder or hub name."""
     prompts: str
     """Prompts to train on, a ``mor.prompts/1`` file."""
+    prompt_columns: str = ""
+    """Other names of the columns in the files of prompts, as ``prompt=question,images=image``; ``ignore=source`` leaves
+    a column out."""
     objective: RequestedObjective | None = None
     """Objective that the router aligns to: its name (``name@3``: with gate version 3, whichever version is active), a
     text that describes it, or a blend ``{name: share}`` with shares that sum to 1. All clients count the same when

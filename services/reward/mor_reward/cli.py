@@ -30,8 +30,12 @@ app = typer.Typer(
 out = TerminalConsole()
 err = TerminalConsole(stderr=True)
 
-Data = Annotated[
-    Path, typer.Option(help="Preferences in mor.prefs/1: JSONL or Parquet with prompt, images, chosen, rejected.")
+Data = Annotated[Path, typer.Option(help="Preferences: a file, folder, pattern, archive or hub:OWNER/NAME.")]
+Columns = Annotated[
+    str,
+    typer.Option(
+        "--map", help="Other names of the columns, as prompt=question,images=image; ignore=source leaves one out."
+    ),
 ]
 
 
@@ -90,6 +94,7 @@ def train(
     domains: Annotated[str, typer.Option(help="Topics that the model can judge, as free text for the card.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    columns: Columns = "",
 ) -> None:
     """Train and calibrate a reward model; print its accuracy on held-out pairs."""
     with _errors():
@@ -115,7 +120,7 @@ def train(
         from mor_reward.progress import ProgressBar, progress_columns
 
         job = training_job.TrainingJob(
-            data, folder, name or folder.name, domains, config, train_config, resume, overwrite, device
+            data, folder, name or folder.name, domains, config, train_config, resume, overwrite, device, columns
         )
         with progress_columns() as progress, _stop_signals() as stopped:
             manifest = training_job.train(job, ProgressBar(progress), stopped)
@@ -130,15 +135,38 @@ def evaluate(
     model: Annotated[Path, typer.Option(help="Folder written by 'mor-reward train'.")],
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")] = "cpu",
+    columns: Columns = "",
 ) -> None:
     """Print how a trained model, at its own temperature, agrees with the preferences of a file."""
     with _errors():
         _configure_libraries(threads)
         from mor_reward import model_store, training_job
 
-        manifest, report = training_job.evaluate(data, model, device)
+        manifest, report = training_job.evaluate(data, model, device, columns)
         figures = model_store.as_card_calibration(report, manifest.calibration.temperature).model_dump()
         _show(manifest.name, figures, f"version {manifest.version} on {data}")
+
+
+@app.command()
+def convert(
+    *,
+    source: Annotated[Path, typer.Argument(help="Data: a file, folder, pattern, archive or hub:OWNER/NAME.")],
+    target: Annotated[Path, typer.Argument(help="New .jsonl file, with a folder of pictures, or .parquet file.")],
+    columns: Columns = "",
+    prompts: Annotated[bool, typer.Option("--prompts", help="Write prompts instead of preferences.")] = False,
+) -> None:
+    """Write preferences or prompts of any layout that is read as one plain file of mor.prefs/1 or mor.prompts/1."""
+    with _errors():
+        from mor_core import datafiles
+
+        if prompts:
+            rows = datafiles.read_prompts(source, columns)
+            datafiles.write_prompts(rows, target)
+            out.print(f"{len(rows)} prompts in {target}")
+        else:
+            pairs = datafiles.read_preferences(source, columns)
+            datafiles.write_preferences(pairs, target)
+            out.print(f"{len(pairs)} preferences in {target}")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mor_core.images import MAX_BYTES
 from mor_core.settings import ServiceSettings
 from mor_core.wire import Limits
 from pydantic import Field, model_validator
@@ -24,8 +25,8 @@ class RewardSettings(ServiceSettings):
     """Maximum items in a request; a larger request gets 413."""
     max_responses: int = Field(64, ge=1)
     """Maximum responses of an item; a larger item gets 413."""
-    max_image_bytes: int = Field(16 << 20, ge=1)
-    """Maximum bytes of one encoded picture; a larger picture gets 413."""
+    max_image_bytes: int = Field(MAX_BYTES, ge=1, le=MAX_BYTES)
+    """Maximum bytes of one encoded picture, on the card; an item with a larger picture is unscorable."""
     concurrency: int = Field(16, ge=1)
     """Score requests processed at a time; further requests get 429 with Retry-After."""
     queue_responses: int = Field(4096, ge=1)
@@ -55,5 +56,6 @@ class RewardSettings(ServiceSettings):
             items=self.max_items,
             responses=self.max_responses,
             request_bytes=self.max_request_bytes,
+            image_bytes=self.max_image_bytes,
             concurrency=self.concurrency,
         )

@@ -11,7 +11,7 @@ import structlog
 from mor_core.failures import describe_failure
 from mor_core.wire import LARGEST_SCORE
 
-from mor_reward.backbones import Example, Scorer
+from mor_reward.backbones import Example, PictureRefused, Scorer
 from mor_reward.metrics import BATCH_RESPONSES, BATCH_SECONDS, ERRORS, RESPONSES
 
 log = structlog.get_logger(__name__)
@@ -67,6 +67,9 @@ class ScoringEngine:
     def _score_alone(self, examples: Sequence[Example]) -> ItemOutcome:
         try:
             return self._score([examples])[0]
+        except PictureRefused as error:
+            ERRORS.labels(reason="unscorable").inc()
+            return ItemOutcome("unscorable", detail=str(error))
         except Exception as error:  # any exception of the model belongs to this item alone
             return _failed(error)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import structlog
 import torch
 from mor_core.byte_cache import ByteBoundCache
 from mor_core.errors import Conflict, Overloaded, TooLarge
@@ -22,7 +23,9 @@ from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
 from mor_reward.batcher import Batcher
 from mor_reward.config import RewardSettings
 from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS, count_lookups
-from mor_reward.scoring_engine import ScoringEngine
+from mor_reward.scoring_engine import ItemOutcome, ScoringEngine
+
+log = structlog.get_logger(__name__)
 
 
 class MissingImages(Conflict):
@@ -72,7 +75,7 @@ class ScoringService:
 
         Raises:
             MissingImages: a message refers to pictures whose bytes the service does not hold.
-            TooLarge: the request exceeds a limit of the card.
+            TooLarge: the request exceeds a limit of the card. Pictures over a limit concern their item alone.
             Invalid: the bytes of a picture do not match their hash.
             Overloaded: too many requests, or not enough time before the deadline.
             Unavailable: the deadline passed, or the service is stopping.
@@ -81,16 +84,19 @@ class ScoringService:
         deadline = started + (math.inf if deadline_ms is None else deadline_ms / 1000)
         with self._admitted(caller):
             self._check_limits(request)
-            await asyncio.to_thread(self._check_images, request.images)
+            await asyncio.to_thread(check_named, request.images)
             for digest, content in request.images.items():
-                self._images.put(digest, content)
+                if len(content) <= self._settings.max_image_bytes:
+                    self._images.put(digest, content)
             pictures = self._pictures(request)
-            await asyncio.to_thread(self._check_budget, pictures)
+            refused = await asyncio.to_thread(self._refuse_items, pictures)
             items = [
                 [Example(item.messages, shown, response) for response in item.responses]
-                for item, shown in zip(request.items, pictures, strict=True)
+                for place, (item, shown) in enumerate(zip(request.items, pictures, strict=True))
+                if place not in refused
             ]
-            outcomes = await self._batcher.score(items, deadline, caller)
+            scored = iter(await self._batcher.score(items, deadline, caller) if items else ())
+            outcomes = [refused.get(place) or next(scored) for place in range(len(request.items))]
         for outcome in outcomes:
             ITEMS.labels(status=outcome.status).inc()
         REQUEST_SECONDS.observe(time.monotonic() - started)
@@ -131,20 +137,43 @@ class ScoringService:
                     f"{MOST_TEXT}: shorten it"
                 )
 
-    def _check_images(self, images: Mapping[str, bytes]) -> None:
-        for digest, content in images.items():
-            if len(content) > self._settings.max_image_bytes:
-                raise TooLarge(
-                    f"image {digest[:12]} has {len(content)} bytes, of at most {self._settings.max_image_bytes}; "
-                    "scale it down"
-                )
-        check_named(images)
+    def _refuse_items(self, pictures: Sequence[tuple[Picture, ...]]) -> dict[int, ItemOutcome]:
+        """Return the outcome of each item, by its place, whose pictures are over a limit.
 
-    def _check_budget(self, pictures: Iterable[tuple[Picture, ...]]) -> None:
-        """Check all pictures of a request together, those from the cache included."""
+        An item over a limit by itself is unscorable. One that only exceeds what the items before it left of the
+        request's budget is an error, because a request of its own would be scored.
+        """
+        refused: dict[int, ItemOutcome] = {}
         budget = ImageBudget(self._settings.max_request_bytes)
-        for content in {picture.sha256: picture.content for shown in pictures for picture in shown}.values():
-            budget.spend(content)
+        seen: set[str] = set()
+        for place, shown in enumerate(pictures):
+            contents = {picture.sha256: picture.content for picture in shown}
+            try:
+                self._check_pictures(contents)
+            except TooLarge as error:
+                refused[place] = ItemOutcome("unscorable", detail=str(error))
+                continue
+            try:
+                budget.spend(*(content for digest, content in contents.items() if digest not in seen))
+                seen |= set(contents)
+            except TooLarge as error:
+                refused[place] = ItemOutcome("error", detail=f"with the items before it: {error}")
+        for outcome in refused.values():
+            ERRORS.labels(reason="pictures").inc()
+            log.warning("an item's pictures are over a limit", status=outcome.status, detail=outcome.detail)
+        return refused
+
+    def _check_pictures(self, contents: Mapping[str, bytes]) -> None:
+        """Check the pictures of one item.
+
+        Raises:
+            TooLarge: a picture is over the card's limit, or all of them are over the budget of a request.
+        """
+        most = self._settings.max_image_bytes
+        for digest, content in contents.items():
+            if len(content) > most:
+                raise TooLarge(f"image {digest[:12]} has {len(content)} bytes, of at most {most}; scale it down")
+        ImageBudget(self._settings.max_request_bytes).spend(*contents.values())
 
     def _pictures(self, request: ScoreRequest) -> list[tuple[Picture, ...]]:
         """Return the pictures of each item."""

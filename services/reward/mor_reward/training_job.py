@@ -36,6 +36,8 @@ class TrainingJob:
     resume: bool = False
     overwrite: bool = False
     device: str = "cpu"
+    columns: str = ""
+    """Other names of the columns in ``data``, see ``mor_core.datafiles.ColumnMap``."""
 
     @property
     def work(self) -> Path:
@@ -61,7 +63,7 @@ def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bo
         raise Conflict(
             f"{job.work} holds the checkpoint of an unfinished training; continue with --resume, or delete that folder"
         )
-    rows = read_preferences(job.data)
+    rows = read_preferences(job.data, job.columns)
     splits = split_rows([materials(row) for row in rows], job.train_config.heldout_fraction, job.train_config.seed)
     torch.manual_seed(job.train_config.seed)
     backbone = on_device(build(job.backbone, Path.cwd(), pretrained=True), job.device)
@@ -108,14 +110,16 @@ def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bo
     return manifest
 
 
-def evaluate(data: Path, folder: Path, device: str = "cpu") -> tuple[RewardManifest, PairReport]:
+def evaluate(data: Path, folder: Path, device: str = "cpu", columns: str = "") -> tuple[RewardManifest, PairReport]:
     """Measure how the model in ``folder``, at its own temperature, agrees with the preferences of ``data``.
+
+    ``columns``: other names of the columns in ``data``.
 
     Raises:
         DataFileError, Invalid: the data or the folder is invalid, or the model cannot score a row.
     """
     manifest, backbone = model_store.load(folder, device)
-    rows = read_preferences(data)
+    rows = read_preferences(data, columns)
     pairs = [PreferencePair.of(row) for row in rows]
     require_scorable(pairs, rows, backbone)
     return manifest, calibration.report(margins(backbone, pairs), manifest.calibration.temperature)

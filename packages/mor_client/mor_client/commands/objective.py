@@ -152,13 +152,19 @@ def _version(objective: Objective) -> str:
 @app.command()
 def anchors(
     name: ObjectiveArgument,
-    file: Annotated[Path, typer.Argument(help="The server's own preference pairs, a mor.prefs/1 file.")],
+    file: Annotated[Path, typer.Argument(help="The server's own preferences: a file, folder, pattern or archive.")],
     *,
+    columns: Annotated[
+        str,
+        typer.Option(
+            "--map", help="Other names of the columns, as prompt=question,images=image; ignore=source leaves one out."
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Replace the anchor set. All lines are checked before any is sent."""
     with session(as_json) as mor:
-        found = mor.objectives.put_anchors(name, file)
+        found = mor.objectives.put_anchors(name, file, columns)
         _print_change(found, f"{found.anchors} anchors; fit with: mor objective fit {name}", as_json)
 
 

@@ -107,6 +107,9 @@ class Limits(Wire):
     request_bytes: _AtLeastOne
     """Most bytes per request body, images in base64 included. The router divides its batches so that they fit with all
     their images; it sends an item that alone may be larger. The service answers more with 413."""
+    image_bytes: _AtLeastOne | None = None
+    """Most encoded bytes of one image; null: those of every image that MoR reads. An item with a larger image is
+    ``unscorable``: the router does not send it, the service says so, and the other items of the request are scored."""
     concurrency: _AtLeastOne
     """Most score requests at a time. A router sends no more; the service answers further ones with 429."""
 

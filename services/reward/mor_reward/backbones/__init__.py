@@ -12,7 +12,7 @@ from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from pydantic import Field
 
-from mor_reward.backbones.backbone import Backbone, Example, Picture, Scorer
+from mor_reward.backbones.backbone import Backbone, Example, Picture, PictureRefused, Scorer
 from mor_reward.backbones.dual_encoder import DualEncoder, DualEncoderConfig
 from mor_reward.backbones.function import FunctionScorer
 from mor_reward.backbones.text import TextClassifier, TextConfig
@@ -25,6 +25,7 @@ __all__ = [
     "Example",
     "FunctionScorer",
     "Picture",
+    "PictureRefused",
     "Scorer",
     "TextConfig",
     "VlmConfig",

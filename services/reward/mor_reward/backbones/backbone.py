@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from mor_core import images as safe_images
 from mor_core.byte_cache import ByteBoundCache
+from mor_core.errors import Invalid, TooLarge
 from mor_core.wire import Documented, Message
 from PIL import Image
 from torch import Tensor, nn
@@ -26,6 +27,10 @@ _CHARACTERS_A_TOKEN = 32
 """Most characters of a text for each token that a model reads; common words have four to ten."""
 
 
+class PictureRefused(Invalid):
+    """Picture that cannot be decoded; items that show it are unscorable."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """Encoded picture and its hash."""
@@ -37,9 +42,12 @@ class Picture:
         """Decode the picture to RGB.
 
         Raises:
-            Invalid, TooLarge: see ``mor_core.images.decode``.
+            PictureRefused: it cannot be decoded, see ``mor_core.images.decode``.
         """
-        return safe_images.decode(self.content)
+        try:
+            return safe_images.decode(self.content)
+        except (Invalid, TooLarge) as error:
+            raise PictureRefused(f"picture {self.sha256[:12]}: {error}") from error
 
 
 @dataclass(frozen=True)

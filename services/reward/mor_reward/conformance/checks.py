@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from mor_core.images import sha256
 from mor_core.wire import ScoreItem
 
 from mor_reward.conformance.endpoint import (
@@ -138,6 +139,26 @@ def byte_limit(endpoint: Endpoint) -> None:
     endpoint.post(body + b" " * (most + 1 - len(body))).expect_problem(413)
 
 
+def image_limit(endpoint: Endpoint) -> None:
+    """An image over the card's `limits.image_bytes` makes at most its own item `unscorable`; the others are scored."""
+    limits = endpoint.card.limits
+    if limits.image_bytes is None:
+        raise CheckSkipped("the card limits no image")
+    if limits.items < 2:
+        raise CheckSkipped("the card allows one item per request")
+    (_, picture), (name, content) = new_picture(), new_picture()
+    large = picture + bytes(max(0, limits.image_bytes + 1 - len(picture)))
+    body = encode_request(
+        [example("large", sha256(large)), example("small", name)], {sha256(large): large, name: content}
+    )
+    if len(body) > min(_MAX_BODY_BYTES, limits.request_bytes):
+        raise CheckSkipped(f"a request over this limit would have {len(body)} bytes, which exceeds another limit")
+    found = endpoint.post(body).expect(200).json()
+    statuses = {item.get("item_id"): item.get("status") for item in found.get("items", [])}
+    if statuses.get("large") not in ("unscorable", "ok") or statuses.get("small") != "ok":
+        raise ClauseBroken(f"returned {str(statuses)[:200]}, expected unscorable for the large image, ok for the other")
+
+
 def concurrency(endpoint: Endpoint) -> None:
     """The service scores `limits.concurrency` requests at a time (this check sends at most 8)."""
     most = min(endpoint.card.limits.concurrency, _MAX_CONCURRENT)
@@ -162,7 +183,7 @@ CHECKS: dict[str, Callable[[Endpoint], None]] = {
     check.__name__.replace("_", "-"): check
     for check in (
         card, health, token, scores, unscorable, deterministic, order, batches, images, image_hashes, fields,
-        item_limit, response_limit, byte_limit, concurrency, deadline,
+        item_limit, response_limit, byte_limit, image_limit, concurrency, deadline,
     )
 }  # fmt: skip
 

@@ -142,7 +142,7 @@ class RewardClient:
         """
         deadline = asyncio.get_running_loop().time() + deadline_s
         patient = deadline_s >= self._settings.deadline_s
-        oversized = self._reject_oversized(items, caller)
+        oversized = self._reject_oversized(items, images, caller)
         sent = [item for item in items if item.item_id not in oversized]
         requests = split_requests(sent, images, self._limits, self._settings.items_per_request)
         answers = await asyncio.gather(
@@ -150,21 +150,25 @@ class RewardClient:
         )
         return oversized | {name: answer for part in answers for name, answer in part.items()}
 
-    def _reject_oversized(self, items: Sequence[ScoreItem], caller: Caller) -> dict[str, ClientResponse]:
-        """Return errors for items with more responses than the card allows.
+    def _reject_oversized(
+        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], caller: Caller
+    ) -> dict[str, ClientResponse]:
+        """Return responses for items with more responses, or a larger image, than the card allows.
 
-        They are not sent, because the client would refuse their whole request.
+        They are not sent: the client would refuse the whole request for the responses, and the item for the image.
         """
         if self._limits is None:
             return {}
-        most = self._limits.responses
-        oversized = {
-            item.item_id: ClientResponse(
-                "error", detail=f"{len(item.responses)} responses; its card takes {most} per item"
-            )
-            for item in items
-            if len(item.responses) > most
-        }
+        most, most_bytes = self._limits.responses, self._limits.image_bytes
+        oversized: dict[str, ClientResponse] = {}
+        for item in items:
+            largest = max((len(images[digest]) for digest in image_hashes(item.messages)), default=0)
+            if len(item.responses) > most:
+                detail = f"{len(item.responses)} responses; its card takes {most} per item"
+                oversized[item.item_id] = ClientResponse("error", detail=detail)
+            elif most_bytes is not None and largest > most_bytes:
+                detail = f"an image of {largest} bytes; its card takes {most_bytes} per image"
+                oversized[item.item_id] = ClientResponse("unscorable", detail=detail)
         if caller == RUNS:
             metrics.CLIENT_FAILURES.labels(self.record.name, "item").inc(len(oversized))
         return oversized
@@ -305,6 +309,9 @@ class RewardClient:
         sent: set[str] = set()
         for _ in range(_MOST_IMAGE_ROUNDS):
             content = encode_request(items, {digest: images[digest] for digest in sent})
+            if self._limits is not None and len(items) == 1 and len(content) > self._limits.request_bytes:
+                detail = f"a request of {len(content)} bytes; its card takes {self._limits.request_bytes}"
+                return {items[0].item_id: ClientResponse("unscorable", detail=detail)}
             left_ms = _left_ms(deadline - asyncio.get_running_loop().time())
             with private(content):
                 status, answer = await self._http.post("/v1/score", content, response_size_limit(items), left_ms)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
+from mor_core.image_budget import MOST_IMAGES, MOST_PIXELS, header_pixels
 from mor_core.wire import Limits, ScoreItem, ScoreRequest, image_hashes
 
 _ENVELOPE_BYTES = 1 << 10
@@ -21,7 +23,7 @@ def encode_request(items: Sequence[ScoreItem], images: Mapping[str, bytes]) -> b
 def split_requests(
     items: Sequence[ScoreItem], images: Mapping[str, bytes], limits: Limits | None, items_per_request: int
 ) -> list[list[ScoreItem]]:
-    """Split ``items``, in order, into as few requests as the limits allow.
+    """Split ``items``, in order, into as few requests as the limits allow, those of every image budget included.
 
     An item that alone exceeds the limit of bytes is sent all the same: the client may have its images already, and
     itself refuses a request that is too large.
@@ -29,7 +31,7 @@ def split_requests(
     if limits is not None:
         items_per_request = min(items_per_request, limits.items)
     requests: list[list[ScoreItem]] = []
-    size = 0
+    size = pixels = 0
     included: set[str] = set()
     for item in items:
         new = set(image_hashes(item.messages)) - included
@@ -37,18 +39,34 @@ def split_requests(
         full = not requests or len(requests[-1]) >= items_per_request
         if limits is not None and not full:
             full = size + added > limits.request_bytes
+        shown = sum(_image_pixels(digest, images[digest]) for digest in new)
+        full = full or pixels + shown > MOST_PIXELS or len(included | new) > MOST_IMAGES
         if full:
             requests.append([])
-            size, included = _ENVELOPE_BYTES, set()
+            size, included, pixels = _ENVELOPE_BYTES, set(), 0
             new = set(image_hashes(item.messages))
             added = _item_bytes(item) + sum(_image_bytes(images[digest]) for digest in new)
+            shown = sum(_image_pixels(digest, images[digest]) for digest in new)
         requests[-1].append(item)
-        size, included = size + added, included | new
+        size, included, pixels = size + added, included | new, pixels + shown
     return requests
 
 
 def _item_bytes(item: ScoreItem) -> int:
     return len(item.model_dump_json().encode())
+
+
+_pixels: OrderedDict[str, int] = OrderedDict()
+_MOST_COUNTS = 4096
+"""Images whose pixel count is kept: a group's images go to every client, and their headers are parsed once."""
+
+
+def _image_pixels(digest: str, content: bytes) -> int:
+    if digest not in _pixels:
+        _pixels[digest] = header_pixels(content)
+        if len(_pixels) > _MOST_COUNTS:
+            _pixels.popitem(last=False)
+    return _pixels[digest]
 
 
 def _image_bytes(content: bytes) -> int:

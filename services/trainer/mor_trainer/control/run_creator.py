@@ -78,6 +78,5 @@ class RunCreator:
 def _check(spec: RunSpec) -> None:
     """Check everything that can be checked before a worker starts."""
     check_folder(spec.model)
-    read_prompts(Path(spec.prompts))
-    if spec.evaluation_prompts is not None:
-        read_prompts(Path(spec.evaluation_prompts))
+    for file in filter(None, (spec.prompts, spec.evaluation_prompts)):
+        read_prompts(Path(file), spec.prompt_columns)

@@ -86,9 +86,9 @@ class TrainingLoop:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
         self._portal, self._lease, self._events, self._ranks = portal, lease, events, ranks
         self._folder = run_folder(settings, claim.run)
-        self._prompts = read_prompts(Path(self._spec.prompts))
-        evaluation = self._spec.evaluation_prompts
-        self._evaluation_prompts = read_prompts(Path(evaluation)) if evaluation else []
+        columns, evaluation = self._spec.prompt_columns, self._spec.evaluation_prompts
+        self._prompts = read_prompts(Path(self._spec.prompts), columns)
+        self._evaluation_prompts = read_prompts(Path(evaluation), columns) if evaluation else []
         self.step = 0
         self._version = -1
         self._evaluated: int | None = None

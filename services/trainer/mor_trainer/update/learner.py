@@ -86,7 +86,7 @@ class Learner:
         error: MorError | None = None
         try:
             _check_groups(self.spec, ranks.size)
-            self.prompts = prompts or read_prompts(Path(self.spec.prompts))
+            self.prompts = prompts or read_prompts(Path(self.spec.prompts), self.spec.prompt_columns)
             loaded = loading.load(self.spec.model)
         except MorError as found:
             error = found

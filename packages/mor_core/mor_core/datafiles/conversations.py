@@ -1,0 +1,145 @@
+"""Conversations and responses of data files, in the shapes that the ecosystem writes, as messages of the wire."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from mor_core.errors import Invalid
+from mor_core.failures import describe
+from mor_core.wire import ImagePart, Message, TextPart
+
+_PLACEHOLDER = "<image>"
+"""Place of a picture in a text, in data for verl, ms-swift and LLaVA and in ShareGPT files."""
+_SHOWN_CHARACTERS = 60
+
+
+def conversation(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
+    """Return the messages of a prompt cell, with the images named by ``hashes`` in their places.
+
+    The places are the image parts of the messages; without any, the placeholders in the texts of users; without any,
+    before the first user text.
+
+    Raises:
+        Invalid: the cell is no conversation, or has other places than images.
+    """
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise Invalid("prompt: not a conversation; give a string or a non-empty list of messages")
+    contents = [_parts(turn) for turn in turns]
+    if not any(_is_image(part) for parts in contents for part in parts):
+        contents = _placed(turns, contents, len(hashes))
+    unplaced = list(hashes)
+    messages: list[Message] = []
+    for turn, content in zip(turns, contents, strict=True):
+        parts: list[TextPart | ImagePart] = []
+        for part in content:
+            if _is_image(part):
+                if not unplaced:
+                    raise Invalid("prompt: more image parts than 'images'; list one file for each")
+                parts.append(ImagePart.of(unplaced.pop(0)))
+            elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+                parts.append(TextPart(text=part["text"]))
+            else:
+                shown = str(part)[:_SHOWN_CHARACTERS]
+                raise Invalid(f"prompt: unknown message part {shown}; use {{type: text}} or {{type: image}}")
+        try:
+            messages.append(Message(role=turn.get("role", ""), content=tuple(parts)))
+        except ValidationError as error:
+            raise Invalid(f"prompt: {describe(error)}") from error
+    if unplaced:
+        raise Invalid(f"images: {len(unplaced)} more than the prompt's image parts; add a part for each or drop them")
+    return tuple(messages)
+
+
+def own_pictures(prompt: Any) -> list[Any]:
+    """Return the picture cells that image parts carry themselves, as OpenAI's and Qwen's messages do."""
+    found = []
+    for turn in prompt if isinstance(prompt, list) else []:
+        content = turn.get("content") if isinstance(turn, dict) else None
+        for part in filter(_is_image, content if isinstance(content, list) else []):
+            url = part.get("image_url")
+            found.append(part.get("image") or (url.get("url") if isinstance(url, dict) else url))
+    return [cell for cell in found if cell is not None]
+
+
+def response(cell: Any, column: str, prompt: Any = None) -> str:
+    """Return the text of a response: a string, an assistant message, or a conversation that begins with ``prompt``.
+
+    Raises:
+        Invalid: the cell is none of these, or empty.
+    """
+    if isinstance(cell, list) and len(cell) > 1 and all(isinstance(turn, dict) and "role" in turn for turn in cell):
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if isinstance(turns, list) and _texts(cell[:-1]) == _texts(turns):
+            cell = cell[-1:]
+    if isinstance(cell, list) and len(cell) == 1:
+        cell = cell[0]
+    if isinstance(cell, dict) and "content" in cell:
+        if cell.get("role", "assistant") != "assistant":
+            raise Invalid(f"{column}: the last message is not the assistant's; give the response alone")
+        cell = cell["content"]
+    if isinstance(cell, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in cell):
+        cell = "\n".join(str(part.get("text", "")) for part in cell)
+    if not isinstance(cell, str) or not cell.strip():
+        raise Invalid(f"{column}: not a response; give a non-empty string or one assistant message")
+    return cell
+
+
+def _placed(turns: Sequence[dict[str, Any]], contents: list[list[Any]], images: int) -> list[list[Any]]:
+    """Return the parts with image parts where the placeholders are, or before the first user text."""
+    asked = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
+    found = sum(_text(part).count(_PLACEHOLDER) for place in asked for part in contents[place])
+    if found:
+        if found != images:
+            raise Invalid(
+                f"prompt: {found} placeholders {_PLACEHOLDER} for {images} images; give as many images as placeholders"
+            )
+        return [
+            [piece for part in parts for piece in _split(part)] if place in asked else parts
+            for place, parts in enumerate(contents)
+        ]
+    if images and asked:
+        contents[asked[0]] = [{"type": "image"}] * images + contents[asked[0]]
+    return contents
+
+
+def _split(part: Any) -> list[Any]:
+    """Split a text part at its placeholders; line breaks around these belong to them."""
+    if _PLACEHOLDER not in _text(part):
+        return [part]
+    pieces: list[Any] = []
+    for place, text in enumerate(re.split(rf"\n*{_PLACEHOLDER}\n*", part["text"])):
+        if place:
+            pieces.append({"type": "image"})
+        if text.strip():
+            pieces.append({"type": "text", "text": text})
+    return pieces
+
+
+def _parts(turn: dict[str, Any]) -> list[Any]:
+    content = turn.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise Invalid(f"prompt: got message content of type {type(content).__name__}; give a string or a list of parts")
+    return list(content)
+
+
+def _text(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+    return text if isinstance(text, str) else ""
+
+
+def _texts(turns: Sequence[Any]) -> list[tuple[Any, str]] | None:
+    """Return roles and texts, to compare conversations whose contents have different shapes."""
+    if not all(isinstance(turn, dict) and isinstance(turn.get("content"), str | list) for turn in turns):
+        return None
+    return [(turn.get("role"), "".join(map(_text, _parts(turn)))) for turn in turns]
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("image", "image_url")

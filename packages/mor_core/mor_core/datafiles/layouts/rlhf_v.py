@@ -1,0 +1,41 @@
+"""RLHF-V as ``openbmb/RLHF-V-Dataset`` is published: question and responses are JSON in one column."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from mor_core.datafiles.layouts.layout import PairLayout, common
+from mor_core.errors import Invalid
+
+_FIELDS = ("question", "chosen", "rejected")
+
+
+class RlhfV(PairLayout):
+    """``text`` with question, better and worse response as JSON."""
+
+    name = "RLHF-V"
+    about = "`text` holds `{question, chosen, rejected}` as JSON; the picture is in `image`, else the file `image_path`"
+    needs = frozenset({"text", "ds_name"})
+    may: ClassVar[frozenset[str]] = PairLayout.may | {"image_path"}
+    skips = frozenset({"origin_dataset", "origin_split", "idx"})
+
+    def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
+        known = common(row)
+        pictures = row.get("image_path") if known["images"] is None else known["images"]
+        return {**known, "prompt": _fields(row)["question"], "images": pictures}
+
+    def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
+        fields = _fields(row)
+        return [(fields["chosen"], fields["rejected"])]
+
+
+def _fields(row: dict[str, Any]) -> dict[str, Any]:
+    text = row["text"]
+    try:
+        fields = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) for name in _FIELDS):
+        raise Invalid("text: not a JSON object with the strings question, chosen and rejected; write it so")
+    return fields

@@ -1,0 +1,126 @@
+"""Pictures of data files: a file name, a data URI or Parquet's ``{"bytes", "path"}``, checked and held once.
+
+Data files are exchanged and uploaded, so a row may name only files below its data set's folder. A link there may lead
+out of it in one case: to a blob of the hub cache that the data set lies in, or of the cache that ``HF_HUB_CACHE`` or
+``HF_HOME`` gives.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+from mor_core import images as safe_images
+from mor_core.errors import Invalid, MorError, TooLarge
+from mor_core.failures import describe_failure
+from mor_core.image_budget import MOST_BYTES, ImageBudget
+
+_SHOWN_CHARACTERS = 100
+"""Length up to which an error quotes a file name, in characters."""
+
+
+class PictureCells:
+    """Pictures of one data set; each is decoded and stored once for all rows."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._blobs = _blob_folders(root)
+        self._known: dict[str, bytes] = {}
+
+    def of_row(self, cells: Any, folder: Path) -> list[tuple[str, bytes]]:
+        """Return hash and encoded bytes of each image of a row, after checking that they can be decoded.
+
+        ``folder``: of the row's file, which file names are relative to.
+
+        Raises:
+            Invalid: a picture cannot be read, or all of them are over the budget of a request.
+        """
+        if cells is None or cells == "":
+            return []
+        shown = [self._of(cell, folder) for cell in (cells if isinstance(cells, list) else [cells])]
+        try:
+            ImageBudget(MOST_BYTES).spend(*dict(shown).values())
+        except TooLarge as error:
+            raise Invalid(f"images: {error}") from error
+        return shown
+
+    def _of(self, cell: Any, folder: Path) -> tuple[str, bytes]:
+        name, content = self._content(cell, folder)
+        digest = safe_images.sha256(content)
+        if digest not in self._known:
+            try:
+                safe_images.decode(content)
+            except MorError as error:
+                raise Invalid(f"images: {name}: {error}") from error
+            self._known[digest] = content
+        return digest, self._known[digest]
+
+    def _content(self, cell: Any, folder: Path) -> tuple[str, bytes]:
+        """Return name and bytes of an image cell."""
+        if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):
+            return "embedded image", cell["bytes"]
+        if isinstance(cell, dict) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
+            return self._content(cell["path"], folder)
+        if isinstance(cell, dict):
+            fields = ", ".join(f"{name}: {type(value).__name__}" for name, value in list(cell.items())[:3])
+            raise Invalid(f"images: got {{{fields[:100]}}}; give Parquet's {{bytes: binary, path: string}}")
+        if isinstance(cell, bytes):
+            return "embedded image", cell
+        if not isinstance(cell, str):
+            raise Invalid(f"images: got {type(cell).__name__}; give a file name or a data URI")
+        if not cell.startswith("data:"):
+            return cell[:_SHOWN_CHARACTERS], self._file(cell, folder)
+        try:
+            return "data URI", base64.b64decode(cell.partition(",")[2], validate=True)
+        except ValueError as error:
+            raise Invalid(f"images: a data URI is not base64 ({describe_failure(error)}); encode it again") from error
+
+    def _file(self, name: str, folder: Path) -> bytes:
+        """Read a file of the data set. The error for a path elsewhere does not reveal whether it exists."""
+        # A longer one may be a picture in base64 without the prefix of a data URI.
+        shown = repr(name) if len(name) <= _SHOWN_CHARACTERS else f"a name of {len(name)} characters"
+        try:
+            file = (folder / name).resolve()
+            allowed = self._allows(folder / name, file)
+            size = file.stat().st_size if allowed and file.is_file() else None
+            content = file.read_bytes() if size is not None and size <= safe_images.MAX_BYTES else None
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise Invalid(f"images: {shown} cannot be read ({reason})") from error
+        if not allowed:
+            raise Invalid(f"images: {shown} is not below the data file's folder; put it there, or give a data URI")
+        if size is None:
+            raise Invalid(f"images: no file {shown} in the data file's folder; put it there, or give a data URI")
+        if content is None:
+            raise Invalid(
+                f"images: {shown} has {size} bytes, of at most {safe_images.MAX_BYTES}; scale the picture down"
+            )
+        return content
+
+    def _allows(self, named: Path, file: Path) -> bool:
+        """Return whether a row may read ``file``, the target of the path ``named``."""
+        root = self._root.resolve()
+        if file.is_relative_to(root):
+            return True
+        written = Path(os.path.normpath(named.absolute()))
+        inside = any(written.is_relative_to(folder) for folder in (self._root.absolute(), root))
+        return inside and any(_is_blob(file, folder) for folder in self._blobs)
+
+
+def _blob_folders(root: Path) -> list[Path]:
+    """Return the folders to whose blobs links may lead: the data set's own hub cache, and the given one."""
+    folders = []
+    for snapshot in (root.absolute(), *root.absolute().parents):
+        if snapshot.parent.name == "snapshots" and (snapshot.parent.parent / "blobs").is_dir():
+            folders.append(snapshot.parent.parent.resolve())
+    if given := os.environ.get("HF_HUB_CACHE"):
+        folders.append(Path(given).resolve())
+    elif home := os.environ.get("HF_HOME"):
+        folders.append((Path(home) / "hub").resolve())
+    return folders
+
+
+def _is_blob(file: Path, folder: Path) -> bool:
+    return file.is_relative_to(folder) and file.parent.name == "blobs"

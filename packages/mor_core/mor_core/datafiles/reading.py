@@ -1,0 +1,156 @@
+"""Parser of prompts and preferences: all rows of a data set, or an error that names the line and a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mor_core.datafiles.column_map import ColumnMap
+from mor_core.datafiles.conversations import conversation, own_pictures, response
+from mor_core.datafiles.layouts import layout_of
+from mor_core.datafiles.layouts.layout import Content
+from mor_core.datafiles.picture_cells import PictureCells
+from mor_core.datafiles.sources.row_files import RawRow, RowPlace, open_rows
+from mor_core.errors import DataFileError, Invalid, MorError
+from mor_core.wire import Message
+
+_SHOWN_PROBLEMS = 10
+"""Invalid lines that an error lists."""
+
+Row = TypeVar("Row")
+Rows = Iterable[tuple[RowPlace, RawRow]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Row of ``mor.prompts/1``. ``messages`` name images by hash, ``images`` holds their encoded bytes."""
+
+    id: str
+    messages: tuple[Message, ...]
+    images: dict[str, bytes] = field(repr=False)
+    domain: str | None
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Row of ``mor.prefs/1``: for ``prompt``, ``chosen`` is preferred to ``rejected``."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+def read_prompts(path: Path, columns: str = "") -> list[Prompt]:
+    """Read all prompts of a data set; of preferences, those that were answered.
+
+    ``path``: see ``sources.row_files``. ``columns``: other names of its columns, see ``ColumnMap``.
+
+    Raises:
+        DataFileError: names the first invalid line and the cure; the message lists further invalid lines.
+        Invalid: there is no such data set, or ``columns`` is no map.
+    """
+    return _read(path, columns, "prompts", _prompt)
+
+
+def read_preferences(path: Path, columns: str = "") -> list[Preference]:
+    """Read all preferences of a data set; arguments and errors are those of ``read_prompts``."""
+    return _read(path, columns, "preferences", _preference)
+
+
+def _read(
+    path: Path, columns: str, content: Content, parse: Callable[[dict[str, Any], PictureCells, Path, str], Row]
+) -> list[Row]:
+    renaming = ColumnMap.parse(columns)
+    source = open_rows(path)
+    pictures = PictureCells(source.root)
+    parsed: list[Row] = []
+    problems: list[tuple[RowPlace, str]] = []
+    names: dict[str, RowPlace] = {}
+    for place, row in _canonical(source.rows, renaming, content):
+        try:
+            if isinstance(row, Invalid):
+                raise row
+            name = _name(row, place, alone=len(source.files) == 1)
+            if name in names:
+                where = f"line {names[name].line}" + (
+                    "" if names[name].file == place.file else f" of {names[name].file}"
+                )
+                raise Invalid(f"id {name!r} is also used in {where}; give each row its own id")
+            names[name] = place
+            parsed.append(parse(row, pictures, place.file.parent, name))
+        except MorError as error:
+            problems.append((place, str(error)))
+    if problems:
+        (place, first), *others = problems
+        listed = ", ".join(_shown(other, place.file) for other, _ in others[: _SHOWN_PROBLEMS - 1])
+        more = f" ({len(others)} more invalid lines: {listed}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
+        raise DataFileError(place.file, place.line, first + (more if others else ""))
+    if not parsed:
+        raise DataFileError(path, 1, f"the file has no rows that give {content}; write one JSON object per line")
+    return parsed
+
+
+def _shown(place: RowPlace, file: Path) -> str:
+    return str(place.line) if place.file == file else f"{place.file.name}:{place.line}"
+
+
+def _canonical(rows: Rows, renaming: ColumnMap, content: Content) -> Iterator[tuple[RowPlace, RawRow]]:
+    """Yield rows with the columns of ``mor.prompts/1`` or ``mor.prefs/1``; the first valid row has all rows' layout."""
+    renamed = _renamed(rows, renaming)
+    seen: list[tuple[RowPlace, RawRow]] = []
+    for place, row in renamed:
+        seen.append((place, row))
+        if not isinstance(row, Invalid):
+            layout = layout_of(set(row))
+            whole = ((place, _without_nulls(row)) for place, row in chain(seen, renamed))
+            yield from layout.preferences(whole) if content == "preferences" else layout.prompts(whole)
+            return
+    yield from seen
+
+
+def _renamed(rows: Rows, renaming: ColumnMap) -> Iterator[tuple[RowPlace, RawRow]]:
+    for place, row in rows:
+        try:
+            yield place, row if isinstance(row, Invalid) else renaming.apply(row)
+        except Invalid as error:
+            yield place, error
+
+
+def _without_nulls(row: RawRow) -> RawRow:
+    """Drop columns that are null, which Parquet has for what a row leaves out."""
+    return row if isinstance(row, Invalid) else {name: value for name, value in row.items() if value is not None}
+
+
+def _name(row: dict[str, Any], place: RowPlace, *, alone: bool) -> str:
+    """Return the id of a row: its own, or its line, with the file's name where the data has several files."""
+    given, part = row.get("id"), row.get("part")
+    if given is None or given == "":
+        name = str(place.line) if alone else f"{place.file.name}:{place.line}"
+    elif isinstance(given, str | int) and not isinstance(given, bool):
+        name = str(given)
+    else:
+        raise Invalid(f"id: got {type(given).__name__}; give a string or an integer")
+    return name if part is None else f"{name}/{part}"
+
+
+def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str) -> Prompt:
+    domain = row.get("domain")
+    if not isinstance(domain, str | None):
+        raise Invalid(f"domain: got {type(domain).__name__}; give a string")
+    shown = pictures.of_row(row.get("images") or own_pictures(row["prompt"]), folder)
+    return Prompt(
+        id=name,
+        messages=conversation(row["prompt"], [digest for digest, _ in shown]),
+        images=dict(shown),
+        domain=domain,
+    )
+
+
+def _preference(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str) -> Preference:
+    chosen, rejected = (response(row[column], column, row["prompt"]) for column in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise Invalid("chosen and rejected are the same text; drop the row")
+    return Preference(_prompt(row, pictures, folder, name), chosen, rejected)

@@ -1,0 +1,59 @@
+"""Rows of a data set of the Hugging Face hub, through the library ``datasets``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
+
+_NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
+_DEFAULT_SPLIT = "train"
+
+
+def name_of(path: Path) -> re.Match[str] | None:
+    """Return the parts of a name on the hub, ``None`` for a path.
+
+    Raises:
+        Invalid: the name begins as one on the hub, and is none.
+    """
+    found = _NAME.fullmatch(str(path))
+    if found is None and str(path).startswith("hub:"):
+        raise Invalid(f"{path}: write hub:OWNER/NAME, hub:OWNER/NAME:SPLIT or hub:OWNER/NAME:CONFIG:SPLIT")
+    return found
+
+
+def cache_folder() -> Path:
+    """Return the folder below which the library puts files."""
+    return Path(str(_datasets().config.HF_CACHE_HOME))
+
+
+def read_rows(name: re.Match[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data set, images as ``{"bytes", "path"}``, after fetching it if it is not in the cache.
+
+    Raises:
+        Invalid: the library is not installed, or cannot load the data set.
+    """
+    datasets = _datasets()
+    # With one name behind the data set it is the split's, which most data sets are chosen by.
+    config, split = (name["config"], name["split"]) if name["split"] else (None, name["config"] or _DEFAULT_SPLIT)
+    try:
+        loaded = datasets.load_dataset(name["name"], config, split=split)
+        for batch in loaded.with_format("arrow").iter(batch_size=256):
+            yield from batch.to_pylist()
+    except Exception as error:  # the library lets through what the network, the hub and its parsers raise
+        raise Invalid(
+            f"{name[0]}: the data set cannot be loaded ({describe_failure(error)}); "
+            "check name and split, or download it and give its folder"
+        ) from error
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise Invalid("a data set of the hub needs the library datasets; install mor-core[hub]") from error
+    return datasets

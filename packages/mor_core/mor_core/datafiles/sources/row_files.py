@@ -1,0 +1,183 @@
+"""Rows of a data set, from whatever holds them: a file, a folder, shards, an archive or a name on a hub.
+
+=======================================  ================================================================
+JSON lines, or one JSON array            ``.jsonl``, ``.json`` and any other suffix, in UTF-8
+Parquet, Arrow                           ``.parquet``, ``.arrow``
+WebDataset                               ``.tar``
+folder                                   its files of one of these kinds (or those of its ``data/``) in the order of
+                                         their names, or the data set that ``save_to_disk`` wrote there
+shards                                   a pattern, such as ``data/train-*.parquet``
+``hub:OWNER/NAME[:CONFIG][:SPLIT]``      a data set of the Hugging Face hub, split ``train`` by default
+=======================================  ================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from glob import has_magic
+from pathlib import Path
+from typing import Any
+
+from mor_core.datafiles.sources import arrow_rows, hub_rows, tar_samples
+from mor_core.errors import Invalid
+
+RawRow = dict[str, Any] | Invalid
+"""Columns of a row, or the reason why it has none."""
+
+_DEEPEST = 64
+"""Levels of a row: far more than any layout has, and far from the limit of Python's recursion."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SHARD_NUMBER = re.compile(r"[-_.]?\d+(-of-\d+)?$")
+"""End of a shard's name, as in ``train-00000-of-00002``."""
+
+
+@dataclass(frozen=True)
+class RowPlace:
+    """Place of a row: file, and line, row or sample in it, from 1."""
+
+    file: Path
+    line: int
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows of a data set and the folder that its file names must stay below."""
+
+    root: Path
+    files: tuple[Path, ...]
+    rows: Iterator[tuple[RowPlace, RawRow]]
+
+
+def open_rows(path: Path) -> RowSource:
+    """Open a data set; see the table of this module.
+
+    Raises:
+        Invalid: there is no such data set, or a folder holds several.
+    """
+    if (name := hub_rows.name_of(path)) is not None:
+        return RowSource(hub_rows.cache_folder(), (path,), _numbered(path, hub_rows.read_rows(name)))
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return RowSource(path.parent, (path,), _file_rows(path))
+    if has_magic(path.name) and path.parent.is_dir():
+        return _shards(path.parent, sorted(found for found in path.parent.glob(path.name) if found.is_file()), path)
+    raise Invalid(f"{path}: no such file; give a .jsonl or .parquet file, a folder, a pattern or hub:OWNER/NAME")
+
+
+def _folder(folder: Path) -> RowSource:
+    if (folder / arrow_rows.SPLITS_FILE).is_file():
+        names = sorted(split.name for split in folder.iterdir() if (split / arrow_rows.STATE_FILE).is_file())
+        if len(names) != 1:
+            raise Invalid(f"{folder} holds the splits {', '.join(names)}; give one of them, as {folder / 'train'}")
+        folder = folder / names[0]
+    if (folder / arrow_rows.STATE_FILE).is_file():
+        return _shards(folder, arrow_rows.saved_files(folder), folder)
+    for place in (folder, folder / "data"):
+        found = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else []
+        for kind in _READERS:
+            files = [file for file in found if file.suffix == kind]
+            if files:
+                return _shards(folder, files, folder)
+    raise Invalid(f"{folder} holds no data file; wanted are {', '.join(_READERS)}")
+
+
+def _shards(root: Path, files: list[Path], asked: Path) -> RowSource:
+    sets = sorted({_SHARD_NUMBER.sub("", file.stem) for file in files})
+    if not files or len(sets) > 1:
+        found = f"the sets {', '.join(sets)}" if sets else "no file"
+        raise Invalid(f"{asked} holds {found}; name one set, as 'train-*.parquet'")
+    return RowSource(root, tuple(files), (row for file in files for row in _file_rows(file)))
+
+
+def _file_rows(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
+    return _READERS.get(file.suffix, _json_lines)(file)
+
+
+def _numbered(file: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[RowPlace, RawRow]]:
+    for number, row in enumerate(rows, 1):
+        yield RowPlace(file, number), row
+
+
+def _json_lines(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            if content.strip():
+                yield RowPlace(file, number), _parse(content)
+
+
+def _json_file(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
+    """Read a JSON array of rows, or the lines of a file that has the wrong suffix."""
+    with file.open("rb") as opened:
+        start = opened.read(1 << 10).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    if not start.startswith(b"["):
+        yield from _json_lines(file)
+        return
+    rows = _load(file.read_bytes().removeprefix(_BYTE_ORDER_MARK))
+    if isinstance(rows, Invalid):
+        yield RowPlace(file, 1), rows
+        return
+    for number, row in enumerate(rows, 1):
+        yield RowPlace(file, number), _checked(row)
+
+
+def _parse(line: bytes) -> RawRow:
+    row = _load(line)
+    # Only an escape gives a lone surrogate, and only brackets give depth: most lines need no look at each value.
+    if isinstance(row, dict) and b"\\u" not in line and line.count(b"[") + line.count(b"{") <= _DEEPEST:
+        return row
+    return row if isinstance(row, Invalid) else _checked(row)
+
+
+def _load(content: bytes) -> Any:
+    """Return the value of a JSON text, or the reason why it has none."""
+    try:
+        return json.loads(content.decode())
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        return Invalid(f"not UTF-8 (byte {error.start + 1} is 0x{byte:02x}); save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return Invalid(f"not JSON ({error.msg}, column {error.colno}); write one JSON object per line")
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a nesting of thousands of levels
+        return Invalid("not a row (a number is too long, or values are nested too deeply); write plain columns")
+
+
+def _checked(row: Any) -> RawRow:
+    """Return a row whose texts can be encoded and whose depth is bounded, or the reason why it is none."""
+    if not isinstance(row, dict):
+        return Invalid(f"got a JSON {type(row).__name__}; write one JSON object per line")
+    level: list[Any] = [row]
+    for _ in range(_DEEPEST):
+        for value in level:
+            if isinstance(value, str) and not value.isascii() and not _encodes(value):
+                return Invalid("a text has half a character (a lone surrogate, \\ud800 to \\udfff); write it whole")
+        level = [inner for value in level if isinstance(value, dict | list) for inner in _inner(value)]
+        if not level:
+            return row
+    return Invalid(f"nested over {_DEEPEST} levels; write plain columns")
+
+
+def _inner(value: Any) -> list[Any]:
+    return [*value, *value.values()] if isinstance(value, dict) else value
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[RowPlace, RawRow]]]] = {
+    ".parquet": lambda file: _numbered(file, arrow_rows.parquet_rows(file)),
+    ".arrow": lambda file: _numbered(file, arrow_rows.arrow_rows(file)),
+    ".tar": lambda file: ((RowPlace(file, number), row) for number, row in tar_samples.samples(file, _parse)),
+    ".jsonl": _json_lines,
+    ".json": _json_file,
+}
+"""Readers by suffix; a folder's files of the first suffix that it has are read."""

@@ -1,0 +1,81 @@
+"""Samples of a WebDataset archive: members with one name up to the first dot, such as ``0001.json`` and ``0001.jpg``.
+
+A sample's ``.json`` holds its columns, a ``.txt`` is its prompt, and its pictures are its images, in the order of their
+names. Nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
+from mor_core.images import MAX_BYTES
+
+_PICTURES = {"png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"}
+
+
+def samples(file: Path, parse: Callable[[bytes], dict[str, Any] | Invalid]) -> Iterator[tuple[int, Any]]:
+    """Yield number and row of each sample; ``parse`` reads a JSON object.
+
+    Raises:
+        Invalid: the archive cannot be read.
+    """
+    number, key = 0, None
+    members: dict[str, bytes | Invalid] = {}
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                sample = f"{folder}/{stem}".lstrip("./")
+                if members and sample != key:
+                    number += 1
+                    yield number, _row(str(key), members, parse)
+                    members = {}
+                key = sample
+                members[suffix.lower()] = _content(archive, member)
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        raise Invalid(f"{file}: not a readable tar ({describe_failure(error)}); write the file again") from error
+    if members:
+        yield number + 1, _row(str(key), members, parse)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Invalid:
+    if member.size > MAX_BYTES:
+        return Invalid(f"{member.name}: {member.size} bytes, of at most {MAX_BYTES}; make it smaller")
+    opened = archive.extractfile(member)
+    return opened.read() if opened is not None else b""
+
+
+def _row(
+    key: str, members: dict[str, bytes | Invalid], parse: Callable[[bytes], dict[str, Any] | Invalid]
+) -> dict[str, Any] | Invalid:
+    row: dict[str, Any] = {"id": key}
+    pictures = []
+    for suffix, content in sorted(members.items()):
+        if isinstance(content, Invalid):
+            return content
+        if suffix.rpartition(".")[2] in _PICTURES:
+            pictures.append({"bytes": content, "path": None})
+        elif suffix == "json":
+            columns = parse(content)
+            if isinstance(columns, Invalid):
+                return columns
+            row |= columns
+        elif suffix == "txt":
+            try:
+                row.setdefault("prompt", content.decode())
+            except UnicodeDecodeError:
+                return Invalid(f"{key}.txt is not UTF-8; save it as UTF-8")
+        else:
+            return Invalid(f"unknown member {key}.{suffix}; the columns belong into {key}.json")
+    if pictures:
+        row.pop("image", None)  # its name, in data sets that were packed from files
+        row["images"] = pictures
+    return row

@@ -1,0 +1,306 @@
+"""Data is read as it is published: each layout's rows give the prompts and preferences that their authors mean."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mor_core.datafiles import Preference, Prompt, read_preferences, read_prompts
+from mor_core.errors import DataFileError
+from mor_core.wire import ImagePart
+from PIL import Image
+
+
+def png(colour: str = "red") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(content, "PNG")
+    return content.getvalue()
+
+
+PICTURE = "data:image/png;base64," + base64.b64encode(png()).decode()
+
+
+def ratings(*values: str) -> dict[str, Any]:
+    return {f"aspect {place}": {"Rating": value, "Rationale": "because"} for place, value in enumerate(values)}
+
+
+def said(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+ASKED = [said("user", "Which?")]
+PUBLISHED: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
+    "explicit prompt": ({"prompt": "Which?", "chosen": "a", "rejected": "b"}, [("a", "b")]),
+    "conversational": (
+        {"prompt": ASKED, "chosen": [said("assistant", "a")], "rejected": [said("assistant", "b")]},
+        [("a", "b")],
+    ),
+    "binarised UltraFeedback": (
+        {
+            "prompt": "Which?",
+            "prompt_id": "x",
+            "chosen": [*ASKED, said("assistant", "a")],
+            "rejected": [*ASKED, said("assistant", "b")],
+            "messages": [],
+            "score_chosen": 8.5,
+            "score_rejected": 7,
+        },
+        [("a", "b")],
+    ),
+    "implicit prompt": (
+        {"chosen": [*ASKED, said("assistant", "a")], "rejected": [*ASKED, said("assistant", "b")]},
+        [("a", "b")],
+    ),
+    "implicit prompt, strings": ({"chosen": "Which? a", "rejected": "Which? b"}, [("a", "b")]),
+    "Anthropic HH": (
+        {"chosen": "\n\nHuman: Which?\n\nAssistant: a", "rejected": "\n\nHuman: Which?\n\nAssistant: b"},
+        [("a", "b")],
+    ),
+    "RLAIF-V": (
+        {"ds_name": "d", "question": "Which?", "chosen": "a", "rejected": "b", "origin_dataset": "o", "idx": 0},
+        [("a", "b")],
+    ),
+    "RLHF-V": (
+        {"ds_name": "d", "text": json.dumps({"question": "Which?", "chosen": "a", "rejected": "b"}), "idx": 0},
+        [("a", "b")],
+    ),
+    "UltraFeedback": (
+        {
+            "source": "s",
+            "instruction": "Which?",
+            "models": ["m", "n", "o"],
+            "completions": [
+                {"model": "m", "response": "b", "overall_score": 5.0},
+                {"model": "n", "response": "a", "overall_score": 7.5},
+                {"model": "o", "response": "c", "overall_score": 5},
+            ],
+            "correct_answers": ["None"],
+        },
+        [("a", "b"), ("a", "c")],
+    ),
+    "UltraFeedback, rated by aspect": (
+        {
+            "instruction": "Which?",
+            "completions": [
+                {"response": "b", "annotations": ratings("1", "2", "N/A")},
+                {"response": "a", "annotations": ratings("5", "4")},
+            ],
+        },
+        [("a", "b")],
+    ),
+    "VLFeedback": (
+        {
+            "prompt": "Which?",
+            "models": ["m", "n", "o"],
+            "completions": {  # as the library datasets stores a list of objects
+                "response": ["c", "a", "b"],
+                "annotations": [ratings("1", "1"), ratings("5", "5"), ratings("2", "5")],
+                "model": ["m", "n", "o"],
+            },
+        },
+        [("a", "b"), ("a", "c"), ("b", "c")],
+    ),
+    "ranks": ({"prompt": "Which?", "responses": ["b", "a"], "ranks": [2, 1]}, [("a", "b")]),
+    "scores": (
+        {"prompt": "Which?", "responses": ["b", "a", "c"], "scores": [0.2, "0.9", 0.2]},
+        [("a", "b"), ("a", "c")],
+    ),
+    "Nectar": (
+        {
+            "prompt": "\n\nHuman: Which?\n\nAssistant: ",
+            "answers": [{"answer": "b", "rank": 2.0, "model": "m"}, {"answer": "a", "rank": 1.0, "model": "n"}],
+            "turns": 1,
+        },
+        [("a", "b")],
+    ),
+    "ShareGPT": (
+        {
+            "conversations": [{"from": "human", "value": "Which?"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        [("a", "b")],
+    ),
+    "ms-swift": ({"messages": [*ASKED, said("assistant", "a")], "rejected_response": "b"}, [("a", "b")]),
+    "ms-swift, messages": (
+        {
+            "messages": [*ASKED, said("assistant", "a")],
+            "rejected_messages": [*ASKED, said("assistant", "b")],
+        },
+        [("a", "b")],
+    ),
+}
+PROMPTS_ONLY: dict[str, dict[str, Any]] = {
+    "TRL": {"prompt": ASKED},
+    "verl": {"data_source": "geo", "prompt": ASKED, "ability": "maths", "reward_model": {}, "extra_info": {"index": 0}},
+    "LLaVA": {"conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "a"}]},
+    "ms-swift": {"messages": [*ASKED, said("assistant", "a")]},
+}
+
+
+def write(folder: Path, *rows: Any) -> Path:
+    (folder / "a.png").write_bytes(png())
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pairs(found: list[Preference]) -> list[tuple[str, str]]:
+    return [(one.chosen, one.rejected) for one in found]
+
+
+def asks(prompt: Prompt, pictures: int = 1) -> None:
+    [message] = prompt.messages
+    assert (message.role, message.text, len(message.image_hashes)) == ("user", "Which?", pictures)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("pictures", [{}, {"image": "a.png"}, {"images": [PICTURE]}, {"image": {"path": "a.png"}}])
+def test_a_published_layout_is_read(tmp_path: Path, name: str, pictures: dict[str, Any]) -> None:
+    row, expected = PUBLISHED[name]
+    found = read_preferences(write(tmp_path, row | pictures))
+    assert pairs(found) == expected
+    for one in found:
+        asks(one.prompt, len(pictures))
+    [prompt] = read_prompts(tmp_path / "rows.jsonl")
+    asks(prompt, len(pictures))
+
+
+@pytest.mark.parametrize("name", PROMPTS_ONLY)
+def test_data_of_prompts_is_read(tmp_path: Path, name: str) -> None:
+    [prompt] = read_prompts(write(tmp_path, PROMPTS_ONLY[name] | {"images": ["a.png"]}))
+    asks(prompt)
+    assert prompt.domain == ("geo" if name == "verl" else None)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parquet_gives_what_json_lines_give(tmp_path: Path, name: str) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    row, expected = PUBLISHED[name]
+    row = {column: value for column, value in row.items() if value not in ([], {})}
+    if name == "scores":
+        row = row | {"scores": [0.2, 0.9, 0.2]}  # a column of Parquet has one type
+    parquet.write_table(pyarrow.Table.from_pylist([{**row, "image": {"bytes": png()}}, row]), tmp_path / "rows.parquet")
+    found = read_preferences(tmp_path / "rows.parquet")
+    assert pairs(found) == expected * 2
+    asks(found[0].prompt, 1)
+    asks(found[-1].prompt, 0)
+
+
+def test_unpaired_responses_of_a_prompt_make_pairs(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Which?", "completion": "bad", "label": False},
+        {"prompt": "Other?", "completion": "bad", "label": False},
+        {"prompt": "Which?", "completion": [said("assistant", "good")], "label": True},
+        {"prompt": "Which?", "completion": "worse", "label": 0},
+    ]
+    found = read_preferences(write(tmp_path, *rows))
+    assert pairs(found) == [("good", "bad"), ("good", "worse")]
+    assert [one.prompt.id for one in found] == ["3", "4"]
+    assert len(read_prompts(tmp_path / "rows.jsonl")) == 4
+
+
+def test_ids_of_the_pairs_of_one_row_are_numbered(tmp_path: Path) -> None:
+    row = {"id": 0, "prompt": "Which?", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}
+    assert [one.prompt.id for one in read_preferences(write(tmp_path, row))] == ["0/1", "0/2", "0/3"]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "a", "responses": ["b", "c"]}, "the row has none; give one"),
+        ({"prompt": "a", "responses": ["b"], "scores": [1, 2]}, "lists of one length"),
+        ({"prompt": "a", "responses": ["b", "c"], "scores": [1, "high"]}, "scores: got 'high'; give a finite number"),
+        ({"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]}, "has no rows that give preferences"),
+        ({"prompt": "a", "completion": "b", "label": "good"}, "label: got 'good'; give true"),
+        ({"prompt": "a", "completions": [{"response": "b", "annotations": {}}]}, "no aspect has a Rating"),
+        ({"prompt": "a", "completions": {"response": ["b"], "annotations": []}}, "its lists differ in length"),
+        ({"instruction": "a", "completions": [{"overall_score": 1}]}, "an entry has no 'response'"),
+        ({"conversations": [{"from": "robot", "value": "x"}], "chosen": "a", "rejected": "b"}, "is from 'robot'"),
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "column 'chosen' is missing"),
+        ({"chosen": "x a", "rejected": "y b"}, "no common beginning; add the column 'prompt'"),
+        ({"chosen": [*ASKED, said("assistant", "a")], "rejected": "b"}, "differ in their form"),
+        ({"ds_name": "d", "text": "no JSON"}, "text: not a JSON object"),
+        ({"data_source": "d", "prompt": "a"}, "verl's data has no preferences"),
+        ({"messages": [*ASKED, said("assistant", "a")]}, "add the worse response"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1, "score_rejected": 2},
+            "score_chosen is below score_rejected",
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "image": "a.png", "images": ["a.png"]},
+            "in 'image' and in 'im",
+        ),
+        (
+            {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2], "colour": 1},
+            "unknown column 'colour'; .* ignore=colo",
+        ),
+    ],
+)
+def test_a_row_that_does_not_keep_its_layout_is_named(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
+    with pytest.raises(DataFileError, match=rf"rows\.jsonl:1: .*{problem}"):
+        read_preferences(write(tmp_path, row))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "kinds"),
+    [
+        ("<image>\nWhich?", 1, ["image", "Which?"]),
+        ("Compare <image> and <image>.", 2, ["Compare ", "image", " and ", "image", "."]),
+        ([said("system", "Look at <image>s."), said("user", "<image><image>")], 2, ["image", "image"]),
+        (
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "an <image> tag"}]}],
+            1,
+            ["image", "an <image> tag"],
+        ),
+    ],
+)
+def test_placeholders_are_the_places_of_pictures(tmp_path: Path, prompt: Any, images: int, kinds: list[str]) -> None:
+    [row] = read_prompts(write(tmp_path, {"prompt": prompt, "images": ["a.png"] * images}))
+    content = row.messages[-1].content
+    assert [
+        "image" if isinstance(part, ImagePart) else part.text for part in content if not isinstance(part, str)
+    ] == kinds
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": PICTURE}},
+        {"type": "image", "image": "a.png"},
+        {"type": "image", "image": PICTURE, "text": None},
+    ],
+)
+def test_image_parts_may_carry_their_pictures(tmp_path: Path, part: dict[str, Any]) -> None:
+    row = {"prompt": [{"role": "user", "content": [part, {"type": "text", "text": "Which?"}]}]}
+    [found] = read_prompts(write(tmp_path, row))
+    asks(found)
+    assert list(found.images.values()) == [png()]
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_placeholders_without_their_pictures_are_an_error(tmp_path: Path, images: int) -> None:
+    with pytest.raises(DataFileError, match=rf":1: prompt: 1 placeholders <image> for {images} images; give as many"):
+        read_prompts(write(tmp_path, {"prompt": "<image> Which?", "images": ["a.png"] * images}))
+
+
+def test_columns_are_mapped_and_ignored(tmp_path: Path) -> None:
+    row = {"query": "Which?", "picture": "a.png", "good": "a", "bad": "b", "source": "web", "licence": "MIT"}
+    names = "prompt=query, images=picture,chosen=good,rejected=bad,ignore=source,ignore=licence"
+    [found] = read_preferences(write(tmp_path, row), names)
+    asks(found.prompt)
+    assert pairs([found]) == [("a", "b")]
+    with pytest.raises(DataFileError, match="unknown column 'licence'"):
+        read_preferences(tmp_path / "rows.jsonl", names.rpartition(",")[0])
+    with pytest.raises(DataFileError, match=r":1: map: the row has two columns for 'prompt'; ignore one"):
+        read_prompts(write(tmp_path, {"prompt": "a", "query": "b"}), "prompt=query")
+
+
+@pytest.mark.parametrize("names", ["prompt", "=a", "prompt=", "prompt=a,prompt=b", "prompt=a,id=a", "id=a,ignore=a"])
+def test_a_map_is_checked(tmp_path: Path, names: str) -> None:
+    with pytest.raises(ValueError, match=r"map: .*(write wanted=column|give each name once)"):
+        read_prompts(write(tmp_path, {"prompt": "a"}), names)

@@ -1,0 +1,295 @@
+"""Rows come from files, folders, shards, archives and a hub's cache; what cannot be read is named with its line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mor_core.datafiles import read_preferences, read_prompts, write_preferences, write_prompts
+from mor_core.errors import Conflict, DataFileError, Invalid, MorError
+from mor_core.images import MAX_BYTES
+from PIL import Image
+
+
+def png(colour: str = "red") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(content, "PNG")
+    return content.getvalue()
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def texts(path: Path, columns: str = "") -> list[str]:
+    return [row.messages[0].text for row in read_prompts(path, columns)]
+
+
+@pytest.mark.parametrize(("given", "found"), [(0, "0"), (7, "7"), ("a", "a"), (None, "1"), ("", "1")])
+def test_an_id_is_a_string_or_an_integer(tmp_path: Path, given: Any, found: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines({"prompt": "a", "id": given}))
+    assert [row.id for row in read_prompts(tmp_path / "rows.jsonl")] == [found]
+
+
+@pytest.mark.parametrize("given", [True, 1.5, ["a"], {}])
+def test_another_id_is_an_error(tmp_path: Path, given: Any) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines({"prompt": "a", "id": given}))
+    with pytest.raises(DataFileError, match=r":1: id: got \w+; give a string or an integer"):
+        read_prompts(tmp_path / "rows.jsonl")
+
+
+def test_zero_and_its_text_are_one_id(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines({"prompt": "a", "id": 0}, {"prompt": "b", "id": "0"}))
+    with pytest.raises(DataFileError, match=":2: id '0' is also used in line 1"):
+        read_prompts(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"rows{suffix}").write_text(lines({"prompt": "a"}, {"prompt": "ü"}), encoding="utf-8-sig")
+    assert texts(tmp_path / f"rows{suffix}") == ["a", "ü"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"prompt": "café"}'.encode("latin-1"), r"not UTF-8 \(byte 16 is 0xe9\); save the file as UTF-8"),
+        ('{"prompt": "a"}'.encode("utf-16"), r"not UTF-8 \(byte 1 is 0xff\)"),
+        (b'{"prompt": "\\ud800"}', "half a character"),
+        (b'{"prompt": [{"role": "user", "content": [{"type": "text", "text": "\\udfff b"}]}]}', "half a character"),
+        (b'{"prompt": "a", "\\ud800": 1}', "half a character"),
+        (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deeply"),
+        (b'{"prompt": ' + b"[" * 100 + b"]" * 100 + b"}", "nested over 64 levels"),
+        (b'{"prompt": "a", "id": ' + b"1" * 10_000 + b"}", "a number is too long"),
+    ],
+)
+def test_a_line_that_is_no_text_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a"}\n' + line.replace(b"\n", b"") + b"\n")
+    with pytest.raises(DataFileError, match=rf"rows\.jsonl:2: .*{problem}"):
+        read_prompts(tmp_path / "rows.jsonl")
+
+
+def test_whole_characters_outside_the_basic_plane_are_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "\\ud83d\\ude42"}\n')
+    assert texts(tmp_path / "rows.jsonl") == ["🙂"]
+
+
+def test_a_json_array_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}, 7], indent=2))
+    with pytest.raises(DataFileError, match=r"rows\.json:3: got a JSON int"):
+        read_prompts(tmp_path / "rows.json")
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=2))
+    assert texts(tmp_path / "rows.json") == ["a", "b"]
+
+
+def hub_snapshot(folder: Path) -> Path:
+    """Lay out a data set as the cache of the hub's client does: files are links to blobs."""
+    repository = folder / "datasets--owner--name"
+    snapshot = repository / "snapshots" / "0123abcd"
+    (snapshot / "images").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for name, content in (
+        ("rows.jsonl", lines({"prompt": "a", "images": ["images/1.png"]}).encode()),
+        ("images/1.png", png()),
+    ):
+        blob = repository / "blobs" / name.replace("/", "-")
+        blob.write_bytes(content)
+        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
+    return snapshot
+
+
+def test_links_of_a_hub_snapshot_into_its_blobs_are_followed(tmp_path: Path) -> None:
+    snapshot = hub_snapshot(tmp_path)
+    [row] = read_prompts(snapshot / "rows.jsonl")
+    assert list(row.images.values()) == [png()]
+    assert texts(snapshot) == ["a"]
+
+
+def test_a_link_elsewhere_is_not_followed_from_a_hub_snapshot(tmp_path: Path) -> None:
+    snapshot = hub_snapshot(tmp_path)
+    (tmp_path / "secret.png").write_bytes(png())
+    (snapshot / "images" / "2.png").symlink_to(tmp_path / "secret.png")
+    names = ("images/2.png", "../../blobs/images-1.png", str(snapshot.parents[1] / "blobs" / "images-1.png"))
+    for name in names:
+        (snapshot / "more.jsonl").write_text(lines({"prompt": "a", "images": [name]}))
+        with pytest.raises(DataFileError, match="is not below the data file's folder"):
+            read_prompts(snapshot / "more.jsonl")
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
+def test_links_into_the_given_cache_are_followed(
+    tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HF_HOME", raising=False)
+    blob = hub_snapshot(tmp_path / "hub").parents[1] / "blobs" / "images-1.png"
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "1.png").symlink_to(blob)
+    (data / "rows.jsonl").write_text(lines({"prompt": "a", "images": ["1.png"]}))
+    with pytest.raises(DataFileError, match="is not below the data file's folder"):
+        read_prompts(data / "rows.jsonl")
+    monkeypatch.setenv(variable, str(tmp_path / "hub" if variable == "HF_HUB_CACHE" else tmp_path))
+    assert texts(data / "rows.jsonl") == ["a"]
+    (data / "rows.jsonl").write_text(lines({"prompt": "a", "images": [str(blob)]}))
+    with pytest.raises(DataFileError, match="is not below the data file's folder"):
+        read_prompts(data / "rows.jsonl")
+
+
+def test_shards_are_read_in_order_and_errors_name_the_file(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(2):
+        (data / f"train-0000{number}-of-00002.jsonl").write_text(
+            lines({"prompt": f"{number}a"}, {"prompt": f"{number}b"})
+        )
+    for path in (tmp_path, data, data / "train-*.jsonl", data / "*"):
+        assert texts(path) == ["0a", "0b", "1a", "1b"]
+        assert read_prompts(path)[0].id == "train-00000-of-00002.jsonl:1"
+    (data / "train-00001-of-00002.jsonl").write_text(lines({"prompt": "1a"}, {"prompt": 1}))
+    with pytest.raises(DataFileError, match=r"train-00001-of-00002\.jsonl:2: prompt: not a conversation"):
+        read_prompts(tmp_path)
+    (data / "test-00000-of-00001.jsonl").write_text(lines({"prompt": "c"}))
+    with pytest.raises(Invalid, match=r"holds the sets test, train; name one set, as 'train-\*\.parquet'"):
+        read_prompts(tmp_path)
+    assert texts(data / "test-*") == ["c"]
+
+
+def test_a_folder_or_pattern_without_data_is_named(tmp_path: Path) -> None:
+    for path, problem in (
+        (tmp_path, "holds no data file"),
+        (tmp_path / "*.jsonl", "holds no file"),
+        (tmp_path / "a", "no such file"),
+    ):
+        with pytest.raises(Invalid, match=problem):
+            read_prompts(path)
+
+
+def archive(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_a_webdataset_archive_is_read(tmp_path: Path) -> None:
+    members = {
+        "a/0001.jpg": png("red"),
+        "a/0001.json": json.dumps({"prompt": "<image> one?", "image": "0001.jpg"}).encode(),
+        "a/0002.0.png": png("red"),
+        "a/0002.1.png": png("blue"),
+        "a/0002.txt": b"two?",
+        "b/0002.txt": b"three?",
+    }
+    rows = read_prompts(archive(tmp_path / "rows.tar", members))
+    assert [(row.id, row.messages[0].text.strip(), list(row.images.values())) for row in rows] == [
+        ("a/0001", "one?", [png("red")]),
+        ("a/0002", "two?", [png("red"), png("blue")]),
+        ("b/0002", "three?", []),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        ({"1.txt": b"a", "2.txt": b"\xff"}, r"rows\.tar:2: 2\.txt is not UTF-8"),
+        ({"1.json": b"[]"}, r"rows\.tar:1: got a JSON list"),
+        ({"1.txt": b"a", "1.cls": b"3"}, r"rows\.tar:1: unknown member 1\.cls; the columns belong into 1\.json"),
+        ({"1.txt": b"a", "1.png": bytes(MAX_BYTES + 1)}, r"rows\.tar:1: 1\.png: \d+ bytes, of at most"),
+    ],
+)
+def test_a_bad_sample_is_named(tmp_path: Path, members: dict[str, bytes], problem: str) -> None:
+    with pytest.raises(DataFileError, match=problem):
+        read_prompts(archive(tmp_path / "rows.tar", members))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".tar"])
+def test_a_torn_file_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(b"PAR1 but not really" * 40)
+    with pytest.raises(MorError, match=r"rows\.\w+: not a readable \w+ .*; write the file again"):
+        read_prompts(path)
+
+
+def saved(folder: Path, *rows: dict[str, Any]) -> Path:
+    """Write a folder as ``save_to_disk`` of the library ``datasets`` does: Arrow streams and their list."""
+    pyarrow, ipc = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.ipc")
+    folder.mkdir(parents=True)
+    names = [f"data-0000{place}-of-0000{len(rows)}.arrow" for place in range(len(rows))]
+    for name, row in zip(names, rows, strict=True):
+        table = pyarrow.Table.from_pylist([row])
+        with ipc.new_stream(str(folder / name), table.schema) as stream:
+            stream.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
+    train = saved(tmp_path / "set" / "train", {"prompt": "a", "image": {"bytes": png(), "path": None}}, {"prompt": "b"})
+    assert texts(train) == ["a", "b"]
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert texts(tmp_path / "set") == ["a", "b"]
+    saved(tmp_path / "set" / "test", {"prompt": "c"})
+    with pytest.raises(Invalid, match="holds the splits test, train; give one of them"):
+        read_prompts(tmp_path / "set")
+    (train / "state.json").write_text('{"_data_files": [{"filename": "../test/data-00000-of-00001.arrow"}]}')
+    with pytest.raises(Invalid, match=r"there is no file '\.\./test/data"):
+        read_prompts(train)
+
+
+def test_a_data_set_of_the_hub_is_read_through_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text(lines({"prompt": "a"}, {"prompt": "b"}))
+    monkeypatch.chdir(tmp_path)  # the library takes a local folder of the data set's name before the hub's
+    assert texts(Path("hub:owner/name:test")) == ["a", "b"]
+    with pytest.raises(Invalid, match=r"hub:owner/name: the data set cannot be loaded .*; check name and split"):
+        read_prompts(Path("hub:owner/name"))
+
+
+def test_what_the_library_of_the_hub_writes_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    features = {"prompt": datasets.Value("string"), "image": datasets.Image(), "idx": datasets.Value("int64")}
+    row = {"prompt": "<image> Which?", "image": {"bytes": png(), "path": "red.png"}, "idx": 0}
+    table = datasets.Dataset.from_list([row], features=datasets.Features(features))
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    for path in (tmp_path / "saved", tmp_path):
+        [prompt] = read_prompts(path, "id=idx")
+        assert (prompt.id, list(prompt.images.values())) == ("0", [png()])
+
+
+@pytest.mark.parametrize("name", ["hub:name", "hub:a/b:c:d:e", "hub:"])
+def test_a_name_on_the_hub_is_checked(name: str) -> None:
+    with pytest.raises(Invalid, match="write hub:OWNER/NAME"):
+        read_prompts(Path(name))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_what_is_converted_reads_the_same(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [
+        {"id": 0, "question": "<image> Which?", "chosen": "a", "rejected": "b ü", "image": "a.png"},
+        {"id": 1, "question": "Plain?", "chosen": "a", "rejected": "b", "domain": "x"},
+    ]
+    (tmp_path / "rows.jsonl").write_text(lines(*rows))
+    preferences, prompts = read_preferences(tmp_path / "rows.jsonl"), read_prompts(tmp_path / "rows.jsonl")
+    write_preferences(preferences, tmp_path / f"pairs{suffix}")
+    write_prompts(prompts, tmp_path / f"prompts{suffix}")
+    assert read_preferences(tmp_path / f"pairs{suffix}") == preferences
+    assert read_prompts(tmp_path / f"prompts{suffix}") == prompts
+    with pytest.raises(Conflict, match="exists; choose another name"):
+        write_prompts(prompts, tmp_path / f"prompts{suffix}")
+    with pytest.raises(Invalid, match=r"write to a \.jsonl or \.parquet file"):
+        write_prompts(prompts, tmp_path / "prompts.csv")

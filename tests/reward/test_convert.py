@@ -1,0 +1,35 @@
+"""``mor-reward convert`` writes published data as one plain file, and names what it cannot read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mor_core.datafiles import read_preferences, read_prompts
+from mor_reward import cli
+from typer.testing import CliRunner
+
+from tests.reward import reward_kit as kit
+
+
+def convert(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["convert", *map(str, arguments)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_published_data_becomes_one_plain_file(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(kit.draw("red", 1))
+    row = {"query": "<image>Which?", "photo": "red.png", "responses": ["a", "b"], "ranks": [2, 1], "licence": "MIT"}
+    source, target = tmp_path / "rows.jsonl", tmp_path / "out" / "rows.parquet"
+    source.write_text(json.dumps(row) + "\n")
+    names = "prompt=query,images=photo,ignore=licence"
+    assert convert(source, target, "--map", names) == (0, f"1 preferences in {target}")
+    [found] = read_preferences(target)
+    assert (found.chosen, found.rejected) == ("b", "a")
+    assert list(found.prompt.images.values()) == [kit.draw("red", 1)]
+    prompts = tmp_path / "prompts.jsonl"
+    assert convert(source, prompts, "--map", names, "--prompts") == (0, f"1 prompts in {prompts}")
+    assert [prompt.messages for prompt in read_prompts(prompts)] == [found.prompt.messages]
+    status, shown = convert(source, tmp_path / "other.jsonl")
+    assert status == 1
+    assert "rows.jsonl:1: unknown column 'licence'" in shown
