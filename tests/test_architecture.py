@@ -86,6 +86,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
             {"redis"}
             if path.stem
             in (
+                "bounded_reads",
                 "streams",
                 "stored",
                 "blobs",

@@ -22,7 +22,7 @@ from mor_core import images as guarded
 from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, MorError
 from mor_core.pixel_hash import pixel_sha256
-from mor_core.run_announcements import announced_runs
+from mor_core.run_announcements import AnnouncedRuns
 from mor_core.sampling import forbidden_token_ids, response_seed
 from mor_core.settings import StreamSettings
 from mor_core.streams import Consumer, Entry, Streams, connect
@@ -173,7 +173,7 @@ class Stages:
         async with aclosing(connect(self._settings)) as redis, httpx.AsyncClient(headers=headers, timeout=20) as http:
             while not self._stop.is_set():
                 try:
-                    for announcement in (await announced_runs(redis)).active:
+                    for announcement in await AnnouncedRuns(redis).read():
                         streams = Streams(redis, announcement.run, self._settings.stream_bound)
                         blobs = Blobs(redis, announcement.run)
                         await self._rollout(streams, blobs, http)

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import structlog
 from redis.asyncio import Redis
@@ -31,10 +31,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from mor_core.bounded_reads import Oversized, call_bounded, read_bounded
 from mor_core.errors import Invalid, LeaseLost, StreamFull
 from mor_core.failures import describe_failure
 from mor_core.settings import StreamSettings
-from mor_core.stored import StoredEntries, is_wrong_type, reason_of
+from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type, reason_of
 from mor_core.tasks import stop
 from mor_core.wire import (
     DeadLetter,
@@ -48,6 +49,8 @@ from mor_core.wire import (
 )
 
 R = TypeVar("R", bound=Record)
+Payload: TypeAlias = bytes | Oversized
+"""Record of an entry, before it is parsed."""
 
 RECORD_TYPES: dict[StreamName, type[Record]] = {
     "prompts": PromptRecord,
@@ -62,8 +65,12 @@ GROUP_STREAMS: tuple[StreamName, ...] = ("prompts", "rollouts", "rewards", "dead
 _FIELD = "record"
 _LONGEST_LETTER = 1 << 20
 """Bytes of an unreadable record that its dead letter keeps: enough to find the fault."""
-_LARGEST_RECORD = 64 << 20
-"""Bytes of one record: as much as a request may have. A group of long responses has a few hundred kilobytes."""
+LARGEST_RECORD = 16 << 20
+"""Bytes of one record: a group of long responses has a few hundred kilobytes."""
+_MOST_READ = 32
+"""Entries of one read, so that the largest records together take half a gigabyte."""
+_ID_BYTES = 64
+"""Bound of a read that wants the ids of entries and not their content."""
 _MOST_COUNTED = 1 << 30
 """Largest number of deliveries that can be genuine: one a second for decades."""
 _SOCKET_TIMEOUT_S = 15.0
@@ -76,10 +83,11 @@ _LONGEST_BLOCK_S = 5.0
 _ADMIT = """
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
 redis.call('XADD', KEYS[1], '*', 'record', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
-# KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record.
+# KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record, seconds to live.
 # The record is added first: a script that fails is not undone, and the entry must stay if the destination takes none.
 # The source is looked at before that, so that a key of another type there adds nothing.
 _FORWARD = """
@@ -91,10 +99,11 @@ if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then
   return -1
 end
 redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[5])
 return 1
 """
 
-_RECORDS = {name: StoredEntries(name, largest=_LARGEST_RECORD) for name in RECORD_TYPES}
+_RECORDS = {name: StoredEntries(name, largest=LARGEST_RECORD) for name in RECORD_TYPES}
 
 log = structlog.get_logger(__name__)
 
@@ -149,7 +158,7 @@ class Streams:
         payload = record.model_dump_json()
 
         async def attempt() -> int:
-            return int(await self._admit(keys=[self.key(stream)], args=[self.bound, payload]))
+            return int(await self._admit(keys=[self.key(stream)], args=[self.bound, payload, LEFTOVER_S]))
 
         await self.until_admitted(attempt, stream, timeout_s)
 
@@ -209,22 +218,32 @@ class Streams:
         """Return the number of unsettled entries and the age of the oldest."""
         pipe = self.redis.pipeline(transaction=False)
         pipe.xlen(self.key(stream))
-        pipe.xrange(self.key(stream), count=1)
         pipe.time()
         try:
-            entries, first, (seconds, microseconds) = await pipe.execute()
+            first = await oldest_entry(self.redis, self.key(stream))
+            entries, (seconds, microseconds) = await pipe.execute()
         except ResponseError as error:
             if not await self.mend(stream, error):
                 raise
             return Backlog(0, 0.0)
-        if not first:
+        if first is None:
             return Backlog(int(entries), 0.0)
-        milliseconds = int(first[0][0].partition(b"-")[0])
+        milliseconds = int(first.partition(b"-")[0])
         return Backlog(int(entries), max(0.0, seconds + microseconds / 1e6 - milliseconds / 1e3))
 
     async def delete(self) -> None:
         """Delete the streams of a finished run."""
         await self.redis.delete(*(self.key(name) for name in RECORD_TYPES))
+
+
+async def oldest_entry(redis: Redis, stream: str) -> bytes | None:
+    """Return the id of the oldest entry without reading it.
+
+    Raises:
+        RedisError: the server failed, or the key is no stream.
+    """
+    found = await read_bounded(redis, _ID_BYTES, "XRANGE", stream, "-", "+", "COUNT", 1)
+    return found[0][0] if found else None
 
 
 @dataclass(frozen=True)
@@ -281,30 +300,41 @@ class Consumer(Generic[R]):
 
         An entry that is no valid record goes to the dead letters at once.
         """
+        count = min(count, _MOST_READ)
         try:
             claimed = await self._claim(count)
             if claimed:
                 return claimed
-            reply: Any = await self._redis.xreadgroup(
-                self._stage,
-                self.name,
-                {self._key: ">"},
-                count=count,
-                block=max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000)),
-            )
-            if not reply:
+            found = await self._read_new(count) or await self._wait_for_new(block_s)
+            if not found:
                 await self._return_to_passed_over()
         except ResponseError as error:
             if "NOGROUP" not in str(error) and not await self._streams.mend(self._stream, error):
                 raise
             await self._create_group()
             return []
-        flat: list[Any] = [pair for _, entries in reply or [] for pair in entries]
-        return await self._parse([(entry_id, fields, 1) for entry_id, fields in flat])
+        return await self._parse([(entry_id, payload, 1) for entry_id, payload in found])
+
+    async def _read_new(self, count: int) -> list[tuple[bytes, Payload]]:
+        """Return new entries that are there, without waiting."""
+        group = ("GROUP", self._stage, self.name)
+        command = ("XREADGROUP", *group, "COUNT", count, "STREAMS", self._key, ">")
+        reply = await call_bounded(self._redis.evalsha, self._redis, LARGEST_RECORD, self._key, *command)
+        return [pair for _, entries in reply or [] for pair in _payloads(entries)]
+
+    async def _wait_for_new(self, block_s: float) -> list[tuple[bytes, Payload]]:
+        """Return the next new entry; none after ``block_s``. A script cannot wait, so the server does not measure it
+        and it comes alone."""
+        block_ms = max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000))
+        reply: Any = await self._redis.xreadgroup(self._stage, self.name, {self._key: ">"}, count=1, block=block_ms)
+        return [
+            (entry_id, fields.get(_FIELD.encode(), b"")) for _, entries in reply or [] for entry_id, fields in entries
+        ]
 
     async def _create_group(self) -> None:
         with contextlib.suppress(ResponseError):  # BUSYGROUP: another consumer was first
             await self._redis.xgroup_create(self._key, self._stage, id="0", mkstream=True)
+            await self._redis.expire(self._key, LEFTOVER_S)
 
     async def _return_to_passed_over(self) -> None:
         """Set the consumer group back to the stream's start if its position lies behind an entry that nobody holds.
@@ -312,8 +342,7 @@ class Consumer(Generic[R]):
         Settled entries are deleted, so such an entry was never read: somebody created or moved the group. It is one
         that is the oldest at two looks with an empty read between them, so that a new entry is none.
         """
-        first: Any = await self._redis.xrange(self._key, count=1)
-        oldest = first[0][0] if first else None
+        oldest = await oldest_entry(self._redis, self._key)
         if oldest and await self._redis.xpending_range(self._key, self._stage, min=oldest, max=oldest, count=1):
             oldest = None
         if oldest and oldest == self._passed_over:
@@ -322,11 +351,10 @@ class Consumer(Generic[R]):
         self._passed_over = oldest
 
     async def _claim(self, count: int) -> list[Entry[R]]:
-        reply = await self._redis.xautoclaim(
-            self._key, self._stage, self.name, min_idle_time=self._lease_ms, start_id=self._claim_from, count=count
-        )
+        command = ("XAUTOCLAIM", self._key, self._stage, self.name, self._lease_ms, self._claim_from, "COUNT", count)
+        reply = await call_bounded(self._redis.evalsha, self._redis, LARGEST_RECORD, self._key, *command)
         self._claim_from = reply[0]  # "0-0" once the end is reached
-        found = [(entry_id, fields) for entry_id, fields in reply[1] if fields]
+        found = _payloads(reply[1])
         if not found:
             return []
         pending = await self._redis.xpending_range(
@@ -339,36 +367,36 @@ class Consumer(Generic[R]):
         own = [entry_id for entry_id, _ in found if entry_id.decode() in self._leased]
         for entry_id in own:
             await self._set_deliveries(entry_id, deliveries.get(entry_id, 2) - 1)
-        claimed = [(entry_id, fields) for entry_id, fields in found if entry_id not in own]
+        claimed = [(entry_id, payload) for entry_id, payload in found if entry_id not in own]
         if not claimed:
             return []
         log.info("took over entries of a silent consumer", stream=self._key, entries=len(claimed))
-        return await self._parse([(entry_id, fields, deliveries.get(entry_id, 2)) for entry_id, fields in claimed])
+        return await self._parse([(entry_id, payload, deliveries.get(entry_id, 2)) for entry_id, payload in claimed])
 
-    async def _parse(self, raw: Sequence[tuple[bytes, dict[bytes, bytes], int]]) -> list[Entry[R]]:
+    async def _parse(self, raw: Sequence[tuple[bytes, Payload, int]]) -> list[Entry[R]]:
         entries: list[Entry[R]] = []
-        for entry_id, fields, deliveries in raw:
-            payload = fields.get(_FIELD.encode(), b"")
+        for entry_id, payload, deliveries in raw:
             try:
                 record: Any = self._record(payload)
             except Exception as error:  # whatever a validator raises, the record is at fault
                 reason = reason_of(error)
                 _RECORDS[self._stream].refuse(entry_id, reason)
-                readable = payload[:_LONGEST_LETTER].decode(errors="replace")
+                readable = payload[:_LONGEST_LETTER].decode(errors="replace") if isinstance(payload, bytes) else ""
                 await self._bury_unreadable(entry_id.decode(), readable, reason, deliveries)
                 continue
             entries.append(Entry(entry_id.decode(), record, deliveries))
         return entries
 
-    def _record(self, payload: bytes) -> Record:
+    def _record(self, payload: Payload) -> Record:
         """Parse a record.
 
         Raises:
             ValueError: it does not fit.
             Invalid: it is too long, or belongs to another run.
         """
-        if len(payload) > _LARGEST_RECORD:
-            raise Invalid(f"{len(payload)} bytes, at most {_LARGEST_RECORD} are read")
+        size = payload.bytes if isinstance(payload, Oversized) else len(payload)
+        if isinstance(payload, Oversized) or size > LARGEST_RECORD:
+            raise Invalid(f"{size} bytes, at most {LARGEST_RECORD} are read")
         record = self._type.model_validate_json(payload)
         if record.run != self._streams.run:
             raise Invalid(f"a record of run {record.run} is in the stream of run {self._streams.run}")
@@ -421,7 +449,7 @@ class Consumer(Generic[R]):
         destination = self._streams.key(to)
 
         async def attempt() -> int:
-            args: list[str | int] = [self._stage, entry.id, self._streams.bound, payload]
+            args: list[str | int] = [self._stage, entry.id, self._streams.bound, payload, LEFTOVER_S]
             return int(await self._streams.forward_script(keys=[self._key, destination], args=args))
 
         if await self._streams.until_admitted(attempt, to, timeout_s) < 0:
@@ -475,7 +503,18 @@ class Consumer(Generic[R]):
         script = self._streams.forward_script
 
         async def attempt() -> int:
-            args: list[str | int] = [self._stage, entry_id, self._streams.bound, letter.model_dump_json()]
+            payload = letter.model_dump_json()
+            args: list[str | int] = [self._stage, entry_id, self._streams.bound, payload, LEFTOVER_S]
             return int(await script(keys=[self._key, self._streams.key("dead")], args=args))
 
         await self._streams.until_admitted(attempt, "dead", timeout_s)
+
+
+def _payloads(entries: Any) -> list[tuple[bytes, Payload]]:
+    """Return id and record of each entry as a script returns it: the id, and fields and values in turn."""
+    found = []
+    for entry_id, flat in entries:
+        fields = dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
+        if fields:
+            found.append((entry_id, fields.get(_FIELD.encode(), b"")))
+    return found

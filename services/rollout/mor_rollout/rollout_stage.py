@@ -35,7 +35,7 @@ class RolloutStage(Stage[PromptRecord]):
     """The rollout service's work on all active runs. It ends when the engine has failed."""
 
     def __init__(self, *, settings: RolloutSettings, redis: Redis, base: BaseCheckpoint, sampler: GroupSampler) -> None:
-        super().__init__(redis, settings.watch_interval_s)
+        super().__init__(redis, settings.service_token, settings.watch_interval_s)
         self._settings = settings
         self._base = base
         self._sampler = sampler

@@ -146,7 +146,7 @@ class RewardStage(Stage[RolloutRecord]):
     def __init__(
         self, redis: Redis, settings: RouterSettings, pool: ClientPool, reward_pipeline: RewardPipeline
     ) -> None:
-        super().__init__(redis)
+        super().__init__(redis, settings.service_token)
         self._settings = settings
         self._pool = pool
         self._reward_pipeline = reward_pipeline

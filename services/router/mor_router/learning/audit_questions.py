@@ -94,7 +94,7 @@ class AuditQuestions:
         taken = _offer_key(objective, name)
         if await self._redis.set(taken, person, nx=True, ex=_OFFER_S):
             return True
-        stored = await _OFFERS.write(self._redis, [taken], lambda: self._redis.get(taken))
+        stored = await _OFFERS.write(self._redis, [taken], lambda: _OFFERS.fetch(self._redis, "GET", taken))
         holder = _OFFERS.parse(taken, stored, bytes.decode)
         if holder is not None:
             return holder == person

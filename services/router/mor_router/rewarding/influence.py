@@ -125,5 +125,5 @@ class InfluenceLog:
     async def of(self, client: str) -> Influence:
         """Summarise one client's latest contributions."""
         name = key("influence", client)
-        values: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, _LATEST - 1), [])
+        values: list[bytes] = await _LINES.read(name, _LINES.fetch(self._redis, "LRANGE", name, 0, _LATEST - 1), [])
         return summary(client, _LINES.parse_list(values, _CONTRIBUTION.validate_json))
