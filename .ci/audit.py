@@ -164,7 +164,7 @@ def _search(check: str, place: Path, *options: str, left_out: Sequence[str] = ()
     told = _run(TOOLS / "kingfisher", "scan", place, *always, *options)
     documents = [json.loads(line) for line in told.stdout.splitlines() if line.startswith("{")]
     result = next((document for document in documents if isinstance(document.get("findings"), list)), None)
-    total = next((document for document in documents if "blobs_scanned" in document), {})
+    total: dict[str, Any] = next((document for document in documents if "blobs_scanned" in document), {})
     if result is None or not total.get("blobs_scanned"):
         return Outcome(check, "NOT CHECKED", [_last_line(told.stderr)])
     found = [f"{one['finding']['path']}:{one['finding']['line']}: {one['rule']['name']}" for one in result["findings"]]
