@@ -37,6 +37,7 @@ from mor_router.trust.auditor import Auditor
 from mor_router.trust.honeypots import Honeypots
 from mor_trainer.config import ControlSettings, WorkerSettings
 from mor_trainer.control.webhook import Webhook
+from mor_trainer.event_log import EventLog
 from mor_trainer.run import worker as worker_module
 from mor_trainer.run.lease import RunLease
 from mor_trainer.run.worker import TrainingWorker
@@ -223,7 +224,7 @@ async def fails_lease(redis: Redis, run: str, out: list[str], tmp_path: Path, pa
         raise httpx.HTTPStatusError(f"for url {request.url} {quote_all()}", request=request, response=None)  # type: ignore[arg-type]
 
     claim = Claim(run=run, attempt=1, lease_s=60, spec=RunSpec(name="r", model="m", prompts="p", steps=1))
-    lease = RunLease(SimpleNamespace(send_heartbeat=refuse), claim, 0.01, lambda _: None)  # type: ignore[arg-type]
+    lease = RunLease(SimpleNamespace(send_heartbeat=refuse), claim, 0.01, EventLog(claim.run, claim.attempt))  # type: ignore[arg-type]
     async with lease.renewing():
         await asyncio.sleep(0.03)
 
