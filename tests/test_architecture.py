@@ -92,6 +92,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
                 "blobs",
                 "stage",
                 "redis_users",
+                "redis_permissions",
                 "run_announcements",
             )
             else set()

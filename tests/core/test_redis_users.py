@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mor_core.failures import describe_failure
+from mor_core.redis_permissions import RedisPermissions
 from mor_core.redis_users import USERS, users_file
 from mor_core.run_announcements import AnnouncedRuns
 from mor_core.settings import StreamSettings
@@ -99,7 +100,7 @@ FORBIDDEN_TO_ALL = [
 @pytest.mark.parametrize("service", USERS)
 async def test_a_user_may_touch_its_own_keys_alone(valkey: Valkey, service: str) -> None:
     admin = Redis.from_url(valkey.url)
-    await admin.execute_command("ACL", "SETUSER", service, "on", ">secret", *USERS[service].rules.split())
+    await admin.execute_command("ACL", "SETUSER", service, "on", ">secret", *USERS[service].rules.split())  # type: ignore[no-untyped-call]
     await admin.aclose()
     url = valkey.url.replace("redis://", f"redis://{service}:secret@")
     redis = connect(StreamSettings(redis_url=SecretStr(url)))
@@ -112,3 +113,31 @@ async def test_a_user_may_touch_its_own_keys_alone(valkey: Valkey, service: str)
     if "hscan" in USERS[service].commands.split():
         assert await AnnouncedRuns(redis).read() == []
     await redis.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("service", USERS)
+async def test_a_missing_permission_is_named(valkey: Valkey, service: str) -> None:
+    """Each command and each pattern of keys in turn; the check does nothing but check."""
+    admin, user = Redis.from_url(valkey.url), USERS[service]
+    rules = [f"+{command}" for command in {*user.commands.split()} - {"multi", "exec", "discard", "watch", "unwatch"}]
+    redis = connect(StreamSettings(redis_url=SecretStr(valkey.url.replace("redis://", f"redis://{service}:secret@"))))
+    before = await admin.dbsize()
+    try:
+        for lacking in [None, *draw_some(rules), *(f"~{pattern}" for pattern in user.keys)]:
+            given = [rule for rule in user.rules.split() if rule != lacking]
+            await admin.execute_command("ACL", "SETUSER", service, "reset", "on", ">secret", *given)  # type: ignore[no-untyped-call]
+            found = await RedisPermissions(redis, service).missing()
+            assert (found is None) is (lacking is None), (lacking, found)
+            assert lacking is None or lacking[1:].replace("|", " ") in str(found) or lacking[0] == "~"
+    finally:
+        await admin.execute_command("ACL", "SETUSER", service, "reset", "on", ">secret", *user.rules.split())  # type: ignore[no-untyped-call]
+    assert await admin.dbsize() == before
+    await redis.ping()
+    await redis.aclose()
+    await admin.aclose()
+
+
+def draw_some(rules: list[str]) -> list[str]:
+    """Return every third rule, other ones for other users; all those of the streams' reading."""
+    return sorted(rule for place, rule in enumerate(sorted(rules)) if place % 3 == 0 or "read" in rule)

@@ -13,6 +13,7 @@ import structlog
 from mor_core.errors import Conflict, StreamError
 from mor_core.failures import describe_failure
 from mor_core.fair_share import FairShare
+from mor_core.redis_permissions import RedisPermissions
 from mor_core.runs import RunSpec, RunState
 from mor_core.stored import reason_of
 from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
@@ -70,6 +71,7 @@ class Ingest:
         self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers, trackers: Trackers
     ) -> None:
         self.redis = connect(settings)
+        self._permissions = RedisPermissions(self.redis, "control")
         self._bound = settings.stream_bound
         self._runs = runs
         self._history = history
@@ -104,7 +106,7 @@ class Ingest:
     async def _ping(self) -> None:
         try:
             await self.redis.ping()
-            self.reachable = None
+            self.reachable = await self._permissions.missing()
         except (RedisError, OSError) as error:
             self.reachable = f"the queue server cannot be reached ({describe_failure(error)}); check MOR_REDIS_URL"
 
