@@ -89,7 +89,7 @@ class RedisPermissions:
             return None
         attempts = [(["MULTI"], "the command multi"), *self._attempts(), (["DISCARD"], "the command discard")]
         pool = self._redis.connection_pool
-        connection = await pool.get_connection()
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
         lacking = []
         try:
             await connection.send_packed_command(connection.pack_commands([command for command, _ in attempts]))
