@@ -227,7 +227,7 @@ async def test_a_record_that_breaks_its_validator_becomes_a_dead_letter(
     [entry] = await reader.read(2, 1)
     assert entry.record.group_id == "good"
     [(_, fields)] = await redis.xrange(side.key("dead"))
-    assert streams.DeadLetter.model_validate_json(fields[b"record"]).reason == "invalid: KeyError"
+    assert streams.DeadLetter.model_validate_json(fields[b"record"]).reason.startswith("KeyError in ")
 
 
 async def test_a_reason_with_half_a_character_gives_a_dead_letter(redis: Redis, run_name: str) -> None:

@@ -12,13 +12,12 @@ from typing import Any, TypeVar, cast
 
 import structlog
 from prometheus_client import Counter
-from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from mor_core.bounded_reads import Oversized, read_bounded, read_hash_page
-from mor_core.errors import Invalid, MorError
-from mor_core.failures import describe
+from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 
 T = TypeVar("T")
 
@@ -58,7 +57,7 @@ class StoredEntries:
                 raise Invalid(f"{len(content)} bytes, at most {self._largest} are read")
             return parser(content)
         except Exception as error:  # whatever a parser raises, the entry is at fault
-            self.refuse(entry, reason_of(error))
+            self.refuse(entry, describe_failure(error))
             return None
 
     def parse_all(self, entries: Mapping[Any, Any], parser: Callable[[Any, Any], T]) -> dict[Any, T]:
@@ -171,12 +170,3 @@ def is_wrong_type(error: ResponseError) -> bool:
 def is_no_counter(error: ResponseError) -> bool:
     """Return whether an increment met a key that holds no number, or one at the end of its range."""
     return is_wrong_type(error) or any(text in str(error) for text in ("not an integer", "overflow"))
-
-
-def reason_of(error: Exception) -> str:
-    """Return the reason of a failure without the entry's content, which may be private."""
-    if isinstance(error, ValidationError):
-        return describe(error)[:500]
-    if isinstance(error, MorError):
-        return str(error)[:500]
-    return f"invalid: {type(error).__name__}"

@@ -35,7 +35,7 @@ from mor_core.bounded_reads import Oversized, call_bounded, read_bounded
 from mor_core.errors import Invalid, LeaseLost, StreamFull
 from mor_core.failures import describe_failure
 from mor_core.settings import StreamSettings
-from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type, reason_of
+from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type
 from mor_core.tasks import stop
 from mor_core.wire import (
     DeadLetter,
@@ -379,7 +379,7 @@ class Consumer(Generic[R]):
             try:
                 record: Any = self._record(payload)
             except Exception as error:  # whatever a validator raises, the record is at fault
-                reason = reason_of(error)
+                reason = describe_failure(error)
                 _RECORDS[self._stream].refuse(entry_id, reason)
                 readable = payload[:_LONGEST_LETTER].decode(errors="replace") if isinstance(payload, bytes) else ""
                 await self._bury_unreadable(entry_id.decode(), readable, reason, deliveries)

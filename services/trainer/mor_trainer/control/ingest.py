@@ -15,7 +15,6 @@ from mor_core.failures import describe_failure
 from mor_core.fair_share import FairShare
 from mor_core.redis_permissions import RedisPermissions
 from mor_core.runs import RunSpec, RunState
-from mor_core.stored import reason_of
 from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import EventRecord
@@ -147,7 +146,7 @@ class Ingest:
         except sqlite3.OperationalError:
             raise
         except Exception as error:  # whatever an event provokes, the later ones are read
-            self._refuse(event, reason_of(error))
+            self._refuse(event, describe_failure(error))
 
     def _refuse(self, event: EventRecord, reason: str) -> None:
         """Store an alert in place of an event, if the run's own rows allow that.
