@@ -88,6 +88,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
             in (
                 "bounded_reads",
                 "streams",
+                "stream_consumer",
                 "stored",
                 "blobs",
                 "stage",

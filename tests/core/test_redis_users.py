@@ -21,7 +21,10 @@ from tests.conftest import Valkey
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "packages/mor_core/mor_core"
-_STAGES = [CORE / f"{name}.py" for name in ("streams", "bounded_reads", "blobs", "stored", "stage", "service_info")]
+_STAGES = [
+    CORE / f"{name}.py"
+    for name in ("streams", "stream_consumer", "bounded_reads", "blobs", "stored", "stage", "service_info")
+]
 _TRAINER = ROOT / "services/trainer/mor_trainer"
 CODE = {
     "control": [*(_TRAINER / "control").rglob("*.py"), CORE / "service_info.py"],

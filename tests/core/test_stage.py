@@ -17,7 +17,8 @@ from mor_core.run_announcements import AnnouncedRuns, RunAnnouncement, announce,
 from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
 from mor_core.stored import UNREADABLE
-from mor_core.streams import Entry, Streams
+from mor_core.stream_consumer import Entry
+from mor_core.streams import Streams
 from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, PromptRecord
 from pydantic import SecretStr

@@ -12,7 +12,8 @@ from mor_core.blobs import Blobs
 from mor_core.errors import LeaseLost, StreamFull
 from mor_core.settings import StreamSettings
 from mor_core.stored import LEFTOVER_S
-from mor_core.streams import Backlog, Consumer, Entry, Streams
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Backlog, Streams
 from mor_core.wire import DeadLetter, PromptRecord, RolloutRecord
 from pydantic import SecretStr, model_validator
 from redis.asyncio import Redis
@@ -288,7 +289,7 @@ def test_a_sampled_group_is_a_valid_rollout() -> None:
 async def test_entries_behind_those_of_busy_consumers_are_taken_over(redis: Redis, run_name: str) -> None:
     """One look for silent consumers sees a part of the stream; the next look goes on behind it."""
     side = Streams(redis, run_name, bound=200)
-    busy, dead, reader = consumer(side), consumer(side), consumer(side)
+    busy, dead, reader = consumer(side, 1.0), consumer(side, 1.0), consumer(side, 1.0)
     for number in range(60):
         await side.publish("prompts", prompt(run_name, f"g{number}"), timeout_s=1)
     await busy.read(1, 0.01)

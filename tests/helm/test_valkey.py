@@ -14,7 +14,8 @@ from mor_core import bundled_valkey
 from mor_core.blobs import Blobs
 from mor_core.run_announcements import AnnouncedRuns, announce, sweep
 from mor_core.settings import StreamSettings
-from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
+from mor_core.stream_consumer import Consumer
+from mor_core.streams import GROUP_STREAMS, Streams, connect
 from mor_core.wire import DeadLetter, EventRecord, Record, RolloutRecord, StreamName
 from mor_router.clients.registry import ClientRegistry
 from mor_router.store import CLIENTS, key

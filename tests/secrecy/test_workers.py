@@ -24,7 +24,8 @@ from mor_core.run_announcements import RunAnnouncement, announce
 from mor_core.runs import Claim, RunSpec, RunState
 from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
-from mor_core.streams import Entry, Streams
+from mor_core.stream_consumer import Entry
+from mor_core.streams import Streams
 from mor_core.tasks import in_background, in_thread, stop
 from mor_core.wire import Message, PromptRecord
 from mor_reward.backbones import Example

@@ -25,7 +25,8 @@ from mor_core.pixel_hash import pixel_sha256
 from mor_core.run_announcements import AnnouncedRuns
 from mor_core.sampling import forbidden_token_ids, response_seed
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Entry, Streams, connect
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Streams, connect
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import (
     ClientScore,

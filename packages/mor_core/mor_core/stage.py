@@ -29,7 +29,8 @@ from mor_core.errors import LeaseLost, MorError, StreamFull, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import NO_TOKEN, AnnouncedRuns, RunAnnouncement
 from mor_core.settings import StageSettings
-from mor_core.streams import Consumer, Entry, Streams
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Streams
 from mor_core.tasks import stop
 from mor_core.wire import Record, StageName, StreamName
 

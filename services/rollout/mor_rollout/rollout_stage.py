@@ -14,7 +14,7 @@ from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, TooLarge
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import RunAnnouncement
 from mor_core.stage import RunStage, Stage
-from mor_core.streams import Entry
+from mor_core.stream_consumer import Entry
 from mor_core.wire import PromptRecord, RolloutRecord
 from redis.asyncio import Redis
 from redis.exceptions import RedisError

@@ -15,7 +15,8 @@ from mor_core.failures import describe_failure
 from mor_core.fair_share import FairShare
 from mor_core.redis_permissions import RedisPermissions
 from mor_core.runs import RunSpec, RunState
-from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
+from mor_core.stream_consumer import Consumer
+from mor_core.streams import GROUP_STREAMS, Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import EventRecord
 from redis.exceptions import RedisError

@@ -32,7 +32,8 @@ from mor_core.failures import describe_failure
 from mor_core.run_announcements import announce
 from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
-from mor_core.streams import Consumer, Entry, Streams, connect
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import LARGEST_REWARD, DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
