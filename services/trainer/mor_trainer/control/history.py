@@ -103,10 +103,10 @@ class History:
     def _add(self, event: EventRecord) -> bool:
         attempt, sequence = event_number(event)
         kept = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
-        content = (event.kind, event.step, event.stamps["trainer"], json.dumps(kept))
+        content = (event.kind, event.step, json.dumps(kept))
         with self._database.transaction() as sql:
             there = sql.execute(
-                "SELECT kind, step, at, data FROM events WHERE run=? AND attempt=? AND sequence=?",
+                "SELECT kind, step, data FROM events WHERE run=? AND attempt=? AND sequence=?",
                 (event.run, attempt, sequence),
             ).fetchone()
             if there is not None and tuple(there) == content:
@@ -115,8 +115,8 @@ class History:
             if there is not None:
                 _EVENTS.refuse(event.group_id, "another event came under its number; both are kept")
             row = sql.execute(
-                "INSERT INTO events (run, attempt, sequence, kind, step, at, data) VALUES (?,?,?,?,?,?,?)",
-                (event.run, attempt, sequence if there is None else None, *content),
+                "INSERT INTO events (run, attempt, sequence, at, kind, step, data) VALUES (?,?,?,?,?,?,?)",
+                (event.run, attempt, sequence if there is None else None, event.stamps["trainer"], *content),
             ).lastrowid
             self._advance(sql, event.run, attempt)
             if event.kind == "state" and "from_step" in event.data:
