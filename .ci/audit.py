@@ -1,7 +1,8 @@
 """``make audit``: known vulnerabilities and licences of the dependencies, and secrets in the tree and its history.
 
-Exit status: 0 if every check was made and found nothing, 1 if one found something, 2 if one could not be made. A check
-that nothing answered, as on a machine without the public indexes, is never counted as passed.
+Exit status: 0 if every check was made in full and found nothing, 1 if one found something, 2 if one could not be made,
+or only for a part. A check that nothing answered, as on a machine without the public indexes, is never counted as
+passed, and what a check left out is named.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TOOLS = Path(sys.executable).parent
 """The tools have an environment of their own, so that they move no version of the project's."""
 PYTHON = ROOT / ".venv" / "bin" / "python"
 DASHBOARD = ROOT / "services" / "trainer" / "dashboard"
+_PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==", re.MULTILINE)
 _LONGEST_S = 600
 _SHOWN = 40
 
@@ -42,7 +44,7 @@ _EXCEPTIONS = {
 @dataclass(frozen=True)
 class Outcome:
     check: str
-    state: Literal["nothing found", "FOUND", "NOT CHECKED"]
+    state: Literal["nothing found", "FOUND", "IN PART", "NOT CHECKED"]
     lines: Sequence[str]
 
 
@@ -57,7 +59,7 @@ def main() -> None:
         for line in outcome.lines[:_SHOWN]:
             print(f"               {line}")
     states = {outcome.state for outcome in outcomes}
-    sys.exit(1 if "FOUND" in states else 2 if "NOT CHECKED" in states else 0)
+    sys.exit(1 if "FOUND" in states else 2 if states & {"NOT CHECKED", "IN PART"} else 0)
 
 
 def _run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -71,8 +73,12 @@ def _run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[
         return subprocess.CompletedProcess(parts, -1, "", f"{parts[0]}: {error.strerror}")
 
 
-def _outcome(check: str, found: Sequence[str], remark: str) -> Outcome:
-    return Outcome(check, "FOUND" if found else "nothing found", [*found, remark])
+def _outcome(check: str, found: Sequence[str], remark: str, left_out: Sequence[str] = ()) -> Outcome:
+    """``left_out``: what the check should have looked at and did not."""
+    lines = [*found, remark]
+    if left_out:
+        lines.append(f"not looked up ({len(left_out)}): {', '.join(left_out)}")
+    return Outcome(check, "FOUND" if found else "IN PART" if left_out else "nothing found", lines)
 
 
 def known_vulnerabilities(build: str) -> Outcome:
@@ -96,19 +102,30 @@ def known_vulnerabilities(build: str) -> Outcome:
         for package in answered
         for one in package["vulns"]
     ]
-    return _outcome(check, found, f"{len(answered)} of {len(packages)} packages looked up")
+    wanted = {_plain(name) for name in _PIN.findall(pins)}
+    left_out = sorted(wanted - {_plain(package["name"]) for package in answered})
+    return _outcome(check, found, f"{len(answered)} of {len(wanted)} packages looked up", left_out)
+
+
+def _plain(name: str) -> str:
+    """Return the name of a package as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def dashboard() -> Outcome:
     check = "known vulnerabilities of the dashboard's packages (npm audit)"
     told = _run("npm", "audit", "--json", cwd=DASHBOARD)
     try:
-        found: dict[str, dict[str, Any]] = json.loads(told.stdout)["vulnerabilities"]
-    except (ValueError, KeyError):
+        answer = json.loads(told.stdout)
+        found: dict[str, dict[str, Any]] = answer["vulnerabilities"]
+        total = int(answer["metadata"]["dependencies"]["total"])
+    except (ValueError, KeyError, TypeError):
         return Outcome(check, "NOT CHECKED", ["no answer of npm or its registry: " + told.stderr.partition("\n")[0]])
-    return _outcome(
-        check, [f"{name}: {one['severity']}, {one['range']}" for name, one in found.items()], "all looked up"
-    )
+    locked = json.loads((DASHBOARD / "package-lock.json").read_text())["packages"]
+    wanted = sum(1 for place, package in locked.items() if place and not package.get("link"))
+    left_out = [f"{wanted - total} packages of package-lock.json"] if total < wanted else []
+    lines = [f"{name}: {one['severity']}, {one['range']}" for name, one in found.items()]
+    return _outcome(check, lines, f"{total} of {wanted} packages looked up", left_out)
 
 
 def licences() -> Outcome:
@@ -136,20 +153,22 @@ def _is_permissive(licence: str) -> bool:
 def secrets() -> Iterator[Outcome]:
     """Search all commits of the repository, and the files of the working tree."""
     history = Path(_run("git", "rev-parse", "--path-format=absolute", "--git-common-dir").stdout.strip())
-    yield _search("secrets in the history (kingfisher)", history, "--git-history=full")
+    shallow = _run("git", "rev-parse", "--is-shallow-repository").stdout.strip() != "false"
+    older = ["commits that this clone lacks; git fetch --unshallow"] if shallow else []
+    yield _search("secrets in the history (kingfisher)", history, "--git-history=full", left_out=older)
     yield _search("secrets in the working tree (kingfisher)", ROOT, "--git-history=none")
 
 
-def _search(check: str, place: Path, *options: str) -> Outcome:
+def _search(check: str, place: Path, *options: str, left_out: Sequence[str] = ()) -> Outcome:
     always = ("--no-validate", "--no-update-check", "--redact", "--confidence=medium", "--format=json")
     told = _run(TOOLS / "kingfisher", "scan", place, *always, *options)
     documents = [json.loads(line) for line in told.stdout.splitlines() if line.startswith("{")]
     result = next((document for document in documents if isinstance(document.get("findings"), list)), None)
-    total = next((document for document in documents if "blobs_scanned" in document), {})
-    if result is None:
+    total: dict[str, Any] = next((document for document in documents if "blobs_scanned" in document), {})
+    if result is None or not total.get("blobs_scanned"):
         return Outcome(check, "NOT CHECKED", [_last_line(told.stderr)])
     found = [f"{one['finding']['path']}:{one['finding']['line']}: {one['rule']['name']}" for one in result["findings"]]
-    return _outcome(check, found, f"{total.get('blobs_scanned', 'unknown number of')} files and versions of files")
+    return _outcome(check, found, f"{total['blobs_scanned']} files and versions of files", left_out)
 
 
 def _last_line(text: str) -> str:

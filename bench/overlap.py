@@ -106,7 +106,8 @@ async def issue_and_take(options: argparse.Namespace, spec: RunSpec, services: S
     from mor_core.datafiles import read_prompts
     from mor_core.run_announcements import announce
     from mor_core.settings import StreamSettings
-    from mor_core.streams import Consumer, Streams, connect
+    from mor_core.stream_consumer import Consumer
+    from mor_core.streams import Streams, connect
     from mor_core.wire import PromptRecord, RolloutRecord, Sampling, WeightsRef
     from pydantic import SecretStr
 

@@ -86,11 +86,14 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
             {"redis"}
             if path.stem
             in (
+                "bounded_reads",
                 "streams",
+                "stream_consumer",
                 "stored",
                 "blobs",
                 "stage",
                 "redis_users",
+                "redis_permissions",
                 "run_announcements",
             )
             else set()

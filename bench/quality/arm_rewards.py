@@ -9,7 +9,8 @@ from types import TracebackType
 import numpy as np
 from mor_core.blobs import Blobs
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Entry, Streams, connect
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Streams, connect
 from mor_core.wire import ClientScore, RewardRecord, RolloutRecord, image_hashes
 from mor_reward.backbones import Backbone, Example, Picture
 from mor_router.embedding import GateInput, build_embedder

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from http import HTTPStatus
+from pathlib import Path
 
 import httpx
 import pytest
+from mor_core import http_protocol
+from mor_core.openapi import PARSER_STATUSES
+from mor_core.settings import ServiceSettings
 
+from tests.core import limited_service
 from tests.core.limited_service import CLIENT, TOKEN, Process, running
 from tests.security.headers import EXPECTED
 
@@ -105,6 +112,34 @@ def test_a_head_over_a_limit_is_refused(service: Process, head: bytes, status: b
         got = answer(connection).lower()
     assert got.startswith(b"http/1.1 " + status)
     assert all(f"{name}: {value}\r\n".encode() in got for name, value in EXPECTED.items())
+
+
+def test_every_refusal_of_the_parser_is_in_the_document_of_every_route(service: Process) -> None:
+    source = Path(http_protocol.__file__).read_text()
+    raised = {HTTPStatus[name].value for name in re.findall(r"HTTPStatus\.([A-Z_]+)", source)}
+    assert raised == set(PARSER_STATUSES)
+    document = limited_service.app(ServiceSettings()).openapi()
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert len(operations) >= 6
+    for operation in operations:
+        for status in PARSER_STATUSES:
+            assert "text/plain" in operation["responses"][str(status)]["content"], operation["operationId"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/seen"])
+@pytest.mark.parametrize(("header", "status"), [("Content-Length: 99999999", "413"), ("Content-Encoding: gzip", "415")])
+def test_a_header_that_no_route_takes_gets_a_documented_answer(
+    service: Process, path: str, header: str, status: str
+) -> None:
+    document = limited_service.app(ServiceSettings()).openapi()
+    with closing(service.connect()) as connection:
+        authorization = f"Authorization: Bearer {TOKEN}"
+        lines = [f"GET {path} HTTP/1.1", "Host: x", authorization, "Connection: close", header]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        got = answer(connection).decode().lower()
+    assert got.startswith(f"http/1.1 {status} ")
+    assert "application/problem+json" in got
+    assert "application/problem+json" in document["paths"][path]["get"]["responses"][status]["content"]
 
 
 def test_a_connection_with_many_requests_before_their_responses_is_closed(service: Process) -> None:

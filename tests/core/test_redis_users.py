@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from mor_core.failures import describe_failure
+from mor_core.redis_permissions import RedisPermissions
 from mor_core.redis_users import USERS, users_file
+from mor_core.run_announcements import AnnouncedRuns
 from mor_core.settings import StreamSettings
 from mor_core.streams import connect
 from pydantic import SecretStr
@@ -19,7 +21,10 @@ from tests.conftest import Valkey
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "packages/mor_core/mor_core"
-_STAGES = [CORE / f"{name}.py" for name in ("streams", "blobs", "stored", "stage", "service_info")]
+_STAGES = [
+    CORE / f"{name}.py"
+    for name in ("streams", "stream_consumer", "bounded_reads", "blobs", "stored", "stage", "service_info")
+]
 _TRAINER = ROOT / "services/trainer/mor_trainer"
 CODE = {
     "control": [*(_TRAINER / "control").rglob("*.py"), CORE / "service_info.py"],
@@ -37,6 +42,9 @@ _COMMANDS = {
     "register_script": "evalsha",
     "pipeline": "exec",
     "lock": "evalsha",
+    "script_load": "script|load",
+    "fetch_hash": "hscan",
+    "fetch_pages": "hscan",
 }
 _ELSEWHERE = {"rollout": {"smembers", "srem", "scard"}, "worker": {"hgetall"}}
 """Commands of a shared file that a service does not reach: it releases no blobs, or reads no announcements."""
@@ -46,6 +54,8 @@ def commands_of(path: Path) -> set[str]:
     """Return the commands that a file calls on a client or a pipeline, and in Lua."""
     methods = set(dir(Redis)) - {"aclose"}
     text = path.read_text()
+    bounded = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)} & set(_COMMANDS)
+    passed = {name.lower() for name in re.findall(r'(?:fetch|bounded|command = )\([^)"]*"([A-Z]+)"', text)}
     found = {
         node.attr
         for node in ast.walk(ast.parse(text))
@@ -54,7 +64,7 @@ def commands_of(path: Path) -> set[str]:
         and ast.unparse(node.value).rpartition(".")[2] in ("redis", "_redis", "pipe")
     }
     lua = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", text)}
-    return {_COMMANDS.get(name, name) for name in found} | lua
+    return {_COMMANDS.get(name, name) for name in found | (bounded & {"fetch_hash", "fetch_pages"})} | lua | passed
 
 
 @pytest.mark.parametrize("service", USERS)
@@ -93,7 +103,7 @@ FORBIDDEN_TO_ALL = [
 @pytest.mark.parametrize("service", USERS)
 async def test_a_user_may_touch_its_own_keys_alone(valkey: Valkey, service: str) -> None:
     admin = Redis.from_url(valkey.url)
-    await admin.execute_command("ACL", "SETUSER", service, "on", ">secret", *USERS[service].rules.split())
+    await admin.execute_command("ACL", "SETUSER", service, "on", ">secret", *USERS[service].rules.split())  # type: ignore[no-untyped-call]
     await admin.aclose()
     url = valkey.url.replace("redis://", f"redis://{service}:secret@")
     redis = connect(StreamSettings(redis_url=SecretStr(url)))
@@ -103,6 +113,34 @@ async def test_a_user_may_touch_its_own_keys_alone(valkey: Valkey, service: str)
         with pytest.raises(NoPermissionError) as refused:
             await redis.execute_command(*command.split())
         assert "ermission" in describe_failure(refused.value), "an operator must see that the user lacks something"
-    if "hgetall" in USERS[service].commands.split():
-        assert await redis.hgetall("mor:runs") == {}
+    if "hscan" in USERS[service].commands.split():
+        assert await AnnouncedRuns(redis).read() == []
     await redis.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("service", USERS)
+async def test_a_missing_permission_is_named(valkey: Valkey, service: str) -> None:
+    """Each command and each pattern of keys in turn; the check does nothing but check."""
+    admin, user = Redis.from_url(valkey.url), USERS[service]
+    rules = [f"+{command}" for command in {*user.commands.split()} - {"multi", "exec", "discard", "watch", "unwatch"}]
+    redis = connect(StreamSettings(redis_url=SecretStr(valkey.url.replace("redis://", f"redis://{service}:secret@"))))
+    before = await admin.dbsize()
+    try:
+        for lacking in [None, *draw_some(rules), *(f"~{pattern}" for pattern in user.keys)]:
+            given = [rule for rule in user.rules.split() if rule != lacking]
+            await admin.execute_command("ACL", "SETUSER", service, "reset", "on", ">secret", *given)  # type: ignore[no-untyped-call]
+            found = await RedisPermissions(redis, service).missing()
+            assert (found is None) is (lacking is None), (lacking, found)
+            assert lacking is None or lacking[1:].replace("|", " ") in str(found) or lacking[0] == "~"
+    finally:
+        await admin.execute_command("ACL", "SETUSER", service, "reset", "on", ">secret", *user.rules.split())  # type: ignore[no-untyped-call]
+    assert await admin.dbsize() == before
+    await redis.ping()
+    await redis.aclose()
+    await admin.aclose()
+
+
+def draw_some(rules: list[str]) -> list[str]:
+    """Return every third rule, other ones for other users; all those of the streams' reading."""
+    return sorted(rule for place, rule in enumerate(sorted(rules)) if place % 3 == 0 or "read" in rule)

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from mor_core import stage as stage_module
 from mor_core.errors import Unavailable
-from mor_core.run_announcements import RunAnnouncement, announce, withdraw
+from mor_core.run_announcements import AnnouncedRuns, RunAnnouncement, announce, withdraw
 from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
 from mor_core.stored import UNREADABLE
-from mor_core.streams import Entry, Streams
+from mor_core.stream_consumer import Entry
+from mor_core.streams import Streams
 from mor_core.tasks import stop
 from mor_core.wire import DeadLetter, PromptRecord
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
@@ -415,3 +417,30 @@ async def test_entries_wait_while_the_next_stream_is_full(redis: Redis, run_name
 
         await eventually(all_through)
     assert await letters(redis, streams) == []
+
+
+async def test_forged_announcements_displace_no_run_of_a_worker(
+    redis: Redis, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signed announcement takes a place from unsigned ones that were there before."""
+    monkeypatch.setattr(stage_module, "_MOST_RUNS", 4)
+    token, stage = SecretStr("service-token"), Copy(redis, lambda _: None)
+    stage._announced = AnnouncedRuns(redis, token)
+    for number in range(12):
+        await announce(redis, f"a{number}", "model")
+    async with working(stage):
+
+        async def crowded() -> bool:
+            return len(stage.runs) == 4
+
+        await eventually(crowded)
+        streams = Streams(redis, run_name, bound=16)
+        await streams.publish("prompts", prompt(run_name, "g"), timeout_s=1)
+        await announce(redis, run_name, "model", token)
+
+        async def through() -> bool:
+            return await streams.depth("rollouts") == 1
+
+        await eventually(through)
+        assert len(stage.runs) == 4
+        assert run_name in stage.runs

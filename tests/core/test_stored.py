@@ -50,6 +50,40 @@ async def test_a_key_of_another_type_is_empty(redis: Redis) -> None:
     assert count() == before + 1
 
 
+@pytest.mark.anyio
+async def test_a_value_that_is_too_long_stays_on_the_server(redis: Redis) -> None:
+    """None of the commands that read values brings it here, and those beside it come."""
+    entries, long = StoredEntries("events", largest=100), "x" * (8 << 20)
+    await redis.hset("h", mapping={"good": "1", "long": long, long: "1"})  # type: ignore[misc]
+    await redis.rpush("l", long, "1")  # type: ignore[misc]
+    await redis.set("s", long)
+    before = count()
+    received = await network_bytes(redis)
+    fields = await entries.fetch_hash(redis, "h")
+    values = await entries.fetch(redis, "HMGET", "h", "good", "long", "none")
+    listed = await entries.fetch(redis, "LRANGE", "l", 0, -1)
+    single = [await entries.fetch(redis, "HGET", "h", "long"), await entries.fetch(redis, "GET", "s")]
+    names = await entries.fetch(redis, "HKEYS", "h")
+    assert await network_bytes(redis) - received < 1 << 20
+    assert entries.parse_all(fields, lambda _, value: value) == {b"good": b"1"}
+    assert entries.parse_list([*values, *listed, *single], bytes.decode) == ["1", "1"]
+    assert sorted(entries.parse_list(names, bytes.decode)) == ["good", "long"]
+    assert count() >= before + 6
+
+
+@pytest.mark.anyio
+async def test_a_hash_of_any_size_comes_in_pages(redis: Redis) -> None:
+    stored = {f"field {number}".encode(): b"v" * 100 for number in range(3000)}
+    await redis.hset("h", mapping=stored)  # type: ignore[arg-type, misc]
+    assert await StoredEntries("events").fetch_hash(redis, "h") == stored
+    assert await StoredEntries("events").fetch(redis, "HMGET", "h", *map(bytes.decode, stored)) == [*stored.values()]
+
+
+async def network_bytes(redis: Redis) -> int:
+    """Return the number of bytes that the server has sent."""
+    return int((await redis.info("stats"))["total_net_output_bytes"])
+
+
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "-Infinity"])
 def test_no_type_on_the_wire_takes_a_number_that_json_lacks(number: str) -> None:
     with pytest.raises(ValidationError):

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from mor_core import bundled_valkey
 from mor_core.blobs import Blobs
-from mor_core.run_announcements import announce, announced_runs
+from mor_core.run_announcements import AnnouncedRuns, announce, sweep
 from mor_core.settings import StreamSettings
-from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
+from mor_core.stream_consumer import Consumer
+from mor_core.streams import GROUP_STREAMS, Streams, connect
 from mor_core.wire import DeadLetter, EventRecord, Record, RolloutRecord, StreamName
 from mor_router.clients.registry import ClientRegistry
 from mor_router.store import CLIENTS, key
@@ -85,8 +86,9 @@ async def test_each_service_may_do_what_it_does_and_nothing_besides(urls: dict[s
     await started(redis["worker"])
     streams = {name: Streams(connection, "r", 8) for name, connection in redis.items()}
     await announce(redis["worker"], "r", "model")
+    await sweep(redis["worker"])
     for name in ("rollout", "router"):
-        assert [found.run for found in (await announced_runs(redis[name])).active] == ["r"]
+        assert [found.run for found in await AnnouncedRuns(redis[name]).read()] == ["r"]
 
     blobs = Blobs(redis["worker"], "r")
     digest = await blobs.put(b"picture", "g")

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from mor_core.blobs import Blobs
-from mor_core.streams import Consumer, Streams
+from mor_core.stream_consumer import Consumer
+from mor_core.streams import Streams
 from mor_core.wire import DeadLetter, PromptRecord, RolloutRecord, Sampling, TokenBlock, WeightsRef
 from mor_rollout.engines.protocol import SampledResponse
 from redis.asyncio import Redis

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from mor_core.blobs import Blobs
 from mor_core.run_announcements import announce, withdraw
-from mor_core.streams import RECORD_TYPES, Consumer, StreamName, Streams
+from mor_core.stream_consumer import Consumer
+from mor_core.streams import RECORD_TYPES, StreamName, Streams
 from mor_core.wire import (
     DeadLetter,
     ImagePart,

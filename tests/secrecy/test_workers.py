@@ -24,7 +24,8 @@ from mor_core.run_announcements import RunAnnouncement, announce
 from mor_core.runs import Claim, RunSpec, RunState
 from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
-from mor_core.streams import Entry, Streams
+from mor_core.stream_consumer import Entry
+from mor_core.streams import Streams
 from mor_core.tasks import in_background, in_thread, stop
 from mor_core.wire import Message, PromptRecord
 from mor_reward.backbones import Example
@@ -37,6 +38,7 @@ from mor_router.trust.auditor import Auditor
 from mor_router.trust.honeypots import Honeypots
 from mor_trainer.config import ControlSettings, WorkerSettings
 from mor_trainer.control.webhook import Webhook
+from mor_trainer.event_log import EventLog
 from mor_trainer.run import worker as worker_module
 from mor_trainer.run.lease import RunLease
 from mor_trainer.run.worker import TrainingWorker
@@ -221,7 +223,7 @@ async def fails_lease(redis: Redis, run: str, out: list[str], tmp_path: Path, pa
         raise httpx.HTTPStatusError(f"for url {request.url} {quote_all()}", request=request, response=None)  # type: ignore[arg-type]
 
     claim = Claim(run=run, attempt=1, lease_s=60, spec=RunSpec(name="r", model="m", prompts="p", steps=1))
-    lease = RunLease(SimpleNamespace(send_heartbeat=refuse), claim, 0.01, lambda _: None)  # type: ignore[arg-type]
+    lease = RunLease(SimpleNamespace(send_heartbeat=refuse), claim, 0.01, EventLog(claim.run, claim.attempt))  # type: ignore[arg-type]
     async with lease.renewing():
         await asyncio.sleep(0.03)
 

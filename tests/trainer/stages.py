@@ -22,10 +22,11 @@ from mor_core import images as guarded
 from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing, MorError
 from mor_core.pixel_hash import pixel_sha256
-from mor_core.run_announcements import announced_runs
+from mor_core.run_announcements import AnnouncedRuns
 from mor_core.sampling import forbidden_token_ids, response_seed
 from mor_core.settings import StreamSettings
-from mor_core.streams import Consumer, Entry, Streams, connect
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Streams, connect
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import (
     ClientScore,
@@ -147,6 +148,8 @@ class Stages:
         """Groups for which this is true become dead letters."""
         self.absurd: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true get a reward that no mixture of scores reaches."""
+        self.empty: Callable[[PromptRecord], bool] = lambda record: False
+        """Groups for which this is true have a response without tokens."""
         self.flat: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true get one reward for all responses."""
         self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
@@ -173,7 +176,7 @@ class Stages:
         async with aclosing(connect(self._settings)) as redis, httpx.AsyncClient(headers=headers, timeout=20) as http:
             while not self._stop.is_set():
                 try:
-                    for announcement in (await announced_runs(redis)).active:
+                    for announcement in await AnnouncedRuns(redis).read():
                         streams = Streams(redis, announcement.run, self._settings.stream_bound)
                         blobs = Blobs(redis, announcement.run)
                         await self._rollout(streams, blobs, http)
@@ -206,13 +209,21 @@ class Stages:
                 continue
             block, texts, pixels = self.sampler.sample(record, images)
             end = self.sampler.processor.tokenizer.eos_token_id
+            reasons = tuple("stop" if ids[-1] == end else "length" for ids in block.response_token_ids)
+            if self.empty(record):
+                block = block.model_copy(
+                    update={
+                        "response_token_ids": ((), *block.response_token_ids[1:]),
+                        "response_logprobs": ((), *block.response_logprobs[1:]),
+                    }
+                )
             rollout = RolloutRecord(
                 run=record.run,
                 group_id=record.group_id,
                 stamps=record.stamped("rollout"),
                 prompt=record,
                 responses=tuple(texts),
-                finish_reasons=tuple("stop" if ids[-1] == end else "length" for ids in block.response_token_ids),
+                finish_reasons=reasons,
                 tokens=await blobs.put(block.model_dump_json().encode(), record.group_id),
                 weights_version=self.sampler.version,
                 image_tokens=0,
@@ -246,7 +257,8 @@ class Stages:
                 await consumer.give_up(entry, str(error))
                 continue
             scores = tuple(
-                self._rule(ids, text) for ids, text in zip(block.response_token_ids, rollout.responses, strict=True)
+                self._rule(ids, text) if ids else 0.0
+                for ids, text in zip(block.response_token_ids, rollout.responses, strict=True)
             )
             if self.flat(rollout):
                 scores = (1.0,) * len(scores)

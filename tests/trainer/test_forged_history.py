@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from mor_core.runs import Heartbeat, RunSpec, RunState
+from mor_core.streams import Streams
 from mor_core.wire import DeadLetter, EventRecord
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
@@ -20,8 +21,9 @@ from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.run_store import RunStore
-from mor_trainer.event_log import event_id
+from mor_trainer.event_log import EventLog, event_id
 from mor_trainer.groups.exchange import _bounded
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.trainer.control import eventually
@@ -151,3 +153,59 @@ def test_an_event_carries_a_bounded_part_of_a_dead_letter() -> None:
         record='"' * (1 << 22),
     )
     assert len(json.dumps(_bounded(letter))) < 200_000
+
+
+def an_event(run: str, number: int, **changes: Any) -> EventRecord:
+    event = EventRecord(run=run, group_id=event_id(1, number), stamps={"trainer": 1.0}, kind="step", step=number,
+                        data={"kl": 0.1})  # fmt: skip
+    return event.model_copy(update=changes)
+
+
+async def test_a_forged_event_swallows_none_that_comes_under_its_number(settings: ControlSettings) -> None:
+    """Far ahead or next in line, well-formed or not; the same event twice counts once."""
+    app = create_app(settings)
+    runs, history = app.state.runs, app.state.history
+    run = runs.create(RunSpec(name="r", model="/m", prompts="/p", steps=100))
+    claim = runs.claim("worker")
+    for number in (1, 50, 2**26):
+        assert history.add(an_event(run, number, step=1, data={"kl": 9.0}))
+    history.refuse(an_event(run, 2, data={"kl": "x"}), "a test")
+    for number in (1, 2, 3, 50):
+        assert history.add(an_event(run, number))
+    assert not history.add(an_event(run, 3))
+    points = {point.step: point.kl for point in history.metrics(run, 0, 100).points}
+    assert {step: points[step] for step in (2, 3, 50)} == {2: 0.1, 3: 0.1, 50: 0.1}
+    reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running))
+    assert reply.events_seen == 3
+
+
+async def test_events_that_were_lost_leave_no_gap_for_ever(settings: ControlSettings) -> None:
+    app = create_app(settings)
+    runs, history = app.state.runs, app.state.history
+    run = runs.create(RunSpec(name="r", model="/m", prompts="/p", steps=9000))
+    claim, log = runs.claim("worker"), EventLog(run, 1)
+    for step in range(1, 5001):
+        log.add("step", step, {})
+    assert log.lost == 5000 - 4096
+    history.add(an_event(run, log.lost + 1))
+    reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running, events_lost=log.lost))
+    history.add(an_event(run, log.lost + 2))
+    assert reply.events_seen == log.lost
+    reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running))
+    assert reply.events_seen == log.lost + 2
+
+
+async def test_a_worker_forgets_no_event_that_it_has_not_sent(redis: Redis) -> None:
+    log, side = EventLog("r", 1), Streams(redis, "r", 8)
+    log.add("step", 1, {})
+    sending = asyncio.create_task(log.send(side))
+    assert await log.drain(5)
+    sending.cancel()
+    log.add("step", 2, {})
+    log.seen(10**6)
+    assert not log.all_seen, "the history cannot have the second one"
+    sending = asyncio.create_task(log.send(side))
+    assert await log.drain(5)
+    sending.cancel()
+    log.seen(2)
+    assert log.all_seen

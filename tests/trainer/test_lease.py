@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 from mor_core.runs import Claim, Heartbeat, HeartbeatReply, RunState
+from mor_trainer.event_log import EventLog
 from mor_trainer.run.lease import RunControl, RunLease
 
 from tests.trainer.kit import make_spec
@@ -30,7 +31,7 @@ class SlowControl:
 async def test_the_end_is_reported_once_with_the_final_checkpoint() -> None:
     control = SlowControl()
     claim = Claim(run="r", attempt=1, lease_s=60, spec=make_spec(Path("model"), Path("prompts.jsonl")))
-    lease = RunLease(cast(RunControl, control), claim, heartbeat_s=0.01, seen=lambda _: None)
+    lease = RunLease(cast(RunControl, control), claim, heartbeat_s=0.01, events=EventLog(claim.run, claim.attempt))
     async with lease.renewing():
         await lease.report(RunState.finished, final="/final")
     assert [heartbeat.final for heartbeat in control.received if heartbeat.state is RunState.finished] == ["/final"]

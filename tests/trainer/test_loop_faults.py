@@ -90,6 +90,15 @@ def test_lost_and_failed_groups_are_issued_again_and_tampered_ones_dropped(
         record.model_copy(update={"pixels": "0" * 64}) if int(record.group_id[0], 16) == 6 else record
     )
     stages.absurd = lambda record: int(record.group_id[0], 16) == 7
+    emptied: list[str] = []
+
+    def empty(record: Any) -> bool:
+        """Choose the first group that nothing else happens to."""
+        if not emptied and record.purpose == "train" and int(record.group_id[0], 16) in (2, 3, 10, 11, 14, 15):
+            emptied.append(record.group_id)
+        return record.group_id in emptied
+
+    stages.empty = empty
     run = create(processes, model=tiny, prompts=prompts, steps=6, max_staleness=1, keep_weights=4)
     with processes.working():
         finish(processes, run)
@@ -98,14 +107,15 @@ def test_lost_and_failed_groups_are_issued_again_and_tampered_ones_dropped(
     assert first_time
     assert history[-1]["groups_retried"] >= len(first_time & {g for point in history for g in point["applied"]})
     assert max(point["staleness_max"] for point in history) <= 1
-    tampered = {group for group in stages.sampled if int(group[0], 16) in (6, 7)}
+    tampered = {group for group in stages.sampled if int(group[0], 16) in (6, 7)} | {*emptied}
     assert not tampered & {group for point in history for group in point["applied"]}
     dropped = [alert for alert in alerts(processes, run) if alert["name"] == "group_dropped"]
     assert history[-1]["groups_dropped"] == len(dropped)
     assert {alert["group_id"] for alert in dropped} <= tampered
     for alert in dropped:
-        expected = "pixels hash to 0000" if alert["group_id"][0] == "6" else "a reward of -1e+13"
-        assert expected in alert["reason"]
+        expected = {"6": "pixels hash to 0000", "7": "a reward of -1e+13"}
+        assert expected.get(alert["group_id"][0], "a response without tokens") in alert["reason"]
+    assert {*emptied} <= {alert["group_id"] for alert in dropped}
 
 
 @pytest.mark.timeout(600)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from mor_core.errors import Invalid
 from mor_core.wire import WeightsFile, WeightsManifest
 from mor_rollout.weights.checkpoint_files import read_header
+from mor_trainer.groups.replay_log import ReplayLog
+from mor_trainer.update.loop_checkpoint import read_state
 from mor_trainer.update.microbatch_limit import read_limit
 from mor_trainer.weights.version_files import file_of, published_versions, read_manifest
 
@@ -81,6 +85,61 @@ def test_folders_that_are_no_versions_are_ignored(tmp_path: Path) -> None:
 def test_a_limit_that_does_not_fit_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "memory.json").write_bytes(content)
     assert read_limit(tmp_path, 256) == 256
+
+
+def test_a_manifest_that_lists_a_file_twice_is_not_there(tmp_path: Path) -> None:
+    twice = WeightsManifest(run=RUN, version=1, base="/m", kind="full", files=(FILE,), tensors={}).model_dump(
+        mode="json"
+    )
+    twice["files"] *= 2
+    publish(tmp_path, 1, json.dumps(twice).encode())
+    assert read_manifest(tmp_path / RUN, 1) is None
+
+
+def spoil_by_link(file: Path) -> None:
+    file.rename(file.parent.parent / "moved")
+    file.symlink_to(file.parent.parent / "moved")
+
+
+def spoil_by_size(file: Path) -> None:
+    with file.open("r+b") as stream:
+        stream.truncate(1 << 40)
+
+
+def spoil_by_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("spoil", [spoil_by_link, spoil_by_size, spoil_by_pipe])
+def test_files_that_are_not_plain_are_not_read(
+    tmp_path: Path, spoil: Callable[[Path], None], request: pytest.FixtureRequest
+) -> None:
+    """State of a checkpoint, limit of micro-batches, replay log: links, sparse files of a terabyte, pipes."""
+    checkpoint, record = tmp_path / "step-00000001", tmp_path / "record"
+    for folder, name in ((checkpoint, "state.json"), (record, "step-00000001.json"), (tmp_path, "memory.json")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text('{"micro_batch_tokens": 7}')
+    assert read_limit(tmp_path, 256) == 7
+    request.addfinalizer(lambda: (tmp_path.parent / "moved").unlink(missing_ok=True))
+    for file in (checkpoint / "state.json", record / "step-00000001.json", tmp_path / "memory.json"):
+        spoil(file)
+    assert read_limit(tmp_path, 256) == 256
+    plain = "link|regular file|at most"
+    with pytest.raises(Invalid, match=plain):
+        read_state(checkpoint)
+    with pytest.raises(Invalid, match=plain):
+        ReplayLog(tmp_path).read(1)
+
+
+def test_a_link_anywhere_in_a_checkpoint_keeps_it_from_being_read(tmp_path: Path) -> None:
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "shard.safetensors").symlink_to("/etc/passwd")
+    with pytest.raises(Invalid, match="is a link"):
+        read_state(tmp_path / "step")
+    (tmp_path / "linked").symlink_to(tmp_path / "step")
+    with pytest.raises(Invalid, match="is a link"):
+        read_state(tmp_path / "linked")
 
 
 HEADERS = [

@@ -2,8 +2,8 @@
 
 A blob of up to ``INLINE_BYTES`` lives in Redis, a larger one on a shared path or object store (``MOR_BLOB_DIR``, any
 fsspec URL). Ownership is a set of group ids: putting the same blob twice for the same group changes nothing, and
-releasing the last owner deletes the blob. A missing blob is a separate error (``BlobMissing``); the trainer then
-issues the group again.
+releasing the last owner deletes the blob. So does a week without a new owner, for runs that vanished. A missing blob is
+a separate error (``BlobMissing``); the trainer then issues the group again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from redis.exceptions import ResponseError
 
 from mor_core.errors import BlobMissing, Invalid
 from mor_core.failures import describe_failure
-from mor_core.stored import StoredEntries, is_wrong_type
+from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type
 from mor_core.streams import key
 from mor_core.wire import RunId
 
@@ -43,11 +43,12 @@ _TAMPERED = (Invalid, IsADirectoryError, NotADirectoryError, RuntimeError)
 """Errors of a path in the shared folder that is no file of ours; ``RuntimeError`` is a circle of links."""
 _BLOBS = StoredEntries("blobs", largest=LARGEST_BYTES)
 
-# KEYS: blob, owners of the blob, blobs of the owner. ARGV: owner, digest, content.
+# KEYS: blob, owners of the blob, blobs of the owner. ARGV: owner, digest, content, seconds to live.
 _PUT = """
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[2])
 redis.call('SET', KEYS[1], ARGV[3])
+for _, name in ipairs(KEYS) do redis.call('EXPIRE', name, ARGV[4]) end
 """
 
 # KEYS: blobs of the owner. ARGV: owner, prefix of blob keys, prefix of owners keys. All in the run's slot.
@@ -93,7 +94,7 @@ class Blobs:
         if elsewhere:
             await asyncio.to_thread(self._write, digest, content)
         keys = [self._key(digest), self._owners_key(digest), self._owned_key(owner)]
-        args: list[str | bytes] = [owner, digest, _ELSEWHERE if elsewhere else content]
+        args: list[Any] = [owner, digest, _ELSEWHERE if elsewhere else content, LEFTOVER_S]
         try:
             await self._put_script(keys=keys, args=args)
         except ResponseError as error:

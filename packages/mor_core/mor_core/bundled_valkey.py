@@ -40,6 +40,7 @@ def arguments(port: int, directory: Path) -> list[str]:
         *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
         *("--maxmemory-policy", "noeviction"),
+        *("--proto-max-bulk-len", "256mb"),  # the largest value that MoR stores; nobody can store a larger one
     ]
 
 

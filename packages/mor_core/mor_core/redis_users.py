@@ -17,10 +17,10 @@ ROUTER_PREFIX = "mor:{router}:"
 MARK = "mark"
 """Key of a run that a flush of the server removes."""
 
-_EACH = "ping info select client|setname client|setinfo multi exec discard evalsha script|load del"
+_EACH = "ping info select client|setname client|setinfo multi exec discard evalsha evalsha_ro script|load del expire"
 _CONSUMER = "xreadgroup xgroup|create xgroup|setid xautoclaim xpending xclaim xack xdel xlen xadd xrange time"
 _STORE = (
-    "hget hgetall hmget hkeys hlen hexists hset hsetnx hdel hincrby hscan lpush ltrim lrange get set incrby expire "
+    "hget hgetall hmget hkeys hlen hexists hset hsetnx hdel hincrby hscan lpush ltrim lrange get set incrby "
     "pexpire ttl pttl watch unwatch"
 )
 _BLOBS = (f"{BLOB}:*", f"{OWNERS}:*", f"{OWNED}:*")
@@ -56,11 +56,11 @@ USERS = {
         _of_runs("events", "dead", "prompts", "rollouts", "rewards"),
     ),
     "worker": RedisUser(
-        f"{_EACH} {_CONSUMER} xtrim hset hdel set sadd srem scard smembers getrange",
+        f"{_EACH} {_CONSUMER} xtrim hset hdel hscan set sadd srem scard smembers getrange",
         (RUNS_KEY, *_of_runs("prompts", "rollouts", "rewards", "events", "dead", MARK, *_BLOBS)),
     ),
     "rollout": RedisUser(
-        f"{_EACH} {_CONSUMER} hgetall set sadd getrange",
+        f"{_EACH} {_CONSUMER} hscan set sadd getrange",
         _of_runs("prompts", "rollouts", "dead", *_BLOBS),
         (RUNS_KEY,),
     ),

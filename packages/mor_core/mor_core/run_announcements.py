@@ -1,26 +1,38 @@
-"""Announcements of active runs, by which the stages know whose streams to read."""
+"""Announcements of active runs, by which the stages know whose streams to read.
+
+Whoever can write to the queue server can announce a run. A worker signs its announcements with the service token, which
+run control gives to those that may claim runs. A stage that has the token too prefers signed announcements: however
+many others there are, they take no place from these.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import time
-from dataclasses import dataclass
-from typing import Annotated, Any
+from contextlib import aclosing
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from redis.asyncio import Redis
 
 from mor_core.errors import Invalid
-from mor_core.stored import StoredEntries
+from mor_core.stored import LEFTOVER_S, StoredEntries
 from mor_core.wire import RunId, Wire
 
 RUNS_KEY = "mor:runs"
 """Hash of the announced runs."""
+NO_TOKEN = SecretStr("")
+"""Service token of a process that has none: it signs nothing, and takes no signature for genuine."""
 _RUN_TTL_S = 60.0
 """Age at which an announcement no longer counts, seconds: twelve renewals of the trainer."""
 _MOST_CLOCK_SKEW_S = 60.0
 """Seconds by which the trainer's clock may be ahead: an announcement from the far future would count for ever."""
 
-_RUNS = StoredEntries("runs", largest=64 << 10)
+_MOST_UNSIGNED = 1000
+"""Unsigned announcements that are remembered: more than a stage works on, and little memory."""
+
+_RUNS = StoredEntries("runs", largest=16 << 10)
 
 
 class RunAnnouncement(Wire):
@@ -31,12 +43,28 @@ class RunAnnouncement(Wire):
     """Base checkpoint: local path or hub name."""
     renewed_at: float
     """Unix time, seconds. An announcement that is not renewed for a minute no longer counts."""
+    signature: Annotated[str, Field(max_length=64)] = ""
+    """HMAC-SHA256 of the other fields with the service token, in hexadecimal; empty without a token."""
+
+    def signed(self, token: SecretStr) -> RunAnnouncement:
+        """Return the announcement with its signature."""
+        return self.model_copy(update={"signature": self._sign(token)})
+
+    def is_signed(self, token: SecretStr) -> bool:
+        """Return whether the signature was made with ``token``."""
+        return bool(self.signature) and hmac.compare_digest(self.signature.encode(), self._sign(token).encode())
+
+    def _sign(self, token: SecretStr) -> str:
+        secret = token.get_secret_value()
+        if not secret:
+            return ""
+        content = f"mor.run\n{self.run}\n{self.renewed_at!r}\n{self.model}"
+        return hmac.new(secret.encode(), content.encode(), hashlib.sha256).hexdigest()
 
 
-async def announce(redis: Redis, run: str, model: str) -> None:
+async def announce(redis: Redis, run: str, model: str, token: SecretStr = NO_TOKEN) -> None:
     """Announce an active run to the stages; the trainer repeats this every few seconds."""
-    announcement = RunAnnouncement(run=run, model=model, renewed_at=time.time())
-    content = announcement.model_dump_json()
+    content = RunAnnouncement(run=run, model=model, renewed_at=time.time()).signed(token).model_dump_json()
     # Without the key all runs announce themselves again within seconds.
     await _RUNS.write(redis, [RUNS_KEY], lambda: redis.hset(RUNS_KEY, run, content))
 
@@ -46,27 +74,56 @@ async def withdraw(redis: Redis, run: str) -> None:
     await redis.hdel(RUNS_KEY, run)
 
 
-@dataclass(frozen=True)
-class RunAnnouncements:
-    """Announcements that the queue server holds."""
+async def sweep(redis: Redis) -> None:
+    """Remove the announcements of runs that vanished, and those that cannot be read."""
+    horizon = time.time() - LEFTOVER_S
+    async with aclosing(_RUNS.fetch_pages(redis, RUNS_KEY)) as pages:
+        async for page in pages:
+            found = _RUNS.parse_all(page, _announcement)
+            gone = [name for name in page if name not in found or found[name].renewed_at < horizon]
+            if gone:
+                await redis.hdel(RUNS_KEY, *gone)
 
-    active: list[RunAnnouncement]
-    """Those renewed within the last minute, in the order of their names."""
-    unreadable: int
-    """Number of those that do not fit."""
 
+class AnnouncedRuns:
+    """Reader of the announcements, which remembers what it saw."""
 
-async def announced_runs(redis: Redis) -> RunAnnouncements:
-    """Read the announcements of runs.
+    def __init__(self, redis: Redis, token: SecretStr = NO_TOKEN) -> None:
+        self._redis = redis
+        self._token = token
+        self._signed: dict[str, RunAnnouncement] = {}
+        """Latest signed announcement of each run."""
+        self._first_seen: dict[str, float] = {}
+        """Monotonic time at which each announced run was first seen."""
 
-    Raises:
-        RedisError: the server failed, or the key of the announcements has another type.
-    """
-    stored: dict[Any, Any] = await redis.hgetall(RUNS_KEY)
-    found = _RUNS.parse_all(stored, _announcement).values()
-    horizon = time.time() - _RUN_TTL_S
-    active = sorted((run for run in found if run.renewed_at > horizon), key=lambda run: run.run)
-    return RunAnnouncements(active, len(stored) - len(found))
+    async def read(self) -> list[RunAnnouncement]:
+        """Return the announcements renewed within the last minute: signed ones first, then those first seen earlier.
+
+        An announcement that replaces a signed one without a signature of its own does not count.
+
+        Raises:
+            RedisError: the server failed, or the key of the announcements has another type.
+        """
+        signed, unsigned = await self._read_all()
+        self._signed = signed
+        horizon, now = time.time() - _RUN_TTL_S, time.monotonic()
+        active = {name: line for name, line in (unsigned | signed).items() if line.renewed_at > horizon}
+        self._first_seen = {name: self._first_seen.get(name, now) for name in active}
+        return sorted(active.values(), key=lambda line: (line.run not in signed, self._first_seen[line.run], line.run))
+
+    async def _read_all(self) -> tuple[dict[str, RunAnnouncement], dict[str, RunAnnouncement]]:
+        """Return the signed announcements, and unsigned ones of other runs: those seen before, and some new ones."""
+        signed: dict[str, RunAnnouncement] = {}
+        unsigned: dict[str, RunAnnouncement] = {}
+        async with aclosing(_RUNS.fetch_pages(self._redis, RUNS_KEY)) as pages:
+            async for page in pages:
+                signed |= {name: line for name, line in self._signed.items() if name.encode() in page}
+                for line in _RUNS.parse_all(page, _announcement).values():
+                    if line.is_signed(self._token):
+                        signed[line.run] = line
+                    elif line.run in self._first_seen or len(unsigned) < _MOST_UNSIGNED:
+                        unsigned[line.run] = line
+        return signed, unsigned
 
 
 def _announcement(run: bytes, value: bytes) -> RunAnnouncement:

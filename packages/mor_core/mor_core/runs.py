@@ -12,7 +12,7 @@ from mor_core.objectives import RequestedObjective
 from mor_core.run_status import TrainerStatus
 from mor_core.step_metrics import StepMetrics
 from mor_core.visibility import Scope, hidden_from
-from mor_core.wire import Documented, JsonObject
+from mor_core.wire import Count, Documented, JsonObject
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
@@ -319,6 +319,9 @@ class Heartbeat(Documented):
     """Reason, with ``failed``."""
     final: str | None = None
     """Folder of the exported checkpoint, with ``finished``."""
+    events_lost: Count | None = None
+    """Number of the last event of this attempt that the worker keeps no longer and the history may lack: it stops
+    waiting for the events up to there."""
 
 
 class HeartbeatReply(Documented):

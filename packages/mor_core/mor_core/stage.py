@@ -20,15 +20,17 @@ from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import structlog
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_core.blobs import Blobs
 from mor_core.errors import LeaseLost, MorError, StreamFull, Unavailable
 from mor_core.failures import describe_failure
-from mor_core.run_announcements import RunAnnouncement, announced_runs
+from mor_core.run_announcements import NO_TOKEN, AnnouncedRuns, RunAnnouncement
 from mor_core.settings import StageSettings
-from mor_core.streams import Consumer, Entry, Streams
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Streams
 from mor_core.tasks import stop
 from mor_core.wire import Record, StageName, StreamName
 
@@ -225,8 +227,10 @@ class RunStage(abc.ABC, Generic[R]):
 class Stage(abc.ABC, Generic[R]):
     """A stage's work on all active runs, one task for each."""
 
-    def __init__(self, redis: Redis, watch_s: float = _WATCH_S) -> None:
+    def __init__(self, redis: Redis, token: SecretStr = NO_TOKEN, watch_s: float = _WATCH_S) -> None:
+        """``token``: the service token, with which run control's workers sign their announcements."""
         self._redis = redis
+        self._announced = AnnouncedRuns(redis, token)
         self._watch_s = watch_s
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._began: dict[str, float] = {}
@@ -255,7 +259,7 @@ class Stage(abc.ABC, Generic[R]):
         try:
             while not self.ended:
                 try:
-                    await self._follow((await announced_runs(self._redis)).active)
+                    await self._follow(await self._announced.read())
                     self.problem = None
                 except RedisError as error:
                     reason = describe_failure(error)
@@ -269,9 +273,10 @@ class Stage(abc.ABC, Generic[R]):
             await stop(self._tasks.values())
 
     async def _follow(self, announced: Sequence[RunAnnouncement]) -> None:
-        names = {announcement.run for announcement in announced}
+        """Work on the first ``_MOST_RUNS`` of the announced runs, and on no other."""
+        followed = {announcement.run: announcement for announcement in announced[:_MOST_RUNS]}
         for run, task in list(self._tasks.items()):
-            if run in names and not task.done():
+            if run in followed and not task.done():
                 continue
             (failure,) = await stop([task])
             if failure is None:
@@ -281,15 +286,13 @@ class Stage(abc.ABC, Generic[R]):
                 self._postpone(run)
             del self._tasks[run]
             del self._began[run]
-        self._pauses = {run: pause for run, pause in self._pauses.items() if run in names}
-        new = [line for line in announced if line.run not in self._tasks and self._may_begin(line.run)]
-        for announcement in new[: _MOST_RUNS - len(self._tasks)]:
-            log.info("work on a run begins", run=announcement.run)
-            self._began[announcement.run] = time.monotonic()
-            self._tasks[announcement.run] = asyncio.create_task(
-                self._work_on(announcement), name=f"run {announcement.run}"
-            )
-        if len(self._tasks) >= _MOST_RUNS < len(announced):
+        self._pauses = {run: pause for run, pause in self._pauses.items() if run in followed}
+        for run, announcement in followed.items():
+            if run not in self._tasks and self._may_begin(run):
+                log.info("work on a run begins", run=run)
+                self._began[run] = time.monotonic()
+                self._tasks[run] = asyncio.create_task(self._work_on(announcement), name=f"run {run}")
+        if len(announced) > _MOST_RUNS:
             log.warning("too many runs are announced; the others wait", in_work=_MOST_RUNS, announced=len(announced))
 
     def _postpone(self, run: str) -> None:

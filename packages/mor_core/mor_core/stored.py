@@ -6,22 +6,28 @@ is left out, counted in ``mor_unreadable_entries_total`` and logged once, and th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
 import structlog
 from prometheus_client import Counter
-from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from mor_core.errors import Invalid, MorError
-from mor_core.failures import describe
+from mor_core.bounded_reads import Oversized, read_bounded, read_hash_page
+from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 
 T = TypeVar("T")
 
 _LARGEST_BYTES = 1 << 20
 """Usual bound on one entry: a client with its card, or a score, has a few kilobytes."""
+_MOST_BYTES = 1 << 30
+"""Bound on all entries of one hash together, bytes: four times the pictures of a large anchor set."""
+LEFTOVER_S = 7 * 86400
+"""Seconds after the last write until what belongs to a run is deleted: a run that vanished leaves nothing for ever, and
+one that is still at work can issue everything again."""
 _REMEMBERED = 1000
 """Problems of a store that are remembered, so that each is logged once; about a hundred bytes each."""
 
@@ -45,11 +51,13 @@ class StoredEntries:
         if content is None:
             return None
         try:
+            if isinstance(content, Oversized):
+                raise Invalid(f"{content.bytes} bytes, at most {self._largest} are read")
             if isinstance(content, bytes | str) and len(content) > self._largest:
                 raise Invalid(f"{len(content)} bytes, at most {self._largest} are read")
             return parser(content)
         except Exception as error:  # whatever a parser raises, the entry is at fault
-            self.refuse(entry, reason_of(error))
+            self.refuse(entry, describe_failure(error))
             return None
 
     def parse_all(self, entries: Mapping[Any, Any], parser: Callable[[Any, Any], T]) -> dict[Any, T]:
@@ -65,6 +73,48 @@ class StoredEntries:
         """Return ``parser(content)`` of each entry that fits, in their order."""
         found = (self.parse(place, content, parser) for place, content in enumerate(entries))
         return [value for value in found if value is not None]
+
+    async def fetch(self, redis: Redis, command: str, key: str, *arguments: str | int) -> Any:
+        """Return the reply of a command that reads ``key``; a value that is too long stays on the server.
+
+        ``parse`` refuses what stands in its place.
+
+        Raises:
+            RedisError: the server failed, or the key has another type.
+        """
+        return await read_bounded(redis, self._largest, command, key, *arguments)
+
+    async def fetch_pages(self, redis: Redis, key: str) -> AsyncGenerator[dict[bytes, Any], None]:
+        """Yield the fields of a hash in pages, each as ``fetch`` does. A field may come twice.
+
+        Raises:
+            RedisError: the server failed, or the key has another type.
+        """
+        cursor, following = 0, True
+        while following:
+            cursor, page = await read_hash_page(redis, self._largest, key, cursor)
+            for field in page:
+                if isinstance(field, Oversized):
+                    self.refuse(key, f"the name of a field has {field.bytes} bytes")
+            yield {field: value for field, value in page.items() if not isinstance(field, Oversized)}
+            following = cursor != 0
+
+    async def fetch_hash(self, redis: Redis, key: str) -> dict[bytes, Any]:
+        """Return the fields of a hash, as ``fetch`` does, up to a gigabyte.
+
+        Raises:
+            RedisError: the server failed, or the key has another type.
+        """
+        found: dict[bytes, Any] = {}
+        size = 0
+        async with aclosing(self.fetch_pages(redis, key)) as pages:
+            async for page in pages:
+                found |= page
+                size += sum(len(field) + len(value) for field, value in page.items() if isinstance(value, bytes))
+                if size > _MOST_BYTES:
+                    self.refuse(key, f"over {_MOST_BYTES} bytes in all; the rest is not read")
+                    break
+        return found
 
     async def read(self, key: str, command: Awaitable[Any], default: T) -> T:
         """Return the reply of a Redis ``command`` on ``key``, or ``default`` where the key has another type.
@@ -120,12 +170,3 @@ def is_wrong_type(error: ResponseError) -> bool:
 def is_no_counter(error: ResponseError) -> bool:
     """Return whether an increment met a key that holds no number, or one at the end of its range."""
     return is_wrong_type(error) or any(text in str(error) for text in ("not an integer", "overflow"))
-
-
-def reason_of(error: Exception) -> str:
-    """Return the reason of a failure without the entry's content, which may be private."""
-    if isinstance(error, ValidationError):
-        return describe(error)[:500]
-    if isinstance(error, MorError):
-        return str(error)[:500]
-    return f"invalid: {type(error).__name__}"

@@ -13,6 +13,7 @@ import structlog
 from mor_core import service_info
 from mor_core.errors import MorError, Unavailable
 from mor_core.failures import describe_failure, quote_failure
+from mor_core.redis_permissions import RedisPermissions
 from mor_core.streams import connect
 from mor_core.tasks import stop
 from redis.asyncio import Redis
@@ -54,6 +55,7 @@ class RolloutService:
         self.stage: RolloutStage | None = None
         self.receiver: WeightReceiver | None = None
         self._redis: Redis | None = None
+        self._permissions: RedisPermissions | None = None
         self._store: WeightsStore | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -91,6 +93,7 @@ class RolloutService:
             await self_test(settings, engine)
         self._store = WeightsStore(settings, base)
         self._redis = connect(settings)
+        self._permissions = RedisPermissions(self._redis, "rollout")
         swapper = PolicySwapper(settings, engine, self._store)
         swapper.read_back = await engine.read_back()
         self.codec, self.swapper = codec, swapper
@@ -110,6 +113,8 @@ class RolloutService:
         if self._redis is None:
             return "not connected yet"
         await self._redis.ping()
+        if self._permissions is not None and (lacking := await self._permissions.missing()) is not None:
+            return lacking
         return self.stage.problem if self.stage is not None else None
 
     async def host_info(self) -> service_info.HostInfo:

@@ -14,7 +14,7 @@ from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, TooLarge
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import RunAnnouncement
 from mor_core.stage import RunStage, Stage
-from mor_core.streams import Entry
+from mor_core.stream_consumer import Entry
 from mor_core.wire import PromptRecord, RolloutRecord
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -35,7 +35,7 @@ class RolloutStage(Stage[PromptRecord]):
     """The rollout service's work on all active runs. It ends when the engine has failed."""
 
     def __init__(self, *, settings: RolloutSettings, redis: Redis, base: BaseCheckpoint, sampler: GroupSampler) -> None:
-        super().__init__(redis, settings.watch_interval_s)
+        super().__init__(redis, settings.service_token, settings.watch_interval_s)
         self._settings = settings
         self._base = base
         self._sampler = sampler

@@ -134,7 +134,8 @@ class RouterSettings(ServiceSettings, StageSettings):
     policy_ca_file: Path | None = None
     """PEM file of certificate authorities for ``policy_url``; without it, the system's are used."""
     service_token: SecretStr = SecretStr("")
-    """Bearer token of scope ``service`` for ``policy_url``."""
+    """Bearer token of scope ``service`` for ``policy_url``. The training processes sign the announcements of their runs
+    with it: give the router theirs, and runs that others announce take no place from these."""
     refit_interval_s: float = Field(0.0, ge=0)
     """Seconds between online refits of each fitted objective; 0: only at a request to the API."""
     refit_questions: int = Field(64, ge=8, le=1024)

@@ -13,7 +13,7 @@ from mor_core import tracing
 from mor_core.errors import BlobMissing
 from mor_core.run_announcements import RunAnnouncement
 from mor_core.stage import RunStage, Stage
-from mor_core.streams import Entry
+from mor_core.stream_consumer import Entry
 from mor_core.wire import GroupReward, RewardItem, RewardRecord, RolloutRecord, image_hashes
 from redis.asyncio import Redis
 
@@ -147,7 +147,7 @@ class RewardStage(Stage[RolloutRecord]):
     def __init__(
         self, redis: Redis, settings: RouterSettings, pool: ClientPool, reward_pipeline: RewardPipeline
     ) -> None:
-        super().__init__(redis)
+        super().__init__(redis, settings.service_token)
         self._settings = settings
         self._pool = pool
         self._reward_pipeline = reward_pipeline

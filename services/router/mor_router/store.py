@@ -35,6 +35,7 @@ All keys share one hash tag, so that they are in one cluster slot.
 from __future__ import annotations
 
 import base64
+from contextlib import aclosing
 from typing import Any, Literal
 
 from mor_core.errors import Conflict
@@ -93,7 +94,7 @@ class RouterSnapshot(Wire):
 
 async def objective_names(redis: Redis) -> list[str]:
     """Return the names of the stored objectives."""
-    names: Any = await redis.hkeys(OBJECTIVES)
+    names: Any = await _NAMES.fetch(redis, "HKEYS", OBJECTIVES)
     return _NAMES.parse_list(names, lambda name: _NAME.validate_python(name.decode()))
 
 
@@ -113,10 +114,10 @@ async def export(redis: Redis) -> RouterSnapshot:
         names += [f"{kind}:{objective}" for kind in KINDS]
     hashes: dict[str, dict[str, str]] = {}
     for name in names:
-        fields: dict[bytes, bytes] = await _EXPORTED.read(key(name), redis.hgetall(key(name)), {})
+        fields: dict[bytes, bytes] = await _EXPORTED.read(key(name), _EXPORTED.fetch_hash(redis, key(name)), {})
         pairs = _EXPORTED.parse_all(fields, _decode_binary if _binary(name) else _decode)
         hashes[name] = dict(pairs.values())
-    versions = version_number(await _EXPORTED.read(VERSIONS, redis.get(VERSIONS), None))
+    versions = version_number(await _EXPORTED.read(VERSIONS, _EXPORTED.fetch(redis, "GET", VERSIONS), None))
     return RouterSnapshot(versions=versions, hashes=hashes)
 
 
@@ -139,9 +140,12 @@ async def forget_client(redis: Redis, client: str) -> None:
 
 async def _delete_fields(redis: Redis, name: str, client: str) -> None:
     """Delete the fields of a hash that begin with ``["client",``, as ``scores`` and ``live`` have them."""
-    fields = [field async for field, _ in redis.hscan_iter(name, match=rf'\["{client}",*', count=1000)]
-    if fields:
-        await redis.hdel(name, *fields)
+    begin = f'["{client}",'.encode()
+    async with aclosing(_EXPORTED.fetch_pages(redis, name)) as pages:
+        async for page in pages:
+            fields = [field for field in page if field.startswith(begin)]
+            if fields:
+                await redis.hdel(name, *fields)
 
 
 async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> None:
@@ -165,6 +169,6 @@ async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> N
                         field: base64.b64decode(value) if _binary(name) else value for field, value in fields.items()
                     },
                 )
-        known = version_number(await _EXPORTED.read(VERSIONS, redis.get(VERSIONS), None))
+        known = version_number(await _EXPORTED.read(VERSIONS, _EXPORTED.fetch(redis, "GET", VERSIONS), None))
         pipe.set(VERSIONS, max(snapshot.versions, known))
         await pipe.execute()

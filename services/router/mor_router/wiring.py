@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from mor_core.errors import Invalid
+from mor_core.redis_permissions import RedisPermissions
 from mor_core.tasks import in_background
 from mor_core.token_file import TokenFile
 
@@ -51,11 +52,12 @@ class Router:
     learning: LearningComponents
     rewarding: RewardComponents
     reward_stage: RewardStage
+    permissions: RedisPermissions
 
     async def ready(self) -> str | None:
         """Return the reason why the router cannot work, if any. It needs no clients: they enrol once it is ready."""
         await self.resources.redis.ping()
-        problems = [self.clients.pool.problem, self.objectives.gate_resolver.problem]
+        problems = [await self.permissions.missing(), self.clients.pool.problem, self.objectives.gate_resolver.problem]
         if self.resources.settings.worker:
             problems.append(self.reward_stage.problem)
         return next((problem for problem in problems if problem is not None), None)
@@ -102,7 +104,8 @@ async def _open_rooms(
             work = [_discovery(resources, clients).run()] if settings.kubernetes_namespaces else []
             work += [reward_stage.work()] if settings.worker else []
             async with in_background(*work):
-                yield Router(resources, clients, objectives, trust, learning, rewarding, reward_stage)
+                permissions = RedisPermissions(resources.redis, "router")
+                yield Router(resources, clients, objectives, trust, learning, rewarding, reward_stage, permissions)
 
 
 def _discovery(resources: Resources, clients: ClientComponents) -> Discovery:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
 from typing import Any, Literal
 
+from mor_core.errors import Invalid
 from mor_core.streams import Streams
 from mor_core.wire import EventRecord
 
 EventKind = Literal["step", "state", "samples", "evaluation", "weights", "checkpoint", "alert", "replay"]
 
+_EVENT_ID = re.compile(r"([0-9]{6,9})-([0-9]{8,12})")
 _KEPT = 4096
 """Most events that wait for the history; hours of a run, and a few megabytes of memory."""
 _PUBLISH_TIMEOUT_S = 30.0
@@ -24,17 +27,30 @@ def event_id(attempt: int, sequence: int) -> str:
     return f"{attempt:06d}-{sequence:08d}"
 
 
+def event_number(event: EventRecord) -> tuple[int, int]:
+    """Return the attempt of an event, and its number in the attempt.
+
+    Raises:
+        Invalid: its id has another form.
+    """
+    found = _EVENT_ID.fullmatch(event.group_id)
+    if found is None:
+        raise Invalid(f"event id {event.group_id[:80]!r} is not attempt and number, such as 000001-00000042")
+    return int(found[1]), int(found[2])
+
+
 class EventLog:
     """Events of one attempt: sent in order, and again when the queue server lost them; adding one never blocks.
 
-    At most 4,096 unseen events are kept. When the history is away for longer, the oldest are lost and the gap shows in
-    the numbers. Every method runs on the event loop's thread.
+    At most 4,096 unseen events are kept. When the history is away for longer, the oldest are lost, the gap shows in the
+    numbers, and heartbeats report it. Every method runs on the event loop's thread.
     """
 
     def __init__(self, run: str, attempt: int) -> None:
         self._run = run
         self._attempt = attempt
         self._sequence = 0
+        self._lost = 0
         self._unseen: deque[EventRecord] = deque(maxlen=_KEPT)
         self._unsent: deque[EventRecord] = deque(maxlen=_KEPT)
         self._wake = asyncio.Event()
@@ -51,15 +67,28 @@ class EventLog:
             step=step,
             data=data,
         )
+        if len(self._unseen) == _KEPT:
+            self._lost = event_number(self._unseen[0])[1]
         self._unseen.append(record)
         self._unsent.append(record)
         self._sent.clear()
         self._wake.set()
 
     def seen(self, sequence: int) -> None:
-        """Forget the events up to ``sequence``, because the history holds them."""
+        """Forget the events up to ``sequence``, because the history holds them.
+
+        Events that wait to be sent stay: the history can only have forged ones with their numbers.
+        """
+        unsent = self._unsent[0].group_id if self._unsent else None
         while self._unseen and self._unseen[0].group_id <= event_id(self._attempt, sequence):
+            if self._unseen[0].group_id == unsent:
+                break
             self._unseen.popleft()
+
+    @property
+    def lost(self) -> int | None:
+        """Number of the last event that is kept no longer although the history may lack it; ``None`` for none."""
+        return self._lost or None
 
     @property
     def all_seen(self) -> bool:

@@ -51,3 +51,9 @@ class WeightsManifest(Wire):
     """Each is served at ``{manifest url}/{name}``."""
     tensors: dict[str, TensorInfo]
     """By the names of the base checkpoint (``full``) or of the adapter file (``lora``)."""
+
+    @model_validator(mode="after")
+    def _each_file_once(self) -> WeightsManifest:
+        if len({file.name for file in self.files}) < len(self.files):
+            raise ValueError("a file is listed twice; publish the version again")
+        return self

@@ -87,13 +87,13 @@ class HoneypotScores:
     async def all(self, objective: str) -> list[HoneypotScore]:
         """Return all scores for an objective, oldest first."""
         place = key("live", objective)
-        stored: dict[bytes, bytes] = await _SCORES.read(place, self._redis.hgetall(place), {})
+        stored: dict[bytes, bytes] = await _SCORES.read(place, _SCORES.fetch_hash(self._redis, place), {})
         return await asyncio.to_thread(_sorted, stored)
 
     async def embeddings(self, objective: str) -> dict[str, Float[ndarray, " features"]]:
         """Return the embeddings of the anchors that were sent, by digest."""
         place = key("seen", objective)
-        stored: dict[bytes, bytes] = await _VECTORS.read(place, self._redis.hgetall(place), {})
+        stored: dict[bytes, bytes] = await _VECTORS.read(place, _VECTORS.fetch_hash(self._redis, place), {})
         return await asyncio.to_thread(parse_vectors, _VECTORS, stored)
 
     async def prune(self, objective: str) -> None:
@@ -108,7 +108,7 @@ class HoneypotScores:
             else:
                 kept.add(score.digest)
         place = key("seen", objective)
-        embedded: list[bytes] = await _VECTORS.read(place, self._redis.hkeys(place), [])
+        embedded: list[bytes] = await _VECTORS.read(place, _VECTORS.fetch(self._redis, "HKEYS", place), [])
         used = {digest.encode() for digest in kept}
         unused = [digest for digest in embedded if digest not in used]
         if surplus:

@@ -88,7 +88,7 @@ class ClientRegistry:
     async def all(self) -> list[ClientRecord]:
         """Return every client whose record can be read, sorted by name."""
         found = _CLIENTS.parse_all(
-            await self._redis.hgetall(CLIENTS), lambda name, value: parse_record(name.decode(), value)
+            await _CLIENTS.fetch_hash(self._redis, CLIENTS), lambda name, value: parse_record(name.decode(), value)
         )
         return sorted(found.values(), key=lambda record: record.name)
 
@@ -99,7 +99,7 @@ class ClientRegistry:
             NotFound: no such client.
             Conflict: its record cannot be read.
         """
-        value = await self._redis.hget(CLIENTS, name)
+        value = await _CLIENTS.fetch(self._redis, "HGET", CLIENTS, name)
         if value is None:
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
         record = _CLIENTS.parse(name, value, lambda given: parse_record(name, given))

@@ -55,14 +55,17 @@ class AnchorHoldout:
 
     async def _stored_key(self) -> bytes:
         """Return the key of the draw; make one where there is none, or none that can be used."""
-        stored: Any = await _HOLDOUT.read(ANCHOR_HOLDOUT, self._redis.hget(ANCHOR_HOLDOUT, _KEY), b"")
+        reading = _HOLDOUT.fetch(self._redis, "HGET", ANCHOR_HOLDOUT, _KEY)
+        stored: Any = await _HOLDOUT.read(ANCHOR_HOLDOUT, reading, b"")
         found = _HOLDOUT.parse(ANCHOR_HOLDOUT, stored, _checked)
         if found is not None:
             return found
         if stored is not None:
             await self._redis.delete(ANCHOR_HOLDOUT)
         await self._redis.hsetnx(ANCHOR_HOLDOUT, _KEY, secrets.token_hex(32))
-        made: Any = await self._redis.hget(ANCHOR_HOLDOUT, _KEY)  # another replica may have been first
+        made: Any = await _HOLDOUT.fetch(
+            self._redis, "HGET", ANCHOR_HOLDOUT, _KEY
+        )  # another replica may have been first
         return bytes(made)
 
 

@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -105,7 +106,9 @@ class AnchorScorer:
         assert result.model is not None
         names = [self._field(result.client, result.model, anchor) for anchor in anchors]
         place = key("scores", objective.name)
-        values: list[Any] = await _SCORES.read(place, self._redis.hmget(place, names), [None] * len(names))
+        values: list[Any] = await _SCORES.read(
+            place, _SCORES.fetch(self._redis, "HMGET", place, *names), [None] * len(names)
+        )
         stored = dict(zip((anchor.digest for anchor in anchors), values, strict=True))
         result.scores = await asyncio.to_thread(_SCORES.parse_all, stored, lambda _, value: _PAIR.validate_json(value))
 
@@ -136,10 +139,11 @@ class AnchorScorer:
         """Delete the cached scores of models that the clients no longer serve: each fit may meet another version."""
         serves = {line.client: [line.model.name, line.model.version] for line in scored if line.model is not None}
         old: list[bytes] = []
-        async for name, _ in self._redis.hscan_iter(key("scores", objective.name), count=1000):
-            client, *model = json.loads(name)[:3]
-            if serves.get(client, model) != model:
-                old.append(name)
+        async with aclosing(_SCORES.fetch_pages(self._redis, key("scores", objective.name))) as pages:
+            async for page in pages:
+                for name, (client, *model) in _SCORES.parse_all(page, lambda name, _: json.loads(name)[:3]).items():
+                    if serves.get(client, model) != model:
+                        old.append(name)
         if old:
             await self._redis.hdel(key("scores", objective.name), *old)
 

@@ -157,7 +157,7 @@ class GateStore:
 
     async def _versions(self, objective: str) -> list[int]:
         place = key("gates", objective)
-        stored: list[bytes] = await _GATES.read(place, self._redis.hkeys(place), [])
+        stored: list[bytes] = await _GATES.read(place, _GATES.fetch(self._redis, "HKEYS", place), [])
         return [version_number(version) for version in stored]
 
     async def put(self, gate: GateVersion) -> None:
@@ -171,7 +171,7 @@ class GateStore:
             Conflict: it cannot be read.
         """
         place = key("gates", objective)
-        value: Any = await _GATES.read(place, self._redis.hget(place, str(version)), b"")
+        value: Any = await _GATES.read(place, _GATES.fetch(self._redis, "HGET", place, str(version)), b"")
         if value is None:
             raise NotFound(f"objective {objective!r} has no gate version {version}; GET .../gates lists them")
         gate = _GATES.parse(f"{place} {version}", value, lambda given: _gate(objective, str(version), given))
@@ -182,7 +182,7 @@ class GateStore:
     async def all(self, objective: str) -> list[GateSummary]:
         """Return the versions of an objective's gate that can be read, oldest first."""
         place = key("gates", objective)
-        stored: dict[bytes, bytes] = await _GATES.read(place, self._redis.hgetall(place), {})
+        stored: dict[bytes, bytes] = await _GATES.read(place, _GATES.fetch_hash(self._redis, place), {})
         found = await asyncio.to_thread(
             _GATES.parse_all, stored, lambda version, value: _gate(objective, version.decode(), value).summary()
         )

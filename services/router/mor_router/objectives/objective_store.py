@@ -101,7 +101,7 @@ class ObjectiveStore:
 
     async def all(self) -> list[Objective]:
         """Return every objective that can be read, sorted by name."""
-        stored = await self._redis.hgetall(OBJECTIVES)
+        stored = await _OBJECTIVE_ENTRIES.fetch_hash(self._redis, OBJECTIVES)
         found = _OBJECTIVE_ENTRIES.parse_all(stored, lambda name, value: _objective(name.decode(), value))
         return sorted(found.values(), key=lambda objective: objective.name)
 
@@ -112,7 +112,7 @@ class ObjectiveStore:
             NotFound: no such objective.
             Conflict: it cannot be read.
         """
-        value = await self._redis.hget(OBJECTIVES, name)
+        value = await _OBJECTIVE_ENTRIES.fetch(self._redis, "HGET", OBJECTIVES, name)
         if value is None:
             raise NotFound(f"no objective {name!r}; POST /v1/objectives creates one")
         objective = _OBJECTIVE_ENTRIES.parse(name, value, lambda given: _objective(name, given))
@@ -186,7 +186,9 @@ class ObjectiveStore:
     async def _sampled(self, name: str) -> tuple[Anchor, ...]:
         """Return the labelled pairs of the policy's own responses; none where they cannot be read."""
         place = key("sampled", name)
-        value: Any = await _ANCHOR_ENTRIES.read(place, self._redis.hget(place, _SAMPLED), None)
+        value: Any = await _ANCHOR_ENTRIES.read(
+            place, _ANCHOR_ENTRIES.fetch(self._redis, "HGET", place, _SAMPLED), None
+        )
         return await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, value, _ANCHORS.validate_json) or ()
 
     async def uploaded(self, name: str) -> tuple[Anchor, ...]:
@@ -195,7 +197,7 @@ class ObjectiveStore:
         Raises:
             Conflict: no anchors were uploaded, or they cannot be read.
         """
-        value = await self._redis.hget(ANCHORS, name)
+        value = await _ANCHOR_ENTRIES.fetch(self._redis, "HGET", ANCHORS, name)
         if value is None:
             raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
         anchors = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, name, value, _ANCHORS.validate_json)
@@ -241,7 +243,7 @@ class ObjectiveStore:
         async def attempt() -> int | None:
             async with self._redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(place)
-                stored = await pipe.hget(place, _SAMPLED)
+                stored = await _ANCHOR_ENTRIES.fetch(self._redis, "HGET", place, _SAMPLED)
                 known = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, stored, _ANCHORS.validate_json) or ()
                 latest = change(known)
                 kept = {anchor.digest for anchor in latest}
@@ -270,7 +272,7 @@ class ObjectiveStore:
     async def _unused_images(self, name: str, gone: Sequence[Anchor], kept: Sequence[Anchor]) -> set[str]:
         """Return the images of the pairs that are ``gone`` which no other pair names."""
         images = _image_hashes(gone) - _image_hashes(kept)
-        if not images or await self._redis.hget(ANCHORS, name) is None:
+        if not images or not await self._redis.hexists(ANCHORS, name):
             return images
         return images - _image_hashes(await self.uploaded(name))
 
@@ -284,7 +286,9 @@ class ObjectiveStore:
         if not wanted:
             return {}
         place = key("images", name)
-        stored: list[Any] = await _IMAGE_ENTRIES.read(place, self._redis.hmget(place, wanted), [None] * len(wanted))
+        stored: list[Any] = await _IMAGE_ENTRIES.read(
+            place, _IMAGE_ENTRIES.fetch(self._redis, "HMGET", place, *wanted), [None] * len(wanted)
+        )
         pairs = dict(zip(wanted, stored, strict=True))
         found = await asyncio.to_thread(_IMAGE_ENTRIES.parse_all, pairs, _picture)
         if len(found) < len(wanted):

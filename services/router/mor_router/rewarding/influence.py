@@ -136,10 +136,14 @@ class InfluenceLog:
         """
         name = key("influence", client)
         async with self._reading:
-            state: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, 0), [])  # its line has the time
+            state: list[bytes] = await _LINES.read(
+                name, _LINES.fetch(self._redis, "LRANGE", name, 0, 0), []
+            )  # its line has the time
             known, found = self._known.get(client, (None, None))
             if found is None or state != known:
-                values: list[bytes] = await _LINES.read(name, self._redis.lrange(name, 0, _LATEST - 1), [])
+                values: list[bytes] = await _LINES.read(
+                    name, _LINES.fetch(self._redis, "LRANGE", name, 0, _LATEST - 1), []
+                )
                 found = await asyncio.to_thread(_summary_of, client, values)
                 while len(self._known) >= _MOST_KNOWN:
                     del self._known[next(iter(self._known))]

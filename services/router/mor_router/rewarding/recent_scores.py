@@ -53,8 +53,8 @@ class RecentScores:
                     pipe.lpush(name, entry)
                     pipe.ltrim(name, 0, _CALLS - 1)
                     pipe.expire(name, _TTL_S)
-                pipe.lrange(name, 0, _CALLS - 1)
-                return (await pipe.execute())[-1]
+                await pipe.execute()
+            return await _RECENT.fetch(self._redis, "LRANGE", name, 0, _CALLS - 1)
 
         calls = _RECENT.parse_list(await _RECENT.write(self._redis, [name], exchange), _parse)
         stored = np.concatenate([np.empty(0, _PAIR), *calls])

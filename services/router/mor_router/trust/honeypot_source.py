@@ -119,7 +119,9 @@ class HoneypotSource:
         if not digests:
             return {}
         place = key("asked", objective)
-        stored: list[Any] = await _SENT.write(self._redis, [place], lambda: self._redis.hmget(place, digests))
+        stored: list[Any] = await _SENT.write(
+            self._redis, [place], lambda: _SENT.fetch(self._redis, "HMGET", place, *digests)
+        )
         counts = dict(zip(digests, stored, strict=True))
         times = _SENT.parse_all(counts, lambda _, count: _COUNT.validate_python(int(count)))
         broken = [digest for digest, count in counts.items() if count is not None and digest not in times]

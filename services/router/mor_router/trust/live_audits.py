@@ -183,13 +183,13 @@ class AuditStore:
     async def waiting(self, objective: str) -> list[str]:
         """Return the names of the waiting groups, oldest first."""
         place = key("audits", objective)
-        names: list[bytes] = await _WAITING.read(place, self._redis.hkeys(place), [])
+        names: list[bytes] = await _WAITING.read(place, _WAITING.fetch(self._redis, "HKEYS", place), [])
         return sorted(_WAITING.parse_list(names, parse_name))
 
     async def get(self, objective: str, name: str) -> LiveAudit | None:
         """Return a waiting group; ``None`` where it waits no longer."""
         place = key("audits", objective)
-        value: Any = await _WAITING.read(place, self._redis.hget(place, name), None)
+        value: Any = await _WAITING.read(place, _WAITING.fetch(self._redis, "HGET", place, name), None)
         audit = await asyncio.to_thread(_WAITING.parse, name, value, _live)
         if audit is None and value is not None:
             await self.close(objective, name, "dropped")  # nobody could label it
@@ -230,7 +230,7 @@ class AuditStore:
         place = key("given", objective, name)
         if await self._redis.set(place, label, nx=True, ex=_CLAIM_S):
             return True
-        stored: Any = await _CLAIMS.write(self._redis, [place], lambda: self._redis.get(place))
+        stored: Any = await _CLAIMS.write(self._redis, [place], lambda: _CLAIMS.fetch(self._redis, "GET", place))
         left_s = await self._redis.ttl(place)
         if left_s == ENDLESS or left_s > _CLAIM_S:
             _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
@@ -248,7 +248,7 @@ class AuditStore:
     async def labelled(self, objective: str) -> dict[str, LabelledAudit]:
         """Return the labelled audits by the digest of their pair, in the order of their calls."""
         place = key("audited", objective)
-        stored: dict[bytes, bytes] = await _LABELLED.read(place, self._redis.hgetall(place), {})
+        stored: dict[bytes, bytes] = await _LABELLED.read(place, _LABELLED.fetch_hash(self._redis, place), {})
         return await asyncio.to_thread(_parsed, stored)
 
     async def prune(self, objective: str) -> None:
@@ -264,7 +264,9 @@ class AuditStore:
     async def closed(self, objective: str) -> dict[str, int]:
         """Return the number of all groups that are no longer waiting, by outcome."""
         place, outcomes = key("tally", objective), sorted(get_args(Outcome))
-        stored: list[Any] = await _TALLY.read(place, self._redis.hmget(place, outcomes), [None] * len(outcomes))
+        stored: list[Any] = await _TALLY.read(
+            place, _TALLY.fetch(self._redis, "HMGET", place, *outcomes), [None] * len(outcomes)
+        )
         return _TALLY.parse_all(dict(zip(outcomes, stored, strict=True)), lambda _, count: _number(count))
 
     async def _count(self, objective: str, outcome: Outcome, by: int = 1) -> None:

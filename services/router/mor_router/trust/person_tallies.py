@@ -47,7 +47,7 @@ class PersonTallies:
     async def of(self, objective: str) -> dict[str, Counter[Tally]]:
         """Return person -> its tallies."""
         place = key("people", objective)
-        stored: dict[bytes, bytes] = await _TALLIES.read(place, self._redis.hgetall(place), {})
+        stored: dict[bytes, bytes] = await _TALLIES.read(place, _TALLIES.fetch_hash(self._redis, place), {})
         found: dict[str, Counter[Tally]] = {}
         for (person, tally), count in _TALLIES.parse_all(stored, _line).values():
             found.setdefault(person, Counter())[tally] = count

@@ -157,7 +157,7 @@ class Quarantine:
         """Return and store the embeddings of all anchors in ``evidence``; drop those of another embedder's length."""
         name = key("judged", objective.name)
         size = len(next(iter(present.values())))
-        stored: dict[bytes, bytes] = await _VECTORS.read(name, self._redis.hgetall(name), {})
+        stored: dict[bytes, bytes] = await _VECTORS.read(name, _VECTORS.fetch_hash(self._redis, name), {})
         known = await asyncio.to_thread(parse_vectors, _VECTORS, stored) | dict(present)
         wanted = {digest for line in evidence.values() for digest in line.differences}
         found = {digest: vector for digest, vector in known.items() if digest in wanted and len(vector) == size}
@@ -177,7 +177,7 @@ class Quarantine:
     async def _read(self, objective: str, client: str) -> QuarantineEvidence | None:
         """Read a client's evidence of one objective; ``None`` where there is none that can be read."""
         place = key("evidence", objective)
-        value: Any = await _EVIDENCE.read(place, self._redis.hget(place, client), None)
+        value: Any = await _EVIDENCE.read(place, _EVIDENCE.fetch(self._redis, "HGET", place, client), None)
         return _EVIDENCE.parse(f"{place} {client}", value, QuarantineEvidence.model_validate_json)
 
     async def _move(self, client: str, finding: QuarantineFinding) -> None:

@@ -56,7 +56,7 @@ class SecondOpinions:
     async def waiting(self, objective: str) -> list[str]:
         """Return the names of the waiting groups, oldest first."""
         place = key("second", objective)
-        stored: list[bytes] = await _OPINIONS.read(place, self._redis.hkeys(place), [])
+        stored: list[bytes] = await _OPINIONS.read(place, _OPINIONS.fetch(self._redis, "HKEYS", place), [])
         names = sorted(_OPINIONS.parse_list(stored, parse_name))
         for late in [name for name in names if time.time() - chosen_at(name) > _LONGEST_WAIT_S]:
             await self.remove(objective, late)
@@ -66,7 +66,7 @@ class SecondOpinions:
     async def get(self, objective: str, name: str) -> SecondOpinion | None:
         """Return a waiting group; ``None`` where it waits no longer."""
         place = key("second", objective)
-        value: Any = await _OPINIONS.read(place, self._redis.hget(place, name), None)
+        value: Any = await _OPINIONS.read(place, _OPINIONS.fetch(self._redis, "HGET", place, name), None)
         opinion = await asyncio.to_thread(_OPINIONS.parse, name, value, _opinion)
         if opinion is None and value is not None:
             await self.remove(objective, name)  # nobody could label it

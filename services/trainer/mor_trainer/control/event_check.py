@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64decode
 from typing import Annotated, Any
 
@@ -12,7 +11,8 @@ from mor_core.step_metrics import StepMetrics
 from mor_core.wire import Count, EventRecord, Finite, GroupId, Sha256
 from pydantic import BaseModel, ConfigDict, Field
 
-_EVENT_ID = re.compile(r"([0-9]{6,9})-([0-9]{8,12})")
+from mor_trainer.event_log import event_number
+
 _LONGEST_THUMBNAIL = 1 << 20
 """Characters of a thumbnail in base64; one has a few kilobytes."""
 
@@ -73,18 +73,6 @@ _KINDS: dict[str, type[_Data]] = {
     "alert": _Alert,
     "samples": _Samples,
 }
-
-
-def event_number(event: EventRecord) -> tuple[int, int]:
-    """Return the attempt of an event, and its number in the attempt.
-
-    Raises:
-        Invalid: its id has another form.
-    """
-    found = _EVENT_ID.fullmatch(event.group_id)
-    if found is None:
-        raise Invalid(f"event id {event.group_id[:80]!r} is not attempt and number, such as 000001-00000042")
-    return int(found[1]), int(found[2])
 
 
 def check_event(event: EventRecord, *, attempts: int, steps: int) -> None:

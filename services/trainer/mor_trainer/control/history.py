@@ -1,7 +1,8 @@
 """History of the runs: events, metrics, evaluations, samples. Idempotent, and consistent when a run resumes.
 
-The key of an event is (run, attempt, number). When an attempt begins at an older step than an earlier attempt had
-reached, the rows of the lost steps are replaced: the history follows the lineage whose weights survive.
+The key of an event is (run, attempt, number). An event that comes under a number which another one has is kept beside
+it: one of them was forged. When an attempt begins at an older step than an earlier attempt had reached, the rows of the
+lost steps are replaced: the history follows the lineage whose weights survive.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pydantic import TypeAdapter
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import UNREADABLE, DeadLetterStore
-from mor_trainer.control.event_check import check_event, event_number
+from mor_trainer.control.event_check import check_event
 from mor_trainer.control.run_store import RunStore
+from mor_trainer.event_log import event_number
 
 _DROPPED = ("group_dropped", "unreadable_record")
 """Alerts that carry a dead letter."""
@@ -101,20 +103,26 @@ class History:
     def _add(self, event: EventRecord) -> bool:
         attempt, sequence = event_number(event)
         kept = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
+        content = (event.kind, event.step, json.dumps(kept))
         with self._database.transaction() as sql:
-            fresh = sql.execute(
-                "INSERT OR IGNORE INTO events (run, attempt, sequence, kind, step, at, data) VALUES (?,?,?,?,?,?,?)",
-                (event.run, attempt, sequence, event.kind, event.step, event.stamps["trainer"], json.dumps(kept)),
-            ).rowcount
-            self._advance(sql, event.run, attempt)
-            if not fresh:
+            there = sql.execute(
+                "SELECT kind, step, data FROM events WHERE run=? AND attempt=? AND sequence=?",
+                (event.run, attempt, sequence),
+            ).fetchone()
+            if there is not None and tuple(there) == content:
+                self._advance(sql, event.run, attempt)
                 return False
+            if there is not None:
+                _EVENTS.refuse(event.group_id, "another event came under its number; both are kept")
+            row = sql.execute(
+                "INSERT INTO events (run, attempt, sequence, at, kind, step, data) VALUES (?,?,?,?,?,?,?)",
+                (event.run, attempt, sequence if there is None else None, event.stamps["trainer"], *content),
+            ).lastrowid
+            self._advance(sql, event.run, attempt)
             if event.kind == "state" and "from_step" in event.data:
                 self._begin_attempt(sql, event.run, attempt, event.data["from_step"])
             elif self._lost(sql, event.run, attempt, event.step):
-                sql.execute(
-                    "DELETE FROM events WHERE run=? AND attempt=? AND sequence=?", (event.run, attempt, sequence)
-                )
+                sql.execute("DELETE FROM events WHERE id=?", (row,))
                 return False
             self._apply(sql, event, attempt)
             self._prune_events(sql, event.run)

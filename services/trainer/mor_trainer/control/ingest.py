@@ -13,9 +13,10 @@ import structlog
 from mor_core.errors import Conflict, StreamError
 from mor_core.failures import describe_failure
 from mor_core.fair_share import FairShare
+from mor_core.redis_permissions import RedisPermissions
 from mor_core.runs import RunSpec, RunState
-from mor_core.stored import reason_of
-from mor_core.streams import GROUP_STREAMS, Consumer, Streams, connect
+from mor_core.stream_consumer import Consumer
+from mor_core.streams import GROUP_STREAMS, Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import EventRecord
 from redis.exceptions import RedisError
@@ -70,6 +71,7 @@ class Ingest:
         self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers, trackers: Trackers
     ) -> None:
         self.redis = connect(settings)
+        self._permissions = RedisPermissions(self.redis, "control")
         self._bound = settings.stream_bound
         self._runs = runs
         self._history = history
@@ -104,7 +106,7 @@ class Ingest:
     async def _ping(self) -> None:
         try:
             await self.redis.ping()
-            self.reachable = None
+            self.reachable = await self._permissions.missing()
         except (RedisError, OSError) as error:
             self.reachable = f"the queue server cannot be reached ({describe_failure(error)}); check MOR_REDIS_URL"
 
@@ -145,7 +147,7 @@ class Ingest:
         except sqlite3.OperationalError:
             raise
         except Exception as error:  # whatever an event provokes, the later ones are read
-            self._refuse(event, reason_of(error))
+            self._refuse(event, describe_failure(error))
 
     def _refuse(self, event: EventRecord, reason: str) -> None:
         """Store an alert in place of an event, if the run's own rows allow that.

@@ -314,6 +314,9 @@ class RunStore:
                 final=heartbeat.final,
                 finished_at=ended,
             )
+        if heartbeat.events_lost is not None:
+            raised = "UPDATE attempts SET seen=max(seen, ?) WHERE run=? AND attempt=?"
+            self._database.rows(raised, heartbeat.events_lost, run, heartbeat.attempt)
         seen = self._database.row("SELECT seen FROM attempts WHERE run=? AND attempt=?", run, heartbeat.attempt)
         return HeartbeatReply(
             desired=row.desired,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,9 +29,11 @@ from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
 from mor_core.failures import describe_failure
+from mor_core.run_announcements import announce
 from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
-from mor_core.streams import Consumer, Entry, Streams, connect
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Streams, connect
 from mor_core.tasks import stop
 from mor_core.wire import LARGEST_REWARD, DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
@@ -107,7 +110,8 @@ class GroupExchange:
         self._published = asyncio.Event()
         self._arrived = asyncio.Event()
         self._last_arrival = time.monotonic()
-        self._liveness = Liveness(self._redis, run, spec.model, self._group_streams, self._reissue_all)
+        announcing = functools.partial(announce, self._redis, run, spec.model, settings.service_token)
+        self._liveness = Liveness(self._redis, run, announcing, self._group_streams, self._reissue_all)
         self._tasks: list[asyncio.Task[None]] = []
         self._ledger: Ledger[ScoredGroup] = Ledger(
             run=run,

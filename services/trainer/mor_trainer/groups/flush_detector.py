@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mor_core.redis_users import MARK
+from mor_core.stored import LEFTOVER_S
 from mor_core.streams import key
 from redis.asyncio import Redis
 
@@ -24,6 +25,7 @@ class FlushDetector:
         """Compare the server with the last check; ``first`` on the first one."""
         server = str((await self._redis.info("server"))["run_id"])
         created = bool(await self._redis.set(self._key, server, nx=True))
+        await self._redis.expire(self._key, LEFTOVER_S)
         before, self._server = self._server, server
         if before is None:
             return "first"

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from mor_core.bounded_reads import read_bounded
 from mor_core.stored import StoredEntries
-from mor_core.streams import key
+from mor_core.streams import LARGEST_RECORD, key
 from redis.asyncio import Redis
 
 _NAMES = ("prompts", "rollouts", "rewards", "dead")
+_PAGE = 16
+"""Entries that are read at a time."""
 _STREAMS = StoredEntries("streams")
 
 
@@ -29,11 +32,16 @@ class GroupStreams:
         """Return those of ``group_ids`` that a stream holds."""
         found: set[str] = set()
         for stream in self._keys.values():
-            entries: Any = await self._mended(stream, self._redis.xrange)
-            for _, fields in entries:
-                content = fields.get(b"record", b"")
-                found |= {group_id for group_id in group_ids if group_id.encode() in content}
+            after = "-"
+            while entries := await self._mended(stream, partial(self._page, after)):
+                for _, fields in entries:
+                    content = b"".join(value for value in fields if isinstance(value, bytes))
+                    found |= {group_id for group_id in group_ids if group_id.encode() in content}
+                after = f"({entries[-1][0].decode()}"
         return found
+
+    async def _page(self, after: str, stream: str) -> Any:
+        return await read_bounded(self._redis, LARGEST_RECORD, "XRANGE", stream, after, "+", "COUNT", _PAGE)
 
     async def clear(self) -> None:
         """Empty the streams; their consumer groups stay."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from mor_core.run_announcements import announce, withdraw
+from mor_core.run_announcements import sweep, withdraw
 from redis.asyncio import Redis
 
 from mor_trainer.groups.flush_detector import FlushDetector
@@ -22,10 +22,18 @@ class Liveness:
     announced again.
     """
 
-    def __init__(self, redis: Redis, run: str, model: str, streams: GroupStreams, on_loss: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        run: str,
+        announce: Callable[[], Awaitable[None]],
+        streams: GroupStreams,
+        on_loss: Callable[[], None],
+    ) -> None:
+        """``announce`` writes one announcement of the run."""
         self._redis = redis
         self._run = run
-        self._model = model
+        self._announce = announce
         self._streams = streams
         self._on_loss = on_loss
         self._flush_detector = FlushDetector(redis, run)
@@ -35,7 +43,7 @@ class Liveness:
     async def announce(self) -> None:
         """Announce the run at intervals until cancelled."""
         while True:
-            await announce(self._redis, self._run, self._model)
+            await self._announce()
             await asyncio.sleep(_ANNOUNCE_S)
 
     async def check(self) -> None:
@@ -44,9 +52,10 @@ class Liveness:
             case "first":
                 await self._streams.clear()
                 self.cleared.set()
+                await sweep(self._redis)
             case "lost":
                 await self._streams.clear()
-                await announce(self._redis, self._run, self._model)
+                await self._announce()
                 self._on_loss()
 
     async def withdraw(self) -> None:

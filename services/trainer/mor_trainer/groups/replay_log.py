@@ -16,6 +16,7 @@ from pathlib import Path
 from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
+from mor_core.plain_files import read_plain_file
 from mor_core.wire import RewardRecord
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +26,8 @@ from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.ranks import Ranks
 
 _CONDITIONS = "conditions.json"
+_LARGEST_RECORD = 1 << 30
+"""Bytes; a step has the tokens and scores of its groups."""
 
 
 class ReplayedStep(BaseModel):
@@ -75,8 +78,8 @@ class ReplayLog:
             atomic.write(path, conditions.model_dump_json(indent=1).encode())
             return
         try:
-            begun = ReplayConditions.model_validate_json(path.read_bytes())
-        except ValidationError as error:
+            begun = ReplayConditions.model_validate_json(read_plain_file(path, _LARGEST_RECORD))
+        except (ValidationError, Invalid) as error:
             raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
         now = conditions.model_dump()
         changed = [
@@ -107,8 +110,8 @@ class ReplayLog:
                 raise Invalid(f"record {path} is missing and later steps are recorded; restore it from a backup")
             return None
         try:
-            return ReplayedStep.model_validate_json(path.read_bytes())
-        except ValidationError as error:
+            return ReplayedStep.model_validate_json(read_plain_file(path, _LARGEST_RECORD))
+        except (ValidationError, Invalid) as error:
             raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
 
     def check_gate(self, record: RewardRecord) -> None:

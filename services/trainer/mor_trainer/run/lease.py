@@ -16,6 +16,7 @@ from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatRepl
 from mor_core.tasks import stop
 
 from mor_trainer.config import WorkerSettings
+from mor_trainer.event_log import EventLog
 
 _TIMEOUT = httpx.Timeout(10.0)
 """Seconds for each phase of a request; well below the lease, so that several attempts fit into it."""
@@ -73,7 +74,9 @@ class RunControl:
             RunLeaseLost: the run no longer belongs to this attempt.
             httpx.HTTPError: run control is unreachable.
         """
-        reply = await self._http.post(f"/v1/runs/{run}/heartbeat", json=heartbeat.model_dump(mode="json"))
+        reply = await self._http.post(
+            f"/v1/runs/{run}/heartbeat", json=heartbeat.model_dump(mode="json", exclude_none=True)
+        )
         if reply.status_code in (404, 409):
             raise RunLeaseLost(f"run {run}: {reply.text[:300]}")
         reply.raise_for_status()
@@ -87,12 +90,11 @@ class RunLease:
     read from any thread.
     """
 
-    def __init__(self, control: RunControl, claim: Claim, heartbeat_s: float, seen: Callable[[int], None]) -> None:
-        """``seen`` is called with the number of the last event that the history holds."""
+    def __init__(self, control: RunControl, claim: Claim, heartbeat_s: float, events: EventLog) -> None:
         self._control = control
         self._claim = claim
         self._heartbeat_s = heartbeat_s
-        self._seen = seen
+        self._events = events
         self._state = RunState.running
         self._confirmed = time.monotonic()
         self.desired: Desired = "run"
@@ -124,11 +126,12 @@ class RunLease:
             await asyncio.sleep(self._heartbeat_s)
 
     async def _send(self, heartbeat: Heartbeat) -> None:
+        heartbeat = heartbeat.model_copy(update={"events_lost": self._events.lost})
         reply = await self._control.send_heartbeat(self._claim.run, heartbeat)
         self._confirmed = time.monotonic()
         self.desired = reply.desired
         self.replay_requests = reply.replay
-        self._seen(reply.events_seen)
+        self._events.seen(reply.events_seen)
 
     async def wait_for_history(self, all_seen: Callable[[], bool], timeout_s: float) -> None:
         """Wait until the history holds every event, so that a reader who sees the end of the run sees all of it."""

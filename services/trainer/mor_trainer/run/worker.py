@@ -114,7 +114,7 @@ class TrainingWorker:
 
         async def prepare() -> tuple[EventLog, RunLease]:
             events = EventLog(claim.run, claim.attempt)
-            return events, RunLease(control, claim, self._settings.heartbeat_s, events.seen)
+            return events, RunLease(control, claim, self._settings.heartbeat_s, events)
 
         events, lease = portal.call(prepare)
         with portal.wrap_async_context_manager(lease.renewing()):

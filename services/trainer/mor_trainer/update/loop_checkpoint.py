@@ -16,6 +16,7 @@ import torch
 from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure, quote_failure
+from mor_core.plain_files import check_plain_folder, read_plain_file
 from mor_core.runs import RunSpec
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
@@ -28,6 +29,8 @@ from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.ranks import Ranks
 
 _STATE = "state.json"
+_LARGEST_STATE = 64 << 20
+"""Bytes; the ledger of a long run has a few megabytes."""
 _MODEL, _OPTIMISER, _RNG = "model/", "optimiser/", "rng"
 
 
@@ -87,8 +90,9 @@ def read_state(folder: Path) -> LoopState:
         Invalid: the folder is not a checkpoint of this version.
     """
     try:
-        return LoopState.model_validate_json((folder / _STATE).read_bytes())
-    except (OSError, ValidationError) as error:
+        check_plain_folder(folder)
+        return LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE))
+    except (OSError, ValidationError, Invalid) as error:
         raise Invalid(
             f"checkpoint {folder}: {describe_failure(error)}; delete the folder to resume from an older one"
         ) from error

@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mor_core import atomic
+from mor_core.plain_files import read_plain_file
 from mor_core.stored import StoredEntries
 from pydantic import BaseModel, Field
 
 _FILE = "memory.json"
+_LARGEST_BYTES = 1 << 10
 _LIMITS = StoredEntries("micro_batch_limits")
 
 
@@ -30,6 +32,8 @@ def write_limit(run_folder: Path, tokens: int) -> None:
 def read_limit(run_folder: Path, tokens: int) -> int:
     """Return ``tokens``, or the run's limit where that is less."""
     path = run_folder / _FILE
-    content = path.read_bytes() if path.is_file() else None
-    limit = _LIMITS.parse(path, content, MicroBatchLimit.model_validate_json)
+    there = path if path.is_symlink() or path.exists() else None
+    limit = _LIMITS.parse(
+        path, there, lambda file: MicroBatchLimit.model_validate_json(read_plain_file(file, _LARGEST_BYTES))
+    )
     return tokens if limit is None else min(tokens, limit.micro_batch_tokens)

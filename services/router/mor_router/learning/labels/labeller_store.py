@@ -89,7 +89,7 @@ class LabellerStore:
         await self._redis.hdel(LABELLERS, objective)
 
     async def _get(self, objective: str) -> _Record | None:
-        value = await self._redis.hget(LABELLERS, objective)
+        value = await _LABELLERS.fetch(self._redis, "HGET", LABELLERS, objective)
         record = _LABELLERS.parse(objective, value, _RECORD.validate_json)
         if record is None and value is not None:
             raise Conflict(
@@ -124,7 +124,7 @@ class LabellerStore:
 
 async def reencrypt_labellers(redis: Redis, secret_store: SecretStore) -> tuple[int, list[str]]:
     """Encrypt the secrets of all labellers with the first key; return their number, and why others are not."""
-    stored: Any = await redis.hgetall(LABELLERS)
+    stored: Any = await _LABELLERS.fetch_hash(redis, LABELLERS)
     count, problems = 0, []
     for field, record in _LABELLERS.parse_all(stored, lambda _, value: _RECORD.validate_json(value)).items():
         if record.secret is None:
@@ -142,7 +142,7 @@ async def reencrypt_labellers(redis: Redis, secret_store: SecretStore) -> tuple[
 
 async def unusable_labellers(redis: Redis, secret_store: SecretStore) -> list[str]:
     """Return why stored secrets of labellers cannot be used as they are, a line for each."""
-    stored: Any = await redis.hgetall(LABELLERS)
+    stored = await _LABELLERS.fetch_hash(redis, LABELLERS)
     problems = []
     for field, record in _LABELLERS.parse_all(stored, lambda _, value: _RECORD.validate_json(value)).items():
         try:
