@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -24,7 +25,7 @@ from adversary.recognition import recognition
 from adversary.recorded_calls import record as calls_of
 from adversary.recording_material import questions
 from adversary.situational_attacks import ATTACKERS, CLEAN, LATE, TURNS_LATE
-from machine import record
+from machine import commit, record
 from tables.results import read
 
 GROUPS = 500
@@ -139,8 +140,12 @@ def main() -> None:
     name = "adversaries-quick" if chosen.quick else "adversaries"
     kept = read(name) or {}
     figures = {
-        key: kept[key] for key in ("groups", "runs", "late", "repetition", "attacks", "recognition") if key in kept
+        key: kept[key]
+        for key in ("groups", "runs", "late", "repetition", "stamps", "attacks", "recognition")
+        if key in kept
     }
+    stamp = {"measured": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit()}
+    figures["stamps"] = figures.get("stamps", {}) | dict.fromkeys(parts, stamp)
     if "attacks" in parts:
         live = live_groups.load(chosen.state)
         repetition = float(np.mean([len(set(row)) < len(row) for row in live.texts.tolist()]))

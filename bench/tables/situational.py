@@ -51,7 +51,7 @@ def situational() -> str:
         f"Points of ranking accuracy lost against the same groups without the attacker, whose accuracy is "
         f"{next(iter(clean.values()))['accuracy_without']['mean']:.1f} %; means over {result['runs']} runs with 95 % "
         f"intervals. Honest clients distrusted in all runs together: {false}. "
-        f"{measured_on(result, 'python bench/adversaries.py')}"
+        f"{_measured(result, 'attacks')}"
     )
     return f"{table(rows)}\n{text}\n"
 
@@ -71,7 +71,12 @@ def recognition() -> str:
         area = f"{found['auc']:.2f} ({low:.2f}-{high:.2f})"
         alone = [f"{found['alone'][kind]:.2f}" for kind in kinds]
         rows.append([anchors, str(found["groups"]), str(found["honeypots"]), area, *alone])
-    return f"{table(rows)}\n0.5: honeypots cannot be told from live groups.\n"
+    return f"{table(rows)}\n0.5: honeypots cannot be told from live groups. {_measured(result, 'recognition')}\n"
+
+
+def _measured(result: dict[str, Any], part: str) -> str:
+    """Describe when and where a part was measured; the parts may be of different commits."""
+    return measured_on({**result, **result["stamps"][part]}, f"python bench/adversaries.py {part}")
 
 
 def _interval(found: dict[str, Any]) -> str:
