@@ -22,7 +22,7 @@ from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import EventLog, event_id
-from mor_trainer.groups.exchange import _bounded
+from mor_trainer.groups.bad_groups import bounded
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
@@ -152,7 +152,7 @@ def test_an_event_carries_a_bounded_part_of_a_dead_letter() -> None:
         attempts=1,
         record='"' * (1 << 22),
     )
-    assert len(json.dumps(_bounded(letter))) < 200_000
+    assert len(json.dumps(bounded(letter))) < 200_000
 
 
 def an_event(run: str, number: int, **changes: Any) -> EventRecord:

@@ -99,7 +99,7 @@ def test_lost_and_failed_groups_are_issued_again_and_tampered_ones_dropped(
         return record.group_id in emptied
 
     stages.empty = empty
-    run = create(processes, model=tiny, prompts=prompts, steps=6, max_staleness=1, keep_weights=4)
+    run = create(processes, model=tiny, prompts=prompts, steps=6, max_staleness=1, keep_weights=4, max_bad_prompts=1)
     with processes.working():
         finish(processes, run)
     history = points(processes, run)

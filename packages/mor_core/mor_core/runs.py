@@ -127,6 +127,9 @@ class RunSpec(Documented):
     max_staleness: int = Field(0, ge=0)
     """Most updates between the version that samples a group and the version that the group updates. 0: strictly
     on-policy. More: prompts are issued ahead, so that sampling and training overlap."""
+    max_bad_prompts: float = Field(0.05, ge=0, le=1)
+    """Share of the prompts whose groups may be dropped, each after all its attempts; beyond it the run fails, with the
+    ids of these rows. Rounded up to whole prompts; 0 allows none."""
     seed: int = 0
     """Seed of prompt order and sampling."""
     deterministic: bool = False

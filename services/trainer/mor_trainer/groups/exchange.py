@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,11 +36,12 @@ from mor_core.runs import RunSpec
 from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams, connect
 from mor_core.tasks import stop
-from mor_core.wire import LARGEST_REWARD, DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
+from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
+from mor_trainer.groups.bad_groups import REASON_CHARACTERS, TooManyBadPrompts, bounded, defect_of
 from mor_trainer.groups.dispatch_queue import DispatchQueue
 from mor_trainer.groups.evaluation import Evaluations
 from mor_trainer.groups.group_streams import GroupStreams
@@ -62,10 +64,6 @@ _DRAIN_S = 20.0
 """Seconds for the last events to reach the queue server, so that a restart of it loses none."""
 _ANSWER_S = 10.0
 """Seconds until run control has surely seen the answer to a replay request; a request that remains is a new one."""
-_REASON_CHARACTERS = 2000
-"""Longest reason in an alert, as in a dead letter of ours."""
-_RECORD_CHARACTERS = 64_000
-"""Longest record in an alert, characters: enough to find the fault, while an event stays small."""
 
 log = structlog.get_logger(__name__)
 
@@ -290,7 +288,7 @@ class GroupExchange:
             record=record.model_dump_json(),
         )
         self.traces.ended(record.group_id, "dropped", reason)
-        self._alert("group_dropped", reason, letter)
+        self._dropped(group.number, reason, letter, record.group_id)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -361,7 +359,7 @@ class GroupExchange:
         evaluation = group_id in self._evaluations.outstanding
         if issue is None and not evaluation:
             self._duplicates += 1
-        elif (defect := _defect(record, 1 if evaluation else self._spec.group_size)) is not None:
+        elif (defect := defect_of(record, 1 if evaluation else self._spec.group_size)) is not None:
             await consumer.give_up(entry, defect)
             return
         elif issue is None:
@@ -399,12 +397,15 @@ class GroupExchange:
     def _reissue(self, group_id: str, reason: str, letter: DeadLetter | None = None) -> None:
         """Issue a group again that was lost or given up by a stage, while it has attempts left; else drop it."""
         if group_id in self._evaluations.outstanding:
+            row = self._evaluations.prompt_of(self._evaluations.outstanding[group_id]).id
             if self._evaluations.reissue(group_id, self._deadline(), reason):
                 self._dispatch_queue.add(group_id)
-        elif group_id in self._ledger.outstanding:
+            else:
+                self._alert("group_dropped", f"evaluation prompt {row!r}: {reason}", letter, group_id=group_id)
+        elif (issue := self._ledger.outstanding.get(group_id)) is not None:
             if self._ledger.reissue(group_id, self._deadline()) is None:
                 self.traces.ended(group_id, "dropped", reason)
-                self._alert("group_dropped", reason, letter, group_id=group_id)
+                self._dropped(issue.number, reason, letter, group_id)
                 self._arrived.set()
             else:
                 log.info("group issued again", run=self._run, group=group_id, reason=reason)
@@ -412,10 +413,23 @@ class GroupExchange:
         elif letter is not None and group_id == "unreadable":
             self._alert("unreadable_record", reason, letter)
 
+    def _dropped(self, number: int, reason: str, letter: DeadLetter | None, group_id: str) -> None:
+        """Report a dropped group by its row, and end the run where too many rows are bad."""
+        row = self._prompts[self._ledger.prompt_of(number)[1]].id
+        self._alert("group_dropped", f"prompt {row!r}: {reason}", letter, group_id=group_id)
+        bad = {self._ledger.prompt_of(dropped)[1] for dropped in self._ledger.dropped_numbers}
+        if len(bad) > math.ceil(self._spec.max_bad_prompts * len(self._prompts)):
+            self._failure = TooManyBadPrompts(
+                [self._prompts[index].id for index in sorted(bad)],
+                len(self._prompts),
+                self._spec.max_bad_prompts,
+                reason,
+            )
+
     def _alert(self, name: AlertName, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
-        reason = reason[:_REASON_CHARACTERS]
+        reason = reason[:REASON_CHARACTERS]
         log.warning("alert", run=self._run, name=name, reason=reason)
-        detail = {} if letter is None else {"group_id": letter.group_id, "letter": _bounded(letter)}
+        detail = {} if letter is None else {"group_id": letter.group_id, "letter": bounded(letter)}
         self._events.add("alert", self._step, {"name": name, "reason": reason, **detail, **data})
 
     # --- watching -----------------------------------------------------------------------------------------------
@@ -459,22 +473,3 @@ class GroupExchange:
             groups=len(self._ledger.outstanding),
         )
         self._dispatch_queue.add(*self._ledger.outstanding, *self._evaluations.outstanding)
-
-
-def _bounded(letter: DeadLetter) -> dict[str, Any]:
-    """Return the parts of a dead letter for an event; an event larger than a record would be lost as a whole."""
-    kept = {"reason": letter.reason[:_REASON_CHARACTERS], "record": letter.record[:_RECORD_CHARACTERS]}
-    return {**letter.model_dump(mode="json"), **kept, "trace": None}
-
-
-def _defect(record: RewardRecord, size: int) -> str | None:
-    """Return the reason why a group of ``size`` responses must not be used, if there is one."""
-    if not len(record.rewards) == len(record.rollout.responses) == size:
-        return (
-            f"{len(record.rewards)} rewards for {len(record.rollout.responses)} responses; "
-            f"this group has {size} of each"
-        )
-    worst = max(record.rewards, key=abs)
-    if abs(worst) > LARGEST_REWARD:
-        return f"a reward of {worst:g}; rewards within ±{LARGEST_REWARD:g} logits are trained on"
-    return None

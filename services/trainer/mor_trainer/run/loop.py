@@ -27,7 +27,6 @@ from mor_core.step_metrics import PhaseSeconds
 from mor_core.stored import StoredEntries
 
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
-from mor_trainer.algorithm.overlong import is_masked, shape_rewards
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import GroupExchange
@@ -35,11 +34,12 @@ from mor_trainer.groups.ledger import prompt_of_group
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, ReplayLog
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
-from mor_trainer.model.prompt_processor import PromptMismatch, check_same_prompt
+from mor_trainer.model.prompt_processor import PromptMismatch
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.lease import RunLease, RunLeaseLost
+from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import Learner
 from mor_trainer.update.step_timer import StepTimer
@@ -266,30 +266,11 @@ class TrainingLoop:
             PromptMismatch: engine and trainer did not see the same prompt, or a response is none of this model.
             Invalid: a deterministic run, and another gate version scored the group.
         """
-        record, tokens = group.record, group.tokens
         if self._spec.deterministic:
-            self._replay_log.check_gate(record)
+            self._replay_log.check_gate(group.record)
         index = self._prompt_index(group.number)
         prompt = self._learner.process_prompt(self._prompts[index])
-        check_same_prompt(prompt, record.rollout, tokens)
-        shortest, longest = min(map(len, tokens.response_token_ids)), max(map(len, tokens.response_token_ids))
-        if not shortest:
-            raise PromptMismatch("a response without tokens; each has at least the token that ends it")
-        if longest > self._spec.sampling.max_tokens:
-            raise PromptMismatch(f"a response of {longest} tokens; max_tokens is {self._spec.sampling.max_tokens}")
-        largest = max((max(ids, default=0) for ids in tokens.response_token_ids), default=0)
-        if largest >= (vocabulary := self._learner.policy.vocabulary):
-            raise PromptMismatch(f"a response has token {largest}; the model has {vocabulary} tokens")
-        overlong = self._spec.algorithm.overlong
-        lengths = list(map(len, tokens.response_token_ids))
-        masked = [is_masked(reason, overlong) for reason in record.rollout.finish_reasons]
-        return TrainingGroup(
-            index,
-            len(prompt.token_ids),
-            tuple(() if out else ids for ids, out in zip(tokens.response_token_ids, masked, strict=True)),
-            tuple(() if out else values for values, out in zip(tokens.response_logprobs, masked, strict=True)),
-            shape_rewards(record.rewards, lengths, self._spec.sampling.max_tokens, overlong),
-        )
+        return training_group(group, index, prompt, self._spec, vocabulary=self._learner.policy.vocabulary)
 
     def _prompt_index(self, number: int) -> int:
         return prompt_of_group(number, len(self._prompts), self._spec.seed)[1]

@@ -1,0 +1,45 @@
+"""Prompts whose groups always fail: a few cost themselves alone, too many end the run with their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mor_core.wire import RolloutRecord
+
+from tests.trainer.kit import Processes
+from tests.trainer.stages import Stages, until
+from tests.trainer.watching import alerts, applied_once, create, finish, points, snapshot
+
+
+def of_rows(*rows: int) -> Callable[[RolloutRecord], bool]:
+    """Return a filter on the groups of these rows of the prompts file."""
+    texts = {f"How many circles? {row}" for row in rows}
+    return lambda record: record.prompt.messages[-1].text in texts
+
+
+def test_a_run_goes_on_without_a_bad_prompt(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+    processes.serve()
+    stages.fail = of_rows(3)
+    run = create(processes, model=tiny, prompts=prompts, steps=4, evaluation_every=4, evaluation_prompts=str(prompts))
+    with processes.working():
+        finish(processes, run)
+    applied_once(points(processes, run))
+    reasons = [alert["reason"] for alert in alerts(processes, run) if alert["name"] == "group_dropped"]
+    assert "prompt 'p3': the sampler broke down" in reasons
+    assert "evaluation prompt 'p3': the sampler broke down" in reasons
+    assert points(processes, run)[-1]["groups_dropped"] >= 1
+
+
+def test_a_run_ends_where_more_prompts_are_bad_than_it_allows(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    stages.fail = of_rows(3, 7)
+    run = create(processes, model=tiny, prompts=prompts, steps=30)
+    with processes.working():
+        until(lambda: snapshot(processes, run)["state"] == "failed", 60, "the run failed")
+    error = snapshot(processes, run)["error"]
+    assert "the groups of 2 of 12 prompts were dropped, more than max_bad_prompts=0.05 allows: 'p3', 'p7'" in error
+    assert "the sampler broke down" in error
+    assert "Correct or remove these rows" in error
