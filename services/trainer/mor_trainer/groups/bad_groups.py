@@ -16,7 +16,7 @@ _ROWS_SHOWN = 20
 """Rows that the error of a run names; the alerts name all."""
 
 
-class TooManyBadPrompts(Invalid):
+class PromptsFailed(Invalid):
     """The groups of more prompts were dropped than ``max_bad_prompts`` allows."""
 
     def __init__(self, rows: Sequence[str], prompts: int, share: float, reason: str) -> None:

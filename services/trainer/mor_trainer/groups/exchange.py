@@ -41,7 +41,7 @@ from redis.exceptions import RedisError
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
-from mor_trainer.groups.bad_groups import REASON_CHARACTERS, TooManyBadPrompts, bounded, defect_of
+from mor_trainer.groups.bad_groups import REASON_CHARACTERS, PromptsFailed, bounded, defect_of
 from mor_trainer.groups.dispatch_queue import DispatchQueue
 from mor_trainer.groups.evaluation import Evaluations
 from mor_trainer.groups.group_streams import GroupStreams
@@ -419,7 +419,7 @@ class GroupExchange:
         self._alert("group_dropped", f"prompt {row!r}: {reason}", letter, group_id=group_id)
         bad = {self._ledger.prompt_of(dropped)[1] for dropped in self._ledger.dropped_numbers}
         if len(bad) > math.ceil(self._spec.max_bad_prompts * len(self._prompts)):
-            self._failure = TooManyBadPrompts(
+            self._failure = PromptsFailed(
                 [self._prompts[index].id for index in sorted(bad)],
                 len(self._prompts),
                 self._spec.max_bad_prompts,
