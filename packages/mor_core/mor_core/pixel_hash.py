@@ -24,6 +24,8 @@ def pixel_sha256(*outputs: Mapping[str, Any]) -> str | None:
     for field in PIXEL_FIELDS:
         for output in outputs:
             if field in output:
-                digest.update(np.ascontiguousarray(np.asarray(output[field], dtype="<f4")).tobytes())
+                values = output[field]
+                values = values.float() if hasattr(values, "float") else values  # numpy has no bfloat16
+                digest.update(np.ascontiguousarray(np.asarray(values, dtype="<f4")).tobytes())
                 empty = False
     return None if empty else digest.hexdigest()

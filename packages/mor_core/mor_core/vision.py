@@ -53,16 +53,16 @@ def encode_prompt(processor: Any, messages: tuple[Message, ...], images: Mapping
     """
     in_order = [images[digest] for digest in image_hashes(messages)]
     try:
-        return dict(
-            processor(
-                text=[prompt_text(processor, messages)],
-                images=[in_order] if in_order else None,
-                add_special_tokens=False,
-                return_tensors="pt",
-            )
+        outputs = processor(
+            text=[prompt_text(processor, messages)],
+            images=[in_order] if in_order else None,
+            add_special_tokens=False,
+            return_tensors="pt",
         )
     except Exception as error:  # each family's processor and chat template refuse in their own ways
         raise Invalid(
             f"the model's processor does not take this prompt ({describe_failure(error)}); leave out its special"
             " tokens, such as <image>, and pictures with extreme proportions"
         ) from error
+    # Some processors return bfloat16 (Llama 4), whatever type the model computes in.
+    return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}
