@@ -15,23 +15,23 @@ import transformers as hf
 
 from tests.tiny_models import TEXT, VOCABULARY, build_tokenizer
 
-_CHAT = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-_QWEN = [*_CHAT, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"]
+CHAT = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+_QWEN = [*CHAT, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"]
 _GLM = [
-    *(*_CHAT, "<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>"),
+    *(*CHAT, "<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>"),
     *("<|begin_of_video|>", "<|end_of_video|>"),
 ]
-_GEMMA = [*_CHAT, "<start_of_image>", "<end_of_image>", "<image_soft_token>", "<boa>", "<eoa>", "<audio_soft_token>"]
+_GEMMA = [*CHAT, "<start_of_image>", "<end_of_image>", "<image_soft_token>", "<boa>", "<eoa>", "<audio_soft_token>"]
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 _PATCHES: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
-_SIGLIP = {
+SIGLIP = {
     **{"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
     **{"num_attention_heads": 2, "image_size": 56, "patch_size": 14, "vision_use_head": False},
 }
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What a family's builder made: a configuration, and a processor."""
 
     config: Any
@@ -39,10 +39,10 @@ class _Parts:
     scale: float = 3.0
 
 
-FAMILIES: dict[str, Callable[[], _Parts]] = {}
+FAMILIES: dict[str, Callable[[], Parts]] = {}
 
 
-def _family(build: Callable[[], _Parts]) -> Callable[[], _Parts]:
+def family(build: Callable[[], Parts]) -> Callable[[], Parts]:
     FAMILIES[build.__name__] = build
     return build
 
@@ -67,7 +67,7 @@ def build_family(name: str, folder: Path) -> Path:
     return folder
 
 
-def _tokens(special: list[str], bos: str | None = None, **named: str) -> tuple[Any, dict[str, int]]:
+def tokens(special: list[str], bos: str | None = None, **named: str) -> tuple[Any, dict[str, int]]:
     tokenizer = build_tokenizer(special, "<|im_end|>", "<|endoftext|>", bos)
     if named:
         tokenizer = hf.PreTrainedTokenizerFast(
@@ -79,7 +79,7 @@ def _tokens(special: list[str], bos: str | None = None, **named: str) -> tuple[A
     return tokenizer, {token: tokenizer.convert_tokens_to_ids(token) for token in special}
 
 
-def _ends(ids: dict[str, int]) -> dict[str, int]:
+def ends(ids: dict[str, int]) -> dict[str, int]:
     return {
         "bos_token_id": ids["<|im_start|>"],
         "eos_token_id": ids["<|im_end|>"],
@@ -87,7 +87,7 @@ def _ends(ids: dict[str, int]) -> dict[str, int]:
     }
 
 
-def _template(mark: str) -> str:
+def chat_markup(mark: str) -> str:
     return (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
         "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
@@ -97,17 +97,17 @@ def _template(mark: str) -> str:
     )
 
 
-def _qwen(config: Any, processor: Any, images: Any, videos: Any, mark: str, **special: Any) -> _Parts:
+def _qwen(config: Any, processor: Any, images: Any, videos: Any, mark: str, **special: Any) -> Parts:
     size = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
     patches = {**_PATCHES, **special}
-    tokenizer, _ = _tokens(_GLM if "image|>" in mark else _QWEN)
-    return _Parts(
+    tokenizer, _ = tokens(_GLM if "image|>" in mark else _QWEN)
+    return Parts(
         config,
         processor(
             image_processor=images(**patches, size=size),
             tokenizer=tokenizer,
             video_processor=videos(**patches),
-            chat_template=_template(mark),
+            chat_template=chat_markup(mark),
         ),
     )
 
@@ -116,7 +116,7 @@ _QWEN_MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def _qwen_ids() -> tuple[dict[str, int], dict[str, int]]:
-    _, ids = _tokens(_QWEN)
+    _, ids = tokens(_QWEN)
     return ids, {
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
@@ -125,11 +125,11 @@ def _qwen_ids() -> tuple[dict[str, int], dict[str, int]]:
     }
 
 
-@_family
-def qwen2_vl() -> _Parts:
+@family
+def qwen2_vl() -> Parts:
     ids, marks = _qwen_ids()
     config = hf.Qwen2VLConfig(
-        text_config={**TEXT, "vocab_size": VOCABULARY, "rope_parameters": _MROPE, **_ends(ids)},
+        text_config={**TEXT, "vocab_size": VOCABULARY, "rope_parameters": _MROPE, **ends(ids)},
         vision_config={
             **{"depth": 2, "embed_dim": 64, "hidden_size": 128, "num_heads": 2, "mlp_ratio": 2},
             **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2},
@@ -140,11 +140,11 @@ def qwen2_vl() -> _Parts:
     return _qwen(config, hf.Qwen2VLProcessor, hf.Qwen2VLImageProcessorPil, hf.Qwen2VLVideoProcessor, _QWEN_MARK)
 
 
-@_family
-def qwen2_5_vl() -> _Parts:
+@family
+def qwen2_5_vl() -> Parts:
     ids, marks = _qwen_ids()
     config = hf.Qwen2_5_VLConfig(
-        text_config={**TEXT, "vocab_size": VOCABULARY, "rope_parameters": _MROPE, **_ends(ids)},
+        text_config={**TEXT, "vocab_size": VOCABULARY, "rope_parameters": _MROPE, **ends(ids)},
         vision_config={
             **{"depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": 128},
             **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2},
@@ -162,27 +162,27 @@ _QWEN3_VISION = {
 }
 
 
-@_family
-def qwen3_vl() -> _Parts:
+@family
+def qwen3_vl() -> Parts:
     ids, marks = _qwen_ids()
     rope = {**_MROPE, "mrope_interleaved": True}
     config = hf.Qwen3VLConfig(
-        text_config={**TEXT, "head_dim": 32, "vocab_size": VOCABULARY, "rope_parameters": rope, **_ends(ids)},
+        text_config={**TEXT, "head_dim": 32, "vocab_size": VOCABULARY, "rope_parameters": rope, **ends(ids)},
         vision_config={**_QWEN3_VISION, "deepstack_visual_indexes": [0, 1]},
         **marks,
     )
     return _qwen(config, hf.Qwen3VLProcessor, hf.Qwen2VLImageProcessorPil, hf.Qwen3VLVideoProcessor, _QWEN_MARK)
 
 
-@_family
-def qwen3_vl_moe() -> _Parts:
+@family
+def qwen3_vl_moe() -> Parts:
     ids, marks = _qwen_ids()
     rope = {**_MROPE, "mrope_interleaved": True}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
     config = hf.Qwen3VLMoeConfig(
         text_config={
             **{**TEXT, **experts, "head_dim": 32, "vocab_size": VOCABULARY, "rope_parameters": rope},
-            **_ends(ids),
+            **ends(ids),
         },
         vision_config={**_QWEN3_VISION, "deepstack_visual_indexes": [0, 1]},
         **marks,
@@ -190,8 +190,8 @@ def qwen3_vl_moe() -> _Parts:
     return _qwen(config, hf.Qwen3VLProcessor, hf.Qwen2VLImageProcessorPil, hf.Qwen3VLVideoProcessor, _QWEN_MARK)
 
 
-@_family
-def qwen3_5() -> _Parts:
+@family
+def qwen3_5() -> Parts:
     ids, marks = _qwen_ids()
     rope = {**_MROPE, "mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
     config = hf.Qwen3_5Config(
@@ -199,7 +199,7 @@ def qwen3_5() -> _Parts:
             **{**TEXT, "head_dim": 32, "vocab_size": VOCABULARY, "rope_parameters": rope},
             **{"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2},
             **{"linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32},
-            **_ends(ids),
+            **ends(ids),
         },
         vision_config=_QWEN3_VISION,
         **marks,
@@ -207,12 +207,12 @@ def qwen3_5() -> _Parts:
     return _qwen(config, hf.Qwen3VLProcessor, hf.Qwen2VLImageProcessorPil, hf.Qwen3VLVideoProcessor, _QWEN_MARK)
 
 
-@_family
-def glm4v() -> _Parts:
-    _, ids = _tokens(_GLM)
+@family
+def glm4v() -> Parts:
+    _, ids = tokens(_GLM)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
     config = hf.Glm4vConfig(
-        text_config={**TEXT, "vocab_size": VOCABULARY, "rope_parameters": rope, **_ends(ids)},
+        text_config={**TEXT, "vocab_size": VOCABULARY, "rope_parameters": rope, **ends(ids)},
         vision_config={
             **{"depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": 128},
             **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "image_size": 112},
@@ -229,26 +229,26 @@ def glm4v() -> _Parts:
 
 
 def _gemma_text(ids: dict[str, int]) -> dict[str, Any]:
-    return {**TEXT, "head_dim": 32, "vocab_size": VOCABULARY, **_ends(ids)}
+    return {**TEXT, "head_dim": 32, "vocab_size": VOCABULARY, **ends(ids)}
 
 
 def _gemma_tokens() -> tuple[Any, dict[str, int]]:
-    return _tokens(
+    return tokens(
         _GEMMA,
         **{"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
         **{"audio_token": "<audio_soft_token>", "boa_token": "<boa>", "eoa_token": "<eoa>"},
     )
 
 
-@_family
-def gemma3() -> _Parts:
+@family
+def gemma3() -> Parts:
     tokenizer, ids = _gemma_tokens()
     config = hf.Gemma3Config(
         text_config={
             **{**_gemma_text(ids), "query_pre_attn_scalar": 32, "sliding_window": 16},
             "layer_types": ["sliding_attention", "full_attention"],
         },
-        vision_config=_SIGLIP,
+        vision_config=SIGLIP,
         mm_tokens_per_image=4,
         boi_token_index=ids["<start_of_image>"],
         eoi_token_index=ids["<end_of_image>"],
@@ -258,29 +258,29 @@ def gemma3() -> _Parts:
         image_processor=hf.Gemma3ImageProcessorPil(size={"height": 56, "width": 56}),
         tokenizer=tokenizer,
         image_seq_length=4,
-        chat_template=_template("<start_of_image>"),
+        chat_template=chat_markup("<start_of_image>"),
     )
-    return _Parts(config, processor)
+    return Parts(config, processor)
 
 
-@_family
-def paligemma() -> _Parts:
-    tokenizer, ids = _tokens([*_CHAT, "<image>"], bos="<|im_start|>")
+@family
+def paligemma() -> Parts:
+    tokenizer, ids = tokens([*CHAT, "<image>"], bos="<|im_start|>")
     images = hf.SiglipImageProcessorPil(size={"height": 56, "width": 56})
     images.image_seq_length = 16
-    processor = hf.PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer, chat_template=_template("<image>"))
+    processor = hf.PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer, chat_template=chat_markup("<image>"))
     config = hf.PaliGemmaConfig(
-        text_config={"model_type": "gemma", **TEXT, "head_dim": 32, "vocab_size": 1800, **_ends(ids)},
-        vision_config={**_SIGLIP, "projection_dim": 128},
+        text_config={"model_type": "gemma", **TEXT, "head_dim": 32, "vocab_size": 1800, **ends(ids)},
+        vision_config={**SIGLIP, "projection_dim": 128},
         projection_dim=128,
         hidden_size=128,
         image_token_index=ids["<image>"],
     )
-    return _Parts(config, processor)
+    return Parts(config, processor)
 
 
-@_family
-def gemma4() -> _Parts:
+@family
+def gemma4() -> Parts:
     tokenizer, ids = _gemma_tokens()
     processor = hf.Gemma4Processor(
         feature_extractor=hf.Gemma4AudioFeatureExtractor(),
@@ -288,7 +288,7 @@ def gemma4() -> _Parts:
         tokenizer=tokenizer,
         video_processor=hf.Gemma4VideoProcessor(),
         image_seq_length=70,
-        chat_template=_template("<image_soft_token>"),
+        chat_template=chat_markup("<image_soft_token>"),
     )
     config = hf.Gemma4Config(
         text_config={
@@ -307,16 +307,16 @@ def gemma4() -> _Parts:
         eoi_token_id=ids["<end_of_image>"],
         video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
     )
-    return _Parts(config, processor)
+    return Parts(config, processor)
 
 
-@_family
-def llava_onevision() -> _Parts:
-    tokenizer, ids = _tokens([*_CHAT, "<image>", "<video>"])
+@family
+def llava_onevision() -> Parts:
+    tokenizer, ids = tokens([*CHAT, "<image>", "<video>"])
     pinpoints = [[56, 56], [56, 112], [112, 56], [112, 112]]
     config = hf.LlavaOnevisionConfig(
-        text_config={"model_type": "qwen2", **TEXT, "vocab_size": VOCABULARY, **_ends(ids)},
-        vision_config=_SIGLIP,
+        text_config={"model_type": "qwen2", **TEXT, "vocab_size": VOCABULARY, **ends(ids)},
+        vision_config=SIGLIP,
         image_token_index=ids["<image>"],
         video_token_index=ids["<video>"],
         image_grid_pinpoints=pinpoints,
@@ -329,16 +329,16 @@ def llava_onevision() -> _Parts:
         video_processor=hf.LlavaOnevisionVideoProcessor(size={"height": 56, "width": 56}),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
-        chat_template=_template("<image>"),
+        chat_template=chat_markup("<image>"),
     )
-    return _Parts(config, processor)
+    return Parts(config, processor)
 
 
-@_family
-def mllama() -> _Parts:
-    tokenizer, ids = _tokens([*_CHAT, "<|image|>", "<|python_tag|>"], bos="<|im_start|>")
+@family
+def mllama() -> Parts:
+    tokenizer, ids = tokens([*CHAT, "<|image|>", "<|python_tag|>"], bos="<|im_start|>")
     config = hf.MllamaConfig(
-        text_config={**TEXT, "vocab_size": VOCABULARY, "cross_attention_layers": [1], **_ends(ids)},
+        text_config={**TEXT, "vocab_size": VOCABULARY, "cross_attention_layers": [1], **ends(ids)},
         vision_config={
             **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_global_layers": 1},
             **{"attention_heads": 2, "image_size": 56, "patch_size": 14, "max_num_tiles": 4},
@@ -349,6 +349,6 @@ def mllama() -> _Parts:
     processor = hf.MllamaProcessor(
         image_processor=hf.MllamaImageProcessorPil(size={"height": 56, "width": 56}),
         tokenizer=tokenizer,
-        chat_template=_template("<|image|>"),
+        chat_template=chat_markup("<|image|>"),
     )
-    return _Parts(config, processor)
+    return Parts(config, processor)

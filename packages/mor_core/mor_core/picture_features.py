@@ -84,7 +84,7 @@ def divide_features(features: PictureFeatures, parts: int) -> list[PictureFeatur
             layers = [_divide(layer, parts) for layer in value]
             if None in layers:
                 return None
-            shares: Any = list(zip(*layers, strict=True))  # type: ignore[arg-type]
+            shares: Any = list(zip(*layers, strict=True))
         elif (shares := _divide(value, parts)) is None:
             return None
         for fields, share in zip(divided, shares, strict=True):

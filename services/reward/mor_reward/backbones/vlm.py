@@ -12,7 +12,7 @@ from jaxtyping import Float
 from mor_core.errors import Invalid, MorError
 from mor_core.picture_features import PictureFeatures, join_features, takes_features
 from mor_core.processed_prompt import ProcessedPrompt, continued_token_inputs, joined_picture_inputs
-from mor_core.vision import encode_prompt, load_processor
+from mor_core.vision import encode_prompt, escape_control, load_processor
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -276,6 +276,7 @@ class Vlm(Backbone):
         return processed if pixels else kept
 
     def _response(self, text: str) -> Tensor:
+        text = escape_control(self.processor, text)
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return torch.tensor([*ids, self.tokenizer.eos_token_id])
 

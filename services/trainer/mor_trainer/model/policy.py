@@ -12,6 +12,7 @@ import structlog
 import torch
 from jaxtyping import Float, Int
 from mor_core.byte_cache import ByteBoundCache
+from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.picture_features import PictureFeatures, encode_pictures, join_features, takes_features
 from mor_core.processed_prompt import ProcessedPrompt, joined_picture_inputs

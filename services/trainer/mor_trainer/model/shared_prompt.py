@@ -154,11 +154,8 @@ def _call(batch: Sequence[_Span], device: torch.device) -> AttentionCall:
         key_places[row, : span.prompt] = np.arange(span.start, span.start + span.prompt)
         key_places[row, span.keys - sum(span.tile) : span.keys] = np.r_[span.places][: sum(span.tile)]
     mask = _mask(batch, queries, keys).to(device) if batch[0].tile else None
-    return AttentionCall(
-        *(torch.from_numpy(array).to(device) for array in (query_places, key_places)),
-        mask,
-        torch.from_numpy(within).to(device),
-    )
+    at_queries, at_keys, inside = (torch.from_numpy(array).to(device) for array in (query_places, key_places, within))
+    return AttentionCall(at_queries, at_keys, mask, inside)
 
 
 def _mask(batch: Sequence[_Span], queries: int, keys: int) -> Bool[Tensor, "batch 1 queries keys"]:
