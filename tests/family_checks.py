@@ -68,6 +68,15 @@ def sample(pictures: int, seed: int = 0) -> Sample:
     return Sample((Message(role="user", content=parts),), images)
 
 
+def blank_page(width: int, height: int) -> Sample:
+    """Return a prompt with a white picture."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(file, "png")
+    digest = guarded.sha256(file.getvalue())
+    parts = (ImagePart.of(digest), TextPart(text="What is written here?"))
+    return Sample((Message(role="user", content=parts),), {digest: file.getvalue()})
+
+
 class PlainModel:
     """The family's own code, one whole sequence at a time, with pixel values and without caches."""
 

@@ -233,11 +233,13 @@ def _gemma_text(ids: dict[str, int]) -> dict[str, Any]:
 
 
 def _gemma_tokens() -> tuple[Any, dict[str, int]]:
-    return tokens(
+    tokenizer, ids = tokens(
         _GEMMA,
         **{"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
         **{"audio_token": "<audio_soft_token>", "boa_token": "<boa>", "eoa_token": "<eoa>"},
     )
+    tokenizer.add_tokens(["\n", "\n\n", "\n\n\n"])  # vLLM counts on them
+    return tokenizer, ids
 
 
 @family

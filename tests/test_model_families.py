@@ -6,9 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from mor_core.errors import Invalid
+from mor_reward import model_store
+from mor_reward.backbones.vlm import VlmConfig
+from mor_reward.preference_trainer import margins
+from mor_reward.progress import NoProgress
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, train
+from mor_rollout.engines import transformers_engine
+from mor_rollout.engines.protocol import EngineError
+from mor_rollout.engines.self_test import self_test
 
 from tests import family_checks as checks
+from tests import more_model_families
+from tests.model_families import FAMILIES as BUILDERS
 from tests.model_families import build_family
+from tests.reward import reward_kit
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 EXACT = 1e-5
@@ -42,7 +55,7 @@ def prompts_of(family: str) -> list[checks.Sample]:
 
 def type_of(family: str) -> torch.dtype:
     """Return the type to compare in; products of experts have no kernel for float64."""
-    return torch.float32 if family.endswith("moe") else torch.float64
+    return torch.float32 if family in ("qwen3_vl_moe", "llama4", "kimi_k25") else torch.float64
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,3 +99,80 @@ def test_a_reward_model_scores_examples_together_as_plain_passes_do(family: str,
     for frozen in (True, False):
         backbone = checks.reward_model(checkpoint, freeze_vision=frozen)
         assert checks.reward_difference(backbone, plain, prompts_of(family)) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"])
+def test_blank_pages_of_other_sizes_have_other_features(family: str, checkpoint: Path) -> None:
+    """Their pixels are the same numbers, and so is their hash."""
+    pages = [checks.blank_page(112, 56), checks.blank_page(56, 112)]
+    policy = checks.policy_of(checkpoint)
+    processed = [policy.process_prompt(page.messages, page.images) for page in pages]
+    assert processed[0].pixels == processed[1].pixels
+    assert checks.gradient_difference(policy, checks.PlainModel(checkpoint), pages)[0] < EXACT
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("family", ["glm4v"])
+async def test_the_self_test_refuses_an_engine_that_mixes_up_pictures(
+    family: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is repeated, as transformers does for ``num_return_sequences``."""
+    settings = checks.engine_settings(checkpoint, tmp_path)
+    engine = checks.transformers_engine(settings)
+    await engine.start()
+    await self_test(settings, engine)
+    monkeypatch.setattr(
+        transformers_engine,
+        "repeated",
+        lambda inputs, times: {name: value.repeat_interleave(times, 0) for name, value in inputs.items()},
+    )
+    with pytest.raises(EngineError, match="mixes up the images of several responses"):
+        await self_test(settings, engine)
+    await engine.close()
+
+
+@pytest.mark.parametrize("family", ["blip2"])
+def test_a_family_that_cannot_be_used_is_refused_by_name(family: str, checkpoint: Path) -> None:
+    assert more_model_families.blip2 is BUILDERS[family]
+    for use in (checks.policy_of, checks.reward_model):
+        with pytest.raises(Invalid, match=r"has no chat template|does not accept precomputed picture features"):
+            use(checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 4}], ids=str)
+@pytest.mark.parametrize("family", ["kimi_k25", "gemma4", "lfm2_vl", "qwen3_vl_moe"])
+def test_a_reward_model_is_trained_saved_and_loaded(
+    family: str, changes: dict[str, int], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Kimi's tower has views of fused tensors, and adapters of experts inside each other."""
+    data = reward_kit.write_colour_preferences(tmp_path / "data", 6)
+    config = VlmConfig(model=str(checkpoint), precision="float32", **changes)
+    job = TrainingJob(data, tmp_path / "m", "m", "", config, TrainConfig(epochs=1, batch_size=4, heldout_fraction=0.4))
+    train(job, NoProgress())
+    _, backbone = model_store.load(tmp_path / "m")
+    pairs = reward_kit.pairs_of(data)
+    assert margins(backbone, pairs) == pytest.approx([float(margins(backbone, [pair])[0]) for pair in pairs], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.anyio
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+async def test_vllm_samples_what_plain_passes_compute(family: str, checkpoint: Path, tmp_path: Path) -> None:
+    from mor_rollout import environment
+    from mor_rollout.engines.prompt_codec import PromptCodec
+    from mor_rollout.engines.vllm.vllm_engine import VllmEngine
+    from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+
+    settings = checks.engine_settings(checkpoint, tmp_path, backend="vllm", lora_max_rank=8)
+    environment.prepare(settings)
+    base = BaseCheckpoint(settings.model)
+    engine = VllmEngine(settings, base, PromptCodec(settings, base))
+    await engine.start()
+    try:
+        await self_test(settings, engine)
+        plain = checks.PlainModel(checkpoint, torch.float32)
+        assert await checks.engine_difference(engine, plain, prompts_of(family)) < 1e-4
+    finally:
+        await engine.close()

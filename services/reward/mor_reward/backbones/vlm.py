@@ -299,6 +299,5 @@ def _caches_prefix(model: Any) -> bool:
     layer carries a state instead of attending.
     """
     layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    return not hasattr(model, "get_rope_index") and all(
-        kind.endswith("attention") and kind != "linear_attention" for kind in layers
-    )
+    attends = all(kind.endswith("attention") and kind != "linear_attention" for kind in layers)
+    return attends and not hasattr(model, "get_rope_index")

@@ -31,7 +31,7 @@ class PromptCodec:
         self.processor = vision.load_processor(str(base.folder))
         self.forbidden = forbidden_token_ids(self.processor, base.vocabulary_size)
         self.stops = _stop_token_ids(self.processor, base)
-        self._placeholder = _placeholder_token_id(base)
+        self._placeholder = base.placeholder
 
     def encode(self, prompt: PromptInput) -> tuple[dict[str, Any], tuple[int, ...], int, str | None]:
         """Return the model inputs as tensors, the token ids, the number of image placeholders and the pixel hash.
@@ -88,12 +88,3 @@ def _stop_token_ids(processor: Any, base: BaseCheckpoint) -> tuple[int, ...]:
             " set eos_token_id in one of them"
         )
     return tuple(sorted(stops))
-
-
-def _placeholder_token_id(base: BaseCheckpoint) -> int | None:
-    """Return the token that the model replaces by a picture's features; processors name others too (Ovis 2)."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(base.folder)
-    names = ("image_token_id", "image_token_index")
-    return next((found for name in names if isinstance(found := getattr(config, name, None), int)), None)
