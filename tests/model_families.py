@@ -5,6 +5,7 @@ Configurations have the shape of those on the hub: a field that published ones l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import TEXT, VOCABULARY, build_tokenizer
 
@@ -22,6 +24,8 @@ _GLM = [
     *("<|begin_of_video|>", "<|end_of_video|>"),
 ]
 _GEMMA = [*CHAT, "<start_of_image>", "<end_of_image>", "<image_soft_token>", "<boa>", "<eoa>", "<audio_soft_token>"]
+_TOWER = re.compile(r"(vision_tower\.)(?=embeddings|encoder|post_layernorm)")
+"""Place in tensor names of SigLIP and CLIP towers where those on the hub, which vLLM reads, say ``vision_model``."""
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 _PATCHES: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 SIGLIP = {
@@ -64,6 +68,12 @@ def build_family(name: str, folder: Path) -> Path:
     model.generation_config.pad_token_id = parts.processor.tokenizer.pad_token_id
     model.eval().save_pretrained(folder)
     parts.processor.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    save_file(
+        {_TOWER.sub(r"\1vision_model.", name): tensor for name, tensor in load_file(weights).items()},
+        weights,
+        metadata={"format": "pt"},
+    )
     return folder
 
 
@@ -238,7 +248,7 @@ def _gemma_tokens() -> tuple[Any, dict[str, int]]:
         **{"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
         **{"audio_token": "<audio_soft_token>", "boa_token": "<boa>", "eoa_token": "<eoa>"},
     )
-    tokenizer.add_tokens(["\n", "\n\n", "\n\n\n"])  # vLLM counts on them
+    tokenizer.add_tokens(["\n" * count for count in range(1, 5)])  # vLLM counts on them
     return tokenizer, ids
 
 

@@ -16,6 +16,8 @@ from mor_reward.training_job import TrainingJob, train
 from mor_rollout.engines import transformers_engine
 from mor_rollout.engines.protocol import EngineError
 from mor_rollout.engines.self_test import self_test
+from mor_trainer.weights import version_writer
+from peft import PeftConfig
 
 from tests import family_checks as checks
 from tests import more_model_families
@@ -23,7 +25,9 @@ from tests.model_families import FAMILIES as BUILDERS
 from tests.model_families import build_family
 from tests.reward import reward_kit
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::RuntimeWarning"
+)
 EXACT = 1e-5
 """Largest difference that rounding explains: of log-probabilities in nats, of gradients relative."""
 SLOW = pytest.mark.slow
@@ -153,6 +157,17 @@ def test_a_reward_model_is_trained_saved_and_loaded(
     _, backbone = model_store.load(tmp_path / "m")
     pairs = reward_kit.pairs_of(data)
     assert margins(backbone, pairs) == pytest.approx([float(margins(backbone, [pair])[0]) for pair in pairs], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["glm4v"])
+def test_an_adapter_of_experts_is_published_as_peft_reads_it(family: str, checkpoint: Path, tmp_path: Path) -> None:
+    """PEFT holds the adapted parameters of some experts in a set, which JSON does not know."""
+    policy = checks.policy_of(checkpoint, tuning={"kind": "lora", "rank": 4})
+    assert policy.adapter is not None
+    experts = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+    policy.adapter.peft_config["default"].target_parameters = experts
+    (tmp_path / "adapter_config.json").write_bytes(version_writer._adapter_config(policy.adapter))
+    assert PeftConfig.from_pretrained(str(tmp_path)).target_parameters == sorted(experts)
 
 
 @pytest.mark.slow
