@@ -32,7 +32,7 @@ def pixel_sha256(*outputs: Mapping[str, Any]) -> str | None:
 
 
 def _without_padding(values: Any, sizes: Any) -> list[Any]:
-    """Cut images ``[images, channels, height, width]`` to their sizes: a processor pads several, vLLM has each alone."""
+    """Cut images ``[images, channels, height, width]`` to their sizes: a processor pads several, vLLM does not."""
     if sizes is None or values.ndim != 4 or len(sizes) != len(values):
         return [values]
     return [image[:, : int(height), : int(width)] for image, (height, width) in zip(values, sizes, strict=True)]
