@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Kind = Literal["idefics3", "smolvlm", "qwen2_5_vl", "llava"]
 
-_TEXT = {
+TEXT = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
@@ -17,7 +17,7 @@ _TEXT = {
     "max_position_embeddings": 2048,
 }
 _TOKENS = 600
-_VOCABULARY = 640  # larger than the tokenizer's, as padded checkpoints have it
+VOCABULARY = 640  # larger than the tokenizer's, as padded checkpoints have it
 _IMAGE_MARK = {
     "idefics3": "<image>",
     "smolvlm": "<image>",
@@ -63,7 +63,7 @@ def _corpus() -> Iterator[str]:
     yield "system You are a helpful assistant. The answer is: yes no right above below 0"
 
 
-def _tokenizer(special: list[str], eos: str, pad: str, bos: str | None) -> Any:
+def build_tokenizer(special: list[str], eos: str, pad: str, bos: str | None) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -141,11 +141,11 @@ def _smolvlm(tied: bool) -> tuple[Any, Any]:
 def _idefics_parts(tied: bool, vision_class: Any, config_class: Any) -> tuple[Any, Any]:
     from transformers import LlamaConfig
 
-    tokenizer = _tokenizer(_IDEFICS_TOKENS, "<|im_end|>", "<|im_end|>", "<|im_start|>")
+    tokenizer = build_tokenizer(_IDEFICS_TOKENS, "<|im_end|>", "<|im_end|>", "<|im_start|>")
     ids = _ids(tokenizer, _IDEFICS_TOKENS)
     ends = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|im_end|>"]}
     text = LlamaConfig(
-        vocab_size=_VOCABULARY, bos_token_id=ids["<|im_start|>"], tie_word_embeddings=tied, **ends, **_TEXT
+        vocab_size=VOCABULARY, bos_token_id=ids["<|im_start|>"], tie_word_embeddings=tied, **ends, **TEXT
     )
     vision = vision_class(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=16
@@ -170,12 +170,12 @@ def _qwen(tied: bool) -> tuple[Any, Any]:
         Qwen2VLVideoProcessor,
     )
 
-    tokenizer = _tokenizer(_QWEN_TOKENS, "<|im_end|>", "<|endoftext|>", None)
+    tokenizer = build_tokenizer(_QWEN_TOKENS, "<|im_end|>", "<|endoftext|>", None)
     ids = _ids(tokenizer, _QWEN_TOKENS)
     config = Qwen2_5_VLConfig(
         text_config={
-            **_TEXT,
-            "vocab_size": _VOCABULARY,
+            **TEXT,
+            "vocab_size": VOCABULARY,
             "tie_word_embeddings": tied,
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
@@ -213,7 +213,7 @@ def _llava(tied: bool) -> tuple[Any, Any]:
         LlavaProcessor,
     )
 
-    tokenizer = _tokenizer(_LLAVA_TOKENS, "</s>", "<pad>", "<s>")
+    tokenizer = build_tokenizer(_LLAVA_TOKENS, "</s>", "<pad>", "<s>")
     ids = _ids(tokenizer, _LLAVA_TOKENS)
     vision = CLIPVisionConfig(
         hidden_size=64,
@@ -225,12 +225,12 @@ def _llava(tied: bool) -> tuple[Any, Any]:
         projection_dim=64,
     )
     text = LlamaConfig(
-        vocab_size=_VOCABULARY,
+        vocab_size=VOCABULARY,
         bos_token_id=ids["<s>"],
         eos_token_id=ids["</s>"],
         pad_token_id=ids["<pad>"],
         tie_word_embeddings=tied,
-        **_TEXT,
+        **TEXT,
     )
     config = LlavaConfig(
         vision_config=vision,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from mor_core.processed_prompt import ProcessedPrompt
 from mor_reward import model_store
 from mor_reward.backbones import DualEncoderConfig, VlmConfig, build
 from mor_reward.backbones.encoders import PretrainedImageEncoder
@@ -120,16 +123,25 @@ def test_pictures_encoded_together_have_the_same_features_as_alone(kind: str, tm
     shown = [Image.open(io.BytesIO(kit.draw("red", seed))).resize((64, 32 + 32 * (seed % 3 > 0))) for seed in range(11)]
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": kit.QUESTION}]}
     text = processor.apply_chat_template([message], add_generation_prompt=True)
-    contexts = [dict(processor(text=[text], images=[[picture]], return_tensors="pt")) for picture in shown]
+    contexts = [
+        ProcessedPrompt.of(dict(processor(text=[text], images=[[picture]], return_tensors="pt"))) for picture in shown
+    ]
     vision, device = VisionFeatures(model.base_model), torch.device("cpu")
-    passes = mock.Mock(wraps=model.base_model.get_image_features)
-    with torch.no_grad(), mock.patch.object(model.base_model, "get_image_features", passes):
+    encode, passes = model.base_model.get_image_features, []
+
+    @functools.wraps(encode)
+    def counted(**inputs: Any) -> Any:
+        passes.append(inputs)
+        return encode(**inputs)
+
+    with torch.no_grad(), mock.patch.object(model.base_model, "get_image_features", counted):
         together = vision.encode(contexts, device)
-        assert passes.call_count < len(contexts)
+        assert len(passes) < len(contexts)
         alone = [vision.encode([context], device)[0] for context in contexts]
     for one, other in zip(together, alone, strict=True):
-        assert torch.cat([*one.pictures]).shape == torch.cat([*other.pictures]).shape
-        assert torch.cat([*one.pictures]) == pytest.approx(torch.cat([*other.pictures]), abs=1e-5)
+        ours, theirs = (torch.cat([*features.fields["pooler_output"]]) for features in (one, other))
+        assert ours.shape == theirs.shape
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_the_score_of_a_vlm_depends_on_the_picture(tiny_vlm: Path, colours: Path) -> None:

@@ -79,3 +79,14 @@ def test_shares_of_single_images_have_the_hash_of_the_whole() -> None:
 def test_a_prompt_without_images_has_no_hash(codec: PromptCodec) -> None:
     assert codec.encode(prompt_input())[-1] is None
     assert pixel_sha256() is pixel_sha256({"input_ids": torch.ones(1)}) is None
+
+
+def test_padding_to_the_largest_image_does_not_count() -> None:
+    """Pixtral's processor pads the images of a prompt to one size, and vLLM takes each alone."""
+    wide, tall = torch.rand(3, 2, 4), torch.rand(3, 4, 2)
+    padded = torch.zeros(2, 3, 4, 4)
+    padded[0, :, :2], padded[1, :, :, :2] = wide, tall
+    sizes = torch.tensor([[2, 4], [4, 2]])
+    alone = pixel_sha256({"pixel_values": wide}, {"pixel_values": tall})
+    assert pixel_sha256({"pixel_values": padded, "image_sizes": sizes}) == alone
+    assert pixel_sha256({"pixel_values": padded.bfloat16()}) != alone

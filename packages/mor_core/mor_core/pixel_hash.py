@@ -24,6 +24,15 @@ def pixel_sha256(*outputs: Mapping[str, Any]) -> str | None:
     for field in PIXEL_FIELDS:
         for output in outputs:
             if field in output:
-                digest.update(np.ascontiguousarray(np.asarray(output[field], dtype="<f4")).tobytes())
+                for values in _without_padding(output[field], output.get("image_sizes")):
+                    plain = values.float() if hasattr(values, "float") else values  # numpy has no bfloat16
+                    digest.update(np.ascontiguousarray(np.asarray(plain, dtype="<f4")).tobytes())
                 empty = False
     return None if empty else digest.hexdigest()
+
+
+def _without_padding(values: Any, sizes: Any) -> list[Any]:
+    """Cut images ``[images, channels, height, width]`` to their sizes: a processor pads several, vLLM does not."""
+    if sizes is None or values.ndim != 4 or len(sizes) != len(values):
+        return [values]
+    return [image[:, : int(height), : int(width)] for image, (height, width) in zip(values, sizes, strict=True)]

@@ -19,7 +19,8 @@ import re
 from typing import Any
 
 _VISION_TOKEN = re.compile(r"image|img|video|vision|<row_\d+_col_\d+>", re.IGNORECASE)
-_VISION_ATTRIBUTES = ("image_token_id", "video_token_id", "fake_image_token_id", "global_image_token_id")
+_VISION_ATTRIBUTE = re.compile(r"(image|img|video|vision|tile|patch).*_token(_id)?$")
+"""Attributes of a processor that name such a token, whatever it is called: Llama 4's placeholder is ``<|patch|>``."""
 
 
 def response_seed(seed: int, run: str, group_id: str, index: int) -> int:
@@ -31,18 +32,21 @@ def response_seed(seed: int, run: str, group_id: str, index: int) -> int:
 def forbidden_token_ids(processor: Any, vocabulary_size: int) -> tuple[int, ...]:
     """Return the ids that a policy must not sample, ascending. Engine and trainer mask them before every log-softmax.
 
-    They are the added tokens for images and videos (placeholder, row and column, start and end marks), because a
-    sampled one would be taken for an image; and every id in ``[len(tokenizer), vocabulary_size)``, because no tokenizer
-    can decode it. ``vocabulary_size`` is the width of the logits, ``config.get_text_config().vocab_size``. Tokens that
-    end a response are never forbidden.
+    They are the added tokens for images and videos (placeholder, row and column, start and end marks), by their text or
+    by the processor's attributes, because a sampled one would be taken for an image; and every id in
+    ``[len(tokenizer), vocabulary_size)``, because no tokenizer can decode it. ``vocabulary_size`` is the width of the
+    logits, ``config.get_text_config().vocab_size``. Tokens that end a response are never forbidden.
     """
     tokenizer = processor.tokenizer
     forbidden = {
         token_id for token, token_id in tokenizer.get_added_vocab().items() if _VISION_TOKEN.search(token) is not None
     }
-    for name in _VISION_ATTRIBUTES:
-        token_id = getattr(processor, name, None)
-        if isinstance(token_id, int):
+    added = tokenizer.get_added_vocab()
+    for name, value in vars(processor).items():
+        token_id = added.get(value) if isinstance(value, str) else value
+        if _VISION_ATTRIBUTE.search(name) is not None and isinstance(token_id, int):
             forbidden.add(token_id)
     forbidden.discard(tokenizer.eos_token_id)
-    return tuple(sorted(forbidden | set(range(len(tokenizer), vocabulary_size))))
+    # A model may embed a placeholder that its head cannot predict (Mllama).
+    predicted = {token_id for token_id in forbidden if token_id < vocabulary_size}
+    return tuple(sorted(predicted | set(range(len(tokenizer), vocabulary_size))))

@@ -61,6 +61,10 @@ def save(
 ) -> RewardManifest:
     """Write a model into the empty ``folder`` and return its manifest."""
     config = backbone.export(folder)
+    for parameter in backbone.parameters():
+        # transformers splits fused tensors of some checkpoints into views of one storage, which cannot be saved.
+        if parameter.untyped_storage().nbytes() != parameter.nbytes:
+            parameter.data = parameter.data.clone()
     save_model(backbone, str(folder / WEIGHTS))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes())
     digest.update(json.dumps([config.model_dump(mode="json"), calibration.temperature]).encode())

@@ -17,8 +17,10 @@ def add_adapters(decoder: nn.Module, rank: int) -> None:
 
 def merge_adapters(decoder: nn.Module) -> None:
     """Merge the adapters into the weights and restore the plain layers."""
-    adapted = [(name, module) for name, module in decoder.named_modules() if isinstance(module, LoraLayer)]
-    for name, module in adapted:
+    adapted = {name: module for name, module in decoder.named_modules() if isinstance(module, LoraLayer)}
+    for module in adapted.values():
         module.merge(safe_merge=True)
+    for name, module in adapted.items():
         parent, _, child = name.rpartition(".")
-        setattr(decoder.get_submodule(parent), child, module.get_base_layer())
+        if parent not in adapted:  # tensors of experts are adapted by layers inside each other
+            setattr(decoder.get_submodule(parent), child, module.get_base_layer())

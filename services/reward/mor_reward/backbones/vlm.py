@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from mor_core.errors import Invalid, MorError
-from mor_core.failures import quote_failure
-from mor_core.wire import chat_template_messages
+from mor_core.picture_features import PictureFeatures, join_features, takes_features
+from mor_core.processed_prompt import ProcessedPrompt, continued_token_inputs, joined_picture_inputs
+from mor_core.vision import encode_prompt, escape_control, load_processor
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
+from transformers import AutoModelForImageTextToText, DynamicCache
 
 from mor_reward.backbones import adapters
 from mor_reward.backbones.backbone import (
@@ -30,7 +30,7 @@ from mor_reward.backbones.backbone import (
     too_long_to_tokenize,
 )
 from mor_reward.backbones.encoders import load_model
-from mor_reward.backbones.vision_features import ENCODED_TOGETHER, Features, VisionFeatures
+from mor_reward.backbones.vision_features import ENCODED_TOGETHER, VisionFeatures
 
 _PROMPTS_KEPT = 4096
 """Tokenised prompts kept: a few MB of token ids."""
@@ -71,12 +71,13 @@ class Vlm(Backbone):
         self.config = config
         full = load_model(AutoModelForImageTextToText, config.model, root, pretrained, "model")
         self.model: Any = full.base_model
-        if full is self.model or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
+        if full is self.model or not takes_features(self.model):
             raise Invalid(
                 f"model {config.model!r}: {type(full).__name__} does not accept precomputed picture features; "
                 "use another image-text-to-text architecture (LLaVA, Idefics3, SmolVLM, Qwen-VL, Gemma 3, ...)"
             )
-        self.processor = _load_processor(config.model, root)
+        local = root / config.model
+        self.processor = load_processor(str(local) if local.exists() else config.model)
         self.tokenizer = self.processor.tokenizer
         text_config = self.model.config.get_text_config()
         self.head = nn.Linear(text_config.hidden_size, 1)
@@ -87,9 +88,7 @@ class Vlm(Backbone):
             self.vocabulary = full.get_output_embeddings()
             self.likelihood = nn.Parameter(torch.tensor(config.likelihood))
         self.precision = resolve_precision(config.precision)
-        # The model derives multi-axis rotary positions from the whole sequence.
-        rope = getattr(text_config, "rope_parameters", None) or {}
-        self.shares_prefix = "mrope_section" not in str(rope)
+        self.shares_prefix = _caches_prefix(self.model)
         decoder = self.model.get_decoder()
         if self.precision == torch.bfloat16 and not torch.cuda.is_available():
             # On CPUs the fused kernel's backward pass in bfloat16 takes longer than all of eager attention.
@@ -102,7 +101,7 @@ class Vlm(Backbone):
             if config.likelihood:
                 self.vocabulary.requires_grad_(False)
         self._vision = VisionFeatures(self.model)
-        self._prompts: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
+        self._prompts: OrderedDict[Hashable, ProcessedPrompt] = OrderedDict()
 
     def train(self, mode: bool = True) -> Vlm:
         super().train(mode)
@@ -124,7 +123,7 @@ class Vlm(Backbone):
             prompt = self._prompt(example)
         except MorError as error:
             return str(error)
-        length = prompt["input_ids"].shape[1] + len(self._response(example.response))
+        length = len(prompt.token_ids) + len(self._response(example.response))
         if length > self.config.max_length:
             return f"prompt and response have {length} tokens; this model reads at most {self.config.max_length}"
         return None
@@ -135,8 +134,10 @@ class Vlm(Backbone):
         rows = [number[example.context] for example in batch]
         responses = [self._response(example.response) for example in batch]
         with self._autocast():
-            run = self._shared_prefix if self.shares_prefix else self._whole_sequences
-            hidden = run(contexts, rows, responses).float()
+            prompts = [self._prompt(example) for example in contexts]
+            shares = self.shares_prefix and not any(prompt.token_inputs for prompt in prompts)
+            run = self._shared_prefix if shares else self._whole_sequences
+            hidden = run(contexts, prompts, rows, responses).float()
         lengths = torch.tensor([len(response) for response in responses], device=hidden.device)
         last = hidden[torch.arange(len(rows), device=hidden.device), lengths]
         scores: Tensor = self.head(self.dropout(last)).squeeze(-1)
@@ -158,11 +159,14 @@ class Vlm(Backbone):
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
 
     def _shared_prefix(
-        self, contexts: Sequence[Example], rows: Sequence[int], responses: Sequence[Tensor]
+        self,
+        contexts: Sequence[Example],
+        prompts: Sequence[ProcessedPrompt],
+        rows: Sequence[int],
+        responses: Sequence[Tensor],
     ) -> Float[Tensor, "rows tokens hidden"]:
         """Compute the hidden states before the response and at each of its tokens, each context once."""
-        prompts = [self._prompt(example) for example in contexts]
-        prefixes = [prompt["input_ids"][0] for prompt in prompts]
+        prefixes = [torch.tensor(prompt.token_ids) for prompt in prompts]
         device = self.head.weight.device
         ids = pad_sequence(prefixes, batch_first=True, padding_side="left").to(device)
         mask = pad_sequence([torch.ones_like(prefix) for prefix in prefixes], batch_first=True, padding_side="left")
@@ -172,7 +176,7 @@ class Vlm(Backbone):
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            mm_encoder_outputs=self._vision.merge(self._image_features(contexts)),
+            mm_encoder_outputs=_joined(self._image_features(contexts)),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1:]
@@ -191,27 +195,30 @@ class Vlm(Backbone):
         return torch.cat([before[index], hidden], dim=1)
 
     def _whole_sequences(
-        self, contexts: Sequence[Example], rows: Sequence[int], responses: Sequence[Tensor]
+        self,
+        contexts: Sequence[Example],
+        prompts: Sequence[ProcessedPrompt],
+        rows: Sequence[int],
+        responses: Sequence[Tensor],
     ) -> Float[Tensor, "rows tokens hidden"]:
-        """Compute the same from whole sequences, for models that derive positions themselves."""
-        prompts = [self._prompt(contexts[row]) for row in rows]
+        """Compute the same from whole sequences, for models that tell the tokens of a prompt apart."""
         device = self.head.weight.device
-        inputs: dict[str, Tensor] = {}
-        for name in prompts[0].keys() - VisionFeatures.INPUTS:
-            values = [prompt[name] for prompt in prompts]
-            if values[0].shape[:2] == prompts[0]["input_ids"].shape:
-                tails = [response if name == "input_ids" else torch.zeros_like(response) for response in responses]
-                whole = [torch.cat([value[0], tail.to(value)]) for value, tail in zip(values, tails, strict=True)]
-                inputs[name] = pad_sequence(whole, batch_first=True).to(device)
-            else:
-                inputs[name] = torch.cat(values).to(device)
-        starts = torch.tensor([prompt["input_ids"].shape[1] for prompt in prompts], device=device)
+        repeated = [prompts[row] for row in rows]
+        whole = [
+            torch.cat([torch.tensor(prompt.token_ids), response])
+            for prompt, response in zip(repeated, responses, strict=True)
+        ]
+        starts = torch.tensor([len(prompt.token_ids) for prompt in repeated], device=device)
         lengths = torch.tensor([len(response) for response in responses], device=device)
-        width = int((starts + lengths).max())
-        inputs["attention_mask"] = (torch.arange(width, device=device) < (starts + lengths)[:, None]).long()
+        width = max(map(len, whole))
         features = self._image_features(contexts)
         hidden = self.model(
-            **inputs, mm_encoder_outputs=self._vision.merge([features[row] for row in rows]), use_cache=False
+            input_ids=pad_sequence(whole, batch_first=True).to(device),
+            attention_mask=(torch.arange(width, device=device) < (starts + lengths)[:, None]).long(),
+            **continued_token_inputs(repeated, width, device),
+            **joined_picture_inputs([prompt.without_pixels() for prompt in repeated], device),
+            mm_encoder_outputs=_joined([features[row] for row in rows]),
+            use_cache=False,
         ).last_hidden_state
         steps = torch.arange(int(lengths.max()) + 1, device=device)
         positions = (starts[:, None] - 1 + steps).clamp(max=width - 1)
@@ -232,11 +239,11 @@ class Vlm(Backbone):
         self.processor.save_pretrained(folder / "model")
         return self.config.model_copy(update={"model": "model", "lora_rank": 0})
 
-    def _image_features(self, contexts: Sequence[Example]) -> list[Features | None]:
+    def _image_features(self, contexts: Sequence[Example]) -> list[PictureFeatures | None]:
         """Return the features of each context, ``None`` without a picture. Uncached contexts are encoded together."""
         frozen = self.config.freeze_vision
         keys = [("pictures", *(picture.sha256 for picture in example.pictures)) for example in contexts]
-        found: dict[Hashable, Features | None] = {
+        found: dict[Hashable, PictureFeatures | None] = {
             key: self.features.get(key) if frozen and example.pictures else None
             for key, example in zip(keys, contexts, strict=True)
         }
@@ -252,26 +259,24 @@ class Vlm(Backbone):
                     self.features.put(key, features)
         return [found[key] for key in keys]
 
-    def _prompt(self, example: Example, pixels: bool = False) -> dict[str, Tensor]:
+    def _prompt(self, example: Example, pixels: bool = False) -> ProcessedPrompt:
         """Process messages to ids with picture placeholders and, with ``pixels``, to pixel values.
 
-        Without ``pixels``, ids of recent prompts come from a bounded cache.
+        Without ``pixels``, recent prompts come from a bounded cache.
         """
-        needs_pixels = pixels or not self.config.freeze_vision
         known = self._prompts.get(example.context)
-        if known is not None and not needs_pixels:
+        if known is not None and not pixels:
             self._prompts.move_to_end(example.context)
             return known
-        text = self.processor.apply_chat_template(chat_template_messages(example.messages), add_generation_prompt=True)
-        images = [_decode(picture) for picture in example.pictures]
-        processed = dict(self.processor(text=[text], images=[images] if images else None, return_tensors="pt"))
-        kept = {name: value for name, value in processed.items() if name not in VisionFeatures.INPUTS}
-        self._prompts[example.context] = kept
+        pictures = {picture.sha256: _decode(picture) for picture in example.pictures}
+        processed = ProcessedPrompt.of(encode_prompt(self.processor, example.messages, pictures))
+        kept = self._prompts[example.context] = processed.without_pixels()
         if len(self._prompts) > _PROMPTS_KEPT:
             self._prompts.popitem(last=False)
-        return processed if needs_pixels else kept
+        return processed if pixels else kept
 
     def _response(self, text: str) -> Tensor:
+        text = escape_control(self.processor, text)
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return torch.tensor([*ids, self.tokenizer.eos_token_id])
 
@@ -283,12 +288,16 @@ def _decode(picture: Picture) -> Any:
         raise Invalid(f"picture {picture.sha256[:12]}: {error}") from error
 
 
-def _load_processor(name: str, root: Path) -> Any:
-    local = root / name
-    try:
-        return AutoProcessor.from_pretrained(str(local) if local.exists() else name)
-    except (OSError, ValueError, KeyError) as error:
-        raise Invalid(
-            f"model {name!r} has no processor that can be loaded ({quote_failure(error)}); add "
-            "processor_config.json and tokenizer.json"
-        ) from error
+def _joined(features: Sequence[PictureFeatures | None]) -> dict[str, Any] | None:
+    return join_features([item for item in features if item is not None])
+
+
+def _caches_prefix(model: Any) -> bool:
+    """Return whether responses can go on from cached keys and values of their prompt, padded on the left.
+
+    They cannot where the model derives positions from the whole sequence (multi-axis rotary embeddings), or where a
+    layer carries a state instead of attending.
+    """
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    attends = all(kind.endswith("attention") and kind != "linear_attention" for kind in layers)
+    return attends and not hasattr(model, "get_rope_index")

@@ -31,7 +31,7 @@ class PromptCodec:
         self.processor = vision.load_processor(str(base.folder))
         self.forbidden = forbidden_token_ids(self.processor, base.vocabulary_size)
         self.stops = _stop_token_ids(self.processor, base)
-        self._placeholder = _placeholder_token_id(self.processor)
+        self._placeholder = base.placeholder
 
     def encode(self, prompt: PromptInput) -> tuple[dict[str, Any], tuple[int, ...], int, str | None]:
         """Return the model inputs as tensors, the token ids, the number of image placeholders and the pixel hash.
@@ -88,10 +88,3 @@ def _stop_token_ids(processor: Any, base: BaseCheckpoint) -> tuple[int, ...]:
             " set eos_token_id in one of them"
         )
     return tuple(sorted(stops))
-
-
-def _placeholder_token_id(processor: Any) -> int | None:
-    placeholder = getattr(processor, "image_token_id", None)
-    if placeholder is None and getattr(processor, "image_token", None) is not None:
-        placeholder = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
-    return placeholder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mor_core.errors import Invalid
 from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, TextPart
 from PIL import Image
@@ -22,20 +23,31 @@ _SEED = 2026
 async def self_test(settings: RolloutSettings, engine: Engine) -> None:
     """Swap to noise on every tensor and back, and compare log-probabilities before, between and after.
 
-    Where the engine loads adapters, the test is repeated with an adapter of noise. The prompt has an image if the
-    engine accepts images. It is sampled twice each time, so the prefix and encoder caches are warm and a stale cache
-    fails the test as stale weights do.
+    Where the engine loads adapters, the test is repeated with an adapter of noise. The prompt has two images if the
+    engine accepts so many. It is sampled twice each time, so the prefix and encoder caches are warm and a stale cache
+    fails the test as stale weights do. The second time it has two responses, which must begin alike: an engine that
+    mixes up the images of several responses fails.
 
     Raises:
-        EngineError: log-probabilities did not follow the weights, or did not return.
+        EngineError: log-probabilities did not follow the weights, did not return, or differ within one prompt.
     """
-    prompt = await engine.encode(_test_prompt(settings))
+    try:
+        prompt = await engine.encode(_test_prompt(settings, min(2, settings.max_images)))
+    except Invalid:  # two images are too long for this engine
+        prompt = await engine.encode(_test_prompt(settings, 1))
     params = SampleParams(max_tokens=_TOKENS, temperature=0.0, top_p=1.0)
 
     async def probe() -> list[float]:
         await engine.sample(prompt, params, [0])
-        (response,) = await engine.sample(prompt, params, [0])
-        return list(response.logprobs)
+        one, other = await engine.sample(prompt, params, [0, 1])
+        apart = abs(one.logprobs[0] - other.logprobs[0])
+        if apart > _UNCHANGED[settings.dtype]:
+            raise EngineError(
+                f"self-test: two responses to one prompt begin {apart:.1e} nats apart, at most"
+                f" {_UNCHANGED[settings.dtype]:g} allowed; this engine mixes up the images of several responses. Use"
+                " another build of it, or another model family (docs/model-families.md)"
+            )
+        return list(one.logprobs)
 
     before = await probe()
     for adapter in (False, True) if settings.lora_max_rank else (False,):
@@ -64,14 +76,12 @@ def _distance(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-def _test_prompt(settings: RolloutSettings) -> PromptInput:
+def _test_prompt(settings: RolloutSettings, pictures: int) -> PromptInput:
     # At least one whole cache block of text, so that a prefix is cached, in a sixteenth of the engine's length.
     words = max(4, min(settings.block_size, settings.max_model_len // 16))
-    parts: list[ImagePart | TextPart] = [TextPart(text=" ".join(["What is in the picture?"] * (words // 4)))]
+    text = TextPart(text=" ".join(["What is in the picture?"] * (words // 4)))
     images = {}
-    if settings.max_images:
-        picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
-        digest = sha256(picture.tobytes())
-        images[digest] = picture
-        parts.insert(0, ImagePart.of(digest))
-    return PromptInput((Message(role="user", content=tuple(parts)),), images)
+    for number in range(pictures):
+        picture = Image.linear_gradient("L").rotate(90 * number).resize((64, 64)).convert("RGB")
+        images[sha256(picture.tobytes())] = picture
+    return PromptInput((Message(role="user", content=(*map(ImagePart.of, images), text)),), images)

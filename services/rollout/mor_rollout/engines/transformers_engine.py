@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from mor_core.failures import quote_failure
+from mor_core.processed_prompt import repeated
 from mor_core.tasks import in_thread
 
 from mor_rollout.config import RolloutSettings
@@ -111,13 +112,12 @@ class TransformersEngine:
         device, dtype = self._model.device, self._model.dtype
         inputs = {
             name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-            for name, value in prompt.engine_input.items()
+            for name, value in repeated(prompt.engine_input, len(seeds)).items()
         }
         config = GenerationConfig(
             max_new_tokens=params.max_tokens,
             eos_token_id=list(self._codec.stops),
             pad_token_id=self._codec.stops[0],
-            num_return_sequences=len(seeds),
             do_sample=True,  # from the one token that the sampler left
             top_k=0,
         )

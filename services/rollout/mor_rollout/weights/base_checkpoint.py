@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 from mor_core.errors import Invalid
 
@@ -29,9 +30,25 @@ class BaseCheckpoint:
     @property
     def vocabulary_size(self) -> int:
         """Width of the logits."""
+        return int(self._config.get_text_config().vocab_size)
+
+    @property
+    def placeholder(self) -> int | None:
+        """Token that the model replaces by a picture's features. A processor may name others (Ovis 2)."""
+        names = ("image_token_id", "image_token_index")
+        return next((found for name in names if isinstance(found := getattr(self._config, name, None), int)), None)
+
+    @property
+    def has_states(self) -> bool:
+        """True if some layers carry a state from token to token instead of attending."""
+        layers = getattr(self._config.get_text_config(), "layer_types", None) or ()
+        return any(kind == "linear_attention" or not kind.endswith("attention") for kind in layers)
+
+    @cached_property
+    def _config(self) -> Any:
         from transformers import AutoConfig
 
-        return int(AutoConfig.from_pretrained(self.folder).get_text_config().vocab_size)
+        return AutoConfig.from_pretrained(self.folder)
 
     def is_same(self, model: str) -> bool:
         """Return whether ``model`` is this checkpoint: the same name, the same folder, or a copy of its files."""

@@ -24,6 +24,8 @@ def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     try:
         processor = load_processor(checkpoint)
         model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
+    except Invalid:
+        raise
     except Exception as error:  # a library that reads files of others may raise anything
         raise Invalid(
             f"model {checkpoint!r} cannot be loaded as an image-text-to-text checkpoint: {quote_failure(error)}; give "

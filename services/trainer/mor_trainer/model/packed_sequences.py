@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
+from mor_core.picture_features import PictureFeatures
+from mor_core.processed_prompt import ProcessedPrompt, continued_token_inputs
 from torch import Tensor
 
 from mor_trainer.model import shared_prompt
-from mor_trainer.model.image_features import ImageFeatures
-from mor_trainer.model.prompt_processor import ProcessedPrompt
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,13 @@ class PreparedPrompt:
     """A prompt with its image features, or with its pixel values where features cannot be reused."""
 
     processed: ProcessedPrompt
-    features: ImageFeatures | None
+    features: PictureFeatures | None
     positions: Int[Tensor, "axes prompt"]
     """Rotary positions of its tokens: one axis, or three (time, height, width) in multimodal rotary embeddings."""
 
     @property
     def bytes(self) -> int:
-        kept = self.positions.nbytes + sum(value.nbytes for value in self.processed.vision.values())
-        return kept + 8 * len(self.processed.token_ids) + (self.features.bytes if self.features else 0)
+        return self.positions.nbytes + self.processed.nbytes + (self.features.nbytes if self.features else 0)
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,15 @@ def padded_inputs(
     """
     width = max(len(sequence) for sequence in sequences)
     ids = torch.full((len(sequences), width), padding_id, dtype=torch.long)
-    types = torch.zeros_like(ids)
     predicting: list[Tensor] = []
     for index, sequence in enumerate(sequences):
         prompt = sequence.prompt.processed
         start = len(prompt.token_ids)
         (response,) = sequence.responses
         ids[index, : len(sequence)] = torch.tensor(prompt.token_ids + response[:-1])
-        if prompt.token_types is not None:
-            types[index, :start] = prompt.token_types
         predicting.append(index * width + torch.arange(start - 1, len(sequence)))
-    inputs = {"input_ids": ids.to(device)}
-    if any(sequence.prompt.processed.token_types is not None for sequence in sequences):
-        inputs["mm_token_type_ids"] = types.to(device)
+    processed = [sequence.prompt.processed for sequence in sequences]
+    inputs = {"input_ids": ids.to(device), **continued_token_inputs(processed, width, device)}
     return inputs, torch.cat(predicting).to(device)
 
 
@@ -90,7 +85,6 @@ def packed_inputs(
     """
     ids: list[int] = []
     positions: list[Tensor] = []
-    types: list[Tensor] = []
     groups = []
     predicting: list[Tensor] = []
     for sequence in sequences:
@@ -105,16 +99,16 @@ def packed_inputs(
             positions.append((start + torch.arange(length)).expand(axes, -1))
             predicting += [last, torch.arange(len(ids), len(ids) + length)]
             ids += response[:-1]
-        sequence_types = torch.zeros(len(sequence), dtype=torch.long)
-        if prompt.token_types is not None:
-            sequence_types[: len(prompt.token_ids)] = prompt.token_types
-        types.append(sequence_types)
     joined = torch.cat(positions, 1)
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": (joined if len(joined) == 1 else joined[:, None]).to(device),
         **shared_prompt.forward_arguments(groups, device),
     }
-    if any(sequence.prompt.processed.token_types is not None for sequence in sequences):
-        inputs["mm_token_type_ids"] = torch.cat(types)[None].to(device)
+    inputs |= {
+        name: torch.cat([row[: len(sequence)] for row, sequence in zip(rows, sequences, strict=True)])[None]
+        for name, rows in continued_token_inputs(
+            [sequence.prompt.processed for sequence in sequences], max(map(len, sequences)), device
+        ).items()
+    }
     return inputs, torch.cat(predicting).to(device)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
 import torch
 from jaxtyping import Float, Int
 from mor_core.byte_cache import ByteBoundCache
+from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
+from mor_core.picture_features import PictureFeatures, encode_pictures, join_features, takes_features
+from mor_core.processed_prompt import ProcessedPrompt, joined_picture_inputs
 from mor_core.runs import RunSpec
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import ImagePart, Message, TextPart
@@ -20,11 +23,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mor_trainer.model import loading, sharding, shared_prompt
-from mor_trainer.model.image_features import ImageFeatures, features_of, joined, takes_features
 from mor_trainer.model.logprobs import chosen_logprobs
 from mor_trainer.model.packed_sequences import PackedSequence, PreparedPrompt, packed_inputs, padded_inputs
 from mor_trainer.model.positions import rotary_positions
-from mor_trainer.model.prompt_processor import ProcessedPrompt, PromptProcessor
+from mor_trainer.model.prompt_processor import PromptProcessor
 from mor_trainer.model.sharding import ShardedModel
 from mor_trainer.ranks import Ranks
 
@@ -32,6 +34,9 @@ log = structlog.get_logger(__name__)
 
 _ROUNDING = 1e-3
 """Largest relative difference of hidden states, float32, that rounding explains; a wrong mask or position makes 0.1."""
+
+_TRIAL_WORDS = (5, 12)
+"""Lengths of the trial's prompts, in words: near each other, so that they are padded to one length."""
 
 
 class Policy:
@@ -80,12 +85,13 @@ class Policy:
         )
         self._prompt_processor = PromptProcessor(processor)
         self._prepared = ByteBoundCache[PreparedPrompt](cache_bytes // 2, lambda prompt: prompt.bytes)
-        self._features = ByteBoundCache[ImageFeatures](cache_bytes // 2, lambda features: features.bytes)
+        self._features = ByteBoundCache[PictureFeatures](cache_bytes // 2, lambda features: features.nbytes)
         self._plain_head = self._head_is_plain()
         frozen = spec.freeze_vision or self.adapter is not None
         self._reuses_features = frozen and takes_features(model.base_model if self._plain_head else model)
-        self.shares_prompts = spec.shared_prompt == "auto" and self._share_prompts()
+        self.shares_prompts = False
         """True if a sequence may have several responses to its prompt, and sequences are packed without padding."""
+        self._try_family(sharing=spec.shared_prompt == "auto")
         if spec.gradient_checkpointing:
             loading.recompute_activations(self.model)
 
@@ -98,13 +104,10 @@ class Policy:
         known = self._processed(messages, images)
         if known.features is not None or not self._reuses_features:
             return known
-        features = self._image_features(known.processed)
+        features = self._picture_features(known.processed)
         if features is None:
             return known
-        processed = known.processed
-        light = {key: value for key, value in processed.vision.items() if not key.startswith("pixel_")}
-        processed = ProcessedPrompt(processed.token_ids, processed.token_types, light, processed.pixels)
-        prepared = PreparedPrompt(processed, features, known.positions)
+        prepared = PreparedPrompt(known.processed.without_pixels(), features, known.positions)
         self._prepared.put(_cache_key(messages), prepared)
         return prepared
 
@@ -117,20 +120,15 @@ class Policy:
         return prepared
 
     @torch.no_grad()
-    def _image_features(self, prompt: ProcessedPrompt) -> ImageFeatures | None:
+    def _picture_features(self, prompt: ProcessedPrompt) -> PictureFeatures | None:
         if prompt.pixels is None:
             return None
-        if (known := self._features.get(prompt.pixels)) is not None:
+        if (known := self._features.get(prompt.pictures_key)) is not None:
             return known
+        inputs = {name: value.to(self.device) for name, value in prompt.picture_inputs.items()}
         with self._autocast():
-            output = self.model.get_image_features(
-                **{name: value.to(self.device) for name, value in prompt.vision.items()}, return_dict=True
-            )
-        features = features_of(output)
-        if features is None:
-            self._reuses_features = False  # so it is for all images of this model
-        else:
-            self._features.put(prompt.pixels, features)
+            features = encode_pictures(self.model.base_model, inputs)
+        self._features.put(prompt.pictures_key, features)
         return features
 
     def logprobs(self, sequences: Sequence[PackedSequence]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -148,7 +146,7 @@ class Policy:
 
     def stacks_with_others(self, sequence: PackedSequence) -> bool:
         """Return whether a sequence may share a micro-batch with other prompts; raw pixels may differ in shape."""
-        return sequence.prompt.features is not None or not sequence.prompt.processed.vision
+        return sequence.prompt.features is not None or not sequence.prompt.processed.picture_inputs
 
     def padded_tokens(self, sequences: Sequence[PackedSequence]) -> int:
         """Return the tokens that a micro-batch takes through the model, padding included."""
@@ -197,14 +195,9 @@ class Policy:
     def _vision(self, sequences: Sequence[PackedSequence]) -> dict[str, Any]:
         """Join cached features, or all that the processor made of the images, sequence after sequence."""
         prompts = [sequence.prompt for sequence in sequences]
-        inputs: dict[str, Any] = {}
-        for name in dict.fromkeys(name for prompt in prompts for name in prompt.processed.vision):
-            parts = [prompt.processed.vision[name] for prompt in prompts if name in prompt.processed.vision]
-            inputs[name] = torch.cat(parts).to(self.device)
-        features = [prompt.features for prompt in prompts if prompt.features is not None]
-        if features:
-            inputs["mm_encoder_outputs"] = joined(features)
-        return inputs
+        inputs: dict[str, Any] = dict(joined_picture_inputs([prompt.processed for prompt in prompts], self.device))
+        features = join_features([prompt.features for prompt in prompts if prompt.features is not None])
+        return inputs if features is None else inputs | {"mm_encoder_outputs": features}
 
     def _padding_id(self) -> int:
         tokenizer = self.processor.tokenizer
@@ -218,6 +211,8 @@ class Policy:
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
         """Return whether logits are the output embedding of the last hidden state, without soft-capping or scaling."""
+        if self.model.base_model is self.model:
+            return False
         ids: Int[Tensor, "1 4"] = torch.full((1, 4), self._padding_id(), device=self.device)
 
         def compare(model: Any) -> bool:
@@ -229,54 +224,86 @@ class Policy:
             return self._policy(compare)
 
     @torch.no_grad()
-    def _share_prompts(self) -> bool:
-        """Switch the language model to packed groups if they give the hidden states of each response alone.
+    def _try_family(self, sharing: bool) -> None:
+        """Check on two prompts with a picture which shortcuts the model allows, and that it computes at all.
 
-        The trial has a prompt with an image, so that masks and positions that depend on images count too.
+        Each shortcut must give the hidden states of each response alone, after whole prompts with pixel values. The
+        prompts have different lengths, so that padding between them shows.
+
+        Raises:
+            Invalid: the model or its processor fails on such a prompt, so nothing can be trained.
         """
-        decoder: Any = loading.decoder_of(self.model)
-        before = decoder.config._attn_implementation
         try:
-            prompt = self.prepare(*_trial_prompt())
+            prompts = [self._trial_prompt(words) for words in _TRIAL_WORDS]
             forbidden = set(self._forbidden.tolist())
             ids = [token for token in range(self.vocabulary) if token not in forbidden][:9]
             responses = (tuple(ids[:6]), tuple(ids[6:]))
-            alone = [PackedSequence(prompt, (response,)) for response in responses]
-            padded = [(sequence, self._padded_inputs([sequence])) for sequence in alone]
-            wanted = self._policy(
-                lambda model: torch.cat([self._hidden(model, [sequence], *inputs) for sequence, inputs in padded])
-            )
-            shared_prompt.install(decoder)
-            together = [PackedSequence(prompt, responses), alone[0]]
-            found = self._policy(lambda model: self._hidden(model, together, *packed_inputs(together, self.device)))
+            alone = [PackedSequence(prompt, (response,)) for prompt in prompts for response in responses]
+            wanted = torch.cat([self._trial(sequence) for sequence in alone])
         except Exception as error:  # raised on every rank at the same place, whatever the model's code raises
-            sharding.reset(self._policy)
-            difference, reason = float("inf"), describe_failure(error)
-        else:
-            wanted = torch.cat([wanted, wanted[: len(responses[0])]])
-            difference = float((found - wanted).norm() / wanted.norm())
-            reason = f"its hidden states differ by {difference:.1e}"
-        if difference <= _ROUNDING:
-            if self._reference is not None:
-                shared_prompt.install(loading.decoder_of(self._reference.model))
-            return True
-        decoder.set_attn_implementation(before)
-        log.warning(
-            "prompts are not shared: each response goes through the model with its prompt",
-            model=type(self.model).__name__,
-            reason=reason[:500],
+            raise Invalid(
+                f"{type(self.model).__name__} cannot be trained: a prompt with a picture does not go through it"
+                f" ({describe_failure(error)}); docs/model-families.md lists the families that are known to work"
+            ) from error
+
+        def allows(shortcut: str, run: Callable[[], Tensor]) -> bool:
+            try:
+                difference = float((run() - wanted).norm() / wanted.norm())
+                reason = f"its hidden states differ by {difference:.1e}"
+            except Exception as error:  # raised on every rank at the same place, whatever the model's code raises
+                sharding.reset(self._policy)
+                difference, reason = float("inf"), describe_failure(error)
+            if difference > _ROUNDING:
+                log.warning(shortcut, model=type(self.model).__name__, reason=reason[:500])
+            return difference <= _ROUNDING
+
+        if self._reuses_features:
+            self._reuses_features = allows(
+                "image features are not reused: each image is encoded again in every pass",
+                lambda: torch.cat([self._trial(self._with_features(sequence)) for sequence in alone]),
+            )
+        if not sharing:
+            return
+        decoder: Any = loading.decoder_of(self.model)
+        before = decoder.config._attn_implementation
+
+        def packed() -> Tensor:
+            shared_prompt.install(decoder)
+            groups = [PackedSequence(prompt, responses) for prompt in prompts]
+            return self._policy(lambda model: self._hidden(model, groups, *packed_inputs(groups, self.device)))
+
+        self.shares_prompts = allows(
+            "prompts are not shared: each response goes through the model with its prompt", packed
         )
-        return False
+        if not self.shares_prompts:
+            decoder.set_attn_implementation(before)
+        elif self._reference is not None:
+            shared_prompt.install(loading.decoder_of(self._reference.model))
+
+    def _trial_prompt(self, words: int) -> PreparedPrompt:
+        processed = self._prompt_processor.process(*_trial_messages(words))
+        return PreparedPrompt(processed, None, rotary_positions(self.model, processed))
+
+    def _with_features(self, sequence: PackedSequence) -> PackedSequence:
+        processed = sequence.prompt.processed
+        inputs = {name: value.to(self.device) for name, value in processed.picture_inputs.items()}
+        features = encode_pictures(self.model.base_model, inputs)
+        prompt = PreparedPrompt(processed.without_pixels(), features, sequence.prompt.positions)
+        return PackedSequence(prompt, sequence.responses)
+
+    def _trial(self, sequence: PackedSequence) -> Float[Tensor, "n width"]:
+        inputs = self._padded_inputs([sequence])
+        return self._policy(lambda model: self._hidden(model, [sequence], *inputs))
 
 
 def _cache_key(messages: tuple[Message, ...]) -> str:
     return "\n".join(message.model_dump_json() for message in messages)
 
 
-def _trial_prompt() -> tuple[tuple[Message, ...], dict[str, bytes]]:
+def _trial_messages(words: int) -> tuple[tuple[Message, ...], dict[str, bytes]]:
     """Return any prompt with an image, wider than high so that swapped axes show."""
     content = io.BytesIO()
     Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(content, "png")
     digest = hashlib.sha256(content.getvalue()).hexdigest()
-    parts = (ImagePart.of(digest), TextPart(text="What is in this picture?"))
+    parts = (ImagePart.of(digest), TextPart(text=" ".join(["picture"] * words)))
     return (Message(role="user", content=parts),), {digest: content.getvalue()}

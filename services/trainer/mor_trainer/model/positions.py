@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
+from mor_core.processed_prompt import ProcessedPrompt
 from torch import Tensor
-
-from mor_trainer.model.prompt_processor import ProcessedPrompt
 
 
 def rotary_positions(model: Any, prompt: ProcessedPrompt) -> Int[Tensor, "axes prompt"]:
@@ -23,10 +22,9 @@ def rotary_positions(model: Any, prompt: ProcessedPrompt) -> Int[Tensor, "axes p
     if rope_index is None:
         return counted[None]
     known = inspect.signature(rope_index).parameters
-    grids = {name: value for name, value in prompt.vision.items() if name in known}
-    if prompt.token_types is None or not grids:
+    grids = {name: value for name, value in prompt.picture_inputs.items() if name in known}
+    types = {name: value[None] for name, value in prompt.token_inputs.items() if name in known}
+    if not types or not grids:
         return counted.expand(3, -1)
-    positions: Tensor = rope_index(
-        torch.tensor([prompt.token_ids]), mm_token_type_ids=prompt.token_types[None], **grids
-    )[0]
+    positions: Tensor = rope_index(torch.tensor([prompt.token_ids]), **types, **grids)[0]
     return positions[:, 0]

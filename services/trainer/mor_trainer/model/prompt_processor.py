@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Int
 from mor_core import images as guarded
 from mor_core.errors import Invalid
-from mor_core.pixel_hash import pixel_sha256
+from mor_core.processed_prompt import ProcessedPrompt
 from mor_core.vision import encode_prompt
 from mor_core.wire import Message, RolloutRecord, TokenBlock, image_hashes
-from torch import Tensor
-
-_SEQUENCE_INPUTS = ("input_ids", "attention_mask")
-_TYPES = "mm_token_type_ids"
 
 
 class PromptMismatch(Invalid):
     """Difference between the engine's prompt and the trainer's; the group must not be trained on."""
-
-
-@dataclass(frozen=True)
-class ProcessedPrompt:
-    """Output of the processor for a prompt."""
-
-    token_ids: tuple[int, ...]
-    """Prompt tokens, image placeholders expanded."""
-    token_types: Int[Tensor, " prompt"] | None
-    """``mm_token_type_ids`` of the prompt, for models that take them."""
-    vision: dict[str, Tensor]
-    """All other processor outputs: pixel values and their masks or grids. Empty without images."""
-    pixels: str | None
-    """Hash of the processed pixel values."""
 
 
 class PromptProcessor:
@@ -46,15 +25,7 @@ class PromptProcessor:
     def process(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> ProcessedPrompt:
         """Run the processor. ``images``: encoded bytes by SHA-256, at least those that ``messages`` name."""
         pictures = {digest: guarded.decode(images[digest]) for digest in dict.fromkeys(image_hashes(messages))}
-        outputs = encode_prompt(self._processor, messages, pictures)
-        types = outputs.get(_TYPES)
-        vision = {name: value for name, value in outputs.items() if name not in (*_SEQUENCE_INPUTS, _TYPES)}
-        return ProcessedPrompt(
-            token_ids=tuple(outputs["input_ids"][0].tolist()),
-            token_types=None if types is None else types[0].to(torch.long),
-            vision=vision,
-            pixels=pixel_sha256(outputs),
-        )
+        return ProcessedPrompt.of(encode_prompt(self._processor, messages, pictures))
 
 
 def check_same_prompt(prompt: ProcessedPrompt, rollout: RolloutRecord, tokens: TokenBlock) -> None:

@@ -45,7 +45,9 @@ class AttentionCall:
     queries: Int[Tensor, "batch queries"]
     keys: Int[Tensor, "batch keys"]
     mask: Bool[Tensor, "batch 1 queries keys"] | None
-    """``None``: causal; the queries are the keys."""
+    """``None``: prompts, whose queries are the keys; causal, or all of the prompt where the model attends so."""
+    within: Bool[Tensor, "batch 1 1 keys"]
+    """False at padded keys, which only queries that are not causal would see."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,16 @@ def _call(batch: Sequence[_Span], device: torch.device) -> AttentionCall:
     queries, keys = (max(sizes) for sizes in zip(*((span.queries, span.keys) for span in batch), strict=True))
     query_places = np.empty((len(batch), queries), dtype=np.int64)
     key_places = np.empty((len(batch), keys), dtype=np.int64)
+    within = np.zeros((len(batch), 1, 1, keys), dtype=bool)
     for row, span in enumerate(batch):
+        within[row, ..., : span.keys] = True
         query_places[row] = key_places[row] = span.start
         query_places[row, : span.queries] = np.r_[span.places]
         key_places[row, : span.prompt] = np.arange(span.start, span.start + span.prompt)
         key_places[row, span.keys - sum(span.tile) : span.keys] = np.r_[span.places][: sum(span.tile)]
     mask = _mask(batch, queries, keys).to(device) if batch[0].tile else None
-    return AttentionCall(torch.from_numpy(query_places).to(device), torch.from_numpy(key_places).to(device), mask)
+    at_queries, at_keys, inside = (torch.from_numpy(array).to(device) for array in (query_places, key_places, within))
+    return AttentionCall(at_queries, at_keys, mask, inside)
 
 
 def _mask(batch: Sequence[_Span], queries: int, keys: int) -> Bool[Tensor, "batch 1 queries keys"]:
@@ -184,9 +189,15 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     if options.get("sliding_window") is not None:
         raise Invalid("a layer with sliding-window attention cannot share prompts")
+    causal = getattr(module, "is_causal", True)
     attended = [
         sdpa_attention_forward(
-            module, _at(query, call.queries), _at(key, call.keys), _at(value, call.keys), call.mask, **options
+            module,
+            _at(query, call.queries),
+            _at(key, call.keys),
+            _at(value, call.keys),
+            call.mask if call.mask is not None or causal else call.within,
+            **options,
         )[0].flatten(0, 1)
         for call in packed_groups.calls
     ]
@@ -204,11 +215,14 @@ def install(decoder: Any) -> None:
     """Make ``attention`` the implementation of a language model; it is plain SDPA where no groups are packed.
 
     Raises:
-        Invalid: the model does not attend through transformers' attention interface.
+        Invalid: the model does not attend through transformers' attention interface, or has layers of another kind,
+            such as those that attend in chunks: a short trial would not show them.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
+    if unknown := set(getattr(decoder.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        raise Invalid(f"layers of kind {', '.join(sorted(unknown))} cannot share prompts")
     AttentionInterface.register(ATTENTION, attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     decoder.set_attn_implementation(ATTENTION)

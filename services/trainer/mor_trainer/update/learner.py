@@ -18,6 +18,7 @@ from mor_core import atomic
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe_failure
+from mor_core.processed_prompt import ProcessedPrompt
 from mor_core.runs import RunSpec
 from torch import Tensor
 
@@ -25,7 +26,6 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
-from mor_trainer.model.prompt_processor import ProcessedPrompt
 from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
 from mor_trainer.update import loop_checkpoint, microbatch_limit
 from mor_trainer.update.budget import OutOfMemory, RetryWithSmallerBatch

@@ -74,4 +74,8 @@ def _adapter_config(adapter: Any) -> bytes:
     config = adapter.peft_config["default"].to_dict()
     config["target_modules"] = sorted(config["target_modules"])
     config["inference_mode"] = True
-    return json.dumps(config, default=str, indent=1).encode()
+
+    def plain(value: Any) -> Any:
+        return sorted(value) if isinstance(value, set) else str(value)
+
+    return json.dumps(config, default=plain, indent=1).encode()

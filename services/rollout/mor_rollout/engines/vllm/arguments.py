@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mor_core.errors import Invalid
 from vllm.config import WeightTransferConfig
 
 from mor_rollout.config import RolloutSettings
@@ -46,6 +47,13 @@ def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: Pro
         # vLLM 0.32 on CPU fails when a prompt with its own seed is prefilled in parts ("CPU Generator does not use
         # offset"). So prompts are prefilled whole, and a step and the encoder cache have room for all in flight.
         arguments["enable_chunked_prefill"] = False
+        if base.has_states and settings.dtype != "bfloat16":
+            raise Invalid(
+                f"model {base.model!r} has layers that carry a state, which vLLM computes on CPUs in bfloat16 only, not"
+                f" in {settings.dtype}; set MOR_DTYPE=bfloat16 or MOR_BACKEND=transformers"
+            )
+        if base.has_states:  # vLLM keeps prefixes of recurrent states with chunked prefill only
+            arguments["enable_prefix_caching"] = False
         arguments["max_num_batched_tokens"] = settings.max_batched_tokens
     else:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization

@@ -77,8 +77,10 @@ class WeightsExtension:
         return [name for name in names if not engine_name(name).startswith(language)]
 
     def _mor_names(self, names: list[str]) -> TensorNameMap:
-        text = self.vllm_config.model_config.hf_config.get_text_config()
-        return TensorNameMap(self.model_runner.get_model(), names, tied=bool(text.tie_word_embeddings))
+        config = self.vllm_config.model_config.hf_config
+        # Checkpoints state it in the whole configuration, in the language model's, or in both.
+        tied = any(getattr(part, "tie_word_embeddings", False) for part in (config, config.get_text_config()))
+        return TensorNameMap(self.model_runner.get_model(), names, tied=tied)
 
     def mor_load(self, sources: list[list[str]], noise: int | None) -> None:
         """Swap the given tensors in place and keep all others. All parts of a fused tensor must be given."""

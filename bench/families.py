@@ -1,0 +1,172 @@
+"""What works for which model family: the matrix in ``docs/model-families.md``, filled by the real loading paths.
+
+``python bench/families.py`` builds a tiny random checkpoint of each family with its real processor class, tries it in
+trainer, ``transformers`` engine and reward model, and writes ``bench/results/families.json``. ``--vllm`` tries vLLM
+too, about a minute a family, and ``--only`` some families; what is not tried keeps its earlier result.
+``python bench/families.py --table`` writes the table of the page from the results.
+
+A figure is the largest difference from plain passes of the family's own code: of log-probabilities in nats, of scores,
+and of gradients relative. A text is the error that a user would see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import RESULTS, record
+from mor_core.errors import MorError
+from mor_rollout import environment
+from mor_rollout.engines.prompt_codec import PromptCodec
+from mor_rollout.engines.self_test import self_test
+from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+
+from tests import family_checks as checks
+from tests import more_model_families
+from tests.model_families import FAMILIES, build_family
+
+PAGE = Path(__file__).parent.parent / "docs" / "model-families.md"
+COLUMNS = {
+    "trainer": "Trainer",
+    "tower": "Tower trained",
+    "lora": "LoRA",
+    "shared": "Prompts shared",
+    "transformers": "`transformers` engine",
+    "vllm": "vLLM",
+    "reward": "Reward model",
+}
+_ROUNDING = 1e-4
+"""Largest difference that float32 rounding explains, nats or relative."""
+_EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25")
+"""Families with experts, which torch does not multiply in float64."""
+Figure = float | str | bool
+
+
+def tried(attempt: Callable[[], Figure]) -> Figure:
+    """Return the figure, or the error as its user would read it."""
+    try:
+        return attempt()
+    except MorError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def prompts() -> list[checks.Sample]:
+    """Prompts with one picture, two of other sizes, none, and one of another size."""
+    return [checks.sample(1), checks.sample(2, 1), checks.sample(0, 2), checks.sample(1, 1)]
+
+
+def accepted(checkpoint: Path) -> list[checks.Sample]:
+    """Return the prompts that the family's processor takes: PaliGemma's wants a picture."""
+    processor = checks.load_processor(str(checkpoint))
+    taken = []
+    for prompt in prompts():
+        try:
+            checks.encode_prompt(processor, prompt.messages, prompt.decoded)
+        except MorError:
+            continue
+        taken.append(prompt)
+    return taken
+
+
+def measure(family: str, folder: Path, *, vllm: bool) -> dict[str, Figure]:
+    """Try a family in every part of the system."""
+    checkpoint = build_family(family, folder / family)
+    dtype = torch.float32 if family in _EXPERTS else torch.float64
+    samples = accepted(checkpoint) if isinstance(tried(lambda: len(accepted(checkpoint))), int) else prompts()
+    figures: dict[str, Figure] = {"pictures": ", ".join(str(len(sample.images)) for sample in samples)}
+
+    def trainer(**changes: Any) -> float:
+        policy = checks.policy_of(checkpoint, dtype, **changes)
+        figures["shared"] = policy.shares_prompts
+        return max(checks.gradient_difference(policy, checks.PlainModel(checkpoint, dtype), samples))
+
+    def engine(backend: str) -> float:
+        async def sample() -> float:
+            settings = checks.engine_settings(checkpoint, folder, backend=backend, lora_max_rank=8)
+            environment.prepare(settings)
+            base = BaseCheckpoint(settings.model)
+            codec = PromptCodec(settings, base)
+            if backend == "vllm":
+                from mor_rollout.engines.vllm.vllm_engine import VllmEngine
+
+                started: Any = VllmEngine(settings, base, codec)
+            else:
+                started = checks.TransformersEngine(settings, base, codec)
+            try:
+                await started.start()
+                await self_test(settings, started)
+                return await checks.engine_difference(started, checks.PlainModel(checkpoint, torch.float32), samples)
+            finally:
+                await started.close()
+
+        return asyncio.run(sample())
+
+    def reward() -> float:
+        plain = checks.PlainModel(checkpoint, torch.float32)
+        models = [checks.reward_model(checkpoint, freeze_vision=frozen) for frozen in (True, False)]
+        return max(checks.reward_difference(model, plain, samples) for model in models)
+
+    figures["tower"] = tried(lambda: trainer(freeze_vision=False))
+    figures["lora"] = tried(lambda: trainer(tuning={"kind": "lora", "rank": 4}))
+    figures["trainer"] = tried(trainer)
+    figures["transformers"] = tried(lambda: engine("transformers"))
+    if vllm:
+        figures["vllm"] = tried(lambda: engine("vllm"))
+    figures["reward"] = tried(reward)
+    return figures
+
+
+def table(families: dict[str, dict[str, Figure]]) -> str:
+    """Return the matrix in Markdown, and the errors that it counts."""
+    notes: dict[str, int] = {}
+
+    def cell(figure: Figure | None) -> str:
+        if figure is None:
+            return "not tried"
+        if isinstance(figure, bool):
+            return "yes" if figure else "no"
+        if isinstance(figure, float):
+            return "yes" if figure <= _ROUNDING else f"differs by {figure:.1g}"
+        text = re.sub(r"/\S*/", "", figure).replace("|", "\\|")
+        return f"no ({notes.setdefault(text, len(notes) + 1)})"
+
+    lines = [f"| Family | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for family, figures in sorted(families.items()):
+        lines.append(f"| {family} | {' | '.join(cell(figures.get(column)) for column in COLUMNS)} |")
+    errors = [f"{number}. {text}" for text, number in notes.items()]
+    return "\n".join([*lines, "", "Messages of what does not work:", "", *errors])
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=sorted(FAMILIES), help="families to try; all by default")
+    parser.add_argument("--vllm", action="store_true", help="try vLLM too")
+    parser.add_argument("--table", action="store_true", help="only write the table of the page")
+    options = parser.parse_args()
+    file = RESULTS / "families.json"
+    families: dict[str, dict[str, Figure]] = json.loads(file.read_text())["families"] if file.is_file() else {}
+    if not options.table:
+        torch.set_num_threads(1)
+        for family in options.only or FAMILIES:
+            with tempfile.TemporaryDirectory() as folder:
+                found = measure(family, Path(folder), vllm=options.vllm)
+            families[family] = families.get(family, {}) | found
+            print(family, found, flush=True)
+            record("families", {"families": families})
+    before, marker, _ = PAGE.read_text().partition("<!-- table -->\n")
+    PAGE.write_text(f"{before}{marker}\n{table(families)}\n")
+
+
+if __name__ == "__main__":
+    assert more_model_families  # its import adds families
+    main()
