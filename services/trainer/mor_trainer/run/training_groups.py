@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from mor_core.processed_prompt import ProcessedPrompt
 from mor_core.runs import RunSpec
 
 from mor_trainer.algorithm.overlong import is_masked, shape_rewards
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
-from mor_trainer.model.prompt_processor import ProcessedPrompt, PromptMismatch, check_same_prompt
+from mor_trainer.model.prompt_processor import PromptMismatch, check_same_prompt
 
 
 def training_group(
