@@ -1,5 +1,7 @@
 """The command ``mor``: runs, clients, objectives, dead letters and the health of an installation, over HTTP.
 
+``mor check`` alone needs no installation: it reads a data set here.
+
 Addresses and token come from the environment (MOR_CONTROL_URL, MOR_ROUTER_URL, MOR_ROLLOUT_URL, MOR_TOKEN_FILE) or from
 the configuration file: MOR_CONFIG, or mor/config.toml in your configuration folder. Exit statuses: 0 done, 1 refused,
 2 wrong usage, 3 no answer, 4 not allowed, 5 not found, 6 conflict, 7 the run failed.
@@ -16,6 +18,7 @@ from mor_core.uncaught import guard_uncaught
 
 from mor_client import __version__
 from mor_client.commands import alert, client, dead, objective, run
+from mor_client.commands.check import check
 from mor_client.commands.doctor import doctor
 from mor_client.config import CONFIG_VARIABLE
 
@@ -26,6 +29,7 @@ app.add_typer(objective.app, name="objective")
 app.add_typer(dead.app, name="dead")
 app.add_typer(alert.app, name="alert")
 app.command()(doctor)
+app.command()(check)
 
 
 def _version(requested: bool) -> None:

@@ -99,7 +99,7 @@ class GroupSampler:
         )
 
     async def _encode(self, blobs: Blobs, record: PromptRecord) -> EnginePrompt:
-        self._codec.check_images(record.messages)
+        self._codec.check_messages(record.messages)
         digests = sorted(set(image_hashes(record.messages)))
         contents = await asyncio.gather(*(blobs.get(digest) for digest in digests))
         decoded = await in_thread(self._decode, contents)

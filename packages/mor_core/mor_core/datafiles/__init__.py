@@ -22,15 +22,26 @@ domain     label for reports; never an input of the router                      
 
 from mor_core.datafiles.column_map import ColumnMap
 from mor_core.datafiles.conversion import preference_row, write_preferences, write_prompts
-from mor_core.datafiles.reading import Preference, Prompt, read_preferences, read_prompts
+from mor_core.datafiles.reading import (
+    ParsedRow,
+    Preference,
+    Prompt,
+    read_preferences,
+    read_prompts,
+    scan_preferences,
+    scan_prompts,
+)
 
 __all__ = [
     "ColumnMap",
+    "ParsedRow",
     "Preference",
     "Prompt",
     "preference_row",
     "read_preferences",
     "read_prompts",
+    "scan_preferences",
+    "scan_prompts",
     "write_preferences",
     "write_prompts",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mor_core.datafiles.column_map import ColumnMap
 from mor_core.datafiles.conversations import conversation, own_pictures, response
@@ -43,6 +43,17 @@ class Preference:
     rejected: str
 
 
+@dataclass(frozen=True)
+class ParsedRow(Generic[Row]):
+    """Row of a data set: what it says, or what is wrong with it."""
+
+    place: RowPlace
+    name: str
+    """Its id; empty where the row is too broken to have one."""
+    value: Row | None
+    problem: str | None
+
+
 def read_prompts(path: Path, columns: str = "") -> list[Prompt]:
     """Read all prompts of a data set; of preferences, those that were answered.
 
@@ -52,24 +63,55 @@ def read_prompts(path: Path, columns: str = "") -> list[Prompt]:
         DataFileError: names the first invalid line and the cure; the message lists further invalid lines.
         Invalid: there is no such data set, or ``columns`` is no map.
     """
-    return _read(path, columns, "prompts", _prompt)
+    return _read(path, scan_prompts(path, columns), "prompts")
 
 
 def read_preferences(path: Path, columns: str = "") -> list[Preference]:
     """Read all preferences of a data set; arguments and errors are those of ``read_prompts``."""
-    return _read(path, columns, "preferences", _preference)
+    return _read(path, scan_preferences(path, columns), "preferences")
 
 
-def _read(
+def scan_prompts(path: Path, columns: str = "") -> Iterator[ParsedRow[Prompt]]:
+    """Yield each row of a data set as a prompt, or with its problem; arguments are those of ``read_prompts``.
+
+    Raises:
+        Invalid: there is no such data set, or ``columns`` is no map.
+    """
+    return _scan(path, columns, "prompts", _prompt)
+
+
+def scan_preferences(path: Path, columns: str = "") -> Iterator[ParsedRow[Preference]]:
+    """Yield each row of a data set as a preference, or with its problem, like ``scan_prompts``."""
+    return _scan(path, columns, "preferences", _preference)
+
+
+def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content) -> list[Row]:
+    parsed: list[Row] = []
+    problems: list[tuple[RowPlace, str]] = []
+    for row in rows:
+        if row.value is not None:
+            parsed.append(row.value)
+        else:
+            problems.append((row.place, row.problem or ""))
+    if problems:
+        (place, first), *others = problems
+        listed = ", ".join(_shown(other, place.file) for other, _ in others[: _SHOWN_PROBLEMS - 1])
+        more = f" ({len(others)} more invalid lines: {listed}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
+        raise DataFileError(place.file, place.line, first + (more if others else ""))
+    if not parsed:
+        raise DataFileError(path, 1, f"the file has no rows that give {content}; write one JSON object per line")
+    return parsed
+
+
+def _scan(
     path: Path, columns: str, content: Content, parse: Callable[[dict[str, Any], PictureCells, Path, str], Row]
-) -> list[Row]:
+) -> Iterator[ParsedRow[Row]]:
     renaming = ColumnMap.parse(columns)
     source = open_rows(path)
     pictures = PictureCells(source.root)
-    parsed: list[Row] = []
-    problems: list[tuple[RowPlace, str]] = []
     names: dict[str, RowPlace] = {}
     for place, row in _canonical(source.rows, renaming, content):
+        name = ""
         try:
             if isinstance(row, Invalid):
                 raise row
@@ -80,17 +122,9 @@ def _read(
                 )
                 raise Invalid(f"id {name!r} is also used in {where}; give each row its own id")
             names[name] = place
-            parsed.append(parse(row, pictures, place.file.parent, name))
+            yield ParsedRow(place, name, parse(row, pictures, place.file.parent, name), None)
         except MorError as error:
-            problems.append((place, str(error)))
-    if problems:
-        (place, first), *others = problems
-        listed = ", ".join(_shown(other, place.file) for other, _ in others[: _SHOWN_PROBLEMS - 1])
-        more = f" ({len(others)} more invalid lines: {listed}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
-        raise DataFileError(place.file, place.line, first + (more if others else ""))
-    if not parsed:
-        raise DataFileError(path, 1, f"the file has no rows that give {content}; write one JSON object per line")
-    return parsed
+            yield ParsedRow(place, name, None, str(error))
 
 
 def _shown(place: RowPlace, file: Path) -> str:

@@ -7,15 +7,13 @@ from typing import Any
 from mor_core import vision
 from mor_core.errors import Invalid
 from mor_core.pixel_hash import pixel_sha256
+from mor_core.prompt_limits import PromptLimits
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import Message
 
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.protocol import PromptInput
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
-
-_CHARACTERS_A_TOKEN = 32
-"""Most characters of a prompt for each token of the engine; common words have four to ten."""
 
 
 class PromptCodec:
@@ -26,8 +24,7 @@ class PromptCodec:
     """
 
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
-        self._max_model_len = settings.max_model_len
-        self._max_images = settings.max_images
+        self._limits = PromptLimits(settings.max_model_len, settings.max_images)
         self.processor = vision.load_processor(str(base.folder))
         self.forbidden = forbidden_token_ids(self.processor, base.vocabulary_size)
         self.stops = _stop_token_ids(self.processor, base)
@@ -39,34 +36,19 @@ class PromptCodec:
         Raises:
             Invalid: the prompt has too many images, or leaves no room for a response.
         """
-        self.check_images(prompt.messages)
-        characters = sum(len(message.text) for message in prompt.messages)
-        if characters > _CHARACTERS_A_TOKEN * self._max_model_len:
-            raise Invalid(
-                f"the prompt has {characters} characters, too many for the {self._max_model_len} tokens that prompt and"
-                " response together may have; shorten the prompt or raise MOR_MAX_MODEL_LEN"
-            )
+        self.check_messages(prompt.messages)
         inputs = vision.encode_prompt(self.processor, prompt.messages, prompt.images)
         token_ids = tuple(inputs["input_ids"][0].tolist())
-        if len(token_ids) >= self._max_model_len:
-            raise Invalid(
-                f"the prompt has {len(token_ids)} tokens, prompt and response together may have {self._max_model_len};"
-                " shorten the prompt or raise MOR_MAX_MODEL_LEN"
-            )
+        self._limits.check_tokens(len(token_ids))
         return inputs, token_ids, token_ids.count(self._placeholder), pixel_sha256(inputs)
 
-    def check_images(self, messages: tuple[Message, ...]) -> None:
-        """Check the number of a prompt's images, before any work on them.
+    def check_messages(self, messages: tuple[Message, ...]) -> None:
+        """Check a prompt's images and characters, before any work on them.
 
         Raises:
             Invalid: there are too many.
         """
-        images = sum(len(message.image_hashes) for message in messages)
-        if images > self._max_images:
-            raise Invalid(
-                f"the prompt has {images} images, at most {self._max_images} are allowed;"
-                " send fewer or raise MOR_MAX_IMAGES"
-            )
+        self._limits.check_messages(messages)
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of a response, without special tokens."""

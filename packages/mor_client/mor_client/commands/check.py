@@ -1,0 +1,77 @@
+"""``mor check``: find the rows of a data set that no run can use, without a cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from mor_core.errors import Invalid, MorError
+from mor_core.prompt_check import PromptCheck, RowProblem
+from mor_core.prompt_limits import PromptLimits
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from mor_client.commands.common import Json
+from mor_client.exit_codes import ExitCode, exit_code_of
+from mor_client.output import cell, err, out, print_error, print_json
+
+_SHOWN = 1000
+"""Bad rows that are listed in full; further ones are counted."""
+
+
+def check(
+    *,
+    data: Annotated[Path, typer.Argument(help="Prompts: a file, folder, pattern or hub:OWNER/NAME.")],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint that the run will train: its processor encodes each prompt.")
+    ] = None,
+    columns: Annotated[str, typer.Option("--map", help="Other column names, as prompt=question,images=image.")] = "",
+    preferences: Annotated[bool, typer.Option("--preferences", help="The rows are pairs, such as anchors.")] = False,
+    response_tokens: Annotated[int, typer.Option(min=1, help="sampling.max_tokens of the run.")] = 1,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="MOR_MAX_MODEL_LEN of the rollout service.")] = None,
+    max_images: Annotated[int | None, typer.Option(min=0, help="MOR_MAX_IMAGES of the rollout service.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; by default one a core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read every row, encode every prompt as the run will, and name each bad row with the reason.
+
+    The exit status is 1 if a row is bad."""
+    found: list[RowProblem] = []
+    rows = bad = 0
+    try:
+        if model is not None and importlib.util.find_spec("transformers") is None:
+            raise Invalid("--model needs transformers and torch; install 'mor-client[check]', or leave --model out")
+        limits = PromptLimits(max_model_len, max_images, response_tokens)
+        cores = len(os.sched_getaffinity(0))
+        checking = PromptCheck(data, columns, preferences, model, limits, processes or cores)
+        with Progress(
+            SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), console=err, transient=True
+        ) as progress:
+            task = progress.add_task("rows", total=None)
+            for part in checking.run():
+                rows, bad = rows + part.rows, bad + len(part.bad)
+                progress.update(task, completed=rows)
+                for one in part.bad[: max(0, _SHOWN - len(found))]:
+                    found.append(one)
+                    if not as_json:
+                        _print(one)
+    except MorError as error:
+        print_error(error, as_json=as_json)
+        raise typer.Exit(exit_code_of(error)) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(ExitCode.interrupted) from error
+    if as_json:
+        print_json({"rows": rows, "bad": bad, "found": [asdict(one) for one in found]})
+    else:
+        more = f"; the first {len(found):,} are listed" if bad > len(found) else ""
+        out.print(f"{bad:,} of {rows:,} rows are bad{more}" if bad else f"all {rows:,} rows are good", highlight=False)
+    if bad:
+        raise typer.Exit(ExitCode.refused)
+
+
+def _print(row: RowProblem) -> None:
+    name = f" {cell(row.id)}" if row.id else ""
+    out.print(f"[bold]{cell(f'{row.file}:{row.line}')}[/]{name}: {cell(row.problem)}", highlight=False, soft_wrap=True)
