@@ -32,7 +32,7 @@ ALLOWED = {
     ("mor_core/datafiles/picture_cells.py", "ValueError"),
     # To compare it, or take the name of a field out of it.
     ("mor_core/images.py", "ValueError"),
-    ("mor_core/streams.py", "ResponseError"),
+    ("mor_core/stream_consumer.py", "ResponseError"),
     ("mor_core/process.py", "SettingsError"),
     ("mor_router/objectives/gates.py", "ResponseError"),
     # The loader names the library that is missing, at the start.
