@@ -187,74 +187,6 @@ async def test_a_requested_pause_beyond_the_deadline_is_not_waited_for(api: Api,
     assert len(good.calls) == 1
 
 
-async def test_the_circuit_opens_after_failures_and_closes_after_trials(start: Start, endpoints: Endpoints) -> None:
-    async with start(circuit_least_calls=3, circuit_open_s=0.4) as api:
-        _, bad = await two(api, endpoints)
-        bad.broken = html
-        for _ in range(3):
-            await api.reward("answer 1", "answer 3")
-        assert len(bad.calls) == 3
-        found = await api.reward("answer 1", "answer 3")
-        assert line(found, "bad")["status"] == "circuit_open"
-        assert "text/html" in line(found, "bad")["detail"]
-        assert len(bad.calls) == 3
-        assert (await api.ok("GET", "/v1/clients/bad"))["circuit"] == "open"
-        assert REGISTRY.get_sample_value("mor_router_circuit_state", {"client": "bad"}) == 2
-        bad.broken = None
-        await asyncio.sleep(0.5)
-
-        async def closed() -> bool:
-            await api.reward("answer 1", "answer 3")
-            return bool((await api.ok("GET", "/v1/clients/bad"))["circuit"] == "closed")
-
-        await eventually(closed)
-        assert line(await api.reward("answer 1", "answer 3"), "bad")["status"] == "ok"
-
-
-async def test_no_group_waits_for_a_client_on_trial(start: Start, endpoints: Endpoints) -> None:
-    async with start(circuit_least_calls=1, circuit_open_s=0.1) as api:
-        _, bad = await two(api, endpoints)
-        bad.broken = html
-        await api.reward("answer 1", "answer 3")
-        await asyncio.sleep(0.15)
-        bad.broken, bad.delay_s, before = None, 5, bad.answered
-        found = await api.reward("answer 1", "answer 3")
-        assert (line(found, "bad")["status"], line(found, "good")["weight"]) == ("circuit_open", 1)
-        assert "on trial" in line(found, "bad")["detail"]
-        assert bad.answered == before
-
-        async def called() -> bool:
-            return bad.at_once == 1
-
-        await eventually(called)
-        await api.reward("answer 1", "answer 3")
-        assert bad.at_once == 1  # one trial at a time
-
-
-async def test_a_callers_short_deadline_does_not_open_a_circuit(start: Start, endpoints: Endpoints) -> None:
-    async with start(circuit_least_calls=1, outage_wait_s=0.01, quorum=0.9) as api:
-        _, slow = await two(api, endpoints)
-        slow.delay_s = 0.3
-        item = {"item_id": "g", "messages": [{"role": "user", "content": "?"}], "responses": ["a 1", "b 2"]}
-        for _ in range(3):
-            answer = await api.ok("POST", "/v1/reward", {"items": [item], "deadline_s": 0.05})
-            assert line(answer["items"][0], "bad")["status"] == "timeout"
-        view = await api.ok("GET", "/v1/clients/bad")
-        assert (view["circuit"], view["client"]["state"]) == ("closed", "active")
-
-
-async def test_failed_items_count_as_their_share_of_a_call(start: Start, endpoints: Endpoints) -> None:
-    async with start(circuit_least_calls=2, circuit_failure_share=0.5) as api:
-        _, bad = await two(api, endpoints)
-        question = [{"role": "user", "content": "?"}]
-        items = [{"item_id": f"g{i}", "messages": question, "responses": ["a 1", "b 2"]} for i in range(4)]
-        for failing, circuit in ((1, "closed"), (1, "closed"), (3, "closed"), (3, "open")):
-            bad.mangle = lambda lines, n=failing: [{**x, "scores": None} for x in lines[:n]] + lines[n:]
-            found = await api.reward_groups(items, {})
-            assert sum(line(item, "bad")["status"] == "error" for item in found) == failing
-            assert (await api.ok("GET", "/v1/clients/bad"))["circuit"] == circuit
-
-
 async def test_a_client_that_declines_a_group_costs_its_own_weight_only(start: Start, endpoints: Endpoints) -> None:
     async with start(quorum=0.9) as api:
         _, bad = await two(api, endpoints)
@@ -263,24 +195,6 @@ async def test_a_client_that_declines_a_group_costs_its_own_weight_only(start: S
         assert (found["status"], line(found, "bad")["status"], line(found, "good")["weight"]) == ("ok", "unscorable", 1)
         bad.mangle = MANGLED["nan"][0]
         assert (await api.reward("answer 1", "answer 3"))["status"] == "ok"
-
-
-async def test_probes_close_a_circuit_without_risking_a_group(start: Start, endpoints: Endpoints) -> None:
-    async with start(circuit_least_calls=1, circuit_open_s=0.2, probe_interval_s=0.3) as api:
-        _, bad = await two(api, endpoints)
-        bad.broken = html
-        await api.reward("answer 1", "answer 3")
-        assert (await api.ok("GET", "/v1/clients/bad"))["circuit"] == "open"
-        bad.broken, bad.version = None, "2"
-
-        async def closed() -> bool:
-            return bool((await api.ok("GET", "/v1/clients/bad"))["circuit"] == "closed")
-
-        async def noted() -> bool:
-            return bool((await api.ok("GET", "/v1/clients/bad"))["client"]["model"]["version"] == "2")
-
-        await eventually(closed)
-        await eventually(noted)
 
 
 async def test_images_are_sent_once_and_only_on_request(api: Api, endpoints: Endpoints) -> None:
@@ -316,46 +230,6 @@ async def test_a_client_that_evicts_images_at_once_is_an_error(api: Api, endpoin
     images = {digest: base64.b64encode(content.getvalue()).decode()}
     found = (await api.ok("POST", "/v1/reward", {"items": [item], "images": images}))["items"][0]
     assert "keeps requesting images" in line(found, "good")["detail"]
-
-
-async def test_requests_respect_the_limits_on_the_card(api: Api, endpoints: Endpoints) -> None:
-    good = endpoints.endpoint("good")
-    good.limits = {"items": 3, "responses": 4, "request_bytes": 2048, "concurrency": 2}
-    await api.enrol(good)
-    items = [
-        {"item_id": f"g{i}", "messages": [{"role": "user", "content": "?"}], "responses": ["a 1", "b" * length]}
-        for i, length in enumerate([1, 1, 1, 1, 700, 700, 700])
-    ]
-    answer = await api.ok("POST", "/v1/reward", {"items": items})
-    assert [item["status"] for item in answer["items"]] == ["ok"] * 7
-    assert [item["item_id"] for item in answer["items"]] == [f"g{i}" for i in range(7)]
-    assert sorted(len(call["items"]) for call in good.calls) == [1, 1, 2, 3]
-
-
-async def test_a_group_with_more_responses_than_the_card_allows_does_not_affect_the_others(
-    api: Api, endpoints: Endpoints
-) -> None:
-    good, small = endpoints.endpoint("good"), endpoints.endpoint("small")
-    small.limits = {**small.limits, "responses": 2}
-    await api.enrol(good)
-    await api.enrol(small)
-    question, answers = [{"role": "user", "content": "?"}], ["a 1", "b 2", "c 3"]
-    items = [{"item_id": f"g{size}", "messages": question, "responses": answers[:size]} for size in (2, 3)]
-    pair, triple = await api.reward_groups(items, {})
-    assert [line(found, "small")["status"] for found in (pair, triple)] == ["ok", "error"]
-    assert line(triple, "small")["detail"] == "3 responses; its card takes 2 per item"
-    assert (triple["status"], len(triple["rewards"])) == ("ok", 3)
-    assert [[len(item["responses"]) for item in call["items"]] for call in small.calls] == [[2]]
-    assert 'failures_total{client="small",reason="item"} 1.0' in (await api.call("GET", "/metrics")).text
-
-
-async def test_concurrency_to_one_client_is_bounded(start: Start, endpoints: Endpoints) -> None:
-    async with start(client_concurrency=2) as api:
-        good = endpoints.endpoint("good")
-        await api.enrol(good)
-        good.delay_s = 0.1
-        await asyncio.gather(*(api.reward("answer 1", "answer 2") for _ in range(6)))
-        assert (len(good.calls), good.most_at_once) == (6, 2)
 
 
 async def test_without_the_failing_experts_weight_there_is_no_quorum(start: Start, endpoints: Endpoints) -> None:
@@ -427,39 +301,3 @@ async def test_a_reason_of_an_item_that_repeats_the_prompt_is_not_kept(api: Api,
         found = await api.reward("answer 1", "answer 3", text=question)
         assert (line(found, "bad")["detail"] == reason) is kept
         assert "temporal" not in str(found)
-
-
-async def test_a_group_with_a_larger_image_than_the_card_allows_is_unscorable_alone(
-    api: Api, endpoints: Endpoints
-) -> None:
-    good, small = endpoints.endpoint("good"), endpoints.endpoint("small")
-    small.limits = {**small.limits, "image_bytes": 1000}
-    await api.enrol(good)
-    await api.enrol(small)
-    plain = io.BytesIO()
-    Image.new("RGB", (32, 32), "red").save(plain, "PNG")
-    contents = {
-        name: plain.getvalue() + b"\0" * more for name, more in (("fits", 0), ("exceeds", 1001), ("fits-too", 1))
-    }
-    items = []
-    for name, content in contents.items():
-        parts = [{"type": "image_url", "image_url": {"url": f"sha256:{sha256(content)}"}}]
-        items.append({"item_id": name, "messages": [{"role": "user", "content": parts}], "responses": ["a 1", "b 2"]})
-    images = {sha256(content): base64.b64encode(content).decode() for content in contents.values()}
-    for _ in range(8):  # often enough to open a circuit, if the item counted as a failure
-        answer = await api.ok("POST", "/v1/reward", {"items": items, "images": images})
-        assert [item["status"] for item in answer["items"]] == ["ok"] * 3
-        assert [line(item, "small")["status"] for item in answer["items"]] == ["ok", "unscorable", "ok"]
-    assert "its card takes 1000 per image" in line(answer["items"][1], "small")["detail"]
-
-
-async def test_a_group_that_alone_exceeds_the_bytes_of_a_request_is_unscorable(api: Api, endpoints: Endpoints) -> None:
-    good, small = endpoints.endpoint("good"), endpoints.endpoint("small")
-    small.limits = {**small.limits, "request_bytes": 2048}
-    await api.enrol(good)
-    await api.enrol(small)
-    question = [{"role": "user", "content": "?"}]
-    items = [{"item_id": f"g{size}", "messages": question, "responses": ["a 1", "b" * size]} for size in (1, 4000)]
-    answer = await api.ok("POST", "/v1/reward", {"items": items})
-    assert [line(item, "small")["status"] for item in answer["items"]] == ["ok", "unscorable"]
-    assert [len(call["items"]) for call in small.calls] == [1]

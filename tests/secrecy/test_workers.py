@@ -59,7 +59,7 @@ WORKERS: dict[str, str] = {
     "mor_core/metrics_server.py:threading.Thread": "thread",
     "mor_core/stage.py:asyncio.create_task": "stage",
     "mor_core/stage.py:tasks.create_task": "stage",
-    "mor_core/streams.py:asyncio.create_task": "task",
+    "mor_core/stream_consumer.py:asyncio.create_task": "task",
     "mor_core/tasks.py:asyncio.create_task": "background",
     "mor_core/token_watch.py:asyncio.create_task": "task",
     "mor_reward/scoring_service.py:asyncio.create_task": "scoring",

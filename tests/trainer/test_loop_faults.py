@@ -140,7 +140,8 @@ def test_a_dropped_group_is_issued_again_at_an_operators_request(
 
         until(lambda: bool(dead()), 120, "a group was given up")
         (letter,) = dead()
-        assert (letter["reason"], letter["stage"], letter["replay"]) == ("the sampler broke down", "rollout", "no")
+        assert letter["reason"].endswith(": the sampler broke down")
+        assert (letter["stage"], letter["replay"]) == ("rollout", "no")
         assert {letter["group_id"]} == failed
         assert http.get(f"/v1/runs/{run}/dead/{letter['id']}").json()["record"]
         stages.fail = lambda record: False

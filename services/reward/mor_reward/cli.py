@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,23 +11,22 @@ from typing import Annotated, Any
 
 import typer
 from mor_core import atomic, process
-from mor_core.errors import Invalid, MorError
+from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.printable import visible, visible_json
-from mor_core.proxies import ProxyAddress
-from mor_core.terminal import TerminalConsole
 from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
+
+from mor_reward.console import out, printed_errors, read_secret
+from mor_reward.registration_commands import deregister, register
 
 app = typer.Typer(
     help="Train a reward model on private preferences, serve its scores and enrol it at a MoR router.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-out = TerminalConsole()
-err = TerminalConsole(stderr=True)
 
 Data = Annotated[Path, typer.Option(help="Preferences: a file, folder, pattern, archive or hub:OWNER/NAME.")]
 Columns = Annotated[
@@ -42,24 +40,6 @@ Columns = Annotated[
 @app.callback()
 def _begin() -> None:
     guard_uncaught()
-
-
-_Proxy = Annotated[
-    str | None, typer.Option(envvar="MOR_PROXY", help="Proxy for the calls to the router, as http://host:port.")
-]
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """End the command on an error of MoR with its message instead of a traceback."""
-    try:
-        yield
-    except MorError as error:
-        err.print(f"[bold red]error:[/] {escape(visible(str(error)))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
-    except ValidationError as error:
-        err.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -97,7 +77,7 @@ def train(
     columns: Columns = "",
 ) -> None:
     """Train and calibrate a reward model; print its accuracy on held-out pairs."""
-    with _errors():
+    with printed_errors():
         from mor_reward.train_config import TrainConfig
 
         given = {"model": model, "vision": vision, "text": text, "lora_rank": lora_rank, "max_length": max_length}
@@ -138,7 +118,7 @@ def evaluate(
     columns: Columns = "",
 ) -> None:
     """Print how a trained model, at its own temperature, agrees with the preferences of a file."""
-    with _errors():
+    with printed_errors():
         _configure_libraries(threads)
         from mor_reward import model_store, training_job
 
@@ -156,7 +136,7 @@ def convert(
     prompts: Annotated[bool, typer.Option("--prompts", help="Write prompts instead of preferences.")] = False,
 ) -> None:
     """Write preferences or prompts of any layout that is read as one plain file of mor.prefs/1 or mor.prompts/1."""
-    with _errors():
+    with printed_errors():
         from mor_core import datafiles
 
         if prompts:
@@ -214,14 +194,14 @@ def conformance(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
     """Check every clause of the reward contract on a running service; exit with status 1 if one is broken."""
-    with _errors():
+    with printed_errors():
         import json
         from dataclasses import asdict
 
         from mor_reward.conformance import run_checks
         from mor_reward.conformance.endpoint import Endpoint
 
-        secret = _secret(secret_file, "MOR_REWARD_TOKEN", "create it with 'mor-reward token --secret-file'")
+        secret = read_secret(secret_file, "MOR_REWARD_TOKEN", "create it with 'mor-reward token --secret-file'")
         endpoint = Endpoint(url, secret, timeout_s=timeout)
         try:
             results = list(run_checks(endpoint))
@@ -244,79 +224,8 @@ def conformance(
             raise typer.Exit(1)
 
 
-@app.command()
-def register(
-    *,
-    router: Annotated[str, typer.Option(help="Address of the router.")],
-    name: Annotated[str, typer.Option(help="Name of this client at the router.")],
-    url: Annotated[str, typer.Option(help="Address at which the router reaches this reward service.")],
-    secret_file: Annotated[Path, typer.Option(help="File with the token that the router must send to this service.")],
-    enrolment_token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the platform team's enrolment token.  [or the token: MOR_ENROLMENT_TOKEN]"),
-    ] = None,
-    domains: Annotated[str, typer.Option(help="Topics that the model can judge; by default from its card.")] = "",
-    page_token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Token of this client's page on the router: read from this file, or written to it if absent."
-        ),
-    ] = None,
-    proxy: _Proxy = None,
-) -> None:
-    """Enrol a running reward service at a router."""
-    with _errors():
-        from mor_reward.router_registration import register as register_at
-
-        if not secret_file.is_file():
-            raise Invalid(f"no file {secret_file}; create it with 'mor-reward token --secret-file {secret_file}'")
-        secret = secret_file.read_text().strip()
-        enrolment_token = _secret(
-            enrolment_token_file, "MOR_ENROLMENT_TOKEN", "ask the platform team for one and write it to that file"
-        )
-        if not enrolment_token:
-            raise Invalid("no enrolment token: give --enrolment-token-file, or set MOR_ENROLMENT_TOKEN")
-        own = page_token_file.read_text().strip() if page_token_file and page_token_file.is_file() else None
-        enrolled = register_at(
-            router,
-            enrolment_token,
-            name=name,
-            url=url,
-            domains=domains,
-            secret=secret,
-            page_token=own or None,
-            proxy=_checked_proxy(proxy),
-        )
-        out.print(f"[green]enrolled[/] {name} at {router}; its service is at {url}")
-        if enrolled.trial:
-            out.print(f"trial: {enrolled.trial}")
-        if enrolled.token is None:
-            out.print(f"token of this client's page: the one in {page_token_file}")
-        elif page_token_file is None:
-            out.print(f"token of this client's page, shown once: {enrolled.token}", soft_wrap=True)
-        else:
-            atomic.write(page_token_file, enrolled.token.encode(), mode=0o600)
-            out.print(f"token of this client's page: {page_token_file}")
-
-
-@app.command()
-def deregister(
-    *,
-    router: Annotated[str, typer.Option(help="Address of the router.")],
-    name: Annotated[str, typer.Option(help="Name of this client at the router.")],
-    page_token_file: Annotated[Path, typer.Option(help="File with the token of this client's page on the router.")],
-    proxy: _Proxy = None,
-) -> None:
-    """Deregister this client: the router stops calling it, and its page token becomes invalid."""
-    with _errors():
-        from mor_reward.router_registration import deregister as deregister_at
-
-        if not page_token_file.is_file():
-            raise Invalid(
-                f"no file {page_token_file}; give the file that 'mor-reward register --page-token-file' wrote"
-            )
-        known = deregister_at(router, page_token_file.read_text().strip(), name=name, proxy=_checked_proxy(proxy))
-        out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
+app.command()(register)
+app.command()(deregister)
 
 
 @app.command()
@@ -331,7 +240,7 @@ def token(
     ] = None,
 ) -> None:
     """Create a token for a caller of the reward service; only its hash is stored."""
-    with _errors():
+    with printed_errors():
         from mor_core.auth import Scope
 
         from mor_reward.caller_tokens import issue
@@ -343,24 +252,6 @@ def token(
             sys.stdout.write(issued + "\n")
         else:
             atomic.write(secret_file, issued.encode(), mode=0o600)
-
-
-def _checked_proxy(address: str | None) -> str | None:
-    """Return the address of a proxy, or raise ``ValidationError``."""
-    return None if address is None else TypeAdapter(ProxyAddress).validate_python(address).get_secret_value()
-
-
-def _secret(file: Path | None, variable: str, cure: str) -> str:
-    """Read a token from a file, else from a variable: other users see the options of a command.
-
-    Raises:
-        Invalid: the file does not exist.
-    """
-    if file is None:
-        return os.environ.get(variable, "").strip()
-    if not file.is_file():
-        raise Invalid(f"no file {file}; {cure}")
-    return file.read_text().strip()
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

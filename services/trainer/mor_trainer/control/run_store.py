@@ -11,10 +11,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import secrets
 import sqlite3
-import statistics
 import time
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -22,27 +22,20 @@ from typing import Annotated, Any
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
-from mor_core.step_metrics import StepMetrics
 from mor_core.stored import StoredEntries
-from mor_core.wire import Count, JsonObject
+from mor_core.wire import Count
 from pydantic import BaseModel, Field, TypeAdapter
 
 from mor_trainer.control.alert_store import AlertStore
-from mor_trainer.control.cursors import event_cursor
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
-from mor_trainer.control.kubeflow import trainer_status
+from mor_trainer.control.run_snapshot import last_event, read_snapshot
 
-_PACE_STEPS = 20
-"""Steps whose median duration gives the time left: enough to even out checkpoints, few enough to follow a change."""
 _HELD = (RunState.running, RunState.paused)
 """States in which a worker holds the run."""
-_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
 _COUNT: TypeAdapter[int] = TypeAdapter(Count)
 _RUNS = StoredEntries("run_rows")
 _ROWS = StoredEntries("history", largest=64 << 20)
-
-
 _AFTER_LOSS: dict[Desired, RunState] = {"run": RunState.queued, "pause": RunState.paused, "stop": RunState.stopped}
 _LATEST_LEASE = 1e11
 """Unix time, seconds, after which no lease ends."""
@@ -175,7 +168,7 @@ class RunStore:
         revision = self.revision(run)
         known = self._snapshots.get(run)
         if known is None or known[0] != revision:
-            snapshot = _RUNS.parse(run, self._row(run), self._snapshot)
+            snapshot = _RUNS.parse(run, self._row(run), functools.partial(read_snapshot, self._database))
             if snapshot is None:
                 raise _unreadable(run)
             known = self._snapshots[run] = (revision, snapshot)
@@ -188,8 +181,7 @@ class RunStore:
 
     def last_event(self, run: str) -> int:
         """Return the id of the run's newest event; 0 before the first."""
-        row = self._database.row("SELECT max(id) AS id FROM events WHERE run=?", run)
-        return int(row["id"] or 0) if row else 0
+        return last_event(self._database, run)
 
     def spec(self, run: str) -> RunSpec:
         """Return the specification of a run.
@@ -216,50 +208,6 @@ class RunStore:
             with contextlib.suppress(Conflict):
                 found.append(self.snapshot(run))
         return found
-
-    def _snapshot(self, row: sqlite3.Row) -> RunSnapshot:
-        run, state, step = row["id"], RunState(row["state"]), row["step"]
-        cursor = event_cursor(
-            run, self.last_event(run)
-        )  # read first: the rest may be newer than the cursor, never older
-        spec = RunSpec.model_validate_json(row["spec"])
-        recent = _ROWS.parse_list(
-            self._database.rows("SELECT data FROM metrics WHERE run=? ORDER BY step DESC LIMIT ?", run, _PACE_STEPS),
-            lambda found: StepMetrics.read(_OBJECT.validate_json(found["data"])),
-        )
-        evaluation = self._database.row("SELECT data FROM evaluations WHERE run=? ORDER BY step DESC LIMIT 1", run)
-        pace = [metrics.step_seconds for metrics in recent if metrics.step_seconds is not None]
-        eta = (
-            statistics.median(pace) * (spec.steps - step)
-            if pace and step is not None and state is RunState.running
-            else None
-        )
-        metrics = recent[0] if recent else None
-        progress = None if step is None else step / spec.steps
-        return RunSnapshot(
-            id=run,
-            name=spec.name,
-            state=state,
-            desired=row["desired"],
-            step=step,
-            total=spec.steps,
-            progress=progress,
-            eta_s=eta,
-            created_at=row["created_at"],
-            started_at=row["started_at"],
-            updated_at=row["updated_at"],
-            finished_at=row["finished_at"],
-            model=spec.model,
-            weights_version=row["weights_version"],
-            gate_version=row["gate_version"],
-            control_rewards=spec.control_rewards,
-            metrics=metrics,
-            evaluation=_ROWS.parse(run, evaluation, lambda found: _OBJECT.validate_json(found["data"])),
-            final=row["final"],
-            error=row["error"],
-            cursor=cursor,
-            trainer_status=trainer_status(progress=progress, eta_s=eta, metrics=metrics, updated_at=row["updated_at"]),
-        )
 
     def claim(self, worker: str) -> Claim | None:
         """Give the oldest queued run to ``worker``; returns None if no run is queued."""

@@ -7,7 +7,8 @@
     GroupExchange ─▶ DispatchQueue ─▶ stream "prompts", blobs
     GroupExchange ◀─ streams "rewards" and "dead"
     GroupExchange ─▶ Liveness ─▶ FlushDetector, GroupStreams
-    GroupExchange ─▶ GroupTraces, EventLog        spans; alerts and results
+    GroupExchange, Liveness ─▶ GroupRecovery      lost and bad groups; alerts
+    GroupExchange ─▶ GroupTraces, EventLog        spans; results
 
 The training loop requests groups and waits with a limit. Everything else happens here in the background, recovery from
 outages of the queue server included: every group can be issued again from the prompts file.
@@ -18,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -31,7 +31,6 @@ from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, StreamError
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import announce
-from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams, connect
@@ -41,13 +40,14 @@ from redis.exceptions import RedisError
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
-from mor_trainer.groups.bad_groups import REASON_CHARACTERS, PromptsFailed, bounded, defect_of
+from mor_trainer.groups.bad_groups import defect_of
 from mor_trainer.groups.dispatch_queue import DispatchQueue
 from mor_trainer.groups.evaluation import Evaluations
 from mor_trainer.groups.group_streams import GroupStreams
 from mor_trainer.groups.ledger import Ledger, LedgerState, Receipt
 from mor_trainer.groups.liveness import Liveness
 from mor_trainer.groups.prompt_record import prompt_record
+from mor_trainer.groups.recovery import GroupRecovery
 from mor_trainer.groups.replay_log import unfit_reason
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
@@ -62,8 +62,6 @@ _WITHDRAW_S = 10.0
 """Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up."""
 _DRAIN_S = 20.0
 """Seconds for the last events to reach the queue server, so that a restart of it loses none."""
-_ANSWER_S = 10.0
-"""Seconds until run control has surely seen the answer to a replay request; a request that remains is a new one."""
 
 log = structlog.get_logger(__name__)
 
@@ -108,8 +106,6 @@ class GroupExchange:
         self._published = asyncio.Event()
         self._arrived = asyncio.Event()
         self._last_arrival = time.monotonic()
-        announcing = functools.partial(announce, self._redis, run, spec.model, settings.service_token)
-        self._liveness = Liveness(self._redis, run, announcing, self._group_streams, self._reissue_all)
         self._tasks: list[asyncio.Task[None]] = []
         self._ledger: Ledger[ScoredGroup] = Ledger(
             run=run,
@@ -120,8 +116,22 @@ class GroupExchange:
         )
         self.traces = GroupTraces()
         self._evaluations = Evaluations(run, settings.group_attempts, self.traces, self._report_evaluation)
-        self._replayed: dict[int, float] = {}
-        """Time of the answer to each replay request, by dead letter."""
+        self._recovery = GroupRecovery(
+            run,
+            spec,
+            prompts,
+            settings.group_timeout_s,
+            ledger=self._ledger,
+            evaluations=self._evaluations,
+            dispatch_queue=self._dispatch_queue,
+            group_streams=self._group_streams,
+            traces=self.traces,
+            events=events,
+            step=lambda: self._step,
+            arrived=self._arrived,
+        )
+        announcing = functools.partial(announce, self._redis, run, spec.model, settings.service_token)
+        self._liveness = Liveness(self._redis, run, announcing, self._group_streams, self._recovery.reissue_all)
         self._issuing = True
         self._duplicates = 0
         self._failure: Exception | None = None
@@ -208,14 +218,14 @@ class GroupExchange:
         if not self._issuing or self._weights is None or self._weights.version != self._ledger.versions[-1]:
             return
         room = self._ledger.room(self._spec.groups_per_step, self._in_step, self._spec.steps - self._step)
-        issues = self._ledger.issue(room, self._deadline())
+        issues = self._ledger.issue(room, self._recovery.deadline())
         self._dispatch_queue.add(*(self._ledger.group_id(issue.number) for issue in issues))
 
     # --- evaluation and replay requests -------------------------------------------------------------------------
 
     async def begin_evaluation(self, step: int, version: int, prompts: Sequence[Prompt]) -> None:
         """Issue the evaluation prompts; a round that is still going on is reported with what has arrived."""
-        self._evaluations.begin(step, version, prompts, self._deadline())
+        self._evaluations.begin(step, version, prompts, self._recovery.deadline())
         self._dispatch_queue.add(*self._evaluations.outstanding)
 
     async def evaluating(self) -> bool:
@@ -230,15 +240,7 @@ class GroupExchange:
 
         A request that is still there some time after its answer is a new one.
         """
-        now = time.monotonic()
-        self._replayed = {letter: at for letter, at in self._replayed.items() if now - at < _ANSWER_S}
-        for letter, group_id in requested.items():
-            if letter not in self._replayed:
-                self._replayed[letter] = now
-                issued = self._ledger.reopen(group_id, self._deadline())
-                if issued:
-                    self._dispatch_queue.add(group_id)
-                self._events.add("replay", self._step, {"letter": letter, "group_id": group_id, "issued": issued})
+        self._recovery.replay(requested)
 
     # --- groups of a step ---------------------------------------------------------------------------------------
 
@@ -246,13 +248,14 @@ class GroupExchange:
         """Take ``count`` scored groups in the order of their numbers, or none within ``timeout_s``.
 
         Raises:
+            PromptsFailed: more prompts are bad than the run allows.
             Exception: the error that ended a background task.
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            if self._failure is not None:
-                raise self._failure
-            taken, stale = self._ledger.take(count, self._deadline())
+            if (failure := self._failure or self._recovery.failure) is not None:
+                raise failure
+            taken, stale = self._ledger.take(count, self._recovery.deadline())
             self._dispatch_queue.add(*(self._ledger.group_id(issue.number) for issue in stale))
             if taken:
                 self._in_step += len(taken)
@@ -276,19 +279,7 @@ class GroupExchange:
 
     async def reject(self, group: ScoredGroup, reason: str) -> None:
         """Drop a taken group that must not be trained on, with an alert that carries its record as a dead letter."""
-        self._ledger.reject_taken(group.number)
-        record = group.record
-        letter = DeadLetter(
-            run=self._run,
-            group_id=record.group_id,
-            stage="trainer",
-            stream="rewards",
-            reason=reason,
-            attempts=record.rollout.prompt.attempt + 1,
-            record=record.model_dump_json(),
-        )
-        self.traces.ended(record.group_id, "dropped", reason)
-        self._dropped(group.number, reason, letter, record.group_id)
+        self._recovery.reject(group, reason)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -298,7 +289,7 @@ class GroupExchange:
 
     async def adopt(self, state: LedgerState) -> None:
         """Replace the ledger's state by that of a checkpoint or replayed step, and issue its outstanding groups."""
-        self._ledger.restore(state, self._deadline())
+        self._ledger.restore(state, self._recovery.deadline())
         self._dispatch_queue.add(*self._ledger.outstanding)
 
     async def counts(self) -> GroupCounts:
@@ -315,9 +306,6 @@ class GroupExchange:
         return await self._group_streams.depths()
 
     # --- sending ------------------------------------------------------------------------------------------------
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self._settings.group_timeout_s
 
     async def _send_prompts(self) -> None:
         await self._liveness.cleared.wait()
@@ -365,7 +353,7 @@ class GroupExchange:
         elif issue is None:
             self._evaluations.receive(record)
         elif self._spec.deterministic and (reason := unfit_reason(record)) is not None:
-            self._reissue(group_id, reason)
+            self._recovery.reissue(group_id, reason)
         else:
             try:
                 tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
@@ -374,11 +362,11 @@ class GroupExchange:
                         f"tokens of {len(tokens.response_token_ids)} responses; the group has another number"
                     )
             except (BlobMissing, ValueError) as error:
-                self._reissue(group_id, describe_failure(error))
+                self._recovery.reissue(group_id, describe_failure(error))
             else:
                 group = ScoredGroup(number=issue.number, record=record, tokens=tokens)
                 if self._ledger.receive(group_id, record.rollout.weights_version, group) is Receipt.stale:
-                    self._ledger.resample(group_id, self._deadline())
+                    self._ledger.resample(group_id, self._recovery.deadline())
                     self._dispatch_queue.add(group_id)
         await consumer.settle(entry)
         if group_id not in self._ledger.outstanding:
@@ -391,46 +379,8 @@ class GroupExchange:
         async with consumer:
             while True:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                    self._reissue(entry.record.group_id, entry.record.reason, entry.record)
+                    self._recovery.reissue(entry.record.group_id, entry.record.reason, entry.record)
                     await consumer.settle(entry)
-
-    def _reissue(self, group_id: str, reason: str, letter: DeadLetter | None = None) -> None:
-        """Issue a group again that was lost or given up by a stage, while it has attempts left; else drop it."""
-        if group_id in self._evaluations.outstanding:
-            row = self._evaluations.prompt_of(self._evaluations.outstanding[group_id]).id
-            if self._evaluations.reissue(group_id, self._deadline(), reason):
-                self._dispatch_queue.add(group_id)
-            else:
-                self._alert("group_dropped", f"evaluation prompt {row!r}: {reason}", letter, group_id=group_id)
-        elif (issue := self._ledger.outstanding.get(group_id)) is not None:
-            if self._ledger.reissue(group_id, self._deadline()) is None:
-                self.traces.ended(group_id, "dropped", reason)
-                self._dropped(issue.number, reason, letter, group_id)
-                self._arrived.set()
-            else:
-                log.info("group issued again", run=self._run, group=group_id, reason=reason)
-                self._dispatch_queue.add(group_id)
-        elif letter is not None and group_id == "unreadable":
-            self._alert("unreadable_record", reason, letter)
-
-    def _dropped(self, number: int, reason: str, letter: DeadLetter | None, group_id: str) -> None:
-        """Report a dropped group by its row, and end the run where too many rows are bad."""
-        row = self._prompts[self._ledger.prompt_of(number)[1]].id
-        self._alert("group_dropped", f"prompt {row!r}: {reason}", letter, group_id=group_id)
-        bad = {self._ledger.prompt_of(dropped)[1] for dropped in self._ledger.dropped_numbers}
-        if len(bad) > math.ceil(self._spec.max_bad_prompts * len(self._prompts)):
-            self._failure = PromptsFailed(
-                [self._prompts[index].id for index in sorted(bad)],
-                len(self._prompts),
-                self._spec.max_bad_prompts,
-                reason,
-            )
-
-    def _alert(self, name: AlertName, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
-        reason = reason[:REASON_CHARACTERS]
-        log.warning("alert", run=self._run, name=name, reason=reason)
-        detail = {} if letter is None else {"group_id": letter.group_id, "letter": bounded(letter)}
-        self._events.add("alert", self._step, {"name": name, "reason": reason, **detail, **data})
 
     # --- watching -----------------------------------------------------------------------------------------------
 
@@ -438,38 +388,5 @@ class GroupExchange:
         """Issue again the groups that are overdue, and all groups when the queue server lost its content."""
         while True:
             await self._liveness.check()
-            await self._reissue_overdue()
+            await self._recovery.reissue_overdue(await self.idle_s())
             await asyncio.sleep(_WATCH_S)
-
-    async def _reissue_overdue(self) -> None:
-        """Issue again the overdue groups that are lost: that no stream holds, or that stay out while others come back.
-
-        While no group comes back at all, a stage is down. Then its groups wait in the streams and get more time.
-        """
-        now = time.monotonic()
-        overdue = self._ledger.overdue(now)
-        overdue += [name for name, issue in self._evaluations.outstanding.items() if issue.deadline <= now]
-        if not overdue:
-            return
-        silent = now - self._last_arrival > self._settings.group_timeout_s
-        waiting = await self._group_streams.holding(overdue) if silent else set()
-        for group_id in overdue:
-            if group_id in waiting:
-                self._extend_deadline(group_id)
-            else:
-                self._reissue(group_id, f"not back within {self._settings.group_timeout_s:g} s")
-
-    def _extend_deadline(self, group_id: str) -> None:
-        issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
-        if issue is not None:
-            issue.deadline = self._deadline()
-
-    def _reissue_all(self) -> None:
-        """Send events and groups again after the queue server lost its content."""
-        self._events.resend()
-        self._alert(
-            "queue_lost",
-            "the queue server was flushed or restarted; all groups under way are issued again",
-            groups=len(self._ledger.outstanding),
-        )
-        self._dispatch_queue.add(*self._ledger.outstanding, *self._evaluations.outstanding)

@@ -1,0 +1,96 @@
+"""Commands ``mor-reward register`` and ``deregister``: this client at a router."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from mor_core import atomic
+from mor_core.errors import Invalid
+from mor_core.proxies import ProxyAddress
+from pydantic import TypeAdapter
+
+from mor_reward.console import out, printed_errors, read_secret
+
+_Proxy = Annotated[
+    str | None, typer.Option(envvar="MOR_PROXY", help="Proxy for the calls to the router, as http://host:port.")
+]
+
+
+def register(
+    *,
+    router: Annotated[str, typer.Option(help="Address of the router.")],
+    name: Annotated[str, typer.Option(help="Name of this client at the router.")],
+    url: Annotated[str, typer.Option(help="Address at which the router reaches this reward service.")],
+    secret_file: Annotated[Path, typer.Option(help="File with the token that the router must send to this service.")],
+    enrolment_token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the platform team's enrolment token.  [or the token: MOR_ENROLMENT_TOKEN]"),
+    ] = None,
+    domains: Annotated[str, typer.Option(help="Topics that the model can judge; by default from its card.")] = "",
+    page_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Token of this client's page on the router: read from this file, or written to it if absent."
+        ),
+    ] = None,
+    proxy: _Proxy = None,
+) -> None:
+    """Enrol a running reward service at a router."""
+    with printed_errors():
+        from mor_reward.router_registration import register as register_at
+
+        if not secret_file.is_file():
+            raise Invalid(f"no file {secret_file}; create it with 'mor-reward token --secret-file {secret_file}'")
+        secret = secret_file.read_text().strip()
+        enrolment_token = read_secret(
+            enrolment_token_file, "MOR_ENROLMENT_TOKEN", "ask the platform team for one and write it to that file"
+        )
+        if not enrolment_token:
+            raise Invalid("no enrolment token: give --enrolment-token-file, or set MOR_ENROLMENT_TOKEN")
+        own = page_token_file.read_text().strip() if page_token_file and page_token_file.is_file() else None
+        enrolled = register_at(
+            router,
+            enrolment_token,
+            name=name,
+            url=url,
+            domains=domains,
+            secret=secret,
+            page_token=own or None,
+            proxy=_checked_proxy(proxy),
+        )
+        out.print(f"[green]enrolled[/] {name} at {router}; its service is at {url}")
+        if enrolled.trial:
+            out.print(f"trial: {enrolled.trial}")
+        if enrolled.token is None:
+            out.print(f"token of this client's page: the one in {page_token_file}")
+        elif page_token_file is None:
+            out.print(f"token of this client's page, shown once: {enrolled.token}", soft_wrap=True)
+        else:
+            atomic.write(page_token_file, enrolled.token.encode(), mode=0o600)
+            out.print(f"token of this client's page: {page_token_file}")
+
+
+def deregister(
+    *,
+    router: Annotated[str, typer.Option(help="Address of the router.")],
+    name: Annotated[str, typer.Option(help="Name of this client at the router.")],
+    page_token_file: Annotated[Path, typer.Option(help="File with the token of this client's page on the router.")],
+    proxy: _Proxy = None,
+) -> None:
+    """Deregister this client: the router stops calling it, and its page token becomes invalid."""
+    with printed_errors():
+        from mor_reward.router_registration import deregister as deregister_at
+
+        if not page_token_file.is_file():
+            raise Invalid(
+                f"no file {page_token_file}; give the file that 'mor-reward register --page-token-file' wrote"
+            )
+        known = deregister_at(router, page_token_file.read_text().strip(), name=name, proxy=_checked_proxy(proxy))
+        out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
+
+
+def _checked_proxy(address: str | None) -> str | None:
+    """Return the address of a proxy, or raise ``ValidationError``."""
+    return None if address is None else TypeAdapter(ProxyAddress).validate_python(address).get_secret_value()

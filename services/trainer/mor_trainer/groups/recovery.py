@@ -1,0 +1,177 @@
+"""Recovery of groups that do not come back: each is issued again while it has attempts left, else dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from mor_core.datafiles import Prompt
+from mor_core.run_status import AlertName
+from mor_core.runs import RunSpec
+from mor_core.wire import DeadLetter
+
+from mor_trainer.event_log import EventLog
+from mor_trainer.groups.bad_groups import REASON_CHARACTERS, PromptsFailed, bounded
+from mor_trainer.groups.dispatch_queue import DispatchQueue
+from mor_trainer.groups.evaluation import Evaluations
+from mor_trainer.groups.group_streams import GroupStreams
+from mor_trainer.groups.ledger import Ledger
+from mor_trainer.groups.scored_group import ScoredGroup
+from mor_trainer.groups.traces import GroupTraces
+
+_ANSWER_S = 10.0
+"""Seconds until run control has surely seen the answer to a replay request; a request that remains is a new one."""
+
+log = structlog.get_logger(__name__)
+
+
+class GroupRecovery:
+    """Recovery of one run's groups: lost, overdue, given up by a stage, unfit to be trained on, or wanted once more.
+
+    Every dropped group is an alert. A run with too many bad prompts has a ``failure``.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        spec: RunSpec,
+        prompts: Sequence[Prompt],
+        timeout_s: float,
+        *,
+        ledger: Ledger[ScoredGroup],
+        evaluations: Evaluations,
+        dispatch_queue: DispatchQueue,
+        group_streams: GroupStreams,
+        traces: GroupTraces,
+        events: EventLog,
+        step: Callable[[], int],
+        arrived: asyncio.Event,
+    ) -> None:
+        """Initialise the recovery.
+
+        ``timeout_s``: time after which a group is overdue. ``step`` returns the number of finished steps. ``arrived``
+        is set when a group is dropped: those behind it in the order of numbers may be trained on now.
+        """
+        self._run = run
+        self._spec = spec
+        self._prompts = prompts
+        self._timeout_s = timeout_s
+        self._ledger = ledger
+        self._evaluations = evaluations
+        self._dispatch_queue = dispatch_queue
+        self._group_streams = group_streams
+        self._traces = traces
+        self._events = events
+        self._step = step
+        self._arrived = arrived
+        self._replayed: dict[int, float] = {}
+        """Time of the answer to each replay request, by dead letter."""
+        self.failure: PromptsFailed | None = None
+        """Error of a run with more bad prompts than it allows."""
+
+    def deadline(self) -> float:
+        """Return the time at which a group that is issued now is overdue."""
+        return time.monotonic() + self._timeout_s
+
+    def reissue(self, group_id: str, reason: str, letter: DeadLetter | None = None) -> None:
+        """Issue a group again that was lost or given up by a stage, while it has attempts left; else drop it."""
+        if group_id in self._evaluations.outstanding:
+            row = self._evaluations.prompt_of(self._evaluations.outstanding[group_id]).id
+            if self._evaluations.reissue(group_id, self.deadline(), reason):
+                self._dispatch_queue.add(group_id)
+            else:
+                self._alert("group_dropped", f"evaluation prompt {row!r}: {reason}", letter, group_id=group_id)
+        elif (issue := self._ledger.outstanding.get(group_id)) is not None:
+            if self._ledger.reissue(group_id, self.deadline()) is None:
+                self._traces.ended(group_id, "dropped", reason)
+                self._dropped(issue.number, reason, letter, group_id)
+                self._arrived.set()
+            else:
+                log.info("group issued again", run=self._run, group=group_id, reason=reason)
+                self._dispatch_queue.add(group_id)
+        elif letter is not None and group_id == "unreadable":
+            self._alert("unreadable_record", reason, letter)
+
+    async def reissue_overdue(self, idle_s: float) -> None:
+        """Issue again the overdue groups that are lost: that no stream holds, or that stay out while others come back.
+
+        While no group comes back at all, a stage is down. Then its groups wait in the streams and get more time.
+        ``idle_s``: seconds since a group last came back.
+        """
+        now = time.monotonic()
+        overdue = self._ledger.overdue(now)
+        overdue += [name for name, issue in self._evaluations.outstanding.items() if issue.deadline <= now]
+        if not overdue:
+            return
+        waiting = await self._group_streams.holding(overdue) if idle_s > self._timeout_s else set()
+        for group_id in overdue:
+            if group_id in waiting:
+                self._extend_deadline(group_id)
+            else:
+                self.reissue(group_id, f"not back within {self._timeout_s:g} s")
+
+    def _extend_deadline(self, group_id: str) -> None:
+        issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
+        if issue is not None:
+            issue.deadline = self.deadline()
+
+    def reissue_all(self) -> None:
+        """Send events and groups again after the queue server lost its content."""
+        self._events.resend()
+        self._alert(
+            "queue_lost",
+            "the queue server was flushed or restarted; all groups under way are issued again",
+            groups=len(self._ledger.outstanding),
+        )
+        self._dispatch_queue.add(*self._ledger.outstanding, *self._evaluations.outstanding)
+
+    def replay(self, requested: Mapping[int, str]) -> None:
+        """Issue the dropped groups again that an operator requests, by dead letter."""
+        now = time.monotonic()
+        self._replayed = {letter: at for letter, at in self._replayed.items() if now - at < _ANSWER_S}
+        for letter, group_id in requested.items():
+            if letter not in self._replayed:
+                self._replayed[letter] = now
+                issued = self._ledger.reopen(group_id, self.deadline())
+                if issued:
+                    self._dispatch_queue.add(group_id)
+                self._events.add("replay", self._step(), {"letter": letter, "group_id": group_id, "issued": issued})
+
+    def reject(self, group: ScoredGroup, reason: str) -> None:
+        """Drop a taken group that must not be trained on, with an alert that carries its record as a dead letter."""
+        self._ledger.reject_taken(group.number)
+        record = group.record
+        letter = DeadLetter(
+            run=self._run,
+            group_id=record.group_id,
+            stage="trainer",
+            stream="rewards",
+            reason=reason,
+            attempts=record.rollout.prompt.attempt + 1,
+            record=record.model_dump_json(),
+        )
+        self._traces.ended(record.group_id, "dropped", reason)
+        self._dropped(group.number, reason, letter, record.group_id)
+
+    def _dropped(self, number: int, reason: str, letter: DeadLetter | None, group_id: str) -> None:
+        """Report a dropped group by its row, and end the run where too many rows are bad."""
+        row = self._prompts[self._ledger.prompt_of(number)[1]].id
+        self._alert("group_dropped", f"prompt {row!r}: {reason}", letter, group_id=group_id)
+        bad = {self._ledger.prompt_of(dropped)[1] for dropped in self._ledger.dropped_numbers}
+        if len(bad) > math.ceil(self._spec.max_bad_prompts * len(self._prompts)):
+            self.failure = PromptsFailed(
+                [self._prompts[index].id for index in sorted(bad)],
+                len(self._prompts),
+                self._spec.max_bad_prompts,
+                reason,
+            )
+
+    def _alert(self, name: AlertName, reason: str, letter: DeadLetter | None = None, **data: Any) -> None:
+        reason = reason[:REASON_CHARACTERS]
+        log.warning("alert", run=self._run, name=name, reason=reason)
+        detail = {} if letter is None else {"group_id": letter.group_id, "letter": bounded(letter)}
+        self._events.add("alert", self._step(), {"name": name, "reason": reason, **detail, **data})
