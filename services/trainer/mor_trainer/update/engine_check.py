@@ -18,8 +18,8 @@ class EngineDisagrees(MorError):
             "model family in another way (positions, pictures, scale of the logits); MOR_DTYPE of the rollout service "
             "is not float32, or its weights are quantised; it has another checkpoint or processor under the same "
             "name; another version of transformers. See docs/model-families.md, try MOR_BACKEND=transformers with "
-            "MOR_DTYPE=float32, and create the run again. Raise max_engine_difference only where number formats "
-            "explain the figure"
+            "MOR_DTYPE=float32, and resume the run. Only where number formats explain the figure, create it again with "
+            "a larger max_engine_difference"
         )
 
 
