@@ -116,6 +116,11 @@ RUN = (
                 {"{{run}} mean": _step("importance_ratio_mean"), "{{run}} max": _step("importance_ratio_max")},
                 about="Trainer over engine; near 1 where both compute the same.",
             ),
+            Panel(
+                "Difference of engine and trainer",
+                {"{{run}}": _step("engine_difference")},
+                about="Nats a token, from the same weights; an alert beyond the run's max_engine_difference.",
+            ),
             Panel("Effective sample size", {"{{run}}": _step("effective_sample_share")}, "percentunit"),
             Panel("Gradient norm", {"{{run}}": _step("grad_norm")}, about="Before clipping."),
             Panel("Learning rate", {"{{run}}": _step("lr")}),

@@ -39,10 +39,10 @@ KEYS = {
     "StepMetrics": (
         "reward_mean reward_std group_reward_std zero_variance_ratio mixture_entropy clients domains kl entropy loss "
         "objective clip_low_ratio clip_high_ratio grad_norm lr importance_limited_ratio importance_ratio_mean "
-        "importance_ratio_max effective_sample_share skipped_updates response_tokens processed_tokens staleness_mean "
-        "staleness_max response_length_mean queue_wait truncation_ratio weights_version groups_applied groups_skipped "
-        "groups_dropped groups_retried groups_duplicate gate_version step_seconds seconds tokens_per_second begun_at "
-        "stages overlap applied sampled_by"
+        "importance_ratio_max engine_difference effective_sample_share skipped_updates response_tokens "
+        "processed_tokens staleness_mean staleness_max response_length_mean queue_wait truncation_ratio "
+        "weights_version groups_applied groups_skipped groups_dropped groups_retried groups_duplicate gate_version "
+        "step_seconds seconds tokens_per_second begun_at stages overlap applied sampled_by"
     ),
     "ClientFigures": "reward_mean raw_mean weight seconds failures failures_total",
     "DomainFigures": "groups reward_mean weights",
@@ -64,6 +64,7 @@ GAUGES = {
     "lr": "learning_rate",
     "importance_ratio_mean": "importance_ratio_mean",
     "importance_ratio_max": "importance_ratio_max",
+    "engine_difference": "engine_difference_nats",
     "effective_sample_share": "effective_sample_ratio",
     "staleness_max": "staleness_updates",
     "response_length_mean": "response_length_tokens",
@@ -114,7 +115,8 @@ def finished_step() -> FinishedStep:
         )
     update = UpdateReport(
         advantages=[[1.0]] * 2, sums=LossSums(tokens=4, objective=0.5, clipped_low=1), loss=math.nan, entropy=1.0,
-        kl=0.1, grad_norm=math.inf, lr=1e-5, skipped=0, processed_tokens=8, micro_batch_tokens=64, divided_groups=0,
+        kl=0.1, engine_difference=0.01, grad_norm=math.inf, lr=1e-5, skipped=0, processed_tokens=8,
+        micro_batch_tokens=64, divided_groups=0,
     )  # fmt: skip
     phases = PhaseSeconds(**dict.fromkeys(PhaseSeconds.model_fields, 0.5))
     totals = RunTotals(3, 8, 1, 0, 0, 0)

@@ -224,6 +224,7 @@ AlertName = Literal[
     "group_dropped",
     "unreadable_record",
     "checkpoint_unreadable",
+    "engine_disagrees",
     "non_finite",
     "out_of_memory",
     "group_divided",

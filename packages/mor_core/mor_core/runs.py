@@ -130,6 +130,10 @@ class RunSpec(Documented):
     max_bad_prompts: float = Field(0.05, ge=0, le=1)
     """Share of the prompts whose groups may be dropped, each after all its attempts; beyond it the run fails, with the
     ids of these rows. Rounded up to whole prompts; 0 allows none."""
+    max_engine_difference: float | None = Field(0.1, gt=0)
+    """Largest mean absolute difference between the log-probabilities of engine and trainer, nats a token. Beyond it on
+    the first groups of an attempt, the run fails before its first update; later there is an alert. Only groups that
+    the newest weights sampled are compared. Null turns both off."""
     seed: int = 0
     """Seed of prompt order and sampling."""
     deterministic: bool = False

@@ -270,6 +270,9 @@ class StepMetrics(_Sparse):
     """Mean raw ratio trainer/engine."""
     importance_ratio_max: Annotated[Number, Metric("", gauge="importance_ratio_max")] = None
     """Largest raw ratio trainer/engine."""
+    engine_difference: Annotated[Number, Metric("nats a token", gauge="engine_difference_nats")] = None
+    """Mean absolute difference of the log-probabilities of engine and trainer from the same weights, per token; null
+    without a group that the newest weights sampled."""
     effective_sample_share: Annotated[Number, Metric("ratio", gauge="effective_sample_ratio")] = None
     """Effective sample size over sample size; 1 where trainer and engine agree."""
     grad_norm: Annotated[Number, Metric("", gauge="grad_norm", chart=GRADIENT, line="norm")] = None

@@ -98,6 +98,8 @@ export interface StepMetrics {
   importance_ratio_mean?: Figure;
   /** Largest raw ratio trainer/engine. */
   importance_ratio_max?: Figure;
+  /** Mean absolute difference of the log-probabilities of engine and trainer from the same weights, per token; null without a group that the newest weights sampled. */
+  engine_difference?: Figure;
   /** Effective sample size over sample size; 1 where trainer and engine agree. */
   effective_sample_share?: Figure;
   /** Gradient norm before clipping. */
@@ -167,6 +169,7 @@ export type NumericMetric =
   | "importance_limited_ratio"
   | "importance_ratio_mean"
   | "importance_ratio_max"
+  | "engine_difference"
   | "effective_sample_share"
   | "grad_norm"
   | "lr"

@@ -34,6 +34,9 @@ class TrainingGroup:
     """Of all responses, also of those that are not trained on: they belong to the baseline."""
     prepared: PreparedPrompt | None = None
     """The prompt, on the rank that computes the group; on the others only rewards and lengths count."""
+    on_policy: bool = False
+    """Whether the weights that begin the step sampled it, so that the engine should have the policy's own
+    log-probabilities."""
 
     def __len__(self) -> int:
         return self.prompt_tokens + sum(map(len, self.responses))

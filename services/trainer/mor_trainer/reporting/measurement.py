@@ -93,6 +93,7 @@ def measure(
         importance_limited_ratio=_share(sums.limited, sums.tokens),
         importance_ratio_mean=sums.ratio.mean,
         importance_ratio_max=sums.ratio.largest if sums.tokens else None,
+        engine_difference=update.engine_difference,
         effective_sample_share=sums.ratio.effective_sample_share,
         grad_norm=update.grad_norm,
         lr=update.lr,

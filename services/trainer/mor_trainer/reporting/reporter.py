@@ -82,6 +82,15 @@ class StepReporter:
         if update.skipped:
             reason = f"{update.skipped} updates had a loss or gradient that is not finite and were left out"
             self._alert(number, "non_finite", reason)
+        bound, difference = self._spec.max_engine_difference, update.engine_difference
+        if bound is not None and difference is not None and difference > bound:
+            self._alert_once(
+                number,
+                "engine_disagrees",
+                f"engine and trainer disagree by {difference:.3g} nats a token from the same weights, more than "
+                f"max_engine_difference={bound:g}; on the first groups of this attempt they agreed. Restart the "
+                "rollout service, which tests its engine at start; if that does not help, stop the run",
+            )
         budget = self._spec.micro_batch_tokens
         if update.micro_batch_tokens < budget:
             self._alert_once(

@@ -42,4 +42,5 @@ def training_group(
         tuple(() if out else ids for ids, out in zip(tokens.response_token_ids, masked, strict=True)),
         tuple(() if out else values for values, out in zip(tokens.response_logprobs, masked, strict=True)),
         shape_rewards(record.rewards, lengths, spec.sampling.max_tokens, overlong),
+        on_policy=group.staleness == 0,
     )

@@ -15,6 +15,7 @@ from mor_core.runs import RunSpec
 from torch import Tensor
 
 from mor_trainer.algorithm.advantage import advantages
+from mor_trainer.algorithm.engine_difference import EngineDifference
 from mor_trainer.algorithm.loss import LossSums, micro_batch_loss
 from mor_trainer.algorithm.losses import policy_loss_of
 from mor_trainer.algorithm.losses.loss_tokens import LossTokens
@@ -25,6 +26,7 @@ from mor_trainer.model.packed_sequences import PackedSequence
 from mor_trainer.model.policy import Policy
 from mor_trainer.ranks import Ranks
 from mor_trainer.update.budget import TokenBudget
+from mor_trainer.update.engine_check import EngineCheck
 from mor_trainer.update.step_timer import StepTimer
 
 
@@ -45,6 +47,8 @@ class UpdateReport:
     """Mean entropy of the sampling distribution, nats a token."""
     kl: float | None
     """Mean k3 estimate of KL(policy ‖ reference), nats a token."""
+    engine_difference: float | None
+    """Mean |log π - log μ| of on-policy groups, nats a token, in the step's first update: π is still their sampler."""
     grad_norm: float
     """Largest norm of the step's updates, before clipping."""
     lr: float
@@ -69,6 +73,7 @@ class Updater:
         self._spec = spec
         self._ranks = ranks or Ranks(policy.device)
         self.budget = TokenBudget(spec.micro_batch_tokens, alone=self._ranks.size == 1, fixed=spec.deterministic)
+        self._engine_check = EngineCheck(spec.max_engine_difference)
         self._skipped_in_a_row = 0
         config = spec.optimiser
         matrices = [p for p in policy.trainable.values() if p.dim() >= 2]
@@ -85,6 +90,7 @@ class Updater:
 
         Raises:
             Diverged: ``optimiser.max_skipped_updates`` updates in a row had no finite loss or gradient.
+            EngineDisagrees: the first groups show that the engine does not compute what the trainer computes.
             OutOfMemory: not even a micro-batch of one response fits the memory.
             RetryWithSmallerBatch: memory ran out on this of several ranks.
         """
@@ -98,7 +104,7 @@ class Updater:
         values = advantages(rewards, spec.algorithm.advantage)
         with timer.measure("processing"):
             parts = [
-                self._part(groups[first : first + size], values[first : first + size])
+                self._part(groups[first : first + size], values[first : first + size], begins_step=first == 0)
                 for size in (len(groups) // spec.optimiser.updates_per_step,)
                 for first in range(0, len(groups), size)
             ]
@@ -113,6 +119,7 @@ class Updater:
             loss=sum(one.loss for one in totals),
             entropy=sum(one.entropy for one in totals) / sums.tokens if sums.tokens else None,
             kl=sums.kl / sums.tokens if sums.tokens and self._policy.has_reference else None,
+            engine_difference=totals[0].difference.mean,
             grad_norm=max(one.grad_norm for one in totals),
             lr=lr,
             skipped=sum(not one.applied for one in totals),
@@ -121,7 +128,9 @@ class Updater:
             divided_groups=sum(one.divided for one in totals),
         )
 
-    def _part(self, groups: Sequence[TrainingGroup], values: Float[Tensor, "groups size"]) -> _RankPart:
+    def _part(
+        self, groups: Sequence[TrainingGroup], values: Float[Tensor, "groups size"], *, begins_step: bool
+    ) -> _RankPart:
         """Select this rank's part of an update; token weights are those of the whole update."""
         filled = [
             (number, member)
@@ -136,7 +145,8 @@ class Updater:
         shortest = min(prompts, key=lambda prompt: len(prompt.processed.token_ids))
         first_token = next((groups[number].responses[member][0] for number, member in filled), None)
         filler = None if first_token is None else PackedSequence(shortest, ((first_token,),))
-        return _RankPart(groups, values, dict(zip(filled, weights, strict=True)), filler)
+        on_policy = frozenset(number for number, group in enumerate(groups) if begins_step and group.on_policy)
+        return _RankPart(groups, values, dict(zip(filled, weights, strict=True)), on_policy, filler)
 
     def _keep_old_logprobs(self, part: _RankPart) -> None:
         """Keep the log-probabilities of a later update's tokens before the first update changes the policy."""
@@ -165,6 +175,7 @@ class Updater:
             self._run(part, begin, lambda batch: self._accumulate(batch, part, totals), self._compute_filler)
             by_rank = self._ranks.gather(totals)
             totals = sum(by_rank[1:], by_rank[0])
+        self._engine_check.check(totals.difference)
         with timer.measure("optimiser"):
             norm = torch.nn.utils.clip_grad_norm_(self._policy.trainable.values(), self._spec.optimiser.grad_clip)
             totals.grad_norm = sharding.full_tensor(norm).item()
@@ -239,6 +250,9 @@ class Updater:
         loss.backward()  # type: ignore[no-untyped-call]
         totals.loss += loss.item()
         totals.sums = totals.sums + sums
+        sampler = torch.tensor([number in part.on_policy for number, _ in members])
+        chosen = sampler.repeat_interleave(counts).to(logprobs.device)
+        totals.difference += EngineDifference.of(logprobs[chosen], engine[chosen], self._spec.sampling.top_p)
         totals.entropy += entropy.sum().item()
         totals.processed_tokens += (2 if kept else 1) * self._policy.padded_tokens(batch)
 
@@ -252,6 +266,8 @@ class _RankPart:
     advantages: Float[Tensor, "groups size"]
     weights: dict[tuple[int, int], float]
     """Weight of one token of each response that has tokens, by numbers of group and response."""
+    on_policy: frozenset[int]
+    """Numbers of the groups that the policy of the update's own forward pass sampled."""
     filler: PackedSequence | None
     """Short sequence to compute while other ranks have more to do; ``None`` where the update has no response at all."""
     old: dict[tuple[int, int], Float[Tensor, " n"]] = field(default_factory=dict)
@@ -264,6 +280,7 @@ class _Totals:
 
     loss: float = 0.0
     sums: LossSums = field(default_factory=LossSums)
+    difference: EngineDifference = field(default_factory=EngineDifference)
     entropy: float = 0.0
     processed_tokens: int = 0
     divided: int = 0
@@ -275,6 +292,7 @@ class _Totals:
         return _Totals(
             self.loss + other.loss,
             self.sums + other.sums,
+            self.difference + other.difference,
             self.entropy + other.entropy,
             self.processed_tokens + other.processed_tokens,
             self.divided + other.divided,
