@@ -103,7 +103,7 @@ def _read(
         more = f" ({len(others)} more invalid lines: {listed}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
         raise DataFileError(place.file, place.line, first + (more if others else ""))
     if not parsed:
-        raise DataFileError(path, 1, f"the data has no rows that give {content}; {_ADD_ROWS[content]}")
+        raise DataFileError(path, 1, f"the file has no rows that give {content}; {_ADD_ROWS[content]}")
     return parsed
 
 
