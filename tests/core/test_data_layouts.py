@@ -304,3 +304,23 @@ def test_columns_are_mapped_and_ignored(tmp_path: Path) -> None:
 def test_a_map_is_checked(tmp_path: Path, names: str) -> None:
     with pytest.raises(ValueError, match=r"map: .*(write wanted=column|give each name once)"):
         read_prompts(write(tmp_path, {"prompt": "a"}), names)
+
+
+def test_all_unknown_columns_are_named_with_the_map_that_ignores_them(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen-model": "x", "chosen-rating": 5, "source": "y"}
+    path = write(tmp_path, row)
+    with pytest.raises(DataFileError, match="unknown columns 'chosen-model', 'chosen-rating', 'source'") as refused:
+        read_preferences(path)
+    advised = str(refused.value).partition("out by --map ")[2].partition(" ")[0]
+    assert pairs(read_preferences(path, advised)) == [("b", "c")]
+
+
+def test_unpaired_responses_match_by_the_content_of_their_pictures(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [
+        {"prompt": "Which?", "completion": text, "label": good, "images": [{"bytes": png(), "path": name}]}
+        for text, good, name in (("a", True, "1.png"), ("b", False, "2.png"))
+    ]
+    path = tmp_path / "rows.parquet"
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+    assert pairs(read_preferences(path)) == [("a", "b")]

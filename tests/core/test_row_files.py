@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -155,9 +156,80 @@ def test_shards_are_read_in_order_and_errors_name_the_file(tmp_path: Path) -> No
     with pytest.raises(DataFileError, match=r"train-00001-of-00002\.jsonl:2: prompt: not a conversation"):
         read_prompts(tmp_path)
     (data / "test-00000-of-00001.jsonl").write_text(lines({"prompt": "c"}))
-    with pytest.raises(Invalid, match=r"holds the sets test, train; name one set, as 'train-\*\.parquet'"):
+    with pytest.raises(Invalid, match=r"holds the sets test, train; name one set, as '.*/data/train\*\.jsonl'"):
         read_prompts(tmp_path)
     assert texts(data / "test-*") == ["c"]
+
+
+def test_descriptions_beside_the_shards_of_a_data_set_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-of-00001.jsonl").write_text(lines({"prompt": "a"}))
+    (tmp_path / "dataset_infos.json").write_text('{"default": {}}')
+    (tmp_path / "._rows.jsonl").write_bytes(b"\0")
+    assert texts(tmp_path) == ["a"]
+
+
+def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
+    for split in ("test", "train"):
+        (tmp_path / split).mkdir()
+    with pytest.raises(Invalid, match=r"holds no data file; .*; or give one of its folders test, train"):
+        read_prompts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}'), "is compressed by gzip; unpack it"),
+        ("rows.tar.gz", gzip.compress(b"x"), "is compressed by gzip; unpack it"),
+        ("rows.zip", b"PK\x03\x04", "is a zip archive; unpack it"),
+        ("rows.csv", b"prompt\na\n", "save it as JSON lines or Parquet"),
+        ("rows.jsonl", '{"prompt": "a"}'.encode("utf-16"), "is in UTF-16; save it as UTF-8"),
+        ("rows.jsonl", '{"prompt": "a"}'.encode("utf-16-le"), "zero bytes, as UTF-16 has"),
+        ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\n", "pointer of a file in Git LFS; get"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Invalid, match=problem):
+        read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        (b'{"prompt": "b" "id": 1}', "not JSON"),
+        (b'{"prompt": "\xe9"}', "not UTF-8 \\(byte 14 is 0xe9\\)"),
+    ],
+)
+def test_an_error_in_a_json_array_names_its_line(tmp_path: Path, second: bytes, problem: str) -> None:
+    (tmp_path / "rows.json").write_bytes(b'[\n{"prompt": "a"},\n ' + second + b"\n]")
+    with pytest.raises(DataFileError, match=rf"rows\.json:3: {problem}"):
+        read_prompts(tmp_path / "rows.json")
+
+
+def test_pictures_of_a_sample_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    colours = [f"#{number:02x}0000" for number in range(12)]
+    members = {f"1.{number}.png": png(colour) for number, colour in enumerate(colours)}
+    [row] = read_prompts(archive(tmp_path / "rows.tar", {"._1.0.png": b"", **members, "1.txt": b"which?"}))
+    assert list(row.images.values()) == [png(colour) for colour in colours]
+
+
+def test_an_archive_whose_samples_are_torn_apart_is_refused(tmp_path: Path) -> None:
+    members = {"1.jpg": png("red"), "2.jpg": png("red"), "1.txt": b"one?", "2.txt": b"two?"}
+    with pytest.raises(Invalid, match=r"rows\.tar: the members of '1' are apart; sort the archive by name$"):
+        read_prompts(archive(tmp_path / "rows.tar", members))
+
+
+def test_a_bad_row_is_named_by_its_id(tmp_path: Path) -> None:
+    (tmp_path / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    for picture, problem in (
+        ("lfs.png", "lfs.png is the pointer of a file in Git LFS"),
+        ("https://example.org/a.png", "is an address; download it"),
+        ("a" * 200, "no file a name of 200 characters"),
+    ):
+        (tmp_path / "rows.jsonl").write_text(lines({"id": "q-7", "prompt": "a", "images": picture}))
+        with pytest.raises(DataFileError, match=rf"rows\.jsonl:1: images: .*{problem}.*\(row 'q-7'\)"):
+            read_prompts(tmp_path / "rows.jsonl")
 
 
 def test_a_folder_or_pattern_without_data_is_named(tmp_path: Path) -> None:

@@ -32,4 +32,19 @@ def test_published_data_becomes_one_plain_file(tmp_path: Path) -> None:
     assert [prompt.messages for prompt in read_prompts(prompts)] == [found.prompt.messages]
     status, shown = convert(source, tmp_path / "other.jsonl")
     assert status == 1
-    assert "rows.jsonl:1: unknown column 'licence'" in shown
+    assert "rows.jsonl:1: unknown columns 'licence', 'photo', 'query'" in shown
+
+
+def test_invalid_rows_are_left_out_on_demand_and_named(tmp_path: Path) -> None:
+    source, target = tmp_path / "rows.jsonl", tmp_path / "plain.jsonl"
+    rows = [{"prompt": "Which?", "chosen": "a", "rejected": worse} for worse in ("a", "b", "")]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert convert(source, target)[0] == 1
+    assert not target.exists()
+    status, shown = convert(source, target, "--skip-invalid")
+    assert status == 0
+    assert f"left out: {source}:1: chosen and rejected are the same text" in shown
+    assert f"left out: {source}:3: rejected: not a response" in shown
+    assert len(read_preferences(target)) == 1
+    source.write_text(json.dumps(rows[0]) + "\n")
+    assert convert(source, tmp_path / "none.jsonl", "--skip-invalid")[0] == 1

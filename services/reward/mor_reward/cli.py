@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from mor_reward.console import out, printed_errors, read_secret
+from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.registration_commands import deregister, register
 
 app = typer.Typer(
@@ -134,19 +134,25 @@ def convert(
     target: Annotated[Path, typer.Argument(help="New .jsonl file, with a folder of pictures, or .parquet file.")],
     columns: Columns = "",
     prompts: Annotated[bool, typer.Option("--prompts", help="Write prompts instead of preferences.")] = False,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave invalid rows out, and name them.")
+    ] = False,
 ) -> None:
     """Write preferences or prompts of any layout that is read as one plain file of mor.prefs/1 or mor.prompts/1."""
     with printed_errors():
         from mor_core import datafiles
 
+        left_out: list[str] | None = [] if skip_invalid else None
         if prompts:
-            rows = datafiles.read_prompts(source, columns)
+            rows = datafiles.read_prompts(source, columns, left_out)
             datafiles.write_prompts(rows, target)
             out.print(f"{len(rows)} prompts in {target}")
         else:
-            pairs = datafiles.read_preferences(source, columns)
+            pairs = datafiles.read_preferences(source, columns, left_out)
             datafiles.write_preferences(pairs, target)
             out.print(f"{len(pairs)} preferences in {target}")
+        for problem in left_out or ():
+            err.print(f"left out: {escape(problem)}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core import images as safe_images
+from mor_core.datafiles.sources.foreign_files import LONGEST_START, foreign_kind
 from mor_core.errors import Invalid, MorError, TooLarge
 from mor_core.failures import describe_failure
 from mor_core.image_budget import MOST_BYTES, ImageBudget
@@ -50,6 +51,8 @@ class PictureCells:
         name, content = self._content(cell, folder)
         digest = safe_images.sha256(content)
         if digest not in self._known:
+            if (foreign := foreign_kind(content[:LONGEST_START])) is not None:
+                raise Invalid(f"images: {name} is {foreign}")
             try:
                 safe_images.decode(content)
             except MorError as error:
@@ -60,7 +63,8 @@ class PictureCells:
     def _content(self, cell: Any, folder: Path) -> tuple[str, bytes]:
         """Return name and bytes of an image cell."""
         if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):
-            return "embedded image", cell["bytes"]
+            path = cell.get("path")
+            return path[:_SHOWN_CHARACTERS] if isinstance(path, str) else "embedded image", cell["bytes"]
         if isinstance(cell, dict) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
             return self._content(cell["path"], folder)
         if isinstance(cell, dict):
@@ -80,6 +84,8 @@ class PictureCells:
     def _file(self, name: str, folder: Path) -> bytes:
         """Read a file of the data set. The error for a path elsewhere does not reveal whether it exists."""
         # A longer one may be a picture in base64 without the prefix of a data URI.
+        if name.startswith(("http://", "https://")):
+            raise Invalid(f"images: {name[:_SHOWN_CHARACTERS]!r} is an address; download it and give the file's name")
         shown = repr(name) if len(name) <= _SHOWN_CHARACTERS else f"a name of {len(name)} characters"
         try:
             file = (folder / name).resolve()
@@ -88,7 +94,7 @@ class PictureCells:
             content = file.read_bytes() if size is not None and size <= safe_images.MAX_BYTES else None
         except (OSError, RuntimeError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise Invalid(f"images: {shown} cannot be read ({reason})") from error
+            raise Invalid(f"images: {shown} cannot be read ({reason}); give a file name, or a data URI") from error
         if not allowed:
             raise Invalid(f"images: {shown} is not below the data file's folder; put it there, or give a data URI")
         if size is None:

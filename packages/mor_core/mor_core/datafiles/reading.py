@@ -19,6 +19,12 @@ from mor_core.wire import Message
 
 _SHOWN_PROBLEMS = 10
 """Invalid lines that an error lists."""
+_SHOWN_CHARACTERS = 100
+"""Length up to which an error quotes an id."""
+_ADD_ROWS: dict[Content, str] = {
+    "prompts": "add rows",
+    "preferences": "add rows in which responses to a prompt differ in score, rank or label",
+}
 
 Row = TypeVar("Row")
 Rows = Iterable[tuple[RowPlace, RawRow]]
@@ -54,21 +60,22 @@ class ParsedRow(Generic[Row]):
     problem: str | None
 
 
-def read_prompts(path: Path, columns: str = "") -> list[Prompt]:
+def read_prompts(path: Path, columns: str = "", left_out: list[str] | None = None) -> list[Prompt]:
     """Read all prompts of a data set; of preferences, those that were answered.
 
-    ``path``: see ``sources.row_files``. ``columns``: other names of its columns, see ``ColumnMap``.
+    ``path``: see ``sources.row_files``. ``columns``: other names of its columns, see ``ColumnMap``. ``left_out``: if
+    given, invalid rows are left out, and their places and problems are added to it.
 
     Raises:
         DataFileError: names the first invalid line and the cure; the message lists further invalid lines.
         Invalid: there is no such data set, or ``columns`` is no map.
     """
-    return _read(path, scan_prompts(path, columns), "prompts")
+    return _read(path, scan_prompts(path, columns), "prompts", left_out)
 
 
-def read_preferences(path: Path, columns: str = "") -> list[Preference]:
+def read_preferences(path: Path, columns: str = "", left_out: list[str] | None = None) -> list[Preference]:
     """Read all preferences of a data set; arguments and errors are those of ``read_prompts``."""
-    return _read(path, scan_preferences(path, columns), "preferences")
+    return _read(path, scan_preferences(path, columns), "preferences", left_out)
 
 
 def scan_prompts(path: Path, columns: str = "") -> Iterator[ParsedRow[Prompt]]:
@@ -85,7 +92,7 @@ def scan_preferences(path: Path, columns: str = "") -> Iterator[ParsedRow[Prefer
     return _scan(path, columns, "preferences", _preference)
 
 
-def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content) -> list[Row]:
+def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content, left_out: list[str] | None) -> list[Row]:
     parsed: list[Row] = []
     problems: list[tuple[RowPlace, str]] = []
     for row in rows:
@@ -93,13 +100,15 @@ def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content) -> list[
             parsed.append(row.value)
         else:
             problems.append((row.place, row.problem or ""))
-    if problems:
+    if left_out is not None and parsed:
+        left_out += [f"{place.file}:{place.line}: {problem}" for place, problem in problems]
+    elif problems:
         (place, first), *others = problems
         listed = ", ".join(_shown(other, place.file) for other, _ in others[: _SHOWN_PROBLEMS - 1])
         more = f" ({len(others)} more invalid lines: {listed}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
         raise DataFileError(place.file, place.line, first + (more if others else ""))
     if not parsed:
-        raise DataFileError(path, 1, f"the file has no rows that give {content}; write one JSON object per line")
+        raise DataFileError(path, 1, f"the file has no rows that give {content}; {_ADD_ROWS[content]}")
     return parsed
 
 
@@ -124,7 +133,9 @@ def _scan(
             names[name] = place
             yield ParsedRow(place, name, parse(row, pictures, place.file.parent, name), None)
         except MorError as error:
-            yield ParsedRow(place, name, None, str(error))
+            own = row.get("id") if isinstance(row, dict) else None
+            named = f" (row {str(own)[:_SHOWN_CHARACTERS]!r})" if own else ""
+            yield ParsedRow(place, name, None, f"{error}{named}")
 
 
 def _shown(place: RowPlace, file: Path) -> str:

@@ -12,6 +12,8 @@ from mor_core.errors import Invalid
 
 Content = Literal["prompts", "preferences"]
 """What a reader wants of a file."""
+_SHOWN_COLUMNS = 20
+"""Unknown columns that an error lists."""
 NumberedRows = Iterable[tuple[RowPlace, RawRow]]
 
 
@@ -46,10 +48,12 @@ class Layout(ABC):
         """
         unknown = row.keys() - self.columns
         if unknown:
-            name = min(unknown)
+            names = sorted(unknown)[:_SHOWN_COLUMNS]
+            listed, ignored = ", ".join(map(repr, names)), ",".join(f"ignore={name}" for name in names)
+            several, it = ("s", "them") if len(names) > 1 else ("", "it")
             raise Invalid(
-                f"unknown column {name!r}; {self._known()}: "
-                f"map it to one of these, as in prompt={name}, or leave it out by ignore={name}"
+                f"unknown column{several} {listed}; {self._known()}: map {it} to one of these, "
+                f"as in --map prompt={names[0]}, or leave {it} out by --map {ignored} (for a run: prompt_columns)"
             )
         wanted = self.needs | self.answers if content == "preferences" else self.needs
         missing = wanted - row.keys()

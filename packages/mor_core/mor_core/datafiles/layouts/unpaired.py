@@ -50,4 +50,6 @@ def _label(cell: Any) -> bool:
 
 def _key(prompt: dict[str, Any]) -> str:
     """Return a text that is equal for equal prompts and pictures."""
-    return sha256(repr((prompt["prompt"], prompt["images"])).encode(errors="replace"))
+    cells = prompt["images"] if isinstance(prompt["images"], list) else [prompt["images"]]
+    pictures = [cell.get("bytes") or cell if isinstance(cell, dict) else cell for cell in cells]
+    return sha256(repr((prompt["prompt"], pictures)).encode(errors="replace"))

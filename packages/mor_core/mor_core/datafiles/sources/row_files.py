@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.datafiles.sources import arrow_rows, hub_rows, tar_samples
+from mor_core.datafiles.sources.foreign_files import LONGEST_START, foreign_kind
 from mor_core.errors import Invalid
 
 RawRow = dict[str, Any] | Invalid
@@ -29,7 +30,11 @@ RawRow = dict[str, Any] | Invalid
 
 _DEEPEST = 64
 """Levels of a row: far more than any layout has, and far from the limit of Python's recursion."""
+_SHOWN_FOLDERS = 5
+"""Folders that an error lists."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json"}
+"""Files that the library ``datasets`` writes beside a data set's shards, and that hold no rows."""
 _SHARD_NUMBER = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 """End of a shard's name, as in ``train-00000-of-00002``."""
 
@@ -77,24 +82,35 @@ def _folder(folder: Path) -> RowSource:
     if (folder / arrow_rows.STATE_FILE).is_file():
         return _shards(folder, arrow_rows.saved_files(folder), folder)
     for place in (folder, folder / "data"):
-        found = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else []
+        found = sorted(file for file in place.iterdir() if _may_hold_rows(file)) if place.is_dir() else []
         for kind in _READERS:
             files = [file for file in found if file.suffix == kind]
             if files:
                 return _shards(folder, files, folder)
-    raise Invalid(f"{folder} holds no data file; wanted are {', '.join(_READERS)}")
+    inner = ", ".join(sorted(inner.name for inner in folder.iterdir() if inner.is_dir())[:_SHOWN_FOLDERS])
+    below = f"; or give one of its folders {inner}" if inner else ""
+    raise Invalid(f"{folder} holds no data file; wanted are {', '.join(_READERS)}{below}")
+
+
+def _may_hold_rows(file: Path) -> bool:
+    return file.is_file() and file.name not in _DESCRIPTIONS and not file.name.startswith(".")
 
 
 def _shards(root: Path, files: list[Path], asked: Path) -> RowSource:
     sets = sorted({_SHARD_NUMBER.sub("", file.stem) for file in files})
     if not files or len(sets) > 1:
         found = f"the sets {', '.join(sets)}" if sets else "no file"
-        raise Invalid(f"{asked} holds {found}; name one set, as 'train-*.parquet'")
+        example = files[0].parent / f"{sets[-1]}*{files[0].suffix}" if sets else "train-*.parquet"
+        raise Invalid(f"{asked} holds {found}; name one set, as '{example}'")
     return RowSource(root, tuple(files), (row for file in files for row in _file_rows(file)))
 
 
 def _file_rows(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
-    return _READERS.get(file.suffix, _json_lines)(file)
+    with file.open("rb") as opened:
+        foreign = foreign_kind(opened.read(LONGEST_START), file)
+    if foreign is not None:
+        raise Invalid(f"{file} is {foreign}")
+    yield from _READERS.get(file.suffix, _json_lines)(file)
 
 
 def _numbered(file: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[RowPlace, RawRow]]:
@@ -119,7 +135,7 @@ def _json_file(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
         return
     rows = _load(file.read_bytes().removeprefix(_BYTE_ORDER_MARK))
     if isinstance(rows, Invalid):
-        yield RowPlace(file, 1), rows
+        yield RowPlace(file, rows.line if isinstance(rows, _BadText) else 1), rows
         return
     for number, row in enumerate(rows, 1):
         yield RowPlace(file, number), _checked(row)
@@ -133,15 +149,28 @@ def _parse(line: bytes) -> RawRow:
     return row if isinstance(row, Invalid) else _checked(row)
 
 
+class _BadText(Invalid):
+    """A JSON text that cannot be read, with the line of it that is wrong."""
+
+    def __init__(self, problem: str, line: int) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
 def _load(content: bytes) -> Any:
     """Return the value of a JSON text, or the reason why it has none."""
     try:
         return json.loads(content.decode())
     except UnicodeDecodeError as error:
-        byte = content[error.start]
-        return Invalid(f"not UTF-8 (byte {error.start + 1} is 0x{byte:02x}); save the file as UTF-8")
+        before, byte = content[: error.start], content[error.start]
+        place = error.start - before.rfind(b"\n")
+        problem = f"not UTF-8 (byte {place} is 0x{byte:02x}); save the file as UTF-8"
+        return _BadText(problem, before.count(b"\n") + 1)
     except json.JSONDecodeError as error:
-        return Invalid(f"not JSON ({error.msg}, column {error.colno}); write one JSON object per line")
+        if b"\0" in content:
+            return _BadText("not UTF-8 (it has zero bytes, as UTF-16 has); save the file as UTF-8", error.lineno)
+        problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object per line"
+        return _BadText(problem, error.lineno)
     except (ValueError, RecursionError):  # a number of thousands of digits, or a nesting of thousands of levels
         return Invalid("not a row (a number is too long, or values are nested too deeply); write plain columns")
 

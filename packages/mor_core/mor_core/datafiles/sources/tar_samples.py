@@ -1,11 +1,12 @@
 """Samples of a WebDataset archive: members with one name up to the first dot, such as ``0001.json`` and ``0001.jpg``.
 
 A sample's ``.json`` holds its columns, a ``.txt`` is its prompt, and its pictures are its images, in the order of their
-names. Nothing is unpacked.
+names, in which 2 is before 10. Nothing is unpacked.
 """
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,20 +27,28 @@ def samples(file: Path, parse: Callable[[bytes], dict[str, Any] | Invalid]) -> I
     """
     number, key = 0, None
     members: dict[str, bytes | Invalid] = {}
+    ended: set[str | None] = set()
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 if not member.isfile():
                     continue
                 folder, _, name = member.name.rpartition("/")
+                if name.startswith("."):  # what macOS adds to archives
+                    continue
                 stem, _, suffix = name.partition(".")
                 sample = f"{folder}/{stem}".lstrip("./")
                 if members and sample != key:
                     number += 1
                     yield number, _row(str(key), members, parse)
                     members = {}
+                    ended.add(key)
+                    if sample in ended:
+                        raise Invalid(f"{file}: the members of {sample!r} are apart; sort the archive by name")
                 key = sample
                 members[suffix.lower()] = _content(archive, member)
+    except Invalid:
+        raise
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise Invalid(f"{file}: not a readable tar ({describe_failure(error)}); write the file again") from error
     if members:
@@ -58,11 +67,11 @@ def _row(
 ) -> dict[str, Any] | Invalid:
     row: dict[str, Any] = {"id": key}
     pictures = []
-    for suffix, content in sorted(members.items()):
+    for suffix, content in sorted(members.items(), key=lambda member: _order(member[0])):
         if isinstance(content, Invalid):
             return content
         if suffix.rpartition(".")[2] in _PICTURES:
-            pictures.append({"bytes": content, "path": None})
+            pictures.append({"bytes": content, "path": f"{key}.{suffix}"})
         elif suffix == "json":
             columns = parse(content)
             if isinstance(columns, Invalid):
@@ -79,3 +88,8 @@ def _row(
         row.pop("image", None)  # its name, in data sets that were packed from files
         row["images"] = pictures
     return row
+
+
+def _order(suffix: str) -> list[str | int]:
+    """Return a key that sorts numbers in a name by their value."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", suffix, flags=re.ASCII))]
