@@ -89,7 +89,7 @@ def test_a_group_that_a_client_failed_is_not_trained_on(
     processes.serve()
     processes.environment["MOR_GROUP_ATTEMPTS"] = "2"
     processes.environment["MOR_STALL_TIMEOUT_S"] = "2"
-    run = create(processes, model=tiny, prompts=prompts, deterministic=True)  # beta never answers
+    run = create(processes, model=tiny, prompts=prompts, deterministic=True, max_bad_prompts=1)  # beta never answers
     with processes.working():
         until(lambda: stages.sampled.total() >= 8, 240, "each group is sampled twice")
         assert snapshot(processes, run)["step"] is None

@@ -124,7 +124,7 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
         if not isinstance(name, str) or name not in sent:
             raise ClientFailure("schema", f"the answer names item {str(name)[:60]!r}, which was not sent")
         if name in answers:
-            raise ClientFailure("schema", f"the answer names item {name!r} twice")
+            raise ClientFailure("schema", "the answer names an item twice")
         answers[name] = _parse_item(entry, sent[name], model)
     for name in sent:
         answers.setdefault(name, ClientResponse("error", detail="the answer leaves this item out", model=model))

@@ -35,8 +35,10 @@ async def people(router: Running, _: Admin) -> list[PersonLabels]:
     return await router.learning.audit_people.all()
 
 
-@routes.delete("/audits/labels", summary="Withdraw all labels of a person")
-async def withdraw(by: Annotated[str, Query(description=_BY)], router: Running, caller: Admin) -> WithdrawnLabels:
+@routes.delete("/audits/labels", summary="Withdraw all labels of a person", responses=problems(404))
+async def withdraw(
+    by: Annotated[str, Query(description=_BY, min_length=1)], router: Running, caller: Admin
+) -> WithdrawnLabels:
     """Remove the person's labels of all objectives, and the anchors made of them. Remove the person's token first.
     Clients that lost their weight because of the labels get it back by a fit, or by ``PATCH /v1/clients/{name}``."""
     return await router.learning.audit_people.withdraw(by, caller.name)

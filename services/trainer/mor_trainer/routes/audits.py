@@ -61,7 +61,7 @@ async def people(request: Request, router_client: RouterClientDep, _: Admin) -> 
 
 @router.delete("/labels", summary="Withdraw all labels of a person", responses={404: _NO_ROUTER})
 async def withdraw(
-    by: Annotated[str, Query(description="Name of the person's token.")],
+    by: Annotated[str, Query(description="Name of the person's token.", min_length=1)],
     request: Request,
     router_client: RouterClientDep,
     _: Admin,
