@@ -192,7 +192,8 @@ def test_serve_logs_its_address_and_renamed_variables_and_stops_at_sigterm(redis
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=20)
         assert "Application shutdown complete" in log
-        renamed, listening = (json.loads(line) for line in log.splitlines()[:2])
+        renamed, tokens, listening = (json.loads(line) for line in log.splitlines()[:3])
         assert (renamed["level"], renamed["name"]) == ("warning", "MOR_GROUP_ATTEMPTS")
+        assert "MOR_TOKENS_FILE is not set" in tokens["event"]
         assert renamed["use"] == "MOR_QUORUM_ATTEMPTS"
         assert listening["event"] == "listening"
