@@ -21,7 +21,7 @@ from mor_router.clients.pool import ClientPool
 from mor_router.config import RouterSettings
 from mor_router.embedding import LIVE, embedding_for
 from mor_router.retry_pause import retry_pause_s
-from mor_router.rewarding.group_batch import Attempted, GroupBatch, Unrewarded
+from mor_router.rewarding.group_batch import GroupBatch, LastAttempt, Unrewarded
 from mor_router.rewarding.pipeline import RewardPipeline
 
 _IDLE_S = 1.0
@@ -94,7 +94,7 @@ class RunRewardStage(RunStage[RolloutRecord]):
 
     async def _score(self, entries: Sequence[RolloutEntry], images: dict[str, bytes]) -> None:
         waiting = {entry.id: entry for entry in entries}
-        known: Attempted | None = None
+        known: LastAttempt | None = None
         patient_until = time.monotonic() + 2 * self._settings.outage_wait_s
         for attempt in itertools.count(1):
             if not waiting:

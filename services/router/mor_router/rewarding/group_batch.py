@@ -43,7 +43,7 @@ class GroupOutcome:
 
 
 @dataclass(frozen=True)
-class Attempted:
+class LastAttempt:
     """What an attempt leaves to the next one of the same groups."""
 
     answers: ClientResponses

@@ -40,7 +40,7 @@ from mor_router.mathematics.standardise import Standardiser
 from mor_router.objectives.active_gates import ActiveGates, GateResolver
 from mor_router.rewarding import client_scores
 from mor_router.rewarding.gate_weights import GateWeights
-from mor_router.rewarding.group_batch import Attempted, GroupBatch, GroupOutcome, Unrewarded
+from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, LastAttempt, Unrewarded
 from mor_router.rewarding.recent_scores import RecentScores
 from mor_router.rewarding.run_monitor import FusionResult, RunMonitor, labelled_objective
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
@@ -77,10 +77,10 @@ class RewardPipeline:
         deadline_s: float,
         *,
         fusion: FusionChoice | None = None,
-        known: Attempted | None = None,
+        known: LastAttempt | None = None,
         retry_s: float | None = None,
         caller: Caller = RUNS,
-    ) -> tuple[list[GroupOutcome], Attempted]:
+    ) -> tuple[list[GroupOutcome], LastAttempt]:
         """Reward ``groups``; return an outcome for each, in their order, and what the next attempt needs.
 
         That is passed as ``known`` when a group is tried again.
@@ -105,7 +105,7 @@ class RewardPipeline:
         outcomes = {outcome.item_id: outcome for part, _ in parts for outcome in part}
         answers = {item_id: by_client for _, part in parts for item_id, by_client in part.answers.items()}
         honeypots = {name: left for _, part in parts for name, left in part.honeypots.items()}
-        return [outcomes[item.item_id] for item in groups.items], Attempted(answers, honeypots)
+        return [outcomes[item.item_id] for item in groups.items], LastAttempt(answers, honeypots)
 
     async def plan(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
         """Plan the scoring of groups with this objective by the clients and gates that are active now.
@@ -125,11 +125,11 @@ class RewardPipeline:
         groups: GroupBatch,
         deadline_s: float,
         fusion: FusionChoice | None,
-        known: Attempted | None,
+        known: LastAttempt | None,
         *,
         retry_s: float | None,
         caller: Caller,
-    ) -> tuple[list[GroupOutcome], Attempted]:
+    ) -> tuple[list[GroupOutcome], LastAttempt]:
         """Reward groups that share one objective; ``name``: the objective as JSON."""
         try:
             async with asyncio.timeout(deadline_s):
@@ -139,7 +139,7 @@ class RewardPipeline:
             late = f"the objective's text was not embedded in {deadline_s:g} s"
             problem = late if isinstance(error, TimeoutError) else describe_failure(error)
             unrewarded = Unrewarded(problem=problem, clients=(), gate_version=0, fusion=kind)
-            return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], Attempted({}, {})
+            return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], LastAttempt({}, {})
         items = [
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
             for g in groups.items
@@ -191,7 +191,7 @@ class RewardPipeline:
             for item_id, by_client in answers.items()
         }
         outcomes = [GroupOutcome(group.item.item_id, group.result, plan.gates.note) for group in fusions]
-        return outcomes, Attempted(good, again)
+        return outcomes, LastAttempt(good, again)
 
     async def _called_clients(
         self,
