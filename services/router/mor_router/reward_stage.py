@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 import time
 from collections.abc import Sequence
 
@@ -19,17 +18,14 @@ from redis.asyncio import Redis
 
 from mor_router import metrics
 from mor_router.clients.pool import ClientPool
-from mor_router.clients.scoring import ClientResponses
 from mor_router.config import RouterSettings
 from mor_router.embedding import LIVE, embedding_for
-from mor_router.rewarding.group_batch import GroupBatch, Unrewarded
+from mor_router.retry_pause import retry_pause_s
+from mor_router.rewarding.group_batch import GroupBatch, LastAttempt, Unrewarded
 from mor_router.rewarding.pipeline import RewardPipeline
 
 _IDLE_S = 1.0
 """Seconds between checks for an active client, while there is none."""
-
-_LONGEST_RETRY_S = 30.0
-"""Longest mean pause before a retry, seconds: short against ``outage_wait_s``, so that the wait ends on time."""
 
 RolloutEntry = Entry[RolloutRecord]
 
@@ -98,13 +94,12 @@ class RunRewardStage(RunStage[RolloutRecord]):
 
     async def _score(self, entries: Sequence[RolloutEntry], images: dict[str, bytes]) -> None:
         waiting = {entry.id: entry for entry in entries}
-        known: ClientResponses | None = None
+        known: LastAttempt | None = None
         patient_until = time.monotonic() + 2 * self._settings.outage_wait_s
         for attempt in itertools.count(1):
             if not waiting:
                 return
-            mean_s = min(self._settings.group_retry_s * 2.0 ** min(attempt - 1, 20), _LONGEST_RETRY_S)
-            retry_s = random.uniform(0.5, 1.5) * mean_s
+            retry_s = retry_pause_s(self._settings.group_retry_s, attempt)
             traces = {name: self._spans[name].traceparent for name in waiting}
             policies = {name: _policy(entry.record) for name, entry in waiting.items()}
             groups = GroupBatch([_item(entry) for entry in waiting.values()], images, traces, policies)

@@ -36,14 +36,14 @@ from __future__ import annotations
 
 import base64
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from mor_core.errors import Conflict
+from mor_core.errors import Conflict, Invalid
 from mor_core.objectives import ObjectiveName
 from mor_core.redis_users import ROUTER_PREFIX
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count, Wire
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, model_validator
 from redis.asyncio import Redis
 
 _EXPORTED = StoredEntries("exported", largest=256 << 20)
@@ -81,15 +81,45 @@ KINDS = (
     "people",
 )
 """Hashes of each objective."""
+_SHARED = ("clients", "objectives", "anchors", "reserve", "labellers")
+"""Hashes of all objectives together."""
 
 
 class RouterSnapshot(Wire):
     """Whole state of a router. Its secrets are encrypted with ``MOR_SECRET_KEY``, which is not part of it."""
 
     schema_: Literal["mor.router/1"] = "mor.router/1"
-    versions: int
+    versions: Count
     hashes: dict[str, dict[str, str]]
     """Hash (without the prefix) -> field -> value; binary values in base64."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.hashes:
+            kind, _, objective = name.partition(":")
+            if name not in _SHARED and kind not in KINDS:
+                raise ValueError(f"{name[:60]!r} is no hash of an export")
+            if name not in _SHARED:
+                _NAME.validate_python(objective)
+        return self
+
+    def values(self) -> dict[str, dict[str, str | bytes]]:
+        """Return the hashes that have fields, with their values as they are stored.
+
+        Raises:
+            Invalid: a binary value is no base64.
+        """
+        try:
+            return {
+                name: {
+                    field: base64.b64decode(value, validate=True) if _binary(name) else value
+                    for field, value in fields.items()
+                }
+                for name, fields in self.hashes.items()
+                if fields
+            }
+        except ValueError as error:
+            raise Invalid("a value of the images or embeddings is no base64; take another export") from error
 
 
 async def objective_names(redis: Redis) -> list[str]:
@@ -109,7 +139,7 @@ def _binary(name: str) -> bool:
 
 async def export(redis: Redis) -> RouterSnapshot:
     """Read the whole state."""
-    names = ["clients", "objectives", "anchors", "reserve", "labellers"]
+    names = [*_SHARED]
     for objective in await objective_names(redis):
         names += [f"{kind}:{objective}" for kind in KINDS]
     hashes: dict[str, dict[str, str]] = {}
@@ -153,22 +183,18 @@ async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> N
 
     Raises:
         Conflict: the router has state already and ``replace`` is false.
+        Invalid: a value of the snapshot cannot be stored.
     """
     existing = await redis.hlen(CLIENTS) + await redis.hlen(OBJECTIVES)
     if existing and not replace:
         raise Conflict(f"this router has {existing} clients and objectives; import with --replace to discard them")
+    values: Any = snapshot.values()
     present = (await export(redis)).hashes
+    left = [key(kind, client) for kind in ("influence", "recent") for client in present["clients"]]
     async with redis.pipeline(transaction=True) as pipe:
-        for name in present:
-            pipe.delete(key(name))
-        for name, fields in snapshot.hashes.items():
-            if fields:
-                pipe.hset(
-                    key(name),
-                    mapping={
-                        field: base64.b64decode(value) if _binary(name) else value for field, value in fields.items()
-                    },
-                )
+        pipe.delete(*left, *(key(name) for name in {*present, *values}))
+        for name, fields in values.items():
+            pipe.hset(key(name), mapping=fields)
         known = version_number(await _EXPORTED.read(VERSIONS, _EXPORTED.fetch(redis, "GET", VERSIONS), None))
         pipe.set(VERSIONS, max(snapshot.versions, known))
         await pipe.execute()

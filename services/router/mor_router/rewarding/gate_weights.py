@@ -55,11 +55,11 @@ class GateWeights:
                 span.fail(reason := describe_failure(error))
                 return reason
 
-    def clients_for(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> tuple[str, ...]:
-        """Return the weighted clients that would score a group with this embedded input."""
+    def of_embedded(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> dict[str, float]:
+        """Return the weights of the clients that would score a group with this embedded input."""
         if not plan.weighted_clients:
-            return ()
-        return tuple(blended_weights(self._of_embedded(inputs[None], plan.gates, plan.weighted_clients)))
+            return {}
+        return blended_weights(self._of_embedded(inputs[None], plan.gates, plan.weighted_clients))
 
     def _of_embedded(
         self, inputs: Float[ndarray, "1 features"], gates: ActiveGates, weighted_clients: Collection[str]

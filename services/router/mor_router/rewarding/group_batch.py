@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from mor_core.wire import GroupReward, RewardExplanation, RewardItem
 
+from mor_router.clients.scoring import ClientResponses
+from mor_router.trust.honeypots import HoneypotBatch
+
 
 @dataclass(frozen=True)
 class GroupBatch:
@@ -37,3 +40,13 @@ class GroupOutcome:
     result: GroupReward | Unrewarded
     note: str | None
     """Reason why there is no fitted gate, or why these objectives were chosen."""
+
+
+@dataclass(frozen=True)
+class LastAttempt:
+    """What an attempt leaves to the next one of the same groups."""
+
+    answers: ClientResponses
+    """The good answers, so that no client scores a group twice."""
+    honeypots: Mapping[str, HoneypotBatch]
+    """Objective, as JSON -> honeypots that are tried again with its groups."""

@@ -40,7 +40,7 @@ from mor_router.mathematics.standardise import Standardiser
 from mor_router.objectives.active_gates import ActiveGates, GateResolver
 from mor_router.rewarding import client_scores
 from mor_router.rewarding.gate_weights import GateWeights
-from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, Unrewarded
+from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, LastAttempt, Unrewarded
 from mor_router.rewarding.recent_scores import RecentScores
 from mor_router.rewarding.run_monitor import FusionResult, RunMonitor, labelled_objective
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
@@ -77,13 +77,13 @@ class RewardPipeline:
         deadline_s: float,
         *,
         fusion: FusionChoice | None = None,
-        known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+        known: LastAttempt | None = None,
         retry_s: float | None = None,
         caller: Caller = RUNS,
-    ) -> tuple[list[GroupOutcome], ClientResponses]:
-        """Reward ``groups``; return an outcome for each, in their order, and the good answers.
+    ) -> tuple[list[GroupOutcome], LastAttempt]:
+        """Reward ``groups``; return an outcome for each, in their order, and what the next attempt needs.
 
-        The good answers are passed as ``known`` when a group is tried again, so that no client scores it twice.
+        That is passed as ``known`` when a group is tried again.
         ``retry_s``: seconds after which the caller tries groups without a reward again, by default those of the first
         retry. Groups of another ``caller`` than the runs change nothing that the router has learned: no recent scores,
         influence, reliability, model, disagreement, honeypot or metric of scores follows from them.
@@ -97,14 +97,15 @@ class RewardPipeline:
         parts = await asyncio.gather(
             *(
                 self._reward_objective(
-                    replace(groups, items=items), deadline_s, fusion, known, retry_s=retry_s, caller=caller
+                    name, replace(groups, items=items), deadline_s, fusion, known, retry_s=retry_s, caller=caller
                 )
-                for items in by_objective.values()
+                for name, items in by_objective.items()
             )
         )
         outcomes = {outcome.item_id: outcome for part, _ in parts for outcome in part}
-        answers = {item_id: by_client for _, part in parts for item_id, by_client in part.items()}
-        return [outcomes[item.item_id] for item in groups.items], answers
+        answers = {item_id: by_client for _, part in parts for item_id, by_client in part.answers.items()}
+        honeypots = {name: left for _, part in parts for name, left in part.honeypots.items()}
+        return [outcomes[item.item_id] for item in groups.items], LastAttempt(answers, honeypots)
 
     async def plan(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
         """Plan the scoring of groups with this objective by the clients and gates that are active now.
@@ -120,15 +121,16 @@ class RewardPipeline:
 
     async def _reward_objective(
         self,
+        name: str,
         groups: GroupBatch,
         deadline_s: float,
         fusion: FusionChoice | None,
-        known: Mapping[str, Mapping[str, ClientResponse]] | None,
+        known: LastAttempt | None,
         *,
         retry_s: float | None,
         caller: Caller,
-    ) -> tuple[list[GroupOutcome], ClientResponses]:
-        """Reward groups that share one objective."""
+    ) -> tuple[list[GroupOutcome], LastAttempt]:
+        """Reward groups that share one objective; ``name``: the objective as JSON."""
         try:
             async with asyncio.timeout(deadline_s):
                 plan = await self.plan(groups.items[0].objective, fusion)
@@ -137,14 +139,16 @@ class RewardPipeline:
             late = f"the objective's text was not embedded in {deadline_s:g} s"
             problem = late if isinstance(error, TimeoutError) else describe_failure(error)
             unrewarded = Unrewarded(problem=problem, clients=(), gate_version=0, fusion=kind)
-            return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], {}
+            return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], LastAttempt({}, {})
         items = [
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
             for g in groups.items
         ]
         first = caller == RUNS and known is None
         shapes = [self._monitor.situations(item.messages, item.responses) for item in items]
-        joined = self._joined_honeypots(groups, plan, deadline_s) if first else None
+        before, waiting = (known.answers, known.honeypots) if known is not None else ({}, {})
+        joined = self._joined_honeypots(groups, plan, deadline_s) if first else waiting.get(name)
+        left: HoneypotBatch | None = None
         started = time.perf_counter()
         gate_weights = asyncio.gather(
             *(
@@ -159,10 +163,10 @@ class RewardPipeline:
             batch = ScoreBatch(items, groups.images, groups.traces)
             if joined is None:
                 answers = await self._requester.fan_out(
-                    batch, called, plan.shadows, deadline_s, known=known, caller=caller
+                    batch, called, plan.shadows, deadline_s, known=before, caller=caller
                 )
             else:
-                answers = await self._honeypots.fan_out(joined, batch, called)
+                answers, left = await self._honeypots.fan_out(joined, batch, called, known=before)
             standardisers = await self._standardisers(plan.gates, answers, remember=first)
             found = await gate_weights
         finally:
@@ -174,16 +178,20 @@ class RewardPipeline:
                 fused, result = self._result(weights, answers[item.item_id], plan, standardisers, suspects)
                 fusions.append(FusionResult(item, situations, weights, fused, result))
         if caller == RUNS:
-            await self._monitor.observe(
-                groups, plan, fusions, answers, known=known or {}, called=called, retry_s=retry_s
-            )
+            await self._monitor.observe(groups, plan, fusions, answers, known=before, called=called, retry_s=retry_s)
+        again = {}
+        if left is not None and any(isinstance(group.result, Unrewarded) for group in fusions):
+            again = {name: left}
+        elif left is not None:
+            self._honeypots.try_again(left)
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
         good = {
-            item_id: {name: answer for name, answer in by_client.items() if answer.status == "ok"}
+            item_id: {client: answer for client, answer in by_client.items() if answer.status == "ok"}
             for item_id, by_client in answers.items()
         }
-        return [GroupOutcome(group.item.item_id, group.result, plan.gates.note) for group in fusions], good
+        outcomes = [GroupOutcome(group.item.item_id, group.result, plan.gates.note) for group in fusions]
+        return outcomes, LastAttempt(good, again)
 
     async def _called_clients(
         self,
@@ -207,9 +215,11 @@ class RewardPipeline:
             objective=objective,
             gate=plan.gates.version,
             groups=[(item.messages, item.responses) for item in groups.items],
-            clients_for=partial(self._gate_weights.clients_for, plan),
+            weights_for=partial(self._gate_weights.of_embedded, plan),
             shadows=plan.shadows,
             deadline_s=deadline_s,
+            quorum=self._settings.quorum,
+            retry_s=self._settings.group_retry_s,
         )
         return self._honeypots.join(call)
 

@@ -8,6 +8,9 @@ of the call from telling:
 - No call gets a size that live calls do not have. Where all calls have the same size, as many honeypots as a call has
   groups leave as a call of their own, by a gap like those between live calls.
 
+Honeypots are tried again as live groups are, where calls failed without which there is no quorum: what a client is sent
+once more tells nothing either.
+
 One honeypot falls on each stretch of as many live groups as the share makes, at a random place of it: a step of a run
 with far more groups than others would stand out. Live groups do not wait for honeypots to be made.
 """
@@ -22,6 +25,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import structlog
 from jaxtyping import Float
 from mor_core.errors import MorError
@@ -34,10 +38,13 @@ from redis.exceptions import RedisError
 
 from mor_router import metrics
 from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores, scored_now
+from mor_router.clients.responses import ClientResponse
 from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
 from mor_router.embedding import Embedder
+from mor_router.mathematics.quorum import missing_quorum
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Objective, ObjectiveStore
+from mor_router.retry_pause import retry_pause_s
 from mor_router.trust.drift import Drift
 from mor_router.trust.honeypot_shapes import RecentShapes
 from mor_router.trust.honeypot_source import Honeypot, HoneypotSource
@@ -52,6 +59,8 @@ _LATEST = 256
 """Live groups whose call sizes are remembered: some steps of a run."""
 _BURST_S = 1.0
 """Longest gap between the starts of two live calls of one burst: a honeypot call leaves by such a gap."""
+_MOST_ATTEMPTS = 8
+"""Attempts of a honeypot that travels alone: after some minutes, live groups too fare without the client."""
 _GAPS = 64
 """Latest gaps that are remembered."""
 
@@ -67,11 +76,15 @@ class HoneypotCall:
     gate: int
     groups: Sequence[tuple[Messages, Sequence[str]]]
     """Messages and responses of each of its groups."""
-    clients_for: Callable[[Float[ndarray, " features"]], Collection[str]]
-    """Function from a group's features to the weighted clients that score it."""
+    weights_for: Callable[[Float[ndarray, " features"]], Mapping[str, float]]
+    """Function from a group's features to the weights of the clients that score it."""
     shadows: Collection[str]
     """Clients that score every group."""
     deadline_s: float
+    quorum: float
+    """Least share of the weight with which a live group is not tried again."""
+    retry_s: float
+    """Mean seconds before a live group is tried again for the first time."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +93,29 @@ class HoneypotBatch:
 
     call: HoneypotCall
     honeypots: Sequence[Honeypot] = ()
+    known: Mapping[str, Mapping[str, ClientResponse]] = field(default_factory=dict)
+    """Good answers of earlier attempts by digest; empty at the first one."""
 
     def weighted(self) -> dict[str, Collection[str]]:
         """Map the items of the honeypots to the weighted clients that score them."""
-        return {one.digest: self.call.clients_for(one.vector) for one in self.honeypots}
+        return {one.digest: tuple(self.call.weights_for(one.vector)) for one in self.honeypots}
+
+    def left(self, answers: ClientResponses) -> HoneypotBatch | None:
+        """Return the honeypots that would be tried again if they were live groups, if any; ``answers`` are theirs."""
+        again = [one for one in self.honeypots if self._lacks_quorum(one, answers[one.digest])]
+        good = {
+            one.digest: {name: answer for name, answer in answers[one.digest].items() if answer.status == "ok"}
+            for one in again
+        }
+        return HoneypotBatch(self.call, again, good) if again else None
+
+    def _lacks_quorum(self, honeypot: Honeypot, answers: Mapping[str, ClientResponse]) -> bool:
+        weights = self.call.weights_for(honeypot.vector)
+        given = {name: answers[name] for name in weights if name in answers}
+        scored = np.array([[weights[name] for name, answer in given.items() if answer.scores is not None]])
+        declined = sum(weights[name] for name, a in given.items() if a.scores is None and not a.of_call)
+        outage = any(answer.of_call for answer in given.values())
+        return outage and missing_quorum(scored, np.array([declined]), self.call.quorum) is not None
 
     def added_to(self, batch: ScoreBatch) -> ScoreBatch:
         """Return ``batch`` with the honeypots among its items, at random places."""
@@ -219,21 +251,28 @@ class Honeypots:
         joined: HoneypotBatch,
         batch: ScoreBatch,
         weighted: Mapping[str, Collection[str]],
-    ) -> ClientResponses:
-        """Request scores for ``batch`` and the honeypots that go with it; return those for ``batch``."""
+        known: Mapping[str, Mapping[str, ClientResponse]] | None = None,
+    ) -> tuple[ClientResponses, HoneypotBatch | None]:
+        """Request scores for ``batch`` and the honeypots that go with it; return those for ``batch``, and the honeypots
+        that are to be tried again, if any. ``known``: answers for ``batch`` of earlier attempts."""
         whole, clients = joined.added_to(batch), {**weighted, **joined.weighted()}
+        before = {**(known or {}), **joined.known}
         late = partial(self._keep_late, joined) if joined.honeypots else None
         try:
             answers = await self._requester.fan_out(
-                whole, clients, joined.call.shadows, joined.call.deadline_s, late=late
+                whole, clients, joined.call.shadows, joined.call.deadline_s, known=before, late=late
             )
         except BaseException:
             self._forget(joined)
             raise
-        if joined.honeypots:
-            own = {one.digest: answers.pop(one.digest) for one in joined.honeypots}
+        own = {one.digest: answers.pop(one.digest) for one in joined.honeypots}
+        if own:
             self._start(self._keep(joined, own), joined.call.objective.name)
-        return answers
+        return answers, joined.left(own)
+
+    def try_again(self, left: HoneypotBatch) -> None:
+        """Try honeypots again whose live call is not: all its groups have a reward."""
+        self._start(self._send_alone(left, retry_pause_s(left.call.retry_s, 1), earlier=1), left.call.objective.name)
 
     def known_picture(self, messages: Messages) -> bool:
         """Return whether all pictures of a group were sent to clients lately."""
@@ -276,7 +315,8 @@ class Honeypots:
     def _send(self, traffic: _Traffic, leaving: Sequence[_Waiting]) -> None:
         self._take(traffic, leaving)
         joined = HoneypotBatch(traffic.latest, [one.honeypot for one in leaving])
-        self._start(self._send_alone(joined), joined.call.objective.name)
+        gap_s = _random.choice(self._gaps) if self._gaps else 0.0  # that after the live call which they resemble
+        self._start(self._send_alone(joined, gap_s), joined.call.objective.name)
 
     def _start(self, work: Coroutine[None, None, None], objective: str) -> None:
         task = asyncio.create_task(self._guarded(work, objective))
@@ -302,19 +342,28 @@ class Honeypots:
             size = _random.choice(traffic.sizes)
             traffic.waiting.append(_Waiting(made, size, asyncio.get_running_loop().time()))
 
-    async def _send_alone(self, joined: HoneypotBatch) -> None:
-        """Send honeypots as a call of their own, a gap after the live call that they resemble."""
-        if self._gaps:
-            await asyncio.sleep(_random.choice(self._gaps))
-        await self.fan_out(joined, ScoreBatch((), {}), {})
+    async def _send_alone(self, joined: HoneypotBatch, wait_s: float, earlier: int = 0) -> None:
+        """Send honeypots as a call of their own, and those again that lack a quorum, as the reward stage does."""
+        for attempt in range(earlier + 1, _MOST_ATTEMPTS + 1):
+            await asyncio.sleep(wait_s)
+            _, left = await self.fan_out(joined, ScoreBatch((), {}), {})
+            if left is None:
+                return
+            joined, wait_s = left, retry_pause_s(left.call.retry_s, attempt)
 
     async def _keep(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
         """Count the honeypots as sent, and store the answers."""
         try:
-            await self._source.count_sent(joined.call.objective.name, [one.digest for one in joined.honeypots])
+            if not joined.known:
+                await self._source.count_sent(joined.call.objective.name, [one.digest for one in joined.honeypots])
         finally:
             self._forget(joined)
-        await self._store(joined, answers)
+        known = joined.known
+        fresh = {
+            digest: {name: answer for name, answer in given.items() if name not in known.get(digest, ())}
+            for digest, given in answers.items()
+        }
+        await self._store(joined, fresh)
 
     def _keep_late(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
         """Have the answers of a client stored that was slower than the others."""
