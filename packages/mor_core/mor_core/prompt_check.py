@@ -21,7 +21,7 @@ from typing import Any
 from mor_core import images, vision
 from mor_core.datafiles import ParsedRow, Preference, Prompt, scan_preferences, scan_prompts
 from mor_core.datafiles.sources.row_files import RowPlace
-from mor_core.errors import Invalid, MorError, Unavailable
+from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.image_budget import ImageBudget
 from mor_core.prompt_limits import PromptLimits
@@ -79,7 +79,7 @@ class PromptCheck:
 
         Raises:
             Invalid: there is no such data set, or the model has no processor that can be used.
-        Unavailable: a process ended before its work.
+            Unavailable: a process ended before its work.
         """
         seen = 0
         try:
@@ -172,7 +172,7 @@ def _encode(model: str, limits: PromptLimits, rows: Batch) -> CheckProgress:
                 budget.spend(content)
             decoded = {digest: images.decode(content) for digest, content in prompt.images.items()}
             limits.check_tokens(vision.encode_prompt(processor, prompt.messages, decoded)["input_ids"].shape[1])
-        except (MorError, TimeoutError) as error:
+        except Exception as error:  # whatever fails, it is this row that no run can use
             bad.append(_bad(place, prompt.id, describe_failure(error)))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
