@@ -35,7 +35,7 @@ from mor_router.rewarding import pipeline
 from numpy import ndarray
 from pydantic import SecretStr
 
-sys.path.append(str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))  # both checkouts meet the same traffic
 
 from tests.router.endpoints import TOKEN
 from tests.router.planted import KINDS, jsonl, picture, question, rows
