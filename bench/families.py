@@ -1,4 +1,4 @@
-"""What works for which model family: the matrix in ``docs/model-families.md``, filled by the real loading paths.
+"""Trial of each model family by the real loading paths, for the matrix in ``docs/model-families.md``.
 
 ``python bench/families.py`` builds a tiny random checkpoint of each family with its real processor class, tries it in
 trainer, ``transformers`` engine and reward model, and writes ``bench/results/families.json``. ``--vllm`` tries vLLM

@@ -36,7 +36,7 @@ SIGLIP = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a family's builder made: a configuration, and a processor."""
+    """Configuration and processor of a family's checkpoint."""
 
     config: Any
     processor: Any

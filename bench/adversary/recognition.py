@@ -32,7 +32,7 @@ Features = Mapping[str, Float[ndarray, "groups features"]]
 
 
 class _History:
-    """What a client has seen before the present call."""
+    """Pictures, texts and questions that a client saw in earlier calls."""
 
     def __init__(self) -> None:
         self.pictures: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What a picture becomes: upright 8-bit RGB, whatever the file has, by the rules that ``mor_core.images`` states."""
+"""Pictures become upright 8-bit RGB, whatever the file has, by the rules that ``mor_core.images`` states."""
 
 from __future__ import annotations
 

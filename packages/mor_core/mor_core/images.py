@@ -48,7 +48,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _OVER_PNG_LIMIT = ("MAX_TEXT_CHUNK", "Too much memory used in text chunks")
-"""What the messages of Pillow's PNG reader say at its limits of text and profile, for which it has no type."""
+"""Parts of the messages by which Pillow's PNG reader reports a text or profile over its limits; it has no error type
+for them."""
 
 
 def sha256(content: bytes) -> str:

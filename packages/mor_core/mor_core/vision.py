@@ -20,7 +20,7 @@ from mor_core.wire import Message, TextPart, chat_template_messages, image_hashe
 _MARKS = ("image_token", "video_token", "audio_token")
 """Attributes of processors that name the text which a picture, video or sound replaces."""
 _WRITTEN_PART = "{'type': 'text', "
-"""What a template that expects a string writes of a list."""
+"""Text that a template writes if it expects a string and gets a list."""
 _CONTROL: WeakKeyDictionary[Any, re.Pattern[str]] = WeakKeyDictionary()
 """Pattern of special tokens by tokenizer; a tokenizer has up to thousands of them."""
 

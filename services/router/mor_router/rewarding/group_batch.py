@@ -44,7 +44,7 @@ class GroupOutcome:
 
 @dataclass(frozen=True)
 class LastAttempt:
-    """What an attempt leaves to the next one of the same groups."""
+    """Results of an attempt that the next attempt at the same groups reuses."""
 
     answers: ClientResponses
     """The good answers, so that no client scores a group twice."""

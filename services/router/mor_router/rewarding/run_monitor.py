@@ -1,4 +1,4 @@
-"""What the router learns from the groups of runs, and whom it suspects in the groups that follow.
+"""Observation of the groups of runs: metrics, influence, audits, and the clients suspected in later groups.
 
 Groups of other callers change nothing here: no metric, audit, suspicion, influence, model or reliability
 follows from them.

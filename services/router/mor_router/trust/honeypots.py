@@ -140,7 +140,7 @@ class _Waiting:
 
 @dataclass
 class _Traffic:
-    """What is known of the live calls of one objective, and the honeypots for them."""
+    """Statistics of the live calls of one objective, and the honeypots for them."""
 
     stretch: float
     """Live groups that one honeypot falls on."""

@@ -131,7 +131,7 @@ class LabelledAudit(_Audit):
     by: str
     """``labeller``, or name of the person's token."""
     by_person: bool | None = None
-    """Whether a person gave it; ``None`` in audits of earlier versions, where ``by`` alone says so."""
+    """True if a person gave it; ``None`` in audits of earlier versions, where ``by`` alone tells."""
 
     @property
     def person(self) -> str | None:

@@ -35,8 +35,7 @@ class TrainingGroup:
     prepared: PreparedPrompt | None = None
     """The prompt, on the rank that computes the group; on the others only rewards and lengths count."""
     on_policy: bool = False
-    """Whether the weights that begin the step sampled it, so that the engine should have the policy's own
-    log-probabilities."""
+    """True if the weights that begin the step sampled it: engine and policy then have the same log-probabilities."""
 
     def __len__(self) -> int:
         return self.prompt_tokens + sum(map(len, self.responses))

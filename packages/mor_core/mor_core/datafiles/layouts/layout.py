@@ -11,7 +11,7 @@ from mor_core.datafiles.sources.row_files import RawRow, RowPlace
 from mor_core.errors import Invalid
 
 Content = Literal["prompts", "preferences"]
-"""What a reader wants of a file."""
+"""Kind of rows to read from a file."""
 _SHOWN_COLUMNS = 20
 """Unknown columns that an error lists."""
 NumberedRows = Iterable[tuple[RowPlace, RawRow]]
@@ -22,7 +22,7 @@ class Layout(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str]
-    """What is read from which column, for the documentation."""
+    """Description of the columns, for the documentation."""
     needs: ClassVar[frozenset[str]]
     """Columns by which the layout is known; each row has them."""
     answers: ClassVar[frozenset[str]] = frozenset()

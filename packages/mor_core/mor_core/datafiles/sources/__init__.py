@@ -1,1 +1,1 @@
-"""Where rows come from: files of JSON, Parquet and Arrow, folders, shards, WebDataset archives, the hub."""
+"""Sources of rows: files of JSON, Parquet and Arrow, folders, shards, WebDataset archives, the hub."""
