@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mor_core.wire import ImagePart, Message, TextPart
 from mor_router.embedding import GateInput, build_embedder
 from mor_router.embedding.embedder import Embedder
 from mor_router.embedding.hashed_features import ColoursAndEdges, HashedWords
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTImageProcessorFast, ViTModel
 
@@ -36,6 +38,23 @@ async def test_questions_of_one_kind_are_closer_than_questions_of_two() -> None:
     same = np.kron(np.eye(3), np.ones((4, 4))).astype(bool)
     assert similarity[same].min() > similarity[~same].max()
     np.testing.assert_array_equal(vectors, await build_embedder(None, None, 100).inputs(inputs))
+
+
+def test_a_picture_has_the_histograms_of_its_colours_and_edges() -> None:
+    random = np.random.default_rng(0)
+    flat = np.kron(random.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1), int))
+    stripes = np.where(np.arange(64)[:, None, None] % 7 < 3, 255, np.zeros((64, 64, 3), int))
+    for pixels in (random.integers(0, 256, (64, 64, 3)), flat, stripes, stripes[::-1].swapaxes(0, 1)):
+        content = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(content, "PNG")
+        colours, edges = np.zeros((4, 4, 4)), np.zeros((2, 2, 8))
+        np.add.at(colours, tuple(np.moveaxis((pixels / 64).astype(int), 2, 0)), 1)
+        down, right = np.gradient(pixels.mean(axis=2))
+        turn = (np.arctan2(down, right) % np.pi * 8 / np.pi).astype(int) % 8
+        np.add.at(edges, (np.arange(64)[:, None] // 32, np.arange(64) // 32, turn), np.hypot(down, right))
+        wanted = [np.sqrt(part.ravel() / np.linalg.norm(np.sqrt(part)) ** 2) for part in (colours, edges)]
+        found = ColoursAndEdges()(content.getvalue())
+        np.testing.assert_allclose(found, np.concatenate(wanted) / np.sqrt(2), atol=1e-12)
 
 
 async def test_an_input_without_image_or_text_has_a_vector() -> None:

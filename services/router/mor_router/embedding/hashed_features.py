@@ -64,24 +64,28 @@ class ColoursAndEdges:
 
     def __call__(self, content: bytes) -> Float[ndarray, " features"]:
         picture = images.decode(content).resize((_SIDE_PIXELS, _SIDE_PIXELS), Image.Resampling.BILINEAR)
-        pixels = np.asarray(picture, dtype=np.float64)
-        levels = (pixels * _COLOUR_LEVELS / 256).astype(int)
+        channels = np.moveaxis(np.asarray(picture), 2, 0).astype(np.int16, order="C")
+        red, green, blue = channels * _COLOUR_LEVELS >> 8
         colour = np.bincount(
-            (levels[..., 0] * _COLOUR_LEVELS + levels[..., 1]).ravel() * _COLOUR_LEVELS + levels[..., 2].ravel(),
-            minlength=_COLOUR_LEVELS**3,
+            ((red * _COLOUR_LEVELS + green) * _COLOUR_LEVELS + blue).ravel(), minlength=_COLOUR_LEVELS**3
         )
         # Square roots make the Euclidean distance of histograms the Hellinger distance.
-        edges = unit(np.sqrt(_edges(pixels.mean(axis=2))))
+        edges = unit(np.sqrt(_edges(channels.sum(axis=0) / 3)))
         return np.asarray(np.concatenate([unit(np.sqrt(colour)), edges]) / np.sqrt(2))
+
+
+_ROW = np.arange(_SIDE_PIXELS) * _CELLS // _SIDE_PIXELS
+_CELL = _ROW[:, None] * _CELLS + _ROW
+"""Cell of each pixel."""
 
 
 def _edges(grey: Float[ndarray, "height width"]) -> Float[ndarray, " features"]:
     down, right = np.gradient(grey)
     strength = np.hypot(down, right)
-    orientation = ((np.arctan2(down, right) % np.pi) * _ORIENTATIONS / np.pi).astype(int) % _ORIENTATIONS
-    row = np.arange(_SIDE_PIXELS) * _CELLS // _SIDE_PIXELS
-    cell = row[:, None] * _CELLS + row[None, :]
+    direction = np.arctan2(down, right)
+    direction[direction < 0] += np.pi
+    orientation = (direction * _ORIENTATIONS / np.pi).astype(np.uint8) % _ORIENTATIONS
     cells = np.bincount(
-        (cell * _ORIENTATIONS + orientation).ravel(), weights=strength.ravel(), minlength=_ORIENTATIONS * _CELLS**2
+        (_CELL * _ORIENTATIONS + orientation).ravel(), weights=strength.ravel(), minlength=_ORIENTATIONS * _CELLS**2
     )
     return np.asarray(cells)
