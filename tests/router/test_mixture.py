@@ -156,6 +156,21 @@ def some_mixture() -> tuple[Mixture, ndarray]:
     return fit_mixture("abc", inputs, scores, entropy_floor=0.1)[0], inputs
 
 
+@pytest.mark.parametrize("available", ["abc", "ca", "b"])
+def test_one_pass_over_a_batch_gives_the_values_of_each_input(available: str) -> None:
+    mixture, inputs = some_mixture()
+    batch = np.concatenate([inputs[:5], 3 * inputs[:5]])
+    found = mixture.evaluate(batch, available)
+    np.testing.assert_array_equal(found.weights, mixture.weights(batch, available))
+    np.testing.assert_array_equal(found.slopes, mixture.slopes(batch))
+    np.testing.assert_array_equal(found.ood_score, mixture.ood_score(batch))
+    assert 0 < found.ood_score.max() < 1
+    for row, x in enumerate(batch):
+        alone = mixture.evaluate(x[None], available)
+        np.testing.assert_allclose(alone.weights[0], found.weights[row], rtol=1e-9)
+        np.testing.assert_allclose(alone.slopes[0], found.slopes[row], rtol=1e-9)
+
+
 def test_far_from_the_anchors_every_client_counts_the_same() -> None:
     mixture, inputs = some_mixture()
     known = mixture.evidence(inputs)

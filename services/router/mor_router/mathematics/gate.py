@@ -12,6 +12,7 @@ softmax over clients. Under a softmax, two good clients are worth no more than o
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -21,6 +22,18 @@ from numpy import ndarray
 
 class NoClientAvailable(ValueError):
     """No client can be weighed."""
+
+
+@dataclass(frozen=True)
+class GateValues:
+    """Values of a gate at some inputs."""
+
+    weights: Float[ndarray, "inputs clients"]
+    """w(x, o); sums to 1 over the available clients."""
+    slopes: Float[ndarray, "inputs clients"]
+    """Slopes of all clients, logits per standardised unit."""
+    ood_score: Float[ndarray, " inputs"]
+    """0 where the anchors cover the input, towards 1 far from all of them."""
 
 
 def weights(

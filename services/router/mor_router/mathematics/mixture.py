@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from mor_router.mathematics import gate, regional_slopes
 from mor_router.mathematics.coefficients import Anchors, FitResult, fit
+from mor_router.mathematics.gate import GateValues
 from mor_router.mathematics.regions import Regions, fit_regions
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from mor_router.mathematics.support import Support, fit_support
@@ -36,13 +37,21 @@ class Mixture:
 
     def evidence(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
         """Compute (1 − ν(x)) β(x) + ν(x) · ``typical``: the log-odds that one standardised unit of a client adds."""
-        ood = self.ood_score(inputs)[:, None]
-        known = regional_slopes.features(self.regions, inputs) @ self.coefficients
-        return np.asarray((1 - ood) * known + ood * self.typical)
+        return self._evidence(inputs, self.ood_score(inputs))
 
     def ood_score(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, " inputs"]:
         """Compute ν(x): 0 within the anchors' support, towards 1 far from all of them."""
         return self.support.ood_score(inputs)
+
+    def evaluate(self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]) -> GateValues:
+        """Compute weights over ``available``, slopes, and ν(x), with one pass over the inputs.
+
+        Raises:
+            ValueError: none of the mixture's clients is available.
+        """
+        ood = self.ood_score(inputs)
+        evidence = self._evidence(inputs, ood)
+        return GateValues(self._weights(evidence, available), self._slopes(evidence), ood)
 
     def weights(
         self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]
@@ -56,7 +65,15 @@ class Mixture:
 
     def slopes(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
         """Compute a(x) in logits per standardised unit."""
-        evidence = self.evidence(inputs)
+        return self._slopes(self.evidence(inputs))
+
+    def _evidence(
+        self, inputs: Float[ndarray, "inputs embedding"], ood: Float[ndarray, " inputs"]
+    ) -> Float[ndarray, "inputs clients"]:
+        known = regional_slopes.features(self.regions, inputs) @ self.coefficients
+        return np.asarray((1 - ood[:, None]) * known + ood[:, None] * self.typical)
+
+    def _slopes(self, evidence: Float[ndarray, "inputs clients"]) -> Float[ndarray, "inputs clients"]:
         return regional_slopes.slopes(evidence, self._weights(evidence, self.clients))
 
     def _weights(

@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from mor_router.embedding import Embedder
 from mor_router.mathematics.drift_test import DriftBaseline
-from mor_router.mathematics.gate import NoClientAvailable
+from mor_router.mathematics.gate import GateValues, NoClientAvailable
 from mor_router.mathematics.mixture import Mixture
 from mor_router.objectives.gates import GateStore, checked_mixture, unreadable
 from mor_router.objectives.objective_store import COLD_START, Objective, ObjectiveStore
@@ -38,13 +38,7 @@ class GateModel(Protocol):
     @property
     def clients(self) -> tuple[str, ...]: ...
 
-    def weights(
-        self, inputs: Float[ndarray, "inputs features"], available: Collection[str]
-    ) -> Float[ndarray, "inputs clients"]: ...
-
-    def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]: ...
-
-    def ood_score(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]: ...
+    def evaluate(self, inputs: Float[ndarray, "inputs features"], available: Collection[str]) -> GateValues: ...
 
 
 @dataclass(frozen=True)
@@ -53,19 +47,12 @@ class ColdStart:
 
     clients: tuple[str, ...]
 
-    def weights(
-        self, inputs: Float[ndarray, "inputs features"], available: Collection[str]
-    ) -> Float[ndarray, "inputs clients"]:
-        weights = np.array([float(client in available) for client in self.clients])
-        if not weights.any():
+    def evaluate(self, inputs: Float[ndarray, "inputs features"], available: Collection[str]) -> GateValues:
+        known = np.array([float(client in available) for client in self.clients])
+        if not known.any():
             raise NoClientAvailable("no client is available; at least one is needed")
-        return np.tile(weights / weights.sum(), (len(inputs), 1))
-
-    def slopes(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, "inputs clients"]:
-        return np.ones((len(inputs), len(self.clients)))
-
-    def ood_score(self, inputs: Float[ndarray, "inputs features"]) -> Float[ndarray, " inputs"]:
-        return np.ones(len(inputs))
+        weights = np.tile(known / known.sum(), (len(inputs), 1))
+        return GateValues(weights, np.ones_like(weights), np.ones(len(inputs)))
 
 
 @dataclass(frozen=True)

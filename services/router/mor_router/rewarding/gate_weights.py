@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+import numpy as np
 from jaxtyping import Float
 from mor_core import tracing
 from mor_core.errors import MorError
@@ -35,18 +36,34 @@ class GateWeights:
             NoClientAvailable: there are no such clients, or an objective's gate has none of them.
             Invalid: an image cannot be decoded.
         """
-        if not weighted_clients:
-            raise NoClientAvailable("no active client is in the gate; PATCH a client to active, or fit the objective")
-        return self._of_embedded(await self._embedder.inputs([x]), gates, weighted_clients)
+        _check_available(gates, weighted_clients)
+        [found] = self._at(await self._embedder.inputs([x]), gates, weighted_clients)
+        return found
 
-    async def try_of(
-        self, x: GateInput, plan: ScoringPlan, deadline_s: float, trace: str | None
-    ) -> tuple[ObjectiveWeights, ...] | str:
-        """Compute the weights for a group's input, or return why there are none. ``trace``: ``traceparent``."""
+    async def of_groups(
+        self, inputs: Sequence[GateInput], traces: Sequence[str | None], plan: ScoringPlan, deadline_s: float
+    ) -> list[tuple[ObjectiveWeights, ...] | str]:
+        """Compute the weights for each group's input, or why there are none. ``traces``: their ``traceparent``.
+
+        Each input is embedded by itself, so that one picture fails its own group only. The gates see all of them at
+        once.
+        """
+        embedded = await asyncio.gather(
+            *(self._try_embed(x, trace, plan, deadline_s) for x, trace in zip(inputs, traces, strict=True))
+        )
+        vectors = [vector for vector in embedded if not isinstance(vector, str)]
+        found = iter(self._at(np.stack(vectors), plan.gates, plan.weighted_clients) if vectors else ())
+        return [vector if isinstance(vector, str) else next(found) for vector in embedded]
+
+    async def _try_embed(
+        self, x: GateInput, trace: str | None, plan: ScoringPlan, deadline_s: float
+    ) -> Float[ndarray, " features"] | str:
         with tracing.span("gate", parent=trace) as span:
             try:
+                _check_available(plan.gates, plan.weighted_clients)
                 async with asyncio.timeout(deadline_s):
-                    return await self.of(x, plan.gates, plan.weighted_clients)
+                    [vector] = await self._embedder.inputs([x])
+                    return vector
             except TimeoutError:
                 problem = f"the input was not embedded in {deadline_s:g} s"
                 span.fail(problem)
@@ -59,27 +76,56 @@ class GateWeights:
         """Return the weights of the clients that would score a group with this embedded input."""
         if not plan.weighted_clients:
             return {}
-        return blended_weights(self._of_embedded(inputs[None], plan.gates, plan.weighted_clients))
+        [found] = self._at(inputs[None], plan.gates, plan.weighted_clients)
+        return blended_weights(found)
 
-    def _of_embedded(
-        self, inputs: Float[ndarray, "1 features"], gates: ActiveGates, weighted_clients: Collection[str]
-    ) -> tuple[ObjectiveWeights, ...]:
-        found = tuple(_weights_of(part, inputs, weighted_clients) for part in gates.parts)
+    def _at(
+        self, inputs: Float[ndarray, "inputs features"], gates: ActiveGates, weighted_clients: Collection[str]
+    ) -> list[tuple[ObjectiveWeights, ...]]:
+        found = _weights_at(inputs, gates, weighted_clients)
         if self._most_clients is None or len(weighted_clients) <= self._most_clients:
             return found
-        weights = blended_weights(found)
-        called = heapq.nlargest(self._most_clients, weights, key=weights.__getitem__)
-        return tuple(_weights_of(part, inputs, called) for part in gates.parts)
+        called = [_heaviest(weights, self._most_clients) for weights in found]
+        return [_weights_at(x[None], gates, clients)[0] for x, clients in zip(inputs, called, strict=True)]
+
+
+def _check_available(gates: ActiveGates, weighted_clients: Collection[str]) -> None:
+    """Check that every objective's gate has a client, before its input is embedded.
+
+    Raises:
+        NoClientAvailable: one has none.
+    """
+    if not weighted_clients:
+        raise NoClientAvailable("no active client is in the gate; PATCH a client to active, or fit the objective")
+    if any({*part.gate.clients}.isdisjoint(weighted_clients) for part in gates.parts):
+        raise NoClientAvailable("no client is available; at least one is needed")
+
+
+def _heaviest(objective_weights: Sequence[ObjectiveWeights], count: int) -> list[str]:
+    weights = blended_weights(objective_weights)
+    return heapq.nlargest(count, weights, key=weights.__getitem__)
+
+
+def _weights_at(
+    inputs: Float[ndarray, "inputs features"], gates: ActiveGates, weighted_clients: Collection[str]
+) -> list[tuple[ObjectiveWeights, ...]]:
+    """Return the weights of all objectives for each input."""
+    parts = [_weights_of(part, inputs, weighted_clients) for part in gates.parts]
+    return list(zip(*parts, strict=True))
 
 
 def _weights_of(
-    part: ObjectivePart, inputs: Float[ndarray, "1 features"], weighted_clients: Collection[str]
-) -> ObjectiveWeights:
-    weights, slopes = part.gate.weights(inputs, weighted_clients)[0], part.gate.slopes(inputs)[0]
+    part: ObjectivePart, inputs: Float[ndarray, "inputs features"], weighted_clients: Collection[str]
+) -> list[ObjectiveWeights]:
+    values = part.gate.evaluate(inputs, weighted_clients)
     places = {client: k for k, client in enumerate(part.gate.clients) if client in weighted_clients}
-    return ObjectiveWeights(
-        part.share,
-        {client: float(weights[k]) for client, k in places.items()},
-        {client: float(slopes[k]) for client, k in places.items()},
-        float(part.gate.ood_score(inputs)[0]),
-    )
+    lines = zip(values.weights.tolist(), values.slopes.tolist(), values.ood_score.tolist(), strict=True)
+    return [
+        ObjectiveWeights(
+            part.share,
+            {client: weights[k] for client, k in places.items()},
+            {client: slopes[k] for client, k in places.items()},
+            ood,
+        )
+        for weights, slopes, ood in lines
+    ]

@@ -150,14 +150,9 @@ class RewardPipeline:
         joined = self._joined_honeypots(groups, plan, deadline_s) if first else waiting.get(name)
         left: HoneypotBatch | None = None
         started = time.perf_counter()
-        gate_weights = asyncio.gather(
-            *(
-                self._gate_weights.try_of(
-                    GateInput(item.messages, groups.images), plan, deadline_s, groups.traces.get(item.item_id)
-                )
-                for item in items
-            )
-        )
+        inputs = [GateInput(item.messages, groups.images) for item in items]
+        traces = [groups.traces.get(item.item_id) for item in items]
+        gate_weights = asyncio.create_task(self._gate_weights.of_groups(inputs, traces, plan, deadline_s))
         try:
             called = await self._called_clients(items, gate_weights, plan)
             batch = ScoreBatch(items, groups.images, groups.traces)

@@ -110,6 +110,8 @@ class HoneypotBatch:
         return HoneypotBatch(self.call, again, good) if again else None
 
     def _lacks_quorum(self, honeypot: Honeypot, answers: Mapping[str, ClientResponse]) -> bool:
+        if not any(answer.of_call for answer in answers.values()):
+            return False
         weights = self.call.weights_for(honeypot.vector)
         given = {name: answers[name] for name in weights if name in answers}
         scored = np.array([[weights[name] for name, answer in given.items() if answer.scores is not None]])
