@@ -21,7 +21,6 @@ from mor_router.mathematics.fusion import Weighted
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.opposition import opposes, stakes
-from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.suspicion import Suspicion, situations
 from numpy import ndarray
 
@@ -138,7 +137,7 @@ class _Run:
         )
         assert isinstance(fused, FusedGroup)
         audited = self._audit(place, truth, texts, fused, lens, seen, suspects)
-        self._suspect(fused, lens, seen)
+        self._suspect(fused, seen)
         weight = float(fused.weights[fused.clients.index(ATTACKER)]) if ATTACKER in fused.clients else 0.0
         return ranked_right(fused.rewards, truth), weight, audited
 
@@ -194,12 +193,10 @@ class _Run:
                 self._weights = self._lenses()
         return True
 
-    def _suspect(self, fused: FusedGroup, lens: ObjectiveWeights, seen: tuple[str, ...]) -> None:
-        slopes = np.array([lens.slopes[name] for name in fused.clients])
-        influence = influences(fused.weights[None], slopes[None])[0]
+    def _suspect(self, fused: FusedGroup, seen: tuple[str, ...]) -> None:
         suspected = np.array([self._suspicions[name].suspects(seen) for name in fused.clients])
         against = opposes(fused.weights[:, None] * fused.calibrated, suspected)
-        stake = stakes(influence, suspected)
+        stake = stakes(fused.influence, suspected)
         for k, name in enumerate(fused.clients):
             self._suspicions[name].add(bool(against[k]), float(stake[k]), seen)
 

@@ -39,7 +39,7 @@ def fused(*clients: str, group: int = 5, suspects: tuple[str, ...] = ()) -> Fuse
 def test_each_client_with_a_baseline_is_compared_with_all_others() -> None:
     group = fused(*CLIENTS)
     expected = {"a": baseline(), "b": baseline(influence=1.0), "d": baseline(), "unknown": baseline()}
-    lines = live_agreements(group, WEIGHTS, expected)
+    lines = live_agreements(group, expected)
     wanted = loo_agreement.of_group(group.calibrated, group.weights)
     assert [line.client for line in lines] == ["a", "b", "d"]
     assert [line.agreement for line in lines] == [wanted[0], wanted[1], wanted[3]]
@@ -50,7 +50,7 @@ def test_a_limit_on_a_suspect_changes_no_stake() -> None:
     expected = dict.fromkeys(CLIENTS, baseline())
     free, limited = fused(*CLIENTS), fused(*CLIENTS, suspects=("a",))
     assert limited.slopes[0] < free.slopes[0]
-    stakes = [[line.stake for line in live_agreements(group, WEIGHTS, expected)] for group in (free, limited)]
+    stakes = [[line.stake for line in live_agreements(group, expected)] for group in (free, limited)]
     assert stakes[0] == stakes[1], "a stake that depends on the scores would void the test"
 
 
@@ -66,4 +66,4 @@ def test_a_limit_on_a_suspect_changes_no_stake() -> None:
     ids=["two clients", "one response", "no fit", "no influence", "not tested"],
 )
 def test_nothing_is_compared_where_nothing_can_be(group: FusedGroup, expected: dict[str, DriftBaseline]) -> None:
-    assert live_agreements(group, WEIGHTS, expected) == ()
+    assert live_agreements(group, expected) == ()

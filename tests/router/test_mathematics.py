@@ -24,7 +24,7 @@ from mor_router.mathematics.fusion import (
 )
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
 from mor_router.mathematics.quorum import NoQuorum
-from mor_router.mathematics.standardise import Standardiser, fit_standardiser
+from mor_router.mathematics.standardise import Standardiser, fit_standardiser, standardise_group
 from mor_router.objectives.similarity import objective_shares
 from numpy import ndarray
 
@@ -108,6 +108,14 @@ def test_standardising_removes_scale_and_offset(anchors: ndarray, groups: ndarra
     # Adding 10^6 leaves 10^-10 of a small score's digits.
     tolerance = 1e-6 * max(1.0, 10.0**-exponent)
     np.testing.assert_allclose(moved(groups * 10.0**exponent + shift), plain(groups), atol=tolerance)
+
+
+@given(arrays(float, (3, 5, 2), elements=numbers), st.integers(1, 5), st.data())
+def test_a_group_is_standardised_as_each_client_alone(anchors: ndarray, size: int, data: st.DataObject) -> None:
+    group = data.draw(arrays(float, (3, size), elements=numbers))
+    fitted = [fit_standardiser(pairs) for pairs in anchors]
+    alone = [standardiser(scores) for standardiser, scores in zip(fitted, group, strict=True)]
+    np.testing.assert_array_equal(standardise_group(fitted, group), alone)
 
 
 @given(arrays(float, (12, 2), elements=numbers), arrays(float, 6, elements=numbers), st.integers(0, 5))

@@ -24,7 +24,7 @@ from mor_router.mathematics import gate
 from mor_router.mathematics.fusion import FusionStrategy, GroupDeviations
 from mor_router.mathematics.quorum import NoQuorum, missing_quorum
 from mor_router.mathematics.regional_slopes import influences
-from mor_router.mathematics.standardise import Standardiser
+from mor_router.mathematics.standardise import Standardiser, median, standardise_group
 from mor_router.mathematics.suspect_limit import limits
 
 
@@ -78,6 +78,8 @@ class FusedGroup:
     """W, renormalised over these clients within each objective."""
     slopes: Float[ndarray, " clients"]
     """Mean over objectives by weight, logits per standardised unit."""
+    influence: Float[ndarray, " clients"]
+    """Share of each client in Σ_k W_k a_k, as the gate has it: no limit on a suspect changes it."""
     standardised: Float[ndarray, "clients group"]
     """Mean over objectives by weight."""
     calibrated: Float[ndarray, "clients group"]
@@ -112,29 +114,30 @@ def fuse(
     shares = np.array([o.share for o in objective_weights])[:, None] * gates / held[:, None]
     weights = shares.sum(axis=0)
     part = np.divide(shares, weights, out=np.zeros_like(shares), where=weights > 0)
-    group = len(raw[clients[0]])
-    units = np.zeros((len(objective_weights), len(clients), group))
+    scores = np.array([raw[client] for client in clients], dtype=float)
+    units = np.zeros((len(objective_weights), *scores.shape))
     for j, objective in enumerate(objective_weights):
-        for k, client in enumerate(clients):
-            if client in objective.weights:
-                units[j, k] = standardisers[j][client](np.array(raw[client], dtype=float))
+        known = [k for k, client in enumerate(clients) if client in objective.weights]
+        units[j, known] = standardise_group([standardisers[j][clients[k]] for k in known], scores[known])
     slopes = np.array([[o.slopes.get(client, 0.0) for client in clients] for o in objective_weights])
     calibrated = (part[:, :, None] * (slopes[:, :, None] * units)).sum(axis=0)
-    level = np.median(calibrated, axis=1)
-    deviations = calibrated - level[:, None]
+    level = median(calibrated)
+    deviations = calibrated - level
     slope = (part * slopes).sum(axis=0)
+    influence = influences(weights[None], slope[None])[0]
     if not {*clients}.isdisjoint(suspects):
         suspected = np.array([client in suspects for client in clients])
-        factors = limits(weights[:, None] * deviations, influences(weights[None], slope[None])[0], suspected)
+        factors = limits(weights[:, None] * deviations, influence, suspected)
         deviations *= factors[:, None]
-        calibrated = level[:, None] + deviations
+        calibrated = level + deviations
         slope *= factors
     mean = weights @ deviations
     return FusedGroup(
-        rewards=fusion(GroupDeviations(deviations, weights)) + weights @ level,
+        rewards=fusion(GroupDeviations(deviations, weights)) + weights @ level[:, 0],
         clients=clients,
         weights=weights,
         slopes=slope,
+        influence=influence,
         standardised=(part[:, :, None] * units).sum(axis=0),
         calibrated=calibrated,
         entropy=float(gate.entropy(weights)),

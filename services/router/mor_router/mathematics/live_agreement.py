@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from mor_router.mathematics import loo_agreement
 from mor_router.mathematics.drift_test import DriftBaseline
-from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
-from mor_router.mathematics.regional_slopes import influences
+from mor_router.mathematics.group_fusion import FusedGroup
 
 
 @dataclass(frozen=True)
@@ -30,20 +27,16 @@ class LiveAgreement:
     """Mean of z at the fit that live groups are tested against."""
 
 
-def live_agreements(
-    group: FusedGroup, weights: ObjectiveWeights, expected: Mapping[str, DriftBaseline]
-) -> tuple[LiveAgreement, ...]:
+def live_agreements(group: FusedGroup, expected: Mapping[str, DriftBaseline]) -> tuple[LiveAgreement, ...]:
     """Compare the clients of a group rewarded for one objective with their baselines; empty where none can be.
 
-    ``weights``: the gate's for this group. ``expected``: the baseline of each client at the fit.
+    ``expected``: the baseline of each client at the fit.
     """
     if not expected or len(group.clients) < loo_agreement.LEAST_CLIENTS or len(group.rewards) < 2:
         return ()
     agreement = loo_agreement.of_group(group.calibrated, group.weights)
-    slopes = np.array([weights.slopes.get(client, 0.0) for client in group.clients])
-    influence = influences(group.weights[None], slopes[None])[0]
     return tuple(
         LiveAgreement(client, z, min(1.0, share / baseline.influence), baseline.least_agreement)
-        for client, z, share in zip(group.clients, agreement.tolist(), influence.tolist(), strict=True)
+        for client, z, share in zip(group.clients, agreement.tolist(), group.influence.tolist(), strict=True)
         if (baseline := expected.get(client)) is not None and baseline.influence and baseline.least_agreement > 0
     )

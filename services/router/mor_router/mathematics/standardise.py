@@ -17,6 +17,7 @@ of different groups comparable on a plot.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,13 +51,38 @@ class Standardiser:
 
     def __call__(self, scores: Float[ndarray, "*batch group"]) -> Float[ndarray, "*batch group"]:
         """Standardise raw scores of whole groups. Equal scores stay equal."""
+        return _standardised(scores, self._bounds())
+
+    def _bounds(self) -> tuple[float, float, float, float, float]:
+        """Return spread, limit, centre, and the lowest and highest level, as they are used."""
         spread = max(self.spread, _LEAST_SPREAD)
-        level = np.median(scores, axis=-1, keepdims=True)
-        limit = max(self.limit, _LEAST_SPREAD)
-        deviation = limit * np.tanh((scores - level) / limit) if self.limit else np.zeros_like(scores)
+        limit = max(self.limit, _LEAST_SPREAD) if self.limit else 0.0
         most = _LARGEST_LEVEL * spread
-        low, high = max(-most, min(most, self.low)), max(-most, min(most, self.high))
-        return np.asarray((np.clip(level - self.centre, low, high) + deviation) / spread)
+        return spread, limit, self.centre, max(-most, min(most, self.low)), max(-most, min(most, self.high))
+
+
+def standardise_group(
+    standardisers: Sequence[Standardiser], scores: Float[ndarray, "clients group"]
+) -> Float[ndarray, "clients group"]:
+    """Standardise the raw scores of one group, those of each client by its own standardiser."""
+    bounds = np.array([standardiser._bounds() for standardiser in standardisers]).reshape(-1, 5, 1)
+    return _standardised(scores, bounds.swapaxes(0, 1))
+
+
+def _standardised(
+    scores: Float[ndarray, "*batch group"], bounds: Sequence[float] | Float[ndarray, "5 clients 1"]
+) -> Float[ndarray, "*batch group"]:
+    spread, limit, centre, low, high = bounds
+    level = median(scores)
+    deviation = limit * np.tanh((scores - level) / np.where(limit, limit, 1.0))
+    return np.asarray((np.clip(level - centre, low, high) + deviation) / spread)
+
+
+def median(scores: Float[ndarray, "*batch group"]) -> Float[ndarray, "*batch 1"]:
+    """Compute the median of each group. For a few responses ``np.median`` takes ten times as long."""
+    ordered, count = np.sort(scores, axis=-1), scores.shape[-1]
+    low, high = (count - 1) // 2, count // 2
+    return np.asarray((ordered[..., low : low + 1] + ordered[..., high : high + 1]) / 2)
 
 
 def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from mor_core.wire import ClientScore, ModelRef
 
@@ -25,15 +26,7 @@ def weighted(
     for name, share in gate_weights.items():
         answer = answers[name]
         stale = stale_reason(name, answer.model, fitted_on)
-        score = ClientScore(
-            client=name,
-            model=answer.model,
-            status=answer.status,
-            detail=stale or answer.detail,
-            raw=answer.scores,
-            gate_weight=share,
-            seconds=answer.seconds,
-        )
+        used: dict[str, Any] = {}
         if isinstance(outcome, FusedGroup) and name in outcome.clients:
             k = outcome.clients.index(name)
             used = {
@@ -41,8 +34,18 @@ def weighted(
                 "calibrated": tuple(outcome.calibrated[k].tolist()),
                 "weight": float(outcome.weights[k]),
             }
-            score = score.model_copy(update=used)
-        scores.append(score)
+        scores.append(
+            ClientScore(
+                client=name,
+                model=answer.model,
+                status=answer.status,
+                detail=stale or answer.detail,
+                raw=answer.scores,
+                gate_weight=share,
+                seconds=answer.seconds,
+                **used,
+            )
+        )
     return tuple(scores)
 
 
@@ -88,9 +91,10 @@ def observe_models(plan: ScoringPlan, serves: Mapping[str, ModelRef]) -> None:
 def observe(fused: FusedGroup, objective_weights: Sequence[ObjectiveWeights]) -> None:
     """Count a scored group in the metrics."""
     metrics.OOD_SCORE.observe(ood_score(objective_weights))
+    means, deviations = fused.calibrated.mean(axis=1), fused.calibrated.std(axis=1)
     for k, client in enumerate(fused.clients):
-        metrics.CLIENT_REWARD.labels(client).observe(fused.calibrated[k].mean())
-        metrics.CLIENT_REWARD_STD.labels(client).observe(fused.calibrated[k].std())
+        metrics.CLIENT_REWARD.labels(client).observe(means[k])
+        metrics.CLIENT_REWARD_STD.labels(client).observe(deviations[k])
         metrics.WEIGHT.labels(client).observe(fused.weights[k])
         metrics.SLOPE.labels(client).observe(fused.slopes[k])
     metrics.REWARD.observe(fused.rewards.mean())

@@ -109,7 +109,7 @@ class RunMonitor:
         [part, *others] = plan.gates.parts
         if part.objective is None or others:
             return
-        agreements = live_agreements(group.fused, group.weights[0], part.expected)
+        agreements = live_agreements(group.fused, part.expected)
         self._disagreement.observe(part.objective.name, part.version, agreements)
         policy, objective = groups.policies.get(group.item.item_id), labelled_objective(plan)
         if objective is not None and policy:

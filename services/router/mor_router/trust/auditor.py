@@ -78,7 +78,7 @@ class Auditor:
         Groups of equal responses have nothing to compare.
         """
         suspects = self._suspicion.suspects(objective.name, group.situations)
-        self._suspicion.observe(objective.name, group.reward.gate_version, group.fused, group.weights, group.situations)
+        self._suspicion.observe(objective.name, group.reward.gate_version, group.fused, group.situations)
         budget = self._budget(objective)
         probability = budget.probability(_worth(group, suspects) if suspects else 0.0)
         if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:
@@ -138,13 +138,13 @@ class Auditor:
 
 def _worth(group: RewardedGroup, suspects: Collection[str]) -> float:
     """Compute what the group's labels would be worth as evidence on one of the suspects at least."""
-    lines = [line for line in group.reward.clients if line.standardised is not None]
+    clients = group.fused.clients
     unlabelled = AuditedGroup(
         pairs=distinct_pairs(group.item.responses),
-        scores={line.client: np.array(line.standardised) for line in lines},
-        weights={line.client: line.weight for line in lines},
-        slopes={line.client: group.weights.slopes.get(line.client, 0.0) for line in lines},
-        rewards=np.array(group.reward.rewards),
+        scores=dict(zip(clients, group.fused.standardised, strict=True)),
+        weights=dict(zip(clients, group.fused.weights.tolist(), strict=True)),
+        slopes={client: group.weights.slopes.get(client, 0.0) for client in clients},
+        rewards=group.fused.rewards,
         support=1 - group.weights.ood_score,
     )
     return max(worth(unlabelled, client) for client in suspects)

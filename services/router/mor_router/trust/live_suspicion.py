@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
+from mor_router.mathematics.group_fusion import FusedGroup
 from mor_router.mathematics.loo_agreement import LEAST_CLIENTS
 from mor_router.mathematics.opposition import opposes, stakes
-from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.suspicion import Suspicion
 from mor_router.objectives.objective_store import COLD_START
 
@@ -24,9 +23,7 @@ class LiveSuspicion:
         known = self._clients.get(objective, {})
         return frozenset(client for client, suspicion in known.items() if suspicion.suspects(kind))
 
-    def observe(
-        self, objective: str, gate_version: int, group: FusedGroup, weights: ObjectiveWeights, kind: tuple[str, ...]
-    ) -> None:
+    def observe(self, objective: str, gate_version: int, group: FusedGroup, kind: tuple[str, ...]) -> None:
         """Compare the clients of one rewarded group with each other; a new gate version starts anew.
 
         Under the cold start there is no suspicion: a specialist may oppose the others outside its domain.
@@ -39,7 +36,6 @@ class LiveSuspicion:
         own = [known.get(client) or known.setdefault(client, Suspicion()) for client in group.clients]
         suspected = np.array([suspicion.suspects(kind) for suspicion in own])
         against = opposes(group.weights[:, None] * group.calibrated, suspected)
-        slopes = np.array([weights.slopes.get(client, 0.0) for client in group.clients])
-        stake = stakes(influences(group.weights[None], slopes[None])[0], suspected)
+        stake = stakes(group.influence, suspected)
         for suspicion, opposed, worth in zip(own, against.tolist(), stake.tolist(), strict=True):
             suspicion.add(opposed, worth, kind)
