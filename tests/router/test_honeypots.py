@@ -12,6 +12,7 @@ from mor_core.wire import ImagePart, Message
 from mor_router.clients.honeypot_scores import HoneypotScores
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Anchor
+from mor_router.store import ANCHORS
 from mor_router.trust.honeypot_shapes import GroupShape, RecentShapes, choose_anchor, honeypot_group
 from redis.asyncio import Redis
 
@@ -178,6 +179,21 @@ async def experts(api: Api, endpoints: Endpoints) -> dict[str, Endpoint]:
     for endpoint in made.values():
         await api.enrol(endpoint, state="probation")
     return made
+
+
+async def test_the_honeypots_of_one_step_read_the_anchors_once(
+    start: Start, endpoints: Endpoints, redis: Redis
+) -> None:
+    async with start(anchor_share=0.5) as api:
+        await specialists(api, endpoints)
+        await objective(api, 360)
+        await api.ok("POST", "/v1/objectives/helpful/fit")
+        size = await redis.hstrlen(ANCHORS, "helpful")
+        before = (await redis.info("stats"))["total_net_output_bytes"]
+        await traffic(api, calls=1, groups=24, size=3, seed=1)
+        await api.router.trust.honeypots.settled()
+        read = (await redis.info("stats"))["total_net_output_bytes"] - before
+        assert size < read < 6 * size, "24 honeypots, their pictures and those of their neighbours"
 
 
 async def test_honeypot_calls_look_like_live_calls(start: Start, endpoints: Endpoints) -> None:

@@ -6,6 +6,7 @@ fits show neither, so no client knows their responses.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _NEIGHBOURS = 64
 """Anchors among which the fillers of a group are searched."""
 _DRAWS = 8
 """Shapes drawn for a honeypot: some may fit no anchor."""
+_FRESH_S = 1.0
+"""Seconds for which candidates are kept: the honeypots of one step of a run read and divide the anchors once."""
 
 _COUNT: TypeAdapter[int] = TypeAdapter(Count)
 _SENT = StoredEntries("honeypot_counts")
@@ -70,6 +73,9 @@ class HoneypotSource:
         self._holdout = holdout
         self._embedder = embedder
         self._recent = recent
+        self._reading = asyncio.Lock()
+        self._kept: dict[str, list[Anchor]] = {}
+        """Objective -> candidates that were read less than ``_FRESH_S`` ago."""
 
     async def make(self, objective: Objective, taken: Collection[str]) -> Honeypot | None:
         """Make a honeypot in the shape of a recent live group; ``None`` where no anchor fits one.
@@ -110,6 +116,13 @@ class HoneypotSource:
             await pipe.execute()
 
     async def _candidates(self, objective: str) -> list[Anchor]:
+        async with self._reading:
+            if objective not in self._kept:
+                self._kept[objective] = await self._read_candidates(objective)
+                asyncio.get_running_loop().call_later(_FRESH_S, self._kept.pop, objective, None)
+            return self._kept[objective]
+
+    async def _read_candidates(self, objective: str) -> list[Anchor]:
         anchors = [anchor for anchor in await self._objectives.anchors(objective) if not anchor.audited]
         shown, kept = await self._holdout.split([anchor for anchor in anchors if not anchor.live_question])
         return [*(kept or shown), *(anchor for anchor in anchors if anchor.live_question)]
