@@ -62,8 +62,7 @@ class GateWeights:
             try:
                 _check_available(plan.gates, plan.weighted_clients)
                 async with asyncio.timeout(deadline_s):
-                    [vector] = await self._embedder.inputs([x])
-                    return vector
+                    return np.asarray((await self._embedder.inputs([x]))[0])
             except TimeoutError:
                 problem = f"the input was not embedded in {deadline_s:g} s"
                 span.fail(problem)

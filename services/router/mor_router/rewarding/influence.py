@@ -62,17 +62,20 @@ def label(objectives: Sequence[ObjectiveShare]) -> str:
 
 def contributions(objective: str, clients: Sequence[ClientScore], at: float) -> dict[str, Contribution]:
     """Compute each client's contribution to one rewarded group."""
-    parts = {line.client: line.weight * np.array(line.calibrated) for line in clients if line.calibrated is not None}
-    mixture: Float[ndarray, " group"] = np.sum(list(parts.values()), axis=0)
+    scored = [line for line in clients if line.calibrated is not None]
+    parts = np.array([line.weight for line in scored])[:, None] * np.array([line.calibrated for line in scored])
+    mixture: Float[ndarray, " group"] = parts.sum(axis=0)
     centred = mixture - mixture.mean()
+    variance = float(np.mean(centred**2))
+    covariances = dict(zip((line.client for line in scored), (parts * centred).mean(axis=1).tolist(), strict=True))
     return {
         line.client: Contribution(
             at=at,
             objective=objective,
             weight=line.weight,
-            covariance=float(np.mean(parts[line.client] * centred)) if line.client in parts else 0.0,
-            variance=float(np.mean(centred**2)),
-            left_out=None if line.client in parts else line.status,
+            covariance=covariances.get(line.client, 0.0),
+            variance=variance,
+            left_out=None if line.client in covariances else line.status,
         )
         for line in clients
     }
