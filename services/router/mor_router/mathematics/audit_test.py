@@ -31,7 +31,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
@@ -81,13 +80,6 @@ class AuditedGroup:
     """Features of the group that a client could see, see ``suspicion.situations``."""
     suspects: frozenset[str] = frozenset()
     """Clients that were suspected in such a group when it was chosen."""
-
-    @cached_property
-    def influence(self) -> dict[str, float]:
-        """min(K u, 1)² of each client: 1 where all have the same."""
-        parts = {client: self.weights[client] * self.slopes[client] for client in self.scores if client in self.weights}
-        total, count = sum(parts.values()), sum(part > 0 for part in parts.values())
-        return {client: min(1.0, count * part / total) ** 2 for client, part in parts.items()} if total > 0 else {}
 
 
 @dataclass(frozen=True)
@@ -141,7 +133,7 @@ def worth(group: AuditedGroup, client: str) -> float:
     """
     if not group.pairs or client not in group.scores:
         return 0.0
-    found = _observation(group, client)
+    found = _observation(group, client, _influence(group).get(client, 0.0))
     return found.trusted * found.strength * (1 if found.labelled >= _LEAST_LABELLED else _TWO_LABELLED)
 
 
@@ -149,19 +141,27 @@ def audit_result(groups: Sequence[AuditedGroup]) -> dict[str, AuditResult]:
     """Test every client of ``groups``, which are in order of arrival."""
     seen: dict[str, list[_Observation]] = {}
     for group in groups:
+        influence = _influence(group)
         for client in group.scores:
-            seen.setdefault(client, []).append(_observation(group, client))
+            seen.setdefault(client, []).append(_observation(group, client, influence.get(client, 0.0)))
     return {client: _result(found) for client, found in sorted(seen.items())}
 
 
-def _observation(group: AuditedGroup, client: str) -> _Observation:
+def _influence(group: AuditedGroup) -> dict[str, float]:
+    """Compute min(K u, 1)² of each client: 1 where all have the same."""
+    parts = {client: group.weights[client] * group.slopes[client] for client in group.scores if client in group.weights}
+    total, count = sum(parts.values()), sum(part > 0 for part in parts.values())
+    return {client: min(1.0, count * part / total) ** 2 for client, part in parts.items()} if total > 0 else {}
+
+
+def _observation(group: AuditedGroup, client: str, influence: float) -> _Observation:
     scores = group.scores[client]
     differences = np.array([scores[better] - scores[worse] for better, worse in group.pairs])
     sizes = np.minimum(np.abs(differences) / 2, 1)
     total = float(sizes.sum())
     return _Observation(
         concordance=float(sizes @ right(differences) / total) if total > 0 else _CHANCE,
-        trusted=group.support * group.influence.get(client, 0.0),
+        trusted=group.support * influence,
         size=total / len(group.pairs),
         labelled=len({place for pair in group.pairs for place in pair}),
         situations=group.situations,
