@@ -3,7 +3,8 @@
 Nothing private and no secret is written: tracebacks carry no local variables and no message that may quote data, known
 secrets are removed from the finished line, values under a key that names a secret are hidden, and libraries log
 warnings and errors only, since their debug lines have prompts and headers. On a terminal no control character of a
-value is sent as such. Lines of libraries take the same way, whatever handlers they bring.
+value is sent as such. Lines of libraries take the same way, whatever handlers they bring. A line that repeats itself is
+limited in number.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import structlog
 
 from mor_core.failures import describe_failure, describe_warning, format_traceback, traceback_of
 from mor_core.hidden_secrets import HIDDEN, SECRET_NAME, hide_secrets, remember_environment
+from mor_core.log_limit import LogLimit
 from mor_core.printable import visible, visible_lines
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -63,6 +65,7 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
         else [_make_visible, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(LogLimit())
     handler.setFormatter(
         _SecretFreeFormatter(
             foreign_pre_chain=shared,
