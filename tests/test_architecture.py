@@ -87,6 +87,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
             if path.stem
             in (
                 "bounded_reads",
+                "bounded_replies",
                 "streams",
                 "stream_consumer",
                 "stored",

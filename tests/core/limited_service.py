@@ -103,8 +103,8 @@ class Process:
 
 
 @contextmanager
-def running(folder: Path, **settings: object) -> Iterator[Process]:
-    """Run the service in a process of its own until the body ends."""
+def running(folder: Path, log: int = subprocess.DEVNULL, **settings: object) -> Iterator[Process]:
+    """Run the service in a process of its own until the body ends; its log goes to the open file ``log``."""
     tokens = folder / "tokens.json"
     rows = [f'{{"name": "{n}", "scope": "{n}", "sha256": "{hash_token(t)}"}}' for n, t in _TOKENS.items()]
     tokens.write_text(f"[{','.join(rows)}]")
@@ -112,8 +112,8 @@ def running(folder: Path, **settings: object) -> Iterator[Process]:
     environment = {f"MOR_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.core.limited_service", str(port_file)],
-        env=os.environ | environment | {"MOR_TOKENS_FILE": str(tokens), "MOR_LOG_LEVEL": "error"},
-        stderr=subprocess.DEVNULL,
+        env=os.environ | {"MOR_LOG_LEVEL": "error"} | environment | {"MOR_TOKENS_FILE": str(tokens)},
+        stderr=log,
     )
     try:
         deadline = time.monotonic() + START_S

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
 from mor_core import streams
+from mor_core.bounded_replies import OversizedReply, replies_up_to
 from mor_core.stream_consumer import Consumer
 from mor_core.streams import Streams
 from mor_core.wire import DeadLetter, PromptRecord
@@ -81,6 +83,46 @@ async def test_a_huge_record_is_given_up_unread_and_those_beside_it_come_through
     assert found == ["first", "last"]
     [(_, fields)] = await redis.xrange(side.key("dead"))
     assert "at most" in DeadLetter.model_validate_json(fields[b"record"]).reason
+
+
+HUGE = {
+    "one field": "redis.call('XADD', KEYS[1], '*', 'record', string.rep('x', 17 * 2 ^ 20))",
+    "many fields": """
+        local fields = {'record', string.rep('x', 17 * 2 ^ 20)}
+        for i = 1, 1000 do fields[#fields + 1], fields[#fields + 2] = i, string.rep('x', 2 ^ 16) end
+        redis.call('XADD', KEYS[1], '*', unpack(fields))""",
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+async def test_a_huge_record_that_comes_while_a_consumer_waits_is_not_read(
+    redis: Redis, run_name: str, kind: str
+) -> None:
+    side = Streams(redis, run_name, bound=8)
+    reader = consumer(side)
+    await reader.read(1, 0.01)
+    tracemalloc.start()
+    try:
+        reading = asyncio.create_task(reader.read(1, 5))
+        await asyncio.sleep(0.1)  # it waits
+        await redis.eval(HUGE[kind], 1, side.key("prompts"))
+        assert await reading == []
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    [(_, fields)] = await redis.xrange(side.key("dead"))
+    assert "at most" in DeadLetter.model_validate_json(fields[b"record"]).reason
+    await side.publish("prompts", prompt(run_name, "next"), timeout_s=1)
+    assert [entry.record.group_id for entry in await reader.read(1, 1)] == ["next"]
+
+
+async def test_no_reply_is_read_over_the_bound_and_the_next_command_has_its_own(redis: Redis) -> None:
+    await redis.rpush("list", *["x" * 1000] * 100)  # type: ignore[misc]
+    with replies_up_to(50_000), pytest.raises(OversizedReply):
+        await redis.lrange("list", 0, -1)  # type: ignore[misc]
+    with replies_up_to(50_000):
+        assert len(await redis.lrange("list", 0, 9)) == 10  # type: ignore[misc]
+    assert len(await redis.lrange("list", 0, -1)) == 100  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("stream", ["prompts", "rollouts", "dead"])

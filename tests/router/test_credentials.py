@@ -25,14 +25,16 @@ pytestmark = pytest.mark.anyio
 
 ENROLMENT = "token-of-the-onboarding"
 OTHER = "token-of-another-onboarding"
+THIRD = "token-of-a-third-onboarding"
 
 
 @pytest.fixture
 def onboarding(settings: RouterSettings) -> None:
-    """Add two enrolment tokens to the tokens file."""
+    """Add three enrolment tokens to the tokens file."""
     assert settings.tokens_file is not None
     rows = json.loads(settings.tokens_file.read_text())
-    rows += [{"name": f"onboarding {t}", "scope": "enrolment", "sha256": hash_token(t)} for t in (ENROLMENT, OTHER)]
+    for token in (ENROLMENT, OTHER, THIRD):
+        rows.append({"name": f"onboarding {token}", "scope": "enrolment", "sha256": hash_token(token)})
     settings.tokens_file.write_text(json.dumps(rows))
 
 
@@ -116,15 +118,34 @@ async def test_a_network_is_probed_a_bounded_number_of_times_by_all_tokens_toget
 ) -> None:
     async with start(enrolments_per_network=2) as api:
         found = []
-        for number, token in enumerate((ENROLMENT, OTHER, ENROLMENT, OTHER)):
+        for number, token in enumerate((ENROLMENT, OTHER, THIRD, ENROLMENT)):
             target = {"name": f"c{number}", "url": f"http://127.0.0.{number + 1}:1", "token": TOKEN}
             found.append(await api.call("POST", "/v1/clients", target, token=token))
         assert [reply.status_code for reply in found] == [422, 422, 429, 429]
-        assert "in one network, MOR_ENROLMENTS_PER_NETWORK=2" in found[-1].json()["detail"]
+        assert "in one network, MOR_ENROLMENTS_PER_NETWORK=2" in found[2].json()["detail"]
+        assert "half of MOR_ENROLMENTS_PER_NETWORK=2" in found[3].json()["detail"]
         for name in [name async for name in redis.scan_iter("*quota*")]:
             assert 0 < await redis.ttl(name) <= 60, "no counter outlives its minute"
         admin = {"name": "c9", "url": "http://127.0.0.1:1", "token": TOKEN}
         assert (await api.call("POST", "/v1/clients", admin)).status_code == 422, "administrators have no quota"
+
+
+async def test_a_token_leaves_half_of_a_networks_quota_to_others(start: Start, onboarding: None) -> None:
+    """The name server of the first token's holder answers with the network of somebody else."""
+    networks = [f"127.0.{number}.1" for number in range(1, 9)]
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return networks if host == "everywhere.example" else [networks[0]]
+
+    names = EgressPolicy(allow_loopback=True, networks=(), kubernetes=(), resolver=resolver)
+    async with start(names, enrolments_per_minute=100, enrolments_per_network=6, client_attempts=1) as api:
+
+        async def attempt(host: str, token: str) -> int:
+            target = {"name": "c", "url": f"http://{host}:1", "token": TOKEN}
+            return (await api.call("POST", "/v1/clients", target, token=token)).status_code
+
+        assert [await attempt("everywhere.example", ENROLMENT) for _ in range(9)] == [422] * 3 + [429] * 6
+        assert [await attempt("clinic.example", OTHER) for _ in range(4)] == [422] * 3 + [429]
 
 
 @asynccontextmanager
@@ -178,11 +199,11 @@ async def test_a_name_with_many_addresses_in_a_network_costs_it_one_connection(s
 async def test_a_forged_counter_neither_lifts_nor_closes_a_quota(
     start: Start, onboarding: None, redis: Redis, forged: str | None
 ) -> None:
-    async with start(enrolments_per_minute=2, enrolments_per_network=2) as api:
+    async with start(enrolments_per_minute=2, enrolments_per_network=4) as api:
         target = {"name": "c", "url": "http://127.0.0.1:1", "token": TOKEN}
         await api.call("POST", "/v1/clients", target, token=ENROLMENT)
         counters = [name async for name in redis.scan_iter("*quota*")]
-        assert len(counters) == 2
+        assert len(counters) == 3
         for name in counters:
             await redis.delete(name)
             await (redis.rpush(name, "x") if forged is None else redis.set(name, forged))  # type: ignore[misc]

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 import numpy as np
 import pytest
 from mor_core.images import sha256
-from mor_router.embedding import LIVE, Embedder, embedding_for
+from mor_router.embedding import HONEYPOTS, LIVE, Embedder, embedding_for
 from mor_router.embedding.embedder import Sender
 from mor_router.embedding.hashed_features import ColoursAndEdges, HashedWords
 from PIL import Image
@@ -69,6 +69,19 @@ async def test_live_groups_wait_for_no_caller_whatever_its_name() -> None:
     hoard = [asyncio.create_task(embedded(embedder, name, f"g{i}")) for i, name in enumerate(names)]
     await asyncio.sleep(UNIT_S / 2)
     assert await took(embedded(embedder, LIVE, "live")) < 5 * UNIT_S
+    for task in hoard:
+        task.cancel()
+    await asyncio.gather(*hoard, return_exceptions=True)
+
+
+async def test_honeypots_have_turns_of_their_own_whatever_a_token_is_called() -> None:
+    slow = Slow()
+    embedder = Embedder(slow, ColoursAndEdges(), cache=100)
+    names = ["(honeypots)", str(HONEYPOTS), HONEYPOTS.name]
+    hoard = [asyncio.create_task(embedded(embedder, name, f"{name}{i}")) for i in range(10) for name in names]
+    await asyncio.sleep(UNIT_S / 2)
+    await embedded(embedder, HONEYPOTS, "honeypot")
+    assert slow.begun.index("honeypot") <= len(names) + 1  # one round over all senders
     for task in hoard:
         task.cancel()
     await asyncio.gather(*hoard, return_exceptions=True)

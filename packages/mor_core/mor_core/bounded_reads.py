@@ -20,10 +20,15 @@ _MOST_ARGUMENTS = 1000
 """Arguments of one command: Lua passes on a few thousand at most."""
 
 # KEYS: key. ARGV: bound in bytes, command, its arguments. All strings of a reply together take a gigabyte at most.
+# An entry of a stream is its id, and fields and values in turn. Its first field counts: a writer of MoR adds no other.
 _BOUNDED = """
 local largest, left = tonumber(ARGV[1]), 1073741824
+local function is_entry(value)
+  return #value == 2 and type(value[1]) == 'string' and type(value[2]) == 'table' and value[1]:match('^%d+%-%d+$')
+end
 local function withhold(value)
   if type(value) == 'table' then
+    if is_entry(value) then value[2] = {value[2][1], value[2][2]} end
     for place, part in ipairs(value) do value[place] = withhold(part) end
   elseif type(value) == 'string' then
     if #value > math.min(largest, left) then return #value end

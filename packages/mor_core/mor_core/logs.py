@@ -1,9 +1,10 @@
-"""Structured logs, one set-up for every process: JSON lines in containers, readable on a terminal.
+"""Structured logs, one set-up for every process and its children: JSON lines in containers, readable on a terminal.
 
 Nothing private and no secret is written: tracebacks carry no local variables and no message that may quote data, known
 secrets are removed from the finished line, values under a key that names a secret are hidden, and libraries log
 warnings and errors only, since their debug lines have prompts and headers. On a terminal no control character of a
-value is sent as such. Lines of libraries take the same way, whatever handlers they bring.
+value is sent as such. Lines of libraries take the same way, whatever handlers they bring. A line that repeats itself is
+limited in number.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import logging
 import re
 import sys
 import threading
+import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -21,6 +24,7 @@ import structlog
 
 from mor_core.failures import describe_failure, describe_warning, format_traceback, traceback_of
 from mor_core.hidden_secrets import HIDDEN, SECRET_NAME, hide_secrets, remember_environment
+from mor_core.log_limit import LogLimit
 from mor_core.printable import visible, visible_lines
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -38,12 +42,18 @@ _EXCEPTION = re.compile(r"exception=.*", re.DOTALL)
 
 log = structlog.get_logger("mor")
 
+_given: dict[str, Any] | None = None
+"""Arguments of ``configure``, once it was called."""
+_print_exc = traceback.print_exc
+
 
 def configure(level: Level = "info", style: Style = "auto", **bound: str) -> None:
     """Send the logs of structlog, of the standard library and of uncaught exceptions to standard error.
 
     ``bound`` are fields of every line, the service's name for example.
     """
+    global _given  # noqa: PLW0603
+    _given = {"level": level, "style": style, **bound}
     remember_environment()
     logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign]
     logging.raiseExceptions = False  # else a handler that fails prints the line's arguments
@@ -63,6 +73,7 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
         else [_make_visible, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(LogLimit())
     handler.setFormatter(
         _SecretFreeFormatter(
             foreign_pre_chain=shared,
@@ -88,7 +99,13 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
+    traceback.print_exc = _log_printed
     warnings.showwarning = _log_warning
+
+
+def for_children() -> Callable[[], None]:
+    """Return what a child process calls first, so that its logs are as those of this one. It can be pickled."""
+    return partial(configure, **(_given or {"level": "warning"}))
 
 
 def _call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
@@ -194,6 +211,15 @@ def _log_unraisable(failed: sys.UnraisableHookArgs) -> None:
     """Log an exception that cannot be raised, as one of a finaliser."""
     if failed.exc_value is not None:
         log.error("an exception was ignored", exc_info=failed.exc_value)
+
+
+def _log_printed(limit: int | None = None, file: Any = None, chain: bool = True) -> None:
+    """Log an exception that a library prints, as ``multiprocessing`` does when a child fails; in place of
+    ``traceback.print_exc``."""
+    if file is not None:
+        _print_exc(limit, file, chain)
+    elif sys.exc_info()[1] is not None:
+        log.error("an exception was printed", exc_info=True)
 
 
 def _log_warning(

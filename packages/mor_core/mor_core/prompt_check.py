@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mor_core import images, vision
+from mor_core import images, logs, vision
 from mor_core.datafiles import ParsedRow, Preference, Prompt, scan_preferences, scan_prompts
 from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.errors import Invalid, Unavailable
@@ -148,7 +148,8 @@ class PromptCheck:
 
     @contextlib.contextmanager
     def _pool(self) -> Iterator[ProcessPoolExecutor]:
-        pool = ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(self.processes, mp_context=spawn, initializer=logs.for_children())
         try:
             yield pool
         finally:

@@ -10,12 +10,13 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from mor_core.bounded_reads import Oversized, call_bounded
+from mor_core.bounded_replies import OversizedReply, replies_up_to
 from mor_core.errors import Invalid, LeaseLost, StreamFull
 from mor_core.failures import describe_failure
 from mor_core.stored import LEFTOVER_S
@@ -40,6 +41,8 @@ _MOST_COUNTED = 1 << 30
 """Largest number of deliveries that can be genuine: one a second for decades."""
 _DEAD_TIMEOUT_S = 30.0
 """Longest wait for room among the dead letters, seconds: the trainer empties them at every look at its streams."""
+_ENVELOPE_BYTES = 64 << 10
+"""Room for the names of key and field, and an entry's id, around a record."""
 _LONGEST_BLOCK_S = 5.0
 """Longest blocking read, seconds: well below the socket's time limit."""
 
@@ -105,7 +108,7 @@ class Consumer(Generic[R]):
             claimed = await self._claim(count)
             if claimed:
                 return claimed
-            found = await self._read_new(count) or await self._wait_for_new(block_s)
+            found = await self._read(count, ">") or await self._wait_for_new(block_s)
             if not found:
                 await self._return_to_passed_over()
         except ResponseError as error:
@@ -115,18 +118,24 @@ class Consumer(Generic[R]):
             return []
         return await self._parse([(entry_id, payload, 1) for entry_id, payload in found])
 
-    async def _read_new(self, count: int) -> list[tuple[bytes, Payload]]:
-        """Return new entries that are there, without waiting."""
+    async def _read(self, count: int, after: Literal[">", "0"]) -> list[tuple[bytes, Payload]]:
+        """Return entries that are there, without waiting: new ones, or after "0" those that this consumer holds."""
         group = ("GROUP", self._stage, self.name)
-        command = ("XREADGROUP", *group, "COUNT", count, "STREAMS", self._key, ">")
+        command = ("XREADGROUP", *group, "COUNT", count, "STREAMS", self._key, after)
         reply = await call_bounded(self._redis.evalsha, self._redis, LARGEST_RECORD, self._key, *command)
         return [pair for _, entries in reply or [] for pair in _payloads(entries)]
 
     async def _wait_for_new(self, block_s: float) -> list[tuple[bytes, Payload]]:
-        """Return the next new entry; none after ``block_s``. A script cannot wait, so the server does not measure it
+        """Return the next new entry; none after ``block_s``. A script cannot wait, so the server does not measure it,
         and it comes alone."""
         block_ms = max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000))
-        reply: Any = await self._redis.xreadgroup(self._stage, self.name, {self._key: ">"}, count=1, block=block_ms)
+        new = {self._key: ">"}
+        try:
+            with replies_up_to(LARGEST_RECORD + _ENVELOPE_BYTES):
+                reply: Any = await self._redis.xreadgroup(self._stage, self.name, new, count=1, block=block_ms)
+        except OversizedReply:  # this consumer holds the entry now, or finds it once its lease ends
+            held = await self._read(_MOST_READ, "0")
+            return [(entry_id, payload) for entry_id, payload in held if isinstance(payload, Oversized)]
         return [
             (entry_id, fields.get(FIELD.encode(), b"")) for _, entries in reply or [] for entry_id, fields in entries
         ]

@@ -27,6 +27,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mor_core.bounded_reads import read_bounded
+from mor_core.bounded_replies import BoundedParser
 from mor_core.errors import StreamFull
 from mor_core.settings import StreamSettings
 from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type
@@ -96,6 +97,7 @@ def connect(settings: StreamSettings) -> Redis:
         retry=Retry(ExponentialWithJitterBackoff(cap=2.0, base=0.05), retries=6),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
         protocol=2,  # the shape of XREADGROUP replies depends on it
+        parser_class=BoundedParser,
         client_name=f"mor-{os.getpid()}",
     )
 

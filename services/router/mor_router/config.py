@@ -53,7 +53,8 @@ class RouterSettings(ServiceSettings, StageSettings):
     enrolments_per_minute: int = Field(20, ge=1)
     """Most attempts in a minute to enrol with one token of scope ``enrolment``, failed ones included; more get 429."""
     enrolments_per_network: int = Field(10, ge=1)
-    """Most attempts in a minute to enrol endpoints in one network (IPv4 /24, IPv6 /48), by all such tokens."""
+    """Most attempts in a minute to enrol endpoints in one network (IPv4 /24, IPv6 /48), by all such tokens; one token
+    has half of them."""
     clients_per_token: int = Field(100, ge=1)
     """Most clients at a time that one token of scope ``enrolment`` has enrolled."""
 

@@ -23,7 +23,7 @@
 ``versions``             counter of gate versions, over all objectives
 ``influence:{client}``   traces of its scores in the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
-``quota:{subject}``      enrolments in the current minute by token or network; not exported
+``quota:{subject}``      enrolments in the current minute by token, by network, by both; not exported
 ``auditor:{objective}``  (and audit) person who is labelling it; not exported
 ``given:{objective}``    (and audit) the label that counts; not exported
 ``leader:{work}``        lock of the replica that does a piece of work alone; not exported

@@ -1,7 +1,8 @@
 """Quotas of enrolments with tokens of scope ``enrolment``, counted in Redis for all replicas together.
 
 An attempt makes the router connect to an address that the caller chose. Failed attempts count like others, so that the
-probe of an enrolment can neither scan a network nor flood a host. The probe connects to addresses that were counted,
+probe of an enrolment can neither scan a network nor flood a host. A token has half of a network's attempts at most, so
+that others can still enrol there. The probe connects to addresses that were counted,
 one in each network: the caller's name server is not asked again.
 """
 
@@ -53,6 +54,10 @@ class EnrolmentQuota:
         await self._count(("token", token), most, f"by this token, MOR_ENROLMENTS_PER_MINUTE={most}")
         most = self._settings.enrolments_per_network
         found = await self._networks(url)
+        half = max(1, most // 2)
+        for network in sorted(found):  # what is over a token's half does not count in the attempts of all
+            own = f"by this token in one network, half of MOR_ENROLMENTS_PER_NETWORK={most}"
+            await self._count(("half", network, token), half, own)
         for network in sorted(found):
             await self._count(("network", network), most, f"in one network, MOR_ENROLMENTS_PER_NETWORK={most}")
         return self._egress.pinned(found.values())
@@ -71,7 +76,7 @@ class EnrolmentQuota:
                 _FULL_RETRY_S,
             )
 
-    async def _count(self, subject: tuple[str, str], most: int, limit: str) -> None:
+    async def _count(self, subject: tuple[str, ...], most: int, limit: str) -> None:
         name = key("quota", *subject)
         count, left_s = await self._increment(name)
         if not 0 < count <= _MOST_COUNTED or not 0 <= left_s <= _WINDOW_S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _COMPARED_BYTES = 1 << 20
 """Part of a request that a reason is compared with: the texts come before the pictures."""
 _PIECE = 16
 """Bytes of the pieces that are compared, every 8 bytes: shorter ones occur in both by chance."""
+_ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
+"""Characters as JSON in ASCII writes them: a service that quotes its input as such a text escapes them once more."""
 REPEATED = "its reason repeats the request and is not shown"
 _FIELDS = {"model", "items"}
 
@@ -68,14 +71,16 @@ class ClientResponse:
 
 
 def repeats(text: str, sent: bytes) -> bool:
-    """Return whether a client's reason has a piece, of 24 characters or more, of the JSON that was sent to it.
+    """Return whether a reason has a piece, of 24 bytes or more, of the JSON in UTF-8 that was sent.
 
     The text ends in logs, dead letters and pages, where prompts and responses must not be.
     """
-    written = json.dumps(text, ensure_ascii=False)[1:-1].encode(errors="replace")
-    pieces = (written[start : start + _PIECE] for start in range(0, len(written) - _PIECE + 1, _PIECE // 2))
     head = sent[:_COMPARED_BYTES]
-    return any(piece in head for piece in pieces)
+    for form in {text, _ESCAPES.sub(lambda escapes: str(json.loads(f'"{escapes[0]}"')), text)}:
+        written = json.dumps(form, ensure_ascii=False)[1:-1].encode(errors="replace")
+        if any(written[start : start + _PIECE] in head for start in range(0, len(written) - _PIECE + 1, _PIECE // 2)):
+            return True
+    return False
 
 
 @contextmanager

@@ -34,6 +34,8 @@ class OwnWork(Enum):
 
     LIVE = auto()
     """The groups of runs."""
+    HONEYPOTS = auto()
+    """The honeypots that stand beside the groups of runs."""
     BACKGROUND = auto()
     """Fits and whatever else no caller waits for."""
 
@@ -41,6 +43,7 @@ class OwnWork(Enum):
 Sender = OwnWork | str
 """``OwnWork``, or the name of a caller."""
 LIVE = OwnWork.LIVE
+HONEYPOTS = OwnWork.HONEYPOTS
 
 _TURN_S = 0.02
 """Seconds after which a turn takes up no further text or image: many small ones share a turn, a large one is alone."""

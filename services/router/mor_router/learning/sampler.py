@@ -8,13 +8,14 @@ import ssl
 from collections.abc import Mapping
 
 import httpx
+import pydantic_core
 from mor_core.errors import Conflict
 from mor_core.wire import Message
 
 from mor_router.clients.http import BoundedHttpClient, bearer_client
-from mor_router.clients.responses import ClientFailure
+from mor_router.clients.responses import ClientFailure, private
 from mor_router.config import RouterSettings
-from mor_router.learning.labels.judge_labeller import contents, openai_messages
+from mor_router.learning.labels.judge_labeller import contents, openai_messages, written_texts
 
 _BYTES_PER_TOKEN = 64
 """Bound on the bytes of one token in JSON, escapes included."""
@@ -43,21 +44,24 @@ class PolicySampler:
             ClientFailure: no answer in time, or an unreadable one.
         """
         count = self._settings.refit_samples
+        turns = openai_messages(messages, images)
         body = {
             "model": "policy",
-            "messages": openai_messages(messages, images),
+            "messages": turns,
             "n": count,
             "max_tokens": self._settings.refit_max_tokens,
         }
         limit = _BYTES + count * self._settings.refit_max_tokens * _BYTES_PER_TOKEN
         try:
             async with asyncio.timeout(timeout_s):
-                _, answer = await self._http.post(
-                    "/v1/chat/completions", json.dumps(body).encode(), limit, round(1000 * timeout_s)
-                )
+                with private(written_texts(turns)):
+                    _, answer = await self._http.post(
+                        "/v1/chat/completions", json.dumps(body).encode(), limit, round(1000 * timeout_s)
+                    )
         except TimeoutError as error:
             raise ClientFailure("timeout", f"the policy did not answer within {timeout_s:g} s") from error
-        return str(json.loads(answer).get("system_fingerprint") or "unknown"), contents(answer)
+        texts = contents(answer)
+        return str(pydantic_core.from_json(answer).get("system_fingerprint") or "unknown"), texts
 
     async def version(self, timeout_s: float) -> str:
         """Return the run and weights version that is served now, in the form that ``sample`` returns.
@@ -67,7 +71,7 @@ class PolicySampler:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                status = json.loads(await self._http.get("/v1/status", _BYTES, timeout_s))
+                status = pydantic_core.from_json(await self._http.get("/v1/status", _BYTES, timeout_s))
                 version = status["weights_version"]
         except TimeoutError as error:
             raise ClientFailure("timeout", f"no status of the policy within {timeout_s:g} s") from error

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from mor_router import metrics
-from mor_router.embedding import Embedder, GateInput, embedding_for
+from mor_router.embedding import HONEYPOTS, Embedder, GateInput, embedding_for
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Anchor, Objective, ObjectiveStore
 from mor_router.store import key
@@ -100,7 +100,7 @@ class HoneypotSource:
         as_drawn = len(anchor.sample) == shape.size
         around = [] if as_drawn else _random.sample(candidates, min(_NEIGHBOURS, len(candidates)))
         images = await self._objectives.images(name, [anchor, *around])
-        with embedding_for("(honeypots)"):  # not in the turns of the live groups
+        with embedding_for(HONEYPOTS):  # not in the turns of the live groups
             own, *near = await self._embedder.inputs([GateInput(one.messages, images) for one in (anchor, *around)])
         nearest = [around[row] for row in np.square(np.array(near) - own).sum(axis=-1).argsort()] if around else []
         same = [other for other in candidates if other.messages == anchor.messages]

@@ -1,24 +1,25 @@
-"""Log of the exceptions in vLLM's processes, from which the service reports why its engine failed.
+"""Logs of vLLM's processes: all lines, and a file of exceptions from which the service reports why its engine failed.
 
 vLLM runs its engine in another process. When that fails, this process receives "See root cause above", and the root
 cause is only in the other process's log. vLLM applies one logging configuration in all its processes, so a handler in
 that configuration writes every exception that they log to one file, which this process reads. An exception may quote a
 private prompt: the file lies in a folder that only the service's user may read, is bounded, and is removed with it.
+Another handler has whatever these processes write take the form of MoR's logs: lines of all libraries, uncaught
+exceptions, and the traceback that ``multiprocessing`` prints at the end of one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
+import multiprocessing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mor_core.failures import describe_failure, format_traceback, quote_failure
-from mor_core.hidden_secrets import hide_secrets, remember_environment
-from mor_core.printable import visible_lines
+from mor_core import logs
+from mor_core.failures import describe_failure, quote_failure
 
 from mor_rollout.engines.vllm.native_libraries import with_advice
 
@@ -31,32 +32,23 @@ _FATAL = "fatal error"
 
 
 class ErrorLog:
-    """File of the exceptions that vLLM's processes log."""
+    """File of the exceptions that vLLM's processes log, whose other lines have ``level`` and ``style``."""
 
-    def __init__(self) -> None:
+    def __init__(self, level: logs.Level, style: logs.Style) -> None:
+        self._level = level
+        self._style = style
         self._folder: TemporaryDirectory[str] | None = None
         self._file: Path | None = None
 
     def open(self) -> Any:
-        """Return vLLM's logging configuration with a handler that writes to the file; ``None`` if it logs nothing."""
+        """Return vLLM's logging configuration, with handlers of MoR for all its processes."""
         from vllm import envs
         from vllm.config.logging import LoggingConfig
-        from vllm.logger import DEFAULT_LOGGING_CONFIG
 
-        if not envs.VLLM_CONFIGURE_LOGGING:
-            return None
+        level = envs.VLLM_LOGGING_LEVEL if envs.VLLM_CONFIGURE_LOGGING else "CRITICAL"
+        config = {"version": 1, "disable_existing_loggers": False, "loggers": {"vllm": {"level": level}}}
         if envs.VLLM_LOGGING_CONFIG_PATH:
             config = json.loads(Path(envs.VLLM_LOGGING_CONFIG_PATH).read_text())
-        else:
-            config = copy.deepcopy(DEFAULT_LOGGING_CONFIG)
-            config["handlers"]["vllm"] |= {"level": envs.VLLM_LOGGING_LEVEL, "stream": envs.VLLM_LOGGING_STREAM}
-            config["handlers"]["vllm"]["formatter"] = "mor_lines"
-            config["formatters"]["mor_lines"] = {
-                "()": f"{__name__}.{LogFormatter.__name__}",
-                "format": config["formatters"]["vllm"]["format"],
-                "datefmt": config["formatters"]["vllm"]["datefmt"],
-            }
-            config["loggers"]["vllm"]["level"] = envs.VLLM_LOGGING_LEVEL
         self._folder = TemporaryDirectory(prefix="mor-vllm-")
         self._file = Path(self._folder.name) / "errors.jsonl"
         config.setdefault("formatters", {})["mor"] = {"()": f"{__name__}.{ExceptionFormatter.__name__}"}
@@ -72,10 +64,15 @@ class ErrorLog:
             "formatter": "mor",
             "delay": True,
         }
+        config["handlers"]["mor_logs"] = {
+            "()": f"{__name__}.{begin_logs.__name__}",
+            "log_level": self._level,
+            "log_format": self._style,
+        }
         config.setdefault("loggers", {}).setdefault("vllm", {}).setdefault("handlers", []).append("mor")
         path = Path(self._folder.name) / "logging.json"
         path.write_text(json.dumps(config))
-        return LoggingConfig(pylogging_config_file=str(path))
+        return LoggingConfig(configure_logging=True, pylogging_config_file=str(path))
 
     def start_failure(self) -> str | None:
         """Return the first exception: later ones, in processes that wait for the first, follow from it."""
@@ -122,23 +119,11 @@ class ExceptionFilter(logging.Filter):
         return not full or _FATAL in record.getMessage()
 
 
-class LogFormatter(logging.Formatter):
-    """Formatter of the log of vLLM's processes: as vLLM's, without secrets, control characters and private text.
-
-    Those processes have no logs of MoR, so each also learns here what is secret.
-    """
-
-    def __init__(self, fmt: str, datefmt: str) -> None:
-        super().__init__(fmt, datefmt, defaults={"vllm_process_name": "vLLM"})  # until vLLM gives the process a name
-        remember_environment()
-        logging.raiseExceptions = False  # else a handler that fails prints the line's arguments
-
-    def format(self, record: logging.LogRecord) -> str:
-        record.fileinfo = record.filename  # vLLM's own formatter adds it
-        return visible_lines(hide_secrets(super().format(record)))
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802
-        return format_traceback(ei[1])
+def begin_logs(log_level: logs.Level, log_format: logs.Style) -> logging.Handler:
+    """Set up MoR's logs in a process that vLLM started, where this is the first code of MoR that runs."""
+    if multiprocessing.parent_process() is not None:
+        logs.configure(log_level, log_format, service="rollout", process=multiprocessing.current_process().name)
+    return logging.NullHandler()
 
 
 class ExceptionFormatter(logging.Formatter):

@@ -46,7 +46,7 @@ class VllmEngine(EngineWeights):
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec) -> None:
         super().__init__(settings, base)
         self._codec = codec
-        self._errors = ErrorLog()
+        self._errors = ErrorLog(settings.log_level, settings.log_format)
 
     @property
     def failure(self) -> str | None:

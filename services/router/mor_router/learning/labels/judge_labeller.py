@@ -14,12 +14,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import pydantic_core
 from mor_core import images
 from mor_core.errors import Unavailable
 from mor_core.wire import ImagePart, Message
 
 from mor_router.clients.http import BoundedHttpClient
-from mor_router.clients.responses import ClientFailure
+from mor_router.clients.responses import ClientFailure, private
 from mor_router.learning.labels.labeller import Pair, SampledGroup
 
 _ANSWER_BYTES = 64 << 10
@@ -72,9 +73,10 @@ class JudgeLabeller:
         task = _TASK.format(objective=objective, first=sampled.responses[first], second=sampled.responses[second])
         messages = [*openai_messages(sampled.messages, sampled.images), {"role": "user", "content": task}]
         body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": _MAX_TOKENS}
-        _, answer = await self._http.post(
-            "/v1/chat/completions", json.dumps(body).encode(), _ANSWER_BYTES, round(1000 * timeout_s)
-        )
+        with private(written_texts(messages)):
+            _, answer = await self._http.post(
+                "/v1/chat/completions", json.dumps(body).encode(), _ANSWER_BYTES, round(1000 * timeout_s)
+            )
         letters = set(_LETTER.findall(contents(answer)[0].upper()))
         return None if len(letters) != 1 else letters == {"A"}
 
@@ -99,6 +101,15 @@ def openai_messages(messages: tuple[Message, ...], images: Mapping[str, bytes]) 
     return turns
 
 
+def written_texts(turns: list[dict[str, Any]]) -> bytes:
+    """Return the texts of a chat in JSON, without the pictures that stand between them."""
+    texts: list[str] = []
+    for turn in turns:
+        content = turn["content"]
+        texts += [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+    return json.dumps(texts, ensure_ascii=False).encode(errors="replace")
+
+
 def contents(body: bytes) -> list[str]:
     """Return the texts of a chat completion's choices.
 
@@ -106,7 +117,7 @@ def contents(body: bytes) -> list[str]:
         ClientFailure: the body is not a chat completion.
     """
     try:
-        return [str(choice["message"]["content"]) for choice in json.loads(body)["choices"]] or [""]
+        return [str(choice["message"]["content"]) for choice in pydantic_core.from_json(body)["choices"]] or [""]
     except (ValueError, KeyError, TypeError) as error:
         raise ClientFailure("schema", "the answer is not a chat completion") from error
 
