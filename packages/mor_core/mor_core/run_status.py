@@ -254,10 +254,10 @@ class PreflightStatus(Documented):
     state: Literal["checking", "done"]
     rows: int
     """Rows that are checked, of training and evaluation prompts."""
-    total: int | None
-    """All rows; null while they are counted."""
     bad: int
     """Rows among them that are left out, or that end the run where they are too many."""
+    total: int | None = None
+    """All rows; null until they are counted."""
     found: tuple[BadPrompt, ...]
     """The first 20 of these; ``/bad-prompts`` lists more."""
 

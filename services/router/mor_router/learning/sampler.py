@@ -57,7 +57,8 @@ class PolicySampler:
                 )
         except TimeoutError as error:
             raise ClientFailure("timeout", f"the policy did not answer within {timeout_s:g} s") from error
-        return str(json.loads(answer).get("system_fingerprint") or "unknown"), contents(answer)
+        texts = contents(answer)
+        return str(json.loads(answer).get("system_fingerprint") or "unknown"), texts
 
     async def version(self, timeout_s: float) -> str:
         """Return the run and weights version that is served now, in the form that ``sample`` returns.

@@ -107,7 +107,7 @@ def contents(body: bytes) -> list[str]:
     """
     try:
         return [str(choice["message"]["content"]) for choice in json.loads(body)["choices"]] or [""]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ClientFailure("schema", "the answer is not a chat completion") from error
 
 
