@@ -64,7 +64,7 @@ class Loop:
             **spec,
         }
         answer = httpx.post(f"{self.control}/v1/runs", json=body, headers=ADMIN, timeout=60)
-        assert answer.status_code == 201, answer.text
+        assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
     def wait(self, run: str, until: Any, timeout_s: float = 240) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.trainer.kit import bearer
 
 async def create(http: httpx.AsyncClient, spec: RunSpec) -> str:
     reply = await http.post("/v1/runs", json=spec.model_dump(mode="json"))
-    assert reply.status_code == 201, reply.text
+    assert reply.status_code == 202, reply.text
     assert reply.headers["Location"] == f"/v1/runs/{reply.json()['id']}"
     return str(reply.json()["id"])
 

@@ -70,13 +70,12 @@ async def test_bad_files_are_refused_with_place_and_cure(
     http: httpx.AsyncClient, spec: RunSpec, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"prompt": "fine"}\n{"promt": "misspelt"}\n')
-    reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), "prompts": str(bad)})
-    assert f"{bad}:2: unknown column 'promt'" in reply.json()["detail"]
     bad.write_text('{"promt": "misspelt"}\n')
+    reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), "prompts": str(bad)})
+    assert f"{bad}:1: unknown column" in reply.json()["detail"], reply.text
     changes = {"prompts": str(bad), "prompt_columns": "prompt=promt"}
     reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), **changes})
-    assert reply.status_code == 201, reply.text
+    assert reply.status_code == 202, reply.text
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_text("{}")
     reply = await http.post("/v1/runs", json={**spec.model_dump(mode="json"), "model": str(tmp_path / "half")})

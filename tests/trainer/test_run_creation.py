@@ -30,7 +30,7 @@ async def ids(http: httpx.AsyncClient) -> list[str]:
 
 async def test_a_repeated_request_returns_the_run_of_the_first(http: httpx.AsyncClient, spec: RunSpec) -> None:
     first, again = await create(http, spec, "one"), await create(http, spec, "one")
-    assert (first.status_code, again.status_code) == (201, 201)
+    assert (first.status_code, again.status_code) == (202, 202)
     assert first.json()["id"] == again.json()["id"]
     assert again.headers["Location"] == f"/v1/runs/{first.json()['id']}"
     other = await create(http, spec, "two")
@@ -57,7 +57,7 @@ async def test_a_request_that_failed_may_be_sent_again_with_its_key(
     missing = tmp_path / "prompts.jsonl"
     assert (await create(http, spec, "one", prompts=str(missing))).status_code == 422
     missing.write_text(json.dumps({"id": "a", "prompt": "How many?", "images": []}))
-    assert (await create(http, spec, "one", prompts=str(missing))).status_code == 201
+    assert (await create(http, spec, "one", prompts=str(missing))).status_code == 202
 
 
 @pytest.mark.parametrize("key", ["", "x" * 129, "a b", "ä"])
@@ -95,7 +95,7 @@ async def test_a_request_that_is_repeated_during_its_checks_joins_them(
     changed = await create(http, spec, "one", steps=11)
     assert changed.status_code == 409
     release.set()
-    assert (await second).status_code == 201
+    assert (await second).status_code == 202
     assert len(checks) == 1
     assert len(await ids(http)) == 1
 
@@ -111,4 +111,4 @@ async def test_creations_at_a_time_are_bounded(
     release.set()
     assert refused.status_code == 503
     assert refused.headers["Retry-After"] == "5"
-    assert [(await one).status_code for one in waiting] == [201] * 4
+    assert [(await one).status_code for one in waiting] == [202] * 4

@@ -15,7 +15,7 @@ from tests.trainer.stages import until
 def create(processes: Processes, **fields: Any) -> str:
     with processes.client() as http:
         reply = http.post("/v1/runs", json=json.loads(make_spec(**fields).model_dump_json()))
-        assert reply.status_code == 201, reply.text
+        assert reply.status_code == 202, reply.text
         return str(reply.json()["id"])
 
 

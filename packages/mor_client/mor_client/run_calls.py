@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from mor_core.run_status import (
     Alert,
+    BadPrompts,
     ClientHistory,
     DeadGroup,
     DeadGroupRecord,
@@ -39,7 +40,10 @@ class RunCalls:
         self._control = control
 
     def create(self, spec: RunSpec) -> RunSnapshot:
-        """Queue a run for a training process; a lost answer is asked for again and makes no second run."""
+        """Queue a run for a training process, which checks all prompts before the first step.
+
+        A lost answer is asked for again and makes no second run.
+        """
         key = {"Idempotency-Key": uuid.uuid4().hex}
         return self._run("POST", "/v1/runs", json=spec.model_dump(mode="json"), headers=key, idempotent=True)
 
@@ -82,6 +86,11 @@ class RunCalls:
 
     def checkpoints(self, run: str) -> RunCheckpoints:
         found: RunCheckpoints = self._control.get(f"/v1/runs/{run}/checkpoints", RunCheckpoints)
+        return found
+
+    def bad_prompts(self, run: str, limit: int = 1000) -> BadPrompts:
+        """List the prompts that the check before the first step found bad."""
+        found: BadPrompts = self._control.get(f"/v1/runs/{run}/bad-prompts", BadPrompts, limit=limit)
         return found
 
     def pause(self, run: str) -> RunSnapshot:
@@ -130,7 +139,7 @@ class RunCalls:
         if snapshot.state.over:
             return
         for event in self.events(run, snapshot.cursor):
-            if event.kind not in ("step", "state", "gap"):
+            if event.kind not in ("step", "state", "preflight", "gap"):
                 continue
             latest = self.get(run)
             if latest != snapshot:

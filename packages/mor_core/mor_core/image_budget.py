@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,6 +9,7 @@ from typing import TypeVar
 
 from mor_core import images
 from mor_core.errors import Invalid, TooLarge
+from mor_core.tasks import on_executor
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ _decoders = ThreadPoolExecutor(2, thread_name_prefix="images")
 
 async def on_decoder(work: Callable[[], T]) -> T:
     """Run ``work``, which decodes untrusted images, on a thread for it. Cancelled while it waits, it never runs."""
-    return await asyncio.get_running_loop().run_in_executor(_decoders, work)
+    return await on_executor(_decoders, work)
 
 
 class ImageBudget:

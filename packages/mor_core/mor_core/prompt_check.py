@@ -6,38 +6,28 @@ not depend on the size of the data.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import multiprocessing
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mor_core import images, logs, vision
+from mor_core import vision
 from mor_core.datafiles import ParsedRow, Preference, Prompt, scan_preferences, scan_prompts
 from mor_core.datafiles.sources.row_files import RowPlace
-from mor_core.errors import Invalid, Unavailable
-from mor_core.failures import describe_failure
-from mor_core.image_budget import ImageBudget
+from mor_core.encoding_processes import EncodingProcesses
+from mor_core.errors import Invalid
 from mor_core.prompt_limits import PromptLimits
 
-_BATCH = 16
-"""Rows that a process encodes before it reports."""
-_BATCHES_A_PROCESS = 3
-"""Batches under way for each process: one in work, and others that wait for it."""
 _ROWS_FIRST, _BYTES_FIRST = 1024, 64 << 20
 """Rows, or bytes of their pictures, that are read before the model's processor is loaded."""
-_ROW_S = 60.0
-"""Longest encoding of a row, seconds: far more than any picture within the limits needs."""
-_PICTURE_BYTES = 64 << 20
-"""Bytes of the pictures of a row, as the rollout service takes them by default."""
+ROW_S = 60.0
+"""Usual limit on the encoding of a row, seconds: far more than any picture within the limits needs."""
 
-Batch = Sequence[tuple[RowPlace, Prompt]]
+_Key = tuple[int, RowPlace, str]
+"""Place of a row among those that can be read, its place in the data, and its id."""
+_Row = tuple[_Key, Prompt]
 
 
 @dataclass(frozen=True)
@@ -50,11 +40,13 @@ class RowProblem:
     id: str
     """Empty where the row is too broken to have one."""
     problem: str
+    index: int | None = None
+    """Place among the rows that can be read, from 0; ``None`` for a row that cannot."""
 
 
 @dataclass(frozen=True)
 class CheckProgress:
-    """Progress of a check: rows that are done, and those of them that are bad."""
+    """Progress of a check since the last one: rows that are done, and those of them that are bad."""
 
     rows: int
     bad: tuple[RowProblem, ...]
@@ -73,23 +65,20 @@ class PromptCheck:
     """Checkpoint whose processor encodes the prompts; without it the rows are only read."""
     limits: PromptLimits = field(default_factory=PromptLimits)
     processes: int = 1
+    row_s: float = ROW_S
+    """Longest encoding of a row, seconds."""
 
     def run(self) -> Iterator[CheckProgress]:
-        """Yield what is found as it is found, to the end of the data.
+        """Yield what is found as it is found, and at least twice a second while rows are encoded, to the end.
 
         Raises:
             Invalid: there is no such data set, or the model has no processor that can be used.
-            Unavailable: a process ended before its work.
+            Unavailable: the processes cannot encode.
         """
         seen = 0
-        try:
-            for part in self._read() if self.model is None else self._encoded(self.model):
-                seen += part.rows
-                yield part
-        except BrokenProcessPool as error:
-            raise Unavailable(
-                "a process that encoded rows ended, perhaps out of memory; use fewer processes"
-            ) from error
+        for part in self._read() if self.model is None else self._encoded(self.model):
+            seen += part.rows
+            yield part
         if not seen:
             raise Invalid(f"{self.data}: no row that gives prompts; write one JSON object per line")
 
@@ -97,91 +86,65 @@ class PromptCheck:
         return (scan_preferences if self.preferences else scan_prompts)(self.data, self.columns)
 
     def _read(self) -> Iterator[CheckProgress]:
-        for row in self._scanned():
-            problem = row.problem
-            if row.value is not None:
-                problem = _broken_limit(self.limits, _prompt_of(row.value))
-            yield CheckProgress(1, () if problem is None else (_bad(row.place, row.name, problem),))
+        unreadable: list[RowProblem] = []
+        for row in self._readable(unreadable):
+            if row is None:
+                yield _told(unreadable)
+                continue
+            (index, place, name), prompt = row
+            problem = _broken_limit(self.limits, prompt)
+            yield CheckProgress(
+                1, () if problem is None else (RowProblem(str(place.file), place.line, name, problem, index),)
+            )
 
     def _encoded(self, model: str) -> Iterator[CheckProgress]:
-        """Read rows and encode them, with a bounded number of batches under way.
+        """Read rows and encode them.
 
         A model takes seconds to load, so the first rows are read before that: a mistake in all rows is told at once.
         """
-        first: list[Batch] = []
-        batches = self._batches()
-        for part in batches:
-            if isinstance(part, CheckProgress):
-                yield part
+        unreadable: list[RowProblem] = []
+        rows = self._readable(unreadable)
+        first: list[_Row] = []
+        size = 0
+        for row in rows:
+            if row is None:
+                yield _told(unreadable)
                 continue
-            first.append(part)
-            if len(first) * _BATCH >= _ROWS_FIRST or sum(map(_picture_bytes, first)) > _BYTES_FIRST:
+            first.append(row)
+            size += sum(map(len, row[1].images.values()))
+            if len(first) == _ROWS_FIRST or size > _BYTES_FIRST:
                 break
         if not first:
             return
         vision.load_processor(model)  # here first, so that a model that cannot be used is refused by name
-        under_way: set[Future[CheckProgress]] = set()
-        with self._pool() as pool:
-            for part in chain(first, batches):
-                if isinstance(part, CheckProgress):
-                    yield part
+        processes: EncodingProcesses[_Key] = EncodingProcesses(model, self.limits, self.processes, self.row_s)
+        with closing(processes.encode(chain(first, rows))) as answers:
+            for answer in answers:
+                if answer is None:
+                    yield _told(unreadable)
                     continue
-                under_way.add(pool.submit(_encode, model, self.limits, part))
-                if len(under_way) >= _BATCHES_A_PROCESS * self.processes:
-                    done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in as_completed(under_way))
+                (index, place, name), problem = answer
+                bad = () if problem is None else (RowProblem(str(place.file), place.line, name, problem, index),)
+                yield CheckProgress(1, bad)
 
-    def _batches(self) -> Iterator[CheckProgress | Batch]:
-        """Yield rows that can be read in batches, and each other one as it is met."""
-        batch: list[tuple[RowPlace, Prompt]] = []
+    def _readable(self, unreadable: list[RowProblem]) -> Iterator[_Row | None]:
+        """Yield the rows that can be read, and ``None`` for each other one, which is added to ``unreadable``."""
+        index = 0
         for row in self._scanned():
             if row.value is None:
-                yield CheckProgress(1, (_bad(row.place, row.name, row.problem or ""),))
+                unreadable.append(RowProblem(str(row.place.file), row.place.line, row.name, row.problem or ""))
+                yield None
                 continue
-            batch.append((row.place, _prompt_of(row.value)))
-            if len(batch) == _BATCH:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    @contextlib.contextmanager
-    def _pool(self) -> Iterator[ProcessPoolExecutor]:
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.processes, mp_context=spawn, initializer=logs.for_children())
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
+            prompt = _prompt_of(row.value)
+            yield (index, row.place, prompt.id), prompt
+            index += 1
 
 
-_processor = functools.cache(vision.load_processor)
-
-
-def _encode(model: str, limits: PromptLimits, rows: Batch) -> CheckProgress:
-    """Encode a batch in a process of the pool."""
-    processor = _processor(model)
-    signal.signal(signal.SIGALRM, _too_slow)
-    bad = []
-    for place, prompt in rows:
-        signal.setitimer(signal.ITIMER_REAL, _ROW_S)
-        try:
-            limits.check_messages(prompt.messages)
-            budget = ImageBudget(_PICTURE_BYTES)
-            for content in prompt.images.values():
-                budget.spend(content)
-            decoded = {digest: images.decode(content) for digest, content in prompt.images.items()}
-            limits.check_tokens(vision.encode_prompt(processor, prompt.messages, decoded)["input_ids"].shape[1])
-        except Exception as error:  # whatever fails, it is this row that no run can use
-            bad.append(_bad(place, prompt.id, describe_failure(error)))
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    return CheckProgress(len(rows), tuple(bad))
-
-
-def _too_slow(*_: object) -> None:
-    raise TimeoutError(f"not encoded within {_ROW_S:g} s")
+def _told(unreadable: list[RowProblem]) -> CheckProgress:
+    """Return the rows that could not be read since the last progress."""
+    progress = CheckProgress(len(unreadable), tuple(unreadable))
+    unreadable.clear()
+    return progress
 
 
 def _broken_limit(limits: PromptLimits, prompt: Prompt) -> str | None:
@@ -192,13 +155,5 @@ def _broken_limit(limits: PromptLimits, prompt: Prompt) -> str | None:
     return None
 
 
-def _picture_bytes(rows: Batch) -> int:
-    return sum(len(content) for _, prompt in rows for content in prompt.images.values())
-
-
 def _prompt_of(value: Prompt | Preference) -> Prompt:
     return value.prompt if isinstance(value, Preference) else value
-
-
-def _bad(place: RowPlace, name: str, problem: str) -> RowProblem:
-    return RowProblem(str(place.file), place.line, name, problem)

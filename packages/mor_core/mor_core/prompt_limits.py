@@ -1,10 +1,11 @@
-"""Limits of an engine on a prompt, the same in the rollout service and in the check of a data set."""
+"""Limits of engine and trainer on a prompt, the same in the services and in the check of a data set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from mor_core.errors import Invalid
+from mor_core.image_budget import MOST_BYTES
 from mor_core.wire import Message
 
 _CHARACTERS_A_TOKEN = 32
@@ -20,6 +21,10 @@ class PromptLimits:
     images: int | None = None
     response: int = 1
     """Tokens that a response needs at least."""
+    image_bytes: int = MOST_BYTES
+    """Encoded bytes of all images."""
+    micro_batch_tokens: int | None = None
+    """Tokens of prompt and response that the trainer sends through the model at once."""
 
     def check_messages(self, messages: tuple[Message, ...]) -> None:
         """Check images and characters, before any work on them.
@@ -50,4 +55,9 @@ class PromptLimits:
             raise Invalid(
                 f"the prompt has {tokens} tokens{needed}, prompt and response together may have {self.model_len};"
                 " shorten the prompt or raise MOR_MAX_MODEL_LEN"
+            )
+        if self.micro_batch_tokens is not None and tokens + self.response - 1 > self.micro_batch_tokens:
+            raise Invalid(
+                f"the prompt has {tokens} tokens and with a response of sampling.max_tokens={self.response} does not "
+                f"fit micro_batch_tokens={self.micro_batch_tokens}; raise micro_batch_tokens or shorten the prompt"
             )

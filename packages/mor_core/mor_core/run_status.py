@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from mor_core.step_metrics import ClientFigures, StepPoint
 from mor_core.visibility import OWN_ROWS, Scope, hidden_from
@@ -207,13 +207,68 @@ class RunCheckpoints(Documented):
     checkpoints: tuple[RunCheckpoint, ...]
 
 
+class BadPrompt(Documented):
+    """A row of a prompts file that no run can use."""
+
+    file: str
+    line: int
+    """Line, row or sample in the file, from 1."""
+    id: str
+    """Id of the row; empty where it is too broken to have one."""
+    problem: str
+    """Reason."""
+
+
+class BadPrompts(Documented):
+    """Rows that a run leaves out, of the prompts files and in their order; empty before they are checked."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "run": "three-domains-1a2b3c",
+                    "bad": 1,
+                    "listed": [
+                        {
+                            "file": "/data/server/prompts.jsonl",
+                            "line": 17,
+                            "id": "q17",
+                            "problem": "the prompt has 1410 tokens, prompt and response together may have 1024",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    run: str
+    bad: int
+    """All bad rows."""
+    listed: tuple[BadPrompt, ...]
+    """The first of them, up to ``limit``; a run keeps 10,000 of each file."""
+
+
+class PreflightStatus(Documented):
+    """State of the check of all prompts before the first step."""
+
+    state: Literal["checking", "done"]
+    rows: int
+    """Rows that are checked, of training and evaluation prompts."""
+    bad: int
+    """Rows among them that are left out, or that end the run where they are too many."""
+    total: int | None = None
+    """All rows; null until they are counted."""
+    found: tuple[BadPrompt, ...]
+    """The first 20 of these; ``/bad-prompts`` lists more."""
+
+
 class Event(Documented):
     """An event of a run, as readers of the stream receive it."""
 
     id: int
     kind: str
-    """``step``, ``state``, ``samples``, ``evaluation``, ``weights``, ``checkpoint``, ``alert``, ``replay``; or ``gap``:
-    events after the cursor are no longer kept; read ``/metrics`` again."""
+    """``step``, ``state``, ``samples``, ``evaluation``, ``weights``, ``checkpoint``, ``alert``, ``replay``,
+    ``preflight``; or ``gap``: events after the cursor are no longer kept; read ``/metrics`` again."""
     step: int | None
     at: float
     """Unix time, seconds."""
@@ -222,6 +277,7 @@ class Event(Documented):
 
 AlertName = Literal[
     "group_dropped",
+    "prompts_left_out",
     "unreadable_record",
     "checkpoint_unreadable",
     "engine_disagrees",
@@ -361,6 +417,35 @@ class WorkerStatus(Documented):
     """Unix time, seconds."""
     run: str | None
     """The run that it holds; null while it waits for one."""
+
+
+class EngineLimits(Documented):
+    """Limits of a rollout service on prompts, as it reports them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "rollout-0-17",
+                    "model": "/models/base",
+                    "max_model_len": 4096,
+                    "max_images": 4,
+                    "max_image_bytes": 67108864,
+                }
+            ]
+        }
+    )
+
+    name: Annotated[str, Field(max_length=200)]
+    """Name of the process."""
+    model: Annotated[str, Field(max_length=4096)]
+    """Base checkpoint: path or hub name."""
+    max_model_len: Annotated[int, Field(ge=1)]
+    """Tokens of prompt and response together."""
+    max_images: Annotated[int, Field(ge=0)]
+    """Images of a prompt."""
+    max_image_bytes: Annotated[int, Field(ge=1)]
+    """Encoded bytes of all images of a prompt."""
 
 
 class KubeflowMetric(Documented):

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from mor_core.algorithms import Algorithm, OverlongPenalty
 from mor_core.objectives import RequestedObjective
-from mor_core.run_status import TrainerStatus
+from mor_core.run_status import PreflightStatus, TrainerStatus
 from mor_core.step_metrics import StepMetrics
 from mor_core.visibility import Scope, hidden_from
 from mor_core.wire import Count, Documented, JsonObject
@@ -229,6 +229,7 @@ class RunSnapshot(Documented):
                     "weights_version": 40,
                     "gate_version": 2,
                     "control_rewards": "fused",
+                    "preflight": {"state": "done", "rows": 6000, "total": 6000, "bad": 0, "found": []},
                     "metrics": {"reward_mean": 0.42, "kl": 0.011, "step_seconds": 3.1},
                     "evaluation": None,
                     "final": None,
@@ -277,6 +278,8 @@ class RunSnapshot(Documented):
     """Version of the router's gate that scored the last step."""
     control_rewards: Literal["fused", "shuffled"]
     """``shuffled`` marks a control run."""
+    preflight: Annotated[PreflightStatus | None, hidden_from(Scope.client)] = None
+    """Check of the prompts before the first step; null before it begins, and for a client."""
     metrics: Annotated[StepMetrics | None, hidden_from(Scope.client, but=("clients",))]
     """Metrics of the last step; for a client its own figures."""
     evaluation: Annotated[JsonObject | None, hidden_from(Scope.client)]
@@ -326,6 +329,8 @@ class Heartbeat(Documented):
     """Reason, with ``failed``."""
     final: str | None = None
     """Folder of the exported checkpoint, with ``finished``."""
+    preflight: PreflightStatus | None = None
+    """Progress of the check of the prompts, where it changed since the last heartbeat."""
     events_lost: Count | None = None
     """Number of the last event of this attempt that the worker keeps no longer and the history may lack: it stops
     waiting for the events up to there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -42,22 +43,30 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     return [None if task.cancelled() else task.exception() for task in ordered]
 
 
-async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call in a worker thread, as ``asyncio.to_thread`` does, for code of libraries that may raise ``StopIteration``.
-
-    No future takes that exception: until Python 3.12.1 ``asyncio.to_thread`` then waits for ever.
+def without_stop_iteration(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call code of libraries that may raise ``StopIteration``, which no future takes.
 
     Raises:
         RuntimeError: ``call`` raised ``StopIteration``.
     """
+    try:
+        return call(*args, **kwargs)
+    except StopIteration as error:
+        raise RuntimeError(f"{call!r} raised StopIteration") from error
 
-    def guarded() -> T:
-        try:
-            return call(*args, **kwargs)
-        except StopIteration as error:
-            raise RuntimeError(f"{call!r} raised StopIteration") from error
 
-    return await asyncio.to_thread(guarded)
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a worker thread, as ``asyncio.to_thread`` does, which would wait for ever after a ``StopIteration``.
+
+    Raises:
+        RuntimeError: ``call`` raised ``StopIteration``.
+    """
+    return await asyncio.to_thread(without_stop_iteration, call, *args, **kwargs)
+
+
+async def on_executor(executor: Executor, call: Callable[[], T]) -> T:
+    """Call on a thread of ``executor``, like ``in_thread``."""
+    return await asyncio.get_running_loop().run_in_executor(executor, without_stop_iteration, call)
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:

@@ -70,7 +70,7 @@ def create_app(settings: RewardSettings) -> FastAPI:
     model = open_model(settings)
 
     async def ready() -> str | None:
-        return None if model.running else "the scoring loop is not running"
+        return model.problem
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -39,6 +39,9 @@ class RewardSettings(ServiceSettings):
     """Size of the picture cache in bytes; a caller need not send cached pictures again."""
     feature_cache_bytes: int = Field(256 << 20, ge=0)
     """Size of the cache of frozen encoder features in bytes; a cached picture is not encoded again."""
+    encode_timeout_s: float = Field(30.0, gt=0)
+    """Longest encoding of an item, seconds; an item that takes longer is an error, and the others wait for as long. The
+    service is not ready while 8 such encodings have not ended."""
     threads: int = Field(1, ge=1)
     """CPU threads of one pass of the model."""
     device: str = "cpu"

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import structlog
+from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
+from mor_core.timed_calls import TimedCalls
 from mor_core.wire import LARGEST_SCORE
 
 from mor_reward.backbones import Example, PictureRefused, Scorer
@@ -29,8 +31,14 @@ class ItemOutcome:
 class ScoringEngine:
     """Scorer of items, each a group of responses in one context. Not thread-safe."""
 
-    def __init__(self, scorer: Scorer, temperature: float, batch_responses: int) -> None:
-        """Divide raw scores by ``temperature``; pass at most ``batch_responses`` responses to the scorer at once."""
+    def __init__(
+        self, scorer: Scorer, temperature: float, batch_responses: int, encode_timeout_s: float = 30.0
+    ) -> None:
+        """Divide raw scores by ``temperature``; pass at most ``batch_responses`` responses to the scorer at once.
+
+        ``encode_timeout_s``: longest encoding of an item, in seconds.
+        """
+        self.calls = TimedCalls("the encoding of an item", encode_timeout_s, "MOR_ENCODE_TIMEOUT_S")
         self._scorer = scorer
         self._temperature = temperature
         self._batch = batch_responses
@@ -40,7 +48,7 @@ class ScoringEngine:
         started = time.perf_counter()
         outcomes: dict[int, ItemOutcome] = {}
         for number, examples in enumerate(items):
-            unscorable = self._check(examples)
+            unscorable = self._check_in_time(examples)
             if unscorable is not None:
                 outcomes[number] = unscorable
         rest = [number for number in range(len(items)) if number not in outcomes]
@@ -52,6 +60,13 @@ class ScoringEngine:
         outcomes.update(zip(rest, scored, strict=True))
         BATCH_SECONDS.observe(time.perf_counter() - started)
         return [outcomes[number] for number in range(len(items))]
+
+    def _check_in_time(self, examples: Sequence[Example]) -> ItemOutcome | None:
+        """Encode an item for the first time, with a time limit; what then is encoded again has been encoded in time."""
+        try:
+            return self.calls.run(self._check, examples)
+        except (Invalid, Unavailable) as error:
+            return _failed(error)
 
     def _check(self, examples: Sequence[Example]) -> ItemOutcome | None:
         try:

@@ -44,8 +44,10 @@ class ScoringService:
         self._settings = settings
         self._sees_pictures = scorer.uses_pictures
         self._images = ByteBoundCache[bytes](settings.image_cache_bytes, len, count_lookups("images"))
+        engine = ScoringEngine(scorer, temperature, settings.batch_responses, settings.encode_timeout_s)
+        self._calls = engine.calls
         self._batcher = Batcher(
-            ScoringEngine(scorer, temperature, settings.batch_responses),
+            engine,
             batch_responses=settings.batch_responses,
             queue_responses=settings.queue_responses,
             wait_s=settings.batch_wait_ms / 1000,
@@ -54,9 +56,11 @@ class ScoringService:
         self._loop: asyncio.Task[None] | None = None
 
     @property
-    def running(self) -> bool:
-        """State of the scoring loop."""
-        return self._loop is not None and not self._loop.done()
+    def problem(self) -> str | None:
+        """Reason why nothing is scored; ``None`` while items are."""
+        if self._loop is None or self._loop.done():
+            return "the scoring loop is not running"
+        return self._calls.problem
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

@@ -53,6 +53,9 @@ class RolloutSettings(ServiceSettings, StageSettings, ControlCallerSettings):
     """Longest download of a version's files, seconds, with retries."""
     swap_timeout_s: float = Field(60.0, gt=0)
     """Longest swap in the engine, seconds, after groups have ended or paused."""
+    encode_timeout_s: float = Field(60.0, gt=0)
+    """Longest encoding of a prompt, seconds. A prompt that takes longer is refused: its group goes to the dead letters,
+    and a chat completion gets 422. The service is not ready while 8 such encodings have not ended."""
     generate_timeout_s: float = Field(300.0, gt=0)
     """Longest sampling of a group or a chat completion, seconds."""
     start_timeout_s: float = Field(600.0, gt=0)

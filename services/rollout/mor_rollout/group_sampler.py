@@ -13,7 +13,6 @@ from mor_core.blobs import Blobs
 from mor_core.errors import Invalid
 from mor_core.image_budget import ImageBudget
 from mor_core.sampling import response_seed
-from mor_core.tasks import in_thread
 from mor_core.wire import PromptRecord, RolloutRecord, TokenBlock, image_hashes
 from PIL import Image
 
@@ -102,7 +101,7 @@ class GroupSampler:
         self._codec.check_messages(record.messages)
         digests = sorted(set(image_hashes(record.messages)))
         contents = await asyncio.gather(*(blobs.get(digest) for digest in digests))
-        decoded = await in_thread(self._decode, contents)
+        decoded = await self._codec.calls.run_async(self._decode, contents)
         return await self._engine.encode(PromptInput(record.messages, dict(zip(digests, decoded, strict=True))))
 
     def _decode(self, contents: Sequence[bytes]) -> list[Image.Image]:

@@ -106,7 +106,7 @@ class RolloutService:
         """Return the reason why no groups can be sampled; ``None`` if they can."""
         if self.state != "ready" or self.swapper is None:
             return f"{self.state}{f': {self.failure}' if self.failure else ''}"
-        return self.swapper.failure
+        return self.swapper.failure or (self.codec.calls.problem if self.codec is not None else None)
 
     async def stream_server(self) -> str | None:
         """Return the reason why the stream server cannot be used; ``None`` if it replies."""

@@ -19,6 +19,7 @@ from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.client_tokens import ClientTokens
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
 from mor_trainer.control.router_client import RouterClient
@@ -93,6 +94,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.run_creator = RunCreator(runs, watchers)
     app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
+    app.state.engines = EngineRegistry()
     app.state.router = RouterClient(settings, router_transport)
     app.state.tokens = ClientTokens(app.state.tokens, app.state.router, settings.service_token)
     for router in ROUTERS:

@@ -75,6 +75,14 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     bfloat16 on an accelerator that supports it; float32 on CPU, where log-probabilities must match the engine's."""
     torch_threads: int = Field(1, ge=1)
     """CPU threads of tensor operations; all services of a machine share its cores."""
+    check_processes: int = Field(0, ge=0)
+    """Processes that encode all prompts before the first step of a run; 0 starts one for each core. A process takes
+    about 500 MB."""
+    checks_dir: Path | None = None
+    """Folder of the results of these checks, which runs with the same data, model and limits share; by default
+    ``checks`` in ``runs_dir``."""
+    encode_timeout_s: float = Field(60.0, gt=0)
+    """Longest encoding of one prompt, seconds; a prompt that takes longer is left out of the run."""
     feature_cache_bytes: int = Field(1 << 30, ge=0)
     """Largest size of the cache of image features and encoded prompts between steps, in bytes."""
     group_timeout_s: float = Field(120.0, gt=0)

@@ -36,7 +36,9 @@ def create(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Queue a run. The OpenAPI page at /docs of run control lists fields and defaults."""
+    """Queue a run and print its id at once; its prompts are all checked before the first step.
+
+    The OpenAPI page at /docs of run control lists fields and defaults."""
     with session(as_json) as mor:
         values = _read(spec)
         for pair in setting or []:
@@ -46,7 +48,10 @@ def create(
             print_json(snapshot)
         else:
             out.print(snapshot.id, highlight=False)
-            err.print(f"queued; follow it with: mor run watch {snapshot.id}", highlight=False)
+            err.print(
+                f"queued; its prompts are checked before the first step; follow it with: mor run watch {snapshot.id}",
+                highlight=False,
+            )
 
 
 def _read(spec: Path | None) -> dict[str, Any]:
@@ -118,6 +123,7 @@ def show(run: RunName, *, as_json: Json = False) -> None:
                 ("run", snapshot.id),
                 ("state", snapshot.state),
                 ("step", f"{_steps(snapshot)}{pending}"),
+                ("prompts", _preflight(snapshot)),
                 ("time left", format_duration(snapshot.eta_s)),
                 ("model", snapshot.model),
                 ("weights version", snapshot.weights_version),
@@ -137,6 +143,28 @@ def show(run: RunName, *, as_json: Json = False) -> None:
                 [(name, c.reward_mean, c.weight, sum(c.failures_total.values())) for name, c in clients.items()],
                 empty="",
             )
+
+
+@app.command("bad-prompts")
+def bad_prompts(
+    run: RunName,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=20_000, help="Most rows that are listed.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """List the prompts that the check before the first step found bad: file, line, id and reason."""
+    with session(as_json) as mor:
+        found = mor.runs.bad_prompts(run, limit)
+        if as_json:
+            print_json(found)
+            return
+        print_table(
+            ("place", "id", "reason"),
+            [(f"{row.file}:{row.line}", row.id, row.problem) for row in found.listed],
+            empty="no bad prompts, or they are not checked yet: 'mor run show' says which",
+        )
+        if found.bad > len(found.listed):
+            err.print(f"{found.bad:,} in all, the first {len(found.listed):,} are listed", highlight=False)
 
 
 @app.command()
@@ -176,7 +204,8 @@ def _line(run: RunSnapshot) -> str:
     figures = [f"reward {reward:.3f}" if (reward := _metrics(run).reward_mean) is not None else None,
                f"KL {kl:.4f}" if (kl := _metrics(run).kl) is not None else None,
                f"{left} left" if (left := format_duration(run.eta_s)) else None]  # fmt: skip
-    return ", ".join([str(run.state), *(figure for figure in figures if figure)])
+    checked = _preflight(run) if run.preflight is not None and run.step is None and not run.state.over else None
+    return ", ".join([str(run.state), *([checked] if checked else []), *(figure for figure in figures if figure)])
 
 
 @app.command()
@@ -209,6 +238,17 @@ def _print_control(run: RunSnapshot, as_json: bool) -> None:
 
 def _steps(run: RunSnapshot) -> str:
     return f"{'-' if run.step is None else run.step} of {run.total}"
+
+
+def _preflight(run: RunSnapshot) -> str | None:
+    """Describe the check of the prompts."""
+    if (check := run.preflight) is None:
+        return None
+    bad = f", {check.bad:,} bad" if check.bad else ""
+    if check.state == "done":
+        return f"{check.rows:,} checked{bad}"
+    of = "" if check.total is None else f" of {check.total:,}"
+    return f"checking prompts, {check.rows:,}{of} done{bad}"
 
 
 def _metrics(run: RunSnapshot) -> StepMetrics:

@@ -9,6 +9,7 @@ from mor_core.errors import Invalid
 from mor_core.pixel_hash import pixel_sha256
 from mor_core.prompt_limits import PromptLimits
 from mor_core.sampling import forbidden_token_ids
+from mor_core.timed_calls import TimedCalls
 from mor_core.wire import Message
 
 from mor_rollout.config import RolloutSettings
@@ -25,6 +26,7 @@ class PromptCodec:
 
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
         self._limits = PromptLimits(settings.max_model_len, settings.max_images)
+        self.calls = TimedCalls("the encoding of a prompt", settings.encode_timeout_s, "MOR_ENCODE_TIMEOUT_S")
         self.processor = vision.load_processor(str(base.folder))
         self.forbidden = forbidden_token_ids(self.processor, base.vocabulary_size)
         self.stops = _stop_token_ids(self.processor, base)
@@ -41,6 +43,15 @@ class PromptCodec:
         token_ids = tuple(inputs["input_ids"][0].tolist())
         self._limits.check_tokens(len(token_ids))
         return inputs, token_ids, token_ids.count(self._placeholder), pixel_sha256(inputs)
+
+    async def encode_in_time(self, prompt: PromptInput) -> tuple[dict[str, Any], tuple[int, ...], int, str | None]:
+        """Do the same on another thread.
+
+        Raises:
+            Invalid: as ``encode``, or the prompt was not encoded within ``encode_timeout_s``.
+            Unavailable: too many threads are stuck.
+        """
+        return await self.calls.run_async(self.encode, prompt)
 
     def check_messages(self, messages: tuple[Message, ...]) -> None:
         """Check a prompt's images and characters, before any work on them.

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from mor_core.failures import quote_failure
 from mor_core.processed_prompt import repeated
-from mor_core.tasks import in_thread
+from mor_core.tasks import on_executor
 
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.prompt_codec import PromptCodec
@@ -61,7 +61,7 @@ class TransformersEngine:
             raise EngineError(f"the base checkpoint did not load: {quote_failure(error)}") from error
 
     async def encode(self, prompt: PromptInput) -> EnginePrompt:
-        inputs, token_ids, image_tokens, pixels = await in_thread(self._codec.encode, prompt)
+        inputs, token_ids, image_tokens, pixels = await self._codec.encode_in_time(prompt)
         if bool(image_tokens) != (pixels is not None):
             raise ImageMismatch(
                 f"the prompt has {image_tokens} image tokens and {'no' if pixels is None else 'some'} pixels;"
@@ -238,7 +238,7 @@ class TransformersEngine:
         return found
 
     async def _run(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await on_executor(self._thread, work)
 
     async def close(self) -> None:
         self._model = None

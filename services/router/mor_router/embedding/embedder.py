@@ -7,7 +7,6 @@ largest size. Work whose caller has gone is not begun.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections import OrderedDict
@@ -23,6 +22,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float
 from mor_core.fair_turns import FairTurns
+from mor_core.tasks import on_executor
 from mor_core.wire import Message, image_hashes
 from numpy import ndarray
 
@@ -129,7 +129,7 @@ class _Lane:
         while missing:
             await self._turns.take(sender)
             try:
-                done |= await asyncio.get_running_loop().run_in_executor(self._thread, _one_turn, missing)
+                done |= await on_executor(self._thread, partial(_one_turn, missing))
             finally:
                 self._turns.pass_on()
             missing = {key: compute for key, compute in work.items() if key not in done}

@@ -187,9 +187,9 @@ class OnlineRefit:
     ) -> SampledGroup | None:
         try:
             samples.policy, texts = await sampler.sample(anchor.messages, images, self._settings.deadline_s)
-        except ClientFailure as failure:
+        except Exception as failure:  # whatever fails, it costs this question alone
             samples.dropped["not sampled"] += 1
-            samples.problem = str(failure)
+            samples.problem = describe_failure(failure)
             return None
         return SampledGroup(anchor.messages, tuple(dict.fromkeys(texts)), images, tuple(texts))
 
@@ -201,9 +201,9 @@ class OnlineRefit:
             return
         try:
             pairs = await labeller.label(sampled, objective.text, self._settings.deadline_s)
-        except Unavailable as error:
+        except Exception as error:  # likewise
             samples.dropped["not labelled"] += 1
-            samples.problem = str(error)
+            samples.problem = describe_failure(error)
             return
         if not pairs:
             samples.dropped["undecided"] += 1

@@ -126,7 +126,11 @@ ALTER TABLE runs ADD COLUMN creation TEXT;  -- digest of the caller's name and I
 CREATE UNIQUE INDEX runs_by_creation ON runs (creation);
 """
 
-SCHEMAS = (_FIRST, _SECOND, _THIRD)
+_FOURTH = """
+ALTER TABLE runs ADD COLUMN preflight TEXT;  -- progress of the check of the prompts
+"""
+
+SCHEMAS = (_FIRST, _SECOND, _THIRD, _FOURTH)
 """Statements that lead from each version of the schema to the next."""
 
 

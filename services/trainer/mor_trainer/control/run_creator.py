@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import structlog
-from mor_core.datafiles import read_prompts
-from mor_core.errors import Conflict, Unavailable
+from mor_core.datafiles import ColumnMap, ParsedRow, Prompt, scan_prompts
+from mor_core.datafiles.sources.row_files import open_rows
+from mor_core.errors import Conflict, DataFileError, Unavailable
 from mor_core.runs import RunSpec
 from mor_core.tasks import in_thread, stop
 
@@ -17,7 +20,13 @@ from mor_trainer.control.ingest import Watchers
 from mor_trainer.control.run_store import RunStore
 
 _MOST_CHECKS = 4
-"""Creations in progress at a time; each reads a whole prompts file."""
+"""Creations in progress at a time; each reads the beginning of its files on a thread."""
+_FIRST_ROWS = 32
+"""Rows of a file of which one must be readable: a file of another kind has none."""
+_FIRST_S = 1.0
+"""Time to find one, seconds; later the file counts as readable, and the worker reads it."""
+_LARGEST_ARRAY = 16 << 20
+"""Bytes of a JSON file, which is read as a whole where it is one array."""
 _RETRY_S = 5.0
 """Pause before a creation that was turned away is tried again, seconds."""
 
@@ -66,7 +75,7 @@ class RunCreator:
 
     async def _check_and_queue(self, spec: RunSpec, by: str, creation: str | None) -> str:
         if self._checks.locked():
-            raise Unavailable(f"{_MOST_CHECKS} runs are being created, each reads its prompts; try again", _RETRY_S)
+            raise Unavailable(f"{_MOST_CHECKS} runs are being created, the limit; try again", _RETRY_S)
         async with self._checks:
             await in_thread(_check, spec)
         run = self._runs.create(spec, creation)
@@ -76,7 +85,28 @@ class RunCreator:
 
 
 def _check(spec: RunSpec) -> None:
-    """Check everything that can be checked before a worker starts."""
+    """Check what can be checked within about a second; the worker checks all prompts before the first step."""
     check_folder(spec.model)
     for file in filter(None, (spec.prompts, spec.evaluation_prompts)):
-        read_prompts(Path(file), spec.prompt_columns)
+        _check_beginning(Path(file), spec.prompt_columns)
+
+
+def _check_beginning(path: Path, columns: str) -> None:
+    """Check that there is such a data set, and that one of its first rows can be read.
+
+    Raises:
+        Invalid: there is none, or none of the first rows is one.
+    """
+    ColumnMap.parse(columns)
+    files = open_rows(path).files
+    if not all(file.is_file() and (file.suffix != ".json" or file.stat().st_size <= _LARGEST_ARRAY) for file in files):
+        return  # a hub's data set, or one that takes long to read
+    deadline = time.monotonic() + _FIRST_S
+    first: ParsedRow[Prompt] | None = None
+    for row in islice(scan_prompts(path, columns), _FIRST_ROWS):
+        if row.value is not None or time.monotonic() > deadline:
+            return
+        first = first or row
+    if first is None:
+        raise DataFileError(path, 1, "the file has no rows that give prompts; add rows")
+    raise DataFileError(first.place.file, first.place.line, f"{first.problem}; none of the first rows can be read")

@@ -6,6 +6,7 @@ import sqlite3
 import statistics
 from typing import Any
 
+from mor_core.run_status import PreflightStatus
 from mor_core.runs import RunSnapshot, RunSpec, RunState
 from mor_core.step_metrics import StepMetrics
 from mor_core.stored import StoredEntries
@@ -68,6 +69,7 @@ def read_snapshot(database: Database, row: sqlite3.Row) -> RunSnapshot:
         weights_version=row["weights_version"],
         gate_version=row["gate_version"],
         control_rewards=spec.control_rewards,
+        preflight=_ROWS.parse(run, row["preflight"], PreflightStatus.model_validate_json),
         metrics=metrics,
         evaluation=_ROWS.parse(run, evaluation, lambda found: _OBJECT.validate_json(found["data"])),
         final=row["final"],

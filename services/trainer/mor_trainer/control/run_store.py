@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 from mor_core.errors import Conflict, NotFound
-from mor_core.run_status import AlertName
+from mor_core.run_status import AlertName, PreflightStatus
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
@@ -262,6 +262,8 @@ class RunStore:
                 final=heartbeat.final,
                 finished_at=ended,
             )
+        if heartbeat.preflight is not None:
+            self._record_preflight(run, heartbeat.preflight)
         if heartbeat.events_lost is not None:
             raised = "UPDATE attempts SET seen=max(seen, ?) WHERE run=? AND attempt=?"
             self._database.rows(raised, heartbeat.events_lost, run, heartbeat.attempt)
@@ -271,6 +273,14 @@ class RunStore:
             events_seen=(_ROWS.parse(run, seen["seen"], _COUNT.validate_python) or 0) if seen else 0,
             replay=self._dead_letters.requested_replays(run),
         )
+
+    def _record_preflight(self, run: str, status: PreflightStatus) -> None:
+        """Set the progress of the check of the prompts, which is an event too."""
+        with self._database.transaction() as sql:
+            self._set(sql, run, {"preflight": status.model_dump_json()})
+            self._add_event(
+                sql, run, status.model_dump(mode="json", include={"state", "rows", "total", "bad"}), kind="preflight"
+            )
 
     def requeue_lost(self) -> list[str]:
         """Release the runs whose lease is over; all but those to be stopped are queued and resume from a checkpoint."""

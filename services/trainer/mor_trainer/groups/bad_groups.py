@@ -19,13 +19,15 @@ _ROWS_SHOWN = 20
 class PromptsFailed(Invalid):
     """The groups of more prompts were dropped than ``max_bad_prompts`` allows."""
 
-    def __init__(self, rows: Sequence[str], prompts: int, share: float, reason: str) -> None:
-        """``rows``: ids of the bad rows. ``reason``: why the last of them was dropped."""
+    def __init__(self, rows: Sequence[str], prompts: int, left_out: int, share: float, reason: str) -> None:
+        """``rows``: ids of the bad rows. ``left_out``: of ``prompts``, those that the check before the first step found
+        bad. ``reason``: why the last row was dropped."""
         shown = ", ".join(repr(row[:80]) for row in rows[:_ROWS_SHOWN]) + (", …" if len(rows) > _ROWS_SHOWN else "")
+        before = f" and {left_out} left out before" if left_out else ""
         super().__init__(
-            f"the groups of {len(rows)} of {prompts} prompts were dropped, more than max_bad_prompts={share:g} allows: "
-            f"{shown}; the last one: {reason[:REASON_CHARACTERS]}. Correct or remove these rows, or raise "
-            "max_bad_prompts, and create the run again"
+            f"the groups of {len(rows)} of {prompts} prompts were dropped{before}, more than "
+            f"max_bad_prompts={share:g} allows: {shown}; the last one: {reason[:REASON_CHARACTERS]}. Correct or remove "
+            "these rows, or raise max_bad_prompts, and create the run again"
         )
 
 

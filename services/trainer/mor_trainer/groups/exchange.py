@@ -86,8 +86,16 @@ class GroupExchange:
     """
 
     def __init__(
-        self, settings: WorkerSettings, run: str, spec: RunSpec, *, prompts: Sequence[Prompt], events: EventLog
+        self,
+        settings: WorkerSettings,
+        run: str,
+        spec: RunSpec,
+        *,
+        prompts: Sequence[Prompt],
+        events: EventLog,
+        left_out: int = 0,
     ) -> None:
+        """``left_out``: rows that were found bad before the first step and are not among ``prompts``."""
         self._settings = settings
         self._run = run
         self._spec = spec
@@ -121,6 +129,7 @@ class GroupExchange:
             spec,
             prompts,
             settings.group_timeout_s,
+            left_out=left_out,
             ledger=self._ledger,
             evaluations=self._evaluations,
             dispatch_queue=self._dispatch_queue,

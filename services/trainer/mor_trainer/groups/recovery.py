@@ -42,6 +42,7 @@ class GroupRecovery:
         prompts: Sequence[Prompt],
         timeout_s: float,
         *,
+        left_out: int,
         ledger: Ledger[ScoredGroup],
         evaluations: Evaluations,
         dispatch_queue: DispatchQueue,
@@ -53,13 +54,15 @@ class GroupRecovery:
     ) -> None:
         """Initialise the recovery.
 
-        ``timeout_s``: time after which a group is overdue. ``step`` returns the number of finished steps. ``arrived``
-        is set when a group is dropped: those behind it in the order of numbers may be trained on now.
+        ``timeout_s``: time after which a group is overdue. ``left_out``: rows that were found bad before the first
+        step. ``step`` returns the number of finished steps. ``arrived`` is set when a group is dropped: those behind it
+        in the order of numbers may be trained on now.
         """
         self._run = run
         self._spec = spec
         self._prompts = prompts
         self._timeout_s = timeout_s
+        self._left_out = left_out
         self._ledger = ledger
         self._evaluations = evaluations
         self._dispatch_queue = dispatch_queue
@@ -162,10 +165,12 @@ class GroupRecovery:
         row = self._prompts[self._ledger.prompt_of(number)[1]].id
         self._alert("group_dropped", f"prompt {row!r}: {reason}", letter, group_id=group_id)
         bad = {self._ledger.prompt_of(dropped)[1] for dropped in self._ledger.dropped_numbers}
-        if len(bad) > math.ceil(self._spec.max_bad_prompts * len(self._prompts)):
+        rows = len(self._prompts) + self._left_out
+        if len(bad) + self._left_out > math.ceil(self._spec.max_bad_prompts * rows):
             self.failure = PromptsFailed(
                 [self._prompts[index].id for index in sorted(bad)],
-                len(self._prompts),
+                rows,
+                self._left_out,
                 self._spec.max_bad_prompts,
                 reason,
             )

@@ -13,6 +13,7 @@ from mor_core.errors import Invalid
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
 from mor_trainer.control.router_client import RouterClient
@@ -52,6 +53,7 @@ WatchersDep = Annotated[Watchers, Depends(_part("watchers"))]
 AlertStoreDep = Annotated[AlertStore, Depends(_part("alerts"))]
 DeadLettersDep = Annotated[DeadLetterStore, Depends(_part("dead_letters"))]
 WorkersDep = Annotated[WorkerRegistry, Depends(_part("workers"))]
+EnginesDep = Annotated[EngineRegistry, Depends(_part("engines"))]
 RouterClientDep = Annotated[RouterClient, Depends(_part("router"))]
 SettingsDep = Annotated[ControlSettings, Depends(_part("settings"))]
 

@@ -36,7 +36,7 @@ IdempotencyKey = Annotated[
 audit = structlog.get_logger("audit")
 
 
-@router.post("", status_code=201, summary="Create a run", responses=problems(409))
+@router.post("", status_code=202, summary="Create a run", responses=problems(409))
 async def create(
     *,
     spec: RunSpec,
@@ -46,9 +46,10 @@ async def create(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> RunSnapshot:
-    """Check the files that the specification names, and queue the run for a worker.
+    """Check that the specification's files are there and begin as they should, and queue the run for a worker.
 
-    A request that is repeated with its key creates no second run: it waits for the first request and returns its run.
+    The worker checks all prompts before the first step; ``preflight`` of the run shows it. A request that is repeated
+    with its key creates no second run: it waits for the first request and returns its run.
     """
     run = await creator.create(spec, caller.name, idempotency_key)
     response.headers["Location"] = f"/v1/runs/{run}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
 from mor_core.auth import Scope
 from mor_core.errors import NotFound
-from mor_core.run_status import ClientHistory, MetricsHistory, RunCheckpoints, RunClients, SampleGroups
+from mor_core.run_status import BadPrompts, ClientHistory, MetricsHistory, RunCheckpoints, RunClients, SampleGroups
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
+from mor_trainer.prompts.check_results import MOST_LISTED, read_run_results
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import (
     LARGEST_NUMBER,
@@ -153,3 +155,21 @@ async def client(
 @router.get("/checkpoints", summary="Checkpoints, oldest first")
 async def checkpoints(run: str, history: HistoryDep, _: Reader) -> RunCheckpoints:
     return RunCheckpoints(run=run, checkpoints=tuple(history.checkpoints(run)))
+
+
+@router.get("/bad-prompts", summary="Prompts that cannot be used")
+async def bad_prompts(
+    run: str,
+    *,
+    runs: RunStoreDep,
+    settings: SettingsDep,
+    _: Reader,
+    limit: Annotated[int, Query(ge=1, le=2 * MOST_LISTED)] = 1000,
+) -> BadPrompts:
+    """List the rows that the check before the first step found bad, by file and line, with the reason of each. A run
+    leaves them out, or has failed where they are more than its ``max_bad_prompts``."""
+    runs.revision(run)
+    results = await to_thread.run_sync(read_run_results, settings.runs_dir / run)
+    stored = [] if results is None else [stored.result for stored in results.files.values()]
+    listed = tuple(islice((row for result in stored for row in result.listed), limit))
+    return BadPrompts(run=run, bad=sum(result.bad for result in stored), listed=listed)

@@ -1,14 +1,14 @@
-"""Routes of training processes: claim a run, renew its lease; and the list of them."""
+"""Routes of training processes and rollout services: claim a run, renew its lease, report limits; and their lists."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
-from mor_core.run_status import WorkerStatus
+from mor_core.run_status import EngineLimits, WorkerStatus
 from mor_core.runs import Claim, ClaimRequest, Heartbeat, HeartbeatReply
 
-from mor_trainer.routes.dependencies import Reader, RunStoreDep, Service, WatchersDep, WorkersDep
+from mor_trainer.routes.dependencies import EnginesDep, Reader, RunStoreDep, Service, WatchersDep, WorkersDep
 
 router = APIRouter(prefix="/v1", tags=["workers"], route_class=JsonRoute)
 
@@ -53,4 +53,14 @@ async def heartbeat(
 
 @router.get("/workers", summary="Training processes that called within the last ten minutes")
 async def workers(registry: WorkersDep, _: Reader) -> list[WorkerStatus]:
+    return registry.list()
+
+
+@router.post("/engines", status_code=204, summary="Report the limits of a rollout service")
+async def report_engine(limits: EngineLimits, registry: EnginesDep, _: Service) -> None:
+    registry.report(limits)
+
+
+@router.get("/engines", summary="Limits of the rollout services that reported within the last ten minutes")
+async def engines(registry: EnginesDep, _: Reader) -> list[EngineLimits]:
     return registry.list()

@@ -12,8 +12,10 @@ import stamina
 import structlog
 from mor_core.errors import MorError, Unauthorized
 from mor_core.failures import describe_failure
+from mor_core.run_status import EngineLimits, PreflightStatus
 from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunState
 from mor_core.tasks import stop
+from pydantic import TypeAdapter, ValidationError
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
@@ -27,6 +29,8 @@ _REPORT_S = 60.0
 """Seconds in which a change of state is reported again and again: run control may be restarting."""
 _REPORT_PAUSE_S = 5.0
 """Longest pause between two attempts, seconds."""
+
+_ENGINES = TypeAdapter(list[EngineLimits])
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +86,16 @@ class RunControl:
         reply.raise_for_status()
         return HeartbeatReply.model_validate_json(reply.content)
 
+    async def engines(self) -> list[EngineLimits]:
+        """Return the limits that rollout services have reported.
+
+        Raises:
+            httpx.HTTPError: run control is unreachable.
+        """
+        reply = await self._http.get("/v1/engines")
+        reply.raise_for_status()
+        return _ENGINES.validate_json(reply.content)
+
 
 class RunLease:
     """Lease on a run, renewed in the background.
@@ -100,6 +114,10 @@ class RunLease:
         self.desired: Desired = "run"
         self.replay_requests: dict[int, str] = {}
         """Dropped groups to issue again, by dead letter."""
+        self._preflight: PreflightStatus | None = None
+        """Progress of the check of the prompts."""
+        self._told: PreflightStatus | None = None
+        """The progress that run control has."""
         self.lost: str | None = None
         """Reason why the lease is lost; ``None`` while it is valid."""
 
@@ -126,8 +144,11 @@ class RunLease:
             await asyncio.sleep(self._heartbeat_s)
 
     async def _send(self, heartbeat: Heartbeat) -> None:
-        heartbeat = heartbeat.model_copy(update={"events_lost": self._events.lost})
+        preflight = self._preflight
+        news = None if preflight == self._told else preflight
+        heartbeat = heartbeat.model_copy(update={"events_lost": self._events.lost, "preflight": news})
         reply = await self._control.send_heartbeat(self._claim.run, heartbeat)
+        self._told = preflight
         self._confirmed = time.monotonic()
         self.desired = reply.desired
         self.replay_requests = reply.replay
@@ -141,6 +162,18 @@ class RunLease:
                 while not all_seen():
                     await asyncio.sleep(_CONFIRM_S)
                     await self._send(Heartbeat(attempt=self._claim.attempt, state=self._state))
+
+    async def engines(self) -> list[EngineLimits]:
+        """Return the limits that rollout services have reported; none while run control is unreachable."""
+        try:
+            return await self._control.engines()
+        except (httpx.HTTPError, ValidationError) as error:
+            log.warning("the limits of the rollout services are unknown", error=describe_failure(error))
+            return []
+
+    def report_preflight(self, status: PreflightStatus) -> None:
+        """Send the progress of the check of the prompts with the next heartbeat. May be called from any thread."""
+        self._preflight = status
 
     async def report(self, state: RunState, error: str | None = None, final: str | None = None) -> None:
         """Report a change of state at once, with retries."""

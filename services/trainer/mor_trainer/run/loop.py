@@ -20,9 +20,9 @@ from typing import Any
 import structlog
 from anyio.from_thread import BlockingPortal
 from mor_core import atomic
-from mor_core.datafiles import Prompt, read_prompts
+from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid, Unavailable
-from mor_core.runs import Claim, RunState
+from mor_core.runs import Claim
 from mor_core.step_metrics import PhaseSeconds
 from mor_core.stored import StoredEntries
 
@@ -35,10 +35,15 @@ from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, Replay
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.prompt_processor import PromptMismatch
+from mor_trainer.prompts.check_results import read_run_results
+from mor_trainer.prompts.preflight import Preflight
+from mor_trainer.prompts.run_limits import run_limits
+from mor_trainer.prompts.run_prompts import RunPrompts
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
-from mor_trainer.run.lease import RunLease, RunLeaseLost
+from mor_trainer.run.interruption import Interruption
+from mor_trainer.run.lease import RunLease
 from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import Learner
@@ -56,14 +61,6 @@ _CHECK_S = 0.1
 _CHECKPOINTS = StoredEntries("checkpoints")
 
 log = structlog.get_logger(__name__)
-
-
-class RunInterrupted(Exception):
-    """The attempt ends before the last step: the run was stopped, or the process must end."""
-
-    def __init__(self, state: RunState) -> None:
-        super().__init__(state)
-        self.state = state
 
 
 def run_folder(settings: WorkerSettings, run: str) -> Path:
@@ -85,10 +82,8 @@ class TrainingLoop:
     ) -> None:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
         self._portal, self._lease, self._events, self._ranks = portal, lease, events, ranks
+        self._interruption = Interruption(portal, lease, ranks)
         self._folder = run_folder(settings, claim.run)
-        columns, evaluation = self._spec.prompt_columns, self._spec.evaluation_prompts
-        self._prompts = read_prompts(Path(self._spec.prompts), columns)
-        self._evaluation_prompts = read_prompts(Path(evaluation), columns) if evaluation else []
         self.step = 0
         self._version = -1
         self._evaluated: int | None = None
@@ -107,6 +102,8 @@ class TrainingLoop:
             RunLeaseLost: the run belongs to another worker; nothing was written after that.
             MorError: the run cannot continue; the message names the remedy.
         """
+        self._opened = self._open_prompts()
+        self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
         self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
@@ -125,6 +122,8 @@ class TrainingLoop:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
             for reason in self._unreadable:
                 self._emit("alert", {"name": "checkpoint_unreadable", "reason": f"{reason}; an older one is used"})
+            if state is None and (left_out := self._opened.left_out_summary(self._claim.run)) is not None:
+                self._emit("alert", {"name": "prompts_left_out", "reason": left_out})
             self._publish()
             self._publication.finish()
             self._timer = StepTimer()
@@ -141,8 +140,27 @@ class TrainingLoop:
             self._portal.call(self._exchange.close)
         return self._export()
 
+    def _open_prompts(self) -> RunPrompts:
+        """Check the prompts and open them; a run that began before there was a check continues without.
+
+        Raises:
+            RunInterrupted, RunLeaseLost: as ``run``.
+            Invalid: prompts cannot be used.
+        """
+        if loop_checkpoint.checkpoints(self._folder) and read_run_results(self._folder) is None:
+            return RunPrompts.open(self._spec, None)
+        limits = run_limits(self._spec, self._portal.call(self._lease.engines))
+        results = Preflight(
+            self._settings, self._claim.run, self._spec, self._folder, limits=limits,
+            report=self._lease.report_preflight, obey=lambda: self._interruption.obey(lambda: None),
+        ).run()  # fmt: skip
+        return RunPrompts.open(self._spec, results)
+
     async def _make_exchange(self) -> GroupExchange:
-        return GroupExchange(self._settings, self._claim.run, self._spec, prompts=self._prompts, events=self._events)
+        return GroupExchange(
+            self._settings, self._claim.run, self._spec,
+            prompts=self._prompts, left_out=self._opened.left_out, events=self._events,
+        )  # fmt: skip
 
     def _restore(self) -> loop_checkpoint.LoopState | None:
         """Continue from the newest checkpoint that can be read, if there is one.
@@ -245,9 +263,9 @@ class TrainingLoop:
                 else:
                     skipped.append(scored)
             if len(groups) < wanted:
-                self._check_lease()
+                self._interruption.check_lease()
                 self._publication.check()
-                if self._interrupting():  # a checkpoint must not count the groups of an unfinished step as applied
+                if self._interruption.wanted:  # a checkpoint must not count the groups of an unfinished step as applied
                     self._portal.call(self._exchange.put_back, [*taken, *skipped])
                     taken, skipped, groups = [], [], []
                     self._obey_run_control()
@@ -334,7 +352,7 @@ class TrainingLoop:
 
     def _publish(self) -> None:
         """Make the policy the next version and begin to publish it; the next optimiser step waits for the files."""
-        self._check_lease()
+        self._interruption.check_lease()
         self._version = 1 + max([self._version, *published_versions(self._folder)])
         self._portal.call(self._exchange.advance, self.step, self._version)
         self._publication.begin(self._version, self._learner.gather())
@@ -347,7 +365,7 @@ class TrainingLoop:
         """Write a checkpoint of the whole loop, unless this step has one."""
         if self._checkpointed == self.step:
             return
-        self._check_lease()
+        self._interruption.check_lease()
         begun = time.perf_counter()
         state = loop_checkpoint.LoopState(
             step=self.step,
@@ -362,19 +380,12 @@ class TrainingLoop:
         self._emit("checkpoint", {"path": str(path.resolve()), "seconds": time.perf_counter() - begun})
 
     def _export(self) -> Path:
-        self._check_lease()
+        self._interruption.check_lease()
         target = self._folder / "final"
         self._learner.export(target)
         return target.resolve()
 
     # --- run control --------------------------------------------------------------------------------------------
-
-    def _check_lease(self) -> None:
-        if self._lease.lost is not None:
-            raise RunLeaseLost(self._lease.lost)
-
-    def _interrupting(self) -> bool:
-        return self._ranks.ending or self._lease.desired != "run"
 
     def _obey_run_control(self) -> None:
         """Pause, stop or hand back the run where run control or the process wants it, after a checkpoint.
@@ -383,18 +394,5 @@ class TrainingLoop:
             RunInterrupted: the run was stopped, or the process must end.
             RunLeaseLost: the run belongs to another worker.
         """
-        self._check_lease()
-        if self._ranks.ending:
-            self._checkpoint()
-            raise RunInterrupted(RunState.queued)
-        if self._lease.desired == "stop":
-            self._checkpoint()
-            raise RunInterrupted(RunState.stopped)
-        if self._lease.desired == "pause":
-            self._checkpoint()
-            self._portal.call(self._lease.report, RunState.paused)
-            while self._lease.desired == "pause" and not self._ranks.ending and self._lease.lost is None:
-                time.sleep(_CHECK_S)
+        if self._interruption.obey(self._checkpoint):
             self._timer.restart()
-            self._portal.call(self._lease.report, RunState.running)
-            self._obey_run_control()

@@ -21,8 +21,9 @@ from mor_trainer import __version__
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.ranks import Ranks, RanksBroken, device_of, world_size
+from mor_trainer.run.interruption import RunInterrupted
 from mor_trainer.run.lease import RunControl, RunLease, RunLeaseLost
-from mor_trainer.run.loop import RunInterrupted, TrainingLoop
+from mor_trainer.run.loop import TrainingLoop
 from mor_trainer.update.learner import follow_leader
 
 _HISTORY_S = 10.0

@@ -15,7 +15,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import structlog
 import torch
 from mor_core import atomic
-from mor_core.datafiles import Prompt, read_prompts
+from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe_failure
 from mor_core.processed_prompt import ProcessedPrompt
@@ -26,6 +26,8 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
+from mor_trainer.prompts.check_results import read_run_results
+from mor_trainer.prompts.run_prompts import RunPrompts
 from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
 from mor_trainer.update import loop_checkpoint, microbatch_limit
 from mor_trainer.update.budget import OutOfMemory, RetryWithSmallerBatch
@@ -86,7 +88,7 @@ class Learner:
         error: MorError | None = None
         try:
             _check_groups(self.spec, ranks.size)
-            self.prompts = prompts or read_prompts(Path(self.spec.prompts), self.spec.prompt_columns)
+            self.prompts = prompts or RunPrompts.open(self.spec, read_run_results(self._run_folder)).training
             loaded = loading.load(self.spec.model)
         except MorError as found:
             error = found

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Literal
 
+from mor_core.errors import Invalid
 from mor_core.pixel_hash import PIXEL_FIELDS, pixel_sha256
-from mor_core.tasks import in_thread
 from mor_core.vision import prompt_text
 from mor_core.wire import image_hashes
 
@@ -91,7 +91,7 @@ class VllmEngine(EngineWeights):
         return engine
 
     async def encode(self, prompt: PromptInput) -> EnginePrompt:
-        _, token_ids, image_tokens, pixels = await in_thread(self._codec.encode, prompt)
+        _, token_ids, image_tokens, pixels = await self._codec.encode_in_time(prompt)
         hashes = image_hashes(prompt.messages)
         request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if hashes:
@@ -102,7 +102,12 @@ class VllmEngine(EngineWeights):
             }
         renderer = self._engine.renderer
         without_special = renderer.default_cmpl_tok_params.with_kwargs(add_special_tokens=False)
-        (rendered,) = await renderer.render_cmpl_async([request], without_special)
+        limit = self._settings.encode_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                (rendered,) = await renderer.render_cmpl_async([request], without_special)
+        except TimeoutError as error:
+            raise Invalid(f"vLLM did not encode the prompt within {limit:g} s (MOR_ENCODE_TIMEOUT_S)") from error
         engine_token_ids = tuple(rendered["prompt_token_ids"])
         engine_pixels = pixel_sha256(
             *(

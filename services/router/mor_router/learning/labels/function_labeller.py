@@ -10,6 +10,7 @@ from typing import Any
 
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure, quote_failure
+from mor_core.tasks import in_thread
 
 from mor_router.learning.labels.labeller import Pair, SampledGroup, ordered_pairs
 
@@ -47,7 +48,7 @@ class FunctionLabeller:
         messages = [message.model_dump(mode="json") for message in sampled.messages]
         try:
             async with asyncio.timeout(timeout_s):
-                scores = await asyncio.to_thread(self._check, messages, list(sampled.responses), dict(sampled.images))
+                scores = await in_thread(self._check, messages, list(sampled.responses), dict(sampled.images))
         except TimeoutError as error:
             raise Unavailable(
                 f"checker {self._name!r} did not answer within {timeout_s:g} s; raise MOR_DEADLINE_S"

@@ -1,0 +1,140 @@
+"""Stored results of checks of prompts, by the content of data, model and limits, and beside each run.
+
+A result belongs to the files of the data (by path, size and time of their last change), the processor's files, the
+limits and the versions of the libraries. Pictures in files of their own are not part of it: one that changes later
+fails as the group that it is in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import structlog
+from mor_core import atomic
+from mor_core.datafiles.sources import row_files
+from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
+from mor_core.plain_files import read_plain_file
+from mor_core.prompt_limits import PromptLimits
+from mor_core.run_status import BadPrompt
+from pydantic import BaseModel, ValidationError
+
+Stored = TypeVar("Stored", bound=BaseModel)
+
+PromptRole = Literal["prompts", "evaluation_prompts"]
+"""Field of the run's specification that names the file."""
+
+MOST_LISTED = 10_000
+"""Bad rows that a result lists with their reasons; of further ones it has the places."""
+_LARGEST_FILE = 64 << 20
+"""Bytes of a result: the listed rows have up to ten megabytes, and a place has eight."""
+_KEPT = 256
+"""Results that are kept for later runs."""
+_RUN_FILE = "preflight.json"
+_PROCESSOR_FILES = (".json", ".jinja", ".txt", ".model", ".py")
+_LARGEST_PROCESSOR_FILE = 256 << 20
+_LIBRARIES = ("mor-core", "transformers", "tokenizers", "pillow")
+
+log = structlog.get_logger(__name__)
+
+
+class CheckResult(BaseModel):
+    """Result of the check of one file."""
+
+    rows: int
+    bad: int
+    left_out: tuple[int, ...]
+    """Places, among the rows that can be read, of those that cannot be encoded."""
+    listed: tuple[BadPrompt, ...]
+    """The first bad rows, unreadable ones included."""
+
+
+class _StoredResult(BaseModel):
+    data: str | None
+    """Fingerprint of the checked data; ``None`` for data without files of their own."""
+    result: CheckResult
+
+
+class RunResults(BaseModel):
+    """Results of all files of a run."""
+
+    files: dict[PromptRole, _StoredResult] = {}
+
+    def of(self, role: PromptRole, data: str | None) -> CheckResult | None:
+        """Return the result of a file, if its content is still that with the fingerprint ``data``."""
+        stored = self.files.get(role)
+        return stored.result if stored is not None and stored.data == data else None
+
+    def with_result(self, role: PromptRole, data: str | None, result: CheckResult) -> RunResults:
+        return RunResults(files={**self.files, role: _StoredResult(data=data, result=result)})
+
+
+def read_run_results(run_folder: Path) -> RunResults | None:
+    """Read the results beside a run; ``None`` where there are none that can be read."""
+    return _read(run_folder / _RUN_FILE, RunResults)
+
+
+def write_run_results(run_folder: Path, results: RunResults) -> None:
+    atomic.write(run_folder / _RUN_FILE, results.model_dump_json().encode())
+
+
+class CheckResults:
+    """Folder of results that runs share."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, key: str) -> CheckResult | None:
+        return _read(self._folder / f"{key}.json", CheckResult)
+
+    def write(self, key: str, result: CheckResult) -> None:
+        """Store a result, and delete those that were stored longest ago. Without room it is not stored."""
+        try:
+            atomic.write(self._folder / f"{key}.json", result.model_dump_json().encode())
+            stored = sorted(self._folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+            for file in stored[:-_KEPT]:
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("the result of a check is not kept for later runs", reason=describe_failure(error))
+
+
+def data_fingerprint(path: str, columns: str) -> str | None:
+    """Return a digest of the files of a data set; ``None`` for one of a hub."""
+    files = row_files.open_rows(Path(path)).files
+    if not all(file.is_file() for file in files):
+        return None
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return _digest([columns, stats])
+
+
+def check_key(data: str | None, model: str, limits: PromptLimits) -> str | None:
+    """Return the key under which runs share a result; ``None`` where data or model have no files to compare."""
+    folder = Path(model)
+    if data is None or not folder.is_dir():
+        return None
+    files = sorted(file for file in folder.iterdir() if file.suffix in _PROCESSOR_FILES and file.is_file())
+    processor = [
+        (file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in files
+        if file.stat().st_size <= _LARGEST_PROCESSOR_FILE
+    ]
+    return _digest([data, processor, asdict(limits), [version(name) for name in _LIBRARIES]])
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _read(path: Path, kind: type[Stored]) -> Stored | None:
+    try:
+        return kind.model_validate_json(read_plain_file(path, _LARGEST_FILE))
+    except FileNotFoundError:
+        return None
+    except (OSError, Invalid, ValidationError) as error:
+        log.warning("a stored check of prompts cannot be read", file=str(path), reason=describe_failure(error))
+        return None

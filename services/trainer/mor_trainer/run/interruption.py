@@ -1,0 +1,66 @@
+"""Requests to pause, stop or hand back a run, obeyed between two pieces of its work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from anyio.from_thread import BlockingPortal
+from mor_core.runs import RunState
+
+from mor_trainer.ranks import Ranks
+from mor_trainer.run.lease import RunLease, RunLeaseLost
+
+_CHECK_S = 0.1
+"""Seconds between checks while a run is paused."""
+
+
+class RunInterrupted(Exception):
+    """The attempt ends before the last step: the run was stopped, or the process must end."""
+
+    def __init__(self, state: RunState) -> None:
+        super().__init__(state)
+        self.state = state
+
+
+class Interruption:
+    """What run control, and whoever ends this process, want of a run."""
+
+    def __init__(self, portal: BlockingPortal, lease: RunLease, ranks: Ranks) -> None:
+        self._portal, self._lease, self._ranks = portal, lease, ranks
+
+    @property
+    def wanted(self) -> bool:
+        """True where the run shall pause, stop or be handed back."""
+        return self._ranks.ending or self._lease.desired != "run"
+
+    def check_lease(self) -> None:
+        """Check that the run still belongs to this worker.
+
+        Raises:
+            RunLeaseLost: it does not.
+        """
+        if self._lease.lost is not None:
+            raise RunLeaseLost(self._lease.lost)
+
+    def obey(self, secure: Callable[[], None]) -> bool:
+        """Pause, stop or hand back the run where that is wanted, after ``secure``. Return whether it paused.
+
+        Raises:
+            RunInterrupted: the run was stopped, or the process must end.
+            RunLeaseLost: the run belongs to another worker.
+        """
+        self.check_lease()
+        if not self.wanted:
+            return False
+        secure()
+        if self._ranks.ending:
+            raise RunInterrupted(RunState.queued)
+        if self._lease.desired == "stop":
+            raise RunInterrupted(RunState.stopped)
+        self._portal.call(self._lease.report, RunState.paused)
+        while self._lease.desired == "pause" and not self._ranks.ending and self._lease.lost is None:
+            time.sleep(_CHECK_S)
+        self._portal.call(self._lease.report, RunState.running)
+        self.obey(secure)
+        return True

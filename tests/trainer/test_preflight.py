@@ -1,0 +1,120 @@
+"""All prompts of a run are checked before its first step: bad ones are left out by name, too many end it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mor_core.datafiles import Prompt
+from mor_core.wire import Message
+from mor_trainer.prompts.usable_prompts import UsablePrompts
+
+from tests.trainer.kit import Processes, write_prompts
+from tests.trainer.stages import Stages, until
+from tests.trainer.watching import alerts, applied_once, create, finish, points, snapshot
+
+
+def with_rows(folder: Path, *rows: Any, good: int = 12) -> Path:
+    """Write good prompts and, between the first and the second, ``rows``."""
+    path = write_prompts(folder, good)
+    first, *others = path.read_text().splitlines()
+    lines = [first, *(row if isinstance(row, str) else json.dumps(row) for row in rows), *others]
+    path.write_text("\n".join(lines))
+    return path
+
+
+LONG = {"id": "long", "prompt": "word " * 60}
+BROKEN = '{"id": "broken", "prompt": '
+LACKING = {"id": "lacking", "prompt": "What is it?", "images": ["images/none.png"]}
+
+
+def bad_prompts(processes: Processes, run: str) -> dict[str, Any]:
+    with processes.client("viewer") as http:
+        return dict(http.get(f"/v1/runs/{run}/bad-prompts").raise_for_status().json())
+
+
+def test_bad_rows_are_left_out_by_name_and_never_sampled(
+    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    data = with_rows(tmp_path, LONG, BROKEN, LACKING)
+    fields = {"model": tiny, "prompts": data, "steps": 4, "max_bad_prompts": 0.25}
+    run = create(processes, evaluation_prompts=str(data), evaluation_every=4, **fields)
+    with processes.working():
+        finish(processes, run)
+    applied_once(points(processes, run))
+    assert points(processes, run)[-1]["groups_dropped"] == 0
+    check = snapshot(processes, run)["preflight"]
+    assert (check["state"], check["rows"], check["total"], check["bad"]) == ("done", 30, 30, 6)
+    listed = bad_prompts(processes, run)
+    assert [(row["line"], row["id"]) for row in listed["listed"][:3]] == [(2, "long"), (3, ""), (4, "lacking")]
+    assert "micro_batch_tokens=256" in listed["listed"][0]["problem"]
+    told = [alert["reason"] for alert in alerts(processes, run) if alert["name"] == "prompts_left_out"]
+    assert len(told) == 1
+    assert f"6 of 30 prompts are left out: {data}:2 'long': the prompt has" in told[0]
+    assert len(stages.evaluated) == 24  # two rounds of the twelve good rows
+
+
+def test_too_many_bad_rows_end_the_run_before_its_first_step(processes: Processes, tiny: Path, tmp_path: Path) -> None:
+    processes.serve()
+    data = with_rows(tmp_path, LONG, BROKEN)
+    run = create(processes, model=tiny, prompts=data, steps=4)
+    with processes.working():
+        until(lambda: snapshot(processes, run)["state"] == "failed", 60, "the run failed")
+    error = snapshot(processes, run)["error"]
+    assert "2 of 14 prompts cannot be used, max_bad_prompts=0.05 allows 1" in error
+    assert f"{data}:2 'long'" in error
+    assert f"{data}:3" in error
+    assert f"mor run bad-prompts {run}" in error
+    assert bad_prompts(processes, run)["bad"] == 2
+    assert not points(processes, run)
+
+
+def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
+    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    data = with_rows(tmp_path, LONG)
+    run = create(processes, model=tiny, prompts=data, steps=6, max_bad_prompts=0.1)
+    with processes.working() as worker:
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
+        worker.end()
+    for result in Path(processes.environment["MOR_CHECKS_DIR"]).glob("*.json"):
+        result.unlink()
+    before = time.time()
+    with processes.working():
+        finish(processes, run)
+    assert not [one for one in Path(processes.environment["MOR_CHECKS_DIR"]).glob("*.json")], "checked again"
+    assert time.time() - before < 60
+    applied_once(points(processes, run))
+
+
+def test_a_run_is_stopped_and_paused_during_the_check(processes: Processes, tiny: Path, tmp_path: Path) -> None:
+    processes.serve()
+    data = tmp_path / "many.jsonl"
+    data.write_text("".join(json.dumps({"id": f"q{n}", "prompt": f"What is {n}? " * 5}) + "\n" for n in range(100_000)))
+    run = create(processes, model=tiny, prompts=data, steps=4)
+    with processes.working(), processes.client() as http:
+        until(lambda: (snapshot(processes, run)["preflight"] or {"rows": 0})["rows"] > 0, 60, "rows are checked")
+        assert snapshot(processes, run)["preflight"]["state"] == "checking"
+        http.post(f"/v1/runs/{run}/pause").raise_for_status()
+        until(lambda: snapshot(processes, run)["state"] == "paused", 10, "the run paused")
+        http.post(f"/v1/runs/{run}/resume").raise_for_status()
+        until(lambda: snapshot(processes, run)["state"] == "running", 10, "the run continued")
+        http.post(f"/v1/runs/{run}/stop").raise_for_status()
+        until(lambda: snapshot(processes, run)["state"] == "stopped", 10, "the run stopped")
+
+
+@pytest.mark.parametrize("left_out", [set(), {0}, {9}, {0, 1, 5, 9}, set(range(9))])
+def test_usable_prompts_are_the_others_in_order(left_out: set[int]) -> None:
+    rows = [Prompt(str(n), (Message(role="user", content=str(n)),), {}, None) for n in range(10)]
+    usable = UsablePrompts(rows, left_out)
+    wanted = [row.id for n, row in enumerate(rows) if n not in left_out]
+    assert [row.id for row in usable] == wanted
+    assert len(usable) == len(wanted)
+    assert usable[-1].id == wanted[-1]
+    with pytest.raises(IndexError):
+        usable[len(wanted)]
