@@ -122,7 +122,7 @@ def test_the_map_of_columns_is_a_part_of_the_index(tmp_path: Path) -> None:
     assert first is not None and second is not None and first[0] != second[0]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=st.lists(mutated(), min_size=1, max_size=4), pieces=changes)
 def test_whatever_a_file_holds_is_read_alike(rows: list[dict[str, Any]], pieces: list[tuple[float, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mor_core import images
 from mor_core.datafiles import ParsedRow, Prompt
@@ -39,10 +39,17 @@ class _StoredPicture(NamedTuple):
     size: Annotated[int, Field(ge=0, le=images.MAX_BYTES)]
 
 
-_ROWS: TypeAdapter[list[tuple[str, str | None, int, int, str]]] = TypeAdapter(
-    Annotated[list[tuple[str, str | None, int, int, str]], Field(min_length=1, max_length=1)]
+_Only = Annotated[list[T], Field(min_length=1, max_length=1)]
+_STRICT = ConfigDict(strict=True)
+_ROOT: TypeAdapter[list[tuple[bytes]]] = TypeAdapter(_Only[tuple[bytes]], config=_STRICT)
+_PATHS = TypeAdapter(list[tuple[bytes]], config=_STRICT)
+_ROW: TypeAdapter[list[tuple[str, str | None, int, int, str]]] = TypeAdapter(
+    _Only[tuple[str, str | None, int, int, str]], config=_STRICT
 )
-_PICTURES = TypeAdapter(list[_StoredPicture])
+_PICTURES = TypeAdapter(list[_StoredPicture], config=_STRICT)
+_IDS = TypeAdapter(list[tuple[str]], config=_STRICT)
+_DOMAINS = TypeAdapter(list[tuple[str | None]], config=_STRICT)
+_PROBLEMS = TypeAdapter(list[tuple[int, int, str, str]], config=_STRICT)
 
 
 class PromptSet(Sequence[Prompt]):
@@ -68,15 +75,25 @@ class PromptSet(Sequence[Prompt]):
         self._copies = os.open(folder / PICTURES, os.O_RDONLY)
         self.close = weakref.finalize(self, _close, self._database, self._copies, lock)
         self._reading = threading.Lock()
-        self._size = manifest.prompts
-        self._files = [Path(os.fsdecode(path)) for (path,) in self._rows("SELECT path FROM files ORDER BY number")]
-        [(root,)] = self._rows("SELECT path FROM root")
+        self._size, self._bad = manifest.prompts, manifest.problems
+        files = self._rows(_PATHS, "SELECT path FROM files ORDER BY number")
+        self._files = [Path(os.fsdecode(path)) for (path,) in files]
+        [(root,)] = self._rows(_ROOT, "SELECT path FROM root")
         self._cells = PictureCells(Path(os.fsdecode(root)))
-        self.ids: Sequence[str] = _Column(self._size, self._ids)
+
+    @property
+    def ids(self) -> Sequence[str]:
         """Ids of the rows, without the rest of them."""
-        self.domains: Sequence[str | None] = _Column(self._size, self._domains)
-        self.problems: Sequence[ParsedRow[Prompt]] = _Column(manifest.problems, self._problems)
+        return _Column(self._size, self._ids)
+
+    @property
+    def domains(self) -> Sequence[str | None]:
+        return _Column(self._size, self._domains)
+
+    @property
+    def problems(self) -> Sequence[ParsedRow[Prompt]]:
         """Rows that were left out, each with its problem."""
+        return _Column(self._bad, self._problems)
 
     def __reduce__(self) -> tuple[type[PromptSet], tuple[Path]]:
         return PromptSet, (self.folder,)
@@ -97,11 +114,14 @@ class PromptSet(Sequence[Prompt]):
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(len(self)))]
         row = range(len(self))[index]
-        found = self._rows("SELECT id, domain, file, line, messages FROM prompts WHERE row = ?", row)
-        stored = self._rows("SELECT sha256, name, copied, start, size FROM pictures WHERE row = ? ORDER BY place", row)
+        [(name, domain, number, line, text)] = self._rows(
+            _ROW, "SELECT id, domain, file, line, messages FROM prompts WHERE row = ?", row
+        )
+        pictures = self._rows(
+            _PICTURES, "SELECT sha256, name, copied, start, size FROM pictures WHERE row = ? ORDER BY place", row
+        )
         try:
-            [(name, domain, number, line, text)] = _ROWS.validate_python(found)
-            messages, pictures = MESSAGES.validate_json(text), _PICTURES.validate_python(stored)
+            messages = MESSAGES.validate_json(text)
         except ValidationError as error:
             raise self._damaged(error) from error
         place = self._place(number, line)
@@ -133,24 +153,25 @@ class PromptSet(Sequence[Prompt]):
             raise self._damaged(Invalid(f"a row of file {file}, of {len(self._files)}"))
         return RowPlace(self._files[file], line)
 
-    def _rows(self, query: str, *values: int) -> list[Any]:
+    def _rows(self, parser: TypeAdapter[T], query: str, *values: int) -> T:
         try:
             with self._reading:
-                return self._database.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+                found = self._database.execute(query, values).fetchall()
+            return parser.validate_python(found)
+        except (sqlite3.Error, ValidationError) as error:
             raise self._damaged(error) from error
 
     def _ids(self, first: int, count: int) -> list[str]:
         query = "SELECT id FROM prompts WHERE row >= ? ORDER BY row LIMIT ?"
-        return [name for (name,) in self._rows(query, first, count)]
+        return [name for (name,) in self._rows(_IDS, query, first, count)]
 
     def _domains(self, first: int, count: int) -> list[str | None]:
         query = "SELECT domain FROM prompts WHERE row >= ? ORDER BY row LIMIT ?"
-        return [domain for (domain,) in self._rows(query, first, count)]
+        return [domain for (domain,) in self._rows(_DOMAINS, query, first, count)]
 
     def _problems(self, first: int, count: int) -> list[ParsedRow[Prompt]]:
         query = "SELECT file, line, id, problem FROM problems WHERE row >= ? ORDER BY row LIMIT ?"
-        found = self._rows(query, first, count)
+        found = self._rows(_PROBLEMS, query, first, count)
         return [ParsedRow(self._place(file, line), name, None, problem) for file, line, name, problem in found]
 
     def _damaged(self, error: Exception) -> Invalid:
