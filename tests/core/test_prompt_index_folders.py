@@ -224,7 +224,7 @@ for reader in (lambda: open_prompts(path, index_dir=path.parent / "index"), lamb
 
 
 def memory(path: Path) -> tuple[int, int]:
-    """Return by how many bytes the memory of a process grows that indexes and reads all prompts, and then holds them."""
+    """Return by how many bytes a process grows that indexes and reads all prompts, and one that holds them all."""
     shown = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], check=True, capture_output=True, text=True)
     (indexed, index), (read, whole) = (map(int, line.split()) for line in shown.stdout.splitlines())
     assert indexed == read > 0

@@ -29,7 +29,7 @@ class PictureCells:
     """Pictures of one data set. None is held, so that memory does not grow with the data."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root, self._resolved = root, root.resolve()
         self._blobs = _blob_folders(root)
         self._decoded: dict[str, None] = {}
         """Hashes of pictures that could be decoded, oldest first."""
@@ -118,11 +118,10 @@ class PictureCells:
 
     def _allows(self, named: Path, file: Path) -> bool:
         """Return whether a row may read ``file``, the target of the path ``named``."""
-        root = self._root.resolve()
-        if file.is_relative_to(root):
+        if file.is_relative_to(self._resolved):
             return True
         written = Path(os.path.normpath(named.absolute()))
-        inside = any(written.is_relative_to(folder) for folder in (self._root.absolute(), root))
+        inside = any(written.is_relative_to(folder) for folder in (self._root.absolute(), self._resolved))
         return inside and any(_is_blob(file, folder) for folder in self._blobs)
 
 
