@@ -20,8 +20,7 @@ from typing import Any
 import structlog
 from anyio.from_thread import BlockingPortal
 from mor_core import atomic
-from mor_core.datafiles import Prompt, read_prompts
-from mor_core.errors import Invalid, Unavailable
+from mor_core.errors import DataFileError, Invalid, Unavailable
 from mor_core.runs import Claim, RunState
 from mor_core.step_metrics import PhaseSeconds
 from mor_core.stored import StoredEntries
@@ -39,6 +38,7 @@ from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.lease import RunLease, RunLeaseLost
+from mor_trainer.run.run_prompts import RunPrompts
 from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import Learner
@@ -86,9 +86,8 @@ class TrainingLoop:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
         self._portal, self._lease, self._events, self._ranks = portal, lease, events, ranks
         self._folder = run_folder(settings, claim.run)
-        columns, evaluation = self._spec.prompt_columns, self._spec.evaluation_prompts
-        self._prompts = read_prompts(Path(self._spec.prompts), columns)
-        self._evaluation_prompts = read_prompts(Path(evaluation), columns) if evaluation else []
+        opened = RunPrompts.open(settings, claim.spec, self._end_if_wanted)
+        self._prompts, self._evaluation_prompts = opened.training, opened.evaluation
         self.step = 0
         self._version = -1
         self._evaluated: int | None = None
@@ -176,7 +175,7 @@ class TrainingLoop:
             self._portal.call(self._exchange.replay, self._lease.replay_requests)
             replayed = self._replay()
             under_way = self._portal.call(self._exchange.top_up)
-            self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
+            self._prepare(under_way)  # the engine samples meanwhile
             taken, skipped, groups = replayed or self._collect()
         began = time.time()
         with self._exchange.traces.updating(self._claim.run, self.step + 1, taken, skipped):
@@ -204,14 +203,18 @@ class TrainingLoop:
     def _replayed_step(self, step: int) -> ReplayedStep | None:
         return self._replay_log.read(step) if self._spec.deterministic else None
 
-    def _prepare(self, prompts: Iterable[Prompt]) -> None:
+    def _prepare(self, indices: Iterable[int]) -> None:
         """Encode prompts while their responses are sampled.
 
         Raises:
             Invalid: a prompt with one response does not fit a micro-batch.
         """
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
-        for prompt in prompts:
+        for index in indices:
+            try:
+                prompt = self._prompts[index]
+            except DataFileError:
+                continue  # the exchange cannot read it either, and drops its group
             tokens = len(self._learner.process_prompt(prompt).token_ids)
             if tokens + response - 1 > budget:
                 raise Invalid(
@@ -236,7 +239,7 @@ class TrainingLoop:
             for scored in arrived:
                 try:
                     group = self._training_group(scored)
-                except PromptMismatch as error:
+                except (PromptMismatch, DataFileError) as error:
                     self._portal.call(self._exchange.reject, scored, str(error))
                     continue
                 if has_signal(group.rewards, dynamic) or len(skipped) == max_replacements(dynamic, wanted):
@@ -264,6 +267,7 @@ class TrainingLoop:
 
         Raises:
             PromptMismatch: engine and trainer did not see the same prompt, or a response is none of this model.
+            DataFileError: the prompt's pictures changed since it was issued.
             Invalid: a deterministic run, and another gate version scored the group.
         """
         if self._spec.deterministic:
@@ -276,7 +280,10 @@ class TrainingLoop:
         return prompt_of_group(number, len(self._prompts), self._spec.seed)[1]
 
     def _images(self, number: int) -> dict[str, bytes]:
-        return self._prompts[self._prompt_index(number)].images
+        try:
+            return self._prompts[self._prompt_index(number)].images
+        except DataFileError:
+            return {}
 
     def _check_stall(self) -> None:
         idle = self._portal.call(self._exchange.idle_s)
@@ -373,6 +380,14 @@ class TrainingLoop:
         if self._lease.lost is not None:
             raise RunLeaseLost(self._lease.lost)
 
+    def _end_if_wanted(self) -> None:
+        """End the attempt where run control stopped the run or the process must end; see ``_obey_run_control``."""
+        self._check_lease()
+        if self._ranks.ending:
+            raise RunInterrupted(RunState.queued)
+        if self._lease.desired == "stop":
+            raise RunInterrupted(RunState.stopped)
+
     def _interrupting(self) -> bool:
         return self._ranks.ending or self._lease.desired != "run"
 
@@ -383,15 +398,10 @@ class TrainingLoop:
             RunInterrupted: the run was stopped, or the process must end.
             RunLeaseLost: the run belongs to another worker.
         """
-        self._check_lease()
-        if self._ranks.ending:
+        if self._interrupting():
             self._checkpoint()
-            raise RunInterrupted(RunState.queued)
-        if self._lease.desired == "stop":
-            self._checkpoint()
-            raise RunInterrupted(RunState.stopped)
+        self._end_if_wanted()
         if self._lease.desired == "pause":
-            self._checkpoint()
             self._portal.call(self._lease.report, RunState.paused)
             while self._lease.desired == "pause" and not self._ranks.ending and self._lease.lost is None:
                 time.sleep(_CHECK_S)
