@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import vlm
 from machine import record
-from mor_core.datafiles import read_prompts
+from mor_core.prompt_index import open_prompts
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.model.micro_batches import TrainingGroup
@@ -64,7 +64,7 @@ def write_prompts(options: argparse.Namespace) -> None:
 def take_steps(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """Take the steps, led by rank 0, and write the trained tensors to ``--state``."""
     spec = spec_of(options)
-    prompts = read_prompts(Path(spec.prompts))
+    prompts = open_prompts(Path(spec.prompts), index_dir=options.state / "index")
     learner = Learner.lead(WorkerSettings(device="cpu"), spec, options.state, ranks, prompts)
     assert learner.policy.shares_prompts
     seconds, reports = [], []

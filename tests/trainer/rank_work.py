@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mor_core.datafiles import read_prompts
 from mor_core.errors import Invalid
+from mor_core.prompt_index import open_prompts
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.groups.ledger import Ledger
@@ -32,7 +32,7 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
     folder = out / case["name"]
     folder.mkdir()
     try:
-        prompts = read_prompts(Path(spec.prompts))
+        prompts = open_prompts(Path(spec.prompts), index_dir=out / "index")
         learner = Learner.lead(WorkerSettings(device="cpu"), spec, folder, ranks, prompts)
         if case.get("restore"):
             learner.restore(Path(case["restore"]))

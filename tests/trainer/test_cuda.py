@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mor_core.datafiles import Prompt
+from mor_core.prompt_index import open_prompts
 from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.policy import Policy
@@ -140,7 +141,7 @@ def test_shards_over_nccl_train_save_and_restore_as_one_process(
 
     def trained(ranks: Ranks, folder: Path, first: int = 0, restored: Path | None = None) -> tuple[Any, Path | None]:
         folder.mkdir(exist_ok=True)
-        learner = Learner.lead(settings, spec, folder, ranks, rows_of)
+        learner = Learner.lead(settings, spec, folder, ranks, open_prompts(prompts, index_dir=folder / "index"))
         assert isinstance(learner.policy._policy, FSDPModule) == (ranks.mesh is not None)
         saved = None
         if restored:

@@ -78,9 +78,14 @@ def folder(target: Path, *, replace: bool = True, durable: bool = True, mode: in
 def keep_newest(folders: Sequence[Path], count: int) -> None:
     """Delete all but the last ``count`` of ``folders``."""
     for path in folders[:-count]:
-        deleted = path.with_name(f".{path.name}{_DELETED}")
-        path.rename(deleted)
-        _remove(deleted)
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a folder, of which no reader ever sees a part."""
+    deleted = path.with_name(f".{path.name}{_DELETED}")
+    path.rename(deleted)
+    _remove(deleted)
 
 
 def sweep(root: Path) -> None:

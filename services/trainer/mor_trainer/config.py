@@ -102,7 +102,19 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     """Address of this process, without a port, as seen from ``transfer_engines``; each group takes a free port."""
     transfer_timeout_s: float = Field(120.0, gt=0)
     """Seconds in which each call of a broadcast must be answered; after that the broadcast has failed."""
+    index_dir: Path | None = None
+    """Folder of the indexes of prompt files, through which texts and pictures are read when they are needed; all ranks
+    read it. ``_prompt_index`` in the folder of runs when unset."""
+    index_unused_days: float = Field(14.0, gt=0)
+    """Days after its last use until an index is deleted; a later run builds it again."""
+    index_bytes: int = Field(200 << 30, ge=0)
+    """Size of all indexes together, bytes, above which those used longest ago are deleted; one in use never is."""
     poll_s: float = Field(2.0, gt=0)
     """Mean seconds between attempts to claim a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)
     """Seconds between heartbeats, and thus until pause and stop take effect at the latest."""
+
+    @property
+    def prompt_index_dir(self) -> Path:
+        """Folder of the indexes; no run can have the name of the default one."""
+        return self.index_dir or self.runs_dir / "_prompt_index"

@@ -1,4 +1,4 @@
-"""Pictures of data files: a file name, a data URI or Parquet's ``{"bytes", "path"}``, checked and held once.
+"""Pictures of data files: a file name, a data URI or Parquet's ``{"bytes", "path"}``, checked.
 
 Data files are exchanged and uploaded, so a row may name only files below its data set's folder. A link there may lead
 out of it in one case: to a blob of the hub cache that the data set lies in, or of the cache that ``HF_HUB_CACHE`` or
@@ -14,21 +14,25 @@ from typing import Any
 
 from mor_core import images as safe_images
 from mor_core.datafiles.sources.foreign_files import LONGEST_START, foreign_kind
+from mor_core.datafiles.sources.picture_bytes import OriginalPicture, PictureOrigin
 from mor_core.errors import Invalid, MorError, TooLarge
 from mor_core.failures import describe_failure
 from mor_core.image_budget import MOST_BYTES, ImageBudget
 
 _SHOWN_CHARACTERS = 100
 """Length up to which an error quotes a file name, in characters."""
+_REMEMBERED = 1 << 16
+"""Pictures that are not decoded again when another row has them: 12 MB of hashes, and most sets have fewer."""
 
 
 class PictureCells:
-    """Pictures of one data set; each is decoded and stored once for all rows."""
+    """Pictures of one data set. None is held, so that memory does not grow with the data."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root, self._resolved = root, root.resolve()
         self._blobs = _blob_folders(root)
-        self._known: dict[str, bytes] = {}
+        self._decoded: dict[str, None] = {}
+        """Hashes of pictures that could be decoded, oldest first."""
 
     def of_row(self, cells: Any, folder: Path) -> list[tuple[str, bytes]]:
         """Return hash and encoded bytes of each image of a row, after checking that they can be decoded.
@@ -50,15 +54,17 @@ class PictureCells:
     def _of(self, cell: Any, folder: Path) -> tuple[str, bytes]:
         name, content = self._content(cell, folder)
         digest = safe_images.sha256(content)
-        if digest not in self._known:
+        if digest not in self._decoded:
             if (foreign := foreign_kind(content[:LONGEST_START])) is not None:
                 raise Invalid(f"images: {name} is {foreign}")
             try:
                 safe_images.decode(content)
             except MorError as error:
                 raise Invalid(f"images: {name}: {error}") from error
-            self._known[digest] = content
-        return digest, self._known[digest]
+            self._decoded[digest] = None
+            if len(self._decoded) > _REMEMBERED:
+                del self._decoded[next(iter(self._decoded))]
+        return digest, content
 
     def _content(self, cell: Any, folder: Path) -> tuple[str, bytes]:
         """Return name and bytes of an image cell."""
@@ -75,14 +81,19 @@ class PictureCells:
         if not isinstance(cell, str):
             raise Invalid(f"images: got {type(cell).__name__}; give a file name or a data URI")
         if not cell.startswith("data:"):
-            return cell[:_SHOWN_CHARACTERS], self._file(cell, folder)
+            return cell[:_SHOWN_CHARACTERS], OriginalPicture.read(self.file(cell, folder), PictureOrigin(cell))
         try:
             return "data URI", base64.b64decode(cell.partition(",")[2], validate=True)
         except ValueError as error:
             raise Invalid(f"images: a data URI is not base64 ({describe_failure(error)}); encode it again") from error
 
-    def _file(self, name: str, folder: Path) -> bytes:
-        """Read a file of the data set. The error for a path elsewhere does not reveal whether it exists."""
+    def file(self, name: str, folder: Path) -> bytes:
+        """Read a file that a row names.
+
+        Raises:
+            Invalid: it cannot be read, or is not below the data set's folder; this error does not reveal whether it
+                exists.
+        """
         # A longer one may be a picture in base64 without the prefix of a data URI.
         if name.startswith(("http://", "https://")):
             raise Invalid(f"images: {name[:_SHOWN_CHARACTERS]!r} is an address; download it and give the file's name")
@@ -107,11 +118,10 @@ class PictureCells:
 
     def _allows(self, named: Path, file: Path) -> bool:
         """Return whether a row may read ``file``, the target of the path ``named``."""
-        root = self._root.resolve()
-        if file.is_relative_to(root):
+        if file.is_relative_to(self._resolved):
             return True
         written = Path(os.path.normpath(named.absolute()))
-        inside = any(written.is_relative_to(folder) for folder in (self._root.absolute(), root))
+        inside = any(written.is_relative_to(folder) for folder in (self._root.absolute(), self._resolved))
         return inside and any(_is_blob(file, folder) for folder in self._blobs)
 
 

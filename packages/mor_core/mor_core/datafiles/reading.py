@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from mor_core.datafiles.column_map import ColumnMap
 from mor_core.datafiles.conversations import conversation, own_pictures, response
@@ -17,7 +17,7 @@ from mor_core.datafiles.sources.row_files import RawRow, RowPlace, open_rows
 from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.wire import Message
 
-_SHOWN_PROBLEMS = 10
+SHOWN_PROBLEMS = 10
 """Invalid lines that an error lists."""
 _SHOWN_CHARACTERS = 100
 """Length up to which an error quotes an id."""
@@ -26,7 +26,7 @@ _ADD_ROWS: dict[Content, str] = {
     "preferences": "add rows in which responses to a prompt differ in score, rank or label",
 }
 
-Row = TypeVar("Row")
+Row = TypeVar("Row", "Prompt", "Preference")
 Rows = Iterable[tuple[RowPlace, RawRow]]
 
 
@@ -60,6 +60,14 @@ class ParsedRow(Generic[Row]):
     problem: str | None
 
 
+class NamePlaces(Protocol):
+    """Places of the rows that have been read, by the rows' ids."""
+
+    def get(self, name: str) -> RowPlace | None: ...
+
+    def __setitem__(self, name: str, place: RowPlace) -> None: ...
+
+
 def read_prompts(path: Path, columns: str = "", left_out: list[str] | None = None) -> list[Prompt]:
     """Read all prompts of a data set; of preferences, those that were answered.
 
@@ -78,57 +86,69 @@ def read_preferences(path: Path, columns: str = "", left_out: list[str] | None =
     return _read(path, scan_preferences(path, columns), "preferences", left_out)
 
 
-def scan_prompts(path: Path, columns: str = "") -> Iterator[ParsedRow[Prompt]]:
+def scan_prompts(path: Path, columns: str = "", names: NamePlaces | None = None) -> Iterator[ParsedRow[Prompt]]:
     """Yield each row of a data set as a prompt, or with its problem; arguments are those of ``read_prompts``.
+
+    ``names``: store of all ids, in which repeated ones are found; in memory by default, about 200 bytes each.
 
     Raises:
         Invalid: there is no such data set, or ``columns`` is no map.
     """
-    return _scan(path, columns, "prompts", _prompt)
+    return _scan(path, columns, "prompts", _prompt, {} if names is None else names)
 
 
 def scan_preferences(path: Path, columns: str = "") -> Iterator[ParsedRow[Preference]]:
     """Yield each row of a data set as a preference, or with its problem, like ``scan_prompts``."""
-    return _scan(path, columns, "preferences", _preference)
+    return _scan(path, columns, "preferences", _preference, {})
+
+
+def refusal(path: Path, problems: Sequence[ParsedRow[Any]], count: int, content: Content) -> DataFileError:
+    """Return the error for a data set with invalid rows: ``count`` of them, of which ``problems`` are the first."""
+    if not count:
+        return DataFileError(path, 1, f"the file has no rows that give {content}; {_ADD_ROWS[content]}")
+    first, *others = problems[:SHOWN_PROBLEMS]
+    listed = ", ".join(_shown(other.place, first.place.file) for other in others)
+    more = f" ({count - 1} more invalid lines: {listed}{', ...' if count > SHOWN_PROBLEMS else ''})"
+    return DataFileError(first.place.file, first.place.line, f"{first.problem}{more if others else ''}")
 
 
 def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content, left_out: list[str] | None) -> list[Row]:
     parsed: list[Row] = []
-    problems: list[tuple[RowPlace, str]] = []
+    problems: list[ParsedRow[Row]] = []
+    pictures: dict[str, bytes] = {}
     for row in rows:
-        if row.value is not None:
-            parsed.append(row.value)
-        else:
-            problems.append((row.place, row.problem or ""))
+        if row.value is None:
+            problems.append(row)
+            continue
+        images = row.value.prompt.images if isinstance(row.value, Preference) else row.value.images
+        for digest, picture in images.items():
+            images[digest] = pictures.setdefault(digest, picture)  # one copy for all rows that have it
+        parsed.append(row.value)
     if left_out is not None and parsed:
-        left_out += [f"{place.file}:{place.line}: {problem}" for place, problem in problems]
-    elif problems:
-        (place, first), *others = problems
-        listed = ", ".join(_shown(other, place.file) for other, _ in others[: _SHOWN_PROBLEMS - 1])
-        more = f" ({len(others)} more invalid lines: {listed}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
-        raise DataFileError(place.file, place.line, first + (more if others else ""))
-    if not parsed:
-        raise DataFileError(path, 1, f"the file has no rows that give {content}; {_ADD_ROWS[content]}")
+        left_out += [f"{row.place.file}:{row.place.line}: {row.problem}" for row in problems]
+    elif problems or not parsed:
+        raise refusal(path, problems, len(problems), content)
     return parsed
 
 
 def _scan(
-    path: Path, columns: str, content: Content, parse: Callable[[dict[str, Any], PictureCells, Path, str], Row]
+    path: Path,
+    columns: str,
+    content: Content,
+    parse: Callable[[dict[str, Any], PictureCells, Path, str], Row],
+    names: NamePlaces,
 ) -> Iterator[ParsedRow[Row]]:
     renaming = ColumnMap.parse(columns)
     source = open_rows(path)
     pictures = PictureCells(source.root)
-    names: dict[str, RowPlace] = {}
     for place, row in _canonical(source.rows, renaming, content):
         name = ""
         try:
             if isinstance(row, Invalid):
                 raise row
             name = _name(row, place, alone=len(source.files) == 1)
-            if name in names:
-                where = f"line {names[name].line}" + (
-                    "" if names[name].file == place.file else f" of {names[name].file}"
-                )
+            if (former := names.get(name)) is not None:
+                where = f"line {former.line}" + ("" if former.file == place.file else f" of {former.file}")
                 raise Invalid(f"id {name!r} is also used in {where}; give each row its own id")
             names[name] = place
             yield ParsedRow(place, name, parse(row, pictures, place.file.parent, name), None)

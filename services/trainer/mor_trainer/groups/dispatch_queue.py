@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
@@ -18,9 +18,9 @@ class DispatchQueue:
     """Groups that wait to be issued. A group stays until it is sent, also when sending fails."""
 
     def __init__(
-        self, streams: Streams, blobs: Blobs, find: Callable[[str], tuple[PromptRecord, Prompt] | None]
+        self, streams: Streams, blobs: Blobs, find: Callable[[str], Awaitable[tuple[PromptRecord, Prompt] | None]]
     ) -> None:
-        """``find`` returns record and prompt of a group, or ``None`` when the group is no longer under way."""
+        """``find`` returns record and prompt of a group, or ``None`` when it is not to be sent now."""
         self._streams = streams
         self._blobs = blobs
         self._find = find
@@ -36,7 +36,7 @@ class DispatchQueue:
         while True:
             while self._waiting:
                 group_id = next(iter(self._waiting))
-                if (found := self._find(group_id)) is not None:
+                if (found := await self._find(group_id)) is not None:
                     record, prompt = found
                     for content in prompt.images.values():
                         await self._blobs.put(content, group_id)

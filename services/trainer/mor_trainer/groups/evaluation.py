@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mor_core.datafiles import Prompt
+from mor_core.prompt_index import PromptSet
 from mor_core.wire import RewardRecord
 
 from mor_trainer.groups.ledger import Issue
@@ -23,7 +24,7 @@ class EvaluationRound:
     run: str
     step: int
     version: int
-    prompts: Sequence[Prompt]
+    prompts: PromptSet
     deadline: float
     outstanding: dict[str, Issue] = field(default_factory=dict)
     results: dict[int, RewardRecord] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class EvaluationRound:
         """Summarise the results: mean rewards in logits, fused and by client, in all and by domain label."""
         by_domain: dict[str, list[RewardRecord]] = defaultdict(list)
         for index, record in self.results.items():
-            by_domain[self.prompts[index].domain or ""].append(record)
+            by_domain[self.prompts.domains[index] or ""].append(record)
         records = list(self.results.values())
         return {
             "step": self.step,
@@ -91,13 +92,18 @@ class Evaluations:
         """Issues that have no result yet, by group; empty between rounds."""
         return {} if self._round is None else self._round.outstanding
 
-    def begin(self, step: int, version: int, prompts: Sequence[Prompt], deadline: float) -> None:
+    def begin(self, step: int, version: int, prompts: PromptSet, deadline: float) -> None:
         self._end()
         self._round = EvaluationRound(self._run, step, version, prompts, deadline)
 
     def prompt_of(self, issue: Issue) -> Prompt:
         assert self._round is not None, "only a round has issues"
         return self._round.prompts[issue.number]
+
+    def row_of(self, issue: Issue) -> str:
+        """Return the id of a prompt, without reading it."""
+        assert self._round is not None, "only a round has issues"
+        return self._round.prompts.ids[issue.number]
 
     def receive(self, record: RewardRecord) -> None:
         """Record the result of an outstanding group."""

@@ -28,13 +28,14 @@ from typing import Any
 import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
-from mor_core.errors import BlobMissing, StreamError
+from mor_core.errors import BlobMissing, DataFileError, StreamError
 from mor_core.failures import describe_failure
+from mor_core.prompt_index import PromptSet
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
 from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams, connect
-from mor_core.tasks import stop
+from mor_core.tasks import in_thread, stop
 from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
 from redis.exceptions import RedisError
 
@@ -91,7 +92,7 @@ class GroupExchange:
         run: str,
         spec: RunSpec,
         *,
-        prompts: Sequence[Prompt],
+        prompts: PromptSet,
         events: EventLog,
         left_out: int = 0,
     ) -> None:
@@ -232,7 +233,7 @@ class GroupExchange:
 
     # --- evaluation and replay requests -------------------------------------------------------------------------
 
-    async def begin_evaluation(self, step: int, version: int, prompts: Sequence[Prompt]) -> None:
+    async def begin_evaluation(self, step: int, version: int, prompts: PromptSet) -> None:
         """Issue the evaluation prompts; a round that is still going on is reported with what has arrived."""
         self._evaluations.begin(step, version, prompts, self._recovery.deadline())
         self._dispatch_queue.add(*self._evaluations.outstanding)
@@ -321,14 +322,19 @@ class GroupExchange:
         await self._published.wait()
         await self._dispatch_queue.send()
 
-    def _prompt_record(self, group_id: str) -> tuple[PromptRecord, Prompt] | None:
-        """Return record and prompt of a group that is under way, or ``None`` when it has come back meanwhile."""
+    async def _prompt_record(self, group_id: str) -> tuple[PromptRecord, Prompt] | None:
+        """Return record and prompt of a group; ``None`` when it has come back, or its prompt cannot be read now."""
         assert self._weights is not None, "a version is published before the first prompt"
         if (issue := self._ledger.outstanding.get(group_id)) is not None:
-            prompt = self._prompts[self._ledger.prompt_of(issue.number)[1]]
+            read = functools.partial(self._prompts.__getitem__, self._ledger.prompt_of(issue.number)[1])
         elif (issue := self._evaluations.outstanding.get(group_id)) is not None:
-            prompt = self._evaluations.prompt_of(issue)
+            read = functools.partial(self._evaluations.prompt_of, issue)
         else:
+            return None
+        try:
+            prompt = await in_thread(read)  # the disk may be slow
+        except DataFileError as error:
+            self._recovery.retry_unread(group_id, str(error))
             return None
         record = prompt_record(
             self._run,

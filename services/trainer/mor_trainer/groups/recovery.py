@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from mor_core.datafiles import Prompt
+from mor_core.prompt_index import PromptSet
 from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.wire import DeadLetter
@@ -25,6 +25,8 @@ from mor_trainer.groups.traces import GroupTraces
 
 _ANSWER_S = 10.0
 """Seconds until run control has surely seen the answer to a replay request; a request that remains is a new one."""
+_READ_AGAIN_S = 5.0
+"""Pause before a prompt is read again: all attempts together outlast a short failure of a disk or network."""
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +41,7 @@ class GroupRecovery:
         self,
         run: str,
         spec: RunSpec,
-        prompts: Sequence[Prompt],
+        prompts: PromptSet,
         timeout_s: float,
         *,
         left_out: int,
@@ -71,6 +73,8 @@ class GroupRecovery:
         self._events = events
         self._step = step
         self._arrived = arrived
+        self._unread: dict[str, str] = {}
+        """Groups whose prompts could not be read, with the reasons, until they are issued again."""
         self._replayed: dict[int, float] = {}
         """Time of the answer to each replay request, by dead letter."""
         self.failure: PromptsFailed | None = None
@@ -83,7 +87,7 @@ class GroupRecovery:
     def reissue(self, group_id: str, reason: str, letter: DeadLetter | None = None) -> None:
         """Issue a group again that was lost or given up by a stage, while it has attempts left; else drop it."""
         if group_id in self._evaluations.outstanding:
-            row = self._evaluations.prompt_of(self._evaluations.outstanding[group_id]).id
+            row = self._evaluations.row_of(self._evaluations.outstanding[group_id])
             if self._evaluations.reissue(group_id, self.deadline(), reason):
                 self._dispatch_queue.add(group_id)
             else:
@@ -115,7 +119,14 @@ class GroupRecovery:
             if group_id in waiting:
                 self._extend_deadline(group_id)
             else:
-                self.reissue(group_id, f"not back within {self._timeout_s:g} s")
+                self.reissue(group_id, self._unread.pop(group_id, f"not back within {self._timeout_s:g} s"))
+
+    def retry_unread(self, group_id: str, reason: str) -> None:
+        """Issue a group again after a pause, while it has attempts left, because its prompt could not be read."""
+        issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
+        if issue is not None:
+            issue.deadline = time.monotonic() + _READ_AGAIN_S
+            self._unread[group_id] = reason
 
     def _extend_deadline(self, group_id: str) -> None:
         issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
@@ -162,13 +173,13 @@ class GroupRecovery:
 
     def _dropped(self, number: int, reason: str, letter: DeadLetter | None, group_id: str) -> None:
         """Report a dropped group by its row, and end the run where too many rows are bad."""
-        row = self._prompts[self._ledger.prompt_of(number)[1]].id
+        row = self._prompts.ids[self._ledger.prompt_of(number)[1]]
         self._alert("group_dropped", f"prompt {row!r}: {reason}", letter, group_id=group_id)
         bad = {self._ledger.prompt_of(dropped)[1] for dropped in self._ledger.dropped_numbers}
         rows = len(self._prompts) + self._left_out
         if len(bad) + self._left_out > math.ceil(self._spec.max_bad_prompts * rows):
             self.failure = PromptsFailed(
-                [self._prompts[index].id for index in sorted(bad)],
+                [self._prompts.ids[index] for index in sorted(bad)],
                 rows,
                 self._left_out,
                 self._spec.max_bad_prompts,

@@ -20,8 +20,7 @@ from typing import Any
 import structlog
 from anyio.from_thread import BlockingPortal
 from mor_core import atomic
-from mor_core.datafiles import Prompt
-from mor_core.errors import Invalid, Unavailable
+from mor_core.errors import DataFileError, Invalid, Unavailable
 from mor_core.runs import Claim
 from mor_core.step_metrics import PhaseSeconds
 from mor_core.stored import StoredEntries
@@ -194,7 +193,7 @@ class TrainingLoop:
             self._portal.call(self._exchange.replay, self._lease.replay_requests)
             replayed = self._replay()
             under_way = self._portal.call(self._exchange.top_up)
-            self._prepare(self._prompts[index] for index in under_way)  # the engine samples meanwhile
+            self._prepare(under_way)  # the engine samples meanwhile
             taken, skipped, groups = replayed or self._collect()
         began = time.time()
         with self._exchange.traces.updating(self._claim.run, self.step + 1, taken, skipped):
@@ -222,14 +221,18 @@ class TrainingLoop:
     def _replayed_step(self, step: int) -> ReplayedStep | None:
         return self._replay_log.read(step) if self._spec.deterministic else None
 
-    def _prepare(self, prompts: Iterable[Prompt]) -> None:
+    def _prepare(self, indices: Iterable[int]) -> None:
         """Encode prompts while their responses are sampled.
 
         Raises:
             Invalid: a prompt with one response does not fit a micro-batch.
         """
         budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
-        for prompt in prompts:
+        for index in indices:
+            try:
+                prompt = self._prompts[index]
+            except DataFileError:
+                continue  # the exchange cannot read it either, and drops its group
             tokens = len(self._learner.process_prompt(prompt).token_ids)
             if tokens + response - 1 > budget:
                 raise Invalid(
@@ -254,7 +257,7 @@ class TrainingLoop:
             for scored in arrived:
                 try:
                     group = self._training_group(scored)
-                except PromptMismatch as error:
+                except (PromptMismatch, DataFileError) as error:
                     self._portal.call(self._exchange.reject, scored, str(error))
                     continue
                 if has_signal(group.rewards, dynamic) or len(skipped) == max_replacements(dynamic, wanted):
@@ -282,6 +285,7 @@ class TrainingLoop:
 
         Raises:
             PromptMismatch: engine and trainer did not see the same prompt, or a response is none of this model.
+            DataFileError: the prompt's pictures changed since it was issued.
             Invalid: a deterministic run, and another gate version scored the group.
         """
         if self._spec.deterministic:
@@ -294,7 +298,10 @@ class TrainingLoop:
         return prompt_of_group(number, len(self._prompts), self._spec.seed)[1]
 
     def _images(self, number: int) -> dict[str, bytes]:
-        return self._prompts[self._prompt_index(number)].images
+        try:
+            return self._prompts[self._prompt_index(number)].images
+        except DataFileError:
+            return {}
 
     def _check_stall(self) -> None:
         idle = self._portal.call(self._exchange.idle_s)

@@ -16,9 +16,10 @@ import structlog
 import torch
 from mor_core import atomic
 from mor_core.datafiles import Prompt
-from mor_core.errors import Invalid, MorError
+from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.failures import describe_failure
 from mor_core.processed_prompt import ProcessedPrompt
+from mor_core.prompt_index import PromptSet
 from mor_core.runs import RunSpec
 from torch import Tensor
 
@@ -46,6 +47,8 @@ class StartRun:
 
     spec: RunSpec
     run_folder: Path
+    prompt_index: Path
+    """Index of the run's prompts, which rank 0 has built."""
 
 
 def on_all_ranks(
@@ -75,9 +78,9 @@ class Learner:
     """The policy of a run with its optimiser, of which each rank holds a part."""
 
     def __init__(
-        self, settings: WorkerSettings, order: StartRun, ranks: Ranks, prompts: Sequence[Prompt] | None = None
+        self, settings: WorkerSettings, order: StartRun, ranks: Ranks, prompts: PromptSet | None = None
     ) -> None:
-        """Load the model on this rank. ``prompts``: those of the run's file, where they have been read.
+        """Load the model on this rank. ``prompts``: those of the run's file, where they are open.
 
         Raises:
             Invalid: a rank cannot load the model, or the run has too few groups for the ranks.
@@ -88,10 +91,15 @@ class Learner:
         error: MorError | None = None
         try:
             _check_groups(self.spec, ranks.size)
-            self.prompts = prompts or RunPrompts.open(self.spec, read_run_results(self._run_folder)).training
+            self.prompts = prompts or PromptSet(order.prompt_index)
             loaded = loading.load(self.spec.model)
         except MorError as found:
             error = found
+        except FileNotFoundError:
+            error = Invalid(
+                f"rank {ranks.rank} finds no index of the prompts at {order.prompt_index.absolute()}; "
+                "set MOR_INDEX_DIR to a folder that all ranks share"
+            )
         except Exception as found:
             error = Invalid(describe_failure(found))
         ranks.raise_first(error)
@@ -108,10 +116,10 @@ class Learner:
 
     @classmethod
     def lead(
-        cls, settings: WorkerSettings, spec: RunSpec, run_folder: Path, ranks: Ranks, prompts: Sequence[Prompt]
+        cls, settings: WorkerSettings, spec: RunSpec, run_folder: Path, ranks: Ranks, prompts: PromptSet
     ) -> Learner:
         """Load the model of a run on all ranks."""
-        order = StartRun(spec, run_folder)
+        order = StartRun(spec, run_folder, prompts.folder)
         ranks.broadcast(order)
         return cls(settings, order, ranks, prompts)
 
@@ -119,7 +127,11 @@ class Learner:
 
     @on_all_ranks
     def update(self, groups: Sequence[TrainingGroup], step: int, *, timer: StepTimer | None = None) -> UpdateReport:
-        """Train on the groups of a step; see ``Updater.step``. Sets ``ending`` on rank 0 where any rank has it set."""
+        """Train on the groups of a step; see ``Updater.step``. Sets ``ending`` on rank 0 where any rank has it set.
+
+        Raises:
+            DataFileError: a rank cannot read a prompt of the step.
+        """
         size = len(groups) // self.spec.optimiser.updates_per_step
         own = {
             first + index
@@ -129,8 +141,14 @@ class Learner:
             ]
         }
         timer = timer or StepTimer()
+        error: DataFileError | None = None
+        prepared: list[TrainingGroup] = []
         with timer.measure("processing"):
-            prepared = [self._prepared(group) if index in own else group for index, group in enumerate(groups)]
+            try:
+                prepared = [self._prepared(group) if index in own else group for index, group in enumerate(groups)]
+            except DataFileError as found:
+                error = found
+        self.ranks.raise_first(error)
         report = self.updater.step(prepared, step, timer)
         ending = any(self.ranks.gather(self.ranks.ending))
         self.ranks.ending |= ending and self.ranks.leads

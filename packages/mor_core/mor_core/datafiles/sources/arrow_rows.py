@@ -32,6 +32,21 @@ def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
         raise _unreadable(file, "Parquet", error) from error
 
 
+def decoded_bytes(file: Path) -> int:
+    """Return the bytes of a Parquet file's columns without compression, by its footer.
+
+    Raises:
+        Invalid: the file cannot be read.
+    """
+    arrow = _pyarrow(file)
+    try:
+        with arrow.parquet.ParquetFile(file) as opened:
+            groups = range(opened.metadata.num_row_groups)
+            return sum(opened.metadata.row_group(group).total_byte_size for group in groups)
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(file, "Parquet", error) from error
+
+
 def arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of an Arrow file, in the format of streams or of files.
 

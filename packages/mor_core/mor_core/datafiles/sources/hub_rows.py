@@ -37,18 +37,39 @@ def read_rows(name: re.Match[str]) -> Iterator[dict[str, Any]]:
     Raises:
         Invalid: the library is not installed, or cannot load the data set.
     """
-    datasets = _datasets()
+    try:
+        for batch in _load(name).with_format("arrow").iter(batch_size=256):
+            yield from batch.to_pylist()
+    except Exception as error:
+        raise _not_loaded(name, error) from error
+
+
+def cached_files(name: re.Match[str]) -> tuple[Path, ...]:
+    """Return the files of the cache that hold the rows, after fetching them if they are not there.
+
+    Raises:
+        Invalid: as ``read_rows``.
+    """
+    try:
+        return tuple(Path(entry["filename"]) for entry in _load(name).cache_files)
+    except Exception as error:
+        raise _not_loaded(name, error) from error
+
+
+def _load(name: re.Match[str]) -> Any:
     # With one name behind the data set it is the split's, which most data sets are chosen by.
     config, split = (name["config"], name["split"]) if name["split"] else (None, name["config"] or _DEFAULT_SPLIT)
-    try:
-        loaded = datasets.load_dataset(name["name"], config, split=split)
-        for batch in loaded.with_format("arrow").iter(batch_size=256):
-            yield from batch.to_pylist()
-    except Exception as error:  # the library lets through what the network, the hub and its parsers raise
-        raise Invalid(
-            f"{name[0]}: the data set cannot be loaded ({describe_failure(error)}); "
-            "check name and split, or download it and give its folder"
-        ) from error
+    return _datasets().load_dataset(name["name"], config, split=split)
+
+
+def _not_loaded(name: re.Match[str], error: Exception) -> Invalid:
+    """Return the error for a data set; the library lets through what the network, the hub and its parsers raise."""
+    if isinstance(error, Invalid):
+        return error
+    return Invalid(
+        f"{name[0]}: the data set cannot be loaded ({describe_failure(error)}); "
+        "check name and split, or download it and give its folder"
+    )
 
 
 def _datasets() -> Any:

@@ -39,7 +39,7 @@ _SHARD_NUMBER = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 """End of a shard's name, as in ``train-00000-of-00002``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowPlace:
     """Place of a row: file, and line, row or sample in it, from 1."""
 
@@ -71,6 +71,16 @@ def open_rows(path: Path) -> RowSource:
     if has_magic(path.name) and path.parent.is_dir():
         return _shards(path.parent, sorted(found for found in path.parent.glob(path.name) if found.is_file()), path)
     raise Invalid(f"{path}: no such file; give a .jsonl or .parquet file, a folder, a pattern or hub:OWNER/NAME")
+
+
+def content_files(path: Path) -> tuple[Path, ...]:
+    """Return the files on disk that hold the rows of a data set; a data set of the hub is fetched if needed.
+
+    Raises:
+        Invalid: as ``open_rows``.
+    """
+    name = hub_rows.name_of(path)
+    return open_rows(path).files if name is None else hub_rows.cached_files(name)
 
 
 def _folder(folder: Path) -> RowSource:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mor_core.datafiles.sources.picture_bytes import OriginalPicture, PictureOrigin
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.images import MAX_BYTES
@@ -59,7 +60,10 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Inval
     if member.size > MAX_BYTES:
         return Invalid(f"{member.name}: {member.size} bytes, of at most {MAX_BYTES}; make it smaller")
     opened = archive.extractfile(member)
-    return opened.read() if opened is not None else b""
+    content = opened.read() if opened is not None else b""
+    if member.issparse():  # its bytes in the archive are not its content
+        return content
+    return OriginalPicture.read(content, PictureOrigin(None, member.offset_data))
 
 
 def _row(
