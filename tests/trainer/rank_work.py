@@ -23,6 +23,8 @@ from mor_trainer.update.learner import Learner, follow_leader
 from mor_trainer.update.loop_checkpoint import LoopState
 from safetensors.torch import save_file
 
+from tests.trainer.records import order_of
+
 CPU = torch.device("cpu")
 
 
@@ -54,7 +56,7 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
 
 
 def state_at(step: int, spec: RunSpec) -> LoopState:
-    ledger = Ledger[None]("r", 12, 0, 0, 3).state()
+    ledger = Ledger[None]("r", order_of(12), 0, 3).state()
     return LoopState(step=step, weights_version=step, gate_version=None, ledger=ledger, client_failures={}, spec=spec)
 
 

@@ -38,7 +38,7 @@ def create(
 ) -> None:
     """Queue a run. The OpenAPI page at /docs of run control lists fields and defaults."""
     with session(as_json) as mor:
-        values = _read(spec)
+        values = read_spec_file(spec)
         for pair in setting or []:
             _assign(values, pair)
         snapshot = mor.runs.create(RunSpec.model_validate(values))
@@ -49,7 +49,12 @@ def create(
             err.print(f"queued; follow it with: mor run watch {snapshot.id}", highlight=False)
 
 
-def _read(spec: Path | None) -> dict[str, Any]:
+def read_spec_file(spec: Path | None) -> dict[str, Any]:
+    """Read the fields of a run from a file; there are none without one.
+
+    Raises:
+        Invalid: the file cannot be read, or is neither TOML nor JSON.
+    """
     if spec is None:
         return {}
     try:
@@ -135,6 +140,17 @@ def show(run: RunName, *, as_json: Json = False) -> None:
             print_table(
                 ("client", "reward", "weight", "failures"),
                 [(name, c.reward_mean, c.weight, sum(c.failures_total.values())) for name, c in clients.items()],
+                empty="",
+            )
+        sources = _metrics(snapshot).sources
+        if sources:
+            out.print()
+            print_table(
+                ("source", "reward", "groups", "share", "by weights", "epochs"),
+                [
+                    (name, s.reward_mean, s.drawn, s.drawn_ratio, s.expected_ratio, s.epochs)
+                    for name, s in sources.items()
+                ],
                 empty="",
             )
 

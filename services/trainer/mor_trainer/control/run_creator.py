@@ -15,6 +15,7 @@ from mor_core.tasks import in_thread, stop
 from mor_trainer.control.checkpoint_check import check_folder
 from mor_trainer.control.ingest import Watchers
 from mor_trainer.control.run_store import RunStore
+from mor_trainer.groups.source_prompts import read_source_prompts
 
 _MOST_CHECKS = 4
 """Creations in progress at a time; each reads a whole prompts file."""
@@ -78,5 +79,6 @@ class RunCreator:
 def _check(spec: RunSpec) -> None:
     """Check everything that can be checked before a worker starts."""
     check_folder(spec.model)
-    for file in filter(None, (spec.prompts, spec.evaluation_prompts)):
-        read_prompts(Path(file), spec.prompt_columns)
+    read_source_prompts(spec)
+    if spec.evaluation_prompts:
+        read_prompts(Path(spec.evaluation_prompts), spec.prompt_columns)

@@ -11,7 +11,7 @@
     GroupExchange ─▶ GroupTraces, EventLog        spans; results
 
 The training loop requests groups and waits with a limit. Everything else happens here in the background, recovery from
-outages of the queue server included: every group can be issued again from the prompts file.
+outages of the queue server included: every group can be issued again from the run's prompts.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from mor_trainer.groups.evaluation import Evaluations
 from mor_trainer.groups.group_streams import GroupStreams
 from mor_trainer.groups.ledger import Ledger, LedgerState, Receipt
 from mor_trainer.groups.liveness import Liveness
+from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.prompt_record import prompt_record
 from mor_trainer.groups.recovery import GroupRecovery
 from mor_trainer.groups.replay_log import unfit_reason
@@ -70,6 +71,8 @@ log = structlog.get_logger(__name__)
 class GroupCounts:
     """Totals of a run's groups at one moment."""
 
+    drawn: int
+    """Groups that were ever issued."""
     applied: int
     skipped: int
     dropped: int
@@ -86,7 +89,14 @@ class GroupExchange:
     """
 
     def __init__(
-        self, settings: WorkerSettings, run: str, spec: RunSpec, *, prompts: Sequence[Prompt], events: EventLog
+        self,
+        settings: WorkerSettings,
+        run: str,
+        spec: RunSpec,
+        *,
+        prompts: Sequence[Prompt],
+        order: PromptOrder,
+        events: EventLog,
     ) -> None:
         self._settings = settings
         self._run = run
@@ -109,8 +119,7 @@ class GroupExchange:
         self._tasks: list[asyncio.Task[None]] = []
         self._ledger: Ledger[ScoredGroup] = Ledger(
             run=run,
-            prompts=len(prompts),
-            seed=spec.seed,
+            order=order,
             max_staleness=spec.max_staleness,
             max_attempts=settings.group_attempts,
         )
@@ -211,7 +220,7 @@ class GroupExchange:
         self._in_step = in_step
         self._issue()
         numbers = [*(issue.number for issue in self._ledger.outstanding.values()), *self._ledger.ready]
-        return [self._ledger.prompt_of(number)[1] for number in numbers]
+        return [self._ledger.prompt_of(number) for number in numbers]
 
     def _issue(self) -> None:
         """Issue new groups, to the newest version only, so that none is older than necessary when it is trained on."""
@@ -295,7 +304,14 @@ class GroupExchange:
     async def counts(self) -> GroupCounts:
         """Return the totals of the run."""
         ledger = self._ledger
-        return GroupCounts(ledger.applied, ledger.skipped, ledger.dropped, ledger.retried, self._duplicates)
+        return GroupCounts(
+            drawn=ledger.cursor,
+            applied=ledger.applied,
+            skipped=ledger.skipped,
+            dropped=ledger.dropped,
+            retried=ledger.retried,
+            duplicate=self._duplicates,
+        )
 
     async def idle_s(self) -> float:
         """Return the seconds since a group last came back."""
@@ -316,7 +332,7 @@ class GroupExchange:
         """Return record and prompt of a group that is under way, or ``None`` when it has come back meanwhile."""
         assert self._weights is not None, "a version is published before the first prompt"
         if (issue := self._ledger.outstanding.get(group_id)) is not None:
-            prompt = self._prompts[self._ledger.prompt_of(issue.number)[1]]
+            prompt = self._prompts[self._ledger.prompt_of(issue.number)]
         elif (issue := self._evaluations.outstanding.get(group_id)) is not None:
             prompt = self._evaluations.prompt_of(issue)
         else:

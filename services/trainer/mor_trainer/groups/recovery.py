@@ -159,9 +159,9 @@ class GroupRecovery:
 
     def _dropped(self, number: int, reason: str, letter: DeadLetter | None, group_id: str) -> None:
         """Report a dropped group by its row, and end the run where too many rows are bad."""
-        row = self._prompts[self._ledger.prompt_of(number)[1]].id
+        row = self._prompts[self._ledger.prompt_of(number)].id
         self._alert("group_dropped", f"prompt {row!r}: {reason}", letter, group_id=group_id)
-        bad = {self._ledger.prompt_of(dropped)[1] for dropped in self._ledger.dropped_numbers}
+        bad = {self._ledger.prompt_of(dropped) for dropped in self._ledger.dropped_numbers}
         if len(bad) > math.ceil(self._spec.max_bad_prompts * len(self._prompts)):
             self.failure = PromptsFailed(
                 [self._prompts[index].id for index in sorted(bad)],

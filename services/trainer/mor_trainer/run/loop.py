@@ -30,9 +30,10 @@ from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import GroupExchange
-from mor_trainer.groups.ledger import prompt_of_group
+from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, ReplayLog
 from mor_trainer.groups.scored_group import ScoredGroup
+from mor_trainer.groups.source_prompts import read_source_prompts
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.prompt_processor import PromptMismatch
 from mor_trainer.ranks import Ranks
@@ -87,7 +88,7 @@ class TrainingLoop:
         self._portal, self._lease, self._events, self._ranks = portal, lease, events, ranks
         self._folder = run_folder(settings, claim.run)
         columns, evaluation = self._spec.prompt_columns, self._spec.evaluation_prompts
-        self._prompts = read_prompts(Path(self._spec.prompts), columns)
+        self._prompts = read_source_prompts(self._spec)
         self._evaluation_prompts = read_prompts(Path(evaluation), columns) if evaluation else []
         self.step = 0
         self._version = -1
@@ -112,6 +113,8 @@ class TrainingLoop:
         if self._spec.deterministic:
             self._replay_log.pin_conditions(ReplayConditions.of(self._settings, self._ranks))
         state = self._restore()
+        left_out = state.ledger.left_out if state else ()
+        self._order = PromptOrder.of_run(self._spec, self._prompts.rows, left_out)
         replays = self._replayed_step(self.step + 1) is not None
         self._exchange = self._portal.call(self._make_exchange)
         publisher = Publisher(
@@ -142,7 +145,14 @@ class TrainingLoop:
         return self._export()
 
     async def _make_exchange(self) -> GroupExchange:
-        return GroupExchange(self._settings, self._claim.run, self._spec, prompts=self._prompts, events=self._events)
+        return GroupExchange(
+            self._settings,
+            self._claim.run,
+            self._spec,
+            prompts=self._prompts,
+            order=self._order,
+            events=self._events,
+        )
 
     def _restore(self) -> loop_checkpoint.LoopState | None:
         """Continue from the newest checkpoint that can be read, if there is one.
@@ -268,15 +278,12 @@ class TrainingLoop:
         """
         if self._spec.deterministic:
             self._replay_log.check_gate(group.record)
-        index = self._prompt_index(group.number)
+        index = self._order.draw(group.number).row
         prompt = self._learner.process_prompt(self._prompts[index])
         return training_group(group, index, prompt, self._spec, vocabulary=self._learner.policy.vocabulary)
 
-    def _prompt_index(self, number: int) -> int:
-        return prompt_of_group(number, len(self._prompts), self._spec.seed)[1]
-
     def _images(self, number: int) -> dict[str, bytes]:
-        return self._prompts[self._prompt_index(number)].images
+        return self._prompts[self._order.draw(number).row].images
 
     def _check_stall(self) -> None:
         idle = self._portal.call(self._exchange.idle_s)
@@ -302,13 +309,15 @@ class TrainingLoop:
         self._timer = StepTimer()  # reporting counts into the next step, so that no second is left out
         totals = RunTotals(
             weights_version=self._version,
+            groups_drawn=groups.drawn,
             groups_applied=groups.applied,
             groups_skipped=groups.skipped,
             groups_dropped=groups.dropped,
             groups_retried=groups.retried,
             groups_duplicate=groups.duplicate,
         )
-        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, PhaseSeconds(**named), totals)
+        phases = PhaseSeconds(**named)
+        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, phases, totals, self._order)
         with self._timer.measure("processing"):
             self._reporter.step(self.step, step, self._images)
 

@@ -15,7 +15,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import structlog
 import torch
 from mor_core import atomic
-from mor_core.datafiles import Prompt, read_prompts
+from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe_failure
 from mor_core.processed_prompt import ProcessedPrompt
@@ -23,6 +23,7 @@ from mor_core.runs import RunSpec
 from torch import Tensor
 
 from mor_trainer.config import WorkerSettings
+from mor_trainer.groups.source_prompts import read_source_prompts
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
@@ -75,7 +76,7 @@ class Learner:
     def __init__(
         self, settings: WorkerSettings, order: StartRun, ranks: Ranks, prompts: Sequence[Prompt] | None = None
     ) -> None:
-        """Load the model on this rank. ``prompts``: those of the run's file, where they have been read.
+        """Load the model on this rank. ``prompts``: those of the run, where they have been read.
 
         Raises:
             Invalid: a rank cannot load the model, or the run has too few groups for the ranks.
@@ -86,7 +87,7 @@ class Learner:
         error: MorError | None = None
         try:
             _check_groups(self.spec, ranks.size)
-            self.prompts = prompts or read_prompts(Path(self.spec.prompts), self.spec.prompt_columns)
+            self.prompts = prompts or read_source_prompts(self.spec)
             loaded = loading.load(self.spec.model)
         except MorError as found:
             error = found
