@@ -26,6 +26,7 @@ from mor_core.prompt_index import open_prompts
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.model.micro_batches import TrainingGroup
+from mor_trainer.prompts.source_prompts import SourcePrompts
 from mor_trainer.ranks import Ranks
 from mor_trainer.update.learner import Learner, follow_leader
 from safetensors.torch import load_file, save_file
@@ -64,7 +65,8 @@ def write_prompts(options: argparse.Namespace) -> None:
 def take_steps(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """Take the steps, led by rank 0, and write the trained tensors to ``--state``."""
     spec = spec_of(options)
-    prompts = open_prompts(Path(spec.prompts), index_dir=options.state / "index")
+    assert spec.prompts is not None
+    prompts = SourcePrompts.of_file(open_prompts(Path(spec.prompts), index_dir=options.state / "index"))
     learner = Learner.lead(WorkerSettings(device="cpu"), spec, options.state, ranks, prompts)
     assert learner.policy.shares_prompts
     seconds, reports = [], []

@@ -118,3 +118,24 @@ def test_the_command_checks_the_prompts_of_pairs(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", "--preferences", str(write(tmp_path / "pairs.jsonl", pair))])
     assert done.exit_code == 1
     assert "chosen and rejected are the same text" in done.stdout
+
+
+def test_the_command_checks_every_file_of_a_run(tmp_path: Path) -> None:
+    for name in ("a", "b", "evaluation"):
+        write(tmp_path / f"{name}.jsonl", {"id": name, "question": "fine"}, {"id": f"bad-{name}", "question": 5})
+    spec = tmp_path / "run.toml"
+    sources = "".join(
+        f'\n[[sources]]\nname = "{place}"\nprompts = "{tmp_path}/{name}.jsonl"' for place, name in enumerate("aba")
+    )
+    fields = 'name = "r"\nmodel = "/m"\nprompt_columns = "prompt=question"\n'
+    spec.write_text(fields + f'evaluation_prompts = "{tmp_path}/evaluation.jsonl"\n' + sources)
+    done = CliRunner().invoke(app, ["check", str(spec)])
+    assert done.exit_code == 1
+    assert "3 of 6 rows are bad" in done.stdout, "each file once"
+    assert all(f"{name}.jsonl:2 bad-{name}" in done.stdout for name in ("a", "b", "evaluation"))
+    spec.write_text(fields)
+    refused = CliRunner().invoke(app, ["check", str(spec)])
+    assert refused.exit_code == 2
+    assert "neither prompts nor sources" in refused.stderr
+    mapped = CliRunner().invoke(app, ["check", str(spec), "--map", "prompt=question"])
+    assert "write prompt_columns in the specification" in mapped.stderr

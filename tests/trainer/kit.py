@@ -53,13 +53,13 @@ def write_prompts(folder: Path, count: int, name: str = "prompts.jsonl") -> Path
     return folder / name
 
 
-def make_spec(model: Path, prompts: Path, **changes: Any) -> RunSpec:
+def make_spec(model: Path, prompts: Path | None, **changes: Any) -> RunSpec:
     """Return the spec of a small run; ``changes`` are fields of ``RunSpec``."""
     return RunSpec.model_validate(
         {
             "name": "tiny",
             "model": str(model),
-            "prompts": str(prompts),
+            "prompts": None if prompts is None else str(prompts),
             "steps": 6,
             "groups_per_step": 4,
             "group_size": 4,

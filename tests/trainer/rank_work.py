@@ -18,10 +18,13 @@ from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.groups.ledger import Ledger
 from mor_trainer.model.micro_batches import TrainingGroup
+from mor_trainer.prompts.source_prompts import SourcePrompts
 from mor_trainer.ranks import Ranks, exit_rank
 from mor_trainer.update.learner import Learner, follow_leader
 from mor_trainer.update.loop_checkpoint import LoopState
 from safetensors.torch import save_file
+
+from tests.trainer.records import order_of
 
 CPU = torch.device("cpu")
 
@@ -32,7 +35,8 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
     folder = out / case["name"]
     folder.mkdir()
     try:
-        prompts = open_prompts(Path(spec.prompts), index_dir=out / "index")
+        assert spec.prompts is not None
+        prompts = SourcePrompts.of_file(open_prompts(Path(spec.prompts), index_dir=out / "index"))
         learner = Learner.lead(WorkerSettings(device="cpu"), spec, folder, ranks, prompts)
         if case.get("restore"):
             learner.restore(Path(case["restore"]))
@@ -54,7 +58,7 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
 
 
 def state_at(step: int, spec: RunSpec) -> LoopState:
-    ledger = Ledger[None]("r", 12, 0, 0, 3).state()
+    ledger = Ledger[None]("r", order_of(12), 0, 3).state()
     return LoopState(step=step, weights_version=step, gate_version=None, ledger=ledger, client_failures={}, spec=spec)
 
 

@@ -17,6 +17,7 @@ from mor_core.prompt_index import open_prompts
 from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.policy import Policy
+from mor_trainer.prompts.source_prompts import SourcePrompts
 from mor_trainer.ranks import Ranks
 from mor_trainer.update.budget import OutOfMemory
 from mor_trainer.update.learner import Learner
@@ -141,7 +142,9 @@ def test_shards_over_nccl_train_save_and_restore_as_one_process(
 
     def trained(ranks: Ranks, folder: Path, first: int = 0, restored: Path | None = None) -> tuple[Any, Path | None]:
         folder.mkdir(exist_ok=True)
-        learner = Learner.lead(settings, spec, folder, ranks, open_prompts(prompts, index_dir=folder / "index"))
+        learner = Learner.lead(
+            settings, spec, folder, ranks, SourcePrompts.of_file(open_prompts(prompts, index_dir=folder / "index"))
+        )
         assert isinstance(learner.policy._policy, FSDPModule) == (ranks.mesh is not None)
         saved = None
         if restored:

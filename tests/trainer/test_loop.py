@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from mor_core.runs import RunSpec
+from mor_trainer.groups.ledger import Ledger
+from mor_trainer.groups.prompt_order import PromptOrder
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.trainer.kit import Processes, write_prompts
@@ -158,6 +161,35 @@ def test_a_run_can_be_paused_resumed_and_stopped(
     applied_once(points(processes, run))
 
 
+def test_a_run_draws_from_its_sources_by_weight_across_a_stop(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    processes.serve()
+    sources = [
+        {"name": "charts", "prompts": str(prompts), "domain": "charts", "weight": 3},
+        {"name": "photos", "prompts": str(prompts), "domain": "photos", "order": "file"},
+    ]
+    run = create(processes, model=tiny, prompts=None, steps=6, sources=sources)
+    with processes.working():
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "step 2")
+        with processes.client() as http:
+            http.post(f"/v1/runs/{run}/stop").raise_for_status()
+            until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "the run stopped")
+            http.post(f"/v1/runs/{run}/resume").raise_for_status()
+            spec = RunSpec.model_validate(http.get(f"/v1/runs/{run}/spec").json())
+        finish(processes, run)
+    history = points(processes, run)
+    ledger: Ledger[None] = Ledger(run, PromptOrder.of_run(spec, (6, 6)), 0, 1)
+    assert [group for point in history for group in point["applied"]] == [ledger.group_id(n) for n in range(24)]
+    for point in history:
+        drawn = 4 * point["step"]
+        charts, photos = point["sources"]["charts"], point["sources"]["photos"]
+        assert (charts["groups"], photos["groups"]) == (3, 1), "the weights, in each step of four groups"
+        assert (charts["drawn"], charts["drawn_ratio"], charts["expected_ratio"]) == (drawn * 3 // 4, 0.75, 0.75)
+        assert (photos["drawn"], photos["epochs"]) == (drawn // 4, drawn // 4 / 6)
+        assert point["domains"]["charts"]["reward_mean"] == charts["reward_mean"]
+
+
 def test_groups_over_the_token_budget_are_divided_with_one_alert(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
@@ -178,4 +210,4 @@ def test_a_prompt_over_the_token_budget_fails_the_run_and_is_named(
     with processes.working():
         until(lambda: snapshot(processes, run)["state"] == "failed", 30, "failed")
     error = snapshot(processes, run)["error"]
-    assert re.search(r"prompt 'p\d+' has \d+ tokens .* does not fit micro_batch_tokens=20; raise", error), error
+    assert re.search(r"'p0': the prompt has \d+ tokens .* does not fit micro_batch_tokens=20; raise", error), error

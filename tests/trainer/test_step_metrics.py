@@ -17,6 +17,7 @@ from mor_core.step_metrics import (
     DomainFigures,
     Overlap,
     PhaseSeconds,
+    SourceFigures,
     StageTimes,
     StepMetrics,
     declared,
@@ -31,21 +32,23 @@ from mor_trainer.update import step_timer
 from mor_trainer.update.updater import UpdateReport
 from prometheus_client.metrics import MetricWrapperBase
 
-from tests.trainer.records import rollout_of
+from tests.trainer.records import order_of, rollout_of
 
 ROOT = Path(__file__).parents[2]
-MODELS = (StepMetrics, ClientFigures, DomainFigures, PhaseSeconds, StageTimes, Overlap)
+MODELS = (StepMetrics, ClientFigures, DomainFigures, SourceFigures, PhaseSeconds, StageTimes, Overlap)
 KEYS = {
     "StepMetrics": (
-        "reward_mean reward_std group_reward_std zero_variance_ratio mixture_entropy clients domains kl entropy loss "
-        "objective clip_low_ratio clip_high_ratio grad_norm lr importance_limited_ratio importance_ratio_mean "
-        "importance_ratio_max engine_difference effective_sample_share skipped_updates response_tokens "
-        "processed_tokens staleness_mean staleness_max response_length_mean queue_wait truncation_ratio "
-        "weights_version groups_applied groups_skipped groups_dropped groups_retried groups_duplicate gate_version "
-        "step_seconds seconds tokens_per_second begun_at stages overlap applied sampled_by"
+        "reward_mean reward_std group_reward_std zero_variance_ratio mixture_entropy clients domains sources kl "
+        "entropy loss objective clip_low_ratio clip_high_ratio grad_norm lr importance_limited_ratio "
+        "importance_ratio_mean importance_ratio_max engine_difference effective_sample_share skipped_updates "
+        "response_tokens processed_tokens staleness_mean staleness_max response_length_mean queue_wait "
+        "truncation_ratio weights_version groups_applied groups_skipped groups_dropped groups_retried "
+        "groups_duplicate gate_version step_seconds seconds tokens_per_second begun_at stages overlap applied "
+        "sampled_by"
     ),
     "ClientFigures": "reward_mean raw_mean weight seconds failures failures_total",
     "DomainFigures": "groups reward_mean weights",
+    "SourceFigures": "groups reward_mean drawn drawn_ratio expected_ratio epochs",
     "PhaseSeconds": "waiting processing forward_backward optimiser publication checkpoint unaccounted",
     "StageTimes": "sampled scored trained",
     "Overlap": "sampled scored",
@@ -119,8 +122,9 @@ def finished_step() -> FinishedStep:
         micro_batch_tokens=64, divided_groups=0,
     )  # fmt: skip
     phases = PhaseSeconds(**dict.fromkeys(PhaseSeconds.model_fields, 0.5))
-    totals = RunTotals(3, 8, 1, 0, 0, 0)
-    return FinishedStep(taken, [], update, 5.0, (24.0, 25.0), 3.5, phases, totals)
+    totals = RunTotals(3, 10, 8, 1, 0, 0, 0)
+    order = order_of(4, 40)
+    return FinishedStep(taken, [], update, 5.0, (24.0, 25.0), 3.5, phases, totals, order)
 
 
 def measured() -> StepMetrics:
@@ -134,6 +138,11 @@ def test_names_in_json_and_in_prometheus_do_not_change() -> None:
     assert gauges == GAUGES
     clients = {name: metric.gauge for name, metric, _ in declared(ClientFigures) if metric.gauge}
     assert clients == {"reward_mean": "client_reward_mean_logits", "weight": "client_weight_ratio"}
+    sources = {metric.gauge for _, metric, _ in declared(SourceFigures) if metric.gauge}
+    assert sources == {
+        "source_reward_mean_logits", "source_drawn_groups", "source_drawn_ratio", "source_expected_ratio",
+        "source_epochs",
+    }  # fmt: skip
 
 
 def test_a_finished_step_sets_every_declared_metric() -> None:
@@ -142,6 +151,7 @@ def test_a_finished_step_sets_every_declared_metric() -> None:
         metrics,
         metrics.clients["alpha"],
         metrics.domains["charts"],
+        metrics.sources["source-0"],
         metrics.seconds,
         metrics.stages,
         metrics.overlap,
@@ -153,6 +163,9 @@ def test_a_finished_step_sets_every_declared_metric() -> None:
         "reward_mean": None, "failures": {"timeout": 2}, "failures_total": {"timeout": 7},
     }  # fmt: skip
     assert metrics.domains["charts"].weights == {"alpha": 1.0, "beta": 0.0}
+    assert metrics.sources["source-0"] == SourceFigures(
+        groups=1, reward_mean=0, drawn=5, drawn_ratio=0.5, expected_ratio=0.5, epochs=1.25
+    )
     assert metrics.queue_wait == 2
     assert metrics.stages == StageTimes(sampled=(10, 11), scored=(20, 21), trained=(24, 25))
     assert metrics.overlap == Overlap(sampled=0.5, scored=0)

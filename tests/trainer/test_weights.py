@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import make_spec
 from tests.trainer.policies import KINDS, groups_of, policy_of
+from tests.trainer.records import order_of
 
 ALONE = Ranks(torch.device("cpu"))
 
@@ -128,7 +129,7 @@ def test_a_checkpoint_restores_the_whole_loop(tiny: Path, prompts: Path, rows_of
         updater.step(batches[step], step + 1, StepTimer())
         if step == 1:
             state = loop_checkpoint.LoopState(
-                step=2, weights_version=2, gate_version=None, ledger=Ledger("r", 12, 0, 0, 3).state(),
+                step=2, weights_version=2, gate_version=None, ledger=Ledger("r", order_of(12), 0, 3).state(),
                 client_failures={}, spec=spec,
             )  # fmt: skip
             path = loop_checkpoint.save(tmp_path, state, straight.trainable, updater.optimiser, keep=1, ranks=ALONE)
@@ -152,7 +153,7 @@ def test_a_checkpoint_of_another_tuning_is_refused(tiny: Path, prompts: Path, tm
         step=1,
         weights_version=1,
         gate_version=None,
-        ledger=Ledger("r", 12, 0, 0, 3).state(),
+        ledger=Ledger("r", order_of(12), 0, 3).state(),
         client_failures={},
         spec=spec,
     )

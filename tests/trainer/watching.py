@@ -9,6 +9,7 @@ from typing import Any
 from mor_trainer.groups.ledger import Ledger
 
 from tests.trainer.kit import Processes, make_spec
+from tests.trainer.records import order_of
 from tests.trainer.stages import until
 
 
@@ -63,7 +64,7 @@ def applied_once(history: list[dict[str, Any]]) -> None:
 
 def groups_in_order(run: str, count: int) -> list[str]:
     """Return the ids of a run's groups in the order in which prompts are drawn from a file of twelve."""
-    ledger: Ledger[None] = Ledger(run, 12, 0, 0, 1)
+    ledger: Ledger[None] = Ledger(run, order_of(12), 0, 1)
     return [ledger.group_id(number) for number in range(count)]
 
 

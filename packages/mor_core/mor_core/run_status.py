@@ -251,9 +251,10 @@ class BadPrompts(Documented):
 class PreflightStatus(Documented):
     """State of the check of all prompts before the first step."""
 
-    state: Literal["checking", "done"]
+    state: Literal["reading", "checking", "done"]
+    """``reading``: files without an index are read; ``checking``: their rows are encoded."""
     rows: int
-    """Rows that are checked, of training and evaluation prompts."""
+    """Rows that are read, or checked, of training and evaluation prompts."""
     bad: int
     """Rows among them that are left out, or that end the run where they are too many."""
     total: int | None = None

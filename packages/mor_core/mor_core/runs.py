@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from mor_core.algorithms import Algorithm, OverlongPenalty
 from mor_core.objectives import RequestedObjective
+from mor_core.prompt_sources import MOST_SOURCES, PromptFile, PromptSource, check_sources
 from mor_core.run_status import PreflightStatus, TrainerStatus
 from mor_core.step_metrics import StepMetrics
 from mor_core.visibility import Scope, hidden_from
@@ -92,8 +93,14 @@ class RunSpec(Documented):
     """Lower-case name; the run's id is the name with a random suffix."""
     model: Annotated[str, Field(min_length=1)]
     """Image-text-to-text checkpoint to align: local folder or hub name."""
-    prompts: str
-    """Prompts to train on, a ``mor.prompts/1`` file."""
+    prompts: str | None = None
+    """Prompts to train on, a ``mor.prompts/1`` file; null where ``sources`` are given."""
+    sources: tuple[PromptSource, ...] = Field((), max_length=MOST_SOURCES)
+    """Several files or domains of prompts, drawn by weight, instead of ``prompts``. After any number of draws, each
+    source has been drawn from as often as its weights say, rounded down or up to a whole group. Within a source, each
+    row is drawn once before any is drawn again. The weights of step t hold for the groups numbered
+    ``t * groups_per_step`` and up in the order of drawing; ``max_staleness`` and ``dynamic_sampling`` issue groups
+    ahead, so that these may be trained on a little earlier or later."""
     prompt_columns: str = ""
     """Other names of the columns in the files of prompts, as ``prompt=question,images=image``; ``ignore=source`` leaves
     a column out."""
@@ -154,6 +161,31 @@ class RunSpec(Documented):
     """Number of newest published weights versions that are kept."""
     control_rewards: Literal["fused", "shuffled"] = "fused"
     """``shuffled`` permutes the rewards over all responses of a step: a control run, which must not improve."""
+
+    def training_files(self) -> tuple[PromptFile, ...]:
+        """Return the files whose prompts the run is trained on, each once."""
+        if self.prompts is not None:
+            return (PromptFile(self.prompts, self.prompt_columns),)
+        return tuple(dict.fromkeys(source.file(self.prompt_columns) for source in self.sources))
+
+    def evaluation_file(self) -> PromptFile | None:
+        """Return the file of the evaluation prompts, if there is one."""
+        return None if self.evaluation_prompts is None else PromptFile(self.evaluation_prompts, self.prompt_columns)
+
+    def prompt_files(self) -> tuple[PromptFile, ...]:
+        """Return all files of prompts, each once."""
+        evaluation = self.evaluation_file()
+        return tuple(dict.fromkeys((*self.training_files(), *(() if evaluation is None else (evaluation,)))))
+
+    @model_validator(mode="after")
+    def _prompts_or_sources(self) -> RunSpec:
+        if (self.prompts is None) == (not self.sources):
+            given = "both prompts and sources" if self.sources else "neither prompts nor sources"
+            raise ValueError(
+                f"got {given}; give one of them: prompts for one file, or [[sources]] for several files or domains"
+            )
+        check_sources(self.sources)
+        return self
 
     @model_validator(mode="after")
     def _updates_divide_the_step(self) -> RunSpec:

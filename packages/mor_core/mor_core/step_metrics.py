@@ -94,6 +94,17 @@ FLAT = Chart(
     "share",
     "Share of groups whose responses all got the same reward.",
 )
+SOURCE_GROUPS = Chart(
+    "source-groups",
+    "Prompt sources",
+    "Groups by source",
+    "groups",
+    "Scored groups of a step from each source of the run's prompts.",
+    stacked=True,
+)
+SOURCE_REWARD = Chart(
+    "source-reward", "Prompt sources", "Reward by source", "logits", "Mean fused reward of a step, by source."
+)
 LENGTH = Chart("length", "Rollouts", "Response length", "tokens", "Mean of a step.")
 TRUNCATION = Chart("truncation", "Rollouts", "Truncated responses", "share", "Cut at max_tokens.")
 STALENESS = Chart(
@@ -106,6 +117,7 @@ CHARTS = (
     *(REWARD, SPREAD),
     *(WEIGHTS, MIXTURE_ENTROPY),
     *(KL, ENTROPY, CLIP, GRADIENT, FLAT),
+    *(SOURCE_GROUPS, SOURCE_REWARD),
     *(LENGTH, TRUNCATION, STALENESS),
     *(STEP_TIME, THROUGHPUT),
 )
@@ -189,6 +201,25 @@ class DomainFigures(_Sparse):
     """Mean share of each client in the mixture."""
 
 
+class SourceFigures(_Sparse):
+    """A source of prompts in one step, and in the run up to it."""
+
+    groups: Annotated[int | None, Metric("groups", chart=SOURCE_GROUPS)] = None
+    """Scored groups of the step."""
+    reward_mean: Annotated[
+        Number, Metric("logits", gauge="source_reward_mean_logits", label="source", chart=SOURCE_REWARD)
+    ] = None
+    """Mean fused reward of the step; null without a group of the source."""
+    drawn: Annotated[int | None, Metric("groups", gauge="source_drawn_groups", label="source")] = None
+    """Groups of the run that were drawn from the source, those under way included."""
+    drawn_ratio: Annotated[Number, Metric("ratio", gauge="source_drawn_ratio", label="source")] = None
+    """Share of the source in all groups that were drawn."""
+    expected_ratio: Annotated[Number, Metric("ratio", gauge="source_expected_ratio", label="source")] = None
+    """Share that the weights up to here ask for."""
+    epochs: Annotated[Number, Metric("", gauge="source_epochs", label="source")] = None
+    """Passes over the rows of the source."""
+
+
 class PhaseSeconds(_Sparse):
     """Seconds of one step by phase; they add up to the step."""
 
@@ -249,6 +280,8 @@ class StepMetrics(_Sparse):
     """Figures of each client."""
     domains: dict[str, DomainFigures] = Field(default_factory=dict)
     """Figures of each domain label."""
+    sources: dict[str, SourceFigures] = Field(default_factory=dict)
+    """Figures of each source of prompts; empty for a run with one file."""
 
     kl: Annotated[Number, Metric("nats a token", gauge="kl_nats", chart=KL, line="KL")] = None
     """Mean KL of the policy to the reference, per token."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mor_core.prompt_sources import MOST_SOURCES
 from mor_core.runs import RunSpec, RunState
-from mor_core.step_metrics import PROMETHEUS_PREFIX, ClientFigures, StepMetrics, declared
+from mor_core.step_metrics import PROMETHEUS_PREFIX, ClientFigures, SourceFigures, StepMetrics, declared
 from mor_core.streams import Backlog
 from mor_core.wire import EventRecord
 from prometheus_client import Counter, Gauge, Histogram
@@ -25,6 +26,7 @@ def _gauges(model: type[BaseModel]) -> dict[str, Gauge]:
 
 _STEP_GAUGES = _gauges(StepMetrics)
 _CLIENT_GAUGES = _gauges(ClientFigures)
+_SOURCE_GAUGES = _gauges(SourceFigures)
 _STEP = _gauge("step", "Last finished training step.")
 _LAST_STEP = _gauge("last_step_timestamp_seconds", "Unix time of the last finished training step.")
 _EVALUATION = _gauge("evaluation_reward_mean_logits", "Mean fused reward of the last evaluation.")
@@ -44,6 +46,7 @@ _ALERTS = Counter("mor_trainer_alerts_total", "Alerts by name.", ("run", "name")
 _OF_A_RUN = (
     *_STEP_GAUGES.values(),
     *_CLIENT_GAUGES.values(),
+    *_SOURCE_GAUGES.values(),
     *(_STEP, _LAST_STEP, _EVALUATION, _STEP_SECONDS, _PUBLICATION, _ALERTS),
     *(_ENTRIES, _OLDEST, _PAUSED, _BOUND),
 )
@@ -71,6 +74,9 @@ def _observe_step(event: EventRecord) -> None:
     for client, figures in metrics.clients.items():
         for name, gauge in _CLIENT_GAUGES.items():
             _set(gauge, getattr(figures, name), run, client)
+    for source, drawn in list(metrics.sources.items())[:MOST_SOURCES]:
+        for name, gauge in _SOURCE_GAUGES.items():
+            _set(gauge, getattr(drawn, name), run, source)
 
 
 def _set(gauge: Gauge, value: float | BaseModel | None, *labels: str) -> None:

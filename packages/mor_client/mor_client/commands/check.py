@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from mor_core.errors import Invalid, MorError
+from mor_core.failures import describe
 from mor_core.prompt_check import PromptCheck, RowProblem
 from mor_core.prompt_limits import PromptLimits
+from mor_core.prompt_sources import PromptFile
+from mor_core.runs import RunSpec
+from pydantic import ValidationError
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mor_client.commands.common import Json
+from mor_client.commands.run import read_spec_file
 from mor_client.exit_codes import ExitCode, exit_code_of
 from mor_client.output import cell, err, out, print_error, print_json
 
@@ -24,13 +30,19 @@ _SHOWN = 1000
 
 def check(
     *,
-    data: Annotated[Path, typer.Argument(help="Prompts: a file, folder, pattern or hub:OWNER/NAME.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="Prompts: a file, folder, pattern or hub:OWNER/NAME; or a run's specification (.toml)."),
+    ],
     model: Annotated[
         str | None, typer.Option(help="Checkpoint that the run will train: its processor encodes each prompt.")
     ] = None,
     columns: Annotated[str, typer.Option("--map", help="Other column names, as prompt=question,images=image.")] = "",
     preferences: Annotated[bool, typer.Option("--preferences", help="The rows are pairs, such as anchors.")] = False,
-    response_tokens: Annotated[int, typer.Option(min=1, help="sampling.max_tokens of the run.")] = 1,
+    response_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="sampling.max_tokens of the run; by default that of a specification, or 1."),
+    ] = None,
     max_model_len: Annotated[int | None, typer.Option(min=1, help="MOR_MAX_MODEL_LEN of the rollout service.")] = None,
     max_images: Annotated[int | None, typer.Option(min=0, help="MOR_MAX_IMAGES of the rollout service.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; by default one a core.")] = None,
@@ -44,14 +56,25 @@ def check(
     try:
         if model is not None and importlib.util.find_spec("transformers") is None:
             raise Invalid("--model needs transformers and torch; install 'mor-client[check]', or leave --model out")
-        limits = PromptLimits(max_model_len, max_images, response_tokens)
+        files = [PromptFile(str(data), columns)]
+        if data.suffix == ".toml":
+            if columns or preferences:
+                raise Invalid(
+                    "--map and --preferences are for files of rows; write prompt_columns in the specification"
+                )
+            spec = _read_spec(data)
+            files = _files_of(spec)
+            response_tokens = response_tokens or spec.sampling.max_tokens
+        limits = PromptLimits(max_model_len, max_images, response_tokens or 1)
         cores = len(os.sched_getaffinity(0))
-        checking = PromptCheck(data, columns, preferences, model, limits, processes or cores)
+        checks = [
+            PromptCheck(Path(file.path), file.columns, preferences, model, limits, processes or cores) for file in files
+        ]
         with Progress(
             SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), console=err, transient=True
         ) as progress:
             task = progress.add_task("rows", total=None)
-            for part in checking.run():
+            for part in chain.from_iterable(check.run() for check in checks):
                 rows, bad = rows + part.rows, bad + len(part.bad)
                 progress.update(task, completed=rows)
                 for one in part.bad[: max(0, _SHOWN - len(found))]:
@@ -70,6 +93,19 @@ def check(
         out.print(f"{bad:,} of {rows:,} rows are bad{more}" if bad else f"all {rows:,} rows are good", highlight=False)
     if bad:
         raise typer.Exit(ExitCode.refused)
+
+
+def _read_spec(path: Path) -> RunSpec:
+    try:
+        return RunSpec.model_validate(read_spec_file(path))
+    except ValidationError as error:
+        raise Invalid(f"{path}: {describe(error)}") from error
+
+
+def _files_of(spec: RunSpec) -> list[PromptFile]:
+    """List the files that a run reads, each once."""
+    evaluation = [] if spec.evaluation_prompts is None else [PromptFile(spec.evaluation_prompts, spec.prompt_columns)]
+    return list(dict.fromkeys((*spec.training_files(), *evaluation)))
 
 
 def _print(row: RowProblem) -> None:

@@ -40,7 +40,7 @@ def create(
 
     The OpenAPI page at /docs of run control lists fields and defaults."""
     with session(as_json) as mor:
-        values = _read(spec)
+        values = read_spec_file(spec)
         for pair in setting or []:
             _assign(values, pair)
         snapshot = mor.runs.create(RunSpec.model_validate(values))
@@ -54,7 +54,12 @@ def create(
             )
 
 
-def _read(spec: Path | None) -> dict[str, Any]:
+def read_spec_file(spec: Path | None) -> dict[str, Any]:
+    """Read the fields of a run from a file; there are none without one.
+
+    Raises:
+        Invalid: the file cannot be read, or is neither TOML nor JSON.
+    """
     if spec is None:
         return {}
     try:
@@ -141,6 +146,17 @@ def show(run: RunName, *, as_json: Json = False) -> None:
             print_table(
                 ("client", "reward", "weight", "failures"),
                 [(name, c.reward_mean, c.weight, sum(c.failures_total.values())) for name, c in clients.items()],
+                empty="",
+            )
+        sources = _metrics(snapshot).sources
+        if sources:
+            out.print()
+            print_table(
+                ("source", "reward", "groups", "share", "by weights", "epochs"),
+                [
+                    (name, s.reward_mean, s.drawn, s.drawn_ratio, s.expected_ratio, s.epochs)
+                    for name, s in sources.items()
+                ],
                 empty="",
             )
 
@@ -248,7 +264,7 @@ def _preflight(run: RunSnapshot) -> str | None:
     if check.state == "done":
         return f"{check.rows:,} checked{bad}"
     of = "" if check.total is None else f" of {check.total:,}"
-    return f"checking prompts, {check.rows:,}{of} done{bad}"
+    return f"{check.state} prompts, {check.rows:,}{of} done{bad}"
 
 
 def _metrics(run: RunSnapshot) -> StepMetrics:

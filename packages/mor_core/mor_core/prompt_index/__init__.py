@@ -12,7 +12,7 @@ An index is a folder: ``manifest.json``, ``prompts.sqlite3`` with a row for each
 pictures that the data holds inside compressed or encoded files. Pictures in files of their own or in a tar stay there.
 """
 
-from mor_core.prompt_index.index_folders import open_prompts, sweep_indexes
+from mor_core.prompt_index.index_folders import open_prompts, refuse_problems, sweep_indexes
 from mor_core.prompt_index.prompt_set import PromptSet
 
-__all__ = ["PromptSet", "open_prompts", "sweep_indexes"]
+__all__ = ["PromptSet", "open_prompts", "refuse_problems", "sweep_indexes"]

@@ -51,9 +51,19 @@ def open_prompts(
         Unavailable: the index cannot be written, or another process that builds it has stopped.
     """
     prompts = _opened_or_built(path, columns, index_dir, progress)
-    if not prompts or (prompts.problems and not leave_out):
-        raise refusal(path, list(islice(prompts.problems, SHOWN_PROBLEMS)), len(prompts.problems), "prompts")
+    if not prompts or not leave_out:
+        refuse_problems(path, prompts)
     return prompts
+
+
+def refuse_problems(path: Path, prompts: PromptSet) -> None:
+    """Refuse a data set with invalid rows, or without rows.
+
+    Raises:
+        DataFileError: as ``read_prompts``.
+    """
+    if not prompts or prompts.problems:
+        raise refusal(path, list(islice(prompts.problems, SHOWN_PROBLEMS)), len(prompts.problems), "prompts")
 
 
 def sweep_indexes(index_dir: Path, unused_days: float, most_bytes: int) -> None:

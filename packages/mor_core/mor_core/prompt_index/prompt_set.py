@@ -46,6 +46,7 @@ _PATHS = TypeAdapter(list[tuple[bytes]], config=_STRICT)
 _ROW: TypeAdapter[list[tuple[str, str | None, int, int, str]]] = TypeAdapter(
     _Only[tuple[str, str | None, int, int, str]], config=_STRICT
 )
+_PLACE: TypeAdapter[list[tuple[int, int]]] = TypeAdapter(_Only[tuple[int, int]], config=_STRICT)
 _PICTURES = TypeAdapter(list[_StoredPicture], config=_STRICT)
 _IDS = TypeAdapter(list[tuple[str]], config=_STRICT)
 _DOMAINS = TypeAdapter(list[tuple[str | None]], config=_STRICT)
@@ -130,6 +131,11 @@ class PromptSet(Sequence[Prompt]):
         except MorError as error:
             raise DataFileError(place.file, place.line, f"{error} (row {name[:100]!r})") from error
         return Prompt(id=name, messages=messages, images=shown, domain=domain)
+
+    def place(self, row: int) -> RowPlace:
+        """Return the place of a prompt in the data."""
+        [(number, line)] = self._rows(_PLACE, "SELECT file, line FROM prompts WHERE row = ?", row)
+        return self._place(number, line)
 
     def _picture(self, picture: _StoredPicture, file: Path) -> bytes:
         """Read a picture of a row of ``file``."""

@@ -70,6 +70,11 @@ export function clientsOf(runHistory: RunHistory): string[] {
   return [...names].sort();
 }
 
+/** List the sources of the run's prompts. */
+export function sourcesOf(runHistory: RunHistory): string[] {
+  return [...new Set(runHistory.points.flatMap((point) => Object.keys(point.sources ?? {})))].sort();
+}
+
 export function domainsOf(runHistory: RunHistory): string[] {
   return [...new Set(runHistory.points.flatMap((point) => Object.keys(point.domains ?? {})))].sort();
 }

@@ -1,6 +1,6 @@
 /** Charts of a run, and the reading of each from its history. */
 
-import { clientsOf, domainsOf, type RunHistory } from "./history.ts";
+import { clientsOf, domainsOf, sourcesOf, type RunHistory } from "./history.ts";
 import { type ChartId, type DeclaredChart, PHASES, SECTIONS, type StepMetrics } from "./step_metrics.ts";
 import type { Evaluation, Figure } from "./types.ts";
 
@@ -60,7 +60,7 @@ function declaredChart(chart: DeclaredChart, runHistory: RunHistory): DeclaredSp
   return { ...chart, rows: runHistory.points, lines };
 }
 
-/** Return the charts whose lines are clients, domains or phases, and the chart of evaluations. */
+/** Return the charts whose lines are clients, sources, domains or phases, and the chart of evaluations. */
 function chartsWithLinesOfMaps(runHistory: RunHistory): Partial<Record<ChartId, (chart: ChartSpec<Row>) => ChartSpec<Row>[]>> {
   const clients = clientsOf(runHistory);
   const each = (of: (row: Row, client: string) => Figure) =>
@@ -91,6 +91,8 @@ function chartsWithLinesOfMaps(runHistory: RunHistory): Partial<Record<ChartId, 
         lines: each((row, client) => (row as StepMetrics).domains?.[domain]?.weights?.[client]),
       })),
     ],
+    "source-groups": (chart) => [{ ...chart, lines: ofSources(runHistory, "groups") }],
+    "source-reward": (chart) => [{ ...chart, lines: ofSources(runHistory, "reward_mean") }],
     seconds: (chart) => [{
       ...chart,
       lines: PHASES.map((name, index): Line<Row> => (
@@ -98,6 +100,15 @@ function chartsWithLinesOfMaps(runHistory: RunHistory): Partial<Record<ChartId, 
       )),
     }],
   };
+}
+
+function ofSources(runHistory: RunHistory, metric: "groups" | "reward_mean"): Line<Row>[] {
+  const sources = sourcesOf(runHistory);
+  return sources.map((name) => ({
+    name,
+    of: (row) => (row as StepMetrics).sources?.[name]?.[metric],
+    colour: clientColour(sources, name),
+  }));
 }
 
 /** Remove the lines that have no value at all. */

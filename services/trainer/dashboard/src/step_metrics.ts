@@ -28,6 +28,22 @@ export interface DomainFigures {
   weights?: Record<string, Figure>;
 }
 
+/** A source of prompts in one step, and in the run up to it. */
+export interface SourceFigures {
+  /** Scored groups of the step. */
+  groups?: Figure;
+  /** Mean fused reward of the step; null without a group of the source. */
+  reward_mean?: Figure;
+  /** Groups of the run that were drawn from the source, those under way included. */
+  drawn?: Figure;
+  /** Share of the source in all groups that were drawn. */
+  drawn_ratio?: Figure;
+  /** Share that the weights up to here ask for. */
+  expected_ratio?: Figure;
+  /** Passes over the rows of the source. */
+  epochs?: Figure;
+}
+
 /** Seconds of one step by phase; they add up to the step. */
 export interface PhaseSeconds {
   /** Wait for sampled and scored groups. */
@@ -80,6 +96,8 @@ export interface StepMetrics {
   clients?: Record<string, ClientFigures>;
   /** Figures of each domain label. */
   domains?: Record<string, DomainFigures>;
+  /** Figures of each source of prompts; empty for a run with one file. */
+  sources?: Record<string, SourceFigures>;
   /** Mean KL of the policy to the reference, per token. */
   kl?: Figure;
   /** Mean entropy of the sampling distribution, per token. */
@@ -202,6 +220,8 @@ export type ChartId =
   | "clip"
   | "gradient"
   | "flat"
+  | "source-groups"
+  | "source-reward"
   | "length"
   | "truncation"
   | "staleness"
@@ -304,6 +324,27 @@ export const SECTIONS: { title: string; charts: DeclaredChart[] }[] = [
         note: "Share of groups whose responses all got the same reward.",
         stacked: false,
         lines: [{ metric: "zero_variance_ratio", name: "groups" }],
+      },
+    ],
+  },
+  {
+    title: "Prompt sources",
+    charts: [
+      {
+        id: "source-groups",
+        title: "Groups by source",
+        unit: "groups",
+        note: "Scored groups of a step from each source of the run's prompts.",
+        stacked: true,
+        lines: [],
+      },
+      {
+        id: "source-reward",
+        title: "Reward by source",
+        unit: "logits",
+        note: "Mean fused reward of a step, by source.",
+        stacked: false,
+        lines: [],
       },
     ],
   },

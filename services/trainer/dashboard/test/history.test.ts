@@ -47,3 +47,10 @@ test("there are stacked weights for each domain, and no chart without a value", 
   assert.deepEqual(found.map((chart) => chart.id), ["reward", "weights", "weights-charts", "weights-photos"]);
   assert.ok(found.slice(1).every((chart) => chart.stacked));
 });
+
+test("a run with sources has a stacked chart of their groups, and one of their rewards", () => {
+  const sources = { easy: { groups: 3, reward_mean: 0.5 }, hard: { groups: 1, reward_mean: null } };
+  const found = sections(after([event("step", 1, { sources })])).flatMap((section) => section.charts);
+  assert.deepEqual(found.map((chart) => [chart.id, chart.stacked]), [["source-groups", true], ["source-reward", false]]);
+  assert.deepEqual(found.map((chart) => chart.lines.map((line) => line.name)), [["easy", "hard"], ["easy"]]);
+});

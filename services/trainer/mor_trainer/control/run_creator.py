@@ -87,8 +87,8 @@ class RunCreator:
 def _check(spec: RunSpec) -> None:
     """Check what can be checked within about a second; the worker checks all prompts before the first step."""
     check_folder(spec.model)
-    for file in filter(None, (spec.prompts, spec.evaluation_prompts)):
-        _check_beginning(Path(file), spec.prompt_columns)
+    for file in spec.prompt_files():
+        _check_beginning(Path(file.path), file.columns)
 
 
 def _check_beginning(path: Path, columns: str) -> None:

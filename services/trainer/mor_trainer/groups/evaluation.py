@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mor_core.datafiles import Prompt
-from mor_core.prompt_index import PromptSet
 from mor_core.wire import RewardRecord
 
 from mor_trainer.groups.ledger import Issue
 from mor_trainer.groups.traces import GroupTraces
+from mor_trainer.prompts.source_prompts import SourcePrompts
 
 
 @dataclass
@@ -24,7 +24,7 @@ class EvaluationRound:
     run: str
     step: int
     version: int
-    prompts: PromptSet
+    prompts: SourcePrompts
     deadline: float
     outstanding: dict[str, Issue] = field(default_factory=dict)
     results: dict[int, RewardRecord] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Evaluations:
         """Issues that have no result yet, by group; empty between rounds."""
         return {} if self._round is None else self._round.outstanding
 
-    def begin(self, step: int, version: int, prompts: PromptSet, deadline: float) -> None:
+    def begin(self, step: int, version: int, prompts: SourcePrompts, deadline: float) -> None:
         self._end()
         self._round = EvaluationRound(self._run, step, version, prompts, deadline)
 

@@ -11,7 +11,7 @@
     GroupExchange ─▶ GroupTraces, EventLog        spans; results
 
 The training loop requests groups and waits with a limit. Everything else happens here in the background, recovery from
-outages of the queue server included: every group can be issued again from the prompts file.
+outages of the queue server included: every group can be issued again from the run's prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
 from mor_core.errors import BlobMissing, DataFileError, StreamError
 from mor_core.failures import describe_failure
-from mor_core.prompt_index import PromptSet
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
 from mor_core.stream_consumer import Consumer, Entry
@@ -47,11 +46,13 @@ from mor_trainer.groups.evaluation import Evaluations
 from mor_trainer.groups.group_streams import GroupStreams
 from mor_trainer.groups.ledger import Ledger, LedgerState, Receipt
 from mor_trainer.groups.liveness import Liveness
+from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.prompt_record import prompt_record
 from mor_trainer.groups.recovery import GroupRecovery
 from mor_trainer.groups.replay_log import unfit_reason
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
+from mor_trainer.prompts.source_prompts import SourcePrompts
 
 _READ_COUNT = 32
 """Entries that one read takes at most; it bounds how many are given back when this process dies."""
@@ -71,6 +72,8 @@ log = structlog.get_logger(__name__)
 class GroupCounts:
     """Totals of a run's groups at one moment."""
 
+    drawn: int
+    """Groups that were ever issued."""
     applied: int
     skipped: int
     dropped: int
@@ -92,7 +95,8 @@ class GroupExchange:
         run: str,
         spec: RunSpec,
         *,
-        prompts: PromptSet,
+        prompts: SourcePrompts,
+        order: PromptOrder,
         events: EventLog,
         left_out: int = 0,
     ) -> None:
@@ -118,8 +122,7 @@ class GroupExchange:
         self._tasks: list[asyncio.Task[None]] = []
         self._ledger: Ledger[ScoredGroup] = Ledger(
             run=run,
-            prompts=len(prompts),
-            seed=spec.seed,
+            order=order,
             max_staleness=spec.max_staleness,
             max_attempts=settings.group_attempts,
         )
@@ -221,7 +224,7 @@ class GroupExchange:
         self._in_step = in_step
         self._issue()
         numbers = [*(issue.number for issue in self._ledger.outstanding.values()), *self._ledger.ready]
-        return [self._ledger.prompt_of(number)[1] for number in numbers]
+        return [self._ledger.prompt_of(number) for number in numbers]
 
     def _issue(self) -> None:
         """Issue new groups, to the newest version only, so that none is older than necessary when it is trained on."""
@@ -233,7 +236,7 @@ class GroupExchange:
 
     # --- evaluation and replay requests -------------------------------------------------------------------------
 
-    async def begin_evaluation(self, step: int, version: int, prompts: PromptSet) -> None:
+    async def begin_evaluation(self, step: int, version: int, prompts: SourcePrompts) -> None:
         """Issue the evaluation prompts; a round that is still going on is reported with what has arrived."""
         self._evaluations.begin(step, version, prompts, self._recovery.deadline())
         self._dispatch_queue.add(*self._evaluations.outstanding)
@@ -305,7 +308,14 @@ class GroupExchange:
     async def counts(self) -> GroupCounts:
         """Return the totals of the run."""
         ledger = self._ledger
-        return GroupCounts(ledger.applied, ledger.skipped, ledger.dropped, ledger.retried, self._duplicates)
+        return GroupCounts(
+            drawn=ledger.cursor,
+            applied=ledger.applied,
+            skipped=ledger.skipped,
+            dropped=ledger.dropped,
+            retried=ledger.retried,
+            duplicate=self._duplicates,
+        )
 
     async def idle_s(self) -> float:
         """Return the seconds since a group last came back."""
@@ -326,7 +336,7 @@ class GroupExchange:
         """Return record and prompt of a group; ``None`` when it has come back, or its prompt cannot be read now."""
         assert self._weights is not None, "a version is published before the first prompt"
         if (issue := self._ledger.outstanding.get(group_id)) is not None:
-            read = functools.partial(self._prompts.__getitem__, self._ledger.prompt_of(issue.number)[1])
+            read = functools.partial(self._prompts.__getitem__, self._ledger.prompt_of(issue.number))
         elif (issue := self._evaluations.outstanding.get(group_id)) is not None:
             read = functools.partial(self._evaluations.prompt_of, issue)
         else:

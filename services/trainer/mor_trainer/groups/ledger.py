@@ -1,7 +1,7 @@
 """Ledger of groups: which were issued, came back and were applied, and what happens to the others.
 
-Pure bookkeeping: no clock, no network. Groups are numbered in the order in which prompts are drawn. Number n is prompt
-``order(epoch)[n mod prompts]`` of epoch ``n div prompts``, so a number and the seed determine prompt and id. A group is
+Pure bookkeeping: no clock, no network. Groups are numbered in the order in which prompts are drawn, so the number and
+the run determine prompt and id (``groups/prompt_order.py``). A group is
 
 * *outstanding* from its issue until it comes back, is dropped, or is sampled again (which keeps it outstanding),
 * *ready* from then until a step takes it,
@@ -15,30 +15,16 @@ lineage. The state is part of a checkpoint: after a crash the groups that were u
 from __future__ import annotations
 
 import enum
-import functools
 import hashlib
-import random
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from mor_core.errors import Invalid
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+from mor_trainer.groups.prompt_order import PromptOrder
 
 T = TypeVar("T")
-
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, prompts: int) -> list[int]:
-    """Return the order in which the prompts of an epoch are drawn."""
-    order = list(range(prompts))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
-
-
-def prompt_of_group(number: int, prompts: int, seed: int) -> tuple[int, int]:
-    """Return epoch and prompt index of a group. ``prompts``: rows of the prompts file."""
-    epoch, position = divmod(number, prompts)
-    return epoch, _order(seed, epoch, prompts)[position]
 
 
 class Receipt(enum.Enum):
@@ -66,6 +52,9 @@ class LedgerState(BaseModel):
     """The part of a checkpoint that restores the ledger."""
 
     prompts: int
+    """Rows of all sources."""
+    sources: dict[str, int] = Field(default_factory=dict)
+    """Rows of each source; empty for a run with one file."""
     cursor: int
     under_way: dict[int, int]
     """Attempts by number of the groups that are neither applied nor skipped nor dropped."""
@@ -83,9 +72,7 @@ class Ledger(Generic[T]):
     """Ledger of one run. ``T`` is the type of a returned group."""
 
     run: str
-    prompts: int
-    """Rows of the prompts file."""
-    seed: int
+    order: PromptOrder
     max_staleness: int
     max_attempts: int
     """Number of issues after which a group is dropped."""
@@ -104,13 +91,13 @@ class Ledger(Generic[T]):
 
     # --- identity -----------------------------------------------------------------------------------------------
 
-    def prompt_of(self, number: int) -> tuple[int, int]:
-        """Return epoch and prompt index of a group."""
-        return prompt_of_group(number, self.prompts, self.seed)
+    def prompt_of(self, number: int) -> int:
+        """Return the index of a group's prompt."""
+        return self.order.draw(number).row
 
     def group_id(self, number: int) -> str:
-        epoch, index = self.prompt_of(number)
-        return hashlib.sha256(f"{self.run}/{epoch}/{index}".encode()).hexdigest()[:32]
+        _, epoch, row = self.order.draw(number)
+        return hashlib.sha256(f"{self.run}/{epoch}/{row}".encode()).hexdigest()[:32]
 
     # --- versions -----------------------------------------------------------------------------------------------
 
@@ -238,7 +225,8 @@ class Ledger(Generic[T]):
         under_way = {issue.number: issue.attempt for issue in self.outstanding.values()}
         under_way |= {number: attempt for number, (_, _, attempt) in self.ready.items()}
         return LedgerState(
-            prompts=self.prompts,
+            prompts=self.order.rows,
+            sources=self.order.rows_by_source,
             cursor=self.cursor,
             under_way=dict(sorted(under_way.items())),
             applied=self.applied,
@@ -253,13 +241,9 @@ class Ledger(Generic[T]):
         """Continue from a checkpoint: all groups that were under way are outstanding and must be issued again.
 
         Raises:
-            Invalid: the prompts file has another number of rows, so numbers would mean other prompts.
+            Invalid: the prompts are not those of the checkpoint, so numbers would mean others.
         """
-        if state.prompts != self.prompts:
-            raise Invalid(
-                f"the prompts file has {self.prompts} rows, the checkpoint was written with {state.prompts}; "
-                "restore the file, or create a new run from the checkpoint's model"
-            )
+        self._check_prompts(state)
         self.cursor, self.versions = state.cursor, []
         self.applied, self.dropped = state.applied, state.dropped
         self.retried, self.skipped = state.retried, state.skipped
@@ -267,3 +251,21 @@ class Ledger(Generic[T]):
         self.outstanding = {
             self.group_id(number): Issue(number, attempt, deadline) for number, attempt in state.under_way.items()
         }
+
+    def _check_prompts(self, state: LedgerState) -> None:
+        remedy = "restore the file, or create a new run from the checkpoint's model"
+        rows = self.order.rows_by_source
+        if list(state.sources) != list(rows):
+            raise Invalid(
+                f"the run has the sources {list(rows)}, the checkpoint was written with {list(state.sources)}; create "
+                "a new run from the checkpoint's model"
+            )
+        for name, count in state.sources.items():
+            if count != rows[name]:
+                raise Invalid(
+                    f"source {name!r} has {rows[name]} rows, the checkpoint was written with {count}; {remedy}"
+                )
+        if state.prompts != (count := self.order.rows):
+            raise Invalid(
+                f"the prompts file has {count} rows, the checkpoint was written with {state.prompts}; {remedy}"
+            )

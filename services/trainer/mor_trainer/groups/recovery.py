@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from mor_core.prompt_index import PromptSet
 from mor_core.run_status import AlertName
 from mor_core.runs import RunSpec
 from mor_core.wire import DeadLetter
@@ -22,6 +21,7 @@ from mor_trainer.groups.group_streams import GroupStreams
 from mor_trainer.groups.ledger import Ledger
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
+from mor_trainer.prompts.source_prompts import SourcePrompts
 
 _ANSWER_S = 10.0
 """Seconds until run control has surely seen the answer to a replay request; a request that remains is a new one."""
@@ -41,7 +41,7 @@ class GroupRecovery:
         self,
         run: str,
         spec: RunSpec,
-        prompts: PromptSet,
+        prompts: SourcePrompts,
         timeout_s: float,
         *,
         left_out: int,
@@ -173,9 +173,9 @@ class GroupRecovery:
 
     def _dropped(self, number: int, reason: str, letter: DeadLetter | None, group_id: str) -> None:
         """Report a dropped group by its row, and end the run where too many rows are bad."""
-        row = self._prompts.ids[self._ledger.prompt_of(number)[1]]
+        row = self._prompts.ids[self._ledger.prompt_of(number)]
         self._alert("group_dropped", f"prompt {row!r}: {reason}", letter, group_id=group_id)
-        bad = {self._ledger.prompt_of(dropped)[1] for dropped in self._ledger.dropped_numbers}
+        bad = {self._ledger.prompt_of(dropped) for dropped in self._ledger.dropped_numbers}
         rows = len(self._prompts) + self._left_out
         if len(bad) + self._left_out > math.ceil(self._spec.max_bad_prompts * rows):
             self.failure = PromptsFailed(

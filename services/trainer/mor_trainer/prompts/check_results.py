@@ -1,8 +1,8 @@
 """Stored results of checks of prompts, by the content of data, model and limits, and beside each run.
 
-A result belongs to the files of the data (by path, size and time of their last change), the processor's files, the
-limits and the versions of the libraries. Pictures in files of their own are not part of it: one that changes later
-fails as the group that it is in.
+A result belongs to the data (by the fingerprint of its index), the processor's files, the limits and the versions of
+the libraries. Pictures in files of their own are not part of it: one that changes later fails as the group that it is
+in.
 """
 
 from __future__ import annotations
@@ -12,22 +12,19 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import structlog
 from mor_core import atomic
-from mor_core.datafiles.sources import row_files
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.plain_files import read_plain_file
 from mor_core.prompt_limits import PromptLimits
+from mor_core.prompt_sources import PromptFile
 from mor_core.run_status import BadPrompt
 from pydantic import BaseModel, ValidationError
 
 Stored = TypeVar("Stored", bound=BaseModel)
-
-PromptRole = Literal["prompts", "evaluation_prompts"]
-"""Field of the run's specification that names the file."""
 
 MOST_LISTED = 10_000
 """Bad rows that a result lists with their reasons; of further ones it has the places."""
@@ -54,24 +51,27 @@ class CheckResult(BaseModel):
     """The first bad rows, unreadable ones included."""
 
 
-class _StoredResult(BaseModel):
-    data: str | None
-    """Fingerprint of the checked data; ``None`` for data without files of their own."""
+class StoredResult(BaseModel):
+    """Result of one file of a run."""
+
+    file: PromptFile
+    data: str
+    """Fingerprint of the checked data."""
     result: CheckResult
 
 
 class RunResults(BaseModel):
     """Results of all files of a run."""
 
-    files: dict[PromptRole, _StoredResult] = {}
+    files: tuple[StoredResult, ...] = ()
 
-    def of(self, role: PromptRole, data: str | None) -> CheckResult | None:
+    def of(self, file: PromptFile, data: str) -> CheckResult | None:
         """Return the result of a file, if its content is still that with the fingerprint ``data``."""
-        stored = self.files.get(role)
-        return stored.result if stored is not None and stored.data == data else None
+        return next((stored.result for stored in self.files if (stored.file, stored.data) == (file, data)), None)
 
-    def with_result(self, role: PromptRole, data: str | None, result: CheckResult) -> RunResults:
-        return RunResults(files={**self.files, role: _StoredResult(data=data, result=result)})
+    def left_out(self, file: PromptFile) -> tuple[int, ...]:
+        """Return the rows of a file that cannot be encoded, in their order among those that can be read."""
+        return next((stored.result.left_out for stored in self.files if stored.file == file), ())
 
 
 def read_run_results(run_folder: Path) -> RunResults | None:
@@ -103,19 +103,13 @@ class CheckResults:
             log.warning("the result of a check is not kept for later runs", reason=describe_failure(error))
 
 
-def data_fingerprint(path: str, columns: str) -> str | None:
-    """Return a digest of the files of a data set; ``None`` for one of a hub."""
-    files = row_files.open_rows(Path(path)).files
-    if not all(file.is_file() for file in files):
-        return None
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _digest([columns, stats])
+def check_key(data: str, model: str, limits: PromptLimits) -> str | None:
+    """Return the key under which runs share a result; ``None`` for a model of a hub, which has no files to compare.
 
-
-def check_key(data: str | None, model: str, limits: PromptLimits) -> str | None:
-    """Return the key under which runs share a result; ``None`` where data or model have no files to compare."""
+    ``data``: fingerprint of the data.
+    """
     folder = Path(model)
-    if data is None or not folder.is_dir():
+    if not folder.is_dir():
         return None
     files = sorted(file for file in folder.iterdir() if file.suffix in _PROCESSOR_FILES and file.is_file())
     processor = [

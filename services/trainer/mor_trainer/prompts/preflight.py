@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from mor_core.errors import Invalid
-from mor_core.prompt_check import PromptCheck, RowProblem
+from mor_core.datafiles import Prompt
+from mor_core.encoding_processes import EncodingProcesses
+from mor_core.errors import DataFileError, Invalid
+from mor_core.prompt_index import PromptSet
 from mor_core.prompt_limits import PromptLimits
+from mor_core.prompt_sources import PromptFile
 from mor_core.run_status import BadPrompt, PreflightStatus
 from mor_core.runs import RunSpec
 
@@ -25,26 +29,27 @@ from mor_trainer.prompts.check_results import (
     MOST_LISTED,
     CheckResult,
     CheckResults,
-    PromptRole,
     RunResults,
+    StoredResult,
     check_key,
-    data_fingerprint,
     read_run_results,
     write_run_results,
 )
-from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, prompt_files
+from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, open_files
+
+_State = Literal["reading", "checking", "done"]
 
 _TELL_S = 0.5
 """Seconds between reports of progress; heartbeats carry them every few seconds."""
 
 
 class TooManyBadPrompts(Invalid):
-    """More rows are bad than ``max_bad_prompts`` allows."""
+    """More rows of a file are bad than ``max_bad_prompts`` allows."""
 
-    def __init__(self, run: str, role: PromptRole, result: CheckResult, share: float) -> None:
+    def __init__(self, run: str, path: str, result: CheckResult, share: float) -> None:
         allowed = math.ceil(share * result.rows)
         super().__init__(
-            f"{result.bad} of {result.rows} {role.replace('_', ' ')} cannot be used, max_bad_prompts={share:g} allows "
+            f"{result.bad} of {result.rows} prompts of {path} cannot be used, max_bad_prompts={share:g} allows "
             f"{allowed} and one must be left: {listed_rows(result.listed, result.bad)}. Correct or remove these rows "
             f"('mor run bad-prompts {run}' lists them), or raise max_bad_prompts, and create the run again"
         )
@@ -79,75 +84,122 @@ class Preflight:
         self._found: list[BadPrompt] = []
         self._told = 0.0
 
-    def run(self) -> RunResults:
-        """Check each file whose result is not known, and store the results beside the run.
+    def run(self) -> dict[PromptFile, PromptSet]:
+        """Open the files of the run and check each whose result is not known; store the results beside the run.
 
         Raises:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
             Invalid: a file cannot be read at all.
         """
         before = read_run_results(self._folder) or RunResults()
-        results = RunResults()
-        for role, path in prompt_files(self._spec).items():
-            data = data_fingerprint(path, self._spec.prompt_columns)
-            result = before.of(role, data) or self._result(path, data)
-            results = results.with_result(role, data, result)
-        write_run_results(self._folder, results)
-        self._total = self._rows = sum(stored.result.rows for stored in results.files.values())
-        self._bad = sum(stored.result.bad for stored in results.files.values())
-        self._found = [row for stored in results.files.values() for row in stored.result.listed][:SHOWN]
-        self._tell("done")
-        for role, stored in results.files.items():
-            allowed = math.ceil(self._spec.max_bad_prompts * stored.result.rows)
-            if stored.result.bad > min(allowed, stored.result.rows - 1):
-                raise TooManyBadPrompts(self._run, role, stored.result, self._spec.max_bad_prompts)
-        return results
+        files = open_files(self._settings, self._spec, self._reading)
+        self._rows = self._bad = 0
+        self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
+        stored = []
+        for file, prompts in files.items():
+            data = prompts.folder.name
+            result = before.of(file, data) or self._result(prompts)
+            self._rows += result.rows
+            self._bad += result.bad
+            self._found = [*self._found, *result.listed][:SHOWN]
+            stored.append(StoredResult(file=file, data=data, result=result))
+        write_run_results(self._folder, RunResults(files=tuple(stored)))
+        self._tell("done", self._rows, self._bad)
+        for one in stored:
+            allowed = math.ceil(self._spec.max_bad_prompts * one.result.rows)
+            if one.result.bad > min(allowed, one.result.rows - 1):
+                raise TooManyBadPrompts(self._run, one.file.path, one.result, self._spec.max_bad_prompts)
+        return files
 
-    def _result(self, path: str, data: str | None) -> CheckResult:
+    def _reading(self, rows: int) -> None:
+        """Follow the reading of files that have no index yet."""
+        self._obey()
+        self._tell_sometimes("reading", rows, 0)
+
+    def _result(self, prompts: PromptSet) -> CheckResult:
         """Return the result of an earlier check of the same content, or check a file."""
-        key = check_key(data, self._spec.model, self._limits)
+        key = check_key(prompts.folder.name, self._spec.model, self._limits)
         if key is not None and (known := self._shared.read(key)) is not None:
             return known
-        result = self._check(path)
+        result = self._check(prompts)
         if key is not None:
             self._shared.write(key, result)
         return result
 
-    def _check(self, path: str) -> CheckResult:
-        settings, spec = self._settings, self._spec
-        check = PromptCheck(
-            Path(path),
-            spec.prompt_columns,
-            model=spec.model,
-            limits=self._limits,
-            processes=settings.check_processes or len(os.sched_getaffinity(0)),
-            row_s=settings.encode_timeout_s,
+    def _check(self, prompts: PromptSet) -> CheckResult:
+        """Encode each row that can be read."""
+        settings = self._settings
+        bad = [BadPrompt(file=str(row.place.file), line=row.place.line, id=row.name, problem=row.problem or "")
+               for row in islice(prompts.problems, MOST_LISTED)]  # fmt: skip
+        unreadable, encoded = len(prompts.problems), 0
+        left_out: list[int] = []
+        processes = EncodingProcesses[int](
+            self._spec.model,
+            self._limits,
+            settings.check_processes or len(os.sched_getaffinity(0)),
+            settings.encode_timeout_s,
         )
-        rows = 0
-        bad: list[RowProblem] = []
-        self._tell("checking")
-        with closing(check.run()) as parts:
-            for part in parts:
+        rows = _Rows(prompts)
+        with closing(processes.encode(iter(rows))) as answers:
+            for answer in answers:
                 self._obey()
-                rows += part.rows
-                bad += part.bad
-                self._rows, self._bad = self._rows + part.rows, self._bad + len(part.bad)
-                self._found += [_entry(row) for row in part.bad[: max(0, SHOWN - len(self._found))]]
-                if time.monotonic() - self._told > _TELL_S:
-                    self._tell("checking")
+                for row, problem in rows.take_unread() + ([] if answer is None else [answer]):
+                    encoded += 1
+                    if problem is not None:
+                        left_out.append(row)
+                        if len(bad) < 2 * MOST_LISTED:
+                            bad.append(_bad_prompt(prompts, row, problem))
+                done, found = unreadable + encoded, unreadable + len(left_out)
+                self._tell_sometimes("checking", self._rows + done, self._bad + found, bad)
         bad.sort(key=lambda row: (row.file, row.line))
         return CheckResult(
-            rows=rows,
-            bad=len(bad),
-            left_out=tuple(sorted(row.index for row in bad if row.index is not None)),
-            listed=tuple(_entry(row) for row in bad[:MOST_LISTED]),
+            rows=unreadable + encoded,
+            bad=unreadable + len(left_out),
+            left_out=tuple(sorted(left_out)),
+            listed=tuple(bad[:MOST_LISTED]),
         )
 
-    def _tell(self, state: Literal["checking", "done"]) -> None:
+    def _tell_sometimes(self, state: _State, rows: int, bad: int, found: Sequence[BadPrompt] = ()) -> None:
+        if time.monotonic() - self._told > _TELL_S:
+            self._tell(state, rows, bad, found)
+
+    def _tell(self, state: _State, rows: int, bad: int, found: Sequence[BadPrompt] = ()) -> None:
         self._told = time.monotonic()
-        found = tuple(row.model_copy(update={"problem": row.problem[:SHOWN_CHARACTERS]}) for row in self._found)
-        self._report(PreflightStatus(state=state, rows=self._rows, total=self._total, bad=self._bad, found=found))
+        shown = [*self._found, *found[:SHOWN]][:SHOWN]
+        self._report(
+            PreflightStatus(
+                state=state,
+                rows=rows,
+                total=self._total,
+                bad=bad,
+                found=tuple(row.model_copy(update={"problem": row.problem[:SHOWN_CHARACTERS]}) for row in shown),
+            )
+        )
 
 
-def _entry(row: RowProblem) -> BadPrompt:
-    return BadPrompt(file=row.file, line=row.line, id=row.id, problem=row.problem)
+class _Rows:
+    """Rows of a file on their way to the processes that encode them."""
+
+    def __init__(self, prompts: PromptSet) -> None:
+        self._prompts = prompts
+        self._unread: list[tuple[int, str | None]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, Prompt] | None]:
+        for row in range(len(self._prompts)):
+            try:
+                prompt = self._prompts[row]
+            except DataFileError as error:  # a picture has changed since the file was indexed
+                self._unread.append((row, str(error)))
+                yield None
+            else:
+                yield row, prompt
+
+    def take_unread(self) -> list[tuple[int, str | None]]:
+        """Return the rows that could not be read since the last call, with the reasons."""
+        taken, self._unread = self._unread, []
+        return taken
+
+
+def _bad_prompt(prompts: PromptSet, row: int, problem: str) -> BadPrompt:
+    place = prompts.place(row)
+    return BadPrompt(file=str(place.file), line=place.line, id=prompts.ids[row], problem=problem)

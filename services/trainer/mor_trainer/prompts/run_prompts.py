@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mor_core.datafiles import Prompt, read_prompts
+from mor_core.prompt_index import PromptSet, open_prompts, refuse_problems, sweep_indexes
+from mor_core.prompt_sources import PromptFile
 from mor_core.run_status import BadPrompt
 from mor_core.runs import RunSpec
 
-from mor_trainer.prompts.check_results import PromptRole, RunResults
-from mor_trainer.prompts.usable_prompts import UsablePrompts
+from mor_trainer.config import WorkerSettings
+from mor_trainer.prompts.check_results import RunResults
+from mor_trainer.prompts.source_prompts import SourcePrompts, SourceRows, training_prompts, usable_rows
 
 SHOWN = 20
-"""Bad rows in status, alert and error of a run."""
+"""Bad rows in the status of a run."""
+_NAMED = 5
+"""Bad rows that a sentence names."""
 SHOWN_CHARACTERS = 300
 """Characters of a row's reason there."""
 
@@ -23,51 +27,74 @@ SHOWN_CHARACTERS = 300
 class RunPrompts:
     """Prompts of a run, without the rows that are left out."""
 
-    training: Sequence[Prompt]
-    evaluation: Sequence[Prompt]
-    results: RunResults | None
-    """Results of the check; ``None`` for a run that began without one."""
+    training: SourcePrompts
+    evaluation: SourcePrompts
+    left_out: int
+    """Number of training prompts that are left out."""
+    summary: str | None
+    """Sentence about all rows that are left out; ``None`` where there are none."""
 
     @classmethod
-    def open(cls, spec: RunSpec, results: RunResults | None) -> RunPrompts:
-        """Open the files of a run.
+    def of(
+        cls, run: str, spec: RunSpec, files: Mapping[PromptFile, PromptSet], results: RunResults | None
+    ) -> RunPrompts:
+        """Leave out the bad rows of the run's ``files``. ``results``: of their check; ``None``: they had none.
 
         Raises:
-            Invalid: there is no such file, or a row cannot be read and was not checked.
+            DataFileError: a row cannot be read, and there was no check.
+            Invalid: a source has no prompt.
         """
-        files: list[Sequence[Prompt]] = []
-        for role, path in prompt_files(spec).items():
-            stored = None if results is None else results.files.get(role)
-            readable = read_prompts(Path(path), spec.prompt_columns, None if stored is None else [])
-            files.append(UsablePrompts(readable, () if stored is None else stored.result.left_out))
-        return cls(files[0], files[1] if len(files) > 1 else (), results)
-
-    @property
-    def left_out(self) -> int:
-        """Number of training prompts that are left out."""
-        stored = None if self.results is None else self.results.files.get("prompts")
-        return 0 if stored is None else stored.result.bad
-
-    def left_out_summary(self, run: str) -> str | None:
-        """Describe the rows that are left out, for an alert; ``None`` where there are none."""
-        results = [] if self.results is None else [stored.result for stored in self.results.files.values()]
-        bad = sum(result.bad for result in results)
-        if not bad:
-            return None
-        listed = listed_rows([row for result in results for row in result.listed], bad)
-        rows = sum(result.rows for result in results)
-        return f"{bad} of {rows} prompts are left out: {listed}. 'mor run bad-prompts {run}' lists them"
+        if results is None:
+            for file, prompts in files.items():
+                refuse_problems(Path(file.path), prompts)
+        checked = RunResults() if results is None else results
+        left_out = {file: checked.left_out(file) for file in files}
+        asked = spec.evaluation_file()
+        evaluation = [] if asked is None else [SourceRows("", files[asked], usable_rows(files[asked], left_out[asked]))]
+        return cls(
+            training_prompts(spec, {file: files[file] for file in spec.training_files()}, left_out),
+            SourcePrompts(evaluation),
+            sum(stored.result.bad for stored in checked.files if stored.file in spec.training_files()),
+            _summary(run, checked),
+        )
 
 
-def prompt_files(spec: RunSpec) -> dict[PromptRole, str]:
-    """Return the files of prompts that a run names."""
-    files: dict[PromptRole, str] = {"prompts": spec.prompts}
-    return files if spec.evaluation_prompts is None else {**files, "evaluation_prompts": spec.evaluation_prompts}
+def open_files(settings: WorkerSettings, spec: RunSpec, progress: Callable[[int], None]) -> dict[PromptFile, PromptSet]:
+    """Open the files of a run, which takes a pass over each that has no index yet.
+
+    ``progress`` receives the number of rows of all files that were read so far; what it raises ends the pass.
+
+    Raises:
+        MorError: as ``open_prompts``.
+    """
+    opened: dict[PromptFile, PromptSet] = {}
+    before = 0
+    for file in spec.prompt_files():
+        opened[file] = prompts = open_prompts(
+            Path(file.path),
+            file.columns,
+            index_dir=settings.prompt_index_dir,
+            leave_out=True,
+            progress=lambda rows, before=before: progress(before + rows),  # type: ignore[misc]
+        )
+        before += len(prompts) + len(prompts.problems)
+    sweep_indexes(settings.prompt_index_dir, settings.index_unused_days, settings.index_bytes)
+    return opened
 
 
 def listed_rows(rows: Sequence[BadPrompt], bad: int) -> str:
     """Name the first rows of ``bad`` bad ones in a sentence."""
-    return "; ".join(map(_shown, rows[:SHOWN])) + ("; …" if bad > SHOWN else "")
+    return "; ".join(map(_shown, rows[:_NAMED])) + ("; …" if bad > _NAMED else "")
+
+
+def _summary(run: str, results: RunResults) -> str | None:
+    found = [stored.result for stored in results.files]
+    bad = sum(result.bad for result in found)
+    if not bad:
+        return None
+    listed = listed_rows([row for result in found for row in result.listed], bad)
+    rows = sum(result.rows for result in found)
+    return f"{bad} of {rows} prompts are left out: {listed}. 'mor run bad-prompts {run}' lists them"
 
 
 def _shown(row: BadPrompt) -> str:

@@ -7,10 +7,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mor_core.step_metrics import ClientFigures, DomainFigures, Overlap, PhaseSeconds, StageTimes, StepMetrics
+from mor_core.step_metrics import (
+    ClientFigures,
+    DomainFigures,
+    Overlap,
+    PhaseSeconds,
+    SourceFigures,
+    StageTimes,
+    StepMetrics,
+)
 from mor_core.wire import RewardRecord
 
 from mor_trainer.algorithm.dynamic_sampling import zero_variance
+from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.update.updater import UpdateReport
 
@@ -25,6 +34,8 @@ class RunTotals:
 
     weights_version: int
     """Newest published version."""
+    groups_drawn: int
+    """Groups that were ever issued."""
     groups_applied: int
     groups_skipped: int
     groups_dropped: int
@@ -48,6 +59,8 @@ class FinishedStep:
     seconds: float
     phases: PhaseSeconds
     totals: RunTotals
+    order: PromptOrder
+    """Order in which the run draws its prompts."""
 
     @property
     def scored(self) -> list[RewardRecord]:
@@ -84,6 +97,7 @@ def measure(
         mixture_entropy=_mean([record.entropy for record in records]),
         clients=_client_figures(records, failures_total),
         domains=_domain_figures(records),
+        sources=_source_figures(step),
         kl=update.kl,
         entropy=update.entropy,
         loss=update.loss,
@@ -169,6 +183,25 @@ def _domain_figures(records: Iterable[RewardRecord]) -> dict[str, DomainFigures]
     }
 
 
+def _source_figures(step: FinishedStep) -> dict[str, SourceFigures]:
+    rewards: dict[int, list[tuple[float, ...]]] = defaultdict(list)
+    for item in (*step.taken, *step.skipped):
+        rewards[step.order.draw(item.number).source].append(item.record.rewards)
+    draws = step.totals.groups_drawn
+    return {
+        source.name: SourceFigures(
+            groups=len(rewards[place]),
+            reward_mean=_mean([reward for group in rewards[place] for reward in group]),
+            drawn=step.order.drawn(place, draws),
+            drawn_ratio=_share(step.order.drawn(place, draws), draws),
+            expected_ratio=_share(step.order.expected(place, draws), draws),
+            epochs=step.order.epochs(place, draws),
+        )
+        for place, source in enumerate(step.order.sources)
+        if source.name
+    }
+
+
 def _mean_weights(records: Iterable[RewardRecord]) -> dict[str, float | None]:
     weights: dict[str, list[float]] = defaultdict(list)
     for record in records:
@@ -205,5 +238,5 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _share(part: int, whole: int) -> float | None:
+def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None

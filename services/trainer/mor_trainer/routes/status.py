@@ -170,6 +170,6 @@ async def bad_prompts(
     leaves them out, or has failed where they are more than its ``max_bad_prompts``."""
     runs.revision(run)
     results = await to_thread.run_sync(read_run_results, settings.runs_dir / run)
-    stored = [] if results is None else [stored.result for stored in results.files.values()]
+    stored = [] if results is None else [stored.result for stored in results.files]
     listed = tuple(islice((row for result in stored for row in result.listed), limit))
     return BadPrompts(run=run, bad=sum(result.bad for result in stored), listed=listed)

@@ -29,7 +29,7 @@ from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import GroupExchange
-from mor_trainer.groups.ledger import prompt_of_group
+from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, ReplayLog
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
@@ -37,7 +37,7 @@ from mor_trainer.model.prompt_processor import PromptMismatch
 from mor_trainer.prompts.check_results import read_run_results
 from mor_trainer.prompts.preflight import Preflight
 from mor_trainer.prompts.run_limits import run_limits
-from mor_trainer.prompts.run_prompts import RunPrompts
+from mor_trainer.prompts.run_prompts import RunPrompts, open_files
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
@@ -108,6 +108,7 @@ class TrainingLoop:
         if self._spec.deterministic:
             self._replay_log.pin_conditions(ReplayConditions.of(self._settings, self._ranks))
         state = self._restore()
+        self._order = PromptOrder.of_run(self._spec, self._prompts.rows)
         replays = self._replayed_step(self.step + 1) is not None
         self._exchange = self._portal.call(self._make_exchange)
         publisher = Publisher(
@@ -121,7 +122,7 @@ class TrainingLoop:
             self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
             for reason in self._unreadable:
                 self._emit("alert", {"name": "checkpoint_unreadable", "reason": f"{reason}; an older one is used"})
-            if state is None and (left_out := self._opened.left_out_summary(self._claim.run)) is not None:
+            if state is None and (left_out := self._opened.summary) is not None:
                 self._emit("alert", {"name": "prompts_left_out", "reason": left_out})
             self._publish()
             self._publication.finish()
@@ -140,25 +141,30 @@ class TrainingLoop:
         return self._export()
 
     def _open_prompts(self) -> RunPrompts:
-        """Check the prompts and open them; a run that began before there was a check continues without.
+        """Check the prompts and open them; a run with a checkpoint continues without, on the same rows.
 
         Raises:
             RunInterrupted, RunLeaseLost: as ``run``.
             Invalid: prompts cannot be used.
         """
-        if loop_checkpoint.checkpoints(self._folder) and read_run_results(self._folder) is None:
-            return RunPrompts.open(self._spec, None)
-        limits = run_limits(self._spec, self._portal.call(self._lease.engines))
-        results = Preflight(
-            self._settings, self._claim.run, self._spec, self._folder, limits=limits,
-            report=self._lease.report_preflight, obey=lambda: self._interruption.obey(lambda: None),
-        ).run()  # fmt: skip
-        return RunPrompts.open(self._spec, results)
+
+        def obey(rows: int = 0) -> None:
+            self._interruption.obey(lambda: None)
+
+        if loop_checkpoint.checkpoints(self._folder):  # groups have numbers, which the rows left out at first fix
+            files = open_files(self._settings, self._spec, obey)
+        else:
+            limits = run_limits(self._spec, self._portal.call(self._lease.engines))
+            files = Preflight(
+                self._settings, self._claim.run, self._spec, self._folder,
+                limits=limits, report=self._lease.report_preflight, obey=obey,
+            ).run()  # fmt: skip
+        return RunPrompts.of(self._claim.run, self._spec, files, read_run_results(self._folder))
 
     async def _make_exchange(self) -> GroupExchange:
         return GroupExchange(
-            self._settings, self._claim.run, self._spec,
-            prompts=self._prompts, left_out=self._opened.left_out, events=self._events,
+            self._settings, self._claim.run, self._spec, prompts=self._prompts,
+            order=self._order, left_out=self._opened.left_out, events=self._events,
         )  # fmt: skip
 
     def _restore(self) -> loop_checkpoint.LoopState | None:
@@ -290,16 +296,13 @@ class TrainingLoop:
         """
         if self._spec.deterministic:
             self._replay_log.check_gate(group.record)
-        index = self._prompt_index(group.number)
+        index = self._order.draw(group.number).row
         prompt = self._learner.process_prompt(self._prompts[index])
         return training_group(group, index, prompt, self._spec, vocabulary=self._learner.policy.vocabulary)
 
-    def _prompt_index(self, number: int) -> int:
-        return prompt_of_group(number, len(self._prompts), self._spec.seed)[1]
-
     def _images(self, number: int) -> dict[str, bytes]:
         try:
-            return self._prompts[self._prompt_index(number)].images
+            return self._prompts[self._order.draw(number).row].images
         except DataFileError:
             return {}
 
@@ -327,13 +330,15 @@ class TrainingLoop:
         self._timer = StepTimer()  # reporting counts into the next step, so that no second is left out
         totals = RunTotals(
             weights_version=self._version,
+            groups_drawn=groups.drawn,
             groups_applied=groups.applied,
             groups_skipped=groups.skipped,
             groups_dropped=groups.dropped,
             groups_retried=groups.retried,
             groups_duplicate=groups.duplicate,
         )
-        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, PhaseSeconds(**named), totals)
+        phases = PhaseSeconds(**named)
+        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, phases, totals, self._order)
         with self._timer.measure("processing"):
             self._reporter.step(self.step, step, self._images)
 

@@ -17,8 +17,8 @@ def training_group(
     """Return a group as the update takes it.
 
     Args:
-        index: row of the prompts file.
-        prompt: that row as the trainer processes it.
+        index: the prompt among those of the run.
+        prompt: it, as the trainer processes it.
         vocabulary: number of token ids of the model.
 
     Raises:

@@ -10,7 +10,7 @@ from mor_core.wire import EventRecord
 
 _LEFT_OUT = ("begun_at", "step")
 """Numbers that trackers have as the time and the step of a figure."""
-_NAMED_BY_GROUP = ("clients", "domains", "seconds")
+_NAMED_BY_GROUP = ("clients", "domains", "sources", "seconds")
 """Step metrics that are maps and become separate groups."""
 _NO_NAME = re.compile(r"[^\w\-. ]")
 """Characters that MLflow does not accept in a name."""

@@ -19,7 +19,6 @@ from mor_core.datafiles import Prompt
 from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.failures import describe_failure
 from mor_core.processed_prompt import ProcessedPrompt
-from mor_core.prompt_index import PromptSet
 from mor_core.runs import RunSpec
 from torch import Tensor
 
@@ -27,8 +26,7 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
-from mor_trainer.prompts.check_results import read_run_results
-from mor_trainer.prompts.run_prompts import RunPrompts
+from mor_trainer.prompts.source_prompts import SourcePlace, SourcePrompts
 from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
 from mor_trainer.update import loop_checkpoint, microbatch_limit
 from mor_trainer.update.budget import OutOfMemory, RetryWithSmallerBatch
@@ -47,8 +45,8 @@ class StartRun:
 
     spec: RunSpec
     run_folder: Path
-    prompt_index: Path
-    """Index of the run's prompts, which rank 0 has built."""
+    prompts: tuple[SourcePlace, ...]
+    """Where the run's prompts are, whose indexes rank 0 has built."""
 
 
 def on_all_ranks(
@@ -78,9 +76,9 @@ class Learner:
     """The policy of a run with its optimiser, of which each rank holds a part."""
 
     def __init__(
-        self, settings: WorkerSettings, order: StartRun, ranks: Ranks, prompts: PromptSet | None = None
+        self, settings: WorkerSettings, order: StartRun, ranks: Ranks, prompts: SourcePrompts | None = None
     ) -> None:
-        """Load the model on this rank. ``prompts``: those of the run's file, where they are open.
+        """Load the model on this rank. ``prompts``: those of the run, where they are open.
 
         Raises:
             Invalid: a rank cannot load the model, or the run has too few groups for the ranks.
@@ -91,13 +89,13 @@ class Learner:
         error: MorError | None = None
         try:
             _check_groups(self.spec, ranks.size)
-            self.prompts = prompts or PromptSet(order.prompt_index)
+            self.prompts = prompts or SourcePrompts.at(order.prompts)
             loaded = loading.load(self.spec.model)
         except MorError as found:
             error = found
         except FileNotFoundError:
             error = Invalid(
-                f"rank {ranks.rank} finds no index of the prompts at {order.prompt_index.absolute()}; "
+                f"rank {ranks.rank} finds no index of the prompts at {order.prompts[0][1].absolute()}; "
                 "set MOR_INDEX_DIR to a folder that all ranks share"
             )
         except Exception as found:
@@ -116,10 +114,10 @@ class Learner:
 
     @classmethod
     def lead(
-        cls, settings: WorkerSettings, spec: RunSpec, run_folder: Path, ranks: Ranks, prompts: PromptSet
+        cls, settings: WorkerSettings, spec: RunSpec, run_folder: Path, ranks: Ranks, prompts: SourcePrompts
     ) -> Learner:
         """Load the model of a run on all ranks."""
-        order = StartRun(spec, run_folder, prompts.folder)
+        order = StartRun(spec, run_folder, prompts.places)
         ranks.broadcast(order)
         return cls(settings, order, ranks, prompts)
 
