@@ -116,9 +116,9 @@ def _weights_at(
 def _weights_of(
     part: ObjectivePart, inputs: Float[ndarray, "inputs features"], weighted_clients: Collection[str]
 ) -> list[ObjectiveWeights]:
-    values = part.gate.evaluate(inputs, weighted_clients)
+    found = part.gate.evaluate(inputs, weighted_clients)
     places = {client: k for k, client in enumerate(part.gate.clients) if client in weighted_clients}
-    lines = zip(values.weights.tolist(), values.slopes.tolist(), values.ood_score.tolist(), strict=True)
+    lines = zip(found.weights.tolist(), found.slopes.tolist(), found.ood_score.tolist(), strict=True)
     return [
         ObjectiveWeights(
             part.share,
