@@ -6,7 +6,12 @@ import base64
 
 import pytest
 from mor_core.images import sha256
-from mor_core.wire import ImagePart
+from mor_core.wire import ImagePart, Message
+from mor_router.embedding import GateInput, build_embedder
+from mor_router.mathematics.fusion import Weighted
+from mor_router.objectives.active_gates import ActiveGates, ColdStart, ObjectivePart
+from mor_router.rewarding.gate_weights import GateWeights
+from mor_router.rewarding.scoring_plan import ScoringPlan
 
 from tests.router.conftest import Start
 from tests.router.endpoints import Endpoints
@@ -14,6 +19,19 @@ from tests.router.planted import KINDS, question
 from tests.router.test_objectives import objective, specialists
 
 pytestmark = pytest.mark.anyio
+
+
+async def test_an_objective_whose_clients_are_not_called_has_no_weights_and_raises_nothing() -> None:
+    parts = [ObjectivePart(share, 0, ColdStart((name,)), None, {}) for name, share in (("a", 0.6), ("b", 0.4))]
+    plan = ScoringPlan(ActiveGates(tuple(parts), None, None), {}, ("a", "b"), (), {}, Weighted())
+    asked = GateInput((Message(role="user", content="?"),), {})
+    embedder = build_embedder(None, None, 10)
+    [both] = await GateWeights(embedder, 2).of_groups([asked], [None], plan, 10)
+    assert not isinstance(both, str)
+    assert [dict(part.weights) for part in both] == [{"a": 1.0}, {"b": 1.0}]
+    [reason] = await GateWeights(embedder, 1).of_groups([asked], [None], plan, 10)
+    assert isinstance(reason, str)
+    assert "no client is available" in reason
 
 
 @pytest.mark.parametrize("most_clients", [None, 2])
