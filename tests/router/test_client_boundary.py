@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from fastapi.responses import Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mor_core.wire import LARGEST_SCORE, ModelRef, ScoreItem
+from mor_core.wire import LARGEST_SCORE, Message, ModelRef, ScoreItem
 from mor_router.clients.http import _retry_after, parse_missing_images
 from mor_router.clients.responses import ClientFailure, parse_response
 
@@ -205,3 +206,20 @@ def test_a_model_of_sixty_kilobytes_is_refused() -> None:
     with pytest.raises(ClientFailure, match="at most 200 characters"):
         parse_response(body, ITEMS)
     assert ModelRef(name="m", version="v" * 200)
+
+
+def test_reasons_for_all_items_take_the_router_a_moment_at_most() -> None:
+    """The worst case: a reason whose pieces almost occur at every place of the texts."""
+    text, reason = "a" * 200_000, "aaaaaaaaaaaaaaba" * 31
+    message = (Message(role="user", content="?"),)
+    items = [
+        ScoreItem(item_id=str(number), messages=message, responses=(text, "b"), objective="o") for number in range(200)
+    ]
+    failed = [{"item_id": item.item_id, "status": "error", "detail": reason} for item in items]
+    body = json.dumps({"model": {"name": "m", "version": "1"}, "items": failed}).encode()
+    began = time.process_time()
+    answers = parse_response(body, items)
+    assert time.process_time() - began < 0.5
+    details = [answer.detail for answer in answers.values()]
+    assert details[0] == reason
+    assert details[-1] is not None and "not compared" in details[-1]

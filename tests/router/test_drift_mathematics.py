@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from mor_router.mathematics.drift_test import DriftBaseline, drift_result, fit_baseline
-from mor_router.mathematics.e_process import log_evidence
+from mor_router.mathematics.e_process import EProcess, log_evidence
 from mor_router.mathematics.permutation_test import p_value
 from numpy import ndarray
 
@@ -23,6 +23,17 @@ def test_an_e_process_keeps_its_false_alarm_rate_while_the_mean_holds(mean: floa
         outcomes = (random.uniform(size=200) < mean).astype(float)
         alarms += log_evidence(outcomes, mean, stakes).max() >= -math.log(ALPHA)
     assert alarms <= 400 * ALPHA + 3 * math.sqrt(400 * ALPHA * (1 - ALPHA))
+
+
+@pytest.mark.parametrize("mean", [1e-6, 0.5, 0.999])
+def test_an_e_process_that_grows_by_observations_has_the_evidence_of_all(mean: float) -> None:
+    random = np.random.default_rng(1)
+    outcomes, stakes = random.uniform(size=2000).round(1), random.uniform(size=2000).round(1)
+    process, found = EProcess(mean), []
+    for outcome, stake in zip(outcomes.tolist(), stakes.tolist(), strict=True):
+        process.add(outcome, stake)
+        found.append(process.log_evidence)
+    np.testing.assert_allclose(found, log_evidence(outcomes, mean, stakes), rtol=1e-9, atol=1e-9)
 
 
 def client(random: np.random.Generator, count: int) -> tuple[ndarray, ndarray, ndarray]:

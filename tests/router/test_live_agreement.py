@@ -61,9 +61,11 @@ def test_a_limit_on_a_suspect_changes_no_stake() -> None:
         (fused(*CLIENTS, group=1), dict.fromkeys(CLIENTS, baseline())),
         (fused(*CLIENTS), {}),
         (fused(*CLIENTS), dict.fromkeys(CLIENTS, baseline(influence=0.0))),
+        (fused(*CLIENTS), dict.fromkeys(CLIENTS, baseline(influence=-1e-300))),
         (fused(*CLIENTS), dict.fromkeys(CLIENTS, baseline(agreement=0.0))),
+        (fused(*CLIENTS), dict.fromkeys(CLIENTS, baseline(agreement=1.0))),
     ],
-    ids=["two clients", "one response", "no fit", "no influence", "not tested"],
+    ids=["two clients", "one response", "no fit", "no influence", "forged influence", "not tested", "no room"],
 )
 def test_nothing_is_compared_where_nothing_can_be(group: FusedGroup, expected: dict[str, DriftBaseline]) -> None:
     assert live_agreements(group, expected) == ()

@@ -39,7 +39,11 @@ _PIECE = 16
 """Bytes of the pieces that are compared, every 8 bytes: shorter ones occur in both by chance."""
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 """Characters as JSON in ASCII writes them: a service that quotes its input as such a text escapes them once more."""
+_MOST_SEARCHED = 64 << 20
+"""Bytes of texts in which the pieces of one answer's reasons are searched together: this takes some 12 ms, in which
+nothing else happens. A client may fail for every item, with another reason each time."""
 REPEATED = "its reason repeats the request and is not shown"
+_NOT_COMPARED = "its reason is not shown: it was not compared with the request, because this takes too long"
 _FIELDS = {"model", "items"}
 
 
@@ -124,19 +128,20 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
         raise ClientFailure("schema", f"the answer names no model ({describe(error)})") from error
     sent = {item.item_id: item for item in items}
     answers: dict[str, ClientResponse] = {}
+    reasons = _Reasons()
     for entry in document["items"]:
         name = entry.get("item_id") if isinstance(entry, dict) else None
         if not isinstance(name, str) or name not in sent:
             raise ClientFailure("schema", f"the answer names item {str(name)[:60]!r}, which was not sent")
         if name in answers:
             raise ClientFailure("schema", "the answer names an item twice")
-        answers[name] = _parse_item(entry, sent[name], model)
+        answers[name] = _parse_item(entry, sent[name], model, reasons)
     for name in sent:
         answers.setdefault(name, ClientResponse("error", detail="the answer leaves this item out", model=model))
     return answers
 
 
-def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> ClientResponse:
+def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef, reasons: _Reasons) -> ClientResponse:
     scores = entry.get("scores")
     if isinstance(scores, list):
         bad = [score for score in scores if isinstance(score, int | float) and not abs(score) <= LARGEST_SCORE]
@@ -148,9 +153,9 @@ def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> C
     try:
         parsed = _ITEM.validate_python(entry)
     except ValidationError as error:
-        return ClientResponse("error", detail=_shown(f"malformed item ({describe(error)})", item), model=model)
+        return ClientResponse("error", detail=reasons.shown(f"malformed item ({describe(error)})", item), model=model)
     if parsed.scores is None:
-        detail = _shown(parsed.detail or "no reason given", item)
+        detail = reasons.shown(parsed.detail or "no reason given", item)
         return ClientResponse("unscorable" if parsed.status == "unscorable" else "error", detail=detail, model=model)
     if len(parsed.scores) != len(item.responses):
         return ClientResponse(
@@ -159,7 +164,16 @@ def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef) -> C
     return ClientResponse("ok", scores=parsed.scores, model=model)
 
 
-def _shown(detail: str, item: ScoreItem) -> str:
-    """Return a reason as it is kept: bounded, and without the texts that were sent."""
-    bounded = detail[:_DETAIL_CHARACTERS]
-    return REPEATED if repeats(bounded, item.model_dump_json(include={"messages", "responses"}).encode()) else bounded
+class _Reasons:
+    """Reasons of one answer as they are kept: bounded, and without the texts that were sent."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_SEARCHED
+
+    def shown(self, detail: str, item: ScoreItem) -> str:
+        if self._left <= 0:
+            return _NOT_COMPARED
+        bounded = detail[:_DETAIL_CHARACTERS]
+        sent = item.model_dump_json(include={"messages", "responses"}).encode()
+        self._left -= len(bounded.encode(errors="replace")) * 2 // _PIECE * len(sent)
+        return REPEATED if repeats(bounded, sent) else bounded

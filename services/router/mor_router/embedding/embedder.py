@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from functools import partial
+from functools import partial, reduce
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -205,7 +205,7 @@ class Embedder:
     def _input(
         self, text: Float[ndarray, " features"], pictures: Sequence[Float[ndarray, " features"]]
     ) -> Float[ndarray, " features"]:
-        image = np.mean(pictures, axis=0) if pictures else np.zeros(self._image.size)
+        image = reduce(np.add, pictures) / len(pictures) if pictures else np.zeros(self._image.size)
         return np.concatenate([text, image])
 
 

@@ -12,6 +12,7 @@ most α. The mean of several such tests of one hypothesis is such a test again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,20 +49,22 @@ class EProcess:
 
     def __init__(self, least_mean: float) -> None:
         self._least_mean = least_mean
-        self._bets = np.array(BETS) / (1 - least_mean)
-        self._logs = np.zeros(len(BETS))
+        self._bets = [bet / (1 - least_mean) for bet in BETS]
+        self._logs = [0.0] * len(BETS)
         self.count = 0
         """Observations so far."""
 
     def add(self, outcome: float, stake: float) -> None:
         """Update E with one observation; both arguments lie in [0, 1]."""
-        self._logs += np.log1p(self._bets * (stake * (self._least_mean - outcome)))
+        gain = stake * (self._least_mean - outcome)
+        self._logs = [log + math.log1p(bet * gain) for log, bet in zip(self._logs, self._bets, strict=True)]
         self.count += 1
 
     @property
     def log_evidence(self) -> float:
         """log E after all observations."""
-        return float(log_mean(self._logs[:, None])[0])
+        top = max(self._logs)
+        return top + math.log(sum(math.exp(log - top) for log in self._logs) / len(self._logs))
 
 
 def log_mean(logs: Float[ndarray, "tests observations"]) -> Float[ndarray, " observations"]:

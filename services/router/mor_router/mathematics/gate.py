@@ -25,8 +25,8 @@ class NoClientAvailable(ValueError):
 
 
 @dataclass(frozen=True)
-class GateValues:
-    """Values of a gate at some inputs."""
+class GateEvaluation:
+    """Evaluation of a gate at some inputs."""
 
     weights: Float[ndarray, "inputs clients"]
     """w(x, o); sums to 1 over the available clients."""

@@ -38,5 +38,7 @@ def live_agreements(group: FusedGroup, expected: Mapping[str, DriftBaseline]) ->
     return tuple(
         LiveAgreement(client, z, min(1.0, share / baseline.influence), baseline.least_agreement)
         for client, z, share in zip(group.clients, agreement.tolist(), group.influence.tolist(), strict=True)
-        if (baseline := expected.get(client)) is not None and baseline.influence and baseline.least_agreement > 0
+        if (baseline := expected.get(client)) is not None
+        and baseline.influence > 0
+        and 0 < baseline.least_agreement < 1
     )

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from mor_router.mathematics import gate, regional_slopes
 from mor_router.mathematics.coefficients import Anchors, FitResult, fit
-from mor_router.mathematics.gate import GateValues
+from mor_router.mathematics.gate import GateEvaluation
 from mor_router.mathematics.regions import Regions, fit_regions
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from mor_router.mathematics.support import Support, fit_support
@@ -43,7 +43,7 @@ class Mixture:
         """Compute ν(x): 0 within the anchors' support, towards 1 far from all of them."""
         return self.support.ood_score(inputs)
 
-    def evaluate(self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]) -> GateValues:
+    def evaluate(self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]) -> GateEvaluation:
         """Compute weights over ``available``, slopes, and ν(x), with one pass over the inputs.
 
         Raises:
@@ -51,7 +51,7 @@ class Mixture:
         """
         ood = self.ood_score(inputs)
         evidence = self._evidence(inputs, ood)
-        return GateValues(self._weights(evidence, available), self._slopes(evidence), ood)
+        return GateEvaluation(self._weights(evidence, available), self._slopes(evidence), ood)
 
     def weights(
         self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]

@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from mor_router.embedding import Embedder
 from mor_router.mathematics.drift_test import DriftBaseline
-from mor_router.mathematics.gate import GateValues, NoClientAvailable
+from mor_router.mathematics.gate import GateEvaluation, NoClientAvailable
 from mor_router.mathematics.mixture import Mixture
 from mor_router.objectives.gates import GateStore, checked_mixture, unreadable
 from mor_router.objectives.objective_store import COLD_START, Objective, ObjectiveStore
@@ -38,7 +38,7 @@ class GateModel(Protocol):
     @property
     def clients(self) -> tuple[str, ...]: ...
 
-    def evaluate(self, inputs: Float[ndarray, "inputs features"], available: Collection[str]) -> GateValues: ...
+    def evaluate(self, inputs: Float[ndarray, "inputs features"], available: Collection[str]) -> GateEvaluation: ...
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class ColdStart:
 
     clients: tuple[str, ...]
 
-    def evaluate(self, inputs: Float[ndarray, "inputs features"], available: Collection[str]) -> GateValues:
+    def evaluate(self, inputs: Float[ndarray, "inputs features"], available: Collection[str]) -> GateEvaluation:
         known = np.array([float(client in available) for client in self.clients])
         if not known.any():
             raise NoClientAvailable("no client is available; at least one is needed")
         weights = np.tile(known / known.sum(), (len(inputs), 1))
-        return GateValues(weights, np.ones_like(weights), np.ones(len(inputs)))
+        return GateEvaluation(weights, np.ones_like(weights), np.ones(len(inputs)))
 
 
 @dataclass(frozen=True)

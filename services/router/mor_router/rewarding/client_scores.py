@@ -91,14 +91,15 @@ def observe_models(plan: ScoringPlan, serves: Mapping[str, ModelRef]) -> None:
 def observe(fused: FusedGroup, objective_weights: Sequence[ObjectiveWeights]) -> None:
     """Count a scored group in the metrics."""
     metrics.OOD_SCORE.observe(ood_score(objective_weights))
-    means, deviations = fused.calibrated.mean(axis=1), fused.calibrated.std(axis=1)
-    for k, client in enumerate(fused.clients):
-        metrics.CLIENT_REWARD.labels(client).observe(means[k])
-        metrics.CLIENT_REWARD_STD.labels(client).observe(deviations[k])
-        metrics.WEIGHT.labels(client).observe(fused.weights[k])
-        metrics.SLOPE.labels(client).observe(fused.slopes[k])
-    metrics.REWARD.observe(fused.rewards.mean())
-    metrics.REWARD_STD.observe(fused.rewards.std())
+    means, deviations = fused.calibrated.mean(axis=1).tolist(), fused.calibrated.std(axis=1).tolist()
+    lines = zip(fused.clients, means, deviations, fused.weights.tolist(), fused.slopes.tolist(), strict=True)
+    for client, mean, deviation, weight, slope in lines:
+        metrics.CLIENT_REWARD.labels(client).observe(mean)
+        metrics.CLIENT_REWARD_STD.labels(client).observe(deviation)
+        metrics.WEIGHT.labels(client).observe(weight)
+        metrics.SLOPE.labels(client).observe(slope)
+    metrics.REWARD.observe(float(fused.rewards.mean()))
+    metrics.REWARD_STD.observe(float(fused.rewards.std()))
     metrics.ENTROPY.observe(fused.entropy)
     metrics.DISAGREEMENT.observe(fused.disagreement)
     if len(set(fused.rewards.tolist())) == 1:

@@ -37,8 +37,9 @@ class GateWeights:
             Invalid: an image cannot be decoded.
         """
         _check_available(gates, weighted_clients)
-        [found] = self._at(await self._embedder.inputs([x]), gates, weighted_clients)
-        return found
+        [vector] = await self._embedder.inputs([x])
+        [found] = _weights_at(vector[None], gates, weighted_clients)
+        return self._limited(found, vector, gates)
 
     async def of_groups(
         self, inputs: Sequence[GateInput], traces: Sequence[str | None], plan: ScoringPlan, deadline_s: float
@@ -52,8 +53,11 @@ class GateWeights:
             *(self._try_embed(x, trace, plan, deadline_s) for x, trace in zip(inputs, traces, strict=True))
         )
         vectors = [vector for vector in embedded if not isinstance(vector, str)]
-        found = iter(self._at(np.stack(vectors), plan.gates, plan.weighted_clients) if vectors else ())
-        return [vector if isinstance(vector, str) else next(found) for vector in embedded]
+        found = iter(_weights_at(np.stack(vectors), plan.gates, plan.weighted_clients) if vectors else ())
+        return [
+            vector if isinstance(vector, str) else self._try_limited(next(found), vector, plan.gates)
+            for vector in embedded
+        ]
 
     async def _try_embed(
         self, x: GateInput, trace: str | None, plan: ScoringPlan, deadline_s: float
@@ -75,17 +79,31 @@ class GateWeights:
         """Return the weights of the clients that would score a group with this embedded input."""
         if not plan.weighted_clients:
             return {}
-        [found] = self._at(inputs[None], plan.gates, plan.weighted_clients)
-        return blended_weights(found)
+        [found] = _weights_at(inputs[None], plan.gates, plan.weighted_clients)
+        return blended_weights(self._limited(found, inputs, plan.gates))
 
-    def _at(
-        self, inputs: Float[ndarray, "inputs features"], gates: ActiveGates, weighted_clients: Collection[str]
-    ) -> list[tuple[ObjectiveWeights, ...]]:
-        found = _weights_at(inputs, gates, weighted_clients)
-        if self._most_clients is None or len(weighted_clients) <= self._most_clients:
+    def _limited(
+        self, found: tuple[ObjectiveWeights, ...], inputs: Float[ndarray, " features"], gates: ActiveGates
+    ) -> tuple[ObjectiveWeights, ...]:
+        """Return the weights of one input over the clients that are called for it.
+
+        Raises:
+            NoClientAvailable: an objective's gate has none of them.
+        """
+        weights = blended_weights(found)
+        if self._most_clients is None or len(weights) <= self._most_clients:
             return found
-        called = [_heaviest(weights, self._most_clients) for weights in found]
-        return [_weights_at(x[None], gates, clients)[0] for x, clients in zip(inputs, called, strict=True)]
+        called = heapq.nlargest(self._most_clients, weights, key=weights.__getitem__)
+        [limited] = _weights_at(inputs[None], gates, called)
+        return limited
+
+    def _try_limited(
+        self, found: tuple[ObjectiveWeights, ...], inputs: Float[ndarray, " features"], gates: ActiveGates
+    ) -> tuple[ObjectiveWeights, ...] | str:
+        try:
+            return self._limited(found, inputs, gates)
+        except NoClientAvailable as error:
+            return describe_failure(error)
 
 
 def _check_available(gates: ActiveGates, weighted_clients: Collection[str]) -> None:
@@ -100,11 +118,6 @@ def _check_available(gates: ActiveGates, weighted_clients: Collection[str]) -> N
         raise NoClientAvailable("no client is available; at least one is needed")
 
 
-def _heaviest(objective_weights: Sequence[ObjectiveWeights], count: int) -> list[str]:
-    weights = blended_weights(objective_weights)
-    return heapq.nlargest(count, weights, key=weights.__getitem__)
-
-
 def _weights_at(
     inputs: Float[ndarray, "inputs features"], gates: ActiveGates, weighted_clients: Collection[str]
 ) -> list[tuple[ObjectiveWeights, ...]]:
@@ -116,9 +129,9 @@ def _weights_at(
 def _weights_of(
     part: ObjectivePart, inputs: Float[ndarray, "inputs features"], weighted_clients: Collection[str]
 ) -> list[ObjectiveWeights]:
-    values = part.gate.evaluate(inputs, weighted_clients)
+    found = part.gate.evaluate(inputs, weighted_clients)
     places = {client: k for k, client in enumerate(part.gate.clients) if client in weighted_clients}
-    lines = zip(values.weights.tolist(), values.slopes.tolist(), values.ood_score.tolist(), strict=True)
+    lines = zip(found.weights.tolist(), found.slopes.tolist(), found.ood_score.tolist(), strict=True)
     return [
         ObjectiveWeights(
             part.share,
