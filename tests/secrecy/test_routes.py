@@ -111,7 +111,8 @@ async def test_an_unexpected_error_on_any_route_shows_nothing(
     assert log.count("unhandled error") == len(answers)
     assert not found(generate_latest(REGISTRY).decode())
     if style == "json":
-        assert all(line["exception"][0]["exc_type"] == "Quoting" for line in lines(buffer))
+        unhandled = [line for line in lines(buffer) if line["event"] == "unhandled error"]
+        assert all(line["exception"][0]["exc_type"] == "Quoting" for line in unhandled)
 
 
 @pytest.mark.parametrize("service", ["reward", "router", "rollout", "trainer"])

@@ -2,8 +2,9 @@
 
 A blob of up to ``INLINE_BYTES`` lives in Redis, a larger one on a shared path or object store (``MOR_BLOB_DIR``, any
 fsspec URL). Ownership is a set of group ids: putting the same blob twice for the same group changes nothing, and
-releasing the last owner deletes the blob. So does a week without a new owner, for runs that vanished. A missing blob is
-a separate error (``BlobMissing``); the trainer then issues the group again.
+releasing the last owner deletes the blob. So does a week without a new owner, for runs that vanished: in Redis by
+itself, elsewhere by ``blob_sweep``. A missing blob is a separate error (``BlobMissing``); the trainer then issues the
+group again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import re
 import secrets
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,12 @@ BLOB, OWNERS, OWNED = "blob", "owners", "owned"
 
 _ELSEWHERE = b"@elsewhere"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_RUN_ID: TypeAdapter[str] = TypeAdapter(RunId)
+FILE_NAME = re.compile(_DIGEST.pattern + r"(\.[0-9a-f]{8}\.part)?")
+"""Name of a blob's file, or of one that is being written."""
+RUN_ID: TypeAdapter[str] = TypeAdapter(RunId)
+_RENEWED_S = 86400
+"""Age at which a file is written anew with its next owner, seconds: well below the age at which ``blob_sweep`` deletes
+files of runs that it does not know."""
 _TAMPERED = (Invalid, IsADirectoryError, NotADirectoryError, RuntimeError)
 """Errors of a path in the shared folder that is no file of ours; ``RuntimeError`` is a circle of links."""
 _BLOBS = StoredEntries("blobs", largest=LARGEST_BYTES)
@@ -73,7 +80,7 @@ class Blobs:
     def __init__(self, redis: Redis, run: str, directory: str | None = None) -> None:
         """Raises ``ValidationError`` where ``run`` is no id, which may not name a folder then."""
         self._redis = redis
-        self._run = _RUN_ID.validate_python(run)
+        self._run = RUN_ID.validate_python(run)
         self._directory = directory
         self._put_script = redis.register_script(_PUT)
         self._release_script = redis.register_script(_RELEASE)
@@ -159,7 +166,7 @@ class Blobs:
 
     def _write(self, digest: str, content: bytes) -> None:
         fs, path = self._place(digest)
-        if _size(fs, path) != len(content):
+        if _size(fs, path) != len(content) or (age_s(fs, path) or 0) > _RENEWED_S:
             fs.makedirs(fs._parent(path), exist_ok=True)
             if fs.lexists(path):  # a link would lead the bytes elsewhere
                 fs.rm_file(path)
@@ -194,6 +201,14 @@ class Blobs:
                 fs.rm_file(path)
         except _TAMPERED as error:
             _BLOBS.refuse(digest, describe_failure(error))
+
+
+def age_s(fs: Any, path: str) -> float | None:
+    """Return the seconds since a file was written; ``None`` where it is gone, or the file system does not know."""
+    try:
+        return time.time() - float(fs.modified(path).timestamp())
+    except (FileNotFoundError, NotImplementedError):
+        return None
 
 
 def _size(fs: Any, path: str) -> int | None:

@@ -111,6 +111,7 @@ KNOWN = frozenset(
         "MOR_MODEL",
         "MOR_MODEL_DIR",
         "MOR_MOST_CLIENTS",
+        "MOR_MOST_NEWCOMERS",
         "MOR_NAME",
         "MOR_OBJECTIVE_LIKENESS",
         "MOR_OUTAGE_SHARE",

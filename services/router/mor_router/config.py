@@ -66,6 +66,9 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Most requests in flight to one client; a lower limit on the client's card applies instead."""
     most_clients: int | None = Field(None, ge=1)
     """Most weighted clients that score a group: those with the most weight for its input. Without it, all do."""
+    most_newcomers: int = Field(8, ge=1)
+    """Most clients on probation that score a group, in shadow: drawn anew for each, from those of each enrolment token
+    in turn."""
     items_per_request: int = Field(16, ge=1)
     """Most groups in one request to a client; a lower limit on the client's card applies instead."""
     circuit_calls: int = Field(20, ge=1)

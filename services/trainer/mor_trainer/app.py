@@ -16,6 +16,7 @@ from mor_core.tasks import in_background, stop
 from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alert_store import AlertStore
+from mor_trainer.control.blob_sweeper import keep_sweeping
 from mor_trainer.control.client_tokens import ClientTokens
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
@@ -65,7 +66,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         ingest = Ingest(settings, runs, history, watchers, trackers)
         delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
-            async with in_background(app.state.tokens.keep_refreshed()), ingest.running():
+            sweeping = keep_sweeping(settings.blob_dir, runs)
+            async with in_background(app.state.tokens.keep_refreshed(), sweeping), ingest.running():
                 yield
         finally:
             await stop([delivery])

@@ -117,7 +117,7 @@ class RewardPipeline:
         records = dict(self._pool.records)
         active = [name for name, record in records.items() if record.state == "active"]
         gates = await self._gate_resolver.resolve(objective, active)
-        return make_plan(records, gates, fusion or self._settings.fusion)
+        return make_plan(records, gates, fusion or self._settings.fusion, self._settings.most_newcomers)
 
     async def _reward_objective(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from mor_router.clients.registry import ClientRecord
 from mor_router.mathematics.fusion import FusionChoice
 from mor_router.objectives.active_gates import ActiveGates
 
+NOT_DRAWN = "others on probation were drawn for this group, and MOR_MOST_NEWCOMERS limits how many are called"
 LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS limits how many are called"
 
 
@@ -22,7 +25,7 @@ class ScoringPlan:
     records: Mapping[str, ClientRecord]
     weighted_clients: Sequence[str]
     shadows: Sequence[str]
-    """Clients that score without weight: on probation, enrolled after the gate was fitted, or stale."""
+    """Clients that score without weight: some on probation, and those enrolled after the gate was fitted, or stale."""
     stale: Mapping[str, str]
     """Client of the gate -> why its calibration no longer holds."""
     fusion: FusionChoice
@@ -35,20 +38,38 @@ class ScoringPlan:
             return "on probation" if record.state == "probation" else missing
         if client in self.weighted_clients:
             return LESS_TRUSTED
+        if record.state == "probation":
+            return NOT_DRAWN
         return f"{record.state}: {record.reason or 'no reason given'}"
 
 
-def make_plan(records: Mapping[str, ClientRecord], gates: ActiveGates, fusion: FusionChoice) -> ScoringPlan:
-    """Divide the enrolled clients into weighted ones and shadows."""
+def make_plan(
+    records: Mapping[str, ClientRecord], gates: ActiveGates, fusion: FusionChoice, most_newcomers: int
+) -> ScoringPlan:
+    """Divide the enrolled clients into weighted ones and shadows, with ``most_newcomers`` of those on probation."""
     known = [name for name, record in records.items() if record.state == "active" and name in gates.clients]
     fitted_on = [part.models for part in gates.parts]
     stale = {name: why for name in known if (why := stale_reason(name, records[name].model, fitted_on)) is not None}
     # When all are stale, an old calibration is better than none; the detail of each client's score states it.
     weighted = [name for name in known if name not in stale] or known
-    shadows = [
-        name for name, record in records.items() if record.state in ("active", "probation") and name not in weighted
-    ]
+    shadows = [name for name, record in records.items() if record.state == "active" and name not in weighted]
+    shadows += draw_newcomers(records, most_newcomers)
     return ScoringPlan(gates, records, weighted, shadows, stale, fusion)
+
+
+def draw_newcomers(records: Mapping[str, ClientRecord], most: int) -> list[str]:
+    """Draw up to ``most`` of the clients on probation, from those of each enrolment token in turn.
+
+    So the clients that one token enrols cost the groups a bounded time, and keep no other token's from being called.
+    """
+    newcomers = [name for name, record in records.items() if record.state == "probation"]
+    if len(newcomers) <= most:
+        return newcomers
+    by_token: dict[str | None, list[str]] = {}
+    for name in random.sample(newcomers, len(newcomers)):
+        by_token.setdefault(records[name].enrolled_by, []).append(name)
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*by_token.values()))
+    return list(itertools.islice((name for name in rounds if name is not None), most))
 
 
 def stale_reason(client: str, serves: ModelRef | None, fitted_on: Iterable[Mapping[str, ModelRef]]) -> str | None:
