@@ -54,8 +54,7 @@ class PromptSource(Documented):
     """Weight in relation to the other sources: the weights of all sources are divided by their sum. 1 where neither
     this nor ``schedule`` is given."""
     schedule: tuple[WeightPoint, ...] = Field((), max_length=_MOST_POINTS)
-    """Weights by step instead of ``weight``: linear between the points, constant before the first and after the last.
-    """
+    """Weights by step instead of ``weight``: linear between the points, constant before and after them."""
 
     @model_validator(mode="after")
     def _one_kind_of_weight(self) -> PromptSource:
