@@ -13,7 +13,7 @@ from grafana_foundation_sdk.builders import common, dashboard, prometheus, times
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, StackingMode
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
-from mor_core.step_metrics import PROMETHEUS_PREFIX, ClientFigures, StepMetrics, gauge_name
+from mor_core.step_metrics import PROMETHEUS_PREFIX, ClientFigures, SourceFigures, StepMetrics, gauge_name
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _HERE = 'namespace="$namespace"'
@@ -57,6 +57,11 @@ def _step(metric: str) -> str:
 def _client(metric: str) -> str:
     """Select the gauge of a client's metric by the metric's own name."""
     return f"{gauge_name(ClientFigures, metric)}{{{_RUN}}}"
+
+
+def _source(metric: str) -> str:
+    """Select the gauge of a source's metric by the metric's own name."""
+    return f"{gauge_name(SourceFigures, metric)}{{{_RUN}}}"
 
 
 def _quantile(metric: str, q: float, *labels: str) -> str:
@@ -126,6 +131,19 @@ RUN = (
             Panel("Learning rate", {"{{run}}": _step("lr")}),
             Panel("Response length", {"{{run}}": _step("response_length_mean")}, about="Tokens."),
             Panel("Truncated responses", {"{{run}}": _step("truncation_ratio")}, "percentunit"),
+        ),
+    ),
+    Row(
+        "Sources of prompts",
+        (
+            Panel(
+                "Drawn groups by source",
+                {"{{source}}": _source("drawn_ratio"), "{{source}} by weights": _source("expected_ratio")},
+                "percentunit",
+                about="Share of the run so far. Runs with one file have no sources.",
+            ),
+            Panel("Reward by source", {"{{source}}": _source("reward_mean")}),
+            Panel("Epochs by source", {"{{source}}": _source("epochs")}, about="Passes over the rows of a source."),
         ),
     ),
     Row(

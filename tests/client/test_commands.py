@@ -64,7 +64,12 @@ async def send_event(mor: Installation, run: str, sequence: int, kind: Any, step
 
 def step(number: int, reward: float) -> SentEvent:
     clients = {"clinic": {"reward_mean": reward, "weight": 1.0, "failures": {}}}
-    return "step", number, {"reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients}
+    sources = {
+        "warm-up": {"reward_mean": reward, "drawn": 3, "drawn_ratio": 0.75, "expected_ratio": 0.7, "epochs": 1.5}
+    }
+    return "step", number, {
+        "reward_mean": reward, "step_seconds": 2.0, "seconds": {}, "clients": clients, "sources": sources,
+    }  # fmt: skip
 
 
 def test_a_run_from_creation_to_its_end(mor: Installation, spec_file: Path) -> None:
@@ -83,6 +88,7 @@ def test_a_run_from_creation_to_its_end(mor: Installation, spec_file: Path) -> N
     assert snapshots[-1]["step"] == 2
     shown = mor.ok("run", "show", run)
     assert "2 of 2" in shown and "/models/aligned" in shown and "clinic" in shown
+    assert "warm-up" in shown and "0.75" in shown and "0.7 " in shown and "1.5" in shown
     assert mor.ok("run", "watch", run).strip() == "/models/aligned"
     stopped = mor.mor("run", "stop", run)
     assert stopped.exit_code == ExitCode.conflict

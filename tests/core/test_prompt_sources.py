@@ -75,6 +75,8 @@ def test_sources_are_written_in_toml() -> None:
             "every source has weight 0 at step 4",
         ),
         ([{**ROWS, "weight": 0}], {}, "weight"),
+        ([{**ROWS, "weight": 1e-3}, {**ROWS, "name": "b", "weight": 1e6}], {}, "source 'rows' has a share of 1e-09"),
+        ([{**ROWS, "weight": 2e6}, {**ROWS, "name": "b", "weight": 200}], {}, None),
         ([{**ROWS, "weight": -1}], {}, "weight"),
         ([{**ROWS, "weight": float("nan")}], {}, "weight"),
         ([{**ROWS, "weight": float("inf")}], {}, "weight"),

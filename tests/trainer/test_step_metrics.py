@@ -10,6 +10,7 @@ from typing import get_args
 
 import mor_trainer.metrics
 import pytest
+from mor_core.runs import RunSpec
 from mor_core.step_metrics import (
     CHARTS,
     PROMETHEUS_PREFIX,
@@ -23,13 +24,14 @@ from mor_core.step_metrics import (
     declared,
     gauge_name,
 )
-from mor_core.wire import ClientScore, RewardRecord, TokenBlock
+from mor_core.wire import ClientScore, EventRecord, RewardRecord, TokenBlock
 from mor_trainer.algorithm.loss import LossSums
 from mor_trainer.control.kubeflow import trainer_status
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals, measure
 from mor_trainer.update import step_timer
 from mor_trainer.update.updater import UpdateReport
+from prometheus_client import generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
 from tests.trainer.records import order_of, rollout_of
@@ -250,3 +252,16 @@ def test_plain_numbers_are_the_metrics_of_the_kubeflow_status() -> None:
     names = {metric.name for metric in found.metrics}
     assert {"reward_mean", "groups_applied", "begun_at"} <= names
     assert not names & {"loss", "clients", "seconds", "applied"}
+
+
+def test_sources_have_gauges_until_the_run_is_over_and_others_than_those_of_the_run_have_none() -> None:
+    sources = [{"name": "easy", "prompts": "/a"}, {"name": "hard", "prompts": "/b"}]
+    spec = RunSpec.model_validate({"name": "r", "model": "/m", "sources": sources})
+    found = {"easy": {"drawn_ratio": 0.75, "reward_mean": None}, "forged": {"drawn_ratio": 0.25}}
+    event = EventRecord(run="r", group_id="r/1", kind="step", step=1, stamps={"trainer": 1.0}, data={"sources": found})
+    mor_trainer.metrics.observe(event, spec)
+    exported = generate_latest().decode()
+    assert 'mor_trainer_source_drawn_ratio{run="r",source="easy"} 0.75' in exported
+    assert "forged" not in exported
+    mor_trainer.metrics.forget("r")
+    assert 'source="easy"' not in generate_latest().decode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
@@ -12,10 +14,15 @@ from mor_core.wire import Documented
 
 MOST_SOURCES = 100
 """Sources of a run, each with figures of its own in every step's metrics."""
-_LARGEST_WEIGHT, _SMALLEST_WEIGHT = 1e4, 1e-4
-"""Range in which the rounding of shares is far below the smallest one."""
-_LAST_STEP, _MOST_POINTS = 100_000, 100
+_LARGEST_WEIGHT = 1e9
+"""More than any file has rows."""
+_SMALLEST_SHARE = 1e-7
+"""Smallest share that is drawn, far above the rounding of shares."""
+_LAST_STEP, _MOST_POINTS = 100_000, 32
 """Bounds of a schedule; the shares of each step up to its last point are kept in memory."""
+
+WeightPoints = Sequence[tuple[int, float]]
+"""Points (step, weight) in the order of their steps: linear between them, constant before and after."""
 
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
@@ -50,12 +57,11 @@ class PromptSource(Documented):
     order: Literal["shuffled", "file"] = "shuffled"
     """Order in which each pass over the source draws its rows: shuffled by the run's seed, or that of the file, such as
     from easy to hard."""
-    weight: float | None = Field(None, ge=_SMALLEST_WEIGHT, le=_LARGEST_WEIGHT)
+    weight: float | None = Field(None, gt=0, le=_LARGEST_WEIGHT)
     """Weight in relation to the other sources: the weights of all sources are divided by their sum. 1 where neither
     this nor ``schedule`` is given."""
     schedule: tuple[WeightPoint, ...] = Field((), max_length=_MOST_POINTS)
-    """Weights by step instead of ``weight``: linear between the points, constant before the first and after the last.
-    """
+    """Weights by step instead of ``weight``: linear between the points, constant before and after them."""
 
     @model_validator(mode="after")
     def _one_kind_of_weight(self) -> PromptSource:
@@ -77,15 +83,24 @@ class PromptSource(Documented):
         return PromptFile(self.prompts, columns if self.columns is None else self.columns)
 
     @property
-    def weights(self) -> tuple[tuple[int, float], ...]:
-        """Points (step, weight), one at least."""
+    def weights(self) -> WeightPoints:
+        """Weights by step, one at least."""
         if self.schedule:
             return tuple((point.step, point.weight) for point in self.schedule)
         return ((0, 1.0 if self.weight is None else self.weight),)
 
 
-def check_sources(sources: tuple[PromptSource, ...]) -> None:
-    """Check that the sources have different names, and that at each step one of them is drawn from.
+def weight_at(points: WeightPoints, step: int) -> float:
+    """Return the weight at a step; every machine computes the same number."""
+    after = bisect_right(points, step, key=lambda point: point[0])
+    if after in (0, len(points)):
+        return points[max(0, after - 1)][1]
+    (left, low), (right, high) = points[after - 1], points[after]
+    return low + (high - low) * ((step - left) / (right - left))
+
+
+def check_sources(sources: Sequence[PromptSource]) -> None:
+    """Check that the sources have different names, and at each step shares that can be drawn.
 
     Raises:
         ValueError: they do not.
@@ -94,13 +109,15 @@ def check_sources(sources: tuple[PromptSource, ...]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two sources have the name {name!r}; give each a name of its own")
-    for step in sorted({step for source in sources for step, _ in source.weights}):
-        if sources and not any(_drawn_from(source.weights, step) for source in sources):
+    points = [source.weights for source in sources]
+    for step in sorted({step for one in points for step, _ in one}):  # between these, the weights are linear
+        weights = [weight_at(one, step) for one in points]
+        total = math.fsum(weights)
+        if not total:
             raise ValueError(f"every source has weight 0 at step {step}; give one of them a weight there")
-
-
-def _drawn_from(weights: tuple[tuple[int, float], ...], step: int) -> bool:
-    after = bisect_left(weights, step, key=lambda point: point[0])
-    if after < len(weights) and weights[after][0] == step:
-        return weights[after][1] > 0
-    return any(weight for _, weight in weights[max(0, after - 1) : after + 1])
+        for name, weight in zip(names, weights, strict=True):
+            if 0 < weight < _SMALLEST_SHARE * total:
+                raise ValueError(
+                    f"source {name!r} has a share of {weight / total:.1g} at step {step}; give it {_SMALLEST_SHARE:g} "
+                    "or more, or the weight 0"
+                )

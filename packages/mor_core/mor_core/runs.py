@@ -84,7 +84,20 @@ class RunSpec(Documented):
                     "steps": 120,
                     "sampling": {"max_tokens": 24},
                     "optimiser": {"lr": 1e-4},
-                }
+                },
+                {
+                    "name": "by-weight",
+                    "model": "/models/base",
+                    "sources": [
+                        {"name": "charts", "prompts": "/data/charts.jsonl", "weight": 3},
+                        {
+                            "name": "scans",
+                            "prompts": "/data/all.jsonl",
+                            "domain": "medical",
+                            "schedule": [{"step": 0, "weight": 1}, {"step": 100, "weight": 3}],
+                        },
+                    ],
+                },
             ]
         }
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mor_core.prompt_sources import MOST_SOURCES
 from mor_core.runs import RunSpec, RunState
 from mor_core.step_metrics import PROMETHEUS_PREFIX, ClientFigures, SourceFigures, StepMetrics, declared
 from mor_core.streams import Backlog
@@ -52,18 +51,18 @@ _OF_A_RUN = (
 )
 
 
-def observe(event: EventRecord) -> None:
-    """Set the metrics that an event reports."""
+def observe(event: EventRecord, spec: RunSpec) -> None:
+    """Set the metrics that an event reports; of sources, those that the run has."""
     run, data = event.run, event.data
     if event.kind == "step":
-        _observe_step(event)
+        _observe_step(event, spec)
     elif event.kind == "weights":
         _PUBLICATION.labels(run).observe(data["seconds"])
     elif event.kind == "evaluation" and data["reward"] is not None:
         _EVALUATION.labels(run).set(data["reward"])
 
 
-def _observe_step(event: EventRecord) -> None:
+def _observe_step(event: EventRecord, spec: RunSpec) -> None:
     run, metrics = event.run, StepMetrics.read(event.data)
     _STEP.labels(run).set(event.step)
     _LAST_STEP.labels(run).set(event.stamps["trainer"])
@@ -74,9 +73,10 @@ def _observe_step(event: EventRecord) -> None:
     for client, figures in metrics.clients.items():
         for name, gauge in _CLIENT_GAUGES.items():
             _set(gauge, getattr(figures, name), run, client)
-    for source, drawn in list(metrics.sources.items())[:MOST_SOURCES]:
-        for name, gauge in _SOURCE_GAUGES.items():
-            _set(gauge, getattr(drawn, name), run, source)
+    for source in spec.sources:
+        if (drawn := metrics.sources.get(source.name)) is not None:
+            for name, gauge in _SOURCE_GAUGES.items():
+                _set(gauge, getattr(drawn, name), run, source.name)
 
 
 def _set(gauge: Gauge, value: float | BaseModel | None, *labels: str) -> None:

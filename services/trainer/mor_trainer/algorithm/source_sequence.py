@@ -16,17 +16,16 @@ import math
 import sys
 import threading
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
+
+from mor_core.prompt_sources import WeightPoints, weight_at
 
 _WHOLE = 1 << 32
 """Units of all shares together; a share is rounded to one unit, which shifts no count within a billion draws."""
 _BLOCK = 1024
 """Draws between counts that are kept; it bounds the part of the sequence that one count looks at."""
 _NEVER = sys.maxsize
-
-Schedule = Sequence[tuple[int, float]]
-"""Points (step, weight) in the order of their steps: linear between them, constant before and after."""
 
 
 class SourceSequence:
@@ -35,7 +34,7 @@ class SourceSequence:
     Several threads may read it.
     """
 
-    def __init__(self, schedules: Sequence[Schedule], draws_per_step: int) -> None:
+    def __init__(self, schedules: Sequence[WeightPoints], draws_per_step: int) -> None:
         """``schedules``: weights of each source, at most 255 of them. The weights of step t hold for the draws numbered
         from ``t * draws_per_step`` on, whatever the step that trains on them."""
         self._schedules = schedules
@@ -51,7 +50,6 @@ class SourceSequence:
         self._kept_counts: list[tuple[int, ...]] = []
         """Draws of each source before every ``_BLOCK``-th draw."""
         self._windows = [self._window(source) for source in range(len(schedules))]
-        """By source: the numbers of the first and the last draw that may be its next one."""
         self._lock = threading.Lock()
 
     def source(self, number: int) -> int:
@@ -65,9 +63,8 @@ class SourceSequence:
         """Return how often a source is drawn before draw ``number``."""
         if len(self._schedules) == 1:
             return number
+        self._extend(number + 1)
         block = number // _BLOCK
-        self._extend(block * _BLOCK + 1)
-        self._extend(number)
         return self._kept_counts[block][source] + self._drawn.count(source, block * _BLOCK, number)
 
     def expected(self, source: int, number: int) -> float:
@@ -92,6 +89,7 @@ class SourceSequence:
                 self._drawn.append(source)
 
     def _window(self, source: int) -> tuple[int, int]:
+        """Return the numbers of the first and the last draw that may be the next one of a source."""
         units = self._counts[source] * _WHOLE
         return self._expecting(source, units + 1) - 1, self._expecting(source, units + _WHOLE) - 1
 
@@ -115,7 +113,7 @@ class SourceSequence:
 
     def _shares(self, step: int) -> list[int]:
         """Return the share of each source at a step in units, rounded by largest remainder."""
-        weights = [_weight(points, step) for points in self._schedules]
+        weights = [weight_at(points, step) for points in self._schedules]
         total = math.fsum(weights)
         exact = [weight / total * _WHOLE for weight in weights]
         shares = [int(share) for share in exact]
@@ -123,11 +121,3 @@ class SourceSequence:
         for source in by_remainder[: _WHOLE - sum(shares)]:
             shares[source] += 1
         return shares
-
-
-def _weight(points: Schedule, step: int) -> float:
-    after = bisect_right(points, step, key=lambda point: point[0])
-    if after in (0, len(points)):
-        return points[max(0, after - 1)][1]
-    (left, low), (right, high) = points[after - 1], points[after]
-    return low + (high - low) * ((step - left) / (right - left))

@@ -142,7 +142,7 @@ class Ingest:
         """
         try:
             if self._history.add(event):
-                metrics.observe(event)
+                metrics.observe(event, spec)
                 self._trackers.add_event(event, spec)
         except sqlite3.OperationalError:
             raise

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
+from mor_core.prompt_sources import WeightPoints
 from mor_core.runs import RunSpec
 
-from mor_trainer.algorithm.source_sequence import Schedule, SourceSequence
+from mor_trainer.algorithm.source_sequence import SourceSequence
 
 _CACHED_EPOCHS = 4
 """Shuffled epochs of a source that are kept: groups under way are of two, dropped ones of any."""
@@ -29,7 +30,7 @@ class OrderedSource:
     name: str
     """Empty for the one file of a run without ``sources``."""
     rows: int
-    weights: Schedule = ((0, 1.0),)
+    weights: WeightPoints = ((0, 1.0),)
     shuffled: bool = True
 
 
@@ -79,8 +80,8 @@ class PromptOrder:
 
     def draw(self, number: int) -> DrawnPrompt:
         """Return the prompt of a draw."""
-        source, drawn = self._sequence.source(number), self._sequence.count
-        epoch, position = divmod(drawn(source, number), self.sources[source].rows)
+        source = self._sequence.source(number)
+        epoch, position = divmod(self._sequence.count(source, number), self.sources[source].rows)
         if self.sources[source].shuffled:
             position = self._shuffled(source, epoch)[position]
         return DrawnPrompt(source, epoch, self._offsets[source] + position)
