@@ -24,6 +24,7 @@ from tables import (  # noqa: E402
     images,
     on_gpu,
     polling,
+    prompt_sets,
     quarantine,
     recognition,
     requirements,
@@ -52,7 +53,7 @@ def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
 _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     ROOT / "README.md": (requirements, averaging, demonstration),
     DOCS / "algorithm.md": (experiment,),
-    DOCS / "data-files.md": (layouts.table,),
+    DOCS / "data-files.md": (layouts.table, prompt_sets),
     DOCS / "client-lifecycle.md": (recognition, quarantine, hostile, situational),
     DOCS / "installation.md": (images, containers),
     DOCS / "status.md": (step_metrics.table, polling),

@@ -6,6 +6,7 @@ from tables.demonstration import demonstration
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
+from tables.prompt_sets import prompt_sets
 from tables.requirements import requirements
 from tables.situational import recognition, situational
 from tables.trainer import on_gpu, trainer
@@ -19,6 +20,7 @@ __all__ = [
     "images",
     "on_gpu",
     "polling",
+    "prompt_sets",
     "quarantine",
     "recognition",
     "requirements",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from mor_core.prompt_index import open_prompts
 from mor_core.wire import RolloutRecord
+from mor_trainer.groups import recovery
 
-from tests.trainer.kit import Processes
+from tests.trainer.kit import Processes, write_prompts
 from tests.trainer.stages import Stages, until
 from tests.trainer.watching import alerts, applied_once, create, finish, points, snapshot
 
@@ -43,3 +47,26 @@ def test_a_run_ends_where_more_prompts_are_bad_than_it_allows(
     assert "the groups of 2 of 12 prompts were dropped, more than max_bad_prompts=0.05 allows: 'p3', 'p7'" in error
     assert "the sampler broke down" in error
     assert "Correct or remove these rows" in error
+
+
+def test_a_picture_that_changed_after_it_was_indexed_costs_its_groups_alone(
+    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_READ_AGAIN_S", 0.5)
+    prompts = write_prompts(tmp_path, 12)
+    indexes = tmp_path / "runs" / "_prompt_index"
+    indexed = open_prompts(prompts, index_dir=indexes)
+    shutil.copy(tmp_path / "images" / "prompts.jsonl-0.png", tmp_path / "images" / "prompts.jsonl-3.png")
+    processes.environment["MOR_GROUP_ATTEMPTS"] = "2"
+    processes.serve()
+    run = create(processes, model=tiny, prompts=prompts, steps=4, evaluation_every=4, evaluation_prompts=str(prompts))
+    with processes.working():
+        finish(processes, run)
+    applied_once(points(processes, run))
+    reasons = {alert["reason"] for alert in alerts(processes, run) if alert["name"] == "group_dropped"}
+    problem = f"{prompts}:4: images: images/prompts.jsonl-3.png is not what was indexed; put the former picture back"
+    assert {reason.partition(", or")[0] for reason in reasons} == {
+        f"prompt 'p3': {problem}",
+        f"evaluation prompt 'p3': {problem}",
+    }
+    assert [folder for folder in indexes.iterdir() if folder.is_dir()] == [indexed.folder]
