@@ -87,7 +87,7 @@ def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
     before = time.time()
     with processes.working():
         finish(processes, run)
-    assert not [one for one in Path(processes.environment["MOR_CHECKS_DIR"]).glob("*.json")], "checked again"
+    assert not list(Path(processes.environment["MOR_CHECKS_DIR"]).glob("*.json")), "checked again"
     assert time.time() - before < 60
     applied_once(points(processes, run))
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import structlog
@@ -93,7 +94,7 @@ class TimedCalls:
 
         def work() -> None:
             try:
-                result = context.run(without_stop_iteration, call, *args, **kwargs)
+                result = context.run(without_stop_iteration, partial(call, *args, **kwargs))
             except BaseException as error:
                 future.set_exception(error)
             else:

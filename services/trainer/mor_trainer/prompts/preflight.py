@@ -34,6 +34,8 @@ from mor_trainer.prompts.check_results import (
 )
 from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, prompt_files
 
+_MOST_PROCESSES = 8
+"""Processes on a machine of more cores, which may be those of a node and not of the container."""
 _TELL_S = 0.5
 """Seconds between reports of progress; heartbeats carry them every few seconds."""
 
@@ -62,7 +64,7 @@ class Preflight:
         *,
         limits: PromptLimits,
         report: Callable[[PreflightStatus], None],
-        obey: Callable[[], None],
+        obey: Callable[[], object],
     ) -> None:
         """Initialise the check.
 
@@ -120,7 +122,7 @@ class Preflight:
             spec.prompt_columns,
             model=spec.model,
             limits=self._limits,
-            processes=settings.check_processes or len(os.sched_getaffinity(0)),
+            processes=settings.check_processes or min(_MOST_PROCESSES, len(os.sched_getaffinity(0))),
             row_s=settings.encode_timeout_s,
         )
         rows = 0
