@@ -47,7 +47,7 @@ _VALUES: tuple[Any, ...] = (None, True, 0, -1.5, 1e308, [], {}, [[]], {"type": "
 _ROLES = ("user", "assistant", "system", "tool", "", "User", "user")
 _SIZES = ((40, 30), (1, 1), (1, 400), (400, 1), (3, 2), (320, 200), (1000, 4))
 _MODES = ("RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16", "F")
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO")
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 
 
 def picture(rng: random.Random) -> str:

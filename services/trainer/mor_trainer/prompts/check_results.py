@@ -43,7 +43,7 @@ _LIBRARIES = ("mor-core", "transformers", "tokenizers", "pillow")
 log = structlog.get_logger(__name__)
 
 
-class CheckResult(BaseModel):
+class FileCheck(BaseModel):
     """Result of the check of one file."""
 
     rows: int
@@ -54,45 +54,45 @@ class CheckResult(BaseModel):
     """The first bad rows, unreadable ones included."""
 
 
-class _StoredResult(BaseModel):
+class _StoredCheck(BaseModel):
     data: str | None
     """Fingerprint of the checked data; ``None`` for data without files of their own."""
-    result: CheckResult
+    result: FileCheck
 
 
-class RunResults(BaseModel):
+class RunChecks(BaseModel):
     """Results of all files of a run."""
 
-    files: dict[PromptRole, _StoredResult] = {}
+    files: dict[PromptRole, _StoredCheck] = {}
 
-    def of(self, role: PromptRole, data: str | None) -> CheckResult | None:
+    def of(self, role: PromptRole, data: str | None) -> FileCheck | None:
         """Return the result of a file, if its content is still that with the fingerprint ``data``."""
         stored = self.files.get(role)
         return stored.result if stored is not None and stored.data == data else None
 
-    def with_result(self, role: PromptRole, data: str | None, result: CheckResult) -> RunResults:
-        return RunResults(files={**self.files, role: _StoredResult(data=data, result=result)})
+    def with_result(self, role: PromptRole, data: str | None, result: FileCheck) -> RunChecks:
+        return RunChecks(files={**self.files, role: _StoredCheck(data=data, result=result)})
 
 
-def read_run_results(run_folder: Path) -> RunResults | None:
+def read_run_results(run_folder: Path) -> RunChecks | None:
     """Read the results beside a run; ``None`` where there are none that can be read."""
-    return _read(run_folder / _RUN_FILE, RunResults)
+    return _read(run_folder / _RUN_FILE, RunChecks)
 
 
-def write_run_results(run_folder: Path, results: RunResults) -> None:
+def write_run_results(run_folder: Path, results: RunChecks) -> None:
     atomic.write(run_folder / _RUN_FILE, results.model_dump_json().encode())
 
 
-class CheckResults:
+class FileCheckStore:
     """Folder of results that runs share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def read(self, key: str) -> CheckResult | None:
-        return _read(self._folder / f"{key}.json", CheckResult)
+    def read(self, key: str) -> FileCheck | None:
+        return _read(self._folder / f"{key}.json", FileCheck)
 
-    def write(self, key: str, result: CheckResult) -> None:
+    def write(self, key: str, result: FileCheck) -> None:
         """Store a result, and delete those that were stored longest ago. Without room it is not stored."""
         try:
             atomic.write(self._folder / f"{key}.json", result.model_dump_json().encode())

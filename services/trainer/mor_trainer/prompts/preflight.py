@@ -23,10 +23,10 @@ from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.prompts.check_results import (
     MOST_LISTED,
-    CheckResult,
-    CheckResults,
+    FileCheck,
+    FileCheckStore,
     PromptRole,
-    RunResults,
+    RunChecks,
     check_key,
     data_fingerprint,
     read_run_results,
@@ -43,7 +43,7 @@ _TELL_S = 0.5
 class TooManyBadPrompts(Invalid):
     """More rows are bad than ``max_bad_prompts`` allows."""
 
-    def __init__(self, run: str, role: PromptRole, result: CheckResult, share: float) -> None:
+    def __init__(self, run: str, role: PromptRole, result: FileCheck, share: float) -> None:
         allowed = math.ceil(share * result.rows)
         super().__init__(
             f"{result.bad} of {result.rows} {role.replace('_', ' ')} cannot be used, max_bad_prompts={share:g} allows "
@@ -75,21 +75,21 @@ class Preflight:
         self._limits = limits
         self._report = report
         self._obey = obey
-        self._shared = CheckResults(settings.checks_dir or settings.runs_dir / "checks")
+        self._shared = FileCheckStore(settings.checks_dir or settings.runs_dir / "checks")
         self._rows = self._bad = 0
         self._total: int | None = None
         self._found: list[BadPrompt] = []
         self._told = 0.0
 
-    def run(self) -> RunResults:
+    def run(self) -> RunChecks:
         """Check each file whose result is not known, and store the results beside the run.
 
         Raises:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
             Invalid: a file cannot be read at all.
         """
-        before = read_run_results(self._folder) or RunResults()
-        results = RunResults()
+        before = read_run_results(self._folder) or RunChecks()
+        results = RunChecks()
         for role, path in prompt_files(self._spec).items():
             data = data_fingerprint(path, self._spec.prompt_columns)
             result = before.of(role, data) or self._result(path, data)
@@ -105,7 +105,7 @@ class Preflight:
                 raise TooManyBadPrompts(self._run, role, stored.result, self._spec.max_bad_prompts)
         return results
 
-    def _result(self, path: str, data: str | None) -> CheckResult:
+    def _result(self, path: str, data: str | None) -> FileCheck:
         """Return the result of an earlier check of the same content, or check a file."""
         key = check_key(data, self._spec.model, self._limits)
         if key is not None and (known := self._shared.read(key)) is not None:
@@ -115,7 +115,7 @@ class Preflight:
             self._shared.write(key, result)
         return result
 
-    def _check(self, path: str) -> CheckResult:
+    def _check(self, path: str) -> FileCheck:
         settings, spec = self._settings, self._spec
         check = PromptCheck(
             Path(path),
@@ -138,7 +138,7 @@ class Preflight:
                 if time.monotonic() - self._told > _TELL_S:
                     self._tell("checking")
         bad.sort(key=lambda row: (row.file, row.line))
-        return CheckResult(
+        return FileCheck(
             rows=rows,
             bad=len(bad),
             left_out=tuple(sorted(row.index for row in bad if row.index is not None)),

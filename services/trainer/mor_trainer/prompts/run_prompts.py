@@ -10,7 +10,7 @@ from mor_core.datafiles import Prompt, read_prompts
 from mor_core.run_status import BadPrompt
 from mor_core.runs import RunSpec
 
-from mor_trainer.prompts.check_results import PromptRole, RunResults
+from mor_trainer.prompts.check_results import PromptRole, RunChecks
 from mor_trainer.prompts.usable_prompts import UsablePrompts
 
 SHOWN = 20
@@ -25,11 +25,11 @@ class RunPrompts:
 
     training: Sequence[Prompt]
     evaluation: Sequence[Prompt]
-    results: RunResults | None
+    results: RunChecks | None
     """Results of the check; ``None`` for a run that began without one."""
 
     @classmethod
-    def open(cls, spec: RunSpec, results: RunResults | None) -> RunPrompts:
+    def open(cls, spec: RunSpec, results: RunChecks | None) -> RunPrompts:
         """Open the files of a run.
 
         Raises:
