@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -58,7 +58,7 @@ class EncodingProcesses(Generic[Key]):
         """Rows in whose encoding a process ended once."""
         self._losses = 0
 
-    def encode(self, rows: Iterator[Row[Key] | None]) -> Iterator[tuple[Key, str | None] | None]:
+    def encode(self, rows: Iterator[Row[Key] | None]) -> Generator[tuple[Key, str | None] | None, None, None]:
         """Yield the key of each row with its problem, if it has one; in between ``None``, about every half second.
 
         ``rows`` may yield ``None`` where it has nothing to encode for the moment.
