@@ -1,7 +1,7 @@
 """Trial of a model's family without a run: does the trainer compute what the family's own code computes?
 
-The trial takes a copy of the model with two layers a part and random weights: a wrong mask, position or picture shows as
-in the whole model. Asked to, it takes the whole model.
+The trial takes a copy of the model with two layers a part and random weights: a wrong mask, position or picture shows
+as in the whole model. Asked to, it takes the whole model.
 """
 
 from __future__ import annotations
