@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from mor_core.errors import Invalid, MorError
@@ -65,10 +65,10 @@ def check(
                     found.append(one)
                     if not as_json:
                         _print(one)
+        refused = trial.problem() if trial is not None else None
     except MorError as error:
         print_error(error, as_json=as_json)
         raise typer.Exit(exit_code_of(error)) from error
-        refused = trial.problem() if trial is not None else None
     except KeyboardInterrupt as error:
         raise typer.Exit(ExitCode.interrupted) from error
     finally:
@@ -99,8 +99,9 @@ class _FamilyTrial:
         if command is None:
             err.print("the model's family is not tried: mor-trainer is not installed here", highlight=False)
             return None
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return cls(subprocess.Popen([command, "try-model", model], text=True, **pipes))  # type: ignore[call-overload]
+        pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started: subprocess.Popen[str] = subprocess.Popen([command, "try-model", model], text=True, **pipes)  # noqa: S603
+        return cls(started)
 
     def problem(self) -> str | None:
         """Wait for the end of the trial, and return why the family cannot be trained, if it cannot."""

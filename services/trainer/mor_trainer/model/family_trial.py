@@ -139,7 +139,7 @@ def _compare(model: Any, processor: Any, spec: RunSpec) -> str | None:
                 f"with {pictures} pictures the trainer's log-probabilities differ from the model's own by "
                 f"{difference:.2g} of their spread"
             )
-        got.sum().backward()
+        torch.autograd.backward(got.sum())
     gradients = [parameter.grad for parameter in policy.trainable.values() if parameter.grad is not None]
     if not gradients or not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
         return "its gradients are not finite"
