@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -45,3 +46,22 @@ def test_examples_that_the_scorer_cannot_distinguish_are_scored_once(uses_pictur
     outcomes = ScoringEngine(scorer, temperature=2.0, batch_responses=2).run(items)
     assert [outcome.scores for outcome in outcomes] == [(2.5, 3.5, 2.5), (3.5, 2.5), (2.5,)]
     assert len(scorer.scored) == passes
+
+
+class Hanging(Lengths):
+    """Scorer whose tokenizer hangs on one question."""
+
+    def unscorable_reason(self, example: Example) -> str | None:
+        if "hang" in example.messages[0].text:
+            time.sleep(1)
+        return None
+
+
+def test_an_item_whose_encoding_hangs_is_an_error_and_the_others_are_scored() -> None:
+    items = [[_example(b"one", "a cat")], [_example(b"one", "a dog", "hang")], [_example(b"two", "a bird")]]
+    engine = ScoringEngine(Hanging(True), temperature=1.0, batch_responses=2, encode_timeout_s=0.2)
+    outcomes = engine.run(items)
+    assert [outcome.status for outcome in outcomes] == ["ok", "error", "ok"]
+    assert "did not end within 0.2 s (MOR_ENCODE_TIMEOUT_S)" in (outcomes[1].detail or "")
+    assert engine.calls.stuck == 1
+    assert engine.calls.problem is None

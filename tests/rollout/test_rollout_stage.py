@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from mor_core import stage as stage_module
 from mor_core.run_announcements import announce
 from mor_core.stage import MOST_DELIVERIES
 from mor_core.tasks import stop
+from mor_core.timed_calls import TimedCalls
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.protocol import PromptInput, SampleParams
@@ -61,6 +63,18 @@ def fail_in_processor(engine: TransformersEngine, codec: PromptCodec, monkeypatc
     monkeypatch.setattr(codec, "encode", failing)
 
 
+def hang_in_processor(engine: TransformersEngine, codec: PromptCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = codec.encode
+
+    def hanging(prompt: PromptInput) -> Any:
+        if "bad" in str(prompt.messages):
+            time.sleep(1.5)
+        return encode(prompt)
+
+    monkeypatch.setattr(codec, "encode", hanging)
+    monkeypatch.setattr(codec, "calls", TimedCalls("the encoding of a prompt", 0.4, "MOR_ENCODE_TIMEOUT_S"))
+
+
 def fail_in_engine(engine: TransformersEngine, codec: PromptCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = engine.sample
 
@@ -73,8 +87,12 @@ def fail_in_engine(engine: TransformersEngine, codec: PromptCodec, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("fail", "reason"),
-    [(fail_in_processor, "ValueError in rollout/test_rollout"), (fail_in_engine, "MemoryError: no room")],
+    ("fail", "reason", "attempts"),
+    [
+        (fail_in_processor, "ValueError in rollout/test_rollout", MOST_DELIVERIES + 1),
+        (hang_in_processor, "the encoding of a prompt did not end within 0.4 s (MOR_ENCODE_TIMEOUT_S)", 1),
+        (fail_in_engine, "MemoryError: no room", MOST_DELIVERIES + 1),
+    ],
 )
 async def test_a_group_that_fails_in_an_unexpected_way_is_given_up_and_the_others_are_sampled(
     quick: RolloutSettings,
@@ -88,6 +106,7 @@ async def test_a_group_that_fails_in_an_unexpected_way_is_given_up_and_the_other
     monkeypatch: pytest.MonkeyPatch,
     fail: Any,
     reason: str,
+    attempts: int,
 ) -> None:
     fail(plain, codec, monkeypatch)
     await announce(redis, run_name, quick.model)
@@ -105,7 +124,7 @@ async def test_a_group_that_fails_in_an_unexpected_way_is_given_up_and_the_other
     try:
         assert set(await run.rollouts(4)) == {"g1", "g2", "g3", "g4"}
         dead = await run.dead_letter()
-        assert (dead.group_id, dead.stage, dead.attempts) == ("g99", "rollout", MOST_DELIVERIES + 1)
+        assert (dead.group_id, dead.stage, dead.attempts) == ("g99", "rollout", attempts)
         assert reason in dead.reason
         await run.issue("g5", ref, max_tokens=4)
         assert set(await run.rollouts(1)) == {"g5"}

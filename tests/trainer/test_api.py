@@ -43,6 +43,34 @@ async def test_values_that_are_not_known_yet_are_null(http: httpx.AsyncClient, s
     assert (await http.get(f"/v1/runs/{run}/spec")).json() == spec.model_dump(mode="json")
 
 
+async def test_the_check_of_the_prompts_is_shown_as_it_goes_on(http: httpx.AsyncClient, spec: RunSpec) -> None:
+    run = await create(http, spec)
+    assert (await http.get(f"/v1/runs/{run}")).json()["preflight"] is None
+    assert (await http.get(f"/v1/runs/{run}/bad-prompts")).json() == {"run": run, "bad": 0, "listed": []}
+    await claim(http)
+    row = {"file": "/data/p.jsonl", "line": 3, "id": "q3", "problem": "not JSON"}
+    checking = {"state": "checking", "rows": 40, "total": None, "bad": 1, "found": [row]}
+    for status in (checking, checking, {**checking, "state": "done", "rows": 90, "total": 90}):
+        beat = {"attempt": 1, "state": "running", "preflight": status}
+        reply = await http.post(f"/v1/runs/{run}/heartbeat", json=beat, headers=bearer("service"))
+        assert reply.status_code == 200, reply.text
+        shown = (await http.get(f"/v1/runs/{run}")).json()
+        assert shown["preflight"] == status
+        assert shown["state"] == "running"
+
+
+async def test_rollout_services_report_their_limits(http: httpx.AsyncClient) -> None:
+    limits = {"name": "r1", "model": "/m", "max_model_len": 512, "max_images": 2, "max_image_bytes": 1 << 20}
+    assert (await http.get("/v1/engines")).json() == []
+    for changed in (limits, {**limits, "max_images": 3}):
+        reply = await http.post("/v1/engines", json=changed, headers=bearer("service"))
+        assert reply.status_code == 204, reply.text
+    assert (await http.get("/v1/engines")).json() == [{**limits, "max_images": 3}]
+    assert (await http.post("/v1/engines", json=limits, headers=bearer("viewer"))).status_code == 403
+    absurd = {**limits, "max_model_len": 0}
+    assert (await http.post("/v1/engines", json=absurd, headers=bearer("service"))).status_code == 422
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

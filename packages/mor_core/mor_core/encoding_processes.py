@@ -19,6 +19,7 @@ from mor_core.datafiles import Prompt
 from mor_core.errors import Unavailable
 from mor_core.failures import describe_failure
 from mor_core.image_budget import ImageBudget
+from mor_core.pixel_hash import PIXEL_FIELDS
 from mor_core.prompt_limits import PromptLimits
 
 Key = TypeVar("Key")
@@ -227,7 +228,10 @@ def problem_of(processor: Any, limits: PromptLimits, prompt: Prompt) -> str | No
         for content in prompt.images.values():
             budget.spend(content)
         decoded = {digest: images.decode(content) for digest, content in prompt.images.items()}
-        limits.check_tokens(vision.encode_prompt(processor, prompt.messages, decoded)["input_ids"].shape[1])
+        inputs = vision.encode_prompt(processor, prompt.messages, decoded)
+        limits.check_tokens(inputs["input_ids"].shape[1])
+        if decoded and not any(field in inputs for field in PIXEL_FIELDS):
+            return f"the model's processor makes no pixels of the {len(decoded)} images; use its own processor files"
     except Exception as error:  # whatever fails, it is this row that no run can use
         return describe_failure(error)
     return None

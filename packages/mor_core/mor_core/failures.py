@@ -33,8 +33,8 @@ _MOST_FRAMES = 50
 """Frames of a traceback that are logged, the outermost and the innermost: a recursion has a thousand."""
 _OURS = re.compile(r"^(mor_\w+|three_domains)(\.|$)")
 _OUR_FILES = re.compile(r".*/((?:mor_\w+|three_domains)/.*\.py)$")
-_WRAPPER = "mor_core/tasks.py"
-"""File whose frames only pass a call on."""
+_WRAPPERS = ("mor_core/tasks.py", "mor_core/timed_calls.py")
+"""Files whose frames only pass a call on."""
 _NUMERIC = re.compile(r"/torch/|(?:^|/)mor_\w+/")
 """Files in which a ``RuntimeError`` comes from torch, whose messages describe shapes, types and memory."""
 _ENVIRONMENT = (
@@ -205,7 +205,7 @@ def _place(error: BaseException) -> str | None:
     frames = [
         (frame, _OUR_FILES.sub(r"\1", frame.filename))
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.endswith(_WRAPPER)
+        if not frame.filename.endswith(_WRAPPERS)
     ]
     if not frames:
         return None

@@ -6,7 +6,7 @@ not depend on the size of the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -68,7 +68,7 @@ class PromptCheck:
     row_s: float = ROW_S
     """Longest encoding of a row, seconds."""
 
-    def run(self) -> Iterator[CheckProgress]:
+    def run(self) -> Generator[CheckProgress, None, None]:
         """Yield what is found as it is found, and at least twice a second while rows are encoded, to the end.
 
         Raises:

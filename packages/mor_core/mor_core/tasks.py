@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
@@ -43,14 +44,14 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     return [None if task.cancelled() else task.exception() for task in ordered]
 
 
-def without_stop_iteration(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def without_stop_iteration(call: Callable[[], T]) -> T:
     """Call code of libraries that may raise ``StopIteration``, which no future takes.
 
     Raises:
         RuntimeError: ``call`` raised ``StopIteration``.
     """
     try:
-        return call(*args, **kwargs)
+        return call()
     except StopIteration as error:
         raise RuntimeError(f"{call!r} raised StopIteration") from error
 
@@ -61,7 +62,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     Raises:
         RuntimeError: ``call`` raised ``StopIteration``.
     """
-    return await asyncio.to_thread(without_stop_iteration, call, *args, **kwargs)
+    return await asyncio.to_thread(without_stop_iteration, partial(call, *args, **kwargs))
 
 
 async def on_executor(executor: Executor, call: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import structlog
@@ -77,11 +78,14 @@ class TimedCalls:
     async def run_async(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a call and wait for it without blocking the event loop; errors are those of ``run``."""
         async with self._places:
-            future = self._start(call, *args, **kwargs)
-            done, _ = await asyncio.wait([asyncio.wrap_future(future)], timeout=self._limit_s)
-            if not done:
-                raise self._late()
-            return future.result()
+            future = asyncio.wrap_future(self._start(call, *args, **kwargs))
+            try:
+                done, _ = await asyncio.wait([future], timeout=self._limit_s)
+                if done:
+                    return future.result()
+            finally:
+                future.cancel()  # nobody wants the result or the error of a call that is left behind
+            raise self._late()
 
     def _start(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         if (problem := self.problem) is not None:
@@ -93,7 +97,7 @@ class TimedCalls:
 
         def work() -> None:
             try:
-                result = context.run(without_stop_iteration, call, *args, **kwargs)
+                result = context.run(without_stop_iteration, partial(call, *args, **kwargs))
             except BaseException as error:
                 future.set_exception(error)
             else:

@@ -15,7 +15,7 @@ from mor_core.errors import MorError, Unavailable
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.redis_permissions import RedisPermissions
 from mor_core.streams import connect
-from mor_core.tasks import stop
+from mor_core.tasks import in_background, stop
 from redis.asyncio import Redis
 
 from mor_rollout import environment
@@ -26,6 +26,7 @@ from mor_rollout.engines.self_test import self_test
 from mor_rollout.engines.vllm.native_libraries import import_failure
 from mor_rollout.engines.vllm.vllm_engine import VllmEngine
 from mor_rollout.group_sampler import GroupSampler
+from mor_rollout.limits_report import report_limits
 from mor_rollout.rollout_stage import RolloutStage
 from mor_rollout.swaps import PolicySwapper
 from mor_rollout.weight_receiver import WeightReceiver
@@ -67,7 +68,8 @@ class RolloutService:
             await self._bring_up()
             assert self.stage is not None and self.swapper is not None
             self.state = "ready"
-            await self.stage.work()
+            async with in_background(report_limits(self.settings)):
+                await self.stage.work()
             self.failure = self.swapper.failure
         except MorError as error:
             self.failure = str(error)

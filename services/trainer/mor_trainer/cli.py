@@ -69,5 +69,28 @@ def work(
     raise typer.Exit(status)
 
 
+@app.command("try-model")
+def try_model(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or hub name.")],
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Try the whole model; by default a copy with few layers.")
+    ] = False,
+) -> None:
+    """Try whether the family of a model can be trained: compare the trainer with the family's own code.
+
+    The exit status is 1 if it cannot."""
+    from mor_core import process
+
+    from mor_trainer.model import family_trial
+
+    with process.reported_errors("mor-trainer"):
+        problems = family_trial.try_model(model, whole=whole)
+    for name, problem in problems.items():
+        typer.echo(f"training with {name} does not work: {problem}")
+    if not problems:
+        typer.echo("the family can be trained: frozen vision, trained vision, adapters")
+    raise typer.Exit(1 if problems else 0)
+
+
 def main() -> None:
     app()

@@ -76,8 +76,8 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     torch_threads: int = Field(1, ge=1)
     """CPU threads of tensor operations; all services of a machine share its cores."""
     check_processes: int = Field(0, ge=0)
-    """Processes that encode all prompts before the first step of a run; 0 starts one for each core. A process takes
-    about 500 MB."""
+    """Processes that encode all prompts before the first step of a run; 0 starts one for each core, at most 8. Each
+    takes a few hundred megabytes."""
     checks_dir: Path | None = None
     """Folder of the results of these checks, which runs with the same data, model and limits share; by default
     ``checks`` in ``runs_dir``."""

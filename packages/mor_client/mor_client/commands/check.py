@@ -22,6 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from mor_client.commands.common import Json
 from mor_client.commands.run import read_spec_file
 from mor_client.exit_codes import ExitCode, exit_code_of
+from mor_client.family_trial import FamilyTrial
 from mor_client.output import cell, err, out, print_error, print_json
 
 _SHOWN = 1000
@@ -45,31 +46,27 @@ def check(
     ] = None,
     max_model_len: Annotated[int | None, typer.Option(min=1, help="MOR_MAX_MODEL_LEN of the rollout service.")] = None,
     max_images: Annotated[int | None, typer.Option(min=0, help="MOR_MAX_IMAGES of the rollout service.")] = None,
+    family: Annotated[
+        bool, typer.Option(help="Also try whether the trainer can train the model's family; needs mor-trainer here.")
+    ] = True,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; by default one a core.")] = None,
     as_json: Json = False,
 ) -> None:
     """Read every row, encode every prompt as the run will, and name each bad row with the reason.
 
-    The exit status is 1 if a row is bad."""
+    The exit status is 1 if a row is bad, or if the model's family cannot be trained."""
     found: list[RowProblem] = []
     rows = bad = 0
+    trial = FamilyTrial.begin(model) if model is not None and family else None
     try:
         if model is not None and importlib.util.find_spec("transformers") is None:
             raise Invalid("--model needs transformers and torch; install 'mor-client[check]', or leave --model out")
-        files = [PromptFile(str(data), columns)]
-        if data.suffix == ".toml":
-            if columns or preferences:
-                raise Invalid(
-                    "--map and --preferences are for files of rows; write prompt_columns in the specification"
-                )
-            spec = _read_spec(data)
-            files = _files_of(spec)
-            response_tokens = response_tokens or spec.sampling.max_tokens
-        limits = PromptLimits(max_model_len, max_images, response_tokens or 1)
-        cores = len(os.sched_getaffinity(0))
-        checks = [
-            PromptCheck(Path(file.path), file.columns, preferences, model, limits, processes or cores) for file in files
-        ]
+        spec = _read_spec(data, for_rows=bool(columns or preferences)) if data.suffix == ".toml" else None
+        files = (PromptFile(str(data), columns),) if spec is None else spec.prompt_files()
+        response = response_tokens or (1 if spec is None else spec.sampling.max_tokens)
+        limits = PromptLimits(max_model_len, max_images, response)
+        workers = processes or len(os.sched_getaffinity(0))
+        checks = [PromptCheck(Path(path), names, preferences, model, limits, workers) for path, names in files]
         with Progress(
             SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), console=err, transient=True
         ) as progress:
@@ -81,31 +78,34 @@ def check(
                     found.append(one)
                     if not as_json:
                         _print(one)
+        refused = trial.problem() if trial is not None else None
     except MorError as error:
         print_error(error, as_json=as_json)
         raise typer.Exit(exit_code_of(error)) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(ExitCode.interrupted) from error
+    finally:
+        if trial is not None:
+            trial.end()
     if as_json:
-        print_json({"rows": rows, "bad": bad, "found": [asdict(one) for one in found]})
+        print_json({"rows": rows, "bad": bad, "found": [asdict(one) for one in found], "family": refused})
     else:
         more = f"; the first {len(found):,} are listed" if bad > len(found) else ""
         out.print(f"{bad:,} of {rows:,} rows are bad{more}" if bad else f"all {rows:,} rows are good", highlight=False)
-    if bad:
+        if refused is not None:
+            out.print(refused, highlight=False, soft_wrap=True)
+    if bad or refused is not None:
         raise typer.Exit(ExitCode.refused)
 
 
-def _read_spec(path: Path) -> RunSpec:
+def _read_spec(path: Path, *, for_rows: bool) -> RunSpec:
+    """Read the specification of a run. ``for_rows``: whether there are options that describe a file of rows."""
+    if for_rows:
+        raise Invalid("--map and --preferences are for files of rows; write prompt_columns in the specification")
     try:
         return RunSpec.model_validate(read_spec_file(path))
     except ValidationError as error:
         raise Invalid(f"{path}: {describe(error)}") from error
-
-
-def _files_of(spec: RunSpec) -> list[PromptFile]:
-    """List the files that a run reads, each once."""
-    evaluation = [] if spec.evaluation_prompts is None else [PromptFile(spec.evaluation_prompts, spec.prompt_columns)]
-    return list(dict.fromkeys((*spec.training_files(), *evaluation)))
 
 
 def _print(row: RowProblem) -> None:

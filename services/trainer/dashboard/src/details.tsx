@@ -5,7 +5,7 @@ import { ApiError, post, runPath } from "./api.ts";
 import type { Run } from "./feed.ts";
 import { clock, number } from "./format.ts";
 import { useRead } from "./hooks.ts";
-import type { Caller, Checkpoint, DeadGroup, Snapshot } from "./types.ts";
+import type { Caller, Checkpoint, DeadGroup, Preflight, Snapshot } from "./types.ts";
 
 interface Props {
   snapshot: Snapshot;
@@ -20,6 +20,7 @@ export function Details({ snapshot, changes, caller }: Props) {
   const checkpoints = read.value?.checkpoints.toReversed();
   return (
     <>
+      {snapshot.preflight !== null && snapshot.preflight.bad > 0 && <Bad check={snapshot.preflight} run={id} />}
       <h2>Groups that were given up</h2>
       <Dead run={id} version={`${changes.alert}/${changes.replay}`} admin={caller.scope === "admin"} />
       <h2>Checkpoints</h2>
@@ -42,6 +43,29 @@ export function Details({ snapshot, changes, caller }: Props) {
       <h2>Created with</h2>
       <p class="note">{clock(snapshot.created_at)}</p>
       {spec && <pre tabIndex={0} role="region" aria-label="Specification">{JSON.stringify(spec, null, 2)}</pre>}
+    </>
+  );
+}
+
+function Bad({ check, run }: { check: Preflight; run: string }) {
+  return (
+    <>
+      <h2>Prompts that cannot be used</h2>
+      {check.bad > check.found.length && (
+        <p class="note">The first {check.found.length} of {check.bad}; <code>mor run bad-prompts {run}</code> lists more.</p>
+      )}
+      <div class="scroll" tabIndex={0} role="region" aria-label="Table of bad prompts">
+        <table>
+          <thead><tr><th scope="col">Place</th><th scope="col">Id</th><th scope="col">Reason</th></tr></thead>
+          <tbody>
+            {check.found.map((row) => (
+              <tr key={`${row.file}:${row.line}`}>
+                <th scope="row"><code>{row.file}:{row.line}</code></th><td>{row.id}</td><td>{row.problem}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
     </>
   );
 }

@@ -12,7 +12,7 @@ import { useFeed, useRead } from "./hooks.ts";
 import { Lost, Progress, State } from "./parts.tsx";
 import { runAddress, type Tab, TABS } from "./route.ts";
 import { Samples } from "./samples.tsx";
-import type { Alert, Caller, Snapshot } from "./types.ts";
+import type { Alert, Caller, Preflight, Snapshot } from "./types.ts";
 
 const FOR_CLIENTS: readonly Tab[] = ["charts", "clients", "samples"];
 
@@ -72,9 +72,10 @@ interface HeadProps {
 }
 
 function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
-  const { step, total, metrics } = snapshot;
+  const { step, total, metrics, preflight } = snapshot;
   const facts: [string, string][] = [
     ["Step", `${step ?? "–"} of ${total}`],
+    ["Prompts", prompts(preflight)],
     ["Time left", duration(snapshot.eta_s)],
     ["Reward", number(metrics?.reward_mean)],
     ["KL", number(metrics?.kl)],
@@ -104,6 +105,14 @@ function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
       </dl>
     </section>
   );
+}
+
+function prompts(check: Preflight | null): string {
+  if (check === null) return "–";
+  const bad = check.bad ? `, ${check.bad.toLocaleString("en")} bad` : "";
+  if (check.state === "done") return `${check.rows.toLocaleString("en")} checked${bad}`;
+  const of = check.total ? ` of ${check.total.toLocaleString("en")}` : "";
+  return `checking, ${check.rows.toLocaleString("en")}${of} done${bad}`;
 }
 
 function AlertedTabs({ id, tab, version }: { id: string; tab: Tab; version: number }) {

@@ -36,6 +36,23 @@ export interface History {
 
 export type RunState = "queued" | "running" | "paused" | "finished" | "failed" | "stopped";
 
+/** Row of a prompts file that cannot be used. */
+export interface BadPrompt {
+  file: string;
+  line: number;
+  id: string;
+  problem: string;
+}
+
+/** Check of all prompts before the first step. */
+export interface Preflight {
+  state: "checking" | "done";
+  rows: number;
+  total?: number | null;
+  bad: number;
+  found: BadPrompt[];
+}
+
 export interface Snapshot {
   id: string;
   state: RunState;
@@ -52,6 +69,7 @@ export interface Snapshot {
   weights_version: number | null;
   gate_version: number | null;
   control_rewards: "fused" | "shuffled";
+  preflight: Preflight | null;
   metrics: StepMetrics | null;
   final: string | null;
   error: string | null;

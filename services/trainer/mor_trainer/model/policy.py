@@ -80,7 +80,7 @@ class Policy:
         """By ``named_parameters`` names of the model."""
         self._temperature = spec.sampling.temperature
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        self._forbidden = torch.tensor(
+        self.forbidden = torch.tensor(
             forbidden_token_ids(processor, self.vocabulary), dtype=torch.long, device=self.device
         )
         self._prompt_processor = PromptProcessor(processor)
@@ -170,7 +170,7 @@ class Policy:
                 model.get_output_embeddings() if self._plain_head else nn.Identity(),
                 chosen,
                 temperature=self._temperature,
-                forbidden=self._forbidden,
+                forbidden=self.forbidden,
                 vocabulary=self.vocabulary,
             )
 
@@ -235,7 +235,7 @@ class Policy:
         """
         try:
             prompts = [self._trial_prompt(words) for words in _TRIAL_WORDS]
-            forbidden = set(self._forbidden.tolist())
+            forbidden = set(self.forbidden.tolist())
             ids = [token for token in range(self.vocabulary) if token not in forbidden][:9]
             responses = (tuple(ids[:6]), tuple(ids[6:]))
             alone = [PackedSequence(prompt, (response,)) for prompt in prompts for response in responses]

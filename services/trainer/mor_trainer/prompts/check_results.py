@@ -40,7 +40,7 @@ _LIBRARIES = ("mor-core", "transformers", "tokenizers", "pillow")
 log = structlog.get_logger(__name__)
 
 
-class CheckResult(BaseModel):
+class FileCheck(BaseModel):
     """Result of the check of one file."""
 
     rows: int
@@ -51,21 +51,21 @@ class CheckResult(BaseModel):
     """The first bad rows, unreadable ones included."""
 
 
-class StoredResult(BaseModel):
+class StoredCheck(BaseModel):
     """Result of one file of a run."""
 
     file: PromptFile
     data: str
     """Fingerprint of the checked data."""
-    result: CheckResult
+    result: FileCheck
 
 
-class RunResults(BaseModel):
+class RunChecks(BaseModel):
     """Results of all files of a run."""
 
-    files: tuple[StoredResult, ...] = ()
+    files: tuple[StoredCheck, ...] = ()
 
-    def of(self, file: PromptFile, data: str) -> CheckResult | None:
+    def of(self, file: PromptFile, data: str) -> FileCheck | None:
         """Return the result of a file, if its content is still that with the fingerprint ``data``."""
         return next((stored.result for stored in self.files if (stored.file, stored.data) == (file, data)), None)
 
@@ -74,25 +74,25 @@ class RunResults(BaseModel):
         return next((stored.result.left_out for stored in self.files if stored.file == file), ())
 
 
-def read_run_results(run_folder: Path) -> RunResults | None:
+def read_run_results(run_folder: Path) -> RunChecks | None:
     """Read the results beside a run; ``None`` where there are none that can be read."""
-    return _read(run_folder / _RUN_FILE, RunResults)
+    return _read(run_folder / _RUN_FILE, RunChecks)
 
 
-def write_run_results(run_folder: Path, results: RunResults) -> None:
+def write_run_results(run_folder: Path, results: RunChecks) -> None:
     atomic.write(run_folder / _RUN_FILE, results.model_dump_json().encode())
 
 
-class CheckResults:
+class FileCheckStore:
     """Folder of results that runs share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def read(self, key: str) -> CheckResult | None:
-        return _read(self._folder / f"{key}.json", CheckResult)
+    def read(self, key: str) -> FileCheck | None:
+        return _read(self._folder / f"{key}.json", FileCheck)
 
-    def write(self, key: str, result: CheckResult) -> None:
+    def write(self, key: str, result: FileCheck) -> None:
         """Store a result, and delete those that were stored longest ago. Without room it is not stored."""
         try:
             atomic.write(self._folder / f"{key}.json", result.model_dump_json().encode())

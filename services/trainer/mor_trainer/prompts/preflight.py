@@ -27,10 +27,10 @@ from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.prompts.check_results import (
     MOST_LISTED,
-    CheckResult,
-    CheckResults,
-    RunResults,
-    StoredResult,
+    FileCheck,
+    FileCheckStore,
+    RunChecks,
+    StoredCheck,
     check_key,
     read_run_results,
     write_run_results,
@@ -39,6 +39,8 @@ from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows
 
 _State = Literal["reading", "checking", "done"]
 
+_MOST_PROCESSES = 8
+"""Processes on a machine of more cores, which may be those of a node and not of the container."""
 _TELL_S = 0.5
 """Seconds between reports of progress; heartbeats carry them every few seconds."""
 
@@ -46,7 +48,7 @@ _TELL_S = 0.5
 class TooManyBadPrompts(Invalid):
     """More rows of a file are bad than ``max_bad_prompts`` allows."""
 
-    def __init__(self, run: str, path: str, result: CheckResult, share: float) -> None:
+    def __init__(self, run: str, path: str, result: FileCheck, share: float) -> None:
         allowed = math.ceil(share * result.rows)
         super().__init__(
             f"{result.bad} of {result.rows} prompts of {path} cannot be used, max_bad_prompts={share:g} allows "
@@ -67,7 +69,7 @@ class Preflight:
         *,
         limits: PromptLimits,
         report: Callable[[PreflightStatus], None],
-        obey: Callable[[], None],
+        obey: Callable[[], object],
     ) -> None:
         """Initialise the check.
 
@@ -78,7 +80,7 @@ class Preflight:
         self._limits = limits
         self._report = report
         self._obey = obey
-        self._shared = CheckResults(settings.checks_dir or settings.runs_dir / "checks")
+        self._shared = FileCheckStore(settings.checks_dir or settings.runs_dir / "checks")
         self._rows = self._bad = 0
         self._total: int | None = None
         self._found: list[BadPrompt] = []
@@ -91,7 +93,7 @@ class Preflight:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
             Invalid: a file cannot be read at all.
         """
-        before = read_run_results(self._folder) or RunResults()
+        before = read_run_results(self._folder) or RunChecks()
         files = open_files(self._settings, self._spec, self._reading)
         self._rows = self._bad = 0
         self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
@@ -102,8 +104,8 @@ class Preflight:
             self._rows += result.rows
             self._bad += result.bad
             self._found = [*self._found, *result.listed][:SHOWN]
-            stored.append(StoredResult(file=file, data=data, result=result))
-        write_run_results(self._folder, RunResults(files=tuple(stored)))
+            stored.append(StoredCheck(file=file, data=data, result=result))
+        write_run_results(self._folder, RunChecks(files=tuple(stored)))
         self._tell("done", self._rows, self._bad)
         for one in stored:
             allowed = math.ceil(self._spec.max_bad_prompts * one.result.rows)
@@ -116,7 +118,7 @@ class Preflight:
         self._obey()
         self._tell_sometimes("reading", rows, 0)
 
-    def _result(self, prompts: PromptSet) -> CheckResult:
+    def _result(self, prompts: PromptSet) -> FileCheck:
         """Return the result of an earlier check of the same content, or check a file."""
         key = check_key(prompts.folder.name, self._spec.model, self._limits)
         if key is not None and (known := self._shared.read(key)) is not None:
@@ -126,7 +128,7 @@ class Preflight:
             self._shared.write(key, result)
         return result
 
-    def _check(self, prompts: PromptSet) -> CheckResult:
+    def _check(self, prompts: PromptSet) -> FileCheck:
         """Encode each row that can be read."""
         settings = self._settings
         bad = [BadPrompt(file=str(row.place.file), line=row.place.line, id=row.name, problem=row.problem or "")
@@ -136,7 +138,7 @@ class Preflight:
         processes = EncodingProcesses[int](
             self._spec.model,
             self._limits,
-            settings.check_processes or len(os.sched_getaffinity(0)),
+            settings.check_processes or min(_MOST_PROCESSES, len(os.sched_getaffinity(0))),
             settings.encode_timeout_s,
         )
         rows = _Rows(prompts)
@@ -152,7 +154,7 @@ class Preflight:
                 done, found = unreadable + encoded, unreadable + len(left_out)
                 self._tell_sometimes("checking", self._rows + done, self._bad + found, bad)
         bad.sort(key=lambda row: (row.file, row.line))
-        return CheckResult(
+        return FileCheck(
             rows=unreadable + encoded,
             bad=unreadable + len(left_out),
             left_out=tuple(sorted(left_out)),

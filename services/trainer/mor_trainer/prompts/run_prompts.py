@@ -12,7 +12,7 @@ from mor_core.run_status import BadPrompt
 from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings
-from mor_trainer.prompts.check_results import RunResults
+from mor_trainer.prompts.check_results import RunChecks
 from mor_trainer.prompts.source_prompts import SourcePrompts, SourceRows, training_prompts, usable_rows
 
 SHOWN = 20
@@ -36,7 +36,7 @@ class RunPrompts:
 
     @classmethod
     def of(
-        cls, run: str, spec: RunSpec, files: Mapping[PromptFile, PromptSet], results: RunResults | None
+        cls, run: str, spec: RunSpec, files: Mapping[PromptFile, PromptSet], results: RunChecks | None
     ) -> RunPrompts:
         """Leave out the bad rows of the run's ``files``. ``results``: of their check; ``None``: they had none.
 
@@ -47,7 +47,7 @@ class RunPrompts:
         if results is None:
             for file, prompts in files.items():
                 refuse_problems(Path(file.path), prompts)
-        checked = RunResults() if results is None else results
+        checked = RunChecks() if results is None else results
         left_out = {file: checked.left_out(file) for file in files}
         asked = spec.evaluation_file()
         evaluation = [] if asked is None else [SourceRows("", files[asked], usable_rows(files[asked], left_out[asked]))]
@@ -87,7 +87,7 @@ def listed_rows(rows: Sequence[BadPrompt], bad: int) -> str:
     return "; ".join(map(_shown, rows[:_NAMED])) + ("; …" if bad > _NAMED else "")
 
 
-def _summary(run: str, results: RunResults) -> str | None:
+def _summary(run: str, results: RunChecks) -> str | None:
     found = [stored.result for stored in results.files]
     bad = sum(result.bad for result in found)
     if not bad:

@@ -94,7 +94,7 @@ class RunControl:
         """
         reply = await self._http.get("/v1/engines")
         reply.raise_for_status()
-        return _ENGINES.validate_json(reply.content)
+        return _ENGINES.validate_json(reply.content, extra="ignore")
 
 
 class RunLease:

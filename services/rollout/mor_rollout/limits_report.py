@@ -1,0 +1,53 @@
+"""Report of this service's limits to run control, so that a run's prompts are checked against them before step 1."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+
+import httpx
+import structlog
+from mor_core.failures import describe_failure
+from mor_core.run_status import EngineLimits
+
+from mor_rollout.config import RolloutSettings
+
+_INTERVAL_S = 60.0
+"""Seconds between reports; run control forgets a service after ten minutes."""
+_TIMEOUT_S = 10.0
+"""Longest report, seconds."""
+
+log = structlog.get_logger(__name__)
+
+
+async def report_limits(settings: RolloutSettings) -> None:
+    """Report the limits until cancelled. A report that fails is made again; without a token there is none."""
+    token = settings.service_token.get_secret_value()
+    if not token:
+        return
+    limits = EngineLimits(
+        name=f"{socket.gethostname()}-{os.getpid()}",
+        model=settings.model,
+        max_model_len=settings.max_model_len,
+        max_images=settings.max_images,
+        max_image_bytes=settings.max_request_bytes,
+    )
+    failing = False
+    async with httpx.AsyncClient(
+        base_url=settings.control_url,
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=_TIMEOUT_S,
+        verify=settings.control_tls(),
+        trust_env=False,
+    ) as http:
+        while True:
+            try:
+                (await http.post("/v1/engines", json=limits.model_dump(mode="json"))).raise_for_status()
+                failing = False
+            except httpx.HTTPError as error:
+                if not failing:  # once for each outage
+                    log.warning("run control does not know this service's limits", reason=describe_failure(error))
+                failing = True
+            await asyncio.sleep(random.uniform(0.8, 1.2) * (_INTERVAL_S / 6 if failing else _INTERVAL_S))
