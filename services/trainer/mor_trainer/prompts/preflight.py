@@ -25,17 +25,17 @@ from mor_core.run_status import BadPrompt, PreflightStatus
 from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings
-from mor_trainer.prompts.check_results import (
+from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, open_files
+from mor_trainer.prompts.stored_checks import (
     MOST_LISTED,
     FileCheck,
     FileCheckStore,
     RunChecks,
     StoredCheck,
     check_key,
-    read_run_results,
-    write_run_results,
+    read_run_checks,
+    write_run_checks,
 )
-from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, open_files
 
 _State = Literal["reading", "checking", "done"]
 
@@ -93,7 +93,7 @@ class Preflight:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
             Invalid: a file cannot be read at all.
         """
-        before = read_run_results(self._folder) or RunChecks()
+        before = read_run_checks(self._folder) or RunChecks()
         files = open_files(self._settings, self._spec, self._reading)
         self._rows = self._bad = 0
         self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
@@ -105,7 +105,7 @@ class Preflight:
             self._bad += result.bad
             self._found = [*self._found, *result.listed][:SHOWN]
             stored.append(StoredCheck(file=file, data=data, result=result))
-        write_run_results(self._folder, RunChecks(files=tuple(stored)))
+        write_run_checks(self._folder, RunChecks(files=tuple(stored)))
         self._tell("done", self._rows, self._bad)
         for one in stored:
             allowed = math.ceil(self._spec.max_bad_prompts * one.result.rows)

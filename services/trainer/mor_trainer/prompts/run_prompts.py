@@ -12,8 +12,8 @@ from mor_core.run_status import BadPrompt
 from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings
-from mor_trainer.prompts.check_results import RunChecks
 from mor_trainer.prompts.source_prompts import SourcePrompts, SourceRows, training_prompts, usable_rows
+from mor_trainer.prompts.stored_checks import RunChecks
 
 SHOWN = 20
 """Bad rows in the status of a run."""

@@ -13,7 +13,7 @@ from mor_core.run_status import BadPrompts, ClientHistory, MetricsHistory, RunCh
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
-from mor_trainer.prompts.check_results import MOST_LISTED, read_run_results
+from mor_trainer.prompts.stored_checks import MOST_LISTED, read_run_checks
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import (
     LARGEST_NUMBER,
@@ -169,7 +169,7 @@ async def bad_prompts(
     """List the rows that the check before the first step found bad, by file and line, with the reason of each. A run
     leaves them out, or has failed where they are more than its ``max_bad_prompts``."""
     runs.revision(run)
-    results = await to_thread.run_sync(read_run_results, settings.runs_dir / run)
+    results = await to_thread.run_sync(read_run_checks, settings.runs_dir / run)
     stored = [] if results is None else [stored.result for stored in results.files]
     listed = tuple(islice((row for result in stored for row in result.listed), limit))
     return BadPrompts(run=run, bad=sum(result.bad for result in stored), listed=listed)

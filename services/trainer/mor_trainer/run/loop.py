@@ -34,10 +34,10 @@ from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, Replay
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.prompt_processor import PromptMismatch
-from mor_trainer.prompts.check_results import read_run_results
 from mor_trainer.prompts.preflight import Preflight
 from mor_trainer.prompts.run_limits import run_limits
 from mor_trainer.prompts.run_prompts import RunPrompts, open_files
+from mor_trainer.prompts.stored_checks import read_run_checks
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
@@ -159,7 +159,7 @@ class TrainingLoop:
                 self._settings, self._claim.run, self._spec, self._folder,
                 limits=limits, report=self._lease.report_preflight, obey=obey,
             ).run()  # fmt: skip
-        return RunPrompts.of(self._claim.run, self._spec, files, read_run_results(self._folder))
+        return RunPrompts.of(self._claim.run, self._spec, files, read_run_checks(self._folder))
 
     async def _make_exchange(self) -> GroupExchange:
         return GroupExchange(

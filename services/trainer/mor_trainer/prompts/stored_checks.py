@@ -74,12 +74,12 @@ class RunChecks(BaseModel):
         return next((stored.result.left_out for stored in self.files if stored.file == file), ())
 
 
-def read_run_results(run_folder: Path) -> RunChecks | None:
+def read_run_checks(run_folder: Path) -> RunChecks | None:
     """Read the results beside a run; ``None`` where there are none that can be read."""
     return _read(run_folder / _RUN_FILE, RunChecks)
 
 
-def write_run_results(run_folder: Path, results: RunChecks) -> None:
+def write_run_checks(run_folder: Path, results: RunChecks) -> None:
     atomic.write(run_folder / _RUN_FILE, results.model_dump_json().encode())
 
 
