@@ -117,6 +117,12 @@ class BoundedHttpClient:
                 "connect",
                 f"the connection was closed meanwhile ({describe_failure(error)}): the client was rotated or removed",
             ) from error
+        except httpx.ProxyError as error:
+            raise ClientFailure(
+                "connect",
+                f"{describe_failure(error)}; the router's operator has to permit the address there",
+                retry=True,
+            ) from error
         except httpx.TransportError as error:
             cause = describe_failure(error)
             if responded:
