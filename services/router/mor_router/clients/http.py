@@ -213,6 +213,15 @@ def _retry_after(response: httpx.Response) -> float | None:
     with suppress(ValueError):
         return min(max(0.0, float(value)), _LONGEST_RETRY_AFTER_S)
     with suppress(ValueError, TypeError, OverflowError):  # what dates without a zone or beyond the calendar raise
-        left = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        left = (parsedate_to_datetime(value) - _sent_at(response)).total_seconds()
         return min(max(0.0, left), _LONGEST_RETRY_AFTER_S)
     return None
+
+
+def _sent_at(response: httpx.Response) -> datetime:
+    """Return the time of the response by the clock of its sender, which dated ``Retry-After`` too; else ours."""
+    with suppress(ValueError, TypeError, OverflowError):
+        sent = parsedate_to_datetime(response.headers.get("date", ""))
+        if sent.tzinfo is not None:
+            return sent
+    return datetime.now(UTC)
