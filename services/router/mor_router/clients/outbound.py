@@ -18,6 +18,7 @@ import h11
 import httpcore
 import httpx
 from mor_core.clients import Source
+from mor_core.process import bracketed
 
 from mor_router.clients.egress import EgressPolicy, PinnedTransport
 from mor_router.config import RouterSettings
@@ -95,7 +96,7 @@ class ProxyTunnel(httpcore.AsyncNetworkBackend):
         try:
             if self._tls is not None:
                 stream = await stream.start_tls(self._tls, server_hostname=self._host, timeout=_left(until))
-            await self._open(stream, f"{_bracketed(host)}:{port}", until)
+            await self._open(stream, f"{bracketed(host)}:{port}", until)
         except httpcore.ProxyError:
             await stream.aclose()
             raise
@@ -131,10 +132,6 @@ class ProxyTunnel(httpcore.AsyncNetworkBackend):
 
 def _left(until: float) -> float:
     return max(0.001, until - time.monotonic())
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _credentials(proxy: httpx.URL) -> str:
