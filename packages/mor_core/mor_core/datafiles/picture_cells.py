@@ -86,6 +86,7 @@ class PictureCells:
         # A longer one may be a picture in base64 without the prefix of a data URI.
         if name.startswith(("http://", "https://")):
             raise Invalid(f"images: {name[:_SHOWN_CHARACTERS]!r} is an address; download it and give the file's name")
+        name = name.removeprefix("file://")
         shown = repr(name) if len(name) <= _SHOWN_CHARACTERS else f"a name of {len(name)} characters"
         try:
             file = (folder / name).resolve()

@@ -19,6 +19,8 @@ from mor_core.wire import Message
 
 _SHOWN_PROBLEMS = 10
 """Invalid lines that an error lists."""
+_LONGEST_ID = 200
+"""Characters of an id, which may be a path; it is in every message about its row."""
 _SHOWN_CHARACTERS = 100
 """Length up to which an error quotes an id."""
 _ADD_ROWS: dict[Content, str] = {
@@ -73,9 +75,14 @@ def read_prompts(path: Path, columns: str = "", left_out: list[str] | None = Non
     return _read(path, scan_prompts(path, columns), "prompts", left_out)
 
 
-def read_preferences(path: Path, columns: str = "", left_out: list[str] | None = None) -> list[Preference]:
-    """Read all preferences of a data set; arguments and errors are those of ``read_prompts``."""
-    return _read(path, scan_preferences(path, columns), "preferences", left_out)
+def read_preferences(
+    path: Path, columns: str = "", left_out: list[str] | None = None, *, most_left_out: float = 1.0
+) -> list[Preference]:
+    """Read all preferences of a data set; arguments and errors are those of ``read_prompts``.
+
+    ``most_left_out``: largest share of the rows that may be left out.
+    """
+    return _read(path, scan_preferences(path, columns), "preferences", left_out, most_left_out)
 
 
 def scan_prompts(path: Path, columns: str = "") -> Iterator[ParsedRow[Prompt]]:
@@ -92,7 +99,13 @@ def scan_preferences(path: Path, columns: str = "") -> Iterator[ParsedRow[Prefer
     return _scan(path, columns, "preferences", _preference)
 
 
-def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content, left_out: list[str] | None) -> list[Row]:
+def _read(
+    path: Path,
+    rows: Iterator[ParsedRow[Row]],
+    content: Content,
+    left_out: list[str] | None,
+    most_left_out: float = 1.0,
+) -> list[Row]:
     parsed: list[Row] = []
     problems: list[tuple[RowPlace, str]] = []
     for row in rows:
@@ -100,10 +113,13 @@ def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content, left_out
             parsed.append(row.value)
         else:
             problems.append((row.place, row.problem or ""))
-    if left_out is not None and parsed:
+    total = len(parsed) + len(problems)
+    if left_out is not None and parsed and len(problems) <= most_left_out * total:
         left_out += [f"{place.file}:{place.line}: {problem}" for place, problem in problems]
     elif problems:
         (place, first), *others = problems
+        if left_out is not None and parsed and most_left_out:
+            first += f"; {len(problems)} of {total} rows are invalid, and a share of {most_left_out:g} may be left out"
         listed = ", ".join(_shown(other, place.file) for other, _ in others[: _SHOWN_PROBLEMS - 1])
         more = f" ({len(others)} more invalid lines: {listed}{', ...' if len(problems) > _SHOWN_PROBLEMS else ''})"
         raise DataFileError(place.file, place.line, first + (more if others else ""))
@@ -129,7 +145,10 @@ def _scan(
                 where = f"line {names[name].line}" + (
                     "" if names[name].file == place.file else f" of {names[name].file}"
                 )
-                raise Invalid(f"id {name!r} is also used in {where}; give each row its own id")
+                raise Invalid(
+                    f"id {name!r} is also used in {where}; give each row its own id, or leave the ids out by --map "
+                    "ignore=id"
+                )
             names[name] = place
             yield ParsedRow(place, name, parse(row, pictures, place.file.parent, name), None)
         except MorError as error:
@@ -176,6 +195,8 @@ def _name(row: dict[str, Any], place: RowPlace, *, alone: bool) -> str:
         name = str(place.line) if alone else f"{place.file.name}:{place.line}"
     elif isinstance(given, str | int) and not isinstance(given, bool):
         name = str(given)
+        if len(name) > _LONGEST_ID:
+            raise Invalid(f"id: {len(name)} characters; give at most {_LONGEST_ID}, or leave the ids out: ignore=id")
     else:
         raise Invalid(f"id: got {type(given).__name__}; give a string or an integer")
     return name if part is None else f"{name}/{part}"
