@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_core.wire import Message
 from mor_router.clients.egress import EgressPolicy
 from mor_router.config import RouterSettings
+from mor_router.learning.labels.labeller import SampledGroup
+from mor_router.learning.labels.labeller_choice import Judge
 from pydantic import SecretStr, ValidationError
 
 from tests.router.conftest import Start
@@ -188,6 +191,22 @@ async def test_a_proxy_may_look_names_up(start: Start, endpoints: Endpoints, tls
         answer = await api.call("POST", "/v1/clients", {"name": "x", "url": "http://clinic.example", "token": TOKEN})
         assert "serve https" in answer.json()["detail"]
         assert proxy.heads == []
+
+
+async def test_a_labeller_is_called_through_the_proxy(start: Start, endpoints: Endpoints) -> None:
+    chat = endpoints.chat(lambda _: ["A"])
+    url = chat.url.replace("127.0.0.1", "judge.example")
+    choice = Judge(kind="judge", url=url, model="m", token=SecretStr(TOKEN))
+    async with proxy_to(port_of(endpoints)) as proxy, start(policy("192.168.7.9"), **proxy.settings) as api:
+        labellers = api.router.learning.labellers
+        await labellers.put("helpful", choice)
+        labeller = await labellers.open("helpful")
+        assert labeller is not None
+        question = (Message(role="user", content="Which?"),)
+        assert await labeller.label(SampledGroup(question, ("a", "b"), {}), "helpful", 10) == ()
+        await labeller.close()
+    assert len(chat.calls) == 2
+    assert set(proxy.targets) == {f"192.168.7.9:{port_of(endpoints)}"}
 
 
 @pytest.mark.parametrize("change", [{"client_proxy_resolves": True}, {"client_proxy_except": ["10.0.0.0/8"]}])
