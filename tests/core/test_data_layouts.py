@@ -125,7 +125,95 @@ PUBLISHED: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         },
         [("a", "b")],
     ),
+    "Skywork": (
+        {
+            "chosen": [*ASKED, said("assistant", "a")],
+            "rejected": [*ASKED, said("assistant", "b")],
+            "source": "magpie_ultra",
+        },
+        [("a", "b")],
+    ),
+    "Tulu 3": (
+        {
+            "source": "s",
+            "prompt": "Which?",
+            "chosen": [*ASKED, said("assistant", "a")],
+            "chosen_model": "m",
+            "chosen_rating": 5,
+            "rejected": [*ASKED, said("assistant", "b")],
+            "rejected_model": "n",
+            "rejected_rating": 3,
+        },
+        [("a", "b")],
+    ),
+    "UltraFeedback, cleaned by Argilla": (
+        {
+            "source": "s",
+            "prompt": "Which?",
+            "chosen": [*ASKED, said("assistant", "a")],
+            "chosen-rating": 5.0,
+            "chosen-model": "m",
+            "rejected": [*ASKED, said("assistant", "b")],
+            "rejected-rating": 1.0,
+            "rejected-model": "n",
+        },
+        [("a", "b")],
+    ),
+    "MMPR": ({"question": "Which?", "chosen": "a", "rejected": "b"}, [("a", "b")]),
+    "HelpSteer 2, preferences": (
+        {
+            "split": "train",
+            "prompt": "Which?",
+            "response_1": "b",
+            "response_2": "a",
+            "preference_strength": 2,
+            "preference_statement": "Response 2 is better.",
+            "preference_elaboration": "",
+            "three_most_similar_preferences": [],
+            "all_preferences_unprocessed": [],
+        },
+        [("a", "b")],
+    ),
+    "HelpSteer 3": (
+        {
+            "domain": "general",
+            "language": "english",
+            "context": ASKED,
+            "response1": "a",
+            "response2": "b",
+            "overall_preference": -3,
+            "individual_preference": [],
+        },
+        [("a", "b")],
+    ),
+    "WildVision arena": (
+        {
+            "question_id": "q",
+            "model_a": "m",
+            "model_b": "n",
+            "conversation_a": [*ASKED, said("assistant", "b")],
+            "conversation_b": [*ASKED, said("assistant", "a")],
+            "language": "English",
+            "turn": 1,
+            "anony": True,
+            "winner": "model_b",
+            "judge": "user",
+            "tstamp": 1.0,
+        },
+        [("a", "b")],
+    ),
     "ms-swift": ({"messages": [*ASKED, said("assistant", "a")], "rejected_response": "b"}, [("a", "b")]),
+    "ms-swift, several": (
+        {"messages": [*ASKED, said("assistant", "a")], "rejected_response": ["b", "c"]},
+        [("a", "b"), ("a", "c")],
+    ),
+    "ms-swift, several messages": (
+        {
+            "messages": [*ASKED, said("assistant", "a")],
+            "rejected_messages": [[*ASKED, said("assistant", "b")], [*ASKED, said("assistant", "c")]],
+        },
+        [("a", "b"), ("a", "c")],
+    ),
     "ms-swift, messages": (
         {
             "messages": [*ASKED, said("assistant", "a")],
@@ -139,6 +227,9 @@ PROMPTS_ONLY: dict[str, dict[str, Any]] = {
     "verl": {"data_source": "geo", "prompt": ASKED, "ability": "maths", "reward_model": {}, "extra_info": {"index": 0}},
     "LLaVA": {"conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "a"}]},
     "ms-swift": {"messages": [*ASKED, said("assistant", "a")]},
+    "geometry3k": {"problem": "Which?", "answer": "a"},
+    "MMK12": {"question": "Which?", "answer": "a"},
+    "MM-Eureka": {"prompt": json.dumps(ASKED)},
 }
 
 
@@ -224,6 +315,41 @@ def test_ids_of_the_pairs_of_one_row_are_numbered(tmp_path: Path) -> None:
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "column 'chosen' is missing"),
         ({"chosen": "x a", "rejected": "y b"}, "no common beginning; add the column 'prompt'"),
         ({"chosen": [*ASKED, said("assistant", "a")], "rejected": "b"}, "differ in their form"),
+        (
+            {
+                "chosen": "\n\nHuman: Which?\n\nAssistant: a\n\nHuman: Sure?\n\nAssistant: a",
+                "rejected": "\n\nHuman: Which?\n\nAssistant: b",
+            },
+            "of 4 and 2 messages, differ from message 2 on; .*cut both .*or leave the row out",
+        ),
+        (
+            {"prompt": "Which?", "chosen": [*ASKED, said("assistant", "a"), *ASKED], "rejected": "b"},
+            "chosen: 3 messages that do not begin with the prompt; give the last one alone",
+        ),
+        ({"caption": "a cat", "jpg_0": "a.png", "jpg_1": "b.png", "label_0": 1.0}, "compares pictures .*'jpg_0'"),
+        ({"problem": "a", "answer": "b"}, "problems with answers are no preferences"),
+        ({"query": "a", "response": "b", "rejected_response": "c"}, "--map prompt=query,chosen=response,rejected=reje"),
+        (
+            {"prompt": "a", "response_1": "b", "response_2": "c", "preference_strength": "x"},
+            "preference_strength: got 'x'",
+        ),
+        (
+            {
+                "conversation_a": [*ASKED, said("assistant", "a")],
+                "conversation_b": [*ASKED, said("assistant", "b")],
+                "winner": 1,
+            },
+            "winner: got int",
+        ),
+        ({"chosen": ASKED, "rejected": ASKED}, "a conversation has 1 message; give a question and an answer"),
+        (
+            {"prompt": [said("system", "x")], "chosen": "b", "rejected": "c", "system": "y"},
+            "a system message is in 'sy",
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "chosen-rating": 1, "rejected-rating": 2},
+            "chosen-rating is below rejected-rating",
+        ),
         ({"ds_name": "d", "text": "no JSON"}, "text: not a JSON object"),
         ({"data_source": "d", "prompt": "a"}, "verl's data has no preferences"),
         ({"messages": [*ASKED, said("assistant", "a")]}, "add the worse response"),
@@ -282,6 +408,97 @@ def test_image_parts_may_carry_their_pictures(tmp_path: Path, part: dict[str, An
     assert list(found.images.values()) == [png()]
 
 
+@pytest.mark.parametrize(
+    ("message", "key"),
+    [
+        ({"role": "user", "content": "a", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "user", "content": "a", "name": "Ann"}, "name"),
+        ({"role": "user", "content": "a", "images": ["a.png"]}, "images"),
+        ({"role": "user", "content": [{"type": "text", "text": "a", "image": "a.png"}]}, "image"),
+        ({"role": "user", "content": [{"type": "image", "image": "a.png", "max_pixels": 9}]}, "max_pixels"),
+    ],
+)
+def test_what_a_message_says_beside_its_content_is_refused(tmp_path: Path, message: dict[str, Any], key: str) -> None:
+    with pytest.raises(DataFileError, match=f"a message has '{key}', which is not read .* take it out"):
+        read_prompts(write(tmp_path, {"prompt": [message]}))
+    answer = {"role": "assistant", "content": "b", "tool_calls": [{"id": "1"}], "refusal": None}
+    with pytest.raises(DataFileError, match="chosen: a message has 'tool_calls'"):
+        read_preferences(write(tmp_path, {"prompt": "a", "chosen": [answer], "rejected": "c"}))
+    turn = {"from": "human", "value": "a", "tools": "x"}
+    with pytest.raises(DataFileError, match="conversations: a message has 'tools'"):
+        read_prompts(write(tmp_path, {"conversations": [turn]}))
+
+
+def test_empty_values_beside_the_content_say_nothing(tmp_path: Path) -> None:
+    part = {"type": "text", "text": "Which?", "image": None, "index": None}
+    row = {"prompt": [{"role": "user", "content": [part], "tool_calls": [], "name": None}]}
+    asks(read_prompts(write(tmp_path, row))[0], 0)
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", [said("user", "")], [said("system", "x"), said("user", " ")]])
+def test_an_empty_prompt_needs_a_picture(tmp_path: Path, prompt: Any) -> None:
+    with pytest.raises(DataFileError, match=":1: prompt: the user says and shows nothing"):
+        read_prompts(write(tmp_path, {"prompt": prompt}))
+    [shown] = read_prompts(write(tmp_path, {"prompt": prompt, "images": ["a.png"]}))
+    assert len(shown.images) == 1
+
+
+def test_an_index_of_an_image_part_is_its_place(tmp_path: Path) -> None:
+    def row(*places: int) -> dict[str, Any]:
+        content = [{"type": "image", "index": place, "text": None} for place in places]
+        return {"prompt": [{"role": "user", "content": content}], "images": ["a.png"] * len(places)}
+
+    assert len(read_prompts(write(tmp_path, row(0, 1)))) == 1
+    with pytest.raises(DataFileError, match="'index' of image parts is not their order"):
+        read_prompts(write(tmp_path, row(1, 0)))
+
+
+def test_ids_have_a_bounded_length_and_repeated_ones_can_be_left_out(tmp_path: Path) -> None:
+    """LLaVA's rows about one picture share its id."""
+    with pytest.raises(DataFileError, match="id: 201 characters; give at most 200"):
+        read_prompts(write(tmp_path, {"id": "x" * 201, "prompt": "a"}))
+    path = write(tmp_path, *[{"id": "000000033471", "conversations": [{"from": "human", "value": "Which?"}]}] * 2)
+    with pytest.raises(DataFileError, match=r"also used in line 1; .* --map ignore=id"):
+        read_prompts(path)
+    assert [prompt.id for prompt in read_prompts(path, "ignore=id")] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system": "Be brief.", "question": "Which?", "chosen": "a", "rejected": "b"},
+        {"system": "Be brief.", "prompt": "Which?", "chosen": [*ASKED, said("assistant", "a")], "rejected": "b"},
+        {"system": "Be brief.", "messages": [*ASKED, said("assistant", "a")], "rejected_response": "b"},
+        {
+            "system": "Be brief.",
+            "conversations": [{"from": "human", "value": "Which?"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+    ],
+)
+def test_a_system_message_may_have_a_column(tmp_path: Path, row: dict[str, Any]) -> None:
+    """Orca's pairs, LLaMA-Factory and ms-swift have it."""
+    [found] = read_preferences(write(tmp_path, row))
+    assert [(message.role, message.text) for message in found.prompt.messages] == [
+        ("system", "Be brief."),
+        ("user", "Which?"),
+    ]
+    assert pairs([found]) == [("a", "b")]
+
+
+def test_rated_responses_in_rows_of_their_own_make_pairs(tmp_path: Path) -> None:
+    """HelpSteer has a row for each response."""
+    rated = [("a", 4), ("b", 2), ("c", 4), ("d", 3)]
+    rows = [
+        {"prompt": "Which?", "response": text, "helpfulness": score, "verbosity": 1, "coherence": 4}
+        for text, score in rated
+    ]
+    other = {"prompt": "Other?", "response": "x", "helpfulness": 0}
+    found = read_preferences(write(tmp_path, *rows, other))
+    assert pairs(found) == [("a", "b"), ("c", "b"), ("a", "d"), ("d", "b"), ("c", "d")]
+
+
 @pytest.mark.parametrize("images", [0, 2])
 def test_placeholders_without_their_pictures_are_an_error(tmp_path: Path, images: int) -> None:
     with pytest.raises(DataFileError, match=rf":1: prompt: 1 placeholders <image> for {images} images; give as many"):
@@ -307,9 +524,9 @@ def test_a_map_is_checked(tmp_path: Path, names: str) -> None:
 
 
 def test_all_unknown_columns_are_named_with_the_map_that_ignores_them(tmp_path: Path) -> None:
-    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen-model": "x", "chosen-rating": 5, "source": "y"}
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_by": "x", "licence": 5, "split": "y"}
     path = write(tmp_path, row)
-    with pytest.raises(DataFileError, match="unknown columns 'chosen-model', 'chosen-rating', 'source'") as refused:
+    with pytest.raises(DataFileError, match="unknown columns 'chosen_by', 'licence', 'split'") as refused:
         read_preferences(path)
     advised = str(refused.value).partition("out by --map ")[2].partition(" ")[0]
     assert pairs(read_preferences(path, advised)) == [("b", "c")]

@@ -61,7 +61,7 @@ def test_a_string_prompt_shows_its_images_first(tmp_path: Path) -> None:
     [
         ("{not json", r"rows.jsonl:2: not JSON .* write one JSON object per line"),
         ("[1]", r"rows.jsonl:2: got a JSON list; write one JSON object"),
-        (PREFERENCE | {"colour": 1}, r":2: unknown column 'colour'; the columns are chosen, domain"),
+        (PREFERENCE | {"colour": 1}, r":2: unknown column 'colour'; the columns are chosen, chosen-rating, "),
         ({"prompt": "a", "chosen": "b"}, r":2: column 'rejected' is missing"),
         (PREFERENCE | {"images": ["gone.png"]}, r":2: images: no file 'gone.png' in the data file's folder; put"),
         (PREFERENCE | {"images": ["corrupt.png"]}, r":2: images: corrupt.png: not a readable image"),

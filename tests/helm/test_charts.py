@@ -208,6 +208,16 @@ def test_a_webhook_gets_its_token_from_a_secret_and_its_network() -> None:
     assert {"ipBlock": {"cidr": "192.0.2.10/32"}} in [peer for rule in egress for peer in rule["to"]]
 
 
+def test_the_router_gets_its_proxy_from_a_secret_and_its_network() -> None:
+    rendered = charts.render(MOR, f"--values={MOR / 'ci' / 'restricted-values.yaml'}")
+    (secrets,) = (volume for volume in charts.pods(rendered)["m-mor-router"]["volumes"] if volume["name"] == "secrets")
+    items = [item for source in secrets["projected"]["sources"] for item in source["secret"]["items"]]
+    assert {"key": "url", "path": "mor_client_proxy"} in items
+    egress = charts.of(rendered, "NetworkPolicy")["m-mor-from-router"]["spec"]["egress"]
+    proxy = {"to": [{"ipBlock": {"cidr": "192.0.2.20/32"}}], "ports": [{"protocol": "TCP", "port": 3128}]}
+    assert proxy in egress
+
+
 def test_the_tiny_profile_requests_at_most_four_cores_and_six_gibibytes() -> None:
     cores, memory = charts.requests(charts.render(MOR, TINY))
     assert cores <= 4

@@ -107,6 +107,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {'mor_unreadable_entries_total{store="clients",instance="router"}': "3x60"},
         "12m",
     ),
+    "MorClockSkew": (
+        {'mor_clock_skew_seconds{instance="router"}': "-612x60"},
+        {'mor_clock_skew_seconds{instance="router"}': "12x60"},
+        "10m",
+    ),
     "MorAuditsWaiting": (
         {f'mor_router_audit_oldest_seconds{{{ROUTER},objective="helpful"}}': "300000x120"},
         {f'mor_router_audit_oldest_seconds{{{ROUTER},objective="helpful"}}': "200000x120"},

@@ -182,6 +182,25 @@ def test_a_malformed_line_is_named_with_its_cure(dual_config: DualEncoderConfig,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prefs.jsonl"]
 
 
+def test_a_bounded_share_of_invalid_rows_can_be_left_out(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
+    data = kit.write_style_preferences(tmp_path, 30)
+    good = data.read_text()
+    data.write_text('{"prompt": "x", "chosen": "a", "rejected": "a"}\n' + good)
+    options = ["--epochs", "1", "--skip-invalid"]
+    command = arguments(dual_config, data, tmp_path / "m")[len(COMMAND) :]
+    refused = CliRunner().invoke(app, [*command, *options, "--most-invalid", "0.01"])
+    assert refused.exit_code == 1
+    assert "1 of 31 rows are invalid, and a share of 0.01 may be left out" in " ".join(refused.output.split())
+    done = CliRunner().invoke(app, [*command, *options])
+    assert done.exit_code == 0, done.output
+    assert f"left out: {data}:1: chosen and rejected are the same text" in done.output
+    assert "left out: 1 rows" in done.output
+    assert json.loads((tmp_path / "m" / "reward.json").read_text())["training"]["left_out_rows"] == 1
+    evaluated = ["evaluate", "--data", str(data), "--model", str(tmp_path / "m")]
+    assert CliRunner().invoke(app, evaluated).exit_code == 1
+    assert "left out: 1 rows" in CliRunner().invoke(app, [*evaluated, "--skip-invalid"]).output
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [("0.png", None, "no file '0.png' in"), ("0.png", b"\x89PNG cut", "0.png: not a readable image")],

@@ -60,7 +60,6 @@ def _two_runs(runs: RunStore, runs_dir: Path, *, held: bool) -> tuple[str, str]:
     bad = runs.create(RunSpec(name="bad", model="/m", prompts="/p"))
     if held:
         runs.claim("worker")
-        changed(runs_dir, "UPDATE runs SET lease_until=1 WHERE id=?", bad)
     return bad, runs.create(RunSpec(name="good", model="/m", prompts="/p"))
 
 
@@ -124,7 +123,7 @@ async def expect_failed(http: httpx.AsyncClient, run: str) -> None:
 
 async def test_a_database_that_is_busy_for_a_while_does_not_end_ingestion(settings: ControlSettings) -> None:
     bad, _ = two_runs(settings.runs_dir, held=True)
-    app = create_app(settings)
+    app = create_app(settings.model_copy(update={"run_lease_s": 0.2}))
     app.state.runs._database._connection.execute("PRAGMA busy_timeout=50")  # in place of 10 s
     with contextlib.closing(sqlite3.connect(settings.runs_dir / "history.sqlite3", isolation_level=None)) as backup:
         backup.execute("BEGIN IMMEDIATE")

@@ -40,6 +40,9 @@
 {{- if and $v.router.clientTls.mutual (not $v.router.clientTls.existingSecret) -}}
 {{- fail "router.clientTls.mutual needs router.clientTls.existingSecret: a Secret with ca.crt, tls.crt and tls.key" -}}
 {{- end -}}
+{{- if and $v.router.clientProxy.existingSecret $v.networkPolicy.enabled (not $v.router.clientProxy.cidrs) -}}
+{{- fail "router.clientProxy.existingSecret is set and router.clientProxy.cidrs is not: name the networks of the proxy, so that the network policy admits it; or set networkPolicy.enabled=false" -}}
+{{- end -}}
 {{- if and $v.ingress.enabled (not (or $v.ingress.hosts.control $v.ingress.hosts.router $v.ingress.hosts.rollout)) -}}
 {{- fail "ingress.enabled needs at least one of ingress.hosts.control, ingress.hosts.router and ingress.hosts.rollout" -}}
 {{- end -}}

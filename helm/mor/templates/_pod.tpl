@@ -102,7 +102,7 @@ resources:
 
 {{/* Variables of a process that serves HTTP: dict root, port. */}}
 {{- define "mor.serving" -}}
-MOR_HOST: "0.0.0.0"
+MOR_HOST: {{ .root.Values.listenAddress | quote }}
 MOR_PORT: {{ .port | quote }}
 MOR_METRICS_PORT: "9090"
 MOR_TOKENS_FILE: /run/secrets/mor/tokens.json

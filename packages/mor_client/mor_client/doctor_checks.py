@@ -14,9 +14,9 @@ from mor_core.service_info import QueueServer, ServiceInfo
 from mor_client.findings import Finding, failed, ok, warning
 
 _SKEW_S = 2.0
-"""Tolerated clock difference in seconds: small against the lease of a run, 60 s by default."""
+"""Tolerated clock difference in seconds: people hardly notice it in logs and charts."""
 _BAD_SKEW_S = 30.0
-"""Clock difference that is a failure, in seconds: half the lease of a run."""
+"""Clock difference that is a failure, in seconds: that of the alert MorClockSkew."""
 _SLOW_QUEUE_S = 0.05
 """Seconds of a PING above which the queue server slows every step down."""
 _FULL_SHARE = 0.8
@@ -52,7 +52,7 @@ def versions(reports: Mapping[str, ServiceReport], own: str) -> Iterator[Finding
 
 
 def clocks(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
-    """Check that clocks agree to seconds, because leases and staleness use Unix time."""
+    """Check that clocks agree to seconds, so that times of different services fit together."""
     for name, service in reports.items():
         skew = service.about.now - service.received_at
         uncertainty = service.round_trip_s / 2

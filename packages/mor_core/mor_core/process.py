@@ -84,11 +84,14 @@ def _correction(unknown: str) -> str:
 
 
 def listen(host: str, port: int, variables: str) -> socket.socket:
-    """Return a socket that listens at ``host`` and ``port``, which ``variables`` set; ``::`` takes IPv4 calls too.
+    """Return a socket that listens at ``host`` and ``port``, which ``variables`` set.
+
+    ``::`` takes IPv4 calls too; brackets around an IPv6 address, as in a URL, are accepted.
 
     Raises:
         Invalid: the address cannot be taken.
     """
+    host = host.removeprefix("[").removesuffix("]")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         both = host == "::" and socket.has_dualstack_ipv6()
@@ -96,14 +99,20 @@ def listen(host: str, port: int, variables: str) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or "no reason is given").partition(" (while")[0]
         raise Invalid(
-            f"{variables}: cannot listen at {host}:{port} ({reason}); give a free port, and an address of this machine"
+            f"{variables}: cannot listen at {bracketed(host)}:{port} ({reason}); give a free port, and an address of "
+            "this machine"
         ) from error
 
 
 def url_of(listener: socket.socket, *, tls: bool) -> str:
     """Return the URL of a socket that listens."""
     host, port = listener.getsockname()[:2]
-    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{'https' if tls else 'http'}://{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """Return a host as URLs write it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 @contextmanager

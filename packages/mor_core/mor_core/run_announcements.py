@@ -3,6 +3,8 @@
 Whoever can write to the queue server can announce a run. A worker signs its announcements with the service token, which
 run control gives to those that may claim runs. A stage that has the token too prefers signed announcements: however
 many others there are, they take no place from these.
+
+Times are those of the queue server, so that a run is visible whatever the clocks of the machines show.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pydantic import Field, SecretStr
 from redis.asyncio import Redis
 
 from mor_core.errors import Invalid
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import LEFTOVER_S, StoredEntries
 from mor_core.wire import RunId, Wire
 
@@ -26,8 +29,11 @@ NO_TOKEN = SecretStr("")
 """Service token of a process that has none: it signs nothing, and takes no signature for genuine."""
 _RUN_TTL_S = 60.0
 """Age at which an announcement no longer counts, seconds: twelve renewals of the trainer."""
-_MOST_CLOCK_SKEW_S = 60.0
-"""Seconds by which the trainer's clock may be ahead: an announcement from the far future would count for ever."""
+_LEAST_ACTIVE_S = 15.0
+"""Seconds, by this process's own clock, for which a run stays active once it was: three renewals of the trainer. They
+bridge a jump of the queue server's clock, such as at a fail-over."""
+_MOST_AHEAD_S = 60.0
+"""Seconds by which an announcement may be ahead: one from the far future would count for ever."""
 
 _MOST_UNSIGNED = 1000
 """Unsigned announcements that are remembered: more than a stage works on, and little memory."""
@@ -42,7 +48,7 @@ class RunAnnouncement(Wire):
     model: Annotated[str, Field(min_length=1, max_length=4096)]
     """Base checkpoint: local path or hub name."""
     renewed_at: float
-    """Unix time, seconds. An announcement that is not renewed for a minute no longer counts."""
+    """Unix time of the queue server, seconds. An announcement that is not renewed for a minute no longer counts."""
     signature: Annotated[str, Field(max_length=64)] = ""
     """HMAC-SHA256 of the other fields with the service token, in hexadecimal; empty without a token."""
 
@@ -64,7 +70,8 @@ class RunAnnouncement(Wire):
 
 async def announce(redis: Redis, run: str, model: str, token: SecretStr = NO_TOKEN) -> None:
     """Announce an active run to the stages; the trainer repeats this every few seconds."""
-    content = RunAnnouncement(run=run, model=model, renewed_at=time.time()).signed(token).model_dump_json()
+    now = await SERVER_CLOCK.read(redis)
+    content = RunAnnouncement(run=run, model=model, renewed_at=now).signed(token).model_dump_json()
     # Without the key all runs announce themselves again within seconds.
     await _RUNS.write(redis, [RUNS_KEY], lambda: redis.hset(RUNS_KEY, run, content))
 
@@ -76,11 +83,11 @@ async def withdraw(redis: Redis, run: str) -> None:
 
 async def sweep(redis: Redis) -> None:
     """Remove the announcements of runs that vanished, and those that cannot be read."""
-    horizon = time.time() - LEFTOVER_S
+    now = await SERVER_CLOCK.read(redis)
     async with aclosing(_RUNS.fetch_pages(redis, RUNS_KEY)) as pages:
         async for page in pages:
             found = _RUNS.parse_all(page, _announcement)
-            gone = [name for name in page if name not in found or found[name].renewed_at < horizon]
+            gone = [name for name in page if name not in found or not _is_within(found[name], LEFTOVER_S, now)]
             if gone:
                 await redis.hdel(RUNS_KEY, *gone)
 
@@ -94,7 +101,9 @@ class AnnouncedRuns:
         self._signed: dict[str, RunAnnouncement] = {}
         """Latest signed announcement of each run."""
         self._first_seen: dict[str, float] = {}
-        """Monotonic time at which each announced run was first seen."""
+        """Monotonic time at which each active run was first seen."""
+        self._last_active: dict[str, float] = {}
+        """Monotonic time at which the announcement of each active run was last within its time."""
 
     async def read(self) -> list[RunAnnouncement]:
         """Return the announcements renewed within the last minute: signed ones first, then those first seen earlier.
@@ -106,8 +115,13 @@ class AnnouncedRuns:
         """
         signed, unsigned = await self._read_all()
         self._signed = signed
-        horizon, now = time.time() - _RUN_TTL_S, time.monotonic()
-        active = {name: line for name, line in (unsigned | signed).items() if line.renewed_at > horizon}
+        server_now, now = await SERVER_CLOCK.read(self._redis), time.monotonic()
+        lines = unsigned | signed
+        self._last_active |= {name: now for name, line in lines.items() if _is_within(line, _RUN_TTL_S, server_now)}
+        self._last_active = {
+            name: at for name, at in self._last_active.items() if name in lines and now - at < _LEAST_ACTIVE_S
+        }
+        active = {name: lines[name] for name in self._last_active}
         self._first_seen = {name: self._first_seen.get(name, now) for name in active}
         return sorted(active.values(), key=lambda line: (line.run not in signed, self._first_seen[line.run], line.run))
 
@@ -131,11 +145,14 @@ def _announcement(run: bytes, value: bytes) -> RunAnnouncement:
 
     Raises:
         ValueError: it does not fit.
-        Invalid: it is of another run, or from the future.
+        Invalid: it is of another run.
     """
     announcement = RunAnnouncement.model_validate_json(value)
     if announcement.run.encode() != run:
         raise Invalid("an announcement is stored under another run's name")
-    if announcement.renewed_at > time.time() + _MOST_CLOCK_SKEW_S:
-        raise Invalid("renewed_at is in the future")
     return announcement
+
+
+def _is_within(announcement: RunAnnouncement, age_s: float, now: float) -> bool:
+    """Return whether an announcement is at most ``age_s`` old, and not from the future."""
+    return now - age_s < announcement.renewed_at <= now + _MOST_AHEAD_S

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure, quote_failure
+from mor_core.folder_links import check_model_folder
 from mor_core.wire import Message, TextPart, chat_template_messages, image_hashes
 
 _MARKS = ("image_token", "video_token", "audio_token")
@@ -29,10 +30,11 @@ def load_processor(model: str) -> Any:
     """Load the checkpoint's ``AutoProcessor`` with its PIL image processor.
 
     Raises:
-        Invalid: there is no processor under that path or name.
+        Invalid: there is no processor under that path or name, or a link leads out of the folder.
     """
     from transformers import AutoImageProcessor, AutoProcessor
 
+    check_model_folder(model)
     try:
         processor = AutoProcessor.from_pretrained(model)
         processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")

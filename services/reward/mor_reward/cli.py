@@ -36,6 +36,13 @@ Columns = Annotated[
     ),
 ]
 
+SkipInvalid = Annotated[
+    bool, typer.Option("--skip-invalid", help="Leave invalid rows out, and name them; see --most-invalid.")
+]
+MostInvalid = Annotated[float, typer.Option(min=0, max=1, help="Largest share of invalid rows with --skip-invalid.")]
+_SHOWN_LEFT_OUT = 20
+"""Rows left out of a training that are named; ``convert`` names all."""
+
 
 @app.callback()
 def _begin() -> None:
@@ -75,6 +82,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     columns: Columns = "",
+    skip_invalid: SkipInvalid = False,
+    most_invalid: MostInvalid = 0.1,
 ) -> None:
     """Train and calibrate a reward model; print its accuracy on held-out pairs."""
     with printed_errors():
@@ -100,10 +109,22 @@ def train(
         from mor_reward.progress import ProgressBar, progress_columns
 
         job = training_job.TrainingJob(
-            data, folder, name or folder.name, domains, config, train_config, resume, overwrite, device, columns
+            data,
+            folder,
+            name or folder.name,
+            domains,
+            config,
+            train_config,
+            resume,
+            overwrite,
+            device,
+            columns,
+            most_invalid if skip_invalid else 0.0,
         )
+        left_out: list[str] = []
         with progress_columns() as progress, _stop_signals() as stopped:
-            manifest = training_job.train(job, ProgressBar(progress), stopped)
+            manifest = training_job.train(job, ProgressBar(progress), stopped, left_out)
+        _show_left_out(left_out)
         _show(manifest.name, manifest.calibration.model_dump(), f"version {manifest.version} in {folder}")
         times = manifest.training
         out.print(f"encoding {times.feature_seconds:.1f} s, training {times.train_seconds:.1f} s, {times.steps} steps")
@@ -111,18 +132,24 @@ def train(
 
 @app.command()
 def evaluate(
+    *,
     data: Data,
     model: Annotated[Path, typer.Option(help="Folder written by 'mor-reward train'.")],
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")] = "cpu",
     columns: Columns = "",
+    skip_invalid: SkipInvalid = False,
+    most_invalid: MostInvalid = 0.1,
 ) -> None:
     """Print how a trained model, at its own temperature, agrees with the preferences of a file."""
     with printed_errors():
         _configure_libraries(threads)
         from mor_reward import model_store, training_job
 
-        manifest, report = training_job.evaluate(data, model, device, columns)
+        left_out: list[str] = []
+        most = most_invalid if skip_invalid else 0.0
+        manifest, report = training_job.evaluate(data, model, device, columns, most_invalid=most, left_out=left_out)
+        _show_left_out(left_out)
         figures = model_store.as_card_calibration(report, manifest.calibration.temperature).model_dump()
         _show(manifest.name, figures, f"version {manifest.version} on {data}")
 
@@ -151,8 +178,7 @@ def convert(
             pairs = datafiles.read_preferences(source, columns, left_out)
             datafiles.write_preferences(pairs, target)
             out.print(f"{len(pairs)} preferences in {target}")
-        for problem in left_out or ():
-            err.print(f"left out: {escape(problem)}", soft_wrap=True, highlight=False)
+        _show_left_out(left_out or [], shown=None)
 
 
 @app.command()
@@ -258,6 +284,14 @@ def token(
             sys.stdout.write(issued + "\n")
         else:
             atomic.write(secret_file, issued.encode(), mode=0o600)
+
+
+def _show_left_out(problems: list[str], shown: int | None = _SHOWN_LEFT_OUT) -> None:
+    """Print the problems of the rows that were left out."""
+    for problem in problems[:shown]:
+        err.print(f"left out: {escape(problem)}", soft_wrap=True, highlight=False)
+    if problems:
+        err.print(f"left out: {len(problems)} rows", highlight=False)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class TrainingReport(Wire):
     """Record of the training; scoring does not need it."""
 
     train_pairs: int
+    left_out_rows: int = 0
+    """Invalid rows of the data, which were left out."""
     calibration_pairs: int
     steps: int
     best_epoch: int

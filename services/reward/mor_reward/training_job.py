@@ -38,6 +38,8 @@ class TrainingJob:
     device: str = "cpu"
     columns: str = ""
     """Other names of the columns in ``data``, see ``mor_core.datafiles.ColumnMap``."""
+    most_invalid: float = 0.0
+    """Largest share of the rows of ``data`` that may be invalid; they are left out."""
 
     @property
     def work(self) -> Path:
@@ -45,8 +47,13 @@ class TrainingJob:
         return self.out.with_name(f"{self.out.name}.training")
 
 
-def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bool] = lambda: False) -> RewardManifest:
-    """Train, calibrate, report and save a reward model.
+def train(
+    job: TrainingJob,
+    reporter: ProgressReporter,
+    stopped: Callable[[], bool] = lambda: False,
+    left_out: list[str] | None = None,
+) -> RewardManifest:
+    """Train, calibrate, report and save a reward model. The problems of invalid rows are added to ``left_out``.
 
     ``job.out`` appears whole at the end. An interrupted job leaves its checkpoint in ``job.work``; a failed job leaves
     only a checkpoint that it wrote before.
@@ -63,7 +70,10 @@ def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bo
         raise Conflict(
             f"{job.work} holds the checkpoint of an unfinished training; continue with --resume, or delete that folder"
         )
-    rows = read_preferences(job.data, job.columns)
+    problems: list[str] = []
+    rows = read_preferences(job.data, job.columns, problems, most_left_out=job.most_invalid)
+    if left_out is not None:
+        left_out += problems
     splits = split_rows([materials(row) for row in rows], job.train_config.heldout_fraction, job.train_config.seed)
     torch.manual_seed(job.train_config.seed)
     backbone = on_device(build(job.backbone, Path.cwd(), pretrained=True), job.device)
@@ -95,6 +105,7 @@ def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bo
                 train_config=job.train_config,
                 training=TrainingReport(
                     train_pairs=len(splits.train),
+                    left_out_rows=len(problems),
                     calibration_pairs=len(splits.calibration),
                     steps=outcome.steps,
                     best_epoch=outcome.best_epoch,
@@ -110,16 +121,25 @@ def train(job: TrainingJob, reporter: ProgressReporter, stopped: Callable[[], bo
     return manifest
 
 
-def evaluate(data: Path, folder: Path, device: str = "cpu", columns: str = "") -> tuple[RewardManifest, PairReport]:
+def evaluate(
+    data: Path,
+    folder: Path,
+    device: str = "cpu",
+    columns: str = "",
+    *,
+    most_invalid: float = 0.0,
+    left_out: list[str] | None = None,
+) -> tuple[RewardManifest, PairReport]:
     """Measure how the model in ``folder``, at its own temperature, agrees with the preferences of ``data``.
 
-    ``columns``: other names of the columns in ``data``.
+    ``columns``: other names of the columns in ``data``; ``most_invalid``: largest share of its rows that may be
+    invalid, whose problems are added to ``left_out``.
 
     Raises:
         DataFileError, Invalid: the data or the folder is invalid, or the model cannot score a row.
     """
     manifest, backbone = model_store.load(folder, device)
-    rows = read_preferences(data, columns)
+    rows = read_preferences(data, columns, [] if left_out is None else left_out, most_left_out=most_invalid)
     pairs = [PreferencePair.of(row) for row in rows]
     require_scorable(pairs, rows, backbone)
     return manifest, calibration.report(margins(backbone, pairs), manifest.calibration.temperature)

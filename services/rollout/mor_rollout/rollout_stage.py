@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -13,6 +12,7 @@ from mor_core import tracing
 from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, TooLarge
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import RunAnnouncement
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stage import RunStage, Stage
 from mor_core.stream_consumer import Entry
 from mor_core.wire import PromptRecord, RolloutRecord
@@ -117,7 +117,7 @@ class RunRollouts(RunStage[PromptRecord]):
         for entry in entries:
             record = entry.record
             if record.stamps:
-                metrics.QUEUE_WAIT.observe(max(0.0, time.time() - max(record.stamps.values())))
+                metrics.QUEUE_WAIT.observe(max(0.0, SERVER_CLOCK.now() - max(record.stamps.values())))
             with self._counted(), _sample_span(record):
                 if self._refusal is not None:
                     await self._fail(entry, Invalid(self._refusal), 1)

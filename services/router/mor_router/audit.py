@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Literal
 
 import structlog
+from mor_core.server_clock import SERVER_CLOCK
 
 Action = Literal[
     "enrol",
@@ -53,7 +53,7 @@ class AuditLog:
         if self._path is None:
             log.info(action, subject=subject, by=by, **details)
             return
-        line = json.dumps({"at": time.time(), "action": action, "subject": subject, "by": by, **details})
+        line = json.dumps({"at": SERVER_CLOCK.now(), "action": action, "subject": subject, "by": by, **details})
         # One write per line in append mode, so that the lines of several processes do not mix.
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+from mor_core.proxies import ProxyAddress
 from mor_core.settings import ServiceSettings, StageSettings
 from pydantic import Field, SecretStr, model_validator
 
@@ -49,6 +50,16 @@ class RouterSettings(ServiceSettings, StageSettings):
     """PEM certificate that the router presents to clients (mutual TLS)."""
     client_key_file: Path | None = None
     """PEM private key of ``client_cert_file``."""
+
+    client_proxy: ProxyAddress | None = None
+    """Proxy for calls to clients and labellers enrolled by API, ``http://`` or ``https://``. Each call is a tunnel
+    (CONNECT) to the address that the router has checked. Calls to other processes of MoR, to endpoints in Kubernetes
+    and on loopback do not use it."""
+    client_proxy_except: tuple[Network, ...] = ()
+    """Networks (CIDR), as a JSON list, whose endpoints are reached without ``client_proxy``."""
+    client_proxy_resolves: bool = False
+    """Leave the lookup of names to ``client_proxy``, for a router that cannot resolve them. The proxy then has to
+    refuse addresses that the router must not reach; the router checks endpoints given by address only."""
 
     enrolments_per_minute: int = Field(20, ge=1)
     """Most attempts in a minute to enrol with one token of scope ``enrolment``, failed ones included; more get 429."""
@@ -170,5 +181,10 @@ class RouterSettings(ServiceSettings, StageSettings):
             raise ValueError(
                 "MOR_KUBERNETES_NAMESPACES is set without MOR_KUBERNETES_NETWORKS; "
                 "set it to the networks of the cluster's pods and Services"
+            )
+        if self.client_proxy is None and (self.client_proxy_resolves or self.client_proxy_except):
+            raise ValueError(
+                "MOR_CLIENT_PROXY_RESOLVES or MOR_CLIENT_PROXY_EXCEPT is set without MOR_CLIENT_PROXY; "
+                "set that to the proxy's address, or remove them"
             )
         return self

@@ -11,6 +11,7 @@ import structlog
 from mor_core import tracing
 from mor_core.errors import BlobMissing
 from mor_core.run_announcements import RunAnnouncement
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stage import RunStage, Stage
 from mor_core.stream_consumer import Entry
 from mor_core.wire import GroupReward, RewardItem, RewardRecord, RolloutRecord, image_hashes
@@ -83,7 +84,7 @@ class RunRewardStage(RunStage[RolloutRecord]):
         """Add the group's images to ``images``; return whether they are all there, else give the group up."""
         sampled = entry.record.stamps.get("rollout")
         if sampled is not None:
-            metrics.QUEUE_WAIT.observe(max(0.0, time.time() - sampled))
+            metrics.QUEUE_WAIT.observe(max(0.0, SERVER_CLOCK.now() - sampled))
         try:
             for digest in image_hashes(entry.record.prompt.messages):
                 images[digest] = images.get(digest) or await self.blobs.get(digest)

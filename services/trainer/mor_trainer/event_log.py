@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import time
 from collections import deque
 from typing import Any, Literal
 
 from mor_core.errors import Invalid
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.streams import Streams
 from mor_core.wire import EventRecord
 
@@ -62,7 +62,7 @@ class EventLog:
         record = EventRecord(
             run=self._run,
             group_id=event_id(self._attempt, self._sequence),
-            stamps={"trainer": time.time()},
+            stamps={"trainer": SERVER_CLOCK.now()},
             kind=kind,
             step=step,
             data=data,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
 
+from mor_core.datafiles.layouts.message_keys import check_keys
 from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.wire import ImagePart, Message, TextPart
@@ -15,6 +18,9 @@ from mor_core.wire import ImagePart, Message, TextPart
 _PLACEHOLDER = "<image>"
 """Place of a picture in a text, in data for verl, ms-swift and LLaVA and in ShareGPT files."""
 _SHOWN_CHARACTERS = 60
+_MESSAGE_KEYS = frozenset({"role", "content"})
+_IMAGE_KEYS = frozenset({"type", "image", "image_url", "index"})
+_TEXT_KEYS = frozenset({"type", "text", "index"})
 
 
 def conversation(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
@@ -26,39 +32,54 @@ def conversation(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
     Raises:
         Invalid: the cell is no conversation, or has other places than images.
     """
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    turns = _turns(prompt)
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise Invalid("prompt: not a conversation; give a string or a non-empty list of messages")
+    for turn in turns:
+        check_keys(turn, _MESSAGE_KEYS, "prompt")
     contents = [_parts(turn) for turn in turns]
     if not any(_is_image(part) for parts in contents for part in parts):
         contents = _placed(turns, contents, len(hashes))
     unplaced = list(hashes)
     messages: list[Message] = []
     for turn, content in zip(turns, contents, strict=True):
-        parts: list[TextPart | ImagePart] = []
-        for part in content:
-            if _is_image(part):
-                if not unplaced:
-                    raise Invalid("prompt: more image parts than 'images'; list one file for each")
-                parts.append(ImagePart.of(unplaced.pop(0)))
-            elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-                parts.append(TextPart(text=part["text"]))
-            else:
-                shown = str(part)[:_SHOWN_CHARACTERS]
-                raise Invalid(f"prompt: unknown message part {shown}; use {{type: text}} or {{type: image}}")
+        parts = tuple(_read_part(part, unplaced, len(hashes)) for part in content)
         try:
-            messages.append(Message(role=turn.get("role", ""), content=tuple(parts)))
+            messages.append(Message(role=turn.get("role", ""), content=parts))
         except ValidationError as error:
             raise Invalid(f"prompt: {describe(error)}") from error
+    if not any(message.role == "user" and (message.image_hashes or message.text.strip()) for message in messages):
+        raise Invalid("prompt: the user says and shows nothing; give a text or a picture, or leave the row out")
     if unplaced:
         raise Invalid(f"images: {len(unplaced)} more than the prompt's image parts; add a part for each or drop them")
     return tuple(messages)
 
 
+def _read_part(part: Any, unplaced: list[str], images: int) -> TextPart | ImagePart:
+    """Return a part of a message; an image part takes the first hash of ``unplaced`` away.
+
+    Raises:
+        Invalid: it is no part, or there is no picture left for it.
+    """
+    if _is_image(part):
+        check_keys(part, _IMAGE_KEYS, "prompt")
+        if not unplaced:
+            raise Invalid("prompt: more image parts than 'images'; list one file for each")
+        if part.get("index") not in (None, images - len(unplaced)):
+            raise Invalid("prompt: the 'index' of image parts is not their order; list the images in it")
+        return ImagePart.of(unplaced.pop(0))
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        check_keys(part, _TEXT_KEYS, "prompt")
+        return TextPart(text=part["text"])
+    shown = str(part)[:_SHOWN_CHARACTERS]
+    raise Invalid(f"prompt: unknown message part {shown}; use {{type: text}} or {{type: image}}")
+
+
 def own_pictures(prompt: Any) -> list[Any]:
     """Return the picture cells that image parts carry themselves, as OpenAI's and Qwen's messages do."""
     found = []
-    for turn in prompt if isinstance(prompt, list) else []:
+    turns = _turns(prompt)
+    for turn in turns if isinstance(turns, list) else []:
         content = turn.get("content") if isinstance(turn, dict) else None
         for part in filter(_is_image, content if isinstance(content, list) else []):
             url = part.get("image_url")
@@ -73,12 +94,14 @@ def response(cell: Any, column: str, prompt: Any = None) -> str:
         Invalid: the cell is none of these, or empty.
     """
     if isinstance(cell, list) and len(cell) > 1 and all(isinstance(turn, dict) and "role" in turn for turn in cell):
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if isinstance(turns, list) and _texts(cell[:-1]) == _texts(turns):
-            cell = cell[-1:]
+        turns = _turns(prompt)
+        if not isinstance(turns, list) or _texts(_without_system(cell[:-1])) != _texts(_without_system(turns)):
+            raise Invalid(f"{column}: {len(cell)} messages that do not begin with the prompt; give the last one alone")
+        cell = cell[-1:]
     if isinstance(cell, list) and len(cell) == 1:
         cell = cell[0]
     if isinstance(cell, dict) and "content" in cell:
+        check_keys(cell, _MESSAGE_KEYS, column)
         if cell.get("role", "assistant") != "assistant":
             raise Invalid(f"{column}: the last message is not the assistant's; give the response alone")
         cell = cell["content"]
@@ -87,6 +110,22 @@ def response(cell: Any, column: str, prompt: Any = None) -> str:
     if not isinstance(cell, str) or not cell.strip():
         raise Invalid(f"{column}: not a response; give a non-empty string or one assistant message")
     return cell
+
+
+def _turns(prompt: Any) -> Any:
+    """Return the messages of a prompt cell, which may be one user's text, or messages as JSON text."""
+    if not isinstance(prompt, str):
+        return prompt
+    if prompt.startswith('[{"'):
+        with suppress(ValueError, RecursionError):
+            turns = json.loads(prompt)
+            if all(isinstance(turn, dict) and turn.keys() >= {"role", "content"} for turn in turns):
+                return turns
+    return [{"role": "user", "content": prompt}]
+
+
+def _without_system(turns: list[Any]) -> list[Any]:
+    return [turn for turn in turns if not (isinstance(turn, dict) and turn.get("role") == "system")]
 
 
 def _placed(turns: Sequence[dict[str, Any]], contents: list[list[Any]], images: int) -> list[list[Any]]:

@@ -1,14 +1,12 @@
 """Pictures of data files: a file name, a data URI or Parquet's ``{"bytes", "path"}``, checked.
 
-Data files are exchanged and uploaded, so a row may name only files below its data set's folder. A link there may lead
-out of it in one case: to a blob of the hub cache that the data set lies in, or of the cache that ``HF_HUB_CACHE`` or
-``HF_HOME`` gives.
+Data files are exchanged and uploaded, so a row may name only files below its data set's folder; ``folder_links`` has
+the rule for links there.
 """
 
 from __future__ import annotations
 
 import base64
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from mor_core.datafiles.sources.foreign_files import LONGEST_START, foreign_kind
 from mor_core.datafiles.sources.picture_bytes import OriginalPicture, PictureOrigin
 from mor_core.errors import Invalid, MorError, TooLarge
 from mor_core.failures import describe_failure
+from mor_core.folder_links import FolderLinks
 from mor_core.image_budget import MOST_BYTES, ImageBudget
 
 _SHOWN_CHARACTERS = 100
@@ -29,8 +28,7 @@ class PictureCells:
     """Pictures of one data set. None is held, so that memory does not grow with the data."""
 
     def __init__(self, root: Path) -> None:
-        self._root, self._resolved = root, root.resolve()
-        self._blobs = _blob_folders(root)
+        self._links = FolderLinks(root)
         self._decoded: dict[str, None] = {}
         """Hashes of pictures that could be decoded, oldest first."""
 
@@ -97,10 +95,11 @@ class PictureCells:
         # A longer one may be a picture in base64 without the prefix of a data URI.
         if name.startswith(("http://", "https://")):
             raise Invalid(f"images: {name[:_SHOWN_CHARACTERS]!r} is an address; download it and give the file's name")
+        name = name.removeprefix("file://")
         shown = repr(name) if len(name) <= _SHOWN_CHARACTERS else f"a name of {len(name)} characters"
         try:
             file = (folder / name).resolve()
-            allowed = self._allows(folder / name, file)
+            allowed = self._links.allow(folder / name, file)
             size = file.stat().st_size if allowed and file.is_file() else None
             content = file.read_bytes() if size is not None and size <= safe_images.MAX_BYTES else None
         except (OSError, RuntimeError, ValueError) as error:
@@ -115,28 +114,3 @@ class PictureCells:
                 f"images: {shown} has {size} bytes, of at most {safe_images.MAX_BYTES}; scale the picture down"
             )
         return content
-
-    def _allows(self, named: Path, file: Path) -> bool:
-        """Return whether a row may read ``file``, the target of the path ``named``."""
-        if file.is_relative_to(self._resolved):
-            return True
-        written = Path(os.path.normpath(named.absolute()))
-        inside = any(written.is_relative_to(folder) for folder in (self._root.absolute(), self._resolved))
-        return inside and any(_is_blob(file, folder) for folder in self._blobs)
-
-
-def _blob_folders(root: Path) -> list[Path]:
-    """Return the folders to whose blobs links may lead: the data set's own hub cache, and the given one."""
-    folders = []
-    for snapshot in (root.absolute(), *root.absolute().parents):
-        if snapshot.parent.name == "snapshots" and (snapshot.parent.parent / "blobs").is_dir():
-            folders.append(snapshot.parent.parent.resolve())
-    if given := os.environ.get("HF_HUB_CACHE"):
-        folders.append(Path(given).resolve())
-    elif home := os.environ.get("HF_HOME"):
-        folders.append((Path(home) / "hub").resolve())
-    return folders
-
-
-def _is_blob(file: Path, folder: Path) -> bool:
-    return file.is_relative_to(folder) and file.parent.name == "blobs"

@@ -19,6 +19,8 @@ from mor_core.wire import Message
 
 SHOWN_PROBLEMS = 10
 """Invalid lines that an error lists."""
+_LONGEST_ID = 200
+"""Characters of an id, which may be a path; it is in every message about its row."""
 _SHOWN_CHARACTERS = 100
 """Length up to which an error quotes an id."""
 _ADD_ROWS: dict[Content, str] = {
@@ -81,9 +83,14 @@ def read_prompts(path: Path, columns: str = "", left_out: list[str] | None = Non
     return _read(path, scan_prompts(path, columns), "prompts", left_out)
 
 
-def read_preferences(path: Path, columns: str = "", left_out: list[str] | None = None) -> list[Preference]:
-    """Read all preferences of a data set; arguments and errors are those of ``read_prompts``."""
-    return _read(path, scan_preferences(path, columns), "preferences", left_out)
+def read_preferences(
+    path: Path, columns: str = "", left_out: list[str] | None = None, *, most_left_out: float = 1.0
+) -> list[Preference]:
+    """Read all preferences of a data set; arguments and errors are those of ``read_prompts``.
+
+    ``most_left_out``: largest share of the rows that may be left out.
+    """
+    return _read(path, scan_preferences(path, columns), "preferences", left_out, most_left_out)
 
 
 def scan_prompts(path: Path, columns: str = "", names: NamePlaces | None = None) -> Iterator[ParsedRow[Prompt]]:
@@ -102,17 +109,25 @@ def scan_preferences(path: Path, columns: str = "") -> Iterator[ParsedRow[Prefer
     return _scan(path, columns, "preferences", _preference, {})
 
 
-def refusal(path: Path, problems: Sequence[ParsedRow[Any]], count: int, content: Content) -> DataFileError:
+def refusal(
+    path: Path, problems: Sequence[ParsedRow[Any]], count: int, content: Content, remark: str = ""
+) -> DataFileError:
     """Return the error for a data set with invalid rows: ``count`` of them, of which ``problems`` are the first."""
     if not count:
         return DataFileError(path, 1, f"the file has no rows that give {content}; {_ADD_ROWS[content]}")
     first, *others = problems[:SHOWN_PROBLEMS]
     listed = ", ".join(_shown(other.place, first.place.file) for other in others)
     more = f" ({count - 1} more invalid lines: {listed}{', ...' if count > SHOWN_PROBLEMS else ''})"
-    return DataFileError(first.place.file, first.place.line, f"{first.problem}{more if others else ''}")
+    return DataFileError(first.place.file, first.place.line, f"{first.problem}{remark}{more if others else ''}")
 
 
-def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content, left_out: list[str] | None) -> list[Row]:
+def _read(
+    path: Path,
+    rows: Iterator[ParsedRow[Row]],
+    content: Content,
+    left_out: list[str] | None,
+    most_left_out: float = 1.0,
+) -> list[Row]:
     parsed: list[Row] = []
     problems: list[ParsedRow[Row]] = []
     pictures: dict[str, bytes] = {}
@@ -124,10 +139,13 @@ def _read(path: Path, rows: Iterator[ParsedRow[Row]], content: Content, left_out
         for digest, picture in images.items():
             images[digest] = pictures.setdefault(digest, picture)  # one copy for all rows that have it
         parsed.append(row.value)
-    if left_out is not None and parsed:
+    total = len(parsed) + len(problems)
+    if left_out is not None and parsed and len(problems) <= most_left_out * total:
         left_out += [f"{row.place.file}:{row.place.line}: {row.problem}" for row in problems]
     elif problems or not parsed:
-        raise refusal(path, problems, len(problems), content)
+        few = left_out is not None and parsed and most_left_out
+        most = f"; {len(problems)} of {total} rows are invalid, and a share of {most_left_out:g} may be left out"
+        raise refusal(path, problems, len(problems), content, most if few else "")
     return parsed
 
 
@@ -149,7 +167,10 @@ def _scan(
             name = _name(row, place, alone=len(source.files) == 1)
             if (former := names.get(name)) is not None:
                 where = f"line {former.line}" + ("" if former.file == place.file else f" of {former.file}")
-                raise Invalid(f"id {name!r} is also used in {where}; give each row its own id")
+                raise Invalid(
+                    f"id {name!r} is also used in {where}; give each row its own id, or leave the ids out by --map "
+                    "ignore=id"
+                )
             names[name] = place
             yield ParsedRow(place, name, parse(row, pictures, place.file.parent, name), None)
         except MorError as error:
@@ -196,6 +217,8 @@ def _name(row: dict[str, Any], place: RowPlace, *, alone: bool) -> str:
         name = str(place.line) if alone else f"{place.file.name}:{place.line}"
     elif isinstance(given, str | int) and not isinstance(given, bool):
         name = str(given)
+        if len(name) > _LONGEST_ID:
+            raise Invalid(f"id: {len(name)} characters; give at most {_LONGEST_ID}, or leave the ids out: ignore=id")
     else:
         raise Invalid(f"id: got {type(given).__name__}; give a string or an integer")
     return name if part is None else f"{name}/{part}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from mor_core.objectives import ObjectiveName, RequestedObjective
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.wire.base import Count, Documented, Finite, GroupId, JsonObject, RunId, Sha256, Wire
 from mor_core.wire.contract import ModelRef
 from mor_core.wire.messages import Messages
@@ -42,7 +42,7 @@ class Record(Wire):
 
     def stamped(self, stage: str) -> dict[str, float]:
         """Return the stamps with ``stage`` set to now, for the next stage's record."""
-        return {**self.stamps, stage: time.time()}
+        return {**self.stamps, stage: SERVER_CLOCK.now()}
 
 
 class Sampling(Wire):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
+from mor_core.folder_links import check_model_folder
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,10 +26,11 @@ def load_model(auto: Any, name: str, root: Path, pretrained: bool, role: str, **
     Weights are float32. ``changes`` override its configuration.
 
     Raises:
-        Invalid: the checkpoint does not exist or is of another kind.
+        Invalid: the checkpoint does not exist or is of another kind, or a link leads out of its folder.
     """
     local = root / name
     place = str(local) if local.exists() else name
+    check_model_folder(place)
     try:
         config = AutoConfig.from_pretrained(place, **changes)
         if pretrained:

@@ -21,8 +21,9 @@ from mor_router import metrics
 from mor_router.clients.call_limit import CallLimit
 from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.circuit import CallOutcome, Circuit, CircuitOpen, CircuitState
-from mor_router.clients.egress import EgressPolicy, PinnedTransport
+from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.http import BoundedHttpClient, bearer_client, parse_missing_images
+from mor_router.clients.outbound import outbound_transport
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
 from mor_router.clients.registry import ClientRecord
 from mor_router.clients.request_batching import encode_request, split_requests
@@ -92,10 +93,8 @@ class RewardClient:
         self._logged_at = -math.inf
         self._unlogged = 0
         """Failures since the last log line."""
-        transport = httpx.AsyncHTTPTransport(
-            verify=tls, trust_env=False, limits=httpx.Limits(max_connections=concurrency + 1, keepalive_expiry=30)
-        )
-        http = bearer_client(PinnedTransport(egress, record.source, transport), secret)
+        limits = httpx.Limits(max_connections=concurrency + 1, keepalive_expiry=30)
+        http = bearer_client(outbound_transport(egress, record.source, settings, tls, limits), secret)
         self._http = BoundedHttpClient(http, record.url, secret)
 
     async def close(self) -> None:

@@ -11,6 +11,10 @@ addresses are always refused. An IPv4 address inside an IPv6 one (mapped, transl
 IPv4 address that it reaches. A name is resolved once per request, each of its addresses is checked, and the connection
 goes to a checked address: a second answer of the name server cannot redirect it. Nor can one redirect an enrolment:
 its quota resolves the name, and the enrolment has no other addresses (``EgressPolicy.pinned``).
+
+With ``MOR_CLIENT_PROXY``, endpoints of the source ``api`` are reached through a proxy, at the checked address as well.
+With ``MOR_CLIENT_PROXY_RESOLVES``, the proxy looks up their names and alone decides on the addresses behind them; the
+router checks that a name is one of the public name system, and needs https for it.
 """
 
 from __future__ import annotations
@@ -36,6 +40,11 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 _URL = re.compile(r"[!-~]+")
 """Printable ASCII: no spaces, line breaks or look-alikes of other scripts. A name in another script is given in its
 ``xn--`` form."""
+_PUBLIC_NAME = re.compile(r"([a-z0-9_-]+\.)+[a-z][a-z0-9-]*\.?", re.IGNORECASE)
+"""Name with a top-level domain. Others are looked up in the proxy's own network, and programs read some that end in a
+number, such as ``127.1``, as an address."""
+_LOCAL_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "arpa", "test", "invalid", "onion")
+"""Top-level domains that are not public: special-use names (RFC 6761, 6762, 8375), and those of private networks."""
 _PORTS = {"http": 80, "https": 443}
 _NOT_IN_URL = frozenset("@?#\\")
 """Marks of a user, a query or a fragment, even of an empty one, which would swallow the paths that the router appends;
@@ -66,25 +75,37 @@ class EgressPolicy:
     resolver: Resolver = resolve
     pins: tuple[str, ...] | None = None
     """Addresses of every host, in place of what a name server says; ``None``: it is asked."""
+    proxy_resolves: bool = False
+    """Whether the proxy looks up the names of endpoints enrolled by API."""
+    proxy_except: tuple[Network, ...] = ()
+    """Networks whose endpoints are reached without the proxy."""
 
     @classmethod
     def from_settings(cls, settings: RouterSettings) -> EgressPolicy:
-        return cls(settings.allow_loopback, settings.allowed_networks, settings.kubernetes_networks)
+        return cls(
+            settings.allow_loopback,
+            settings.allowed_networks,
+            settings.kubernetes_networks,
+            proxy_resolves=settings.client_proxy_resolves,
+            proxy_except=settings.client_proxy_except,
+        )
 
     def pinned(self, addresses: Iterable[str]) -> EgressPolicy:
         """Return the policy for connections to these addresses alone, whatever the host."""
         return replace(self, pins=tuple(addresses))
 
-    async def lookup(self, host: str, port: int) -> list[str]:
-        """Return the addresses of ``host``, unchecked; of an address, itself.
+    async def lookup(self, host: str, port: int, source: Source = "api") -> list[str]:
+        """Return the addresses of ``host``, unchecked; of an address, or a name that the proxy looks up, itself.
 
         Raises:
             OSError: the name has no address.
         """
         if self.pins is not None:
             found = list(self.pins)
+        elif _is_address(host) or (self.proxy_resolves and source == "api"):
+            found = [host]
         else:
-            found = [host] if _is_address(host) else await self.resolver(host, port)
+            found = await self.resolver(host, port)
         if not found:
             raise OSError("the name server answered without one")
         return found
@@ -95,6 +116,9 @@ class EgressPolicy:
         Raises:
             EgressRefused: it may not; the message names the setting that would allow it.
         """
+        if not _is_address(address):
+            _check_public_name(address)
+            return
         reached = effective_address(address)
         where = f"{host} is at {address}" if host != address else address
         if never_a_host(reached):
@@ -123,10 +147,11 @@ class EgressPolicy:
             EgressRefused: one of them is not allowed, or a secret would go there unencrypted.
             OSError: the name has no address.
         """
-        found = await self.lookup(url.host, url.port or _PORTS[url.scheme])
+        host = _ascii_host(url)
+        found = await self.lookup(host, url.port or _PORTS[url.scheme], source)
         for address in found:
-            self.check(url.host, address, source)
-        self._check_scheme(url.scheme, url.host, found, source)
+            self.check(host, address, source)
+        self._check_scheme(url.scheme, host, found, source)
         return found
 
     async def admit(self, url: str) -> Source:
@@ -149,12 +174,16 @@ class EgressPolicy:
             found = await self.lookup(host, port)
         except OSError as error:
             raise Invalid(f"url {url!r}: {host} has no address ({describe_failure(error)}); check the name") from error
-        reached = [effective_address(address) for address in found]
-        source: Source = "loopback" if self.allow_loopback and all(a.is_loopback for a in reached) else "api"
+        on_loopback = all(_is_address(address) and effective_address(address).is_loopback for address in found)
+        source: Source = "loopback" if self.allow_loopback and on_loopback else "api"
         for address in found:
             self.check(host, address, source)
         self._check_scheme(parts.scheme, host, found, source)
         return source
+
+    def uses_proxy(self, address: str) -> bool:
+        """Return whether an endpoint enrolled by API at ``address`` is reached through the proxy, if there is one."""
+        return not (_is_address(address) and _inside(effective_address(address), self.proxy_except))
 
     def _check_scheme(self, scheme: str, host: str, addresses: Iterable[str], source: Source) -> None:
         """Check that no secret is sent unencrypted to a public address.
@@ -165,7 +194,7 @@ class EgressPolicy:
         if source != "api" or scheme != "http":
             return
         for address in addresses:
-            if not _inside(effective_address(address), self.networks):
+            if not (_is_address(address) and _inside(effective_address(address), self.networks)):
                 raise EgressRefused(
                     f"http://{host}: the client's secret would cross the internet unencrypted; serve https"
                 )
@@ -174,13 +203,20 @@ class EgressPolicy:
 class PinnedTransport(httpx.AsyncBaseTransport):
     """Transport that connects to a checked address and keeps the name for ``Host`` and TLS."""
 
-    def __init__(self, egress: EgressPolicy, source: Source, inner: httpx.AsyncBaseTransport) -> None:
+    def __init__(
+        self,
+        egress: EgressPolicy,
+        source: Source,
+        direct: httpx.AsyncBaseTransport,
+        proxied: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._egress = egress
         self._source = source
-        self._inner = inner
+        self._direct = direct
+        self._proxied = proxied
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        host = request.url.host
+        host = _ascii_host(request.url)
         try:
             found = await self._egress.addresses(request.url, self._source)
         except OSError as error:
@@ -188,16 +224,40 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         if not _is_address(host):
             request.extensions = {**request.extensions, "sni_hostname": host}
         for address in found[:-1]:
-            request.url = request.url.copy_with(host=address)
             try:
-                return await self._inner.handle_async_request(request)
-            except (httpx.ConnectError, httpx.ConnectTimeout):
+                return await self._send(request, address)
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError):
                 continue
-        request.url = request.url.copy_with(host=found[-1])
-        return await self._inner.handle_async_request(request)
+        return await self._send(request, found[-1])
+
+    async def _send(self, request: httpx.Request, address: str) -> httpx.Response:
+        request.url = request.url.copy_with(host=address)
+        if self._proxied is not None and self._egress.uses_proxy(address):
+            return await self._proxied.handle_async_request(request)
+        return await self._direct.handle_async_request(request)
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        await self._direct.aclose()
+        if self._proxied is not None:
+            await self._proxied.aclose()
+
+
+def _check_public_name(name: str) -> None:
+    """Check that a name which the proxy will look up is one of the public name system.
+
+    Raises:
+        EgressRefused: it is not.
+    """
+    if _PUBLIC_NAME.fullmatch(name) is None or name.rstrip(".").rpartition(".")[2].lower() in _LOCAL_NAMES:
+        raise EgressRefused(
+            f"{name} is not a name of the public name system, and MOR_CLIENT_PROXY_RESOLVES leaves all names to the "
+            "proxy; give the endpoint's address, inside MOR_ALLOWED_NETWORKS, or a public name"
+        )
+
+
+def _ascii_host(url: httpx.URL) -> str:
+    """Return the host as it is looked up and named in TLS: ``xn--`` names stay as they are."""
+    return url.raw_host.decode("ascii")
 
 
 def _inside(address: Address, networks: Iterable[Network]) -> bool:

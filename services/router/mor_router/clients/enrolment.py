@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from typing import Any
 
 from mor_core.auth import TokenFile, hash_token, new_token
 from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation, Source
 from mor_core.errors import Conflict, Invalid
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.wire import Card
 from pydantic import SecretStr
 
@@ -89,7 +89,7 @@ class Enroller:
             domains=request.domains,
             source=source,
             state=request.state,
-            enrolled_at=time.time(),
+            enrolled_at=SERVER_CLOCK.now(),
             secret="",
             generation=next_generation(),
             inbound_sha256=page_token_sha256,
@@ -101,7 +101,7 @@ class Enroller:
         found = {
             "card": card,
             "model": card.model,
-            "probed_at": time.time(),
+            "probed_at": SERVER_CLOCK.now(),
             "domains": request.domains or card.domains,
         }
         record = record.model_copy(update=found)
@@ -129,7 +129,7 @@ class Enroller:
                 "revision": new_revision(),
             }
             card, _ = await self._probe(self._moved(await self._registry.get(name), moved))
-            changed |= {**moved, "card": card, "model": card.model, "probed_at": time.time()}
+            changed |= {**moved, "card": card, "model": card.model, "probed_at": SERVER_CLOCK.now()}
         record = await self._registry.update(name, lambda known: self._moved(known, changed))
         self._audit.record("change", name, by, **given)
         await self._pool.refresh()

@@ -108,11 +108,18 @@ class EnrolmentQuota:
         try:
             parts = urlsplit(url)
             found = await self._egress.lookup(parts.hostname or "", parts.port or 0)
-            reached = [effective_address(address) for address in found]
         except (ValueError, OSError):
             return {}
         networks: dict[str, str] = {}
-        for address, one in zip(found, reached, strict=True):
-            network = ipaddress.ip_network((one, _PREFIXES[one.version]), strict=False)
-            networks.setdefault(str(network), address)
+        for address in found:
+            networks.setdefault(_network(address), address)
         return dict(list(networks.items())[:_MOST_NETWORKS])
+
+
+def _network(address: str) -> str:
+    """Return the network of an address; of a name that the proxy will look up, itself."""
+    try:
+        reached = effective_address(address)
+    except ValueError:
+        return address.lower()
+    return str(ipaddress.ip_network((reached, _PREFIXES[reached.version]), strict=False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from mor_core.errors import Invalid
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count, Finite, ModelRef
 from numpy import ndarray
@@ -119,7 +119,7 @@ class HoneypotScores:
 
 def scored_now(client: str, model: ModelRef, gate: int, digest: str, scores: tuple[float, float]) -> HoneypotScore:
     """Return a score with the present time; ``scores`` are those of (chosen, rejected)."""
-    return HoneypotScore(client, model, gate, digest, *scores, time.time())
+    return HoneypotScore(client, model, gate, digest, *scores, SERVER_CLOCK.now())
 
 
 def _field(score: HoneypotScore) -> str:

@@ -117,6 +117,12 @@ class BoundedHttpClient:
                 "connect",
                 f"the connection was closed meanwhile ({describe_failure(error)}): the client was rotated or removed",
             ) from error
+        except httpx.ProxyError as error:
+            raise ClientFailure(
+                "connect",
+                f"{describe_failure(error)}; the router's operator has to permit the address there",
+                retry=True,
+            ) from error
         except httpx.TransportError as error:
             cause = describe_failure(error)
             if responded:
@@ -207,6 +213,15 @@ def _retry_after(response: httpx.Response) -> float | None:
     with suppress(ValueError):
         return min(max(0.0, float(value)), _LONGEST_RETRY_AFTER_S)
     with suppress(ValueError, TypeError, OverflowError):  # what dates without a zone or beyond the calendar raise
-        left = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        left = (parsedate_to_datetime(value) - _sent_at(response)).total_seconds()
         return min(max(0.0, left), _LONGEST_RETRY_AFTER_S)
     return None
+
+
+def _sent_at(response: httpx.Response) -> datetime:
+    """Return the time of the response by the clock of its sender, which dated ``Retry-After`` too; else ours."""
+    with suppress(ValueError, TypeError, OverflowError):
+        sent = parsedate_to_datetime(response.headers.get("date", ""))
+        if sent.tzinfo is not None:
+            return sent
+    return datetime.now(UTC)

@@ -13,6 +13,7 @@ from mor_core.auth import Principal, Scope, TokenFile
 from mor_core.clients import State
 from mor_core.errors import Invalid, MorError, NotFound
 from mor_core.failures import describe_failure
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.wire import Limits
 from pydantic import SecretStr
 from redis.exceptions import RedisError
@@ -217,9 +218,11 @@ class ClientPool:
             await self._drop(name)
 
     async def keep_refreshed(self) -> None:
-        """Refresh every second until cancelled."""
+        """Refresh every second until cancelled, and the queue server's clock too: records have its times."""
         while True:
             await asyncio.sleep(_REFRESH_S)
+            with contextlib.suppress(RedisError):  # the refresh reports it
+                await SERVER_CLOCK.read(self._registry.redis)
             await self.try_refresh()
 
     async def try_refresh(self) -> None:

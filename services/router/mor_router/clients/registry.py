@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable
 
 from mor_core.clients import Client
 from mor_core.errors import Conflict, Invalid, NotFound
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
 from mor_core.wire import Card, Count, ModelRef, Sha256
 from pydantic import Field
@@ -76,19 +76,19 @@ def new_revision() -> str:
 
 def next_generation(known: int = 0) -> int:
     """Return the generation of new credentials, later also than those of a removed client of the same name."""
-    return max(known + 1, time.time_ns() // 1000)
+    return max(known + 1, round(SERVER_CLOCK.now() * 1e6))
 
 
 class ClientRegistry:
     """Store of the enrolled clients."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        self.redis = redis
 
     async def all(self) -> list[ClientRecord]:
         """Return every client whose record can be read, sorted by name."""
         found = _CLIENTS.parse_all(
-            await _CLIENTS.fetch_hash(self._redis, CLIENTS), lambda name, value: parse_record(name.decode(), value)
+            await _CLIENTS.fetch_hash(self.redis, CLIENTS), lambda name, value: parse_record(name.decode(), value)
         )
         return sorted(found.values(), key=lambda record: record.name)
 
@@ -99,7 +99,7 @@ class ClientRegistry:
             NotFound: no such client.
             Conflict: its record cannot be read.
         """
-        value = await _CLIENTS.fetch(self._redis, "HGET", CLIENTS, name)
+        value = await _CLIENTS.fetch(self.redis, "HGET", CLIENTS, name)
         if value is None:
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
         record = _CLIENTS.parse(name, value, lambda given: parse_record(name, given))
@@ -117,7 +117,7 @@ class ClientRegistry:
             Conflict: other writers keep changing the registry.
         """
         for _ in range(_MOST_UPDATE_ATTEMPTS):
-            async with self._redis.pipeline(transaction=True) as pipe:
+            async with self.redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(CLIENTS)
                 check(await self.all())
                 pipe.multi()  # type: ignore[no-untyped-call]
@@ -137,7 +137,7 @@ class ClientRegistry:
             Conflict: other writers keep changing it.
         """
         for _ in range(_MOST_UPDATE_ATTEMPTS):
-            async with self._redis.pipeline(transaction=True) as pipe:
+            async with self.redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(CLIENTS)
                 record = change(await self.get(name))
                 pipe.multi()  # type: ignore[no-untyped-call]
@@ -155,9 +155,8 @@ class ClientRegistry:
         Raises:
             NotFound: no such client.
         """
-        return await self.update(
-            name, lambda record: record.model_copy(update={"card": card, "model": card.model, "probed_at": time.time()})
-        )
+        found = {"card": card, "model": card.model, "probed_at": SERVER_CLOCK.now()}
+        return await self.update(name, lambda record: record.model_copy(update=found))
 
     async def promote(self, name: str, fitted_at: float) -> bool:
         """Activate a client on probation by a gate version of ``fitted_at``; return whether its state changed.
@@ -201,6 +200,6 @@ class ClientRegistry:
         Raises:
             NotFound: no such client.
         """
-        if not await self._redis.hdel(CLIENTS, name):
+        if not await self.redis.hdel(CLIENTS, name):
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
-        await forget_client(self._redis, name)
+        await forget_client(self.redis, name)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 from mor_core.errors import MorError, NotFound
 from mor_core.failures import describe_failure
+from mor_core.server_clock import SERVER_CLOCK
 from redis.exceptions import RedisError
 
 from mor_router.audit import AuditLog
@@ -73,7 +74,7 @@ class Reliability:
         except KeyError:
             return  # removed meanwhile
         reason = f"unreliable: groups waited {self._most_s:g} s in vain for its scores; its last failure: {last}"
-        found = {"state": "probation", "reason": reason[:_REASON_LENGTH], "unreliable_at": time.time()}
+        found = {"state": "probation", "reason": reason[:_REASON_LENGTH], "unreliable_at": SERVER_CLOCK.now()}
         newly = False
 
         def change(record: ClientRecord) -> ClientRecord:
@@ -111,7 +112,7 @@ class Reliability:
                 await self._restore(name, record.unreliable_at)
 
     def _has_recovered(self, name: str, since: float) -> bool:
-        return time.time() - since >= self._most_s / self._share and self._pool.is_reliable(name)
+        return SERVER_CLOCK.now() - since >= self._most_s / self._share and self._pool.is_reliable(name)
 
     async def _restore(self, name: str, since: float) -> None:
         """End a client's probation as unreliable. One that is distrusted as well stays on probation for that."""

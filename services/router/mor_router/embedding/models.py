@@ -11,6 +11,7 @@ from jaxtyping import Float
 from mor_core import images
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
+from mor_core.folder_links import check_model_folder
 from numpy import ndarray
 
 from mor_router.embedding.hashed_features import unit
@@ -33,6 +34,7 @@ def _transformers() -> Any:
 
 
 def _load(loader: Any, path: str, setting: str) -> Any:
+    check_model_folder(path)
     try:
         return loader.from_pretrained(path)
     except (OSError, ValueError) as error:

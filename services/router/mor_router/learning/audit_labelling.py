@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import time
 from dataclasses import dataclass
 
 import structlog
 from mor_core.audits import AuditCounts
 from mor_core.errors import MorError, Unavailable
 from mor_core.failures import describe_failure
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored_objectives import AuditedBy
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -148,7 +148,7 @@ class AuditLabelling:
     def _report(self, objective: str, names: list[str], by: AuditedBy) -> None:
         for kind in ("labeller", "people"):
             metrics.AUDITS_WAITING.labels(objective, kind).set(len(names) if kind == by else 0)
-        metrics.AUDIT_OLDEST.labels(objective).set(time.time() - chosen_at(names[0]) if names else 0)
+        metrics.AUDIT_OLDEST.labels(objective).set(SERVER_CLOCK.now() - chosen_at(names[0]) if names else 0)
         gone = [known for known in self._failures if known[0] == objective and known[1] not in names]
         for known in gone:
             del self._failures[known]

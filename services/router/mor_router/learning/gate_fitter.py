@@ -11,6 +11,7 @@ import numpy as np
 import structlog
 from jaxtyping import Float
 from mor_core.errors import Conflict, Invalid, NotFound, Unavailable
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.tasks import stop
 from numpy import ndarray
 from redis.asyncio import Redis
@@ -239,7 +240,7 @@ class GateFitter:
         return GateVersion(
             version=await self._gates.next_version(),
             objective=objective.name,
-            created_at=time.time(),
+            created_at=SERVER_CLOCK.now(),
             embedder=self._embedder.name,
             models=(base.models if base is not None else {})
             | {client: model for client in newcomers if (model := lines[client].model) is not None},

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mor_core.errors import Conflict, Invalid, NotFound
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
 from mor_core.stored_objectives import COLD_START, NewObjective, Objective, ObjectiveChange
 from mor_core.wire import Messages, Sha256, Wire, image_hashes
@@ -129,7 +129,7 @@ class ObjectiveStore:
         Raises:
             Conflict: the name is taken.
         """
-        objective = Objective(**dict(request), created_at=time.time())
+        objective = Objective(**dict(request), created_at=SERVER_CLOCK.now())
         if not await self._redis.hsetnx(OBJECTIVES, objective.name, objective.model_dump_json()):
             raise Conflict(f"objective {objective.name!r} exists already; choose another name or DELETE it first")
         return objective

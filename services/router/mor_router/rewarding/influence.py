@@ -13,12 +13,12 @@ that pulls against the others has a negative share.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from mor_core.clients import Influence, ObjectiveInfluence
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries, is_wrong_type
 from mor_core.wire import ClientScore, Finite, GroupReward, ObjectiveShare, Wire
 from numpy import ndarray
@@ -116,7 +116,7 @@ class InfluenceLog:
             return
         lines: dict[str, list[str]] = {}
         for group in groups:
-            for client, line in contributions(label(group.objectives), group.clients, time.time()).items():
+            for client, line in contributions(label(group.objectives), group.clients, SERVER_CLOCK.now()).items():
                 lines.setdefault(key("influence", client), []).append(line.model_dump_json())
         async with self._redis.pipeline(transaction=False) as pipe:
             for name, latest in lines.items():

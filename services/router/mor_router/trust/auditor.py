@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.wire import ClientScore, GroupReward, ModelRef, RewardItem, image_hashes
 
 from mor_router.embedding import Embedder, GateInput
@@ -106,7 +106,7 @@ class Auditor:
         messages = group.item.messages
         [vector] = await self._embedder.inputs([GateInput(messages, group.images)])
         return LiveAudit(
-            at=time.time(),
+            at=SERVER_CLOCK.now(),
             gate=group.reward.gate_version,
             policy=group.policy,
             probability=draw.probability,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import structlog
 from jaxtyping import Float
 from mor_core.errors import Conflict, MorError, NotFound
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.wire import ModelRef
 from numpy import ndarray
 
@@ -90,7 +90,7 @@ class Drift:
         def change(record: ClientRecord) -> ClientRecord:
             nonlocal newly
             newly = record.state == "active" or (record.state == "probation" and record.distrusted_at is None)
-            found = {"state": "probation", "reason": reason, "distrusted_at": time.time()}
+            found = {"state": "probation", "reason": reason, "distrusted_at": SERVER_CLOCK.now()}
             return record.model_copy(update=found) if newly else record
 
         try:

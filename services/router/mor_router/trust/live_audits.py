@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from mor_core.errors import Invalid
 from mor_core.image_budget import check_named
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count, Finite, Messages, ModelRef, Sha256, Wire, image_hashes
 from numpy import ndarray
@@ -215,7 +215,7 @@ class AuditStore:
         shared = {field: getattr(audit, field) for field in _Audit.model_fields if field != "pair"}
         kept = tuple(pairs[:_MOST_PAIRS])
         by = {"by": _LABELLER if person is None else person, "by_person": person is not None}
-        labelled = LabelledAudit(**shared, pair=kept[0], pairs=kept, labelled_at=time.time(), **by)
+        labelled = LabelledAudit(**shared, pair=kept[0], pairs=kept, labelled_at=SERVER_CLOCK.now(), **by)
         anchor = _anchor(audit, kept[0])
         await self._objectives.add_sampled(objective, [anchor], audit.images)
         place, value = key("audited", objective), labelled.model_dump_json()

@@ -7,11 +7,11 @@ a name of its own, which tells neither when the group was chosen nor that it was
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from mor_core.audits import Preferred
 from mor_core.image_budget import check_named
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
 from mor_core.wire import Sha256, Wire
 from redis.asyncio import Redis
@@ -46,7 +46,7 @@ class SecondOpinions:
 
     async def add(self, objective: str, opinion: SecondOpinion) -> None:
         """Store a labelled group for another person, and drop the oldest ones over the bound."""
-        name = audit_name(opinion.audit, time.time())
+        name = audit_name(opinion.audit, SERVER_CLOCK.now())
         value = await asyncio.to_thread(opinion.model_dump_json)
         place = key("second", objective)
         await _OPINIONS.write(self._redis, [place], lambda: self._redis.hset(place, name, value))
@@ -58,7 +58,7 @@ class SecondOpinions:
         place = key("second", objective)
         stored: list[bytes] = await _OPINIONS.read(place, _OPINIONS.fetch(self._redis, "HKEYS", place), [])
         names = sorted(_OPINIONS.parse_list(stored, parse_name))
-        for late in [name for name in names if time.time() - chosen_at(name) > _LONGEST_WAIT_S]:
+        for late in [name for name in names if SERVER_CLOCK.now() - chosen_at(name) > _LONGEST_WAIT_S]:
             await self.remove(objective, late)
             names.remove(late)
         return names

@@ -16,6 +16,8 @@ from mor_trainer.control.database import Database
 
 _ALERTS = StoredEntries("alerts")
 _ATTEMPTS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, le=1000)])
+LONGEST_PAUSE_S = 600.0
+"""Bound of the growing pause between attempts, so that a webhook that comes back gets its alerts within minutes."""
 _REASON_CHARACTERS = 2000
 """A longer reason, such as a traceback, is cut: alerts are listed a hundred at a time."""
 
@@ -42,7 +44,8 @@ class AlertStore:
     ) -> None:
         """Raise an alert within the transaction of ``sql``."""
         metrics.count_alert(run, name)
-        at, reason = at or time.time(), reason[:_REASON_CHARACTERS]
+        now, reason = time.time(), reason[:_REASON_CHARACTERS]
+        at = at or now
         known = sql.execute(
             "SELECT id FROM alerts WHERE run=? AND name=? AND acknowledged_at IS NULL", (run, name)
         ).fetchone()
@@ -52,7 +55,7 @@ class AlertStore:
                 (at, reason, step, known["id"]),
             )
             return
-        state, due = ("waiting", at) if self._webhook else ("off", None)
+        state, due = ("waiting", now) if self._webhook else ("off", None)
         sql.execute(
             "INSERT INTO alerts (run, name, reason, step, first_at, last_at, webhook, webhook_due) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -100,10 +103,16 @@ class AlertStore:
         return self.get(alert)
 
     def due(self) -> tuple[Alert, int] | None:
-        """Return the alert to send to the webhook next, and the number of attempts so far."""
+        """Return the alert to send to the webhook next, and the number of attempts so far.
+
+        One that would be due after the longest pause is due now: the clock was set back meanwhile.
+        """
+        now = time.time()
         row = self._database.row(
-            "SELECT * FROM alerts WHERE webhook='waiting' AND webhook_due <= ? ORDER BY webhook_due LIMIT 1",
-            time.time(),
+            "SELECT * FROM alerts WHERE webhook='waiting' AND webhook_due NOT BETWEEN ? AND ? "
+            "ORDER BY webhook_due LIMIT 1",
+            now,
+            now + LONGEST_PAUSE_S,
         )
         if row is None:
             return None

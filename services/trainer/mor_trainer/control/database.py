@@ -19,7 +19,7 @@ CREATE TABLE runs (
   desired TEXT NOT NULL,
   attempt INTEGER NOT NULL DEFAULT 0,
   worker TEXT,
-  lease_until REAL,
+  lease_until REAL,           -- of earlier versions; leases are in memory
   step INTEGER,
   weights_version INTEGER,
   gate_version INTEGER,

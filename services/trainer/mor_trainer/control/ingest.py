@@ -15,6 +15,7 @@ from mor_core.failures import describe_failure
 from mor_core.fair_share import FairShare
 from mor_core.redis_permissions import RedisPermissions
 from mor_core.runs import RunSpec, RunState
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stream_consumer import Consumer
 from mor_core.streams import GROUP_STREAMS, Streams, connect
 from mor_core.tasks import stop
@@ -105,7 +106,7 @@ class Ingest:
 
     async def _ping(self) -> None:
         try:
-            await self.redis.ping()
+            await SERVER_CLOCK.read(self.redis)
             self.reachable = await self._permissions.missing()
         except (RedisError, OSError) as error:
             self.reachable = f"the queue server cannot be reached ({describe_failure(error)}); check MOR_REDIS_URL"

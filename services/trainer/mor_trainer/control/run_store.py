@@ -37,8 +37,8 @@ _COUNT: TypeAdapter[int] = TypeAdapter(Count)
 _RUNS = StoredEntries("run_rows")
 _ROWS = StoredEntries("history", largest=64 << 20)
 _AFTER_LOSS: dict[Desired, RunState] = {"run": RunState.queued, "pause": RunState.paused, "stop": RunState.stopped}
-_LATEST_LEASE = 1e11
-"""Unix time, seconds, after which no lease ends."""
+_REMEMBERED_S = 3600.0
+"""Age, seconds, up to which a run that ended before this process began counts as one that ended at its start."""
 
 
 class _Row(BaseModel):
@@ -71,7 +71,11 @@ def _unreadable(run: str) -> Conflict:
 
 
 class RunStore:
-    """All runs. Each change of a run raises its ``revision``, which its ETag contains."""
+    """All runs. Each change of a run raises its ``revision``, which its ETag contains.
+
+    Leases are kept in memory, by the monotonic clock: a change of the system's clock neither ends nor extends one. A
+    run that a worker holds when this process starts has a whole lease from then on.
+    """
 
     def __init__(self, database: Database, alerts: AlertStore, dead_letters: DeadLetterStore, lease_s: float) -> None:
         self._database = database
@@ -80,6 +84,11 @@ class RunStore:
         self._lease_s = lease_s
         self.generation = 0
         """Rises with every change of any run."""
+        self._lease_ends: dict[str, float] = {}
+        """Run that a worker holds -> monotonic time at which its lease ends."""
+        ended = database.rows("SELECT id FROM runs WHERE finished_at > ?", time.time() - _REMEMBERED_S)
+        self._ended_at = {row["id"]: time.monotonic() for row in ended}
+        """Run -> monotonic time at which it ended."""
         self._snapshots: dict[str, tuple[int, RunSnapshot]] = {}
         self._revisions: dict[str, int] = {
             row["id"]: row["revision"] if isinstance(row["revision"], int) else 0
@@ -144,8 +153,10 @@ class RunStore:
 
     def active(self, linger_s: float) -> list[str]:
         """List the runs that are active or ended less than ``linger_s`` ago."""
-        query = "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at > ?"
-        return [row["id"] for row in self._database.rows(query, time.time() - linger_s)]
+        ended_since = time.monotonic() - linger_s
+        lingering = {run for run, at in self._ended_at.items() if at > ended_since}
+        rows = self._database.rows("SELECT id FROM runs WHERE finished_at IS NULL")
+        return [*lingering.union(row["id"] for row in rows)]
 
     def revision(self, run: str) -> int:
         """Return a number that rises with every change of the run.
@@ -212,7 +223,7 @@ class RunStore:
     def claim(self, worker: str) -> Claim | None:
         """Give the oldest queued run to ``worker``; returns None if no run is queued."""
         self.requeue_lost()
-        oldest = "SELECT * FROM runs WHERE state='queued' AND typeof(id)='text' ORDER BY created_at LIMIT 1"
+        oldest = "SELECT * FROM runs WHERE state='queued' AND typeof(id)='text' ORDER BY rowid LIMIT 1"
         while (row := self._database.row(oldest)) is not None and (found := _parse_row(row)) is None:
             self._fail_unreadable(row["id"])
         if row is None:
@@ -225,9 +236,9 @@ class RunStore:
             state=RunState.running,
             attempt=attempt,
             worker=worker,
-            lease_until=now + self._lease_s,
             started_at=row["started_at"] or now,
         )
+        self._renew(row["id"])
         return Claim(
             run=row["id"],
             spec=found.spec,
@@ -247,7 +258,7 @@ class RunStore:
                 f"run {run} is {row.state} and not held by attempt {heartbeat.attempt}; claim a run before working"
             )
         if heartbeat.state in _HELD:
-            self._database.rows("UPDATE runs SET lease_until=? WHERE id=?", time.time() + self._lease_s, run)
+            self._renew(run)
             if heartbeat.state != row.state:
                 self._change(run, state=heartbeat.state)
         else:
@@ -257,7 +268,6 @@ class RunStore:
                 alert="run_failed" if heartbeat.state is RunState.failed else None,
                 state=heartbeat.state,
                 worker=None,
-                lease_until=None,
                 error=heartbeat.error,
                 final=heartbeat.final,
                 finished_at=ended,
@@ -284,24 +294,27 @@ class RunStore:
 
     def requeue_lost(self) -> list[str]:
         """Release the runs whose lease is over; all but those to be stopped are queued and resume from a checkpoint."""
-        lost = self._database.rows(
-            "SELECT * FROM runs WHERE worker IS NOT NULL AND typeof(id)='text' AND "
-            "(typeof(lease_until) NOT IN ('real', 'integer') OR lease_until NOT BETWEEN ? AND ?)",
-            time.time(),
-            _LATEST_LEASE,
-        )
-        for row in lost:
-            if (found := _parse_row(row)) is None:
+        lost = []
+        for row in self._database.rows("SELECT * FROM runs WHERE worker IS NOT NULL AND typeof(id)='text'"):
+            if (found := _parse_row(row)) is None:  # its worker's heartbeats are refused
                 self._fail_unreadable(row["id"])
                 continue
+            if row["id"] not in self._lease_ends:
+                self._renew(row["id"])
+            if time.monotonic() < self._lease_ends[row["id"]]:
+                continue
+            lost.append(row["id"])
             state = _AFTER_LOSS[found.desired]
             reason = f"its worker sent no heartbeat for {self._lease_s:g} s; the run resumes from its last checkpoint"
-            self._change(row["id"], alert="worker_lost", state=state, worker=None, lease_until=None, error=reason)
-        return [row["id"] for row in lost]
+            self._change(row["id"], alert="worker_lost", state=state, worker=None, error=reason)
+        return lost
+
+    def _renew(self, run: str) -> None:
+        self._lease_ends[run] = time.monotonic() + self._lease_s
 
     def _fail_unreadable(self, run: str) -> None:
         """End a run whose row does not fit, so that it keeps no other one from being claimed."""
-        columns = {"state": RunState.failed, "desired": "run", "worker": None, "lease_until": None}
+        columns = {"state": RunState.failed, "desired": "run", "worker": None}
         self._change(run, alert="run_failed", error=str(_unreadable(run)), finished_at=time.time(), **columns)
 
     def warn(self, run: str, name: AlertName, reason: str) -> None:
@@ -323,6 +336,12 @@ class RunStore:
             if columns.get("state") is RunState.running:
                 columns.setdefault("error", None)
             self._set(sql, run, columns)
+            if columns.get("worker", "") is None:
+                self._lease_ends.pop(run, None)
+            if "finished_at" in columns:
+                self._ended_at.pop(run, None)
+            if columns.get("finished_at") is not None:
+                self._ended_at[run] = time.monotonic()
             changed = {name: columns[name] for name in ("state", "desired", "error", "final") if columns.get(name)}
             self._add_event(sql, run, changed)
             if alert is not None:

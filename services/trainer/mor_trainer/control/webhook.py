@@ -14,13 +14,11 @@ from mor_core.failures import describe_failure
 from mor_core.proxies import proxy_of
 
 from mor_trainer.config import ControlSettings
-from mor_trainer.control.alert_store import AlertStore
+from mor_trainer.control.alert_store import LONGEST_PAUSE_S, AlertStore
 
 _CHECK_S = 0.5
 """Pause between checks for an alert that is due: a person does not notice it, and the query costs nothing."""
 _MINUTE_S = 60.0
-_LONGEST_PAUSE_S = 600.0
-"""Bound of the growing pause between attempts, so that a webhook that comes back gets its alerts within minutes."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,9 +68,10 @@ class Webhook:
             reply = await http.post(url, json={"contract": "mor.alert/1", "alert": alert.model_dump(mode="json")})
             reply.raise_for_status()
         except httpx.HTTPError as error:
-            pause = min(_LONGEST_PAUSE_S, self._settings.alert_webhook_retry_s * 2.0**attempts)
+            pause = random.uniform(0.5, 1.5) * self._settings.alert_webhook_retry_s * 2.0**attempts
+            again_at = time.time() + min(LONGEST_PAUSE_S, pause)
             over = attempts + 1 >= self._settings.alert_webhook_attempts
-            self._alerts.mark_failed(alert.id, None if over else time.time() + random.uniform(0.5, 1.5) * pause)
+            self._alerts.mark_failed(alert.id, None if over else again_at)
             log.warning("the webhook did not take an alert", alert=alert.id, gives_up=over, error=_described(error))
         else:
             self._alerts.mark_sent(alert.id)

@@ -18,6 +18,8 @@ class WorkerRegistry:
 
     def __init__(self) -> None:
         self._seen: dict[str, WorkerStatus] = {}
+        self._called_at: dict[str, float] = {}
+        """Process -> monotonic time of its last call."""
 
     def claimed(self, request: ClaimRequest, run: str | None) -> None:
         """Record that a process requested a run and received ``run``, or none."""
@@ -36,10 +38,13 @@ class WorkerRegistry:
     def _note(self, worker: WorkerStatus) -> None:
         self._seen.pop(worker.name, None)
         self._seen[worker.name] = worker
+        self._called_at[worker.name] = time.monotonic()
         while len(self._seen) > _MOST:
-            del self._seen[next(iter(self._seen))]
+            oldest = next(iter(self._seen))
+            del self._seen[oldest], self._called_at[oldest]
 
     def list(self) -> list[WorkerStatus]:
         """List the processes that called within the last ten minutes, by name."""
-        since = time.time() - _FORGOTTEN_S
-        return sorted((worker for worker in self._seen.values() if worker.seen_at > since), key=lambda w: w.name)
+        since = time.monotonic() - _FORGOTTEN_S
+        called = (worker for name, worker in self._seen.items() if self._called_at[name] > since)
+        return sorted(called, key=lambda worker: worker.name)

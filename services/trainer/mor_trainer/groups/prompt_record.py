@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from mor_core.datafiles import Prompt
 from mor_core.runs import RunSpec
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.wire import PromptRecord, Sampling, WeightsRef
 
 
@@ -37,7 +36,7 @@ def prompt_record(
     return PromptRecord(
         run=run,
         group_id=group_id,
-        stamps={"issued": time.time()},
+        stamps={"issued": SERVER_CLOCK.now()},
         prompt_id=prompt.id,
         messages=prompt.messages,
         domain=prompt.domain,

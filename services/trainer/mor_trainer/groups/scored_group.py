@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.wire import RewardRecord, TokenBlock
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,5 +18,5 @@ class ScoredGroup(BaseModel):
     """Updates between the version that sampled it and the step that takes it; set when it is taken."""
     record: RewardRecord
     tokens: TokenBlock
-    received_at: float = Field(default_factory=time.time, exclude=True)
-    """Unix time at which this process read it, seconds."""
+    received_at: float = Field(default_factory=SERVER_CLOCK.now, exclude=True)
+    """Unix time of the queue server at which this process read it, seconds."""

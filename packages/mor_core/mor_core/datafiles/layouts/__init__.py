@@ -4,10 +4,14 @@ A new layout is a subclass of ``Layout`` in a file of its own, and its place in 
 fits its columns as well.
 """
 
+from mor_core.datafiles.layouts.arena import Arena
+from mor_core.datafiles.layouts.compared_responses import HelpSteer2Preferences, HelpSteer3Preferences
+from mor_core.datafiles.layouts.help_steer import HelpSteer
 from mor_core.datafiles.layouts.implicit_prompt import ImplicitPrompt
 from mor_core.datafiles.layouts.layout import Layout
 from mor_core.datafiles.layouts.ms_swift import MsSwift
 from mor_core.datafiles.layouts.nectar import Nectar
+from mor_core.datafiles.layouts.problems_with_answers import ProblemWithAnswer
 from mor_core.datafiles.layouts.ranked_responses import RankedResponses
 from mor_core.datafiles.layouts.rlaif_v import RlaifV
 from mor_core.datafiles.layouts.rlhf_v import RlhfV
@@ -25,11 +29,16 @@ LAYOUTS: tuple[Layout, ...] = (
     UltraFeedback(),
     RankedResponses(),
     Nectar(),
+    HelpSteer2Preferences(),
+    HelpSteer3Preferences(),
+    HelpSteer(),
+    Arena(),
     Unpaired(),
     ShareGpt(),
     MsSwift(),
     RlhfV(),
     RlaifV(),
+    ProblemWithAnswer(),
     ImplicitPrompt(),
     TRL,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any, ClassVar
 
-from mor_core.datafiles.layouts.layout import PairLayout, common
-from mor_core.datafiles.layouts.rating import check_order
+from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
+from mor_core.datafiles.layouts.rating import SCORES, check_order
 from mor_core.datafiles.layouts.transcript import turns_of
 from mor_core.errors import Invalid
 
@@ -14,30 +14,34 @@ from mor_core.errors import Invalid
 class ImplicitPrompt(PairLayout):
     """``chosen`` and ``rejected`` are conversations that differ in the last message."""
 
-    name = "TRL, implicit prompt; Anthropic HH"
+    name = "TRL, implicit prompt; Anthropic HH, Skywork"
     about = (
         "conversations as messages, or transcripts with `Human:` and `Assistant:`, or strings; their common beginning "
         "is the prompt"
     )
     needs = frozenset({"chosen", "rejected"})
-    may: ClassVar[frozenset[str]] = PairLayout.may | {"score_chosen", "score_rejected"}
-    skips = frozenset({"margin"})
+    may: ClassVar[frozenset[str]] = PairLayout.may | SCORES
+    skips = frozenset({"margin", "source"})
 
     def fits(self, columns: set[str]) -> bool:
         return super().fits(columns) and "prompt" not in columns
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {**common(row), "prompt": _split(row)[0]}
+        return prompt_columns(row, split(row["chosen"], row["rejected"])[0])
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         check_order(row)
-        _, chosen, rejected = _split(row)
+        _, chosen, rejected = split(row["chosen"], row["rejected"])
         return [(chosen, rejected)]
 
 
-def _split(row: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Return prompt, better and worse response."""
-    chosen, rejected = turns_of(row["chosen"]), turns_of(row["rejected"])
+def split(better: Any, worse: Any) -> tuple[Any, Any, Any]:
+    """Return prompt, better and worse response of two conversations.
+
+    Raises:
+        Invalid: they have no common beginning, or differ before the last message.
+    """
+    chosen, rejected = turns_of(better), turns_of(worse)
     if isinstance(chosen, str) and isinstance(rejected, str):
         shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
         shared = max(chosen.rfind(end, 0, shared) + len(end) for end in (" ", "\n"))
@@ -46,8 +50,13 @@ def _split(row: dict[str, Any]) -> tuple[Any, Any, Any]:
         return chosen[:shared].strip(), chosen[shared:].strip(), rejected[shared:].strip()
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
         raise Invalid("chosen and rejected differ in their form; give both as messages, or both as strings")
-    if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+    if len(chosen) < 2:
+        raise Invalid(f"a conversation has {len(chosen)} message; give a question and an answer to it")
+    if chosen[:-1] != rejected[:-1]:
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
         raise Invalid(
-            "chosen and rejected must be conversations that differ in the last message alone; add the column 'prompt'"
+            f"the two conversations, of {len(chosen)} and {len(rejected)} messages, differ from message {shared + 1} "
+            "on; only the last one may differ, as two answers to one prompt: cut both after the first message that "
+            "differs, or leave the row out"
         )
     return chosen[:-1], chosen[-1:], rejected[-1:]

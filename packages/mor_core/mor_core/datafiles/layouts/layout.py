@@ -14,6 +14,14 @@ Content = Literal["prompts", "preferences"]
 """Kind of rows to read from a file."""
 _SHOWN_COLUMNS = 20
 """Unknown columns that an error lists."""
+_COMPARED_PICTURES = frozenset({"jpg_0", "jpg_1", "image_0_url", "image_1_url", "best_image_uid"})
+"""Columns of data that compares pictures, such as Pick-a-Pic."""
+_OTHER_NAMES = {
+    "prompt": ("problem", "question", "instruction", "query", "input", "text"),
+    "chosen": ("chosen_response", "preferred", "response", "good"),
+    "rejected": ("rejected_response", "dispreferred", "bad"),
+}
+"""Column -> names that published data gives it, for the advice of an error."""
 NumberedRows = Iterable[tuple[RowPlace, RawRow]]
 
 
@@ -27,7 +35,7 @@ class Layout(ABC):
     """Columns by which the layout is known; each row has them."""
     answers: ClassVar[frozenset[str]] = frozenset()
     """Further columns of responses, which preferences need."""
-    may: ClassVar[frozenset[str]] = frozenset({"images", "image", "id", "domain"})
+    may: ClassVar[frozenset[str]] = frozenset({"images", "image", "id", "domain", "system"})
     """Further columns that are read."""
     skips: ClassVar[frozenset[str]] = frozenset()
     """Columns that are published with them and not read."""
@@ -47,13 +55,18 @@ class Layout(ABC):
             Invalid: a column is unknown or missing.
         """
         unknown = row.keys() - self.columns
+        if compared := unknown & _COMPARED_PICTURES:
+            raise Invalid(
+                f"the row compares pictures that were made for one text (column {min(compared)!r}); MoR aligns models "
+                "that write texts, so give data that compares texts"
+            )
         if unknown:
             names = sorted(unknown)[:_SHOWN_COLUMNS]
             listed, ignored = ", ".join(map(repr, names)), ",".join(f"ignore={name}" for name in names)
             several, it = ("s", "them") if len(names) > 1 else ("", "it")
             raise Invalid(
                 f"unknown column{several} {listed}; {self._known()}: map {it} to one of these, "
-                f"as in --map prompt={names[0]}, or leave {it} out by --map {ignored} (for a run: prompt_columns)"
+                f"as in --map {_likely(names)}, or leave {it} out by --map {ignored} (for a run: prompt_columns)"
             )
         wanted = self.needs | self.answers if content == "preferences" else self.needs
         missing = wanted - row.keys()
@@ -61,7 +74,7 @@ class Layout(ABC):
             raise Invalid(f"column {min(missing)!r} is missing; {self._known()}")
 
     def _known(self) -> str:
-        return f"the columns are {', '.join(sorted(self.columns))}"
+        return f"the columns are {', '.join(sorted(self.columns - self.skips))}"
 
     @abstractmethod
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -114,16 +127,32 @@ def preference_rows(prompt: dict[str, Any], pairs: Sequence[tuple[Any, Any]]) ->
         yield {**prompt, "chosen": chosen, "rejected": rejected, **part}
 
 
-def common(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns that most layouts share: pictures in ``images`` or ``image``, ``id`` and ``domain``.
+def _likely(unknown: Sequence[str]) -> str:
+    """Return a map of unknown columns to those that their names suggest."""
+    found = {
+        wanted: name
+        for wanted, others in _OTHER_NAMES.items()
+        if (name := next(filter(unknown.__contains__, others), ""))
+    }
+    return ",".join(f"{wanted}={name}" for wanted, name in found.items()) or f"prompt={unknown[0]}"
+
+
+def prompt_columns(row: dict[str, Any], prompt: Any) -> dict[str, Any]:
+    """Return ``prompt`` with the columns that layouts share: ``system`` before it, ``images`` or ``image``, ``id`` and
+    ``domain``.
 
     Raises:
-        Invalid: pictures are in both.
+        Invalid: pictures are in both columns, or there are two system messages.
     """
+    if row.get("system"):
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if isinstance(turns, list) and any(isinstance(turn, dict) and turn.get("role") == "system" for turn in turns):
+            raise Invalid("a system message is in 'system' and in the prompt; leave one of them out, as ignore=system")
+        prompt = [{"role": "system", "content": row["system"]}, *(turns if isinstance(turns, list) else [turns])]
     if row.get("image") is not None and row.get("images") is not None:
         raise Invalid("the row has pictures in 'image' and in 'images'; leave one of them out, as ignore=image")
     pictures = row.get("images") if row.get("images") is not None else row.get("image")
-    return {"images": pictures, "id": row.get("id"), "domain": row.get("domain")}
+    return {"prompt": prompt, "images": pictures, "id": row.get("id"), "domain": row.get("domain")}
 
 
 def valid_row(row: RawRow, layout: Layout, content: Content) -> dict[str, Any]:

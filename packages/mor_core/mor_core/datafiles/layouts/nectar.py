@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mor_core.datafiles.layouts.layout import PairLayout, common
+from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
 from mor_core.datafiles.layouts.rating import number_of, ordered_pairs, records, text_of
 from mor_core.datafiles.layouts.transcript import turns_of
 
@@ -21,7 +21,7 @@ class Nectar(PairLayout):
         turns = turns_of(row["prompt"])
         if isinstance(turns, list) and turns and turns[-1] == {"role": "assistant", "content": ""}:
             turns = turns[:-1]  # the turn that the answers fill
-        return {**common(row), "prompt": turns}
+        return prompt_columns(row, turns)
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         return ordered_pairs(

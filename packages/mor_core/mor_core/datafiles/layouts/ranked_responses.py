@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mor_core.datafiles.layouts.layout import PairLayout, common
+from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
 from mor_core.datafiles.layouts.rating import number_of, ordered_pairs
 from mor_core.errors import Invalid
 
@@ -23,7 +23,7 @@ class RankedResponses(PairLayout):
     may: ClassVar[frozenset[str]] = PairLayout.may | set(_HIGHER_IS_BETTER)
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {**common(row), "prompt": row["prompt"]}
+        return prompt_columns(row, row["prompt"])
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         columns = [column for column in _HIGHER_IS_BETTER if row.get(column) is not None]

@@ -9,6 +9,14 @@ from typing import Any
 
 from mor_core.errors import Invalid
 
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
+"""Columns with the scores of a pair: of the better response, of the worse one."""
+SCORES = frozenset(column for pair in _SCORES for column in pair)
+
 
 def number_of(cell: Any, column: str) -> float:
     """Return a finite score, which may be written as a string.
@@ -39,11 +47,18 @@ def check_order(row: dict[str, Any]) -> None:
     Raises:
         Invalid: they do, or are no numbers.
     """
-    better, worse = row.get("score_chosen"), row.get("score_rejected")
-    if better is None or worse is None:
-        return
-    if number_of(better, "score_chosen") < number_of(worse, "score_rejected"):
-        raise Invalid("score_chosen is below score_rejected; exchange the responses, or ignore both columns")
+    for better, worse in _SCORES:
+        if row.get(better) is None or row.get(worse) is None:
+            continue
+        if number_of(row[better], better) < number_of(row[worse], worse):
+            raise Invalid(f"{better} is below {worse}; exchange the responses, or ignore both columns")
+
+
+def compared(first: Any, second: Any, strength: float) -> list[tuple[Any, Any]]:
+    """Return (better, worse) of two responses; a negative ``strength`` is for the first, 0 for neither."""
+    if strength == 0:
+        return []
+    return [(first, second) if strength < 0 else (second, first)]
 
 
 def records(cell: Any, column: str) -> list[dict[str, Any]]:

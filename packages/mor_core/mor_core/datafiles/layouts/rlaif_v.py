@@ -1,26 +1,25 @@
-"""RLAIF-V as ``openbmb/RLAIF-V-Dataset`` is published."""
+"""RLAIF-V as ``openbmb/RLAIF-V-Dataset`` is published, and data with the same columns: MMPR, SPA-VL, Orca pairs."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mor_core.datafiles.layouts.layout import PairLayout, common
+from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
 
 
 class RlaifV(PairLayout):
     """``question`` about a picture, with ``chosen`` and ``rejected``."""
 
-    name = "RLAIF-V"
+    name = "RLAIF-V, MMPR, SPA-VL, Orca pairs"
     about = "`question` is the prompt; the picture is in `image`, else the file `image_path`"
     needs = frozenset({"question"})
     answers = frozenset({"chosen", "rejected"})
     may: ClassVar[frozenset[str]] = PairLayout.may | {"image_path"}
-    skips = frozenset({"ds_name", "origin_dataset", "origin_split", "idx"})
+    skips = frozenset({"ds_name", "origin_dataset", "origin_split", "idx", "answer"})
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        known = common(row)
-        pictures = row.get("image_path") if known["images"] is None else known["images"]
-        return {**known, "prompt": row["question"], "images": pictures}
+        known = prompt_columns(row, row["question"])
+        return {**known, "images": row.get("image_path") if known["images"] is None else known["images"]}
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         return [(row["chosen"], row["rejected"])]

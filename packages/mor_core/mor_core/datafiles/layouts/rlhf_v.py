@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar
 
-from mor_core.datafiles.layouts.layout import PairLayout, common
+from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
 from mor_core.errors import Invalid
 
 _FIELDS = ("question", "chosen", "rejected")
@@ -21,9 +21,8 @@ class RlhfV(PairLayout):
     skips = frozenset({"origin_dataset", "origin_split", "idx"})
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        known = common(row)
-        pictures = row.get("image_path") if known["images"] is None else known["images"]
-        return {**known, "prompt": _fields(row)["question"], "images": pictures}
+        known = prompt_columns(row, _fields(row)["question"])
+        return {**known, "images": row.get("image_path") if known["images"] is None else known["images"]}
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         fields = _fields(row)

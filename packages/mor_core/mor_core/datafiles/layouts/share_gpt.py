@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mor_core.datafiles.layouts.layout import PairLayout, common
+from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
+from mor_core.datafiles.layouts.message_keys import check_keys
 from mor_core.errors import Invalid
 
 _ROLES = {
@@ -20,14 +21,14 @@ _ROLES = {
 class ShareGpt(PairLayout):
     """``conversations`` with ``chosen`` and ``rejected`` as turns."""
 
-    name = "ShareGPT, LLaVA"
+    name = "ShareGPT, LLaVA, R1-Onevision"
     about = (
-        "turns `{from, value}`, `system` before them; the prompt ends with the last turn of the user; `chosen` and "
-        "`rejected` are turns or strings"
+        "turns `{from, value}`; the prompt ends with the last turn of the user; `chosen` and `rejected` are turns or "
+        "strings; `data_source` is the domain"
     )
     needs = frozenset({"conversations"})
     answers = frozenset({"chosen", "rejected"})
-    may: ClassVar[frozenset[str]] = PairLayout.may | {"system"}
+    may: ClassVar[frozenset[str]] = PairLayout.may | {"data_source"}
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
         cell = row["conversations"]
@@ -36,8 +37,8 @@ class ShareGpt(PairLayout):
         turns = [_message(turn) for turn in cell]
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()
-        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-        return {**common(row), "prompt": system + turns}
+        known = prompt_columns(row, turns)
+        return {**known, "domain": row.get("data_source") if known["domain"] is None else known["domain"]}
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         return [(_answer(row["chosen"]), _answer(row["rejected"]))]
@@ -53,6 +54,7 @@ def _message(turn: Any) -> dict[str, Any]:
         return turn
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
         raise Invalid("conversations: a turn is not {from, value}; write each turn so")
+    check_keys(turn, {"from", "value"}, "conversations")
     role = _ROLES.get(str(turn.get("from")))
     if role is None:
         raise Invalid(f"conversations: a turn is from {str(turn.get('from'))[:40]!r}; use {', '.join(_ROLES)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mor_core.datafiles.layouts.layout import PairLayout, common
+from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
 from mor_core.datafiles.layouts.rating import mean_rating, number_of, ordered_pairs, records, text_of
 
 _SCORES = ("overall_score", "fine-grained_score", "score", "rating")
@@ -23,7 +23,7 @@ class UltraFeedback(PairLayout):
     skips = frozenset({"source", "models", "correct_answers", "incorrect_answers"})
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {**common(row), "prompt": row["instruction"]}
+        return prompt_columns(row, row["instruction"])
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         return ordered_pairs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from mor_core.datafiles.layouts.layout import Layout, NumberedRows, common, preference_rows, valid_row
+from mor_core.datafiles.layouts.layout import Layout, NumberedRows, preference_rows, prompt_columns, valid_row
 from mor_core.datafiles.sources.row_files import RawRow, RowPlace
 from mor_core.errors import Invalid
 from mor_core.images import sha256
@@ -23,7 +23,7 @@ class Unpaired(Layout):
     may: ClassVar[frozenset[str]] = Layout.may
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {**common(row), "prompt": row["prompt"]}
+        return prompt_columns(row, row["prompt"])
 
     def preferences(self, rows: NumberedRows) -> Iterator[tuple[RowPlace, RawRow]]:
         responses: dict[str, tuple[list[Any], list[Any]]] = {}
@@ -34,7 +34,7 @@ class Unpaired(Layout):
             except Invalid as error:
                 yield place, error
                 continue
-            bad, good = responses.setdefault(_key(prompt), ([], []))
+            bad, good = responses.setdefault(prompt_key(prompt), ([], []))
             response = valid["completion"]
             pairs = [(response, one) for one in bad] if liked else [(one, response) for one in good]
             (good if liked else bad).append(response)
@@ -48,7 +48,7 @@ def _label(cell: Any) -> bool:
     raise Invalid(f"label: got {str(cell)[:40]!r}; give true for a good completion, false for a bad one")
 
 
-def _key(prompt: dict[str, Any]) -> str:
+def prompt_key(prompt: dict[str, Any]) -> str:
     """Return a text that is equal for equal prompts and pictures."""
     cells = prompt["images"] if isinstance(prompt["images"], list) else [prompt["images"]]
     pictures = [cell.get("bytes") or cell if isinstance(cell, dict) else cell for cell in cells]

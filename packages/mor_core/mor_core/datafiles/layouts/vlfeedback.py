@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mor_core.datafiles.layouts.layout import PairLayout, common
+from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
 from mor_core.datafiles.layouts.rating import mean_rating, ordered_pairs, records, text_of
 
 
@@ -20,7 +20,7 @@ class VlFeedback(PairLayout):
     skips = frozenset({"models"})
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {**common(row), "prompt": row["prompt"]}
+        return prompt_columns(row, row["prompt"])
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         return ordered_pairs(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 from mor_core.errors import Conflict, Invalid
 from mor_core.stored import StoredEntries
 from mor_core.wire import Wire
@@ -12,8 +11,9 @@ from pydantic import Field, TypeAdapter
 from redis.asyncio import Redis
 
 from mor_router.clients.client import tls_context
-from mor_router.clients.egress import EgressPolicy, PinnedTransport
+from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.http import BoundedHttpClient, bearer_client
+from mor_router.clients.outbound import outbound_transport
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.registry import ClientRecord, new_revision
 from mor_router.clients.secret_store import SecretOwner, SecretStore
@@ -116,9 +116,7 @@ class LabellerStore:
         secret = self._secret_store.decrypt(record.secret, _owner(objective, shown))
         if shown.kind == "checker":
             return CheckerLabeller(self._pool.open(_as_client(objective, shown), secret))
-        transport = PinnedTransport(
-            self._egress, shown.source, httpx.AsyncHTTPTransport(verify=tls_context(self._settings), trust_env=False)
-        )
+        transport = outbound_transport(self._egress, shown.source, self._settings, tls_context(self._settings))
         return JudgeLabeller(BoundedHttpClient(bearer_client(transport, secret), shown.name, secret), shown.model or "")
 
 
