@@ -2,7 +2,8 @@
 
 ``python bench/families.py`` builds a tiny random checkpoint of each family with its real processor class, tries it in
 trainer, ``transformers`` engine and reward model, and writes ``bench/results/families.json``. ``--vllm`` tries vLLM
-too, about a minute a family, and ``--only`` some families; what is not tried keeps its earlier result.
+too, about a minute a family, ``--only`` some families and ``--parts`` some columns; what is not tried keeps its earlier
+result.
 ``python bench/families.py --table`` writes the table of the page from the results.
 
 A figure is the largest difference from plain passes of the family's own code: of log-probabilities in nats, of scores,
@@ -16,7 +17,7 @@ import asyncio
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ COLUMNS = {
     "vllm": "vLLM",
     "reward": "Reward model",
 }
+PARTS = {"tower", "lora", "trainer", "transformers", "vllm", "reward"}
+"""Columns that are tried; ``shared`` comes with the trainer."""
 _ROUNDING = 1e-4
 """Largest difference that float32 rounding explains, nats or relative."""
 _EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25")
@@ -77,8 +80,8 @@ def accepted(checkpoint: Path) -> list[checks.Sample]:
     return taken
 
 
-def measure(family: str, folder: Path, *, vllm: bool) -> dict[str, Figure]:
-    """Try a family in every part of the system."""
+def measure(family: str, folder: Path, parts: Collection[str]) -> dict[str, Figure]:
+    """Try a family in some parts of the system."""
     checkpoint = build_family(family, folder / family)
     dtype = torch.float32 if family in _EXPERTS else torch.float64
     samples = accepted(checkpoint) if isinstance(tried(lambda: len(accepted(checkpoint))), int) else prompts()
@@ -115,14 +118,15 @@ def measure(family: str, folder: Path, *, vllm: bool) -> dict[str, Figure]:
         models = [checks.reward_model(checkpoint, freeze_vision=frozen) for frozen in (True, False)]
         return max(checks.reward_difference(model, plain, samples) for model in models)
 
-    figures["tower"] = tried(lambda: trainer(freeze_vision=False))
-    figures["lora"] = tried(lambda: trainer(tuning={"kind": "lora", "rank": 4}))
-    figures["trainer"] = tried(trainer)
-    figures["transformers"] = tried(lambda: engine("transformers"))
-    if vllm:
-        figures["vllm"] = tried(lambda: engine("vllm"))
-    figures["reward"] = tried(reward)
-    return figures
+    attempts: dict[str, Callable[[], Figure]] = {
+        "tower": lambda: trainer(freeze_vision=False),
+        "lora": lambda: trainer(tuning={"kind": "lora", "rank": 4}),
+        "trainer": trainer,
+        "transformers": lambda: engine("transformers"),
+        "vllm": lambda: engine("vllm"),
+        "reward": reward,
+    }
+    return figures | {part: tried(attempts[part]) for part in attempts if part in parts}
 
 
 def table(families: dict[str, dict[str, Figure]]) -> str:
@@ -151,15 +155,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=sorted(FAMILIES), help="families to try; all by default")
     parser.add_argument("--vllm", action="store_true", help="try vLLM too")
+    parser.add_argument("--parts", nargs="*", choices=sorted(PARTS), help="columns to fill; without vllm by default")
     parser.add_argument("--table", action="store_true", help="only write the table of the page")
     options = parser.parse_args()
     file = RESULTS / "families.json"
     families: dict[str, dict[str, Figure]] = json.loads(file.read_text())["families"] if file.is_file() else {}
     if not options.table:
         torch.set_num_threads(1)
+        parts = options.parts or PARTS - ({"vllm"} if not options.vllm else set())
         for family in options.only or FAMILIES:
             with tempfile.TemporaryDirectory() as folder:
-                found = measure(family, Path(folder), vllm=options.vllm)
+                found = measure(family, Path(folder), parts)
             families[family] = families.get(family, {}) | found
             print(family, found, flush=True)
             record("families", {"families": families})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from mor_core import vision
-from mor_core.errors import Invalid
 from mor_core.pixel_hash import pixel_sha256
 from mor_core.prompt_limits import PromptLimits
 from mor_core.sampling import forbidden_token_ids
@@ -20,7 +19,7 @@ class PromptCodec:
     """The checkpoint's processor, its stop tokens and its forbidden tokens.
 
     Raises:
-        Invalid: the checkpoint has no processor or no end-of-sequence token.
+        Invalid: the checkpoint has no processor that can be used.
     """
 
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
@@ -56,17 +55,17 @@ class PromptCodec:
 
 
 def _stop_token_ids(processor: Any, base: BaseCheckpoint) -> tuple[int, ...]:
-    """Return the ids that end a response: the tokenizer's and those of ``generation_config.json``, ascending."""
+    """Return the ids that end a response, ascending: the tokenizer's, and those of ``generation_config.json``.
+
+    A checkpoint without that file may name them in its configuration, where old defaults name plain words too.
+    """
     from transformers import GenerationConfig
 
-    stops = {processor.tokenizer.eos_token_id}
+    tokenizer = processor.tokenizer
+    stops = {tokenizer.eos_token_id}
     if (base.folder / "generation_config.json").is_file():
         listed = GenerationConfig.from_pretrained(base.folder).eos_token_id
         stops |= set(listed if isinstance(listed, list) else [listed])
-    stops.discard(None)
-    if not stops:
-        raise Invalid(
-            f"model {base.model!r}: neither the tokenizer nor generation_config.json names an end-of-sequence token;"
-            " set eos_token_id in one of them"
-        )
-    return tuple(sorted(stops))
+    else:
+        stops |= {token for token in base.end_tokens if token in tokenizer.added_tokens_decoder}
+    return tuple(sorted(stop for stop in stops if stop is not None and stop < base.vocabulary_size))

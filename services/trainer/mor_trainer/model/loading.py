@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from mor_core.runs import LoraTuning, Tuning
 from mor_core.vision import load_processor
+from mor_core.weight_files import check_unambiguous
 from torch import nn
 
 
@@ -23,6 +25,7 @@ def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
 
     try:
         processor = load_processor(checkpoint)
+        check_unambiguous(Path(checkpoint))
         model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
     except Invalid:
         raise

@@ -13,12 +13,18 @@ from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts as ``max_lora_rank``."""
+_LINKS = ".base-links"
+"""Folder in ``weights_dir`` with links to the base checkpoint's files, where others lie beside them."""
 
 
 def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec) -> dict[str, Any]:
     """Return the arguments of ``AsyncEngineArgs``."""
     arguments: dict[str, Any] = {
-        "model": str(base.folder),
+        "model": str(base.link_model_files(settings.weights_dir / _LINKS)),
+        # Left to itself, vLLM prefers Mistral's own files (consolidated.safetensors, params.json, tekken.json).
+        "config_format": "hf",
+        "load_format": "safetensors",
+        "tokenizer_mode": "hf",
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
