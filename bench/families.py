@@ -92,9 +92,9 @@ def measure(family: str, folder: Path, parts: Collection[str]) -> dict[str, Figu
         figures["shared"] = policy.shares_prompts
         return max(checks.gradient_difference(policy, checks.PlainModel(checkpoint, dtype), samples))
 
-    def engine(backend: str) -> float:
+    def engine(backend: str, lora_rank: int = 8) -> float:
         async def sample() -> float:
-            settings = checks.engine_settings(checkpoint, folder, backend=backend, lora_max_rank=8)
+            settings = checks.engine_settings(checkpoint, folder, backend=backend, lora_max_rank=lora_rank)
             environment.prepare(settings)
             base = BaseCheckpoint(settings.model)
             codec = PromptCodec(settings, base)
@@ -113,6 +113,15 @@ def measure(family: str, folder: Path, parts: Collection[str]) -> dict[str, Figu
 
         return asyncio.run(sample())
 
+    def vllm() -> float:
+        try:
+            return engine("vllm")
+        except MorError as error:
+            if "does not support LoRA" not in str(error):
+                raise
+            figures["vllm_adapters"] = str(error)
+            return engine("vllm", 0)
+
     def reward() -> float:
         plain = checks.PlainModel(checkpoint, torch.float32)
         models = [checks.reward_model(checkpoint, freeze_vision=frozen) for frozen in (True, False)]
@@ -123,7 +132,7 @@ def measure(family: str, folder: Path, parts: Collection[str]) -> dict[str, Figu
         "lora": lambda: trainer(tuning={"kind": "lora", "rank": 4}),
         "trainer": trainer,
         "transformers": lambda: engine("transformers"),
-        "vllm": lambda: engine("vllm"),
+        "vllm": vllm,
         "reward": reward,
     }
     return figures | {part: tried(attempts[part]) for part in attempts if part in parts}
@@ -145,7 +154,10 @@ def table(families: dict[str, dict[str, Figure]]) -> str:
 
     lines = [f"| Family | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for family, figures in sorted(families.items()):
-        lines.append(f"| {family} | {' | '.join(cell(figures.get(column)) for column in COLUMNS)} |")
+        cells = {column: cell(figures.get(column)) for column in COLUMNS}
+        if "vllm_adapters" in figures:
+            cells["vllm"] += f", no adapters {cell(figures['vllm_adapters']).removeprefix('no ')}"
+        lines.append(f"| {family} | {' | '.join(cells.values())} |")
     errors = [f"{number}. {text}" for text, number in notes.items()]
     return "\n".join([*lines, "", "Messages of what does not work:", "", *errors])
 

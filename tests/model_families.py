@@ -221,7 +221,7 @@ def glm4v() -> Parts:
     _, ids = tokens(_GLM)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
     config = hf.Glm4vConfig(
-        text_config={**TEXT, "vocab_size": VOCABULARY, "rope_parameters": rope, **ends(ids)},
+        text_config={**TEXT, "vocab_size": VOCABULARY, "attention_bias": True, "rope_parameters": rope, **ends(ids)},
         vision_config={
             **{"depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": 128},
             **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "image_size": 112},

@@ -35,6 +35,16 @@ class BaseCheckpoint:
         return int(self._config.get_text_config().vocab_size)
 
     @property
+    def family(self) -> str:
+        """Name of the architecture, as ``qwen2_5_vl``."""
+        return str(self._config.model_type)
+
+    @property
+    def architecture(self) -> str:
+        """Class of the model, as the configuration names it."""
+        return str(next(iter(self._config.architectures or ()), "a model without a class"))
+
+    @property
     def placeholder(self) -> int | None:
         """Token that the model replaces by a picture's features. A processor may name others (Ovis 2)."""
         names = ("image_token_id", "image_token_index")
