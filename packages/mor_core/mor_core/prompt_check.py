@@ -24,6 +24,7 @@ from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.image_budget import ImageBudget
+from mor_core.model_family import check_family
 from mor_core.prompt_limits import PromptLimits
 
 _BATCH = 16
@@ -119,7 +120,7 @@ class PromptCheck:
                 break
         if not first:
             return
-        vision.load_processor(model)  # here first, so that a model that cannot be used is refused by name
+        check_family(model)  # here first, so that a model that cannot be used is refused by name
         under_way: set[Future[CheckProgress]] = set()
         with self._pool() as pool:
             for part in chain(first, batches):

@@ -31,8 +31,8 @@ def load_processor(model: str) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(model)
-        processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)
         tokenizer = processor.tokenizer
     except (OSError, ValueError, AttributeError) as error:
         raise Invalid(

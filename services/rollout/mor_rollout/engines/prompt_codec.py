@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mor_core import vision
+from mor_core.model_family import model_class
 from mor_core.pixel_hash import pixel_sha256
 from mor_core.prompt_limits import PromptLimits
 from mor_core.sampling import forbidden_token_ids
@@ -24,6 +25,7 @@ class PromptCodec:
 
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
         self._limits = PromptLimits(settings.max_model_len, settings.max_images)
+        model_class(str(base.folder))  # refuses a family that no engine samples from
         self.processor = vision.load_processor(str(base.folder))
         self.forbidden = forbidden_token_ids(self.processor, base.vocabulary_size)
         self.stops = _stop_token_ids(self.processor, base)

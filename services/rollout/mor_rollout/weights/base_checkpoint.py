@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
+from mor_core.model_family import picture_placeholder
 from mor_core.weight_files import weight_files
 
 from mor_rollout.weights import checkpoint_files
@@ -46,9 +47,8 @@ class BaseCheckpoint:
 
     @property
     def placeholder(self) -> int | None:
-        """Token that the model replaces by a picture's features. A processor may name others (Ovis 2)."""
-        names = ("image_token_id", "image_token_index")
-        return next((found for name in names if isinstance(found := getattr(self._config, name, None), int)), None)
+        """Token that the model replaces by a picture's features."""
+        return picture_placeholder(self._config)
 
     @property
     def end_tokens(self) -> tuple[Any, ...]:

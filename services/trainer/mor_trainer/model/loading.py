@@ -11,8 +11,8 @@ import torch
 from mor_core.adapted_layers import adaptable_layers, kinds, unadapted_weights
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
+from mor_core.model_family import check_family
 from mor_core.runs import LoraTuning, Tuning
-from mor_core.vision import load_processor
 from mor_core.weight_files import check_unambiguous
 from torch import nn
 
@@ -31,7 +31,7 @@ def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     from transformers import AutoModelForImageTextToText
 
     try:
-        processor = load_processor(checkpoint)
+        processor = check_family(checkpoint)
         check_unambiguous(Path(checkpoint))
         model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
     except Invalid:
