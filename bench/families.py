@@ -30,7 +30,7 @@ from mor_rollout.engines.self_test import self_test
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
 from tests import family_checks as checks
-from tests import more_model_families
+from tests import latest_model_families, more_model_families
 from tests.model_families import FAMILIES, build_family
 
 PAGE = Path(__file__).parent.parent / "docs" / "model-families.md"
@@ -47,7 +47,7 @@ PARTS = {"tower", "lora", "trainer", "transformers", "vllm", "reward"}
 """Columns that are tried; ``shared`` comes with the trainer."""
 _ROUNDING = 1e-4
 """Largest difference that float32 rounding explains, nats or relative."""
-_EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25")
+_EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
 """Families with experts, which torch does not multiply in float64."""
 Figure = float | str | bool
 
@@ -186,5 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert more_model_families  # its import adds families
+    assert more_model_families and latest_model_families  # their imports add families
     main()
