@@ -163,7 +163,7 @@ def ernie4_5_vl_moe() -> Parts:
     processor = hf.Ernie4_5_VLMoeProcessor(
         image_processor=hf.Ernie4_5_VLMoeImageProcessorPil(patch_size=14, merge_size=2, size=_SIZE),
         tokenizer=tokenizer,
-        video_processor=hf.Ernie4_5_VLMoeVideoProcessor(),
+        video_processor=hf.Ernie4_5_VLMoeVideoProcessor(draw_on_frames=False),
         chat_template=chat_markup("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
     )
     return Parts(config, processor)

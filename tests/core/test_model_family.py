@@ -40,7 +40,7 @@ def test_families_that_work_are_taken_without_their_weights(family: str, tmp_pat
             hf.VisionEncoderDecoderConfig(encoder={"model_type": "vit"}, decoder={"model_type": "gpt2"}),
             "an encoder and",
         ),
-        (hf.LlamaConfig(), "family 'llama', which transformers has no image-text-to-text class for"),
+        (hf.LlamaConfig(), "family 'llama', which transformers has no such class for"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )

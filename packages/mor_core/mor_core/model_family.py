@@ -61,14 +61,14 @@ def model_class(model: str) -> Any:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers validates a configuration in many ways
         raise Invalid(
-            f"model {model!r}: its configuration cannot be used ({quote_failure(error)}); give a checkpoint whose"
+            f"model {model!r} cannot be loaded: {quote_failure(error)}; give a checkpoint whose"
             f" family transformers knows without code from the checkpoint: {_KNOWN}"
         ) from error
     mapping = AutoModelForImageTextToText._model_mapping
     if type(config) not in mapping:
         raise Invalid(
-            f"model {model!r} is of family {config.model_type!r}, which transformers has no image-text-to-text class"
-            f" for; {_KNOWN}"
+            f"model {model!r} cannot be loaded as an image-text-to-text checkpoint: it is of family"
+            f" {config.model_type!r}, which transformers has no such class for; {_KNOWN}"
         )
     made = mapping[type(config)]
     if config.is_encoder_decoder:

@@ -123,5 +123,5 @@ def encode_prompt(processor: Any, messages: tuple[Message, ...], images: Mapping
 def _check_masks(outputs: Mapping[str, Any]) -> None:
     """Check that pixel values and their mask agree, which they do not for LFM2-VL's narrow pictures."""
     pixels, mask = outputs.get("pixel_values"), outputs.get("pixel_attention_mask")
-    if mask is not None and pixels.shape[:2] != mask.shape[:2]:
+    if pixels is not None and mask is not None and pixels.shape[:2] != mask.shape[:2]:
         raise ValueError("it made more pixel values of a picture than its mask covers")
