@@ -2,7 +2,8 @@
 
 ``python bench/families.py`` builds a tiny random checkpoint of each family with its real processor class, tries it in
 trainer, ``transformers`` engine and reward model, and writes ``bench/results/families.json``. ``--vllm`` tries vLLM
-too, about a minute a family, and ``--only`` some families; what is not tried keeps its earlier result.
+too, about a minute a family, ``--only`` some families and ``--parts`` some columns; what is not tried keeps its earlier
+result.
 ``python bench/families.py --table`` writes the table of the page from the results.
 
 A figure is the largest difference from plain passes of the family's own code: of log-probabilities in nats, of scores,
@@ -16,7 +17,7 @@ import asyncio
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mor_rollout.engines.self_test import self_test
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
 from tests import family_checks as checks
-from tests import more_model_families
+from tests import latest_model_families, more_model_families
 from tests.model_families import FAMILIES, build_family
 
 PAGE = Path(__file__).parent.parent / "docs" / "model-families.md"
@@ -42,9 +43,11 @@ COLUMNS = {
     "vllm": "vLLM",
     "reward": "Reward model",
 }
+PARTS = {"tower", "lora", "trainer", "transformers", "vllm", "reward"}
+"""Columns that are tried; ``shared`` comes with the trainer."""
 _ROUNDING = 1e-4
 """Largest difference that float32 rounding explains, nats or relative."""
-_EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25")
+_EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
 """Families with experts, which torch does not multiply in float64."""
 Figure = float | str | bool
 
@@ -77,8 +80,8 @@ def accepted(checkpoint: Path) -> list[checks.Sample]:
     return taken
 
 
-def measure(family: str, folder: Path, *, vllm: bool) -> dict[str, Figure]:
-    """Try a family in every part of the system."""
+def measure(family: str, folder: Path, parts: Collection[str]) -> dict[str, Figure]:
+    """Try a family in some parts of the system."""
     checkpoint = build_family(family, folder / family)
     dtype = torch.float32 if family in _EXPERTS else torch.float64
     samples = accepted(checkpoint) if isinstance(tried(lambda: len(accepted(checkpoint))), int) else prompts()
@@ -89,9 +92,9 @@ def measure(family: str, folder: Path, *, vllm: bool) -> dict[str, Figure]:
         figures["shared"] = policy.shares_prompts
         return max(checks.gradient_difference(policy, checks.PlainModel(checkpoint, dtype), samples))
 
-    def engine(backend: str) -> float:
+    def engine(backend: str, lora_rank: int = 8) -> float:
         async def sample() -> float:
-            settings = checks.engine_settings(checkpoint, folder, backend=backend, lora_max_rank=8)
+            settings = checks.engine_settings(checkpoint, folder, backend=backend, lora_max_rank=lora_rank)
             environment.prepare(settings)
             base = BaseCheckpoint(settings.model)
             codec = PromptCodec(settings, base)
@@ -110,19 +113,29 @@ def measure(family: str, folder: Path, *, vllm: bool) -> dict[str, Figure]:
 
         return asyncio.run(sample())
 
+    def vllm() -> float:
+        try:
+            return engine("vllm")
+        except MorError as error:
+            if "does not support LoRA" not in str(error):
+                raise
+            figures["vllm_adapters"] = str(error)
+            return engine("vllm", 0)
+
     def reward() -> float:
         plain = checks.PlainModel(checkpoint, torch.float32)
         models = [checks.reward_model(checkpoint, freeze_vision=frozen) for frozen in (True, False)]
         return max(checks.reward_difference(model, plain, samples) for model in models)
 
-    figures["tower"] = tried(lambda: trainer(freeze_vision=False))
-    figures["lora"] = tried(lambda: trainer(tuning={"kind": "lora", "rank": 4}))
-    figures["trainer"] = tried(trainer)
-    figures["transformers"] = tried(lambda: engine("transformers"))
-    if vllm:
-        figures["vllm"] = tried(lambda: engine("vllm"))
-    figures["reward"] = tried(reward)
-    return figures
+    attempts: dict[str, Callable[[], Figure]] = {
+        "tower": lambda: trainer(freeze_vision=False),
+        "lora": lambda: trainer(tuning={"kind": "lora", "rank": 4}),
+        "trainer": trainer,
+        "transformers": lambda: engine("transformers"),
+        "vllm": vllm,
+        "reward": reward,
+    }
+    return figures | {part: tried(attempts[part]) for part in attempts if part in parts}
 
 
 def table(families: dict[str, dict[str, Figure]]) -> str:
@@ -141,7 +154,10 @@ def table(families: dict[str, dict[str, Figure]]) -> str:
 
     lines = [f"| Family | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for family, figures in sorted(families.items()):
-        lines.append(f"| {family} | {' | '.join(cell(figures.get(column)) for column in COLUMNS)} |")
+        cells = {column: cell(figures.get(column)) for column in COLUMNS}
+        if "vllm_adapters" in figures:
+            cells["vllm"] += f", no adapters {cell(figures['vllm_adapters']).removeprefix('no ')}"
+        lines.append(f"| {family} | {' | '.join(cells.values())} |")
     errors = [f"{number}. {text}" for text, number in notes.items()]
     return "\n".join([*lines, "", "Messages of what does not work:", "", *errors])
 
@@ -151,15 +167,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=sorted(FAMILIES), help="families to try; all by default")
     parser.add_argument("--vllm", action="store_true", help="try vLLM too")
+    parser.add_argument("--parts", nargs="*", choices=sorted(PARTS), help="columns to fill; without vllm by default")
     parser.add_argument("--table", action="store_true", help="only write the table of the page")
     options = parser.parse_args()
     file = RESULTS / "families.json"
     families: dict[str, dict[str, Figure]] = json.loads(file.read_text())["families"] if file.is_file() else {}
     if not options.table:
         torch.set_num_threads(1)
+        parts = options.parts or PARTS - ({"vllm"} if not options.vllm else set())
         for family in options.only or FAMILIES:
             with tempfile.TemporaryDirectory() as folder:
-                found = measure(family, Path(folder), vllm=options.vllm)
+                found = measure(family, Path(folder), parts)
             families[family] = families.get(family, {}) | found
             print(family, found, flush=True)
             record("families", {"families": families})
@@ -168,5 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert more_model_families  # its import adds families
+    assert more_model_families and latest_model_families  # their imports add families
     main()

@@ -24,8 +24,9 @@ _GLM = [
     *("<|begin_of_video|>", "<|end_of_video|>"),
 ]
 _GEMMA = [*CHAT, "<start_of_image>", "<end_of_image>", "<image_soft_token>", "<boa>", "<eoa>", "<audio_soft_token>"]
-_TOWER = re.compile(r"(vision_tower\.)(?=embeddings|encoder|post_layernorm)")
+_TOWER = re.compile(r"(vision_tower\.)(?=embeddings|encoder|post_layernorm|pre_layrnorm)")
 """Place in tensor names of SigLIP and CLIP towers where those on the hub, which vLLM reads, say ``vision_model``."""
+_RENAMED_TOWERS = ("siglip_vision_model", "clip_vision_model")
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 _PATCHES: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 SIGLIP = {
@@ -68,12 +69,10 @@ def build_family(name: str, folder: Path) -> Path:
     model.generation_config.pad_token_id = parts.processor.tokenizer.pad_token_id
     model.eval().save_pretrained(folder)
     parts.processor.save_pretrained(folder)
-    weights = folder / "model.safetensors"
-    save_file(
-        {_TOWER.sub(r"\1vision_model.", name): tensor for name, tensor in load_file(weights).items()},
-        weights,
-        metadata={"format": "pt"},
-    )
+    if parts.config.vision_config.model_type in _RENAMED_TOWERS:
+        weights = folder / "model.safetensors"
+        renamed = {_TOWER.sub(r"\1vision_model.", name): tensor for name, tensor in load_file(weights).items()}
+        save_file(renamed, weights, metadata={"format": "pt"})
     return folder
 
 
@@ -188,7 +187,7 @@ def qwen3_vl() -> Parts:
 def qwen3_vl_moe() -> Parts:
     ids, marks = _qwen_ids()
     rope = {**_MROPE, "mrope_interleaved": True}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
     config = hf.Qwen3VLMoeConfig(
         text_config={
             **{**TEXT, **experts, "head_dim": 32, "vocab_size": VOCABULARY, "rope_parameters": rope},
@@ -222,7 +221,7 @@ def glm4v() -> Parts:
     _, ids = tokens(_GLM)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
     config = hf.Glm4vConfig(
-        text_config={**TEXT, "vocab_size": VOCABULARY, "rope_parameters": rope, **ends(ids)},
+        text_config={**TEXT, "vocab_size": VOCABULARY, "attention_bias": True, "rope_parameters": rope, **ends(ids)},
         vision_config={
             **{"depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": 128},
             **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "image_size": 112},
@@ -278,6 +277,7 @@ def gemma3() -> Parts:
 @family
 def paligemma() -> Parts:
     tokenizer, ids = tokens([*CHAT, "<image>"], bos="<|im_start|>")
+    tokenizer.add_tokens(["\n"])  # vLLM counts on it
     images = hf.SiglipImageProcessorPil(size={"height": 56, "width": 56})
     images.image_seq_length = 16
     processor = hf.PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer, chat_template=chat_markup("<image>"))
@@ -311,7 +311,7 @@ def gemma4() -> Parts:
         vision_config={
             **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
             **{"num_key_value_heads": 2, "head_dim": 32, "patch_size": 14, "pooling_kernel_size": 2},
-            "position_embedding_size": 128,
+            **{"position_embedding_size": 128, "default_output_length": 70},
         },
         audio_config=None,
         image_token_id=ids["<image_soft_token>"],

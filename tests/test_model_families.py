@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -173,7 +175,44 @@ def test_an_adapter_of_experts_is_published_as_peft_reads_it(family: str, checkp
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.anyio
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["glm4v"])
+async def test_vllm_is_refused_where_it_drops_biases(family: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Without the field, GLM-4V's engine and trainer differed by 1.4 nats."""
+    from mor_rollout import environment
+    from mor_rollout.engines.prompt_codec import PromptCodec
+    from mor_rollout.engines.vllm.vllm_engine import VllmEngine
+    from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    del config["text_config"]["attention_bias"]
+    (model / "config.json").write_text(json.dumps(config))
+    settings = checks.engine_settings(model, tmp_path, backend="vllm")
+    environment.prepare(settings)
+    base = BaseCheckpoint(settings.model)
+    engine = VllmEngine(settings, base, PromptCodec(settings, base))
+    with pytest.raises(EngineError, match=r"computes without 6 tensors of the checkpoint.*attention_bias: true"):
+        await engine.start()
+    await engine.close()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("family", ["aya_vision"])
+def test_vllm_is_refused_where_it_scales_logits_alone(family: str, checkpoint: Path, tmp_path: Path) -> None:
+    from mor_rollout.engines.prompt_codec import PromptCodec
+    from mor_rollout.engines.vllm.arguments import engine_arguments
+    from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+
+    settings = checks.engine_settings(checkpoint, tmp_path, backend="vllm")
+    base = BaseCheckpoint(settings.model)
+    with pytest.raises(Invalid, match=r"aya_vision\): vLLM scales its logits .* set MOR_BACKEND=transformers"):
+        engine_arguments(settings, base, PromptCodec(settings, base))
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.anyio
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "glm4v"])
 async def test_vllm_samples_what_plain_passes_compute(family: str, checkpoint: Path, tmp_path: Path) -> None:
     from mor_rollout import environment
     from mor_rollout.engines.prompt_codec import PromptCodec

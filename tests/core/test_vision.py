@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from mor_core.errors import Invalid
 from mor_core.sampling import forbidden_token_ids
-from mor_core.vision import encode_prompt, escape_control, load_processor, prompt_text
+from mor_core.special_tokens import escape_control
+from mor_core.vision import encode_prompt, load_processor, prompt_text
 from mor_core.wire import Message
 from tokenizers.processors import TemplateProcessing
 

@@ -13,11 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mor_core import vision
 from mor_core.datafiles import ParsedRow, Preference, Prompt, scan_preferences, scan_prompts
 from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.encoding_processes import EncodingProcesses
 from mor_core.errors import Invalid
+from mor_core.model_family import check_family
 from mor_core.prompt_limits import PromptLimits
 
 _ROWS_FIRST, _BYTES_FIRST = 1024, 64 << 20
@@ -116,7 +116,7 @@ class PromptCheck:
                 break
         if not first:
             return
-        vision.load_processor(model)  # here first, so that a model that cannot be used is refused by name
+        check_family(model)  # here first, so that a model that cannot be used is refused by name
         processes: EncodingProcesses[_Key] = EncodingProcesses(model, self.limits, self.processes, self.row_s)
         with closing(processes.encode(chain(first, rows))) as answers:
             for answer in answers:

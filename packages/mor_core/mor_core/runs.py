@@ -64,8 +64,9 @@ class LoraTuning(Documented):
     """Rank of the adapters."""
     alpha: float = Field(32.0, gt=0)
     """Scale of the adapters: their output is multiplied by alpha/rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the linear layers of the language model that get an adapter."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the linear layers of the language model that get an adapter, such as ``["q_proj", "v_proj"]``;
+    ``all-linear``: all of them, whatever the family calls them, except those that choose experts."""
 
 
 Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]

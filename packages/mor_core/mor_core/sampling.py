@@ -18,7 +18,8 @@ import hashlib
 import re
 from typing import Any
 
-_VISION_TOKEN = re.compile(r"image|img|video|vision|<row_\d+_col_\d+>", re.IGNORECASE)
+from mor_core.special_tokens import VISION_TOKEN
+
 _VISION_ATTRIBUTE = re.compile(r"(image|img|video|vision|tile|patch).*_token(_id)?$")
 """Attributes of a processor that name such a token, whatever it is called: Llama 4's placeholder is ``<|patch|>``."""
 
@@ -39,7 +40,7 @@ def forbidden_token_ids(processor: Any, vocabulary_size: int) -> tuple[int, ...]
     """
     tokenizer = processor.tokenizer
     forbidden = {
-        token_id for token, token_id in tokenizer.get_added_vocab().items() if _VISION_TOKEN.search(token) is not None
+        token_id for token, token_id in tokenizer.get_added_vocab().items() if VISION_TOKEN.search(token) is not None
     }
     added = tokenizer.get_added_vocab()
     for name, value in vars(processor).items():

@@ -6,24 +6,21 @@ one. transformers is imported on use, as only processes that hold a model need i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from PIL import Image
 
+from mor_core.chat_template import chat_text
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.folder_links import check_model_folder
-from mor_core.wire import Message, TextPart, chat_template_messages, image_hashes
+from mor_core.special_tokens import begin_once, without_bos
+from mor_core.wire import Message, image_hashes
 
-_MARKS = ("image_token", "video_token", "audio_token")
-"""Attributes of processors that name the text which a picture, video or sound replaces."""
-_WRITTEN_PART = "{'type': 'text', "
-"""Text that a template writes if it expects a string and gets a list."""
-_CONTROL: WeakKeyDictionary[Any, re.Pattern[str]] = WeakKeyDictionary()
-"""Pattern of special tokens by tokenizer; a tokenizer has up to thousands of them."""
+_BEGINS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""Processors that begin the text themselves, see ``_begins_text``."""
 
 
 def load_processor(model: str) -> Any:
@@ -36,8 +33,8 @@ def load_processor(model: str) -> Any:
 
     check_model_folder(model)
     try:
-        processor = AutoProcessor.from_pretrained(model)
-        processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)
         tokenizer = processor.tokenizer
     except (OSError, ValueError, AttributeError) as error:
         raise Invalid(
@@ -60,57 +57,38 @@ def load_processor(model: str) -> Any:
 def prompt_text(processor: Any, messages: tuple[Message, ...]) -> str:
     """Return the conversation in the checkpoint's chat template, with the cue for the assistant's turn.
 
-    It begins with a beginning-of-sequence token once, if the checkpoint's tokenizer adds one, whether its template
-    writes it or not.
+    The processor's tokens begin with a beginning-of-sequence token once, if the checkpoint's tokenizer adds one, or its
+    template or processor writes one.
+
+    Raises:
+        Invalid: the template refuses the roles, or leaves a turn out.
     """
-    plain = tuple(_without_control(processor, message) for message in messages)
-    text = _rendered(processor, plain)
-    bos = processor.tokenizer.bos_token
-    added = bos is not None and processor.tokenizer("a")["input_ids"][0] == processor.tokenizer.bos_token_id
-    return bos + text if added and not text.startswith(bos) else text
+    text = chat_text(processor, messages)
+    tokenizer = processor.tokenizer
+    return without_bos(tokenizer, text) if _begins_text(processor) else begin_once(tokenizer, text)
 
 
-def _rendered(processor: Any, messages: tuple[Message, ...]) -> str:
-    """Fill in the chat template. Some take a turn's text as a string, and would write or refuse a list of parts."""
-    parts = chat_template_messages(messages)
-    strings = [
-        turn if message.image_hashes else turn | {"content": message.text}
-        for turn, message in zip(parts, messages, strict=True)
-    ]
+def _begins_text(processor: Any) -> bool:
+    """Return whether the processor writes a beginning-of-sequence token, whatever its text begins with (PaliGemma)."""
+    known = _BEGINS.get(processor)
+    if known is None:
+        known = _BEGINS[processor] = _try_beginning(processor)
+    return known
 
-    def render(turns: list[dict[str, Any]]) -> str:
-        return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
+def _try_beginning(processor: Any) -> bool:
+    tokenizer = processor.tokenizer
+    if tokenizer.bos_token is None:
+        return False
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}
     try:
-        text = render(parts)
-    except TypeError:  # a list where the template adds a string
-        return render(strings)
-    written = text.count(_WRITTEN_PART) > sum(message.text.count(_WRITTEN_PART) for message in messages)
-    return render(strings) if written else text
-
-
-def _without_control(processor: Any, message: Message) -> Message:
-    if isinstance(message.content, str):
-        return message.model_copy(update={"content": escape_control(processor, message.content)})
-    parts = tuple(
-        part.model_copy(update={"text": escape_control(processor, part.text)}) if isinstance(part, TextPart) else part
-        for part in message.content
-    )
-    return message.model_copy(update={"content": parts})
-
-
-def escape_control(processor: Any, text: str) -> str:
-    """Return the text with a space inside each special token, so that nobody's words end a turn or stand for a picture.
-
-    Special are the tokenizer's special tokens, and those that the processor replaces by pictures.
-    """
-    pattern = _CONTROL.get(processor.tokenizer)
-    if pattern is None:
-        special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
-        special |= {str(token) for name in _MARKS if (token := getattr(processor, name, None)) is not None}
-        ordered = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
-        pattern = _CONTROL[processor.tokenizer] = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
-    return pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.bos_token + without_bos(tokenizer, text)
+        outputs = processor(text=[text], images=[[Image.new("RGB", (64, 64))]], add_special_tokens=False)
+    except Exception:  # a template or a processor that takes no picture in this form begins no text of its own
+        return False
+    written = tokenizer(text, add_special_tokens=False)["input_ids"].count(tokenizer.bos_token_id)
+    return bool(list(outputs["input_ids"][0]).count(tokenizer.bos_token_id) > written)
 
 
 def encode_prompt(processor: Any, messages: tuple[Message, ...], images: Mapping[str, Image.Image]) -> dict[str, Any]:
@@ -130,10 +108,22 @@ def encode_prompt(processor: Any, messages: tuple[Message, ...], images: Mapping
             add_special_tokens=False,
             return_tensors="pt",
         )
+        _check_masks(outputs)
+    except Invalid:
+        raise
     except Exception as error:  # each family's processor and chat template refuse in their own ways
+        sizes = ", ".join(f"{picture.width} by {picture.height}" for picture in in_order)
+        pictures = f" and sizes, in pixels, such as extreme proportions: {sizes}" if sizes else ""
         raise Invalid(
-            f"the model's processor does not take this prompt ({describe_failure(error)}); check its roles, its number"
-            " of pictures, and pictures with extreme proportions"
+            f"the model's processor does not take this prompt ({describe_failure(error)}); check its roles and its"
+            f" number of pictures{pictures}"
         ) from error
     # Some processors return bfloat16 (Llama 4), whatever type the model computes in.
     return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}
+
+
+def _check_masks(outputs: Mapping[str, Any]) -> None:
+    """Check that pixel values and their mask agree, which they do not for LFM2-VL's narrow pictures."""
+    pixels, mask = outputs.get("pixel_values"), outputs.get("pixel_attention_mask")
+    if pixels is not None and mask is not None and pixels.shape[:2] != mask.shape[:2]:
+        raise ValueError("it made more pixel values of a picture than its mask covers")

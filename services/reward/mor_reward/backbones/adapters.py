@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from mor_core.adapted_layers import adaptable_layers
+from mor_core.errors import Invalid
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 
 def add_adapters(decoder: nn.Module, rank: int) -> None:
-    """Add adapters of ``rank`` to every linear layer of ``decoder`` and make only them trainable."""
-    names = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    """Add adapters of ``rank`` to the linear layers of ``decoder`` and make only them trainable.
+
+    Raises:
+        Invalid: it has none.
+    """
+    names = adaptable_layers(decoder)
+    if not names:
+        raise Invalid("the decoder has no linear layer that an adapter could adapt; train it in full (lora_rank 0)")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), decoder)
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_("lora_" in name)

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from mor_core.folder_links import check_model_folder
+from mor_core.special_tokens import escape_control
+from mor_core.weight_files import check_unambiguous
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,6 +36,7 @@ def load_model(auto: Any, name: str, root: Path, pretrained: bool, role: str, **
     try:
         config = AutoConfig.from_pretrained(place, **changes)
         if pretrained:
+            check_unambiguous(Path(place))
             return auto.from_pretrained(place, config=config, dtype=torch.float32)
         return auto.from_config(config, dtype=torch.float32)
     except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
@@ -133,7 +136,9 @@ class PretrainedTextEncoder(nn.Module):
         self.dim: int = self.model.config.hidden_size
 
     def tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        ids: list[int] = self.tokenizer(escape_control(self.tokenizer, text), truncation=False, verbose=False)[
+            "input_ids"
+        ]
         return ids
 
     def forward(

@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from mor_core.chat_template import chat_text
+from mor_core.errors import Invalid, MorError
+from mor_core.special_tokens import begin_once, escape_control
+from mor_core.wire import Message
 from pydantic import Field
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
@@ -56,6 +60,11 @@ class TextClassifier(Backbone):
             num_labels=1,
         )
         if self.tokenizer.pad_token_id is None:
+            if self.tokenizer.eos_token_id is None:
+                raise Invalid(
+                    f"model {config.model!r}: its tokenizer has neither a padding token nor an end-of-sequence token;"
+                    " set pad_token in its files"
+                )
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.precision = resolve_precision(config.precision)
@@ -64,7 +73,10 @@ class TextClassifier(Backbone):
         characters = sum(len(message.text) for message in example.messages) + len(example.response)
         if (reason := too_long_to_tokenize("prompt and response have", characters, self.config.max_length)) is not None:
             return reason
-        length = len(self._encode(example)["input_ids"])
+        try:
+            length = len(self._encode(example)["input_ids"])
+        except MorError as error:
+            return str(error)
         if length > self.config.max_length:
             return f"prompt and response have {length} tokens; this model reads at most {self.config.max_length}"
         return None
@@ -83,9 +95,16 @@ class TextClassifier(Backbone):
 
     def _encode(self, example: Example) -> Any:
         if self.tokenizer.chat_template:
-            turns = [{"role": message.role, "content": message.text} for message in example.messages]
-            turns.append({"role": "assistant", "content": example.response})
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            return self.tokenizer(text, add_special_tokens=False, verbose=False)
+            conversation = (*example.messages, Message(role="assistant", content=example.response))
+            text = chat_text(self.tokenizer, conversation, cue=False, parts=False)
+            return self.tokenizer(begin_once(self.tokenizer, text), add_special_tokens=False, verbose=False)
         prompt = "\n".join(message.text for message in example.messages)
-        return self.tokenizer(prompt, example.response, verbose=False)
+        pair = (escape_control(self.tokenizer, text) for text in (prompt, example.response))
+        return _begun_once(self.tokenizer(*pair, verbose=False), self.tokenizer.bos_token_id)
+
+
+def _begun_once(encoded: Any, bos: int | None) -> dict[str, list[int]]:
+    """Remove the beginning-of-sequence token that decoders' tokenizers write before the second text of a pair too."""
+    ids = encoded["input_ids"]
+    begins = [place for place, token in enumerate(ids) if token == bos]
+    return {name: [v for place, v in enumerate(values) if place not in begins[1:]] for name, values in encoded.items()}

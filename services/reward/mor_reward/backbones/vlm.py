@@ -12,7 +12,8 @@ from jaxtyping import Float
 from mor_core.errors import Invalid, MorError
 from mor_core.picture_features import PictureFeatures, join_features, takes_features
 from mor_core.processed_prompt import ProcessedPrompt, continued_token_inputs, joined_picture_inputs
-from mor_core.vision import encode_prompt, escape_control, load_processor
+from mor_core.special_tokens import escape_control
+from mor_core.vision import encode_prompt, load_processor
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional

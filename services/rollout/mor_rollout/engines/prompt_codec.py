@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mor_core import vision
-from mor_core.errors import Invalid
+from mor_core.model_family import model_class
 from mor_core.pixel_hash import pixel_sha256
 from mor_core.prompt_limits import PromptLimits
 from mor_core.sampling import forbidden_token_ids
@@ -21,12 +21,13 @@ class PromptCodec:
     """The checkpoint's processor, its stop tokens and its forbidden tokens.
 
     Raises:
-        Invalid: the checkpoint has no processor or no end-of-sequence token.
+        Invalid: the checkpoint has no processor that can be used.
     """
 
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
         self._limits = PromptLimits(settings.max_model_len, settings.max_images)
         self.calls = TimedCalls("the encoding of a prompt", settings.encode_timeout_s, "MOR_ENCODE_TIMEOUT_S")
+        model_class(str(base.folder))  # refuses a family that no engine samples from
         self.processor = vision.load_processor(str(base.folder))
         self.forbidden = forbidden_token_ids(self.processor, base.vocabulary_size)
         self.stops = _stop_token_ids(self.processor, base)
@@ -67,17 +68,17 @@ class PromptCodec:
 
 
 def _stop_token_ids(processor: Any, base: BaseCheckpoint) -> tuple[int, ...]:
-    """Return the ids that end a response: the tokenizer's and those of ``generation_config.json``, ascending."""
+    """Return the ids that end a response, ascending: the tokenizer's, and those of ``generation_config.json``.
+
+    A checkpoint without that file may name them in its configuration, where old defaults name plain words too.
+    """
     from transformers import GenerationConfig
 
-    stops = {processor.tokenizer.eos_token_id}
+    tokenizer = processor.tokenizer
+    stops = {tokenizer.eos_token_id}
     if (base.folder / "generation_config.json").is_file():
         listed = GenerationConfig.from_pretrained(base.folder).eos_token_id
         stops |= set(listed if isinstance(listed, list) else [listed])
-    stops.discard(None)
-    if not stops:
-        raise Invalid(
-            f"model {base.model!r}: neither the tokenizer nor generation_config.json names an end-of-sequence token;"
-            " set eos_token_id in one of them"
-        )
-    return tuple(sorted(stops))
+    else:
+        stops |= {token for token in base.end_tokens if token in tokenizer.added_tokens_decoder}
+    return tuple(sorted(stop for stop in stops if stop is not None and stop < base.vocabulary_size))

@@ -104,7 +104,7 @@ class TransformersEngine:
         on_step: Callable[[list[tuple[int, float]]], None],
     ) -> list[SampledResponse]:
         import torch
-        from transformers import GenerationConfig, LogitsProcessorList
+        from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 
         from mor_rollout.engines.seeded_sampler import SeededSampler
 
@@ -122,8 +122,9 @@ class TransformersEngine:
             top_k=0,
         )
         with torch.inference_mode():
-            output = self._model.generate(
-                **inputs, generation_config=config, logits_processor=LogitsProcessorList([sampler])
+            # Not the family's own method, which may drop the sampler, as Janus's does.
+            output = GenerationMixin.generate(
+                self._model, **inputs, generation_config=config, logits_processor=LogitsProcessorList([sampler])
             )
         return [
             self._cut(row, logprobs)

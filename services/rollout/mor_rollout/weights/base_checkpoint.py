@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
+from mor_core.model_family import picture_placeholder
+from mor_core.weight_files import weight_files
 
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.checkpoint_files import TensorSource
@@ -24,7 +27,7 @@ class BaseCheckpoint:
     def __init__(self, model: str) -> None:
         self.model = model
         self.folder = checkpoint_files.resolve(model)
-        self.tensors: Mapping[str, TensorSource] = checkpoint_files.tensors_of(self.folder)
+        self.tensors: Mapping[str, TensorSource] = checkpoint_files.model_tensors(self.folder)
         self.digest = checkpoint_files.digest({name: source.sha256 for name, source in self.tensors.items()})
 
     @property
@@ -33,10 +36,26 @@ class BaseCheckpoint:
         return int(self._config.get_text_config().vocab_size)
 
     @property
+    def family(self) -> str:
+        """Name of the architecture, as ``qwen2_5_vl``."""
+        return str(self._config.model_type)
+
+    @property
+    def architecture(self) -> str:
+        """Class of the model, as the configuration names it."""
+        return str(next(iter(self._config.architectures or ()), "a model without a class"))
+
+    @property
     def placeholder(self) -> int | None:
-        """Token that the model replaces by a picture's features. A processor may name others (Ovis 2)."""
-        names = ("image_token_id", "image_token_index")
-        return next((found for name in names if isinstance(found := getattr(self._config, name, None), int)), None)
+        """Token that the model replaces by a picture's features."""
+        return picture_placeholder(self._config)
+
+    @property
+    def end_tokens(self) -> tuple[Any, ...]:
+        """End-of-sequence tokens that the configuration names, for the whole model or its language model."""
+        stated = json.loads((self.folder / "config.json").read_text())
+        named = [part.get("eos_token_id") for part in (stated, stated.get("text_config") or {})]
+        return tuple(token for entry in named for token in (entry if isinstance(entry, list) else [entry]))
 
     @property
     def has_states(self) -> bool:
@@ -50,6 +69,23 @@ class BaseCheckpoint:
 
         return AutoConfig.from_pretrained(self.folder)
 
+    def link_model_files(self, target: Path) -> Path:
+        """Return a folder with this checkpoint's files and no other weights: its own, or links in ``target`` to them.
+
+        vLLM reads each ``*.safetensors`` of a folder that has no index.
+        """
+        weights = {file.name for file in weight_files(self.folder)}
+        strays = {file.name for file in self.folder.glob("*.safetensors")} - weights
+        if not strays:
+            return self.folder
+        target.mkdir(parents=True, exist_ok=True)
+        for link in target.iterdir():
+            link.unlink()
+        for file in self.folder.iterdir():
+            if file.is_file() and file.name not in strays:
+                (target / file.name).symlink_to(file)
+        return target
+
     def is_same(self, model: str) -> bool:
         """Return whether ``model`` is this checkpoint: the same name, the same folder, or a copy of its files."""
         if model == self.model:
@@ -60,7 +96,10 @@ class BaseCheckpoint:
         folder = folder.resolve()
         if folder == self.folder:
             return True
-        return _sizes(folder) == _sizes(self.folder) and _identity(folder) == _identity(self.folder)
+        try:
+            return _sizes(folder) == _sizes(self.folder) and _identity(folder) == _identity(self.folder)
+        except Invalid:  # a folder without a model
+            return False
 
     def check_replaceable(self, tensors: Mapping[str, TensorSource]) -> None:
         """Check that the base has every tensor under the same name and in the same shape.
@@ -80,7 +119,7 @@ class BaseCheckpoint:
 
 def _files(folder: Path) -> list[Path]:
     """List the configuration and the weights files."""
-    return [file for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))) if file.is_file()]
+    return [file for file in (folder / "config.json", *sorted(weight_files(folder))) if file.is_file()]
 
 
 def _sizes(folder: Path) -> list[tuple[str, int]]:

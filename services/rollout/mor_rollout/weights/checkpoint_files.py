@@ -14,6 +14,7 @@ from typing import Any
 
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
+from mor_core.weight_files import weight_files
 
 _LONGEST_HEADER = 100 << 20
 """Bytes; safetensors itself refuses longer headers."""
@@ -45,8 +46,10 @@ def resolve(model: str) -> Path:
         folder = _download(model)
     if not (folder / "config.json").is_file():
         raise Invalid(f"model {model!r}: {folder} has no config.json; give a Hugging Face checkpoint folder")
-    if not list(folder.glob("*.safetensors")):
-        raise Invalid(f"model {model!r}: {folder} has no *.safetensors; save it with save_pretrained")
+    try:
+        weight_files(folder)
+    except Invalid as error:
+        raise Invalid(f"model {model!r}: {error}") from error
     return folder.resolve()
 
 
@@ -56,7 +59,11 @@ def _download(model: str) -> Path:
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, allow_patterns=patterns, ignore_patterns="consolidated*.safetensors"
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise Invalid(
             f"model {model!r}: no such folder, and the hub did not return it ({quote_failure(error)}); "
@@ -123,8 +130,25 @@ def tensors_in(file: Path) -> dict[str, TensorSource]:
 
 
 def tensors_of(folder: Path) -> dict[str, TensorSource]:
-    """Read and hash every tensor of a checkpoint folder. Return them by the checkpoint's names."""
+    """Read and hash every tensor of a published version or an adapter. Return them by the checkpoint's names."""
     return {name: source for file in sorted(folder.glob("*.safetensors")) for name, source in tensors_in(file).items()}
+
+
+def model_tensors(folder: Path) -> dict[str, TensorSource]:
+    """Read and hash every tensor of a checkpoint, and no other that lies beside them.
+
+    Raises:
+        Invalid: a file is no safetensors file, or lacks a tensor of the index.
+    """
+    tensors: dict[str, TensorSource] = {}
+    for file, names in weight_files(folder).items():
+        found = tensors_in(file)
+        if missing := sorted((names or set()) - set(found)):
+            raise Invalid(
+                f"{file.name}: the index names tensor {missing[0]!r}, which is not in it; copy the file again"
+            )
+        tensors |= {name: source for name, source in found.items() if names is None or name in names}
+    return tensors
 
 
 def digest(tensors: Mapping[str, str]) -> str:

@@ -237,7 +237,7 @@ class WeightsStore:
     def _trim(self, keep: set[Path | None]) -> None:
         """Remove all versions except those used last and those in ``keep``."""
         folders = sorted(
-            (entry for entry in self._folder.iterdir() if entry.is_dir()),
+            (entry for entry in self._folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")),
             key=lambda entry: entry.stat().st_mtime,
             reverse=True,
         )

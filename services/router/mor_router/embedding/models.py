@@ -12,6 +12,7 @@ from mor_core import images
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from mor_core.folder_links import check_model_folder
+from mor_core.special_tokens import escape_control
 from numpy import ndarray
 
 from mor_router.embedding.hashed_features import unit
@@ -58,7 +59,8 @@ class TextModel:
 
     def __call__(self, text: str) -> Float[ndarray, " features"]:
         with self._one_thread:  # a tokenizer fails where two threads use it together
-            tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._max_tokens)
+            plain = escape_control(self._tokenizer, text)
+            tokens = self._tokenizer(plain, return_tensors="pt", truncation=True, max_length=self._max_tokens)
         with torch.inference_mode():
             hidden = self._model(**tokens).last_hidden_state
         mask = tokens["attention_mask"].unsqueeze(-1)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Literal
 
+import structlog
 import torch
+from mor_core.adapted_layers import adaptable_layers, kinds, unadapted_weights
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
+from mor_core.model_family import check_family
 from mor_core.runs import LoraTuning, Tuning
-from mor_core.vision import load_processor
+from mor_core.weight_files import check_unambiguous
 from torch import nn
+
+log = structlog.get_logger(__name__)
+
+_FORMER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Default that stored runs hold as if it were given, although their model may have only some of these layers."""
 
 
 def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
@@ -22,7 +31,8 @@ def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     from transformers import AutoModelForImageTextToText
 
     try:
-        processor = load_processor(checkpoint)
+        processor = check_family(checkpoint)
+        check_unambiguous(Path(checkpoint))
         model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
     except Invalid:
         raise
@@ -86,21 +96,31 @@ def tune(model: Any, tuning: Tuning, freeze_vision: bool) -> Any | None:
 def _with_adapters(model: Any, tuning: LoraTuning) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    inside = {id(module) for module in decoder_of(model).modules()}
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if id(module) in inside and isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in tuning.targets
-    ]
-    if not targets:
-        raise Invalid(
-            f"tuning.targets {list(tuning.targets)} name no linear layer of the language model; "
-            "give the last parts of its layers' names, such as q_proj"
-        )
+    decoder = decoder_of(model)
+    inside = _targets(decoder, tuning)
+    modules = {id(decoder.get_submodule(name)) for name in inside}
+    targets = [name for name, module in model.named_modules() if id(module) in modules]
+    log.info("adapters", layers=kinds(inside), count=len(inside), without=unadapted_weights(decoder, inside))
     config = LoraConfig(
         r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
     return get_peft_model(model, config)
+
+
+def _targets(decoder: nn.Module, tuning: LoraTuning) -> list[str]:
+    """Return the names, within the language model, of the layers that get an adapter."""
+    layers = adaptable_layers(decoder)
+    if tuning.targets == "all-linear":
+        return layers
+    named = {target: [name for name in layers if name.rpartition(".")[2] == target] for target in tuning.targets}
+    if unknown := [target for target, found in named.items() if not found and target not in _FORMER_TARGETS]:
+        raise Invalid(
+            f"tuning.targets {unknown} name no linear layer of the language model; it has"
+            f" {', '.join(sorted({name.rpartition('.')[2] for name in layers}))}"
+        )
+    if not any(named.values()):
+        raise Invalid(f"tuning.targets {list(tuning.targets)} name no linear layer; give all-linear, or other names")
+    return [name for name in layers if name.rpartition(".")[2] in named]
 
 
 def frozen_copy(model: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +12,12 @@ from jaxtyping import Float, Int
 from mor_core.byte_cache import ByteBoundCache
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
+from mor_core.model_family import trial_prompt
 from mor_core.picture_features import PictureFeatures, encode_pictures, join_features, takes_features
 from mor_core.processed_prompt import ProcessedPrompt, joined_picture_inputs
 from mor_core.runs import RunSpec
 from mor_core.sampling import forbidden_token_ids
-from mor_core.wire import ImagePart, Message, TextPart
-from PIL import Image
+from mor_core.wire import Message
 from torch import Tensor, nn
 
 from mor_trainer.model import loading, sharding, shared_prompt
@@ -281,7 +279,7 @@ class Policy:
             shared_prompt.install(loading.decoder_of(self._reference.model))
 
     def _trial_prompt(self, words: int) -> PreparedPrompt:
-        processed = self._prompt_processor.process(*_trial_messages(words))
+        processed = self._prompt_processor.process(*trial_prompt(words))
         return PreparedPrompt(processed, None, rotary_positions(self.model, processed))
 
     def _with_features(self, sequence: PackedSequence) -> PackedSequence:
@@ -298,12 +296,3 @@ class Policy:
 
 def _cache_key(messages: tuple[Message, ...]) -> str:
     return "\n".join(message.model_dump_json() for message in messages)
-
-
-def _trial_messages(words: int) -> tuple[tuple[Message, ...], dict[str, bytes]]:
-    """Return any prompt with an image, wider than high so that swapped axes show."""
-    content = io.BytesIO()
-    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(content, "png")
-    digest = hashlib.sha256(content.getvalue()).hexdigest()
-    parts = (ImagePart.of(digest), TextPart(text=" ".join(["picture"] * words)))
-    return (Message(role="user", content=parts),), {digest: content.getvalue()}

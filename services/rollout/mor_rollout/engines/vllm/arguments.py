@@ -13,12 +13,20 @@ from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts as ``max_lora_rank``."""
+_LINKS = ".base-links"
+"""Folder in ``weights_dir`` with links to the base checkpoint's files, where others lie beside them."""
+_UNSCALED = ("aya_vision", "cohere2_vision")
+"""Families whose class in transformers leaves out the scale of its language model's logits."""
 
 
 def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec) -> dict[str, Any]:
     """Return the arguments of ``AsyncEngineArgs``."""
     arguments: dict[str, Any] = {
-        "model": str(base.folder),
+        "model": str(base.link_model_files(settings.weights_dir / _LINKS)),
+        # Left to itself, vLLM prefers Mistral's own files (consolidated.safetensors, params.json, tekken.json).
+        "config_format": "hf",
+        "load_format": "safetensors",
+        "tokenizer_mode": "hf",
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
@@ -42,6 +50,12 @@ def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: Pro
         # Some models would normalise pixels on the device, not in the processor, to other values than the trainer's.
         "mm_device_do_normalize": False,
     }
+    if base.family in _UNSCALED:
+        raise Invalid(
+            f"model {base.model!r} ({base.family}): vLLM scales its logits by logit_scale, and transformers, with which"
+            " it is trained, does not, so that they would sample and train different policies; set"
+            " MOR_BACKEND=transformers"
+        )
     if settings.device == "cpu":
         arguments["kv_cache_memory_bytes"] = settings.kv_cache_bytes
         # vLLM 0.32 on CPU fails when a prompt with its own seed is prefilled in parts ("CPU Generator does not use

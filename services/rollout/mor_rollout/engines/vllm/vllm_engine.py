@@ -62,6 +62,12 @@ class VllmEngine(EngineWeights):
                 self._engine = await asyncio.to_thread(self._start)
                 names = list(self._base.tensors)
                 self._vision_tensors = frozenset((await self._call("mor_vision_tensors", names))[0])
+                if dropped := (await self._call("mor_dropped_biases", names))[0]:
+                    raise EngineError(
+                        f"it computes without {len(dropped)} tensors of the checkpoint, such as {dropped[0]!r}; add the"
+                        " field that states them to the checkpoint's config.json (in text_config, attention_bias: true"
+                        " for those of attention), or set MOR_BACKEND=transformers"
+                    )
                 await self._set_version_label(None)
         except TimeoutError as error:
             raise EngineError(
@@ -72,7 +78,17 @@ class VllmEngine(EngineWeights):
             raise import_failure(error) from error
         except Exception as error:
             cause = self._errors.start_failure() or with_advice(describe_chain(error))
-            raise EngineError(f"vLLM did not start: {cause}") from error
+            raise EngineError(f"vLLM did not start: {cause}{self._advice(cause)}") from error
+
+    def _advice(self, cause: str) -> str:
+        """Return what to do where vLLM does not serve this family, or not with adapters."""
+        from vllm.model_executor.models import ModelRegistry
+
+        if "does not support LoRA" in cause:
+            return "; set MOR_LORA_MAX_RANK=0 and train all weights, or set MOR_BACKEND=transformers"
+        if self._base.architecture not in ModelRegistry.get_supported_archs():
+            return f"; vLLM has no code of its own for {self._base.architecture}: set MOR_BACKEND=transformers"
+        return ""
 
     def _start(self) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs

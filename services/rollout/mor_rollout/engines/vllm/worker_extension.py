@@ -76,6 +76,22 @@ class WeightsExtension:
         engine_name = self._mor_names(names).engine_name
         return [name for name in names if not engine_name(name).startswith(language)]
 
+    def mor_dropped_biases(self, names: list[str]) -> list[str]:
+        """Return the biases among ``names`` that the model has no parameter for, although it has the weight's.
+
+        vLLM skips them without a word if the configuration does not state them.
+        """
+        mapping = self._mor_names(names)
+        placed: set[str] = set()
+        for path, module in self.model_runner.get_model().named_modules():
+            for name, _ in module.named_parameters(recurse=False):
+                placed.update(mapping.parts(path.removesuffix(".base_layer"), name))
+        return [
+            name
+            for name in names
+            if name.endswith(".bias") and name not in placed and f"{name.removesuffix('bias')}weight" in placed
+        ]
+
     def _mor_names(self, names: list[str]) -> TensorNameMap:
         config = self.vllm_config.model_config.hf_config
         # Checkpoints state it in the whole configuration, in the language model's, or in both.

@@ -1,0 +1,82 @@
+"""Conversations as text, in a checkpoint's chat template."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mor_core.errors import Invalid
+from mor_core.special_tokens import escape_control
+from mor_core.wire import Message, TextPart, chat_template_messages
+
+_WRITTEN_PART = "{'type': 'text', "
+"""Text that a template writes if it expects a string and gets a list."""
+_SPACES = re.compile(r"\s+")
+
+
+def chat_text(processor: Any, messages: tuple[Message, ...], *, cue: bool = True, parts: bool = True) -> str:
+    """Return a conversation in the chat template of a processor or a tokenizer; words in it are no special tokens.
+
+    ``cue``: end with the cue for the assistant's turn. ``parts``: give the template pictures and texts in order;
+    without, texts only.
+
+    Raises:
+        Invalid: the template refuses the roles, or leaves a turn out.
+    """
+    plain = tuple(_without_control(processor, message) for message in messages)
+    text = _filled(processor, plain, cue=cue, parts=parts)
+    _check_complete(text, plain)
+    return text
+
+
+def _filled(processor: Any, messages: tuple[Message, ...], *, cue: bool, parts: bool) -> str:
+    """Fill in the chat template. Some take a turn's text as a string, and would write or refuse a list of parts."""
+    from jinja2 import TemplateError
+
+    in_parts = chat_template_messages(messages)
+    strings = [
+        turn if parts and message.image_hashes else turn | {"content": message.text}
+        for turn, message in zip(in_parts, messages, strict=True)
+    ]
+
+    def render(turns: list[dict[str, Any]]) -> str:
+        return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=cue))
+
+    try:
+        if not parts:
+            return render(strings)
+        try:
+            text = render(in_parts)
+        except (TypeError, TemplateError):  # a list where the template adds, strips or splits a string
+            return render(strings)
+        written = text.count(_WRITTEN_PART) > sum(message.text.count(_WRITTEN_PART) for message in messages)
+        return render(strings) if written else text
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise Invalid(
+            f"the model's chat template refuses a conversation of the turns {roles}; many templates take no system"
+            " turn, which can be put before the first user turn's text, and want user and assistant to alternate"
+        ) from error
+
+
+def _check_complete(text: str, messages: tuple[Message, ...]) -> None:
+    """Check that no words of system or user are lost; of earlier assistant turns, templates leave the reasoning out."""
+    rendered = _SPACES.sub("", text)
+    for message in messages:
+        content = message.content
+        texts = [content] if isinstance(content, str) else [part.text for part in content if isinstance(part, TextPart)]
+        if message.role != "assistant" and not all(_SPACES.sub("", part) in rendered for part in texts):
+            raise Invalid(
+                f"the model's chat template leaves out words of the {message.role} turn; put them into a turn that it"
+                " takes, or use another template"
+            )
+
+
+def _without_control(processor: Any, message: Message) -> Message:
+    if isinstance(message.content, str):
+        return message.model_copy(update={"content": escape_control(processor, message.content)})
+    parts = tuple(
+        part.model_copy(update={"text": escape_control(processor, part.text)}) if isinstance(part, TextPart) else part
+        for part in message.content
+    )
+    return message.model_copy(update={"content": parts})

@@ -1,0 +1,65 @@
+"""Families that MoR cannot use are refused by name from configuration and processor, before weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers as hf
+from mor_core.errors import Invalid
+from mor_core.model_family import check_family, model_class
+
+from tests import more_model_families
+from tests.model_families import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+def write(folder: Path, config: Any, processor: Any | None = None) -> str:
+    """Write a checkpoint without weights."""
+    config.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"blip2"}))
+def test_families_that_work_are_taken_without_their_weights(family: str, tmp_path: Path) -> None:
+    assert more_model_families.llama4 is FAMILIES["llama4"]
+    parts = FAMILIES[family]()
+    assert check_family(write(tmp_path, parts.config, parts.processor)).tokenizer.eos_token_id is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (hf.Florence2Config(), "Florence2ForConditionalGeneration.*an encoder and a decoder"),
+        (
+            hf.VisionEncoderDecoderConfig(encoder={"model_type": "vit"}, decoder={"model_type": "gpt2"}),
+            "an encoder and",
+        ),
+        (hf.LlamaConfig(), "family 'llama', which transformers has no such class for"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_other_kinds_are_refused_by_name(config: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=message):
+        check_family(write(tmp_path, config))
+
+
+def test_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    configuration = {"model_type": "kimi_vl", "auto_map": {"AutoConfig": "configuration_kimi_vl.KimiVLConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(configuration))
+    with pytest.raises(Invalid, match=r"family transformers knows without code from the checkpoint"):
+        model_class(str(tmp_path))
+
+
+def test_a_template_without_pictures_is_refused(tmp_path: Path) -> None:
+    parts = FAMILIES["qwen2_vl"]()
+    parts.processor.chat_template = (
+        "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
+    )
+    with pytest.raises(Invalid, match=r"Qwen2VLForConditionalGeneration\) cannot be used"):
+        check_family(write(tmp_path, parts.config, parts.processor))
