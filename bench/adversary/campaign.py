@@ -26,7 +26,7 @@ from mor_router.mathematics.suspicion import Suspicion, situations
 from numpy import ndarray
 
 from adversary.live_groups import LiveGroups
-from adversary.situational_attacks import Sight, Trigger
+from adversary.situational_attacks import Attack, Sight
 
 ATTACKER = "attacker"
 FALSE_ALARM = 0.01
@@ -88,19 +88,20 @@ def make_world(live: LiveGroups, groups: int, seed: int) -> World:
     return World(live, stream, honest, clients, mixture, drift_baselines(mixture, live.inputs[usable], pairs))
 
 
-def run(world: World, trigger: Trigger, *, share: float, limited: bool, attacker: bool, seed: int) -> CampaignResult:
+def run(world: World, attack: Attack, *, share: float, limited: bool, attacker: bool, seed: int) -> CampaignResult:
     """Reward the stream; without ``attacker`` that client has no weight from the start."""
-    return _Run(world, trigger, share=share, limited=limited, attacker=attacker, seed=seed).result()
+    return _Run(world, attack, share=share, limited=limited, attacker=attacker, seed=seed).result()
 
 
 class _Run:
     def __init__(
-        self, world: World, trigger: Trigger, *, share: float, limited: bool, attacker: bool, seed: int
+        self, world: World, attack: Attack, *, share: float, limited: bool, attacker: bool, seed: int
     ) -> None:
         self._world = world
-        self._trigger = trigger
+        self._attack = attack
         self._limited = limited
         self._random = np.random.default_rng((seed, 1))
+        self._answers = np.random.default_rng((seed, 2))
         self._trusted = list(world.clients if attacker else world.clients[:-1])
         self._standardisers = dict(zip(world.mixture.clients, world.mixture.standardisers, strict=True))
         self._suspicions = {name: Suspicion() for name in world.clients}
@@ -121,10 +122,9 @@ class _Run:
         truth, texts = live.truth[group, :size], live.texts[group, :size]
         known = int(live.pictures[group]) in self._pictures
         self._pictures.add(int(live.pictures[group]))
-        sight = Sight(place, size, len(set(texts.tolist())) < size, known)
+        sight = Sight(place, texts, known, live.domains[group], self._standardisers[ATTACKER].spread)
         raw = dict(zip(self._world.clients, self._world.honest[group, :, :size], strict=True))
-        if self._trigger(sight):
-            raw[ATTACKER] = -raw[ATTACKER]
+        raw[ATTACKER] = self._attack(sight, raw[ATTACKER], self._answers)
         lens = self._weights[place]
         seen = situations([str(text) for text in texts], known_picture=known)
         suspects = frozenset(name for name in self._trusted if self._suspicions[name].suspects(seen))
