@@ -20,7 +20,7 @@ from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.fusion import Weighted
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import Mixture, fit_mixture
-from mor_router.mathematics.opposition import opposes, stakes
+from mor_router.mathematics.opposition import cosines, stakes
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.suspicion import Suspicion, situations
 from numpy import ndarray
@@ -104,7 +104,7 @@ class _Run:
         self._answers = np.random.default_rng((seed, 2))
         self._trusted = list(world.clients if attacker else world.clients[:-1])
         self._standardisers = dict(zip(world.mixture.clients, world.mixture.standardisers, strict=True))
-        self._suspicions = {name: Suspicion() for name in world.clients}
+        self._suspicions = {name: Suspicion(world.expected[name].disagreement) for name in world.clients}
         self._budget = AuditBudget(share)
         self._audits: list[AuditedGroup] = []
         self._pictures: set[int] = set()
@@ -198,10 +198,11 @@ class _Run:
         slopes = np.array([lens.slopes[name] for name in fused.clients])
         influence = influences(fused.weights[None], slopes[None])[0]
         suspected = np.array([self._suspicions[name].suspects(seen) for name in fused.clients])
-        against = opposes(fused.weights[:, None] * fused.calibrated, suspected)
+        agreement = cosines(fused.weights[:, None] * fused.calibrated, suspected)
         stake = stakes(influence, suspected)
+        unlike = len(self._world.clients) - len(fused.clients) + suspected.sum() - suspected
         for k, name in enumerate(fused.clients):
-            self._suspicions[name].add(bool(against[k]), float(stake[k]), seen)
+            self._suspicions[name].add(float(agreement[k]), float(stake[k]), seen, as_at_fit=not unlike[k])
 
 
 def labelled_pairs(truth: Float[ndarray, " size"]) -> tuple[tuple[int, int], ...]:

@@ -34,5 +34,4 @@ def limits(
     rest = contributions[~suspected].sum(axis=0)
     most = _LARGEST * np.linalg.norm(rest)
     own = np.linalg.norm(contributions, axis=1)
-    opposed = suspected & (contributions @ (rest - rest.mean()) < 0)
-    return np.where(opposed & (own > most), most / np.maximum(own, 1e-300), 1.0)
+    return np.where(suspected & (own > most), most / np.maximum(own, 1e-300), 1.0)

@@ -1,10 +1,18 @@
-"""Suspicion: clients that suddenly oppose the others, by kind of group.
+"""Suspicion: clients that suddenly oppose the others, or agree with them less than on the anchors, by kind of group.
 
-Deviation from Page's CUSUM test (1954): one statistic for each client and kind of group (all its ``situations``
-together), because a client may misbehave in some situations only. With o = 1 where the client opposes the others
-(``opposition``) and v the stake:
+Deviation from Page's CUSUM test (1954): two statistics for each client and kind of group (all its ``situations``
+together), because a client may misbehave in some situations only. With o = 1 where the client's agreement with the
+others (``opposition.cosines``) is below a bound, and v the stake:
 
-    S ← max( 0, S + log( 1 + λ v (o − ρ) ) )       ρ = 0.3,   λ = 0.55 / ρ
+    S ← max( 0, S + log( 1 + λ v (o − ρ) ) )           λ = share / ρ
+
+    statistic      bound    ρ                       share    found
+    opposition     −½       0.3                     0.55     a client that inverts its scores
+    discord        ¼        on anchors, plus 0.2    0.4      a client that adds noise to its scores, or gives nothing else
+
+Noise opposes nobody and agrees with nobody. The agreement of honest clients differs: the only expert for its inputs
+agrees with the others by chance alone. So discord is measured against the share of the anchors on which the client and
+the others disagreed at the fit.
 
 S forgets an honest past, unlike an e-process, so a client that turns late is suspected as soon as one that always
 misbehaved. Suspicion needs no label and takes no weight: it says that some client is wrong, not which one. It raises
@@ -19,8 +27,15 @@ from collections.abc import Sequence
 _OPPOSED = 0.3
 """Share of groups in which an honest client may oppose the others: 4 % beside other experts of the domain, and 25 %
 beside clients that know little of it. A client that inverts its scores opposes them in 69 %."""
-_SHARE = 0.55
-"""λ as a share of the largest one that keeps every factor positive."""
+_AGAINST = -0.5
+"""Cosine below which a client opposes the others. It is the same for a client with much and with little weight: were
+it a share of what the client says, a heavy attacker would seem to agree, and those that it misleads to oppose."""
+_APART = 0.25
+"""Cosine below which a client disagrees with the others: noise does in 70 % of the groups."""
+_SLACK = 0.2
+"""Groups of a moving policy are harder than anchors: honest clients disagree in 0.1 more of them."""
+_SHARES = (0.55, 0.4)
+"""λ of opposition and discord, as a share of the largest one that keeps every factor positive."""
 _SUSPECTED = math.log(50)
 """S from which on a client is suspected: five opposed groups in succession, and seldom an honest client."""
 _MOST = 1.5 * _SUSPECTED
@@ -39,14 +54,29 @@ def situations(responses: Sequence[str], *, known_picture: bool) -> tuple[str, .
 class Suspicion:
     """Statistics of one client under one gate version, by kind of group."""
 
-    def __init__(self) -> None:
-        self._by_kind: dict[tuple[str, ...], float] = {}
+    def __init__(self, disagreement: float | None = None) -> None:
+        """``disagreement``: share of the anchors on which the client and the others disagreed at the fit; without it
+        only opposition is tested.
+        """
+        self._discord = None if disagreement is None else disagreement + _SLACK
+        self._by_kind: dict[tuple[str, ...], tuple[float, float]] = {}
 
-    def add(self, opposes: bool, stake: float, kind: tuple[str, ...]) -> None:
-        """Update the statistic of this kind with one group; ``stake`` lies in [0, 1]."""
-        gain = math.log1p(_SHARE / _OPPOSED * stake * (opposes - _OPPOSED))
-        self._by_kind[kind] = min(_MOST, max(0.0, self._by_kind.get(kind, 0.0) + gain))
+    def add(self, cosine: float, stake: float, kind: tuple[str, ...], *, as_at_fit: bool) -> None:
+        """Update the statistics of this kind with the agreement in one group; ``stake`` lies in [0, 1].
+
+        ``as_at_fit``: the others are those of the fit, so that its disagreement is one to compare with.
+        """
+        opposition, discord = self._by_kind.get(kind, (0.0, 0.0))
+        opposition = _moved(opposition, cosine < _AGAINST, stake, _OPPOSED, _SHARES[0])
+        if as_at_fit and self._discord is not None and self._discord < 1:
+            discord = _moved(discord, cosine < _APART, stake, self._discord, _SHARES[1])
+        self._by_kind[kind] = opposition, discord
 
     def suspects(self, kind: tuple[str, ...]) -> bool:
         """Return whether the client is suspected in groups of this kind."""
-        return self._by_kind.get(kind, 0.0) >= _SUSPECTED
+        return max(self._by_kind.get(kind, (0.0, 0.0))) >= _SUSPECTED
+
+
+def _moved(statistic: float, happened: bool, stake: float, usual: float, share: float) -> float:
+    gain = math.log1p(share / usual * stake * (happened - usual))
+    return min(_MOST, max(0.0, statistic + gain))

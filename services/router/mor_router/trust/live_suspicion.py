@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
 from mor_router.mathematics.loo_agreement import LEAST_CLIENTS
-from mor_router.mathematics.opposition import opposes, stakes
+from mor_router.mathematics.opposition import cosines, stakes
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.suspicion import Suspicion
 from mor_router.objectives.objective_store import COLD_START
@@ -25,9 +28,17 @@ class LiveSuspicion:
         return frozenset(client for client, suspicion in known.items() if suspicion.suspects(kind))
 
     def observe(
-        self, objective: str, gate_version: int, group: FusedGroup, weights: ObjectiveWeights, kind: tuple[str, ...]
+        self,
+        objective: str,
+        gate_version: int,
+        group: FusedGroup,
+        weights: ObjectiveWeights,
+        kind: tuple[str, ...],
+        expected: Mapping[str, DriftBaseline],
     ) -> None:
         """Compare the clients of one rewarded group with each other; a new gate version starts anew.
+
+        ``expected``: the gate's baseline of each client.
 
         Under the cold start there is no suspicion: a specialist may oppose the others outside its domain.
         """
@@ -36,10 +47,16 @@ class LiveSuspicion:
         if gate_version == COLD_START or len(group.clients) < LEAST_CLIENTS or len(group.rewards) < 2:
             return
         known = self._clients[objective]
-        own = [known.get(client) or known.setdefault(client, Suspicion()) for client in group.clients]
+        own = [known.get(name) or known.setdefault(name, _suspicion(expected.get(name))) for name in group.clients]
         suspected = np.array([suspicion.suspects(kind) for suspicion in own])
-        against = opposes(group.weights[:, None] * group.calibrated, suspected)
+        agreement = cosines(group.weights[:, None] * group.calibrated, suspected)
         slopes = np.array([weights.slopes.get(client, 0.0) for client in group.clients])
         stake = stakes(influences(group.weights[None], slopes[None])[0], suspected)
-        for suspicion, opposed, worth in zip(own, against.tolist(), stake.tolist(), strict=True):
-            suspicion.add(opposed, worth, kind)
+        fitted = {client for client, baseline in expected.items() if baseline.influence}
+        unlike = len(fitted - {*group.clients}) + suspected.sum() - suspected
+        for suspicion, cosine, worth, others in zip(own, agreement.tolist(), stake.tolist(), unlike, strict=True):
+            suspicion.add(cosine, worth, kind, as_at_fit=not others)
+
+
+def _suspicion(baseline: DriftBaseline | None) -> Suspicion:
+    return Suspicion(None if baseline is None else baseline.disagreement)
