@@ -20,9 +20,10 @@ from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.fusion import Weighted
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import Mixture, fit_mixture
-from mor_router.mathematics.opposition import cosines, stakes
 from mor_router.mathematics.regional_slopes import influences
 from mor_router.mathematics.suspicion import Suspicion, situations
+from mor_router.mathematics.suspicion import suspects as suspected
+from mor_router.trust.live_suspicion import observe
 from numpy import ndarray
 
 from adversary.live_groups import LiveGroups
@@ -127,7 +128,7 @@ class _Run:
         raw[ATTACKER] = self._attack(sight, raw[ATTACKER], self._answers)
         lens = self._weights[place]
         seen = situations([str(text) for text in texts], known_picture=known)
-        suspects = frozenset(name for name in self._trusted if self._suspicions[name].suspects(seen))
+        suspects = suspected({name: self._suspicions[name] for name in self._trusted}, seen)
         fused = fuse(
             {name: raw[name].tolist() for name in self._trusted},
             objective_weights=[lens],
@@ -197,12 +198,11 @@ class _Run:
     def _suspect(self, fused: FusedGroup, lens: ObjectiveWeights, seen: tuple[str, ...]) -> None:
         slopes = np.array([lens.slopes[name] for name in fused.clients])
         influence = influences(fused.weights[None], slopes[None])[0]
-        suspected = np.array([self._suspicions[name].suspects(seen) for name in fused.clients])
-        agreement = cosines(fused.weights[:, None] * fused.calibrated, suspected)
-        stake = stakes(influence, suspected)
-        unlike = len(self._world.clients) - len(fused.clients) + suspected.sum() - suspected
-        for k, name in enumerate(fused.clients):
-            self._suspicions[name].add(float(agreement[k]), float(stake[k]), seen, as_at_fit=not unlike[k])
+        known = {name: self._suspicions[name] for name in fused.clients}
+        if len(lens.weights) < len(self._world.clients):
+            for suspicion in known.values():
+                suspicion.forget_discord()
+        observe(fused, known, influence, seen, complete=len(fused.clients) == len(self._world.clients))
 
 
 def labelled_pairs(truth: Float[ndarray, " size"]) -> tuple[tuple[int, int], ...]:

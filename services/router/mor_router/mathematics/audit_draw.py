@@ -15,7 +15,7 @@ fifty. After it is spent, the following groups have fewer audits until it is ear
 
 from __future__ import annotations
 
-MOST_CREDIT = 8.0
+MOST_CREDIT = 16.0
 """Audits saved at most, and granted in advance at the start: enough evidence for one client, and no more."""
 _LEAST = 0.25
 """Part of the share that is drawn without any credit: no group is ever safe from an audit."""

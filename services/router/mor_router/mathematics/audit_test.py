@@ -54,8 +54,12 @@ _OVERALL, _SUSPECTED, _BY_SITUATION = 0.35, 0.5, 0.15
 """Weights of the e-processes over all groups, over those under suspicion, and of all situations together."""
 _BETS = (0.5, 0.8)
 """Bets of the reversal test: the best ones against clients that reverse 60 % and 84 % of the groups."""
-_MEAN, _REVERSAL = 0.25, 0.75
-"""Weights of the two tests: the second is the faster one where all of a group is labelled."""
+_MEAN, _REVERSAL, _CLAIM = 0.1, 0.45, 0.45
+"""Weights of the three tests: the last two are the faster ones where all of a group is labelled."""
+_LESS = 0.25
+"""Share of the claimed log-odds that a client holds whose claims are compared with the labels."""
+_WRONG_LABELS = 0.05
+"""Share of wrong labels that the third test reckons with, so that a few of them convict nobody."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class _Observation:
     """Labelled responses."""
     situations: tuple[str, ...]
     suspected: bool
+    overclaim: float
+    """log h."""
 
     @property
     def strength(self) -> float:
@@ -154,18 +160,33 @@ def _influence(group: AuditedGroup) -> dict[str, float]:
     return {client: min(1.0, count * part / total) ** 2 for client, part in parts.items()} if total > 0 else {}
 
 
+def _overclaim(group: AuditedGroup, client: str, differences: Float[ndarray, " pairs"], labelled: int) -> float:
+    """Compute log h."""
+    claim = group.weights.get(client, 0.0) * group.slopes.get(client, 0.0) * differences
+    rounds = labelled - 1 if labelled % 2 == 0 else labelled
+    return group.support / rounds * float((_log_likelihood(_LESS * claim) - _log_likelihood(claim)).sum())
+
+
+def _log_likelihood(differences: Float[ndarray, " pairs"]) -> Float[ndarray, " pairs"]:
+    """Compute the logarithm of the probability that the label is as it is."""
+    right = 1 / (1 + np.exp(-np.clip(differences, -500, 500)))
+    return np.asarray(np.log(_WRONG_LABELS + (1 - 2 * _WRONG_LABELS) * right))
+
+
 def _observation(group: AuditedGroup, client: str, influence: float) -> _Observation:
     scores = group.scores[client]
     differences = np.array([scores[better] - scores[worse] for better, worse in group.pairs])
     sizes = np.minimum(np.abs(differences) / 2, 1)
     total = float(sizes.sum())
+    labelled = len({place for pair in group.pairs for place in pair})
     return _Observation(
         concordance=float(sizes @ right(differences) / total) if total > 0 else _CHANCE,
         trusted=group.support * influence,
         size=total / len(group.pairs),
-        labelled=len({place for pair in group.pairs for place in pair}),
+        labelled=labelled,
         situations=group.situations,
         suspected=client in group.suspects,
+        overclaim=_overclaim(group, client, differences, labelled),
     )
 
 
@@ -193,11 +214,11 @@ def _result(seen: Sequence[_Observation]) -> AuditResult:
 
 
 def _path(seen: Sequence[_Observation], counted: ndarray) -> Float[ndarray, " groups"]:
-    """Compute log E of both tests together, over the ``counted`` groups; the others have no stake."""
+    """Compute log E of the three tests together, over the ``counted`` groups; the others have no stake."""
     concordance = np.array([one.concordance for one in seen])
     mean = log_evidence(concordance, _CHANCE, counted * np.array([one.mean_stake for one in seen]))
     stakes = counted * np.array([one.reversal_stake for one in seen])
-    if not stakes.any():
-        return mean
     reversal = log_evidence(1.0 * (concordance >= _REVERSED), 1 - _REVERSALS, stakes, bets=_BETS)
-    return np.asarray(np.logaddexp(mean + math.log(_MEAN), reversal + math.log(_REVERSAL)))
+    claim = (counted * np.array([one.overclaim for one in seen])).cumsum()
+    weighted = [mean + math.log(_MEAN), reversal + math.log(_REVERSAL), claim + math.log(_CLAIM)]
+    return np.asarray(np.logaddexp.reduce(weighted, axis=0))

@@ -25,14 +25,14 @@ def cosines(
 ) -> Float[ndarray, " clients"]:
     """Compute each client's agreement with the others; ``contributions``: weighted calibrated scores.
 
-    The result is 1 where the client, or all others, distinguish no responses.
+    The result is NaN where the client, or the others together, distinguish no responses.
     """
     own = contributions - contributions.mean(axis=1, keepdims=True)
     trusted = np.where(suspected[:, None], 0.0, own)
     rest = trusted.sum(axis=0) - trusted
     norms = np.linalg.norm(own, axis=1) * np.linalg.norm(rest, axis=1)
     products = (own * rest).sum(axis=1)
-    return np.asarray(np.divide(products, norms, out=np.ones_like(norms), where=norms > 0))
+    return np.asarray(np.divide(products, norms, out=np.full_like(norms, np.nan), where=norms > 0))
 
 
 def stakes(influence: Float[ndarray, " clients"], suspected: Bool[ndarray, " clients"]) -> Float[ndarray, " clients"]:

@@ -22,7 +22,7 @@ the probability of audits of later groups in the same situation, and their label
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _OPPOSED = 0.3
 """Share of groups in which an honest client may oppose the others: 4 % beside other experts of the domain, and 25 %
@@ -34,12 +34,17 @@ _APART = 0.25
 """Cosine below which a client disagrees with the others: noise does in 70 % of the groups."""
 _SLACK = 0.2
 """Groups of a moving policy are harder than anchors: honest clients disagree in 0.1 more of them."""
+_EVERY: tuple[str, ...] = ()
+"""Key of the statistic over all groups."""
 _SHARES = (0.55, 0.4)
 """λ of opposition and discord, as a share of the largest one that keeps every factor positive."""
 _SUSPECTED = math.log(50)
 """S from which on a client is suspected: five opposed groups in succession, and seldom an honest client."""
 _MOST = 1.5 * _SUSPECTED
 """Bound of S, so that a client that is honest again is cleared about as fast as it came under suspicion."""
+
+_MOST_DISCORD = 4 * _SUSPECTED
+"""The same for discord: room to tell the client with the most."""
 
 
 def situations(responses: Sequence[str], *, known_picture: bool) -> tuple[str, ...]:
@@ -52,31 +57,59 @@ def situations(responses: Sequence[str], *, known_picture: bool) -> tuple[str, .
 
 
 class Suspicion:
-    """Statistics of one client under one gate version, by kind of group."""
+    """Statistics of one client under one gate version: over all groups, and by kind of group."""
 
     def __init__(self, disagreement: float | None = None) -> None:
         """``disagreement``: share of the anchors on which the client and the others disagreed at the fit; without it
         only opposition is tested.
         """
         self._discord = None if disagreement is None else disagreement + _SLACK
-        self._by_kind: dict[tuple[str, ...], tuple[float, float]] = {}
+        self._opposed: dict[tuple[str, ...], float] = {}
+        self._disagreed: dict[tuple[str, ...], float] = {}
 
-    def add(self, cosine: float, stake: float, kind: tuple[str, ...], *, as_at_fit: bool) -> None:
-        """Update the statistics of this kind with the agreement in one group; ``stake`` lies in [0, 1].
+    def oppose(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
+        """Count the agreement with the others that are not suspected in a group; ``stake`` lies in [0, 1]."""
+        _count(self._opposed, kind, cosine < _AGAINST, stake, _OPPOSED, _SHARES[0], _MOST)
 
-        ``as_at_fit``: the others are those of the fit, so that its disagreement is one to compare with.
-        """
-        opposition, discord = self._by_kind.get(kind, (0.0, 0.0))
-        opposition = _moved(opposition, cosine < _AGAINST, stake, _OPPOSED, _SHARES[0])
-        if as_at_fit and self._discord is not None and self._discord < 1:
-            discord = _moved(discord, cosine < _APART, stake, self._discord, _SHARES[1])
-        self._by_kind[kind] = opposition, discord
+    def disagree(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
+        """Count the agreement with all other clients of the fit in a group."""
+        if self._discord is not None and self._discord < 1 and not math.isnan(cosine):
+            for counted in (_EVERY, kind):
+                _count(self._disagreed, counted, cosine < _APART, stake, self._discord, _SHARES[1], _MOST_DISCORD)
 
-    def suspects(self, kind: tuple[str, ...]) -> bool:
-        """Return whether the client is suspected in groups of this kind."""
-        return max(self._by_kind.get(kind, (0.0, 0.0))) >= _SUSPECTED
+    def forget_discord(self) -> None:
+        """Start discord anew: a client of the fit has lost its weight, so its disagreement is none to compare with."""
+        self._disagreed.clear()
+
+    def discord(self, kind: tuple[str, ...]) -> float:
+        """Return the statistic of discord in groups of this kind, or in all groups where that is larger."""
+        return max(self._disagreed.get(counted, 0.0) for counted in (_EVERY, kind))
+
+    def opposed(self, kind: tuple[str, ...]) -> bool:
+        """Return whether the client is suspected of opposition in groups of this kind."""
+        return self._opposed.get(kind, 0.0) >= _SUSPECTED
 
 
-def _moved(statistic: float, happened: bool, stake: float, usual: float, share: float) -> float:
+def suspects(suspicions: Mapping[str, Suspicion], kind: tuple[str, ...]) -> frozenset[str]:
+    """Return the clients that are suspected in groups of this kind.
+
+    Of those in discord only the first counts: its noise makes the others disagree as well, in fewer groups.
+    """
+    opposed = {client for client, suspicion in suspicions.items() if suspicion.opposed(kind)}
+    first = max(suspicions, key=lambda client: suspicions[client].discord(kind), default=None)
+    if first is not None and suspicions[first].discord(kind) >= _SUSPECTED:
+        opposed.add(first)
+    return frozenset(opposed)
+
+
+def _count(
+    statistics: dict[tuple[str, ...], float],
+    kind: tuple[str, ...],
+    happened: bool,
+    stake: float,
+    usual: float,
+    share: float,
+    most: float,
+) -> None:
     gain = math.log1p(share / usual * stake * (happened - usual))
-    return min(_MOST, max(0.0, statistic + gain))
+    statistics[kind] = min(most, max(0.0, statistics.get(kind, 0.0) + gain))

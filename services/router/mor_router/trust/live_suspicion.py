@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
 from mor_router.mathematics.loo_agreement import LEAST_CLIENTS
 from mor_router.mathematics.opposition import cosines, stakes
 from mor_router.mathematics.regional_slopes import influences
-from mor_router.mathematics.suspicion import Suspicion
+from mor_router.mathematics.suspicion import Suspicion, suspects
 from mor_router.objectives.objective_store import COLD_START
 
 
@@ -25,7 +27,7 @@ class LiveSuspicion:
     def suspects(self, objective: str, kind: tuple[str, ...]) -> frozenset[str]:
         """Return the clients that are suspected in groups of this kind."""
         known = self._clients.get(objective, {})
-        return frozenset(client for client, suspicion in known.items() if suspicion.suspects(kind))
+        return suspects(known, kind)
 
     def observe(
         self,
@@ -48,14 +50,39 @@ class LiveSuspicion:
             return
         known = self._clients[objective]
         own = [known.get(name) or known.setdefault(name, _suspicion(expected.get(name))) for name in group.clients]
-        suspected = np.array([suspicion.suspects(kind) for suspicion in own])
-        agreement = cosines(group.weights[:, None] * group.calibrated, suspected)
         slopes = np.array([weights.slopes.get(client, 0.0) for client in group.clients])
-        stake = stakes(influences(group.weights[None], slopes[None])[0], suspected)
+        influence = influences(group.weights[None], slopes[None])[0]
         fitted = {client for client, baseline in expected.items() if baseline.influence}
-        unlike = len(fitted - {*group.clients}) + suspected.sum() - suspected
-        for suspicion, cosine, worth, others in zip(own, agreement.tolist(), stake.tolist(), unlike, strict=True):
-            suspicion.add(cosine, worth, kind, as_at_fit=not others)
+        if not fitted <= weights.weights.keys():
+            for suspicion in known.values():
+                suspicion.forget_discord()
+        observe(group, dict(zip(group.clients, own, strict=True)), influence, kind, complete=fitted <= {*group.clients})
+
+
+def observe(
+    group: FusedGroup,
+    suspicions: Mapping[str, Suspicion],
+    influence: Float[ndarray, " clients"],
+    kind: tuple[str, ...],
+    *,
+    complete: bool,
+) -> None:
+    """Count the agreement of the clients of a group with each other.
+
+    Discord is counted where the group is ``complete``, with all clients of the fit, because the fit's disagreement is
+    with all of them.
+    """
+    own = [suspicions[client] for client in group.clients]
+    parts = group.weights[:, None] * group.calibrated
+    under = suspects(suspicions, kind)
+    suspected = np.array([client in under for client in group.clients])
+    nobody = np.zeros(len(own), dtype=bool)
+    against = zip(own, cosines(parts, suspected).tolist(), stakes(influence, suspected).tolist(), strict=True)
+    among = zip(own, cosines(parts, nobody).tolist(), stakes(influence, nobody).tolist(), strict=True)
+    for suspicion, cosine, stake in against:
+        suspicion.oppose(cosine, stake, kind)
+    for suspicion, cosine, stake in among if complete else ():
+        suspicion.disagree(cosine, stake, kind)
 
 
 def _suspicion(baseline: DriftBaseline | None) -> Suspicion:
