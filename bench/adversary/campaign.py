@@ -36,8 +36,8 @@ _ANCHORS = 128
 """Labelled pairs of the first policy's responses, the best and the worst of a group, as an online refit makes them."""
 _SMALL, _EVERY = 4, 4
 """Every fourth live group has four responses, so that a client can condition on the size."""
-_ERROR = 0.8
-"""Standard deviation of the attacker's honest error, in standard deviations of the true values."""
+ERROR, WEAK_ERROR = 0.8, 6.0
+"""Honest error of the attacker, and of a client that is right in 55 % of the pairs."""
 _ENTROPY_FLOOR = 0.1
 """The router's default."""
 _SEED_OF_TEXTS = 7
@@ -70,11 +70,14 @@ class CampaignResult:
     """Client -> live groups until it lost its weight."""
 
 
-def make_world(live: LiveGroups, groups: int, seed: int) -> World:
-    """Draw anchors and a stream of ``groups`` groups, in which the policies take turns early and late."""
+def make_world(live: LiveGroups, groups: int, seed: int, *, error: float = ERROR) -> World:
+    """Draw anchors and a stream of ``groups`` groups, in which the policies take turns early and late.
+
+    ``error``: standard deviation of the attacker's honest error, in standard deviations of the true values.
+    """
     random = np.random.default_rng(seed)
     noise = np.random.default_rng(_SEED_OF_TEXTS).normal(size=(len(live), live.truth.shape[1]))
-    knowing = live.truth + _ERROR * live.truth.std() * _per_text(noise, live.texts)
+    knowing = live.truth + error * live.truth.std() * _per_text(noise, live.texts)
     honest = np.concatenate([live.scores, knowing[:, None]], axis=1)
     clients = (*live.clients, ATTACKER)
     early = random.permutation(np.flatnonzero(live.policy == 0))
@@ -95,9 +98,7 @@ def run(world: World, attack: Attack, *, share: float, limited: bool, attacker: 
 
 
 class _Run:
-    def __init__(
-        self, world: World, attack: Attack, *, share: float, limited: bool, attacker: bool, seed: int
-    ) -> None:
+    def __init__(self, world: World, attack: Attack, *, share: float, limited: bool, attacker: bool, seed: int) -> None:
         self._world = world
         self._attack = attack
         self._limited = limited

@@ -1,4 +1,4 @@
-"""Attackers that are honest on anchors, and invert their scores or answer with noise in the live groups that they choose.
+"""Attackers that are honest on anchors, and invert their scores or answer with noise in live groups that they choose.
 
 Equal responses always get equal scores, so that no comparison within a group gives an attacker away.
 """
@@ -76,14 +76,19 @@ def _half(attack: Attack) -> Attack:
 
 
 CLEAN = "none (clean)"
-TURNS_LATE = f"turns after {LATE} groups"
+WEAK = "none, honest and weak"
+HONEST = (CLEAN, WEAK)
+_NOISE_LATE = f"noise, largest scores, after {LATE} groups"
+_TURNS_LATE = f"turns after {LATE} groups"
+LATE_ATTACKERS = (_TURNS_LATE, _NOISE_LATE)
 
 ATTACKERS: dict[str, Attack] = {
     CLEAN: lambda sight, honest, random: honest,
+    WEAK: lambda sight, honest, random: honest,
     "inverts groups with a repeated response": inverts(lambda sight: sight.repeats),
     "inverts groups of 8": inverts(lambda sight: sight.size == 8),
     "inverts groups with a picture seen before": inverts(lambda sight: sight.known_picture),
-    TURNS_LATE: inverts(lambda sight: sight.place >= LATE),
+    _TURNS_LATE: inverts(lambda sight: sight.place >= LATE),
     "inverts every second group, at random": _random_signs,
     "noise, 1 unit": noise(1),
     "noise, 3 units": noise(3),
@@ -93,5 +98,5 @@ ATTACKERS: dict[str, Attack] = {
     "noise of 3 units on honest scores": noise(3, honest_part=1),
     "noise, largest scores, in half of the groups": _half(noise(_LARGEST)),
     "noise, largest scores, in one domain": noise(_LARGEST, trigger=lambda sight: sight.domain == "detail"),
-    f"noise, largest scores, after {LATE} groups": noise(_LARGEST, trigger=lambda sight: sight.place >= LATE),
+    _NOISE_LATE: noise(_LARGEST, trigger=lambda sight: sight.place >= LATE),
 }

@@ -8,7 +8,7 @@ others (``opposition.cosines``) is below a bound, and v the stake:
 
     statistic      bound    ρ                       share    found
     opposition     −½       0.3                     0.55     a client that inverts its scores
-    discord        ¼        on anchors, plus 0.2    0.4      a client that adds noise to its scores, or gives nothing else
+    discord        ¼        on anchors, plus 0.15   0.3      a client that adds noise to its scores, or gives nothing else
 
 Noise opposes nobody and agrees with nobody. The agreement of honest clients differs: the only expert for its inputs
 agrees with the others by chance alone. So discord is measured against the share of the anchors on which the client and
@@ -32,19 +32,16 @@ _AGAINST = -0.5
 it a share of what the client says, a heavy attacker would seem to agree, and those that it misleads to oppose."""
 _APART = 0.25
 """Cosine below which a client disagrees with the others: noise does in 70 % of the groups."""
-_SLACK = 0.2
+_SLACK = 0.15
 """Groups of a moving policy are harder than anchors: honest clients disagree in 0.1 more of them."""
 _EVERY: tuple[str, ...] = ()
 """Key of the statistic over all groups."""
-_SHARES = (0.55, 0.4)
+_SHARES = (0.55, 0.3)
 """λ of opposition and discord, as a share of the largest one that keeps every factor positive."""
 _SUSPECTED = math.log(50)
 """S from which on a client is suspected: five opposed groups in succession, and seldom an honest client."""
 _MOST = 1.5 * _SUSPECTED
 """Bound of S, so that a client that is honest again is cleared about as fast as it came under suspicion."""
-
-_MOST_DISCORD = 4 * _SUSPECTED
-"""The same for discord: room to tell the client with the most."""
 
 
 def situations(responses: Sequence[str], *, known_picture: bool) -> tuple[str, ...]:
@@ -75,7 +72,7 @@ class Suspicion:
         """Count the agreement with all other clients of the fit in a group."""
         if self._discord is not None and self._discord < 1 and not math.isnan(cosine):
             for counted in (_EVERY, kind):
-                _count(self._disagreed, counted, cosine < _APART, stake, self._discord, _SHARES[1], _MOST_DISCORD)
+                _count(self._disagreed, counted, cosine < _APART, stake, self._discord, _SHARES[1], math.inf)
 
     def forget_discord(self) -> None:
         """Start discord anew: a client of the fit has lost its weight, so its disagreement is none to compare with."""
