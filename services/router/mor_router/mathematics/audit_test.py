@@ -1,22 +1,31 @@
 """Sequential test of audited groups: evidence that a client misleads live groups.
 
 The expected accuracy at the fit says nothing here: pairs of a moving policy are harder or easier than the anchors. What
-no policy changes is that a client that the gate trusts at an input is right there at least half of the time, and that
-it seldom ranks a whole group in reverse. With d_p the client's standardised difference (preferred − other) of pair p of
-a group, u_k = w_k a_k / Σ_j w_j a_j its influence at the group's input, over K clients with influence, and σ the
-input's support:
+no policy changes is that a client that the gate trusts at an input is right there at least half of the time, that it
+seldom ranks a whole group in reverse, and that large differences between its scores mean more than small ones. With d_p
+the client's standardised difference (preferred − other) of pair p of a group, u_k = w_k a_k / Σ_j w_j a_j its influence
+at the group's input, over K clients with influence, and σ the input's support:
 
     y = Σ_p v_p y_p / Σ_p v_p        y_p = 1 where d_p > 0,   v_p = min( |d_p| / 2, 1 )
 
     mean       E[ y ] ≥ ½            stake σ · min( K u_k, 1 )² · mean_p v_p
     reversal   P( y < ¼ ) ≤ 0.15     stake σ · min( K u_k, 1 )² · min( 2 mean_p v_p, 1 ), at least 3 labelled responses
+    claim      E[ h ] ≤ 1            h = Π_p ( P( ¼ c_p ) / P( c_p ) )^( σ / rounds )
+                                     c_p = w_k a_k d_p,   P( c ) = 0.05 + 0.9 / ( 1 + e^−c )
 
 The square is for specialists, which may mislead where they have little influence. Sizes are for a client that holds
 responses for nearly equal: its order is an accident, and neither shows that it is honest nor that it misleads.
 
+The third test is for noise. The part c_p of a client in the reward is a claim: that the preferred response is the
+better one with probability P(c_p), where a label is wrong in 5 % of the pairs. The test compares the claims with claims
+of a quarter of the size: the louder a client speaks, the more often it must be right. A weak client claims little, and
+a specialist claims little outside its domain, so neither is found by it. No other client's scores enter, so nobody can
+make an honest client look bad. The pairs of a group are those of a round-robin tournament: in each of its ``rounds``
+every response is in one pair at most, and by Hölder's inequality their geometric mean keeps E[ h ] ≤ 1.
+
 One group is one observation of each e-process (``e_process``), because pairs of one group depend on each other. A
 client that inverts its scores reverses most groups, an honest one few of them, so the second test needs far fewer
-groups; where only one pair of a group is labelled, the first one is left.
+groups; where only one pair of a group is labelled, the other two are left.
 
 A client may mislead in some situations only, or from some time on. So each test runs over all groups, over the groups
 of each situation, and over those in which the client was suspected when they were chosen: suspicion follows from
@@ -112,6 +121,7 @@ class _Observation:
     suspected: bool
     overclaim: float
     """log h."""
+    """log h."""
 
     @property
     def strength(self) -> float:
@@ -161,7 +171,7 @@ def _influence(group: AuditedGroup) -> dict[str, float]:
 
 
 def _overclaim(group: AuditedGroup, client: str, differences: Float[ndarray, " pairs"], labelled: int) -> float:
-    """Compute log h."""
+    """Compute log h; ``labelled``: labelled responses."""
     claim = group.weights.get(client, 0.0) * group.slopes.get(client, 0.0) * differences
     rounds = labelled - 1 if labelled % 2 == 0 else labelled
     return group.support / rounds * float((_log_likelihood(_LESS * claim) - _log_likelihood(claim)).sum())

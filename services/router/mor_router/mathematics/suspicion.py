@@ -8,11 +8,12 @@ others (``opposition.cosines``) is below a bound, and v the stake:
 
     statistic      bound    ρ                       share    found
     opposition     −½       0.3                     0.55     a client that inverts its scores
-    discord        ¼        on anchors, plus 0.15   0.3      a client that adds noise to its scores, or gives nothing else
+    discord        ¼        on anchors, plus 0.15   0.3      a client that adds noise to its scores
 
 Noise opposes nobody and agrees with nobody. The agreement of honest clients differs: the only expert for its inputs
 agrees with the others by chance alone. So discord is measured against the share of the anchors on which the client and
-the others disagreed at the fit.
+the others disagreed at the fit. The noise of one client makes others disagree as well, in fewer groups: of all clients
+in discord only the one with the largest S is suspected.
 
 S forgets an honest past, unlike an e-process, so a client that turns late is suspected as soon as one that always
 misbehaved. Suspicion needs no label and takes no weight: it says that some client is wrong, not which one. It raises
@@ -41,7 +42,8 @@ _SHARES = (0.55, 0.3)
 _SUSPECTED = math.log(50)
 """S from which on a client is suspected: five opposed groups in succession, and seldom an honest client."""
 _MOST = 1.5 * _SUSPECTED
-"""Bound of S, so that a client that is honest again is cleared about as fast as it came under suspicion."""
+"""Bound of the S of opposition, so that a client that is honest again is cleared about as fast as it was suspected.
+The S of discord has none: it tells which client is in discord most."""
 
 
 def situations(responses: Sequence[str], *, known_picture: bool) -> tuple[str, ...]:
@@ -66,13 +68,15 @@ class Suspicion:
 
     def oppose(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
         """Count the agreement with the others that are not suspected in a group; ``stake`` lies in [0, 1]."""
-        _count(self._opposed, kind, cosine < _AGAINST, stake, _OPPOSED, _SHARES[0], _MOST)
+        gain = _gain(cosine < _AGAINST, stake, _OPPOSED, _SHARES[0])
+        self._opposed[kind] = min(_MOST, max(0.0, self._opposed.get(kind, 0.0) + gain))
 
     def disagree(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
         """Count the agreement with all other clients of the fit in a group."""
         if self._discord is not None and self._discord < 1 and not math.isnan(cosine):
+            gain = _gain(cosine < _APART, stake, self._discord, _SHARES[1])
             for counted in (_EVERY, kind):
-                _count(self._disagreed, counted, cosine < _APART, stake, self._discord, _SHARES[1], math.inf)
+                self._disagreed[counted] = max(0.0, self._disagreed.get(counted, 0.0) + gain)
 
     def forget_discord(self) -> None:
         """Start discord anew: a client of the fit has lost its weight, so its disagreement is none to compare with."""
@@ -99,14 +103,5 @@ def suspects(suspicions: Mapping[str, Suspicion], kind: tuple[str, ...]) -> froz
     return frozenset(opposed)
 
 
-def _count(
-    statistics: dict[tuple[str, ...], float],
-    kind: tuple[str, ...],
-    happened: bool,
-    stake: float,
-    usual: float,
-    share: float,
-    most: float,
-) -> None:
-    gain = math.log1p(share / usual * stake * (happened - usual))
-    statistics[kind] = min(most, max(0.0, statistics.get(kind, 0.0) + gain))
+def _gain(happened: bool, stake: float, usual: float, share: float) -> float:
+    return math.log1p(share / usual * stake * (happened - usual))

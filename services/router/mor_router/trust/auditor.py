@@ -85,9 +85,9 @@ class Auditor:
             objective.name,
             group.reward.gate_version,
             group.fused,
-            group.weights,
-            group.situations,
-            group.expected,
+            weights=group.weights,
+            kind=group.situations,
+            expected=group.expected,
         )
         budget = self._budget(objective)
         probability = budget.probability(_worth(group, suspects) if suspects else 0.0)

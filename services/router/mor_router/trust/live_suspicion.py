@@ -34,6 +34,7 @@ class LiveSuspicion:
         objective: str,
         gate_version: int,
         group: FusedGroup,
+        *,
         weights: ObjectiveWeights,
         kind: tuple[str, ...],
         expected: Mapping[str, DriftBaseline],
