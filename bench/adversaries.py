@@ -20,20 +20,20 @@ from typing import Any
 
 import numpy as np
 from adversary import live_groups
-from adversary.campaign import ATTACKER, CampaignResult, World, make_world, run
+from adversary.campaign import ATTACKER, ERROR, WEAK_ERROR, CampaignResult, World, make_world, run
 from adversary.recognition import recognition
 from adversary.recorded_calls import record as calls_of
 from adversary.recording_material import questions
-from adversary.situational_attacks import ATTACKERS, CLEAN, LATE, TURNS_LATE
+from adversary.situational_attacks import ATTACKERS, CLEAN, HONEST, LATE, LATE_ATTACKERS, WEAK
 from machine import commit, record
 from tables.results import read
 
 GROUPS = 500
 """Live groups that are measured in each run."""
-SHARES = (0.0, 0.02, 0.05)
-"""Shares of audits."""
+CASES = ((0.0, False), (0.02, True), (0.05, True))
+"""Share of audits, and whether a suspected client's say is limited, as the router does: first without any defence."""
 LIMITED = ", limited"
-"""Mark of the cases in which a suspected client's say is limited, as the router does."""
+"""Mark of the cases in which a suspected client's say is limited."""
 RUNS = 20
 STEPS, QUICK_STEPS = 100, 12
 """Steps of the recorded run, of 16 groups each."""
@@ -46,7 +46,7 @@ def measure(
     world: World, without: CampaignResult, title: str, share: float, limited: bool, seed: int
 ) -> dict[str, Any]:
     """Run one attack, and compare it with the same stream ``without`` the attacker."""
-    late = title == TURNS_LATE
+    late = title in LATE_ATTACKERS
     found = run(world, ATTACKERS[title], share=share, limited=limited, attacker=True, seed=seed)
     return _figures(found, without, LATE if late else 0, title)
 
@@ -54,7 +54,7 @@ def measure(
 def _figures(found: CampaignResult, without: CampaignResult, start: int, title: str) -> dict[str, Any]:
     lost = 100 * (without.accuracy - found.accuracy)[start : start + GROUPS]
     caught = found.distrusted.get(ATTACKER)
-    false = [name for name in found.distrusted if name != ATTACKER or title == CLEAN]
+    false = [name for name in found.distrusted if name != ATTACKER or title in HONEST]
     return {
         **{f"lost_{groups}": float(np.nanmean(lost[:groups])) for groups in _AT},
         "lost_after_200": float(np.nanmean(lost[200:])),
@@ -85,13 +85,18 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _case(live: live_groups.LiveGroups, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    world = make_world(live, GROUPS + LATE, seed)
-    without = run(world, ATTACKERS[CLEAN], share=0.0, limited=False, attacker=False, seed=seed)
+    worlds = {error: make_world(live, GROUPS + LATE, seed, error=error) for error in (ERROR, WEAK_ERROR)}
+    without = {
+        error: run(world, ATTACKERS[CLEAN], share=0.0, limited=False, attacker=False, seed=seed)
+        for error, world in worlds.items()
+    }
+    errors = {title: WEAK_ERROR if title == WEAK else ERROR for title in ATTACKERS}
     return {
         title: {
-            f"{share:g}{LIMITED if limited else ''}": measure(world, without, title, share, limited, seed)
-            for share in SHARES
-            for limited in (False, True)
+            f"{share:g}{LIMITED if limited else ''}": measure(
+                worlds[errors[title]], without[errors[title]], title, share, limited, seed
+            )
+            for share, limited in CASES
         }
         for title in ATTACKERS
     }

@@ -20,12 +20,13 @@ from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.fusion import Weighted
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fuse
 from mor_router.mathematics.mixture import Mixture, fit_mixture
-from mor_router.mathematics.opposition import opposes, stakes
 from mor_router.mathematics.suspicion import Suspicion, situations
+from mor_router.mathematics.suspicion import suspects as suspected
+from mor_router.trust.live_suspicion import observe
 from numpy import ndarray
 
 from adversary.live_groups import LiveGroups
-from adversary.situational_attacks import Sight, Trigger
+from adversary.situational_attacks import Attack, Sight
 
 ATTACKER = "attacker"
 FALSE_ALARM = 0.01
@@ -34,8 +35,8 @@ _ANCHORS = 128
 """Labelled pairs of the first policy's responses, the best and the worst of a group, as an online refit makes them."""
 _SMALL, _EVERY = 4, 4
 """Every fourth live group has four responses, so that a client can condition on the size."""
-_ERROR = 0.8
-"""Standard deviation of the attacker's honest error, in standard deviations of the true values."""
+ERROR, WEAK_ERROR = 0.8, 6.0
+"""Honest error of the attacker, and of a client that is right in 55 % of the pairs."""
 _ENTROPY_FLOOR = 0.1
 """The router's default."""
 _SEED_OF_TEXTS = 7
@@ -68,11 +69,14 @@ class CampaignResult:
     """Client -> live groups until it lost its weight."""
 
 
-def make_world(live: LiveGroups, groups: int, seed: int) -> World:
-    """Draw anchors and a stream of ``groups`` groups, in which the policies take turns early and late."""
+def make_world(live: LiveGroups, groups: int, seed: int, *, error: float = ERROR) -> World:
+    """Draw anchors and a stream of ``groups`` groups, in which the policies take turns early and late.
+
+    ``error``: standard deviation of the attacker's honest error, in standard deviations of the true values.
+    """
     random = np.random.default_rng(seed)
     noise = np.random.default_rng(_SEED_OF_TEXTS).normal(size=(len(live), live.truth.shape[1]))
-    knowing = live.truth + _ERROR * live.truth.std() * _per_text(noise, live.texts)
+    knowing = live.truth + error * live.truth.std() * _per_text(noise, live.texts)
     honest = np.concatenate([live.scores, knowing[:, None]], axis=1)
     clients = (*live.clients, ATTACKER)
     early = random.permutation(np.flatnonzero(live.policy == 0))
@@ -87,22 +91,21 @@ def make_world(live: LiveGroups, groups: int, seed: int) -> World:
     return World(live, stream, honest, clients, mixture, drift_baselines(mixture, live.inputs[usable], pairs))
 
 
-def run(world: World, trigger: Trigger, *, share: float, limited: bool, attacker: bool, seed: int) -> CampaignResult:
+def run(world: World, attack: Attack, *, share: float, limited: bool, attacker: bool, seed: int) -> CampaignResult:
     """Reward the stream; without ``attacker`` that client has no weight from the start."""
-    return _Run(world, trigger, share=share, limited=limited, attacker=attacker, seed=seed).result()
+    return _Run(world, attack, share=share, limited=limited, attacker=attacker, seed=seed).result()
 
 
 class _Run:
-    def __init__(
-        self, world: World, trigger: Trigger, *, share: float, limited: bool, attacker: bool, seed: int
-    ) -> None:
+    def __init__(self, world: World, attack: Attack, *, share: float, limited: bool, attacker: bool, seed: int) -> None:
         self._world = world
-        self._trigger = trigger
+        self._attack = attack
         self._limited = limited
         self._random = np.random.default_rng((seed, 1))
+        self._answers = np.random.default_rng((seed, 2))
         self._trusted = list(world.clients if attacker else world.clients[:-1])
         self._standardisers = dict(zip(world.mixture.clients, world.mixture.standardisers, strict=True))
-        self._suspicions = {name: Suspicion() for name in world.clients}
+        self._suspicions = {name: Suspicion(world.expected[name].disagreement) for name in world.clients}
         self._budget = AuditBudget(share)
         self._audits: list[AuditedGroup] = []
         self._pictures: set[int] = set()
@@ -120,13 +123,12 @@ class _Run:
         truth, texts = live.truth[group, :size], live.texts[group, :size]
         known = int(live.pictures[group]) in self._pictures
         self._pictures.add(int(live.pictures[group]))
-        sight = Sight(place, size, len(set(texts.tolist())) < size, known)
+        sight = Sight(place, texts, known, live.domains[group], self._standardisers[ATTACKER].spread)
         raw = dict(zip(self._world.clients, self._world.honest[group, :, :size], strict=True))
-        if self._trigger(sight):
-            raw[ATTACKER] = -raw[ATTACKER]
+        raw[ATTACKER] = self._attack(sight, raw[ATTACKER], self._answers)
         lens = self._weights[place]
         seen = situations([str(text) for text in texts], known_picture=known)
-        suspects = frozenset(name for name in self._trusted if self._suspicions[name].suspects(seen))
+        suspects = suspected({name: self._suspicions[name] for name in self._trusted}, seen)
         fused = fuse(
             {name: raw[name].tolist() for name in self._trusted},
             objective_weights=[lens],
@@ -193,12 +195,12 @@ class _Run:
                 self._weights = self._lenses()
         return True
 
-    def _suspect(self, fused: FusedGroup, seen: tuple[str, ...]) -> None:
-        suspected = np.array([self._suspicions[name].suspects(seen) for name in fused.clients])
-        against = opposes(fused.weights[:, None] * fused.calibrated, suspected)
-        stake = stakes(fused.influence, suspected)
-        for k, name in enumerate(fused.clients):
-            self._suspicions[name].add(bool(against[k]), float(stake[k]), seen)
+    def _suspect(self, fused: FusedGroup, lens: ObjectiveWeights, seen: tuple[str, ...]) -> None:
+        known = {name: self._suspicions[name] for name in fused.clients}
+        if len(lens.weights) < len(self._world.clients):
+            for suspicion in known.values():
+                suspicion.forget_discord()
+        observe(fused, known, seen, complete=len(fused.clients) == len(self._world.clients))
 
 
 def labelled_pairs(truth: Float[ndarray, " size"]) -> tuple[tuple[int, int], ...]:

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from mor_router.mathematics.audit_draw import AuditBudget
 from mor_router.mathematics.audit_test import AuditedGroup, audit_result, distinct_pairs, worth
-from mor_router.mathematics.suspicion import Suspicion, situations
+from mor_router.mathematics.suspicion import Suspicion, situations, suspects
 
 THRESHOLD = math.log(100)
+SURE = {"bad": 4.0, "a": 1.0, "b": 1.0}
+"""Slopes of three clients of equal weight, one of which is trusted most."""
 
 
-def groups(random: np.random.Generator, count: int, accuracy: dict[str, float], **more: float) -> list[AuditedGroup]:
+def groups(
+    random: np.random.Generator, count: int, accuracy: dict[str, float], slope: float = 0.8, **more: float
+) -> list[AuditedGroup]:
     """Groups of four responses whose first is better; each client ranks it higher with its accuracy."""
     made = []
     for _ in range(count):
@@ -26,24 +30,28 @@ def groups(random: np.random.Generator, count: int, accuracy: dict[str, float], 
         even = dict.fromkeys(accuracy, 1 / len(accuracy))
         made.append(
             AuditedGroup(
-                pairs=((0, 1),), scores=scores, weights=even, slopes=dict.fromkeys(accuracy, 0.8), rewards=np.zeros(4),
+                pairs=((0, 1),),
+                scores=scores,
+                weights=even,
+                slopes=dict.fromkeys(accuracy, slope),
+                rewards=np.zeros(4),
                 **more,
             )
-        )  # fmt: skip
+        )
     return made
 
 
-def test_a_client_at_chance_is_rarely_distrusted() -> None:
+def test_a_client_at_chance_that_claims_little_is_rarely_distrusted() -> None:
     random = np.random.default_rng(3)
     alarms = sum(
         result.log_evidence >= THRESHOLD
         for _ in range(60)
-        for result in audit_result(groups(random, 200, {"a": 0.5, "b": 0.5, "c": 0.75})).values()
+        for result in audit_result(groups(random, 200, {"a": 0.5, "b": 0.5, "c": 0.75}, slope=0.1)).values()
     )
     assert alarms <= 0.01 * 2 * 60 + 4
 
 
-@pytest.mark.parametrize(("right", "needed"), [(0.05, 45), (0.25, 300)])
+@pytest.mark.parametrize(("right", "needed"), [(0.05, 50), (0.25, 300)])
 def test_a_client_that_misleads_is_found_within_few_groups(right: float, needed: int) -> None:
     random = np.random.default_rng(4)
     for _ in range(10):
@@ -73,7 +81,7 @@ def test_the_share_of_audits_is_kept_in_the_long_run_and_suspicion_has_audits_at
     budget = AuditBudget(0.02)
     assert budget.probability(1.0) == 0.5
     assert budget.probability(0.4) == 0.2
-    for _ in range(8):
+    for _ in range(16):
         budget.spend()
     assert budget.probability(1.0) < 0.01
     assert AuditBudget(0).probability(1.0) == 0
@@ -137,18 +145,90 @@ def test_pairs_that_could_be_labelled_name_each_text_once() -> None:
     assert distinct_pairs(("a", "a")) == ()
 
 
+def test_a_client_whose_claims_hold_is_no_more_often_distrusted_than_stated_whatever_its_accuracy() -> None:
+    """Labels are drawn from the claims themselves, so the claims hold exactly."""
+    random = np.random.default_rng(21)
+    alarms = 0
+    for run in range(60):
+        beta = (0.1, 0.5, 1.5)[run % 3]
+        made = []
+        for _ in range(120):
+            scores = random.normal(size=2)
+            right = random.random() < 1 / (1 + np.exp(-beta * (scores[0] - scores[1])))
+            pair = ((0, 1),) if right else ((1, 0),)
+            made.append(AuditedGroup(pair, {"client": scores}, {"client": 1.0}, {"client": beta}, np.zeros(2)))
+        alarms += audit_result(made)["client"].log_evidence >= THRESHOLD
+    assert alarms <= 2
+
+
+@pytest.mark.parametrize(("size", "needed"), [(0.5, 60), (1.0, 40), (2.0, 25)])
+def test_loud_noise_is_found_the_sooner_the_louder_it_is(size: float, needed: int) -> None:
+    random = np.random.default_rng(22)
+    until = []
+    for _ in range(10):
+        noisy = [labelled(random, 1.0) for _ in range(needed)]
+        noisy = [
+            replace(group, scores={**group.scores, "bad": size * random.choice((-1.0, 1.0), size=5)}, slopes=SURE)
+            for group in noisy
+        ]
+        found = audit_result(noisy)
+        until.append(found["bad"].log_evidence >= THRESHOLD)
+        assert max(found["a"].log_evidence, found["b"].log_evidence) < THRESHOLD
+    assert sum(until) >= 7
+
+
+def test_noise_of_a_client_without_a_part_in_the_reward_and_the_scores_of_others_are_no_evidence() -> None:
+    random = np.random.default_rng(23)
+    calm = [labelled(random, 1.0) for _ in range(40)]
+    loud = [
+        replace(group, scores={**group.scores, "bad": 4 * random.choice((-1.0, 1.0), size=5)}, slopes=SURE | {"bad": 0})
+        for group in calm
+    ]
+    assert audit_result(loud)["bad"].log_evidence < 1
+    for name in ("a", "b"):
+        assert audit_result(loud)[name].log_evidence == pytest.approx(
+            audit_result([replace(group, slopes=SURE | {"bad": 0}) for group in calm])[name].log_evidence
+        )
+
+
 def test_suspicion_rises_with_opposition_in_one_kind_of_group_and_falls_without() -> None:
     suspicion, kind, other = Suspicion(), ("repeated responses",), ("distinct responses",)
     for _ in range(100):
-        suspicion.add(False, 1.0, kind)
+        suspicion.oppose(1.0, 1.0, kind)
     for _ in range(6):
-        suspicion.add(True, 1.0, kind)
-        suspicion.add(True, 0.0, other)
-    assert suspicion.suspects(kind)
-    assert not suspicion.suspects(other)
+        suspicion.oppose(-1.0, 1.0, kind)
+        suspicion.oppose(-1.0, 0.0, other)
+    assert suspicion.opposed(kind)
+    assert not suspicion.opposed(other)
     for _ in range(12):
-        suspicion.add(False, 1.0, kind)
-    assert not suspicion.suspects(kind)
+        suspicion.oppose(1.0, 1.0, kind)
+    assert not suspicion.opposed(kind)
+
+
+def test_discord_is_measured_against_that_on_the_anchors() -> None:
+    random, kind = np.random.default_rng(24), ("a kind",)
+
+    def after(disagreement: float | None, apart: float) -> frozenset[str]:
+        suspicion = Suspicion(disagreement)
+        for _ in range(200):
+            suspicion.disagree(-0.1 if random.random() < apart else 0.9, 1.0, kind)
+        return suspects({"client": suspicion}, kind)
+
+    assert after(0.1, 0.7) == {"client"}
+    assert after(0.1, 0.15) == frozenset()
+    assert after(0.6, 0.7) == after(0.9, 0.9) == after(None, 0.7) == frozenset()
+
+
+def test_of_clients_in_discord_the_first_is_suspected_and_silence_is_no_discord() -> None:
+    kind = ("a kind",)
+    known = {"loud": Suspicion(0.1), "other": Suspicion(0.3), "silent": Suspicion(0.1)}
+    for _ in range(60):
+        known["loud"].disagree(0.0, 1.0, kind)
+        known["other"].disagree(0.0, 0.5, kind)
+        known["silent"].disagree(math.nan, 1.0, kind)
+    assert suspects(known, kind) == {"loud"}
+    known["loud"].forget_discord()
+    assert suspects(known, kind) == {"other"}
 
 
 def test_the_situations_are_what_a_client_sees() -> None:

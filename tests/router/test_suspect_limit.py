@@ -44,4 +44,4 @@ def test_a_part_within_the_limit_and_a_group_of_suspects_alone_are_unchanged() -
     assert limits(parts, np.array([0.2, 0.8]), np.array([True, False])).tolist() == [1, 1]
     assert limits(parts, np.array([0.5, 0.5]), np.array([True, True])).tolist() == [1, 1]
     assert limits(-parts * [[1], [-1]], np.array([0.5, 0.5]), np.array([False, True])).tolist() == [1, 0.0625]
-    assert limits(parts, np.array([0.5, 0.5]), np.array([False, True])).tolist() == [1, 1]  # it agrees
+    assert limits(parts, np.array([0.5, 0.5]), np.array([False, True])).tolist() == [1, 0.0625]

@@ -291,9 +291,12 @@ def drift_baselines(
         if known[:, k].any()
     }
     if len(mixture.clients) >= loo_agreement.LEAST_CLIENTS:
-        agreement = loo_agreement.of_pairs(slopes * standardised_differences(mixture.standardisers, scores), weights)
+        calibrated = slopes * standardised_differences(mixture.standardisers, scores)
+        agreement = loo_agreement.of_pairs(calibrated, weights)
+        disagreement = loo_agreement.disagreement(calibrated, weights, np.where(known, influence, 0.0))
         for k, client in enumerate(mixture.clients):
             if client in found:
                 least = loo_agreement.lower_limit(agreement[known[:, k], k], influence[known[:, k], k])
-                found[client] = found[client].model_copy(update={"least_agreement": least})
+                measured = {"least_agreement": least, "disagreement": float(disagreement[k])}
+                found[client] = found[client].model_copy(update=measured)
     return found

@@ -3,24 +3,24 @@
 It depends on earlier groups, on the group's situation, and on how much the group would tell about a suspect
 (``audit_test.worth``), never on whom the answers to it agree with: whether a client is right in an audited group is as
 likely as in any other of its kind, so tests over them need no weights. With share s, worth ω (0 without suspicion) and
-credit c, which starts at 8 audits, gains s with each group and loses 1 with each audit:
+credit c, which starts at 16 audits, gains s with each group and loses 1 with each audit:
 
-    c ≥ 1         max( ω / 2, s · ( ¼ + c / 8 ) )
-    otherwise     s · ( ¼ + c / 8 )
+    c ≥ 1         max( ω / 2, s · ( ¼ + c / 16 ) )
+    otherwise     s · ( ¼ + c / 16 )
 
-The credit settles near 6 audits, where the probability is s; so in the long run the share of audited groups is s. The
+The credit settles near 12 audits, where the probability is s; so in the long run the share of audited groups is s. The
 credit is for suspicion: evidence within tens of groups needs several audits among them, and 2 % of them gives one in
 fifty. After it is spent, the following groups have fewer audits until it is earned again.
 """
 
 from __future__ import annotations
 
-MOST_CREDIT = 8.0
-"""Audits saved at most, and granted in advance at the start: enough evidence for one client, and no more."""
+MOST_CREDIT = 16.0
+"""Audits saved at most, and granted in advance at the start: enough evidence for one client that answers with noise."""
 _LEAST = 0.25
 """Part of the share that is drawn without any credit: no group is ever safe from an audit."""
 _SUSPICIOUS = 0.5
-"""Probability under suspicion, for a group that tells most: the credit lasts for about 16 such groups."""
+"""Probability under suspicion, for a group that tells most: the credit lasts for about 32 such groups."""
 
 
 class AuditBudget:

@@ -1,22 +1,31 @@
 """Sequential test of audited groups: evidence that a client misleads live groups.
 
 The expected accuracy at the fit says nothing here: pairs of a moving policy are harder or easier than the anchors. What
-no policy changes is that a client that the gate trusts at an input is right there at least half of the time, and that
-it seldom ranks a whole group in reverse. With d_p the client's standardised difference (preferred − other) of pair p of
-a group, u_k = w_k a_k / Σ_j w_j a_j its influence at the group's input, over K clients with influence, and σ the
-input's support:
+no policy changes is that a client that the gate trusts at an input is right there at least half of the time, that it
+seldom ranks a whole group in reverse, and that large differences between its scores mean more than small ones. With d_p
+the client's standardised difference (preferred − other) of pair p of a group, u_k = w_k a_k / Σ_j w_j a_j its influence
+at the group's input, over K clients with influence, and σ the input's support:
 
     y = Σ_p v_p y_p / Σ_p v_p        y_p = 1 where d_p > 0,   v_p = min( |d_p| / 2, 1 )
 
     mean       E[ y ] ≥ ½            stake σ · min( K u_k, 1 )² · mean_p v_p
     reversal   P( y < ¼ ) ≤ 0.15     stake σ · min( K u_k, 1 )² · min( 2 mean_p v_p, 1 ), at least 3 labelled responses
+    claim      E[ h ] ≤ 1            h = Π_p ( P( ¼ c_p ) / P( c_p ) )^( σ / rounds )
+                                     c_p = w_k a_k d_p,   P( c ) = 0.05 + 0.9 / ( 1 + e^−c )
 
 The square is for specialists, which may mislead where they have little influence. Sizes are for a client that holds
 responses for nearly equal: its order is an accident, and neither shows that it is honest nor that it misleads.
 
+The third test is for noise. The part c_p of a client in the reward is a claim: that the preferred response is the
+better one with probability P(c_p), where a label is wrong in 5 % of the pairs. The test compares the claims with claims
+of a quarter of the size: the louder a client speaks, the more often it must be right. A weak client claims little, and
+a specialist claims little outside its domain, so neither is found by it. No other client's scores enter, so nobody can
+make an honest client look bad. The pairs of a group are those of a round-robin tournament: in each of its ``rounds``
+every response is in one pair at most, and by Hölder's inequality their geometric mean keeps E[ h ] ≤ 1.
+
 One group is one observation of each e-process (``e_process``), because pairs of one group depend on each other. A
 client that inverts its scores reverses most groups, an honest one few of them, so the second test needs far fewer
-groups; where only one pair of a group is labelled, the first one is left.
+groups; where only one pair of a group is labelled, the other two are left.
 
 A client may mislead in some situations only, or from some time on. So each test runs over all groups, over the groups
 of each situation, and over those in which the client was suspected when they were chosen: suspicion follows from
@@ -54,8 +63,12 @@ _OVERALL, _SUSPECTED, _BY_SITUATION = 0.35, 0.5, 0.15
 """Weights of the e-processes over all groups, over those under suspicion, and of all situations together."""
 _BETS = (0.5, 0.8)
 """Bets of the reversal test: the best ones against clients that reverse 60 % and 84 % of the groups."""
-_MEAN, _REVERSAL = 0.25, 0.75
-"""Weights of the two tests: the second is the faster one where all of a group is labelled."""
+_MEAN, _REVERSAL, _CLAIM = 0.1, 0.45, 0.45
+"""Weights of the three tests: the last two are the faster ones where all of a group is labelled."""
+_LESS = 0.25
+"""Share of the claimed log-odds that a client holds whose claims are compared with the labels."""
+_WRONG_LABELS = 0.05
+"""Share of wrong labels that the third test reckons with, so that a few of them convict nobody."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,9 @@ class _Observation:
     """Labelled responses."""
     situations: tuple[str, ...]
     suspected: bool
+    overclaim: float
+    """log h."""
+    """log h."""
 
     @property
     def strength(self) -> float:
@@ -154,18 +170,33 @@ def _influence(group: AuditedGroup) -> dict[str, float]:
     return {client: min(1.0, count * part / total) ** 2 for client, part in parts.items()} if total > 0 else {}
 
 
+def _overclaim(group: AuditedGroup, client: str, differences: Float[ndarray, " pairs"], labelled: int) -> float:
+    """Compute log h; ``labelled``: labelled responses."""
+    claim = group.weights.get(client, 0.0) * group.slopes.get(client, 0.0) * differences
+    rounds = labelled - 1 if labelled % 2 == 0 else labelled
+    return group.support / rounds * float((_log_likelihood(_LESS * claim) - _log_likelihood(claim)).sum())
+
+
+def _log_likelihood(differences: Float[ndarray, " pairs"]) -> Float[ndarray, " pairs"]:
+    """Compute the logarithm of the probability that the label is as it is."""
+    right = 1 / (1 + np.exp(-np.clip(differences, -500, 500)))
+    return np.asarray(np.log(_WRONG_LABELS + (1 - 2 * _WRONG_LABELS) * right))
+
+
 def _observation(group: AuditedGroup, client: str, influence: float) -> _Observation:
     scores = group.scores[client]
     differences = np.array([scores[better] - scores[worse] for better, worse in group.pairs])
     sizes = np.minimum(np.abs(differences) / 2, 1)
     total = float(sizes.sum())
+    labelled = len({place for pair in group.pairs for place in pair})
     return _Observation(
         concordance=float(sizes @ right(differences) / total) if total > 0 else _CHANCE,
         trusted=group.support * influence,
         size=total / len(group.pairs),
-        labelled=len({place for pair in group.pairs for place in pair}),
+        labelled=labelled,
         situations=group.situations,
         suspected=client in group.suspects,
+        overclaim=_overclaim(group, client, differences, labelled),
     )
 
 
@@ -193,11 +224,11 @@ def _result(seen: Sequence[_Observation]) -> AuditResult:
 
 
 def _path(seen: Sequence[_Observation], counted: ndarray) -> Float[ndarray, " groups"]:
-    """Compute log E of both tests together, over the ``counted`` groups; the others have no stake."""
+    """Compute log E of the three tests together, over the ``counted`` groups; the others have no stake."""
     concordance = np.array([one.concordance for one in seen])
     mean = log_evidence(concordance, _CHANCE, counted * np.array([one.mean_stake for one in seen]))
     stakes = counted * np.array([one.reversal_stake for one in seen])
-    if not stakes.any():
-        return mean
     reversal = log_evidence(1.0 * (concordance >= _REVERSED), 1 - _REVERSALS, stakes, bets=_BETS)
-    return np.asarray(np.logaddexp(mean + math.log(_MEAN), reversal + math.log(_REVERSAL)))
+    claim = (counted * np.array([one.overclaim for one in seen])).cumsum()
+    weighted = [mean + math.log(_MEAN), reversal + math.log(_REVERSAL), claim + math.log(_CLAIM)]
+    return np.asarray(np.logaddexp.reduce(weighted, axis=0))

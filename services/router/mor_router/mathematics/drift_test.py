@@ -46,6 +46,8 @@ class DriftBaseline(Wire):
     """Share of the absolute differences above ``spread``."""
     least_agreement: float = Field(0.0, alias="least_concord")
     """Mean leave-one-out agreement (``loo_agreement``) that live groups are tested against; 0: not tested."""
+    disagreement: float | None = None
+    """Share of the anchors on which the client and the others disagree, by influence; ``None``: not measured."""
 
 
 class DriftResult(Wire):

@@ -57,6 +57,18 @@ def of_pairs(
     return np.asarray((1 + agrees - rest) / 2)
 
 
+def disagreement(
+    differences: Float[ndarray, "pairs clients"],
+    weights: Float[ndarray, "#pairs clients"],
+    influence: Float[ndarray, "pairs clients"],
+) -> Float[ndarray, " clients"]:
+    """Compute the share of single pairs that each client ranks against the mixture of all others, by its influence."""
+    own = weights * differences
+    against = own * (own.sum(axis=1, keepdims=True) - own) < 0
+    total = influence.sum(axis=0)
+    return np.asarray(np.divide((influence * against).sum(axis=0), total, out=np.ones_like(total), where=total > 0))
+
+
 def lower_limit(outcomes: Float[ndarray, " pairs"], stakes: Float[ndarray, " pairs"]) -> float:
     """Compute the bound that later means of z are tested against: the lower 95 % limit of the mean, less 0.1."""
     total = float(stakes.sum())

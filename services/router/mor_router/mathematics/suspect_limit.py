@@ -1,14 +1,13 @@
 """Limit of a suspected client's say in a group: it cannot outvote the clients that are not suspected.
 
-Until audits show who is wrong (``audit_test``), a client that suddenly opposes the others (``suspicion``) keeps a
-voice, but not the decision. With c_k = W_k · (calibrated deviations of client k), R the clients without suspicion and
-u_k the shares of influence, a suspected client's deviations are multiplied by
+Until audits show who is wrong (``audit_test``), a client that suddenly opposes the others or disagrees with them
+(``suspicion``) keeps a voice, but not the decision. With c_k = W_k · (calibrated deviations of client k), R the clients
+without suspicion and u_k the shares of influence, a suspected client's deviations are multiplied by
 
-    f_k = min( 1, ¼ · ‖ r ‖ / ‖ c_k ‖ )     where c_k · r < 0 and Σ_{j ∈ R} u_j ≥ ¼;   r = Σ_{j ∈ R} c_j
+    f_k = min( 1, ¼ · ‖ r ‖ / ‖ c_k ‖ )     where Σ_{j ∈ R} u_j ≥ ¼;   r = Σ_{j ∈ R} c_j
     f_k = 1                                 elsewhere
 
-A suspect that agrees with the others loses nothing. The second condition keeps the say of the only expert for an input:
-others who know nothing of it must not outvote it.
+The condition keeps the say of the only expert for an input: others who know nothing of it must not outvote it.
 """
 
 from __future__ import annotations
@@ -34,5 +33,4 @@ def limits(
     rest = contributions[~suspected].sum(axis=0)
     most = _LARGEST * np.linalg.norm(rest)
     own = np.linalg.norm(contributions, axis=1)
-    opposed = suspected & (contributions @ (rest - rest.mean()) < 0)
-    return np.where(opposed & (own > most), most / np.maximum(own, 1e-300), 1.0)
+    return np.where(suspected & (own > most), most / np.maximum(own, 1e-300), 1.0)

@@ -1,10 +1,19 @@
-"""Suspicion: clients that suddenly oppose the others, by kind of group.
+"""Suspicion: clients that suddenly oppose the others, or agree with them less than on the anchors, by kind of group.
 
-Deviation from Page's CUSUM test (1954): one statistic for each client and kind of group (all its ``situations``
-together), because a client may misbehave in some situations only. With o = 1 where the client opposes the others
-(``opposition``) and v the stake:
+Deviation from Page's CUSUM test (1954): two statistics for each client and kind of group (all its ``situations``
+together), because a client may misbehave in some situations only. With o = 1 where the client's agreement with the
+others (``opposition.cosines``) is below a bound, and v the stake:
 
-    S ← max( 0, S + log( 1 + λ v (o − ρ) ) )       ρ = 0.3,   λ = 0.55 / ρ
+    S ← max( 0, S + log( 1 + λ v (o − ρ) ) )           λ = share / ρ
+
+    statistic      bound    ρ                       share    found
+    opposition     −½       0.3                     0.55     a client that inverts its scores
+    discord        ¼        on anchors, plus 0.15   0.3      a client that adds noise to its scores
+
+Noise opposes nobody and agrees with nobody. The agreement of honest clients differs: the only expert for its inputs
+agrees with the others by chance alone. So discord is measured against the share of the anchors on which the client and
+the others disagreed at the fit. The noise of one client makes others disagree as well, in fewer groups: of all clients
+in discord only the one with the largest S is suspected.
 
 S forgets an honest past, unlike an e-process, so a client that turns late is suspected as soon as one that always
 misbehaved. Suspicion needs no label and takes no weight: it says that some client is wrong, not which one. It raises
@@ -14,17 +23,27 @@ the probability of audits of later groups in the same situation, and their label
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _OPPOSED = 0.3
 """Share of groups in which an honest client may oppose the others: 4 % beside other experts of the domain, and 25 %
 beside clients that know little of it. A client that inverts its scores opposes them in 69 %."""
-_SHARE = 0.55
-"""λ as a share of the largest one that keeps every factor positive."""
+_AGAINST = -0.5
+"""Cosine below which a client opposes the others. It is the same for a client with much and with little weight: were
+it a share of what the client says, a heavy attacker would seem to agree, and those that it misleads to oppose."""
+_APART = 0.25
+"""Cosine below which a client disagrees with the others: noise does in 70 % of the groups."""
+_SLACK = 0.15
+"""Groups of a moving policy are harder than anchors: honest clients disagree in 0.1 more of them."""
+_EVERY: tuple[str, ...] = ()
+"""Key of the statistic over all groups."""
+_SHARES = (0.55, 0.3)
+"""λ of opposition and discord, as a share of the largest one that keeps every factor positive."""
 _SUSPECTED = math.log(50)
 """S from which on a client is suspected: five opposed groups in succession, and seldom an honest client."""
 _MOST = 1.5 * _SUSPECTED
-"""Bound of S, so that a client that is honest again is cleared about as fast as it came under suspicion."""
+"""Bound of the S of opposition, so that a client that is honest again is cleared about as fast as it was suspected.
+The S of discord has none: it tells which client is in discord most."""
 
 
 def situations(responses: Sequence[str], *, known_picture: bool) -> tuple[str, ...]:
@@ -37,16 +56,52 @@ def situations(responses: Sequence[str], *, known_picture: bool) -> tuple[str, .
 
 
 class Suspicion:
-    """Statistics of one client under one gate version, by kind of group."""
+    """Statistics of one client under one gate version: over all groups, and by kind of group."""
 
-    def __init__(self) -> None:
-        self._by_kind: dict[tuple[str, ...], float] = {}
+    def __init__(self, disagreement: float | None = None) -> None:
+        """``disagreement``: share of the anchors on which the client and the others disagreed at the fit; without it
+        only opposition is tested.
+        """
+        self._discord = None if disagreement is None else disagreement + _SLACK
+        self._opposed: dict[tuple[str, ...], float] = {}
+        self._disagreed: dict[tuple[str, ...], float] = {}
 
-    def add(self, opposes: bool, stake: float, kind: tuple[str, ...]) -> None:
-        """Update the statistic of this kind with one group; ``stake`` lies in [0, 1]."""
-        gain = math.log1p(_SHARE / _OPPOSED * stake * (opposes - _OPPOSED))
-        self._by_kind[kind] = min(_MOST, max(0.0, self._by_kind.get(kind, 0.0) + gain))
+    def oppose(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
+        """Count the agreement with the others that are not suspected in a group; ``stake`` lies in [0, 1]."""
+        gain = _gain(cosine < _AGAINST, stake, _OPPOSED, _SHARES[0])
+        self._opposed[kind] = min(_MOST, max(0.0, self._opposed.get(kind, 0.0) + gain))
 
-    def suspects(self, kind: tuple[str, ...]) -> bool:
-        """Return whether the client is suspected in groups of this kind."""
-        return self._by_kind.get(kind, 0.0) >= _SUSPECTED
+    def disagree(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
+        """Count the agreement with all other clients of the fit in a group."""
+        if self._discord is not None and self._discord < 1 and not math.isnan(cosine):
+            gain = _gain(cosine < _APART, stake, self._discord, _SHARES[1])
+            for counted in (_EVERY, kind):
+                self._disagreed[counted] = max(0.0, self._disagreed.get(counted, 0.0) + gain)
+
+    def forget_discord(self) -> None:
+        """Start discord anew: a client of the fit has lost its weight, so its disagreement is none to compare with."""
+        self._disagreed.clear()
+
+    def discord(self, kind: tuple[str, ...]) -> float:
+        """Return the statistic of discord in groups of this kind, or in all groups where that is larger."""
+        return max(self._disagreed.get(counted, 0.0) for counted in (_EVERY, kind))
+
+    def opposed(self, kind: tuple[str, ...]) -> bool:
+        """Return whether the client is suspected of opposition in groups of this kind."""
+        return self._opposed.get(kind, 0.0) >= _SUSPECTED
+
+
+def suspects(suspicions: Mapping[str, Suspicion], kind: tuple[str, ...]) -> frozenset[str]:
+    """Return the clients that are suspected in groups of this kind.
+
+    Of those in discord only the first counts: its noise makes the others disagree as well, in fewer groups.
+    """
+    opposed = {client for client, suspicion in suspicions.items() if suspicion.opposed(kind)}
+    first = max(suspicions, key=lambda client: suspicions[client].discord(kind), default=None)
+    if first is not None and suspicions[first].discord(kind) >= _SUSPECTED:
+        opposed.add(first)
+    return frozenset(opposed)
+
+
+def _gain(happened: bool, stake: float, usual: float, share: float) -> float:
+    return math.log1p(share / usual * stake * (happened - usual))

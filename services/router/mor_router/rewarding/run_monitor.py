@@ -121,6 +121,7 @@ class RunMonitor:
                 weights=group.weights[0],
                 fused=group.fused,
                 situations=group.situations,
+                expected=part.expected,
             )
             await self._auditor.consider(objective, audited)
 

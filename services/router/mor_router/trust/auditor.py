@@ -19,6 +19,7 @@ from mor_core.wire import ClientScore, GroupReward, ModelRef, RewardItem, image_
 from mor_router.embedding import Embedder, GateInput
 from mor_router.mathematics.audit_draw import AuditBudget
 from mor_router.mathematics.audit_test import AuditedGroup, distinct_pairs, worth
+from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
 from mor_router.objectives.objective_store import Objective
 from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit, draw_pair
@@ -43,6 +44,8 @@ class RewardedGroup:
     weights: ObjectiveWeights
     fused: FusedGroup
     situations: tuple[str, ...]
+    expected: Mapping[str, DriftBaseline]
+    """The gate's baseline of each client."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,14 @@ class Auditor:
         Groups of equal responses have nothing to compare.
         """
         suspects = self._suspicion.suspects(objective.name, group.situations)
-        self._suspicion.observe(objective.name, group.reward.gate_version, group.fused, group.situations)
+        self._suspicion.observe(
+            objective.name,
+            group.reward.gate_version,
+            group.fused,
+            weights=group.weights,
+            kind=group.situations,
+            expected=group.expected,
+        )
         budget = self._budget(objective)
         probability = budget.probability(_worth(group, suspects) if suspects else 0.0)
         if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from mor_router.mathematics.group_fusion import FusedGroup
+from mor_router.mathematics.drift_test import DriftBaseline
+from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
 from mor_router.mathematics.loo_agreement import LEAST_CLIENTS
-from mor_router.mathematics.opposition import opposes, stakes
-from mor_router.mathematics.suspicion import Suspicion
+from mor_router.mathematics.opposition import cosines, stakes
+from mor_router.mathematics.suspicion import Suspicion, suspects
 from mor_router.objectives.objective_store import COLD_START
 
 
@@ -21,10 +24,21 @@ class LiveSuspicion:
     def suspects(self, objective: str, kind: tuple[str, ...]) -> frozenset[str]:
         """Return the clients that are suspected in groups of this kind."""
         known = self._clients.get(objective, {})
-        return frozenset(client for client, suspicion in known.items() if suspicion.suspects(kind))
+        return suspects(known, kind)
 
-    def observe(self, objective: str, gate_version: int, group: FusedGroup, kind: tuple[str, ...]) -> None:
+    def observe(
+        self,
+        objective: str,
+        gate_version: int,
+        group: FusedGroup,
+        *,
+        weights: ObjectiveWeights,
+        kind: tuple[str, ...],
+        expected: Mapping[str, DriftBaseline],
+    ) -> None:
         """Compare the clients of one rewarded group with each other; a new gate version starts anew.
+
+        ``expected``: the gate's baseline of each client.
 
         Under the cold start there is no suspicion: a specialist may oppose the others outside its domain.
         """
@@ -33,9 +47,38 @@ class LiveSuspicion:
         if gate_version == COLD_START or len(group.clients) < LEAST_CLIENTS or len(group.rewards) < 2:
             return
         known = self._clients[objective]
-        own = [known.get(client) or known.setdefault(client, Suspicion()) for client in group.clients]
-        suspected = np.array([suspicion.suspects(kind) for suspicion in own])
-        against = opposes(group.weights[:, None] * group.calibrated, suspected)
-        stake = stakes(group.influence, suspected)
-        for suspicion, opposed, worth in zip(own, against.tolist(), stake.tolist(), strict=True):
-            suspicion.add(opposed, worth, kind)
+        own = [known.get(name) or known.setdefault(name, _suspicion(expected.get(name))) for name in group.clients]
+        fitted = {client for client, baseline in expected.items() if baseline.influence}
+        if not fitted <= weights.weights.keys():
+            for suspicion in known.values():
+                suspicion.forget_discord()
+        observe(group, dict(zip(group.clients, own, strict=True)), kind, complete=fitted <= {*group.clients})
+
+
+def observe(
+    group: FusedGroup,
+    suspicions: Mapping[str, Suspicion],
+    kind: tuple[str, ...],
+    *,
+    complete: bool,
+) -> None:
+    """Count the agreement of the clients of a group with each other.
+
+    Discord is counted where the group is ``complete``, with all clients of the fit, because the fit's disagreement is
+    with all of them.
+    """
+    own = [suspicions[client] for client in group.clients]
+    parts = group.weights[:, None] * group.calibrated
+    under = suspects(suspicions, kind)
+    suspected = np.array([client in under for client in group.clients])
+    nobody = np.zeros(len(own), dtype=bool)
+    against = zip(own, cosines(parts, suspected).tolist(), stakes(group.influence, suspected).tolist(), strict=True)
+    among = zip(own, cosines(parts, nobody).tolist(), stakes(group.influence, nobody).tolist(), strict=True)
+    for suspicion, cosine, stake in against:
+        suspicion.oppose(cosine, stake, kind)
+    for suspicion, cosine, stake in among if complete else ():
+        suspicion.disagree(cosine, stake, kind)
+
+
+def _suspicion(baseline: DriftBaseline | None) -> Suspicion:
+    return Suspicion(None if baseline is None else baseline.disagreement)
