@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mor_core.wire import Message, PromptRecord, RolloutRecord, Sampling, WeightsRef
-from mor_trainer.groups.prompt_order import OrderedSource, PromptOrder
+from mor_trainer.groups.prompt_order import DrawnSource, PromptOrder
 
 
 def rollout_of(group_id: str = "g", *, pixels: str | None = None, version: int = 0) -> RolloutRecord:
@@ -31,5 +31,5 @@ def rollout_of(group_id: str = "g", *, pixels: str | None = None, version: int =
 def order_of(*rows: int, draws_per_step: int = 4) -> PromptOrder:
     """Order of a run with one file of so many rows, or with several sources of equal weight."""
     names = [""] if len(rows) == 1 else [f"source-{place}" for place in range(len(rows))]
-    sources = [OrderedSource(name, count) for name, count in zip(names, rows, strict=True)]
+    sources = [DrawnSource(name, count) for name, count in zip(names, rows, strict=True)]
     return PromptOrder(sources, seed=0, draws_per_step=draws_per_step)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from mor_core.errors import Invalid
 from mor_core.runs import RunSpec
 from mor_trainer.groups.ledger import Ledger, LedgerState
-from mor_trainer.groups.prompt_order import OrderedSource, PromptOrder
+from mor_trainer.groups.prompt_order import DrawnSource, PromptOrder
 
 from tests.trainer.records import order_of
 
 SOURCES = (
-    OrderedSource("easy", 5, [(0, 3.0), (20, 0.0)], shuffled=False),
-    OrderedSource("hard", 40, [(0, 0.0), (20, 3.0)]),
-    OrderedSource("tiny", 1),
+    DrawnSource("easy", 5, [(0, 3.0), (20, 0.0)], shuffled=False),
+    DrawnSource("hard", 40, [(0, 0.0), (20, 3.0)]),
+    DrawnSource("tiny", 1),
 )
 
 
@@ -30,7 +30,7 @@ def mixed() -> PromptOrder:
 
 def test_a_run_with_one_file_draws_as_it_always_did() -> None:
     """Runs of earlier versions resume with the same groups: this is their order and their ids."""
-    ledger: Ledger[None] = Ledger("r", PromptOrder([OrderedSource("", 11)], seed=3, draws_per_step=4), 0, 3)
+    ledger: Ledger[None] = Ledger("r", PromptOrder([DrawnSource("", 11)], seed=3, draws_per_step=4), 0, 3)
     for number in range(40):
         epoch, position = divmod(number, 11)
         order = list(range(11))

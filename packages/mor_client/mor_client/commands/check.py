@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from mor_client.commands.common import Json
 from mor_client.commands.run import read_spec_file
 from mor_client.exit_codes import ExitCode, exit_code_of
-from mor_client.family_trial import FamilyTrial
+from mor_client.model_trial import ModelTrial
 from mor_client.output import cell, err, out, print_error, print_json
 
 _SHOWN = 1000
@@ -57,7 +57,7 @@ def check(
     The exit status is 1 if a row is bad, or if the model's family cannot be trained."""
     found: list[RowProblem] = []
     rows = bad = 0
-    trial = FamilyTrial.begin(model) if model is not None and family else None
+    trial = ModelTrial.begin(model) if model is not None and family else None
     try:
         if model is not None and importlib.util.find_spec("transformers") is None:
             raise Invalid("--model needs transformers and torch; install 'mor-client[check]', or leave --model out")

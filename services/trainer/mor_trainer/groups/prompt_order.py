@@ -24,7 +24,7 @@ _CACHED_EPOCHS = 4
 
 
 @dataclass(frozen=True)
-class OrderedSource:
+class DrawnSource:
     """Source of a run, and how its rows are drawn."""
 
     name: str
@@ -47,7 +47,7 @@ class DrawnPrompt(NamedTuple):
 class PromptOrder:
     """Order of the prompts of one run. Several threads may read it."""
 
-    def __init__(self, sources: Sequence[OrderedSource], *, seed: int, draws_per_step: int) -> None:
+    def __init__(self, sources: Sequence[DrawnSource], *, seed: int, draws_per_step: int) -> None:
         """Initialise the order; each source has a row. ``draws_per_step``: draws after which the weights are those of
         the next step."""
         self.sources = tuple(sources)
@@ -61,11 +61,11 @@ class PromptOrder:
         """Return the order of a run with so many ``rows`` in each source."""
         if spec.sources:
             sources = [
-                OrderedSource(source.name, count, source.weights, shuffled=source.order == "shuffled")
+                DrawnSource(source.name, count, source.weights, shuffled=source.order == "shuffled")
                 for source, count in zip(spec.sources, rows, strict=True)
             ]
         else:
-            sources = [OrderedSource("", rows[0])]
+            sources = [DrawnSource("", rows[0])]
         return cls(sources, seed=spec.seed, draws_per_step=spec.groups_per_step)
 
     @property

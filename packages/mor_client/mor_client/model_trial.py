@@ -12,14 +12,14 @@ from typing import Any
 from mor_client.output import err
 
 
-class FamilyTrial:
+class ModelTrial:
     """Trial that goes on beside the check of the rows."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     @classmethod
-    def begin(cls, model: str) -> FamilyTrial | None:
+    def begin(cls, model: str) -> ModelTrial | None:
         """Start the trial; where the trainer is not installed, say so and return ``None``."""
         places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         command = shutil.which("mor-trainer", path=places)
