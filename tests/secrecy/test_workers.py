@@ -57,6 +57,7 @@ ENTRIES = {"asyncio.create_task", "tasks.create_task", "asyncio.ensure_future", 
 WORKERS: dict[str, str] = {
     "mor_core/json_route.py:asyncio.create_task": "task",
     "mor_core/metrics_server.py:threading.Thread": "thread",
+    "mor_router/clients/name_lookup.py:threading.Thread": "thread",
     "mor_core/stage.py:asyncio.create_task": "stage",
     "mor_core/stage.py:tasks.create_task": "stage",
     "mor_core/stream_consumer.py:asyncio.create_task": "task",

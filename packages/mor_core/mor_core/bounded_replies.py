@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from redis._parsers import _AsyncRESP2Parser
 from redis.exceptions import RedisError
@@ -40,7 +41,7 @@ class BoundedParser(_AsyncRESP2Parser):
 
     __slots__ = ("_left",)
 
-    async def read_response(self, disable_decoding: bool = False) -> object:
+    async def read_response(self, disable_decoding: bool = False) -> Any:
         self._left = _most_bytes.get()
         return await super().read_response(disable_decoding)
 

@@ -129,7 +129,7 @@ class Consumer(Generic[R]):
         """Return the next new entry; none after ``block_s``. A script cannot wait, so the server does not measure it,
         and it comes alone."""
         block_ms = max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000))
-        new = {self._key: ">"}
+        new: Any = {self._key: ">"}
         try:
             with replies_up_to(LARGEST_RECORD + _ENVELOPE_BYTES):
                 reply: Any = await self._redis.xreadgroup(self._stage, self.name, new, count=1, block=block_ms)

@@ -19,10 +19,8 @@ router checks that a name is one of the public name system, and needs https for 
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import re
-import socket
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -32,6 +30,7 @@ from mor_core.clients import Source
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 
+from mor_router.clients.name_lookup import resolve
 from mor_router.clients.special_addresses import Address, effective_address, never_a_host, special_purpose
 from mor_router.config import Network, RouterSettings
 
@@ -53,16 +52,6 @@ and the backslash, which parsers read in different ways."""
 
 class EgressRefused(Invalid):
     """An endpoint's address that the egress policy does not allow."""
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """Look up the addresses of ``host`` with the system's resolver.
-
-    Raises:
-        OSError: the name has no address.
-    """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,11 @@ class ErrorLog:
         from vllm.config.logging import LoggingConfig
 
         level = envs.VLLM_LOGGING_LEVEL if envs.VLLM_CONFIGURE_LOGGING else "CRITICAL"
-        config = {"version": 1, "disable_existing_loggers": False, "loggers": {"vllm": {"level": level}}}
+        config: dict[str, Any] = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "loggers": {"vllm": {"level": level}},
+        }
         if envs.VLLM_LOGGING_CONFIG_PATH:
             config = json.loads(Path(envs.VLLM_LOGGING_CONFIG_PATH).read_text())
         self._folder = TemporaryDirectory(prefix="mor-vllm-")
