@@ -13,7 +13,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mor_core.datafiles import read_preferences, read_prompts, write_preferences
-from mor_core.errors import DataFileError
+from mor_core.datafiles.sources.foreign_files import LONGEST_START, foreign_kind
+from mor_core.errors import DataFileError, Invalid
 from PIL import Image
 
 from tests.core.test_data_layouts import PROMPTS_ONLY, PUBLISHED
@@ -81,6 +82,8 @@ def read(path: Path) -> None:
             found = reader(path)
         except DataFileError as error:
             assert re.match(rf"{re.escape(str(path))}:\d+: .", str(error)), error
+        except Invalid as error:  # its first bytes are those of a compressed file
+            assert str(error) == f"{path} is {foreign_kind(path.read_bytes()[:LONGEST_START], path)}"
         else:
             if number:
                 copy = path.with_name("copy.jsonl")

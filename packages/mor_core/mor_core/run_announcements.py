@@ -121,6 +121,9 @@ class AnnouncedRuns:
         self._last_active = {
             name: at for name, at in self._last_active.items() if name in lines and now - at < _LEAST_ACTIVE_S
         }
+        for name, line in lines.items():
+            if name not in self._last_active and line.renewed_at > server_now:
+                _RUNS.refuse(name, "renewed_at is in the future")
         active = {name: lines[name] for name in self._last_active}
         self._first_seen = {name: self._first_seen.get(name, now) for name in active}
         return sorted(active.values(), key=lambda line: (line.run not in signed, self._first_seen[line.run], line.run))
