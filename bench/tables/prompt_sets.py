@@ -35,8 +35,8 @@ def prompt_sets() -> str:
     text = (
         f"Each row has a picture of {data['side']} x {data['side']} pixels in a file of its own, "
         f"{data['mean_picture_bytes'] / 1e3:.0f} kB as JPEG; the files are links to {data['pictures']:,} different "
-        "pictures. Peak memory is all that the process had, libraries included. Other programs used the machine as "
-        f"well (load {data['load_average']:.0f} at the start).\n"
+        "pictures. Peak memory is all that the process had, libraries included. Other programs kept the cores busy, so "
+        "that the seconds of CPU say more than those by the clock.\n"
         f"{measured_on(result, 'python bench/prompt_index.py')}\n"
     )
     return f"{table(rows)}\n{text}"
