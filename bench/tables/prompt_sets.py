@@ -21,7 +21,11 @@ def prompt_sets() -> str:
             f"in memory, {whole['rows']:,} rows",
         ],
         ["---", *["--:"] * 3],
-        ["first start: seconds, of CPU", *(_seconds(found["build"]) for found in sizes.values()), _seconds(whole)],
+        [
+            "first start, s; of the processor, s",
+            *(_seconds(found["build"]) for found in sizes.values()),
+            _seconds(whole),
+        ],
         [
             "later start, s",
             *(f"{found['use']['open_seconds']:.2f}" for found in sizes.values()),
@@ -43,7 +47,7 @@ def prompt_sets() -> str:
 
 
 def _seconds(found: dict[str, Any]) -> str:
-    return f"{found['seconds']:,.0f}, {found['cpu_seconds']:,.0f}"
+    return f"{found['seconds']:,.0f}; {found['cpu_seconds']:,.0f}"
 
 
 def _peak(found: dict[str, Any]) -> str:
