@@ -132,7 +132,7 @@ def main() -> None:
         part = part_of(path, options.part)
         size = sum(file.stat().st_size for file in (path.parent / "distinct").iterdir()) / options.pictures
         figures = {
-            "data": {**vars(options), "mean_picture_bytes": round(size), "load_average": os.getloadavg()[0]},
+            "data": {**vars(options), "mean_picture_bytes": round(size)},
             "index_of_all_rows": {"build": apart(build, path), "use": apart(use, path)},
             "index_of_part": {"build": apart(build, part), "use": apart(use, part)},
             "read_prompts_of_part": apart(read_whole, part),

@@ -21,7 +21,11 @@ def prompt_sets() -> str:
             f"in memory, {whole['rows']:,} rows",
         ],
         ["---", *["--:"] * 3],
-        ["first start: seconds, of CPU", *(_seconds(found["build"]) for found in sizes.values()), _seconds(whole)],
+        [
+            "first start, s; of the processor, s",
+            *(_seconds(found["build"]) for found in sizes.values()),
+            _seconds(whole),
+        ],
         [
             "later start, s",
             *(f"{found['use']['open_seconds']:.2f}" for found in sizes.values()),
@@ -35,15 +39,15 @@ def prompt_sets() -> str:
     text = (
         f"Each row has a picture of {data['side']} x {data['side']} pixels in a file of its own, "
         f"{data['mean_picture_bytes'] / 1e3:.0f} kB as JPEG; the files are links to {data['pictures']:,} different "
-        "pictures. Peak memory is all that the process had, libraries included. Other programs used the machine as "
-        f"well (load {data['load_average']:.0f} at the start).\n"
+        "pictures. Peak memory is all that the process had, libraries included. Other programs kept the cores busy, so "
+        "that the seconds of CPU say more than those by the clock.\n"
         f"{measured_on(result, 'python bench/prompt_index.py')}\n"
     )
     return f"{table(rows)}\n{text}"
 
 
 def _seconds(found: dict[str, Any]) -> str:
-    return f"{found['seconds']:,.0f}, {found['cpu_seconds']:,.0f}"
+    return f"{found['seconds']:,.0f}; {found['cpu_seconds']:,.0f}"
 
 
 def _peak(found: dict[str, Any]) -> str:

@@ -193,6 +193,8 @@ def test_indexes_that_nobody_uses_are_deleted(tmp_path: Path) -> None:
         for file in (prompts.folder, *prompts.folder.iterdir()):
             os.utime(file, times=(time.time() - age * 86400,) * 2)
     new, middle, old = folders
+    (tmp_path / "index" / "of-somebody-else").mkdir()
+    os.utime(tmp_path / "index" / "of-somebody-else", times=(0, 0))
     sweep_indexes(tmp_path / "index", 1.5, 1 << 30)
     assert (new.exists(), middle.exists(), old.exists()) == (True, True, False)
     size = sum(file.stat().st_size for file in (new, *new.iterdir()))
@@ -204,7 +206,7 @@ def test_indexes_that_nobody_uses_are_deleted(tmp_path: Path) -> None:
     assert new.exists() and len(with_new) == 1, "one in use stays"
     with_new.close()
     sweep_indexes(tmp_path / "index", 0, 0)
-    assert list((tmp_path / "index").iterdir()) == []
+    assert [file.name for file in (tmp_path / "index").iterdir()] == ["of-somebody-else"]
 
 
 _MEASURE = """

@@ -43,13 +43,13 @@ def test_bad_rows_are_left_out_by_name_and_never_sampled(
     applied_once(points(processes, run))
     assert points(processes, run)[-1]["groups_dropped"] == 0
     check = snapshot(processes, run)["preflight"]
-    assert (check["state"], check["rows"], check["total"], check["bad"]) == ("done", 30, 30, 6)
+    assert (check["state"], check["rows"], check["total"], check["bad"]) == ("done", 15, 15, 3)
     listed = bad_prompts(processes, run)
     assert [(row["line"], row["id"]) for row in listed["listed"][:3]] == [(2, "long"), (3, ""), (4, "lacking")]
     assert "micro_batch_tokens=256" in listed["listed"][0]["problem"]
     told = [alert["reason"] for alert in alerts(processes, run) if alert["name"] == "prompts_left_out"]
     assert len(told) == 1
-    assert f"6 of 30 prompts are left out: {data}:2 'long': the prompt has" in told[0]
+    assert f"3 of 15 prompts are left out: {data}:2 'long': the prompt has" in told[0]
     assert len(stages.evaluated) == 24  # two rounds of the twelve good rows
 
 

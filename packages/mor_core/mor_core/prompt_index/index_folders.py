@@ -27,6 +27,8 @@ the reading of 256 rows takes, on a slow disk too."""
 _POLL_S = 0.2
 """Seconds between looks at a builder in another process."""
 _DAY_S = 86400.0
+_NAME = "[0-9a-f]" * 32
+"""Pattern of the names that ``fingerprint`` gives."""
 
 log = structlog.get_logger(__name__)
 
@@ -69,10 +71,10 @@ def refuse_problems(path: Path, prompts: PromptSet) -> None:
 def sweep_indexes(index_dir: Path, unused_days: float, most_bytes: int) -> None:
     """Delete the indexes that were not opened for ``unused_days``, and the oldest while all have over ``most_bytes``.
 
-    One that is in use stays. What a killed builder left is deleted too.
+    One that is in use stays, and so does all in the folder that is no index. What a killed builder left is deleted.
     """
     known = []
-    for folder in index_dir.glob("[!.]*"):
+    for folder in index_dir.glob(_NAME):
         with suppress(OSError):
             states = [file.stat() for file in (folder, *folder.iterdir())]
             known.append((max(state.st_mtime for state in states), sum(state.st_size for state in states), folder))
@@ -81,7 +83,7 @@ def sweep_indexes(index_dir: Path, unused_days: float, most_bytes: int) -> None:
         if (total > most_bytes or time.time() - used > unused_days * _DAY_S) and _delete_unused(folder):
             log.info("index deleted", folder=str(folder), bytes=size, unused_days=round((time.time() - used) / _DAY_S))
             total -= size
-    for lock in index_dir.glob(".*.lock"):
+    for lock in index_dir.glob(f".{_NAME}.lock"):
         with suppress(OSError):
             if (held := FileLock.acquire(lock)) is not None:
                 _delete_parts(index_dir, lock.stem.removeprefix("."))
@@ -157,15 +159,12 @@ def _only_builder(lock_file: Path, progress: Callable[[int], None]) -> Iterator[
 
 def _delete_unused(folder: Path) -> bool:
     """Delete an index; return whether nobody uses it."""
-    try:
-        lock = FileLock.acquire(folder / MANIFEST)
-    except OSError:
-        return False
-    if lock is None:
-        return False
-    atomic.delete(folder)
-    lock.release()
-    return True
+    with suppress(OSError):  # also where the folder may only be read
+        if (lock := FileLock.acquire(folder / MANIFEST)) is not None:
+            atomic.delete(folder)
+            lock.release()
+            return True
+    return False
 
 
 def _delete_parts(index_dir: Path, name: str) -> None:
