@@ -13,7 +13,9 @@ from mor_core.auth import hash_token
 from mor_core.datafiles import Prompt, read_prompts
 from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
-from mor_trainer.config import ControlSettings
+from mor_trainer.config import ControlSettings, WorkerSettings
+from mor_trainer.prompts.preflight import Preflight
+from mor_trainer.prompts.run_limits import run_limits
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -47,9 +49,21 @@ def tokens_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def checks_dir(tiny: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the result of the usual prompts' check, which the usual runs need not make again."""
+    folder = tmp_path_factory.mktemp("checked")
+    settings = WorkerSettings(runs_dir=folder, checks_dir=folder / "checks", check_processes=1)
+    spec = make_spec(tiny, prompts, evaluation_prompts=str(prompts))
+    limits = run_limits(spec, [])
+    Preflight(settings, "usual", spec, folder / "usual", limits=limits, report=lambda _: None, obey=lambda: None).run()
+    return folder / "checks"
+
+
 @pytest.fixture
-def processes(tmp_path: Path, tokens_file: Path, redis_url: str) -> Iterator[Processes]:
+def processes(tmp_path: Path, tokens_file: Path, checks_dir: Path, redis_url: str) -> Iterator[Processes]:
     started = Processes(tmp_path / "runs", tokens_file, redis_url, tmp_path)
+    started.environment["MOR_CHECKS_DIR"] = str(checks_dir)
     yield started
     started.end()
 

@@ -89,7 +89,6 @@ class Processes:
             "MOR_HEARTBEAT_S": "0.2",
             "MOR_POLL_S": "0.2",
             "MOR_GROUP_TIMEOUT_S": "4",
-            "MOR_CHECKS_DIR": str(tokens_file.parent / "checks"),
             "MOR_CHECK_PROCESSES": "1",
             "OMP_NUM_THREADS": "1",
         }

@@ -48,11 +48,12 @@ def test_a_killed_worker_resumes_and_applies_each_group_once(
 
 
 def test_a_run_survives_a_flushed_and_a_killed_queue_server(
-    tmp_path: Path, tokens_file: Path, valkey: Any, tiny: Path, prompts: Path
+    tmp_path: Path, tokens_file: Path, valkey: Any, tiny: Path, prompts: Path, checks_dir: Path
 ) -> None:
     from redis import Redis
 
     processes = Processes(tmp_path / "runs", tokens_file, valkey.url, tmp_path)
+    processes.environment["MOR_CHECKS_DIR"] = str(checks_dir)
     try:
         processes.serve()
         stages = Stages(valkey.url, tiny, share_of_even_tokens, TOKENS["service"], lambda: processes.address)
