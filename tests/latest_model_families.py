@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers as hf
 
-from tests.model_families import CHAT, Parts, chat_markup, ends, family, tokens
+from tests.model_families import CHAT, SIGLIP, Parts, chat_markup, ends, family, tokens
 from tests.tiny_models import TEXT, VOCABULARY
 
 _QWEN = [*CHAT, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"]
@@ -165,5 +165,36 @@ def ernie4_5_vl_moe() -> Parts:
         tokenizer=tokenizer,
         video_processor=hf.Ernie4_5_VLMoeVideoProcessor(draw_on_frames=False),
         chat_template=chat_markup("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
+    )
+    return Parts(config, processor)
+
+
+@family
+def granite4_vision() -> Parts:
+    tokenizer, ids = tokens([*CHAT, "<image>"])
+    pinpoints = [[56, 112], [112, 56], [112, 112]]
+    config = hf.Granite4VisionConfig(
+        text_config={
+            **{**TEXT, "vocab_size": VOCABULARY, "embedding_multiplier": 2.0, "attention_multiplier": 0.2},
+            **{"logits_scaling": 2.0, "residual_multiplier": 0.5, **ends(ids)},
+        },
+        vision_config=SIGLIP,
+        image_token_index=ids["<image>"],
+        image_grid_pinpoints=pinpoints,
+        image_seq_length=4,
+        vision_feature_select_strategy="full",
+        downsample_rate="1/2",
+        deepstack_layer_map=[[-1, 0]],
+        spatial_target_layers=[0, 0, 1, 1],
+    )
+    processor = hf.Granite4VisionProcessor(
+        image_processor=hf.LlavaNextImageProcessorPil(
+            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=pinpoints
+        ),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="full",
+        downsample_rate="1/2",
+        chat_template=chat_markup("<image>"),
     )
     return Parts(config, processor)

@@ -22,7 +22,7 @@ from mor_trainer.weights import version_writer
 from peft import PeftConfig
 
 from tests import family_checks as checks
-from tests import more_model_families
+from tests import latest_model_families, more_model_families
 from tests.model_families import FAMILIES as BUILDERS
 from tests.model_families import build_family
 from tests.reward import reward_kit
@@ -87,8 +87,16 @@ def test_so_it_has_with_a_trained_tower_and_with_adapters(
     assert gradients < EXACT
 
 
+@pytest.mark.parametrize("family", ["granite4_vision"])
+def test_a_head_that_scales_its_logits_is_noticed(family: str, checkpoint: Path) -> None:
+    """The embedding of its padding token is zero, and so are all logits after it, scaled or not."""
+    policy = checks.policy_of(checkpoint, shared_prompt="off")
+    logprobs, gradients = checks.gradient_difference(policy, checks.PlainModel(checkpoint), [checks.sample(1)])
+    assert max(logprobs, gradients) < EXACT
+
+
 @pytest.mark.anyio
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "janus"])
 async def test_the_engine_samples_several_responses_from_the_right_pictures(
     family: str, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +148,7 @@ async def test_the_self_test_refuses_an_engine_that_mixes_up_pictures(
 @pytest.mark.parametrize("family", ["blip2"])
 def test_a_family_that_cannot_be_used_is_refused_by_name(family: str, checkpoint: Path) -> None:
     assert more_model_families.blip2 is BUILDERS[family]
+    assert latest_model_families.janus is BUILDERS["janus"]
     for use in (checks.policy_of, checks.reward_model):
         with pytest.raises(Invalid, match=r"has no chat template|does not accept precomputed picture features"):
             use(checkpoint)

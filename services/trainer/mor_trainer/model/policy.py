@@ -197,6 +197,11 @@ class Policy:
         features = join_features([prompt.features for prompt in prompts if prompt.features is not None])
         return inputs if features is None else inputs | {"mm_encoder_outputs": features}
 
+    def _plain_tokens(self, count: int) -> list[int]:
+        """Return the first tokens that a policy may sample and that are not padding."""
+        left_out = {self._padding_id(), *self.forbidden.tolist()}
+        return [token for token in range(self.vocabulary) if token not in left_out][:count]
+
     def _padding_id(self) -> int:
         tokenizer = self.processor.tokenizer
         return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
@@ -211,7 +216,8 @@ class Policy:
         """Return whether logits are the output embedding of the last hidden state, without soft-capping or scaling."""
         if self.model.base_model is self.model:
             return False
-        ids: Int[Tensor, "1 4"] = torch.full((1, 4), self._padding_id(), device=self.device)
+        # Words, as the embedding of the padding token may be zero, and then so are all logits.
+        ids: Int[Tensor, "1 4"] = torch.tensor([self._plain_tokens(4)], device=self.device)
 
         def compare(model: Any) -> bool:
             states = model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
@@ -233,8 +239,7 @@ class Policy:
         """
         try:
             prompts = [self._trial_prompt(words) for words in _TRIAL_WORDS]
-            forbidden = set(self.forbidden.tolist())
-            ids = [token for token in range(self.vocabulary) if token not in forbidden][:9]
+            ids = self._plain_tokens(9)
             responses = (tuple(ids[:6]), tuple(ids[6:]))
             alone = [PackedSequence(prompt, (response,)) for prompt in prompts for response in responses]
             wanted = torch.cat([self._trial(sequence) for sequence in alone])

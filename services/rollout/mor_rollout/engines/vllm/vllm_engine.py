@@ -84,6 +84,8 @@ class VllmEngine(EngineWeights):
         """Return what to do where vLLM does not serve this family, or not with adapters."""
         from vllm.model_executor.models import ModelRegistry
 
+        if "MOR_BACKEND" in cause:
+            return ""
         if "does not support LoRA" in cause:
             return "; set MOR_LORA_MAX_RANK=0 and train all weights, or set MOR_BACKEND=transformers"
         if self._base.architecture not in ModelRegistry.get_supported_archs():
