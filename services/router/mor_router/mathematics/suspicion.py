@@ -12,8 +12,8 @@ others (``opposition.cosines``) is below a bound, and v the stake:
 
 Noise opposes nobody and agrees with nobody. The agreement of honest clients differs: the only expert for its inputs
 agrees with the others by chance alone. So discord is measured against the share of the anchors on which the client and
-the others disagreed at the fit, where that is a fifth at most. The noise of one client makes others disagree as well, in fewer groups: of all clients
-in discord only the one with the largest S is suspected.
+the others disagreed at the fit, where that is a fifth at most. The noise of one client makes others disagree as well,
+in fewer groups: of all clients in discord only the one with the largest S is suspected.
 
 S forgets an honest past, unlike an e-process, so a client that turns late is suspected as soon as one that always
 misbehaved. Suspicion needs no label and takes no weight: it says that some client is wrong, not which one. It raises
