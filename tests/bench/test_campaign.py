@@ -39,6 +39,17 @@ def test_a_limit_on_suspects_saves_accuracy_without_any_audit_and_costs_honest_c
     assert abs(np.nanmean(clean[0].accuracy) - np.nanmean(clean[1].accuracy)) < 0.01
 
 
+def test_noise_is_held_down_and_found_by_audits(world: World) -> None:
+    attack = ATTACKERS["noise, largest scores"]
+    bare = run(world, attack, share=0.0, limited=False, attacker=True, seed=1)
+    found = run(world, attack, share=0.05, limited=True, attacker=True, seed=1)
+    absent = run(world, ATTACKERS[CLEAN], share=0.0, limited=True, attacker=False, seed=1)
+    assert set(found.distrusted) == {ATTACKER}
+    assert np.nanmean(bare.accuracy) < np.nanmean(absent.accuracy) - 0.1
+    late = slice(GROUPS - 60, None)
+    assert np.nanmean(found.accuracy[late]) >= np.nanmean(absent.accuracy[late]) - 0.03
+
+
 def test_honest_clients_keep_their_weight(world: World) -> None:
     for seed in range(3):
         assert not run(world, ATTACKERS[CLEAN], share=0.05, limited=True, attacker=True, seed=seed).distrusted

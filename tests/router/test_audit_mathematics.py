@@ -216,12 +216,12 @@ def test_discord_is_measured_against_that_on_the_anchors() -> None:
 
     assert after(0.1, 0.7) == {"client"}
     assert after(0.1, 0.15) == frozenset()
-    assert after(0.6, 0.7) == after(0.9, 0.9) == after(None, 0.7) == frozenset()
+    assert after(0.3, 0.7) == after(0.9, 0.9) == after(None, 0.7) == frozenset()
 
 
 def test_of_clients_in_discord_the_first_is_suspected_and_silence_is_no_discord() -> None:
     kind = ("a kind",)
-    known = {"loud": Suspicion(0.1), "other": Suspicion(0.3), "silent": Suspicion(0.1)}
+    known = {"loud": Suspicion(0.1), "other": Suspicion(0.2), "silent": Suspicion(0.1)}
     for _ in range(60):
         known["loud"].disagree(0.0, 1.0, kind)
         known["other"].disagree(0.0, 0.5, kind)

@@ -71,8 +71,11 @@ def test_a_stored_baseline_keeps_its_json_keys() -> None:
     _, differences, influence = client(np.random.default_rng(0), 60)
     baseline = fit_baseline(differences, influence)
     stored = baseline.model_dump(mode="json")
-    assert set(stored) == {"accuracy", "least_accuracy", "influence", "spread", "loudness", "least_concord"}
+    keys = {"accuracy", "least_accuracy", "influence", "spread", "loudness", "least_concord", "disagreement"}
+    assert set(stored) == keys
     assert DriftBaseline.model_validate(stored) == baseline
+    del stored["disagreement"]  # a version that an earlier release stored
+    assert DriftBaseline.model_validate(stored).disagreement is None
 
 
 def test_a_two_faced_client_is_distinguished_from_an_honest_one() -> None:

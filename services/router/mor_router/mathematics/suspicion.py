@@ -12,8 +12,8 @@ others (``opposition.cosines``) is below a bound, and v the stake:
 
 Noise opposes nobody and agrees with nobody. The agreement of honest clients differs: the only expert for its inputs
 agrees with the others by chance alone. So discord is measured against the share of the anchors on which the client and
-the others disagreed at the fit. The noise of one client makes others disagree as well, in fewer groups: of all clients
-in discord only the one with the largest S is suspected.
+the others disagreed at the fit, where that is a fifth at most. The noise of one client makes others disagree as well,
+in fewer groups: of all clients in discord only the one with the largest S is suspected.
 
 S forgets an honest past, unlike an e-process, so a client that turns late is suspected as soon as one that always
 misbehaved. Suspicion needs no label and takes no weight: it says that some client is wrong, not which one. It raises
@@ -33,6 +33,9 @@ _AGAINST = -0.5
 it a share of what the client says, a heavy attacker would seem to agree, and those that it misleads to oppose."""
 _APART = 0.25
 """Cosine below which a client disagrees with the others: noise does in 70 % of the groups."""
+_MOST_DISAGREEMENT = 0.2
+"""Disagreement on the anchors up to which discord is tested: a client that disagrees more has little agreement to lose,
+and is in discord by chance, or because another one is."""
 _SLACK = 0.15
 """Groups of a moving policy are harder than anchors: honest clients disagree in 0.1 more of them."""
 _EVERY: tuple[str, ...] = ()
@@ -59,10 +62,11 @@ class Suspicion:
     """Statistics of one client under one gate version: over all groups, and by kind of group."""
 
     def __init__(self, disagreement: float | None = None) -> None:
-        """``disagreement``: share of the anchors on which the client and the others disagreed at the fit; without it
-        only opposition is tested.
+        """``disagreement``: share of the anchors on which the client and the others disagreed at the fit; without it,
+        and above a fifth, only opposition is tested.
         """
-        self._discord = None if disagreement is None else disagreement + _SLACK
+        tested = disagreement is not None and disagreement <= _MOST_DISAGREEMENT
+        self._discord = (disagreement or 0.0) + _SLACK if tested else None
         self._opposed: dict[tuple[str, ...], float] = {}
         self._disagreed: dict[tuple[str, ...], float] = {}
 
@@ -73,7 +77,7 @@ class Suspicion:
 
     def disagree(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
         """Count the agreement with all other clients of the fit in a group."""
-        if self._discord is not None and self._discord < 1 and not math.isnan(cosine):
+        if self._discord is not None and not math.isnan(cosine):
             gain = _gain(cosine < _APART, stake, self._discord, _SHARES[1])
             for counted in (_EVERY, kind):
                 self._disagreed[counted] = max(0.0, self._disagreed.get(counted, 0.0) + gain)
