@@ -23,6 +23,8 @@ SHIFTS = [600.0, -600.0, 3600.0, -3600.0]
 Shift = Callable[[float], None]
 
 SYSTEM_CLOCK = {
+    "packages/mor_core/mor_core/blobs.py": "age of a file in days, which clocks that differ by minutes hardly change",
+    "packages/mor_core/mor_core/prompt_index/index_folders.py": "age of an index in days, likewise",
     "packages/mor_client/mor_client/doctor.py": "compares the services' clocks with this one",
     "packages/mor_core/mor_core/server_clock.py": "compares both clocks",
     "packages/mor_core/mor_core/service.py": "start of the service, shown",

@@ -54,7 +54,7 @@ def change_a_picture(folder: Path) -> None:
 
 
 def test_a_picture_that_changed_after_it_was_indexed_leaves_its_row_out(
-    processes: Processes, tiny: Path, tmp_path: Path
+    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path
 ) -> None:
     prompts = write_prompts(tmp_path, 12)
     open_prompts(prompts, index_dir=tmp_path / "runs" / "_prompt_index")

@@ -39,14 +39,13 @@ async def test_run_control_sweeps_the_blobs_of_runs_that_are_over(redis: Redis, 
     folder = tmp_path / "blobs"
     queued, over = (runs.create(RunSpec(name=name, model="/m", prompts="/p")) for name in ("queued", "over"))
     runs.request(over, "stop")
-    runs.touch(over, finished_at=time.time() - LEFTOVER_S)
     for run in (queued, over, "unknown"):
         await Blobs(redis, run, str(folder)).put(bytes(INLINE_BYTES + 1), "g1")
     for path in folder.rglob("*"):
         os.utime(path, (time.time() - LEFTOVER_S - 60,) * 2)
     with logged() as buffer:
         broken = asyncio.create_task(keep_sweeping("unknown://store", runs, pause_s=0.05))
-        sweeping = asyncio.create_task(keep_sweeping(str(folder), runs, pause_s=0.05))
+        sweeping = asyncio.create_task(keep_sweeping(str(folder), runs, pause_s=0.05, linger_s=0.0))
         try:
             await eventually(lambda: not (folder / over).exists() and not (folder / "unknown").exists())
             await eventually(lambda: buffer.getvalue().count("cannot be swept") > 1)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -58,7 +59,9 @@ def _indexed(folder: Path) -> dict[str, frozenset[str]]:
         if not files or any(not isinstance(name, str) or Path(name).name != name for name in files):
             raise ValueError("a weight_map of tensor names to names of files in the same folder is wanted")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Invalid(f"{folder / _INDEX}: not an index of weights ({error}); save the model again") from error
+        raise Invalid(
+            f"{folder / _INDEX}: not an index of weights ({describe_failure(error)}); save the model again"
+        ) from error
     if missing := [name for name in files if not (folder / name).is_file()]:
         raise Invalid(f"{folder / _INDEX} names {', '.join(missing[:3])}, which is not there; copy the file too")
     return {name: frozenset(tensor for tensor, file in places.items() if file == name) for name in files}

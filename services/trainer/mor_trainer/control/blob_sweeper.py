@@ -22,7 +22,9 @@ _LINGER_S = 86400.0
 log = structlog.get_logger(__name__)
 
 
-async def keep_sweeping(directory: str | None, runs: RunStore, *, pause_s: float = _PAUSE_S) -> None:
+async def keep_sweeping(
+    directory: str | None, runs: RunStore, *, pause_s: float = _PAUSE_S, linger_s: float = _LINGER_S
+) -> None:
     """Delete what runs that vanished left in ``directory``, again and again, until cancelled."""
     if directory is None:
         return
@@ -30,7 +32,7 @@ async def keep_sweeping(directory: str | None, runs: RunStore, *, pause_s: float
     await asyncio.sleep(min(_FIRST_S, pause_s))
     while True:
         try:
-            swept = await in_thread(sweep, directory, frozenset(runs.active(_LINGER_S)), after)
+            swept = await in_thread(sweep, directory, frozenset(runs.active(linger_s)), after)
             after = swept.last_run
             if swept.files:
                 log.info("blobs of ended runs deleted", runs=swept.runs, files=swept.files, bytes=swept.bytes)
