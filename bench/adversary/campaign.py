@@ -139,7 +139,7 @@ class _Run:
         )
         assert isinstance(fused, FusedGroup)
         audited = self._audit(place, truth, texts, fused, lens, seen, suspects)
-        self._suspect(fused, seen)
+        self._suspect(fused, lens, seen)
         weight = float(fused.weights[fused.clients.index(ATTACKER)]) if ATTACKER in fused.clients else 0.0
         return ranked_right(fused.rewards, truth), weight, audited
 
