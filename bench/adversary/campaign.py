@@ -146,14 +146,15 @@ class _Run:
     def _lenses(self) -> list[ObjectiveWeights]:
         """Compute the gate's weights of all groups over the clients that are trusted now."""
         mixture, inputs = self._world.mixture, self._world.live.inputs[self._world.stream]
-        weights, slopes, ood = mixture.weights(inputs, self._trusted), mixture.slopes(inputs), mixture.ood_score(inputs)
+        found = mixture.evaluate(inputs, self._trusted)
         places = {name: mixture.clients.index(name) for name in self._trusted}
         return [
             ObjectiveWeights(
                 1.0,
-                {name: float(weights[place, k]) for name, k in places.items()},
-                {name: float(slopes[place, k]) for name, k in places.items()},
-                float(ood[place]),
+                {name: float(found.weights[place, k]) for name, k in places.items()},
+                {name: float(found.slopes[place, k]) for name, k in places.items()},
+                float(found.ood_score[place]),
+                {name: float(found.fit_weights[place, k]) for name, k in places.items()},
             )
             for place in range(len(inputs))
         ]
@@ -169,12 +170,11 @@ class _Run:
         suspects: frozenset[str],
     ) -> bool:
         """Draw the group; label it where it is drawn, and distrust the clients that the audits convict."""
-        weights = dict(zip(fused.clients, fused.weights.tolist(), strict=True))
         scores = dict(zip(fused.clients, fused.standardised, strict=True))
         group = AuditedGroup(
             distinct_pairs(texts.tolist()),
             scores,
-            weights,
+            {name: lens.fit_weights[name] for name in fused.clients},
             lens.slopes,
             fused.rewards,
             1.0,
