@@ -22,7 +22,7 @@ from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fu
 from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.suspicion import Suspicion, situations
 from mor_router.mathematics.suspicion import suspects as suspected
-from mor_router.trust.live_suspicion import observe
+from mor_router.trust.live_suspicion import is_complete, observe
 from numpy import ndarray
 
 from adversary.live_groups import LiveGroups
@@ -191,16 +191,15 @@ class _Run:
         for name, found in audit_result(self._audits).items():
             if name in self._trusted and found.log_evidence >= -math.log(FALSE_ALARM) and len(self._trusted) > 1:
                 self._trusted.remove(name)
+                for suspicion in self._suspicions.values():
+                    suspicion.forget_discord()
                 self._distrusted[name] = place + 1
                 self._weights = self._lenses()
         return True
 
     def _suspect(self, fused: FusedGroup, lens: ObjectiveWeights, seen: tuple[str, ...]) -> None:
         known = {name: self._suspicions[name] for name in fused.clients}
-        if len(lens.weights) < len(self._world.clients):
-            for suspicion in known.values():
-                suspicion.forget_discord()
-        observe(fused, known, seen, complete=len(fused.clients) == len(self._world.clients))
+        observe(fused, known, seen, complete=is_complete(fused, lens))
 
 
 def labelled_pairs(truth: Float[ndarray, " size"]) -> tuple[tuple[int, int], ...]:
