@@ -13,7 +13,9 @@ from mor_router.mathematics.standardise import Standardiser
 from mor_router.trust.live_suspicion import LiveSuspicion
 
 FIT = {"noise": 0.3, "a": 0.22, "b": 0.22, "c": 0.21, "small": 0.05}
-BASELINE = DriftBaseline(accuracy=0.8, least_accuracy=0.7, influence=0.3, spread=1, loudness=0.5, disagreement=0.1)
+BASELINE = DriftBaseline.model_validate(
+    {"accuracy": 0.8, "least_accuracy": 0.7, "influence": 0.3, "spread": 1, "loudness": 0.5, "disagreement": 0.1}
+)
 KIND = ("a kind",)
 UNIT = Standardiser(spread=1.0, limit=1e9, centre=0.0, low=0.0, high=0.0)
 
