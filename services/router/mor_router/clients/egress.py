@@ -43,8 +43,8 @@ _PUBLIC_NAME = re.compile(r"([a-z0-9_-]+\.)+[a-z][a-z0-9-]*\.?", re.IGNORECASE)
 """Name with a top-level domain. Others are looked up in the proxy's own network, and programs read some that end in a
 number, such as ``127.1``, as an address."""
 _LOCAL_NAMES = (
-    "localhost", "local", "internal", "intranet", "lan", "home", "corp", "private", "localdomain", "svc", "arpa", "test",
-    "invalid", "onion", "alt",
+    "localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "private", "svc", "arpa",
+    "test", "invalid", "onion", "alt",
 )  # fmt: skip
 """Top-level domains that are not public: special-use names (RFC 6761, 6762, 8375, 9476), those of private networks, and
 that of Services where a cluster's search domains complete a name."""
