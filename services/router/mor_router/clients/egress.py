@@ -53,6 +53,8 @@ _NOT_IN_URL = frozenset("@?#\\")
 """Marks of a user, a query or a fragment, even of an empty one, which would swallow the paths that the router appends;
 and the backslash, which parsers read in different ways."""
 
+_NO_HOST = "no valid host or port; give https://host[:port][/path]"
+
 
 class EgressRefused(Invalid):
     """An endpoint's address that the egress policy does not allow."""
@@ -157,12 +159,16 @@ class EgressPolicy:
             parts = urlsplit(url)
             port = parts.port or _PORTS.get(parts.scheme, 0)
         except ValueError as error:
-            raise Invalid(f"url {url!r}: no valid host or port; give https://host[:port][/path]") from error
+            raise Invalid(f"url {url!r}: {_NO_HOST}") from error
         host = parts.hostname
         if parts.scheme not in ("http", "https") or not host or _URL.fullmatch(url) is None or _NOT_IN_URL & {*url}:
             raise Invalid(
                 f"url {url!r}: https://host[:port][/path] is wanted, in ASCII and without user, query or fragment"
             )
+        try:
+            _ = httpx.URL(url).host  # as the calls read it: an ``xn--`` name may stand for nothing
+        except (ValueError, httpx.InvalidURL) as error:
+            raise Invalid(f"url {url!r}: {_NO_HOST}") from error
         try:
             found = await self.lookup(host, port)
         except OSError as error:
