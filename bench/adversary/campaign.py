@@ -22,7 +22,7 @@ from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fu
 from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.suspicion import Suspicion, situations
 from mor_router.mathematics.suspicion import suspects as suspected
-from mor_router.trust.live_suspicion import observe
+from mor_router.trust.live_suspicion import is_complete, observe
 from numpy import ndarray
 
 from adversary.live_groups import LiveGroups
@@ -146,14 +146,15 @@ class _Run:
     def _lenses(self) -> list[ObjectiveWeights]:
         """Compute the gate's weights of all groups over the clients that are trusted now."""
         mixture, inputs = self._world.mixture, self._world.live.inputs[self._world.stream]
-        weights, slopes, ood = mixture.weights(inputs, self._trusted), mixture.slopes(inputs), mixture.ood_score(inputs)
+        found = mixture.evaluate(inputs, self._trusted)
         places = {name: mixture.clients.index(name) for name in self._trusted}
         return [
             ObjectiveWeights(
                 1.0,
-                {name: float(weights[place, k]) for name, k in places.items()},
-                {name: float(slopes[place, k]) for name, k in places.items()},
-                float(ood[place]),
+                {name: float(found.weights[place, k]) for name, k in places.items()},
+                {name: float(found.slopes[place, k]) for name, k in places.items()},
+                float(found.ood_score[place]),
+                {name: float(found.fit_weights[place, k]) for name, k in places.items()},
             )
             for place in range(len(inputs))
         ]
@@ -169,12 +170,11 @@ class _Run:
         suspects: frozenset[str],
     ) -> bool:
         """Draw the group; label it where it is drawn, and distrust the clients that the audits convict."""
-        weights = dict(zip(fused.clients, fused.weights.tolist(), strict=True))
         scores = dict(zip(fused.clients, fused.standardised, strict=True))
         group = AuditedGroup(
             distinct_pairs(texts.tolist()),
             scores,
-            weights,
+            {name: lens.fit_weights[name] for name in fused.clients},
             lens.slopes,
             fused.rewards,
             1.0,
@@ -191,16 +191,15 @@ class _Run:
         for name, found in audit_result(self._audits).items():
             if name in self._trusted and found.log_evidence >= -math.log(FALSE_ALARM) and len(self._trusted) > 1:
                 self._trusted.remove(name)
+                for suspicion in self._suspicions.values():
+                    suspicion.forget_discord()
                 self._distrusted[name] = place + 1
                 self._weights = self._lenses()
         return True
 
     def _suspect(self, fused: FusedGroup, lens: ObjectiveWeights, seen: tuple[str, ...]) -> None:
         known = {name: self._suspicions[name] for name in fused.clients}
-        if len(lens.weights) < len(self._world.clients):
-            for suspicion in known.values():
-                suspicion.forget_discord()
-        observe(fused, known, seen, complete=len(fused.clients) == len(self._world.clients))
+        observe(fused, known, seen, complete=is_complete(fused, lens))
 
 
 def labelled_pairs(truth: Float[ndarray, " size"]) -> tuple[tuple[int, int], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -223,3 +224,26 @@ def test_reasons_for_all_items_take_the_router_a_moment_at_most() -> None:
     details = [answer.detail for answer in answers.values()]
     assert details[0] == reason
     assert details[-1] is not None and "not compared" in details[-1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {
+            "model": {"name": "m", "version": "1"},
+            "items": [{"item_id": "x", "status": "ok", "scores": ["1"] * 300_000}],
+        },
+        {
+            "model": {"name": "m", "version": "1"},
+            "items": [{"item_id": "x", **dict.fromkeys(map(str, range(300_000)))}],
+        },
+        {"model": {"name": "m", **dict.fromkeys(map(str, range(300_000)))}, "items": []},
+    ],
+    ids=["scores", "fields of an item", "fields of the model"],
+)
+def test_an_answer_with_faults_by_the_hundred_thousand_takes_the_router_a_moment(answer: dict[str, Any]) -> None:
+    body = python_json(answer)
+    began = time.process_time()
+    with contextlib.suppress(ClientFailure):
+        assert parse_response(body, ITEMS)["x"].status == "error"
+    assert time.process_time() - began < 0.4

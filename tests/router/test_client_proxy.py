@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from mor_core.wire import Message
 from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.outbound import ProxyTunnel
 from mor_router.config import RouterSettings
 from mor_router.learning.labels.labeller import SampledGroup
 from mor_router.learning.labels.labeller_choice import Judge
@@ -179,13 +181,40 @@ async def test_a_refusal_of_the_proxy_is_named_and_its_password_is_not(
     assert PASSWORD not in answer.text + "".join(capsys.readouterr())
 
 
+async def test_a_call_that_ends_while_the_proxy_is_silent_leaves_no_connection() -> None:
+    """A client whose address answers nothing keeps the proxy waiting until the call's deadline."""
+    gone = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            await reader.read()  # until the router closes
+            gone.set()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        proxy = httpx.URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await ProxyTunnel(proxy, None).connect_tcp("192.0.2.1", 443, timeout=20)
+        async with asyncio.timeout(2):
+            await gone.wait()
+
+
 async def test_a_proxy_may_look_names_up(start: Start, endpoints: Endpoints, tls_server: int) -> None:
     egress = policy(proxy_resolves=True)
     async with proxy_to(tls_server) as proxy, start(egress, **proxy.settings) as api:
         await api.call("POST", "/v1/clients", {"name": "clinic", "url": "https://clinic.example", "token": TOKEN})
         assert set(proxy.targets) == {"clinic.example:443"}
         proxy.heads.clear()
-        for host in ("localhost", "metadata.google.internal", "127.1", "0x7f.1", "2130706433", "mor-redis", "10.0.0.1"):
+        for host in (
+            "localhost",
+            "metadata.google.internal",
+            "127.1",
+            "0x7f.1",
+            "valkey.mor.svc",
+            "2130706433",
+            "mor-redis",
+            "10.0.0.1",
+        ):
             answer = await api.call("POST", "/v1/clients", {"name": "x", "url": f"https://{host}", "token": TOKEN})
             assert answer.status_code == 422, host
         answer = await api.call("POST", "/v1/clients", {"name": "x", "url": "http://clinic.example", "token": TOKEN})

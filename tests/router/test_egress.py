@@ -151,6 +151,8 @@ def allowed(address: str) -> bool:
         ("https://clinic.example/\n", "in ASCII"),
         ("https://\u2460.example", "in ASCII"),
         ("https://clinic.example:99999", "no valid host or port"),
+        ("https://xn--a.com", "no valid host or port"),
+        ("https://[v1.a]", "no valid host or port"),
         ("https://", "https://host"),
         ("http://public.example", "serve https"),
         ("https://mixed.example", "not a public address"),

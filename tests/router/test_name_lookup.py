@@ -67,6 +67,16 @@ async def test_the_lookups_at_a_time_are_bounded(silence: list[str], monkeypatch
     assert sum("being looked up" in str(one) for one in found) == 2
 
 
+async def test_a_name_is_looked_up_again_after_a_thread_could_not_begin() -> None:
+    usual = threading.stack_size(1 << 46)  # bytes, more than there are addresses
+    try:
+        with pytest.raises(OSError, match="begins no more threads"):
+            await resolve("127.0.0.1", 8443)
+    finally:
+        threading.stack_size(usual)
+    assert await resolve("127.0.0.1", 8443) == ["127.0.0.1"]
+
+
 @pytest.mark.parametrize("name", ["no-such-name.invalid", "a" * 64 + ".example", "\x00"])
 async def test_a_name_without_an_address_fails_for_its_caller(name: str) -> None:
     with pytest.raises(OSError):

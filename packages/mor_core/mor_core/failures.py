@@ -86,11 +86,13 @@ def quote_failure(error: BaseException) -> str:
 
 def describe(error: ValidationError | RequestValidationError) -> str:
     """Describe validation errors by field and problem, without the input, which may be private."""
+    found = error.errors()
     lines = [
-        f"{visible('.'.join(map(str, e['loc']))[:_LONGEST_PROBLEM]) or 'body'}: {problem_of(e)}" for e in error.errors()
+        f"{visible('.'.join(map(str, e['loc']))[:_LONGEST_PROBLEM]) or 'body'}: {problem_of(e)}"
+        for e in found[:_SHOWN_ERRORS]
     ]
-    more = [f"and {len(lines) - _SHOWN_ERRORS} more"] if len(lines) > _SHOWN_ERRORS else []
-    return "; ".join(lines[:_SHOWN_ERRORS] + more)
+    more = [f"and {len(found) - _SHOWN_ERRORS} more"] if len(found) > _SHOWN_ERRORS else []
+    return "; ".join(lines + more)
 
 
 def problem_of(error: Any) -> str:

@@ -42,12 +42,18 @@ _URL = re.compile(r"[!-~]+")
 _PUBLIC_NAME = re.compile(r"([a-z0-9_-]+\.)+[a-z][a-z0-9-]*\.?", re.IGNORECASE)
 """Name with a top-level domain. Others are looked up in the proxy's own network, and programs read some that end in a
 number, such as ``127.1``, as an address."""
-_LOCAL_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "arpa", "test", "invalid", "onion")
-"""Top-level domains that are not public: special-use names (RFC 6761, 6762, 8375), and those of private networks."""
+_LOCAL_NAMES = (
+    "localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "private", "svc", "arpa",
+    "test", "invalid", "onion", "alt",
+)  # fmt: skip
+"""Top-level domains that are not public: special-use names (RFC 6761, 6762, 8375, 9476), those of private networks, and
+that of Services where a cluster's search domains complete a name."""
 _PORTS = {"http": 80, "https": 443}
 _NOT_IN_URL = frozenset("@?#\\")
 """Marks of a user, a query or a fragment, even of an empty one, which would swallow the paths that the router appends;
 and the backslash, which parsers read in different ways."""
+
+_NO_HOST = "no valid host or port; give https://host[:port][/path]"
 
 
 class EgressRefused(Invalid):
@@ -153,12 +159,16 @@ class EgressPolicy:
             parts = urlsplit(url)
             port = parts.port or _PORTS.get(parts.scheme, 0)
         except ValueError as error:
-            raise Invalid(f"url {url!r}: no valid host or port; give https://host[:port][/path]") from error
+            raise Invalid(f"url {url!r}: {_NO_HOST}") from error
         host = parts.hostname
         if parts.scheme not in ("http", "https") or not host or _URL.fullmatch(url) is None or _NOT_IN_URL & {*url}:
             raise Invalid(
                 f"url {url!r}: https://host[:port][/path] is wanted, in ASCII and without user, query or fragment"
             )
+        try:
+            _ = httpx.URL(url).host  # as the calls read it: an ``xn--`` name may stand for nothing
+        except (ValueError, httpx.InvalidURL) as error:
+            raise Invalid(f"url {url!r}: {_NO_HOST}") from error
         try:
             found = await self.lookup(host, port)
         except OSError as error:

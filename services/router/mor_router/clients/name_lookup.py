@@ -29,9 +29,14 @@ async def resolve(host: str, port: int) -> list[str]:
     if found is None:
         if len(_in_progress) >= _MOST_LOOKUPS:
             raise OSError(f"{_MOST_LOOKUPS} names are being looked up; their name servers do not answer")
-        found = _in_progress[host, port] = Future()
+        found = Future()
         found.set_running_or_notify_cancel()  # so that a caller who goes cancels it for nobody else
-        threading.Thread(target=_look_up, args=(host, port, found), name="name lookup", daemon=True).start()
+        _in_progress[host, port] = found
+        try:
+            threading.Thread(target=_look_up, args=(host, port, found), name="name lookup", daemon=True).start()
+        except RuntimeError as error:
+            del _in_progress[host, port]
+            raise OSError("the router's machine begins no more threads to look it up; raise its limit") from error
     try:
         async with asyncio.timeout(_LONGEST_S):
             return await asyncio.wrap_future(found)

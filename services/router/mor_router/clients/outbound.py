@@ -97,12 +97,11 @@ class ProxyTunnel(httpcore.AsyncNetworkBackend):
             if self._tls is not None:
                 stream = await stream.start_tls(self._tls, server_hostname=self._host, timeout=_left(until))
             await self._open(stream, f"{bracketed(host)}:{port}", until)
-        except httpcore.ProxyError:
+        except BaseException as error:  # also where the call's deadline ends it: the connection would stay open
             await stream.aclose()
+            if isinstance(error, httpcore.NetworkError | httpcore.TimeoutException | h11.RemoteProtocolError):
+                raise httpcore.ProxyError(f"{_PROXY} opened no tunnel ({error or type(error).__name__})") from error
             raise
-        except (httpcore.NetworkError, httpcore.TimeoutException, h11.RemoteProtocolError) as error:
-            await stream.aclose()
-            raise httpcore.ProxyError(f"{_PROXY} opened no tunnel ({error or type(error).__name__})") from error
         return stream
 
     async def sleep(self, seconds: float) -> None:

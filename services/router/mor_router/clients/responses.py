@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,6 +45,9 @@ nothing else happens. A client may fail for every item, with another reason each
 REPEATED = "its reason repeats the request and is not shown"
 _NOT_COMPARED = "its reason is not shown: it was not compared with the request, because this takes too long"
 _FIELDS = {"model", "items"}
+_MOST_FIELDS = 32
+"""Fields of an object that are looked at one by one. The parser describes every fault, and an answer of megabytes with
+nothing else would hold up the groups of all clients for seconds."""
 
 
 class ClientFailure(Exception):
@@ -79,12 +82,20 @@ def repeats(text: str, sent: bytes) -> bool:
 
     The text ends in logs, dead letters and pages, where prompts and responses must not be.
     """
-    head = sent[:_COMPARED_BYTES]
+    return _has_one(sent, _pieces(text))
+
+
+def _pieces(text: str) -> set[bytes]:
+    found = set()
     for form in {text, _ESCAPES.sub(lambda escapes: str(json.loads(f'"{escapes[0]}"')), text)}:
         written = json.dumps(form, ensure_ascii=False)[1:-1].encode(errors="replace")
-        if any(written[start : start + _PIECE] in head for start in range(0, len(written) - _PIECE + 1, _PIECE // 2)):
-            return True
-    return False
+        found |= {written[start : start + _PIECE] for start in range(0, len(written) - _PIECE + 1, _PIECE // 2)}
+    return found
+
+
+def _has_one(sent: bytes, pieces: Collection[bytes]) -> bool:
+    head = sent[:_COMPARED_BYTES]
+    return any(piece in head for piece in pieces)
 
 
 @contextmanager
@@ -122,8 +133,11 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
         raise ClientFailure("schema", f"the answer is not JSON ({describe_failure(error)})") from error
     if not isinstance(document, dict) or not isinstance(document.get("items"), list) or set(document) - _FIELDS:
         raise ClientFailure("schema", "the answer is not a ScoreResponse: {model, items} is wanted")
+    named = document.get("model")
+    if isinstance(named, dict) and len(named) > _MOST_FIELDS:
+        raise ClientFailure("schema", f"the answer names no model ({len(named)} fields)")
     try:
-        model = _MODEL.validate_python(document.get("model"))
+        model = _MODEL.validate_python(named)
     except ValidationError as error:
         raise ClientFailure("schema", f"the answer names no model ({describe(error)})") from error
     sent = {item.item_id: item for item in items}
@@ -142,14 +156,8 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
 
 
 def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef, reasons: _Reasons) -> ClientResponse:
-    scores = entry.get("scores")
-    if isinstance(scores, list):
-        bad = [score for score in scores if isinstance(score, int | float) and not abs(score) <= LARGEST_SCORE]
-        if bad:
-            shown = bad[0] if isinstance(bad[0], float) else f"beyond {LARGEST_SCORE:g}"
-            wanted = f"finite ones within ±{LARGEST_SCORE:g} are wanted"
-            detail = f"{len(bad)} of {len(scores)} scores are {shown}; {wanted}"
-            return ClientResponse("error", detail=detail, model=model)
+    if (fault := _fault(entry, item)) is not None:
+        return ClientResponse("error", detail=fault, model=model)
     try:
         parsed = _ITEM.validate_python(entry)
     except ValidationError as error:
@@ -157,11 +165,25 @@ def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef, reas
     if parsed.scores is None:
         detail = reasons.shown(parsed.detail or "no reason given", item)
         return ClientResponse("unscorable" if parsed.status == "unscorable" else "error", detail=detail, model=model)
-    if len(parsed.scores) != len(item.responses):
-        return ClientResponse(
-            "error", detail=f"{len(parsed.scores)} scores for {len(item.responses)} responses", model=model
-        )
     return ClientResponse("ok", scores=parsed.scores, model=model)
+
+
+def _fault(entry: Mapping[str, Any], item: ScoreItem) -> str | None:
+    """Return what is wrong with an item that may have very many faults, counted and without the client's words."""
+    if len(entry) > _MOST_FIELDS:
+        return f"malformed item ({len(entry)} fields)"
+    scores = entry.get("scores")
+    if not isinstance(scores, list):
+        return None
+    if len(scores) != len(item.responses):
+        return f"{len(scores)} scores for {len(item.responses)} responses"
+    if others := sum(type(score) not in (int, float) for score in scores):
+        return f"malformed item ({others} of {len(scores)} scores are no numbers)"
+    if bad := [score for score in scores if not abs(score) <= LARGEST_SCORE]:
+        shown = bad[0] if isinstance(bad[0], float) else f"beyond {LARGEST_SCORE:g}"
+        wanted = f"finite ones within ±{LARGEST_SCORE:g} are wanted"
+        return f"{len(bad)} of {len(scores)} scores are {shown}; {wanted}"
+    return None
 
 
 class _Reasons:
@@ -175,5 +197,6 @@ class _Reasons:
             return _NOT_COMPARED
         bounded = detail[:_DETAIL_CHARACTERS]
         sent = item.model_dump_json(include={"messages", "responses"}).encode()
-        self._left -= len(bounded.encode(errors="replace")) * 2 // _PIECE * len(sent)
-        return REPEATED if repeats(bounded, sent) else bounded
+        pieces = _pieces(bounded)
+        self._left -= len(pieces) * min(len(sent), _COMPARED_BYTES)
+        return REPEATED if _has_one(sent, pieces) else bounded

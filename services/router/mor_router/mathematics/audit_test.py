@@ -13,6 +13,9 @@ at the group's input, over K clients with influence, and σ the input's support:
     claim      E[ h ] ≤ 1            h = Π_p ( P( ¼ c_p ) / P( c_p ) )^( σ / rounds )
                                      c_p = w_k a_k d_p,   P( c ) = 0.05 + 0.9 / ( 1 + e^−c )
 
+The weights w are those over all clients of the gate. What a client has more of because others decline a group or have
+lost their weight is no claim of its own: a specialist would have to be right where the expert declines.
+
 The square is for specialists, which may mislead where they have little influence. Sizes are for a client that holds
 responses for nearly equal: its order is an accident, and neither shows that it is honest nor that it misleads.
 
@@ -80,7 +83,8 @@ class AuditedGroup:
     scores: Mapping[str, Float[ndarray, " responses"]]
     """Standardised scores of each client, shadows included."""
     weights: Mapping[str, float]
-    """Gate weight of each client at this input; 0 for a shadow."""
+    """Gate weight of each client at this input, over all clients of the gate: these sum to less than 1 where others are
+    missing; 0 for a shadow."""
     slopes: Mapping[str, float]
     """Slope of each client at this input, logits per standardised unit; 0 for a shadow."""
     rewards: Float[ndarray, " responses"]
@@ -120,7 +124,6 @@ class _Observation:
     situations: tuple[str, ...]
     suspected: bool
     overclaim: float
-    """log h."""
     """log h."""
 
     @property
@@ -164,9 +167,10 @@ def audit_result(groups: Sequence[AuditedGroup]) -> dict[str, AuditResult]:
 
 
 def _influence(group: AuditedGroup) -> dict[str, float]:
-    """Compute min(K u, 1)² of each client: 1 where all have the same."""
+    """Compute min(K u, 1)² of each client: 1 where all have the same. Missing clients have the rest of the weight."""
     parts = {client: group.weights[client] * group.slopes[client] for client in group.scores if client in group.weights}
-    total, count = sum(parts.values()), sum(part > 0 for part in parts.values())
+    held = sum(group.weights[client] for client in parts)
+    total, count = sum(parts.values()) / held if held else 0.0, sum(part > 0 for part in parts.values())
     return {client: min(1.0, count * part / total) ** 2 for client, part in parts.items()} if total > 0 else {}
 
 

@@ -32,6 +32,8 @@ class GateEvaluation:
     """w(x, o); sums to 1 over the available clients."""
     slopes: Float[ndarray, "inputs clients"]
     """Slopes of all clients, logits per standardised unit."""
+    fit_weights: Float[ndarray, "inputs clients"]
+    """w(x, o) over all clients of the gate, available or not."""
     ood_score: Float[ndarray, " inputs"]
     """0 where the anchors cover the input, towards 1 far from all of them."""
 

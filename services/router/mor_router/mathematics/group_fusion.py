@@ -14,7 +14,7 @@ This is exact with the default fusion; the other strategies receive W and c.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -40,6 +40,8 @@ class ObjectiveWeights:
     """Slopes of the same clients, logits per standardised unit."""
     ood_score: float = 0.0
     """0 where the anchors cover the input, towards 1 far from all of them, see ``support``."""
+    fit_weights: Mapping[str, float] = field(default_factory=dict)
+    """Gate weights of the same clients over all clients of the gate, those without weight now included."""
 
 
 def blended_weights(objective_weights: Sequence[ObjectiveWeights]) -> dict[str, float]:

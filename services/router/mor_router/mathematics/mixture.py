@@ -44,14 +44,15 @@ class Mixture:
         return self.support.ood_score(inputs)
 
     def evaluate(self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]) -> GateEvaluation:
-        """Compute weights over ``available``, slopes, and ν(x), with one pass over the inputs.
+        """Compute weights over ``available`` and over all clients, slopes, and ν(x), with one pass over the inputs.
 
         Raises:
             ValueError: none of the mixture's clients is available.
         """
         ood = self.ood_score(inputs)
         evidence = self._evidence(inputs, ood)
-        return GateEvaluation(self._weights(evidence, available), self._slopes(evidence), ood)
+        whole = self._weights(evidence, self.clients)
+        return GateEvaluation(self._weights(evidence, available), regional_slopes.slopes(evidence, whole), whole, ood)
 
     def weights(
         self, inputs: Float[ndarray, "inputs embedding"], available: Collection[str]
@@ -65,16 +66,14 @@ class Mixture:
 
     def slopes(self, inputs: Float[ndarray, "inputs embedding"]) -> Float[ndarray, "inputs clients"]:
         """Compute a(x) in logits per standardised unit."""
-        return self._slopes(self.evidence(inputs))
+        evidence = self.evidence(inputs)
+        return regional_slopes.slopes(evidence, self._weights(evidence, self.clients))
 
     def _evidence(
         self, inputs: Float[ndarray, "inputs embedding"], ood: Float[ndarray, " inputs"]
     ) -> Float[ndarray, "inputs clients"]:
         known = regional_slopes.features(self.regions, inputs) @ self.coefficients
         return np.asarray((1 - ood[:, None]) * known + ood[:, None] * self.typical)
-
-    def _slopes(self, evidence: Float[ndarray, "inputs clients"]) -> Float[ndarray, "inputs clients"]:
-        return regional_slopes.slopes(evidence, self._weights(evidence, self.clients))
 
     def _weights(
         self, evidence: Float[ndarray, "inputs clients"], available: Collection[str]

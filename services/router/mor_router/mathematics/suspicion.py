@@ -76,14 +76,14 @@ class Suspicion:
         self._opposed[kind] = min(_MOST, max(0.0, self._opposed.get(kind, 0.0) + gain))
 
     def disagree(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
-        """Count the agreement with all other clients of the fit in a group."""
+        """Count the agreement with the other clients of the fit, in a group that has nearly all of their weight."""
         if self._discord is not None and not math.isnan(cosine):
             gain = _gain(cosine < _APART, stake, self._discord, _SHARES[1])
             for counted in (_EVERY, kind):
                 self._disagreed[counted] = max(0.0, self._disagreed.get(counted, 0.0) + gain)
 
     def forget_discord(self) -> None:
-        """Start discord anew: a client of the fit has lost its weight, so its disagreement is none to compare with."""
+        """Start discord anew: a client of the fit has lost its weight, and others may have disagreed with it alone."""
         self._disagreed.clear()
 
     def discord(self, kind: tuple[str, ...]) -> float:

@@ -52,7 +52,8 @@ class ColdStart:
         if not known.any():
             raise NoClientAvailable("no client is available; at least one is needed")
         weights = np.tile(known / known.sum(), (len(inputs), 1))
-        return GateEvaluation(weights, np.ones_like(weights), np.ones(len(inputs)))
+        whole = np.full_like(weights, 1 / len(self.clients))
+        return GateEvaluation(weights, np.ones_like(weights), whole, np.ones(len(inputs)))
 
 
 @dataclass(frozen=True)

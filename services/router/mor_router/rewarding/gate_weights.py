@@ -131,13 +131,15 @@ def _weights_of(
 ) -> list[ObjectiveWeights]:
     found = part.gate.evaluate(inputs, weighted_clients)
     places = {client: k for k, client in enumerate(part.gate.clients) if client in weighted_clients}
-    lines = zip(found.weights.tolist(), found.slopes.tolist(), found.ood_score.tolist(), strict=True)
+    columns = (found.weights, found.slopes, found.ood_score, found.fit_weights)
+    lines = zip(*(column.tolist() for column in columns), strict=True)
     return [
         ObjectiveWeights(
             part.share,
             {client: weights[k] for client, k in places.items()},
             {client: slopes[k] for client, k in places.items()},
             ood,
+            {client: whole[k] for client, k in places.items()},
         )
-        for weights, slopes, ood in lines
+        for weights, slopes, ood, whole in lines
     ]

@@ -166,6 +166,6 @@ def _scores(line: ClientScore, model: ModelRef, raw: tuple[float, ...], weights:
         model=model,
         raw=raw,
         standardised=line.standardised,
-        weight=line.weight,
+        weight=weights.fit_weights.get(line.client, 0.0) if line.weight else 0.0,
         slope=weights.slopes.get(line.client, 0.0),
     )

@@ -66,6 +66,7 @@ class AuditScores(Wire):
     standardised: tuple[Finite, ...] | None
     """``None`` for a shadow, which has no standardiser of the gate."""
     weight: Finite
+    """Gate weight over all clients of the gate, whichever of them answered; 0 for a shadow."""
     slope: Finite
     """Logits per standardised unit at this input; 0 for a shadow."""
 

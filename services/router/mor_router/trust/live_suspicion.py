@@ -13,6 +13,10 @@ from mor_router.mathematics.opposition import cosines, stakes
 from mor_router.mathematics.suspicion import Suspicion, suspects
 from mor_router.objectives.objective_store import COLD_START
 
+_COMPLETE = 0.8
+"""Share of the gate's weight that the clients of a group hold, where discord is counted. The fit's disagreement is with
+all clients. Were it to be all of them, a client that declines groups would protect another one from suspicion."""
+
 
 class LiveSuspicion:
     """Suspicion of every client of the active gates, from the groups that this process rewarded."""
@@ -20,6 +24,8 @@ class LiveSuspicion:
     def __init__(self) -> None:
         self._gates: dict[str, int] = {}
         self._clients: dict[str, dict[str, Suspicion]] = {}
+        self._lost: dict[str, set[str]] = {}
+        """Clients of the fit that had no weight since, by objective."""
 
     def suspects(self, objective: str, kind: tuple[str, ...]) -> frozenset[str]:
         """Return the clients that are suspected in groups of this kind."""
@@ -43,16 +49,23 @@ class LiveSuspicion:
         Under the cold start there is no suspicion: a specialist may oppose the others outside its domain.
         """
         if self._gates.get(objective) != gate_version:
-            self._gates[objective], self._clients[objective] = gate_version, {}
+            self._gates[objective], self._clients[objective], self._lost[objective] = gate_version, {}, set()
         if gate_version == COLD_START or len(group.clients) < LEAST_CLIENTS or len(group.rewards) < 2:
             return
         known = self._clients[objective]
         own = [known.get(name) or known.setdefault(name, _suspicion(expected.get(name))) for name in group.clients]
         fitted = {client for client, baseline in expected.items() if baseline.influence}
-        if not fitted <= weights.weights.keys():
+        lost = fitted - weights.weights.keys() - self._lost[objective]
+        if lost:  # once for each client, so that one that changes its model to and fro clears nobody
+            self._lost[objective] |= lost
             for suspicion in known.values():
                 suspicion.forget_discord()
-        observe(group, dict(zip(group.clients, own, strict=True)), kind, complete=fitted <= {*group.clients})
+        observe(group, dict(zip(group.clients, own, strict=True)), kind, complete=is_complete(group, weights))
+
+
+def is_complete(group: FusedGroup, weights: ObjectiveWeights) -> bool:
+    """Return whether those who answered hold so much of the gate's weight that discord can be told from the fit's."""
+    return sum(weights.fit_weights.get(client, 0.0) for client in group.clients) >= _COMPLETE
 
 
 def observe(
@@ -64,8 +77,7 @@ def observe(
 ) -> None:
     """Count the agreement of the clients of a group with each other.
 
-    Discord is counted where the group is ``complete``, with all clients of the fit, because the fit's disagreement is
-    with all of them.
+    Discord is counted where the group is ``complete`` (``is_complete``).
     """
     own = [suspicions[client] for client in group.clients]
     parts = group.weights[:, None] * group.calibrated
