@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from mor_core.run_status import BadPrompt, PreflightStatus
 from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings
-from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, open_files
+from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows
 from mor_trainer.prompts.stored_checks import (
     MOST_LISTED,
     FileCheck,
@@ -86,16 +86,17 @@ class Preflight:
         self._found: list[BadPrompt] = []
         self._told = 0.0
 
-    def run(self) -> dict[PromptFile, PromptSet]:
-        """Open the files of the run and check each whose result is not known; store the results beside the run.
+    def report_reading(self, rows: int) -> None:
+        """Report the number of rows read so far of files that have no index yet."""
+        self._tell_sometimes("reading", rows, 0)
+
+    def run(self, files: Mapping[PromptFile, PromptSet]) -> RunChecks:
+        """Check each of the run's files whose result is not known; store the results beside the run and return them.
 
         Raises:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
-            Invalid: a file cannot be read at all.
         """
         before = read_run_checks(self._folder) or RunChecks()
-        files = open_files(self._settings, self._spec, self._reading)
-        self._rows = self._bad = 0
         self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
         stored = []
         for file, prompts in files.items():
@@ -105,18 +106,14 @@ class Preflight:
             self._bad += result.bad
             self._found = [*self._found, *result.listed][:SHOWN]
             stored.append(StoredCheck(file=file, data=data, result=result))
-        write_run_checks(self._folder, RunChecks(files=tuple(stored)))
+        results = RunChecks(files=tuple(stored))
+        write_run_checks(self._folder, results)
         self._tell("done", self._rows, self._bad)
         for one in stored:
             allowed = math.ceil(self._spec.max_bad_prompts * one.result.rows)
             if one.result.bad > min(allowed, one.result.rows - 1):
                 raise TooManyBadPrompts(self._run, one.file.path, one.result, self._spec.max_bad_prompts)
-        return files
-
-    def _reading(self, rows: int) -> None:
-        """Follow the reading of files that have no index yet."""
-        self._obey()
-        self._tell_sometimes("reading", rows, 0)
+        return results
 
     def _result(self, prompts: PromptSet) -> FileCheck:
         """Return the result of an earlier check of the same content, or check a file."""

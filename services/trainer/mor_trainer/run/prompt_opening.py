@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from anyio.from_thread import BlockingPortal
+from mor_core.prompt_index import PromptSet
+from mor_core.prompt_sources import PromptFile
 from mor_core.runs import Claim
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.prompts.preflight import Preflight
 from mor_trainer.prompts.run_limits import run_limits
 from mor_trainer.prompts.run_prompts import RunPrompts, open_files
-from mor_trainer.prompts.stored_checks import read_run_checks
+from mor_trainer.prompts.stored_checks import has_run_checks, read_run_checks
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunLease
 from mor_trainer.update import loop_checkpoint
@@ -28,20 +31,34 @@ def open_run_prompts(
 ) -> RunPrompts:
     """Check the prompts of a run and open them; a run with a checkpoint continues without, on the same rows.
 
+    Where the result of its check is damaged, the check is made again.
+
     Raises:
         RunInterrupted: run control stopped the run, or the process must end.
         RunLeaseLost: the run belongs to another worker.
         Invalid: prompts cannot be used.
     """
 
-    def obey(rows: int = 0) -> None:
-        interruption.obey(lambda: None)
+    def read(report: Callable[[int], None]) -> dict[PromptFile, PromptSet]:
+        def opened(give_up: Callable[[], None]) -> dict[PromptFile, PromptSet]:
+            def follow(rows: int) -> None:
+                give_up()
+                report(rows)
 
-    if loop_checkpoint.checkpoints(run_folder):  # groups have numbers, which the rows left out at first fix
-        files = open_files(settings, claim.spec, obey)
+            return open_files(settings, claim.spec, follow)
+
+        return interruption.obey_by_repeating(opened)  # other runs may wait for an index that this one builds
+
+    known = read_run_checks(run_folder)
+    # Groups have numbers, which the rows left out at first fix. A run of a version without the check left out none.
+    if loop_checkpoint.checkpoints(run_folder) and (known is not None or not has_run_checks(run_folder)):
+        files = read(lambda rows: None)
     else:
-        limits = run_limits(claim.spec, portal.call(lease.engines))
-        files = Preflight(
-            settings, claim.run, claim.spec, run_folder, limits=limits, report=lease.report_preflight, obey=obey
-        ).run()
-    return RunPrompts.of(claim.run, claim.spec, files, read_run_checks(run_folder))
+        preflight = Preflight(
+            settings, claim.run, claim.spec, run_folder,
+            limits=run_limits(claim.spec, portal.call(lease.engines)),
+            report=lease.report_preflight, obey=lambda: interruption.obey(lambda: None),
+        )  # fmt: skip
+        files = read(preflight.report_reading)
+        known = preflight.run(files)
+    return RunPrompts.of(claim.run, claim.spec, files, known)
