@@ -18,10 +18,10 @@ from typing import Literal
 from mor_core.datafiles import Prompt
 from mor_core.encoding_processes import EncodingProcesses
 from mor_core.errors import DataFileError, Invalid
+from mor_core.preflight_status import BadPrompt, PreflightStatus
 from mor_core.prompt_index import PromptSet
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
-from mor_core.run_status import BadPrompt, PreflightStatus
 from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings

@@ -19,9 +19,9 @@ from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.plain_files import read_plain_file
+from mor_core.preflight_status import BadPrompt
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
-from mor_core.run_status import BadPrompt
 from pydantic import BaseModel, ValidationError
 
 Stored = TypeVar("Stored", bound=BaseModel)
