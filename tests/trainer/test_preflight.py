@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mor_core.prompt_index.file_lock import FileLock
 
 from tests.trainer.kit import Processes, write_prompts
@@ -99,6 +102,20 @@ def test_a_resumed_run_is_checked_again_where_the_result_is_damaged(
         finish(processes, run)
     assert bad_prompts(processes, run)["bad"] == 2
     applied_once(points(processes, run))
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_check_hands_the_run_back(
+    processes: Processes, tiny: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    run = create(processes, model=tiny, prompts=with_rows(tmp_path, LONG), steps=4)
+    worker = processes.work(group=True)
+    checking = lambda: (snapshot(processes, run)["preflight"] or {"state": None})["state"] == "checking"  # noqa: E731
+    until(checking, 60, "rows are checked")
+    os.killpg(worker.pid, signal.SIGTERM)  # as torchrun and systemd do
+    until(lambda: snapshot(processes, run)["state"] != "running", 20, "the worker ended its attempt")
+    assert snapshot(processes, run)["state"] == "queued", snapshot(processes, run)["error"]
 
 
 def many_prompts(folder: Path) -> Path:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mor_core.datafiles import Prompt
 from mor_core.encoding_processes import EncodingProcesses
-from mor_core.errors import DataFileError, Invalid
+from mor_core.errors import DataFileError, Invalid, Unavailable
 from mor_core.preflight_status import BadPrompt, PreflightStatus
 from mor_core.prompt_index import PromptSet
 from mor_core.prompt_limits import PromptLimits
@@ -37,6 +37,7 @@ from mor_trainer.prompts.stored_checks import (
     write_run_checks,
 )
 
+T = TypeVar("T")
 _State = Literal["reading", "checking", "done"]
 
 _MOST_PROCESSES = 8
@@ -128,6 +129,7 @@ class Preflight:
     def _check(self, prompts: PromptSet) -> FileCheck:
         """Encode each row that can be read."""
         settings = self._settings
+        self._tell("checking", self._rows, self._bad)  # the processes take seconds to start
         bad = [BadPrompt(file=str(row.place.file), line=row.place.line, id=row.name, problem=row.problem or "")
                for row in islice(prompts.problems, MOST_LISTED)]  # fmt: skip
         unreadable, encoded = len(prompts.problems), 0
@@ -140,8 +142,7 @@ class Preflight:
         )
         rows = _Rows(prompts)
         with closing(processes.encode(iter(rows))) as answers:
-            for answer in answers:
-                self._obey()
+            for answer in self._obeyed(answers):
                 for row, problem in rows.take_unread() + ([] if answer is None else [answer]):
                     encoded += 1
                     if problem is not None:
@@ -157,6 +158,16 @@ class Preflight:
             left_out=tuple(sorted(left_out)),
             listed=tuple(bad[:MOST_LISTED]),
         )
+
+    def _obeyed(self, answers: Iterator[T]) -> Iterator[T]:
+        """Obey between the answers, and before an error: a signal that ends this process may have ended the others."""
+        try:
+            for answer in answers:
+                self._obey()
+                yield answer
+        except (Unavailable, OSError, EOFError):
+            self._obey()
+            raise
 
     def _tell_sometimes(self, state: _State, rows: int, bad: int, found: Sequence[BadPrompt] = ()) -> None:
         if time.monotonic() - self._told > _TELL_S:
