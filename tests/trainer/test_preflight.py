@@ -82,9 +82,12 @@ def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
         worker.end()
     processes.environment["MOR_CHECKS_DIR"] = str(tmp_path / "checks")
+    processes.environment["MOR_INDEX_DIR"] = str(tmp_path / "index")  # as after an upgrade, it is read again
     with processes.working():
         finish(processes, run)
     assert not (tmp_path / "checks").exists(), "checked again"
+    check = snapshot(processes, run)["preflight"]
+    assert (check["state"], check["rows"], check["bad"], check["found"][0]["id"]) == ("done", 13, 1, "long")
     applied_once(points(processes, run))
 
 

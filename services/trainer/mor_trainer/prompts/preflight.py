@@ -116,6 +116,15 @@ class Preflight:
                 raise TooManyBadPrompts(self._run, one.file.path, one.result, self._spec.max_bad_prompts)
         return results
 
+    def report_known(self, files: Mapping[PromptFile, PromptSet], known: RunChecks | None) -> None:
+        """Report the end of the reading, where there was any, of a run that goes on with the results that it has."""
+        if not self._told:
+            return
+        results = [] if known is None else [stored.result for stored in known.files]
+        self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
+        self._found = [row for result in results for row in result.listed][:SHOWN]
+        self._tell("done", self._total, sum(result.bad for result in results))
+
     def _result(self, prompts: PromptSet) -> FileCheck:
         """Return the result of an earlier check of the same content, or check a file."""
         key = check_key(prompts.folder.name, self._spec.model, self._limits)

@@ -38,27 +38,24 @@ def open_run_prompts(
         RunLeaseLost: the run belongs to another worker.
         Invalid: prompts cannot be used.
     """
+    preflight = Preflight(
+        settings, claim.run, claim.spec, run_folder,
+        limits=run_limits(claim.spec, portal.call(lease.engines)),
+        report=lease.report_preflight, obey=lambda: interruption.obey(lambda: None),
+    )  # fmt: skip
 
-    def read(report: Callable[[int], None]) -> dict[PromptFile, PromptSet]:
-        def opened(give_up: Callable[[], None]) -> dict[PromptFile, PromptSet]:
-            def follow(rows: int) -> None:
-                give_up()
-                report(rows)
+    def read(give_up: Callable[[], None]) -> dict[PromptFile, PromptSet]:
+        def follow(rows: int) -> None:
+            give_up()
+            preflight.report_reading(rows)
 
-            return open_files(settings, claim.spec, follow)
+        return open_files(settings, claim.spec, follow)
 
-        return interruption.obey_by_repeating(opened)  # other runs may wait for an index that this one builds
-
+    files = interruption.obey_by_repeating(read)  # other runs may wait for an index that this one builds
     known = read_run_checks(run_folder)
     # Groups have numbers, which the rows left out at first fix. A run of a version without the check left out none.
     if loop_checkpoint.checkpoints(run_folder) and (known is not None or not has_run_checks(run_folder)):
-        files = read(lambda rows: None)
+        preflight.report_known(files, known)
     else:
-        preflight = Preflight(
-            settings, claim.run, claim.spec, run_folder,
-            limits=run_limits(claim.spec, portal.call(lease.engines)),
-            report=lease.report_preflight, obey=lambda: interruption.obey(lambda: None),
-        )  # fmt: skip
-        files = read(preflight.report_reading)
         known = preflight.run(files)
     return RunPrompts.of(claim.run, claim.spec, files, known)
