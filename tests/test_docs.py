@@ -19,7 +19,7 @@ import pytest
 import typer
 import yaml
 from mor_client.exit_codes import ExitCode
-from mor_core.run_status import AlertName
+from mor_core.run_alerts import AlertName
 from mor_core.settings import PREFIX, Settings
 from mor_trainer.routes import ROUTERS
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any, Union, get_args, get_origin
 
-from mor_core.step_metrics import CHARTS, PROMETHEUS_PREFIX, Chart, Metric, PhaseSeconds, StepMetrics, declared
+from mor_core.step_charts import CHARTS, Chart
+from mor_core.step_metrics import PROMETHEUS_PREFIX, Metric, PhaseSeconds, StepMetrics, declared
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 

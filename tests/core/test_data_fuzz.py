@@ -17,7 +17,7 @@ from mor_core.datafiles.sources.foreign_files import LONGEST_START, foreign_kind
 from mor_core.errors import DataFileError, Invalid
 from PIL import Image
 
-from tests.core.test_data_layouts import PROMPTS_ONLY, PUBLISHED
+from tests.core.published_rows import PROMPTS_ONLY, PUBLISHED
 
 _LONGEST_S = 2.0
 

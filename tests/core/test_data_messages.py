@@ -9,7 +9,8 @@ import pytest
 from mor_core.datafiles import read_preferences, read_prompts
 from mor_core.errors import DataFileError
 
-from tests.core.test_data_layouts import ASKED, asks, pairs, said, write
+from tests.core.published_rows import ASKED, said
+from tests.core.test_data_layouts import asks, pairs, write
 
 
 @pytest.mark.parametrize(

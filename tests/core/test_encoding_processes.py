@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mor_core import encoding_processes
+from mor_core import encoding_processes, logs
 from mor_core.datafiles import Prompt
 from mor_core.encoding_processes import EncodingProcesses
 from mor_core.errors import Unavailable
@@ -45,6 +47,18 @@ def test_a_row_that_hangs_is_given_up_in_time_and_the_others_are_encoded(model: 
     answers = [answer for answer in processes.encode(iter(prompts("one", "hang", "three"))) if answer is not None]
     assert sorted(answers) == [(0, None), (1, "not encoded within 1 s"), (2, None)]
     assert time.monotonic() - began < 60
+
+
+def test_a_process_in_which_a_row_hangs_ends_by_itself_where_nobody_is_left_to_end_it(model: str) -> None:
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    given = (theirs, logs.for_children(), model, PromptLimits(), 0.5)
+    process = context.Process(target=encoding_processes._serve, args=given)
+    process.start()
+    assert ours.recv() is None
+    ours.send([prompt for _, prompt in prompts("hang")])
+    process.join(timeout=20)
+    assert process.exitcode == -signal.SIGALRM
 
 
 def _encode_or_die(processor: Any, limits: PromptLimits, prompt: Prompt) -> str | None:

@@ -75,3 +75,18 @@ def test_the_audit_log_and_the_services_own_work_are_not_limited() -> None:
             structlog.get_logger("audit").warning("enrol", number=number)
             structlog.get_logger("mor").info("step", number=number)
     assert len(lines(buffer)) == 6 * _MOST_LINES
+
+
+def test_one_client_or_run_hides_no_other_one() -> None:
+    with logged() as buffer:
+        (handler,) = logging.getLogger().handlers
+        handler.filters = [LogLimit(most_lines=3)]
+        log = structlog.get_logger("mor.test_log_limit")
+        for _ in range(10):
+            log.warning("a probe failed", client="mallory")
+            log.error("a batch failed", run="broken")
+        log.warning("a probe failed", client="st-mary")
+        log.error("a batch failed", run="sound")
+    written = lines(buffer)
+    assert [line.get("client", line.get("run")) for line in written[-2:]] == ["st-mary", "sound"]
+    assert len(written) == 8

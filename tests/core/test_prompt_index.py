@@ -17,8 +17,8 @@ from mor_core.datafiles import read_prompts, write_prompts
 from mor_core.errors import DataFileError, MorError
 from mor_core.prompt_index import PromptSet, open_prompts
 
+from tests.core.published_rows import PROMPTS_ONLY, PUBLISHED, png
 from tests.core.test_data_fuzz import changes, mutated, overwritten
-from tests.core.test_data_layouts import PROMPTS_ONLY, PUBLISHED, png
 from tests.core.test_row_files import archive, lines, saved
 
 URI = "data:image/png;base64," + base64.b64encode(png("blue")).decode()

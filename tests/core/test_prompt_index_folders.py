@@ -22,7 +22,7 @@ from mor_core.prompt_index import PromptSet, index_builder, index_folders, open_
 from mor_core.prompt_index.file_lock import FileLock
 from mor_core.prompt_index.index_file import MANIFEST, PICTURES, PROMPTS
 
-from tests.core.test_data_layouts import png
+from tests.core.published_rows import png
 from tests.core.test_prompt_index import ROWS, written
 from tests.core.test_row_files import lines
 

@@ -16,6 +16,7 @@ from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings, WorkerSettings
 from mor_trainer.prompts.preflight import Preflight
 from mor_trainer.prompts.run_limits import run_limits
+from mor_trainer.prompts.run_prompts import open_files
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -56,7 +57,9 @@ def checks_dir(tiny: Path, prompts: Path, tmp_path_factory: pytest.TempPathFacto
     settings = WorkerSettings(runs_dir=folder, checks_dir=folder / "checks", check_processes=1)
     spec = make_spec(tiny, prompts, evaluation_prompts=str(prompts))
     limits = run_limits(spec, [])
-    Preflight(settings, "usual", spec, folder / "usual", limits=limits, report=lambda _: None, obey=lambda: None).run()
+    files = open_files(settings, spec, lambda rows: None)
+    preflight = Preflight(settings, "usual", spec, folder / "usual", limits=limits, report=lambda _: None, obey=tuple)
+    preflight.run(files)
     return folder / "checks"
 
 

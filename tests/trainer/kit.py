@@ -95,7 +95,7 @@ class Processes:
         self._running: list[subprocess.Popen[bytes]] = []
         self.address = ""
 
-    def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+    def _start(self, name: str, *command: str, group: bool = False) -> subprocess.Popen[bytes]:
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(Path(sys.executable).parent / command[0]), *command[1:]],
@@ -103,6 +103,7 @@ class Processes:
                 stderr=log,
                 stdout=log,
                 cwd=Path(__file__).parents[2],
+                start_new_session=group,
             )
         self._running.append(process)
         return process
@@ -131,8 +132,9 @@ class Processes:
             time.sleep(0.02)
         return port_file.read_text()
 
-    def work(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return self._start("work", "mor-trainer", "work", *arguments)
+    def work(self, *arguments: str, group: bool = False) -> subprocess.Popen[bytes]:
+        """Start a worker; with ``group``, in a process group of its own."""
+        return self._start("work", "mor-trainer", "work", *arguments, group=group)
 
     def work_together(self, *command: str, restarts: int = 3) -> subprocess.Popen[bytes]:
         """Start two ranks on this machine by torchrun; ``command`` replaces ``mor-trainer work``."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
+
+import pytest
+from mor_core.prompt_index.file_lock import FileLock
 
 from tests.trainer.kit import Processes, write_prompts
 from tests.trainer.stages import Stages, until
@@ -77,17 +82,74 @@ def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
         worker.end()
     processes.environment["MOR_CHECKS_DIR"] = str(tmp_path / "checks")
+    processes.environment["MOR_INDEX_DIR"] = str(tmp_path / "index")  # as after an upgrade, it is read again
     with processes.working():
         finish(processes, run)
     assert not (tmp_path / "checks").exists(), "checked again"
+    check = snapshot(processes, run)["preflight"]
+    assert (check["state"], check["rows"], check["bad"], check["found"][0]["id"]) == ("done", 13, 1, "long")
     applied_once(points(processes, run))
+
+
+def test_a_resumed_run_is_checked_again_where_the_result_is_damaged(
+    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    data = with_rows(tmp_path, LONG, BROKEN)
+    run = create(processes, model=tiny, prompts=data, steps=4, max_bad_prompts=0.2)
+    with processes.working() as worker:
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
+        worker.end()
+    (tmp_path / "runs" / run / "preflight.json").write_bytes(b"{\0")
+    with processes.working():
+        finish(processes, run)
+    assert bad_prompts(processes, run)["bad"] == 2
+    applied_once(points(processes, run))
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_check_hands_the_run_back(
+    processes: Processes, tiny: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    run = create(processes, model=tiny, prompts=with_rows(tmp_path, LONG), steps=4)
+    worker = processes.work(group=True)
+    checking = lambda: (snapshot(processes, run)["preflight"] or {"state": None})["state"] == "checking"  # noqa: E731
+    until(checking, 60, "rows are checked")
+    os.killpg(worker.pid, signal.SIGTERM)  # as torchrun and systemd do
+    until(lambda: snapshot(processes, run)["state"] != "running", 20, "the worker ended its attempt")
+    assert snapshot(processes, run)["state"] == "queued", snapshot(processes, run)["error"]
+
+
+def many_prompts(folder: Path) -> Path:
+    data = folder / "many.jsonl"
+    data.write_text("".join(json.dumps({"id": f"q{n}", "prompt": f"What is {n}? " * 5}) + "\n" for n in range(100_000)))
+    return data
+
+
+def test_a_run_that_is_paused_while_it_reads_keeps_no_other_one_waiting(
+    processes: Processes, tiny: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    run = create(processes, model=tiny, prompts=many_prompts(tmp_path), steps=4)
+    state = lambda: (snapshot(processes, run)["preflight"] or {"state": None})["state"]  # noqa: E731
+    with processes.working(), processes.client() as http:
+        until(lambda: state() == "reading", 60, "rows are read")
+        http.post(f"/v1/runs/{run}/pause").raise_for_status()
+        until(lambda: snapshot(processes, run)["state"] == "paused", 10, "the run paused")
+        [lock] = (tmp_path / "runs" / "_prompt_index").glob(".*.lock")
+        held = FileLock.acquire(lock)
+        assert held is not None, "the index is still locked"
+        held.release()
+        http.post(f"/v1/runs/{run}/resume").raise_for_status()
+        until(lambda: state() == "checking", 60, "the rows were read anew")
+        http.post(f"/v1/runs/{run}/stop").raise_for_status()
+        until(lambda: snapshot(processes, run)["state"] == "stopped", 10, "the run stopped")
 
 
 def test_a_run_is_stopped_and_paused_during_the_check(processes: Processes, tiny: Path, tmp_path: Path) -> None:
     processes.serve()
-    data = tmp_path / "many.jsonl"
-    data.write_text("".join(json.dumps({"id": f"q{n}", "prompt": f"What is {n}? " * 5}) + "\n" for n in range(100_000)))
-    run = create(processes, model=tiny, prompts=data, steps=4)
+    run = create(processes, model=tiny, prompts=many_prompts(tmp_path), steps=4)
     with processes.working(), processes.client() as http:
         checking = lambda: (snapshot(processes, run)["preflight"] or {"state": None})["state"] == "checking"  # noqa: E731
         until(checking, 60, "rows are checked")

@@ -11,8 +11,8 @@ from typing import get_args
 import mor_trainer.metrics
 import pytest
 from mor_core.runs import RunSpec
+from mor_core.step_charts import CHARTS
 from mor_core.step_metrics import (
-    CHARTS,
     PROMETHEUS_PREFIX,
     ClientFigures,
     DomainFigures,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mor_core.auth import Scope
 from mor_core.clients import ClientStatus
-from mor_core.run_status import Alert, WorkerStatus
+from mor_core.run_alerts import Alert
+from mor_core.run_status import WorkerStatus
 from mor_core.runs import RunSnapshot, RunState
 from mor_core.service_info import QueueServer, ServiceInfo
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+from mor_core.preflight_status import BadPrompts
+from mor_core.run_alerts import Alert
 from mor_core.run_status import (
-    Alert,
-    BadPrompts,
     ClientHistory,
     DeadGroup,
     DeadGroupRecord,

@@ -31,6 +31,8 @@ _TICK_S = 0.5
 """Longest wait for an answer, seconds, after which the caller may end the work."""
 _START_S = 300.0
 """Longest start of a process, seconds: it imports torch and transformers, perhaps on a busy machine."""
+_ENDS_AFTER = 2.0
+"""Multiple of a row's time after which its process ends by itself: the one that would end it may have been killed."""
 _MOST_LOSSES = 100
 """Processes that may be lost in all: beyond it the machine or the model is at fault, not single rows."""
 _PRELOADED = ["transformers.models.auto.processing_auto", "transformers.models.auto.image_processing_auto", __name__]
@@ -86,7 +88,7 @@ class EncodingProcesses(Generic[Key]):
             if not batch:
                 return
             if idle is None:
-                self._processes.append(_EncodingProcess(self._context, self._model, self._limits, batch))
+                self._processes.append(_EncodingProcess(self._context, self._model, self._limits, self._row_s, batch))
             else:
                 idle.give(batch)
 
@@ -146,9 +148,12 @@ class EncodingProcesses(Generic[Key]):
 class _EncodingProcess(Generic[Key]):
     """One process and the rows that it has not answered yet, of which it encodes the first."""
 
-    def __init__(self, context: ForkServerContext, model: str, limits: PromptLimits, rows: list[Row[Key]]) -> None:
+    def __init__(
+        self, context: ForkServerContext, model: str, limits: PromptLimits, row_s: float, rows: list[Row[Key]]
+    ) -> None:
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, logs.for_children(), model, limits), daemon=True)
+        given = (theirs, logs.for_children(), model, limits, _ENDS_AFTER * row_s)
+        self._process = context.Process(target=_serve, args=given, daemon=True)
         self._process.start()
         theirs.close()
         self.rows = deque(rows)
@@ -201,8 +206,10 @@ class _EncodingProcess(Generic[Key]):
         self.connection.close()
 
 
-def _serve(connection: Connection, configure_logs: Callable[[], None], model: str, limits: PromptLimits) -> None:
-    """Encode rows in a process of its own until the other end is closed."""
+def _serve(
+    connection: Connection, configure_logs: Callable[[], None], model: str, limits: PromptLimits, longest_s: float
+) -> None:
+    """Encode rows in a process of its own until the other end is closed, or a row takes ``longest_s``."""
     configure_logs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one ends this
     with contextlib.suppress(EOFError, OSError):
@@ -217,7 +224,10 @@ def _serve(connection: Connection, configure_logs: Callable[[], None], model: st
         connection.send(None)
         while True:
             for prompt in connection.recv():
-                connection.send(problem_of(processor, limits, prompt))
+                signal.setitimer(signal.ITIMER_REAL, longest_s)
+                problem = problem_of(processor, limits, prompt)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                connection.send(problem)
 
 
 def problem_of(processor: Any, limits: PromptLimits, prompt: Prompt) -> str | None:

@@ -24,6 +24,9 @@ _MOST_KINDS = 1000
 """Kinds that are remembered: several times the places in the code that log."""
 _AUDIT = "audit"
 """Logger of the audit log where it has no file; each of its lines counts."""
+_SUBJECTS = ("client", "run")
+"""Fields whose values are a part of the kind: a client that fails without end hides no other one's failure. Both are
+names that somebody with a token has registered."""
 _SHOWN = 200
 """Characters of a line that the count repeats."""
 
@@ -39,7 +42,8 @@ class _Window:
 
 
 class LogLimit(logging.Filter):
-    """Filter of a handler. A kind is a logger, a level and an event's text, or the place that a library logs from."""
+    """Filter of a handler. A kind is a logger, a level and an event's text with the client or run that it is about, or
+    the place that a library logs from."""
 
     def __init__(self, *, most_lines: int = _MOST_LINES, window_s: float = _WINDOW_S) -> None:
         super().__init__()
@@ -64,12 +68,15 @@ class LogLimit(logging.Filter):
         return number <= self._most_lines
 
     def _report_later(self, record: logging.LogRecord, window: _Window) -> None:
-        event = record.msg.get("event", "") if isinstance(record.msg, dict) else record.msg
+        ours = record.msg if isinstance(record.msg, dict) else {"event": record.msg}
+        event, about = ours.get("event", ""), {key: ours[key] for key in _SUBJECTS if key in ours}
         name, text = record.name, str(event)[:_SHOWN]  # a library's text, without the values that it is filled with
 
         def report() -> None:
             left_out = window.lines - self._most_lines
-            log.warning("lines of the log were left out", of=name, line=text, lines=left_out, seconds=self._window_s)
+            log.warning(
+                "lines of the log were left out", of=name, line=text, lines=left_out, seconds=self._window_s, **about
+            )
 
         timer = threading.Timer(self._window_s, report)
         timer.daemon = True
@@ -79,5 +86,6 @@ class LogLimit(logging.Filter):
 
 def _kind(record: logging.LogRecord) -> Hashable:
     if isinstance(record.msg, dict):
-        return record.name, record.levelno, str(record.msg.get("event", ""))[:_SHOWN]
+        about = (str(record.msg.get(name, ""))[:_SHOWN] for name in _SUBJECTS)
+        return record.name, record.levelno, str(record.msg.get("event", ""))[:_SHOWN], *about
     return record.name, record.levelno, record.pathname, record.lineno

@@ -207,62 +207,6 @@ class RunCheckpoints(Documented):
     checkpoints: tuple[RunCheckpoint, ...]
 
 
-class BadPrompt(Documented):
-    """A row of a prompts file that no run can use."""
-
-    file: str
-    line: int
-    """Line, row or sample in the file, from 1."""
-    id: str
-    """Id of the row; empty where it is too broken to have one."""
-    problem: str
-    """Reason."""
-
-
-class BadPrompts(Documented):
-    """Rows that a run leaves out, of the prompts files and in their order; empty before they are checked."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "run": "three-domains-1a2b3c",
-                    "bad": 1,
-                    "listed": [
-                        {
-                            "file": "/data/server/prompts.jsonl",
-                            "line": 17,
-                            "id": "q17",
-                            "problem": "the prompt has 1410 tokens, prompt and response together may have 1024",
-                        }
-                    ],
-                }
-            ]
-        }
-    )
-
-    run: str
-    bad: int
-    """All bad rows."""
-    listed: tuple[BadPrompt, ...]
-    """The first of them, up to ``limit``; a run keeps 10,000 of each file."""
-
-
-class PreflightStatus(Documented):
-    """State of the check of all prompts before the first step."""
-
-    state: Literal["reading", "checking", "done"]
-    """``reading``: files without an index are read; ``checking``: their rows are encoded."""
-    rows: int
-    """Rows that are read, or checked, of training and evaluation prompts."""
-    bad: int
-    """Rows among them that are left out, or that end the run where they are too many."""
-    total: int | None = None
-    """All rows; null until they are counted."""
-    found: tuple[BadPrompt, ...]
-    """The first 20 of these; ``/bad-prompts`` lists more."""
-
-
 class Event(Documented):
     """An event of a run, as readers of the stream receive it."""
 
@@ -274,75 +218,6 @@ class Event(Documented):
     at: float
     """Unix time, seconds."""
     data: JsonObject
-
-
-AlertName = Literal[
-    "group_dropped",
-    "prompts_left_out",
-    "unreadable_record",
-    "checkpoint_unreadable",
-    "engine_disagrees",
-    "non_finite",
-    "out_of_memory",
-    "group_divided",
-    "weight_transfer_failed",
-    "queue_lost",
-    "worker_lost",
-    "run_failed",
-    "tracker_failed",
-]
-"""Names of alerts; docs/status.md lists their causes."""
-
-
-class Alert(Documented):
-    """An alert for a person. The same alert of the same run is one entry until somebody acknowledges it."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": 7,
-                    "run": "three-domains-1a2b3c",
-                    "name": "group_dropped",
-                    "reason": "the clients that answered held 0.31 of the gate weight, 0.5 is wanted",
-                    "step": 40,
-                    "first_at": 1767225600.0,
-                    "last_at": 1767225660.0,
-                    "count": 3,
-                    "acknowledged_at": 1767225900.0,
-                    "acknowledged_by": "ops",
-                    "note": "the client's certificate was renewed",
-                    "webhook": "sent",
-                }
-            ]
-        }
-    )
-
-    id: int
-    run: str
-    name: str
-    reason: str
-    """Reason of the latest occurrence."""
-    step: int | None
-    first_at: float
-    """Unix time, seconds."""
-    last_at: float
-    count: int
-    """Occurrences until somebody acknowledged it."""
-    acknowledged_at: float | None
-    acknowledged_by: str | None
-    note: str | None
-    webhook: Literal["off", "waiting", "sent", "given up"]
-    """Delivery to the webhook; ``off`` where none was set when the alert was raised."""
-
-
-class Acknowledgement(Documented):
-    """Request to acknowledge an alert."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"note": "the client's certificate was renewed"}]})
-
-    note: str | None = None
-    """Remark for colleagues, such as the action taken."""
 
 
 class DeadGroup(Documented):

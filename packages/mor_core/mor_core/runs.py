@@ -9,8 +9,9 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from mor_core.algorithms import Algorithm, OverlongPenalty
 from mor_core.objectives import RequestedObjective
+from mor_core.preflight_status import PreflightStatus
 from mor_core.prompt_sources import MOST_SOURCES, PromptFile, PromptSource, check_sources
-from mor_core.run_status import PreflightStatus, TrainerStatus
+from mor_core.run_status import TrainerStatus
 from mor_core.step_metrics import StepMetrics
 from mor_core.visibility import Scope, hidden_from
 from mor_core.wire import Count, Documented, JsonObject

@@ -112,7 +112,7 @@ function prompts(check: Preflight | null): string {
   const bad = check.bad ? `, ${check.bad.toLocaleString("en")} bad` : "";
   if (check.state === "done") return `${check.rows.toLocaleString("en")} checked${bad}`;
   const of = check.total ? ` of ${check.total.toLocaleString("en")}` : "";
-  return `checking, ${check.rows.toLocaleString("en")}${of} done${bad}`;
+  return `${check.state}, ${check.rows.toLocaleString("en")}${of} done${bad}`;
 }
 
 function AlertedTabs({ id, tab, version }: { id: string; tab: Tab; version: number }) {

@@ -46,7 +46,7 @@ export interface BadPrompt {
 
 /** Check of all prompts before the first step. */
 export interface Preflight {
-  state: "checking" | "done";
+  state: "reading" | "checking" | "done";
   rows: number;
   total?: number | null;
   bad: number;

@@ -7,7 +7,7 @@ import time
 from typing import Annotated
 
 from mor_core.errors import Conflict, NotFound
-from mor_core.run_status import Alert
+from mor_core.run_alerts import Alert
 from mor_core.stored import StoredEntries
 from pydantic import Field, TypeAdapter
 

@@ -6,7 +6,8 @@ from base64 import b64decode
 from typing import Annotated, Any
 
 from mor_core.errors import Invalid
-from mor_core.run_status import AlertName, RunCheckpoint, SampleGroup
+from mor_core.run_alerts import AlertName
+from mor_core.run_status import RunCheckpoint, SampleGroup
 from mor_core.step_metrics import StepMetrics
 from mor_core.wire import Count, EventRecord, Finite, GroupId, Sha256
 from pydantic import BaseModel, ConfigDict, Field

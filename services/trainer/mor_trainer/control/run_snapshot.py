@@ -6,7 +6,7 @@ import sqlite3
 import statistics
 from typing import Any
 
-from mor_core.run_status import PreflightStatus
+from mor_core.preflight_status import PreflightStatus
 from mor_core.runs import RunSnapshot, RunSpec, RunState
 from mor_core.step_metrics import StepMetrics
 from mor_core.stored import StoredEntries

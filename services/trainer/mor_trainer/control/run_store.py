@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 from mor_core.errors import Conflict, NotFound
-from mor_core.run_status import AlertName, PreflightStatus
+from mor_core.preflight_status import PreflightStatus
+from mor_core.run_alerts import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count

@@ -5,9 +5,9 @@
     TrainingLoop, Publisher ──portal──▶ GroupExchange
     GroupExchange ─▶ Ledger, Evaluations          bookkeeping of training and evaluation groups
     GroupExchange ─▶ DispatchQueue ─▶ stream "prompts", blobs
-    GroupExchange ◀─ streams "rewards" and "dead"
+    GroupExchange ─▶ GroupReceiver ◀─ streams "rewards" and "dead"
     GroupExchange ─▶ Liveness ─▶ FlushDetector, GroupStreams
-    GroupExchange, Liveness ─▶ GroupRecovery      lost and bad groups; alerts
+    GroupExchange, GroupReceiver, Liveness ─▶ GroupRecovery      lost and bad groups; alerts
     GroupExchange ─▶ GroupTraces, EventLog        spans; results
 
 The training loop requests groups and waits with a limit. Everything else happens here in the background, recovery from
@@ -28,36 +28,30 @@ from typing import Any
 import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
-from mor_core.errors import BlobMissing, DataFileError, StreamError
+from mor_core.errors import DataFileError, StreamError
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
-from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams, connect
 from mor_core.tasks import in_thread, stop
-from mor_core.wire import DeadLetter, PromptRecord, RewardRecord, TokenBlock, WeightsRef
+from mor_core.wire import PromptRecord, WeightsRef
 from redis.exceptions import RedisError
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
-from mor_trainer.groups.bad_groups import defect_of
 from mor_trainer.groups.dispatch_queue import DispatchQueue
 from mor_trainer.groups.evaluation import Evaluations
+from mor_trainer.groups.group_receiver import GroupReceiver
 from mor_trainer.groups.group_streams import GroupStreams
-from mor_trainer.groups.ledger import Ledger, LedgerState, Receipt
+from mor_trainer.groups.ledger import Ledger, LedgerState
 from mor_trainer.groups.liveness import Liveness
 from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.prompt_record import prompt_record
 from mor_trainer.groups.recovery import GroupRecovery
-from mor_trainer.groups.replay_log import unfit_reason
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
 from mor_trainer.prompts.source_prompts import SourcePrompts
 
-_READ_COUNT = 32
-"""Entries that one read takes at most; it bounds how many are given back when this process dies."""
-_BLOCK_S = 1.0
-"""Seconds that a read waits for new entries before it looks again for those of a dead consumer."""
 _WATCH_S = 1.0
 """Seconds between checks for a flushed queue server and overdue groups; short compared with ``group_timeout_s``."""
 _WITHDRAW_S = 10.0
@@ -118,7 +112,6 @@ class GroupExchange:
         self._group_streams = GroupStreams(self._redis, run)
         self._published = asyncio.Event()
         self._arrived = asyncio.Event()
-        self._last_arrival = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._ledger: Ledger[ScoredGroup] = Ledger(
             run=run,
@@ -145,8 +138,18 @@ class GroupExchange:
         )
         announcing = functools.partial(announce, self._redis, run, spec.model, settings.service_token)
         self._liveness = Liveness(self._redis, run, announcing, self._group_streams, self._recovery.reissue_all)
+        self._receiver = GroupReceiver(
+            spec,
+            settings.lease_s,
+            streams=self._streams,
+            blobs=self._blobs,
+            ledger=self._ledger,
+            evaluations=self._evaluations,
+            recovery=self._recovery,
+            dispatch_queue=self._dispatch_queue,
+            arrived=self._arrived,
+        )
         self._issuing = True
-        self._duplicates = 0
         self._failure: Exception | None = None
         """Error that ended a background task."""
 
@@ -164,8 +167,8 @@ class GroupExchange:
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "announce": self._liveness.announce,
             "send": self._send_prompts,
-            "rewards": self._read_rewards,
-            "dead": self._read_dead,
+            "rewards": self._receiver.read_rewards,
+            "dead": self._receiver.read_dead,
             "watch": self._watch,
             "events": lambda: self._events.send(self._streams),
         }
@@ -314,12 +317,12 @@ class GroupExchange:
             skipped=ledger.skipped,
             dropped=ledger.dropped,
             retried=ledger.retried,
-            duplicate=self._duplicates,
+            duplicate=self._receiver.duplicates,
         )
 
     async def idle_s(self) -> float:
         """Return the seconds since a group last came back."""
-        return time.monotonic() - self._last_arrival
+        return time.monotonic() - self._receiver.last_arrival
 
     async def depths(self) -> dict[str, int]:
         """Count the entries of each stream of groups."""
@@ -356,56 +359,6 @@ class GroupExchange:
             evaluation=group_id not in self._ledger.outstanding,
         )
         return self.traces.issued(record), prompt
-
-    # --- receiving ----------------------------------------------------------------------------------------------
-
-    async def _read_rewards(self) -> None:
-        consumer: Consumer[RewardRecord] = Consumer(self._streams, "rewards", "trainer", self._settings.lease_s)
-        async with consumer:
-            while True:
-                for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                    await self._receive(consumer, entry)
-
-    async def _receive(self, consumer: Consumer[RewardRecord], entry: Entry[RewardRecord]) -> None:
-        record, group_id = entry.record, entry.record.group_id
-        issue = self._ledger.outstanding.get(group_id)
-        evaluation = group_id in self._evaluations.outstanding
-        if issue is None and not evaluation:
-            self._duplicates += 1
-        elif (defect := defect_of(record, 1 if evaluation else self._spec.group_size)) is not None:
-            await consumer.give_up(entry, defect)
-            return
-        elif issue is None:
-            self._evaluations.receive(record)
-        elif self._spec.deterministic and (reason := unfit_reason(record)) is not None:
-            self._recovery.reissue(group_id, reason)
-        else:
-            try:
-                tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
-                if len(tokens.response_token_ids) != self._spec.group_size:
-                    raise ValueError(
-                        f"tokens of {len(tokens.response_token_ids)} responses; the group has another number"
-                    )
-            except (BlobMissing, ValueError) as error:
-                self._recovery.reissue(group_id, describe_failure(error))
-            else:
-                group = ScoredGroup(number=issue.number, record=record, tokens=tokens)
-                if self._ledger.receive(group_id, record.rollout.weights_version, group) is Receipt.stale:
-                    self._ledger.resample(group_id, self._recovery.deadline())
-                    self._dispatch_queue.add(group_id)
-        await consumer.settle(entry)
-        if group_id not in self._ledger.outstanding:
-            await self._blobs.release(group_id)
-            self._last_arrival = time.monotonic()
-            self._arrived.set()
-
-    async def _read_dead(self) -> None:
-        consumer: Consumer[DeadLetter] = Consumer(self._streams, "dead", "trainer", self._settings.lease_s)
-        async with consumer:
-            while True:
-                for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                    self._recovery.reissue(entry.record.group_id, entry.record.reason, entry.record)
-                    await consumer.settle(entry)
 
     # --- watching -----------------------------------------------------------------------------------------------
 

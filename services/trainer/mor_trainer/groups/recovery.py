@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from mor_core.run_status import AlertName
+from mor_core.run_alerts import AlertName
 from mor_core.runs import RunSpec
 from mor_core.wire import DeadLetter
 

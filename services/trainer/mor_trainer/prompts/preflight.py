@@ -9,23 +9,23 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mor_core.datafiles import Prompt
 from mor_core.encoding_processes import EncodingProcesses
-from mor_core.errors import DataFileError, Invalid
+from mor_core.errors import DataFileError, Invalid, Unavailable
+from mor_core.preflight_status import BadPrompt, PreflightStatus
 from mor_core.prompt_index import PromptSet
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
-from mor_core.run_status import BadPrompt, PreflightStatus
 from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings
-from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, open_files
+from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows
 from mor_trainer.prompts.stored_checks import (
     MOST_LISTED,
     FileCheck,
@@ -37,6 +37,7 @@ from mor_trainer.prompts.stored_checks import (
     write_run_checks,
 )
 
+T = TypeVar("T")
 _State = Literal["reading", "checking", "done"]
 
 _MOST_PROCESSES = 8
@@ -86,16 +87,17 @@ class Preflight:
         self._found: list[BadPrompt] = []
         self._told = 0.0
 
-    def run(self) -> dict[PromptFile, PromptSet]:
-        """Open the files of the run and check each whose result is not known; store the results beside the run.
+    def report_reading(self, rows: int) -> None:
+        """Report the number of rows read so far of files that have no index yet."""
+        self._tell_sometimes("reading", rows, 0)
+
+    def run(self, files: Mapping[PromptFile, PromptSet]) -> RunChecks:
+        """Check each of the run's files whose result is not known; store the results beside the run and return them.
 
         Raises:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
-            Invalid: a file cannot be read at all.
         """
         before = read_run_checks(self._folder) or RunChecks()
-        files = open_files(self._settings, self._spec, self._reading)
-        self._rows = self._bad = 0
         self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
         stored = []
         for file, prompts in files.items():
@@ -105,18 +107,23 @@ class Preflight:
             self._bad += result.bad
             self._found = [*self._found, *result.listed][:SHOWN]
             stored.append(StoredCheck(file=file, data=data, result=result))
-        write_run_checks(self._folder, RunChecks(files=tuple(stored)))
+        results = RunChecks(files=tuple(stored))
+        write_run_checks(self._folder, results)
         self._tell("done", self._rows, self._bad)
         for one in stored:
             allowed = math.ceil(self._spec.max_bad_prompts * one.result.rows)
             if one.result.bad > min(allowed, one.result.rows - 1):
                 raise TooManyBadPrompts(self._run, one.file.path, one.result, self._spec.max_bad_prompts)
-        return files
+        return results
 
-    def _reading(self, rows: int) -> None:
-        """Follow the reading of files that have no index yet."""
-        self._obey()
-        self._tell_sometimes("reading", rows, 0)
+    def report_known(self, files: Mapping[PromptFile, PromptSet], known: RunChecks | None) -> None:
+        """Report the end of the reading, where there was any, of a run that goes on with the results that it has."""
+        if not self._told:
+            return
+        results = [] if known is None else [stored.result for stored in known.files]
+        self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
+        self._found = [row for result in results for row in result.listed][:SHOWN]
+        self._tell("done", self._total, sum(result.bad for result in results))
 
     def _result(self, prompts: PromptSet) -> FileCheck:
         """Return the result of an earlier check of the same content, or check a file."""
@@ -131,6 +138,7 @@ class Preflight:
     def _check(self, prompts: PromptSet) -> FileCheck:
         """Encode each row that can be read."""
         settings = self._settings
+        self._tell("checking", self._rows, self._bad)  # the processes take seconds to start
         bad = [BadPrompt(file=str(row.place.file), line=row.place.line, id=row.name, problem=row.problem or "")
                for row in islice(prompts.problems, MOST_LISTED)]  # fmt: skip
         unreadable, encoded = len(prompts.problems), 0
@@ -143,8 +151,7 @@ class Preflight:
         )
         rows = _Rows(prompts)
         with closing(processes.encode(iter(rows))) as answers:
-            for answer in answers:
-                self._obey()
+            for answer in self._obeyed(answers):
                 for row, problem in rows.take_unread() + ([] if answer is None else [answer]):
                     encoded += 1
                     if problem is not None:
@@ -160,6 +167,16 @@ class Preflight:
             left_out=tuple(sorted(left_out)),
             listed=tuple(bad[:MOST_LISTED]),
         )
+
+    def _obeyed(self, answers: Iterator[T]) -> Iterator[T]:
+        """Obey between the answers, and before an error: a signal that ends this process may have ended the others."""
+        try:
+            for answer in answers:
+                self._obey()
+                yield answer
+        except (Unavailable, OSError, EOFError):
+            self._obey()
+            raise
 
     def _tell_sometimes(self, state: _State, rows: int, bad: int, found: Sequence[BadPrompt] = ()) -> None:
         if time.monotonic() - self._told > _TELL_S:

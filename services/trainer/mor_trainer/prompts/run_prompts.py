@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mor_core.preflight_status import BadPrompt
 from mor_core.prompt_index import PromptSet, open_prompts, refuse_problems, sweep_indexes
 from mor_core.prompt_sources import PromptFile
-from mor_core.run_status import BadPrompt
 from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings

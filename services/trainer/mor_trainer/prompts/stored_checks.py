@@ -19,9 +19,9 @@ from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.plain_files import read_plain_file
+from mor_core.preflight_status import BadPrompt
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
-from mor_core.run_status import BadPrompt
 from pydantic import BaseModel, ValidationError
 
 Stored = TypeVar("Stored", bound=BaseModel)
@@ -77,6 +77,11 @@ class RunChecks(BaseModel):
 def read_run_checks(run_folder: Path) -> RunChecks | None:
     """Read the results beside a run; ``None`` where there are none that can be read."""
     return _read(run_folder / _RUN_FILE, RunChecks)
+
+
+def has_run_checks(run_folder: Path) -> bool:
+    """Return whether there are results beside a run, damaged ones included."""
+    return (run_folder / _RUN_FILE).exists()
 
 
 def write_run_checks(run_folder: Path, results: RunChecks) -> None:

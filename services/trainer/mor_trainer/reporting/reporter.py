@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
-from mor_core.run_status import AlertName
+from mor_core.run_alerts import AlertName
 from mor_core.runs import RunSpec
 from mor_core.wire import RewardRecord
 

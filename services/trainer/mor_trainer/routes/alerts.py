@@ -8,7 +8,7 @@ import structlog
 from fastapi import APIRouter, Query
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
-from mor_core.run_status import Acknowledgement, Alert
+from mor_core.run_alerts import Acknowledgement, Alert
 
 from mor_trainer.routes.dependencies import Admin, AlertStoreDep, Number, Reader, RunStoreDep
 

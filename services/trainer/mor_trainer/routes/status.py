@@ -9,7 +9,8 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
 from mor_core.auth import Scope
 from mor_core.errors import NotFound
-from mor_core.run_status import BadPrompts, ClientHistory, MetricsHistory, RunCheckpoints, RunClients, SampleGroups
+from mor_core.preflight_status import BadPrompts
+from mor_core.run_status import ClientHistory, MetricsHistory, RunCheckpoints, RunClients, SampleGroups
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction

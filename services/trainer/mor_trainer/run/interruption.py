@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from anyio.from_thread import BlockingPortal
 from mor_core.runs import RunState
@@ -15,12 +16,19 @@ _CHECK_S = 0.1
 """Seconds between checks while a run is paused."""
 
 
+T = TypeVar("T")
+
+
 class RunInterrupted(Exception):
     """The attempt ends before the last step: the run was stopped, or the process must end."""
 
     def __init__(self, state: RunState) -> None:
         super().__init__(state)
         self.state = state
+
+
+class _GivenUp(Exception):
+    """Work that is to be done anew was given up."""
 
 
 class Interruption:
@@ -64,3 +72,20 @@ class Interruption:
         self._portal.call(self._lease.report, RunState.running)
         self.obey(secure)
         return True
+
+    def obey_by_repeating(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """Do ``work``, and do it anew after a pause: it keeps others waiting, so it ends when the run pauses.
+
+        ``work`` calls what it is given between two pieces. Errors are those of ``obey``.
+        """
+
+        def give_up() -> None:
+            self.check_lease()
+            if self.wanted:
+                raise _GivenUp
+
+        while True:
+            try:
+                return work(give_up)
+            except _GivenUp:
+                self.obey(lambda: None)

@@ -12,7 +12,8 @@ import stamina
 import structlog
 from mor_core.errors import MorError, Unauthorized
 from mor_core.failures import describe_failure
-from mor_core.run_status import EngineLimits, PreflightStatus
+from mor_core.preflight_status import PreflightStatus
+from mor_core.run_status import EngineLimits
 from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunState
 from mor_core.tasks import stop
 from pydantic import TypeAdapter, ValidationError

@@ -34,15 +34,12 @@ from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, Replay
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.prompt_processor import PromptMismatch
-from mor_trainer.prompts.preflight import Preflight
-from mor_trainer.prompts.run_limits import run_limits
-from mor_trainer.prompts.run_prompts import RunPrompts, open_files
-from mor_trainer.prompts.stored_checks import read_run_checks
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunLease
+from mor_trainer.run.prompt_opening import open_run_prompts
 from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import Learner
@@ -101,7 +98,10 @@ class TrainingLoop:
             RunLeaseLost: the run belongs to another worker; nothing was written after that.
             MorError: the run cannot continue; the message names the remedy.
         """
-        self._opened = self._open_prompts()
+        self._opened = open_run_prompts(
+            self._settings, self._claim, self._folder,
+            portal=self._portal, lease=self._lease, interruption=self._interruption,
+        )  # fmt: skip
         self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
         self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
@@ -139,27 +139,6 @@ class TrainingLoop:
             publisher.close()
             self._portal.call(self._exchange.close)
         return self._export()
-
-    def _open_prompts(self) -> RunPrompts:
-        """Check the prompts and open them; a run with a checkpoint continues without, on the same rows.
-
-        Raises:
-            RunInterrupted, RunLeaseLost: as ``run``.
-            Invalid: prompts cannot be used.
-        """
-
-        def obey(rows: int = 0) -> None:
-            self._interruption.obey(lambda: None)
-
-        if loop_checkpoint.checkpoints(self._folder):  # groups have numbers, which the rows left out at first fix
-            files = open_files(self._settings, self._spec, obey)
-        else:
-            limits = run_limits(self._spec, self._portal.call(self._lease.engines))
-            files = Preflight(
-                self._settings, self._claim.run, self._spec, self._folder,
-                limits=limits, report=self._lease.report_preflight, obey=obey,
-            ).run()  # fmt: skip
-        return RunPrompts.of(self._claim.run, self._spec, files, read_run_checks(self._folder))
 
     async def _make_exchange(self) -> GroupExchange:
         return GroupExchange(

@@ -1,0 +1,110 @@
+"""Receiver of the groups of one run that come back: scored, or given up by a stage."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from mor_core.blobs import Blobs
+from mor_core.errors import BlobMissing
+from mor_core.failures import describe_failure
+from mor_core.runs import RunSpec
+from mor_core.stream_consumer import Consumer, Entry
+from mor_core.streams import Streams
+from mor_core.wire import DeadLetter, RewardRecord, TokenBlock
+
+from mor_trainer.groups.bad_groups import defect_of
+from mor_trainer.groups.dispatch_queue import DispatchQueue
+from mor_trainer.groups.evaluation import Evaluations
+from mor_trainer.groups.ledger import Ledger, Receipt
+from mor_trainer.groups.recovery import GroupRecovery
+from mor_trainer.groups.replay_log import unfit_reason
+from mor_trainer.groups.scored_group import ScoredGroup
+
+_READ_COUNT = 32
+"""Entries that one read takes at most; it bounds how many are given back when this process dies."""
+_BLOCK_S = 1.0
+"""Seconds that a read waits for new entries before it looks again for those of a dead consumer."""
+
+
+class GroupReceiver:
+    """Receiver of one run's groups. Its readers run until they are cancelled, or the queue server fails."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        lease_s: float,
+        *,
+        streams: Streams,
+        blobs: Blobs,
+        ledger: Ledger[ScoredGroup],
+        evaluations: Evaluations,
+        recovery: GroupRecovery,
+        dispatch_queue: DispatchQueue,
+        arrived: asyncio.Event,
+    ) -> None:
+        """``lease_s``: time after which the entries of a dead reader are read again. ``arrived`` is set when a group is
+        not outstanding any more."""
+        self._spec = spec
+        self._lease_s = lease_s
+        self._streams = streams
+        self._blobs = blobs
+        self._ledger = ledger
+        self._evaluations = evaluations
+        self._recovery = recovery
+        self._dispatch_queue = dispatch_queue
+        self._arrived = arrived
+        self.duplicates = 0
+        """Results for groups that were not outstanding."""
+        self.last_arrival = time.monotonic()
+        """Monotonic time at which a group last came back."""
+
+    async def read_rewards(self) -> None:
+        """Receive scored groups."""
+        consumer: Consumer[RewardRecord] = Consumer(self._streams, "rewards", "trainer", self._lease_s)
+        async with consumer:
+            while True:
+                for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
+                    await self._receive(consumer, entry)
+
+    async def read_dead(self) -> None:
+        """Receive groups that a stage gave up; they are issued again while they have attempts left."""
+        consumer: Consumer[DeadLetter] = Consumer(self._streams, "dead", "trainer", self._lease_s)
+        async with consumer:
+            while True:
+                for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
+                    self._recovery.reissue(entry.record.group_id, entry.record.reason, entry.record)
+                    await consumer.settle(entry)
+
+    async def _receive(self, consumer: Consumer[RewardRecord], entry: Entry[RewardRecord]) -> None:
+        record, group_id = entry.record, entry.record.group_id
+        issue = self._ledger.outstanding.get(group_id)
+        evaluation = group_id in self._evaluations.outstanding
+        if issue is None and not evaluation:
+            self.duplicates += 1
+        elif (defect := defect_of(record, 1 if evaluation else self._spec.group_size)) is not None:
+            await consumer.give_up(entry, defect)
+            return
+        elif issue is None:
+            self._evaluations.receive(record)
+        elif self._spec.deterministic and (reason := unfit_reason(record)) is not None:
+            self._recovery.reissue(group_id, reason)
+        else:
+            try:
+                tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
+                if len(tokens.response_token_ids) != self._spec.group_size:
+                    raise ValueError(
+                        f"tokens of {len(tokens.response_token_ids)} responses; the group has another number"
+                    )
+            except (BlobMissing, ValueError) as error:
+                self._recovery.reissue(group_id, describe_failure(error))
+            else:
+                group = ScoredGroup(number=issue.number, record=record, tokens=tokens)
+                if self._ledger.receive(group_id, record.rollout.weights_version, group) is Receipt.stale:
+                    self._ledger.resample(group_id, self._recovery.deadline())
+                    self._dispatch_queue.add(group_id)
+        await consumer.settle(entry)
+        if group_id not in self._ledger.outstanding:
+            await self._blobs.release(group_id)
+            self.last_arrival = time.monotonic()
+            self._arrived.set()
