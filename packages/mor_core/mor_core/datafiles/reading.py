@@ -12,7 +12,7 @@ from mor_core.datafiles.column_map import ColumnMap
 from mor_core.datafiles.conversations import conversation, own_pictures, response
 from mor_core.datafiles.layouts import layout_of
 from mor_core.datafiles.layouts.layout import Content
-from mor_core.datafiles.picture_cells import PictureCells
+from mor_core.datafiles.picture_cells import PictureCells, PictureProblem
 from mor_core.datafiles.sources.row_files import RawRow, RowPlace, open_rows
 from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.wire import Message
@@ -60,6 +60,8 @@ class ParsedRow(Generic[Row]):
     """Its id; empty where the row is too broken to have one."""
     value: Row | None
     problem: str | None
+    pictures: Sequence[Path] = ()
+    """Files of pictures that its problem is about."""
 
 
 class NamePlaces(Protocol):
@@ -176,7 +178,8 @@ def _scan(
         except MorError as error:
             own = row.get("id") if isinstance(row, dict) else None
             named = f" (row {str(own)[:_SHOWN_CHARACTERS]!r})" if own else ""
-            yield ParsedRow(place, name, None, f"{error}{named}")
+            files = error.files if isinstance(error, PictureProblem) else ()
+            yield ParsedRow(place, name, None, f"{error}{named}", files)
 
 
 def _shown(place: RowPlace, file: Path) -> str:
