@@ -6,6 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from mor_core.errors import DataFileError, Invalid
+from mor_core.prompt_limits import PromptLimits
+from mor_core.run_status import PreflightStatus
+from mor_core.runs import RunSpec
+from mor_trainer.config import WorkerSettings
+from mor_trainer.prompts.preflight import Preflight
+from mor_trainer.prompts.run_prompts import open_files
+
+from tests.core.test_data_layouts import png
 from tests.trainer.kit import Processes, write_prompts
 from tests.trainer.stages import Stages, until
 from tests.trainer.watching import alerts, applied_once, create, finish, points, snapshot
@@ -67,8 +77,9 @@ def test_too_many_bad_rows_end_the_run_before_its_first_step(processes: Processe
     assert not points(processes, run)
 
 
+@pytest.mark.parametrize("results", ["kept", "damaged"])
 def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
-    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path
+    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path, results: str
 ) -> None:
     processes.serve()
     data = with_rows(tmp_path, LONG)
@@ -76,11 +87,53 @@ def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
     with processes.working() as worker:
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
         worker.end()
+    if results == "damaged":
+        (processes.runs_dir / run / "preflight.json").write_text("{}")
     processes.environment["MOR_CHECKS_DIR"] = str(tmp_path / "checks")
     with processes.working():
         finish(processes, run)
-    assert not (tmp_path / "checks").exists(), "checked again"
+    assert (tmp_path / "checks").exists() == (results == "damaged"), "checked again"
     applied_once(points(processes, run))
+
+
+def test_rows_whose_pictures_changed_are_bad_for_that_run_alone(tiny: Path, tmp_path: Path) -> None:
+    data = with_rows(tmp_path, {"id": "shown", "prompt": "What is it?", "images": ["shown.png"]}, good=2)
+    (tmp_path / "shown.png").write_bytes(png("red"))
+    spec = RunSpec.model_validate({"name": "r", "model": str(tiny), "prompts": str(data), "max_bad_prompts": 0.5})
+    settings = WorkerSettings(runs_dir=tmp_path / "runs", check_processes=1)
+    open_files(settings, spec, lambda rows: None)
+
+    def check(run: str) -> PreflightStatus:
+        told: list[PreflightStatus] = []
+        folder = settings.runs_dir / run
+        Preflight(settings, run, spec, folder, limits=PromptLimits(), report=told.append, obey=lambda: None).run()
+        return told[-1]
+
+    (tmp_path / "shown.png").unlink()
+    lost = check("first")
+    assert (lost.rows, lost.total, lost.bad, lost.found[0].id) == (3, 3, 1, "shown")
+    (tmp_path / "shown.png").write_bytes(png("red"))
+    assert check("second").bad == 0
+    (tmp_path / "shown.png").write_bytes(png("blue"))
+    assert check("third").bad == 0  # the result is known, and a group that shows the picture fails
+    with pytest.raises(DataFileError, match="create the run again"):
+        open_files(settings, spec, lambda rows: None)[spec.training_files()[0]][1]
+    assert check("fourth").bad == 0
+    assert len(open_files(settings, spec, lambda rows: None)[spec.training_files()[0]][:]) == 3
+
+
+def test_a_domain_that_no_row_has_is_told_before_the_check(tiny: Path, tmp_path: Path) -> None:
+    data = with_rows(tmp_path, {"prompt": "Why?", "domain": "maps"})
+    sources = [{"name": "s", "prompts": str(data), "domain": "map"}]
+    spec = RunSpec.model_validate({"name": "r", "model": str(tiny), "sources": sources})
+    settings = WorkerSettings(runs_dir=tmp_path / "runs")
+    told: list[PreflightStatus] = []
+    preflight = Preflight(
+        settings, "r", spec, tmp_path / "r", limits=PromptLimits(), report=told.append, obey=lambda: None
+    )
+    with pytest.raises(Invalid, match=r"no row has the domain 'map'; the file has .*'maps'"):
+        preflight.run()
+    assert not [status for status in told if status.state != "reading"]
 
 
 def test_a_run_is_stopped_and_paused_during_the_check(processes: Processes, tiny: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, open_files
+from mor_trainer.prompts.source_prompts import training_prompts
 from mor_trainer.prompts.stored_checks import (
     MOST_LISTED,
     FileCheck,
@@ -91,10 +92,11 @@ class Preflight:
 
         Raises:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
-            Invalid: a file cannot be read at all.
+            Invalid: a file cannot be read at all, or has no row for a source.
         """
-        before = read_run_checks(self._folder) or RunChecks()
+        before = read_run_checks(self._folder) or RunChecks(files=())
         files = open_files(self._settings, self._spec, self._reading)
+        training_prompts(self._spec, files, {})  # a domain that no row has is told before the long work
         self._rows = self._bad = 0
         self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
         stored = []
@@ -123,12 +125,13 @@ class Preflight:
         key = check_key(prompts.folder.name, self._spec.model, self._limits)
         if key is not None and (known := self._shared.read(key)) is not None:
             return known
-        result = self._check(prompts)
-        if key is not None:
+        rows = _Rows(prompts)
+        result = self._check(prompts, rows)
+        if key is not None and not rows.changed:  # another run may find the pictures in their place again
             self._shared.write(key, result)
         return result
 
-    def _check(self, prompts: PromptSet) -> FileCheck:
+    def _check(self, prompts: PromptSet, rows: _Rows) -> FileCheck:
         """Encode each row that can be read."""
         settings = self._settings
         bad = [BadPrompt(file=str(row.place.file), line=row.place.line, id=row.name, problem=row.problem or "")
@@ -141,7 +144,6 @@ class Preflight:
             settings.check_processes or min(_MOST_PROCESSES, len(os.sched_getaffinity(0))),
             settings.encode_timeout_s,
         )
-        rows = _Rows(prompts)
         with closing(processes.encode(iter(rows))) as answers:
             for answer in answers:
                 self._obey()
@@ -185,12 +187,15 @@ class _Rows:
     def __init__(self, prompts: PromptSet) -> None:
         self._prompts = prompts
         self._unread: list[tuple[int, str | None]] = []
+        self.changed = False
+        """True once a picture was not what was indexed."""
 
     def __iter__(self) -> Iterator[tuple[int, Prompt] | None]:
         for row in range(len(self._prompts)):
             try:
                 prompt = self._prompts[row]
             except DataFileError as error:  # a picture has changed since the file was indexed
+                self.changed = True
                 self._unread.append((row, str(error)))
                 yield None
             else:

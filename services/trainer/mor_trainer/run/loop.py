@@ -37,7 +37,7 @@ from mor_trainer.model.prompt_processor import PromptMismatch
 from mor_trainer.prompts.preflight import Preflight
 from mor_trainer.prompts.run_limits import run_limits
 from mor_trainer.prompts.run_prompts import RunPrompts, open_files
-from mor_trainer.prompts.stored_checks import read_run_checks
+from mor_trainer.prompts.stored_checks import has_run_checks, read_run_checks
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
@@ -141,7 +141,8 @@ class TrainingLoop:
         return self._export()
 
     def _open_prompts(self) -> RunPrompts:
-        """Check the prompts and open them; a run with a checkpoint continues without, on the same rows.
+        """Check the prompts and open them; a run with a checkpoint continues without, on the same rows. Where the
+        results of its check are damaged, it is made again.
 
         Raises:
             RunInterrupted, RunLeaseLost: as ``run``.
@@ -151,8 +152,10 @@ class TrainingLoop:
         def obey(rows: int = 0) -> None:
             self._interruption.obey(lambda: None)
 
-        if loop_checkpoint.checkpoints(self._folder):  # groups have numbers, which the rows left out at first fix
-            files = open_files(self._settings, self._spec, obey)
+        results = read_run_checks(self._folder)
+        checked = results is not None or not has_run_checks(self._folder)
+        if checked and loop_checkpoint.checkpoints(self._folder):  # the rows left out at first fix the groups' numbers
+            files = open_files(self._settings, self._spec, obey, results)
         else:
             limits = run_limits(self._spec, self._portal.call(self._lease.engines))
             files = Preflight(
