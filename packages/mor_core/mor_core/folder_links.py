@@ -34,10 +34,12 @@ def check_model_folder(model: str) -> None:
     """Check the links in a model's folder, two levels deep as checkpoints are; a hub name has none.
 
     Raises:
-        Invalid: a link leads elsewhere, or nowhere.
+        Invalid: a link leads elsewhere, or nowhere, or a path that is no hub name leads to no folder.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
+        if folder.is_absolute() or model.startswith("."):
+            raise Invalid(f"model {model!r}: there is no such folder; give the folder of a checkpoint, or OWNER/NAME")
         return
     links = FolderLinks(folder)
     for path in chain(folder.iterdir(), folder.glob("*/*")):

@@ -14,6 +14,7 @@ from PIL import Image
 from mor_core import images
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
+from mor_core.folder_links import check_model_folder
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import ImagePart, Message, TextPart
 
@@ -53,10 +54,11 @@ def model_class(model: str) -> Any:
     """Return the class of transformers that holds an image-text-to-text checkpoint.
 
     Raises:
-        Invalid: it is of another kind, or needs code of its own.
+        Invalid: it is of another kind, or needs code of its own, or there is none.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    check_model_folder(model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers validates a configuration in many ways

@@ -67,27 +67,35 @@ class PromptCheck:
     processes: int = 1
     row_s: float = ROW_S
     """Longest encoding of a row, seconds."""
+    domains: tuple[str, ...] = ()
+    """Labels that a row must have each, because a source of the run takes the rows with it."""
 
     def run(self) -> Generator[CheckProgress, None, None]:
         """Yield what is found as it is found, and at least twice a second while rows are encoded, to the end.
 
         Raises:
-            Invalid: there is no such data set, or the model has no processor that can be used.
+            Invalid: there is no such data set, no row has one of the domains, or the model has no processor that can be
+                used.
             Unavailable: the processes cannot encode.
         """
-        seen = 0
-        for part in self._read() if self.model is None else self._encoded(self.model):
+        seen, lacking = 0, set(self.domains)
+        for part in self._read(lacking) if self.model is None else self._encoded(self.model, lacking):
             seen += part.rows
             yield part
         if not seen:
             raise Invalid(f"{self.data}: no row that gives prompts; write one JSON object per line")
+        if lacking:
+            named = ", ".join(map(repr, sorted(lacking)))
+            raise Invalid(
+                f"{self.data}: no row that can be read has the domain {named} of a source; correct the source"
+            )
 
     def _scanned(self) -> Iterator[ParsedRow[Any]]:
         return (scan_preferences if self.preferences else scan_prompts)(self.data, self.columns)
 
-    def _read(self) -> Iterator[CheckProgress]:
+    def _read(self, lacking: set[str]) -> Iterator[CheckProgress]:
         unreadable: list[RowProblem] = []
-        for row in self._readable(unreadable):
+        for row in self._readable(unreadable, lacking):
             if row is None:
                 yield _told(unreadable)
                 continue
@@ -97,13 +105,13 @@ class PromptCheck:
                 1, () if problem is None else (RowProblem(str(place.file), place.line, name, problem, index),)
             )
 
-    def _encoded(self, model: str) -> Iterator[CheckProgress]:
+    def _encoded(self, model: str, lacking: set[str]) -> Iterator[CheckProgress]:
         """Read rows and encode them.
 
         A model takes seconds to load, so the first rows are read before that: a mistake in all rows is told at once.
         """
         unreadable: list[RowProblem] = []
-        rows = self._readable(unreadable)
+        rows = self._readable(unreadable, lacking)
         first: list[_Row] = []
         size = 0
         for row in rows:
@@ -127,8 +135,9 @@ class PromptCheck:
                 bad = () if problem is None else (RowProblem(str(place.file), place.line, name, problem, index),)
                 yield CheckProgress(1, bad)
 
-    def _readable(self, unreadable: list[RowProblem]) -> Iterator[_Row | None]:
-        """Yield the rows that can be read, and ``None`` for each other one, which is added to ``unreadable``."""
+    def _readable(self, unreadable: list[RowProblem], lacking: set[str]) -> Iterator[_Row | None]:
+        """Yield the rows that can be read, and ``None`` for each other one, which is added to ``unreadable``. Their
+        domains are removed from ``lacking``."""
         index = 0
         for row in self._scanned():
             if row.value is None:
@@ -136,6 +145,7 @@ class PromptCheck:
                 yield None
                 continue
             prompt = _prompt_of(row.value)
+            lacking.discard(prompt.domain or "")
             yield (index, row.place, prompt.id), prompt
             index += 1
 

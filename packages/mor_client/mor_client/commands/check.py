@@ -66,7 +66,12 @@ def check(
         response = response_tokens or (1 if spec is None else spec.sampling.max_tokens)
         limits = PromptLimits(max_model_len, max_images, response)
         workers = processes or len(os.sched_getaffinity(0))
-        checks = [PromptCheck(Path(path), names, preferences, model, limits, workers) for path, names in files]
+        checks = [
+            PromptCheck(
+                Path(file.path), file.columns, preferences, model, limits, workers, domains=_domains(spec, file)
+            )
+            for file in files
+        ]
         with Progress(
             SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), console=err, transient=True
         ) as progress:
@@ -106,6 +111,13 @@ def _read_spec(path: Path, *, for_rows: bool) -> RunSpec:
         return RunSpec.model_validate(read_spec_file(path))
     except ValidationError as error:
         raise Invalid(f"{path}: {describe(error)}") from error
+
+
+def _domains(spec: RunSpec | None, file: PromptFile) -> tuple[str, ...]:
+    """Return the domains that the sources of a run take from a file."""
+    if spec is None:
+        return ()
+    return tuple(source.domain for source in spec.sources if source.domain and source.file(spec.prompt_columns) == file)
 
 
 def _print(row: RowProblem) -> None:

@@ -166,9 +166,10 @@ def check_room(folder: Path, needed: int, path: Path) -> None:
 
 def _bytes_of(file: Path) -> int:
     """Estimate the bytes that an index needs for a file."""
-    if file.suffix == ".tar":
+    suffix = file.suffix.lower()
+    if suffix == ".tar":
         return 0  # its pictures stay there
-    return arrow_rows.decoded_bytes(file) if file.suffix == ".parquet" else file.stat().st_size
+    return arrow_rows.decoded_bytes(file) if suffix == ".parquet" else file.stat().st_size
 
 
 def _readable(rows: Iterator[ParsedRow[Prompt]], path: Path) -> Iterator[ParsedRow[Prompt]]:
