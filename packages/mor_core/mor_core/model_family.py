@@ -50,6 +50,17 @@ def check_family(model: str) -> Any:
     return processor
 
 
+def model_length(model: str) -> int | None:
+    """Return the positions of a model; ``None`` where its configuration does not name them."""
+    from transformers import AutoConfig
+
+    try:
+        length = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    except (OSError, ValueError):
+        return None  # the model's loading names what is wrong
+    return length if isinstance(length, int) else None
+
+
 def model_class(model: str) -> Any:
     """Return the class of transformers that holds an image-text-to-text checkpoint.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mor_core.datafiles import ParsedRow, Preference, Prompt, scan_preferences, 
 from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.encoding_processes import EncodingProcesses
 from mor_core.errors import Invalid
-from mor_core.model_family import check_family
+from mor_core.model_family import check_family, model_length
 from mor_core.prompt_limits import PromptLimits
 
 _ROWS_FIRST, _BYTES_FIRST = 1024, 64 << 20
@@ -64,6 +64,7 @@ class PromptCheck:
     model: str | None = None
     """Checkpoint whose processor encodes the prompts; without it the rows are only read."""
     limits: PromptLimits = field(default_factory=PromptLimits)
+    """Without a length, that of the model counts."""
     processes: int = 1
     row_s: float = ROW_S
     """Longest encoding of a row, seconds."""
@@ -125,7 +126,10 @@ class PromptCheck:
         if not first:
             return
         check_family(model)  # here first, so that a model that cannot be used is refused by name
-        processes: EncodingProcesses[_Key] = EncodingProcesses(model, self.limits, self.processes, self.row_s)
+        limits = self.limits
+        if limits.model_len is None:
+            limits = replace(limits, model_len=model_length(model))
+        processes: EncodingProcesses[_Key] = EncodingProcesses(model, limits, self.processes, self.row_s)
         with closing(processes.encode(chain(first, rows))) as answers:
             for answer in answers:
                 if answer is None:

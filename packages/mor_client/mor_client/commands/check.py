@@ -44,7 +44,9 @@ def check(
         int | None,
         typer.Option(min=1, help="sampling.max_tokens of the run; by default that of a specification, or 1."),
     ] = None,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="MOR_MAX_MODEL_LEN of the rollout service.")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="MOR_MAX_MODEL_LEN of the rollout service; by default the model's length.")
+    ] = None,
     max_images: Annotated[int | None, typer.Option(min=0, help="MOR_MAX_IMAGES of the rollout service.")] = None,
     family: Annotated[
         bool, typer.Option(help="Also try whether the trainer can train the model's family; needs mor-trainer here.")
@@ -64,7 +66,8 @@ def check(
         spec = _read_spec(data, for_rows=bool(columns or preferences)) if data.suffix == ".toml" else None
         files = (PromptFile(str(data), columns),) if spec is None else spec.prompt_files()
         response = response_tokens or (1 if spec is None else spec.sampling.max_tokens)
-        limits = PromptLimits(max_model_len, max_images, response)
+        update = None if spec is None else spec.micro_batch_tokens
+        limits = PromptLimits(max_model_len, max_images, response, micro_batch_tokens=update)
         workers = processes or len(os.sched_getaffinity(0))
         checks = [
             PromptCheck(
