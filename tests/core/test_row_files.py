@@ -16,6 +16,8 @@ from mor_core.errors import Conflict, DataFileError, Invalid, MorError
 from mor_core.images import MAX_BYTES
 from PIL import Image
 
+LONG = "x" * 1_000_000
+
 
 def png(colour: str = "red") -> bytes:
     content = io.BytesIO()
@@ -233,6 +235,16 @@ def test_a_bad_row_is_named_by_its_id(tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_text(lines({"id": "q-7", "prompt": "a", "images": picture}))
         with pytest.raises(DataFileError, match=rf"rows\.jsonl:1: images: .*{problem}.*\(row 'q-7'\)"):
             read_prompts(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    "row", [{LONG: 1}, {"prompt": [{"role": "user", "content": [{"type": LONG}]}]}, {"id": LONG}, {"domain": LONG}]
+)
+def test_the_problem_of_a_row_is_short_whatever_the_row_holds(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines({"prompt": "a", "id": 1}) + lines({"prompt": "a", **row}))
+    with pytest.raises(DataFileError) as refused:
+        read_prompts(tmp_path / "rows.jsonl")
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_folder_or_pattern_without_data_is_named(tmp_path: Path) -> None:

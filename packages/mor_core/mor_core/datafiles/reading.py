@@ -19,8 +19,8 @@ from mor_core.wire import Message
 
 SHOWN_PROBLEMS = 10
 """Invalid lines that an error lists."""
-_LONGEST_ID = 200
-"""Characters of an id, which may be a path; it is in every message about its row."""
+_LONGEST_NAME = 200
+"""Characters of an id, which may be a path, and of a domain; they are in messages about their rows, and in metrics."""
 _SHOWN_CHARACTERS = 100
 """Length up to which an error quotes an id."""
 _ADD_ROWS: dict[Content, str] = {
@@ -220,8 +220,8 @@ def _name(row: dict[str, Any], place: RowPlace, *, alone: bool) -> str:
         name = str(place.line) if alone else f"{place.file.name}:{place.line}"
     elif isinstance(given, str | int) and not isinstance(given, bool):
         name = str(given)
-        if len(name) > _LONGEST_ID:
-            raise Invalid(f"id: {len(name)} characters; give at most {_LONGEST_ID}, or leave the ids out: ignore=id")
+        if len(name) > _LONGEST_NAME:
+            raise Invalid(f"id: {len(name)} characters; give at most {_LONGEST_NAME}, or leave the ids out: ignore=id")
     else:
         raise Invalid(f"id: got {type(given).__name__}; give a string or an integer")
     return name if part is None else f"{name}/{part}"
@@ -231,6 +231,8 @@ def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str
     domain = row.get("domain")
     if not isinstance(domain, str | None):
         raise Invalid(f"domain: got {type(domain).__name__}; give a string")
+    if domain is not None and len(domain) > _LONGEST_NAME:
+        raise Invalid(f"domain: {len(domain)} characters; give at most {_LONGEST_NAME}")
     shown = pictures.of_row(row.get("images") or own_pictures(row["prompt"]), folder)
     return Prompt(
         id=name,
