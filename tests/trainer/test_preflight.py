@@ -12,8 +12,10 @@ from mor_core.prompt_limits import PromptLimits
 from mor_core.run_status import PreflightStatus
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
+from mor_trainer.prompts import preflight
 from mor_trainer.prompts.preflight import Preflight
 from mor_trainer.prompts.run_prompts import open_files
+from mor_trainer.prompts.stored_checks import read_run_checks
 
 from tests.core.test_data_layouts import png
 from tests.trainer.kit import Processes, write_prompts
@@ -122,17 +124,34 @@ def test_rows_whose_pictures_changed_are_bad_for_that_run_alone(tiny: Path, tmp_
     assert len(open_files(settings, spec, lambda rows: None)[spec.training_files()[0]][:]) == 3
 
 
+def test_the_results_of_a_run_are_bounded(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "MOST_LISTED_OF_RUN", 3)
+    sources = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        data = with_rows(tmp_path / name, *[{"x" * 500: 1, **{f"{n:0>100}": 1 for n in range(9)}}] * 2)
+        sources.append({"name": name, "prompts": str(data)})
+    spec = RunSpec.model_validate({"name": "r", "model": str(tiny), "sources": sources, "max_bad_prompts": 0.5})
+    settings = WorkerSettings(runs_dir=tmp_path / "runs", check_processes=1)
+    check = Preflight(settings, "r", spec, tmp_path, limits=PromptLimits(), report=lambda _: None, obey=lambda: None)
+    check.run()
+    stored = read_run_checks(tmp_path)
+    assert stored is not None
+    assert [(one.result.bad, len(one.result.listed)) for one in stored.files] == [(2, 2), (2, 1)]
+    assert {len(row.problem) for one in stored.files for row in one.result.listed} == {600}
+
+
 def test_a_domain_that_no_row_has_is_told_before_the_check(tiny: Path, tmp_path: Path) -> None:
     data = with_rows(tmp_path, {"prompt": "Why?", "domain": "maps"})
     sources = [{"name": "s", "prompts": str(data), "domain": "map"}]
     spec = RunSpec.model_validate({"name": "r", "model": str(tiny), "sources": sources})
     settings = WorkerSettings(runs_dir=tmp_path / "runs")
     told: list[PreflightStatus] = []
-    preflight = Preflight(
+    checks = Preflight(
         settings, "r", spec, tmp_path / "r", limits=PromptLimits(), report=told.append, obey=lambda: None
     )
     with pytest.raises(Invalid, match=r"no row has the domain 'map'; the file has .*'maps'"):
-        preflight.run()
+        checks.run()
     assert not [status for status in told if status.state != "reading"]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mor_core.datafiles import Prompt
+from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.encoding_processes import EncodingProcesses
 from mor_core.errors import DataFileError, Invalid
 from mor_core.prompt_index import PromptSet
@@ -28,7 +29,9 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows, open_files
 from mor_trainer.prompts.source_prompts import training_prompts
 from mor_trainer.prompts.stored_checks import (
+    MOST_CHARACTERS,
     MOST_LISTED,
+    MOST_LISTED_OF_RUN,
     FileCheck,
     FileCheckStore,
     RunChecks,
@@ -100,13 +103,16 @@ class Preflight:
         self._rows = self._bad = 0
         self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
         stored = []
+        room = MOST_LISTED_OF_RUN
         for file, prompts in files.items():
             data = prompts.folder.name
             result = before.of(file, data) or self._result(prompts)
             self._rows += result.rows
             self._bad += result.bad
             self._found = [*self._found, *result.listed][:SHOWN]
-            stored.append(StoredCheck(file=file, data=data, result=result))
+            listed, room = result.listed[:room], max(0, room - len(result.listed))
+            kept = result.model_copy(update={"listed": listed})
+            stored.append(StoredCheck(file=file, data=data, result=kept))
         write_run_checks(self._folder, RunChecks(files=tuple(stored)))
         self._tell("done", self._rows, self._bad)
         for one in stored:
@@ -134,8 +140,7 @@ class Preflight:
     def _check(self, prompts: PromptSet, rows: _Rows) -> FileCheck:
         """Encode each row that can be read."""
         settings = self._settings
-        bad = [BadPrompt(file=str(row.place.file), line=row.place.line, id=row.name, problem=row.problem or "")
-               for row in islice(prompts.problems, MOST_LISTED)]  # fmt: skip
+        bad = [_bad_prompt(row.place, row.name, row.problem or "") for row in islice(prompts.problems, MOST_LISTED)]
         unreadable, encoded = len(prompts.problems), 0
         left_out: list[int] = []
         processes = EncodingProcesses[int](
@@ -152,7 +157,7 @@ class Preflight:
                     if problem is not None:
                         left_out.append(row)
                         if len(bad) < 2 * MOST_LISTED:
-                            bad.append(_bad_prompt(prompts, row, problem))
+                            bad.append(_bad_prompt(prompts.place(row), prompts.ids[row], problem))
                 done, found = unreadable + encoded, unreadable + len(left_out)
                 self._tell_sometimes("checking", self._rows + done, self._bad + found, bad)
         bad.sort(key=lambda row: (row.file, row.line))
@@ -207,6 +212,5 @@ class _Rows:
         return taken
 
 
-def _bad_prompt(prompts: PromptSet, row: int, problem: str) -> BadPrompt:
-    place = prompts.place(row)
-    return BadPrompt(file=str(place.file), line=place.line, id=prompts.ids[row], problem=problem)
+def _bad_prompt(place: RowPlace, name: str, problem: str) -> BadPrompt:
+    return BadPrompt(file=str(place.file), line=place.line, id=name, problem=problem[:MOST_CHARACTERS])

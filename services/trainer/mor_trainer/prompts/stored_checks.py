@@ -27,8 +27,12 @@ Stored = TypeVar("Stored", bound=BaseModel)
 
 MOST_LISTED = 10_000
 """Bad rows that a result lists with their reasons; of further ones it has the places."""
-_LARGEST_FILE = 64 << 20
-"""Bytes of a result: the listed rows have up to ten megabytes, and a place has eight."""
+MOST_LISTED_OF_RUN = 50_000
+"""Bad rows that all results of a run list together."""
+MOST_CHARACTERS = 600
+"""Characters of a listed reason."""
+_LARGEST_FILE = 256 << 20
+"""Bytes of results: a listed row has a kilobyte, and a place has eight bytes."""
 _KEPT = 256
 """Results that are kept for later runs."""
 _RUN_FILE = "preflight.json"
