@@ -14,7 +14,7 @@ from PIL import Image
 from mor_core import images
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
-from mor_core.folder_links import check_model_folder
+from mor_core.folder_links import check_checkpoint
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import ImagePart, Message, TextPart
 
@@ -69,7 +69,7 @@ def model_class(model: str) -> Any:
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    check_model_folder(model)
+    check_checkpoint(model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers validates a configuration in many ways
