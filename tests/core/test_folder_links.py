@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mor_core.errors import Invalid
 from mor_core.folder_links import check_model_folder
+from mor_core.model_family import model_class
 from mor_core.vision import load_processor
 from mor_reward.backbones.encoders import load_model
 from mor_router.embedding.models import TextModel
@@ -64,6 +65,14 @@ def test_a_link_that_leads_elsewhere_is_named_by_whoever_loads_the_model(
         load_model(AutoModel, str(model), Path.cwd(), pretrained=True, role="text encoder")
     with pytest.raises(Invalid, match=problem):
         TextModel(str(model))
+
+
+def test_a_folder_that_is_not_there_is_named_before_the_hub_is_asked(model: Path) -> None:
+    for name in (str(model / "none"), "./none", "../none"):
+        with pytest.raises(Invalid, match="there is no such folder; give the folder of a checkpoint"):
+            model_class(name)
+        with pytest.raises(Invalid, match="there is no such folder"):
+            load_processor(name)
 
 
 def test_a_link_in_a_circle_is_named(model: Path) -> None:

@@ -139,3 +139,27 @@ def test_the_command_checks_every_file_of_a_run(tmp_path: Path) -> None:
     assert "neither prompts nor sources" in refused.stderr
     mapped = CliRunner().invoke(app, ["check", str(spec), "--map", "prompt=question"])
     assert "write prompt_columns in the specification" in mapped.stderr
+
+
+def test_the_command_names_a_domain_that_no_row_has(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", {"prompt": "fine", "domain": "chart"}, {"prompt": 5, "domain": "map"})
+    sources = "".join(
+        f'[[sources]]\nname = "{name}"\nprompts = "{data}"\n{domain}'
+        for name, domain in (("x", ""), ("y", 'domain = "chart"\n'), ("z", 'domain = "map"\n'))
+    )
+    (tmp_path / "run.toml").write_text(f'name = "r"\nmodel = "/m"\n{sources}')
+    done = CliRunner().invoke(app, ["check", str(tmp_path / "run.toml")])
+    assert done.exit_code == 2
+    assert "no row that can be read has the domain 'map' of a source" in done.stderr
+
+
+def test_the_command_has_the_limits_of_the_run_and_the_model(tmp_path: Path, model: str) -> None:
+    rows = [{"prompt": "word " * count} for count in (5, 200, 1000)]
+    data = write(tmp_path / "a.jsonl", *rows)
+    fields = f'name = "r"\nmodel = "{model}"\nprompts = "{data}"\nmicro_batch_tokens = 500\n'
+    (tmp_path / "run.toml").write_text(fields + "sampling = {max_tokens = 8}\n")
+    arguments = ["check", str(tmp_path / "run.toml"), "--model", model, "--no-family", "--processes", "1", "--json"]
+    told = json.loads(CliRunner().invoke(app, arguments).stdout.splitlines()[-1])
+    assert [row["line"] for row in told["found"]] == [2, 3]
+    assert "micro_batch_tokens=500" in told["found"][0]["problem"]
+    assert "prompt and response together may have 2048" in told["found"][1]["problem"]

@@ -12,12 +12,13 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mor_core.datafiles import read_prompts
-from mor_core.errors import Invalid, MorError, Unavailable
+from mor_core.datafiles import picture_cells, read_prompts
+from mor_core.errors import DataFileError, Invalid, MorError, Unavailable
 from mor_core.prompt_index import PromptSet, index_builder, index_folders, open_prompts, sweep_indexes
 from mor_core.prompt_index.file_lock import FileLock
 from mor_core.prompt_index.index_file import MANIFEST, PICTURES, PROMPTS
@@ -57,6 +58,41 @@ def test_changed_data_is_indexed_again(tmp_path: Path, change: str) -> None:
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     prompts, read = opened(path)
     assert read == len(prompts) and list(prompts) == read_prompts(path)
+
+
+@pytest.mark.parametrize("first", ["missing", "broken", "over the budget"])
+def test_a_picture_that_is_put_in_place_is_read_for_the_next_run(
+    tmp_path: Path, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, {"prompt": "Which?", "images": ["later.png"]}, {"prompt": "Why?"})
+    if first == "broken":
+        (tmp_path / "later.png").write_bytes(png()[:40])
+    elif first == "over the budget":
+        (tmp_path / "later.png").write_bytes(png("green"))
+        monkeypatch.setattr(picture_cells, "MOST_BYTES", 10)
+    index: dict[str, Any] = {"index_dir": tmp_path / "index", "leave_out": True}
+    before = open_prompts(path, **index)
+    assert (len(before), len(before.problems)) == (1, 1)
+    assert open_prompts(path, **index).folder == before.folder
+    monkeypatch.undo()
+    (tmp_path / "later.png").write_bytes(png("blue"))
+    after = open_prompts(path, **index)
+    assert (len(after), list(after.problems)) == (2, [])
+    assert open_prompts(path, **index).folder == after.folder
+    # A run that began before goes on with its rows.
+    assert open_prompts(path, **index, former=before.folder.name).folder == before.folder
+
+
+def test_a_picture_that_was_exchanged_is_read_for_the_next_run(tmp_path: Path) -> None:
+    path = written(tmp_path, *ROWS)
+    before = opened(path)[0]
+    (tmp_path / "a.png").write_bytes(png("green"))
+    with pytest.raises(DataFileError, match="put the former picture back, or create the run again"):
+        before[0]
+    assert list(opened(path)[0]) == read_prompts(path)
+    assert opened(path)[1] == 0
+    former = open_prompts(path, index_dir=tmp_path / "index", former=before.folder.name)
+    assert former.folder == before.folder
 
 
 def test_data_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
@@ -212,6 +248,7 @@ def test_indexes_that_nobody_uses_are_deleted(tmp_path: Path) -> None:
 _MEASURE = """
 import sys
 from pathlib import Path
+from typing import Any
 from mor_core.datafiles import read_prompts
 from mor_core.prompt_index import open_prompts
 

@@ -16,6 +16,8 @@ from mor_core.errors import Conflict, DataFileError, Invalid, MorError
 from mor_core.images import MAX_BYTES
 from PIL import Image
 
+LONG = "x" * 1_000_000
+
 
 def png(colour: str = "red") -> bytes:
     content = io.BytesIO()
@@ -185,6 +187,9 @@ def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
         ("rows.csv", b"prompt\na\n", "save it as JSON lines or Parquet"),
         ("rows.jsonl", '{"prompt": "a"}'.encode("utf-16"), "is in UTF-16; save it as UTF-8"),
         ("rows.jsonl", '{"prompt": "a"}'.encode("utf-16-le"), "zero bytes, as UTF-16 has"),
+        ("rows.lz4", b"\x04\x22\x4d\x18", "is compressed by lz4; unpack it"),
+        ("rows.jsonl", b"PAR1", r"is read by the name \*\.parquet; rename it"),
+        ("rows.json", b"ARROW1", r"is read by the name \*\.arrow; rename it"),
         ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\n", "pointer of a file in Git LFS; get"),
     ],
 )
@@ -232,6 +237,16 @@ def test_a_bad_row_is_named_by_its_id(tmp_path: Path) -> None:
             read_prompts(tmp_path / "rows.jsonl")
 
 
+@pytest.mark.parametrize(
+    "row", [{LONG: 1}, {"prompt": [{"role": "user", "content": [{"type": LONG}]}]}, {"id": LONG}, {"domain": LONG}]
+)
+def test_the_problem_of_a_row_is_short_whatever_the_row_holds(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines({"prompt": "a", "id": 1}) + lines({"prompt": "a", **row}))
+    with pytest.raises(DataFileError) as refused:
+        read_prompts(tmp_path / "rows.jsonl")
+    assert len(str(refused.value)) < 1000
+
+
 def test_a_folder_or_pattern_without_data_is_named(tmp_path: Path) -> None:
     for path, problem in (
         (tmp_path, "holds no data file"),
@@ -240,6 +255,23 @@ def test_a_folder_or_pattern_without_data_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(Invalid, match=problem):
             read_prompts(path)
+
+
+def test_a_suffix_in_capitals_is_known(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "ROWS.JSON"):
+        (tmp_path / "ROWS.JSON").write_text('[{"prompt": "a"}]')
+        assert len(read_prompts(place)) == 1
+
+
+def test_a_compressed_shard_of_a_folder_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "rows-1.jsonl.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(Invalid, match=r"rows-1\.jsonl\.gz is compressed; unpack it"):
+        read_prompts(tmp_path)
+    (tmp_path / "rows-0.jsonl").write_text(lines({"prompt": "a"}))
+    with pytest.raises(Invalid, match=r"rows-1\.jsonl\.gz is compressed; unpack it"):
+        read_prompts(tmp_path)
+    (tmp_path / "rows-1.jsonl").write_text(lines({"prompt": "b"}))  # unpacked beside it
+    assert len(read_prompts(tmp_path)) == 2
 
 
 def archive(path: Path, members: dict[str, bytes]) -> Path:
@@ -285,7 +317,7 @@ def test_a_bad_sample_is_named(tmp_path: Path, members: dict[str, bytes], proble
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".tar"])
 def test_a_torn_file_is_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"rows{suffix}"
-    path.write_bytes(b"PAR1 but not really" * 40)
+    path.write_bytes(b"neither of them, really" * 40)
     with pytest.raises(MorError, match=r"rows\.\w+: not a readable \w+ .*; write the file again"):
         read_prompts(path)
 

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_core.errors import DataFileError, Invalid
+from mor_core.preflight_status import PreflightStatus
 from mor_core.prompt_index.file_lock import FileLock
+from mor_core.prompt_limits import PromptLimits
+from mor_core.runs import RunSpec
+from mor_trainer.config import WorkerSettings
+from mor_trainer.prompts import preflight
+from mor_trainer.prompts.preflight import Preflight
+from mor_trainer.prompts.run_prompts import open_files
+from mor_trainer.prompts.stored_checks import read_run_checks
 
+from tests.core.published_rows import png
 from tests.trainer.kit import Processes, write_prompts
 from tests.trainer.stages import Stages, until
 from tests.trainer.watching import alerts, applied_once, create, finish, points, snapshot
@@ -145,6 +155,64 @@ def test_a_run_that_is_paused_while_it_reads_keeps_no_other_one_waiting(
         until(lambda: state() == "checking", 60, "the rows were read anew")
         http.post(f"/v1/runs/{run}/stop").raise_for_status()
         until(lambda: snapshot(processes, run)["state"] == "stopped", 10, "the run stopped")
+
+
+def test_rows_whose_pictures_changed_are_bad_for_that_run_alone(tiny: Path, tmp_path: Path) -> None:
+    data = with_rows(tmp_path, {"id": "shown", "prompt": "What is it?", "images": ["shown.png"]}, good=2)
+    (tmp_path / "shown.png").write_bytes(png("red"))
+    spec = RunSpec.model_validate({"name": "r", "model": str(tiny), "prompts": str(data), "max_bad_prompts": 0.5})
+    settings = WorkerSettings(runs_dir=tmp_path / "runs", check_processes=1)
+    open_files(settings, spec, lambda rows: None)
+
+    def check(run: str) -> PreflightStatus:
+        told: list[PreflightStatus] = []
+        folder = settings.runs_dir / run
+        files = open_files(settings, spec, lambda rows: None)
+        Preflight(settings, run, spec, folder, limits=PromptLimits(), report=told.append, obey=lambda: None).run(files)
+        return told[-1]
+
+    (tmp_path / "shown.png").unlink()
+    lost = check("first")
+    assert (lost.rows, lost.total, lost.bad, lost.found[0].id) == (3, 3, 1, "shown")
+    (tmp_path / "shown.png").write_bytes(png("red"))
+    assert check("second").bad == 0
+    (tmp_path / "shown.png").write_bytes(png("blue"))
+    assert check("third").bad == 0  # the result is known, and a group that shows the picture fails
+    with pytest.raises(DataFileError, match="create the run again"):
+        open_files(settings, spec, lambda rows: None)[spec.training_files()[0]][1]
+    assert check("fourth").bad == 0
+    assert len(open_files(settings, spec, lambda rows: None)[spec.training_files()[0]][:]) == 3
+
+
+def test_the_results_of_a_run_are_bounded(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "MOST_LISTED_OF_RUN", 3)
+    sources = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        data = with_rows(tmp_path / name, *[{"x" * 500: 1, **{f"{n:0>100}": 1 for n in range(9)}}] * 2)
+        sources.append({"name": name, "prompts": str(data)})
+    spec = RunSpec.model_validate({"name": "r", "model": str(tiny), "sources": sources, "max_bad_prompts": 0.5})
+    settings = WorkerSettings(runs_dir=tmp_path / "runs", check_processes=1)
+    check = Preflight(settings, "r", spec, tmp_path, limits=PromptLimits(), report=lambda _: None, obey=lambda: None)
+    check.run(open_files(settings, spec, lambda rows: None))
+    stored = read_run_checks(tmp_path)
+    assert stored is not None
+    assert [(one.result.bad, len(one.result.listed)) for one in stored.files] == [(2, 2), (2, 1)]
+    assert {len(row.problem) for one in stored.files for row in one.result.listed} == {600}
+
+
+def test_a_domain_that_no_row_has_is_told_before_the_check(tiny: Path, tmp_path: Path) -> None:
+    data = with_rows(tmp_path, {"prompt": "Why?", "domain": "maps"})
+    sources = [{"name": "s", "prompts": str(data), "domain": "map"}]
+    spec = RunSpec.model_validate({"name": "r", "model": str(tiny), "sources": sources})
+    settings = WorkerSettings(runs_dir=tmp_path / "runs")
+    told: list[PreflightStatus] = []
+    checks = Preflight(
+        settings, "r", spec, tmp_path / "r", limits=PromptLimits(), report=told.append, obey=lambda: None
+    )
+    with pytest.raises(Invalid, match=r"no row has the domain 'map'; the file has .*'maps'"):
+        checks.run(open_files(settings, spec, lambda rows: None))
+    assert not [status for status in told if status.state != "reading"]
 
 
 def test_a_run_is_stopped_and_paused_during_the_check(processes: Processes, tiny: Path, tmp_path: Path) -> None:

@@ -30,6 +30,18 @@ class FolderLinks:
         return inside and any(_is_blob(file, folder) for folder in self._blobs)
 
 
+def check_checkpoint(model: str) -> None:
+    """Check that the folder of a checkpoint is there, unless it is a hub name, and the links in it.
+
+    Raises:
+        Invalid: there is no such folder, or as ``check_model_folder``.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir() and (folder.is_absolute() or model.startswith(".")):
+        raise Invalid(f"model {model!r}: there is no such folder; give the folder of a checkpoint, or OWNER/NAME")
+    check_model_folder(model)
+
+
 def check_model_folder(model: str) -> None:
     """Check the links in a model's folder, two levels deep as checkpoints are; a hub name has none.
 

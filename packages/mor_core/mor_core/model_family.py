@@ -14,6 +14,7 @@ from PIL import Image
 from mor_core import images
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
+from mor_core.folder_links import check_checkpoint
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.wire import ImagePart, Message, TextPart
 
@@ -49,14 +50,26 @@ def check_family(model: str) -> Any:
     return processor
 
 
+def model_length(model: str) -> int | None:
+    """Return the positions of a model; ``None`` where its configuration does not name them."""
+    from transformers import AutoConfig
+
+    try:
+        length = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    except (OSError, ValueError):
+        return None  # the model's loading names what is wrong
+    return length if isinstance(length, int) else None
+
+
 def model_class(model: str) -> Any:
     """Return the class of transformers that holds an image-text-to-text checkpoint.
 
     Raises:
-        Invalid: it is of another kind, or needs code of its own.
+        Invalid: it is of another kind, or needs code of its own, or there is none.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    check_checkpoint(model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers validates a configuration in many ways

@@ -47,7 +47,7 @@ class BadPrompts(Documented):
     bad: int
     """All bad rows."""
     listed: tuple[BadPrompt, ...]
-    """The first of them, up to ``limit``; a run keeps 10,000 of each file."""
+    """The first of them, up to ``limit``; a run keeps 10,000 of each file, and 50,000 in all."""
 
 
 class PreflightStatus(Documented):

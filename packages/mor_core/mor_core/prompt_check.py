@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mor_core.datafiles import ParsedRow, Preference, Prompt, scan_preferences, 
 from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.encoding_processes import EncodingProcesses
 from mor_core.errors import Invalid
-from mor_core.model_family import check_family
+from mor_core.model_family import check_family, model_length
 from mor_core.prompt_limits import PromptLimits
 
 _ROWS_FIRST, _BYTES_FIRST = 1024, 64 << 20
@@ -64,30 +64,39 @@ class PromptCheck:
     model: str | None = None
     """Checkpoint whose processor encodes the prompts; without it the rows are only read."""
     limits: PromptLimits = field(default_factory=PromptLimits)
+    """Without a length, that of the model counts."""
     processes: int = 1
     row_s: float = ROW_S
     """Longest encoding of a row, seconds."""
+    domains: tuple[str, ...] = ()
+    """Labels that a row must have each, because a source of the run takes the rows with it."""
 
     def run(self) -> Generator[CheckProgress, None, None]:
         """Yield what is found as it is found, and at least twice a second while rows are encoded, to the end.
 
         Raises:
-            Invalid: there is no such data set, or the model has no processor that can be used.
+            Invalid: there is no such data set, no row has one of the domains, or the model has no processor that can be
+                used.
             Unavailable: the processes cannot encode.
         """
-        seen = 0
-        for part in self._read() if self.model is None else self._encoded(self.model):
+        seen, lacking = 0, set(self.domains)
+        for part in self._read(lacking) if self.model is None else self._encoded(self.model, lacking):
             seen += part.rows
             yield part
         if not seen:
             raise Invalid(f"{self.data}: no row that gives prompts; write one JSON object per line")
+        if lacking:
+            named = ", ".join(map(repr, sorted(lacking)))
+            raise Invalid(
+                f"{self.data}: no row that can be read has the domain {named} of a source; correct the source"
+            )
 
     def _scanned(self) -> Iterator[ParsedRow[Any]]:
         return (scan_preferences if self.preferences else scan_prompts)(self.data, self.columns)
 
-    def _read(self) -> Iterator[CheckProgress]:
+    def _read(self, lacking: set[str]) -> Iterator[CheckProgress]:
         unreadable: list[RowProblem] = []
-        for row in self._readable(unreadable):
+        for row in self._readable(unreadable, lacking):
             if row is None:
                 yield _told(unreadable)
                 continue
@@ -97,13 +106,13 @@ class PromptCheck:
                 1, () if problem is None else (RowProblem(str(place.file), place.line, name, problem, index),)
             )
 
-    def _encoded(self, model: str) -> Iterator[CheckProgress]:
+    def _encoded(self, model: str, lacking: set[str]) -> Iterator[CheckProgress]:
         """Read rows and encode them.
 
         A model takes seconds to load, so the first rows are read before that: a mistake in all rows is told at once.
         """
         unreadable: list[RowProblem] = []
-        rows = self._readable(unreadable)
+        rows = self._readable(unreadable, lacking)
         first: list[_Row] = []
         size = 0
         for row in rows:
@@ -117,7 +126,10 @@ class PromptCheck:
         if not first:
             return
         check_family(model)  # here first, so that a model that cannot be used is refused by name
-        processes: EncodingProcesses[_Key] = EncodingProcesses(model, self.limits, self.processes, self.row_s)
+        limits = self.limits
+        if limits.model_len is None:
+            limits = replace(limits, model_len=model_length(model))
+        processes: EncodingProcesses[_Key] = EncodingProcesses(model, limits, self.processes, self.row_s)
         with closing(processes.encode(chain(first, rows))) as answers:
             for answer in answers:
                 if answer is None:
@@ -127,8 +139,9 @@ class PromptCheck:
                 bad = () if problem is None else (RowProblem(str(place.file), place.line, name, problem, index),)
                 yield CheckProgress(1, bad)
 
-    def _readable(self, unreadable: list[RowProblem]) -> Iterator[_Row | None]:
-        """Yield the rows that can be read, and ``None`` for each other one, which is added to ``unreadable``."""
+    def _readable(self, unreadable: list[RowProblem], lacking: set[str]) -> Iterator[_Row | None]:
+        """Yield the rows that can be read, and ``None`` for each other one, which is added to ``unreadable``. Their
+        domains are removed from ``lacking``."""
         index = 0
         for row in self._scanned():
             if row.value is None:
@@ -136,6 +149,7 @@ class PromptCheck:
                 yield None
                 continue
             prompt = _prompt_of(row.value)
+            lacking.discard(prompt.domain or "")
             yield (index, row.place, prompt.id), prompt
             index += 1
 

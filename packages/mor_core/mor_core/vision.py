@@ -15,7 +15,7 @@ from PIL import Image
 from mor_core.chat_template import chat_text
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure, quote_failure
-from mor_core.folder_links import check_model_folder
+from mor_core.folder_links import check_checkpoint
 from mor_core.special_tokens import begin_once, without_bos
 from mor_core.wire import Message, image_hashes
 
@@ -31,7 +31,7 @@ def load_processor(model: str) -> Any:
     """
     from transformers import AutoImageProcessor, AutoProcessor
 
-    check_model_folder(model)
+    check_checkpoint(model)
     try:
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
         processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)

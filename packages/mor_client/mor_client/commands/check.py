@@ -44,7 +44,9 @@ def check(
         int | None,
         typer.Option(min=1, help="sampling.max_tokens of the run; by default that of a specification, or 1."),
     ] = None,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="MOR_MAX_MODEL_LEN of the rollout service.")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="MOR_MAX_MODEL_LEN of the rollout service; by default the model's length.")
+    ] = None,
     max_images: Annotated[int | None, typer.Option(min=0, help="MOR_MAX_IMAGES of the rollout service.")] = None,
     family: Annotated[
         bool, typer.Option(help="Also try whether the trainer can train the model's family; needs mor-trainer here.")
@@ -64,9 +66,15 @@ def check(
         spec = _read_spec(data, for_rows=bool(columns or preferences)) if data.suffix == ".toml" else None
         files = (PromptFile(str(data), columns),) if spec is None else spec.prompt_files()
         response = response_tokens or (1 if spec is None else spec.sampling.max_tokens)
-        limits = PromptLimits(max_model_len, max_images, response)
+        update = None if spec is None else spec.micro_batch_tokens
+        limits = PromptLimits(max_model_len, max_images, response, micro_batch_tokens=update)
         workers = processes or len(os.sched_getaffinity(0))
-        checks = [PromptCheck(Path(path), names, preferences, model, limits, workers) for path, names in files]
+        checks = [
+            PromptCheck(
+                Path(file.path), file.columns, preferences, model, limits, workers, domains=_domains(spec, file)
+            )
+            for file in files
+        ]
         with Progress(
             SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), console=err, transient=True
         ) as progress:
@@ -106,6 +114,13 @@ def _read_spec(path: Path, *, for_rows: bool) -> RunSpec:
         return RunSpec.model_validate(read_spec_file(path))
     except ValidationError as error:
         raise Invalid(f"{path}: {describe(error)}") from error
+
+
+def _domains(spec: RunSpec | None, file: PromptFile) -> tuple[str, ...]:
+    """Return the domains that the sources of a run take from a file."""
+    if spec is None:
+        return ()
+    return tuple(source.domain for source in spec.sources if source.domain and source.file(spec.prompt_columns) == file)
 
 
 def _print(row: RowProblem) -> None:

@@ -165,7 +165,7 @@ def show(run: RunName, *, as_json: Json = False) -> None:
 def bad_prompts(
     run: RunName,
     *,
-    limit: Annotated[int, typer.Option(min=1, max=20_000, help="Most rows that are listed.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, max=50_000, help="Most rows that are listed.")] = 1000,
     as_json: Json = False,
 ) -> None:
     """List the prompts that the check before the first step found bad: file, line, id and reason."""

@@ -7,6 +7,7 @@ the rule for links there.
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,20 @@ from mor_core.image_budget import MOST_BYTES, ImageBudget
 
 _SHOWN_CHARACTERS = 100
 """Length up to which an error quotes a file name, in characters."""
+_LONGEST_NAME = 4096
+"""Characters of a file name; a longer text may be a picture in base64."""
+_FILE_ADDRESS = "file://"
 _REMEMBERED = 1 << 16
 """Pictures that are not decoded again when another row has them: 12 MB of hashes, and most sets have fewer."""
+
+
+class PictureProblem(Invalid):
+    """The pictures of a row cannot be used."""
+
+    def __init__(self, problem: str, files: Sequence[Path]) -> None:
+        """``files``: those that the row names, of which another content may cure it."""
+        super().__init__(problem)
+        self.files = files
 
 
 class PictureCells:
@@ -38,15 +51,18 @@ class PictureCells:
         ``folder``: of the row's file, which file names are relative to.
 
         Raises:
-            Invalid: a picture cannot be read, or all of them are over the budget of a request.
+            PictureProblem: a picture cannot be read, or all of them are over the budget of a request.
         """
         if cells is None or cells == "":
             return []
-        shown = [self._of(cell, folder) for cell in (cells if isinstance(cells, list) else [cells])]
+        listed = cells if isinstance(cells, list) else [cells]
         try:
+            shown = [self._of(cell, folder) for cell in listed]
             ImageBudget(MOST_BYTES).spend(*dict(shown).values())
-        except TooLarge as error:
-            raise Invalid(f"images: {error}") from error
+        except MorError as error:
+            problem = f"images: {error}" if isinstance(error, TooLarge) else str(error)
+            named = [folder / name for name in map(_file_name, listed) if name is not None]
+            raise PictureProblem(problem, named) from error
         return shown
 
     def _of(self, cell: Any, folder: Path) -> tuple[str, bytes]:
@@ -95,7 +111,7 @@ class PictureCells:
         # A longer one may be a picture in base64 without the prefix of a data URI.
         if name.startswith(("http://", "https://")):
             raise Invalid(f"images: {name[:_SHOWN_CHARACTERS]!r} is an address; download it and give the file's name")
-        name = name.removeprefix("file://")
+        name = name.removeprefix(_FILE_ADDRESS)
         shown = repr(name) if len(name) <= _SHOWN_CHARACTERS else f"a name of {len(name)} characters"
         try:
             file = (folder / name).resolve()
@@ -114,3 +130,12 @@ class PictureCells:
                 f"images: {shown} has {size} bytes, of at most {safe_images.MAX_BYTES}; scale the picture down"
             )
         return content
+
+
+def _file_name(cell: Any) -> str | None:
+    """Return the name of a file that an image cell gives; ``None`` where it holds the picture."""
+    if isinstance(cell, dict) and cell.get("bytes") is None:
+        cell = cell.get("path")
+    if not isinstance(cell, str) or cell.startswith("data:") or len(cell) > _LONGEST_NAME:
+        return None
+    return cell.removeprefix(_FILE_ADDRESS)

@@ -12,15 +12,15 @@ from mor_core.datafiles.column_map import ColumnMap
 from mor_core.datafiles.conversations import conversation, own_pictures, response
 from mor_core.datafiles.layouts import layout_of
 from mor_core.datafiles.layouts.layout import Content
-from mor_core.datafiles.picture_cells import PictureCells
+from mor_core.datafiles.picture_cells import PictureCells, PictureProblem
 from mor_core.datafiles.sources.row_files import RawRow, RowPlace, open_rows
 from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.wire import Message
 
 SHOWN_PROBLEMS = 10
 """Invalid lines that an error lists."""
-_LONGEST_ID = 200
-"""Characters of an id, which may be a path; it is in every message about its row."""
+_LONGEST_NAME = 200
+"""Characters of an id, which may be a path, and of a domain; they are in messages about their rows, and in metrics."""
 _SHOWN_CHARACTERS = 100
 """Length up to which an error quotes an id."""
 _ADD_ROWS: dict[Content, str] = {
@@ -60,6 +60,8 @@ class ParsedRow(Generic[Row]):
     """Its id; empty where the row is too broken to have one."""
     value: Row | None
     problem: str | None
+    pictures: Sequence[Path] = ()
+    """Files of pictures that its problem is about."""
 
 
 class NamePlaces(Protocol):
@@ -176,7 +178,8 @@ def _scan(
         except MorError as error:
             own = row.get("id") if isinstance(row, dict) else None
             named = f" (row {str(own)[:_SHOWN_CHARACTERS]!r})" if own else ""
-            yield ParsedRow(place, name, None, f"{error}{named}")
+            files = error.files if isinstance(error, PictureProblem) else ()
+            yield ParsedRow(place, name, None, f"{error}{named}", files)
 
 
 def _shown(place: RowPlace, file: Path) -> str:
@@ -217,8 +220,8 @@ def _name(row: dict[str, Any], place: RowPlace, *, alone: bool) -> str:
         name = str(place.line) if alone else f"{place.file.name}:{place.line}"
     elif isinstance(given, str | int) and not isinstance(given, bool):
         name = str(given)
-        if len(name) > _LONGEST_ID:
-            raise Invalid(f"id: {len(name)} characters; give at most {_LONGEST_ID}, or leave the ids out: ignore=id")
+        if len(name) > _LONGEST_NAME:
+            raise Invalid(f"id: {len(name)} characters; give at most {_LONGEST_NAME}, or leave the ids out: ignore=id")
     else:
         raise Invalid(f"id: got {type(given).__name__}; give a string or an integer")
     return name if part is None else f"{name}/{part}"
@@ -228,6 +231,8 @@ def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str
     domain = row.get("domain")
     if not isinstance(domain, str | None):
         raise Invalid(f"domain: got {type(domain).__name__}; give a string")
+    if domain is not None and len(domain) > _LONGEST_NAME:
+        raise Invalid(f"domain: {len(domain)} characters; give at most {_LONGEST_NAME}")
     shown = pictures.of_row(row.get("images") or own_pictures(row["prompt"]), folder)
     return Prompt(
         id=name,

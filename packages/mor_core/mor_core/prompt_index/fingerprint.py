@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import PIL
@@ -37,6 +38,23 @@ def fingerprint(path: Path, columns: str) -> str:
         "code": _code(),
     }
     return hashlib.sha256(json.dumps(known).encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def later_fingerprint(name: str, found: Iterable[str]) -> str:
+    """Return the name of the index that follows another one, after the changes ``found`` in pictures."""
+    known = hashlib.sha256(name.encode())
+    for one in found:
+        known.update(one.encode() + b"\0")
+    return known.hexdigest()[:32]
+
+
+def file_state(file: Path) -> str:
+    """Return size and times of a file, empty for none; another content has another state."""
+    try:
+        state = file.stat()
+    except (OSError, ValueError):
+        return ""
+    return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
 
 
 @functools.cache

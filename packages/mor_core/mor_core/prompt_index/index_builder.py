@@ -19,6 +19,7 @@ from mor_core.datafiles.sources.picture_bytes import OriginalPicture
 from mor_core.datafiles.sources.row_files import RowPlace, RowSource, content_files, open_rows
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
+from mor_core.prompt_index.fingerprint import file_state
 from mor_core.prompt_index.index_file import PICTURES, PROMPTS, TABLES, write_manifest
 from mor_core.wire.messages import Messages
 
@@ -80,7 +81,7 @@ class _IndexWriter:
         self._numbers = {file: number for number, file in enumerate(source.files)}
         self._end = 0
         """Bytes of pictures that are copied."""
-        self.prompts = self.problems = 0
+        self.prompts = self.problems = self._unusable = 0
         database.execute("INSERT INTO root VALUES (?)", (os.fsencode(source.root),))
         database.executemany("INSERT INTO files VALUES (?, ?)", enumerate(map(os.fsencode, source.files)))
 
@@ -115,6 +116,10 @@ class _IndexWriter:
             "INSERT INTO problems VALUES (?, ?, ?, ?, ?)", (self.problems, row.name, *place, problem)
         )
         self.problems += 1
+        for picture in row.pictures:
+            known = (self._unusable, os.fsencode(picture.absolute()), file_state(picture))
+            self._database.execute("INSERT INTO unusable VALUES (?, ?, ?)", known)
+            self._unusable += 1
 
     def _write_prompt(self, place: RowPlace, prompt: Prompt) -> None:
         messages = MESSAGES.dump_json(prompt.messages).decode()
@@ -161,9 +166,10 @@ def check_room(folder: Path, needed: int, path: Path) -> None:
 
 def _bytes_of(file: Path) -> int:
     """Estimate the bytes that an index needs for a file."""
-    if file.suffix == ".tar":
+    suffix = file.suffix.lower()
+    if suffix == ".tar":
         return 0  # its pictures stay there
-    return arrow_rows.decoded_bytes(file) if file.suffix == ".parquet" else file.stat().st_size
+    return arrow_rows.decoded_bytes(file) if suffix == ".parquet" else file.stat().st_size
 
 
 def _readable(rows: Iterator[ParsedRow[Prompt]], path: Path) -> Iterator[ParsedRow[Prompt]]:

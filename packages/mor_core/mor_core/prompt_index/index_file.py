@@ -22,6 +22,8 @@ from mor_core.plain_files import read_plain_file
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.sqlite3"
 PICTURES = "pictures.bin"
+EXCHANGED = "exchanged"
+"""Empty file in an index of which a reader has found that a picture is another one now."""
 _LARGEST_MANIFEST = 64 << 10
 _BLOCK = 1 << 20
 TABLES = """
@@ -51,6 +53,11 @@ CREATE TABLE problems (
   file INTEGER NOT NULL,
   line INTEGER NOT NULL,
   problem TEXT NOT NULL
+);
+CREATE TABLE unusable (       -- pictures of the rows with problems, in files of their own
+  row INTEGER PRIMARY KEY,    -- from 0, without gaps
+  path BLOB NOT NULL,
+  state TEXT NOT NULL         -- of the file when it was read, see file_state
 );
 """
 Bytes = Annotated[int, Field(ge=0)]

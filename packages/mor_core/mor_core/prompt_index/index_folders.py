@@ -16,7 +16,7 @@ from mor_core.datafiles.reading import SHOWN_PROBLEMS, refusal
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.prompt_index.file_lock import FileLock
-from mor_core.prompt_index.fingerprint import fingerprint
+from mor_core.prompt_index.fingerprint import fingerprint, later_fingerprint
 from mor_core.prompt_index.index_builder import build_index
 from mor_core.prompt_index.index_file import MANIFEST
 from mor_core.prompt_index.prompt_set import PromptSet
@@ -39,20 +39,32 @@ def open_prompts(
     *,
     index_dir: Path,
     leave_out: bool = False,
+    former: str | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> PromptSet:
     """Open the prompts of a data set, after building its index below ``index_dir`` where there is none.
 
-    ``leave_out``: whether a set with invalid rows is opened without them; see ``PromptSet.problems``. ``progress``
-    receives the number of rows read so far while an index is built, 0 while another process builds it; what it raises
-    ends the work.
+    ``leave_out``: whether a set with invalid rows is opened without them; see ``PromptSet.problems``. ``former``: name
+    of the index that was used before, which is opened again even if pictures have changed since; without it they get
+    another index. ``progress`` receives the number of rows read so far while an index is built, 0 while another process
+    builds it; what it raises ends the work.
 
     Raises:
         DataFileError: as ``read_prompts``.
         Invalid: there is no such data set, or ``columns`` is no map.
         Unavailable: the index cannot be written, or another process that builds it has stopped.
     """
-    prompts = _opened_or_built(path, columns, index_dir, progress)
+    name = fingerprint(path, columns)
+
+    def build(folder: Path, advanced: Callable[[int], None]) -> None:
+        build_index(path, columns, folder, advanced)
+        if fingerprint(path, columns) != name:
+            raise Invalid(f"{path} changed while it was read; start again when it is complete")
+
+    prompts = _opened_or_built(path, index_dir / name, build, progress)
+    while prompts.folder.name != former and (changes := prompts.changes()):
+        later = later_fingerprint(prompts.folder.name, changes)
+        prompts = _opened_or_built(path, index_dir / later, build, progress)
     if not prompts or not leave_out:
         refuse_problems(path, prompts)
     return prompts
@@ -91,9 +103,11 @@ def sweep_indexes(index_dir: Path, unused_days: float, most_bytes: int) -> None:
                 held.release()
 
 
-def _opened_or_built(path: Path, columns: str, index_dir: Path, progress: Callable[[int], None]) -> PromptSet:
-    name = fingerprint(path, columns)
-    folder = index_dir / name
+def _opened_or_built(
+    path: Path, folder: Path, build: Callable[[Path, Callable[[int], None]], None], progress: Callable[[int], None]
+) -> PromptSet:
+    """Open the index ``folder``, or build it by ``build``."""
+    index_dir, name = folder.parent, folder.name
     try:
         if (found := _opened(folder)) is not None:
             return found
@@ -103,9 +117,7 @@ def _opened_or_built(path: Path, columns: str, index_dir: Path, progress: Callab
                 return found
             _delete_parts(index_dir, name)
             with atomic.folder(folder) as partial:
-                build_index(path, columns, partial, advanced)
-                if fingerprint(path, columns) != name:
-                    raise Invalid(f"{path} changed while it was read; start again when it is complete")
+                build(partial, advanced)
             return PromptSet(folder)
     except OSError as error:
         raise Unavailable(

@@ -20,8 +20,9 @@ from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.failures import describe_failure
 from mor_core.prompt_index.file_lock import FileLock
+from mor_core.prompt_index.fingerprint import file_state
 from mor_core.prompt_index.index_builder import MESSAGES
-from mor_core.prompt_index.index_file import MANIFEST, PICTURES, check_files, connect_to_read
+from mor_core.prompt_index.index_file import EXCHANGED, MANIFEST, PICTURES, check_files, connect_to_read
 
 _BLOCK = 1024
 """Rows that are read at a time where a whole column is read."""
@@ -42,6 +43,8 @@ class _StoredPicture(NamedTuple):
 _Only = Annotated[list[T], Field(min_length=1, max_length=1)]
 _STRICT = ConfigDict(strict=True)
 _ROOT: TypeAdapter[list[tuple[bytes]]] = TypeAdapter(_Only[tuple[bytes]], config=_STRICT)
+_COUNT: TypeAdapter[list[tuple[int]]] = TypeAdapter(_Only[tuple[int]], config=_STRICT)
+_UNUSABLE = TypeAdapter(list[tuple[bytes, str]], config=_STRICT)
 _PATHS = TypeAdapter(list[tuple[bytes]], config=_STRICT)
 _ROW: TypeAdapter[list[tuple[str, str | None, int, int, str]]] = TypeAdapter(
     _Only[tuple[str, str | None, int, int, str]], config=_STRICT
@@ -79,6 +82,7 @@ class PromptSet(Sequence[Prompt]):
         self._size, self._bad = manifest.prompts, manifest.problems
         files = self._rows(_PATHS, "SELECT path FROM files ORDER BY number")
         self._files = [Path(os.fsdecode(path)) for (path,) in files]
+        [(self._unusable,)] = self._rows(_COUNT, "SELECT count(*) FROM unusable")
         [(root,)] = self._rows(_ROOT, "SELECT path FROM root")
         self._cells = PictureCells(Path(os.fsdecode(root)))
 
@@ -95,6 +99,15 @@ class PromptSet(Sequence[Prompt]):
     def problems(self) -> Sequence[ParsedRow[Prompt]]:
         """Rows that were left out, each with its problem."""
         return _Column(self._bad, self._problems)
+
+    def changes(self) -> list[str]:
+        """Return what another index would have to consider: a picture that was exchanged, and those that could not be
+        used and are others now."""
+        found = [EXCHANGED] if (self.folder / EXCHANGED).exists() else []
+        for path, state in _Column(self._unusable, self._unusable_pictures):
+            if (now := file_state(Path(os.fsdecode(path)))) != state:
+                found.append(f"{path!r} {now}")
+        return found
 
     def __reduce__(self) -> tuple[type[PromptSet], tuple[Path]]:
         return PromptSet, (self.folder,)
@@ -149,6 +162,8 @@ class PromptSet(Sequence[Prompt]):
             return content
         if picture.copied:
             raise self._damaged(Invalid(f"{PICTURES} has another picture at {picture.start}"))
+        with suppress(OSError):  # a folder that may only be read
+            (self.folder / EXCHANGED).touch()
         raise Invalid(
             f"images: {picture.name or file.name:.100} is not what was indexed; put the former picture back, or create "
             "the run again"
@@ -179,6 +194,11 @@ class PromptSet(Sequence[Prompt]):
         query = "SELECT file, line, id, problem FROM problems WHERE row >= ? ORDER BY row LIMIT ?"
         found = self._rows(_PROBLEMS, query, first, count)
         return [ParsedRow(self._place(file, line), name, None, problem) for file, line, name, problem in found]
+
+    def _unusable_pictures(self, first: int, count: int) -> list[tuple[bytes, str]]:
+        return self._rows(
+            _UNUSABLE, "SELECT path, state FROM unusable WHERE row >= ? ORDER BY row LIMIT ?", first, count
+        )
 
     def _damaged(self, error: Exception) -> Invalid:
         """Return the error for an index that is damaged, after making sure that it is built again."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from mor_core.datafiles import Prompt
+from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.encoding_processes import EncodingProcesses
 from mor_core.errors import DataFileError, Invalid, Unavailable
 from mor_core.preflight_status import BadPrompt, PreflightStatus
@@ -26,8 +27,11 @@ from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.prompts.run_prompts import SHOWN, SHOWN_CHARACTERS, listed_rows
+from mor_trainer.prompts.source_prompts import training_prompts
 from mor_trainer.prompts.stored_checks import (
+    MOST_CHARACTERS,
     MOST_LISTED,
+    MOST_LISTED_OF_RUN,
     FileCheck,
     FileCheckStore,
     RunChecks,
@@ -96,17 +100,22 @@ class Preflight:
 
         Raises:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
+            Invalid: a source has no row.
         """
-        before = read_run_checks(self._folder) or RunChecks()
+        before = read_run_checks(self._folder) or RunChecks(files=())
+        training_prompts(self._spec, files, {})  # a domain that no row has is told before the long work
         self._total = sum(len(prompts) + len(prompts.problems) for prompts in files.values())
         stored = []
+        room = MOST_LISTED_OF_RUN
         for file, prompts in files.items():
             data = prompts.folder.name
             result = before.of(file, data) or self._result(prompts)
             self._rows += result.rows
             self._bad += result.bad
             self._found = [*self._found, *result.listed][:SHOWN]
-            stored.append(StoredCheck(file=file, data=data, result=result))
+            listed, room = result.listed[:room], max(0, room - len(result.listed))
+            kept = result.model_copy(update={"listed": listed})
+            stored.append(StoredCheck(file=file, data=data, result=kept))
         results = RunChecks(files=tuple(stored))
         write_run_checks(self._folder, results)
         self._tell("done", self._rows, self._bad)
@@ -130,17 +139,17 @@ class Preflight:
         key = check_key(prompts.folder.name, self._spec.model, self._limits)
         if key is not None and (known := self._shared.read(key)) is not None:
             return known
-        result = self._check(prompts)
-        if key is not None:
+        rows = _Rows(prompts)
+        result = self._check(prompts, rows)
+        if key is not None and not rows.changed:  # another run may find the pictures in their place again
             self._shared.write(key, result)
         return result
 
-    def _check(self, prompts: PromptSet) -> FileCheck:
+    def _check(self, prompts: PromptSet, rows: _Rows) -> FileCheck:
         """Encode each row that can be read."""
         settings = self._settings
         self._tell("checking", self._rows, self._bad)  # the processes take seconds to start
-        bad = [BadPrompt(file=str(row.place.file), line=row.place.line, id=row.name, problem=row.problem or "")
-               for row in islice(prompts.problems, MOST_LISTED)]  # fmt: skip
+        bad = [_bad_prompt(row.place, row.name, row.problem or "") for row in islice(prompts.problems, MOST_LISTED)]
         unreadable, encoded = len(prompts.problems), 0
         left_out: list[int] = []
         processes = EncodingProcesses[int](
@@ -149,7 +158,6 @@ class Preflight:
             settings.check_processes or min(_MOST_PROCESSES, len(os.sched_getaffinity(0))),
             settings.encode_timeout_s,
         )
-        rows = _Rows(prompts)
         with closing(processes.encode(iter(rows))) as answers:
             for answer in self._obeyed(answers):
                 for row, problem in rows.take_unread() + ([] if answer is None else [answer]):
@@ -157,7 +165,7 @@ class Preflight:
                     if problem is not None:
                         left_out.append(row)
                         if len(bad) < 2 * MOST_LISTED:
-                            bad.append(_bad_prompt(prompts, row, problem))
+                            bad.append(_bad_prompt(prompts.place(row), prompts.ids[row], problem))
                 done, found = unreadable + encoded, unreadable + len(left_out)
                 self._tell_sometimes("checking", self._rows + done, self._bad + found, bad)
         bad.sort(key=lambda row: (row.file, row.line))
@@ -202,12 +210,15 @@ class _Rows:
     def __init__(self, prompts: PromptSet) -> None:
         self._prompts = prompts
         self._unread: list[tuple[int, str | None]] = []
+        self.changed = False
+        """True once a picture was not what was indexed."""
 
     def __iter__(self) -> Iterator[tuple[int, Prompt] | None]:
         for row in range(len(self._prompts)):
             try:
                 prompt = self._prompts[row]
             except DataFileError as error:  # a picture has changed since the file was indexed
+                self.changed = True
                 self._unread.append((row, str(error)))
                 yield None
             else:
@@ -219,6 +230,5 @@ class _Rows:
         return taken
 
 
-def _bad_prompt(prompts: PromptSet, row: int, problem: str) -> BadPrompt:
-    place = prompts.place(row)
-    return BadPrompt(file=str(place.file), line=place.line, id=prompts.ids[row], problem=problem)
+def _bad_prompt(place: RowPlace, name: str, problem: str) -> BadPrompt:
+    return BadPrompt(file=str(place.file), line=place.line, id=name, problem=problem[:MOST_CHARACTERS])

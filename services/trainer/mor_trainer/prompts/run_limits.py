@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mor_core.model_family import model_length
 from mor_core.prompt_limits import PromptLimits
 from mor_core.run_status import EngineLimits
 from mor_core.runs import RunSpec
@@ -16,7 +17,7 @@ def run_limits(spec: RunSpec, engines: Sequence[EngineLimits]) -> PromptLimits:
     """
     own = [engine for engine in engines if engine.model == spec.model]
     lengths = [engine.max_model_len for engine in own]
-    if not lengths and (length := _model_length(spec.model)) is not None:
+    if not lengths and (length := model_length(spec.model)) is not None:
         lengths = [length]
     usual = PromptLimits()
     return PromptLimits(
@@ -26,14 +27,3 @@ def run_limits(spec: RunSpec, engines: Sequence[EngineLimits]) -> PromptLimits:
         image_bytes=min([usual.image_bytes, *(engine.max_image_bytes for engine in own)]),
         micro_batch_tokens=spec.micro_batch_tokens,
     )
-
-
-def _model_length(model: str) -> int | None:
-    """Return the positions of a model; ``None`` where its configuration does not name them."""
-    from transformers import AutoConfig
-
-    try:
-        length = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
-    except (OSError, ValueError):
-        return None  # the model's loading names what is wrong
-    return length if isinstance(length, int) else None

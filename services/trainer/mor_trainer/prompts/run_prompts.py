@@ -47,7 +47,7 @@ class RunPrompts:
         if results is None:
             for file, prompts in files.items():
                 refuse_problems(Path(file.path), prompts)
-        checked = RunChecks() if results is None else results
+        checked = RunChecks(files=()) if results is None else results
         left_out = {file: checked.left_out(file) for file in files}
         asked = spec.evaluation_file()
         evaluation = [] if asked is None else [SourceRows("", files[asked], usable_rows(files[asked], left_out[asked]))]
@@ -59,10 +59,13 @@ class RunPrompts:
         )
 
 
-def open_files(settings: WorkerSettings, spec: RunSpec, progress: Callable[[int], None]) -> dict[PromptFile, PromptSet]:
+def open_files(
+    settings: WorkerSettings, spec: RunSpec, progress: Callable[[int], None], former: RunChecks | None = None
+) -> dict[PromptFile, PromptSet]:
     """Open the files of a run, which takes a pass over each that has no index yet.
 
     ``progress`` receives the number of rows of all files that were read so far; what it raises ends the pass.
+    ``former``: checks of the run, whose rows are opened again, even if pictures have changed since.
 
     Raises:
         MorError: as ``open_prompts``.
@@ -75,6 +78,7 @@ def open_files(settings: WorkerSettings, spec: RunSpec, progress: Callable[[int]
             file.columns,
             index_dir=settings.prompt_index_dir,
             leave_out=True,
+            former=None if former is None else former.data(file),
             progress=lambda rows, before=before: progress(before + rows),  # type: ignore[misc]
         )
         before += len(prompts) + len(prompts.problems)

@@ -119,21 +119,25 @@ def training_prompts(
 ) -> SourcePrompts:
     """Return the prompts of a run's sources.
 
-    ``files``: each of ``spec.training_files()``. ``left_out``: the rows of each file that are never drawn.
+    ``files``: those of ``spec.training_files()``, at least. ``left_out``: the rows of each file that are never drawn.
 
     Raises:
         Invalid: no row has the domain of a source.
     """
     usable = {file: usable_rows(prompts, left_out.get(file, ())) for file, prompts in files.items()}
+    domains = _domain_rows(spec, files)
     if not spec.sources:
         [file] = spec.training_files()
         return SourcePrompts([SourceRows("", files[file], usable[file])])
     found = []
     for source in spec.sources:
         file = source.file(spec.prompt_columns)
-        rows = usable[file] if source.domain is None else _with_domain(source.name, source.domain, files[file])
-        if rows is not usable[file] and left_out.get(file):
-            rows = array("I", sorted(set(rows).intersection(usable[file])))
+        if source.domain is None:
+            rows = usable[file]
+        elif not (rows := domains[file, source.domain]):
+            raise _no_such_domain(source.name, source.domain, files[file])
+        elif skipped := frozenset(left_out.get(file, ())):
+            rows = array("I", (row for row in rows if row not in skipped))
         if not rows:
             raise Invalid(f"source {source.name!r} has no prompt that can be drawn; correct its rows or leave it out")
         found.append(SourceRows(source.name, files[file], rows))
@@ -148,21 +152,28 @@ def usable_rows(prompts: PromptSet, left_out: Collection[int]) -> Sequence[int]:
     return array("I", (row for row in range(len(prompts)) if row not in skipped))
 
 
-def _with_domain(source: str, domain: str, prompts: PromptSet) -> Sequence[int]:
-    """Return the rows with a domain label.
+def _domain_rows(spec: RunSpec, files: Mapping[PromptFile, PromptSet]) -> dict[tuple[PromptFile, str], array[int]]:
+    """Return the rows of each domain that a source wants, in one pass over each file, however many share it."""
+    found: dict[tuple[PromptFile, str], array[int]] = {
+        (source.file(spec.prompt_columns), source.domain): array("I")
+        for source in spec.sources
+        if source.domain is not None
+    }
+    for file in {file for file, _ in found}:
+        for row, label in enumerate(files[file].domains):
+            if label is not None and (rows := found.get((file, label))) is not None:
+                rows.append(row)
+    return found
 
-    Raises:
-        Invalid: there is none.
-    """
-    rows = array("I", (row for row, label in enumerate(prompts.domains) if label == domain))
-    if not rows:
-        labels = sorted({label for label in prompts.domains if label})
-        shown = ", ".join(map(repr, labels[:_SHOWN_DOMAINS])) + (", …" if len(labels) > _SHOWN_DOMAINS else "")
-        raise Invalid(
-            f"source {source!r}: no row has the domain {domain!r}; "
-            + (f"the file has {shown}: name one of these" if labels else "the file has no domain labels: leave it out")
-        )
-    return rows
+
+def _no_such_domain(source: str, domain: str, prompts: PromptSet) -> Invalid:
+    labels = sorted({label for label in prompts.domains if label})
+    shown = ", ".join(map(repr, labels[:_SHOWN_DOMAINS])) + (", …" if len(labels) > _SHOWN_DOMAINS else "")
+    return Invalid(
+        f"source {source!r}: no row has the domain {domain!r}; "
+        + (f"the file has {shown}: name one of these" if labels else "the file has no domain labels: leave it out")
+        + (f" ({len(prompts.problems)} more rows cannot be read)" if prompts.problems else "")
+    )
 
 
 def _named(source: SourceRows, name: str) -> str:

@@ -1,8 +1,7 @@
 """Stored results of checks of prompts, by the content of data, model and limits, and beside each run.
 
-A result belongs to the data (by the fingerprint of its index), the processor's files, the limits and the versions of
-the libraries. Pictures in files of their own are not part of it: one that changes later fails as the group that it is
-in.
+A result belongs to the data (by the name of its index), the processor's files, the limits and the versions of the
+libraries. Pictures in files of their own are not part of it: one that changes later fails as the group that it is in.
 """
 
 from __future__ import annotations
@@ -22,14 +21,18 @@ from mor_core.plain_files import read_plain_file
 from mor_core.preflight_status import BadPrompt
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 Stored = TypeVar("Stored", bound=BaseModel)
 
 MOST_LISTED = 10_000
 """Bad rows that a result lists with their reasons; of further ones it has the places."""
-_LARGEST_FILE = 64 << 20
-"""Bytes of a result: the listed rows have up to ten megabytes, and a place has eight."""
+MOST_LISTED_OF_RUN = 50_000
+"""Bad rows that all results of a run list together."""
+MOST_CHARACTERS = 600
+"""Characters of a listed reason."""
+_LARGEST_FILE = 256 << 20
+"""Bytes of results: a listed row has a kilobyte, and a place has eight bytes."""
 _KEPT = 256
 """Results that are kept for later runs."""
 _RUN_FILE = "preflight.json"
@@ -40,7 +43,11 @@ _LIBRARIES = ("mor-core", "transformers", "tokenizers", "pillow")
 log = structlog.get_logger(__name__)
 
 
-class FileCheck(BaseModel):
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FileCheck(_Stored):
     """Result of the check of one file."""
 
     rows: int
@@ -51,23 +58,27 @@ class FileCheck(BaseModel):
     """The first bad rows, unreadable ones included."""
 
 
-class StoredCheck(BaseModel):
+class StoredCheck(_Stored):
     """Result of one file of a run."""
 
     file: PromptFile
     data: str
-    """Fingerprint of the checked data."""
+    """Name of the index of the checked data."""
     result: FileCheck
 
 
-class RunChecks(BaseModel):
+class RunChecks(_Stored):
     """Results of all files of a run."""
 
-    files: tuple[StoredCheck, ...] = ()
+    files: tuple[StoredCheck, ...]
 
     def of(self, file: PromptFile, data: str) -> FileCheck | None:
-        """Return the result of a file, if its content is still that with the fingerprint ``data``."""
+        """Return the result of a file, if its data is still that of the index ``data``."""
         return next((stored.result for stored in self.files if (stored.file, stored.data) == (file, data)), None)
+
+    def data(self, file: PromptFile) -> str | None:
+        """Return the name of the index of a file, if the file was checked."""
+        return next((stored.data for stored in self.files if stored.file == file), None)
 
     def left_out(self, file: PromptFile) -> tuple[int, ...]:
         """Return the rows of a file that cannot be encoded, in their order among those that can be read."""
@@ -80,7 +91,7 @@ def read_run_checks(run_folder: Path) -> RunChecks | None:
 
 
 def has_run_checks(run_folder: Path) -> bool:
-    """Return whether there are results beside a run, damaged ones included."""
+    """Return whether there are results beside a run, damaged ones included. Earlier versions wrote none."""
     return (run_folder / _RUN_FILE).exists()
 
 
@@ -111,7 +122,7 @@ class FileCheckStore:
 def check_key(data: str, model: str, limits: PromptLimits) -> str | None:
     """Return the key under which runs share a result; ``None`` for a model of a hub, which has no files to compare.
 
-    ``data``: fingerprint of the data.
+    ``data``: name of the data's index.
     """
     folder = Path(model)
     if not folder.is_dir():

@@ -14,7 +14,7 @@ from mor_core.run_status import ClientHistory, MetricsHistory, RunCheckpoints, R
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
-from mor_trainer.prompts.stored_checks import MOST_LISTED, read_run_checks
+from mor_trainer.prompts.stored_checks import MOST_LISTED_OF_RUN, read_run_checks
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import (
     LARGEST_NUMBER,
@@ -165,7 +165,7 @@ async def bad_prompts(
     runs: RunStoreDep,
     settings: SettingsDep,
     _: Reader,
-    limit: Annotated[int, Query(ge=1, le=2 * MOST_LISTED)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=MOST_LISTED_OF_RUN)] = 1000,
 ) -> BadPrompts:
     """List the rows that the check before the first step found bad, by file and line, with the reason of each. A run
     leaves them out, or has failed where they are more than its ``max_bad_prompts``."""

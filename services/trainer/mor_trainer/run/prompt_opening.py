@@ -44,17 +44,20 @@ def open_run_prompts(
         report=lease.report_preflight, obey=lambda: interruption.obey(lambda: None),
     )  # fmt: skip
 
+    known = read_run_checks(run_folder)
+    # Groups have numbers, which the rows left out at first fix. A run of a version without the check left out none.
+    unharmed = known is not None or not has_run_checks(run_folder)
+    continues = unharmed and bool(loop_checkpoint.checkpoints(run_folder))
+
     def read(give_up: Callable[[], None]) -> dict[PromptFile, PromptSet]:
         def follow(rows: int) -> None:
             give_up()
             preflight.report_reading(rows)
 
-        return open_files(settings, claim.spec, follow)
+        return open_files(settings, claim.spec, follow, known if continues else None)
 
     files = interruption.obey_by_repeating(read)  # other runs may wait for an index that this one builds
-    known = read_run_checks(run_folder)
-    # Groups have numbers, which the rows left out at first fix. A run of a version without the check left out none.
-    if loop_checkpoint.checkpoints(run_folder) and (known is not None or not has_run_checks(run_folder)):
+    if continues:
         preflight.report_known(files, known)
     else:
         known = preflight.run(files)

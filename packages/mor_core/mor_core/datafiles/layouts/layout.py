@@ -14,6 +14,8 @@ Content = Literal["prompts", "preferences"]
 """Kind of rows to read from a file."""
 _SHOWN_COLUMNS = 20
 """Unknown columns that an error lists."""
+_SHOWN_CHARACTERS = 100
+"""Length up to which an error quotes the name of one."""
 _COMPARED_PICTURES = frozenset({"jpg_0", "jpg_1", "image_0_url", "image_1_url", "best_image_uid"})
 """Columns of data that compares pictures, such as Pick-a-Pic."""
 _OTHER_NAMES = {
@@ -61,7 +63,7 @@ class Layout(ABC):
                 "that write texts, so give data that compares texts"
             )
         if unknown:
-            names = sorted(unknown)[:_SHOWN_COLUMNS]
+            names = [name[:_SHOWN_CHARACTERS] for name in sorted(unknown)[:_SHOWN_COLUMNS]]
             listed, ignored = ", ".join(map(repr, names)), ",".join(f"ignore={name}" for name in names)
             several, it = ("s", "them") if len(names) > 1 else ("", "it")
             raise Invalid(

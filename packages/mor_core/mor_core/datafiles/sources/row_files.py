@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mor_core.datafiles.sources import arrow_rows, hub_rows, tar_samples
-from mor_core.datafiles.sources.foreign_files import LONGEST_START, foreign_kind
+from mor_core.datafiles.sources.foreign_files import COMPRESSED, LONGEST_START, foreign_kind
 from mor_core.errors import Invalid
 
 RawRow = dict[str, Any] | Invalid
@@ -94,12 +94,25 @@ def _folder(folder: Path) -> RowSource:
     for place in (folder, folder / "data"):
         found = sorted(file for file in place.iterdir() if _may_hold_rows(file)) if place.is_dir() else []
         for kind in _READERS:
-            files = [file for file in found if file.suffix == kind]
+            files = [file for file in found if file.suffix.lower() == kind]
             if files:
+                _refuse_compressed(found, files)
                 return _shards(folder, files, folder)
     inner = ", ".join(sorted(inner.name for inner in folder.iterdir() if inner.is_dir())[:_SHOWN_FOLDERS])
     below = f"; or give one of its folders {inner}" if inner else ""
+    _refuse_compressed(sorted(folder.iterdir()), [])
     raise Invalid(f"{folder} holds no data file; wanted are {', '.join(_READERS)}{below}")
+
+
+def _refuse_compressed(found: list[Path], files: list[Path]) -> None:
+    """Refuse a folder with a compressed shard, which would be left out in silence, unless it was unpacked beside it.
+
+    Raises:
+        Invalid: there is one.
+    """
+    for file in found:
+        if file.suffix.lower() in COMPRESSED and file.with_suffix("") not in files:
+            raise Invalid(f"{file} is compressed; unpack it, or put it into another folder")
 
 
 def _may_hold_rows(file: Path) -> bool:
@@ -120,7 +133,7 @@ def _file_rows(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
         foreign = foreign_kind(opened.read(LONGEST_START), file)
     if foreign is not None:
         raise Invalid(f"{file} is {foreign}")
-    yield from _READERS.get(file.suffix, _json_lines)(file)
+    yield from _READERS.get(file.suffix.lower(), _json_lines)(file)
 
 
 def _numbered(file: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[RowPlace, RawRow]]:
