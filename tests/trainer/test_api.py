@@ -303,6 +303,20 @@ async def test_an_event_stream_resumes_without_a_gap(
             assert f"is not a cursor of run {run}" in reply.json()["detail"]
 
 
+async def test_a_line_separator_in_a_response_does_not_cut_its_event(
+    settings: ControlSettings, spec: RunSpec, redis: Redis
+) -> None:
+    async with served(create_app(settings)) as address, httpx.AsyncClient(base_url=address) as http:
+        http.headers.update(bearer("admin"))
+        run = await create(http, spec)
+        worker = Worker(redis, run, (await claim(http))["attempt"])
+        listening = asyncio.create_task(lines(http, run, 1))
+        await asyncio.sleep(0.3)
+        await worker.report("alert", 1, {"name": "checkpoint_unreadable", "reason": "a\u2028b"})
+        (event,) = await listening
+        assert json.loads(event["data"])["data"]["reason"] == "a\u2028b"
+
+
 async def test_weight_files_are_served_whole_in_ranges_and_with_etags(
     http: httpx.AsyncClient, spec: RunSpec, settings: ControlSettings, tiny: Path
 ) -> None:

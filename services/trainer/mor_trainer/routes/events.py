@@ -95,4 +95,6 @@ def _reader(caller: Principal) -> str:
 
 
 def _sent(run: str, event: Event) -> ServerSentEvent:
-    return ServerSentEvent(data=event.model_dump_json(), event=event.kind, id=event_cursor(run, event.id))
+    # In ASCII, because many readers take the other line separators of Unicode, which responses may have, for line ends.
+    data = event.model_dump_json(ensure_ascii=True)
+    return ServerSentEvent(data=data, event=event.kind, id=event_cursor(run, event.id))
