@@ -219,6 +219,18 @@ def test_discord_is_measured_against_that_on_the_anchors() -> None:
     assert after(0.3, 0.7) == after(0.9, 0.9) == after(None, 0.7) == frozenset()
 
 
+def test_discord_counts_in_all_kinds_until_a_kind_has_groups_enough_of_its_own() -> None:
+    suspicion = Suspicion(0.1)
+    for _ in range(29):
+        suspicion.disagree(1.0, 1.0, ("a new picture",))
+    for _ in range(40):
+        suspicion.disagree(0.0, 1.0, ("a known picture",))
+    assert suspicion.discord(("a new picture",)) > math.log(50)
+    suspicion.disagree(1.0, 1.0, ("a new picture",))
+    assert suspicion.discord(("a new picture",)) == 0
+    assert suspicion.discord(("a known picture",)) > math.log(50)
+
+
 def test_of_clients_in_discord_the_first_is_suspected_and_silence_is_no_discord() -> None:
     kind = ("a kind",)
     known = {"loud": Suspicion(0.1), "other": Suspicion(0.2), "silent": Suspicion(0.1)}

@@ -40,6 +40,9 @@ _SLACK = 0.15
 """Groups of a moving policy are harder than anchors: honest clients disagree in 0.1 more of them."""
 _EVERY: tuple[str, ...] = ()
 """Key of the statistic over all groups."""
+_OF_ITS_OWN = 30
+"""Groups of a kind from which on the discord in them alone counts: audits of the kinds in which a client is honest tell
+nothing. Before, that over all groups counts too."""
 _SHARES = (0.55, 0.3)
 """λ of opposition and discord, as a share of the largest one that keeps every factor positive."""
 _SUSPECTED = math.log(50)
@@ -69,6 +72,8 @@ class Suspicion:
         self._discord = (disagreement or 0.0) + _SLACK if tested else None
         self._opposed: dict[tuple[str, ...], float] = {}
         self._disagreed: dict[tuple[str, ...], float] = {}
+        self._compared: dict[tuple[str, ...], int] = {}
+        """Groups of each kind in which discord was tested."""
 
     def oppose(self, cosine: float, stake: float, kind: tuple[str, ...]) -> None:
         """Count the agreement with the others that are not suspected in a group; ``stake`` lies in [0, 1]."""
@@ -81,14 +86,18 @@ class Suspicion:
             gain = _gain(cosine < _APART, stake, self._discord, _SHARES[1])
             for counted in (_EVERY, kind):
                 self._disagreed[counted] = max(0.0, self._disagreed.get(counted, 0.0) + gain)
+            self._compared[kind] = self._compared.get(kind, 0) + 1
 
     def forget_discord(self) -> None:
         """Start discord anew: a client of the fit has lost its weight, and others may have disagreed with it alone."""
         self._disagreed.clear()
+        self._compared.clear()
 
     def discord(self, kind: tuple[str, ...]) -> float:
-        """Return the statistic of discord in groups of this kind, or in all groups where that is larger."""
-        return max(self._disagreed.get(counted, 0.0) for counted in (_EVERY, kind))
+        """Return the statistic of discord in groups of this kind; while they are few, that in all groups if larger."""
+        own = self._disagreed.get(kind, 0.0)
+        few = self._compared.get(kind, 0) < _OF_ITS_OWN
+        return max(own, self._disagreed.get(_EVERY, 0.0)) if few else own
 
     def opposed(self, kind: tuple[str, ...]) -> bool:
         """Return whether the client is suspected of opposition in groups of this kind."""
