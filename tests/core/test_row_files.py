@@ -397,3 +397,13 @@ def test_what_is_converted_reads_the_same(tmp_path: Path, suffix: str) -> None:
         write_prompts(prompts, tmp_path / f"prompts{suffix}")
     with pytest.raises(Invalid, match=r"write to a \.jsonl or \.parquet file"):
         write_prompts(prompts, tmp_path / "prompts.csv")
+
+
+def test_a_folder_with_data_files_of_two_kinds_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Why?"}\n')
+    (tmp_path / "statistics.json").write_text("{}")
+    assert len(read_prompts(tmp_path)) == 1, "JSON may describe the data"
+    with tarfile.open(tmp_path / "a.tar", "w"):
+        pass
+    with pytest.raises(Invalid, match=r"holds \.\w+ and \.\w+ files; give one kind, as '.*\*\.\w+'"):
+        read_prompts(tmp_path)

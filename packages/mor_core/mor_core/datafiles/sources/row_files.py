@@ -97,6 +97,7 @@ def _folder(folder: Path) -> RowSource:
             files = [file for file in found if file.suffix.lower() == kind]
             if files:
                 _refuse_compressed(found, files)
+                _refuse_other_kinds(found, kind)
                 return _shards(folder, files, folder)
     inner = ", ".join(sorted(inner.name for inner in folder.iterdir() if inner.is_dir())[:_SHOWN_FOLDERS])
     below = f"; or give one of its folders {inner}" if inner else ""
@@ -113,6 +114,20 @@ def _refuse_compressed(found: list[Path], files: list[Path]) -> None:
     for file in found:
         if file.suffix.lower() in COMPRESSED and file.with_suffix("") not in files:
             raise Invalid(f"{file} is compressed; unpack it, or put it into another folder")
+
+
+def _refuse_other_kinds(found: list[Path], kind: str) -> None:
+    """Refuse a folder with data files of two kinds, of which one would be left out in silence; JSON may describe them.
+
+    Raises:
+        Invalid: there are.
+    """
+    for file in found:
+        other = file.suffix.lower()
+        if other in _READERS and other not in (kind, ".json"):
+            raise Invalid(
+                f"{file.parent} holds {kind} and {other} files; give one kind, as '{file.parent / ('*' + kind)}'"
+            )
 
 
 def _may_hold_rows(file: Path) -> bool:
