@@ -94,8 +94,8 @@ class Suspicion:
         self._compared.clear()
 
     def discord(self, kind: tuple[str, ...]) -> float:
-        """Return the statistic of discord in groups of this kind, or in all groups where that is larger; 0 where many of
-        this kind show none."""
+        """Return the statistic of discord in groups of this kind, or in all where that is larger; 0 where many of this
+        kind show none."""
         own = self._disagreed.get(kind, 0.0)
         if not own and self._compared.get(kind, 0) >= _OF_ITS_OWN:
             return 0.0
