@@ -219,7 +219,7 @@ def test_discord_is_measured_against_that_on_the_anchors() -> None:
     assert after(0.3, 0.7) == after(0.9, 0.9) == after(None, 0.7) == frozenset()
 
 
-def test_discord_counts_in_all_kinds_but_those_whose_groups_show_none() -> None:
+def test_discord_counts_in_all_kinds_until_a_kind_has_groups_enough_of_its_own() -> None:
     suspicion = Suspicion(0.1)
     for _ in range(29):
         suspicion.disagree(1.0, 1.0, ("a new picture",))

@@ -41,8 +41,8 @@ _SLACK = 0.15
 _EVERY: tuple[str, ...] = ()
 """Key of the statistic over all groups."""
 _OF_ITS_OWN = 30
-"""Groups of a kind after which a client without discord in them is not suspected there: audits of the kinds in which it
-is honest tell nothing."""
+"""Groups of a kind from which on the discord in them alone counts: audits of the kinds in which a client is honest tell
+nothing. Before, that over all groups counts too."""
 _SHARES = (0.55, 0.3)
 """λ of opposition and discord, as a share of the largest one that keeps every factor positive."""
 _SUSPECTED = math.log(50)
@@ -94,12 +94,10 @@ class Suspicion:
         self._compared.clear()
 
     def discord(self, kind: tuple[str, ...]) -> float:
-        """Return the statistic of discord in groups of this kind, or in all where that is larger; 0 where many of this
-        kind show none."""
+        """Return the statistic of discord in groups of this kind; while they are few, that in all groups if larger."""
         own = self._disagreed.get(kind, 0.0)
-        if not own and self._compared.get(kind, 0) >= _OF_ITS_OWN:
-            return 0.0
-        return max(own, self._disagreed.get(_EVERY, 0.0))
+        few = self._compared.get(kind, 0) < _OF_ITS_OWN
+        return max(own, self._disagreed.get(_EVERY, 0.0)) if few else own
 
     def opposed(self, kind: tuple[str, ...]) -> bool:
         """Return whether the client is suspected of opposition in groups of this kind."""
