@@ -40,7 +40,7 @@ class WeightPoint(Documented):
     step: int = Field(ge=0, le=_LAST_STEP)
     """Finished steps."""
     weight: float = Field(ge=0, le=_LARGEST_WEIGHT)
-    """Weight from this step on, or 0 to draw nothing."""
+    """Weight from this step on; 0 draws nothing, or one group that the steps before left over."""
 
 
 class PromptSource(Documented):
