@@ -19,6 +19,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+pytest_plugins = ["tests.shifted_clock"]
+
 # structlog's default prints local variables with every traceback, which takes seconds for large records.
 structlog.configure(
     processors=[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,12 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.core.test_run_announcements import forge, names
+from tests.shifted_clock import Shift
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
 SHIFTS = [600.0, -600.0, 3600.0, -3600.0]
-Shift = Callable[[float], None]
 
 SYSTEM_CLOCK = {
     "packages/mor_core/mor_core/blobs.py": "age of a file in days, which clocks that differ by minutes hardly change",
@@ -45,17 +44,6 @@ SYSTEM_CLOCK = {
     "services/rollout/mor_rollout/chat/completions.py": "`created` of an answer, shown",
 }
 """Modules that read the system's clock, and why no other machine's time is compared with it."""
-
-
-@pytest.fixture
-def shift(monkeypatch: pytest.MonkeyPatch) -> Shift:
-    """Return a function that sets the system's clock of this process ahead."""
-    real = time.time
-
-    def set_ahead(seconds: float) -> None:
-        monkeypatch.setattr(time, "time", lambda: real() + seconds)
-
-    return set_ahead
 
 
 def test_who_reads_the_systems_clock_is_known() -> None:

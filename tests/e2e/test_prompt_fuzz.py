@@ -1,4 +1,4 @@
-"""What the check of prompts passes, every stage encodes; what it refuses, it names; and nothing hangs.
+"""Every stage encodes the prompts that the check passes. The check names the others, and nothing hangs.
 
 Rows are mutated at random, from a fixed seed, which a failure names.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from email.utils import formatdate
 
 import httpx
@@ -16,21 +15,9 @@ from mor_router.clients.registry import next_generation
 
 from tests.router.conftest import Start, eventually
 from tests.router.endpoints import Endpoints
+from tests.shifted_clock import Shift
 
 pytestmark = pytest.mark.anyio
-
-Shift = Callable[[float], None]
-
-
-@pytest.fixture
-def shift(monkeypatch: pytest.MonkeyPatch) -> Shift:
-    """Return a function that sets the system's clock of this process ahead."""
-    real = time.time
-
-    def set_ahead(seconds: float) -> None:
-        monkeypatch.setattr(time, "time", lambda: real() + seconds)
-
-    return set_ahead
 
 
 @pytest.mark.parametrize("ahead", [600.0, -600.0, -3600.0])

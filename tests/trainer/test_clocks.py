@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.worker_registry import WorkerRegistry
 
+from tests.shifted_clock import Shift
 from tests.trainer.kit import Processes
 from tests.trainer.stages import Stages, until
 from tests.trainer.watching import applied_once, create, finish, points, snapshot
@@ -22,18 +23,6 @@ from tests.trainer.watching import applied_once, create, finish, points, snapsho
 HOUR_S = 3600.0
 LEASE_S = 0.2
 SPEC = RunSpec(name="r", model="/m", prompts="/p")
-Shift = Callable[[float], None]
-
-
-@pytest.fixture
-def shift(monkeypatch: pytest.MonkeyPatch) -> Shift:
-    """Return a function that sets the system's clock of this process ahead."""
-    real = time.time
-
-    def set_ahead(seconds: float) -> None:
-        monkeypatch.setattr(time, "time", lambda: real() + seconds)
-
-    return set_ahead
 
 
 @pytest.fixture
