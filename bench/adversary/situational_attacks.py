@@ -38,7 +38,7 @@ class Sight:
 Scores = Float[ndarray, " size"]
 Trigger = Callable[[Sight], bool]
 Attack = Callable[[Sight, Scores, np.random.Generator], Scores]
-"""What a client sees, its honest scores, and randomness -> the scores that it gives."""
+"""Function from the client's view of a group, its honest scores and a random generator to the scores that it gives."""
 
 LATE = 150
 """Live groups in which the late-turning attacker is honest. Its groups are counted from then on."""

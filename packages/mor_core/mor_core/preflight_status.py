@@ -1,4 +1,4 @@
-"""What run control tells about the check of a run's prompts before the first step."""
+"""State and results of the check of a run's prompts before the first step, as run control shows them."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class EgressPolicy:
     pins: tuple[str, ...] | None = None
     """Addresses of every host, in place of what a name server says; ``None``: it is asked."""
     proxy_resolves: bool = False
-    """Whether the proxy looks up the names of endpoints enrolled by API."""
+    """True if the proxy looks up the names of endpoints that were enrolled by API."""
     proxy_except: tuple[Network, ...] = ()
     """Networks whose endpoints are reached without the proxy."""
 

@@ -32,7 +32,7 @@ class _GivenUp(Exception):
 
 
 class Interruption:
-    """What run control, and whoever ends this process, want of a run."""
+    """Orders to pause, stop or hand back a run, from run control or from a signal to this process."""
 
     def __init__(self, portal: BlockingPortal, lease: RunLease, ranks: Ranks) -> None:
         self._portal, self._lease, self._ranks = portal, lease, ranks
