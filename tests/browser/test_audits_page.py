@@ -97,6 +97,25 @@ async def test_a_person_labels_groups_by_keys_and_buttons(labeller: Page, store:
     assert (label.pair, label.by) == ((1, 0), "labeller")
 
 
+async def test_a_key_labels_the_question_that_has_just_been_drawn(labeller: Page, store: AuditStore) -> None:
+    """The key comes in the same turn of the browser as the question: a person's fast finger, every time."""
+    await labeller.get_by_role("link", name=f"Label groups of {OBJECTIVE}").click()
+    await expect(labeller.get_by_role("article", name="Group to label")).to_contain_text("Question 0")
+    await labeller.evaluate(
+        """() => {
+            const drawn = new MutationObserver(() => {
+                if (!document.querySelector("article")?.textContent.includes("Question 1")) return;
+                drawn.disconnect();
+                dispatchEvent(new KeyboardEvent("keydown", { key: "2" }));
+            });
+            drawn.observe(document.body, { subtree: true, childList: true, characterData: true });
+        }"""
+    )
+    await labeller.keyboard.press("1")
+    await expect(labeller.get_by_role("article", name="Group to label")).to_contain_text("Question 2")
+    assert await store.closed(OBJECTIVE) == {"labelled": 2}
+
+
 async def test_an_admin_sees_who_disagrees_and_withdraws_their_labels(
     chromium: Browser, control: Site, store: AuditStore
 ) -> None:

@@ -1,6 +1,6 @@
 /** Audited groups: state by objective, and the question that a person labels, by keys or buttons. */
 
-import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { ApiError, auditPath, get, request } from "./api.ts";
 import { AuditPeople } from "./audit_people.tsx";
 import { clock, share } from "./format.ts";
@@ -101,23 +101,24 @@ function Labelling({ objective, given, gave }: { objective: string; given: numbe
   const choose = useCallback(
     async (preferred: Preferred) => {
       if (!question || busy.current) return;
-      busy.current = true;
+      busy.current = true; // until the next question is here: a second key must not label this one again
       try {
         const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ preferred }) };
         await request(auditPath(objective, question.audit), options);
         gave();
+        await next();
       } catch (error) {
         if (!(error instanceof ApiError)) throw error;
         setProblem(error.message);
-        if (error.status !== 404 && error.status !== 409) return;
+        if (error.status === 404 || error.status === 409) await next();
       } finally {
         busy.current = false;
       }
-      await next();
     },
     [objective, question, next, gave],
   );
-  useEffect(() => {
+  // A layout effect: no key may fall between a question on the screen and the function that labels it.
+  useLayoutEffect(() => {
     const pressed = (event: KeyboardEvent) => {
       if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.target instanceof HTMLElement && event.target.matches("input, select, textarea")) return;
