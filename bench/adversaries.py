@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def main() -> None:
     parts = chosen.parts or ["attacks", "recognition"]
     if unknown := set(parts) - {"attacks", "recognition"}:
         raise SystemExit(f"unknown parts {sorted(unknown)}; choose from attacks, recognition")
+    if "recognition" in parts and find_spec("sklearn") is None:  # said before minutes of work, not after
+        raise SystemExit("scikit-learn is missing; run `pip install --group bench` from the repository")
     runs = 2 if chosen.quick else RUNS
     if "attacks" in parts:
         live_groups.prepare(chosen.state, chosen.demo, chosen.cores)

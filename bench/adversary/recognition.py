@@ -120,11 +120,9 @@ def recognition(calls: Sequence[RecordedCall]) -> dict[str, Any]:
 
 def _scores(inputs: Float[ndarray, "groups features"], truth: ndarray) -> Float[ndarray, " groups"]:
     """Return for each group how much it looks like a honeypot to a classifier that was trained on the other blocks."""
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise SystemExit("scikit-learn is missing; run `pip install --group bench` from the repository") from error
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
+
     scores = np.zeros(len(truth))
     for fold in np.array_split(np.arange(len(truth)), _FOLDS):
         rest = np.setdiff1d(np.arange(len(truth)), fold)
