@@ -18,12 +18,12 @@ from mor_core.errors import Invalid, NotFound
 from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint, SampleGroup
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.stored import StoredEntries
-from mor_core.wire import Count, EventRecord, JsonObject
+from mor_core.wire import UNREADABLE, Count, EventRecord, JsonObject
 from pydantic import TypeAdapter
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import UNREADABLE, DeadLetterStore
+from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.event_check import check_event
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import event_number

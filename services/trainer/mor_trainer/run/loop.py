@@ -144,6 +144,7 @@ class TrainingLoop:
         return GroupExchange(
             self._settings, self._claim.run, self._spec, prompts=self._prompts,
             order=self._order, left_out=self._opened.left_out, events=self._events,
+            fence=self._lease.fence,
         )  # fmt: skip
 
     def _restore(self) -> loop_checkpoint.LoopState | None:
