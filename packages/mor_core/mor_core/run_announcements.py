@@ -135,6 +135,24 @@ async def sweep(redis: Redis) -> None:
                 await redis.hdel(RUNS_KEY, *gone)
 
 
+async def announced_runs(redis: Redis) -> dict[str, bool]:
+    """Return the announced runs, each with whether a worker may be at work on it.
+
+    That is so where the announcement counts still, or cannot be read, as one of a later release.
+
+    Raises:
+        RedisError: the server failed, or the key of the announcements has another type.
+    """
+    now = await SERVER_CLOCK.read(redis)
+    found: dict[str, bool] = {}
+    async with aclosing(_RUNS.fetch_pages(redis, RUNS_KEY)) as pages:
+        async for page in pages:
+            read = _RUNS.parse_all(page, _announcement)
+            for name in page:
+                found[name.decode(errors="replace")] = name not in read or _is_within(read[name], _RUN_TTL_S, now)
+    return found
+
+
 class AnnouncedRuns:
     """Reader of the announcements, which remembers what it saw."""
 

@@ -33,6 +33,7 @@ class Publisher:
         settings: WorkerSettings,
         claim: Claim,
         folder: Path,
+        staging: Path,
         policy: Policy,
         *,
         portal: BlockingPortal,
@@ -40,7 +41,7 @@ class Publisher:
         emit: Callable[[Any, dict[str, Any]], None],
     ) -> None:
         self._run, self._spec = claim.run, claim.spec
-        self._folder = folder
+        self._folder, self._staging = folder, staging
         self._policy = policy
         self._portal = portal
         self._exchange = exchange
@@ -64,6 +65,7 @@ class Publisher:
             adapter=self._policy.adapter,
             trainable=trainable,
             keep=self._spec.keep_weights,
+            staging=self._staging,
         )
         if not sent:
             self._announce(version)
