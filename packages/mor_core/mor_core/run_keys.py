@@ -60,6 +60,7 @@ async def _scan(redis: Redis, pattern: str) -> AsyncIterator[tuple[str, bytes]]:
     """Yield the keys of runs that match ``pattern``, each with its run. A key may come twice."""
     cursor: Any = 0
     while True:
+        names: Any
         cursor, names = await redis.scan(cursor, match=pattern, count=_PAGE)
         for name in names:
             found = _KEY.fullmatch(name)

@@ -152,7 +152,8 @@ class Streams:
         async def attempt() -> int:
             if fence is not None:
                 fence.check()
-            args = [self.bound, payload, LEFTOVER_S, UNFENCED if fence is None else fence.attempt]
+            writer = UNFENCED if fence is None else fence.attempt
+            args: list[str | int] = [self.bound, payload, LEFTOVER_S, writer]
             return int(await self._admit(keys=keys, args=args))
 
         reply = await self.until_admitted(attempt, stream, timeout_s)

@@ -118,7 +118,7 @@ class TrainingLoop:
         self._exchange = self._portal.call(self._make_exchange)
         publisher = Publisher(
             self._settings, self._claim, self._folder, self._staging, self._learner.policy,
-            portal=self._portal, exchange=self._exchange, emit=self._emit,
+            portal=self._portal, exchange=self._exchange, emit=self._emit, check_lease=self._interruption.check_lease,
         )  # fmt: skip
         self._publication = BackgroundPublication(publisher.publish, self._settings.publication_timeout_s)
         ledger = state.ledger if state else None

@@ -39,6 +39,7 @@ class Publisher:
         portal: BlockingPortal,
         exchange: GroupExchange,
         emit: Callable[[Any, dict[str, Any]], None],
+        check_lease: Callable[[], None],
     ) -> None:
         self._run, self._spec = claim.run, claim.spec
         self._folder, self._staging = folder, staging
@@ -46,12 +47,18 @@ class Publisher:
         self._portal = portal
         self._exchange = exchange
         self._emit = emit
+        self._check_lease = check_lease
         self._transfer: WeightTransfer | None = None
         if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small: files suffice
-            self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model)
+            self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model, claim.attempt)
 
     def publish(self, version: int, trainable: Mapping[str, Tensor]) -> None:
-        """Publish a version. ``trainable``: the policy's trained tensors, whole; they must not change meanwhile."""
+        """Publish a version. ``trainable``: the policy's trained tensors, whole; they must not change meanwhile.
+
+        Raises:
+            RunLeaseLost: the run belongs to another worker.
+        """
+        self._check_lease()
         begun = time.monotonic()
         sent = self._transfer is not None and self._send(self._transfer, version, trainable)
         if sent:
